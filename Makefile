@@ -1,0 +1,40 @@
+# depthlens: `make demo` and `make test` each build .venv when something is missing, and are quick when nothing is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.depthlens-installed
+IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+
+.PHONY: demo test lab lint clean help
+
+help:  ## list what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: $(STAMP)  ## run the notebooks on the embedded model; leaves runs/demo/index.html
+	$(BIN)/depthlens run all --profile demo --out runs/demo
+
+test: lint  ## lint, then all tests
+	$(BIN)/python -m pytest
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	$(BIN)/python -m jupyterlab notebooks
+
+lint: $(STAMP)  ## ruff over package, tests and notebooks
+	$(BIN)/python -m ruff check .
+
+clean:  ## remove caches and build leftovers; keeps .venv and runs/
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf
+
+# A half-made .venv (no working pip) is repaired in place; a working one is only installed into.
+$(STAMP): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 && exit 0; \
+	for python in "$(PYTHON)" python3.13 python3.12 python3.11; do \
+	    "$$python" -c '$(IN_RANGE)' 2>/dev/null || continue; \
+	    echo "creating $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	    echo "make: '$$python -m venv' failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; \
+	done; \
+	echo "make: depthlens needs Python 3.11, 3.12 or 3.13; none found: install one or name it, make PYTHON=/path/to/python" >&2; exit 1
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

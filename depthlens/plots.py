@@ -1,0 +1,408 @@
+"""Figures of results: a `Result` goes in, a `Figure` comes out that was neither shown nor saved.
+
+Labels, units, chance levels and the number of layers are read from the result. A layer is marked as critical
+only where its loss is significant after Holm's correction; a task at chance is drawn in grey and says so.
+
+Made for print and for colour-blind readers: Okabe-Ito colours (2008, jfly.uni-koeln.de/color), whose lightness
+differs too, a marker of its own for every series, no text below 8 pt at the width of a page. The theme is seaborn's, set
+through context managers: global settings stay as they are.
+
+Figures do not belong to pyplot, so none is left open, and ``%matplotlib`` does not matter: the last
+expression of a notebook cell displays its figure exactly once, in Jupyter and under papermill alike. Anywhere
+else in a cell write ``display(figure)``.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib import font_manager, ft2font, ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import ArrayLike
+
+from depthlens import stats
+from depthlens.ablations import parse
+from depthlens.errors import UserError
+from depthlens.results import Result
+from depthlens.stats import ALPHA, BASELINE, GROUP
+
+PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73")  # lightness 46, 71, 0, 58 of 100
+MARKERS = ("o", "s", "^", "D")
+INK, GREY = "#262626", "#767676"  # the grey keeps 4.5:1 on white, the least that small text needs
+WIDTH = 7.0  # inches: both columns of a page
+DASHED, DOTTED = (0, (5, 3)), (0, (1, 2))
+_LAYER = "removed layer"
+CANNOT_JUDGE = "at chance: cannot judge"
+CRITICAL = f"critical layer (loss, Holm-adjusted p < {ALPHA})"
+FIELDS = [*GROUP, "site"]
+_OVERLAID = 4  # series in one panel; more are drawn side by side
+_SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
+Names = str | Sequence[str] | None
+
+
+class Plot(Figure):
+    """A matplotlib `Figure` that any notebook can display, whatever the active backend."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        width, height = self.get_size_inches() * 100  # half the pixels there are: sharp on any screen
+        return buffer.getvalue(), {"width": round(width), "height": round(height)}
+
+
+@dataclass(frozen=True)
+class _Series:
+    """One line of a profile; arrays are [n_layers], NaN (or False) where a layer was not removed."""
+
+    key: dict[str, str]  # by FIELDS
+    unit: str
+    better: bool  # higher is better
+    base: Any  # row of `Result.baselines`
+    delta: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    critical: np.ndarray
+    gain: np.ndarray
+
+    def label(self, fields: Sequence[str]) -> str:
+        return " ".join(self.key[f] for f in fields) or self.key["task"]
+
+
+def depth_profile(
+    result: Result,
+    *,
+    tasks: Names = None,
+    metrics: Names = None,
+    value: str = "value",
+    title: str | None = None,
+) -> Figure:
+    """Score by removed layer, with the 95% interval of the difference from baseline as a band.
+
+    Dashed lines are baselines, dotted lines chance, filled markers critical layers. Up to four series share a
+    panel (models, tasks, metrics, kinds of ablation), more are drawn side by side; so are different units.
+
+    Args:
+        result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.
+        tasks: The task or tasks to draw; all by default.
+        metrics: The metric or metrics to draw; all by default.
+        value: ``"value"`` draws the score, ``"delta"`` its difference from baseline.
+        title: Above the figure; by default the model, what was removed, and the number of documents.
+
+    Raises:
+        UserError: an unknown task, metric or value, or no condition that is a single layer.
+    """
+    if value not in ("value", "delta"):
+        raise UserError(f"value {value!r} is not known; allowed: 'value', 'delta'")
+    series = _series(result, tasks, metrics)
+    panels, across, within = _panels(series)
+    labels = list(dict.fromkeys(s.label(within) for s in series))
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    with _theme():
+        fig = _figure(series, title, height=3.3 if rows == 1 else 2.1 * rows + 0.9)
+        axes = fig.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+        for ax in axes[len(panels) :]:
+            ax.remove()
+        for i, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
+            styles = [labels.index(s.label(within)) if len(labels) <= _OVERLAID else 0 for s in panel]
+            for s, style in zip(panel, styles, strict=True):
+                _draw_series(ax, s, style, value)
+            _draw_frame(ax, panel[0], value)
+            if len(panels) > 1:
+                ax.set_title(panel[0].label(across), loc="left")
+            elif len(panel) > 1:
+                _label_ends(ax, panel, styles, within, value)
+            if any(s.base.at_chance for s in panel) and (len(panels) > 1 or len(panel) == 1):
+                place = {"transform": ax.transAxes, "ha": "right", "va": "top"}
+                ax.text(0.99, 0.97, CANNOT_JUDGE, fontsize=8, color=GREY, **place)
+            if i + columns >= len(panels):
+                ax.set_xlabel(_LAYER)
+                ax.tick_params(labelbottom=True)
+        named = labels if len(panels) > 1 and 1 < len(labels) <= _OVERLAID else []
+        _legend(fig, _handles(series, named, value))
+        sns.despine(fig)
+    return fig
+
+
+def protocol_comparison(
+    result: Result, *, tasks: Names = None, metrics: Names = None, title: str | None = None
+) -> Figure:
+    """One row per task and metric, one column per removed layer: which layers matter under which protocol.
+
+    Colour is the difference from baseline: white none, red worse, blue better. A dot is a critical layer, a
+    ring a significant gain. A row at chance shows no differences, because there are none to judge.
+
+    Raises:
+        UserError: an unknown task or metric, no condition that is a single layer, or several units.
+    """
+    series = _series(result, tasks, metrics)
+    units = list(dict.fromkeys((s.unit, s.better) for s in series))
+    if len(units) > 1:
+        names = ", ".join(unit for unit, _ in units)
+        raise UserError(f"one colour scale cannot show {names} together; choose with metrics=[...]")
+    (unit, better), n_layers = units[0], len(series[0].delta)
+    grid = np.ma.masked_invalid([s.delta * (np.nan if s.base.at_chance else 1) for s in series])
+    limit = max(0.1, math.ceil(np.abs(grid).max() * 10) / 10) if grid.count() else 1.0
+    with _theme():
+        fig = _figure(series, title, height=0.34 * len(series) + 1.6)
+        ax = fig.subplots()
+        ax.set_facecolor("#E8E8E8")  # not removed, or not judged
+        x, y = np.arange(n_layers + 1) - 0.5, np.arange(len(series) + 1) - 0.5
+        colours = {"cmap": "RdBu" if better else "RdBu_r", "vmin": -limit, "vmax": limit}
+        mesh = ax.pcolormesh(x, y, grid, edgecolors="white", linewidth=0.5, **colours)
+        for row, s in enumerate(series):
+            _draw_row(ax, s, row, limit)
+        ax.set_yticks(range(len(series)), [s.label(_varying(series)) for s in series])
+        ax.set(xlabel=_LAYER, xlim=(x[0], x[-1]), ylim=(y[-1], y[0]))
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12))
+        ax.tick_params(length=0)
+        bar = fig.colorbar(mesh, ax=ax, orientation="horizontal", aspect=45, fraction=0.06, pad=0.02)
+        bar.set_label(f"change of {unit} from baseline")
+        bar.outline.set_visible(False)
+        handles = [Line2D([], [], ls="", marker="o", ms=4, color=INK, label=CRITICAL)]
+        if any(s.gain.any() and not s.base.at_chance for s in series):
+            handles.append(Line2D([], [], ls="", marker="o", mfc="none", color=INK, label="significant gain"))
+        _legend(fig, handles)
+        sns.despine(fig, left=True, bottom=True)
+    return fig
+
+
+def prediction(
+    tokens: Iterable[str],
+    before: ArrayLike,
+    after: ArrayLike,
+    *,
+    condition: str = "the ablation",
+    title: str = "",
+) -> Figure:
+    """Probability of each next token before and after an ablation, first token on top.
+
+    Args:
+        tokens: Their text; spaces and line breaks are made visible.
+        before: Probabilities without ablation.
+        after: Probabilities under the condition.
+        condition: Its text form, for the legend.
+        title: Above the figure.
+
+    Raises:
+        UserError: no tokens, different lengths, or numbers that are not probabilities.
+    """
+    names = [_visible(token) for token in tokens]
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if not names or before.shape != (len(names),) or after.shape != before.shape:
+        shapes = f"probabilities of shape {before.shape} before and {after.shape} after"
+        raise UserError(f"{len(names)} tokens, {shapes}; give one of each per token")
+    both = np.stack([before, after])
+    if not ((both >= 0) & (both <= 1 + 1e-6)).all():
+        raise UserError(f"probabilities run from {both.min():.3g} to {both.max():.3g}; allowed: 0 to 1")
+    y, top = np.arange(len(names)), max(float(both.max()), 0.01)
+    with _theme():
+        fig = _figure([], title, height=0.27 * len(names) + 1.2, width=0.7 * WIDTH)
+        ax = fig.subplots()
+        ax.hlines(y, before, after, color="#B0B0B0", lw=2, zorder=1)
+        ax.plot(after, y, "s", color=PALETTE[1], ms=6, label=f"after {condition}")
+        ax.plot(before, y, "o", mfc="none", mec=PALETTE[0], mew=1.5, ms=8.5, label="before")
+        ax.set_yticks(y, names)
+        for text in ax.get_yticklabels():
+            text.set_parse_math(False)  # a token may hold dollar signs
+        ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(-0.025 * top, 1.04 * top))
+        ax.set_xlabel("probability of the next token")
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="y", color="#E8E8E8", lw=0.6)
+        ax.set_axisbelow(True)
+        _legend(fig, ax.get_lines()[::-1])
+        sns.despine(fig, left=True)
+    return fig
+
+
+@contextmanager
+def _theme() -> Iterator[None]:
+    look = {"font.family": "DejaVu Sans", "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "text.usetex": False}
+    sizes = {f"{part}size": 8 for part in ("xtick.label", "ytick.label", "legend.font")}
+    sizes |= {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9}
+    with sns.axes_style("ticks", rc=look), sns.plotting_context("paper", rc=sizes):
+        yield
+
+
+def _figure(series: Sequence[_Series], title: str | None, *, height: float, width: float = WIDTH) -> Plot:
+    fig = Plot(figsize=(width, height), dpi=200, layout="constrained")
+    text = _title(series) if title is None else title
+    if text:
+        fig.suptitle(text, fontsize=10, x=0.01, ha="left").set_parse_math(False)
+    return fig
+
+
+def _handles(series: Sequence[_Series], names: Sequence[str], value: str) -> list[Line2D | Patch]:
+    styles = zip(names, PALETTE, MARKERS, strict=False)
+    handles = [Line2D([], [], color=c, marker=m, ms=5, label=name) for name, c, m in styles]
+    if any(s.critical.any() and not s.base.at_chance for s in series):
+        handles.append(Line2D([], [], ls="", marker="o", ms=6, color=INK, label=CRITICAL))
+    if value == "value":
+        handles.append(Line2D([], [], color=INK, lw=1, ls=DASHED, label="baseline"))
+        if any(math.isfinite(s.base.chance) for s in series):
+            handles.append(Line2D([], [], color=GREY, lw=1, ls=DOTTED, label="chance"))
+    return [*handles, Patch(facecolor=INK, alpha=0.2, lw=0, label="95% interval")]
+
+
+def _legend(fig: Figure, handles: Sequence[Line2D | Patch]) -> None:
+    columns = 4 if len(handles) <= 4 else 3
+    fig.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.4)
+
+
+def _series(result: Result, tasks: Names, metrics: Names) -> list[_Series]:
+    """The single-layer sweeps of a result, one series per model, task, metric and site."""
+    result = result if tasks is None and metrics is None else result.select(task=tasks, metric=metrics)
+    sites = {name: _site(name) for name in result.summary["condition"].unique()}
+    profile = result.summary.assign(site=result.summary["condition"].map(sites)).dropna(subset="site")
+    if profile.empty:
+        names = ", ".join([n for n in sites if n != BASELINE][:5]) or "the baseline alone"
+        raise UserError(f"no condition removes a single layer ({names}); sweep layers, attn or mlp")
+    dims = result.record.get("model", {}).get("dims", {})
+    n_layers = max(int(profile["layer"].max()) + 1, dims.get("n_layers", 0))
+    bases = {(row.model, row.task, row.metric): row for row in result.baselines.itertuples()}
+    shares = {names: stats.is_binary(docs["value"]) for names, docs in result.docs.groupby(GROUP)}
+    found = []
+    for (*names, site), rows in profile.groupby([*GROUP, "site"], sort=False):
+        names, base = tuple(names), bases[tuple(names)]
+        better = result.metric_info(*names[1:])["higher_is_better"]
+        metric = names[2].removesuffix(",none")
+        table = rows.set_index("layer").reindex(range(n_layers))
+        delta, low, high = (table[c].to_numpy(dtype=float) for c in ("delta", "ci_low", "ci_high"))
+        sure = (table["p_adjusted"] < ALPHA).to_numpy(dtype=bool)
+        worse = (delta < 0) if better else (delta > 0)
+        unit = "accuracy" if better and shares[names] else metric
+        key = dict(zip(FIELDS, (*names[:2], metric, site), strict=True))
+        found.append(_Series(key, unit, better, base, delta, low, high, sure & worse, sure & ~worse))
+    return found
+
+
+def _site(condition: str) -> str | None:
+    """What a condition removes, where that is one layer, its attention or its MLP."""
+    ablations = parse(condition).ablations
+    if len(ablations) != 1 or ablations[0].site not in _SITES:
+        return None
+    return _SITES[ablations[0].site] + (" (mean)" if ablations[0].mode == "mean" else "")
+
+
+def _varying(series: Sequence[_Series]) -> list[str]:
+    """The fields that tell the series apart; not the metric where task and site already do."""
+    fields = [f for f in FIELDS if len({s.key[f] for s in series}) > 1]
+    others = [f for f in fields if f != "metric"]
+    return others if len({s.label(others) for s in series}) == len(series) else fields
+
+
+def _panels(series: list[_Series]) -> tuple[list[list[_Series]], list[str], list[str]]:
+    """Groups of series to overlay, and the fields that differ across groups and within them."""
+    fields = _varying(series)
+    for across in ([], ["model", "task"], GROUP, FIELDS):
+        groups: dict[tuple, list[_Series]] = {}
+        for s in series:
+            groups.setdefault((s.unit, *(s.key[f] for f in across)), []).append(s)
+        if max(map(len, groups.values())) <= _OVERLAID:
+            break
+    outer, inner = [f for f in fields if f in across], [f for f in fields if f not in across]
+    if len(groups) > 1 and not outer:  # split by unit alone: the metric tells the panels apart
+        outer, inner = ["metric"], [f for f in inner if f != "metric"]
+    return list(groups.values()), outer, inner
+
+
+def _draw_series(ax: Axes, s: _Series, style: int, value: str) -> None:
+    x, colour, marker = np.arange(len(s.delta)), GREY if s.base.at_chance else PALETTE[style], MARKERS[style]
+    base = s.base.baseline if value == "value" else 0.0
+    y, low, high = base + s.delta, base + s.low, base + s.high
+    if s.unit == "accuracy" and value == "value":
+        low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+    hatch = {"hatch": "////", "facecolor": "none", "edgecolor": colour, "alpha": 0.5}
+    ax.fill_between(x, low, high, lw=0, **(hatch if s.base.at_chance else {"color": colour, "alpha": 0.16}))
+    known = np.pad(np.isfinite(y), 1)
+    alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a band has no width at a layer without neighbours
+    ax.vlines(x[alone], low[alone], high[alone], color=colour, lw=1)
+    if value == "value":
+        ax.axhline(s.base.baseline, color=colour, lw=1, ls=DASHED, zorder=1.5, gid="baseline")
+        if math.isfinite(s.base.chance):
+            ax.axhline(s.base.chance, color=GREY, lw=1, ls=DOTTED, zorder=1.5, gid="chance")
+    ax.plot(x, y, color=colour, lw=1.2, marker=marker, ms=3, mfc="white", mew=0.8, gid="series")
+    if s.critical.any() and not s.base.at_chance:
+        dots = {"marker": marker, "ms": 6, "color": colour, "mec": "white", "mew": 0.5}
+        ax.plot(x[s.critical], y[s.critical], ls="", gid="critical", **dots)
+
+
+def _draw_frame(ax: Axes, s: _Series, value: str) -> None:
+    ax.set_xlim(-0.7, len(s.delta) - 0.3)
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=8))
+    if value == "delta":
+        ax.axhline(0, color=INK, lw=0.8, zorder=1.5, gid="baseline")
+    elif s.unit == "accuracy":
+        ax.set_ylim(-0.02, 1.02)
+        ax.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
+    if s.unit != "accuracy" or ax.get_subplotspec().is_first_col():
+        ax.set_ylabel(s.unit if value == "value" else f"change of {s.unit} from baseline")
+
+
+def _label_ends(
+    ax: Axes, panel: Sequence[_Series], styles: Sequence[int], within: Sequence[str], value: str
+) -> None:
+    """Name each line at its right end, spread so that names do not touch."""
+    low, high = ax.get_ylim()
+    line = (high - low) * 0.065  # 8 pt of an axis some 2.3 inches high
+    ends = []
+    for s, style in zip(panel, styles, strict=True):
+        last = s.delta[np.isfinite(s.delta)][-1] + (s.base.baseline if value == "value" else 0)
+        ends.append((last, s, style, line * (2 if s.base.at_chance else 1)))
+    ends.sort(key=lambda end: end[0])
+    places, heights = [end[0] for end in ends], [end[3] for end in ends]
+    for _ in range(100):  # push neighbours apart until all fit
+        for i in range(len(ends) - 1):
+            gap = max(0.0, (heights[i] + heights[i + 1]) / 2 - (places[i + 1] - places[i]))
+            places[i], places[i + 1] = places[i] - gap / 2, places[i + 1] + gap / 2
+    right = ax.get_yaxis_transform()
+    for place, (_, s, style, _) in zip(places, ends, strict=True):
+        colour, ink = (GREY, GREY) if s.base.at_chance else (PALETTE[style], INK)
+        ax.plot([1.02], [place], marker=MARKERS[style], ms=5, color=colour, transform=right, clip_on=False)
+        text = s.label(within) + (f"\n{CANNOT_JUDGE}" if s.base.at_chance else "")
+        ax.text(1.04, place, text, color=ink, fontsize=8, va="center", transform=right)
+    ax.set_ylim(low, high)
+
+
+def _draw_row(ax: Axes, s: _Series, row: int, limit: float) -> None:
+    n_layers = len(s.delta)
+    if s.base.at_chance:
+        ax.add_patch(Rectangle((-0.5, row - 0.5), n_layers, 1, hatch="////", fc="none", ec="#A0A0A0", lw=0))
+        box = {"fc": "white", "ec": "none", "pad": 1.5}
+        ax.text(n_layers / 2 - 0.5, row, CANNOT_JUDGE, ha="center", va="center", fontsize=8, bbox=box)
+    else:
+        for layer in np.flatnonzero(s.critical | s.gain):
+            ink, full = "white" if abs(s.delta[layer]) > 0.6 * limit else "black", s.critical[layer]
+            mark = {"ms": 4, "mfc": ink} if full else {"ms": 4.5, "mfc": "none"}
+            ax.plot(layer, row, "o", color=ink, gid="critical" if full else "gain", **mark)
+    ax.text(n_layers - 0.2, row, f"baseline {s.base.baseline:.2f}", va="center", fontsize=8)
+
+
+def _title(series: Sequence[_Series]) -> str:
+    """What is the same in all series: models, task, what was removed, number of documents."""
+    models, tasks, sites = (list(dict.fromkeys(s.key[f] for s in series)) for f in ("model", "task", "site"))
+    where = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
+    removed = (
+        f"{where.get(sites[0], sites[0])} removed" if len(sites) == 1 else "one layer or part of it removed"
+    )
+    n = sorted({s.base.n for s in series})
+    count = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    task = f", {tasks[0]}" if len(tasks) == 1 else ""
+    return f"{', '.join(models)}{task}: {removed} at a time, n = {count} documents"
+
+
+def _visible(token: str) -> str:
+    """Text with its white space shown, and characters that the font lacks as their code points."""
+    known = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    shown = token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if ord(c) in known else f"\\u{ord(c):04x}" for c in shown) or "(empty)"

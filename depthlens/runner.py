@@ -1,0 +1,334 @@
+"""Run notebooks headlessly: papermill executes, ``pages`` renders, an index lists what was found.
+
+Everything the caller asked for (notebook names, profile, parameters, output folder) is checked before the
+first cell runs. The kernel is always the interpreter that runs depthlens, whatever kernels the user has
+registered. A notebook that fails keeps what it had computed and does not stop the others; Ctrl-C keeps it.
+
+Under OUT: ``NAME.ipynb`` (executed), ``NAME.html``, ``record.json`` (what this call ran, with which versions)
+and ``index.html`` (every notebook in the folder, also from earlier calls).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import zmq
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from papermill.engines import NBClientEngine
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from tqdm import tqdm
+from traitlets import default
+
+from depthlens import pages, resources
+from depthlens.errors import UserError, unknown
+from depthlens.gallery import failed_cell, gallery, notebooks_in, read_notebook, writable_folder, write_whole
+from depthlens.parameters import Profiles, assign, declared
+
+_VERSIONS = (
+    "torch transformers transformer-lens nnsight lm-eval datasets numpy pandas scipy statsmodels "
+    "matplotlib seaborn papermill nbclient nbconvert"
+).split()
+
+# A dead kernel is told in one line by us; without a handler Python would print papermill's own line as well.
+logging.getLogger("papermill").addHandler(logging.NullHandler())
+
+
+class _OwnInterpreter(AsyncKernelManager):
+    """Starts the kernel with the Python that runs depthlens, not with what is registered as ``python3``."""
+
+    @default("transport_encryption")
+    def _encrypted_where_possible(self) -> str:
+        return "auto" if zmq.has("curve") else "disabled"  # other users of a cluster node share its ports
+
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        # As in the parent, but without the SIGINT it sends first, to which kernels answer with a traceback on
+        # the terminal. A kernel in the middle of a cell when the user pressed Ctrl-C is not waited for.
+        hurry = now or isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        await self.request_shutdown(restart=restart)
+        await self.finish_shutdown(waittime=0.2 if hurry else None, restart=restart)
+        await self.cleanup_resources(restart=restart)
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        own = get_kernel_dict()  # argv starts with sys.executable
+        return KernelSpec(
+            argv=own["argv"],
+            display_name=own["display_name"],
+            language=own["language"],
+            metadata=own.get("metadata", {}),
+            # Figures must reach the notebook even where the user's shell sets MPLBACKEND=Agg.
+            env={
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            },
+        )
+
+
+@dataclass
+class NotebookRun:
+    """One notebook of a run."""
+
+    name: str
+    parameters: dict[str, object]
+    status: str = "not run"  # then "ok", "failed" or "interrupted"
+    seconds: float | None = None
+    cell: int | None = None  # counted from 1, of the cell that failed
+    error: str | None = None
+    question: str = ""
+    headline: str = ""
+
+
+@dataclass
+class RunReport:
+    """What a run did; the same as OUT/record.json."""
+
+    out: Path
+    profile: str | None
+    started: str
+    finished: str = ""
+    depthlens: str | None = None
+    git_commit: str | None = None
+    python: str = ""
+    versions: dict[str, str | None] = field(default_factory=dict)
+    notebooks: list[NotebookRun] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[str]:
+        """One line per notebook that failed."""
+        return [run.error for run in self.notebooks if run.status == "failed" and run.error]
+
+    @property
+    def exit_code(self) -> int:
+        states = {run.status for run in self.notebooks}
+        return 130 if "interrupted" in states else 1 if "failed" in states else 0
+
+
+def notebook_names() -> list[str]:
+    """The notebooks of the suite, in order."""
+    folder = resources.notebooks_dir()
+    names = sorted(path.stem for path in folder.glob("*.ipynb") if not path.name.startswith("."))
+    if not names:
+        raise UserError(f"no notebooks in {folder}; install depthlens again or run it from a checkout")
+    return names
+
+
+def run(
+    names: Sequence[str] | str,
+    *,
+    out: Path | str,
+    profile: str | None = "demo",
+    parameters: Mapping[str, object] | None = None,
+    progress: bool = True,
+) -> RunReport:
+    """Execute notebooks of the suite.
+
+    Args:
+        names: Notebook names without ending, or ``"all"``: those the profile orders, else every one.
+        out: Folder for everything written.
+        profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults.
+        parameters: Values over the profile's. Text is read as YAML unless the notebook's default is text.
+        progress: Show a bar (on a terminal) or a line per notebook on stderr.
+    """
+    out = Path(out)
+    known = notebook_names()
+    folder = resources.notebooks_dir()
+    sources = {name: read_notebook(folder / f"{name}.ipynb") for name in known}
+    defaults = {name: declared(nb, name) for name, nb in sources.items()}
+    profiles = Profiles(folder / "profiles.yml", defaults)
+    selected = _select(names, known, profiles.order(profile))
+    profile_values = profiles.values(profile)
+    given = assign(dict(parameters or {}), {name: defaults[name] for name in selected})
+
+    report = RunReport(out=out, profile=profile, started=_now(), **_environment())
+    for name in selected:
+        values = profile_values[name] | given[name]
+        if "out" in defaults[name] and "out" not in values:
+            values["out"] = str(out.resolve() / name)
+        report.notebooks.append(NotebookRun(name, values, question=pages.question(sources[name], name)))
+    notebooks_in(out, without=selected)  # a broken one lying there must not spoil the index at the end
+    writable_folder(out)
+
+    show = _Progress(len(selected), enabled=progress)
+    for notebook in report.notebooks:
+        try:
+            _run_one(notebook, folder / f"{notebook.name}.ipynb", report, show)
+        except KeyboardInterrupt:
+            notebook.status = "interrupted"
+            notebook.error = notebook.error or f"notebook {notebook.name} was interrupted"
+            break
+    report.finished = _now()
+    record = asdict(report) | {"out": str(out)}
+    write_whole(out / "record.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
+    gallery(out)
+    return report
+
+
+def _select(names: Sequence[str] | str, known: list[str], order: list[str] | None) -> list[str]:
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise UserError(f"no notebook named; give 'all' or any of: {', '.join(known)}")
+    if wanted == ["all"]:
+        return order or known
+    wanted = [name.removesuffix(".ipynb") for name in wanted]
+    for name in wanted:
+        if name == "all":
+            raise UserError("'all' stands alone: give 'all' or names of notebooks, not both")
+        if name not in known:
+            raise unknown("notebook", name, known)
+    return list(dict.fromkeys(wanted))
+
+
+def _run_one(run: NotebookRun, source: Path, report: RunReport, show: _Progress) -> None:
+    nb = load_notebook_node(str(source))
+    if run.parameters:
+        nb = parameterize_notebook(nb, run.parameters, kernel_name="python3", language="python")
+    target = report.out / f"{run.name}.ipynb"
+    started = time.monotonic()
+    current = 0
+
+    def save() -> None:
+        run.seconds = round(time.monotonic() - started, 2)
+        run.headline = pages.headline(nb)[0]
+        about = {
+            key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")
+        }
+        nb.metadata["depthlens"] = asdict(run) | about | {"finished": _now()}
+        write_whole(target, nbformat.writes(nb) + "\n")
+
+    def on_cell_start(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        nonlocal current
+        current = cell_index
+        show.cell(cell_index)
+        save()  # after each cell, so that a killed run leaves what it had
+
+    run.status = "interrupted"  # until it has ended otherwise
+    with show.notebook(run, len(nb.cells)):
+        try:
+            _execute(nb, on_cell_start)
+        except DeadKernelError:
+            why = "its kernel died (often: out of memory)"
+            run.status, run.cell, run.error = (
+                "failed",
+                current + 1,
+                f"notebook {run.name}, cell {current + 1}: {why}",
+            )
+        else:
+            run.status = "ok"
+            if failed := failed_cell(nb):
+                run.status, run.cell = "failed", failed[0]
+                run.error = f"notebook {run.name}, cell {failed[0]}: {failed[1]}"
+        finally:
+            if run.status == "interrupted":
+                run.error = f"notebook {run.name} was interrupted in cell {current + 1}"
+            save()
+
+
+def _execute(nb: nbformat.NotebookNode, on_cell_start: Callable[..., None]) -> None:
+    """Let papermill run all cells in place; it stops at the first error and marks that cell."""
+    NBClientEngine.execute_notebook(
+        nb,
+        "python3",
+        output_path=None,  # papermill writes in place; we write whole files
+        progress_bar=False,
+        start_timeout=120,
+        kernel_manager_class=_OwnInterpreter,
+        on_cell_start=on_cell_start,
+        coalesce_streams=True,  # a progress bar leaves its last line, not every one
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _environment() -> dict[str, object]:
+    return {
+        "depthlens": _version("depthlens"),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _VERSIONS},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, marked when files differ from it; None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git here: the record says so by null
+    return done.stdout.strip() or None
+
+
+class _Progress:
+    """Which notebook and cell of how many, and for how long: a bar, or lines where there is no terminal."""
+
+    def __init__(self, total: int, *, enabled: bool) -> None:
+        self._total, self._enabled, self._started = total, enabled, 0
+        self._bar: tqdm | None = None
+
+    @contextlib.contextmanager
+    def notebook(self, run: NotebookRun, n_cells: int) -> Iterator[None]:
+        self._started += 1
+        label = f"[{self._started}/{self._total}] {run.name}"
+        if not self._enabled:
+            yield
+        elif sys.stderr.isatty():
+            with tqdm(
+                total=n_cells,
+                desc=label,
+                unit="cell",
+                bar_format="{desc}: cell {n}/{total} |{bar:24}| {elapsed}",
+            ) as bar:
+                self._bar, stop = bar, threading.Event()
+                # A cell may take minutes without a message, and a clock that stands still looks like a hang.
+                clock = threading.Thread(target=_tick, args=(bar, stop), daemon=True)
+                clock.start()
+                try:
+                    yield
+                finally:
+                    stop.set()
+                    clock.join()
+                    bar.n = run.cell or (n_cells if run.status == "ok" else bar.n)
+                    bar.set_description_str(f"{label} {run.status}")
+                    self._bar = None
+        else:
+            print(f"{label}: running {n_cells} cells", file=sys.stderr, flush=True)
+            yield
+            print(f"{label}: {run.status} after {run.seconds:.1f} s", file=sys.stderr, flush=True)
+
+    def cell(self, index: int) -> None:
+        if self._bar is not None:
+            self._bar.n = index + 1
+
+
+def _tick(bar: tqdm, stop: threading.Event) -> None:
+    while not stop.wait(0.5):
+        bar.refresh()

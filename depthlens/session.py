@@ -1,0 +1,71 @@
+"""The first cells of a notebook: check every parameter before anything heavy runs, say what runs where, load.
+
+A notebook run by hand, by papermill or by ``depthlens run`` passes through here, so a wrong value stops it in its
+first second with one line that names the value, what is allowed and the fix.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from importlib import metadata
+
+import numpy as np
+import torch
+
+from depthlens import harness, models
+from depthlens.errors import UserError
+from depthlens.results import prepare_folder
+from depthlens.sweep import git_commit
+
+
+def start(
+    model: str,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    out: str | None = None,
+    include_path: str | None = None,
+) -> models.Lens:
+    """Check a notebook's parameters, seed every generator, load the model and print one line of set-up.
+
+    Args:
+        model: Alias, hub id, directory or ``.gguf`` file.
+        tasks: lm-eval task names; looked up before the model is loaded.
+        limit: Documents of each task; None for all.
+        num_fewshot: Worked examples before each question; None keeps what each task says.
+        seed: Seed of Python, NumPy and torch.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        out: Folder for the notebook's results; None keeps nothing.
+        include_path: Folder with more lm-eval YAML files.
+
+    Returns:
+        The loaded model.
+
+    Raises:
+        UserError: for the first value that is not allowed.
+    """
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+        raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed!r}: give a whole number from 0 to {2**32 - 1}")
+    harness.check_limit(limit)
+    if out is not None:
+        prepare_folder(out)
+    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    lens = models.load(model, dtype=dtype, device=device)
+    about = lens.describe()
+    versions = " ".join(f"{p} {metadata.version(p)}" for p in ("depthlens", "torch", "transformers", "lm-eval"))
+    print(
+        f"{versions} | git {git_commit() or 'none'} | {about['name']} {about['dtype']} on {about['device']}, "
+        f"attention {about['attention_kernel']} | seed {seed} | fingerprint {about['fingerprint'][:12]}"
+    )
+    return lens

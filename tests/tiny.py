@@ -1,0 +1,97 @@
+"""Tiny random models built from configuration: no download, seeded, every supported family and head layout."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from depthlens.models import Lens
+
+VOCAB = 260  # 256 bytes and four special tokens
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, so that any text encodes and decodes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(["<bos>", "<eos>", "<pad>", "<unk>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+BASE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+    "initializer_range": 0.2,  # large enough that every part matters
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,  # not the query width, so that z has the value head width
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 12}
+
+FAMILIES = {
+    "llama-mha": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}),
+    "llama-gqa": (LlamaForCausalLM, LlamaConfig, {}),
+    "llama-mqa": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 1}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 12}),  # n_heads * d_head = 48, d_model = 32
+    "qwen3-moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, MOE),
+    "deepseek-v2": (DeepseekV2ForCausalLM, DeepseekV2Config, LATENT),
+    "deepseek-v3": (DeepseekV3ForCausalLM, DeepseekV3Config, LATENT),
+}
+
+
+def model(family: str, **changes: object):
+    """A seeded random model of a family, a few thousand parameters, float32."""
+    cls, config_cls, extra = FAMILIES[family]
+    torch.manual_seed(sum(map(ord, family)))
+    built = cls(config_cls(**(BASE | extra | changes)))
+    assert sum(p.numel() for p in built.parameters()) < 300_000, "the tiny model is not tiny"
+    built.generation_config.eos_token_id = 257
+    return built.float().eval()
+
+
+def lens(family: str, **changes: object) -> Lens:
+    """The tiny model as a depthlens handle."""
+    return Lens(f"tiny-{family}", model(family, **changes), tokenizer())

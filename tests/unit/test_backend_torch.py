@@ -1,0 +1,226 @@
+"""The torch backend against weight surgery and a hand-written forward pass, on every family."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from depthlens.ablations import BASELINE, parse
+from depthlens.backends import Means
+from depthlens.backends.torch import TorchBackend, measure_means
+from depthlens.errors import UserError
+
+# float32 rounding of one matmul order against another, over five layers with activations of order 10
+SURGERY_TOLERANCE = 2e-4
+
+TOKENS = torch.randint(0, 256, (1, 9), generator=torch.Generator().manual_seed(0))
+
+
+def logits(lens, *conditions, means=None):
+    """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
+    rows = TOKENS.repeat(len(conditions), 1)
+    wanted = [range(TOKENS.shape[1])] * len(rows)
+    out, _ = TorchBackend(lens, means).forward(rows, torch.ones_like(rows), list(conditions), positions=wanted)
+    return torch.stack(out)
+
+
+def hooks(lens):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lens.model.modules())
+
+
+class Nothing(nn.Module):
+    def forward(self, x, *args, **kwargs):
+        return torch.zeros_like(x)
+
+
+def without(lens, condition):
+    """A copy of the model with the parts removed from its weights and modules, by no hook."""
+    model = copy.deepcopy(lens.model)
+    layers, d_head = model.model.layers, lens.dims.d_head
+    for a in reversed(condition.ablations):  # from the top, so that deleting keeps the numbers below
+        if a.site == "layer":
+            del layers[a.layer]
+            model.config.num_hidden_layers -= 1
+        elif a.site == "mlp":
+            layers[a.layer].mlp = Nothing()
+        else:
+            weight = layers[a.layer].self_attn.o_proj.weight.data
+            if a.site == "attn":
+                weight[:] = 0
+            heads = {"head": [a.index], "kv": lens.dims.query_heads(a.index), "attn": []}[a.site]
+            for h in heads:
+                weight[:, h * d_head : (h + 1) * d_head] = 0
+    return model(TOKENS, use_cache=False).logits[0]
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def lens(request):
+    return tiny.lens(request.param)
+
+
+def test_baseline_is_the_model_itself(lens):
+    assert torch.equal(logits(lens, BASELINE)[0], lens.model(TOKENS).logits[0])
+
+
+@pytest.mark.parametrize("text", ["L0", "L2", "L4", "L1-2", "L0.attn", "L3.mlp", "L4.attn", "L1.H3", "L2.KV0", "L0.H1+L3.H2+L4"])
+def test_condition_equals_weight_surgery(lens, text):
+    condition = parse(text)
+    got = logits(lens, condition)[0]
+    wanted = without(lens, condition)
+    drift = (got - wanted).abs().max().item()
+    assert drift < SURGERY_TOLERANCE, f"{text}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"
+    assert (got - logits(lens, BASELINE)[0]).abs().max() > 0.01, f"{text} changes nothing"
+
+
+def test_every_layer_skipped_equals_that_layer_deleted(lens):
+    for layer in range(lens.dims.n_layers):
+        condition = parse(f"L{layer}")
+        drift = (logits(lens, condition)[0] - without(lens, condition)).abs().max().item()
+        assert drift < SURGERY_TOLERANCE, f"L{layer}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"
+
+
+def test_rows_of_one_batch_keep_their_own_conditions(lens):
+    conditions = [BASELINE, parse("L3"), parse("L1.H2"), BASELINE, parse("L1.attn"), parse("L3.mlp"), parse("L1.KV0")]
+    together = logits(lens, *conditions)
+    for i, condition in enumerate(conditions):
+        # one row alone may use another matmul kernel than seven: rounding only
+        assert torch.allclose(together[i], logits(lens, condition)[0], atol=SURGERY_TOLERANCE)
+
+
+def test_model_is_whole_again_after_the_context_and_after_an_exception(lens):
+    before = logits(lens, BASELINE)
+    backend = TorchBackend(lens)
+    with pytest.raises(RuntimeError, match="stop"), backend.ablate([parse("L1"), parse("L2.H1")]):
+        assert hooks(lens) > 0
+        raise RuntimeError("stop")
+    with pytest.raises(UserError, match="layer 9 does not exist"), backend.ablate([parse("L1"), parse("L9")]):
+        pass
+    with pytest.raises(UserError, match="needs the means"), backend.ablate([parse("L1"), parse("L1.attn@mean")]):
+        pass
+    assert hooks(lens) == 0
+    assert torch.equal(before, logits(lens, BASELINE))
+
+
+def test_head_ablation_zeroes_one_head_of_z_and_leaves_siblings_bit_equal(lens):
+    dims, seen = lens.dims, []
+    # prepended: sees z before the ablation; the plain hook sees what o_proj receives
+    handle = lens.arch.o_proj[2].register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
+    rows = TOKENS.repeat(2, 1)
+    try:
+        logits(lens, BASELINE)
+        with TorchBackend(lens).ablate([BASELINE, parse("L2.H1")]):
+            late = lens.arch.o_proj[2].register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
+            lens.model(rows)
+            late.remove()
+    finally:
+        handle.remove()
+    before, after = (s.unflatten(-1, (dims.n_heads, dims.d_head)) for s in seen[-2:])
+    assert torch.equal(before[0], after[0])  # the baseline row is untouched
+    assert torch.equal(after[1, :, 1], torch.zeros_like(after[1, :, 1]))
+    siblings = [h for h in range(dims.n_heads) if h != 1]
+    assert torch.equal(before[1][:, siblings], after[1][:, siblings])
+
+
+def test_mean_ablation_puts_the_reference_mean_in_place(lens):
+    means = measure_means(lens, [TOKENS[0].tolist(), [1, 2, 3]], "two prompts")
+    seen = {}
+    handles = [
+        lens.arch.attn[1].register_forward_hook(lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())),
+        lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: seen.setdefault("z", []).append(a[0].double())),
+    ]
+    for prompt in (TOKENS, torch.tensor([[1, 2, 3]])):
+        lens.model(prompt)
+    for h in handles:
+        h.remove()
+    attn = torch.cat(seen["attn"], 1).mean((0, 1))
+    z = torch.cat(seen["z"], 1).mean((0, 1)).view(lens.dims.n_heads, lens.dims.d_head)
+    assert torch.allclose(means.attn[1].double(), attn, atol=1e-5)
+    assert torch.allclose(means.z[1].double(), z, atol=1e-5)
+    received = []
+    with TorchBackend(lens, means).ablate([parse("L1.H2@mean")]):
+        handle = lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: received.append(a[0]))
+        lens.model(TOKENS)
+        handle.remove()
+    got = received[0].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
+    assert torch.allclose(got[0, :, 2], means.z[1, 2].expand(TOKENS.shape[1], -1))
+
+
+def test_zero_means_turn_mean_ablation_into_removal(lens):
+    dims = lens.dims
+    flat = torch.zeros(dims.n_layers, dims.d_model)
+    zero = Means("zeros", flat, flat, flat, torch.zeros(dims.n_layers, dims.n_heads, dims.d_head))
+    for site in ("", ".attn", ".mlp", ".H1", ".KV0"):
+        assert torch.equal(logits(lens, parse(f"L2{site}@mean"), means=zero), logits(lens, parse(f"L2{site}")))
+
+
+def test_an_empty_reference_set_is_refused(lens):
+    with pytest.raises(UserError, match="empty"):
+        measure_means(lens, [[]], "nothing")
+
+
+def rms(x, weight, eps):
+    return x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight
+
+
+def rotate(x, theta):
+    """Rotary embedding by complex multiplication. Shape [pos, n_heads, d_head]."""
+    pos, _, d = x.shape
+    angle = torch.arange(pos)[:, None] * theta ** (-torch.arange(0, d, 2) / d)
+    spun = torch.complex(x[..., : d // 2], x[..., d // 2 :]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.cat([spun.real, spun.imag], -1)
+
+
+def by_hand(lens, skip=(), no_attn=(), no_mlp=(), no_heads=()):
+    """A LLaMA-like forward pass written out, with parts left out. Shape [pos, d_vocab]."""
+    cfg, w = lens.model.config, {k: v for k, v in lens.model.state_dict().items()}
+    d, n, n_kv = lens.dims.d_head, lens.dims.n_heads, lens.dims.n_kv_heads
+    theta = cfg.rope_parameters["rope_theta"]
+    x = w["model.embed_tokens.weight"][TOKENS[0]]
+    causal = torch.ones(len(x), len(x), dtype=torch.bool).tril()
+    for i in range(cfg.num_hidden_layers):
+        if i in skip:
+            continue
+        p = f"model.layers.{i}."
+
+        def lin(name, v, p=p):
+            return v @ w[p + name + ".weight"].T + w.get(p + name + ".bias", 0)
+
+        h = rms(x, w[p + "input_layernorm.weight"], cfg.rms_norm_eps)
+        q, k, v = (lin(f"self_attn.{s}_proj", h).view(len(x), -1, d) for s in "qkv")
+        if p + "self_attn.q_norm.weight" in w:
+            q = rms(q, w[p + "self_attn.q_norm.weight"], cfg.rms_norm_eps)
+            k = rms(k, w[p + "self_attn.k_norm.weight"], cfg.rms_norm_eps)
+        q, k = rotate(q, theta), rotate(k, theta)
+        z = torch.zeros(len(x), n, d)
+        for head in range(n):
+            if (i, head) in no_heads:
+                continue
+            group = head // (n // n_kv)
+            scores = (q[:, head] @ k[:, group].T / d**0.5).masked_fill(~causal, -torch.inf)
+            z[:, head] = scores.softmax(-1) @ v[:, group]
+        if i not in no_attn:
+            x = x + lin("self_attn.o_proj", z.flatten(1))
+        h = rms(x, w[p + "post_attention_layernorm.weight"], cfg.rms_norm_eps)
+        if i not in no_mlp:
+            x = x + lin("mlp.down_proj", torch.nn.functional.silu(lin("mlp.gate_proj", h)) * lin("mlp.up_proj", h))
+    return rms(x, w["model.norm.weight"], cfg.rms_norm_eps) @ w["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("family", ["llama-mha", "llama-gqa", "llama-mqa", "mistral", "qwen2", "qwen3"])
+def test_conditions_equal_a_hand_written_forward_pass(family):
+    lens = tiny.lens(family)
+    cases = {
+        "baseline": {},
+        "L2": {"skip": [2]},
+        "L1-3": {"skip": [1, 2, 3]},
+        "L3.attn": {"no_attn": [3]},
+        "L0.mlp": {"no_mlp": [0]},
+        "L1.H2": {"no_heads": [(1, 2)]},
+        "L4.KV0": {"no_heads": [(4, h) for h in lens.dims.query_heads(0)]},
+        "L0.H3+L2.mlp+L3": {"no_heads": [(0, 3)], "no_mlp": [2], "skip": [3]},
+    }
+    for text, parts in cases.items():
+        drift = (logits(lens, parse(text))[0] - by_hand(lens, **parts)).abs().max().item()
+        assert drift < SURGERY_TOLERANCE, f"{family} {text}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"

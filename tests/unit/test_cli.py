@@ -1,0 +1,311 @@
+"""The command line: what it passes on, what it prints, and how it ends. No model is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from depthlens import cli, resources
+from depthlens.errors import UserError
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out, captured.err
+
+
+DROPS = [0.1, 0.6, 0.2, 0.3, 0.4, 0.5, -0.1]  # accuracy lost without layer 0, 1, ...
+
+
+class FakeResult:
+    """As much of a Result as the command line reads: two layers and a metric at chance."""
+
+    record = {
+        "tasks": {
+            "capitals": {
+                "metrics": {"acc": {"higher_is_better": True}, "loss": {"higher_is_better": False}},
+            },
+            "hard": {"metrics": {"acc": {"higher_is_better": True}}},
+        }
+    }
+    baselines = pd.DataFrame(
+        {
+            "model": "m",
+            "task": ["capitals", "capitals", "hard"],
+            "metric": ["acc", "loss", "acc"],
+            "n": 50,
+            "baseline": [0.8, 1.5, 0.26],
+            "ci_low": [0.7, 1.0, 0.15],
+            "ci_high": [0.9, 2.0, 0.4],
+            "chance": [0.25, None, 0.25],
+            "at_chance": [False, False, True],
+        }
+    )
+    summary = pd.DataFrame(
+        [
+            ("capitals", "acc", "baseline", 0.8, 0.0),
+            *(("capitals", "acc", f"L{i}", 0.8 - drop, -drop) for i, drop in enumerate(DROPS)),
+            ("capitals", "loss", "baseline", 1.5, 0.0),
+            ("capitals", "loss", "L8-11", 4.0, 2.5),
+            ("capitals", "loss", "L3", 1.0, -0.5),
+            ("hard", "acc", "baseline", 0.26, 0.0),
+            ("hard", "acc", "L77", 0.1, -0.16),
+        ],
+        columns=["task", "metric", "condition", "value", "delta"],
+    ).assign(ci_low=lambda d: d.delta - 0.1, ci_high=lambda d: d.delta + 0.1, p_adjusted=0.004)
+
+    def save(self, out: Path) -> None:
+        (out / "record.json").write_text("{}")
+
+
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Stand in for depthlens.sweep; returns the calls it got."""
+    calls = []
+
+    def run_sweep(*args, **kwargs):
+        calls.append((args, kwargs))
+        if args[0] == "missing":
+            raise UserError("unknown model 'missing'; did you mean smollm2-135m?")
+        if args[0] == "stopped":
+            raise KeyboardInterrupt
+        return FakeResult()
+
+    monkeypatch.setitem(sys.modules, "depthlens.sweep", types.SimpleNamespace(run_sweep=run_sweep))
+    return calls
+
+
+def test_help_and_models_free_of_torch():
+    program = (
+        "import sys\nfrom depthlens import cli, runner, gallery, pages, parameters\n"
+        "try: cli.main(['--help'])\nexcept SystemExit as e: code = e.code\n"
+        "heavy = {'torch', 'transformers', 'lm_eval'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy or code else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("sweep", "run", "gallery", "models"))
+
+
+def test_help_imports_no_notebook_machinery():
+    program = (
+        "import sys\nfrom depthlens import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('papermill', 'nbconvert', 'pandas')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+
+
+def test_version(capsys):
+    code, out, _ = call(capsys, "--version")
+    assert code == 0 and out == "depthlens 0.1.0\n"
+
+
+def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, capsys):
+    out = tmp_path / "out"
+    code, text, err = call(
+        capsys,
+        "sweep",
+        "tiny",
+        "capitals",
+        "hard",
+        "--ablate",
+        "layers",
+        "--limit",
+        "50",
+        "--num-fewshot",
+        "2",
+        "--include-path",
+        str(tmp_path),
+        "--backend",
+        "torch",
+        "--batch-tokens",
+        "900",
+        "--seed",
+        "3",
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    )
+    assert (code, err) == (0, "")
+    assert sweeps == [
+        (
+            ("tiny", ["capitals", "hard"], "layers"),
+            dict(
+                limit=50,
+                num_fewshot=2,
+                include_path=tmp_path,
+                backend="torch",
+                batch_tokens=900,
+                seed=3,
+                dtype="float32",
+                device="cpu",
+            ),
+        )
+    ]
+    lines = text.splitlines()
+    assert lines[0] == "capitals acc, 50 documents: baseline 0.800 [0.700, 0.900]"
+    assert [line.split()[0] for line in lines[1:6]] == [
+        "L1",
+        "L5",
+        "L4",
+        "L3",
+        "L2",
+    ]  # worst first, five of them
+    assert lines[1] == "  L1  0.200  -0.600 [-0.700, -0.500]  adjusted p = 0.004"
+    assert (
+        lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""
+    )  # loss: up is worse
+    assert "Warning: hard acc is at chance (0.250)" in text and "cannot judge" in text and "L77" not in text
+    assert lines[-1].startswith("Wrote ") and str(out / "docs.parquet") in lines[-1]
+    assert (out / "record.json").exists()
+
+
+def test_sweep_defaults(sweeps, tmp_path, capsys):
+    call(capsys, "sweep", "tiny", "capitals", "--ablate", "L3,L5.H2", "--out", str(tmp_path))
+    assert sweeps[0][0] == ("tiny", ["capitals"], "L3,L5.H2")
+    assert sweeps[0][1] == dict(
+        limit=None,
+        num_fewshot=None,
+        include_path=None,
+        backend="torch",
+        batch_tokens=None,
+        seed=0,
+        dtype="auto",
+        device="auto",
+    )
+
+
+def test_sweep_checks_the_output_folder_before_any_work(sweeps, tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/depthlens")):
+        code, out, err = call(capsys, "sweep", "tiny", "capitals", "--ablate", "layers", "--out", str(place))
+        assert code == 2 and out == "" and err.startswith("Error: cannot write to ") and err.count("\n") == 1
+    assert sweeps == []
+
+
+def test_user_error_is_one_line_and_exit_code_2(sweeps, tmp_path, capsys):
+    code, out, err = call(
+        capsys, "sweep", "missing", "capitals", "--ablate", "layers", "--out", str(tmp_path)
+    )
+    assert (code, out, err) == (2, "", "Error: unknown model 'missing'; did you mean smollm2-135m?\n")
+
+
+def test_interrupted_sweep(sweeps, tmp_path, capsys):
+    code, out, err = call(
+        capsys, "sweep", "stopped", "capitals", "--ablate", "layers", "--out", str(tmp_path)
+    )
+    assert (code, out, err) == (130, "", "Interrupted: nothing was saved\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "tiny", "capitals", "--out", "x"], "--ablate"),
+        (["sweep", "tiny", "capitals", "--ablate", "layers"], "--out"),
+        (["sweep", "tiny", "--ablate", "layers", "--out", "x"], "TASK"),
+        (["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--limit", "0"], "limit"),
+        (["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--limit", "many"], "limit"),
+        (["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--num-fewshot", "-1"], "fewshot"),
+        (
+            ["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--batch-tokens", "0"],
+            "batch-tokens",
+        ),
+        (["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--colour", "red"], "--colour"),
+        (["run", "--out", "x"], "NAME"),
+        (["run", "all"], "--out"),
+        (["run", "all", "--out", "x", "-p", "limit"], "takes a name and a value"),
+        (["ruin"], "ruin"),
+        (["gallery"], "DIR"),
+    ],
+)
+def test_usage_errors(sweeps, capsys, arguments, message):
+    code, out, err = call(capsys, *arguments)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert sweeps == [] and not Path("x").exists()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Stand in for runner.run; returns the calls it got and lets a test set how it ended."""
+    from depthlens import runner
+
+    state = types.SimpleNamespace(calls=[], report=types.SimpleNamespace(errors=[], exit_code=0))
+
+    def run(names, **kwargs):
+        state.calls.append((names, kwargs))
+        return state.report
+
+    monkeypatch.setattr(runner, "run", run)
+    return state
+
+
+def test_run_passes_parameters_as_pairs(runs, capsys, tmp_path):
+    code, out, err = call(
+        capsys,
+        "run",
+        "00_tour",
+        "-p",
+        "limit",
+        "-1",
+        "--profile",
+        "smoke",
+        "-p",
+        "model",
+        "a b",
+        "--out",
+        str(tmp_path),
+    )
+    assert (code, err, out) == (0, "", f"Wrote {tmp_path / 'index.html'}\n")
+    assert runs.calls == [
+        (["00_tour"], dict(out=tmp_path, profile="smoke", parameters={"limit": "-1", "model": "a b"}))
+    ]
+
+
+def test_run_uses_the_demo_profile_by_itself(runs, capsys, tmp_path):
+    call(capsys, "run", "all", "--out", str(tmp_path))
+    assert runs.calls == [(["all"], dict(out=tmp_path, profile="demo", parameters={}))]
+
+
+def test_run_refuses_a_parameter_given_twice(runs, capsys, tmp_path):
+    code, _, err = call(capsys, "run", "all", "-p", "a", "1", "-p", "a", "2", "--out", str(tmp_path))
+    assert code == 2 and err == "Error: parameter 'a' is given twice; give -p a once\n" and runs.calls == []
+
+
+def test_run_tells_each_failed_notebook_in_one_line(runs, capsys, tmp_path):
+    runs.report = types.SimpleNamespace(errors=["notebook 01, cell 4: KeyError: 'x'"], exit_code=1)
+    code, out, err = call(capsys, "run", "all", "--out", str(tmp_path))
+    assert code == 1 and err == "Error: notebook 01, cell 4: KeyError: 'x'\n" and "index.html" in out
+
+
+def test_run_and_gallery_mistakes_through_the_real_runner(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "notebooks_dir", lambda: tmp_path / "nothing")
+    code, _, err = call(capsys, "run", "all", "--out", str(tmp_path / "out"))
+    assert code == 2 and err.startswith("Error: no notebooks in ") and err.count("\n") == 1
+    code, _, err = call(capsys, "gallery", str(tmp_path / "nothing"))
+    assert code == 2 and err.startswith("Error: no folder ") and err.count("\n") == 1
+
+
+def test_models_prints_a_table(capsys, monkeypatch):
+    rows = [
+        {"alias": "smollm2-135m", "family": "llama", "size": "135M"},
+        {"alias": "x", "family": "qwen3", "size": "8B"},
+    ]
+    import depthlens
+
+    stub = types.SimpleNamespace(table=lambda: rows)
+    monkeypatch.setitem(sys.modules, "depthlens.models", stub)
+    monkeypatch.setattr(depthlens, "models", stub, raising=False)
+    code, out, _ = call(capsys, "models")
+    assert code == 0
+    assert out == "alias         family  size\nsmollm2-135m  llama   135M\nx             qwen3   8B\n"

@@ -1,0 +1,150 @@
+"""The engine against one plain forward pass or Hugging Face `generate` for each row on its own."""
+
+import pytest
+import tiny
+import torch
+
+from depthlens.ablations import expand, parse
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine import Engine, Generate, Loglikelihood, cut, next_token
+from depthlens.errors import UserError
+
+# float32 sums of about ten log-probabilities in another batch layout
+LOGPROB_TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa")
+
+
+@pytest.fixture(scope="module")
+def requests():
+    g = torch.Generator().manual_seed(1)
+    made = []
+    for n, m in [(5, 1), (17, 3), (2, 2), (9, 6), (1, 1), (17, 2), (30, 4)]:
+        tokens = torch.randint(0, 256, (n + m,), generator=g).tolist()
+        made.append(Loglikelihood(tuple(tokens[:n]), tuple(tokens[n:])))
+    return made
+
+
+def alone(lens, request, condition):
+    """Log-likelihood of one request from one forward pass of the whole sequence."""
+    tokens = torch.tensor([[*request.context, *request.continuation]])
+    with TorchBackend(lens).ablate([condition]):
+        logprobs = lens.model(tokens).logits[0].log_softmax(-1)
+    n = len(request.context)
+    picked = [logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation)]
+    greedy = all(logprobs[n + i - 1].argmax().item() == t for i, t in enumerate(request.continuation))
+    return sum(picked), greedy
+
+
+@pytest.mark.parametrize("budget", [1, 40, 4096])
+def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, requests, budget):
+    conditions = expand("L0,L3,L2.attn,L1.H3,L4.KV1,L1-2,L0.mlp+L4.H0", lens.dims)
+    answers = Engine(lens, batch_tokens=budget, progress=False).loglikelihood(requests, conditions)
+    for condition, row in zip(conditions, answers, strict=True):
+        for request, answer in zip(requests, row, strict=True):
+            logprob, greedy = alone(lens, request, condition)
+            assert answer.logprob == pytest.approx(logprob, abs=LOGPROB_TOLERANCE), str(condition)
+            assert answer.is_greedy == greedy
+
+
+def test_greedy_flag_is_true_for_what_the_model_would_write(lens):
+    context = (1, 2, 3, 4)
+    written = lens.model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False)[0, 4:].tolist()
+    answer = Engine(lens, progress=False).loglikelihood([Loglikelihood(context, tuple(written))], [parse("baseline")])
+    assert answer[0][0].is_greedy
+
+
+def hf_generate(lens, request, condition):
+    with TorchBackend(lens).ablate([condition]):
+        out = lens.model.generate(
+            torch.tensor([request.context]), max_new_tokens=request.max_new_tokens, do_sample=False, pad_token_id=258
+        )
+    return cut(lens.tokenizer.decode(out[0, len(request.context) :], skip_special_tokens=True), request.until)
+
+
+@pytest.mark.parametrize("budget", [1, 90, 4096])
+def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
+    conditions = expand("L0,L3,L2.attn,L1.H3,L1-2", lens.dims)
+    asked = [Generate(q.context, ("zz",), 12) for q in requests]
+    texts = Engine(lens, batch_tokens=budget, progress=False).generate_until(asked, conditions)
+    for condition, row in zip(conditions, texts, strict=True):
+        for request, text in zip(asked, row, strict=True):
+            assert text == hf_generate(lens, request, condition), str(condition)
+
+
+def test_generation_stops_at_stop_strings_end_of_text_and_length(lens):
+    context = (10, 20, 30)
+    free = Engine(lens, progress=False).generate_until([Generate(context, (), 20)], [parse("baseline")])[0][0]
+    assert len(free) > 5
+    stop = free[3:5]
+    cut_short = Engine(lens, progress=False).generate_until([Generate(context, (stop,), 20)], [parse("baseline")])[0][0]
+    assert cut_short == free.split(stop)[0]
+    written = lens.model.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False)[0, 3:].tolist()
+    before = lens.model.generation_config.eos_token_id
+    try:  # make the third written token the end of text
+        lens.model.generation_config.eos_token_id = written[2]
+        ended = Engine(lens, progress=False).generate_until([Generate(context, (), 20)], [parse("baseline")])[0][0]
+    finally:
+        lens.model.generation_config.eos_token_id = before
+    assert ended == lens.tokenizer.decode(written[: written.index(written[2]) + 1])
+
+
+def test_repetition_penalty_of_the_model_is_applied_as_hugging_face_does(lens, requests):
+    before = lens.model.generation_config.repetition_penalty
+    try:
+        lens.model.generation_config.repetition_penalty = 1.3
+        asked = [Generate(q.context, (), 15) for q in requests]
+        texts = Engine(lens, progress=False).generate_until(asked, [parse("baseline"), parse("L2")])
+        for condition, row in zip([parse("baseline"), parse("L2")], texts, strict=True):
+            assert row == [hf_generate(lens, q, condition) for q in asked]
+    finally:
+        lens.model.generation_config.repetition_penalty = before
+
+
+def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monkeypatch):
+    wanted = Engine(lens, progress=False).loglikelihood(requests, [parse("baseline"), parse("L2")])
+    engine = Engine(lens, batch_tokens=4096, progress=False)
+    real, sizes = engine.backend.forward, []
+
+    def small(tokens, *args, **kwargs):
+        sizes.append(len(tokens))
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(tokens, *args, **kwargs)
+
+    monkeypatch.setattr(engine.backend, "forward", small)
+    answers = engine.loglikelihood(requests, [parse("baseline"), parse("L2")])
+    assert max(sizes) > 3
+    for row, wanted_row in zip(answers, wanted, strict=True):
+        for a, b in zip(row, wanted_row, strict=True):
+            assert a.logprob == pytest.approx(b.logprob, abs=LOGPROB_TOLERANCE)
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(lens, requests, monkeypatch):
+    engine = Engine(lens, progress=False)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(engine.backend, "forward", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        engine.loglikelihood(requests, [parse("baseline")])
+
+
+def test_next_token_probabilities(lens):
+    frame = next_token(lens, "abc", ["L1", "L2.H0"], k=4)
+    assert list(frame.columns) == ["baseline", "L1", "L2.H0"]
+    wanted = lens.model(torch.tensor([lens.tokenizer("abc").input_ids])).logits[0, -1].softmax(-1).max().item()
+    assert frame["baseline"].iloc[0] == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(UserError, match="empty"):
+        next_token(lens, "")
+
+
+def test_bad_budget_and_backend_are_refused(lens):
+    with pytest.raises(UserError, match="batch_tokens 0"):
+        Engine(lens, batch_tokens=0)
+    with pytest.raises(UserError, match="unknown backend 'jax'"):
+        Engine(lens, backend="jax")

@@ -1,0 +1,374 @@
+"""Results: derived numbers, verdicts, the round trip through disk, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from depthlens import stats
+from depthlens.errors import UserError
+from depthlens.results import DOCS_COLUMNS, Result, concat, prepare_folder
+
+ACC = {"higher_is_better": True, "chance": 0.25, "binary": True}
+
+
+def docs_of(values: dict[str, list[float]], *, task="capitals", metric="acc", model="tiny") -> pd.DataFrame:
+    rows = []
+    for condition, column in values.items():
+        layer = int(condition[1:].split(".")[0]) if condition != "baseline" else pd.NA
+        for doc_id, value in enumerate(column):
+            rows.append((model, task, metric, condition, layer, pd.NA, doc_id, float(value), f"é{value}"))
+    return pd.DataFrame(rows, columns=DOCS_COLUMNS)
+
+
+def record_of(**tasks: dict) -> dict:
+    entry = {"version": 1, "num_fewshot": 0, "output_type": "multiple_choice"}
+    return {
+        "model": {"name": "tiny", "n_layers": 4},
+        "seed": 0,
+        "tasks": {task: {**entry, "metrics": metrics} for task, metrics in tasks.items()},
+    }
+
+
+@pytest.fixture
+def result() -> Result:
+    """`capitals` 18/20 at baseline, L0 fatal, L1 harmless; `elements` 5/20, which is chance."""
+    good = [1] * 18 + [0, 0]
+    docs = pd.concat(
+        [
+            docs_of({"baseline": good, "L0": [0] * 20, "L1": [0] + good[1:]}),
+            docs_of({"baseline": [1] * 5 + [0] * 15, "L0": [0] * 20, "L1": [1] * 20}, task="elements"),
+        ]
+    )
+    return Result(docs, record_of(capitals={"acc": ACC}, elements={"acc": ACC}))
+
+
+# -- what is derived -----------------------------------------------------------------------------------
+
+
+def test_docs_are_brought_to_the_contracted_types(result):
+    assert list(result.docs.columns) == DOCS_COLUMNS
+    types = {c: str(t) for c, t in result.docs.dtypes.items()}
+    assert (types["layer"], types["head"]) == ("Int64", "Int64")
+    assert (types["doc_id"], types["value"]) == ("int64", "float64")
+
+
+def test_summary_is_that_of_the_documents(result):
+    pd.testing.assert_frame_equal(result.summary, stats.summarise(result.docs))
+    assert result.summary is result.summary
+
+
+def test_baselines(result):
+    table = result.baselines.set_index("task")
+    assert list(result.baselines.columns) == [
+        "model", "task", "metric", "n", "baseline", "ci_low", "ci_high", "chance", "p_chance", "at_chance",
+    ]  # fmt: skip
+    capitals = table.loc["capitals"]
+    assert (capitals["n"], capitals["baseline"], capitals["chance"]) == (20, 0.9, 0.25)
+    assert (capitals["ci_low"], capitals["ci_high"]) == pytest.approx(stats.proportion_interval(18, 20))
+    assert capitals["p_chance"] == pytest.approx(stats.above_chance([1] * 18 + [0] * 2, 0.25))
+    assert table["at_chance"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "info", "at_chance"),
+    [
+        ([1] * 5 + [0] * 15, {"chance": None}, False),  # no chance level to be at
+        ([0] * 20, {"chance": None}, True),  # but a score of 0 has nothing to lose
+        ([0] * 20, {"chance": 0}, True),
+        ([1] + [0] * 19, {"chance": 0}, False),
+        ([1, 1, 0, 0], {"chance": 0.25}, True),  # 50% of four documents: too few to tell from chance
+        ([0] * 18 + [1] * 2, {"chance": 0.75, "higher_is_better": False}, False),  # few errors
+        ([0] * 5 + [1] * 15, {"chance": 0.75, "higher_is_better": False}, True),
+        ([0] * 20, {"chance": None, "higher_is_better": False}, False),  # an error rate of 0 is perfect
+        ([0.6, 0.7, 0.8, 0.7], {"chance": 0.25}, False),
+        ([0.2, 0.3, 0.25, 0.25], {"chance": 0.25}, True),
+    ],
+)
+def test_at_chance(values, info, at_chance):
+    result = Result(docs_of({"baseline": values}), record_of(capitals={"acc": info}))
+    assert result.baselines["at_chance"].tolist() == [at_chance]
+
+
+def test_graded_baseline_has_a_t_interval():
+    result = Result(docs_of({"baseline": [0.1, 0.5, 0.9]}), record_of(capitals={"acc": {}}))
+    row = result.baselines.iloc[0]
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.mean_interval([0.1, 0.5, 0.9]))
+    assert math.isnan(row["chance"]) and math.isnan(row["p_chance"])
+
+
+def test_critical_excludes_chance_and_names_it(result):
+    message = r"elements acc is at chance: cannot judge \(baseline 0.25, chance 0.25"
+    with pytest.warns(UserWarning, match=message):
+        table = result.critical()
+    assert table[["task", "condition"]].values.tolist() == [["capitals", "L0"]]
+    assert list(table.columns) == list(result.summary.columns)
+
+
+@pytest.mark.parametrize(("better", "expected"), [(True, ["L0"]), (False, ["L1"])])
+def test_critical_is_the_harmful_direction(better, expected):
+    half = [1] * 10 + [0] * 10
+    docs = docs_of({"baseline": half, "L0": [0] * 20, "L1": [1] * 20})
+    info = {"higher_is_better": better, "chance": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is at chance: nothing to warn of
+        assert Result(docs, record_of(capitals={"acc": info})).critical()["condition"].tolist() == expected
+
+
+def test_critical_alpha(result):
+    task = result.select(task="capitals")
+    p = task.summary.set_index("condition")["p_adjusted"]["L0"]
+    assert len(task.critical(alpha=p * 1.01)) == 1
+    assert len(task.critical(alpha=p * 0.99)) == 0
+    with pytest.raises(UserError, match="alpha 5.0 is not between 0 and 1"):
+        task.critical(alpha=5.0)
+
+
+# -- verdicts ------------------------------------------------------------------------------------------
+
+
+def test_verdicts(result):
+    low, high = stats.tango_interval(18, 0, 20)
+    cost = result.verdict("L0", task="capitals")
+    assert cost.startswith(f"L0 costs 0.9 [{-high:.2g}, {-low:.2g}] acc of capitals (p_adjusted = ")
+    assert result.verdict("L1", task="capitals").startswith("L1 shows no change of acc of capitals: -0.05 [")
+    assert "at chance: cannot judge" in result.verdict("L1", task="elements")
+    assert result.verdict("L0").count("\n") == 1  # one line per task
+
+
+@pytest.mark.parametrize(
+    ("better", "first", "second"),
+    [(True, "L0 costs 0.5", "L1 adds 0.5"), (False, "L0 improves", "L1 worsens")],
+)
+def test_verdict_knows_the_direction(better, first, second):
+    docs = docs_of({"baseline": [1] * 10 + [0] * 10, "L0": [0] * 20, "L1": [1] * 20})
+    result = Result(docs, record_of(capitals={"acc": {"higher_is_better": better, "chance": None}}))
+    assert result.verdict("L0").startswith(first) and result.verdict("L1").startswith(second)
+
+
+def test_too_few_documents_are_said_to_be_too_few():
+    values = {"baseline": [1] * 5, **{f"L{i}": [0] * 5 for i in range(30)}}
+    result = Result(docs_of(values), record_of(capitals={"acc": ACC}))
+    assert stats.smallest_p(5, 30) >= 0.05 and len(result.critical()) == 0
+    assert result.notes == [
+        "capitals acc: 5 documents are too few for any loss to reach p_adjusted < 0.05; take about 11"
+    ]
+    assert "too few documents to show any loss, take about 11" in result.verdict("L3")
+    enough = {name: column * 3 for name, column in values.items()}
+    assert Result(docs_of(enough), record_of(capitals={"acc": ACC})).notes == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.verdict("L9"), "unknown condition 'L9'"),
+        (lambda r: r.verdict("baseline"), "name another condition"),
+        (lambda r: r.verdict("L0", task="capital"), "unknown task 'capital'; did you mean capitals"),
+        (lambda r: r.verdict("L0", metric="f1"), "unknown metric 'f1'; allowed: acc"),
+        (lambda r: r.select(task="nope"), "unknown task 'nope'"),
+        (lambda r: r.select(conditions=["L0", "L7"]), "unknown condition 'L7'"),
+        (lambda r: Result(r.docs, {}).baselines, "record says nothing of metric 'acc' of task 'capitals'"),
+        (lambda r: Result(r.docs.drop(columns=["value"]), {}), "lacks column value"),
+        (lambda r: Result(r.docs.assign(x=1), {}), "unknown column x"),
+        (lambda r: Result(r.docs.assign(task=None), {}), "row without task"),
+        (lambda r: Result(r.docs.assign(layer="first"), {}), "column of the wrong type"),
+        (lambda r: concat([]), "no results to join"),
+    ],
+)
+def test_refusals_are_one_line(result, call, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(result)
+    assert "\n" not in str(caught.value)
+
+
+def test_record_that_cannot_be_written_is_refused_at_once(result):
+    with pytest.raises(TypeError):
+        Result(result.docs, {"when": object()})
+    with pytest.raises(ValueError):
+        Result(result.docs, {"loss": math.nan})
+
+
+# -- selection, joining, display -----------------------------------------------------------------------
+
+
+def test_select_keeps_the_baseline_and_says_so(result):
+    one = result.select(task=["capitals"], conditions=["L0"])
+    assert one.docs["condition"].unique().tolist() == ["baseline", "L0"]
+    assert list(one.record["tasks"]) == ["capitals"]
+    assert "1 conditions were selected, and p_adjusted corrects for these alone" in one.notes
+    both = result.summary.query("task == 'capitals' and condition == 'L0'")["p_adjusted"].item()
+    assert one.summary["p_adjusted"].iloc[1] == pytest.approx(both / 2)
+    assert result.select(model="tiny", metric="acc").summary.equals(result.summary)
+
+
+def test_concat_keeps_the_shared_baseline_once(result):
+    whole = result.select(task="capitals")
+    base = whole.docs[whole.docs["condition"] == "baseline"]["value"].tolist()
+    record = record_of(capitals={"acc": ACC}) | {"seed": 1}
+    attn = Result(docs_of({"baseline": base, "L0.attn": [0] * 20}), record)
+    joined = concat([whole, attn])
+    assert joined.summary["condition"].tolist() == ["baseline", "L0", "L1", "L0.attn"]
+    assert joined.record["model"] == whole.record["model"]
+    assert "seed" not in joined.record  # they disagree; each part keeps its own
+    assert [p["seed"] for p in joined.record["parts"]] == [0, 1]
+    assert concat([whole]) is whole
+    assert "2 conditions were selected" not in " ".join(joined.notes)
+    selected = concat([whole.select(conditions=["L0", "L1"]), attn])
+    assert any("3 conditions were selected" in note for note in selected.notes)
+
+
+def test_concat_of_models_and_tasks(result):
+    other = Result(result.docs.assign(model="other"), result.record)
+    joined = concat([result, other])
+    assert len(joined.summary) == 2 * len(result.summary)
+    assert "of other" in " ".join(joined.notes)
+    assert "(other)" in joined.verdict("L0", task="capitals")
+    split = concat([result.select(task="capitals"), result.select(task="elements")])
+    pd.testing.assert_frame_equal(split.summary, result.summary)
+    assert split.record["tasks"] == result.record["tasks"]
+
+
+def test_concat_refuses_disagreement(result):
+    flipped = result.docs.copy()
+    flipped.loc[0, "value"] = 0.0
+    with pytest.raises(UserError, match="disagree on 1 scores.* tiny capitals acc baseline document 0;"):
+        concat([result, Result(flipped, result.record)])
+    shots = json.loads(json.dumps(result.record))
+    shots["tasks"]["capitals"]["num_fewshot"] = 5
+    with pytest.raises(UserError, match=r"disagree on num_fewshot of task 'capitals': \[0, 5\]"):
+        concat([result, Result(result.docs, shots)])
+    chance = json.loads(json.dumps(result.record))
+    chance["tasks"]["capitals"]["metrics"]["acc"]["chance"] = 0.5
+    with pytest.raises(UserError, match="disagree on metric 'acc' of task 'capitals'"):
+        concat([result, Result(result.docs, chance)])
+    half = result.docs[result.docs["doc_id"] < 10]
+    fewer = Result(half.replace({"condition": {"L0": "L2"}}), result.record)
+    with pytest.raises(UserError, match="condition 'L2'.*lacks document"):
+        concat([result, fewer])
+
+
+def test_display(result):
+    text, page = repr(result), result._repr_html_()
+    assert text.startswith("Result of 1 model, 2 tasks, 1 metric, 3 conditions; by delta")
+    assert "at chance: cannot judge" in text and "at chance: cannot judge" in page
+    assert text.index("L0") < text.index("baseline") and "<table" in page
+    many = Result(docs_of({"baseline": [1], **{f"L{i}": [0] for i in range(20)}}), {})
+    assert "9 more rows in result.summary" in repr(many)
+    assert "record says nothing" in repr(many)
+
+
+# -- disk ----------------------------------------------------------------------------------------------
+
+
+def test_round_trip_is_exact(result, tmp_path):
+    result.save(tmp_path / "a" / "b")
+    files = sorted(p.name for p in (tmp_path / "a" / "b").iterdir())
+    assert files == ["docs.parquet", "record.json", "summary.parquet"]
+    back = Result.load(tmp_path / "a" / "b")
+    pd.testing.assert_frame_equal(back.docs, result.docs, check_exact=True)
+    pd.testing.assert_frame_equal(back.summary, result.summary, check_exact=True)
+    assert back.record == result.record
+    written = pd.read_parquet(tmp_path / "a" / "b" / "summary.parquet")
+    pd.testing.assert_frame_equal(written, result.summary, check_exact=True)
+    assert str(written["layer"].dtype) == "Int64"
+
+
+def test_save_replaces_an_older_result(result, tmp_path):
+    result.save(tmp_path)
+    smaller = result.select(task="capitals")
+    smaller.save(str(tmp_path))
+    assert len(Result.load(str(tmp_path)).docs) == len(smaller.docs)
+
+
+@pytest.mark.parametrize("failing", ["docs.parquet", "summary.parquet", "record.json"])
+def test_full_disk_leaves_the_older_result_whole(result, tmp_path, monkeypatch, failing):
+    result.select(task="capitals").save(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    order, calls, real = ["docs.parquet", "summary.parquet", "record.json"], [], os.fsync
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == order.index(failing) + 1:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot write results to .*No space left on device"):
+        result.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_unusable_folders(result, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out, message in [
+        (file, "it is a file; give a folder"),
+        (file / "below", "Not a directory"),
+        (Path("/proc/depthlens"), "cannot write results to '/proc/depthlens'"),
+    ]:
+        for act in (result.save, prepare_folder):
+            with pytest.raises(UserError, match=message) as caught:
+                act(out)
+            assert "\n" not in str(caught.value)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
+def test_read_only_folder(result, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        result.save(tmp_path)
+
+
+def test_prepare_folder_leaves_nothing(tmp_path):
+    assert prepare_folder(tmp_path / "new") == tmp_path / "new"
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_nothing_is_written_for_a_result_that_cannot_be_summarised(tmp_path):
+    broken = Result(docs_of({"L0": [1, 0]}), {})
+    with pytest.raises(UserError, match="no 'baseline'"):
+        broken.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("docs.parquet", None, "holds no docs.parquet"),
+        ("record.json", None, "holds no record.json"),
+        ("docs.parquet", b"not parquet", "cannot read the result"),
+        ("record.json", b"{half", "cannot read the result"),
+        ("record.json", b"[1]", "not a JSON object"),
+    ],
+)
+def test_load_refuses_what_save_did_not_write(result, tmp_path, name, content, message):
+    result.save(tmp_path)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        Result.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_names_a_missing_column(result, tmp_path):
+    result.save(tmp_path)
+    result.docs.drop(columns=["response"]).to_parquet(tmp_path / "docs.parquet")
+    with pytest.raises(UserError, match="lacks column response"):
+        Result.load(tmp_path)
+
+
+def test_no_torch():
+    code = "import sys, depthlens.stats, depthlens.results, depthlens.plots; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,299 @@
+"""Statistics against published numbers, independent formulas and exact coverage."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as sps
+from statsmodels.stats.contingency_tables import mcnemar
+
+from depthlens import stats
+from depthlens.errors import UserError
+
+
+def table(values: dict[str, list[float]], *, task="t", metric="acc", model="m", doc_ids=None) -> pd.DataFrame:
+    """Documents of one (model, task, metric) from values per condition."""
+    rows = []
+    for condition, column in values.items():
+        ids = doc_ids[condition] if doc_ids else range(len(column))
+        layer = int(condition[1:]) if condition[1:].isdigit() else pd.NA
+        for doc_id, value in zip(ids, column, strict=True):
+            rows.append((model, task, metric, condition, layer, pd.NA, doc_id, float(value), str(value)))
+    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64"})
+
+
+# -- the interval ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first_only", "second_only", "n", "low", "high", "digits"),
+    [
+        (6, 16, 161, -0.1240, -0.0054, 4),  # Cavo 2012, in Fagerland, Lydersen, Laake 2017, chapter 8
+        (1, 7, 21, -0.517, -0.026, 3),  # Bentur 2009: Fagerland et al. 2014, Stat Med 33:2850
+    ],
+)
+def test_tango_interval_gives_published_values(first_only, second_only, n, low, high, digits):
+    ends = stats.tango_interval(second_only, first_only, n)
+    assert [round(float(e), digits) for e in ends] == [low, high]
+
+
+def test_exact_mcnemar_gives_published_value():
+    assert stats.mcnemar_p(16, 6) == pytest.approx(0.052479, abs=5e-7)  # Cavo 2012, same source
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 50, 1000])
+def test_tango_interval_without_discordant_documents_has_its_closed_form(n):
+    z2 = sps.norm.ppf(0.975) ** 2
+    low, high = stats.tango_interval(0, 0, n)
+    assert high == pytest.approx(z2 / (n + z2)) and low == pytest.approx(-high)
+
+
+def test_tango_interval_solves_the_score_equation_maximised_by_hand():
+    # Independent route: q by numerical maximisation of the trinomial likelihood, T by its definition.
+    lost, gained, n = 9, 3, 40
+    for end, sign in zip(stats.tango_interval(lost, gained, n), (1, -1), strict=True):
+        d = float(end)
+        q = np.linspace(max(0, -d), (1 - d) / 2, 2_000_001)[1:-1]
+        likelihood = lost * np.log(q) + gained * np.log(q + d) + (n - lost - gained) * np.log(1 - 2 * q - d)
+        best = q[np.argmax(likelihood)]
+        score = (gained - lost - n * d) / math.sqrt(n * (2 * best + d * (1 - d)))
+        assert score == pytest.approx(sign * sps.norm.ppf(0.975), abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 60])
+def test_tango_interval_is_sound_for_every_count(n):
+    lost, gained = (a.ravel() for a in np.meshgrid(np.arange(n + 1), np.arange(n + 1)))
+    keep = lost + gained <= n
+    lost, gained = lost[keep], gained[keep]
+    low, high = stats.tango_interval(lost, gained, n)
+    delta = (gained - lost) / n
+    assert (low >= -1).all() and (high <= 1).all()
+    assert (high - low > 1e-3).all(), "an interval of zero width claims certainty"
+    assert (low <= delta + 1e-12).all() and (delta <= high + 1e-12).all()
+    mirrored_low, mirrored_high = stats.tango_interval(gained, lost, n)
+    np.testing.assert_allclose([mirrored_low, mirrored_high], [-high, -low], atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [20, 50])
+def test_tango_interval_covers_exactly_enumerated(n):
+    """Coverage summed over all outcomes, no simulation: near 95% everywhere, on average above 94.5%."""
+    lost, gained = (a.ravel() for a in np.meshgrid(np.arange(n + 1), np.arange(n + 1)))
+    keep = lost + gained <= n
+    lost, gained = lost[keep], gained[keep]
+    low, high = stats.tango_interval(lost, gained, n)
+    coverage = []
+    for p_lost in (0.02, 0.1, 0.25, 0.5):
+        for p_gained in (0.0, 0.02, 0.1, 0.3):
+            rest = 1 - p_lost - p_gained
+            weight = sps.multinomial.pmf(
+                np.stack([lost, gained, n - lost - gained], axis=1), n, [p_lost, p_gained, rest]
+            )
+            delta = p_gained - p_lost
+            coverage.append(weight[(low <= delta) & (delta <= high)].sum())
+    assert min(coverage) > 0.92, coverage
+    assert np.mean(coverage) > 0.945, coverage
+
+
+def test_summary_intervals_cover_in_simulation():
+    """End to end: 400 simulated conditions of correlated 0/1 documents; bound at 4 standard errors."""
+    rng = np.random.default_rng(0)
+    n, conditions = 40, 400
+    base = np.r_[np.ones(24), np.zeros(16)]  # stratum sizes fixed by the baseline run
+    values = {"baseline": base}
+    for i in range(conditions):
+        values[f"L{i}"] = np.where(base == 1, rng.random(n) > 0.3, rng.random(n) < 0.1)
+    rows = stats.summarise(table(values)).iloc[1:]
+    true_delta = (16 * 0.1 - 24 * 0.3) / n
+    covered = ((rows["ci_low"] <= true_delta) & (true_delta <= rows["ci_high"])).mean()
+    # Given the baseline, the difference varies less than over new baselines: coverage is at least nominal.
+    assert covered > 0.95 - 4 * math.sqrt(0.95 * 0.05 / conditions)
+
+
+# -- the tests -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (3, 3), (10, 2), (0, 12), (40, 1)])
+def test_mcnemar_equals_statsmodels_and_the_binomial_sum(lost, gained):
+    p = float(stats.mcnemar_p(lost, gained))
+    assert p == pytest.approx(mcnemar([[5, lost], [gained, 5]], exact=True).pvalue)
+    m = lost + gained
+    by_hand = min(1.0, 2 * sum(math.comb(m, i) for i in range(min(lost, gained) + 1)) / 2**m)
+    assert p == pytest.approx(by_hand)
+
+
+def test_holm_by_hand():
+    p = [0.01, 0.04, 0.03, 0.005]
+    np.testing.assert_allclose(stats.holm(p), [0.03, 0.06, 0.06, 0.02])
+    assert len(stats.holm([])) == 0
+
+
+def test_wilson_interval_by_formula():
+    k, n, z = 7, 20, sps.norm.ppf(0.975)
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    assert stats.proportion_interval(k, n) == pytest.approx((centre - half, centre + half))
+
+
+def test_mean_interval():
+    values = [1.0, 2.0, 4.0]
+    half = sps.t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
+    assert stats.mean_interval(values) == pytest.approx((7 / 3 - half, 7 / 3 + half))
+    assert all(math.isnan(e) for e in stats.mean_interval([3.0]))
+
+
+def test_above_chance():
+    by_hand = sum(math.comb(10, i) * 0.25**i * 0.75 ** (10 - i) for i in range(6, 11))
+    assert stats.above_chance([1] * 6 + [0] * 4, 0.25) == pytest.approx(by_hand)
+    assert stats.above_chance([0] * 10, 0.25) == 1.0
+    assert stats.above_chance([0] * 10, 0.0) == 1.0
+    assert stats.above_chance([1] + [0] * 9, 0.0) == 0.0
+    graded = [0.3, 0.5, 0.7, 0.9]
+    expected = sps.ttest_1samp(graded, 0.25, alternative="greater").pvalue
+    assert stats.above_chance(graded, 0.25) == pytest.approx(expected)
+    assert stats.above_chance([0.4] * 5, 0.25) == 0.5**5
+    assert stats.above_chance([0.2] * 5, 0.25) == 1.0
+
+
+def test_smallest_p_is_reached_by_losing_everything():
+    docs = table({"baseline": [1] * 7 + [0], **{f"L{i}": [0] * 8 for i in range(3)}})
+    assert stats.summarise(docs)["p_adjusted"].iloc[1] == pytest.approx(stats.smallest_p(7, 3))
+
+
+# -- summarise -------------------------------------------------------------------------------------------
+
+
+def test_summary_columns_order_and_numbers():
+    docs = table({"L1": [1, 1, 0, 0], "L0": [0, 0, 0, 1], "baseline": [1, 1, 1, 0]})
+    got = stats.summarise(docs)
+    assert list(got.columns) == [
+        "model", "task", "metric", "condition", "layer", "head", "n", "value", "baseline", "delta", "ci_low",
+        "ci_high", "p_value", "p_adjusted",
+    ]  # fmt: skip
+    assert got["condition"].tolist() == ["baseline", "L1", "L0"]
+    assert got["layer"].tolist() == [pd.NA, 1, 0] and str(got["layer"].dtype) == "Int64"
+    assert got["n"].tolist() == [4, 4, 4]
+    assert got["value"].tolist() == [0.75, 0.5, 0.25]
+    assert got["baseline"].tolist() == [0.75] * 3
+    assert got["delta"].tolist() == [0.0, -0.25, -0.5]
+    first = got.iloc[0]
+    assert (first["ci_low"], first["ci_high"]) == (0, 0)
+    assert math.isnan(first["p_value"]) and math.isnan(first["p_adjusted"])
+    assert got["p_value"].tolist()[1:] == [1.0, 0.625]  # lost 1 gained 0; lost 3 gained 1
+    assert got["p_adjusted"].tolist()[1:] == [1.0, 1.0]
+    low, high = stats.tango_interval(3, 1, 4)
+    assert got["ci_low"].iloc[2] == pytest.approx(low) and got["ci_high"].iloc[2] == pytest.approx(high)
+
+
+def test_documents_are_matched_by_id_not_by_position():
+    docs = table(
+        {"baseline": [1, 0, 1, 0], "L0": [0, 1, 0, 1]}, doc_ids={"baseline": [0, 1, 2, 3], "L0": [1, 0, 3, 2]}
+    )
+    assert stats.summarise(docs)["p_value"].iloc[1] == 1.0  # nothing changed on any document
+    assert stats.summarise(docs)["ci_high"].iloc[1] == pytest.approx(float(stats.tango_interval(0, 0, 4)[1]))
+
+
+def test_holm_runs_within_one_model_task_metric():
+    strong, weak = [0] * 10, [0] * 7 + [1] * 3
+    one = table({"baseline": [1] * 10, "L0": strong, "L1": weak})
+    both = pd.concat([one, table({"baseline": [1] * 10, "L0": strong, "L1": weak}, metric="em")])
+    alone, joint = stats.summarise(one), stats.summarise(both)
+    assert alone["p_adjusted"].tolist()[1:] == pytest.approx([2 * 2**-9, 2**-6])
+    assert joint.loc[joint["metric"] == "acc", "p_adjusted"].tolist()[1:] == alone["p_adjusted"].tolist()[1:]
+
+
+def test_graded_metric_uses_paired_t():
+    rng = np.random.default_rng(1)
+    base = rng.random(12)
+    other = base - 0.1 + 0.05 * rng.standard_normal(12)
+    row = stats.summarise(table({"baseline": base, "L0": other}, metric="f1")).iloc[1]
+    expected = sps.ttest_rel(other, base)
+    interval = expected.confidence_interval(0.95)
+    assert row["p_value"] == pytest.approx(expected.pvalue)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((interval.low, interval.high))
+    assert row["delta"] == pytest.approx((other - base).mean())
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "delta", "p"),
+    [
+        ([1], [0], -1.0, 1.0),  # one document proves nothing
+        ([1], [1], 0.0, 1.0),
+        ([1, 1, 1], [1, 1, 1], 0.0, 1.0),
+        ([0, 0, 0], [0, 0, 0], 0.0, 1.0),
+        ([1, 1, 0, 0], [0, 0, 1, 1], 0.0, 1.0),
+    ],
+)
+def test_degenerate_binary(base, other, delta, p):
+    row = stats.summarise(table({"baseline": base, "L0": other})).iloc[1]
+    assert (row["delta"], row["p_value"], row["p_adjusted"]) == (delta, p, p)
+    assert row["ci_high"] - row["ci_low"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "p"),
+    [([0.5], [0.2], 1.0), ([0.5, 0.8], [0.5, 0.8], 1.0), ([0.5, 0.8, 0.6], [0.4, 0.7, 0.5], 0.25)],
+)
+def test_degenerate_graded(base, other, p):
+    row = stats.summarise(table({"baseline": base, "L0": other}, metric="f1")).iloc[1]
+    assert row["p_value"] == p, "equal differences: exact sign-flip p, not 0 from a variance of rounding"
+    assert row["ci_low"] < row["delta"] < row["ci_high"]
+
+
+def test_baseline_alone_is_summarised():
+    got = stats.summarise(table({"baseline": [1, 0]}))
+    assert len(got) == 1 and got["value"].item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("docs", "message"),
+    [
+        (table({"L0": [1, 0]}), r"t acc of m has no 'baseline'"),
+        (table({"baseline": [1, 0], "L7": [1, math.nan]}), r"condition 'L7'.*nan on document 1.*float32"),
+        (table({"baseline": [1, 0], "L7": [1, math.inf]}), r"condition 'L7'.*inf"),
+        (
+            table({"baseline": [1, 0], "L7": [1]}, doc_ids={"baseline": [0, 1], "L7": [0]}),
+            r"condition 'L7'.*lacks document 1",
+        ),
+        (
+            table({"baseline": [1, 0], "L7": [1, 0]}, doc_ids={"baseline": [0, 1], "L7": [0, 5]}),
+            r"condition 'L7'.*lacks document 1",
+        ),
+        (
+            table({"baseline": [1], "L7": [1, 0]}, doc_ids={"baseline": [0], "L7": [0, 1]}),
+            r"condition 'L7'.*baseline lacks: 1",
+        ),
+        (
+            table({"baseline": [1, 0], "L7": [1, 0]}, doc_ids={"baseline": [0, 1], "L7": [0, 0]}),
+            r"condition 'L7'.*document 0 more than once",
+        ),
+        (table({"baseline": []}), r"no documents"),
+    ],
+)
+def test_bad_documents_are_refused_in_one_line(docs, message):
+    with pytest.raises(UserError, match=message) as caught:
+        stats.summarise(docs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_large_summary_is_quick(graded):
+    rng = np.random.default_rng(0)
+    conditions = ["baseline"] + [f"L{i}" for i in range(300)]
+    values = rng.random((2, 301, 200))
+    if not graded:
+        values = (values < 0.6).astype(float)
+    names = ["metric", "condition", "doc_id"]
+    index = pd.MultiIndex.from_product([["acc", "em"], conditions, range(200)], names=names)
+    docs = pd.DataFrame({"value": values.ravel()}, index=index).reset_index()
+    docs = docs.assign(model="m", task="t", layer=pd.array([pd.NA] * len(docs), dtype="Int64"), head=pd.NA)
+    start = time.perf_counter()
+    got = stats.summarise(docs)
+    elapsed = time.perf_counter() - start
+    assert len(got) == 602
+    assert elapsed < 1.0, f"{elapsed:.2f} s"
