@@ -16,15 +16,17 @@ from depthlens.errors import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths, from the model for the first five and from a layer for the rest."""
+    """Module paths, from the model for the first five and from a (pre-norm) layer for the rest."""
 
     embed: str = "model.embed_tokens"
     layers: str = "model.layers"
     rotary: str = "model.rotary_emb"
     final_norm: str = "model.norm"
     unembed: str = "lm_head"
+    attn_norm: str = "input_layernorm"
     attn: str = "self_attn"
     o_proj: str = "self_attn.o_proj"
+    mlp_norm: str = "post_attention_layernorm"
     mlp: str = "mlp"
 
 
@@ -48,8 +50,10 @@ class Architecture:
     dims: Dims
     embed: nn.Module
     layers: tuple[nn.Module, ...]
+    attn_norm: tuple[nn.Module, ...]
     attn: tuple[nn.Module, ...]
     o_proj: tuple[nn.Linear, ...]
+    mlp_norm: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
     rotary: nn.Module
     final_norm: nn.Module
@@ -97,8 +101,10 @@ def bind(model: nn.Module) -> Architecture:
         dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head),
         embed=find(model, family.embed),
         layers=layers,
+        attn_norm=tuple(find(layer, family.attn_norm) for layer in layers),
         attn=tuple(find(layer, family.attn) for layer in layers),
         o_proj=o_proj,
+        mlp_norm=tuple(find(layer, family.mlp_norm) for layer in layers),
         mlp=tuple(find(layer, family.mlp) for layer in layers),
         rotary=find(model, family.rotary),
         final_norm=find(model, family.final_norm),

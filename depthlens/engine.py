@@ -6,6 +6,7 @@ tasks: requests are token ids. Running out of memory halves the budget and goes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from depthlens import backends
+from depthlens import backends, packing, wavefront
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.errors import UserError
 
 # measured on 2 cores: larger batches gain nothing on a CPU, and attention masks and logits grow with them
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 65536
+# below this a layer's weights cost more to read than its arithmetic; memory that does not do for it does for nothing
+MIN_BATCH_TOKENS = 64
+# residual streams of all open rows of a pack, held from layer to layer
+STATE_BYTES = 512 << 20
+# conditions that walk together; more gain nothing, since the clean row they share is by then a small part
+MAX_OPEN_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -95,24 +102,92 @@ class Engine:
             Answers, indexed [condition][request].
         """
         answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
-        rows = [(c, r) for r in range(len(requests)) for c in range(len(conditions))]
-        rows.sort(key=lambda row: -len(requests[row[1]].context) - len(requests[row[1]].continuation))
+        # the last token of a continuation is predicted, never read
+        inputs = [(*q.context, *q.continuation)[:-1] for q in requests]
+        with tqdm(total=len(requests) * len(conditions), desc=desc, unit="row", disable=not self.progress) as bar:
+            if not self._walks(max(map(len, inputs), default=0)):
+                self._rows(requests, inputs, conditions, answers, bar)
+                return answers
+            for group in self._groups(conditions):
+                # every row of a pack lives through all layers: their states bound the size of a pack
+                room = max(1, STATE_BYTES // (len(group) * self.lens.dims.d_model * self.lens.dtype.itemsize))
+                for packed in packing.pack(inputs, room):
+                    self._score_pack(packed, requests, conditions, group, answers)
+                    bar.update(len(packed.sequences) * len(group))
+        return answers
 
-        def length(row: tuple[int, int]) -> int:
-            return len(requests[row[1]].context) + len(requests[row[1]].continuation) - 1
+    def _walks(self, longest: int) -> bool:
+        """Whether the fast path does what the model does: its attention must see all tokens before."""
+        window = getattr(self.lens.model.config, "sliding_window", None)
+        return self.backend.name == "torch" and (window is None or longest <= window)
+
+    def _groups(self, conditions: Sequence[Condition]) -> list[list[int]]:
+        """Conditions that walk together, sorted by where they fork off."""
+        order = sorted(range(len(conditions)), key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
+        return [order[i : i + MAX_OPEN_ROWS] for i in range(0, len(order), MAX_OPEN_ROWS)]
+
+    def _score_pack(
+        self,
+        packed: packing.Pack,
+        requests: Sequence[Loglikelihood],
+        conditions: Sequence[Condition],
+        group: list[int],
+        answers: list[list[Any]],
+    ) -> None:
+        # sequences share asked positions as they share tokens: each is unembedded once
+        asked: dict[int, int] = {}
+        spans = []
+        for r, path in zip(packed.sequences, packed.paths, strict=True):
+            nodes = path[len(requests[r].context) - 1 :]
+            spans.append([asked.setdefault(n, len(asked)) for n in nodes])
+        walk = wavefront.Wavefront(self.lens, self.backend.means, self.batch_tokens)
+        states = self._shrinking(walk, lambda: walk.run(packed, [conditions[c] for c in group], list(asked)))
+        targets = torch.tensor([t for r in packed.sequences for t in requests[r].continuation], device=self.lens.device)
+        where = torch.tensor([i for span in spans for i in span], device=self.lens.device)
+        for c, state in zip(group, states, strict=True):
+            with torch.no_grad():
+                logits = self.lens.arch.unembed(self.lens.arch.final_norm(state)).float()  # [asked, d_vocab]
+            picked = logits[where, targets] - logits.logsumexp(-1)[where]
+            greedy = logits.argmax(-1)[where] == targets
+            at = 0
+            sums, hits = picked.tolist(), greedy.tolist()
+            for r, span in zip(packed.sequences, spans, strict=True):
+                end = at + len(span)
+                answers[c][r] = Likelihood(math.fsum(sums[at:end]), all(hits[at:end]))
+                at = end
+
+    def _shrinking(self, walk: wavefront.Wavefront, run: Callable[[], Tensor]) -> Tensor:
+        """Run; when memory runs out halve the chunk and try again."""
+        while True:
+            try:
+                return run()
+            except (torch.OutOfMemoryError, RuntimeError) as e:
+                if not out_of_memory(e) or self.batch_tokens < MIN_BATCH_TOKENS:
+                    raise
+                self.batch_tokens = walk.batch_tokens = self.batch_tokens // 2
+
+    def _rows(
+        self,
+        requests: Sequence[Loglikelihood],
+        inputs: Sequence[tuple[int, ...]],
+        conditions: Sequence[Condition],
+        answers: list[list[Any]],
+        bar: tqdm,
+    ) -> None:
+        """The plain way, for backends that only know whole forward passes: a row is (request, condition)."""
+        rows = [(c, r) for r in range(len(requests)) for c in range(len(conditions))]
+        rows.sort(key=lambda row: -len(inputs[row[1]]))
 
         def run(batch: list[tuple[int, int]]) -> None:
             picked = [requests[r] for _, r in batch]
-            # the last token of a continuation is predicted, never read
-            tokens = [(*q.context, *q.continuation)[:-1] for q in picked]
+            tokens = [inputs[r] for _, r in batch]
             padded, mask = self._pad(tokens, left=False)
             positions = [range(len(q.context) - 1, len(t)) for q, t in zip(picked, tokens, strict=True)]
             logits, _ = self.backend.forward(padded, mask, [conditions[c] for c, _ in batch], positions=positions)
             for (c, r), q, values in zip(batch, picked, logits, strict=True):
                 answers[c][r] = score(values, q.continuation)
 
-        self._run(rows, length, run, desc)
-        return answers
+        self._run(rows, lambda row: len(inputs[row[1]]), run, bar)
 
     def generate_until(
         self, requests: Sequence[Generate], conditions: Sequence[Condition], desc: str = "generate"
@@ -134,7 +209,8 @@ class Engine:
             for (c, r), text in zip(batch, written, strict=True):
                 texts[c][r] = text
 
-        self._run(rows, length, run, desc)
+        with tqdm(total=len(rows), desc=desc, unit="row", disable=not self.progress) as bar:
+            self._run(rows, length, run, bar)
         return texts
 
     def _decode(self, requests: list[Generate], conditions: list[Condition]) -> list[str]:
@@ -163,22 +239,21 @@ class Engine:
             mask[i, place] = 1
         return tokens.to(self.lens.device), mask.to(self.lens.device)
 
-    def _run(self, rows: list[Any], length: Callable[[Any], int], run: Callable[[list[Any]], None], desc: str) -> None:
+    def _run(self, rows: list[Any], length: Callable[[Any], int], run: Callable[[list[Any]], None], bar: tqdm) -> None:
         """Run rows, sorted long first, in batches under the budget; halve the budget when memory runs out."""
         start = 0
-        with tqdm(total=len(rows), desc=desc, unit="row", disable=not self.progress) as bar:
-            while start < len(rows):
-                size = max(1, self.batch_tokens // length(rows[start]))
-                batch = rows[start : start + size]
-                try:
-                    run(batch)
-                except (torch.OutOfMemoryError, RuntimeError) as e:
-                    if not out_of_memory(e) or len(batch) == 1:
-                        raise
-                    self.batch_tokens = max(1, len(batch) // 2 * length(rows[start]))
-                    continue
-                start += len(batch)
-                bar.update(len(batch))
+        while start < len(rows):
+            size = max(1, self.batch_tokens // length(rows[start]))
+            batch = rows[start : start + size]
+            try:
+                run(batch)
+            except (torch.OutOfMemoryError, RuntimeError) as e:
+                if not out_of_memory(e) or len(batch) == 1:
+                    raise
+                self.batch_tokens = max(1, len(batch) // 2 * length(rows[start]))
+                continue
+            start += len(batch)
+            bar.update(len(batch))
 
 
 def score(logits: Tensor, continuation: Sequence[int]) -> Likelihood:

@@ -3,9 +3,9 @@
 Labels, units, chance levels and the number of layers are read from the result. A layer is marked as critical
 only where its loss is significant after Holm's correction; a task at chance is drawn in grey and says so.
 
-Made for print and for colour-blind readers: Okabe-Ito colours (2008, jfly.uni-koeln.de/color), whose lightness
-differs too, a marker of its own for every series, no text below 8 pt at the width of a page. The theme is seaborn's, set
-through context managers: global settings stay as they are.
+Made for print and for colour-blind readers: Okabe-Ito colours (2008, jfly.uni-koeln.de/color) that differ in
+lightness, too, a marker of its own for every series, no text below 8 pt at the width of a page. The theme is
+seaborn's, set through context managers: global settings stay as they are.
 
 Figures do not belong to pyplot, so none is left open, and ``%matplotlib`` does not matter: the last
 expression of a notebook cell displays its figure exactly once, in Jupyter and under papermill alike. Anywhere
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,6 @@ MARKERS = ("o", "s", "^", "D")
 INK, GREY = "#262626", "#767676"  # the grey keeps 4.5:1 on white, the least that small text needs
 WIDTH = 7.0  # inches: both columns of a page
 DASHED, DOTTED = (0, (5, 3)), (0, (1, 2))
-_LAYER = "removed layer"
 CANNOT_JUDGE = "at chance: cannot judge"
 CRITICAL = f"critical layer (loss, Holm-adjusted p < {ALPHA})"
 FIELDS = [*GROUP, "site"]
@@ -110,10 +110,8 @@ def depth_profile(
     rows = math.ceil(len(panels) / columns)
     with _theme():
         fig = _figure(series, title, height=3.3 if rows == 1 else 2.1 * rows + 0.9)
-        axes = fig.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-        for ax in axes[len(panels) :]:
-            ax.remove()
-        for i, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
+        for i, panel in enumerate(panels):
+            ax = fig.add_subplot(rows, columns, i + 1)
             styles = [labels.index(s.label(within)) if len(labels) <= _OVERLAID else 0 for s in panel]
             for s, style in zip(panel, styles, strict=True):
                 _draw_series(ax, s, style, value)
@@ -123,11 +121,9 @@ def depth_profile(
             elif len(panel) > 1:
                 _label_ends(ax, panel, styles, within, value)
             if any(s.base.at_chance for s in panel) and (len(panels) > 1 or len(panel) == 1):
-                place = {"transform": ax.transAxes, "ha": "right", "va": "top"}
-                ax.text(0.99, 0.97, CANNOT_JUDGE, fontsize=8, color=GREY, **place)
+                ax.set_title(CANNOT_JUDGE, loc="right", y=0.9, fontsize=8, color=GREY)
             if i + columns >= len(panels):
-                ax.set_xlabel(_LAYER)
-                ax.tick_params(labelbottom=True)
+                ax.set_xlabel("removed layer")
         named = labels if len(panels) > 1 and 1 < len(labels) <= _OVERLAID else []
         _legend(fig, _handles(series, named, value))
         sns.despine(fig)
@@ -146,11 +142,11 @@ def protocol_comparison(
         UserError: an unknown task or metric, no condition that is a single layer, or several units.
     """
     series = _series(result, tasks, metrics)
-    units = list(dict.fromkeys((s.unit, s.better) for s in series))
-    if len(units) > 1:
-        names = ", ".join(unit for unit, _ in units)
-        raise UserError(f"one colour scale cannot show {names} together; choose with metrics=[...]")
-    (unit, better), n_layers = units[0], len(series[0].delta)
+    unit, better, n_layers = series[0].unit, series[0].better, len(series[0].delta)
+    if len(units := {s.unit: None for s in series}) > 1:
+        raise UserError(
+            f"one colour scale cannot show {', '.join(units)} together; choose with metrics=[...]"
+        )
     grid = np.ma.masked_invalid([s.delta * (np.nan if s.base.at_chance else 1) for s in series])
     limit = max(0.1, math.ceil(np.abs(grid).max() * 10) / 10) if grid.count() else 1.0
     with _theme():
@@ -163,11 +159,11 @@ def protocol_comparison(
         for row, s in enumerate(series):
             _draw_row(ax, s, row, limit)
         ax.set_yticks(range(len(series)), [s.label(_varying(series)) for s in series])
-        ax.set(xlabel=_LAYER, xlim=(x[0], x[-1]), ylim=(y[-1], y[0]))
+        ax.set(xlabel="removed layer", xlim=(x[0], x[-1]), ylim=(y[-1], y[0]))
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12))
         ax.tick_params(length=0)
-        bar = fig.colorbar(mesh, ax=ax, orientation="horizontal", aspect=45, fraction=0.06, pad=0.02)
-        bar.set_label(f"change of {unit} from baseline")
+        place = {"orientation": "horizontal", "aspect": 45, "fraction": 0.06, "pad": 0.02}
+        bar = fig.colorbar(mesh, ax=ax, label=f"change of {unit} from baseline", **place)
         bar.outline.set_visible(False)
         handles = [Line2D([], [], ls="", marker="o", ms=4, color=INK, label=CRITICAL)]
         if any(s.gain.any() and not s.base.at_chance for s in series):
@@ -183,14 +179,14 @@ def prediction(
     after: ArrayLike,
     *,
     condition: str = "the ablation",
-    title: str = "",
+    title: str | None = None,
 ) -> Figure:
     """Probability of each next token before and after an ablation, first token on top.
 
     Args:
         tokens: Their text; spaces and line breaks are made visible.
-        before: Probabilities without ablation.
-        after: Probabilities under the condition.
+        before: Probability of each without ablation.
+        after: Probability of each under the condition.
         condition: Its text form, for the legend.
         title: Above the figure.
 
@@ -207,7 +203,7 @@ def prediction(
         raise UserError(f"probabilities run from {both.min():.3g} to {both.max():.3g}; allowed: 0 to 1")
     y, top = np.arange(len(names)), max(float(both.max()), 0.01)
     with _theme():
-        fig = _figure([], title, height=0.27 * len(names) + 1.2, width=0.7 * WIDTH)
+        fig = _figure([], title or "", height=0.27 * len(names) + 1.2, width=0.7 * WIDTH)
         ax = fig.subplots()
         ax.hlines(y, before, after, color="#B0B0B0", lw=2, zorder=1)
         ax.plot(after, y, "s", color=PALETTE[1], ms=6, label=f"after {condition}")
@@ -218,8 +214,7 @@ def prediction(
         ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(-0.025 * top, 1.04 * top))
         ax.set_xlabel("probability of the next token")
         ax.tick_params(axis="y", length=0)
-        ax.grid(axis="y", color="#E8E8E8", lw=0.6)
-        ax.set_axisbelow(True)
+        ax.grid(axis="y", color="#E8E8E8", lw=0.6, zorder=0)
         _legend(fig, ax.get_lines()[::-1])
         sns.despine(fig, left=True)
     return fig
@@ -236,7 +231,7 @@ def _theme() -> Iterator[None]:
 
 def _figure(series: Sequence[_Series], title: str | None, *, height: float, width: float = WIDTH) -> Plot:
     fig = Plot(figsize=(width, height), dpi=200, layout="constrained")
-    text = _title(series) if title is None else title
+    text = textwrap.fill(_title(series) if title is None else title, round(90 * width / WIDTH))
     if text:
         fig.suptitle(text, fontsize=10, x=0.01, ha="left").set_parse_math(False)
     return fig
@@ -303,14 +298,13 @@ def _varying(series: Sequence[_Series]) -> list[str]:
 
 def _panels(series: list[_Series]) -> tuple[list[list[_Series]], list[str], list[str]]:
     """Groups of series to overlay, and the fields that differ across groups and within them."""
-    fields = _varying(series)
     for across in ([], ["model", "task"], GROUP, FIELDS):
         groups: dict[tuple, list[_Series]] = {}
         for s in series:
             groups.setdefault((s.unit, *(s.key[f] for f in across)), []).append(s)
         if max(map(len, groups.values())) <= _OVERLAID:
             break
-    outer, inner = [f for f in fields if f in across], [f for f in fields if f not in across]
+    outer, inner = ([f for f in _varying(series) if (f in across) == out] for out in (True, False))
     if len(groups) > 1 and not outer:  # split by unit alone: the metric tells the panels apart
         outer, inner = ["metric"], [f for f in inner if f != "metric"]
     return list(groups.values()), outer, inner
@@ -353,9 +347,8 @@ def _label_ends(
     ax: Axes, panel: Sequence[_Series], styles: Sequence[int], within: Sequence[str], value: str
 ) -> None:
     """Name each line at its right end, spread so that names do not touch."""
-    low, high = ax.get_ylim()
+    ends, (low, high) = [], ax.get_ylim()
     line = (high - low) * 0.065  # 8 pt of an axis some 2.3 inches high
-    ends = []
     for s, style in zip(panel, styles, strict=True):
         last = s.delta[np.isfinite(s.delta)][-1] + (s.base.baseline if value == "value" else 0)
         ends.append((last, s, style, line * (2 if s.base.at_chance else 1)))
@@ -392,11 +385,10 @@ def _title(series: Sequence[_Series]) -> str:
     """What is the same in all series: models, task, what was removed, number of documents."""
     models, tasks, sites = (list(dict.fromkeys(s.key[f] for s in series)) for f in ("model", "task", "site"))
     where = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
-    removed = (
-        f"{where.get(sites[0], sites[0])} removed" if len(sites) == 1 else "one layer or part of it removed"
-    )
-    n = sorted({s.base.n for s in series})
-    count = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    place, _, mean = sites[0].partition(" (")
+    removed = where[place] + (" replaced by its mean" if mean else " removed")
+    removed = removed if len(sites) == 1 else "one layer or part of it removed"
+    count = " to ".join(str(n) for n in sorted({f(s.base.n for s in series) for f in (min, max)}))
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
     return f"{', '.join(models)}{task}: {removed} at a time, n = {count} documents"
 

@@ -300,8 +300,6 @@ def concat(results: Sequence[Result]) -> Result:
     """
     if not results:
         raise UserError("no results to join; give at least one")
-    if len(results) == 1:
-        return results[0]
     key = [*GROUP, "condition", "doc_id"]
     docs = pd.concat([r.docs for r in results], ignore_index=True)
     docs = docs.drop_duplicates([*key, "value"], ignore_index=True)
@@ -335,7 +333,8 @@ def _joined_tasks(records: Sequence[dict]) -> dict[str, dict]:
                 )
         metrics: dict[str, dict] = {}
         for metric, info in ((m, i) for e in entries for m, i in e.get("metrics", {}).items()):
-            if metrics.setdefault(metric, info) != info:
+            known = metrics.setdefault(metric, dict(info))
+            if any(known.get(k) != info.get(k) for k in ("higher_is_better", "chance")):
                 raise UserError(
                     f"the results disagree on metric {metric!r} of task {task!r}; name them apart"
                 )

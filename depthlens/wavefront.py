@@ -1,0 +1,128 @@
+"""The fast path: walk the layers once, all conditions together.
+
+The clean row goes through the layers of one pack. At layer l every condition whose first ablation lies there forks
+off the clean row, and all open rows go through the next layer together. A row that skips a layer stands aside while
+the others pass. So each layer is visited once for all conditions, a single-layer sweep costs half its naive layer
+passes, and only the positions that are asked for are unembedded. The scores are those of `backends.torch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from depthlens.ablations import Condition
+from depthlens.backends import Means
+from depthlens.backends.torch import RowEdits
+from depthlens.architectures import hidden
+from depthlens.packing import Pack
+from depthlens.tree_attention import Layout, walking
+
+
+class Wavefront:
+    """Final residual streams of one pack under many conditions.
+
+    Args:
+        lens: A loaded model.
+        means: Reference means for ``@mean`` conditions.
+        batch_tokens: Rows go through a layer in chunks of at most so many tokens.
+    """
+
+    def __init__(self, lens: Any, means: Means | None, batch_tokens: int) -> None:
+        self.lens = lens
+        self.arch = lens.arch
+        self.means = means
+        self.batch_tokens = batch_tokens
+
+    @torch.no_grad()
+    def run(self, pack: Pack, conditions: Sequence[Condition], positions: Sequence[int]) -> Tensor:
+        """Walk one pack.
+
+        Args:
+            pack: The prefix tree.
+            conditions: Any number.
+            positions: Flat indices whose final states are wanted.
+
+        Returns:
+            Final residual stream, before the last norm. Shape [condition, position, d_model].
+        """
+        layout = Layout(pack, self.lens.device, self.lens.dtype)
+        x = self.arch.embed(layout.tokens)[None]  # row 0 is the clean one
+        rotary = self.arch.rotary(x, position_ids=layout.position_ids)
+        wanted = torch.tensor(positions, device=self.lens.device)
+        open_rows: list[int] = [-1]  # condition of each row of x; -1: clean
+        aside: dict[int, Tensor] = {}  # rows standing aside, [pos, d_model]
+        last = len(self.arch.layers) - 1
+        with walking(self.lens.model):
+            for layer in range(last + 1):
+                for c, condition in enumerate(conditions):
+                    if condition.first_layer == layer:
+                        aside[c] = x[0]
+                x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
+                x, open_rows = self._join(x, open_rows, conditions, layer, aside)
+                keep = wanted if layer == last else None
+                x = self._layer(x, [conditions[c] if c >= 0 else None for c in open_rows], layer, layout, rotary, keep)
+        row_of = {c: i for i, c in enumerate(open_rows)}
+        finals = [
+            aside[c][wanted] if c in aside else x[row_of[c] if condition else 0] for c, condition in enumerate(conditions)
+        ]
+        return torch.stack(finals)
+
+    def _skips(self, condition: Condition, layer: int) -> str | None:
+        """The mode in which a condition does without the whole layer, if it does."""
+        return next((a.mode for a in condition.ablations if a.layer == layer and a.site == "layer"), None)
+
+    def _leave(
+        self, x: Tensor, rows: list[int], conditions: Sequence[Condition], layer: int, aside: dict[int, Tensor]
+    ) -> tuple[Tensor, list[int]]:
+        """Rows that skip this layer step aside; standing aside, a mean is added to them."""
+        stay = []
+        for i, c in enumerate(rows):
+            if c >= 0 and self._skips(conditions[c], layer):
+                aside[c] = x[i]
+            else:
+                stay.append(i)
+        for c in aside:
+            if self._skips(conditions[c], layer) == "mean":
+                aside[c] = aside[c] + self.means.layer[layer].to(x)
+        return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
+
+    def _join(
+        self, x: Tensor, rows: list[int], conditions: Sequence[Condition], layer: int, aside: dict[int, Tensor]
+    ) -> tuple[Tensor, list[int]]:
+        """Rows standing aside that do not skip this layer go on with the others."""
+        back = [c for c in aside if not self._skips(conditions[c], layer)]
+        if not back:
+            return x, rows
+        return torch.cat([x, torch.stack([aside.pop(c) for c in back])]), [*rows, *back]
+
+    def _layer(
+        self, x: Tensor, rows: list[Condition | None], layer: int, layout: Layout, rotary: Any, keep: Tensor | None
+    ) -> Tensor:
+        """One layer for all open rows, in chunks; with ``keep``, its output at those positions only."""
+        arch = self.arch
+        size = max(1, self.batch_tokens // x.shape[1])
+        out = x.new_empty(len(x), x.shape[1] if keep is None else len(keep), x.shape[2])
+        for start in range(0, len(x), size):
+            chunk = x[start : start + size]
+            edits = RowEdits([c or Condition() for c in rows[start : start + size]], self.lens, self.means)
+            handles = edits.hook(layer) if layer in edits.layers else []
+            try:
+                normed = arch.attn_norm[layer](chunk)
+                attn_out = hidden(
+                    arch.attn[layer](
+                        hidden_states=normed, attention_mask=None, position_embeddings=rotary, layout=layout,
+                        position_ids=layout.position_ids,
+                    )
+                )
+                if keep is not None:
+                    chunk, attn_out = chunk[:, keep], attn_out[:, keep]
+                resid_mid = chunk + attn_out
+                out[start : start + size] = resid_mid + hidden(arch.mlp[layer](arch.mlp_norm[layer](resid_mid)))
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return out
