@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats as sps
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from depthlens.errors import UserError
@@ -150,9 +149,13 @@ def paired_t(
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm's step-down adjusted p-values [3]."""
-    p_values = np.asarray(p_values, dtype=float)
-    return multipletests(p_values, method="holm")[1] if len(p_values) else p_values
+    """Holm's step-down adjusted p-values [3]: the i-th smallest of m (from 0) times m - i, never falling."""
+    # Not statsmodels' multipletests: it collects garbage on every call, which takes longer than all the rest.
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
 
 
 def smallest_p(n_right: int, n_conditions: int) -> float:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from depthlens import stats
 from depthlens.errors import UserError
@@ -131,6 +132,13 @@ def test_holm_by_hand():
     p = [0.01, 0.04, 0.03, 0.005]
     np.testing.assert_allclose(stats.holm(p), [0.03, 0.06, 0.06, 0.02])
     assert len(stats.holm([])) == 0
+
+
+@pytest.mark.parametrize("m", [1, 2, 30, 301])
+def test_holm_equals_statsmodels(m):
+    p = np.random.default_rng(m).random(m) ** 4
+    p[: m // 3] = p[0]  # ties
+    np.testing.assert_allclose(stats.holm(p), multipletests(p, method="holm")[1], rtol=1e-12)
 
 
 def test_wilson_interval_by_formula():
