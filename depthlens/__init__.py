@@ -23,7 +23,18 @@ _LAZY = {
     "Ablation": "ablations",
     "parse": "ablations",
 }
-_MODULES = ("ablations", "architectures", "engine", "harness", "models", "plots", "results", "runner", "stats", "sweep")
+_MODULES = (
+    "ablations",
+    "architectures",
+    "engine",
+    "harness",
+    "models",
+    "plots",
+    "results",
+    "runner",
+    "stats",
+    "sweep",
+)
 
 __all__ = ["__version__", *_LAZY]
 

@@ -32,7 +32,7 @@ _PART = re.compile(r"L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?(?:@(\w+))
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of a model that conditions are checked against (`d_head` is the width of one head's ``z``)."""
+    """The sizes of a model, which conditions are checked against (`d_head`: width of one head's ``z``)."""
 
     n_layers: int
     n_heads: int
@@ -73,18 +73,19 @@ class Ablation:
         if self.layer < 0:
             raise UserError(f"layer {self.layer} is negative; layers count from 0")
         if (self.index >= 0) != (self.site in ("head", "kv")):
-            raise UserError(f"index {self.index} does not fit site {self.site!r}: heads and KV groups have one")
+            fault = f"index {self.index} does not fit site {self.site!r}"
+            raise UserError(f"{fault}: heads and KV groups have one")
 
     def __str__(self) -> str:
         return f"L{self.layer}{self._suffix}"
 
     @property
     def _suffix(self) -> str:
-        place = {"layer": "", "attn": ".attn", "mlp": ".mlp", "head": f".H{self.index}", "kv": f".KV{self.index}"}
-        return place[self.site] + ("@mean" if self.mode == "mean" else "")
+        own = {"layer": "", "head": f".H{self.index}", "kv": f".KV{self.index}"}
+        return own.get(self.site, f".{self.site}") + ("@mean" if self.mode == "mean" else "")
 
     def covers(self, other: Ablation, dims: Dims | None = None) -> bool:
-        """Whether removing ``self`` leaves nothing for ``other`` to remove (group membership needs ``dims``)."""
+        """Whether removing ``self`` leaves ``other`` nothing to remove (membership of a group needs ``dims``)."""
         if self.layer != other.layer or self == other:
             return False
         if self.site == other.site:
@@ -115,9 +116,8 @@ class Condition:
         for one in self.ablations:
             for other in self.ablations:
                 if one.covers(other, dims):
-                    raise UserError(
-                        f"condition {self}: {other} has no effect of its own beside {one}; drop one of the two"
-                    )
+                    fault = f"condition {self}: {other} has no effect of its own beside {one}"
+                    raise UserError(f"{fault}; drop one of the two")
 
     def __str__(self) -> str:
         if not self.ablations:
@@ -153,15 +153,18 @@ class Condition:
         Raises:
             UserError: naming the part that does not exist and the range that does.
         """
+
+        def within(what: str, index: int, count: int) -> None:
+            if index >= count:
+                fault = f"condition {self}: {what} {index} does not exist"
+                raise UserError(f"{fault}; {what.split()[-1]}s are 0..{count - 1}")
+
         for a in self.ablations:
-            if a.layer >= dims.n_layers:
-                raise UserError(f"condition {self}: layer {a.layer} does not exist; layers are 0..{dims.n_layers - 1}")
-            if a.site == "head" and a.index >= dims.n_heads:
-                raise UserError(f"condition {self}: head {a.index} does not exist; heads are 0..{dims.n_heads - 1}")
-            if a.site == "kv" and a.index >= dims.n_kv_heads:
-                raise UserError(
-                    f"condition {self}: KV group {a.index} does not exist; groups are 0..{dims.n_kv_heads - 1}"
-                )
+            within("layer", a.layer, dims.n_layers)
+            if a.site == "head":
+                within("head", a.index, dims.n_heads)
+            if a.site == "kv":
+                within("KV group", a.index, dims.n_kv_heads)
         self._refuse_overlap(dims)
         return self
 
@@ -203,7 +206,7 @@ def parse(text: str) -> Condition:
             raise UserError(f"condition {text!r}: cannot read {part.strip()!r}; write {GRAMMAR}")
         first, last, place, head, kv, mode = match.groups()
         if mode not in (None, "mean"):
-            raise UserError(f"condition {text!r}: unknown mode '@{mode}'; allowed: @mean, or nothing to remove")
+            raise UserError(f"condition {text!r}: unknown mode '@{mode}'; write @mean, or nothing to remove")
         lo, hi = int(first), int(last or first)
         if hi < lo:
             raise UserError(f"condition {text!r}: block {lo}-{hi} runs backwards; write L{hi}-{lo}")
@@ -230,11 +233,12 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     if isinstance(spec, str):
         word, _, mode = spec.strip().partition("@")
         whole = _whole(word, mode, dims)
-        items: list[str | Condition] = whole if whole is not None else [t for t in spec.split(",") if t.strip()]
+        items: list[str | Condition] = [t for t in spec.split(",") if t.strip()] if whole is None else whole
     else:
         items = list(spec)
     if not items:
-        raise UserError(f"nothing to ablate in {spec!r}; give layers, attn, mlp, heads, kv, blocks:N or conditions")
+        words = "layers, attn, mlp, heads, kv, blocks:N or conditions"
+        raise UserError(f"nothing to ablate in {spec!r}; give {words}")
     conditions = [BASELINE]
     for item in items:
         condition = (parse(item) if isinstance(item, str) else item).validate(dims)
@@ -249,7 +253,8 @@ def _whole(word: str, mode: str, dims: Dims) -> list[Condition] | None:
     name, _, size = word.partition(":")
     if name == "blocks":
         if not size.isdigit() or not 1 <= int(size) <= dims.n_layers:
-            raise UserError(f"block size {size!r} in {word!r}; give blocks:N with N from 1 to {dims.n_layers}")
+            fault = f"block size {size!r} in {word!r}"
+            raise UserError(f"{fault}; give blocks:N with N from 1 to {dims.n_layers}")
         parts = [
             [Ablation(layer, mode=mode) for layer in range(start, start + n)]
             for n in range(1, int(size) + 1)

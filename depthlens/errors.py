@@ -1,7 +1,7 @@
 """Mistakes of the caller, told in one line: the value, what is allowed, the fix.
 
-The command line turns a ``UserError`` into one line and exit code 2. Every other exception is a bug of ours and
-keeps its traceback.
+The command line turns a ``UserError`` into one line and exit code 2. Every other exception is a bug of ours
+and keeps its traceback.
 """
 
 from __future__ import annotations

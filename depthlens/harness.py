@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from depthlens import resources
-from depthlens.engine import Engine, Generate, Likelihood, Loglikelihood
+from depthlens.decoding import Generate
+from depthlens.engine import Engine, Likelihood, Loglikelihood
 from depthlens.errors import UserError, unknown
 
 # lm-eval logs every task and every tqdm of context building at import and use; our own bar is the one to watch

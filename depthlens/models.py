@@ -6,20 +6,35 @@ Weights are read from safetensors or GGUF only: nothing downloaded is ever execu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
+import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub import errors as hub
+from huggingface_hub import is_offline_mode
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from depthlens import architectures, embedded
 from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -39,16 +54,38 @@ class Named:
 NAMED = (
     Named("smollm2-135m", "embedded", "LLaMA", "135M", "embedded real model; needs no hub"),
     Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
-    Named("deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"),
+    Named(
+        "deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"
+    ),
     Named("qwen3-8b", "Qwen/Qwen3-8B", "Qwen3", "8B", "study"),
     Named("qwen3-8b-base", "Qwen/Qwen3-8B-Base", "Qwen3", "8B", "study; base of the pair below"),
     Named("deepseek-r1-qwen3-8b", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "Qwen3", "8B", "study; distilled"),
     Named("qwen2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "Qwen2", "1.5B", "study; base of the pair below"),
-    Named("deepseek-r1-qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "Qwen2", "1.5B", "study; distilled"),
+    Named(
+        "deepseek-r1-qwen-1.5b",
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+        "Qwen2",
+        "1.5B",
+        "study; distilled",
+    ),
     Named("qwen2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "Qwen2", "7B", "study; base of the pair below"),
-    Named("deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"),
-    Named("llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", "LLaMA", "70B", "study; base of the pair below"),
-    Named("deepseek-r1-llama-70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "LLaMA", "70B", "study; distilled"),
+    Named(
+        "deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"
+    ),
+    Named(
+        "llama-3.3-70b-instruct",
+        "meta-llama/Llama-3.3-70B-Instruct",
+        "LLaMA",
+        "70B",
+        "study; base of the pair below",
+    ),
+    Named(
+        "deepseek-r1-llama-70b",
+        "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",
+        "LLaMA",
+        "70B",
+        "study; distilled",
+    ),
 )
 
 
@@ -91,7 +128,7 @@ class Lens:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the configuration and of every weight: equal for equal models, wherever they were loaded from."""
+        """Hash of configuration and every weight: equal for equal models, wherever they were loaded from."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_THE_MODEL}
         digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
         for key, tensor in sorted(self.model.state_dict().items()):
@@ -116,51 +153,87 @@ class Lens:
         d = self.dims
         return (
             f"Lens({self.name!r}: {type(self.model).__name__}, n_layers={d.n_layers}, n_heads={d.n_heads}, "
-            f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+            f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
         )
 
 
 # where a file lay and which library wrote it do not change what the model computes
-_NOT_THE_MODEL = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
+_NOT_THE_MODEL = {
+    "_name_or_path",
+    "name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "architectures",
+    "auto_map",
+}
 
 
-def load(name: str, *, dtype: str = "auto", device: str = "auto") -> Lens:
+def load(name: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto") -> Lens:
     """Load a model by alias, hub id, directory or ``.gguf`` file.
 
     Args:
         name: What to load.
-        dtype: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``bfloat16``, ``float16``.
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        UserError: the name cannot be found or read, is not a supported architecture, or dtype or device do not
-            exist here. The message says what to do.
+        UserError: the name cannot be found or read, is not a supported architecture, or dtype or device do
+            not exist here. The message says what to do.
     """
-    if dtype != "auto" and dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ["auto", *DTYPES])
     where = _device(device)
-    kwargs: dict[str, object] = {"dtype": DTYPES[dtype] if dtype != "auto" else _auto_dtype(where)}
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     folder, gguf = _resolve(name)
-    if gguf:
-        kwargs["gguf_file"] = gguf
+    # left to itself, transformers asks on the terminal whether to run code that came with a model
+    source: dict[str, object] = {"trust_remote_code": False} | ({"gguf_file": gguf} if gguf else {})
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # what it would report is checked below, in one line
     hf_logging.disable_progress_bar()
     try:
-        tokenizer_args = {"gguf_file": gguf} if gguf else {}
-        config = AutoConfig.from_pretrained(folder, **tokenizer_args)
-        architectures.supported((config.architectures or ["(not named in config.json)"])[0] if not gguf else _class(config))
-        tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_args)
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=None if gguf else True, **kwargs)
+        config = AutoConfig.from_pretrained(folder, **source)
+        named = [_class(config)] if gguf else config.architectures or ["(not named in config.json)"]
+        architectures.supported(named[0])
+        tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=None if gguf else True,
+            dtype=DTYPES[dtype] if dtype != "auto" else _auto_dtype(where),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **source,
+        )
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, SafetensorError, struct.error, hub.HTTPError) as e:
         raise _explain(name, e) from e
     finally:
+        hf_logging.set_verbosity(verbosity)
         hf_logging.enable_progress_bar()
+    _refuse_unfilled(name, loaded)
     try:
         model.to(where)
     except torch.cuda.OutOfMemoryError as e:
-        raise UserError(f"model {name!r} does not fit into the memory of {where}; try dtype=bfloat16 or device=cpu") from e
+        fault = f"model {name!r} does not fit into the memory of {where}"
+        raise UserError(f"{fault}; try dtype=bfloat16 or device=cpu") from e
     return Lens(name, model, tokenizer)
+
+
+def _refuse_unfilled(name: str, loaded: dict[str, Any]) -> None:
+    """Refuse a model some of whose weights the file did not give: transformers fills them at random."""
+    for key, found, wanted in loaded["mismatched_keys"]:
+        raise UserError(
+            f"model {name!r}: its weight {key} has shape {list(found)}, its config.json wants {list(wanted)}"
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise UserError(
+            f"model {name!r} lacks {len(missing)} of the weights that its config.json wants, "
+            f"e.g. {missing[0]}; get the whole model again"
+        )
+    if spare := sorted(loaded["unexpected_keys"]):
+        log.warning("model %r: %d weights in the file are not used, e.g. %s", name, len(spare), spare[0])
 
 
 def _class(config: object) -> str:
@@ -172,7 +245,8 @@ def _class(config: object) -> str:
 def _resolve(name: str) -> tuple[str, str | None]:
     """Folder or hub id, and the name of the GGUF file in it if that is what to read."""
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"model {name!r}: give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file")
+        kinds = "an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
+        raise UserError(f"model {name!r}: give {kinds}")
     for row in NAMED:
         if row.alias == name:
             return (str(embedded.smollm2()), None) if row.source == "embedded" else (row.source, None)
@@ -183,7 +257,8 @@ def _resolve(name: str) -> tuple[str, str | None]:
         return str(path.parent), path.name
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"directory {name!r} holds no config.json; give a folder written by save_pretrained")
+            fix = "give a folder written by save_pretrained"
+            raise UserError(f"directory {name!r} holds no config.json; {fix}")
         if not list(path.glob("*.safetensors")):
             raise UserError(
                 f"directory {name!r} holds no .safetensors weights; convert them with "
@@ -195,13 +270,17 @@ def _resolve(name: str) -> tuple[str, str | None]:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model directory {name!r} does not exist")
     if "/" not in name:
-        raise unknown("model", name, [row.alias for row in NAMED], "'depthlens models' lists all; a hub id is owner/name")
+        fix = "'depthlens models' lists all; a hub id is owner/name"
+        raise unknown("model", name, [row.alias for row in NAMED], fix)
     return name, None
 
 
 def _device(device: str) -> torch.device:
+    if not isinstance(device, str):
+        raise unknown("device", device, [*DEVICES, "cuda:N"])
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        apple = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
     kind, _, index = device.partition(":")
     if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())):
         raise unknown("device", device, [*DEVICES, "cuda:N"])
@@ -220,8 +299,6 @@ def _auto_dtype(device: torch.device) -> torch.dtype | str:
 
 def _explain(name: str, error: Exception) -> UserError:
     """One line for what transformers and the hub raise; the original stays as the cause."""
-    from huggingface_hub import errors as hub
-
     chain: list[BaseException] = []
     e: BaseException | None = error
     while e is not None and e not in chain:
@@ -235,15 +312,28 @@ def _explain(name: str, error: Exception) -> UserError:
 
     if has(hub.GatedRepoError) or "gated repo" in text:
         return UserError(
-            f"model {name!r} is gated: accept its licence on its hub page, then set HF_TOKEN or run 'hf auth login'"
+            f"model {name!r} is gated: accept its licence on its hub page, "
+            "then set HF_TOKEN or run 'hf auth login'"
         )
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1" or has(hub.OfflineModeIsEnabled)
+    offline = is_offline_mode() or has(hub.OfflineModeIsEnabled)
     if offline and (has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "onnect" in text):
-        return UserError(f"model {name!r} is not in the local cache and HF_HUB_OFFLINE=1; unset it, or give a directory")
-    if has(hub.LocalEntryNotFoundError, ConnectionError) or "couldn't connect" in text:
-        return UserError(f"model {name!r} cannot be reached: no connection to the hub; check the network or give a directory")
+        fault = f"model {name!r} is not in the local cache and HF_HUB_OFFLINE=1"
+        return UserError(f"{fault}; unset it, or give a directory")
+    if any(isinstance(x, OSError) and x.errno == errno.ENOSPC for x in chain):
+        fault = f"model {name!r} cannot be stored: no space left on the device"
+        return UserError(f"{fault}; free some, or set HF_HOME to a folder on another")
     if has(hub.RepositoryNotFoundError) or "not a valid model identifier" in text:
-        return UserError(f"model {name!r} does not exist on the hub, or is private; check the spelling or set HF_TOKEN")
+        fault = f"model {name!r} does not exist on the hub, or is private"
+        return UserError(f"{fault}; check the spelling or set HF_TOKEN")
+    unanswered = any(isinstance(x, hub.HTTPError) and not hasattr(x, "response") for x in chain)
+    if unanswered or has(hub.LocalEntryNotFoundError, ConnectionError) or "couldn't connect" in text:
+        fault = f"model {name!r} cannot be reached: no connection to the hub"
+        return UserError(f"{fault}; check the network or give a directory")
+    if "custom code" in text:
+        fault = f"model {name!r} brings code of its own, which depthlens never runs"
+        return UserError(f"{fault}; supported: {', '.join(architectures.FAMILIES)}")
+    if "backend tokenizer" in text:
+        return UserError(f"model {name!r} has no tokenizer files; save its tokenizer into the same folder")
     if "safetensors" in text and "no file named" in text:
         return UserError(f"model {name!r} has no safetensors weights; pickled weights are never read")
     return UserError(f"model {name!r} cannot be read: {first}")

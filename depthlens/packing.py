@@ -68,8 +68,10 @@ class Pack:
         return [*range(len(self.prefix)), *(d for b in self.branches for d in b.depths)]
 
 
-def pack(sequences: Sequence[Tokens], max_tokens: int) -> Iterator[Pack]:
+def pack(sequences: Sequence[Tokens], max_tokens: int, extra: int = 0) -> Iterator[Pack]:
     """Group sequences into packs of at most ``max_tokens`` distinct tokens (a longer sequence gets its own pack).
+
+    ``extra`` tokens are charged for each sequence, for what it will write.
 
     Sequences are taken in lexicographic order, so that those with a common start lie side by side.
     """
@@ -80,7 +82,7 @@ def pack(sequences: Sequence[Tokens], max_tokens: int) -> Iterator[Pack]:
         tokens = sequences[i]
         if group:
             common = common_prefix(sequences[group[-1]], tokens)
-            grown = size + len(tokens) - common
+            grown = size + len(tokens) - common + extra
             # a pack that starts to mix sequences of different prefixes would lose the one it has
             loses = shared > len(tokens) // 2 and common < shared // 2
             if grown > max_tokens or loses:
@@ -89,7 +91,7 @@ def pack(sequences: Sequence[Tokens], max_tokens: int) -> Iterator[Pack]:
             else:
                 shared, size = min(shared, common), grown
         if not group:
-            shared = size = len(tokens)
+            shared, size = len(tokens), len(tokens) + extra
         group.append(i)
     if group:
         yield build(sequences, group)

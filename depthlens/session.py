@@ -1,7 +1,7 @@
 """The first cells of a notebook: check every parameter before anything heavy runs, say what runs where, load.
 
-A notebook run by hand, by papermill or by ``depthlens run`` passes through here, so a wrong value stops it in its
-first second with one line that names the value, what is allowed and the fix.
+A notebook run by hand, by papermill or by ``depthlens run`` passes through here, so a wrong value stops it in
+its first second with one line that names the value, what is allowed and the fix.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def start(
     torch.manual_seed(seed)
     lens = models.load(model, dtype=dtype, device=device)
     about = lens.describe()
-    versions = " ".join(f"{p} {metadata.version(p)}" for p in ("depthlens", "torch", "transformers", "lm-eval"))
+    packages = ("depthlens", "torch", "transformers", "lm-eval")
+    versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
     print(
         f"{versions} | git {git_commit() or 'none'} | {about['name']} {about['dtype']} on {about['device']}, "
         f"attention {about['attention_kernel']} | seed {seed} | fingerprint {about['fingerprint'][:12]}"

@@ -1,4 +1,4 @@
-"""Conditions x task -> `Result`: every layer, sublayer, head or block removed in turn, on the same documents."""
+"""Conditions x task -> `Result`: every layer, sublayer, head or block removed in turn, on equal documents."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def layer_sweep(
 def run_sweep(
     model: str, tasks: Sequence[str], ablate: str, *, dtype: str = "auto", device: str = "auto", **kwargs: Any
 ) -> Result:
-    """`condition_sweep` on a model by name; the tasks are looked up first, since loading a model takes longer."""
+    """`condition_sweep` on a model by name; tasks are looked up first, since loading a model takes longer."""
     loaded = harness.load_tasks(
         tasks,
         include_path=kwargs.get("include_path"),
@@ -102,13 +102,9 @@ def condition_sweep(
 ) -> Result:
     """Score tasks under the baseline and every condition of ``ablate`` (see `depthlens.ablations.expand`).
 
-    ``@mean`` conditions use the mean over the prompts of the first 64 documents of each task.
-
-    Args:
-        tasks: Task names, or tasks from `harness.load_tasks`.
-        ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N`` or conditions.
-
-    For the other arguments, the result and the errors see `layer_sweep`.
+    ``tasks`` are task names, or tasks from `harness.load_tasks`; ``ablate`` is ``layers``, ``attn``, ``mlp``,
+    ``heads``, ``kv``, ``blocks:N`` or conditions. For the other arguments, the result and the errors see
+    `layer_sweep`. ``@mean`` conditions use the mean over the prompts of the first 64 documents of each task.
     """
     conditions = expand(ablate, lens.dims)
     if not isinstance(tasks, dict):
@@ -151,9 +147,8 @@ def git_commit() -> str | None:
     root = Path(depthlens.__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
@@ -172,7 +167,8 @@ def _frame(
         for metric, doc_id, value, response in task.score(given)
     ]
     if not rows:
-        raise UserError(f"task {task.name}: no metric has a value per document ({', '.join(task.skipped) or 'none'})")
+        skipped = ", ".join(task.skipped) or "none"
+        raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
     columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})

@@ -33,9 +33,13 @@ class Layout:
         buckets: Branches of similar length together, padded: indices of their tokens counted from the end of the
             prefix, shape [branch, own]; which entries are real, shape [branch * own]; and who sees whom (additive
             mask), shape [branch, 1, own, own].
+        rows: Condition of each row that now passes a layer, -1 for the clean one; set by the walk.
     """
 
+    rows: list[int]
+
     def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
+        self.rows = []
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids = torch.tensor([pack.depths], device=device)
         self.n_prefix = len(pack.prefix)
@@ -44,6 +48,42 @@ class Layout:
         for bucket in _by_length(pack.branches):
             self.buckets.append(_bucket(bucket, start, device, dtype))
             start += sum(len(b.tokens) for b in bucket)
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of rows that all have this layout.
+
+        Args:
+            layer: Layer number (for layouts that keep what they see).
+            query: Shape [row, n_heads, pos, d_head].
+            key: Shape [row, n_kv_heads, pos, d_head].
+            value: Shape [row, n_kv_heads, pos, d_value].
+            scale: Factor on the scores.
+
+        Returns:
+            Shape [row, n_heads, pos, d_value].
+        """
+        n_kv, p = key.shape[1], self.n_prefix
+        q = query.unflatten(1, (n_kv, -1))  # [row, kv, group, pos, d_head]
+        rows, _, group, pos, _ = q.shape
+        out = query.new_empty(rows, n_kv, group, pos, value.shape[-1])
+        if p:
+            # causal within the prefix: folding the group would break the triangle, so here it joins the heads
+            k, v = (x[:, :, None, :p].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
+            out[..., :p, :] = attend(query[:, :, :p], k, v, scale, None, True)[0].unflatten(1, (n_kv, group))
+        if pos > p:
+            q_own, k_own, v_own = q[..., p:, :], key[:, :, p:], value[:, :, p:]
+            parts = [_own(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
+            own, own_lse = torch.cat([o for o, _ in parts], 3), torch.cat([s for _, s in parts], 3)
+            if p:
+                far, far_lse = attend(q_own.flatten(2, 3), key[:, :, :p], value[:, :, :p], scale, None, False)
+                own = merge(own, own_lse, far.unflatten(2, (group, -1)), far_lse.unflatten(2, (group, -1)))
+            out[..., p:, :] = own
+        return out.flatten(1, 2)
+
+
+def merge(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+    """Softmax attention over two sets of keys from the attention over each and its log-sum-exp."""
+    return torch.lerp(other, one, torch.sigmoid(one_lse - other_lse)[..., None].to(one.dtype))
 
 
 def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
@@ -117,37 +157,15 @@ def tree_attention(
     attention_mask: Any,
     *,
     scaling: float,
-    layout: Layout,
+    layout: Any,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of rows that all have one layout; query of shape [row, n_heads, pos, d_head].
+    """Transformers' attention interface: hands the projected heads to the layout, which knows who sees whom.
 
     Returns:
         z of shape [row, pos, n_heads, d_value], and no weights.
     """
-    n_kv, p = key.shape[1], layout.n_prefix
-    q = query.unflatten(1, (n_kv, -1))  # [row, kv, group, pos, d_head]
-    rows, _, group, pos, _ = q.shape
-    out = query.new_empty(rows, n_kv, group, pos, value.shape[-1])
-    if p:
-        # causal within the prefix: folding the group would break the triangle, so the group is a batch axis here
-        k, v = (x[:, :, None, :p].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
-        own, _ = attend(query[:, :, :p], k, v, scaling, None, True)
-        out[..., :p, :] = own.unflatten(1, (n_kv, group))
-    if pos == p:
-        return out.flatten(1, 2).transpose(1, 2), None
-    q_own, k_own, v_own = q[..., p:, :], key[:, :, p:], value[:, :, p:]
-    parts = [_own(q_own, k_own, v_own, scaling, bucket) for bucket in layout.buckets]
-    own = torch.cat([o for o, _ in parts], 3)
-    if p:
-        flat = q_own.flatten(2, 3)  # [row, kv, group * branch tokens, d_head]
-        far, far_lse = attend(flat, key[:, :, :p], value[:, :, :p], scaling, None, False)
-        far, far_lse = far.unflatten(2, (group, -1)), far_lse.unflatten(2, (group, -1))
-        own_lse = torch.cat([s for _, s in parts], 3)
-        share = torch.sigmoid(own_lse - far_lse)[..., None].to(own.dtype)  # of the softmax mass on the own branch
-        own = torch.lerp(far, own, share)
-    out[..., p:, :] = own
-    return out.flatten(1, 2).transpose(1, 2), None
+    return layout.attention(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 
 def _own(q: Tensor, k: Tensor, v: Tensor, scale: float, bucket: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:

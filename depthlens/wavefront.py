@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depthlens.ablations import Condition
+from depthlens.ablations import BASELINE, Condition
+from depthlens.architectures import hidden
 from depthlens.backends import Means
 from depthlens.backends.torch import RowEdits
-from depthlens.architectures import hidden
 from depthlens.packing import Pack
 from depthlens.tree_attention import Layout, walking
 
@@ -38,18 +38,21 @@ class Wavefront:
         self.batch_tokens = batch_tokens
 
     @torch.no_grad()
-    def run(self, pack: Pack, conditions: Sequence[Condition], positions: Sequence[int]) -> Tensor:
+    def run(
+        self, pack: Pack, conditions: Sequence[Condition], positions: Sequence[int], layout: Layout | None = None
+    ) -> Tensor:
         """Walk one pack.
 
         Args:
             pack: The prefix tree.
             conditions: Any number.
             positions: Flat indices whose final states are wanted.
+            layout: A layout of the pack that keeps the keys and values it sees; None: nothing is kept.
 
         Returns:
             Final residual stream, before the last norm. Shape [condition, position, d_model].
         """
-        layout = Layout(pack, self.lens.device, self.lens.dtype)
+        layout = layout or Layout(pack, self.lens.device, self.lens.dtype)
         x = self.arch.embed(layout.tokens)[None]  # row 0 is the clean one
         rotary = self.arch.rotary(x, position_ids=layout.position_ids)
         wanted = torch.tensor(positions, device=self.lens.device)
@@ -64,7 +67,7 @@ class Wavefront:
                 x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
                 x, open_rows = self._join(x, open_rows, conditions, layer, aside)
                 keep = wanted if layer == last else None
-                x = self._layer(x, [conditions[c] if c >= 0 else None for c in open_rows], layer, layout, rotary, keep)
+                x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
         row_of = {c: i for i, c in enumerate(open_rows)}
         finals = [
             aside[c][wanted] if c in aside else x[row_of[c] if condition else 0] for c, condition in enumerate(conditions)
@@ -100,7 +103,14 @@ class Wavefront:
         return torch.cat([x, torch.stack([aside.pop(c) for c in back])]), [*rows, *back]
 
     def _layer(
-        self, x: Tensor, rows: list[Condition | None], layer: int, layout: Layout, rotary: Any, keep: Tensor | None
+        self,
+        x: Tensor,
+        rows: list[int],
+        conditions: Sequence[Condition],
+        layer: int,
+        layout: Layout,
+        rotary: Any,
+        keep: Tensor | None,
     ) -> Tensor:
         """One layer for all open rows, in chunks; with ``keep``, its output at those positions only."""
         arch = self.arch
@@ -108,14 +118,18 @@ class Wavefront:
         out = x.new_empty(len(x), x.shape[1] if keep is None else len(keep), x.shape[2])
         for start in range(0, len(x), size):
             chunk = x[start : start + size]
-            edits = RowEdits([c or Condition() for c in rows[start : start + size]], self.lens, self.means)
+            layout.rows = rows[start : start + size]
+            edits = RowEdits([conditions[c] if c >= 0 else BASELINE for c in layout.rows], self.lens, self.means)
             handles = edits.hook(layer) if layer in edits.layers else []
             try:
                 normed = arch.attn_norm[layer](chunk)
                 attn_out = hidden(
                     arch.attn[layer](
-                        hidden_states=normed, attention_mask=None, position_embeddings=rotary, layout=layout,
+                        hidden_states=normed,
+                        attention_mask=None,
+                        position_embeddings=rotary,
                         position_ids=layout.position_ids,
+                        layout=layout,
                     )
                 )
                 if keep is not None:

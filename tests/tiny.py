@@ -1,6 +1,8 @@
-"""Tiny random models built from configuration: no download, seeded, every supported family and head layout."""
+"""Tiny random models built from configuration: no download, seeded, every family and head layout."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -90,6 +92,13 @@ def model(family: str, **changes: object):
     assert sum(p.numel() for p in built.parameters()) < 300_000, "the tiny model is not tiny"
     built.generation_config.eos_token_id = 257
     return built.float().eval()
+
+
+def save(folder: Path, family: str, **changes: object) -> Path:
+    """The tiny model and its tokenizer as a folder, as a user has one."""
+    model(family, **changes).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def lens(family: str, **changes: object) -> Lens:

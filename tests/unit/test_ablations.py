@@ -13,7 +13,18 @@ DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)
 
 @pytest.mark.parametrize(
     "text",
-    ["baseline", "L0", "L12", "L12.attn", "L12.mlp", "L12.H3", "L12.KV1", "L8-11", "L3.H1+L9.H2", "L12.H3@mean"]
+    [
+        "baseline",
+        "L0",
+        "L12",
+        "L12.attn",
+        "L12.mlp",
+        "L12.H3",
+        "L12.KV1",
+        "L8-11",
+        "L3.H1+L9.H2",
+        "L12.H3@mean",
+    ]
     + ["L4@mean", "L8-11@mean", "L2.attn+L2.mlp", "L0-1+L3+L5.KV0@mean", "L1.attn@mean+L1.mlp"],
 )
 def test_canonical_text_survives_a_round_trip(text):
@@ -22,7 +33,13 @@ def test_canonical_text_survives_a_round_trip(text):
 
 @pytest.mark.parametrize(
     ("text", "canonical"),
-    [("L9+L8", "L8-9"), ("L8-8", "L8"), ("L9.H2+L3.H1", "L3.H1+L9.H2"), (" L1 + L2 ", "L1-2"), ("L1+L2@mean", "L1+L2@mean")],
+    [
+        ("L9+L8", "L8-9"),
+        ("L8-8", "L8"),
+        ("L9.H2+L3.H1", "L3.H1+L9.H2"),
+        (" L1 + L2 ", "L1-2"),
+        ("L1+L2@mean", "L1+L2@mean"),
+    ],
 )
 def test_other_spellings_print_canonically(text, canonical):
     assert str(parse(text)) == canonical
@@ -31,7 +48,12 @@ def test_other_spellings_print_canonically(text, canonical):
 def test_random_conditions_round_trip_and_are_hashable():
     rng = random.Random(0)
     parts = [Ablation(layer) for layer in range(6)]
-    parts += [Ablation(layer, site, mode=m) for layer in range(6) for site in ("attn", "mlp") for m in ("zero", "mean")]
+    parts += [
+        Ablation(layer, site, mode=m)
+        for layer in range(6)
+        for site in ("attn", "mlp")
+        for m in ("zero", "mean")
+    ]
     parts += [Ablation(layer, "head", h) for layer in range(6) for h in range(4)]
     done = 0
     while done < 200:
@@ -100,7 +122,16 @@ def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("spec", "count"), [("layers", 6), ("attn", 6), ("mlp", 6), ("heads", 24), ("kv", 12), ("blocks:3", 6 + 5 + 4), ("L1,L2.H3", 2)]
+    ("spec", "count"),
+    [
+        ("layers", 6),
+        ("attn", 6),
+        ("mlp", 6),
+        ("heads", 24),
+        ("kv", 12),
+        ("blocks:3", 6 + 5 + 4),
+        ("L1,L2.H3", 2),
+    ],
 )
 def test_expand_puts_the_baseline_first_and_counts_right(spec, count):
     conditions = expand(spec, DIMS)

@@ -22,7 +22,9 @@ def logits(lens, *conditions, means=None):
     """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
     rows = TOKENS.repeat(len(conditions), 1)
     wanted = [range(TOKENS.shape[1])] * len(rows)
-    out, _ = TorchBackend(lens, means).forward(rows, torch.ones_like(rows), list(conditions), positions=wanted)
+    out, _ = TorchBackend(lens, means).forward(
+        rows, torch.ones_like(rows), list(conditions), positions=wanted
+    )
     return torch.stack(out)
 
 
@@ -64,7 +66,9 @@ def test_baseline_is_the_model_itself(lens):
     assert torch.equal(logits(lens, BASELINE)[0], lens.model(TOKENS).logits[0])
 
 
-@pytest.mark.parametrize("text", ["L0", "L2", "L4", "L1-2", "L0.attn", "L3.mlp", "L4.attn", "L1.H3", "L2.KV0", "L0.H1+L3.H2+L4"])
+@pytest.mark.parametrize(
+    "text", ["L0", "L2", "L4", "L1-2", "L0.attn", "L3.mlp", "L4.attn", "L1.H3", "L2.KV0", "L0.H1+L3.H2+L4"]
+)
 def test_condition_equals_weight_surgery(lens, text):
     condition = parse(text)
     got = logits(lens, condition)[0]
@@ -82,7 +86,15 @@ def test_every_layer_skipped_equals_that_layer_deleted(lens):
 
 
 def test_rows_of_one_batch_keep_their_own_conditions(lens):
-    conditions = [BASELINE, parse("L3"), parse("L1.H2"), BASELINE, parse("L1.attn"), parse("L3.mlp"), parse("L1.KV0")]
+    conditions = [
+        BASELINE,
+        parse("L3"),
+        parse("L1.H2"),
+        BASELINE,
+        parse("L1.attn"),
+        parse("L3.mlp"),
+        parse("L1.KV0"),
+    ]
     together = logits(lens, *conditions)
     for i, condition in enumerate(conditions):
         # one row alone may use another matmul kernel than seven: rounding only
@@ -97,7 +109,10 @@ def test_model_is_whole_again_after_the_context_and_after_an_exception(lens):
         raise RuntimeError("stop")
     with pytest.raises(UserError, match="layer 9 does not exist"), backend.ablate([parse("L1"), parse("L9")]):
         pass
-    with pytest.raises(UserError, match="needs the means"), backend.ablate([parse("L1"), parse("L1.attn@mean")]):
+    with (
+        pytest.raises(UserError, match="needs the means"),
+        backend.ablate([parse("L1"), parse("L1.attn@mean")]),
+    ):
         pass
     assert hooks(lens) == 0
     assert torch.equal(before, logits(lens, BASELINE))
@@ -127,8 +142,12 @@ def test_mean_ablation_puts_the_reference_mean_in_place(lens):
     means = measure_means(lens, [TOKENS[0].tolist(), [1, 2, 3]], "two prompts")
     seen = {}
     handles = [
-        lens.arch.attn[1].register_forward_hook(lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())),
-        lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: seen.setdefault("z", []).append(a[0].double())),
+        lens.arch.attn[1].register_forward_hook(
+            lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())
+        ),
+        lens.arch.o_proj[1].register_forward_pre_hook(
+            lambda m, a: seen.setdefault("z", []).append(a[0].double())
+        ),
     ]
     for prompt in (TOKENS, torch.tensor([[1, 2, 3]])):
         lens.model(prompt)
@@ -152,7 +171,9 @@ def test_zero_means_turn_mean_ablation_into_removal(lens):
     flat = torch.zeros(dims.n_layers, dims.d_model)
     zero = Means("zeros", flat, flat, flat, torch.zeros(dims.n_layers, dims.n_heads, dims.d_head))
     for site in ("", ".attn", ".mlp", ".H1", ".KV0"):
-        assert torch.equal(logits(lens, parse(f"L2{site}@mean"), means=zero), logits(lens, parse(f"L2{site}")))
+        assert torch.equal(
+            logits(lens, parse(f"L2{site}@mean"), means=zero), logits(lens, parse(f"L2{site}"))
+        )
 
 
 def test_an_empty_reference_set_is_refused(lens):
@@ -168,7 +189,10 @@ def rotate(x, theta):
     """Rotary embedding by complex multiplication. Shape [pos, n_heads, d_head]."""
     pos, _, d = x.shape
     angle = torch.arange(pos)[:, None] * theta ** (-torch.arange(0, d, 2) / d)
-    spun = torch.complex(x[..., : d // 2], x[..., d // 2 :]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    spun = (
+        torch.complex(x[..., : d // 2], x[..., d // 2 :])
+        * torch.polar(torch.ones_like(angle), angle)[:, None]
+    )
     return torch.cat([spun.real, spun.imag], -1)
 
 
@@ -204,7 +228,9 @@ def by_hand(lens, skip=(), no_attn=(), no_mlp=(), no_heads=()):
             x = x + lin("self_attn.o_proj", z.flatten(1))
         h = rms(x, w[p + "post_attention_layernorm.weight"], cfg.rms_norm_eps)
         if i not in no_mlp:
-            x = x + lin("mlp.down_proj", torch.nn.functional.silu(lin("mlp.gate_proj", h)) * lin("mlp.up_proj", h))
+            x = x + lin(
+                "mlp.down_proj", torch.nn.functional.silu(lin("mlp.gate_proj", h)) * lin("mlp.up_proj", h)
+            )
     return rms(x, w["model.norm.weight"], cfg.rms_norm_eps) @ w["lm_head.weight"].T
 
 

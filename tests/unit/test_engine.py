@@ -4,9 +4,11 @@ import pytest
 import tiny
 import torch
 
+from depthlens import engine as engine_module
 from depthlens.ablations import expand, parse
-from depthlens.backends.torch import TorchBackend
-from depthlens.engine import Engine, Generate, Loglikelihood, cut, next_token
+from depthlens.backends.torch import TorchBackend, measure_means
+from depthlens.decoding import Generate, cut
+from depthlens.engine import Engine, Loglikelihood, next_token
 from depthlens.errors import UserError
 
 # float32 sums of about ten log-probabilities in another batch layout
@@ -53,14 +55,19 @@ def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, re
 def test_greedy_flag_is_true_for_what_the_model_would_write(lens):
     context = (1, 2, 3, 4)
     written = lens.model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False)[0, 4:].tolist()
-    answer = Engine(lens, progress=False).loglikelihood([Loglikelihood(context, tuple(written))], [parse("baseline")])
+    answer = Engine(lens, progress=False).loglikelihood(
+        [Loglikelihood(context, tuple(written))], [parse("baseline")]
+    )
     assert answer[0][0].is_greedy
 
 
 def hf_generate(lens, request, condition):
     with TorchBackend(lens).ablate([condition]):
         out = lens.model.generate(
-            torch.tensor([request.context]), max_new_tokens=request.max_new_tokens, do_sample=False, pad_token_id=258
+            torch.tensor([request.context]),
+            max_new_tokens=request.max_new_tokens,
+            do_sample=False,
+            pad_token_id=258,
         )
     return cut(lens.tokenizer.decode(out[0, len(request.context) :], skip_special_tokens=True), request.until)
 
@@ -80,13 +87,16 @@ def test_generation_stops_at_stop_strings_end_of_text_and_length(lens):
     free = Engine(lens, progress=False).generate_until([Generate(context, (), 20)], [parse("baseline")])[0][0]
     assert len(free) > 5
     stop = free[3:5]
-    cut_short = Engine(lens, progress=False).generate_until([Generate(context, (stop,), 20)], [parse("baseline")])[0][0]
+    cut_short = Engine(lens, progress=False).generate_until(
+        [Generate(context, (stop,), 20)], [parse("baseline")]
+    )[0][0]
     assert cut_short == free.split(stop)[0]
     written = lens.model.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False)[0, 3:].tolist()
     before = lens.model.generation_config.eos_token_id
     try:  # make the third written token the end of text
         lens.model.generation_config.eos_token_id = written[2]
-        ended = Engine(lens, progress=False).generate_until([Generate(context, (), 20)], [parse("baseline")])[0][0]
+        engine = Engine(lens, progress=False)
+        ended = engine.generate_until([Generate(context, (), 20)], [parse("baseline")])[0][0]
     finally:
         lens.model.generation_config.eos_token_id = before
     assert ended == lens.tokenizer.decode(written[: written.index(written[2]) + 1])
@@ -104,40 +114,95 @@ def test_repetition_penalty_of_the_model_is_applied_as_hugging_face_does(lens, r
         lens.model.generation_config.repetition_penalty = before
 
 
-def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monkeypatch):
-    wanted = Engine(lens, progress=False).loglikelihood(requests, [parse("baseline"), parse("L2")])
+def same(answers, wanted):
+    return all(
+        a.logprob == pytest.approx(b.logprob, abs=LOGPROB_TOLERANCE)
+        for row, wanted_row in zip(answers, wanted, strict=True)
+        for a, b in zip(row, wanted_row, strict=True)
+    )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monkeypatch, fast):
+    conditions = [parse("baseline"), parse("L2"), parse("L1.H0")]
+    wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
     engine = Engine(lens, batch_tokens=4096, progress=False)
-    real, sizes = engine.backend.forward, []
+    monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
+    real, sizes = lens.arch.mlp[2].forward, []
 
-    def small(tokens, *args, **kwargs):
-        sizes.append(len(tokens))
-        if len(tokens) > 3:
+    def small(x):
+        sizes.append(x.shape[0] * x.shape[1])
+        if sizes[-1] > 100:
             raise torch.OutOfMemoryError("out of memory")
-        return real(tokens, *args, **kwargs)
+        return real(x)
 
-    monkeypatch.setattr(engine.backend, "forward", small)
-    answers = engine.loglikelihood(requests, [parse("baseline"), parse("L2")])
-    assert max(sizes) > 3
-    for row, wanted_row in zip(answers, wanted, strict=True):
-        for a, b in zip(row, wanted_row, strict=True):
-            assert a.logprob == pytest.approx(b.logprob, abs=LOGPROB_TOLERANCE)
+    monkeypatch.setattr(lens.arch.mlp[2], "forward", small)
+    assert same(engine.loglikelihood(requests, conditions), wanted)
+    assert max(sizes) > 100 >= sizes[-1]
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(lens, requests, monkeypatch):
-    engine = Engine(lens, progress=False)
-
     def broken(*args, **kwargs):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(engine.backend, "forward", broken)
+    monkeypatch.setattr(lens.arch.mlp[2], "forward", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        engine.loglikelihood(requests, [parse("baseline")])
+        Engine(lens, progress=False).loglikelihood(requests, [parse("baseline")])
+
+
+ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+L3.H2+L4"
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_fast_path_equals_plain_rows_on_every_family(family, requests, monkeypatch):
+    lens = tiny.lens(family)
+    conditions = expand(ALL_KINDS, lens.dims)
+    # options that share a context, so that the tree branches more than once
+    asked = [*requests, *(Loglikelihood(requests[1].context, (5, 6, t)) for t in range(7, 10))]
+    written = [Generate(q.context, ("zz",), 6) for q in asked]
+    fast = Engine(lens, batch_tokens=64, progress=False)
+    answers, texts = fast.loglikelihood(asked, conditions), fast.generate_until(written, conditions)
+    monkeypatch.setattr(Engine, "_walks", lambda self, longest: False)
+    plain = Engine(lens, progress=False)
+    assert same(answers, plain.loglikelihood(asked, conditions))
+    assert texts == plain.generate_until(written, conditions)
+
+
+def test_fast_path_equals_plain_rows_for_means(lens, requests, monkeypatch):
+    means = measure_means(lens, [q.context for q in requests], "contexts")
+    conditions = expand(
+        "L1@mean,L2.attn@mean,L0.mlp@mean,L3.H1@mean,L2.KV0@mean,L1-2@mean,L1@mean+L3", lens.dims
+    )
+    answers = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
+    monkeypatch.setattr(Engine, "_walks", lambda self, longest: False)
+    assert same(answers, Engine(lens, means=means, progress=False).loglikelihood(requests, conditions))
+
+
+def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypatch):
+    conditions = expand("layers", lens.dims)
+    wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
+    for state_bytes in (1, 20_000):
+        monkeypatch.setattr(engine_module, "STATE_BYTES", state_bytes)
+        monkeypatch.setattr(engine_module, "MAX_OPEN_ROWS", 3)
+        backwards = Engine(lens, batch_tokens=7, progress=False).loglikelihood(requests[::-1], conditions)
+        assert same([row[::-1] for row in backwards], wanted)
+
+
+def test_a_sliding_window_that_bites_takes_the_plain_path():
+    lens = tiny.lens("mistral", sliding_window=8)
+    request = Loglikelihood(tuple(range(20)), (3, 4))
+    (answer,) = Engine(lens, progress=False).loglikelihood([request], [parse("baseline")])[0]
+    assert answer.logprob == pytest.approx(alone(lens, request, parse("baseline"))[0], abs=LOGPROB_TOLERANCE)
+    wide = tiny.lens("mistral", sliding_window=None)
+    assert abs(alone(wide, request, parse("baseline"))[0] - answer.logprob) > 0.01
 
 
 def test_next_token_probabilities(lens):
     frame = next_token(lens, "abc", ["L1", "L2.H0"], k=4)
     assert list(frame.columns) == ["baseline", "L1", "L2.H0"]
-    wanted = lens.model(torch.tensor([lens.tokenizer("abc").input_ids])).logits[0, -1].softmax(-1).max().item()
+    wanted = (
+        lens.model(torch.tensor([lens.tokenizer("abc").input_ids])).logits[0, -1].softmax(-1).max().item()
+    )
     assert frame["baseline"].iloc[0] == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(UserError, match="empty"):
         next_token(lens, "")

@@ -1,0 +1,255 @@
+"""Greedy decoding of many (condition, prompt) rows at once, over keys and values that they share.
+
+The prompts of a pack are walked as one prefix tree (`wavefront`), late start included, and each layer's keys and
+values are kept: those of the common prefix once a condition, or once for all conditions that have not forked yet;
+those of a prompt's own tokens row by row, with room for what it will write. A decoding step then runs all rows through
+a layer together; attention to the prefix and to a row's own tokens are computed apart and merged. Finished rows leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from depthlens.ablations import Condition
+from depthlens.architectures import hidden
+from depthlens.backends.torch import TorchBackend
+from depthlens.packing import Pack
+from depthlens.tree_attention import Layout, attend, merge, walking
+from depthlens.wavefront import Wavefront
+
+Row = tuple[int, int]  # condition, prompt
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Ask for the greedy text after a context, cut before the first stop string.
+
+    Attributes:
+        context: Token ids.
+        until: Stop strings.
+        max_new_tokens: Tokens written at the most.
+    """
+
+    context: tuple[int, ...]
+    until: tuple[str, ...]
+    max_new_tokens: int
+
+
+class Writer:
+    """What each row has written, and when it is done: end-of-text token, stop string or length, as in lm-eval."""
+
+    def __init__(self, lens: Any, requests: Sequence[Generate]) -> None:
+        config = lens.model.generation_config
+        eos = config.eos_token_id if config.eos_token_id is not None else lens.tokenizer.eos_token_id
+        self.eos = set(eos) if isinstance(eos, (list, tuple)) else {eos}
+        penalty = config.repetition_penalty or 1.0  # some instruct models ship one, and HF applies it when greedy
+        self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
+        self.tokenizer = lens.tokenizer
+        self.requests = requests
+        self.tokens: dict[Row, list[int]] = {}
+
+    def write(self, rows: list[Row], logits: Tensor) -> list[Row]:
+        """Append each row's likeliest token; returns the rows that go on. Logits of shape [row, d_vocab]."""
+        if self.penalty is not None:
+            seen = [[*self.requests[row[1]].context, *self.tokens.get(row, [])] for row in rows]
+            logits = torch.cat(
+                [
+                    self.penalty(torch.tensor([s], device=x.device), x[None])
+                    for s, x in zip(seen, logits, strict=True)
+                ]
+            )
+        for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
+            self.tokens.setdefault(row, []).append(token)
+        return [row for row in rows if not self._done(row)]
+
+    def last(self, rows: list[Row]) -> list[int]:
+        """The last token of each row."""
+        return [self.tokens[row][-1] for row in rows]
+
+    def _done(self, row: Row) -> bool:
+        tokens, request = self.tokens[row], self.requests[row[1]]
+        if tokens[-1] in self.eos or len(tokens) >= request.max_new_tokens:
+            return True
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        return any(stop in text for stop in request.until)
+
+    def text(self, row: Row) -> str:
+        """What a row has written, cut before its first stop string."""
+        return cut(self.tokenizer.decode(self.tokens[row], skip_special_tokens=True), self.requests[row[1]].until)
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """``text`` before the first of the stop strings."""
+    for stop in until:
+        text = text.split(stop)[0]
+    return text
+
+
+class Rows:
+    """Keys and values of rows that are being decoded; a layout for `tree_attention`.
+
+    Rows are sorted by the layer at which their condition forks, the baseline last, so that the rows which still share
+    the clean prefix at a layer are one slice at the end.
+
+    Attributes:
+        condition: Condition of each row. Length row.
+        own: Per layer, keys and values of each row's own tokens. Two of shape [row, n_kv_heads, own + new, d].
+        prefix: Per layer, keys and values of the prefix by condition, and those of the clean row under -1. Two of shape
+            [n_kv_heads, prefix, d].
+        mask: Additive, which own tokens a row sees. Shape [row, 1, 1, own + new].
+    """
+
+    def __init__(self, condition: list[int], mask: Tensor, width: int) -> None:
+        self.condition = condition
+        self.mask = mask
+        self.slot = width  # where the next written token goes
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self.prefix: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """One new token a row: query [row, n_heads, 1, d_head] over prefix, own tokens and itself."""
+        keys, values = self.own[layer]
+        keys[:, :, self.slot], values[:, :, self.slot] = key[:, :, 0], value[:, :, 0]
+        n_kv = key.shape[1]
+        q = query.unflatten(1, (n_kv, -1)).squeeze(3)  # [row, kv, group, d_head]
+        end = self.slot + 1
+        out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, self.mask[..., :end], False)
+        if self.prefix:
+            far, far_lse = self._far(layer, q, value.shape[-1], scale)
+            out = merge(out, lse, far, far_lse)
+        return out.flatten(1, 2)[:, :, None]
+
+    def _far(self, layer: int, q: Tensor, d_value: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Attention to the prefix, one dense product for all rows that share one."""
+        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=torch.float32)
+        start = 0
+        while start < len(q):
+            mine = self._prefix_of(layer, self.condition[start])
+            end = start + 1
+            while end < len(q) and self._prefix_of(layer, self.condition[end]) is mine:
+                end += 1
+            k, v = mine
+            folded = q[start:end].transpose(0, 1).flatten(1, 2)[None]  # [1, kv, row * group, d_head]
+            o, s = attend(folded, k[None], v[None], scale, None, False)
+            out[start:end] = o[0].unflatten(1, (end - start, -1)).transpose(0, 1)
+            lse[start:end] = s[0].unflatten(1, (end - start, -1)).transpose(0, 1)
+            start = end
+        return out, lse
+
+    def _prefix_of(self, layer: int, condition: int) -> tuple[Tensor, Tensor]:
+        return self.prefix[layer].get(condition) or self.prefix[layer][-1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
+        index = torch.tensor(rows, device=self.mask.device)
+        self.condition = [self.condition[i] for i in rows]
+        self.mask = self.mask[index]
+        for layer, (k, v) in self.own.items():
+            self.own[layer] = (k[index], v[index])
+
+
+class Keeping(Layout):
+    """A pack's layout that fills `Rows` with the keys and values it sees."""
+
+    def __init__(self, pack: Pack, lens: Any, paths: Tensor, rows: Rows, n_new: int) -> None:
+        super().__init__(pack, lens.device, lens.dtype)
+        self.paths = paths  # flat indices of each prompt's own tokens, padded. [prompt, own]
+        self.target = rows
+        self.n_new = n_new
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """As `Layout.attention`; what the rows that pass will need again is copied out."""
+        place: dict[int, list[int]] = {}
+        for i, c in enumerate(self.target.condition):
+            place.setdefault(c, []).append(i)
+        if layer not in self.target.own:
+            shape = (len(self.target.condition), key.shape[1], self.paths.shape[1] + self.n_new)
+            self.target.own[layer] = (key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1]))
+        for i, c in enumerate(self.rows):
+            # the clean row comes first and stands for every condition; those that have forked overwrite it
+            mine = place.get(c, []) if c >= 0 else range(len(self.target.condition))
+            for store, new in zip(self.target.own[layer], (key, value), strict=True):
+                own = new[i][:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
+                at = torch.tensor(mine, device=store.device)
+                store[at, :, : self.paths.shape[1]] = own.repeat(len(mine) // len(own), 1, 1, 1)
+            if self.n_prefix:
+                kept = (key[i, :, : self.n_prefix].clone(), value[i, :, : self.n_prefix].clone())
+                self.target.prefix.setdefault(layer, {})[c] = kept
+        return super().attention(layer, query, key, value, scale)
+
+
+@torch.no_grad()
+def decode(
+    lens: Any,
+    backend: TorchBackend,
+    pack: Pack,
+    conditions: Sequence[Condition],
+    batch_tokens: int,
+    n_new: int,
+    writer: Writer,
+) -> None:
+    """Write tokens for every prompt of a pack under every condition.
+
+    Args:
+        lens: A loaded model.
+        backend: Hooks and reference means.
+        pack: The prompts.
+        conditions: Any number, sorted by the layer at which they fork, the baseline last.
+        batch_tokens: Chunk of tokens that pass a layer of the prompts together.
+        n_new: Most tokens written.
+        writer: Chooses the tokens and says which rows (condition, prompt) go on.
+    """
+    p, n_prompts = len(pack.prefix), len(pack.paths)
+    own = [path[p:] for path in pack.paths]
+    width = max(map(len, own))
+    padded = [path + [0] * (width - len(path)) for path in own]
+    paths = torch.tensor(padded, dtype=torch.long, device=lens.device).view(n_prompts, width)
+    lengths = torch.tensor([len(path) for path in own], device=lens.device)
+    seen = torch.arange(width + n_new, device=lens.device)
+    mask = torch.zeros(n_prompts, width + n_new, dtype=lens.dtype, device=lens.device)
+    mask.masked_fill_((seen >= lengths[:, None]) & (seen < width), -torch.inf)  # padding between prompt and answer
+    alive = [(c, d) for c in range(len(conditions)) for d in range(n_prompts)]
+    rows = Rows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width)
+    ends = [path[-1] for path in pack.paths]
+    unique = list(dict.fromkeys(ends))
+    walk = Wavefront(lens, backend.means, batch_tokens)
+    states = walk.run(pack, conditions, unique, Keeping(pack, lens, paths, rows, n_new))
+    states = states[:, [unique.index(e) for e in ends]].flatten(0, 1)  # [row, d_model]
+    position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
+    held = list(alive)  # rows whose keys are held; finished ones leave when a fifth have, since leaving copies
+    while alive := writer.write(alive, lens.arch.unembed(lens.arch.final_norm(states))[_at(held, alive)]):
+        if len(alive) < 0.8 * len(held):
+            stay = _at(held, alive)
+            rows.keep(stay)
+            position, held = position[stay], list(alive)
+        states = _step(lens, backend, [conditions[c] for c, _ in held], writer.last(held), position, rows)
+        position = position + 1
+        rows.slot += 1
+
+
+def _at(held: list[Row], alive: list[Row]) -> list[int]:
+    """Indices of the rows that go on among those held."""
+    going_on = set(alive)
+    return [i for i, row in enumerate(held) if row in going_on]
+
+
+def _step(
+    lens: Any, backend: TorchBackend, conditions: list[Condition], tokens: list[int], position: Tensor, rows: Rows
+) -> Tensor:
+    """One token a row through all layers. Shape [row, d_model]."""
+    arch = lens.arch
+    x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
+    rotary = arch.rotary(x, position_ids=position[:, None])
+    with walking(lens.model), backend.ablate(conditions):
+        for layer in arch.layers:
+            out = layer(
+                x, attention_mask=None, position_embeddings=rotary, position_ids=position[:, None], layout=rows
+            )
+            x = hidden(out)
+    return x[:, 0]

@@ -1,0 +1,349 @@
+"""Loading: what comes out equals what went in, nothing downloaded is executed, every failure is one line."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import pickle
+import shutil
+import struct
+import types
+
+import pytest
+import tiny
+import torch
+from huggingface_hub import errors as hub
+from safetensors.torch import load_file, save_file
+
+from depthlens import models
+from depthlens.architectures import FAMILIES
+from depthlens.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa")
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A folder of one's own to spoil."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(name, **kwargs) -> str:
+    with pytest.raises(UserError) as raised:
+        models.load(name, **kwargs)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def logits(lens):
+    tokens = torch.tensor([lens.tokenizer("Layers do not matter equally.").input_ids])
+    with torch.no_grad():
+        return lens.model(tokens).logits
+
+
+@pytest.mark.parametrize("family", ["llama-mha", "qwen3", "deepseek-v2"])
+def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
+    loaded = models.load(str(tiny.save(tmp_path, family)))
+    original = tiny.lens(family)
+    assert torch.equal(logits(loaded), logits(original))
+    assert loaded.dims == original.dims
+    assert loaded.fingerprint == original.fingerprint
+    assert loaded.tokenizer("Ünïcode 1").input_ids == original.tokenizer("Ünïcode 1").input_ids
+
+
+def test_a_loaded_model_is_in_evaluation_mode_without_gradients(folder):
+    lens = models.load(folder)  # a Path is as good as its text
+    assert lens.name == str(folder)
+    assert not lens.model.training
+    assert not any(p.requires_grad for p in lens.model.parameters())
+    assert "n_layers=5" in repr(lens) and "float32 on cpu" in repr(lens)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype_is_what_was_asked_for(folder, dtype):
+    lens = models.load(str(folder), dtype=dtype, device="cpu")
+    assert {p.dtype for p in lens.model.parameters()} == {models.DTYPES[dtype]}
+    assert lens.describe()["dtype"] == dtype
+
+
+def test_auto_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_elsewhere(tmp_path):
+    model = tiny.model("llama-gqa").bfloat16()
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert models.load(str(tmp_path), device="cpu").dtype == torch.float32
+    assert models._auto_dtype(torch.device("cuda")) == "auto"
+
+
+def test_device_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
+    found = {"cuda": False, "mps": False}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found["cuda"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found["mps"])
+    assert models._device("auto").type == "cpu"
+    found["mps"] = True
+    assert models._device("auto").type == "mps"
+    found["cuda"] = True
+    assert models._device("auto").type == "cuda"
+    assert models._device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="'cuda:2': there are 2 GPUs"):
+        models._device("cuda:2")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cpu:0", "cuda:x", ""])
+def test_unknown_devices_are_refused(folder, device):
+    assert f"unknown device {device!r}" in refusal(str(folder), device=device)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])
+def test_devices_that_are_not_here_are_refused(folder, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    message = refusal(str(folder), device=device)
+    assert device in message and "use device=cpu" in message
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bf16", ""])
+def test_unknown_dtypes_are_refused(folder, dtype):
+    assert f"unknown dtype {dtype!r}" in refusal(str(folder), dtype=dtype)
+
+
+def test_fingerprint_is_of_the_weights_and_not_of_the_place(folder, copy):
+    change_config(copy, auto_map={"AutoConfig": "elsewhere.Config"}, transformers_version="5.0.0")
+    wanted = models.load(str(folder)).fingerprint
+    assert models.load(str(copy)).fingerprint == wanted
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.3.mlp.up_proj.weight"][0, 0] += 1e-3
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert models.load(str(copy)).fingerprint != wanted
+
+
+def test_fingerprint_sees_the_configuration_and_the_dtype(folder, copy):
+    wanted = models.load(str(folder)).fingerprint
+    assert models.load(str(folder), dtype="bfloat16").fingerprint != wanted
+    change_config(copy, rms_norm_eps=1e-3)
+    assert models.load(str(copy)).fingerprint != wanted
+
+
+def test_describe_is_what_a_record_needs(folder):
+    lens = models.load(str(folder))
+    about = json.loads(json.dumps(lens.describe()))
+    assert about["class"] == "LlamaForCausalLM" and about["fingerprint"] == lens.fingerprint
+    assert about["n_parameters"] == sum(p.numel() for p in lens.model.parameters())
+    assert about["dims"] == {"n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "d_model": 32, "d_head": 8}
+    assert about["device"] == "cpu" and about["attention_kernel"] == "sdpa"
+
+
+def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
+    rows = models.table()
+    assert rows[0]["alias"] == "smollm2-135m" and rows[0]["source"] == "embedded"
+    assert all(row["source"].count("/") == 1 for row in rows[1:])
+    assert len({row["alias"] for row in rows}) == len(rows)
+    assert all(
+        list(row) == ["alias", "source", "family", "size", "role"] and all(row.values()) for row in rows
+    )
+    assert {"meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"} <= {row["source"] for row in rows}
+
+
+# -- nothing that came with a model runs --
+
+
+@pytest.mark.parametrize("model_type", ["llama", "brand_new"])
+def test_code_beside_the_weights_is_never_executed(copy, tmp_path, model_type, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("the user is asked to trust code"))
+    marker = tmp_path / "executed"
+    (copy / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    auto = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", "evil.T"]}
+    change_config(copy, auto_map=auto, model_type=model_type)
+    tokenizer = copy / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"auto_map": auto}))
+    if model_type == "llama":  # a family that transformers knows needs none of that code
+        assert models.load(str(copy)).dims.n_layers == 5
+    else:
+        assert "brings code of its own, which depthlens never runs" in refusal(str(copy))
+    assert not marker.exists()
+
+
+def test_pickled_weights_are_refused_unread(copy, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "executed"), "w")
+
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    message = refusal(str(copy))
+    assert "no .safetensors weights" in message and "never read" in message and str(copy) in message
+    assert not (tmp_path / "executed").exists()
+
+
+# -- what cannot be loaded --
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_what_is_not_a_name_is_refused(name):
+    assert f"model {name!r}: give an alias" in refusal(name)
+
+
+@pytest.mark.parametrize("value", [None, 5, [], torch.bfloat16])
+def test_values_of_another_type_are_refused_where_no_checker_stands_before(value):
+    # a notebook may set a parameter to null; the tests' own type checker would refuse first
+    with pytest.raises(UserError, match="give an alias"):
+        inspect.unwrap(models._resolve)(value)
+    with pytest.raises(UserError, match="unknown device"):
+        inspect.unwrap(models._device)(value)
+    with pytest.raises(UserError, match="unknown dtype"):
+        inspect.unwrap(models.load)("x", dtype=value)
+
+
+def test_unknown_alias_suggests_the_nearest():
+    assert "did you mean smollm2-135m?" in refusal("smollm-135m")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where/at/all", "~/no-such-model", "a/b/c"])
+def test_missing_folder(name):
+    assert refusal(name) == f"model directory {name!r} does not exist"
+
+
+def test_missing_gguf_and_other_files(tmp_path):
+    assert "does not exist" in refusal(str(tmp_path / "m.gguf"))
+    (tmp_path / "m.bin").write_bytes(b"x")
+    assert "is a file but not a .gguf file" in refusal(str(tmp_path / "m.bin"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no gguf", b"GGUF" + struct.pack("<I", 3) + b"\xff" * 16])
+def test_damaged_gguf(tmp_path, content):
+    (tmp_path / "m.gguf").write_bytes(content)
+    assert "m.gguf' cannot be read: " in refusal(str(tmp_path / "m.gguf"))
+
+
+def test_folder_without_config_or_tokenizer(copy):
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer_config.json").unlink()
+    assert "has no tokenizer files" in refusal(str(copy))
+    (copy / "config.json").unlink()
+    assert "holds no config.json" in refusal(str(copy))
+
+
+@pytest.mark.parametrize("text", ["{nope", "[]", "{}"])
+def test_damaged_config(copy, text):
+    (copy / "config.json").write_text(text)
+    assert f"model {str(copy)!r} cannot be read: " in refusal(str(copy))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 5000])
+def test_damaged_weights(copy, kept):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f"model {str(copy)!r} cannot be read: " in refusal(str(copy))
+
+
+def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):
+    change_config(copy, num_hidden_layers=7)
+    message = refusal(str(copy))
+    assert "lacks 18 of the weights" in message and "model.layers.5.input_layernorm.weight" in message
+    assert capfd.readouterr().err == ""
+
+
+def test_weights_of_another_shape_are_refused(copy):
+    change_config(copy, intermediate_size=64)
+    message = refusal(str(copy))
+    assert "mlp" in message and "48" in message and "64" in message
+
+
+def test_weights_that_are_not_used_are_told(copy, caplog):
+    change_config(copy, num_hidden_layers=4)
+    assert models.load(str(copy)).dims.n_layers == 4
+    assert "9 weights in the file are not used, e.g. model.layers.4.input_layernorm.weight" in caplog.text
+
+
+@pytest.mark.parametrize("architectures", [["GPT2LMHeadModel"], ["LlamaModel"], None])
+def test_unsupported_architecture_is_named_with_what_is_supported(copy, architectures):
+    change_config(copy, architectures=architectures)
+    message = refusal(str(copy))
+    assert f"architecture {architectures[0] if architectures else '(not named in config.json)'}" in message
+    assert all(family in message for family in FAMILIES)
+
+
+def test_a_model_too_large_for_the_gpu(folder, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    def full(self, device):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LlamaForCausalLM, "to", full)
+    assert "does not fit into the memory of cpu; try dtype=bfloat16" in refusal(str(folder))
+
+
+# -- the hub: errors as huggingface_hub raises them, wrapped as transformers wraps them --
+
+
+def answer(kind, status):
+    response = types.SimpleNamespace(status_code=status, headers={}, request=None)
+    return kind(f"{status} Client Error.\nSee the page.", response=response)
+
+
+def wrapped(text, cause):
+    error = OSError(text)
+    error.__cause__ = cause
+    return error
+
+
+GATED = wrapped("You are trying to access a gated repo.\nMake sure ...", answer(hub.GatedRepoError, 403))
+MISSING = wrapped(
+    "x/y is not a local folder and is not a valid model identifier listed on ...\nIf this is private ...",
+    answer(hub.RepositoryNotFoundError, 401),
+)
+NOT_CACHED = wrapped("We couldn't connect to 'https://hf.co' to load ...\n", hub.LocalEntryNotFoundError("x"))
+CUT_OFF = wrapped("Can't load the configuration of 'x/y'.\nIf ...", hub.HTTPError("peer closed connection"))
+NO_PICKLES = OSError("x/y does not appear to have a file named model.safetensors\n no file named ...")
+
+
+@pytest.mark.parametrize(
+    ("error", "offline", "said"),
+    [
+        (GATED, False, "is gated: accept its licence on its hub page, then set HF_TOKEN"),
+        (MISSING, False, "does not exist on the hub, or is private; check the spelling or set HF_TOKEN"),
+        (NOT_CACHED, False, "cannot be reached: no connection to the hub; check the network"),
+        (NOT_CACHED, True, "is not in the local cache and HF_HUB_OFFLINE=1; unset it"),
+        (hub.OfflineModeIsEnabled("offline"), False, "is not in the local cache and HF_HUB_OFFLINE=1"),
+        (CUT_OFF, False, "cannot be reached: no connection to the hub"),
+        (hub.HTTPError("read timed out"), False, "cannot be reached: no connection to the hub"),
+        (ConnectionError("refused"), False, "cannot be reached: no connection to the hub"),
+        (OSError(errno.ENOSPC, "No space left on device"), False, "no space left on the device; free some"),
+        (wrapped("failed", OSError(errno.ENOSPC, "No space")), False, "no space left on the device"),
+        (NO_PICKLES, False, "has no safetensors weights; pickled weights are never read"),
+        (ValueError("\n\nsomething else\nmore"), False, "cannot be read: something else"),
+    ],
+)
+def test_every_failure_of_the_hub_is_one_line(error, offline, said, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(models, "is_offline_mode", lambda: offline)
+    message = refusal("x/y")
+    assert message.startswith("model 'x/y' ") and said in message
+
+
+def test_a_hub_id_that_is_not_cached_is_refused_without_a_network():
+    message = refusal("no-such-owner/no-such-model")  # for real: the tests run with HF_HUB_OFFLINE=1
+    assert "'no-such-owner/no-such-model' is not in the local cache and HF_HUB_OFFLINE=1" in message
+
+
+def test_a_bug_of_ours_keeps_its_traceback(folder, monkeypatch):
+    def broken(*args, **kwargs):
+        raise TypeError("bug")
+
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", broken)
+    with pytest.raises(TypeError, match="bug"):
+        models.load(str(folder))
