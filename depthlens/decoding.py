@@ -59,10 +59,7 @@ class Writer:
         if self.penalty is not None:
             seen = [[*self.requests[row[1]].context, *self.tokens.get(row, [])] for row in rows]
             logits = torch.cat(
-                [
-                    self.penalty(torch.tensor([s], device=x.device), x[None])
-                    for s, x in zip(seen, logits, strict=True)
-                ]
+                [self.penalty(torch.tensor([s], device=x.device), x[None]) for s, x in zip(seen, logits, strict=True)]
             )
         for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
             self.tokens.setdefault(row, []).append(token)
@@ -170,7 +167,10 @@ class Keeping(Layout):
             place.setdefault(c, []).append(i)
         if layer not in self.target.own:
             shape = (len(self.target.condition), key.shape[1], self.paths.shape[1] + self.n_new)
-            self.target.own[layer] = (key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1]))
+            self.target.own[layer] = (
+                key.new_zeros(*shape, key.shape[-1]),
+                value.new_zeros(*shape, value.shape[-1]),
+            )
         for i, c in enumerate(self.rows):
             # the clean row comes first and stands for every condition; those that have forked overwrite it
             mine = place.get(c, []) if c >= 0 else range(len(self.target.condition))
@@ -240,7 +240,12 @@ def _at(held: list[Row], alive: list[Row]) -> list[int]:
 
 
 def _step(
-    lens: Any, backend: TorchBackend, conditions: list[Condition], tokens: list[int], position: Tensor, rows: Rows
+    lens: Any,
+    backend: TorchBackend,
+    conditions: list[Condition],
+    tokens: list[int],
+    position: Tensor,
+    rows: Rows,
 ) -> Tensor:
     """One token a row through all layers. Shape [row, d_model]."""
     arch = lens.arch
@@ -249,7 +254,11 @@ def _step(
     with walking(lens.model), backend.ablate(conditions):
         for layer in arch.layers:
             out = layer(
-                x, attention_mask=None, position_embeddings=rotary, position_ids=position[:, None], layout=rows
+                x,
+                attention_mask=None,
+                position_embeddings=rotary,
+                position_ids=position[:, None],
+                layout=rows,
             )
             x = hidden(out)
     return x[:, 0]

@@ -345,6 +345,6 @@ def next_token(lens: Any, prompt: str, conditions: Sequence[str | Condition] = (
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out (CPU allocation failures are plain RuntimeErrors in torch)."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
-
-
+    return (
+        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
+    )

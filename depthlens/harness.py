@@ -80,7 +80,12 @@ class Prepared:
                     per_doc = self._value(metric, value)
                     if per_doc is not None:
                         name, number = per_doc
-                        yield name if len(filters) == 1 else f"{name},{key}", doc_id, number, self._text(group)
+                        yield (
+                            name if len(filters) == 1 else f"{name},{key}",
+                            doc_id,
+                            number,
+                            self._text(group),
+                        )
 
     def _response(self, got: list[Any]) -> Any:
         if self.output_type == "loglikelihood_rolling":
@@ -101,7 +106,9 @@ class Prepared:
             if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
                 unit = "word" if metric.startswith("word") else "byte"
                 bits = metric == "bits_per_byte"
-                return f"{'bits' if bits else 'nats'}_per_{unit}", -value[0] / value[1] / (0.6931471805599453 if bits else 1)
+                return f"{'bits' if bits else 'nats'}_per_{unit}", -value[0] / value[1] / (
+                    0.6931471805599453 if bits else 1
+                )
             self.skipped[metric] = "has no value per document"
             return None
         if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
@@ -149,7 +156,11 @@ class Prepared:
 
 
 def load_tasks(
-    names: Sequence[str], *, include_path: str | Path | None = None, num_fewshot: int | None = None, seed: int = 0
+    names: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    num_fewshot: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Find lm-eval tasks by name; groups and tags stand for all their tasks.
 
@@ -167,10 +178,14 @@ def load_tasks(
     """
     if not names:
         raise UserError("no task given; name at least one, e.g. capitals_continuation")
-    if num_fewshot is not None and (isinstance(num_fewshot, bool) or not isinstance(num_fewshot, int) or num_fewshot < 0):
+    if num_fewshot is not None and (
+        isinstance(num_fewshot, bool) or not isinstance(num_fewshot, int) or num_fewshot < 0
+    ):
         raise UserError(f"num_fewshot {num_fewshot!r}: give a whole number from 0")
     if include_path is not None and not Path(include_path).is_dir():
-        raise UserError(f"include_path {str(include_path)!r} is not a folder; give the folder with your task YAML files")
+        raise UserError(
+            f"include_path {str(include_path)!r} is not a folder; give the folder with your task YAML files"
+        )
     manager = _manager(str(Path(include_path).resolve()) if include_path else None)
     tasks: dict[str, Any] = {}
     for name in names:
@@ -257,7 +272,9 @@ def _generation(lm: Any, name: str, context: str, settings: dict[str, Any]) -> G
     until = tuple(s for s in handle_stop_sequences(kwargs["until"], eos=eos) if s)
     room = lm.max_length - kwargs["max_gen_toks"]
     if room < 1:
-        raise UserError(f"task {name} writes up to {kwargs['max_gen_toks']} tokens; the model reads {lm.max_length} in all")
+        raise UserError(
+            f"task {name} writes up to {kwargs['max_gen_toks']} tokens; the model reads {lm.max_length} in all"
+        )
     tokens, _ = lm.tok_batch_encode([context], left_truncate_len=room)
     return Generate(tuple(tokens[0].tolist()), until, kwargs["max_gen_toks"])
 

@@ -130,6 +130,8 @@ class Lens:
     def fingerprint(self) -> str:
         """Hash of configuration and every weight: equal for equal models, wherever they were loaded from."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_THE_MODEL}
+        if (config.get("quantization_config") or {}).get("quant_method") == "gguf":
+            del config["quantization_config"]  # dequantised on loading; only the name of the file is left
         digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
         for key, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())

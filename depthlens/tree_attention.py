@@ -98,7 +98,9 @@ def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
         yield bucket
 
 
-def _bucket(branches: list[Branch], start: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _bucket(
+    branches: list[Branch], start: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     width = len(branches[0].tokens)
     index = torch.full((len(branches), width), start)
     real = torch.zeros(len(branches), width, dtype=torch.bool)
@@ -175,10 +177,18 @@ def _own(q: Tensor, k: Tensor, v: Tensor, scale: float, bucket: tuple[Tensor, Te
     rows, n_kv, group, _, _ = q.shape
     flat = index.flatten()
     # branches become the batch and rows join the heads, so that one mask a branch serves every row
-    qs = q[:, :, :, flat].unflatten(3, (branches, width)).permute(3, 0, 1, 2, 4, 5).reshape(branches, -1, width, q.shape[-1])
+    qs = (
+        q[:, :, :, flat]
+        .unflatten(3, (branches, width))
+        .permute(3, 0, 1, 2, 4, 5)
+        .reshape(branches, -1, width, q.shape[-1])
+    )
     ks, vs = (
-        x[:, :, flat].unflatten(2, (branches, width)).permute(2, 0, 1, 3, 4)[:, :, :, None]
-        .expand(-1, -1, -1, group, -1, -1).reshape(branches, -1, width, x.shape[-1])
+        x[:, :, flat]
+        .unflatten(2, (branches, width))
+        .permute(2, 0, 1, 3, 4)[:, :, :, None]
+        .expand(-1, -1, -1, group, -1, -1)
+        .reshape(branches, -1, width, x.shape[-1])
         for x in (k, v)
     )
     out, lse = attend(qs, ks, vs, scale, mask, False)

@@ -39,7 +39,11 @@ class Wavefront:
 
     @torch.no_grad()
     def run(
-        self, pack: Pack, conditions: Sequence[Condition], positions: Sequence[int], layout: Layout | None = None
+        self,
+        pack: Pack,
+        conditions: Sequence[Condition],
+        positions: Sequence[int],
+        layout: Layout | None = None,
     ) -> Tensor:
         """Walk one pack.
 
@@ -70,7 +74,8 @@ class Wavefront:
                 x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
         row_of = {c: i for i, c in enumerate(open_rows)}
         finals = [
-            aside[c][wanted] if c in aside else x[row_of[c] if condition else 0] for c, condition in enumerate(conditions)
+            aside[c][wanted] if c in aside else x[row_of[c] if condition else 0]
+            for c, condition in enumerate(conditions)
         ]
         return torch.stack(finals)
 
@@ -79,7 +84,12 @@ class Wavefront:
         return next((a.mode for a in condition.ablations if a.layer == layer and a.site == "layer"), None)
 
     def _leave(
-        self, x: Tensor, rows: list[int], conditions: Sequence[Condition], layer: int, aside: dict[int, Tensor]
+        self,
+        x: Tensor,
+        rows: list[int],
+        conditions: Sequence[Condition],
+        layer: int,
+        aside: dict[int, Tensor],
     ) -> tuple[Tensor, list[int]]:
         """Rows that skip this layer step aside; standing aside, a mean is added to them."""
         stay = []
@@ -94,7 +104,12 @@ class Wavefront:
         return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
 
     def _join(
-        self, x: Tensor, rows: list[int], conditions: Sequence[Condition], layer: int, aside: dict[int, Tensor]
+        self,
+        x: Tensor,
+        rows: list[int],
+        conditions: Sequence[Condition],
+        layer: int,
+        aside: dict[int, Tensor],
     ) -> tuple[Tensor, list[int]]:
         """Rows standing aside that do not skip this layer go on with the others."""
         back = [c for c in aside if not self._skips(conditions[c], layer)]

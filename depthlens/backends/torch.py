@@ -216,4 +216,10 @@ def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str) -> Means:
             handle.remove()
     n = sum(len(r) for r in rows)
     means = {k: (v / n).float().to(lens.device) for k, v in total.items()}
-    return Means(name, means["layer"], means["attn"], means["mlp"], means["z"].unflatten(-1, (dims.n_heads, dims.d_head)))
+    return Means(
+        name,
+        means["layer"],
+        means["attn"],
+        means["mlp"],
+        means["z"].unflatten(-1, (dims.n_heads, dims.d_head)),
+    )

@@ -22,9 +22,7 @@ def logits(lens, *conditions, means=None):
     """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
     rows = TOKENS.repeat(len(conditions), 1)
     wanted = [range(TOKENS.shape[1])] * len(rows)
-    out, _ = TorchBackend(lens, means).forward(
-        rows, torch.ones_like(rows), list(conditions), positions=wanted
-    )
+    out, _ = TorchBackend(lens, means).forward(rows, torch.ones_like(rows), list(conditions), positions=wanted)
     return torch.stack(out)
 
 
@@ -142,12 +140,8 @@ def test_mean_ablation_puts_the_reference_mean_in_place(lens):
     means = measure_means(lens, [TOKENS[0].tolist(), [1, 2, 3]], "two prompts")
     seen = {}
     handles = [
-        lens.arch.attn[1].register_forward_hook(
-            lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())
-        ),
-        lens.arch.o_proj[1].register_forward_pre_hook(
-            lambda m, a: seen.setdefault("z", []).append(a[0].double())
-        ),
+        lens.arch.attn[1].register_forward_hook(lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())),
+        lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: seen.setdefault("z", []).append(a[0].double())),
     ]
     for prompt in (TOKENS, torch.tensor([[1, 2, 3]])):
         lens.model(prompt)
@@ -171,9 +165,7 @@ def test_zero_means_turn_mean_ablation_into_removal(lens):
     flat = torch.zeros(dims.n_layers, dims.d_model)
     zero = Means("zeros", flat, flat, flat, torch.zeros(dims.n_layers, dims.n_heads, dims.d_head))
     for site in ("", ".attn", ".mlp", ".H1", ".KV0"):
-        assert torch.equal(
-            logits(lens, parse(f"L2{site}@mean"), means=zero), logits(lens, parse(f"L2{site}"))
-        )
+        assert torch.equal(logits(lens, parse(f"L2{site}@mean"), means=zero), logits(lens, parse(f"L2{site}")))
 
 
 def test_an_empty_reference_set_is_refused(lens):
@@ -189,10 +181,7 @@ def rotate(x, theta):
     """Rotary embedding by complex multiplication. Shape [pos, n_heads, d_head]."""
     pos, _, d = x.shape
     angle = torch.arange(pos)[:, None] * theta ** (-torch.arange(0, d, 2) / d)
-    spun = (
-        torch.complex(x[..., : d // 2], x[..., d // 2 :])
-        * torch.polar(torch.ones_like(angle), angle)[:, None]
-    )
+    spun = torch.complex(x[..., : d // 2], x[..., d // 2 :]) * torch.polar(torch.ones_like(angle), angle)[:, None]
     return torch.cat([spun.real, spun.imag], -1)
 
 
@@ -228,9 +217,7 @@ def by_hand(lens, skip=(), no_attn=(), no_mlp=(), no_heads=()):
             x = x + lin("self_attn.o_proj", z.flatten(1))
         h = rms(x, w[p + "post_attention_layernorm.weight"], cfg.rms_norm_eps)
         if i not in no_mlp:
-            x = x + lin(
-                "mlp.down_proj", torch.nn.functional.silu(lin("mlp.gate_proj", h)) * lin("mlp.up_proj", h)
-            )
+            x = x + lin("mlp.down_proj", torch.nn.functional.silu(lin("mlp.gate_proj", h)) * lin("mlp.up_proj", h))
     return rms(x, w["model.norm.weight"], cfg.rms_norm_eps) @ w["lm_head.weight"].T
 
 

@@ -55,9 +55,7 @@ def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, re
 def test_greedy_flag_is_true_for_what_the_model_would_write(lens):
     context = (1, 2, 3, 4)
     written = lens.model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False)[0, 4:].tolist()
-    answer = Engine(lens, progress=False).loglikelihood(
-        [Loglikelihood(context, tuple(written))], [parse("baseline")]
-    )
+    answer = Engine(lens, progress=False).loglikelihood([Loglikelihood(context, tuple(written))], [parse("baseline")])
     assert answer[0][0].is_greedy
 
 
@@ -87,9 +85,7 @@ def test_generation_stops_at_stop_strings_end_of_text_and_length(lens):
     free = Engine(lens, progress=False).generate_until([Generate(context, (), 20)], [parse("baseline")])[0][0]
     assert len(free) > 5
     stop = free[3:5]
-    cut_short = Engine(lens, progress=False).generate_until(
-        [Generate(context, (stop,), 20)], [parse("baseline")]
-    )[0][0]
+    cut_short = Engine(lens, progress=False).generate_until([Generate(context, (stop,), 20)], [parse("baseline")])[0][0]
     assert cut_short == free.split(stop)[0]
     written = lens.model.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False)[0, 3:].tolist()
     before = lens.model.generation_config.eos_token_id
@@ -170,9 +166,7 @@ def test_fast_path_equals_plain_rows_on_every_family(family, requests, monkeypat
 
 def test_fast_path_equals_plain_rows_for_means(lens, requests, monkeypatch):
     means = measure_means(lens, [q.context for q in requests], "contexts")
-    conditions = expand(
-        "L1@mean,L2.attn@mean,L0.mlp@mean,L3.H1@mean,L2.KV0@mean,L1-2@mean,L1@mean+L3", lens.dims
-    )
+    conditions = expand("L1@mean,L2.attn@mean,L0.mlp@mean,L3.H1@mean,L2.KV0@mean,L1-2@mean,L1@mean+L3", lens.dims)
     answers = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
     monkeypatch.setattr(Engine, "_walks", lambda self, longest: False)
     assert same(answers, Engine(lens, means=means, progress=False).loglikelihood(requests, conditions))
@@ -200,9 +194,7 @@ def test_a_sliding_window_that_bites_takes_the_plain_path():
 def test_next_token_probabilities(lens):
     frame = next_token(lens, "abc", ["L1", "L2.H0"], k=4)
     assert list(frame.columns) == ["baseline", "L1", "L2.H0"]
-    wanted = (
-        lens.model(torch.tensor([lens.tokenizer("abc").input_ids])).logits[0, -1].softmax(-1).max().item()
-    )
+    wanted = lens.model(torch.tensor([lens.tokenizer("abc").input_ids])).logits[0, -1].softmax(-1).max().item()
     assert frame["baseline"].iloc[0] == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(UserError, match="empty"):
         next_token(lens, "")

@@ -10,6 +10,7 @@ import shutil
 import struct
 import types
 
+import gguf
 import pytest
 import tiny
 import torch
@@ -152,6 +153,78 @@ def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
         list(row) == ["alias", "source", "family", "size", "role"] and all(row.values()) for row in rows
     )
     assert {"meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"} <= {row["source"] for row in rows}
+
+
+# -- GGUF --
+
+BLOCK = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+OUTSIDE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+def pairs_side_by_side(weight, n_heads):
+    """Rotary halves as llama.cpp orders the rows of a query or key projection."""
+    return weight.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path, model):
+    """The tiny LLaMA as llama.cpp's converter would write it, in float32."""
+    config, vocab = model.config, tiny.tokenizer().get_vocab()
+    out = gguf.GGUFWriter(str(path), "llama")
+    out.add_context_length(config.max_position_embeddings)
+    out.add_embedding_length(config.hidden_size)
+    out.add_block_count(config.num_hidden_layers)
+    out.add_feed_forward_length(config.intermediate_size)
+    out.add_head_count(config.num_attention_heads)
+    out.add_head_count_kv(config.num_key_value_heads)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.add_rope_dimension_count(config.head_dim)
+    out.add_vocab_size(config.vocab_size)
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("smollm")
+    # BPE wants one merge, and the merged token in the place of <unk>
+    out.add_token_list([*sorted(vocab, key=vocab.get)[:259], "zq"])
+    out.add_token_types([1] * 256 + [3] * 3 + [1])
+    out.add_token_merges(["z q"])
+    out.add_bos_token_id(256)
+    out.add_eos_token_id(257)
+    for key, weight in model.state_dict().items():
+        name = OUTSIDE.get(key)
+        if name is None:
+            layer, module = key.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+            name = f"blk.{layer}.{BLOCK[module]}.weight"
+            if module == "self_attn.q_proj":
+                weight = pairs_side_by_side(weight, config.num_attention_heads)
+            if module == "self_attn.k_proj":
+                weight = pairs_side_by_side(weight, config.num_key_value_heads)
+        out.add_tensor(name, weight.contiguous().numpy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
+def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
+    original = tiny.lens("llama-gqa")
+    write_gguf(tmp_path / "m.gguf", original.model)
+    loaded = models.load(str(tmp_path / "m.gguf"))
+    assert torch.equal(logits(loaded), logits(original))
+    assert loaded.dims == original.dims and loaded.dtype == torch.float32
+    (tmp_path / "m.gguf").rename(tmp_path / "renamed.gguf")
+    assert models.load(str(tmp_path / "renamed.gguf")).fingerprint == loaded.fingerprint
 
 
 # -- nothing that came with a model runs --

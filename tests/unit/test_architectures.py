@@ -1,0 +1,120 @@
+"""The table of architectures: every family binds to its real modules, and a wrong row is an error."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from depthlens import architectures
+from depthlens.ablations import Dims
+from depthlens.architectures import bind, hidden, with_hidden
+from depthlens.errors import UserError
+
+DIMS = {
+    "llama-mha": Dims(5, 4, 4, 32, 8),
+    "llama-gqa": Dims(5, 4, 2, 32, 8),
+    "llama-mqa": Dims(5, 4, 1, 32, 8),
+    "mistral": Dims(5, 4, 2, 32, 8),
+    "qwen2": Dims(5, 4, 2, 32, 8),
+    "qwen3": Dims(5, 4, 2, 32, 12),  # heads side by side are wider than the residual stream
+    "qwen3-moe": Dims(5, 4, 2, 32, 12),
+    "deepseek-v2": Dims(5, 4, 4, 32, 12),  # latent attention: the value width, no shared keys and values
+    "deepseek-v3": Dims(5, 4, 4, 32, 12),
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_binds_to_its_own_modules(family):
+    model = tiny.model(family)
+    arch = bind(model)
+    assert arch.dims == DIMS[family]
+    assert arch.embed is model.get_input_embeddings() and arch.unembed is model.get_output_embeddings()
+    assert arch.layers == tuple(model.model.layers)
+    for parts in (arch.attn_norm, arch.attn, arch.o_proj, arch.mlp_norm, arch.mlp):
+        assert len(parts) == len(set(map(id, parts))) == arch.dims.n_layers
+    for layer, attn, o_proj, mlp in zip(arch.layers, arch.attn, arch.o_proj, arch.mlp, strict=True):
+        assert layer.self_attn is attn and attn.o_proj is o_proj and layer.mlp is mlp
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_parts_do_what_their_names_say(family):
+    """Layer by layer: the output is the input + attention of its norm + MLP of its norm."""
+    model = tiny.model(family)
+    arch, seen = bind(model), {}
+
+    def keep(name):
+        return lambda module, args, kwargs, output: seen.__setitem__(name, (args, kwargs, hidden(output)))
+
+    for i in range(arch.dims.n_layers):
+        for name, parts in (("layer", arch.layers), ("attn", arch.attn), ("mlp", arch.mlp)):
+            parts[i].register_forward_hook(keep((name, i)), with_kwargs=True)
+    with torch.no_grad():
+        output = model(torch.tensor([[1, 2, 3, 4, 5]]))
+        x = arch.embed(torch.tensor([[1, 2, 3, 4, 5]]))
+        for i in range(arch.dims.n_layers):
+            x = x + seen["attn", i][2]
+            assert torch.allclose(hidden(arch.mlp[i](arch.mlp_norm[i](x))), seen["mlp", i][2], atol=1e-5)
+            x = x + seen["mlp", i][2]
+            assert torch.allclose(x, seen["layer", i][2], atol=1e-5)
+        assert torch.allclose(arch.unembed(arch.final_norm(x)), output.logits, atol=1e-5)
+
+
+def test_unknown_class_is_named_with_the_table():
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16))
+    with pytest.raises(UserError) as raised:
+        bind(model)
+    message = str(raised.value)
+    assert "architecture GPT2LMHeadModel is not supported" in message and "\n" not in message
+    assert all(family in message for family in architectures.FAMILIES)
+    assert "FAMILIES in depthlens/architectures.py" in message
+
+
+def test_a_renamed_module_is_an_error_that_names_it():
+    model = tiny.model("llama-gqa")
+    model.model.layers[0].self_attn.out = model.model.layers[0].self_attn.o_proj
+    del model.model.layers[0].self_attn.o_proj
+    with pytest.raises(UserError, match="LlamaForCausalLM has no module 'self_attn.o_proj'; correct its row"):
+        bind(model)
+
+
+@pytest.mark.parametrize(
+    ("o_proj", "said"),
+    [
+        (nn.Linear(32, 31), "o_proj output of layer 3 is 31, expected 32"),
+        (nn.Linear(40, 32), "o_proj input of layer 3 is 40, expected 32"),
+    ],
+)
+def test_wrong_shapes_are_refused_with_what_was_found_and_wanted(o_proj, said):
+    model = tiny.model("llama-gqa")
+    model.model.layers[3].self_attn.o_proj = o_proj
+    with pytest.raises(UserError, match=f"LlamaForCausalLM: {said}; see depthlens/architectures.py"):
+        bind(model)
+
+
+def test_wrong_number_of_layers_width_and_groups_are_refused():
+    model = tiny.model("llama-gqa")
+    model.model.layers = model.model.layers[:4]
+    with pytest.raises(UserError, match="number of layers is 4, expected 5"):
+        bind(model)
+    model = tiny.model("llama-gqa")
+    model.model.embed_tokens = nn.Embedding(10, 24)
+    with pytest.raises(UserError, match="width of the embedding is 24, expected 32"):
+        bind(model)
+    model = tiny.model("llama-gqa")
+    model.config.num_key_value_heads = 3
+    with pytest.raises(UserError, match="n_heads modulo n_kv_heads is 1, expected 0"):
+        bind(model)
+
+
+def test_block_output_as_tensor_and_as_tuple():
+    states, other = torch.ones(2, 3, 4), torch.zeros(2, 3, 4)
+    assert hidden(states) is states
+    assert hidden((states, "cache")) is states
+    assert with_hidden(states, other) is other
+    replaced = with_hidden((states, "cache", None), other)
+    assert replaced[0] is other and replaced[1:] == ("cache", None)
+    # a batch of two is not taken for a tuple of two
+    assert hidden(states).shape == (2, 3, 4)

