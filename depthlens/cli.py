@@ -96,6 +96,8 @@ def sweep(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens per batch; chosen without it.")
     ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the tokenizer's chat template.")] = False,
+    system_prompt: Annotated[str | None, typer.Option(help="Instruction before everything else.")] = None,
     seed: Annotated[int, typer.Option(help="Seed for few-shot examples and sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -116,6 +118,8 @@ def sweep(
             include_path=include_path,
             backend=backend,
             batch_tokens=batch_tokens,
+            chat=chat,
+            system_prompt=system_prompt,
             seed=seed,
             dtype=dtype,
             device=device,

@@ -1,13 +1,11 @@
 """lm-evaluation-harness in, requests out: its tasks become token requests, its scoring judges the answers.
 
-Prompts, few-shot examples, tokenisation and truncation are lm-eval's own (an `HFLM` around our module encodes), and
-so are filters and `process_results`. We only replace what happens between: the forward passes.
+Prompts, few-shot examples, tokenisation and truncation are lm-eval's own (`encoding`), and so are filters and
+`process_results`. We only replace what happens between: the forward passes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import resources
+from depthlens import encoding, resources
 from depthlens.decoding import Generate
+from depthlens.encoding import quiet
 from depthlens.engine import Engine, Likelihood, Loglikelihood
 from depthlens.errors import UserError, unknown
-
-# lm-eval logs every task and every tqdm of context building at import and use; our own bar is the one to watch
-logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-# generation settings that mean greedy decoding; anything else would be ignored silently
-_GREEDY = {"do_sample": (False, None), "temperature": (0, 0.0, None)}
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 @dataclass
@@ -198,85 +190,53 @@ def load_tasks(
     return tasks
 
 
-def prepare(lens: Any, tasks: dict[str, Any], *, limit: int | None = None) -> list[Prepared]:
+def prepare(
+    lens: Any,
+    tasks: dict[str, Any],
+    *,
+    limit: int | None = None,
+    chat: bool = False,
+    system_prompt: str | None = None,
+) -> list[Prepared]:
     """Build the requests of tasks for one model.
 
     Args:
         lens: The model, whose tokenizer and context length decide the tokens.
         tasks: From `load_tasks`.
         limit: First so many documents of each task; None for all.
+        chat: Wrap prompts in the tokenizer's chat template, few-shot examples as turns (lm-eval's default).
+        system_prompt: Instruction before everything else.
 
     Raises:
-        UserError: a bad limit, a task that samples, or one that a causal language model cannot do.
+        UserError: a bad limit, a task that samples, or a chat template that the tokenizer does not have.
     """
     check_limit(limit)
-    lm = encoder(lens)
-    return [_prepare(lm, name, task, limit) for name, task in tasks.items()]
+    if chat and not lens.tokenizer.chat_template:
+        raise UserError(f"chat: the tokenizer of {lens.name} has no chat template; leave chat out")
+    lm = encoding.Encoder(lens)
+    prepared = []
+    for name, task in tasks.items():
+        with quiet():
+            task.build_all_requests(
+                limit=limit,
+                rank=0,
+                world_size=1,
+                system_instruction=system_prompt,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                chat_template=lm.apply_chat_template if chat else None,
+                tokenizer_name=lm.tokenizer_name if chat else "",
+            )
+        asked = [lm.requests(instance) for instance in task.instances]
+        windows = [len(a) for a in asked]
+        prepared.append(Prepared(name, task, task.OUTPUT_TYPE, [q for a in asked for q in a], windows))
+    return prepared
 
 
 def check_limit(limit: int | None) -> None:
     """Refuse what is not a number of documents."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise UserError(f"limit {limit!r}: give a whole number of documents, at least 1, or leave it out for all")
-
-
-def encoder(lens: Any) -> Any:
-    """lm-eval's own model class over our module, which notes what it would have scored and scores nothing."""
-    from lm_eval.models.huggingface import HFLM
-
-    class Recorder(HFLM):
-        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-            self.recorded = requests
-            return [(0.0, False)] * len(requests)
-
-    with _quiet():
-        return Recorder(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20)
-
-
-def _prepare(lm: Any, name: str, task: Any, limit: int | None) -> Prepared:
-    with _quiet():
-        task.build_all_requests(limit=limit, rank=0, world_size=1)
-    kind = task.instances[0].request_type
-    requests: list[Any] = []
-    windows = []
-    for instance in task.instances:
-        new = [_generation(lm, name, *instance.args)] if kind == "generate_until" else _tokens(lm, kind, instance)
-        requests += new
-        windows.append(len(new))
-    return Prepared(name, task, task.OUTPUT_TYPE, requests, windows)
-
-
-def _tokens(lm: Any, kind: str, instance: Any) -> list[Loglikelihood]:
-    """What lm-eval would score for an instance: one request, or one a window for rolling log-likelihood."""
-    with _quiet():
-        getattr(lm, kind)([instance], disable_tqdm=True)
-    found = []
-    for _, context, continuation in lm.recorded:
-        tokens = (*context, *continuation)[-(lm.max_length + 1) :]  # cut from the left, as HFLM does
-        split = len(tokens) - len(continuation)
-        found.append(Loglikelihood(tokens[:split], tokens[split:]))
-    return found
-
-
-def _generation(lm: Any, name: str, context: str, settings: dict[str, Any]) -> Generate:
-    """Encode as `HFLM.generate_until` does; refuse what greedy decoding would ignore."""
-    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
-
-    for key, value in settings.items():
-        if key in _GREEDY and value not in _GREEDY[key]:
-            raise UserError(f"task {name} samples ({key}={value}); only greedy decoding can be paired by document")
-        if key not in _GREEDY and key not in (*_LENGTHS, "until"):
-            raise UserError(f"task {name} sets generation option {key}={value!r}, which is not supported")
-    kwargs = normalize_gen_kwargs(settings, lm.max_gen_toks)
-    eos = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
-    until = tuple(s for s in handle_stop_sequences(kwargs["until"], eos=eos) if s)
-    room = lm.max_length - kwargs["max_gen_toks"]
-    if room < 1:
-        raise UserError(
-            f"task {name} writes up to {kwargs['max_gen_toks']} tokens; the model reads {lm.max_length} in all"
-        )
-    tokens, _ = lm.tok_batch_encode([context], left_truncate_len=room)
-    return Generate(tuple(tokens[0].tolist()), until, kwargs["max_gen_toks"])
 
 
 _managers: dict[str | None, Any] = {}
@@ -288,7 +248,7 @@ def _manager(include_path: str | None) -> Any:
         from lm_eval.tasks import TaskManager
 
         paths = [str(resources.tasks_dir())] + ([include_path] if include_path else [])
-        with _quiet():
+        with quiet():
             _managers[include_path] = TaskManager(include_path=paths)
     return _managers[include_path]
 
@@ -297,7 +257,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        with _quiet():
+        with quiet():
             return manager.load([name])["tasks"]
     except (DatasetNotFoundError, ConnectionError, OSError) as e:
         first = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
@@ -318,21 +278,3 @@ def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:
         if num_fewshot > available:
             raise UserError(f"num_fewshot {num_fewshot}: task {name} has {available} examples")
     task.set_config(key="num_fewshot", value=num_fewshot)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence progress bars that lm-eval and datasets draw for work of milliseconds; errors still pass."""
-    import datasets
-
-    lm_eval_log = logging.getLogger("lm_eval")
-    level, before = lm_eval_log.level, datasets.is_progress_bar_enabled()
-    lm_eval_log.setLevel(logging.ERROR)
-    datasets.disable_progress_bar()
-    try:
-        with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
-            yield
-    finally:
-        lm_eval_log.setLevel(level)
-        if before:
-            datasets.enable_progress_bar()

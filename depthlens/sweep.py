@@ -35,6 +35,8 @@ def layer_sweep(
     seed: int = 0,
     backend: str = "torch",
     batch_tokens: int | None = None,
+    chat: bool = False,
+    system_prompt: str | None = None,
     progress: bool = True,
 ) -> Result:
     """Remove every layer in turn, or only its attention or MLP, and score the task each time.
@@ -49,6 +51,8 @@ def layer_sweep(
         seed: Seed of the choice of examples.
         backend: What applies the conditions.
         batch_tokens: Token budget of one batch; None chooses by device.
+        chat: Wrap prompts in the tokenizer's chat template.
+        system_prompt: Instruction before everything else.
         progress: Show progress bars.
 
     Returns:
@@ -70,6 +74,8 @@ def layer_sweep(
         seed=seed,
         backend=backend,
         batch_tokens=batch_tokens,
+        chat=chat,
+        system_prompt=system_prompt,
         progress=progress,
     )
 
@@ -98,6 +104,8 @@ def condition_sweep(
     seed: int = 0,
     backend: str = "torch",
     batch_tokens: int | None = None,
+    chat: bool = False,
+    system_prompt: str | None = None,
     progress: bool = True,
 ) -> Result:
     """Score tasks under the baseline and every condition of ``ablate`` (see `depthlens.ablations.expand`).
@@ -109,7 +117,7 @@ def condition_sweep(
     conditions = expand(ablate, lens.dims)
     if not isinstance(tasks, dict):
         tasks = harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
-    prepared = harness.prepare(lens, tasks, limit=limit)
+    prepared = harness.prepare(lens, tasks, limit=limit, chat=chat, system_prompt=system_prompt)
     frames, records = [], {}
     for task in prepared:
         means = _reference(lens, task) if any(c.uses_mean for c in conditions) else None
@@ -124,6 +132,8 @@ def condition_sweep(
         "ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]],
         "seed": seed,
         "limit": limit,
+        "chat": chat,
+        "system_prompt": system_prompt,
         "backend": backend,
         "batch_tokens": engine.batch_tokens,
         **provenance(),

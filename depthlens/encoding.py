@@ -1,0 +1,96 @@
+"""lm-eval requests as token ids, encoded, truncated and stopped exactly as lm-eval's ``hf`` model does.
+
+The rules (context and continuation encoded together, BOS, truncation from the left, rolling windows, chat templates)
+are not written again here: an `HFLM` around our module is asked for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import datasets
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+
+from depthlens.decoding import Generate
+from depthlens.engine import Loglikelihood
+from depthlens.errors import UserError
+
+# settings that mean greedy decoding; any other would be ignored silently
+_GREEDY = {"do_sample": (False, None), "temperature": (0, 0.0, None)}
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+class Encoder(HFLM):
+    """lm-eval's own model class over our module, which notes what it would have scored and scores nothing."""
+
+    def __init__(self, lens: Any) -> None:
+        with quiet():
+            super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20)
+
+    def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        self.recorded = requests
+        return [(0.0, False)] * len(requests)
+
+    def requests(self, instance: Any) -> list[Loglikelihood] | list[Generate]:
+        """What lm-eval asks a model for one instance: one request, or one a window for rolling log-likelihood.
+
+        Raises:
+            UserError: the task samples, sets an option that is not supported, or leaves no room for a prompt.
+        """
+        if instance.request_type == "generate_until":
+            return [generation(self, instance)]
+        with quiet():
+            getattr(self, instance.request_type)([instance], disable_tqdm=True)
+        return [loglikelihood(self, context, continuation) for _, context, continuation in self.recorded]
+
+
+def loglikelihood(lm: HFLM, context: Sequence[int], continuation: Sequence[int]) -> Loglikelihood:
+    """A token pair cut from the left to the model's length, as `HFLM._loglikelihood_tokens` does."""
+    tokens = (*context, *continuation)[-(lm.max_length + 1) :]
+    split = len(tokens) - len(continuation)
+    return Loglikelihood(tokens[:split], tokens[split:])
+
+
+def generation(lm: HFLM, instance: Any) -> Generate:
+    """A prompt and its stop rules, as `HFLM.generate_until` reads them.
+
+    Raises:
+        UserError: see `Encoder.requests`.
+    """
+    context, settings = instance.args
+    name = instance.task_name
+    for key, value in settings.items():
+        if key in _GREEDY and value not in _GREEDY[key]:
+            raise UserError(f"task {name} samples ({key}={value}); only greedy decoding can be paired by document")
+        if key not in _GREEDY and key not in (*_LENGTHS, "until"):
+            raise UserError(f"task {name} sets generation option {key}={value!r}, which is not supported")
+    kwargs = normalize_gen_kwargs(settings, lm.max_gen_toks)
+    eos = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
+    until = tuple(s for s in handle_stop_sequences(kwargs["until"], eos=eos) if s)
+    n_new = kwargs["max_gen_toks"]
+    room = lm.max_length - n_new
+    if room < 1:
+        raise UserError(f"task {name} writes up to {n_new} tokens; the model reads {lm.max_length} in all")
+    tokens, _ = lm.tok_batch_encode([context], left_truncate_len=room)
+    return Generate(tuple(tokens[0].tolist()), until, n_new)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what lm-eval and datasets log and draw about work of milliseconds; errors still pass."""
+    log = logging.getLogger("lm_eval")
+    level, bars = log.level, datasets.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    datasets.disable_progress_bar()
+    try:
+        with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
+            yield
+    finally:
+        log.setLevel(level)
+        if bars:
+            datasets.enable_progress_bar()

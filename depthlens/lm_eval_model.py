@@ -1,0 +1,100 @@
+"""The engine as an lm-eval model: ``--model depthlens --model_args pretrained=NAME,condition=L12``.
+
+Importing this module registers the model, after which ``lm_eval.simple_evaluate(model="depthlens", ...)`` works.
+lm-eval's command line imports only the models it ships, so ``python -m depthlens.lm_eval_model`` stands for
+``lm_eval``: it registers ours and hands every argument on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from depthlens import encoding, models
+from depthlens.ablations import parse
+from depthlens.backends.torch import measure_means
+from depthlens.engine import Engine
+from depthlens.errors import UserError
+
+
+@register_model("depthlens")
+class DepthlensLM(HFLM):
+    """A model under one condition.
+
+    Args:
+        pretrained: Alias, hub id, directory or ``.gguf`` file, or a loaded `depthlens.models.Lens`.
+        condition: What is removed, in text form.
+        dtype: See `depthlens.load`.
+        device: See `depthlens.load`; None chooses.
+        backend: What applies the condition.
+        batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
+        reference: Text file, one prompt a line, whose mean ``@mean`` puts in place of a part.
+        kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
+
+    Raises:
+        UserError: for anything that does not exist.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | models.Lens,
+        condition: str = "baseline",
+        dtype: str = "auto",
+        device: str | None = None,
+        backend: str = "torch",
+        batch_tokens: int | None = None,
+        reference: str | None = None,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        lens = pretrained
+        if not isinstance(lens, models.Lens):
+            lens = models.load(lens, dtype=dtype, device=device or "auto")
+        self.condition = parse(condition).validate(lens.dims)
+        means = None
+        if self.condition.uses_mean:
+            if reference is None:
+                raise UserError(f"condition {condition} needs reference=FILE, a text file with one prompt a line")
+            with open(reference, encoding="utf-8") as file:
+                prompts = [lens.tokenizer(line.rstrip("\n")).input_ids for line in file if line.strip()]
+            means = measure_means(lens, prompts, reference)
+        self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
+        with encoding.quiet():
+            super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20, **kwargs)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        asked = [encoding.loglikelihood(self, context, continuation) for _, context, continuation in requests]
+        self.engine.progress = not disable_tqdm
+        answers = self.engine.loglikelihood(asked, [self.condition])[0]
+        for (text, _, _), answer in zip(requests, answers, strict=True):
+            if text is not None:
+                self.cache_hook.add_partial("loglikelihood", text, (answer.logprob, answer.is_greedy))
+        return [(a.logprob, a.is_greedy) for a in answers]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy texts, in the order of the requests."""
+        self.engine.progress = not disable_tqdm
+        texts = self.engine.generate_until([encoding.generation(self, r) for r in requests], [self.condition])[0]
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes of the model into its results."""
+        return {**self.engine.lens.describe(), "condition": str(self.condition)}
+
+
+def main() -> None:
+    """lm-eval's command line, our model included."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The notebooks keep the conventions that make them rerunnable, and every one of them really runs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import io
+import re
+import tokenize
+
+import nbformat
+import pytest
+import yaml
+from lm_eval.tasks import TaskManager
+
+from depthlens import models, resources, runner
+from depthlens.gallery import read_notebook
+from depthlens.parameters import Profiles, declared
+from depthlens.results import DOCS_COLUMNS, Result
+from depthlens.stats import SUMMARY_COLUMNS
+
+COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
+PROFILES = ("smoke", "demo", "paper")
+MAX_CELLS = 40
+NAMES = runner.notebook_names()
+each = pytest.mark.parametrize("name", NAMES)
+
+
+def notebook(name: str) -> nbformat.NotebookNode:
+    return read_notebook(resources.notebooks_dir() / f"{name}.ipynb")
+
+
+def code(nb: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def tagged(nb: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nb.cells if tag in cell.metadata.get("tags", [])]
+
+
+def profiles() -> Profiles:
+    defaults = {name: declared(notebook(name), name) for name in NAMES}
+    return Profiles(resources.notebooks_dir() / "profiles.yml", defaults)
+
+
+@functools.cache
+def known_tasks() -> set[str]:
+    return set(TaskManager(include_path=str(resources.tasks_dir())).all_tasks)
+
+
+def test_the_first_notebooks_are_there():
+    assert NAMES[:2] == ["00_tour", "01_protocols"]
+
+
+@each
+def test_title_is_a_question(name):
+    first = notebook(name).cells[0]
+    assert first.cell_type == "markdown" and re.fullmatch(r"# [A-Z].*\?", first.source.splitlines()[0])
+
+
+@each
+def test_file_is_clean(name):
+    nb = nbformat.read(resources.notebooks_dir() / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
+    nbformat.validate(nb)
+    assert (nb.nbformat, nb.nbformat_minor) == (4, 5)
+    assert nb.metadata.kernelspec.name == "python3"
+    assert len(nb.cells) <= MAX_CELLS
+    assert len({cell.id for cell in nb.cells}) == len(nb.cells)
+    for cell in code(nb):
+        assert cell.outputs == [] and cell.execution_count is None, f"{cell.id} carries a run's outputs"
+
+
+@each
+def test_parameters_are_commented_literals(name):
+    (cell,) = tagged(notebook(name), "parameters")
+    statements = ast.parse(cell.source).body
+    names = []
+    for statement in statements:
+        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(statement)
+        ast.literal_eval(statement.value)
+        names.append(statement.targets[0].id)
+    assert COMMON <= set(names) and len(set(names)) == len(names)
+    tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
+    commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+    assert [s.lineno for s in statements] == list(range(1, len(statements) + 1)), "one line each"
+    assert commented == {s.lineno for s in statements}, "a comment with unit or meaning on each line"
+
+
+@each
+def test_next_cell_checks_every_parameter(name):
+    cells = code(notebook(name))
+    (parameters,) = tagged(notebook(name), "parameters")
+    following = cells[[cell.id for cell in cells].index(parameters.id) + 1]
+    calls = [n for n in ast.walk(ast.parse(following.source)) if isinstance(n, ast.Call)]
+    (start,) = [call for call in calls if ast.unparse(call.func) == "dl.start"]
+    given = [ast.unparse(a) for a in start.args] + [k.arg for k in start.keywords]
+    assert set(given) == COMMON
+    assert all(ast.unparse(k.value) == k.arg for k in start.keywords), "passed on as they are"
+
+
+@each
+def test_logic_lives_in_the_package(name):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    for cell in code(notebook(name)):
+        found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
+        assert not found, f"cell {cell.id} defines something"
+
+
+@each
+def test_sections_and_headline(name):
+    nb = notebook(name)
+    headings = re.findall(r"^## (.+)$", "\n".join(c.source for c in nb.cells if c.cell_type == "markdown"), re.M)
+    assert headings[:2] == ["Parameters", "Set-up"]
+    assert headings.index("Result") < headings.index("When this does not hold") < headings.index("Recap")
+    (headline,) = tagged(nb, "headline")
+    assert headline.cell_type == "code"
+    assert nb.cells[-1].cell_type == "code", "the recap is computed"
+
+
+@each
+def test_prose_states_no_number_that_code_computes(name):
+    for cell in notebook(name).cells:
+        if cell.cell_type != "markdown":
+            continue
+        prose = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)|\bclaim C\d\b|\bClaim C\d\b|95%", "", cell.source)
+        assert not re.search(r"\d", prose), f"cell {cell.id}: {re.search(r'.*[0-9].*', prose)[0]}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_name_what_exists(profile):
+    """Values for undeclared parameters and of a wrong type are refused by `Profiles` itself."""
+    aliases = {row["alias"] for row in models.table()}
+    for name, values in profiles().values(profile).items():
+        values = declared(notebook(name), name) | values
+        assert values["model"] in aliases
+        assert values["tasks"] and set(values["tasks"]) <= known_tasks()
+        assert values["out"] is None, "depthlens run chooses the folder"
+
+
+def test_every_profile_is_checked():
+    content = yaml.safe_load((resources.notebooks_dir() / "profiles.yml").read_text())
+    assert set(content) == set(PROFILES)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    out = tmp_path_factory.mktemp("smoke")
+    return out, runner.run("all", out=out, profile="smoke", progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_all_notebooks_run_on_the_embedded_model(smoke):
+    out, report = smoke
+    assert report.errors == [] and report.exit_code == 0
+    assert [run.name for run in report.notebooks] == NAMES
+    for run in report.notebooks:
+        assert run.status == "ok" and run.seconds < 120
+        assert run.parameters["out"] == str(out.resolve() / run.name)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@each
+def test_executed_notebook_has_figure_headline_and_result(smoke, name):
+    out, report = smoke
+    nb = nbformat.read(out / f"{name}.ipynb", as_version=4)
+    counts = [cell.execution_count for cell in code(nb)]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [output for cell in code(nb) for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert "smollm2-135m float32 on" in "".join(o.text for o in outputs if o.output_type == "stream")
+
+    (run,) = [run for run in report.notebooks if run.name == name]
+    assert all(task in run.headline for task in declared(notebook(name), name)["tasks"])
+
+    result = Result.load(out / name)
+    assert list(result.docs.columns) == DOCS_COLUMNS and list(result.summary.columns) == SUMMARY_COLUMNS
+    n_layers = result.record["model"]["dims"]["n_layers"]
+    counted = result.docs.groupby(["task", "metric"])[["condition", "doc_id"]].nunique()
+    assert (counted["condition"] == 1 + n_layers).all()
+    assert (counted["doc_id"] == run.parameters["limit"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_index_lists_every_notebook(smoke):
+    out, report = smoke
+    index = (out / "index.html").read_text()
+    for run in report.notebooks:
+        assert f'href="{run.name}.html"' in index and run.question in index
+    assert index.count("data:image/png;base64,") == len(NAMES) and "No headline result" not in index
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("limit", 0, "limit 0: give a whole number of documents, at least 1"),
+        ("tasks", ["capital"], "unknown task 'capital'; did you mean"),
+    ],
+)
+def test_bad_value_stops_in_the_first_cells_with_one_line(tmp_path, parameter, value, message):
+    report = runner.run(
+        "00_tour", out=tmp_path, profile="smoke", parameters={parameter: value}, progress=False
+    )
+    assert report.exit_code == 1
+    (line,) = report.errors
+    assert re.match(r"notebook 00_tour, cell \d: ", line) and message in line and "\n" not in line
+    assert (tmp_path / "00_tour.ipynb").exists() and "Not finished" in (tmp_path / "00_tour.html").read_text()
+    assert not list((tmp_path / "00_tour").glob("*.parquet"))

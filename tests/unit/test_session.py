@@ -1,0 +1,105 @@
+"""`start`: the good path prints one line and gives the model, every wrong parameter is one line before that."""
+
+from __future__ import annotations
+
+import inspect
+import random
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import depthlens as dl
+from depthlens import models, session
+from depthlens.errors import UserError
+
+TASKS = ["capitals_continuation", "kv_retrieval_4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa"))
+
+
+def test_a_good_start_prints_one_line_and_gives_the_model(folder, tmp_path, capsys):
+    lens = dl.start(folder, TASKS, limit=3, num_fewshot=None, seed=7, dtype="bfloat16", device="cpu", out=None)
+    assert isinstance(lens, models.Lens) and lens.dtype == torch.bfloat16
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1 and printed.err == ""
+    for part in ("depthlens 0.", "torch ", "lm-eval ", "git ", folder, "bfloat16 on cpu", "sdpa", "seed 7"):
+        assert part in printed.out
+    assert lens.fingerprint[:12] in printed.out
+
+
+def test_the_seed_reaches_every_generator(folder):
+    def draw(seed):
+        dl.start(folder, TASKS, seed=seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    first, again, other = draw(3), draw(3), draw(4)
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_the_output_folder_is_made(folder, tmp_path):
+    dl.start(folder, TASKS, out=str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir() and not any((tmp_path / "a" / "b").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "said"),
+    [
+        ("model", "smollm2-135", "unknown model 'smollm2-135'; did you mean smollm2-135m?"),
+        ("model", "/nowhere", "model directory '/nowhere' does not exist"),
+        ("tasks", "capitals", "tasks 'capitals': give a list of task names, e.g. ['capitals']"),
+        ("tasks", [], "no task given"),
+        ("tasks", ["capitols_default"], "unknown task 'capitols_default'; did you mean capitals_default"),
+        ("limit", 0, "limit 0: give a whole number"),
+        ("limit", -5, "limit -5: give a whole number"),
+        ("num_fewshot", -1, "num_fewshot -1: give a whole number"),
+        ("num_fewshot", 1, "task kv_retrieval_4 is fixed at 0 examples"),
+        ("seed", -1, "seed -1: give a whole number from 0 to"),
+        ("seed", 2**32, "seed 4294967296: give a whole number from 0 to 4294967295"),
+        ("seed", True, "seed True: give a whole number"),
+        ("dtype", "fp16", "unknown dtype 'fp16'"),
+        ("device", "gpu", "unknown device 'gpu'"),
+        ("include_path", "/nowhere", "include_path '/nowhere' is not a folder"),
+    ],
+)
+def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value, said):
+    with pytest.raises(UserError) as raised:
+        dl.start(**({"model": folder, "tasks": TASKS} | {parameter: value}))
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "said"),
+    [
+        ("tasks", None, "tasks None"),
+        ("limit", 2.5, "limit 2.5"),
+        ("seed", "1", "seed '1'"),
+        ("seed", None, "seed None"),
+    ],
+)
+def test_values_of_another_type_too(folder, monkeypatch, parameter, value, said):
+    # as in a notebook, where no type checker stands before
+    monkeypatch.setattr(session.harness, "check_limit", inspect.unwrap(session.harness.check_limit))
+    with pytest.raises(UserError, match=said):
+        inspect.unwrap(dl.start)(**({"model": folder, "tasks": TASKS} | {parameter: value}))
+
+
+def test_an_output_that_cannot_be_written(folder, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match="file': it is a file; give a folder"):
+        dl.start(folder, TASKS, out=str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write results to .*below"):
+        dl.start(folder, TASKS, out=str(tmp_path / "file" / "below"))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_everything_cheap_is_checked_before_the_model_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(session.models, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    for wrong in ({"limit": 0}, {"seed": -1}, {"tasks": ["no_such_task"]}, {"num_fewshot": 99}):
+        with pytest.raises(UserError):
+            dl.start(**({"model": "smollm2-135m", "tasks": ["capitals_continuation"]} | wrong))

@@ -1,0 +1,204 @@
+"""Sweeps on the tiny model: the contract of the table and the record that everything else reads."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from depthlens import harness, stats, sweep
+from depthlens.backends.torch import TorchBackend
+from depthlens.errors import UserError
+from depthlens.results import DOCS_COLUMNS, Result
+from depthlens.sweep import condition_sweep, layer_sweep, run_sweep
+
+CHOICE, WRITTEN = "capitals_continuation", "kv_retrieval_4"
+LIMIT = 3
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def layers(lens):
+    return layer_sweep(lens, [CHOICE, WRITTEN], limit=LIMIT, num_fewshot=None, seed=5, progress=False)
+
+
+def baseline(result, **wanted) -> pd.DataFrame:
+    docs = result.docs[result.docs["condition"] == "baseline"]
+    for column, value in wanted.items():
+        docs = docs[docs[column] == value]
+    return docs.reset_index(drop=True)
+
+
+def test_columns_and_types_are_the_contract(layers):
+    assert list(layers.docs.columns) == DOCS_COLUMNS
+    assert DOCS_COLUMNS == [*("model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response")]
+    assert str(layers.docs["layer"].dtype) == str(layers.docs["head"].dtype) == "Int64"
+    assert layers.docs["doc_id"].dtype == "int64" and layers.docs["value"].dtype == "float64"
+    assert list(layers.summary.columns) == list(stats.SUMMARY_COLUMNS)
+    assert set(layers.docs["model"]) == {"tiny-llama-gqa"}
+
+
+def test_a_layer_sweep_is_the_baseline_and_every_layer_on_the_same_documents(layers):
+    for (_, _), group in layers.docs.groupby(["task", "metric"]):
+        assert list(group["condition"].unique()) == ["baseline", "L0", "L1", "L2", "L3", "L4"]
+        assert len(group) == (1 + 5) * LIMIT
+        for _, rows in group.groupby("condition"):
+            assert sorted(rows["doc_id"]) == [0, 1, 2]
+    found = set(map(tuple, layers.docs[["task", "metric"]].drop_duplicates().to_numpy()))
+    assert found == {(CHOICE, "acc"), (CHOICE, "acc_norm"), (WRITTEN, "exact_match")}
+    assert len(layers.summary) == 3 * 6
+
+
+def test_layer_and_head_are_filled_where_there_is_exactly_one(lens):
+    result = condition_sweep(lens, [WRITTEN], "L3,L2.attn,L1.H2,L0.KV1,L1-2,L0+L4", limit=1, progress=False)
+    places = result.docs.set_index("condition")[["layer", "head"]]
+    assert places["layer"].dropna().to_dict() == {"L3": 3, "L2.attn": 2, "L1.H2": 1, "L0.KV1": 0}
+    assert places["head"].dropna().to_dict() == {"L1.H2": 2}
+    assert set(places.index) == {"baseline", "L3", "L2.attn", "L1.H2", "L0.KV1", "L1-2", "L0+L4"}
+
+
+def test_responses_are_the_text_written_or_the_option_chosen(lens, layers):
+    for response in layers.docs.loc[layers.docs["task"] == WRITTEN, "response"]:
+        assert isinstance(response, str)
+    task = harness.load_tasks([CHOICE])[CHOICE]
+    options = {i: doc["choices"] for i, doc in zip(range(LIMIT), task.test_docs(), strict=False)}
+    for row in layers.docs[layers.docs["task"] == CHOICE].itertuples():
+        assert row.response in options[row.doc_id]
+
+
+def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
+    record = layers.record
+    assert record["model"] == json.loads(json.dumps(lens.describe()))
+    assert record["model"]["fingerprint"] == lens.fingerprint
+    assert record["model"]["dtype"] == "float32" and record["model"]["attention_kernel"] == "sdpa"
+    assert record["seed"] == 5 and record["limit"] == LIMIT and record["backend"] == "torch"
+    assert record["ablate"] == "layers"
+    assert record["conditions"] == ["baseline", "L0", "L1", "L2", "L3", "L4"]
+    assert {"depthlens", "python", "torch", "transformers", "lm-eval"} <= set(record["versions"])
+    assert all(re.match(r"\d+\.\d+", version) for version in record["versions"].values())
+    assert pd.Timestamp(record["time"]).tzinfo is not None and record["platform"]
+    assert record["batch_tokens"] > 0
+    choice, written = record["tasks"][CHOICE], record["tasks"][WRITTEN]
+    assert choice["version"] == 1.0 and choice["num_fewshot"] == 5 and choice["n_docs"] == LIMIT
+    assert choice["output_type"] == "multiple_choice" and written["output_type"] == "generate_until"
+    assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "binary": True}
+    assert sorted(choice["metrics"]) == ["acc", "acc_norm"]
+    assert "reference" not in choice
+
+
+def test_values_under_a_condition_are_those_of_the_ablated_model(lens):
+    """Against lm-eval's choice rule on plain forward passes, for one layer removed."""
+    result = condition_sweep(lens, [CHOICE], "L2", limit=LIMIT, progress=False)
+    (prepared,) = harness.prepare(lens, harness.load_tasks([CHOICE]), limit=LIMIT)
+    from depthlens.ablations import parse
+
+    with TorchBackend(lens).ablate([parse("L2")]), torch.no_grad():
+        scores = []
+        for q in prepared.requests:
+            logprobs = lens.model(torch.tensor([[*q.context, *q.continuation]])).logits[0].log_softmax(-1)
+            at = range(len(q.context) - 1, len(q.context) + len(q.continuation) - 1)
+            scores.append(sum(logprobs[i, t].item() for i, t in zip(at, q.continuation, strict=True)))
+    ours = result.docs.query("condition == 'L2' and metric == 'acc'").set_index("doc_id")
+    for doc_id, doc in prepared.docs.items():
+        options = scores[4 * doc_id : 4 * doc_id + 4]
+        assert ours.loc[doc_id, "response"] == doc["choices"][options.index(max(options))]
+        assert ours.loc[doc_id, "value"] == float(options.index(max(options)) == doc["answer"])
+
+
+@pytest.mark.parametrize("site", ["attn", "mlp"])
+def test_sublayer_sweeps(lens, layers, site):
+    result = layer_sweep(lens, CHOICE, site=site, limit=LIMIT, progress=False)
+    assert list(result.docs["condition"].unique()) == ["baseline", *(f"L{i}.{site}" for i in range(5))]
+    assert result.docs.loc[result.docs["condition"] == f"L3.{site}", "layer"].unique().tolist() == [3]
+    pd.testing.assert_frame_equal(baseline(result), baseline(layers, task=CHOICE))
+    assert result.record["ablate"] == site
+
+
+def test_unknown_site(lens):
+    with pytest.raises(UserError, match="unknown site 'head' for a layer sweep; allowed: layer, attn, mlp"):
+        layer_sweep(lens, CHOICE, site="head")
+
+
+def test_the_baseline_does_not_depend_on_what_else_is_swept(lens, layers):
+    other = condition_sweep(lens, [WRITTEN, CHOICE], ["L4", "L0.H0"], limit=LIMIT, batch_tokens=300, progress=False)
+    for task in (CHOICE, WRITTEN):
+        pd.testing.assert_frame_equal(baseline(other, task=task), baseline(layers, task=task))
+    shared = layers.docs.query("condition == 'L4'").reset_index(drop=True)
+    again = other.docs.query("condition == 'L4'")
+    again = again.sort_values("task", key=lambda t: t != CHOICE, kind="stable").reset_index(drop=True)
+    pd.testing.assert_frame_equal(again, shared)
+    assert other.record["ablate"] == ["L4", "L0.H0"]
+
+
+def test_a_smaller_limit_is_the_first_documents_of_a_larger_one(lens, layers):
+    one = layer_sweep(lens, [CHOICE, WRITTEN], limit=1, progress=False)
+    wanted = layers.docs[layers.docs["doc_id"] == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one.docs, wanted)
+
+
+def test_means_name_the_set_they_were_taken_over(lens):
+    result = condition_sweep(lens, [WRITTEN], "L2.attn,L2.attn@mean,L3@mean", limit=2, progress=False)
+    assert list(result.docs["condition"].unique()) == ["baseline", "L2.attn", "L2.attn@mean", "L3@mean"]
+    reference = result.record["tasks"][WRITTEN]["reference"]
+    assert WRITTEN in reference and "2" in reference
+    # put in place of what was removed, so the model writes something else
+    texts = result.docs.groupby("condition")["response"].agg(tuple)
+    assert texts["L2.attn@mean"] != texts["L2.attn"]
+
+
+def test_one_task_may_be_given_by_its_name(lens):
+    assert set(layer_sweep(lens, WRITTEN, limit=1, progress=False).docs["task"]) == {WRITTEN}
+
+
+def test_groups_become_their_tasks(lens):
+    result = condition_sweep(lens, ["kv_retrieval"], "L1", limit=1, progress=False)
+    assert list(result.record["tasks"]) == ["kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16"]
+
+
+def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):
+    monkeypatch.setattr(sweep, "Engine", lambda *a, **k: pytest.fail("the model runs"))
+    for ablate, said in (("L9", "layer 9 does not exist"), ("L1,,L1.H9", "head 9"), ("nothing", "cannot read")):
+        with pytest.raises(UserError, match=said):
+            condition_sweep(lens, [CHOICE], ablate)
+    with pytest.raises(UserError, match="unknown task"):
+        condition_sweep(lens, ["no_such_task_at_all"], "layers")
+    with pytest.raises(UserError, match="limit 0"):
+        condition_sweep(lens, [CHOICE], "layers", limit=0)
+
+
+def test_run_sweep_looks_tasks_up_before_it_loads_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.models, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    with pytest.raises(UserError, match="unknown task 'capitols_default'"):
+        run_sweep("smollm2-135m", ["capitols_default"], "layers")
+
+
+def test_run_sweep_loads_by_name(tmp_path, layers):
+    tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096)
+    result = run_sweep(str(tmp_path), [CHOICE], "layers", limit=LIMIT, device="cpu", progress=False)
+    assert result.record["model"]["name"] == str(tmp_path)
+    assert result.record["model"]["fingerprint"] == layers.record["model"]["fingerprint"]
+    wanted = layers.docs[layers.docs["task"] == CHOICE].reset_index(drop=True)
+    pd.testing.assert_frame_equal(result.docs.drop(columns="model"), wanted.drop(columns="model"))
+
+
+def test_a_result_survives_saving_and_loading(layers, tmp_path):
+    layers.save(tmp_path / "out")
+    loaded = Result.load(tmp_path / "out")
+    pd.testing.assert_frame_equal(loaded.docs, layers.docs)
+    pd.testing.assert_frame_equal(loaded.summary, layers.summary)
+    assert loaded.record == layers.record
+    saved = pd.read_parquet(tmp_path / "out" / "summary.parquet")
+    assert len(saved) == 18 and list(saved.columns) == list(stats.SUMMARY_COLUMNS)
+
+
+def test_the_commit_is_that_of_the_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep.depthlens, "__file__", str(tmp_path / "depthlens" / "__init__.py"))
+    assert sweep.git_commit() is None
