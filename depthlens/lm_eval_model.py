@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
@@ -27,7 +28,7 @@ class DepthlensLM(HFLM):
         pretrained: Alias, hub id, directory or ``.gguf`` file, or a loaded `depthlens.models.Lens`.
         condition: What is removed, in text form.
         dtype: See `depthlens.load`.
-        device: See `depthlens.load`; None chooses.
+        device: See `depthlens.load`; None chooses, and so does a CUDA device where there is none.
         backend: What applies the condition.
         batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
         reference: Text file, one prompt a line, whose mean ``@mean`` puts in place of a part.
@@ -51,6 +52,8 @@ class DepthlensLM(HFLM):
         **kwargs: Any,
     ) -> None:
         lens = pretrained
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # lm-eval's command line says cuda:0 where the user said nothing; its hf model does the same
         if not isinstance(lens, models.Lens):
             lens = models.load(lens, dtype=dtype, device=device or "auto")
         self.condition = parse(condition).validate(lens.dims)
