@@ -75,9 +75,7 @@ def _options(
 
 @app.command()
 def sweep(
-    model: Annotated[
-        str, typer.Argument(help="Alias, hub id, directory or .gguf file; see `depthlens models`.")
-    ],
+    model: Annotated[str, typer.Argument(help="Alias, hub id, directory or .gguf file; see `depthlens models`.")],
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks of lm-eval or of depthlens.")],
     ablate: Annotated[
         str,
@@ -87,15 +85,11 @@ def sweep(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for docs.parquet, summary.parquet and record.json.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents per task; all without it.")] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples in the prompt; the task's own without.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents per task; all without it.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt; the task's own without.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with further lm-eval task files.")] = None,
     backend: Annotated[str, typer.Option(help="What applies the ablations.")] = "torch",
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per batch; chosen without it.")
-    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens per batch; chosen without it.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the tokenizer's chat template.")] = False,
     system_prompt: Annotated[str | None, typer.Option(help="Instruction before everything else.")] = None,
     seed: Annotated[int, typer.Option(help="Seed for few-shot examples and sampling.")] = 0,
@@ -105,6 +99,14 @@ def sweep(
     """Ablate parts of a model one condition at a time and score every task under each."""
     from depthlens.gallery import writable_folder
 
+    # not Typer's min=: its message does not name the value
+    for option, value, least in (
+        ("limit", limit, 1),
+        ("num-fewshot", num_fewshot, 0),
+        ("batch-tokens", batch_tokens, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"--{option} {value}: give a whole number, at least {least}, or leave it out")
     writable_folder(out)
     from depthlens.sweep import run_sweep
 

@@ -172,18 +172,18 @@ def test_task_that_does_not_exist(refused, tasks, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"limit": 0}, "'--limit': 0 is not in the range x>=1"),
-        ({"limit": "all"}, "'--limit': 'all' is not a valid integer"),
-        ({"num_fewshot": -1}, "'--num-fewshot': -1 is not in the range x>=0"),
-        ({"num_fewshot": 99}, f"num_fewshot 99: task {TASK} has 5 examples"),
+        ({"limit": 0}, "--limit 0: give a whole number, at least 1"),
+        ({"limit": "all"}, "'--limit'"),
+        ({"num_fewshot": -1}, "--num-fewshot -1: give a whole number, at least 0"),
+        ({"num_fewshot": 99}, f"num_fewshot 99: task {TASK} has 10 examples"),
         ({"num_fewshot": 1, "tasks": ["kv_retrieval_4"]}, "task kv_retrieval_4 is fixed at 0 examples"),
         ({"include_path": "no/such/tasks"}, "include_path 'no/such/tasks' is not a folder"),
         ({"dtype": "float8"}, "unknown dtype 'float8'; did you mean"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"device": "cuda:99"}, "device 'cuda:99'"),
         ({"backend": "jax"}, "unknown backend 'jax'"),
-        ({"batch_tokens": 0}, "'--batch-tokens': 0 is not in the range x>=1"),
-        ({"seed": "tomorrow"}, "'--seed': 'tomorrow' is not a valid integer"),
+        ({"batch_tokens": 0}, "--batch-tokens 0: give a whole number, at least 1"),
+        ({"seed": "tomorrow"}, "'--seed'"),
     ],
 )
 def test_option_with_a_wrong_value(refused, options, said):
@@ -208,7 +208,7 @@ def test_option_with_a_wrong_value(refused, options, said):
         ("L1-2.attn", "a block is of whole layers"),
         ("L1.H4", "condition L1.H4: head 4 does not exist; heads are 0..3"),
         ("L1.KV2", "condition L1.KV2: KV group 2 does not exist; groups are 0..1"),
-        ("L1+L1.attn", "condition L1+L1.attn: L1.attn has no effect of its own beside L1"),
+        ("L1+L1.attn", "L1.attn has no effect of its own beside L1"),
         ("L2.KV0+L2.H1", "L2.H1 has no effect of its own beside L2.KV0"),
         ("L1+L1", "names one part twice"),
         ("L1@zero", "unknown mode '@zero'"),
@@ -298,13 +298,14 @@ def test_run_into_a_file(call, suite, tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_value_that_only_the_notebook_can_judge_stops_it_in_its_first_cells(call, suite, tmp_path):
     out = tmp_path / "out"
     code, _, errors = call("run", "00_tour", "-p", "dtype", "float8", "--out", out)
     assert code == 1  # the notebook ran and failed; the others of a suite still run
     told = [line for line in errors if line.startswith("Error: ")]
     assert len(told) == 1 and "Traceback" not in "".join(errors)
-    assert "notebook 00_tour, cell 4: UserError: unknown dtype 'float8'" in told[0]
+    assert "notebook 00_tour, cell 4: unknown dtype 'float8'" in told[0]
     assert (out / "00_tour.ipynb").is_file() and (out / "index.html").is_file()
 
 
@@ -319,11 +320,12 @@ def test_gallery_of_nothing(call, tmp_path):
 # -- and once as a user runs it --
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(copy, tmp_path):
     path = copy / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 7}))
-    command = [sys.executable, "-m", "depthlens.cli", "sweep", str(copy), TASK, "--ablate", "layers"]
-    program = f"import sys; from depthlens.cli import main; main({[*command[3:], '--out', str(tmp_path / 'out')]!r})"
+    arguments = ["sweep", str(copy), TASK, "--ablate", "layers", "--out", str(tmp_path / "out")]
+    program = f"from depthlens.cli import main; main({arguments!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -1,0 +1,206 @@
+"""The embedded real model: our baseline is lm-eval's, skipping a layer is deleting it, and the main command works."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from pathlib import Path
+
+import lm_eval
+import pandas as pd
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import nn
+
+import depthlens as dl
+from depthlens import cli, harness
+from depthlens.ablations import parse
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine import Engine, Loglikelihood
+from depthlens.results import DOCS_COLUMNS, Result
+from depthlens.sweep import condition_sweep
+
+pytestmark = pytest.mark.integration
+
+SEED = 3
+GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k"
+# float32 through 30 layers in another batch layout: logits of size 20 drift by some 1e-5
+LOGIT_TOLERANCE = 2e-3
+LOGPROB_TOLERANCE = 2e-3  # sums over up to ten tokens
+PROMPT = "The capital of France is Paris. The capital of Japan is"
+
+GSM8K_TASK = """
+task: gsm8k_sample
+dataset_path: json
+dataset_kwargs: {{data_files: {{train: {folder}/train.jsonl, test: {folder}/test.jsonl}}, cache_dir: {cache}}}
+output_type: generate_until
+training_split: train
+fewshot_split: train
+test_split: test
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_target: "{{{{answer}}}}"
+num_fewshot: 5
+generation_kwargs: {{until: ["Question:", "</s>", "<|im_end|>"], do_sample: false, temperature: 0.0, max_gen_toks: 48}}
+filter_list:
+  - name: strict-match
+    filter: [{{function: regex, regex_pattern: "#### (\\\\-?[0-9\\\\.\\\\,]+)"}}, {{function: take_first}}]
+  - name: flexible-extract
+    filter:
+      - {{function: regex, group_select: -1, regex_pattern: "(-?[$0-9.,]{{2,}})|(-?[0-9]+)"}}
+      - {{function: take_first}}
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+    ignore_case: true
+    regexes_to_ignore: [",", "\\\\$", "(?s).*#### ", "\\\\.$"]
+"""
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return dl.load("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def reference(lens):
+    return HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=8)
+
+
+def test_the_embedded_model_is_what_it_says(lens):
+    assert (lens.dims.n_layers, lens.dims.n_heads, lens.dims.n_kv_heads, lens.dims.d_model) == (30, 9, 3, 576)
+    assert 134e6 < lens.describe()["n_parameters"] < 135e6
+    greedy = lens.model.generate(
+        **lens.tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=1, do_sample=False, pad_token_id=0
+    )
+    assert lens.tokenizer.decode(greedy[0, -1]) == " Tokyo"
+
+
+def lm_evals(reference, task, limit, include_path=None, num_fewshot=None) -> list[dict]:
+    """What lm-eval's `hf` model gives, one entry a document and filter."""
+    return lm_eval.simple_evaluate(
+        model=reference,
+        tasks=[task],
+        task_manager=harness._manager(str(include_path) if include_path else None),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        random_seed=SEED,
+        numpy_random_seed=SEED,
+        torch_random_seed=SEED,
+        fewshot_random_seed=SEED,
+        bootstrap_iters=0,
+    )["samples"][task]
+
+
+def compare(lens, theirs, task, limit, **options) -> dict[tuple[str, int], float]:
+    """Hold our baseline, swept beside a condition, against lm-eval document by document; returns the values."""
+    result = condition_sweep(lens, [task], "L7", limit=limit, seed=SEED, progress=False, **options)
+    docs = result.docs[result.docs["condition"] == "baseline"]
+    ours = {(row.metric, row.doc_id): row.value for row in docs.itertuples()}
+    several = len({sample["filter"] for sample in theirs}) > 1
+    wanted = {
+        (f"{metric},{sample['filter']}" if several else metric, sample["doc_id"]): float(sample[metric])
+        for sample in theirs
+        for metric in sample["metrics"]
+    }
+    assert ours == wanted and len(ours) == limit * docs["metric"].nunique()
+    if result.record["tasks"][task]["output_type"] == "generate_until":
+        texts = docs.drop_duplicates("doc_id").set_index("doc_id")["response"].to_dict()
+        assert texts == {sample["doc_id"]: sample["resps"][0][0] for sample in theirs}
+    return ours
+
+
+def test_capitals_continuation_equals_lm_eval(lens, reference):
+    theirs = lm_evals(reference, "capitals_continuation", limit=10)
+    values = compare(lens, theirs, "capitals_continuation", limit=10)
+    assert sum(v for (metric, _), v in values.items() if metric == "acc") >= 5  # not two ways of being wrong
+    (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], seed=SEED), limit=10)
+    (answers,) = prepared.run(Engine(lens, progress=False), [parse("baseline")])
+    wanted = [option[0] for sample in theirs for option in sample["resps"]]
+    for answer, (logprob, is_greedy) in zip(answers, wanted, strict=True):
+        print(answer.logprob-logprob); assert answer.logprob == pytest.approx(logprob, abs=LOGPROB_TOLERANCE) and answer.is_greedy == is_greedy
+
+
+def test_capitals_generative_equals_lm_eval(lens, reference):
+    values = compare(lens, lm_evals(reference, "capitals_generative", limit=8), "capitals_generative", limit=8)
+    assert sum(values.values()) >= 3
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"{GSM8K} is not there: GSM8K itself is on the hub only")
+def test_gsm8k_equals_lm_eval(lens, reference, tmp_path):
+    (tmp_path / "gsm8k_sample.yaml").write_text(GSM8K_TASK.format(folder=GSM8K, cache=tmp_path / "cache"))
+    options = {"limit": 3, "include_path": tmp_path, "num_fewshot": 2}
+    values = compare(lens, lm_evals(reference, "gsm8k_sample", **options), "gsm8k_sample", **options)
+    assert {metric for metric, _ in values} == {"exact_match,strict-match", "exact_match,flexible-extract"}
+
+
+@pytest.fixture(scope="module")
+def without_layer(lens):
+    """Logits of a copy of the model from which a layer was deleted, by layer. Shape [pos, d_vocab]."""
+    pruned = copy.deepcopy(lens.model)
+    whole = list(pruned.model.layers)
+    pruned.config.num_hidden_layers = len(whole) - 1
+
+    @functools.cache
+    def logits(layer: int) -> torch.Tensor:
+        pruned.model.layers = nn.ModuleList(whole[:layer] + whole[layer + 1 :])
+        with torch.no_grad():
+            return pruned(torch.tensor([lens.tokenizer(PROMPT).input_ids]), use_cache=False).logits[0]
+
+    return logits
+
+
+def test_skipping_any_layer_equals_deleting_it(lens, without_layer):
+    tokens = torch.tensor([lens.tokenizer(PROMPT).input_ids])
+    conditions = [parse("baseline"), *(parse(f"L{i}") for i in range(lens.dims.n_layers))]
+    rows = tokens.expand(len(conditions), -1)  # all in one batch, a condition a row
+    everywhere = [range(tokens.shape[1])] * len(conditions)
+    (whole, *skipped), _ = TorchBackend(lens).forward(rows, torch.ones_like(rows), conditions, positions=everywhere)
+    for layer, logits in enumerate(skipped):
+        drift = (logits - without_layer(layer)).abs().max().item()
+        print(layer, drift, logits.abs().max().item()); assert drift < LOGIT_TOLERANCE, f"layer {layer}: logits drift by {drift}, allowed {LOGIT_TOLERANCE}"
+        assert (logits - whole).abs().max().item() > 100 * LOGIT_TOLERANCE, f"removing layer {layer} did nothing"
+
+
+def test_the_engine_scores_any_skipped_layer_as_if_deleted(lens, without_layer):
+    tokens = tuple(lens.tokenizer(PROMPT).input_ids)
+    request = Loglikelihood(tokens[:7], tokens[7:])
+    conditions = [parse(f"L{i}") for i in range(lens.dims.n_layers)]
+    answers = Engine(lens, progress=False).loglikelihood([request], conditions)
+    for layer, (answer,) in enumerate(answers):
+        logprobs = without_layer(layer).log_softmax(-1)[6:-1]
+        wanted = logprobs.gather(-1, torch.tensor(tokens[7:])[:, None]).sum().item()
+        assert answer.logprob == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), f"layer {layer}"
+
+
+def test_the_main_command_writes_three_files_with_every_layer_and_document(tmp_path, capsys):
+    n, out = 6, tmp_path / "X"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            [
+                "sweep",
+                "smollm2-135m",
+                "capitals_continuation",
+                "--ablate",
+                "layers",
+                "--limit",
+                str(n),
+                "--out",
+                str(out),
+            ]
+        )
+    assert ended.value.code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["docs.parquet", "record.json", "summary.parquet"]
+    docs = pd.read_parquet(out / "docs.parquet")
+    assert list(docs.columns) == DOCS_COLUMNS
+    for _, rows in docs.groupby("metric"):
+        assert len(rows) == 31 * n
+        assert list(rows["condition"].unique()) == ["baseline", *(f"L{i}" for i in range(30))]
+        assert all(sorted(group["doc_id"]) == list(range(n)) for _, group in rows.groupby("condition"))
+    assert len(pd.read_parquet(out / "summary.parquet")) == 2 * 31
+    record = json.loads((out / "record.json").read_text())
+    assert record["model"]["name"] == "smollm2-135m" and record["limit"] == n
+    assert Result.load(out).record == record
+    assert f"capitals_continuation acc, {n} documents: baseline" in capsys.readouterr().out

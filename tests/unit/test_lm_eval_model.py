@@ -1,0 +1,99 @@
+"""Our engine as an lm-eval model: equal to lm-eval's own `hf` model, whole and ablated, with and without chat."""
+
+import lm_eval
+import pytest
+import tiny
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+import depthlens.lm_eval_model  # noqa: F401 - registers the model
+from depthlens import encoding, resources, sweep
+from depthlens.ablations import parse
+from depthlens.backends.torch import TorchBackend
+from depthlens.errors import UserError
+
+TASKS = ["capitals_continuation", "kv_retrieval_4"]
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("qwen2", max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def manager():
+    with encoding.quiet():
+        return TaskManager(include_path=str(resources.tasks_dir()))
+
+
+def evaluate(model, manager, **kwargs):
+    """Per-document samples of each task."""
+    with encoding.quiet():
+        found = lm_eval.simple_evaluate(
+            model=model, tasks=TASKS, task_manager=manager, limit=3, bootstrap_iters=0, fewshot_random_seed=0, **kwargs
+        )
+    return {t: [(s["doc_id"], s["filtered_resps"], s["arguments"]) for s in found["samples"][t]] for t in TASKS}
+
+
+def equal(mine, wanted):
+    for task in TASKS:
+        for (doc, resps, args), (doc2, resps2, args2) in zip(mine[task], wanted[task], strict=True):
+            assert (doc, args) == (doc2, args2)
+            for one, other in zip(resps, resps2, strict=True):
+                if isinstance(one, str):
+                    assert one == other
+                else:
+                    assert float(one[0]) == pytest.approx(float(other[0]), abs=1e-3)
+
+
+def hf(lens):
+    return HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4)
+
+
+@pytest.mark.parametrize("condition", ["baseline", "L2", "L1.H3"])
+def test_equals_the_hf_model_under_the_same_hooks(lens, manager, condition):
+    ours = evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": condition})
+    # one hook a row: the peer's batches are of any size, so every row gets the condition in a batch of one
+    peer = hf(lens)
+    peer.batch_size_per_gpu = 1
+    with TorchBackend(lens).ablate([parse(condition)]):
+        equal(ours, evaluate(peer, manager))
+
+
+def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, manager, monkeypatch):
+    monkeypatch.setattr(lens.tokenizer, "chat_template", CHAT)
+    peer = evaluate(hf(lens), manager, apply_chat_template=True, system_instruction="Be brief.")
+    ours = evaluate(
+        "depthlens",
+        manager,
+        model_args={"pretrained": lens},
+        apply_chat_template=True,
+        system_instruction="Be brief.",
+    )
+    equal(ours, peer)
+    assert peer["kv_retrieval_4"][0][2][0][0].startswith("<system>Be brief.")
+    result = sweep.condition_sweep(lens, TASKS, "L1", limit=3, chat=True, system_prompt="Be brief.", progress=False)
+    written = result.docs.query("condition == 'baseline' and task == 'kv_retrieval_4'")["response"].tolist()
+    plain = sweep.condition_sweep(lens, TASKS, "L1", limit=3, progress=False)
+    assert written != plain.docs.query("condition == 'baseline' and task == 'kv_retrieval_4'")["response"].tolist()
+    assert (result.record["chat"], result.record["system_prompt"]) == (True, "Be brief.")
+
+
+def test_a_tokenizer_without_chat_template_is_refused(lens):
+    with pytest.raises(UserError, match="no chat template"):
+        sweep.condition_sweep(lens, TASKS, "L1", limit=3, chat=True, progress=False)
+
+
+def test_mean_needs_a_reference_file(lens, manager, tmp_path):
+    with pytest.raises(UserError, match="needs reference=FILE"):
+        evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L1@mean"})
+    (tmp_path / "prompts.txt").write_text("one prompt\nanother\n")
+    args = {"pretrained": lens, "condition": "L1@mean", "reference": str(tmp_path / "prompts.txt")}
+    ours = evaluate("depthlens", manager, model_args=args)
+    assert ours != evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L1"})
+
+
+def test_bad_condition_is_refused(lens, manager):
+    with pytest.raises(UserError, match="layer 99 does not exist"):
+        evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L99"})
