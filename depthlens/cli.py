@@ -97,7 +97,7 @@ def sweep(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
     """Ablate parts of a model one condition at a time and score every task under each."""
-    from depthlens.gallery import writable_folder
+    from depthlens.resources import writable_folder
 
     # not Typer's min=: its message does not name the value
     for option, value, least in (

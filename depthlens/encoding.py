@@ -40,17 +40,26 @@ class Encoder(HFLM):
         """What lm-eval asks a model for one instance: one request, or one a window for rolling log-likelihood.
 
         Raises:
-            UserError: the task samples, sets an option that is not supported, or leaves no room for a prompt.
+            UserError: the task samples, sets an option that is not supported, or an answer is too long for the model.
         """
         if instance.request_type == "generate_until":
             return [generation(self, instance)]
         with quiet():
             getattr(self, instance.request_type)([instance], disable_tqdm=True)
-        return [loglikelihood(self, context, continuation) for _, context, continuation in self.recorded]
+        name = instance.task_name
+        return [loglikelihood(self, name, context, continuation) for _, context, continuation in self.recorded]
 
 
-def loglikelihood(lm: HFLM, context: Sequence[int], continuation: Sequence[int]) -> Loglikelihood:
-    """A token pair cut from the left to the model's length, as `HFLM._loglikelihood_tokens` does."""
+def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Sequence[int]) -> Loglikelihood:
+    """A token pair cut from the left to the model's length, as `HFLM._loglikelihood_tokens` does.
+
+    Raises:
+        UserError: the continuation alone is longer than the model reads.
+    """
+    if len(continuation) > lm.max_length:
+        raise UserError(
+            f"task {name}: an answer of {len(continuation)} tokens is longer than the {lm.max_length} the model reads"
+        )
     tokens = (*context, *continuation)[-(lm.max_length + 1) :]
     split = len(tokens) - len(continuation)
     return Loglikelihood(tokens[:split], tokens[split:])

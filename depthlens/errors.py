@@ -28,4 +28,5 @@ def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") 
     hint = f"did you mean {', '.join(near)}?" if near else f"allowed: {', '.join(names[:12]) or 'none'}"
     if not near and len(names) > 12:
         hint += f" and {len(names) - 12} more"
-    return UserError(f"unknown {kind} {value!r}; {hint}{' ' + fix if fix else ''}")
+    tail = "" if not fix else f" {fix}" if near else f"; {fix}"
+    return UserError(f"unknown {kind} {value!r}; {hint}{tail}")

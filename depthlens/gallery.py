@@ -15,6 +15,7 @@ import nbformat
 
 from depthlens import pages
 from depthlens.errors import UserError
+from depthlens.resources import writable_folder
 
 
 def gallery(folder: Path | str) -> Path:
@@ -59,25 +60,6 @@ def gallery(folder: Path | str) -> Path:
     title = f"depthlens: {folder.resolve().name}"
     write_whole(index, pages.index_page(cards, title=title, subtitle=" · ".join(subtitle)))
     return index
-
-
-def writable_folder(path: Path | str) -> Path:
-    """Make a folder and try it, so that a wrong path is known before hours of work, not after."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".depthlens-{os.getpid()}.probe"
-        probe.touch()
-        probe.unlink()
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            f"cannot write to {str(path)!r}: it, or a part of the path, is a file; name a folder"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {str(path)!r}: {error.strerror}; name a folder you can write to"
-        ) from None
-    return path
 
 
 def notebooks_in(folder: Path, without: Sequence[str] = ()) -> dict[str, nbformat.NotebookNode]:

@@ -6,6 +6,7 @@ Prompts, few-shot examples, tokenisation and truncation are lm-eval's own (`enco
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
+import yaml
 
 from depthlens import encoding, resources
 from depthlens.decoding import Generate
@@ -103,6 +106,8 @@ class Prepared:
                 )
             self.skipped[metric] = "has no value per document"
             return None
+        if metric == "perplexity":  # a cloze task's log-likelihood, which lm-eval turns into perplexity at the end
+            return "nats", -float(value)
         if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
             return metric, float(value)
         self.skipped[metric] = f"value is a {type(value).__name__}"
@@ -117,7 +122,7 @@ class Prepared:
             values = docs.loc[docs["metric"] == metric, "value"]
             name = metric.split(",")[0]
             metrics[metric] = {
-                "higher_is_better": bool(better.get(name, not name.endswith(("_per_word", "_per_byte")))),
+                "higher_is_better": bool(better.get(name, not name.startswith(("nats", "bits")))),
                 "chance": self._chance(name),
                 "binary": bool(values.isin([0.0, 1.0]).all()),
             }
@@ -216,7 +221,7 @@ def prepare(
     lm = encoding.Encoder(lens)
     prepared = []
     for name, task in tasks.items():
-        with quiet():
+        with _blaming(name), quiet():
             task.build_all_requests(
                 limit=limit,
                 rank=0,
@@ -257,12 +262,30 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        with quiet():
+        with _blaming(name), quiet():
             return manager.load([name])["tasks"]
-    except (DatasetNotFoundError, ConnectionError, OSError) as e:
-        first = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
+    except OSError as e:
+        if isinstance(e, FileNotFoundError) and not isinstance(e, DatasetNotFoundError):
+            raise UserError(f"task {name}: {_first_line(e)}; correct data_files in its YAML file") from e
+        first = _first_line(e)
         why = "HF_HUB_OFFLINE=1 and it is not in the local cache" if os.environ.get("HF_HUB_OFFLINE") == "1" else first
         raise UserError(f"task {name}: its data cannot be had ({why}); go online once, or use an embedded task") from e
+
+
+@contextlib.contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Name the task whose YAML file, template or documents made lm-eval stumble."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (jinja2.TemplateError, yaml.YAMLError, LookupError, ValueError, TypeError, AttributeError, ImportError) as e:
+        fault = f"task {name}: lm-eval cannot use its YAML file or its documents"
+        raise UserError(f"{fault} ({type(e).__name__}: {_first_line(e)}); correct the file") from e
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:

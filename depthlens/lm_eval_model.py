@@ -71,7 +71,7 @@ class DepthlensLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        asked = [encoding.loglikelihood(self, context, continuation) for _, context, continuation in requests]
+        asked = [encoding.loglikelihood(self, "of this run", before, after) for _, before, after in requests]
         self.engine.progress = not disable_tqdm
         answers = self.engine.loglikelihood(asked, [self.condition])[0]
         for (text, _, _), answer in zip(requests, answers, strict=True):

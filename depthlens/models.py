@@ -225,7 +225,7 @@ def load(name: str | os.PathLike[str], *, dtype: str = "auto", device: str = "au
 
 def _refuse_unfilled(name: str, loaded: dict[str, Any]) -> None:
     """Refuse a model some of whose weights the file did not give: transformers fills them at random."""
-    for key, found, wanted in loaded["mismatched_keys"]:
+    for key, found, wanted in sorted(loaded["mismatched_keys"]):
         raise UserError(
             f"model {name!r}: its weight {key} has shape {list(found)}, its config.json wants {list(wanted)}"
         )

@@ -1,8 +1,14 @@
-"""Where the files that travel with the package lie: a checkout keeps them beside it, a wheel inside it."""
+"""Folders: where the files that travel with the package lie, and whether one can be written.
+
+A checkout keeps the package's files beside it, a wheel inside it.
+"""
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
+
+from depthlens.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -25,3 +31,28 @@ def tasks_dir() -> Path:
 def notebooks_dir() -> Path:
     """The notebook suite."""
     return _folder("notebooks")
+
+
+def writable_folder(path: Path | str) -> Path:
+    """Make a folder and try it, so that a wrong path is known before hours of work, not after.
+
+    Raises:
+        UserError: it, or a part of the path, is a file, or it cannot be made or written.
+    """
+    folder = Path(path)
+    probe = folder / f".probe.{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return folder
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The one line for a folder that cannot be written."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return UserError(f"cannot write to {str(folder)!r}: it, or a part of the path, is a file; name a folder")
+    reason = error.strerror or error
+    return UserError(f"cannot write to {str(folder)!r}: {reason}; name a folder you can write to")

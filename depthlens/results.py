@@ -29,6 +29,7 @@ import pyarrow
 
 from depthlens import stats
 from depthlens.errors import UserError, unknown
+from depthlens.resources import unwritable, writable_folder
 from depthlens.stats import ALPHA, BASELINE, GROUP
 
 DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
@@ -173,7 +174,7 @@ class Result:
         Raises:
             UserError: ``out`` is a file, or cannot be written.
         """
-        summary, folder = self.summary, prepare_folder(out)
+        summary, folder = self.summary, writable_folder(out)
         text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
         writers: dict[str, Callable[[IO[bytes]], object]] = {
             DOCS_FILE: lambda file: self.docs.to_parquet(file, index=False),
@@ -190,7 +191,7 @@ class Result:
             for name, path in temporary.items():
                 os.replace(path, folder / name)
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise unwritable(folder, error) from error
         finally:
             for path in temporary.values():
                 path.unlink(missing_ok=True)
@@ -342,25 +343,6 @@ def _joined_tasks(records: Sequence[dict]) -> dict[str, dict]:
     return tasks
 
 
-def prepare_folder(out: str | Path) -> Path:
-    """Make folder ``out`` and prove that it can be written, before anything long is computed for it.
-
-    Raises:
-        UserError: it is a file, or cannot be made or written.
-    """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"cannot write results to {str(folder)!r}: it is a file; give a folder")
-    probe = folder / f".probe.{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    return folder
-
-
 def _normalise(docs: pd.DataFrame) -> pd.DataFrame:
     missing = [c for c in DOCS_COLUMNS if c not in docs.columns]
     extra = [str(c) for c in docs.columns if c not in DOCS_COLUMNS]
@@ -387,12 +369,6 @@ def _cannot_judge(row: object, name: str) -> str:
     judged = row.chance == row.chance  # NaN: the task has no chance level, its baseline is 0
     why = f"chance {row.chance:.2g}, p = {row.p_chance:.2g}" if judged else "nothing to lose"
     return f"{name} is at chance: cannot judge (baseline {row.baseline:.2g}, {why}, n = {row.n})"
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write results to {str(folder)!r}: {error.strerror or error}; give a folder you can write to"
-    )
 
 
 def _line(error: Exception) -> str:

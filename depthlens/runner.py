@@ -38,8 +38,9 @@ from traitlets import default
 
 from depthlens import pages, resources
 from depthlens.errors import UserError, unknown
-from depthlens.gallery import failed_cell, gallery, notebooks_in, read_notebook, writable_folder, write_whole
+from depthlens.gallery import failed_cell, gallery, notebooks_in, read_notebook, write_whole
 from depthlens.parameters import Profiles, assign, declared
+from depthlens.resources import writable_folder
 
 _VERSIONS = (
     "torch transformers transformer-lens nnsight lm-eval datasets numpy pandas scipy statsmodels "

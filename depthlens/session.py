@@ -15,7 +15,7 @@ import torch
 
 from depthlens import harness, models
 from depthlens.errors import UserError
-from depthlens.results import prepare_folder
+from depthlens.resources import writable_folder
 from depthlens.sweep import git_commit
 
 
@@ -56,7 +56,7 @@ def start(
         raise UserError(f"seed {seed!r}: give a whole number from 0 to {2**32 - 1}")
     harness.check_limit(limit)
     if out is not None:
-        prepare_folder(out)
+        writable_folder(out)
     harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     random.seed(seed)
     np.random.seed(seed)

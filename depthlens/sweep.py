@@ -66,7 +66,7 @@ def layer_sweep(
         raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(words)}")
     return condition_sweep(
         lens,
-        [task] if isinstance(task, str) else task,
+        task,
         words[site],
         limit=limit,
         num_fewshot=num_fewshot,
@@ -95,7 +95,7 @@ def run_sweep(
 
 def condition_sweep(
     lens: models.Lens,
-    tasks: Sequence[str] | dict[str, Any],
+    tasks: str | Sequence[str] | dict[str, Any],
     ablate: str | Iterable[str | Condition],
     *,
     limit: int | None = None,
@@ -116,7 +116,8 @@ def condition_sweep(
     """
     conditions = expand(ablate, lens.dims)
     if not isinstance(tasks, dict):
-        tasks = harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+        names = [tasks] if isinstance(tasks, str) else tasks
+        tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     prepared = harness.prepare(lens, tasks, limit=limit, chat=chat, system_prompt=system_prompt)
     frames, records = [], {}
     for task in prepared:

@@ -26,9 +26,9 @@ pytestmark = pytest.mark.integration
 
 SEED = 3
 GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k"
-# float32 through 30 layers in another batch layout: logits of size 20 drift by some 1e-5
-LOGIT_TOLERANCE = 2e-3
-LOGPROB_TOLERANCE = 2e-3  # sums over up to ten tokens
+# float32 through 30 layers: logits of size 30 drift by up to 1e-4 where batch layout or thread count differ
+LOGIT_TOLERANCE = 1e-3
+LOGPROB_TOLERANCE = 1e-3  # sums over up to ten tokens
 PROMPT = "The capital of France is Paris. The capital of Japan is"
 
 GSM8K_TASK = """

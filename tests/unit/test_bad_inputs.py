@@ -118,7 +118,7 @@ def test_file_that_is_no_model(refused, tmp_path):
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported; supported: Llama"),
         ({"num_hidden_layers": 7}, "lacks 18 of the weights that its config.json wants"),
-        ({"intermediate_size": 64}, "has shape [48, 32], its config.json wants [64, 32]"),
+        ({"intermediate_size": 64}, "has shape [32, 48], its config.json wants [32, 64]"),
         ({"model_type": "brand_new", "auto_map": {"AutoConfig": "c.C"}}, "brings code of its own"),
     ],
 )
@@ -188,6 +188,14 @@ def test_task_that_does_not_exist(refused, tasks, said):
 )
 def test_option_with_a_wrong_value(refused, options, said):
     assert said in refused(**options)
+
+
+def test_chat_without_a_chat_template(call, folder, tmp_path):
+    out = tmp_path / "out"
+    code, printed, errors = call("sweep", folder, TASK, "--ablate", "layers", "--chat", "--out", out)
+    assert code == 2 and printed == [] and len(errors) == 1
+    assert "chat: the tokenizer of " in errors[0] and "has no chat template" in errors[0]
+    assert list(out.iterdir()) == []
 
 
 # -- conditions --

@@ -135,6 +135,12 @@ TASKS = {
         doc_to_target: a
         generation_kwargs: {max_gen_toks: 48}
         """,
+    "mini_too_long": """
+        output_type: multiple_choice
+        doc_to_text: "{{q}}"
+        doc_to_choice: "{{['a', 'x' * 90]}}"
+        doc_to_target: 0
+        """,
     "mini_set_only": """
         output_type: multiple_choice
         doc_to_text: "{{q}}"
@@ -236,6 +242,11 @@ def test_this_model_really_cuts_prompts_and_rolls_windows(lens, load):
     assert sum(len(q.continuation) for q in rolling.requests[1:4]) == len(DOCUMENTS[1]["text"])
 
 
+def test_a_continuation_that_the_model_cannot_read_is_refused(lens, load):
+    with pytest.raises(UserError, match="mini_too_long"):  # lm-eval itself stops at an assert
+        harness.prepare(lens, load("mini_too_long"))
+
+
 def test_an_empty_context_is_the_end_of_text_token_and_spaces_belong_to_the_continuation(lens, load):
     empty, spaces = harness.prepare(lens, load("mini_empty", "mini_spaces"), limit=1)
     assert [q.context for q in empty.requests] == [(lens.tokenizer.bos_token_id,)] * 2
@@ -317,9 +328,6 @@ def test_rolling_metrics_are_nats_per_unit_of_each_document(lens, load):
     assert not any(about[m]["higher_is_better"] or about[m]["binary"] for m in about)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="harness reports lambada's perplexity as a log-likelihood, which is better when higher"
-)
 def test_perplexity_of_a_cloze_task_is_better_where_it_says_so(lens, load):
     (prepared,) = harness.prepare(lens, load("mini_cloze"), limit=1)
     likely, unlikely = (

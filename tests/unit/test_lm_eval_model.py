@@ -13,7 +13,8 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
 
 TASKS = ["capitals_continuation", "kv_retrieval_4"]
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<bot>{% endif %}"
 
 
 @pytest.fixture(scope="module")

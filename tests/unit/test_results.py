@@ -15,7 +15,8 @@ import pytest
 
 from depthlens import stats
 from depthlens.errors import UserError
-from depthlens.results import DOCS_COLUMNS, Result, concat, prepare_folder
+from depthlens.resources import writable_folder
+from depthlens.results import DOCS_COLUMNS, Result, concat
 
 ACC = {"higher_is_better": True, "chance": 0.25, "binary": True}
 
@@ -301,7 +302,7 @@ def test_full_disk_leaves_the_older_result_whole(result, tmp_path, monkeypatch, 
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write results to .*No space left on device"):
+    with pytest.raises(UserError, match="cannot write to .*No space left on device"):
         result.save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -310,11 +311,11 @@ def test_unusable_folders(result, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     for out, message in [
-        (file, "it is a file; give a folder"),
-        (file / "below", "Not a directory"),
-        (Path("/proc/depthlens"), "cannot write results to '/proc/depthlens'"),
+        (file, "is a file; name a folder"),
+        (file / "below", "is a file; name a folder"),
+        (Path("/proc/depthlens"), "cannot write to '/proc/depthlens'"),
     ]:
-        for act in (result.save, prepare_folder):
+        for act in (result.save, writable_folder):
             with pytest.raises(UserError, match=message) as caught:
                 act(out)
             assert "\n" not in str(caught.value)
@@ -328,8 +329,8 @@ def test_read_only_folder(result, tmp_path):
         result.save(tmp_path)
 
 
-def test_prepare_folder_leaves_nothing(tmp_path):
-    assert prepare_folder(tmp_path / "new") == tmp_path / "new"
+def test_writable_folder_leaves_nothing(tmp_path):
+    assert writable_folder(tmp_path / "new") == tmp_path / "new"
     assert list((tmp_path / "new").iterdir()) == []
 
 

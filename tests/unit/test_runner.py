@@ -17,8 +17,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from depthlens import resources, runner
 from depthlens.errors import UserError
-from depthlens.gallery import gallery, read_notebook, writable_folder
+from depthlens.gallery import gallery, read_notebook
 from depthlens.parameters import declared, fit
+from depthlens.resources import writable_folder
 
 PARAMETERS = """
 model = "tiny"  # alias; smollm2-135m = the embedded one

@@ -91,9 +91,9 @@ def test_values_of_another_type_too(folder, monkeypatch, parameter, value, said)
 
 def test_an_output_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(UserError, match="file': it is a file; give a folder"):
+    with pytest.raises(UserError, match="file': it, or a part of the path, is a file; name a folder"):
         dl.start(folder, TASKS, out=str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot write results to .*below"):
+    with pytest.raises(UserError, match="cannot write to .*below"):
         dl.start(folder, TASKS, out=str(tmp_path / "file" / "below"))
     assert (tmp_path / "file").read_text() == "precious"
 

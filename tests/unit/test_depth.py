@@ -1,0 +1,89 @@
+"""Depth profiles of synthetic sweeps whose answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from depthlens import depth
+from depthlens.errors import UserError
+from depthlens.results import Result
+
+N_LAYERS, N_DOCS = 9, 80
+
+
+def synthetic(tasks, seed=0):
+    """tasks: {name: (accuracy of the baseline, accuracy without each layer)}; documents are shared."""
+    rng = np.random.default_rng(seed)
+    hardness = rng.random(N_DOCS)
+    rows, record = [], {"tasks": {}}
+    for task, (base, without) in tasks.items():
+        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": 0.25, "binary": True}}}
+        for layer, accuracy in [(None, base), *enumerate(without)]:
+            noise = np.random.default_rng(0 if layer is None else layer + 1).random(N_DOCS)
+            for doc in range(N_DOCS):
+                name = "baseline" if layer is None else f"L{layer}"
+                value = float(0.5 * (hardness[doc] + noise[doc]) < accuracy)
+                rows.append(("m", task, "acc", name, layer, None, doc, value, ""))
+    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    return Result(pd.DataFrame(rows, columns=columns), record)
+
+
+EARLY = (0.9, [0.3, 0.4, 0.5, 0.8, 0.85, 0.9, 0.9, 0.9, 0.9])
+LATE = (0.9, [0.9, 0.9, 0.9, 0.85, 0.8, 0.5, 0.4, 0.35, 0.3])
+GUESS = (0.3, [0.3] * N_LAYERS)
+
+
+def test_loss_by_third_is_the_share_of_what_is_above_chance():
+    result = synthetic({"early": EARLY, "guess": GUESS})
+    table = depth.loss_by_third(result)
+    assert set(table["task"]) == {"early"}, "a task at chance has no share to lose"
+    values = result.summary.query("task == 'early' and condition != 'baseline'")["value"].to_numpy()
+    base = result.summary.query("task == 'early' and condition == 'baseline'")["value"].item()
+    for i, row in enumerate(table.itertuples()):
+        assert row.loss == pytest.approx((base - values[3 * i : 3 * i + 3].mean()) / (base - 0.25))
+        assert row.ci_low <= row.loss <= row.ci_high
+    assert table["loss"].is_monotonic_decreasing
+    assert table["ci_high"].iloc[2] < table["ci_low"].iloc[0]
+
+
+def test_rank_agreement_is_spearman_with_an_interval():
+    result = synthetic({"early": EARLY, "late": LATE, "again": EARLY, "guess": GUESS})
+    table = depth.rank_agreement(result).set_index(["task", "other"])
+    assert len(table) == 3
+    assert table.loc[("early", "again"), "spearman"] == pytest.approx(1.0)
+    means = {t: result.summary.query("task == @t and condition != 'baseline'")["value"] for t in ("early", "late")}
+    wanted = spearmanr(means["early"], means["late"]).statistic
+    row = table.loc[("early", "late")]
+    assert row["spearman"] == pytest.approx(wanted)
+    assert row["ci_low"] <= wanted <= row["ci_high"] < 0
+
+
+def test_the_bootstrap_is_seeded():
+    result = synthetic({"early": EARLY, "late": LATE})
+    assert depth.rank_agreement(result, seed=3).equals(depth.rank_agreement(result, seed=3))
+    assert not depth.rank_agreement(result, seed=3).equals(depth.rank_agreement(result, seed=4))
+
+
+def test_critical_conditions_and_findings_in_words():
+    result = synthetic({"early": EARLY, "late": LATE, "guess": GUESS})
+    found = depth.critical_by_task(result)
+    assert found["early"][:3] == ["L0", "L1", "L2"]
+    assert "guess" not in found
+    (row,) = depth.critical_overlap(result).itertuples()
+    assert set(row.only_task.split(", ")) == set(found["early"]) - set(found["late"])
+    early, _, guess = depth.findings(result)
+    assert f"**{len(found['early'])} of {N_LAYERS}** proved critical (L0, L1, L2" in early
+    assert "at chance, cannot judge" in guess
+
+
+def test_several_metrics_or_no_layers_are_refused():
+    result = synthetic({"early": EARLY})
+    docs = pd.concat([result.docs, result.docs.assign(metric="acc_norm")])
+    record = {"tasks": {"early": {"metrics": {m: {"chance": 0.25} for m in ("acc", "acc_norm")}}}}
+    both = Result(docs, record)
+    with pytest.raises(UserError, match="choose one"):
+        depth.loss_by_third(both)
+    assert list(depth.primary(both).docs["metric"].unique()) == ["acc"]
+    with pytest.raises(UserError, match="not one condition a layer"):
+        depth.loss_by_third(Result(result.docs.assign(layer=pd.NA), result.record))
