@@ -291,6 +291,8 @@ def test_baseline_equals_lm_eval_document_by_document(lens, load, lm_evals_own, 
             if metric in PERPLEXITIES:
                 metric, per_nat = PERPLEXITIES[metric]
                 value = -value[0] / value[1] * per_nat  # (log-likelihood, number of words or bytes)
+            elif metric == "perplexity":  # the log-likelihood of a cloze task's answer
+                metric, value = "nats", -value
             elif isinstance(value, tuple | list):
                 continue  # of the whole set only, such as mcc
             key = f"{metric},{sample['filter']}" if several else metric
