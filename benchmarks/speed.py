@@ -335,7 +335,8 @@ def measure(lens: Any, name: str, peers: Sequence[str], repeats: int, n_conditio
     if likelihood:
         need = needed_gflop(lens, prepared, conditions)
         rate = statistics.median(rates)
-        print(f"  needed {need:.0f} GFLOP, rate {need / mid:.0f} GFLOP/s = {need / mid / rate:.2f} of matmul {rate:.0f}")
+        share = f"{need / mid:.0f} GFLOP/s = {need / mid / rate:.2f} of the {rate:.0f} of a matmul"
+        print(f"  needed {need:.0f} GFLOP, done at {share}")
     for peer in peers:
         ratio = statistics.median(t / o for t, o in zip(theirs[peer], ours, strict=True))
         batch = f", batch {side.batch_size}"

@@ -24,16 +24,8 @@ _LAZY = {
     "parse": "ablations",
 }
 _MODULES = (
-    "ablations",
-    "architectures",
-    "engine",
-    "harness",
-    "models",
-    "plots",
-    "results",
-    "runner",
-    "stats",
-    "sweep",
+    *("ablations", "architectures", "depth", "engine", "harness", "models"),
+    *("plots", "results", "runner", "stats", "sweep"),
 )
 
 __all__ = ["__version__", *_LAZY]

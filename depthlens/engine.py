@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from depthlens import backends, decoding, packing, wavefront
 from depthlens.ablations import BASELINE, Condition, expand

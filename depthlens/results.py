@@ -254,7 +254,7 @@ class Result:
             needed = self._needed[row.model, row.task, row.metric]
             few = f"; too few documents to show any loss, take about {needed}" if needed else ""
             return (
-                f"{row.condition} shows no change of {where}: {row.delta:+.2g} "
+                f"{row.condition} shows no proven change of {where}: {row.delta:+.2g} "
                 f"[{row.ci_low:.2g}, {row.ci_high:.2g}] (p_adjusted = {row.p_adjusted:.2g}{few})"
             )
         low, high = (row.ci_low, row.ci_high) if row.delta > 0 else (-row.ci_high, -row.ci_low)

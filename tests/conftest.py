@@ -3,3 +3,14 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+CORES = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads(request):
+    """One thread for tiny models: more only wait for each other, and on a shared machine for long."""
+    torch.set_num_threads(CORES if request.node.get_closest_marker("integration") else 1)

@@ -140,7 +140,7 @@ def test_verdicts(result):
     low, high = stats.tango_interval(18, 0, 20)
     cost = result.verdict("L0", task="capitals")
     assert cost.startswith(f"L0 costs 0.9 [{-high:.2g}, {-low:.2g}] acc of capitals (p_adjusted = ")
-    assert result.verdict("L1", task="capitals").startswith("L1 shows no change of acc of capitals: -0.05 [")
+    assert result.verdict("L1", task="capitals").startswith("L1 shows no proven change of acc of capitals: -0.05 [")
     assert "at chance: cannot judge" in result.verdict("L1", task="elements")
     assert result.verdict("L0").count("\n") == 1  # one line per task
 
