@@ -120,7 +120,7 @@ class Profiles:
         if profile is None:
             return {}
         if profile not in self._profiles:
-            raise unknown("profile", profile, self._profiles, f"(profiles are in {self._path})")
+            raise unknown("profile", profile, self._profiles, f"profiles are in {self._path}")
         return self._profiles[profile]
 
 

@@ -293,7 +293,7 @@ def test_second_run_keeps_earlier_notebooks_in_the_index(suite, tmp_path):
         ({"names": []}, "no notebook named"),
         (
             {"profile": "papr"},
-            r"unknown profile 'papr'; allowed: smoke, demo \(profiles are in .*profiles.yml\)",
+            r"unknown profile 'papr'; allowed: smoke, demo; profiles are in .*profiles.yml",
         ),
         (
             {"parameters": {"modle": "x"}},
