@@ -138,7 +138,7 @@ def findings(result: Result) -> list[str]:
         names = found[row.task]
         total = conditions.nunique() - (BASELINE in set(conditions))
         sentences.append(
-            f"{row.task}: **{len(names)} of {total}** proved critical ({', '.join(names) or 'none'}); {scored}."
+            f"{row.task}: **{len(names)} of {total}** conditions proved critical ({', '.join(names) or 'none'}); {scored}."
         )
     return sentences
 

@@ -73,7 +73,7 @@ def test_critical_conditions_and_findings_in_words():
     (row,) = depth.critical_overlap(result).itertuples()
     assert set(row.only_task.split(", ")) == set(found["early"]) - set(found["late"])
     early, _, guess = depth.findings(result)
-    assert f"**{len(found['early'])} of {N_LAYERS}** proved critical (L0, L1, L2" in early
+    assert f"**{len(found['early'])} of {N_LAYERS}** conditions proved critical (L0, L1, L2" in early
     assert "at chance, cannot judge" in guess
 
 
