@@ -284,19 +284,24 @@ def matmul_rate() -> float:
     return 40 * 2 * 2048 * 576 * 1536 / statistics.median(seconds) / 1e9
 
 
-def needed_gflop(lens: Any, prepared: harness.Prepared, conditions: Sequence[Condition]) -> float:
-    """Matrix products of a likelihood sweep once everything that can be shared is (attention scores left out)."""
+def gflop(lens: Any, prepared: harness.Prepared, n_conditions: int) -> tuple[float, float]:
+    """Matrix products of a layer sweep (attention scores left out): shared as far as can be, and request by request."""
     inputs = [(*q.context, *q.continuation)[:-1] for q in prepared.requests]
-    packs = list(packing.pack(inputs, 1 << 40))
     per_layer = sum(p.numel() for p in lens.arch.layers[0].parameters() if p.dim() == 2)
-    asked = 0
-    for pack in packs:
+    keys = lens.arch.attn[-1].k_proj.weight.numel() + lens.arch.attn[-1].v_proj.weight.numel()
+    per_logits, n = lens.arch.unembed.weight.numel(), lens.dims.n_layers
+    tokens = asked = 0
+    for pack in packing.pack(inputs, 1 << 40):
+        tokens += pack.n_tokens
         spans = zip(pack.sequences, pack.paths, strict=True)
-        asked += len({n for r, path in spans for n in path[len(prepared.requests[r].context) - 1 :]})
-    n = lens.dims.n_layers
-    layers = sum(n - c.first_layer - len({a.layer for a in c.ablations}) for c in conditions if c) + n
-    tokens = sum(p.n_tokens for p in packs)
-    return 2 * (tokens * layers * per_layer + asked * len(conditions) * lens.arch.unembed.weight.numel()) / 1e9
+        asked += len({i for r, path in spans for i in path[len(prepared.requests[r].context) - 1 :]})
+    # the clean row passes all layers, the row without layer l those above it; the last layer owes all tokens their
+    # keys and values, but the rest only to the positions asked for
+    below, last = n - 1 + sum(n - 2 - layer for layer in range(n - 1)), n_conditions - 1
+    shared = below * tokens * per_layer + last * (tokens * keys + asked * (per_layer - keys))
+    shared += n_conditions * asked * per_logits
+    alone = n_conditions * sum(map(len, inputs)) * (n * per_layer + per_logits)
+    return 2 * shared / 1e9, 2 * alone / 1e9
 
 
 def measure(lens: Any, name: str, peers: Sequence[str], repeats: int, n_conditions: int, n_docs: int | None) -> None:
@@ -333,10 +338,10 @@ def measure(lens: Any, name: str, peers: Sequence[str], repeats: int, n_conditio
     mid = statistics.median(ours)
     print(f"\n{name}: {len(prepared.docs)} documents, {len(conditions)} conditions; ours {mid:.1f} s {spread(ours)}")
     if likelihood:
-        need = needed_gflop(lens, prepared, conditions)
+        need, alone = gflop(lens, prepared, len(conditions))
         rate = statistics.median(rates)
         share = f"{need / mid:.0f} GFLOP/s = {need / mid / rate:.2f} of the {rate:.0f} of a matmul"
-        print(f"  needed {need:.0f} GFLOP, done at {share}")
+        print(f"  needed {need:.0f} GFLOP, done at {share}; request by request {alone / need:.1f} times as many")
     for peer in peers:
         ratio = statistics.median(t / o for t, o in zip(theirs[peer], ours, strict=True))
         batch = f", batch {side.batch_size}"

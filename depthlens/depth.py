@@ -137,9 +137,8 @@ def findings(result: Result) -> list[str]:
             continue
         names = found[row.task]
         total = conditions.nunique() - (BASELINE in set(conditions))
-        sentences.append(
-            f"{row.task}: **{len(names)} of {total}** conditions proved critical ({', '.join(names) or 'none'}); {scored}."
-        )
+        critical = f"**{len(names)} of {total}** conditions proved critical ({', '.join(names) or 'none'})"
+        sentences.append(f"{row.task}: {critical}; {scored}.")
     return sentences
 
 

@@ -21,13 +21,15 @@ from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.decoding import Generate, Row, Writer
 from depthlens.errors import UserError
 
-# measured on 2 cores: larger batches gain nothing on a CPU, and attention masks and logits grow with them
-CPU_BATCH_TOKENS = 4096
+# measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
+CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 65536
 # below this a layer's weights cost more to read than its arithmetic; memory that does not do for it does for nothing
 MIN_BATCH_TOKENS = 64
 # residual streams of all open rows of a pack, held from layer to layer
 STATE_BYTES = 512 << 20
+# positions that are unembedded at once: 512 x 49k logits in float32 are 100 MB
+UNEMBED_ROWS = 512
 # keys and values of the rows that are decoded together, and how many prompts make a step worth its weights
 KEY_BYTES = 1 << 30
 MIN_PROMPTS = 16
@@ -137,17 +139,19 @@ class Engine:
         states = self._shrinking(run)
         targets = torch.tensor([t for r in packed.sequences for t in requests[r].continuation], device=self.lens.device)
         where = torch.tensor([i for span in spans for i in span], device=self.lens.device)
-        for c, state in zip(group, states, strict=True):
+        # several conditions at once: a matrix product wants rows, but their logits must stay small
+        step = max(1, UNEMBED_ROWS // len(asked))
+        for i in range(0, len(group), step):
             with torch.no_grad():
-                logits = self.lens.arch.unembed(self.lens.arch.final_norm(state)).float()  # [asked, d_vocab]
-            picked = logits[where, targets] - logits.logsumexp(-1)[where]
-            greedy = logits.argmax(-1)[where] == targets
-            at = 0
-            sums, hits = picked.tolist(), greedy.tolist()
-            for r, span in zip(packed.sequences, spans, strict=True):
-                end = at + len(span)
-                answers[c][r] = Likelihood(math.fsum(sums[at:end]), all(hits[at:end]))
-                at = end
+                logits = self.lens.arch.unembed(self.lens.arch.final_norm(states[i : i + step])).float()
+            picked = logits[:, where, targets] - logits.logsumexp(-1)[:, where]  # [condition, target]
+            greedy = logits.argmax(-1)[:, where] == targets
+            for c, sums, hits in zip(group[i : i + step], picked.tolist(), greedy.tolist(), strict=True):
+                at = 0
+                for r, span in zip(packed.sequences, spans, strict=True):
+                    end = at + len(span)
+                    answers[c][r] = Likelihood(math.fsum(sums[at:end]), all(hits[at:end]))
+                    at = end
 
     def _shrinking(self, run: Callable[[], Any]) -> Any:
         """Run; when memory runs out halve the chunk and try again."""

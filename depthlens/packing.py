@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 Tokens = Sequence[int]
+LONG = 256  # tokens of a pack from which on its prefix is worth keeping
 
 
 @dataclass
@@ -83,8 +84,9 @@ def pack(sequences: Sequence[Tokens], max_tokens: int, extra: int = 0) -> Iterat
         if group:
             common = common_prefix(sequences[group[-1]], tokens)
             grown = size + len(tokens) - common + extra
-            # a pack that starts to mix sequences of different prefixes would lose the one it has
-            loses = shared > len(tokens) // 2 and common < shared // 2
+            # mixing prefixes turns a long one into a branch, whose attention is a masked square; short ones may mix,
+            # since a layer wants many tokens at once
+            loses = size >= LONG and shared > len(tokens) // 2 and common < shared // 2
             if grown > max_tokens or loses:
                 yield build(sequences, group)
                 group = []

@@ -47,8 +47,12 @@ def test_prefix_branches_and_ancestors_of_a_small_tree():
 
 
 def test_sequences_of_two_few_shot_prefixes_are_not_mixed():
-    one, two = [tuple([1] * 50 + [i, i]) for i in range(5)], [tuple([2] * 50 + [i, i]) for i in range(5)]
-    assert sorted(len(p.prefix) for p in pack([*one, *two], 10_000)) == [50, 50]
+    def few_shot(token, n):
+        return [tuple([token] * n + [i, i]) for i in range(5)]
+
+    assert sorted(len(p.prefix) for p in pack([*few_shot(1, 300), *few_shot(2, 300)], 10_000)) == [300, 300]
+    (mixed,) = pack([*few_shot(1, 30), *few_shot(2, 30)], 10_000)  # too short to be worth a pack each
+    assert (len(mixed.prefix), len(mixed.branches)) == (0, 2)
 
 
 def test_common_prefix():
