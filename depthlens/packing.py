@@ -31,13 +31,6 @@ class Branch:
     depths: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
 
-    def ancestors(self) -> list[list[int]]:
-        """For each token its ancestors in the branch and itself, from the top."""
-        chains: list[list[int]] = []
-        for i, parent in enumerate(self.parents):
-            chains.append([*chains[parent], i] if parent >= 0 else [i])
-        return chains
-
 
 @dataclass
 class Pack:

@@ -38,11 +38,11 @@ def test_a_tree_has_one_node_for_each_distinct_start():
     assert p.n_tokens == len({s[:n] for s in sequences for n in range(1, len(s) + 1)})
 
 
-def test_prefix_branches_and_ancestors_of_a_small_tree():
+def test_prefix_branches_and_parents_of_a_small_tree():
     p = build([(1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 7)], [0, 1, 2])
     assert p.prefix == [1, 2]
     assert [b.tokens for b in p.branches] == [[3, 4, 5, 6], [7]]
-    assert p.branches[0].ancestors() == [[0], [0, 1], [0, 2], [0, 2, 3]]
+    assert p.branches[0].parents == [-1, 0, 0, 2]
     assert p.paths == [[0, 1, 2, 3], [0, 1, 2, 4, 5], [0, 1, 6]]
 
 
