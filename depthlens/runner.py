@@ -13,15 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import platform
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -36,16 +33,11 @@ from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 from traitlets import default
 
-from depthlens import pages, resources
+from depthlens import pages, provenance, resources
 from depthlens.errors import UserError, unknown
 from depthlens.gallery import failed_cell, gallery, notebooks_in, read_notebook, write_whole
 from depthlens.parameters import Profiles, assign, declared
 from depthlens.resources import writable_folder
-
-_VERSIONS = (
-    "torch transformers transformer-lens nnsight lm-eval datasets numpy pandas scipy statsmodels "
-    "matplotlib seaborn papermill nbclient nbconvert"
-).split()
 
 # A dead kernel is told in one line by us; without a handler Python would print papermill's own line as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -157,7 +149,7 @@ def run(
     profile_values = profiles.values(profile)
     given = assign(dict(parameters or {}), {name: defaults[name] for name in selected})
 
-    report = RunReport(out=out, profile=profile, started=_now(), **_environment())
+    report = RunReport(out=out, profile=profile, started=_now(), **provenance.environment())
     for name in selected:
         values = profile_values[name] | given[name]
         if "out" in defaults[name] and "out" not in values:
@@ -257,35 +249,6 @@ def _execute(nb: nbformat.NotebookNode, on_cell_start: Callable[..., None]) -> N
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _environment() -> dict[str, object]:
-    return {
-        "depthlens": _version("depthlens"),
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _VERSIONS},
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The checkout's commit, marked when files differ from it; None for an installed package."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # no git here: the record says so by null
-    return done.stdout.strip() or None
 
 
 class _Progress:

@@ -13,10 +13,9 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from depthlens import harness, models
+from depthlens import harness, models, provenance
 from depthlens.errors import UserError
 from depthlens.resources import writable_folder
-from depthlens.sweep import git_commit
 
 
 def start(
@@ -65,8 +64,9 @@ def start(
     about = lens.describe()
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
+    commit = provenance.git_commit() or "none"
     print(
-        f"{versions} | git {git_commit() or 'none'} | {about['name']} {about['dtype']} on {about['device']}, "
+        f"{versions} | git {commit} | {about['name']} {about['dtype']} on {about['device']}, "
         f"attention {about['attention_kernel']} | seed {seed} | fingerprint {about['fingerprint'][:12]}"
     )
     return lens

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
-import subprocess
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-import depthlens
-from depthlens import backends, harness, models
+from depthlens import backends, harness, models, provenance
 from depthlens.ablations import Condition, expand
 from depthlens.backends.torch import measure_means
 from depthlens.engine import Engine
 from depthlens.errors import UserError
 from depthlens.results import Result
 
-PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "numpy", "pandas")
 N_REFERENCE = 64  # prompts whose mean stands in for a part under @mean
 
 
@@ -137,30 +131,10 @@ def condition_sweep(
         "system_prompt": system_prompt,
         "backend": backend,
         "batch_tokens": engine.batch_tokens,
-        **provenance(),
+        **provenance.environment(),
+        **provenance.where_and_when(),
     }
     return Result(pd.concat(frames, ignore_index=True), record)
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, commit, machine and time: what a record needs to repeat a run."""
-    return {
-        "versions": {"depthlens": depthlens.__version__, "python": platform.python_version()}
-        | {p: metadata.version(p) for p in PACKAGES},
-        "git_commit": git_commit(),
-        "platform": platform.platform(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout that the package lies in; None when it was installed from a wheel."""
-    root = Path(depthlens.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def _reference(lens: models.Lens, task: harness.Prepared) -> backends.Means:

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from depthlens import harness, stats, sweep
+from depthlens import harness, provenance, stats, sweep
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
 from depthlens.results import DOCS_COLUMNS, Result
@@ -200,5 +200,10 @@ def test_a_result_survives_saving_and_loading(layers, tmp_path):
 
 
 def test_the_commit_is_that_of_the_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep.depthlens, "__file__", str(tmp_path / "depthlens" / "__init__.py"))
-    assert sweep.git_commit() is None
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "depthlens" / "provenance.py"))
+    assert provenance.git_commit() is None
+
+
+def test_a_machine_without_git_still_gets_its_record(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance.git_commit() is None

@@ -1,0 +1,47 @@
+"""What made a result: versions, commit, machine and time, for every record that is written."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch transformers transformer-lens nnsight lm-eval datasets numpy pandas scipy statsmodels "
+    "matplotlib seaborn papermill nbclient nbconvert"
+).split()
+
+
+def version(distribution: str) -> str | None:
+    """Version of an installed distribution; None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, marked when files differ from it; None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git here: the record says so by null
+    return done.stdout.strip() or None
+
+
+def environment() -> dict[str, Any]:
+    """The entries that all records share."""
+    ours = {"depthlens": version("depthlens"), "python": platform.python_version()}
+    return {**ours, "git_commit": git_commit(), "versions": ours | {name: version(name) for name in PACKAGES}}
+
+
+def where_and_when() -> dict[str, str]:
+    """The machine and the time, which two equal runs may differ in."""
+    return {"platform": platform.platform(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
