@@ -74,11 +74,11 @@ def write_tasks(folder: Path) -> None:
         "doc_to_target": "answer",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
-    subject = "high_school_geography"
-    test, dev = read(mmlu / f"{subject}_test.jsonl"), read(mmlu / f"{subject}_dev.jsonl")
-    for shots in (0, 5):
-        text = "Question: {{question.strip()}}\nAnswer:"
-        local_task(folder, f"mmlu_{shots}shot", test, dev, doc_to_text=text, num_fewshot=shots, **choice)
+    text = "Question: {{question.strip()}}\nAnswer:"
+    for subject, shots in (("high_school_mathematics", 0), ("high_school_geography", 0), ("high_school_geography", 5)):
+        test, dev = read(mmlu / f"{subject}_test.jsonl"), read(mmlu / f"{subject}_dev.jsonl")
+        name = f"mmlu_{subject.rpartition('_')[2]}_{shots}shot"
+        local_task(folder, name, test, dev, doc_to_text=text, num_fewshot=shots, **choice)
     stories = read(gsm / "test.jsonl")
     long = [
         {**doc, "passage": " ".join(s["question"] + " " + s["answer"] for s in stories[3 * i : 3 * i + 3])}
@@ -101,8 +101,9 @@ def write_tasks(folder: Path) -> None:
 
 
 WORKS = {  # name: (task, documents, few-shot override)
-    "mmlu-0shot": ("mmlu_0shot", 16, None),
-    "mmlu-5shot": ("mmlu_5shot", 16, None),
+    "mmlu-mathematics-0shot": ("mmlu_mathematics_0shot", 16, None),
+    "mmlu-geography-0shot": ("mmlu_geography_0shot", 16, None),
+    "mmlu-geography-5shot": ("mmlu_geography_5shot", 16, None),
     "long-contexts": ("long_contexts", 16, None),
     "capitals-generative-2shot": ("capitals_generative", 32, 2),
     "gsm8k-5shot-64": ("gsm8k_5shot", 32, None),
