@@ -8,7 +8,7 @@ a layer together; attention to the prefix and to a row's own tokens are computed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +193,7 @@ def decode(
     batch_tokens: int,
     n_new: int,
     writer: Writer,
+    passed: Callable[[int], None] = lambda n: None,
 ) -> None:
     """Write tokens for every prompt of a pack under every condition.
 
@@ -204,6 +205,7 @@ def decode(
         batch_tokens: Chunk of tokens that pass a layer of the prompts together.
         n_new: Most tokens written.
         writer: Chooses the tokens and says which rows (condition, prompt) go on.
+        passed: Told after each layer of the prompts, and after each written token, how many tokens have passed a layer.
     """
     p, n_prompts = len(pack.prefix), len(pack.paths)
     own = [path[p:] for path in pack.paths]
@@ -219,7 +221,7 @@ def decode(
     ends = [path[-1] for path in pack.paths]
     unique = list(dict.fromkeys(ends))
     walk = Wavefront(lens, backend.means, batch_tokens)
-    states = walk.run(pack, conditions, unique, Keeping(pack, lens, paths, rows, n_new))
+    states = walk.run(pack, conditions, unique, Keeping(pack, lens, paths, rows, n_new), passed)
     states = states[:, [unique.index(e) for e in ends]].flatten(0, 1)  # [row, d_model]
     position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
     held = list(alive)  # rows whose keys are held; finished ones leave when a fifth have, since leaving copies
@@ -231,6 +233,7 @@ def decode(
         states = _step(lens, backend, [conditions[c] for c, _ in held], writer.last(held), position, rows)
         position = position + 1
         rows.slot += 1
+        passed(len(held) * lens.dims.n_layers)
 
 
 def _at(held: list[Row], alive: list[Row]) -> list[int]:

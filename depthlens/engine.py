@@ -16,25 +16,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from depthlens import backends, decoding, packing, wavefront
+from depthlens import backends, budget, decoding, offload, packing, wavefront
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.decoding import Generate, Row, Writer
 from depthlens.errors import UserError
 
-# measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
-CPU_BATCH_TOKENS = 2048
-GPU_BATCH_TOKENS = 65536
-# below this a layer's weights cost more to read than its arithmetic; memory that does not do for it does for nothing
-MIN_BATCH_TOKENS = 64
-# residual streams of all open rows of a pack, held from layer to layer
-STATE_BYTES = 512 << 20
 # positions that are unembedded at once: 512 x 49k logits in float32 are 100 MB
 UNEMBED_ROWS = 512
-# keys and values of the rows that are decoded together, and how many prompts make a step worth its weights
-KEY_BYTES = 1 << 30
+# how many prompts make a decoding step worth its weights
 MIN_PROMPTS = 16
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
 MAX_OPEN_ROWS = 128
+
+
+Passed = Callable[[int], None]  # told how many more tokens have passed a layer
 
 
 @dataclass(frozen=True)
@@ -59,12 +54,12 @@ class Engine:
     Args:
         lens: A loaded model.
         backend: Name of the backend that applies the conditions.
-        batch_tokens: Token budget of one batch (rows x padded length); None chooses by device.
+        batch_tokens: Token budget of one batch (rows x padded length); None chooses by device and free memory.
         means: Reference means, needed by ``@mean`` conditions.
         progress: Show a tqdm bar with rows/s and time left.
 
     Raises:
-        UserError: unknown backend or a budget below 1.
+        UserError: unknown backend, one that an offloaded model does not have, or a budget below 1.
     """
 
     def __init__(
@@ -78,9 +73,12 @@ class Engine:
     ) -> None:
         if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
             raise UserError(f"batch_tokens {batch_tokens!r}: give a whole number of tokens, at least 1")
+        if lens.stream and backend in backends.BACKENDS and backend != "torch":
+            raise UserError(f"backend {backend!r} needs the whole model in memory; use torch, or load without offload")
         self.lens = lens
         self.backend = backends.get(backend, lens, means)
-        self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if lens.device.type == "cpu" else GPU_BATCH_TOKENS)
+        self.budget = budget.choose(lens, batch_tokens)
+        self.batch_tokens = self.budget.batch_tokens
         self.progress = progress
 
     def loglikelihood(
@@ -98,12 +96,17 @@ class Engine:
             if not self._walks(max(map(len, inputs), default=0)):
                 self._rows(requests, inputs, conditions, answers, bar)
                 return answers
+
+            def run(members: list[int], group: list[int], passed: Passed) -> None:
+                self._score_pack(packing.build(inputs, members), requests, conditions, group, answers, passed)
+
             for group in self._groups(conditions):
                 # every row of a pack lives through all layers: their states bound the size of a pack
-                room = max(1, STATE_BYTES // (len(group) * self.lens.dims.d_model * self.lens.dtype.itemsize))
+                row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
+                room = max(1, self.budget.state_bytes // (len(group) * row_bytes))
                 for packed in packing.pack(inputs, room):
-                    self._score_pack(packed, requests, conditions, group, answers)
-                    bar.update(len(packed.sequences) * len(group))
+                    work = self._layer_passes(conditions, group) * packed.n_tokens
+                    self._giving_way(packed.sequences, group, run, bar, work)
         return answers
 
     def _walks(self, longest: int) -> bool:
@@ -123,6 +126,7 @@ class Engine:
         conditions: Sequence[Condition],
         group: list[int],
         answers: list[list[Any]],
+        passed: Passed,
     ) -> None:
         # sequences share asked positions as they share tokens: each is unembedded once
         asked: dict[int, int] = {}
@@ -130,13 +134,8 @@ class Engine:
         for r, path in zip(packed.sequences, packed.paths, strict=True):
             nodes = path[len(requests[r].context) - 1 :]
             spans.append([asked.setdefault(n, len(asked)) for n in nodes])
-        wanted = [conditions[c] for c in group]
-
-        def run() -> Tensor:
-            walk = wavefront.Wavefront(self.lens, self.backend.means, self.batch_tokens)
-            return walk.run(packed, wanted, list(asked))
-
-        states = self._shrinking(run)
+        walk = wavefront.Wavefront(self.lens, self.backend.means, self.batch_tokens)
+        states = walk.run(packed, [conditions[c] for c in group], list(asked), passed=passed)
         targets = torch.tensor([t for r in packed.sequences for t in requests[r].continuation], device=self.lens.device)
         where = torch.tensor([i for span in spans for i in span], device=self.lens.device)
         # several conditions at once: a matrix product wants rows, but their logits must stay small
@@ -153,15 +152,53 @@ class Engine:
                     answers[c][r] = Likelihood(math.fsum(sums[at:end]), all(hits[at:end]))
                     at = end
 
-    def _shrinking(self, run: Callable[[], Any]) -> Any:
-        """Run; when memory runs out halve the chunk and try again."""
-        while True:
-            try:
-                return run()
-            except (torch.OutOfMemoryError, RuntimeError) as e:
-                if not out_of_memory(e) or self.batch_tokens < MIN_BATCH_TOKENS:
-                    raise
-                self.batch_tokens //= 2
+    def _layer_passes(self, conditions: Sequence[Condition], group: list[int]) -> int:
+        """How many rows pass a layer, over all layers of a walk: the clean one, and those that have forked."""
+        n_layers = self.lens.dims.n_layers
+        return n_layers + sum(n_layers - conditions[c].first_layer for c in group if conditions[c])
+
+    def _giving_way(
+        self,
+        members: list[int],
+        group: list[int],
+        run: Callable[[list[int], list[int], Passed], None],
+        bar: tqdm,
+        work: int,
+    ) -> None:
+        """Run requests under conditions; when memory runs out halve the chunk and the pack, and go on.
+
+        Args:
+            members: Requests of the pack.
+            group: Conditions.
+            run: Does the work and tells how many tokens have passed a layer.
+            bar: Moves as tokens pass layers, by rows (request, condition).
+            work: How many tokens will pass a layer at the most.
+        """
+        start, n_rows, done = bar.n, len(members) * len(group), 0
+
+        def passed(n: int) -> None:
+            nonlocal done
+            done += n
+            bar.update(start + n_rows * min(done, work) // work - bar.n)
+
+        try:
+            run(members, group, passed)
+        except (torch.OutOfMemoryError, RuntimeError) as e:
+            can_shrink = len(members) > 1 or len(group) > 1 or self.batch_tokens > budget.MIN_BATCH_TOKENS
+            if not (out_of_memory(e) and can_shrink):
+                raise
+        else:
+            bar.update(start + n_rows - bar.n)
+            return
+        # out here the traceback no longer holds what ran out
+        bar.update(start - bar.n)
+        self.batch_tokens = max(budget.MIN_BATCH_TOKENS, self.batch_tokens // 2)
+        halves = (
+            [(half, group) for half in _halves(members)] if len(members) > 1 else [(members, h) for h in _halves(group)]
+        )
+        for fewer_members, fewer_conditions in halves:
+            share = max(1, work * len(fewer_members) * len(fewer_conditions) // n_rows)
+            self._giving_way(fewer_members, fewer_conditions, run, bar, share)
 
     def _rows(
         self,
@@ -193,7 +230,12 @@ class Engine:
 
         Returns:
             Texts, indexed [condition][request].
+
+        Raises:
+            UserError: the model is offloaded.
         """
+        if self.lens.stream:
+            raise UserError(offload.NO_GENERATION)
         texts: list[list[str]] = [[""] * len(requests) for _ in conditions]
         contexts = [q.context for q in requests]
         with tqdm(total=len(requests) * len(conditions), desc=desc, unit="row", disable=not self.progress) as bar:
@@ -208,11 +250,16 @@ class Engine:
             )
             n_new = max((q.max_new_tokens for q in requests), default=0)
             size, room = self._decoding_room(contexts, len(order), n_new)
+
+            def run(members: list[int], group: list[int], passed: Passed) -> None:
+                self._decode_pack(packing.build(contexts, members), requests, conditions, group, texts, passed)
+
             for i in range(0, len(order), size):
                 group = order[i : i + size]
                 for packed in packing.pack(contexts, room, extra=n_new):
-                    self._decode_pack(packed, requests, conditions, group, texts)
-                    bar.update(len(packed.sequences) * len(group))
+                    written = len(group) * sum(requests[r].max_new_tokens for r in packed.sequences)
+                    work = self._layer_passes(conditions, group) * packed.n_tokens + n_layers * written
+                    self._giving_way(packed.sequences, group, run, bar, work)
         return texts
 
     def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
@@ -224,9 +271,9 @@ class Engine:
         longest = max(map(len, contexts), default=0)
         enough = shared + min(len(contexts), MIN_PROMPTS) * (longest - shared + n_new)
         size = n_conditions
-        while size > 1 and KEY_BYTES // (size * token_bytes) < enough:
+        while size > 1 and self.budget.key_bytes // (size * token_bytes) < enough:
             size = (size + 1) // 2
-        return size, max(1, KEY_BYTES // (size * token_bytes))
+        return size, max(1, self.budget.key_bytes // (size * token_bytes))
 
     def _decode_pack(
         self,
@@ -235,17 +282,13 @@ class Engine:
         conditions: Sequence[Condition],
         group: list[int],
         texts: list[list[str]],
+        passed: Passed,
     ) -> None:
         asked = [requests[r] for r in packed.sequences]
-
-        def run() -> Writer:
-            writer = Writer(self.lens, asked)
-            n_new = max(q.max_new_tokens for q in asked)
-            wanted = [conditions[c] for c in group]
-            decoding.decode(self.lens, self.backend, packed, wanted, self.batch_tokens, n_new, writer)
-            return writer
-
-        writer = self._shrinking(run)
+        writer = Writer(self.lens, asked)
+        n_new = max(q.max_new_tokens for q in asked)
+        wanted = [conditions[c] for c in group]
+        decoding.decode(self.lens, self.backend, packed, wanted, self.batch_tokens, n_new, writer, passed)
         for c, condition in enumerate(group):
             for d, r in enumerate(packed.sequences):
                 texts[condition][r] = writer.text((c, d))
@@ -306,6 +349,11 @@ class Engine:
                 continue
             start += len(batch)
             bar.update(len(batch))
+
+
+def _halves(items: list[int]) -> list[list[int]]:
+    middle = len(items) // 2
+    return [half for half in (items[:middle], items[middle:]) if half]
 
 
 def score(logits: Tensor, continuation: Sequence[int]) -> Likelihood:

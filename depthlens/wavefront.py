@@ -8,7 +8,7 @@ passes, and only the positions that are asked for are unembedded. The scores are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Wavefront:
         conditions: Sequence[Condition],
         positions: Sequence[int],
         layout: Layout | None = None,
+        passed: Callable[[int], None] = lambda n: None,
     ) -> Tensor:
         """Walk one pack.
 
@@ -52,6 +53,7 @@ class Wavefront:
             conditions: Any number.
             positions: Flat indices whose final states are wanted.
             layout: A layout of the pack that keeps the keys and values it sees; None: nothing is kept.
+            passed: Told after each layer how many tokens have passed it.
 
         Returns:
             Final residual stream, before the last norm. Shape [condition, position, d_model].
@@ -72,6 +74,7 @@ class Wavefront:
                 x, open_rows = self._join(x, open_rows, conditions, layer, aside)
                 keep = wanted if layer == last else None
                 x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
+                passed(len(open_rows) * pack.n_tokens)
         row_of = {c: i for i, c in enumerate(open_rows)}
         finals = [
             aside[c][wanted] if c in aside else x[row_of[c] if condition else 0]

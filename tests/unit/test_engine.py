@@ -1,9 +1,13 @@
 """The engine against one plain forward pass or Hugging Face `generate` for each row on its own."""
 
+import io
+
 import pytest
 import tiny
 import torch
+from tqdm import tqdm
 
+from depthlens import budget
 from depthlens import engine as engine_module
 from depthlens.ablations import expand, parse
 from depthlens.backends.torch import TorchBackend, measure_means
@@ -124,17 +128,72 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monke
     wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
     engine = Engine(lens, batch_tokens=4096, progress=False)
     monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
+    sizes = cramp(monkeypatch, lens, 100)
+    assert same(engine.loglikelihood(requests, conditions), wanted)
+    assert max(sizes) > 100 >= sizes[-1]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_out_of_memory_while_writing_splits_rows_and_loses_nothing(lens, requests, monkeypatch, fast):
+    conditions = [parse("baseline"), parse("L2"), parse("L1.H0")]
+    asked = [Generate(q.context, (), 5) for q in requests]
+    wanted = Engine(lens, progress=False).generate_until(asked, conditions)
+    engine = Engine(lens, batch_tokens=4096, progress=False)
+    monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
+    sizes = cramp(monkeypatch, lens, 70)  # all contexts have 81 tokens: one tree of them does not pass
+    assert engine.generate_until(asked, conditions) == wanted
+    assert max(sizes) > 70 >= sizes[-1]
+
+
+def cramp(monkeypatch, lens, tokens):
+    """A device on which an MLP runs out of memory above so many tokens; returns the sizes that it was asked for."""
     real, sizes = lens.arch.mlp[2].forward, []
 
     def small(x):
         sizes.append(x.shape[0] * x.shape[1])
-        if sizes[-1] > 100:
+        if sizes[-1] > tokens:
             raise torch.OutOfMemoryError("out of memory")
         return real(x)
 
     monkeypatch.setattr(lens.arch.mlp[2], "forward", small)
-    assert same(engine.loglikelihood(requests, conditions), wanted)
-    assert max(sizes) > 100 >= sizes[-1]
+    return sizes
+
+
+def test_memory_that_does_for_nothing_is_an_error(lens, requests, monkeypatch):
+    cramp(monkeypatch, lens, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine(lens, progress=False).loglikelihood(requests, [parse("baseline")])
+
+
+class Bar(tqdm):
+    """Remembers where it was."""
+
+    def __init__(self, **options):
+        super().__init__(**options, file=io.StringIO())
+        self.seen = []
+        Bar.last = self
+
+    def update(self, n=1):
+        super().update(n)
+        self.seen.append(self.n)
+
+
+@pytest.mark.parametrize("cramped", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, fast, cramped):
+    monkeypatch.setattr(engine_module, "tqdm", Bar)
+    monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
+    if cramped:
+        cramp(monkeypatch, lens, 70)
+    conditions = expand("layers", lens.dims)
+    total = len(conditions) * len(requests)
+    batch, least = (4096, lens.dims.n_layers) if fast else (200, 2)
+    Engine(lens, batch_tokens=batch).loglikelihood(requests, conditions)
+    assert Bar.last.n == Bar.last.total == total and len(set(Bar.last.seen)) >= least
+    assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
+    Engine(lens, batch_tokens=batch).generate_until([Generate(q.context, (), 8) for q in requests], conditions)
+    assert Bar.last.n == Bar.last.total == total and len(set(Bar.last.seen)) >= least
+    assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(lens, requests, monkeypatch):
@@ -176,7 +235,7 @@ def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypat
     conditions = expand("layers", lens.dims)
     wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
     for state_bytes in (1, 20_000):
-        monkeypatch.setattr(engine_module, "STATE_BYTES", state_bytes)
+        monkeypatch.setattr(budget, "CPU_STATE_BYTES", state_bytes)
         monkeypatch.setattr(engine_module, "MAX_OPEN_ROWS", 3)
         backwards = Engine(lens, batch_tokens=7, progress=False).loglikelihood(requests[::-1], conditions)
         assert same([row[::-1] for row in backwards], wanted)

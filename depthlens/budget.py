@@ -1,0 +1,71 @@
+"""How much is computed at once, chosen from the memory that is free.
+
+Three numbers rule memory: the tokens that pass a layer together, the residual streams that the open rows of a pack
+hold from layer to layer, and the keys and values of the rows that are decoded together. Each gets a share of what is
+free, up to what still gains speed on that kind of device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+# measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 65536
+# below this a layer's weights cost more to read than its arithmetic; memory that does not do for it does for nothing
+MIN_BATCH_TOKENS = 64
+# on a CPU more of either gains little: with these a sweep of the embedded model stays 2 GiB above its weights
+CPU_STATE_BYTES = 512 << 20
+CPU_KEY_BYTES = 1 << 30
+# shares of the free memory; a pack holds its states about twice while rows join, a step copies keys as rows leave
+CHUNK_SHARE, STATE_SHARE, KEY_SHARE = 4, 8, 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bounds on one batch.
+
+    Attributes:
+        batch_tokens: Tokens (rows x padded length) that pass a layer together.
+        state_bytes: Residual streams of all open rows of a pack.
+        key_bytes: Keys and values of the rows that are decoded together.
+    """
+
+    batch_tokens: int
+    state_bytes: int
+    key_bytes: int
+
+
+def choose(lens: Any, batch_tokens: int | None = None) -> Budget:
+    """The budget for a model on its device; ``batch_tokens`` overrides the first number."""
+    free, on_cpu = free_bytes(lens.device), lens.device.type == "cpu"
+    if batch_tokens is None:
+        fits = free // CHUNK_SHARE // chunk_bytes(lens)
+        batch_tokens = max(MIN_BATCH_TOKENS, min(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, fits))
+    states, keys = free // STATE_SHARE, free // KEY_SHARE
+    return Budget(
+        batch_tokens,
+        min(states, CPU_STATE_BYTES) if on_cpu else states,
+        min(keys, CPU_KEY_BYTES) if on_cpu else keys,
+    )
+
+
+def chunk_bytes(lens: Any) -> int:
+    """About what one token holds while it passes a layer: eight residual streams and four of the widest product."""
+    layer = lens.arch.layers[0]
+    # experts are stacked [expert, width, d_model]; a token passes few of them, and one width stands for their sum
+    widest = max(p.shape[-2] for p in layer.parameters() if p.dim() >= 2)
+    return lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
