@@ -15,6 +15,7 @@ _LAZY = {
     "Lens": "models",
     "layer_sweep": "sweep",
     "condition_sweep": "sweep",
+    "head_sweep": "sweep",
     "start": "session",
     "next_token": "engine",
     "Result": "results",

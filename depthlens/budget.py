@@ -69,3 +69,10 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return psutil.virtual_memory().available
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out (CPU allocation failures are plain RuntimeErrors in torch)."""
+    return (
+        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
+    )

@@ -9,7 +9,6 @@ a layer together; attention to the prefix and to a row's own tokens are computed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,25 +19,11 @@ from depthlens.ablations import Condition
 from depthlens.architectures import hidden
 from depthlens.backends.torch import TorchBackend
 from depthlens.packing import Pack
+from depthlens.requests import Generate
 from depthlens.tree_attention import Layout, attend, merge, walking
 from depthlens.wavefront import Wavefront
 
 Row = tuple[int, int]  # condition, prompt
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Ask for the greedy text after a context, cut before the first stop string.
-
-    Attributes:
-        context: Token ids.
-        until: Stop strings.
-        max_new_tokens: Tokens written at the most.
-    """
-
-    context: tuple[int, ...]
-    until: tuple[str, ...]
-    max_new_tokens: int
 
 
 class Writer:

@@ -16,9 +16,8 @@ import datasets
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-from depthlens.decoding import Generate
-from depthlens.engine import Loglikelihood
 from depthlens.errors import UserError
+from depthlens.requests import Generate, Loglikelihood
 
 # settings that mean greedy decoding; any other would be ignored silently
 _GREEDY = {"do_sample": (False, None), "temperature": (0, 0.0, None)}

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from depthlens import backends, budget, decoding, offload, packing, wavefront
 from depthlens.ablations import BASELINE, Condition, expand
-from depthlens.decoding import Generate, Row, Writer
+from depthlens.budget import out_of_memory
+from depthlens.decoding import Writer
 from depthlens.errors import UserError
+from depthlens.plain import PlainRows
+from depthlens.requests import Generate, Likelihood, Loglikelihood
 
 # positions that are unembedded at once: 512 x 49k logits in float32 are 100 MB
 UNEMBED_ROWS = 512
@@ -30,22 +31,6 @@ MAX_OPEN_ROWS = 128
 
 
 Passed = Callable[[int], None]  # told how many more tokens have passed a layer
-
-
-@dataclass(frozen=True)
-class Loglikelihood:
-    """Ask for log p(continuation | context); both are token ids and neither is empty."""
-
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Answer to `Loglikelihood`: sum of log-probabilities in nats, and whether greedy decoding would write it."""
-
-    logprob: float
-    is_greedy: bool
 
 
 class Engine:
@@ -94,8 +79,7 @@ class Engine:
         inputs = [(*q.context, *q.continuation)[:-1] for q in requests]
         with tqdm(total=len(requests) * len(conditions), desc=desc, unit="row", disable=not self.progress) as bar:
             if not self._walks(max(map(len, inputs), default=0)):
-                self._rows(requests, inputs, conditions, answers, bar)
-                return answers
+                return self._plain(lambda rows: rows.loglikelihood(requests, conditions, bar))
 
             def run(members: list[int], group: list[int], passed: Passed) -> None:
                 self._score_pack(packing.build(inputs, members), requests, conditions, group, answers, passed)
@@ -108,6 +92,12 @@ class Engine:
                     work = self._layer_passes(conditions, group) * packed.n_tokens
                     self._giving_way(packed.sequences, group, run, bar, work)
         return answers
+
+    def _plain(self, run: Callable[[PlainRows], Any]) -> Any:
+        rows = PlainRows(self.lens, self.backend, self.batch_tokens)
+        found = run(rows)
+        self.batch_tokens = rows.batch_tokens
+        return found
 
     def _walks(self, longest: int) -> bool:
         """Whether the fast path does what the model does: its attention must see all tokens before."""
@@ -200,29 +190,6 @@ class Engine:
             share = max(1, work * len(fewer_members) * len(fewer_conditions) // n_rows)
             self._giving_way(fewer_members, fewer_conditions, run, bar, share)
 
-    def _rows(
-        self,
-        requests: Sequence[Loglikelihood],
-        inputs: Sequence[tuple[int, ...]],
-        conditions: Sequence[Condition],
-        answers: list[list[Any]],
-        bar: tqdm,
-    ) -> None:
-        """The plain way, for backends that only know whole forward passes: a row is (request, condition)."""
-        rows = [(c, r) for r in range(len(requests)) for c in range(len(conditions))]
-        rows.sort(key=lambda row: -len(inputs[row[1]]))
-
-        def run(batch: list[tuple[int, int]]) -> None:
-            picked = [requests[r] for _, r in batch]
-            tokens = [inputs[r] for _, r in batch]
-            padded, mask = self._pad(tokens, left=False)
-            positions = [range(len(q.context) - 1, len(t)) for q, t in zip(picked, tokens, strict=True)]
-            logits, _ = self.backend.forward(padded, mask, [conditions[c] for c, _ in batch], positions=positions)
-            for (c, r), q, values in zip(batch, picked, logits, strict=True):
-                answers[c][r] = score(values, q.continuation)
-
-        self._run(rows, lambda row: len(inputs[row[1]]), run, bar)
-
     def generate_until(
         self, requests: Sequence[Generate], conditions: Sequence[Condition], desc: str = "generate"
     ) -> list[list[str]]:
@@ -240,8 +207,7 @@ class Engine:
         contexts = [q.context for q in requests]
         with tqdm(total=len(requests) * len(conditions), desc=desc, unit="row", disable=not self.progress) as bar:
             if not self._walks(max((len(q.context) + q.max_new_tokens for q in requests), default=0)):
-                self._decode_rows(requests, conditions, texts, bar)
-                return texts
+                return self._plain(lambda rows: rows.generate_until(requests, conditions, bar))
             # by fork, the baseline last: see decoding.Rows
             n_layers = self.lens.dims.n_layers
             order = sorted(
@@ -293,74 +259,10 @@ class Engine:
             for d, r in enumerate(packed.sequences):
                 texts[condition][r] = writer.text((c, d))
 
-    def _decode_rows(
-        self,
-        requests: Sequence[Generate],
-        conditions: Sequence[Condition],
-        texts: list[list[str]],
-        bar: tqdm,
-    ) -> None:
-        """The plain way, for backends that only know whole forward passes: batches of rows with a cache each."""
-        rows = [(c, r) for r in range(len(requests)) for c in range(len(conditions))]
-        rows.sort(key=lambda row: -len(requests[row[1]].context))
-
-        def run(batch: list[Row]) -> None:
-            writer = Writer(self.lens, requests)
-            tokens, mask = self._pad([requests[r].context for _, r in batch], left=True)
-            alive, cache = batch, None
-            while True:
-                logits, cache = self.backend.forward(tokens, mask, [conditions[c] for c, _ in alive], cache=cache)
-                going_on = writer.write(alive, torch.cat(logits))
-                if not going_on:
-                    break
-                if len(going_on) < len(alive):
-                    keep = torch.tensor([alive.index(row) for row in going_on], device=self.lens.device)
-                    cache.batch_select_indices(keep)
-                    mask, alive = mask[keep], going_on
-                tokens = torch.tensor(writer.last(alive), device=self.lens.device)[:, None]
-                mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            for c, r in batch:
-                texts[c][r] = writer.text((c, r))
-
-        self._run(rows, lambda row: len(requests[row[1]].context) + requests[row[1]].max_new_tokens, run, bar)
-
-    def _pad(self, rows: list[tuple[int, ...]], *, left: bool) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, each of shape [row, pos]."""
-        width = max(map(len, rows))
-        tokens, mask = torch.zeros(2, len(rows), width, dtype=torch.long).unbind()
-        for i, row in enumerate(rows):
-            place = slice(width - len(row), width) if left else slice(0, len(row))
-            tokens[i, place] = torch.tensor(row)
-            mask[i, place] = 1
-        return tokens.to(self.lens.device), mask.to(self.lens.device)
-
-    def _run(self, rows: list[Any], length: Callable[[Any], int], run: Callable[[list[Any]], None], bar: tqdm) -> None:
-        """Run rows, sorted long first, in batches under the budget; halve the budget when memory runs out."""
-        start = 0
-        while start < len(rows):
-            size = max(1, self.batch_tokens // length(rows[start]))
-            batch = rows[start : start + size]
-            try:
-                run(batch)
-            except (torch.OutOfMemoryError, RuntimeError) as e:
-                if not out_of_memory(e) or len(batch) == 1:
-                    raise
-                self.batch_tokens = max(1, len(batch) // 2 * length(rows[start]))
-                continue
-            start += len(batch)
-            bar.update(len(batch))
-
 
 def _halves(items: list[int]) -> list[list[int]]:
     middle = len(items) // 2
     return [half for half in (items[:middle], items[middle:]) if half]
-
-
-def score(logits: Tensor, continuation: Sequence[int]) -> Likelihood:
-    """Log-likelihood of a continuation from the logits that predict it. Shape [n_continuation, d_vocab]."""
-    wanted = torch.tensor(continuation, device=logits.device)
-    logprobs = torch.log_softmax(logits.float(), -1).gather(-1, wanted[:, None])
-    return Likelihood(float(logprobs.sum()), bool((logits.argmax(-1) == wanted).all()))
 
 
 def next_token(lens: Any, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8) -> pd.DataFrame:
@@ -393,10 +295,3 @@ def next_token(lens: Any, prompt: str, conditions: Sequence[str | Condition] = (
         columns=[str(c) for c in wanted],
     )
     return frame.sort_values("baseline", ascending=False)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out (CPU allocation failures are plain RuntimeErrors in torch)."""
-    return (
-        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
-    )

@@ -19,10 +19,10 @@ import pandas as pd
 import yaml
 
 from depthlens import encoding, resources
-from depthlens.decoding import Generate
 from depthlens.encoding import quiet
-from depthlens.engine import Engine, Likelihood, Loglikelihood
+from depthlens.engine import Engine
 from depthlens.errors import UserError, unknown
+from depthlens.requests import Generate, Likelihood, Loglikelihood
 
 
 @dataclass

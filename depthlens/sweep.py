@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from depthlens import backends, harness, models, provenance
+from depthlens import attribution, backends, budget, harness, models, provenance
 from depthlens.ablations import Condition, expand
+from depthlens.answers import METRIC, Answers
 from depthlens.backends.torch import measure_means
-from depthlens.engine import Engine
-from depthlens.errors import UserError
+from depthlens.engine import Engine, Likelihood
+from depthlens.errors import UserError, unknown
+from depthlens.offload import NO_GENERATION
 from depthlens.results import Result
 
+METHODS = ("exact", "attribution")
+HEAD_MODES = ("zero", "mean")
+MEASURES = ("task", METRIC, "both")
 N_REFERENCE = 64  # prompts whose mean stands in for a part under @mean
 
 
@@ -31,6 +36,7 @@ def layer_sweep(
     batch_tokens: int | None = None,
     chat: bool = False,
     system_prompt: str | None = None,
+    measure: str = "task",
     progress: bool = True,
 ) -> Result:
     """Remove every layer in turn, or only its attention or MLP, and score the task each time.
@@ -44,9 +50,11 @@ def layer_sweep(
         include_path: Folder with more lm-eval YAML files.
         seed: Seed of the choice of examples.
         backend: What applies the conditions.
-        batch_tokens: Token budget of one batch; None chooses by device.
+        batch_tokens: Token budget of one batch; None chooses by device and free memory.
         chat: Wrap prompts in the tokenizer's chat template.
         system_prompt: Instruction before everything else.
+        measure: ``task`` (the task's own metrics), ``answer_logprob`` (log-likelihood of the reference answer in
+            nats, see `depthlens.answers`) or ``both``.
         progress: Show progress bars.
 
     Returns:
@@ -70,21 +78,139 @@ def layer_sweep(
         batch_tokens=batch_tokens,
         chat=chat,
         system_prompt=system_prompt,
+        measure=measure,
         progress=progress,
     )
 
 
+def head_sweep(
+    lens: models.Lens,
+    task: str | Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    site: str = "head",
+    method: str = "exact",
+    mode: str = "zero",
+    measure: str | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    seed: int = 0,
+    backend: str = "torch",
+    batch_tokens: int | None = None,
+    chat: bool = False,
+    system_prompt: str | None = None,
+    progress: bool = True,
+) -> Result:
+    """Remove every attention head, or every group of heads that share keys and values, one at a time.
+
+    Args:
+        lens: A loaded model.
+        task: One lm-eval task (or group) or several.
+        layers: Layers whose heads are removed; None for all.
+        site: ``head`` or ``kv``.
+        method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
+            ``answer_logprob``, from one forward and one backward pass (`depthlens.attribution`).
+        mode: What takes the place of z: ``zero``, or ``mean`` over the prompts of the first 64 documents.
+        measure: As in `layer_sweep`; ``both`` by default, and ``answer_logprob`` is all that attribution can give.
+        limit: First so many documents of each task; None for all.
+        num_fewshot: Worked examples before each question; None keeps what the task says.
+        include_path: Folder with more lm-eval YAML files.
+        seed: Seed of the choice of examples.
+        backend: What applies the conditions.
+        batch_tokens: Token budget of one batch; None chooses by device and free memory.
+        chat: Wrap prompts in the tokenizer's chat template.
+        system_prompt: Instruction before everything else.
+        progress: Show progress bars.
+
+    Returns:
+        Every document under the baseline and a condition a head. ``record["method"]`` says how it was found.
+
+    Raises:
+        UserError: for anything asked for that does not exist.
+    """
+    for name, value, allowed in (
+        ("site", site, ("head", "kv")),
+        ("method", method, METHODS),
+        ("mode", mode, HEAD_MODES),
+    ):
+        if value not in allowed:
+            raise unknown(name, value, allowed)
+    if measure is None:
+        measure = METRIC if method == "attribution" else "both"
+    dims = lens.dims
+    chosen = range(dims.n_layers) if layers is None else layers
+    of_layer, letter = (dims.n_heads, "H") if site == "head" else (dims.n_kv_heads, "KV")
+    suffix = "" if mode == "zero" else f"@{mode}"
+    ablate = [f"L{layer}.{letter}{i}{suffix}" for layer in chosen for i in range(of_layer)]
+    if not ablate:
+        raise UserError("layers is empty; name at least one layer, or leave it out for all")
+    if method == "exact":
+        result = condition_sweep(
+            lens,
+            task,
+            ablate,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            include_path=include_path,
+            seed=seed,
+            backend=backend,
+            batch_tokens=batch_tokens,
+            chat=chat,
+            system_prompt=system_prompt,
+            measure=measure,
+            progress=progress,
+        )
+        return Result(result.docs, result.record | {"method": method})
+    if measure != METRIC:
+        raise UserError(f"measure {measure!r}: attribution estimates {METRIC} only; use it, or method='exact'")
+    if backend != "torch":
+        raise UserError(f"backend {backend!r}: attribution needs backend='torch'")
+    conditions = expand(ablate, dims)
+    names = [task] if isinstance(task, str) else task
+    tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
+
+    def run(view: Answers, means: backends.Means | None) -> list[list[Likelihood]]:
+        change, clean = attribution.attribute(
+            lens, view.requests, mode=mode, means=means, batch_tokens=batch_tokens, progress=progress
+        )
+        change = change.unflatten(-1, (of_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
+        return [
+            [Likelihood(float(v), False) for v in (clean if not c else clean + change[:, c.layer, _index(c)])]
+            for c in conditions
+        ]
+
+    settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
+    return _result(lens, views, conditions, run, {"ablate": ablate, "backend": backend, "method": method} | settings)
+
+
+def _index(condition: Condition) -> int:
+    """Head or KV group of a condition that removes one."""
+    (ablation,) = condition.ablations
+    return ablation.index
+
+
 def run_sweep(
-    model: str, tasks: Sequence[str], ablate: str, *, dtype: str = "auto", device: str = "auto", **kwargs: Any
+    model: str,
+    tasks: Sequence[str],
+    ablate: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    offload: str | None = None,
+    **kwargs: Any,
 ) -> Result:
     """`condition_sweep` on a model by name; tasks are looked up first, since loading a model takes longer."""
+    backends.check(kwargs.get("backend", "torch"))
     loaded = harness.load_tasks(
         tasks,
         include_path=kwargs.get("include_path"),
         num_fewshot=kwargs.get("num_fewshot"),
         seed=kwargs.get("seed", 0),
     )
-    return condition_sweep(models.load(model, dtype=dtype, device=device), loaded, ablate, **kwargs)
+    lens = models.load(model, dtype=dtype, device=device, offload=offload)
+    return condition_sweep(lens, loaded, ablate, **kwargs)
 
 
 def condition_sweep(
@@ -100,6 +226,7 @@ def condition_sweep(
     batch_tokens: int | None = None,
     chat: bool = False,
     system_prompt: str | None = None,
+    measure: str = "task",
     progress: bool = True,
 ) -> Result:
     """Score tasks under the baseline and every condition of ``ablate`` (see `depthlens.ablations.expand`).
@@ -112,38 +239,69 @@ def condition_sweep(
     if not isinstance(tasks, dict):
         names = [tasks] if isinstance(tasks, str) else tasks
         tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
-    prepared = harness.prepare(lens, tasks, limit=limit, chat=chat, system_prompt=system_prompt)
-    frames, records = [], {}
-    for task in prepared:
-        means = _reference(lens, task) if any(c.uses_mean for c in conditions) else None
+    views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
+    if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
+        raise UserError(f"task {writing[0]}: {NO_GENERATION}")
+
+    def run(view: harness.Prepared | Answers, means: backends.Means | None) -> list[list[Any]]:
         engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means, progress=progress)
-        frame = _frame(lens.name, task, conditions, task.run(engine, conditions))
+        return view.run(engine, conditions)
+
+    settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
+    record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]], "backend": backend}
+    record["batch_tokens"] = budget.choose(lens, batch_tokens).batch_tokens
+    return _result(lens, views, conditions, run, record | settings)
+
+
+def _result(
+    lens: models.Lens,
+    views: Sequence[harness.Prepared | Answers],
+    conditions: Sequence[Condition],
+    run: Callable[[harness.Prepared | Answers, backends.Means | None], Sequence[Sequence[Any]]],
+    record: dict[str, Any],
+) -> Result:
+    """Run every view of the tasks and put the documents and the record together."""
+    frames: list[pd.DataFrame] = []
+    records: dict[str, dict] = {}
+    for view in views:
+        means = _reference(lens, view) if any(c.uses_mean for c in conditions) else None
+        frame = _frame(lens.name, view, conditions, run(view, means))
         frames.append(frame)
-        records[task.name] = task.describe(frame) | ({"reference": means.name} if means else {})
+        about = view.describe(frame) | ({"reference": means.name} if means else {})
+        if view.name in records:  # the task's own metrics came before
+            about = records[view.name] | {"metrics": records[view.name]["metrics"] | about["metrics"]}
+        records[view.name] = about
     record = {
         "model": lens.describe(),
         "tasks": records,
         "conditions": [str(c) for c in conditions],
-        "ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]],
-        "seed": seed,
-        "limit": limit,
-        "chat": chat,
-        "system_prompt": system_prompt,
-        "backend": backend,
-        "batch_tokens": engine.batch_tokens,
+        **record,
         **provenance.environment(),
         **provenance.where_and_when(),
     }
     return Result(pd.concat(frames, ignore_index=True), record)
 
 
-def _reference(lens: models.Lens, task: harness.Prepared) -> backends.Means:
+def _views(
+    lens: models.Lens, tasks: dict[str, Any], measure: str, *, chat: bool = False, **options: Any
+) -> list[harness.Prepared | Answers]:
+    """What is run of each task: the task itself, its reference answers, or one after the other."""
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)
+    views: list[harness.Prepared | Answers] = []
+    for task in harness.prepare(lens, tasks, chat=chat, **options):
+        views += [task] if measure != METRIC else []
+        views += [Answers(lens, task, chat=chat)] if measure != "task" else []
+    return views
+
+
+def _reference(lens: models.Lens, task: harness.Prepared | Answers) -> backends.Means:
     contexts = list(dict.fromkeys(q.context for q in task.requests))[:N_REFERENCE]
     return measure_means(lens, contexts, f"{task.name}: contexts of the first {len(contexts)} requests")
 
 
 def _frame(
-    model: str, task: harness.Prepared, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]
+    model: str, task: harness.Prepared | Answers, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]
 ) -> pd.DataFrame:
     """Tidy rows of one task: one a condition, metric and document."""
     rows = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import lm_eval
@@ -18,7 +20,8 @@ import depthlens as dl
 from depthlens import cli, harness
 from depthlens.ablations import parse
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import Engine, Loglikelihood
+from depthlens.engine import Engine
+from depthlens.requests import Generate, Loglikelihood
 from depthlens.results import DOCS_COLUMNS, Result
 from depthlens.sweep import condition_sweep
 
@@ -173,6 +176,76 @@ def test_the_engine_scores_any_skipped_layer_as_if_deleted(lens, without_layer):
         logprobs = without_layer(layer).log_softmax(-1)[6:-1]
         wanted = logprobs.gather(-1, torch.tensor(tokens[7:])[:, None]).sum().item()
         assert answer.logprob == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), f"layer {layer}"
+
+
+STORIES = [
+    "Once upon a time a fox and a crow met at a well.",
+    "Question: Tom has 5 apples and buys 7 more. He gives 4 away. How many are left?\nAnswer:",
+    "The three largest cities of Italy are",
+    "def fibonacci(n):",
+]
+N_WRITTEN = 40
+NEAR_TIE = 1e-3  # logits nearer than this may change places where batch layout differs
+
+
+def test_written_texts_equal_hugging_face_except_where_two_tokens_tie(lens):
+    contexts = [tuple(lens.tokenizer(story).input_ids) for story in STORIES]
+    conditions = [parse(c) for c in ("baseline", "L4", "L15.attn", "L27", "L9.H3+L20.mlp", "L12.KV1")]
+    asked = [Generate(context, (), N_WRITTEN) for context in contexts]
+    texts = Engine(lens, progress=False).generate_until(asked, conditions)
+    same = 0
+    for condition, row in zip(conditions, texts, strict=True):
+        for context, text in zip(contexts, row, strict=True):
+            with TorchBackend(lens).ablate([condition]):
+                out = lens.model.generate(
+                    torch.tensor([context]), max_new_tokens=N_WRITTEN, do_sample=False, pad_token_id=0
+                )[0]
+                wanted = lens.tokenizer.decode(out[len(context) :], skip_special_tokens=True)
+                if text == wanted:
+                    same += 1
+                    continue
+                # our text, one token after another, must leave theirs at a near tie
+                for n in range(len(context), len(out)):
+                    if not text.startswith(lens.tokenizer.decode(out[len(context) : n + 1], skip_special_tokens=True)):
+                        break
+                first, second = lens.model(out[None, :n]).logits[0, -1].topk(2).values.tolist()
+            assert first - second < NEAR_TIE, f"{condition}: {text!r} is not {wanted!r}, and token {n} is no near tie"
+    assert same >= 0.9 * len(conditions) * len(contexts)
+
+
+HOG = """
+import resource, sys
+import psutil, torch
+import depthlens as dl
+from depthlens.ablations import expand
+from depthlens.engine import Engine
+from depthlens.requests import Generate, Loglikelihood
+
+lens = dl.load("smollm2-135m")
+before = psutil.Process().memory_info().rss
+engine = Engine(lens, progress=False)
+random = torch.Generator().manual_seed(0)
+draw = lambda n: tuple(torch.randint(1000, 40000, (n,), generator=random).tolist())
+if sys.argv[1] == "loglikelihood":
+    # fork late: rows are held all the same, and most layers are walked by the clean row alone
+    conditions = expand("heads", lens.dims)[-30:]
+    n_tokens = engine.budget.state_bytes // (len(conditions) * lens.dims.d_model * 4)
+    requests = [Loglikelihood(draw(n_tokens // 40), (5, 6, 7)) for _ in range(42)]  # a full pack and a bit
+    engine.loglikelihood(requests, conditions)
+else:
+    conditions = expand("L26,L27,L28,L29", lens.dims)
+    shared, token_bytes = draw(600), 2 * lens.dims.n_layers * lens.dims.n_kv_heads * lens.dims.d_head * 4
+    n_prompts = engine.budget.key_bytes // (len(conditions) * token_bytes * 106) + 2  # a full pack and a bit
+    engine.generate_until([Generate(shared + draw(100), (), 6) for _ in range(n_prompts)], conditions)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.parametrize("work", ["loglikelihood", "generation"])
+def test_full_packs_stay_within_two_gigabytes_above_the_model(work):
+    done = subprocess.run([sys.executable, "-c", HOG, work], capture_output=True, text=True, check=True)
+    above = int(done.stdout.split()[-1])
+    assert 0.5 * 2**30 < above < 2 * 2**30, f"{work}: peak memory is the model + {above / 2**30:.2f} GiB"
 
 
 def test_the_main_command_writes_three_files_with_every_layer_and_document(tmp_path, capsys):

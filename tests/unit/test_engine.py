@@ -11,9 +11,10 @@ from depthlens import budget
 from depthlens import engine as engine_module
 from depthlens.ablations import expand, parse
 from depthlens.backends.torch import TorchBackend, measure_means
-from depthlens.decoding import Generate, cut
-from depthlens.engine import Engine, Loglikelihood, next_token
+from depthlens.decoding import cut
+from depthlens.engine import Engine, next_token
 from depthlens.errors import UserError
+from depthlens.requests import Generate, Loglikelihood
 
 # float32 sums of about ten log-probabilities in another batch layout
 LOGPROB_TOLERANCE = 1e-4

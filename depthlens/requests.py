@@ -1,0 +1,36 @@
+"""What an engine is asked and what it answers, as token ids; no torch, no tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Loglikelihood:
+    """Ask for log p(continuation | context); both are token ids and neither is empty."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Answer to `Loglikelihood`: sum of log-probabilities in nats, and whether greedy decoding would write it."""
+
+    logprob: float
+    is_greedy: bool
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Ask for the greedy text after a context, cut before the first stop string.
+
+    Attributes:
+        context: Token ids.
+        until: Stop strings.
+        max_new_tokens: Tokens written at the most.
+    """
+
+    context: tuple[int, ...]
+    until: tuple[str, ...]
+    max_new_tokens: int
