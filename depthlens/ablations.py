@@ -11,6 +11,7 @@ A condition is a frozen set of ablations, written the same way on the command li
     L8-11         layers 8 to 11 skipped, both ends included
     L3.H1+L9.H2   several at once
     L12.H3@mean   replaced by the mean over a named reference set instead of removed (any of the above)
+    L12.H3@resample   z replaced by that of a stated reference prompt at the same position (heads and KV groups)
 
 No torch in here: conditions are hashable, travel through JSON as their text form and can be built anywhere.
 """
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from depthlens.errors import UserError
 
 SITES = ("layer", "attn", "mlp", "head", "kv")
-MODES = ("skip", "zero", "mean")
+MODES = ("skip", "zero", "mean", "resample")
 GRAMMAR = "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional @mean, joined by +"
 
 _PART = re.compile(r"L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?(?:@(\w+))?")
@@ -54,7 +55,7 @@ class Ablation:
         layer: Layer number from 0.
         site: ``layer``, ``attn``, ``mlp``, ``head`` or ``kv``.
         index: Head or KV group for the sites ``head`` and ``kv``, else -1.
-        mode: ``skip`` (whole layers only), ``zero`` (all other sites) or ``mean``.
+        mode: ``skip`` (whole layers only), ``zero`` (all other sites), ``mean``, or ``resample`` (heads and KV groups).
     """
 
     layer: int
@@ -68,8 +69,9 @@ class Ablation:
         removal = "skip" if self.site == "layer" else "zero"
         if not self.mode:
             object.__setattr__(self, "mode", removal)
-        if self.mode not in (removal, "mean"):
-            raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {removal}, mean")
+        allowed = (removal, "mean", "resample") if self.site in ("head", "kv") else (removal, "mean")
+        if self.mode not in allowed:
+            raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {', '.join(allowed)}")
         if self.layer < 0:
             raise UserError(f"layer {self.layer} is negative; layers count from 0")
         if (self.index >= 0) != (self.site in ("head", "kv")):
@@ -82,7 +84,7 @@ class Ablation:
     @property
     def _suffix(self) -> str:
         own = {"layer": "", "head": f".H{self.index}", "kv": f".KV{self.index}"}
-        return own.get(self.site, f".{self.site}") + ("@mean" if self.mode == "mean" else "")
+        return own.get(self.site, f".{self.site}") + (f"@{self.mode}" if self.mode in ("mean", "resample") else "")
 
     def covers(self, other: Ablation, dims: Dims | None = None) -> bool:
         """Whether removing ``self`` leaves ``other`` nothing to remove (membership of a group needs ``dims``)."""
@@ -147,6 +149,10 @@ class Condition:
     def uses_mean(self) -> bool:
         return any(a.mode == "mean" for a in self.ablations)
 
+    @property
+    def uses_resample(self) -> bool:
+        return any(a.mode == "resample" for a in self.ablations)
+
     def validate(self, dims: Dims) -> Condition:
         """Check every ablation against a model; returns self.
 
@@ -205,8 +211,9 @@ def parse(text: str) -> Condition:
         if not match:
             raise UserError(f"condition {text!r}: cannot read {part.strip()!r}; write {GRAMMAR}")
         first, last, place, head, kv, mode = match.groups()
-        if mode not in (None, "mean"):
-            raise UserError(f"condition {text!r}: unknown mode '@{mode}'; write @mean, or nothing to remove")
+        if mode not in (None, "mean", "resample"):
+            fix = "write @mean or @resample, or nothing to remove"
+            raise UserError(f"condition {text!r}: unknown mode '@{mode}'; {fix}")
         lo, hi = int(first), int(last or first)
         if hi < lo:
             raise UserError(f"condition {text!r}: block {lo}-{hi} runs backwards; write L{hi}-{lo}")
@@ -223,8 +230,8 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
 
     Args:
         spec: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N`` (all contiguous blocks of 2..N
-            layers and single layers), each with an optional ``@mean``; or conditions, as a comma-separated
-            text or a sequence.
+            layers and single layers), each with an optional mode as in ``layers@mean``; or conditions, as a
+            comma-separated text or a sequence.
         dims: The model's sizes.
 
     Raises:

@@ -88,13 +88,22 @@ def sweep(
     limit: Annotated[int | None, typer.Option(help="Documents per task; all without it.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt; the task's own without.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with further lm-eval task files.")] = None,
-    backend: Annotated[str, typer.Option(help="What applies the ablations.")] = "torch",
+    backend: Annotated[str, typer.Option(help="torch, transformer_lens or nnsight applies the ablations.")] = "torch",
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens per batch; chosen without it.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the tokenizer's chat template.")] = False,
     system_prompt: Annotated[str | None, typer.Option(help="Instruction before everything else.")] = None,
+    measure: Annotated[
+        str, typer.Option(help="task: its own metrics; answer_logprob: log-likelihood of the reference answer; both.")
+    ] = "task",
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Prompt whose z @resample conditions put in place; may be repeated.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed for few-shot examples and sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    offload: Annotated[
+        str | None, typer.Option(help="disk: read layers as the sweep needs them; for models larger than memory.")
+    ] = None,
 ) -> None:
     """Ablate parts of a model one condition at a time and score every task under each."""
     from depthlens.resources import writable_folder
@@ -122,9 +131,12 @@ def sweep(
             batch_tokens=batch_tokens,
             chat=chat,
             system_prompt=system_prompt,
+            measure=measure,
+            references=reference,
             seed=seed,
             dtype=dtype,
             device=device,
+            offload=offload,
         )
     except KeyboardInterrupt:
         typer.echo("Interrupted: nothing was saved", err=True)

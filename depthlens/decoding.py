@@ -239,7 +239,7 @@ def _step(
     arch = lens.arch
     x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
     rotary = arch.rotary(x, position_ids=position[:, None])
-    with walking(lens.model), backend.ablate(conditions):
+    with walking(lens.model), backend.ablate(conditions, position[:, None]):
         for layer in arch.layers:
             out = layer(
                 x,

@@ -57,6 +57,8 @@ class DepthlensLM(HFLM):
         if not isinstance(lens, models.Lens):
             lens = models.load(lens, dtype=dtype, device=device or "auto")
         self.condition = parse(condition).validate(lens.dims)
+        if self.condition.uses_resample:
+            raise UserError(f"condition {condition}: @resample is for dl.head_sweep; use @mean, or nothing to remove")
         means = None
         if self.condition.uses_mean:
             if reference is None:

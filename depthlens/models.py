@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import struct
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +35,7 @@ from transformers.utils import logging as hf_logging
 from depthlens import architectures, embedded
 from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
+from depthlens.offload import Checkpoint, Stream
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +105,14 @@ class Lens:
         name: The name it was loaded by.
         model: The Hugging Face module, in evaluation mode, no gradients asked for.
         tokenizer: The Hugging Face tokenizer.
+        stream: What reads the layers of a model that was loaded with ``offload="disk"``; else None.
         arch: Layers, attention, ``o_proj`` and MLP modules.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    stream: Stream | None = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -126,6 +131,14 @@ class Lens:
     def dtype(self) -> torch.dtype:
         return self.arch.embed.weight.dtype
 
+    def resident(self, layer: int) -> AbstractContextManager[None]:
+        """Within the context a layer's weights are in memory; only an offloaded model has to read them."""
+        return self.stream.resident(layer) if self.stream else nullcontext()
+
+    def _weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """Entries of the state dict, sorted by name."""
+        return self.stream.weights() if self.stream else sorted(self.model.state_dict().items())
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of configuration and every weight: equal for equal models, wherever they were loaded from."""
@@ -133,10 +146,32 @@ class Lens:
         if (config.get("quantization_config") or {}).get("quant_method") == "gguf":
             del config["quantization_config"]  # dequantised on loading; only the name of the file is left
         digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
-        for key, tensor in sorted(self.model.state_dict().items()):
+        for key, tensor in self._weights():
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    @cached_property
+    def bridge(self) -> Any:
+        """A TransformerLens `TransformerBridge` over the same weights, made on first use; ``model`` stays as it is.
+
+        Raises:
+            UserError: TransformerLens does not support the architecture, or the weights are not in memory.
+        """
+        from depthlens.backends.transformer_lens import bridge  # slow to import
+
+        return bridge(self)
+
+    @cached_property
+    def nnsight(self) -> Any:
+        """An nnsight `TransformersModel` over the same weights, made on first use; ``model`` stays as it is.
+
+        Raises:
+            UserError: the weights are not in memory.
+        """
+        from depthlens.backends.nnsight import wrap  # slow to import
+
+        return wrap(self)
 
     def describe(self) -> dict[str, object]:
         """What a record must hold to name this model again."""
@@ -148,6 +183,7 @@ class Lens:
             "dims": vars(self.dims),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
+            "offload": "disk" if self.stream else None,
             "attention_kernel": self.model.config._attn_implementation,
         }
 
@@ -172,13 +208,17 @@ _NOT_THE_MODEL = {
 }
 
 
-def load(name: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto") -> Lens:
+def load(
+    name: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", offload: str | None = None
+) -> Lens:
     """Load a model by alias, hub id, directory or ``.gguf`` file.
 
     Args:
         name: What to load.
         dtype: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``bfloat16``, ``float16``.
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        offload: ``disk``: the layers stay in their safetensors files and are read as a sweep walks through them, which
+            needs memory for two of them (see `depthlens.offload`). None: the whole model is in memory.
 
     Raises:
         UserError: the name cannot be found or read, is not a supported architecture, or dtype or device do
@@ -186,9 +226,14 @@ def load(name: str | os.PathLike[str], *, dtype: str = "auto", device: str = "au
     """
     if not isinstance(dtype, str) or dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ["auto", *DTYPES])
+    if offload not in (None, "disk"):
+        raise UserError(f"offload {offload!r}: give 'disk', or leave it out to hold the whole model in memory")
     where = _device(device)
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
     folder, gguf = _resolve(name)
+    if offload and gguf:
+        fix = "convert it once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
+        raise UserError(f"model file {name!r}: layers can be read from safetensors only; {fix}")
     # left to itself, transformers asks on the terminal whether to run code that came with a model
     source: dict[str, object] = {"trust_remote_code": False} | ({"gguf_file": gguf} if gguf else {})
     verbosity = hf_logging.get_verbosity()
@@ -199,28 +244,39 @@ def load(name: str | os.PathLike[str], *, dtype: str = "auto", device: str = "au
         named = [_class(config)] if gguf else config.architectures or ["(not named in config.json)"]
         architectures.supported(named[0])
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=None if gguf else True,
-            dtype=DTYPES[dtype] if dtype != "auto" else _auto_dtype(where),
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **source,
-        )
+        wanted = DTYPES[dtype] if dtype != "auto" else _auto_dtype(where)
+        if offload:
+            checkpoint = Checkpoint(folder, config)
+            model, loaded = checkpoint.skeleton(wanted)
+        else:
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                folder,
+                use_safetensors=None if gguf else True,
+                dtype=wanted,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **source,
+            )
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError, struct.error, hub.HTTPError) as e:
         raise _explain(name, e) from e
+    except (MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and "allocate memory" not in str(e):
+            raise
+        raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from e
     finally:
         hf_logging.set_verbosity(verbosity)
         hf_logging.enable_progress_bar()
     _refuse_unfilled(name, loaded)
     try:
-        model.to(where)
+        stream = Stream(model, checkpoint, where) if offload else None
+        if not stream:
+            model.to(where)
     except torch.cuda.OutOfMemoryError as e:
         fault = f"model {name!r} does not fit into the memory of {where}"
-        raise UserError(f"{fault}; try dtype=bfloat16 or device=cpu") from e
-    return Lens(name, model, tokenizer)
+        raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or device=cpu") from e
+    return Lens(name, model, tokenizer, stream)
 
 
 def _refuse_unfilled(name: str, loaded: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ def start(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    offload: str | None = None,
     out: str | None = None,
     include_path: str | None = None,
 ) -> models.Lens:
@@ -40,6 +41,7 @@ def start(
         seed: Seed of Python, NumPy and torch.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        offload: ``disk`` for a model larger than memory; see `depthlens.load`.
         out: Folder for the notebook's results; None keeps nothing.
         include_path: Folder with more lm-eval YAML files.
 
@@ -60,7 +62,7 @@ def start(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    lens = models.load(model, dtype=dtype, device=device)
+    lens = models.load(model, dtype=dtype, device=device, offload=offload)
     about = lens.describe()
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)

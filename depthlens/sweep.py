@@ -11,14 +11,14 @@ import pandas as pd
 from depthlens import attribution, backends, budget, harness, models, provenance
 from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
-from depthlens.backends.torch import measure_means
+from depthlens.backends.torch import measure_means, sample
 from depthlens.engine import Engine, Likelihood
 from depthlens.errors import UserError, unknown
 from depthlens.offload import NO_GENERATION
 from depthlens.results import Result
 
 METHODS = ("exact", "attribution")
-HEAD_MODES = ("zero", "mean")
+HEAD_MODES = ("zero", "mean", "resample")
 MEASURES = ("task", METRIC, "both")
 N_REFERENCE = 64  # prompts whose mean stands in for a part under @mean
 
@@ -91,6 +91,7 @@ def head_sweep(
     site: str = "head",
     method: str = "exact",
     mode: str = "zero",
+    references: Sequence[str] | None = None,
     measure: str | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
@@ -111,7 +112,9 @@ def head_sweep(
         site: ``head`` or ``kv``.
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
             ``answer_logprob``, from one forward and one backward pass (`depthlens.attribution`).
-        mode: What takes the place of z: ``zero``, or ``mean`` over the prompts of the first 64 documents.
+        mode: What takes the place of z: ``zero``, the ``mean`` over the prompts of the first 64 documents, or
+            ``resample``: z of a reference prompt at the same position.
+        references: Reference prompts for ``resample``; scores are means over them.
         measure: As in `layer_sweep`; ``both`` by default, and ``answer_logprob`` is all that attribution can give.
         limit: First so many documents of each task; None for all.
         num_fewshot: Worked examples before each question; None keeps what the task says.
@@ -159,6 +162,7 @@ def head_sweep(
             chat=chat,
             system_prompt=system_prompt,
             measure=measure,
+            references=references,
             progress=progress,
         )
         return Result(result.docs, result.record | {"method": method})
@@ -227,13 +231,15 @@ def condition_sweep(
     chat: bool = False,
     system_prompt: str | None = None,
     measure: str = "task",
+    references: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Result:
     """Score tasks under the baseline and every condition of ``ablate`` (see `depthlens.ablations.expand`).
 
     ``tasks`` are task names, or tasks from `harness.load_tasks`; ``ablate`` is ``layers``, ``attn``, ``mlp``,
     ``heads``, ``kv``, ``blocks:N`` or conditions. For the other arguments, the result and the errors see
-    `layer_sweep`. ``@mean`` conditions use the mean over the prompts of the first 64 documents of each task.
+    `layer_sweep`. ``@mean`` conditions use the mean over the prompts of the first 64 documents of each task;
+    ``@resample`` conditions z of each of the prompts ``references`` in turn, and scores are means over these.
     """
     conditions = expand(ablate, lens.dims)
     if not isinstance(tasks, dict):
@@ -248,9 +254,10 @@ def condition_sweep(
         return view.run(engine, conditions)
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
+    settings["references"] = list(references) if references else None
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]], "backend": backend}
     record["batch_tokens"] = budget.choose(lens, batch_tokens).batch_tokens
-    return _result(lens, views, conditions, run, record | settings)
+    return _result(lens, views, conditions, run, record | settings, _tokens(lens, conditions, references))
 
 
 def _result(
@@ -259,13 +266,20 @@ def _result(
     conditions: Sequence[Condition],
     run: Callable[[harness.Prepared | Answers, backends.Means | None], Sequence[Sequence[Any]]],
     record: dict[str, Any],
+    references: Sequence[Sequence[int]] = (),
 ) -> Result:
     """Run every view of the tasks and put the documents and the record together."""
     frames: list[pd.DataFrame] = []
     records: dict[str, dict] = {}
     for view in views:
-        means = _reference(lens, view) if any(c.uses_mean for c in conditions) else None
-        frame = _frame(lens.name, view, conditions, run(view, means))
+        needed = bool(references) or any(c.uses_mean for c in conditions)
+        means = _reference(lens, view) if needed else None
+        if references:
+            samples = [sample(lens, means, tokens, means.name) for tokens in references]
+            runs = [_frame(lens.name, view, conditions, run(view, one)) for one in samples]
+            frame = runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
+        else:
+            frame = _frame(lens.name, view, conditions, run(view, means))
         frames.append(frame)
         about = view.describe(frame) | ({"reference": means.name} if means else {})
         if view.name in records:  # the task's own metrics came before
@@ -293,6 +307,17 @@ def _views(
         views += [task] if measure != METRIC else []
         views += [Answers(lens, task, chat=chat)] if measure != "task" else []
     return views
+
+
+def _tokens(lens: models.Lens, conditions: Sequence[Condition], references: Sequence[str] | None) -> list[list[int]]:
+    """Token ids of the reference prompts, where a condition asks for some."""
+    asked = next((c for c in conditions if c.uses_resample), None)
+    if isinstance(references, str) or not all(isinstance(r, str) and r.strip() for r in references or ()):
+        raise UserError(f"references {references!r}: give a list of prompts, none of them empty")
+    if bool(asked) != bool(references):
+        fault = f"condition {asked} needs references" if asked else "references are used by @resample conditions only"
+        raise UserError(f"{fault}: give both, or neither")
+    return [lens.tokenizer(r).input_ids for r in references or ()]
 
 
 def _reference(lens: models.Lens, task: harness.Prepared | Answers) -> backends.Means:

@@ -73,7 +73,8 @@ class Wavefront:
                 x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
                 x, open_rows = self._join(x, open_rows, conditions, layer, aside)
                 keep = wanted if layer == last else None
-                x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
+                with self.lens.resident(layer):
+                    x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
                 passed(len(open_rows) * pack.n_tokens)
         row_of = {c: i for i, c in enumerate(open_rows)}
         finals = [
@@ -137,7 +138,8 @@ class Wavefront:
         for start in range(0, len(x), size):
             chunk = x[start : start + size]
             layout.rows = rows[start : start + size]
-            edits = RowEdits([conditions[c] if c >= 0 else BASELINE for c in layout.rows], self.lens, self.means)
+            mine = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
+            edits = RowEdits(mine, self.lens, self.means, layout.position_ids)
             handles = edits.hook(layer) if layer in edits.layers else []
             try:
                 normed = arch.attn_norm[layer](chunk)

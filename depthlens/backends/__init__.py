@@ -18,14 +18,16 @@ from depthlens.errors import unknown
 
 @dataclass(frozen=True)
 class Means:
-    """Means over every position of a named reference set, which ``@mean`` ablations put in place of a part.
+    """What ``@mean`` and ``@resample`` ablations put in place of a part, from a named reference.
 
     Attributes:
         name: What the reference set is, for the record.
-        layer: What each whole layer adds to the residual stream. Shape [n_layers, d_model].
-        attn: Output of each attention sublayer. Shape [n_layers, d_model].
-        mlp: Output of each MLP sublayer. Shape [n_layers, d_model].
-        z: Output of each head before ``o_proj``. Shape [n_layers, n_heads, d_head].
+        layer: Mean over all positions of what each whole layer adds to the residual stream. Shape [n_layers, d_model].
+        attn: Mean output of each attention sublayer. Shape [n_layers, d_model].
+        mlp: Mean output of each MLP sublayer. Shape [n_layers, d_model].
+        z: Mean output of each head before ``o_proj``. Shape [n_layers, n_heads, d_head].
+        sample: Output of each head at every position of one prompt, for ``@resample``; else None. Shape [n_layers,
+            pos, n_heads, d_head].
     """
 
     name: str
@@ -33,6 +35,24 @@ class Means:
     attn: Tensor
     mlp: Tensor
     z: Tensor
+    sample: Tensor | None = None
+
+    def sampled(self, layer: int, position_ids: Tensor) -> Tensor:
+        """What ``@resample`` puts at some positions: the reference prompt's z at the same ones.
+
+        A longer row reads the reference again from its second token on, since the first draws attention for no
+        reason of its content.
+
+        Args:
+            layer: Layer number.
+            position_ids: Shape [row, pos].
+
+        Returns:
+            Shape [row, pos, n_heads, d_head].
+        """
+        n = self.sample.shape[1]
+        again = 1 + (position_ids - 1) % max(1, n - 1)
+        return self.sample[layer][position_ids.where(position_ids < n, again).clamp(max=n - 1)]
 
 
 @runtime_checkable
@@ -65,17 +85,30 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "transformer_lens", "nnsight")
+
+
+def check(name: str) -> None:
+    """Raise a `UserError` for a name that is not a backend."""
+    if name not in BACKENDS:
+        raise unknown("backend", name, BACKENDS)
 
 
 def get(name: str, lens: Any, means: Means | None = None) -> Backend:
     """The backend of a given name over a loaded model.
 
     Raises:
-        UserError: for a name that is not a backend.
+        UserError: for a name that is not a backend, or a model that the backend does not support.
     """
-    if name == "torch":
-        from depthlens.backends.torch import TorchBackend
+    check(name)
+    if name == "transformer_lens":
+        from depthlens.backends.transformer_lens import TransformerLensBackend
 
-        return TorchBackend(lens, means)
-    raise unknown("backend", name, BACKENDS)
+        return TransformerLensBackend(lens, means)
+    if name == "nnsight":
+        from depthlens.backends.nnsight import NnsightBackend
+
+        return NnsightBackend(lens, means)
+    from depthlens.backends.torch import TorchBackend
+
+    return TorchBackend(lens, means)

@@ -12,8 +12,9 @@ Hooks never write into tensors they did not make: they select with ``torch.where
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,13 +37,15 @@ class TorchBackend:
         self.means = means
 
     @contextmanager
-    def ablate(self, conditions: Sequence[Condition]) -> Iterator[None]:
+    def ablate(self, conditions: Sequence[Condition], position_ids: Tensor | None = None) -> Iterator[None]:
         """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
+
+        ``position_ids``, of shape [row or 1, pos], are only asked for by ``@resample``.
 
         Raises:
             UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
         """
-        edits = RowEdits(conditions, self.lens, self.means)
+        edits = RowEdits(conditions, self.lens, self.means, position_ids)
         handles: list[Any] = []
         try:
             for layer in sorted(edits.layers):
@@ -66,7 +69,7 @@ class TorchBackend:
         model, arch = self.lens.model, self.lens.arch
         position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         keep_cache = positions is None  # only generation goes on from here
-        with self.ablate(conditions):
+        with self.ablate(conditions, position_ids):
             out = model.base_model(
                 input_ids=tokens,
                 attention_mask=attention_mask,
@@ -82,12 +85,39 @@ class TorchBackend:
         return list(logits), out.cache if keep_cache else None
 
 
-class RowEdits:
-    """Which rows of a batch are edited where, and the hooks that do it."""
+@dataclass(frozen=True)
+class LayerEdits:
+    """Edits of one layer, row by row; None where no row is edited.
 
-    def __init__(self, conditions: Sequence[Condition], lens: Any, means: Means | None) -> None:
+    Attributes:
+        layer: From ``resid_pre`` and ``resid_post`` to the new ``resid_post``. All of shape [row, pos, d_model].
+        attn: From ``attn_out`` to the new one. Shape [row, pos, d_model].
+        mlp: From ``mlp_out`` to the new one. Shape [row, pos, d_model].
+        z: From all heads' ``z``, side by side, to the new ones. Shape [row, pos, n_heads * d_head].
+    """
+
+    layer: Callable[[Tensor, Tensor], Tensor] | None
+    attn: Callable[[Tensor], Tensor] | None
+    mlp: Callable[[Tensor], Tensor] | None
+    z: Callable[[Tensor], Tensor] | None
+
+
+class RowEdits:
+    """Which rows of a batch are edited where, and the hooks that do it.
+
+    Args:
+        conditions: One per row.
+        lens: A loaded model.
+        means: What ``@mean`` and ``@resample`` put in place of a part.
+        position_ids: Position of each token in its sequence, which ``@resample`` asks for. Shape [row or 1, pos].
+    """
+
+    def __init__(
+        self, conditions: Sequence[Condition], lens: Any, means: Means | None, position_ids: Tensor | None = None
+    ) -> None:
         self.arch = lens.arch
         self.means = means
+        self.position_ids = position_ids
         self.device = lens.device
         self.n_rows = len(conditions)
         by_layer: dict[int, list[tuple[int, Ablation]]] = {}
@@ -95,22 +125,52 @@ class RowEdits:
             condition.validate(lens.dims)
             if condition.uses_mean and means is None:
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
+            if condition.uses_resample and (means is None or means.sample is None):
+                raise UserError(f"condition {condition} needs a reference prompt and none was given")
+            if condition.uses_resample and position_ids is None:
+                raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
             for ablation in condition.ablations:
                 by_layer.setdefault(ablation.layer, []).append((row, ablation))
         self.layers = by_layer
 
+    def at(self, layer: int) -> LayerEdits:
+        """The edits of one layer as functions of tensors, for whatever library brings the tensors."""
+        edits = self.layers.get(layer, [])
+
+        def sublayer(site: str) -> Callable[[Tensor], Tensor] | None:
+            rows = self._rows(edits, site)
+            return self._replace(rows, getattr(self.means, site)[layer] if self.means else None) if rows else None
+
+        skipped = self._rows(edits, "layer")
+        return LayerEdits(
+            layer=self._skip(skipped, layer) if skipped else None,
+            attn=sublayer("attn"),
+            mlp=sublayer("mlp"),
+            z=self._heads(edits, layer) if any(a.site in ("head", "kv") for _, a in edits) else None,
+        )
+
     def hook(self, layer: int) -> list[Any]:
         """Register the hooks of one layer; returns their handles."""
-        arch, edits = self.arch, self.layers[layer]
+        arch, at = self.arch, self.at(layer)
         handles: list[Any] = []
-        if rows := self._rows(edits, "layer"):
-            handles.append(arch.layers[layer].register_forward_hook(self._skip(rows, layer), with_kwargs=True))
-        for site, modules in (("attn", arch.attn), ("mlp", arch.mlp)):
-            if rows := self._rows(edits, site):
-                mean = getattr(self.means, site)[layer] if self.means else None
-                handles.append(modules[layer].register_forward_hook(self._replace(rows, mean)))
-        if any(a.site in ("head", "kv") for _, a in edits):
-            handles.append(arch.o_proj[layer].register_forward_pre_hook(self._heads(edits, layer)))
+        if at.layer is not None:
+
+            def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+                resid_pre = args[0] if args else kwargs["hidden_states"]
+                return with_hidden(output, at.layer(resid_pre, hidden(output)))
+
+            handles.append(arch.layers[layer].register_forward_hook(skip, with_kwargs=True))
+        for edit, modules in ((at.attn, arch.attn), (at.mlp, arch.mlp)):
+            if edit is not None:
+                handles.append(
+                    modules[layer].register_forward_hook(
+                        lambda module, args, output, edit=edit: with_hidden(output, edit(hidden(output)))
+                    )
+                )
+        if at.z is not None:
+            handles.append(
+                arch.o_proj[layer].register_forward_pre_hook(lambda module, args: (at.z(args[0]), *args[1:]))
+            )
         return handles
 
     @staticmethod
@@ -126,49 +186,75 @@ class RowEdits:
             by_mean[row] = mode == "mean"
         return edited.to(self.device), by_mean.to(self.device)
 
-    def _skip(self, rows: dict[int, str], layer: int) -> Any:
+    def _skip(self, rows: dict[int, str], layer: int) -> Callable[[Tensor, Tensor], Tensor]:
         edited, by_mean = self._masks(rows)
 
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-            resid_pre = args[0] if args else kwargs["hidden_states"]
+        def edit(resid_pre: Tensor, resid_post: Tensor) -> Tensor:
             new = resid_pre
             if self.means is not None:
                 new = torch.where(by_mean, resid_pre + self.means.layer[layer].to(resid_pre), resid_pre)
-            return with_hidden(output, torch.where(edited, new, hidden(output)))
+            return torch.where(edited, new, resid_post)
 
-        return hook
+        return edit
 
-    def _replace(self, rows: dict[int, str], mean: Tensor | None) -> Any:
+    def _replace(self, rows: dict[int, str], mean: Tensor | None) -> Callable[[Tensor], Tensor]:
         edited, by_mean = self._masks(rows)
 
-        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-            value = hidden(output)
+        def edit(value: Tensor) -> Tensor:
             new = torch.zeros_like(value)
             if mean is not None:
                 new = torch.where(by_mean, mean.to(value), new)
-            return with_hidden(output, torch.where(edited, new, value))
+            return torch.where(edited, new, value)
 
-        return hook
+        return edit
 
-    def _heads(self, edits: list[tuple[int, Ablation]], layer: int) -> Any:
+    def _heads(self, edits: list[tuple[int, Ablation]], layer: int) -> Callable[[Tensor], Tensor]:
         dims = self.arch.dims
         edited = torch.zeros(self.n_rows, 1, dims.n_heads, 1, dtype=torch.bool)
-        by_mean = edited.clone()
+        by_mean, by_sample = edited.clone(), edited.clone()
         for row, a in edits:
             heads = [a.index] if a.site == "head" else dims.query_heads(a.index) if a.site == "kv" else []
             for head in heads:
                 edited[row, :, head] = True
                 by_mean[row, :, head] = a.mode == "mean"
-        edited, by_mean = edited.to(self.device), by_mean.to(self.device)
+                by_sample[row, :, head] = a.mode == "resample"
+        edited, by_mean, by_sample = (mask.to(self.device) for mask in (edited, by_mean, by_sample))
+        resampled = bool(by_sample.any())
 
-        def hook(module: nn.Module, args: tuple) -> tuple:
-            z = args[0].unflatten(-1, (dims.n_heads, dims.d_head))  # [row, pos, n_heads, d_head]
+        def edit(flat: Tensor) -> Tensor:
+            z = flat.unflatten(-1, (dims.n_heads, dims.d_head))  # [row, pos, n_heads, d_head]
             new = torch.zeros_like(z)
             if self.means is not None:
                 new = torch.where(by_mean, self.means.z[layer].to(z), new)
-            return (torch.where(edited, new, z).flatten(-2), *args[1:])
+            if resampled:
+                new = torch.where(by_sample, self.means.sampled(layer, self.position_ids).to(z), new)
+            return torch.where(edited, new, z).flatten(-2)
 
-        return hook
+        return edit
+
+
+@torch.no_grad()
+def sample(lens: Any, means: Means, tokens: Sequence[int], name: str) -> Means:
+    """The same means with z of every position of one reference prompt, for ``@resample``.
+
+    Args:
+        lens: The model.
+        means: From `measure_means`.
+        tokens: The reference prompt.
+        name: What the reference is, kept in the record.
+    """
+    kept: dict[int, Tensor] = {}
+    handles = [
+        o_proj.register_forward_pre_hook(lambda module, args, i=i: kept.update({i: args[0][0]}))
+        for i, o_proj in enumerate(lens.arch.o_proj)
+    ]
+    try:
+        lens.model.base_model(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    z = torch.stack([kept[i] for i in range(lens.dims.n_layers)])  # [layer, pos, n_heads * d_head]
+    return replace(means, name=name, sample=z.unflatten(-1, (lens.dims.n_heads, lens.dims.d_head)))
 
 
 @torch.no_grad()

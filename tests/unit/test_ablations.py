@@ -24,6 +24,8 @@ DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)
         "L8-11",
         "L3.H1+L9.H2",
         "L12.H3@mean",
+        "L12.H3@resample",
+        "L3.KV1@resample",
     ]
     + ["L4@mean", "L8-11@mean", "L2.attn+L2.mlp", "L0-1+L3+L5.KV0@mean", "L1.attn@mean+L1.mlp"],
 )
@@ -48,12 +50,7 @@ def test_other_spellings_print_canonically(text, canonical):
 def test_random_conditions_round_trip_and_are_hashable():
     rng = random.Random(0)
     parts = [Ablation(layer) for layer in range(6)]
-    parts += [
-        Ablation(layer, site, mode=m)
-        for layer in range(6)
-        for site in ("attn", "mlp")
-        for m in ("zero", "mean")
-    ]
+    parts += [Ablation(layer, site, mode=m) for layer in range(6) for site in ("attn", "mlp") for m in ("zero", "mean")]
     parts += [Ablation(layer, "head", h) for layer in range(6) for h in range(4)]
     done = 0
     while done < 200:

@@ -137,6 +137,14 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
         "float32",
         "--device",
         "cpu",
+        "--offload",
+        "disk",
+        "--measure",
+        "both",
+        "--reference",
+        "One.",
+        "--reference",
+        "Two.",
         "--out",
         str(out),
     )
@@ -152,9 +160,12 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
                 batch_tokens=900,
                 chat=True,
                 system_prompt="Be brief.",
+                measure="both",
+                references=["One.", "Two."],
                 seed=3,
                 dtype="float32",
                 device="cpu",
+                offload="disk",
             ),
         )
     ]
@@ -168,9 +179,7 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
         "L2",
     ]  # worst first, five of them
     assert lines[1] == "  L1  0.200  -0.600 [-0.700, -0.500]  adjusted p = 0.004"
-    assert (
-        lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""
-    )  # loss: up is worse
+    assert lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""  # loss: up is worse
     assert "Warning: hard acc is at chance (0.250)" in text and "cannot judge" in text and "L77" not in text
     assert lines[-1].startswith("Wrote ") and str(out / "docs.parquet") in lines[-1]
     assert (out / "record.json").exists()
@@ -187,9 +196,12 @@ def test_sweep_defaults(sweeps, tmp_path, capsys):
         batch_tokens=None,
         chat=False,
         system_prompt=None,
+        measure="task",
+        references=None,
         seed=0,
         dtype="auto",
         device="auto",
+        offload=None,
     )
 
 
@@ -202,16 +214,12 @@ def test_sweep_checks_the_output_folder_before_any_work(sweeps, tmp_path, capsys
 
 
 def test_user_error_is_one_line_and_exit_code_2(sweeps, tmp_path, capsys):
-    code, out, err = call(
-        capsys, "sweep", "missing", "capitals", "--ablate", "layers", "--out", str(tmp_path)
-    )
+    code, out, err = call(capsys, "sweep", "missing", "capitals", "--ablate", "layers", "--out", str(tmp_path))
     assert (code, out, err) == (2, "", "Error: unknown model 'missing'; did you mean smollm2-135m?\n")
 
 
 def test_interrupted_sweep(sweeps, tmp_path, capsys):
-    code, out, err = call(
-        capsys, "sweep", "stopped", "capitals", "--ablate", "layers", "--out", str(tmp_path)
-    )
+    code, out, err = call(capsys, "sweep", "stopped", "capitals", "--ablate", "layers", "--out", str(tmp_path))
     assert (code, out, err) == (130, "", "Interrupted: nothing was saved\n")
 
 

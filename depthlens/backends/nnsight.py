@@ -1,0 +1,82 @@
+"""nnsight: conditions written into a trace, which reads and assigns values while the model runs.
+
+Sites: layer, ``layer.input`` and ``layer.output``; attn and mlp, the ``output`` of the sublayer; head and KV group, the
+``input`` of ``o_proj``. ``layer.skip`` would save the layer's work, but a forward pass is shared by all rows and it
+skips for every one of them, so rows are selected by assignment.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from nnsight import TransformersModel
+from torch import Tensor
+
+from depthlens.ablations import Condition
+from depthlens.architectures import hidden, supported, with_hidden
+from depthlens.backends import Means
+from depthlens.backends.torch import RowEdits
+from depthlens.backends.twin import arguments, logits, twin
+
+
+def wrap(lens: Any) -> TransformersModel:
+    """An nnsight model over the weights of a loaded model.
+
+    Whatever is done to it (edits, another device) leaves ``lens.model`` as it is.
+
+    Raises:
+        UserError: the weights are not in memory.
+    """
+    # nnsight pads on the left and sets a pad token: on a tokenizer of its own
+    return TransformersModel(twin(lens, "nnsight"), tokenizer=copy.deepcopy(lens.tokenizer))
+
+
+class NnsightBackend:
+    """Applies conditions in traces of a model of its own, so that edits of ``lens.nnsight`` do not matter."""
+
+    name = "nnsight"
+
+    def __init__(self, lens: Any, means: Means | None = None) -> None:
+        self.lens = lens
+        self.means = means
+        self.model = wrap(lens)
+        self.family = supported(type(lens.model).__name__)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        conditions: Sequence[Condition],
+        *,
+        cache: Any = None,
+        positions: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[list[Tensor], Any]:
+        """See `depthlens.backends.Backend.forward`."""
+        kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
+        edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
+        final_norm = attrgetter(self.family.final_norm)(self.model)
+        with self.model.trace(input_ids=tokens, **kwargs):
+            self._edit(edits)
+            states = final_norm.output.save()
+        return logits(states, attrgetter(self.family.unembed)(self.model), positions), kwargs["cache"]
+
+    def _edit(self, edits: RowEdits) -> None:
+        """Inside a trace: read and assign in the order in which the model computes."""
+        layers = attrgetter(self.family.layers)(self.model)
+        for i in sorted(edits.layers):
+            at, layer = edits.at(i), layers[i]
+            resid_pre = layer.input if at.layer is not None else None
+            if at.z is not None:
+                o_proj = attrgetter(self.family.o_proj)(layer)
+                o_proj.input = at.z(o_proj.input)
+            for edit, path in ((at.attn, self.family.attn), (at.mlp, self.family.mlp)):
+                if edit is not None:
+                    part = attrgetter(path)(layer)
+                    part.output = with_hidden(part.output, edit(hidden(part.output)))
+            if at.layer is not None:
+                layer.output = with_hidden(layer.output, at.layer(resid_pre, hidden(layer.output)))

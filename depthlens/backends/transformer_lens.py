@@ -1,0 +1,145 @@
+"""TransformerLens: conditions through the hook points of a `TransformerBridge`.
+
+Sites and hook points: layer, ``hook_resid_pre`` and ``hook_resid_post``; attn, ``hook_attn_out``; mlp,
+``hook_mlp_out``; head and KV group, ``attn.hook_z``. The bridge computes attention step by step (its eager kernel, so
+that every hook point exists), which makes it an implementation of its own and slower than the others.
+
+Keys and values are cached for generation. TransformerLens 4.3 looks for the cache under the names that transformers
+had before 5.24, does not find it there and decodes as if there were no prompt (``bridge.generate`` too, unless it is
+called with ``use_past_kv_cache=False``). So the cache goes in under another name that the bridge reads,
+``layer_past``; latent attention (DeepSeek) reads none, and is given its past through ``hook_k`` and ``hook_v``. Whether
+the cache was filled is checked after every step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
+from transformers import DynamicCache
+
+from depthlens.ablations import Condition
+from depthlens.backends import Means
+from depthlens.backends.torch import RowEdits
+from depthlens.backends.twin import arguments, logits, twin
+from depthlens.errors import UserError
+
+Hook = tuple[str, Callable[..., Tensor | None]]
+
+
+def bridge(lens: Any) -> TransformerBridge:
+    """A `TransformerBridge` over the weights of a loaded model.
+
+    Whatever is done to it (hooks, compatibility mode, another device) leaves ``lens.model`` as it is.
+
+    Raises:
+        UserError: TransformerLens does not know the architecture, or the weights are not in memory.
+    """
+    name = type(lens.model).__name__
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise UserError(f"TransformerLens does not support {name}; use backend 'torch' or 'nnsight'")
+    model = twin(lens, "TransformerLens")
+    tokenizer = copy.deepcopy(lens.tokenizer)
+    # else the bridge loads the tokenizer a second time, by its name, which a .gguf file does not allow
+    tokenizer.init_kwargs = {"name_or_path": lens.name, **tokenizer.init_kwargs, "add_bos_token": True}
+    made = TransformerBridge.boot_transformers(
+        lens.name, hf_model=model, tokenizer=tokenizer, device=lens.device, dtype=lens.dtype
+    )
+    # folding norms replaces most weights, but stacked experts are scaled in place, where lens.model has them too
+    if any(p.ndim > 2 for p in model.parameters()):
+        made.adapter.supports_fold_ln = False
+    return made
+
+
+class TransformerLensBackend:
+    """Applies conditions with the hooks of a bridge of its own, so that hooks on ``lens.bridge`` do not matter."""
+
+    name = "transformer_lens"
+
+    def __init__(self, lens: Any, means: Means | None = None) -> None:
+        self.lens = lens
+        self.means = means
+        self.bridge = bridge(lens)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        conditions: Sequence[Condition],
+        *,
+        cache: Any = None,
+        positions: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[list[Tensor], Any]:
+        """See `depthlens.backends.Backend.forward`."""
+        keep_cache = positions is None  # only generation goes on from here
+        kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache)
+        cache = kwargs["cache"]
+        final: list[Tensor] = []
+        hooks = self._hooks(RowEdits(conditions, self.lens, self.means, kwargs["position_ids"]))
+        hooks.append(("ln_final.hook_out", lambda states, hook: final.append(states)))
+        if keep_cache and isinstance(self.bridge.blocks[0].attn, MLAAttentionBridge):
+            hooks += [hook for layer in range(self.lens.dims.n_layers) for hook in _caching(cache, layer)]
+        elif keep_cache:
+            kwargs["layer_past"] = cache
+        with self.bridge.hooks(fwd_hooks=hooks):
+            self.bridge(tokens, **kwargs)
+        if keep_cache and cache.get_seq_length() != attention_mask.shape[1]:
+            raise RuntimeError(
+                f"TransformerLens cached {cache.get_seq_length()} positions of {attention_mask.shape[1]}; "
+                "this version of it and transformers do not fit together"
+            )
+        return logits(final[0], self.bridge.unembed, positions), cache
+
+    def _hooks(self, edits: RowEdits) -> list[Hook]:
+        hooks: list[Hook] = []
+        for layer in sorted(edits.layers):
+            at, block = edits.at(layer), f"blocks.{layer}"
+            if at.layer is not None:
+                hooks += _skip(block, at.layer)
+            for edit, name in ((at.attn, "hook_attn_out"), (at.mlp, "hook_mlp_out")):
+                if edit is not None:
+                    hooks.append((f"{block}.{name}", lambda value, hook, edit=edit: edit(value)))
+            if at.z is not None:
+                # the bridge splits z into heads by d_model, which is not where latent attention has them
+                hooks.append(
+                    (
+                        f"{block}.attn.hook_z",
+                        lambda z, hook, edit=at.z: edit(z.flatten(2)).view(z.shape),
+                    )
+                )
+        return hooks
+
+
+def _skip(block: str, edit: Callable[[Tensor, Tensor], Tensor]) -> list[Hook]:
+    resid_pre: list[Tensor] = []
+
+    def put(resid_post: Tensor, hook: Any) -> Tensor:
+        return edit(resid_pre.pop(), resid_post)
+
+    return [
+        (f"{block}.hook_resid_pre", lambda resid, hook: resid_pre.append(resid)),
+        (f"{block}.hook_resid_post", put),
+    ]
+
+
+def _caching(cache: DynamicCache, layer: int) -> list[Hook]:
+    """Hooks that put a layer's past before its new keys and values, which are [row, n_heads, pos, d]."""
+    new: list[Tensor] = []
+
+    def keys(k: Tensor, hook: Any) -> Tensor:
+        new.append(k)
+        past = cache.layers[layer]
+        return torch.cat([past.keys, k], dim=2) if past.is_initialized else k
+
+    def values(v: Tensor, hook: Any) -> Tensor:
+        return cache.update(new.pop(), v, layer)[1]
+
+    attn = f"blocks.{layer}.attn"
+    return [(f"{attn}.hook_k", keys), (f"{attn}.hook_v", values)]
