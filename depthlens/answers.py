@@ -36,6 +36,7 @@ class Answers:
         output_type: ``loglikelihood``, whatever the task's own.
         requests: One per document.
         texts: The answers by document.
+        pairs: Prompt and answer as text, by document, as they are encoded.
 
     Raises:
         UserError: the task has no reference answer (perplexity tasks), or one that is not among its options.
@@ -51,11 +52,13 @@ class Answers:
         # in a chat the template sets the answer off, as in lm-eval
         self.delimiter = "" if chat and not config.gen_prefix else config.target_delimiter
         self.texts: dict[int, str] = {}
+        self.pairs: dict[int, tuple[str, str]] = {}
         self.requests: list[Loglikelihood] = []
         encoder = Encoder(lens)
         for doc_id, group in _by_doc(prepared).items():
             context, answer = self._pair(group)
             self.texts[doc_id] = answer.strip()
+            self.pairs[doc_id] = context, answer
             instance = Instance("loglikelihood", group[0].doc, (context, answer), 0, (self.name, doc_id, 1))
             self.requests += encoder.requests(instance)
 

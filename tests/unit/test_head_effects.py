@@ -1,0 +1,103 @@
+"""Losses per head, rank agreement and separation, on results written by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from depthlens import head_effects
+from depthlens.errors import UserError
+from depthlens.head_scores import HeadScores
+from depthlens.results import Result
+
+N_LAYERS, N_HEADS, N_DOCS = 3, 4, 40
+
+
+def sweep(effect, task="t", metric="answer_logprob", better=True, noise=0.01, seed=0, method="exact", heads=None):
+    """A head sweep where removing a head changes the score by ``effect`` [layer, head]."""
+    rng = np.random.default_rng(seed)
+    base = rng.normal(-3, 1, N_DOCS)
+    rows = [("m", task, metric, "baseline", None, None, d, v, "") for d, v in enumerate(base)]
+    for layer, head in heads or np.ndindex(N_LAYERS, N_HEADS):
+        values = base + effect[layer, head] + noise * rng.normal(size=N_DOCS)
+        rows += [("m", task, metric, f"L{layer}.H{head}", layer, head, d, v, "") for d, v in enumerate(values)]
+    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    info = {"higher_is_better": better, "chance": None}
+    record = {
+        "model": {"dims": {"n_layers": N_LAYERS, "n_heads": N_HEADS}},
+        "tasks": {task: {"metrics": {metric: info}}},
+        "method": method,
+    }
+    return Result(pd.DataFrame(rows, columns=columns), record)
+
+
+@pytest.fixture
+def effect():
+    made = np.zeros((N_LAYERS, N_HEADS))
+    made[1, 2], made[2, 0] = -1.5, -0.5
+    return made
+
+
+def test_losses_are_positive_where_the_score_falls(effect):
+    found = head_effects.losses(sweep(effect))
+    assert found.values == pytest.approx(-effect, abs=0.01) and found.unit == "nats" and found.n == N_DOCS
+    assert found.top(2) == [(1, 2), (2, 0)]
+    assert set(zip(*np.nonzero(found.critical), strict=True)) == {(1, 2), (2, 0)}
+    assert (found.low <= found.values).all() and (found.values <= found.high).all()
+    worse_is_up = head_effects.losses(sweep(-effect, metric="nats", better=False))
+    assert worse_is_up.values == pytest.approx(-effect, abs=0.01) and (worse_is_up.low <= worse_is_up.high).all()
+    assert head_effects.losses(sweep(effect, method="attribution")).name.startswith("estimated loss")
+
+
+def test_heads_that_were_not_swept_have_no_loss(effect):
+    found = head_effects.losses(sweep(effect, heads=[(1, h) for h in range(N_HEADS)]))
+    assert np.isnan(found.values[[0, 2]]).all() and np.isfinite(found.values[1]).all()
+    assert found.top(1) == [(1, 2)]
+
+
+def test_what_cannot_be_told_apart_is_asked_for(effect):
+    two = Result(
+        pd.concat([sweep(effect).docs, sweep(effect, task="u").docs]),
+        sweep(effect).record | {"tasks": sweep(effect).record["tasks"] | sweep(effect, task="u").record["tasks"]},
+    )
+    with pytest.raises(UserError, match="several tasks; name one of t, u"):
+        head_effects.losses(two)
+    assert head_effects.losses(two, "u").values[1, 2] > 1
+    with pytest.raises(UserError, match="unknown task 'v'"):
+        head_effects.losses(two, "v")
+    layers = sweep(effect)
+    docs = layers.docs.assign(head=pd.array([None] * len(layers.docs), dtype="Int64"))
+    with pytest.raises(UserError, match="not one head each"):
+        head_effects.losses(Result(docs, layers.record))
+
+
+def test_agreement_is_spearmans_with_an_interval(effect):
+    rng = np.random.default_rng(1)
+    spread = rng.normal(size=effect.shape)
+    same = head_effects.agreement(sweep(spread), sweep(spread * 3, method="attribution", seed=0)).iloc[0]
+    assert same.spearman == pytest.approx(1) and same.ci_low > 0.95 and same.n_heads == N_LAYERS * N_HEADS
+    opposite = head_effects.agreement(sweep(spread), sweep(-spread)).iloc[0]
+    assert opposite.spearman == pytest.approx(-1)
+    noisy = head_effects.agreement(sweep(0 * spread, noise=1, seed=2), sweep(0 * spread, noise=1, seed=3)).iloc[0]
+    assert noisy.ci_low < noisy.spearman < noisy.ci_high and noisy.ci_high - noisy.ci_low > 0.2
+    with pytest.raises(UserError, match="share no task"):
+        head_effects.agreement(sweep(spread), sweep(spread, task="u"))
+    with pytest.raises(UserError, match="different heads"):
+        head_effects.agreement(sweep(spread), sweep(spread, heads=[(0, 0)]))
+
+
+def test_auroc(effect):
+    def scores(values):
+        return HeadScores("x", "", np.asarray(values, dtype=float), None, None, 1, None, {})
+
+    ranked = scores([[0.1, 0.9], [0.3, 0.2]])
+    assert head_effects.auroc(ranked, {(0, 1)}) == 1
+    assert head_effects.auroc(ranked, {(0, 0)}) == 0
+    assert head_effects.auroc(ranked, {(1, 0), (0, 0)}) == pytest.approx(0.25)
+    assert head_effects.auroc(scores(np.ones((2, 2))), {(0, 0)}) == 0.5
+    assert head_effects.auroc(scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1
+    with pytest.raises(UserError, match=r"L5\.H0 does not exist"):
+        head_effects.auroc(ranked, {(5, 0)})
+    with pytest.raises(UserError, match="both sides"):
+        head_effects.auroc(ranked, set())
