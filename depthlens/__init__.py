@@ -16,6 +16,10 @@ _LAZY = {
     "layer_sweep": "sweep",
     "condition_sweep": "sweep",
     "head_sweep": "sweep",
+    "retrieval_scores": "heads",
+    "reasoning_scores": "heads",
+    "HeadScores": "head_scores",
+    "removal_curve": "removal",
     "start": "session",
     "next_token": "engine",
     "Result": "results",
@@ -26,7 +30,7 @@ _LAZY = {
 }
 _MODULES = (
     *("ablations", "architectures", "depth", "engine", "harness", "models"),
-    *("plots", "results", "runner", "stats", "sweep"),
+    *("organism_tasks", "organisms", "plots", "results", "runner", "stats", "sweep"),
 )
 
 __all__ = ["__version__", *_LAZY]

@@ -1,6 +1,7 @@
 """From a name to a model that can be taken apart: ``load(name) -> Lens``.
 
-A name is an alias (``depthlens models`` lists them), a Hugging Face hub id, a directory or a ``.gguf`` file.
+A name is an alias (``depthlens models`` lists them), an organism (`depthlens.organisms`), a Hugging Face hub id, a
+directory or a ``.gguf`` file.
 Weights are read from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 """
 
@@ -32,7 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from depthlens import architectures, embedded
+from depthlens import architectures, embedded, organisms
 from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
 from depthlens.offload import Checkpoint, Stream
@@ -56,6 +57,7 @@ class Named:
 
 NAMED = (
     Named("smollm2-135m", "embedded", "LLaMA", "135M", "embedded real model; needs no hub"),
+    Named("organism", "built", "LLaMA", "3M", "planted circuits; organism:seed=3,decoy,backup for options"),
     Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
     Named(
         "deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"
@@ -230,6 +232,11 @@ def load(
         raise UserError(f"offload {offload!r}: give 'disk', or leave it out to hold the whole model in memory")
     where = _device(device)
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if isinstance(name, str) and organisms.is_name(name):
+        if offload:
+            raise UserError(f"offload {offload!r}: model {name!r} is built in memory; leave offload out")
+        built = organisms.build(**vars(organisms.parse(name)))
+        return Lens(name, built.model.to(where, DTYPES.get(dtype, torch.float32)), built.tokenizer)
     folder, gguf = _resolve(name)
     if offload and gguf:
         fix = "convert it once with dl.load(name).model.save_pretrained(folder) where there is memory for it"

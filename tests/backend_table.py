@@ -1,0 +1,137 @@
+"""Which backend applies which condition on which family, measured; ``python tests/backend_table.py`` writes it.
+
+A cell is the largest difference of any logit from `surgery.cut`, a model with the part really cut out; "not supported"
+where the backend refuses the family. The table stands between two markers in docs/methods.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import surgery
+import tiny
+import torch
+
+from depthlens import backends, packing, wavefront
+from depthlens.ablations import BASELINE, parse
+from depthlens.backends.torch import measure_means, sample
+from depthlens.errors import UserError
+
+DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
+BEGIN, END = "<!-- backend table: begin -->", "<!-- backend table: end -->"
+# float32 rounding of one order of operations against another, over five layers with logits of order 10
+TOLERANCE = 1e-4
+KINDS = {
+    "layer": "L2",
+    "layer @mean": "L2@mean",
+    "attn": "L2.attn",
+    "attn @mean": "L2.attn@mean",
+    "mlp": "L2.mlp",
+    "mlp @mean": "L2.mlp@mean",
+    "head": "L2.H1",
+    "head @mean": "L2.H1@mean",
+    "head @resample": "L2.H1@resample",
+    "KV": "L2.KV0",
+    "KV @mean": "L2.KV0@mean",
+    "KV @resample": "L2.KV0@resample",
+    "block": "L1-2",
+    "sum": "L0.H1+L2.attn+L3",
+}
+WAYS = {
+    "torch, wavefront": "torch",
+    "torch, whole passes": "torch",
+    "transformer_lens": "transformer_lens",
+    "nnsight": "nnsight",
+}
+TOKENS = torch.randint(0, 256, (9,), generator=torch.Generator().manual_seed(0))
+REFERENCE = [TOKENS.tolist(), [1, 2, 3]]  # prompts for the means
+SAMPLE = [7, 80, 33, 120, 9, 41]  # prompt for resampling, shorter than TOKENS
+Table = dict[str, dict[str, dict[str, float | None]]]  # way, family, kind
+
+
+def reference_of(lens):
+    """What @mean and @resample put in place."""
+    return sample(lens, measure_means(lens, REFERENCE, "two prompts"), SAMPLE, "one prompt")
+
+
+def logits(way: str, lens, means, conditions):
+    """Logits of TOKENS under each condition. Shape [condition, pos, d_vocab]."""
+    if way == "torch, wavefront":
+        (packed,) = packing.pack([TOKENS.tolist()], 4096)
+        states = wavefront.Wavefront(lens, means, 4096).run(packed, conditions, packed.paths[0])
+        return lens.arch.unembed(lens.arch.final_norm(states))
+    rows = TOKENS.repeat(len(conditions), 1)
+    backend = backends.get(WAYS[way], lens, means)
+    out, _ = backend.forward(rows, torch.ones_like(rows), conditions, positions=[range(len(TOKENS))] * len(rows))
+    return torch.stack(out)
+
+
+@cache
+def measure(family: str) -> dict[str, dict[str, float | None]]:
+    """Largest difference from the model that was cut, per way and kind; None where the family is refused."""
+    lens = surgery.rough_lens(family)
+    means = reference_of(lens)
+    conditions = [BASELINE, *(parse(text) for text in KINDS.values())]
+    reference = torch.stack([surgery.cut(lens, c, means)(TOKENS[None], use_cache=False).logits[0] for c in conditions])
+    effect = (reference[1:] - reference[0]).abs().amax((1, 2))
+    assert effect.min() > 0.1, f"{family}: a condition hardly changes anything, so that nothing is tested"
+    found: dict[str, dict[str, float | None]] = {}
+    for way in WAYS:
+        try:
+            drift = (logits(way, lens, means, conditions) - reference).abs().amax((1, 2))
+        except UserError:
+            found[way] = dict.fromkeys(KINDS)
+            continue
+        assert drift[0] < TOLERANCE, f"{way}, {family}, baseline: drift {drift[0]:.1e}, bound {TOLERANCE:.0e}"
+        found[way] = dict(zip(KINDS, drift[1:].tolist(), strict=True))
+    return found
+
+
+def render(table: Table) -> str:
+    """The tables as markdown, one a way."""
+    lines = []
+    for way, families in table.items():
+        lines += [f"\n`{way}`\n", "| family | " + " | ".join(KINDS) + " |", "|---" * (len(KINDS) + 1) + "|"]
+        for family, cells in families.items():
+            texts = ["not supported" if v is None else f"{v:.0e}" if v else "0" for v in cells.values()]
+            lines.append(f"| {family} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def statements(text: str) -> dict[tuple[str, str, str], str]:
+    """What a rendered table says of each way, family and kind: ``ok``, ``wrong`` or ``not supported``."""
+    said, way, kinds = {}, "", []
+    for line in text.splitlines():
+        if title := re.fullmatch(r"`(.+)`", line):
+            way = title[1]
+        elif line.startswith("| family"):
+            kinds = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        elif line.startswith("| "):
+            family, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            for kind, cell in zip(kinds, cells, strict=True):
+                said[way, family, kind] = (
+                    cell if cell == "not supported" else "ok" if float(cell) < TOLERANCE else "wrong"
+                )
+    return said
+
+
+def committed() -> str:
+    """The table that docs/methods.md holds."""
+    return DOCS.read_text().split(BEGIN)[1].split(END)[0]
+
+
+def whole() -> Table:
+    """Every family, by way."""
+    return {way: {family: measure(family)[way] for family in tiny.FAMILIES} for way in WAYS}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    before, rest = DOCS.read_text().split(BEGIN)
+    DOCS.write_text(before + BEGIN + "\n" + render(whole()) + END + rest.split(END)[1])
+    print(f"Wrote {DOCS}")

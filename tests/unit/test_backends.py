@@ -1,0 +1,462 @@
+"""TransformerLens and nnsight against models that were really cut, each other, and the fast engine."""
+
+import copy
+import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import backend_table
+import pandas as pd
+import pytest
+import surgery
+import tiny
+import torch
+
+from depthlens import backends, cli, sweep
+from depthlens.ablations import BASELINE, expand, parse
+from depthlens.backends import transformer_lens as tl_backend
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine import Engine
+from depthlens.errors import UserError
+from depthlens.requests import Generate, Loglikelihood
+
+OTHERS = ("transformer_lens", "nnsight")
+# float32 rounding of one order of operations against another, over five layers with logits of order 10
+TOLERANCE = backend_table.TOLERANCE
+TOKENS = backend_table.TOKENS
+
+
+def logits(backend, conditions):
+    """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
+    rows = TOKENS.repeat(len(conditions), 1)
+    wanted = [range(len(TOKENS))] * len(rows)
+    return torch.stack(backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted)[0])
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
+
+
+# --- every family, every kind of condition -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("way", backend_table.WAYS)
+def test_every_kind_of_condition_equals_a_model_that_was_cut(way, family):
+    for kind, drift in backend_table.measure(family)[way].items():
+        if drift is not None:
+            assert drift < TOLERANCE, f"{way}, {family}, {kind}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
+
+
+def test_the_table_in_the_methods_says_what_was_measured():
+    now = backend_table.statements(backend_table.render(backend_table.whole()))
+    assert len(now) == len(backend_table.WAYS) * len(tiny.FAMILIES) * len(backend_table.KINDS)
+    assert backend_table.statements(backend_table.committed()) == now, "run python tests/backend_table.py"
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama-gqa", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+        (
+            "llama-gqa",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 10000.0,
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+        ),
+        ("qwen3-moe", {"mlp_only_layers": [1]}),  # a dense layer among sparse ones
+        ("deepseek-v2", {"q_lora_rank": None}),  # as in V2-Lite
+        (
+            "deepseek-v3",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 10000.0,
+                    "factor": 4.0,
+                    "mscale": 1.0,
+                    "mscale_all_dim": 1.0,
+                    "original_max_position_embeddings": 128,
+                }
+            },
+        ),
+    ],
+    ids=["biases", "llama-3", "dense-layer", "v2-lite", "yarn"],
+)
+def test_variants_of_a_family(family, changes):
+    lens = surgery.rough_lens(family, **changes)
+    conditions = [BASELINE, parse("L1"), parse("L0.H1+L2.attn+L3.mlp")]
+    cut = [surgery.cut(lens, c, None)(TOKENS[None], use_cache=False).logits[0] for c in conditions]
+    for name in backends.BACKENDS:
+        drift = (logits(backends.get(name, lens), conditions) - torch.stack(cut)).abs().max().item()
+        assert drift < TOLERANCE, f"{name}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_rows_of_one_batch_keep_their_own_conditions_lengths_and_positions(lens, name):
+    backend = backends.get(name, lens)
+    conditions = [parse(t) for t in ("baseline", "L3", "L1.H2", "L1.attn+L3.mlp", "baseline", "L1.KV0")]
+    lengths = [9, 5, 9, 7, 2, 9]
+    mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
+    wanted = [[n - 1, 0] for n in lengths]
+    got, cache = backend.forward(TOKENS.repeat(6, 1) * mask, mask, conditions, positions=wanted)
+    assert cache is None
+    for row, condition, n in zip(got, conditions, lengths, strict=True):
+        alone = surgery.cut(lens, condition, None)(TOKENS[None, :n], use_cache=False).logits[0, [n - 1, 0]]
+        assert torch.allclose(row, alone, atol=TOLERANCE)
+
+
+# --- likelihood and generation through the engine ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def requests():
+    g = torch.Generator().manual_seed(1)
+    made = []
+    for n, m in [(5, 1), (17, 3), (1, 1), (9, 6)]:
+        tokens = torch.randint(0, 256, (n + m,), generator=g).tolist()
+        made.append(Loglikelihood(tuple(tokens[:n]), tuple(tokens[n:])))
+    return made
+
+
+WINDOW = {"sliding_window": 6}  # shorter than the prompts
+
+
+@pytest.mark.parametrize(("family", "changes"), [*((f, {}) for f in tiny.FAMILIES), ("mistral", WINDOW)])
+def test_likelihoods_and_texts_are_those_of_the_fast_engine(family, changes, requests):
+    lens = surgery.rough_lens(family, **changes)
+    means = backend_table.reference_of(lens)
+    conditions = expand("L0,L2.attn@mean,L1.H3@resample,L1-2,L0.mlp+L4.KV0@mean", lens.dims)
+    asked = [Generate(q.context, ("\n",), 4 + i) for i, q in enumerate(requests)]
+    fast = Engine(lens, means=means, progress=False)
+    scores, texts = fast.loglikelihood(requests, conditions), fast.generate_until(asked, conditions)
+    assert len({t for row in texts for t in row}) > len(requests), "the conditions change no text"
+    for name in OTHERS:
+        engine = Engine(lens, backend=name, means=means, batch_tokens=250, progress=False)
+        for ours, theirs in zip(scores, engine.loglikelihood(requests, conditions), strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert other.logprob == pytest.approx(one.logprob, abs=TOLERANCE)
+                assert other.is_greedy == one.is_greedy
+        assert engine.generate_until(asked, conditions) == texts, name
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v2"])
+def test_a_cached_step_equals_the_whole_sequence(name, family):
+    lens = surgery.rough_lens(family)
+    backend = backends.get(name, lens)
+    conditions = [BASELINE, parse("L1"), parse("L2.H1")]
+    rows, mask = TOKENS.repeat(3, 1), torch.ones(3, len(TOKENS), dtype=torch.long)
+    _, cache = backend.forward(rows[:, :6], mask[:, :6], conditions)
+    _, cache = backend.forward(rows[:, 6:8], mask[:, :8], conditions, cache=cache)
+    last, cache = backend.forward(rows[:, 8:], mask, conditions, cache=cache)
+    assert cache.get_seq_length() == len(TOKENS)
+    assert torch.allclose(torch.cat(last), logits(backend, conditions)[:, -1], atol=TOLERANCE)
+
+
+def test_a_cache_that_the_bridge_does_not_fill_is_an_error(lens, monkeypatch):
+    """As it would be if TransformerLens no longer read the name under which it gets the cache."""
+    backend = backends.get("transformer_lens", lens)
+    run = backend.bridge.forward
+    monkeypatch.setattr(
+        backend.bridge, "forward", lambda *a, **k: run(*a, **{n: v for n, v in k.items() if n != "layer_past"})
+    )
+    with pytest.raises(RuntimeError, match="cached 0 positions of 9"):
+        backend.forward(TOKENS[None], torch.ones(1, 9, dtype=torch.long), [BASELINE])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_layer_sweep_gives_the_same_table(lens, name):
+    wanted, got = (
+        sweep.layer_sweep(lens, "capitals_continuation", limit=1, num_fewshot=0, backend=b, progress=False)
+        for b in ("torch", name)
+    )
+    pd.testing.assert_frame_equal(got.docs, wanted.docs)
+    assert got.record["backend"] == name
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_command_line_takes_a_backend(name, tmp_path, capsys):
+    folder = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
+    call = ["sweep", str(folder), "capitals_continuation", "--ablate", "L1,L3.H2", "--limit", "1", "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*call, "--num-fewshot", "0", "--backend", name, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert f'"backend": "{name}"' in (tmp_path / "out" / "record.json").read_text()
+
+
+def test_a_wrong_backend_is_one_line_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep.models, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    with pytest.raises(SystemExit) as ended:
+        call = ["sweep", "smollm2-135m", "capitals_continuation", "--ablate", "layers", "--backend", "nnsigt"]
+        cli.main([*call, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "Error: unknown backend 'nnsigt'; did you mean nnsight?\n"
+
+
+# --- heads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def z_of(monkeypatch):
+    """What ``o_proj`` multiplies in one layer, seen where the product is made. Shape [row, pos, n_heads, d_head]."""
+
+    def run(backend, lens, layer, conditions):
+        weight, seen, linear = lens.arch.o_proj[layer].weight, [], torch.nn.functional.linear
+
+        def spy(x, w, b=None):
+            if w.data_ptr() == weight.data_ptr():
+                seen.append(x.clone())
+            return linear(x, w, b)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "linear", spy)
+            logits(backend, conditions)
+        (z,) = seen
+        return z.unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
+
+    return run
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+@pytest.mark.parametrize("family", ["llama-gqa", "llama-mqa", "qwen3", "deepseek-v3"])
+def test_an_ablated_head_is_zero_and_its_siblings_are_bit_equal(family, name, z_of):
+    lens = surgery.rough_lens(family)
+    backend = backends.get(name, lens)
+    before = z_of(backend, lens, 2, [BASELINE, BASELINE])
+    after = z_of(backend, lens, 2, [BASELINE, parse("L2.H1")])
+    siblings = [h for h in range(lens.dims.n_heads) if h != 1]
+    assert before[1, :, 1].abs().min() > 0
+    assert torch.equal(after[1, :, 1], torch.zeros_like(after[1, :, 1]))
+    assert torch.equal(after[1][:, siblings], before[1][:, siblings])
+    assert torch.equal(after[0], before[0])
+
+
+def authors_variant(lens, layer, head):
+    """The study's code: rows of the head in q, k and v and its columns in o set to zero; k and v are the group's."""
+    variant = copy.deepcopy(lens)
+    attn, d = variant.arch.attn[layer], lens.dims.d_head
+    group = head // (lens.dims.n_heads // lens.dims.n_kv_heads)
+    attn.q_proj.weight.data[head * d : (head + 1) * d] = 0
+    for proj in (attn.k_proj, attn.v_proj):
+        proj.weight.data[group * d : (group + 1) * d] = 0
+    attn.o_proj.weight.data[:, head * d : (head + 1) * d] = 0
+    return variant, group
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "llama-mqa"])
+def test_the_study_s_way_removes_the_whole_group(family, z_of):
+    lens = surgery.rough_lens(family)
+    variant, group = authors_variant(lens, 2, 1)
+    damaged = variant.model(TOKENS[None], use_cache=False).logits[0]
+    heads = list(lens.dims.query_heads(group))
+    assert len(heads) > 1
+    z = z_of(TorchBackend(variant), variant, 2, [BASELINE])[0]
+    assert torch.equal(z[:, heads], torch.zeros_like(z[:, heads]))  # its side effect: every sibling is silent
+    for name in backends.BACKENDS:
+        one, whole = logits(backends.get(name, lens), [parse("L2.H1"), parse(f"L2.KV{group}")])
+        assert torch.allclose(whole, damaged, atol=TOLERANCE), name
+        assert (one - damaged).abs().max() > 0.1, name
+
+
+# --- one set of weights, and nothing that is done to one reaches another --------------------------------------------
+
+
+def ask(lens, who):
+    """Logits of TOKENS from one of the three handles. Shape [pos, d_vocab]."""
+    with torch.no_grad():
+        if who == "bridge":
+            return lens.bridge(TOKENS[None])[0]
+        if who == "nnsight":
+            with lens.nnsight.trace(TOKENS[None]):
+                out = lens.nnsight.lm_head.output.save()
+            return out[0]
+        return lens.model(TOKENS[None], use_cache=False).logits[0]
+
+
+HANDLES = ("model", "bridge", "nnsight")
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
+def test_the_weights_are_the_same_storage(family):
+    lens = surgery.rough_lens(family, tie_word_embeddings=True)
+    wanted = {p.untyped_storage().data_ptr() for p in lens.model.parameters()}
+    assert {p.untyped_storage().data_ptr() for p in lens.bridge.original_model.parameters()} == wanted
+    assert {p.untyped_storage().data_ptr() for p in lens.nnsight._module.parameters()} == wanted
+    assert lens.bridge is lens.bridge and lens.nnsight is lens.nnsight
+    before = ask(lens, "model")
+    with torch.no_grad():
+        lens.arch.o_proj[1].weight.mul_(2)  # changed in place: for all
+    for who in HANDLES:
+        assert (ask(lens, who) - before).abs().max() > 0.01
+        assert torch.allclose(ask(lens, who), ask(lens, "model"), atol=TOLERANCE)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_no_second_copy_at_any_moment():
+    def kilobytes(field):
+        return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    _ = surgery.rough_lens("llama-gqa").bridge, surgery.rough_lens("llama-gqa").nnsight  # imports are not counted
+    lens = tiny.lens("llama-gqa")
+    size = 1 << 28
+    big = torch.nn.Linear(size // 4096, 1024, bias=False)
+    torch.nn.init.ones_(big.weight)
+    lens.model.ballast = big
+    assert sum(p.nbytes for p in lens.model.parameters()) > size
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = kilobytes("VmRSS")
+    for who in HANDLES:
+        ask(lens, who)
+    extra = (kilobytes("VmHWM") - before) * 1024
+    assert extra < size / 4, f"{extra >> 20} MiB beside {size >> 20} MiB of weights"
+
+
+@pytest.fixture(scope="module")
+def alone(lens):
+    """What each handle returns on a model where no other was ever made."""
+    return {who: ask(surgery.rough_lens("llama-gqa", max_position_embeddings=4096), who) for who in HANDLES}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(HANDLES)), ids="-".join)
+def test_using_one_never_changes_what_another_returns(order, alone):
+    lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
+    for who in (*order, *order):
+        assert torch.equal(ask(lens, who), alone[who]), f"{who} after others"
+
+
+def boom(*args, **kwargs):
+    raise ZeroDivisionError("boom")
+
+
+@pytest.mark.parametrize("who", HANDLES)
+def test_an_exception_inside_one_leaves_all_whole(who, lens, alone):
+    with pytest.raises(ZeroDivisionError):
+        if who == "bridge":
+            lens.bridge.run_with_hooks(TOKENS[None], fwd_hooks=[("blocks.2.hook_mlp_out", boom)])
+        elif who == "nnsight":
+            with lens.nnsight.trace(TOKENS[None]):
+                lens.nnsight.model.layers[1].output = lens.nnsight.model.layers[1].output * 0
+                boom()
+        else:
+            with TorchBackend(lens).ablate([parse("L1")]):
+                boom()
+    for other in HANDLES:
+        assert torch.equal(ask(lens, other), alone[other]), other
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
+    means = backend_table.reference_of(lens)
+    # a mean of the wrong width: fails at the MLP of layer 3, in the middle of the pass
+    backend = backends.get(name, lens, replace(means, mlp=torch.zeros(5, 3)))
+    conditions = [parse("L1"), parse("L3.attn@mean")]
+    wanted = logits(backend, conditions)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        logits(backend, [parse("L1"), parse("L3.mlp@mean")])
+    assert torch.equal(logits(backend, conditions), wanted)
+    for other in HANDLES:
+        assert torch.equal(ask(lens, other), alone[other]), other
+
+
+def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alone):
+    lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
+    conditions = [BASELINE, parse("L1.H2")]
+    wanted = {name: logits(backends.get(name, lens), conditions) for name in backends.BACKENDS}
+    lens.bridge.add_hook("blocks.1.hook_mlp_out", lambda x, hook: x * 0)
+    with lens.nnsight.edit(inplace=True):
+        lens.nnsight.model.layers[1].mlp.output = lens.nnsight.model.layers[1].mlp.output * 0
+    assert not torch.allclose(ask(lens, "bridge"), alone["bridge"], atol=0.1)  # the user's hook works
+    assert not torch.allclose(ask(lens, "nnsight"), alone["nnsight"], atol=0.1)
+    assert torch.equal(ask(lens, "model"), alone["model"])
+    for name in backends.BACKENDS:
+        assert torch.equal(logits(backends.get(name, lens), conditions), wanted[name]), name
+    lens.bridge.reset_hooks()
+    lens.nnsight.clear_edits()
+    for who in HANDLES:
+        assert torch.equal(ask(lens, who), alone[who])
+
+
+def test_a_handle_made_within_an_ablation_does_not_keep_it(alone):
+    lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
+    with TorchBackend(lens).ablate([parse("L1")]):
+        for who in ("bridge", "nnsight"):
+            assert torch.equal(ask(lens, who), alone[who])
+    assert torch.equal(ask(lens, "model"), alone["model"])
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "qwen3-moe", "deepseek-v3"])
+def test_compatibility_mode_of_the_bridge_leaves_the_weights_alone(family):
+    """TransformerLens folds norms into weights there; on stacked experts it would do so in place."""
+    lens = surgery.rough_lens(family)
+    before = {who: ask(lens, who) for who in HANDLES}
+    lens.bridge.enable_compatibility_mode()
+    for who in ("model", "nnsight"):
+        assert torch.equal(ask(lens, who), before[who]), who
+    # centring the unembedding moves all logits of a position together
+    assert torch.allclose(ask(lens, "bridge").log_softmax(-1), before["bridge"].log_softmax(-1), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("who", ["bridge", "nnsight"])
+def test_casting_a_handle_leaves_the_others_in_their_precision(who):
+    lens = surgery.rough_lens("llama-gqa")
+    before = ask(lens, "model")
+    module = lens.bridge if who == "bridge" else lens.nnsight
+    module.to(torch.bfloat16)
+    assert ask(lens, who).dtype == torch.bfloat16
+    assert lens.dtype == torch.float32 and torch.equal(ask(lens, "model"), before)
+
+
+def test_the_tokenizers_of_the_handles_are_their_own(lens):
+    _ = lens.bridge, lens.nnsight
+    assert lens.tokenizer.padding_side == tiny.tokenizer().padding_side
+    assert lens.nnsight.tokenizer.padding_side == "left"
+    text = "two words"
+    assert lens.bridge.tokenizer(text).input_ids == lens.tokenizer(text).input_ids
+    assert lens.bridge.to_tokens(text, prepend_bos=False)[0].tolist() == lens.tokenizer(text).input_ids
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backends_that_do(lens, monkeypatch):
+    monkeypatch.delitem(tl_backend.SUPPORTED_ARCHITECTURES, "LlamaForCausalLM")
+    fresh = surgery.rough_lens("llama-gqa")
+    said = "TransformerLens does not support LlamaForCausalLM; use backend 'torch' or 'nnsight'"
+    with pytest.raises(UserError, match=re.escape(said)):
+        Engine(fresh, backend="transformer_lens")
+    with pytest.raises(UserError, match=re.escape(said)):
+        _ = fresh.bridge
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_weights_that_are_not_in_memory_are_refused(name):
+    lens = tiny.lens("llama-gqa")
+    lens.model.model.layers[1].to("meta")
+    with pytest.raises(UserError, match="use backend 'torch', or load the model without offload"):
+        backends.get(name, lens)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_conditions_that_do_not_fit_are_refused(lens, name):
+    backend = backends.get(name, lens)
+    for text, said in (("L9", "layer 9 does not exist"), ("L1.attn@mean", "needs the means")):
+        with pytest.raises(UserError, match=said):
+            logits(backend, [BASELINE, parse(text)])
+
+
+def test_backends_are_offered_by_name(lens):
+    assert backends.BACKENDS == ("torch", "transformer_lens", "nnsight")
+    for name in backends.BACKENDS:
+        backend = backends.get(name, lens)
+        assert backend.name == name and isinstance(backend, backends.Backend)
+    with pytest.raises(UserError, match="unknown backend 'jax'; allowed: torch, transformer_lens, nnsight"):
+        backends.get("jax", lens)
