@@ -29,6 +29,8 @@ FACTS, TASKS = DATA / "facts", DATA / "tasks"
 N_OPTIONS = 4
 N_KV, N_KV_FEWSHOT = 150, 8
 N_PROBLEMS, N_PROBLEMS_FEWSHOT = 200, 8
+N_ORGANISM, N_ORGANISM_FEWSHOT = 200, 8
+N_CHAINS, N_FILLERS = 6, 8
 
 # Everyday words, no names of other facts here: what the code of each is, only the context can tell.
 CODE_NAMES = """
@@ -254,6 +256,42 @@ def arithmetic() -> dict[str, list[Doc]]:
     }
 
 
+# --- organisms -------------------------------------------------------------------------------------------
+
+
+def organism_docs(n_docs: int, random: Random) -> list[Doc]:
+    """Chains a -> b -> c, told in shuffled facts among fillers; both questions about one document share its options.
+
+    The options are the b and c of the asked chain and of another, so that only following the facts tells them apart.
+    """
+    words = (FACTS / "organism_words.txt").read_text(encoding="utf-8").split()
+    docs = []
+    for i, place in enumerate(balanced(n_docs, N_OPTIONS, random)):
+        drawn = random.sample(words, 3 * N_CHAINS + N_FILLERS)
+        chains = [drawn[3 * c : 3 * c + 3] for c in range(N_CHAINS)]
+        pieces = [f"{left} {right} SEP" for a, b, c in chains for left, right in ((a, b), (b, c))]
+        pieces += drawn[3 * N_CHAINS :]
+        random.shuffle(pieces)
+        (key, one_hop, two_hop), (_, *options) = random.sample(chains, 2)
+        random.shuffle(options)
+        # the second answer is one, two or three places behind the first: balanced too, and not by the first
+        second = (place + 1 + i // N_OPTIONS % (N_OPTIONS - 1)) % N_OPTIONS
+        for at, answer in sorted([(place, one_hop), (second, two_hop)]):
+            options.insert(at, answer)
+        docs.append(
+            {"context": " ".join(pieces), "key": key, "options": options, "one_hop": one_hop, "two_hop": two_hop}
+        )
+    return docs
+
+
+def organism() -> dict[str, list[Doc]]:
+    random = rng("organism")
+    return {
+        "organism/test.jsonl": organism_docs(N_ORGANISM, random),
+        "organism/fewshot.jsonl": organism_docs(N_ORGANISM_FEWSHOT, random),
+    }
+
+
 # --- files -----------------------------------------------------------------------------------------------
 
 
@@ -264,7 +302,7 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 def build() -> dict[Path, bytes]:
     """Every generated file and its content."""
-    documents = capitals() | elements() | kv_retrieval() | arithmetic()
+    documents = capitals() | elements() | kv_retrieval() | arithmetic() | organism()
     return {
         TASKS / name: "".join(json.dumps(doc, ensure_ascii=False) + "\n" for doc in docs).encode()
         for name, docs in documents.items()

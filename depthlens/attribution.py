@@ -37,6 +37,7 @@ def attribute(
     *,
     mode: str = "zero",
     means: Means | None = None,
+    weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -47,14 +48,16 @@ def attribute(
         requests: Contexts and continuations.
         mode: ``zero`` or ``mean``, what takes the place of the head's z at every position.
         means: Reference means for ``mean``.
+        weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
         progress: Show a tqdm bar.
 
     Returns:
-        Estimated changes in nats, shape [request, n_layers, n_heads], and the clean log-probabilities, shape [request].
+        Estimated changes in nats, shape [request, n_layers, n_heads], and the clean log-probabilities, shape [request];
+        both of the weighted sum where there are weights.
 
     Raises:
-        UserError: unknown mode, no means for ``mean``, or an offloaded model.
+        UserError: unknown mode, no means for ``mean``, weights that do not fit the tokens, or an offloaded model.
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
@@ -62,6 +65,9 @@ def attribute(
         raise UserError("mode 'mean' needs the means of a reference set and none was given")
     if lens.stream:
         raise UserError("attribution needs the whole model in memory for its backward pass; load without offload")
+    factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
+    if [len(f) for f in factors] != [len(q.continuation) for q in requests]:
+        raise UserError("weights do not fit the requests; give one number for each token of each continuation")
     dims = lens.dims
     estimates = torch.zeros(len(requests), dims.n_layers, dims.n_heads)
     logprobs = torch.zeros(len(requests))
@@ -73,7 +79,8 @@ def attribute(
         while start < len(order):
             batch = order[start : start + max(1, tokens // _length(requests[order[start]]))]
             try:
-                change, logprob = _batch(lens, [requests[i] for i in batch], means if mode == "mean" else None)
+                asked, by = [requests[i] for i in batch], [factors[i] for i in batch]
+                change, logprob = _batch(lens, asked, by, means if mode == "mean" else None)
             except (torch.OutOfMemoryError, RuntimeError) as e:
                 if not out_of_memory(e) or len(batch) == 1:
                     raise
@@ -89,7 +96,9 @@ def _length(request: Loglikelihood) -> int:
     return len(request.context) + len(request.continuation) - 1
 
 
-def _batch(lens: Any, requests: list[Loglikelihood], means: Means | None) -> tuple[Tensor, Tensor]:
+def _batch(
+    lens: Any, requests: list[Loglikelihood], weights: list[Sequence[float]], means: Means | None
+) -> tuple[Tensor, Tensor]:
     """One forward and one backward pass of a padded batch; see `attribute` for the shapes."""
     arch, dims, device = lens.arch, lens.dims, lens.device
     width = max(map(_length, requests))
@@ -118,7 +127,8 @@ def _batch(lens: Any, requests: list[Loglikelihood], means: Means | None) -> tup
             picked = torch.cat([states[i, span] for i, span in enumerate(spans)])
             wanted = torch.tensor([t for q in requests for t in q.continuation], device=device)
             logits = arch.unembed(picked).float()
-            logprobs = logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
+            factors = torch.tensor([f for by in weights for f in by], dtype=torch.float32, device=device)
+            logprobs = (logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)) * factors
             # rows do not see each other: the gradient of the sum holds each row's own
             logprobs.sum().backward()
     finally:

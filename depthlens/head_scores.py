@@ -77,7 +77,7 @@ class HeadScores:
             measured[[layer * shape[1] + head for layer, head in heads]] = True
         values, low, high = (np.full(len(flat), np.nan) for _ in range(3))
         chosen = flat[measured]
-        low[measured], high[measured], p = stats.paired_t(chosen, float(np.ptp(chosen, initial=0.0)))
+        low[measured], high[measured], p = stats.paired_t(chosen, float(np.ptp(chosen)))
         values[measured] = chosen.mean(1)
         critical = np.zeros(len(flat), dtype=bool)
         critical[measured] = (stats.holm(p) < stats.ALPHA) & (values[measured] > 0)
@@ -141,7 +141,9 @@ class HeadScores:
         return cls(about["name"], about["unit"], grid["value"], low, high, about["n"], critical, about["record"])
 
     def __repr__(self) -> str:
-        first = ", ".join(f"L{a}.H{b} {self.values[a, b]:.3g}" for a, b in self.top(min(5, np.isfinite(self.values).sum())))
+        first = ", ".join(
+            f"L{a}.H{b} {self.values[a, b]:.3g}" for a, b in self.top(min(5, np.isfinite(self.values).sum()))
+        )
         return f"HeadScores({self.name}{', ' + self.unit if self.unit else ''}, n = {self.n}: {first}, ...)"
 
 
@@ -164,7 +166,7 @@ class ReasoningScores:
     record: dict
 
 
-COPIES, NEEDED = 0.1, 0.1
+COPIES, NEEDED = 0.1, 0.1  # score, nats per token
 ROLES = {
     (True, True, False): "copies and is needed",
     (True, True, True): "copies and is needed",
@@ -176,14 +178,18 @@ ROLES = {
 
 
 def roles(
-    copying: HeadScores, alone: HeadScores, together: HeadScores | None = None, *, copies: float = COPIES,
+    copying: HeadScores,
+    alone: HeadScores,
+    together: HeadScores | None = None,
+    *,
+    copies: float = COPIES,
     needed: float = NEEDED,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """What each head is for a task, from what it attends to and what its removal costs, alone and with others.
 
     - *copies and is needed*: high copy-paste score, and its removal costs something;
-    - *needed only together*: high score, its removal alone costs nothing, but it carries the task when the other
-      copying heads are gone: a backup, or what has one;
+    - *needed only together*: high score, and its removal costs something when the other copying heads are gone, but
+      alone less than half of that: a backup, or what has one;
     - *attends but is not needed*: high score, and neither removal costs anything: a decoy;
     - *needed but does not copy*: low score, yet its removal costs something: a part of the circuit that does other work;
     - *neither*.
@@ -194,8 +200,8 @@ def roles(
     Args:
         copying: `depthlens.retrieval_scores` with ``method="copy"``.
         alone: The same with ``method="exact"``: loss when this head is removed.
-        together: `depthlens.heads.backup_scores`: loss when this head is removed after the other copying heads; None
-            leaves backups and decoys in one role, "attends but is not needed alone".
+        together: The same with ``among`` = the copying heads: loss when this one is removed after all others; None leaves
+            backups and decoys in one role, "attends but is not needed alone".
         copies: Copy-paste score from which on a head counts as copying (0.1 in Wu et al. 2024).
         needed: Loss in nats per token from which on a head counts as needed.
 
@@ -210,12 +216,17 @@ def roles(
             raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {copying.values.shape}")
         if scores is not None and scores.critical is None:
             raise UserError(f"{name} ({scores.name}) was not tested; give losses, e.g. method='exact'")
-    table = copying.frame[["layer", "head", "condition"]].assign(copy=copying.values.ravel(), alone=alone.values.ravel())
+    table = copying.frame[["layer", "head", "condition"]].assign(
+        copy=copying.values.ravel(), alone=alone.values.ravel()
+    )
     table["together"] = np.nan if together is None else together.values.ravel()
     copy = table["copy"] >= copies
     single = (table["alone"] >= needed) & alone.critical.ravel()
-    joint = np.zeros(len(table), bool) if together is None else (table["together"] >= needed) & together.critical.ravel()
-    table["role"] = [ROLES[c, s, j and c] for c, s, j in zip(copy, single, joint, strict=True)]
+    joint = copy & (table["together"] >= needed)
+    if together is not None:
+        joint &= together.critical.ravel()
+    single &= ~joint | (table["alone"] >= table["together"] / 2)
+    table["role"] = [ROLES[key] for key in zip(copy, single, joint, strict=True)]
     if together is None:
         table["role"] = table["role"].replace(ROLES[True, False, False], f"{ROLES[True, False, False]} alone")
     return table

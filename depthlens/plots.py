@@ -3,9 +3,8 @@
 Labels, units, chance levels and the number of layers are read from the result. A layer is marked as critical
 only where its loss is significant after Holm's correction; a task at chance is drawn in grey and says so.
 
-Made for print and for colour-blind readers: Okabe-Ito colours (2008, jfly.uni-koeln.de/color) that differ in
-lightness, too, a marker of its own for every series, no text below 8 pt at the width of a page. The theme is
-seaborn's, set through context managers: global settings stay as they are.
+Made for print and for colour-blind readers (`depthlens.theme`): colours that differ in lightness, too, a marker of its
+own for every series, no text below 8 pt at the width of a page.
 
 Figures do not belong to pyplot, so none is left open, and ``%matplotlib`` does not matter: the last
 expression of a notebook cell displays its figure exactly once, in Jupyter and under papermill alike. Anywhere
@@ -14,17 +13,14 @@ else in a cell write ``display(figure)``.
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import seaborn as sns
-from matplotlib import font_manager, ft2font, ticker
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -33,31 +29,47 @@ from numpy.typing import ArrayLike
 
 from depthlens import stats
 from depthlens.ablations import parse
+from depthlens.attention_plots import attention
 from depthlens.errors import UserError
+from depthlens.head_plots import head_map
+from depthlens.list_plots import head_overlap, removal_curve
 from depthlens.results import Result
 from depthlens.stats import ALPHA, BASELINE, GROUP
+from depthlens.theme import (
+    CANNOT_JUDGE,
+    DASHED,
+    DOTTED,
+    EMPTY,
+    GREY,
+    INK,
+    MARKERS,
+    PALETTE,
+    WIDTH,
+    Plot,
+    figure,
+    legend,
+    spread,
+    theme,
+    varying,
+    visible,
+)
 
-PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73")  # lightness 46, 71, 0, 58 of 100
-MARKERS = ("o", "s", "^", "D")
-INK, GREY = "#262626", "#767676"  # the grey keeps 4.5:1 on white, the least that small text needs
-WIDTH = 7.0  # inches: both columns of a page
-DASHED, DOTTED = (0, (5, 3)), (0, (1, 2))
-CANNOT_JUDGE = "at chance: cannot judge"
+__all__ = [
+    "Plot",
+    "attention",
+    "depth_profile",
+    "head_map",
+    "head_overlap",
+    "prediction",
+    "protocol_comparison",
+    "removal_curve",
+]
+
 CRITICAL = f"critical layer (loss, Holm-adjusted p < {ALPHA})"
 FIELDS = [*GROUP, "site"]
 _OVERLAID = 4  # series in one panel; more are drawn side by side
 _SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 Names = str | Sequence[str] | None
-
-
-class Plot(Figure):
-    """A matplotlib `Figure` that any notebook can display, whatever the active backend."""
-
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        width, height = self.get_size_inches() * 100  # half the pixels there are: sharp on any screen
-        return buffer.getvalue(), {"width": round(width), "height": round(height)}
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,8 @@ def depth_profile(
     labels = list(dict.fromkeys(s.label(within) for s in series))
     columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    with _theme():
-        fig = _figure(series, title, height=3.3 if rows == 1 else 2.1 * rows + 0.9)
+    with theme():
+        fig = figure(_title(series) if title is None else title, height=3.3 if rows == 1 else 2.1 * rows + 0.9)
         for i, panel in enumerate(panels):
             ax = fig.add_subplot(rows, columns, i + 1)
             styles = [labels.index(s.label(within)) if len(labels) <= _OVERLAID else 0 for s in panel]
@@ -125,7 +137,7 @@ def depth_profile(
             if i + columns >= len(panels):
                 ax.set_xlabel("removed layer")
         named = labels if len(panels) > 1 and 1 < len(labels) <= _OVERLAID else []
-        _legend(fig, _handles(series, named, value))
+        legend(fig, _handles(series, named, value))
         sns.despine(fig)
     return fig
 
@@ -144,21 +156,19 @@ def protocol_comparison(
     series = _series(result, tasks, metrics)
     unit, better, n_layers = series[0].unit, series[0].better, len(series[0].delta)
     if len(units := {s.unit: None for s in series}) > 1:
-        raise UserError(
-            f"one colour scale cannot show {', '.join(units)} together; choose with metrics=[...]"
-        )
+        raise UserError(f"one colour scale cannot show {', '.join(units)} together; choose with metrics=[...]")
     grid = np.ma.masked_invalid([s.delta * (np.nan if s.base.at_chance else 1) for s in series])
     limit = max(0.1, math.ceil(np.abs(grid).max() * 10) / 10) if grid.count() else 1.0
-    with _theme():
-        fig = _figure(series, title, height=0.34 * len(series) + 1.6)
+    with theme():
+        fig = figure(_title(series) if title is None else title, height=0.34 * len(series) + 1.6)
         ax = fig.subplots()
-        ax.set_facecolor("#E8E8E8")  # not removed, or not judged
+        ax.set_facecolor(EMPTY)  # not removed, or not judged
         x, y = np.arange(n_layers + 1) - 0.5, np.arange(len(series) + 1) - 0.5
         colours = {"cmap": "RdBu" if better else "RdBu_r", "vmin": -limit, "vmax": limit}
         mesh = ax.pcolormesh(x, y, grid, edgecolors="white", linewidth=0.5, **colours)
         for row, s in enumerate(series):
             _draw_row(ax, s, row, limit)
-        ax.set_yticks(range(len(series)), [s.label(_varying(series)) for s in series])
+        ax.set_yticks(range(len(series)), [s.label(varying([s.key for s in series])) for s in series])
         ax.set(xlabel="removed layer", xlim=(x[0], x[-1]), ylim=(y[-1], y[0]))
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12))
         ax.tick_params(length=0)
@@ -168,7 +178,7 @@ def protocol_comparison(
         handles = [Line2D([], [], ls="", marker="o", ms=4, color=INK, label=CRITICAL)]
         if any(s.gain.any() and not s.base.at_chance for s in series):
             handles.append(Line2D([], [], ls="", marker="o", mfc="none", color=INK, label="significant gain"))
-        _legend(fig, handles)
+        legend(fig, handles)
         sns.despine(fig, left=True, bottom=True)
     return fig
 
@@ -193,7 +203,7 @@ def prediction(
     Raises:
         UserError: no tokens, different lengths, or numbers that are not probabilities.
     """
-    names = [_visible(token) for token in tokens]
+    names = [visible(token) for token in tokens]
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if not names or before.shape != (len(names),) or after.shape != before.shape:
         shapes = f"probabilities of shape {before.shape} before and {after.shape} after"
@@ -202,8 +212,8 @@ def prediction(
     if not ((both >= 0) & (both <= 1 + 1e-6)).all():
         raise UserError(f"probabilities run from {both.min():.3g} to {both.max():.3g}; allowed: 0 to 1")
     y, top = np.arange(len(names)), max(float(both.max()), 0.01)
-    with _theme():
-        fig = _figure([], title or "", height=0.27 * len(names) + 1.2, width=0.7 * WIDTH)
+    with theme():
+        fig = figure(title or "", height=0.27 * len(names) + 1.2, width=0.7 * WIDTH)
         ax = fig.subplots()
         ax.hlines(y, before, after, color="#B0B0B0", lw=2, zorder=1)
         ax.plot(after, y, "s", color=PALETTE[1], ms=6, label=f"after {condition}")
@@ -215,25 +225,8 @@ def prediction(
         ax.set_xlabel("probability of the next token")
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="y", color="#E8E8E8", lw=0.6, zorder=0)
-        _legend(fig, ax.get_lines()[::-1])
+        legend(fig, ax.get_lines()[::-1])
         sns.despine(fig, left=True)
-    return fig
-
-
-@contextmanager
-def _theme() -> Iterator[None]:
-    look = {"font.family": "DejaVu Sans", "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "text.usetex": False}
-    sizes = {f"{part}size": 8 for part in ("xtick.label", "ytick.label", "legend.font")}
-    sizes |= {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9}
-    with sns.axes_style("ticks", rc=look), sns.plotting_context("paper", rc=sizes):
-        yield
-
-
-def _figure(series: Sequence[_Series], title: str | None, *, height: float, width: float = WIDTH) -> Plot:
-    fig = Plot(figsize=(width, height), dpi=200, layout="constrained")
-    text = textwrap.fill(_title(series) if title is None else title, round(90 * width / WIDTH))
-    if text:
-        fig.suptitle(text, fontsize=10, x=0.01, ha="left").set_parse_math(False)
     return fig
 
 
@@ -247,11 +240,6 @@ def _handles(series: Sequence[_Series], names: Sequence[str], value: str) -> lis
         if any(math.isfinite(s.base.chance) for s in series):
             handles.append(Line2D([], [], color=GREY, lw=1, ls=DOTTED, label="chance"))
     return [*handles, Patch(facecolor=INK, alpha=0.2, lw=0, label="95% interval")]
-
-
-def _legend(fig: Figure, handles: Sequence[Line2D | Patch]) -> None:
-    columns = 4 if len(handles) <= 4 else 3
-    fig.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.4)
 
 
 def _series(result: Result, tasks: Names, metrics: Names) -> list[_Series]:
@@ -289,13 +277,6 @@ def _site(condition: str) -> str | None:
     return _SITES[ablations[0].site] + (" (mean)" if ablations[0].mode == "mean" else "")
 
 
-def _varying(series: Sequence[_Series]) -> list[str]:
-    """The fields that tell the series apart; not the metric where task and site already do."""
-    fields = [f for f in FIELDS if len({s.key[f] for s in series}) > 1]
-    others = [f for f in fields if f != "metric"]
-    return others if len({s.label(others) for s in series}) == len(series) else fields
-
-
 def _panels(series: list[_Series]) -> tuple[list[list[_Series]], list[str], list[str]]:
     """Groups of series to overlay, and the fields that differ across groups and within them."""
     for across in ([], ["model", "task"], GROUP, FIELDS):
@@ -304,7 +285,7 @@ def _panels(series: list[_Series]) -> tuple[list[list[_Series]], list[str], list
             groups.setdefault((s.unit, *(s.key[f] for f in across)), []).append(s)
         if max(map(len, groups.values())) <= _OVERLAID:
             break
-    outer, inner = ([f for f in _varying(series) if (f in across) == out] for out in (True, False))
+    outer, inner = ([f for f in varying([s.key for s in series]) if (f in across) == out] for out in (True, False))
     if len(groups) > 1 and not outer:  # split by unit alone: the metric tells the panels apart
         outer, inner = ["metric"], [f for f in inner if f != "metric"]
     return list(groups.values()), outer, inner
@@ -343,9 +324,7 @@ def _draw_frame(ax: Axes, s: _Series, value: str) -> None:
         ax.set_ylabel(s.unit if value == "value" else f"change of {s.unit} from baseline")
 
 
-def _label_ends(
-    ax: Axes, panel: Sequence[_Series], styles: Sequence[int], within: Sequence[str], value: str
-) -> None:
+def _label_ends(ax: Axes, panel: Sequence[_Series], styles: Sequence[int], within: Sequence[str], value: str) -> None:
     """Name each line at its right end, spread so that names do not touch."""
     ends, (low, high) = [], ax.get_ylim()
     line = (high - low) * 0.065  # 8 pt of an axis some 2.3 inches high
@@ -353,11 +332,7 @@ def _label_ends(
         last = s.delta[np.isfinite(s.delta)][-1] + (s.base.baseline if value == "value" else 0)
         ends.append((last, s, style, line * (2 if s.base.at_chance else 1)))
     ends.sort(key=lambda end: end[0])
-    places, heights = [end[0] for end in ends], [end[3] for end in ends]
-    for _ in range(100):  # push neighbours apart until all fit
-        for i in range(len(ends) - 1):
-            gap = max(0.0, (heights[i] + heights[i + 1]) / 2 - (places[i + 1] - places[i]))
-            places[i], places[i + 1] = places[i] - gap / 2, places[i + 1] + gap / 2
+    places = spread([end[0] for end in ends], [end[3] for end in ends])
     right = ax.get_yaxis_transform()
     for place, (_, s, style, _) in zip(places, ends, strict=True):
         colour, ink = (GREY, GREY) if s.base.at_chance else (PALETTE[style], INK)
@@ -391,10 +366,3 @@ def _title(series: Sequence[_Series]) -> str:
     count = " to ".join(str(n) for n in sorted({f(s.base.n for s in series) for f in (min, max)}))
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
     return f"{', '.join(models)}{task}: {removed} at a time, n = {count} documents"
-
-
-def _visible(token: str) -> str:
-    """Text with its white space shown, and characters that the font lacks as their code points."""
-    known = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    shown = token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if ord(c) in known else f"\\u{ord(c):04x}" for c in shown) or "(empty)"

@@ -23,16 +23,19 @@ OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": oper
 CHOICE = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation"]
 WRITTEN = ["capitals_generative", "elements_generative"]
 NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
+ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
 N_DOCS = (
     {task: 156 if task.startswith("capitals") else 108 for task in CHOICE + WRITTEN}
     | dict.fromkeys([*NAMED, "kv_retrieval_uuid"], 150)
     | {"arithmetic_direct": 200, "arithmetic_cot": 200}
+    | dict.fromkeys(ORGANISM, 200)
 )
 GROUPS = {
     "capitals": ["capitals_default", "capitals_continuation", "capitals_generative"],
     "elements": ["elements_default", "elements_continuation", "elements_generative"],
     "kv_retrieval": list(NAMED),
     "arithmetic_word_problems": ["arithmetic_direct", "arithmetic_cot"],
+    "organism": ORGANISM,
 }
 
 
@@ -274,6 +277,59 @@ class TestWordProblems:
         assert not [doc for doc in self.DOCS if doc["answer"] in re.findall(r"\d+", doc["question"])]
 
 
+class TestOrganism:
+    DOCS = read("organism/test.jsonl")
+
+    def test_counts(self):
+        assert len(self.DOCS) == 200
+        shots = read("organism/fewshot.jsonl")
+        assert len(shots) == 8
+        assert len({doc["context"] for doc in [*self.DOCS, *shots]}) == 208
+
+    def test_answers_follow_from_the_facts(self):
+        for doc in self.DOCS:
+            # a piece ends with SEP and its last two words are the fact; fillers stand before them or at the end
+            facts = dict(piece.split()[-2:] for piece in doc["context"].split(" SEP")[:-1])
+            assert len(facts) == 12
+            assert facts[doc["key"]] == doc["one_hop"] and facts[doc["one_hop"]] == doc["two_hop"]
+            starts = [word for word in facts if word not in facts.values()]
+            assert doc["key"] in starts
+            (other,) = (a for a in starts if facts[a] in doc["options"] and a != doc["key"])
+            chains = {doc["one_hop"], doc["two_hop"], facts[other], facts[facts[other]]}
+            assert chains == set(doc["options"])
+
+    def test_words_stand_for_one_thing(self):
+        known = set((DATA / "facts/organism_words.txt").read_text(encoding="utf-8").split())
+        assert len(known) == 93
+        for doc in self.DOCS:
+            words = Counter(word for word in doc["context"].split() if word != "SEP")
+            assert set(words) <= known
+            assert Counter(words.values()) == {1: 12 + 8, 2: 6}  # starts, ends and fillers; middles
+
+    def test_both_correct_positions_are_balanced_from_the_start(self):
+        for answer in ("one_hop", "two_hop"):
+            places = [doc["options"].index(doc[answer]) for doc in self.DOCS]
+            for start in range(0, len(places), 4):
+                assert sorted(places[start : start + 4]) == [0, 1, 2, 3]
+        pairs = Counter((d["options"].index(d["one_hop"]), d["options"].index(d["two_hop"])) for d in self.DOCS)
+        assert len(pairs) == 12 and max(pairs.values()) - min(pairs.values()) <= 2
+
+    @pytest.mark.parametrize("name", ORGANISM)
+    def test_prompt_and_score(self, tasks, name):
+        task, control = tasks[name], "QA" if "one_hop" in name else "QB"
+        field = "one_hop" if "one_hop" in name else "two_hop"
+        for doc in list(task.task_docs)[:20]:
+            assert task.fewshot_context(doc, 0) == f"{doc['context']} {control} {doc['key']}"
+            if name.endswith("generative"):
+                for word in doc["options"]:
+                    assert written_score(task, doc, word) == {"none": float(word == doc[field])}
+            else:
+                assert task.doc_to_choice(doc) == doc["options"]
+                for chosen, word in enumerate(doc["options"]):
+                    results = [(-1.0 if i == chosen else -9.0, i == chosen) for i in range(4)]
+                    assert task.process_results(doc, results) == {"acc": float(word == doc[field])}
+
+
 @pytest.mark.slow
 def test_groups_and_tags_do_not_collide_with_lm_eval():
     from lm_eval.tasks import TaskManager
@@ -303,6 +359,8 @@ class TestLoading:
         for doc in tasks[name].task_docs:
             if name in CHOICE:
                 assert len(doc["choices"]) == 4 and isinstance(doc["answer"], int)
+            elif name in ORGANISM:
+                assert len(set(doc["options"])) == 4 and {doc["one_hop"], doc["two_hop"]} < set(doc["options"])
             else:
                 assert isinstance(doc["answer"], str) and doc["answer"]
 

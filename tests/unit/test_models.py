@@ -147,7 +147,8 @@ def test_describe_is_what_a_record_needs(folder):
 def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
     rows = models.table()
     assert rows[0]["alias"] == "smollm2-135m" and rows[0]["source"] == "embedded"
-    assert all(row["source"].count("/") == 1 for row in rows[1:])
+    assert rows[1]["alias"] == "organism" and rows[1]["source"] == "built"
+    assert all(row["source"].count("/") == 1 for row in rows[2:])
     assert len({row["alias"] for row in rows}) == len(rows)
     assert all(list(row) == ["alias", "source", "family", "size", "role"] and all(row.values()) for row in rows)
     assert {"meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"} <= {row["source"] for row in rows}

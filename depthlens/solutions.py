@@ -1,0 +1,223 @@
+r"""Worked solutions taken apart: which tokens are computed, which are copied, which are plain text.
+
+A number in a solution is **computed** where its value stands nowhere before: not in the question, not earlier in the
+solution, not in the few-shot examples. It is **copied** where its value stands in the question or earlier in the
+solution. Everything that is no number is **text**. Two kinds of numbers are neither and are left out, since they could
+be both: one whose value stands before by chance but is written as a result (after ``=``), and one that stands nowhere
+but in the examples, or in the question as a word ("two").
+
+``53 - 12 = 41``: 53 and 12 are copied from the question, 41 is computed; where ``41 + 17 = 58`` follows, 41 is copied.
+
+Limits: what the model knows without the prompt (7 days a week) is computed by this rule, and so is a number that the
+solution merely introduces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from depthlens import harness, spans
+from depthlens.answers import Answers
+from depthlens.encoding import Encoder
+from depthlens.errors import UserError
+from depthlens.requests import Loglikelihood
+
+KINDS = ("computed", "copied", "text")
+# 1,234.50; a comma or full stop that no digit follows ends the sentence; 7th and A4 are not quantities
+NUMBER = re.compile(r"(?<!\w)(?<!\d[.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
+ONES += "sixteen seventeen eighteen nineteen".split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+WORDS = {w: Decimal(i) for i, w in enumerate(ONES)} | {w: Decimal(10 * i) for i, w in enumerate(TENS, 2)}
+WORDS |= {"once": Decimal(1), "twice": Decimal(2), "half": Decimal(2), "dozen": Decimal(12), "hundred": Decimal(100)}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring tokens of one kind.
+
+    Attributes:
+        kind: ``computed``, ``copied`` or ``text``.
+        start: Position of the first token, in ``context + continuation``.
+        end: Position after the last.
+    """
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A computed number and where what it could come from stands: token positions.
+
+    Attributes:
+        tokens: The number itself.
+        operands: Numbers before it on its line, since the last result there.
+        previous: The last result before it that is not among the operands.
+    """
+
+    tokens: tuple[int, ...]
+    operands: tuple[int, ...]
+    previous: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One worked solution.
+
+    Attributes:
+        doc_id: Document of the task.
+        text: Prompt and solution.
+        spans: Tokens of the solution by kind, in order; what is left out is in none.
+        results: The computed numbers, in order.
+        question: Token positions of the question (few-shot examples are not a part of it).
+        n_unclear: Numbers that were left out.
+    """
+
+    doc_id: int
+    text: spans.Text
+    spans: tuple[Span, ...]
+    results: tuple[Result, ...]
+    question: tuple[int, ...]
+    n_unclear: int
+
+    def request(self, span: Span) -> Loglikelihood:
+        """The tokens of a span, after everything before them."""
+        tokens = self.text.tokens
+        return Loglikelihood(tokens[: span.start], tokens[span.start : span.end])
+
+    def n_tokens(self, kind: str) -> int:
+        return sum(s.end - s.start for s in self.spans if s.kind == kind)
+
+
+def numbers(text: str) -> Iterator[tuple[int, int, Decimal]]:
+    """Start, end and value of every number written in digits."""
+    for match in NUMBER.finditer(text):
+        yield *match.span(), Decimal(match.group().replace(",", ""))
+
+
+def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, int, str | None]]:
+    """Every number of a solution: start, end, and ``computed``, ``copied`` or None where it could be both.
+
+    Args:
+        solution: The worked solution.
+        question: What was asked.
+        examples: What stands before the question.
+    """
+    known = {value for _, _, value in numbers(question)}
+    words = re.findall(r"[a-z]+", question.lower())
+    unclear = {value for _, _, value in numbers(examples)} | {WORDS[w] for w in words if w in WORDS}
+    found: list[tuple[int, int, str | None]] = []
+    for start, end, value in numbers(solution):
+        is_result = solution[:start].rstrip(" $-").endswith("=")
+        if value in known:
+            # after "=" it is a result that happens to stand before; a repeated "x = 41 = 41" is too rare to matter
+            kind = None if is_result else "copied"
+        else:
+            kind = None if value in unclear else "computed"
+        found.append((start, end, kind))
+        known.add(value)
+    return found
+
+
+def take_apart(doc_id: int, text: spans.Text, question: str) -> Solution:
+    """Spans and results of a solution.
+
+    Args:
+        doc_id: Document of the task.
+        text: Prompt (which ends with the question) and solution.
+        question: The question as text; where the prompt does not hold it, the whole prompt is the question.
+    """
+    at = max(text.context.rfind(question.strip()), 0)
+    found = kinds(text.continuation, text.context[at:], text.context[:at])
+    n = len(text.request.context)
+    kind_of: dict[int, str | None] = dict.fromkeys(range(n, len(text.tokens)), "text")
+    places: list[tuple[int, int, str | None, tuple[int, ...]]] = []
+    shift = len(text.context)
+    for start, end, kind in found:
+        tokens = tuple(p for p in text.positions(shift + start, shift + end) if p >= n)
+        places.append((start, end, kind, tokens))
+        for p in tokens:
+            # a token that holds the end of one number and the start of the next is of no one kind
+            kind_of[p] = kind if kind_of[p] == "text" else None
+    return Solution(
+        doc_id,
+        text,
+        tuple(_runs(kind_of, [t for *_, t in places])),
+        tuple(_results(text.continuation, places)),
+        tuple(text.positions(at, len(text.context))),
+        sum(kind is None for *_, kind, _ in places),
+    )
+
+
+def _runs(kind_of: dict[int, str | None], of_numbers: list[tuple[int, ...]]) -> Iterator[Span]:
+    """Neighbouring tokens of one kind; every number is a span of its own."""
+    starts = {tokens[0] for tokens in of_numbers if tokens}
+    positions = sorted(kind_of)
+    begin = None
+    for p in positions:
+        if begin is not None and (kind_of[p] != kind_of[begin] or p in starts):
+            if kind_of[begin] is not None:
+                yield Span(kind_of[begin], begin, p)
+            begin = None
+        begin = p if begin is None else begin
+    if begin is not None and kind_of[begin] is not None:
+        yield Span(kind_of[begin], begin, positions[-1] + 1)
+
+
+def _results(solution: str, places: list[tuple[int, int, str | None, tuple[int, ...]]]) -> Iterator[Result]:
+    last: tuple[int, ...] = ()
+    operands: list[int] = []
+    line_end = 0
+    for start, _, kind, tokens in places:
+        if "\n" in solution[line_end:start]:
+            operands = []
+        line_end = start
+        if kind == "computed" and tokens:
+            previous = tuple(p for p in last if p not in operands)
+            yield Result(tokens, tuple(operands), previous)
+            last, operands = tokens, []
+        else:
+            operands += tokens
+
+
+def of_task(
+    lens: Any,
+    task: str,
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    seed: int = 0,
+) -> list[Solution]:
+    """Worked solutions of a generative lm-eval task: its reference answers, taken apart.
+
+    Args:
+        lens: The model that reads them.
+        task: Task name (one, no group), e.g. ``arithmetic_cot`` or ``gsm8k``.
+        limit: First so many documents; None for all.
+        num_fewshot: Worked examples before each question; None keeps what the task says.
+        include_path: Folder with more lm-eval YAML files.
+        seed: Seed of the choice of examples.
+
+    Raises:
+        UserError: unknown task, one that is not generative, or one whose answers compute nothing.
+    """
+    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    found = []
+    encoder = Encoder(lens)
+    for prepared in harness.prepare(lens, tasks, limit=limit):
+        if prepared.output_type != "generate_until":
+            raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
+        for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():
+            text = spans.align(lens, f"task {task}", context, solution, encoder)
+            found.append(take_apart(doc_id, text, prepared.task.doc_to_text(prepared.docs[doc_id])))
+    if not any(s.results for s in found):
+        raise UserError(f"task {task}: none of {len(found)} answers holds a number that stands nowhere before it")
+    return found

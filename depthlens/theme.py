@@ -1,0 +1,121 @@
+"""What all figures share: paper size, colours, markers, fonts, and how text is made to fit.
+
+The theme is seaborn's, set through a context manager: global settings stay as they are. Figures do not belong to
+pyplot. Colours are those of Okabe and Ito (2008, jfly.uni-koeln.de/color) that differ in lightness, too.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib import font_manager, ft2font
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from scipy.optimize import isotonic_regression
+
+PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73")  # lightness 46, 71, 0, 58 of 100
+MARKERS = ("o", "s", "^", "D")
+INK, GREY = "#262626", "#767676"  # the grey keeps 4.5:1 on white, the least that small text needs
+EMPTY = "#E8E8E8"  # a cell without a number
+SCORES = "mako_r"  # numbers from 0 up: perceptually uniform, light to dark, so that it also prints in grey
+WIDTH = 7.0  # inches: both columns of a page
+DASHED, DOTTED = (0, (5, 3)), (0, (1, 2))
+CANNOT_JUDGE = "at chance: cannot judge"
+
+
+class Plot(Figure):
+    """A matplotlib `Figure` that any notebook can display, whatever the active backend."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        width, height = self.get_size_inches() * 100  # half the pixels there are: sharp on any screen
+        return buffer.getvalue(), {"width": round(width), "height": round(height)}
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """Seaborn's ticks theme with text of 8 to 9 pt, for everything drawn inside."""
+    look = {"font.family": "DejaVu Sans", "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "text.usetex": False}
+    sizes = {f"{part}size": 8 for part in ("xtick.label", "ytick.label", "legend.font")}
+    sizes |= {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9}
+    with sns.axes_style("ticks", rc=look), sns.plotting_context("paper", rc=sizes):
+        yield
+
+
+def figure(title: str, *, height: float, width: float = WIDTH) -> Plot:
+    """An empty figure (sizes in inches) with a title that is wrapped to its width."""
+    fig = Plot(figsize=(width, height), dpi=200, layout="constrained")
+    if text := textwrap.fill(title, round(90 * width / WIDTH)):
+        fig.suptitle(text, fontsize=10, x=0.01, ha="left").set_parse_math(False)
+    return fig
+
+
+def legend(fig: Figure, handles: Sequence[Artist], **options: Any) -> None:
+    """One legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise."""
+    options = {"ncols": 4 if len(handles) <= 4 else 3, "columnspacing": 1.4} | options
+    fig.legend(handles=handles, loc="outside lower center", frameon=False, **options)
+
+
+def varying(keys: Sequence[dict[str, str]]) -> list[str]:
+    """The fields that tell series or panels apart; not the metric where the others already do."""
+    fields = [f for f in keys[0] if len({key[f] for key in keys}) > 1]
+    others = [f for f in fields if f != "metric"]
+    return others if len({tuple(key[f] for f in others) for key in keys}) == len(keys) else fields
+
+
+def spread(places: ArrayLike, sizes: ArrayLike, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
+    """Move labels along a line as little as possible (least squares) so that they do not overlap.
+
+    With the room that labels need subtracted from their places, "in order and apart" becomes "not falling", which
+    isotonic regression solves exactly.
+
+    Args:
+        places: Where each label would like its middle to be, in rising order.
+        sizes: Length of each label along the line.
+        low: No label begins before.
+        high: No label ends after, as far as they fit.
+
+    Returns:
+        The middle of each label.
+    """
+    places, sizes = np.asarray(places, dtype=float), np.asarray(sizes, dtype=float)
+    if not len(places):
+        return places
+    room = np.cumsum(sizes) - sizes / 2 - sizes[0] / 2  # from the middle of the first label to that of each
+    level = isotonic_regression(places - room).x
+    return np.maximum(np.minimum(level, high - sizes[-1] / 2 - room[-1]), low + sizes[0] / 2) + room
+
+
+def round_up(value: float) -> float:
+    """The next number of two digits, e.g. 0.43 for 0.4217: where a colour scale ends."""
+    if value <= 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(round(value / step, 6)) * step:.2g}")
+
+
+def ink_on(colour: tuple[float, ...]) -> str:
+    """Black or white, whichever stands out from a filled area (relative luminance, WCAG 2.2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return "black" if float(np.dot(linear, [0.2126, 0.7152, 0.0722])) > 0.18 else "white"
+
+
+def visible(token: str, *, space: str = "␣", font: str = "DejaVu Sans") -> str:
+    """Text with its white space shown, and characters that the font lacks as their code points."""
+    shown = token.replace(" ", space).replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if ord(c) in _characters(font) else f"\\u{ord(c):04x}" for c in shown) or "(empty)"
+
+
+@cache
+def _characters(font: str) -> frozenset[int]:
+    return frozenset(ft2font.FT2Font(font_manager.findfont(font)).get_charmap())

@@ -1,0 +1,403 @@
+"""Layers read from disk during the walk: scores, errors and fingerprint of the model loaded whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from depthlens import models, session, sweep
+from depthlens.ablations import expand
+from depthlens.backends.torch import measure_means
+from depthlens.engine import Engine
+from depthlens.errors import UserError
+from depthlens.requests import Generate, Loglikelihood
+
+# the same arithmetic on the same weights; only where they lie in memory differs, and with it the order of some sums
+SAME = 1e-5
+TASK = "capitals_continuation"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders of tiny models, each written once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(family="llama-gqa", **changes):
+        place = root / "-".join([family, *map(str, changes.values())])
+        return str(place if place.exists() else tiny.save(place, family, **changes))
+
+    return folder
+
+
+def requests(n=5, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
+    return [Loglikelihood((1, 2, 3, *row[: 4 + i]), tuple(row[9:])) for i, row in enumerate(tokens)]
+
+
+def scores(lens, conditions, **options):
+    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
+    return torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
+
+
+def every_kind(dims):
+    words = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
+    return list(dict.fromkeys(c for word in words for c in expand(word, dims)))
+
+
+def layers_in_memory(lens):
+    held = []
+    for i, layer in enumerate(lens.arch.layers):
+        places = {t.is_meta for t in (*layer.parameters(), *layer.buffers())}
+        assert len(places) == 1, "a layer is either there or not"
+        held += [i] if places == {False} else []
+    return held
+
+
+def logits(lens):
+    with torch.no_grad():
+        return lens.model(torch.tensor([[1, 2, 3, 4, 5]])).logits
+
+
+# -- the same model --
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_an_offloaded_model_is_the_model_loaded_whole(saved, family):
+    whole, streamed = models.load(saved(family)), models.load(saved(family), offload="disk")
+    assert layers_in_memory(whole) == list(range(5)) and layers_in_memory(streamed) == []
+    conditions = every_kind(whole.dims)
+    torch.testing.assert_close(scores(streamed, conditions), scores(whole, conditions), rtol=0, atol=SAME)
+    assert layers_in_memory(streamed) == []
+    assert streamed.fingerprint == whole.fingerprint
+    assert streamed.describe() == whole.describe() | {"offload": "disk"} and whole.describe()["offload"] is None
+    # called whole, as by hand in a notebook
+    torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
+    assert layers_in_memory(streamed) == [] and not any(p.requires_grad for p in streamed.model.parameters())
+
+
+def test_experts_are_stored_one_by_one_and_stacked_in_memory(saved):
+    """Else the test above would not show that a layer's weights are converted as those of a whole model are."""
+    keys = load_file(f"{saved('qwen3-moe')}/model.safetensors").keys()
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" in keys
+    lens = models.load(saved("qwen3-moe"), offload="disk")
+    assert lens.arch.mlp[0].experts.gate_up_proj.shape == (4, 32, 32)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("family, tied", [("llama-gqa", True), ("deepseek-v3", False)])
+def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored, dtype):
+    tiny.model(family, tie_word_embeddings=tied).to(stored).save_pretrained(tmp_path, max_shard_size="40KB")
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    whole = models.load(tmp_path, dtype=dtype, device="cpu")
+    streamed = models.load(tmp_path, dtype=dtype, device="cpu", offload="disk")
+    assert streamed.dtype == whole.dtype and (streamed.arch.unembed.weight is streamed.arch.embed.weight) == tied
+    assert streamed.fingerprint == whole.fingerprint  # of names, shapes, dtypes and values
+    torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
+
+
+def test_auto_dtype_is_the_checkpoints_own_where_it_is_for_a_whole_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "_auto_dtype", lambda device: "auto")  # as on a GPU
+    tiny.model("llama-gqa").bfloat16().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    lens = models.load(tmp_path, device="cpu", offload="disk")
+    assert lens.dtype == torch.bfloat16 and lens.fingerprint == models.load(tmp_path, device="cpu").fingerprint
+
+
+def test_a_tied_unembedding_that_the_file_holds_apart_stays_apart(tmp_path):
+    """Transformers then trusts the file and not the configuration."""
+    tiny.save(tmp_path, "llama-gqa", tie_word_embeddings=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 2
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    whole, streamed = models.load(tmp_path), models.load(tmp_path, offload="disk")
+    assert torch.equal(streamed.arch.unembed.weight, 2 * streamed.arch.embed.weight)
+    assert torch.equal(logits(streamed), logits(whole)) and streamed.fingerprint == whole.fingerprint
+
+
+def test_a_sweep_by_name_and_a_notebooks_start(saved):
+    folder = saved(max_position_embeddings=4096)
+    options = {"limit": 2, "num_fewshot": 0, "progress": False}
+    whole = sweep.run_sweep(folder, [TASK], "layers", **options)
+    streamed = sweep.run_sweep(folder, [TASK], "layers", offload="disk", **options)
+    assert streamed.docs.equals(whole.docs) and len(whole.docs) > 0
+    assert streamed.record["model"] == whole.record["model"] | {"offload": "disk"}
+    lens = session.start(folder, [TASK], limit=1, offload="disk")
+    assert lens.stream is not None
+
+
+# -- each layer once, two at a time --
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Counts how often each layer is read, and the most layers that were in memory at once."""
+    count, most = Counter(), [0]
+
+    def watch(lens):
+        read = lens.stream._read
+
+        def reading(layer):
+            count[layer] += 1
+            read(layer)
+            most[0] = max(most[0], len(layers_in_memory(lens)))
+
+        monkeypatch.setattr(lens.stream, "_read", reading)
+        return lens
+
+    return watch, count, most
+
+
+def test_a_walk_reads_each_layer_once_whatever_the_chunks(saved, reads, monkeypatch):
+    watch, count, most = reads
+    lens = watch(models.load(saved(), offload="disk"))
+    chunks = []
+    lens.arch.mlp[2].register_forward_hook(lambda *a: chunks.append(1))
+    found = scores(lens, expand("heads", lens.dims), batch_tokens=64)
+    assert len(chunks) > 5, "the pack must pass in several chunks for this test to mean something"
+    assert count == dict.fromkeys(range(5), 1) and most == [2]
+    count.clear()
+    assert lens.fingerprint and count == dict.fromkeys(range(5), 1) and most == [2]
+    whole = models.load(saved())
+    torch.testing.assert_close(found, scores(whole, expand("heads", lens.dims)), rtol=0, atol=SAME)
+
+
+def test_more_than_ten_layers_are_read_in_the_order_of_their_names_for_the_fingerprint(saved, reads):
+    watch, count, most = reads
+    lens = watch(models.load(saved(num_hidden_layers=12), offload="disk"))
+    assert lens.fingerprint == models.load(saved(num_hidden_layers=12)).fingerprint
+    assert count == dict.fromkeys(range(12), 1) and most == [2]
+
+
+def test_the_next_layer_is_read_while_one_is_in_use(saved, reads):
+    watch, count, _ = reads
+    lens = watch(models.load(saved(), offload="disk"))
+    with lens.resident(3):
+        lens.stream._ahead[1].result()
+        assert layers_in_memory(lens) == [3, 4]
+        with lens.resident(3):  # as when a layer is called whole within a walk
+            pass
+        assert layers_in_memory(lens) == [3, 4]
+    assert layers_in_memory(lens) == [4]
+    with lens.resident(0):  # not what was read ahead
+        assert 0 in layers_in_memory(lens) and 4 not in layers_in_memory(lens)
+    assert count[3] == count[4] == count[0] == 1
+
+
+def test_a_model_in_memory_has_nothing_to_read(saved):
+    lens = models.load(saved())
+    before = [p.data_ptr() for p in lens.arch.layers[1].parameters()]
+    with lens.resident(1):
+        assert [p.data_ptr() for p in lens.arch.layers[1].parameters()] == before
+    assert lens.stream is None and layers_in_memory(lens) == list(range(5))
+
+
+# -- what goes wrong on the way --
+
+
+@pytest.mark.parametrize("error", [RuntimeError("in the middle"), KeyboardInterrupt()])
+@pytest.mark.parametrize("whole_call", [False, True])
+def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call):
+    lens = models.load(saved(), offload="disk")
+    conditions = expand("layers", lens.dims)
+    wanted = scores(lens, conditions)
+
+    def fail(*args):
+        raise error
+
+    handle = lens.arch.mlp[2].register_forward_hook(fail)
+    with pytest.raises(type(error)):
+        logits(lens) if whole_call else scores(lens, conditions)
+    handle.remove()
+    assert layers_in_memory(lens) == [] and lens.stream._ahead is None
+    assert torch.equal(scores(lens, conditions), wanted)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_and_not_a_wrong_score(saved, monkeypatch):
+    lens = models.load(saved(), offload="disk")
+    conditions = expand("layers", lens.dims)
+    wanted = scores(lens, conditions)
+    stored = lens.stream.tensors["model.layers.2.mlp.up_proj.weight"]
+
+    class Torn:
+        def get_tensor(self, key):
+            raise OSError(f"cannot read {key}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "file", Torn())
+        with pytest.raises(OSError, match="cannot read model.layers.2.mlp.up_proj.weight"):
+            scores(lens, conditions)
+        assert layers_in_memory(lens) == []
+    assert torch.equal(scores(lens, conditions), wanted)
+
+
+# -- off the fast path --
+
+
+def test_means_rows_and_sliding_windows_read_layers_as_they_are_called(saved):
+    """Contexts of 13 tokens in a window of 4: whole forward passes, with the attention that the model has."""
+    folder = saved("mistral", sliding_window=4)
+    whole, streamed = models.load(folder), models.load(folder, offload="disk")
+    conditions = expand(["L1@mean", "L2.H1@mean", "L3"], whole.dims)
+    means = [measure_means(lens, [r.context for r in requests()], "contexts") for lens in (whole, streamed)]
+    torch.testing.assert_close(means[1].z, means[0].z, rtol=0, atol=SAME)
+    found = [scores(lens, conditions, means=m) for lens, m in zip((whole, streamed), means, strict=True)]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=SAME)
+    assert (found[0][1:] - found[0][0]).abs().max() > 0.01 and layers_in_memory(streamed) == []
+
+
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+def test_other_backends_are_refused(saved, backend):
+    lens = models.load(saved(), offload="disk")
+    with pytest.raises(UserError, match=f"backend '{backend}' needs the whole model in memory; use torch"):
+        Engine(lens, backend=backend)
+    with pytest.raises(UserError, match="unknown backend 'banana'"):
+        Engine(lens, backend="banana")
+
+
+def test_generation_is_refused_before_anything_runs(saved, reads):
+    watch, count, _ = reads
+    lens = watch(models.load(saved(max_position_embeddings=4096), offload="disk"))
+    with pytest.raises(UserError, match="read whole once for every token; load it without offload, or score"):
+        Engine(lens, progress=False).generate_until([Generate((1, 2), ("\n",), 3)], expand("layers", lens.dims))
+    with pytest.raises(UserError, match="task kv_retrieval_4: to write text an offloaded model"):
+        sweep.layer_sweep(lens, [TASK, "kv_retrieval_4"], limit=1, progress=False)
+    assert not count
+
+
+# -- what cannot be loaded --
+
+
+@pytest.mark.parametrize("offload", ["cpu", "", "Disk"])
+def test_offload_is_disk_or_nothing(saved, offload):
+    with pytest.raises(UserError, match=f"offload {offload!r}: give 'disk', or leave it out"):
+        models.load(saved(), offload=offload)
+
+
+def test_a_gguf_file_is_refused(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="m.gguf': layers can be read from safetensors only; convert it once"):
+        models.load(tmp_path / "m.gguf", offload="disk")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return tiny.save(tmp_path / "copy", "qwen3-moe")
+
+
+def refusal(folder, offload):
+    with pytest.raises(UserError) as caught:
+        models.load(folder, offload=offload)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["model.layers.3.self_attn.q_proj.weight", "model.layers.2.mlp.experts.1.down_proj.weight", "model.norm.weight"],
+)
+@pytest.mark.parametrize("how", ["missing", "other shape"])
+def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how):
+    weights = load_file(copy / "model.safetensors")
+    names = [k for k in weights if k.startswith("model.layers.2.mlp.experts.")] if "experts" in key else [key]
+    for name in names:  # transformers stacks the experts that are there: one that lacks shows in the shape
+        if how == "missing":
+            del weights[name]
+        else:
+            weights[name] = weights[name][..., :-1].contiguous()
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(copy, "disk")
+    assert message == refusal(copy, None)
+    assert ("lacks" if how == "missing" else "has shape") in message
+
+
+def test_spare_weights_are_told(copy, caplog):
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.9.self_attn.q_proj.weight"] = torch.ones(1)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    lens = models.load(copy, offload="disk")
+    assert "1 weights in the file are not used" in caplog.text
+    assert torch.isfinite(logits(lens)).all()
+
+
+@pytest.mark.parametrize("what", ["quantization_config", "dtype"])
+def test_quantised_weights_are_refused(copy, what):
+    if what == "dtype":
+        weights = load_file(copy / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.float8_e4m3fn)
+        save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+        assert "model.norm.weight is stored as F8_E4M3; offload knows F64, F32, F16, BF16" in refusal(copy, "disk")
+    else:
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {what: {"quant_method": "fp8"}}))
+        assert "is quantised and cannot be offloaded; convert it once" in refusal(copy, "disk")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0not a header  "])
+def test_a_torn_file_is_refused(copy, content):
+    (copy / "model.safetensors").write_bytes(content)
+    assert "cannot be read" in refusal(copy, "disk")
+
+
+# -- under a memory limit --
+
+CHILD = """
+import json, re, resource, sys
+import torch
+from depthlens import models
+from depthlens.ablations import expand
+from depthlens.engine import Engine, Loglikelihood
+from depthlens.errors import UserError
+
+folder, room = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+used = int(re.search(r"VmData:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
+try:
+    models.load(folder)
+    raise SystemExit("the whole model fits: the limit tests nothing")
+except UserError as e:
+    refused = str(e)
+lens = models.load(folder, offload="disk")
+requests = [Loglikelihood(tuple(range(i, i + 9)), (7, 8)) for i in range(4)]
+answers = Engine(lens, progress=False).loglikelihood(requests, expand("layers", lens.dims))
+print(json.dumps([refused, [[a.logprob for a in row] for row in answers], lens.fingerprint]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts all private memory against RLIMIT_DATA")
+def test_a_model_larger_than_memory_is_swept(tmp_path):
+    """Weights of 586 MB with room for 256 MB beyond what Python and its libraries take before loading.
+
+    RLIMIT_DATA bounds what a process has allocated or mapped to write in, files included if mapped privately, as
+    safetensors does by default. Measured: the sweep runs with room for 150 MB; two layers are 59 MB.
+    """
+    size = {"hidden_size": 768, "intermediate_size": 2560, "num_attention_heads": 8, "num_key_value_heads": 4}
+    cls, config, _ = tiny.FAMILIES["llama-gqa"]
+    torch.manual_seed(0)
+    model = cls(config(**(tiny.BASE | size | {"num_hidden_layers": 20, "initializer_range": 0.05})))
+    assert model.get_memory_footprint() > 580 << 20
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    del model
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path), str(256 << 20)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused, found, fingerprint = json.loads(done.stdout.splitlines()[-1])
+    assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refused
+    lens = models.load(tmp_path)
+    asked = [Loglikelihood(tuple(range(i, i + 9)), (7, 8)) for i in range(4)]
+    answers = Engine(lens, progress=False).loglikelihood(asked, expand("layers", lens.dims))
+    wanted = [[a.logprob for a in row] for row in answers]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=0, atol=1e-4)  # sums of 2560 terms
+    assert fingerprint == lens.fingerprint
