@@ -6,9 +6,13 @@ Heavy modules are imported on first use, so that ``import depthlens`` and the co
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 __version__ = "0.1.0"
+
+# without ipywidgets tqdm writes plain bars in notebooks, which is what pages made headlessly can show
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _LAZY = {
     "load": "models",
@@ -29,8 +33,8 @@ _LAZY = {
     "parse": "ablations",
 }
 _MODULES = (
-    *("ablations", "architectures", "depth", "engine", "harness", "models"),
-    *("organism_tasks", "organisms", "plots", "results", "runner", "stats", "sweep"),
+    *("ablations", "architectures", "backends", "depth", "engine", "harness", "head_effects", "heads", "models"),
+    *("organism_tasks", "organisms", "plots", "removal", "results", "runner", "stats", "sweep"),
 )
 
 __all__ = ["__version__", *_LAZY]

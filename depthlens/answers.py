@@ -24,6 +24,7 @@ from depthlens.harness import Prepared
 from depthlens.requests import Likelihood, Loglikelihood
 
 METRIC = "answer_logprob"
+LEAST = 0.05  # nats: about 5% of the answer's probability; a smaller change is not worth a name, however sure
 
 
 class Answers:
@@ -74,7 +75,8 @@ class Answers:
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """What a record must hold; see `harness.Prepared.describe`."""
         about = self.prepared.describe(docs.iloc[:0])
-        return about | {"metrics": {METRIC: {"higher_is_better": True, "chance": None, "binary": False}}}
+        info = {"higher_is_better": True, "chance": None, "binary": False, "least": LEAST}
+        return about | {"metrics": {METRIC: info}}
 
     def _pair(self, group: list[Instance]) -> tuple[str, str]:
         """Context and reference answer of one document."""

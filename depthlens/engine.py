@@ -265,7 +265,9 @@ def _halves(items: list[int]) -> list[list[int]]:
     return [half for half in (items[:middle], items[middle:]) if half]
 
 
-def next_token(lens: Any, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8) -> pd.DataFrame:
+def next_token(
+    lens: Any, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8, backend: str = "torch"
+) -> pd.DataFrame:
     """Probability of the next token after a prompt, under the baseline and other conditions.
 
     Args:
@@ -273,6 +275,7 @@ def next_token(lens: Any, prompt: str, conditions: Sequence[str | Condition] = (
         prompt: Text, encoded as the tokenizer does by default.
         conditions: Beside the baseline, which always comes first.
         k: How many of the likeliest tokens of each condition are kept (their union is shown for all).
+        backend: What applies the conditions.
 
     Returns:
         One row a token, one column a condition (its text form), sorted by the baseline's probability.
@@ -285,7 +288,7 @@ def next_token(lens: Any, prompt: str, conditions: Sequence[str | Condition] = (
         raise UserError("the prompt is empty; give some text")
     wanted = expand(conditions, lens.dims) if conditions else [BASELINE]
     rows = torch.tensor([tokens] * len(wanted), device=lens.device)
-    engine = Engine(lens, progress=False)
+    engine = Engine(lens, backend=backend, progress=False)
     logits, _ = engine.backend.forward(rows, torch.ones_like(rows), wanted, positions=[[len(tokens) - 1]] * len(wanted))
     probs = torch.cat(logits).float().softmax(-1)  # [condition, d_vocab]
     kept = probs.topk(k).indices.flatten().unique()

@@ -90,6 +90,30 @@ def agreement(one: Result, other: Result, *, seed: int = 0, n_boot: int = N_BOOT
     return pd.DataFrame(rows, columns=["task", "metric", "n_heads", "n", "spearman", "ci_low", "ci_high"])
 
 
+def concentration(result: Result) -> list[str]:
+    """One sentence a task and metric: how many heads are critical, and how far the costliest stands out.
+
+    Args:
+        result: A head sweep.
+    """
+    sentences = []
+    for row in result.baselines.itertuples():
+        if row.at_chance:
+            sentences.append(f"{row.task}, {row.metric}: at chance, cannot judge.")
+            continue
+        scores = losses(result, row.task, row.metric)
+        (layer, head), *_ = scores.top(1)
+        low, high = scores.low[layer, head], scores.high[layer, head]
+        unit = f" {scores.unit}" if scores.unit else ""
+        found, n = int(scores.critical.sum()), int(np.isfinite(scores.values).sum())
+        sentences.append(
+            f"{row.task}, {row.metric}: **{found} of {n}** heads proved critical; the costliest, L{layer}.H{head}, "
+            f"costs {scores.values[layer, head]:.2f} [{low:.2f}, {high:.2f}]{unit}, the median head "
+            f"{np.nanmedian(scores.values):.3f} (n = {scores.n})."
+        )
+    return sentences
+
+
 def auroc(scores: HeadScores, heads: Collection[Head]) -> float:
     """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first).
 

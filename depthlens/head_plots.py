@@ -11,6 +11,7 @@ See `depthlens.plots` for what all figures have in common.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,11 +46,13 @@ from depthlens.theme import (
     varying,
 )
 
+HATCH = "#B4B4B4"
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL = f"critical head (loss, Holm-adjusted p < {ALPHA})"
 MAX_TOP = 20  # more names do not fit above a map
 _SITES = {"head": ("head", "H"), "kv": ("KV group", "KV")}
 _FAR = 2.0  # times the 99th percentile: from here on the largest value ends no scale
+_MANY = 0.2  # share of heads that are marked
 _LINE = 11.0  # points: height of a line of 8 pt
 
 
@@ -120,9 +123,9 @@ def head_map(
         maps, said = _of_scores([scores] if isinstance(scores, HeadScores) else list(scores))
     if top is not None and not (type(top) is int and 1 <= top <= MAX_TOP):
         raise UserError(f"top {top!r}: give a whole number of heads from 1 to {MAX_TOP}")
-    by_unit: dict[str, list[_Map]] = {}
+    by_unit: dict[tuple[str, int], list[_Map]] = {}
     for m in maps:
-        by_unit.setdefault(m.unit, []).append(m)
+        by_unit.setdefault((m.unit, m.worse), []).append(m)
     groups = list(by_unit.values())
     n_layers, n_heads = (max(m.values.shape[i] for m in maps) for i in (0, 1))
     columns = _columns(len(maps), n_layers, n_heads)
@@ -143,16 +146,20 @@ def head_map(
         grid = fig.add_gridspec(len(rows), columns)
         axes = {id(m): fig.add_subplot(grid[r, c]) for r, row in enumerate(rows) for c, m in enumerate(row)}
         for g in groups:
-            scale = _scale(g)
+            across = min(len(g), columns) * wide
+            scale = _scale(g, int(14 * across))
             for m in g:
                 ax = axes[id(m)]
-                mesh = _draw_map(ax, m, scale, 72 * min(wide / m.values.shape[0], high / m.values.shape[1]))
+                mesh = _draw_map(ax, m, scale, 72 * wide / m.values.shape[0], 72 * high / m.values.shape[1])
                 _name_heads(ax, m, named[id(m)], wide, high)
                 name = ", ".join(m.key[k] for k in keys)
                 _titles(ax, m, name, room)
-            place = {"orientation": "horizontal", "aspect": 45 / columns, "fraction": 0.06, "pad": 0.02}
+            # a bar of 0.1 inches, whatever the panels above it measure
+            place = {"fraction": 0.1 / high / math.ceil(len(g) / columns), "shrink": 0.8, "aspect": 8 * across}
             on = [axes[id(m)] for m in g]
-            bar = fig.colorbar(mesh, ax=on, label=scale.label, extend=scale.extend, **place)
+            options = {"orientation": "horizontal", "pad": 0.02, "label": scale.label, "extend": scale.extend} | place
+            bar = fig.colorbar(mesh, ax=on, extendfrac=0.03, **options)
+            bar.ax.locator_params(nbins=8)
             bar.outline.set_visible(False)
         legend(fig, handles, ncols=max(1, min(len(handles), int(width / 2.3))))
     return fig
@@ -176,13 +183,16 @@ def _of_result(
         part, letter = _SITES[site]
         shape = [int(rows[c].max()) + 1 for c in ("layer", "index")]
         shape = np.maximum(shape, [dims.get("n_layers", 0), dims.get("n_heads" if site == "head" else "n_kv_heads", 0)])
-        better = result.metric_info(*names[1:])["higher_is_better"]
+        info = result.metric_info(*names[1:])
+        better = info["higher_is_better"]
         at = rows["layer"].to_numpy(int), rows["index"].to_numpy(int)
         values, sure = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-        values[at], sure[at] = rows["delta"], rows["p_adjusted"] < ALPHA
+        values[at], sure[at] = rows["delta"], (rows["p_adjusted"] < ALPHA) & (rows["delta"].abs() > info["least"])
         loss = (values < 0) if better else (values > 0)
         group = dims["n_heads"] // dims["n_kv_heads"] if site == "head" and dims.get("n_kv_heads") else 1
-        key = dict(zip((*GROUP, "site"), (*names[:2], names[2].removesuffix(",none"), f"{part}, {mode}"), strict=True))
+        key = dict(zip((*GROUP, "site"), (*names[:2], names[2].removesuffix(",none"), part), strict=True)) | {
+            "mode": mode
+        }
         unit = f"change of {unit_of(result, *names)} from baseline"
         judged = (sure & loss, sure & ~loss, part, letter, group)
         maps.append(_Map(key, unit, values, -1 if better else 1, *judged, base.n, base.baseline, bool(base.at_chance)))
@@ -213,10 +223,12 @@ def unit_of(result: Result, model: str, task: str, metric: str) -> str:
 
 
 def _title(maps: Sequence[_Map], estimated: bool) -> str:
-    models, tasks, sites = (list(dict.fromkeys(m.key[f] for m in maps)) for f in ("model", "task", "site"))
-    part, mode = sites[0].split(", ")
-    done = {"zero": "removed"}.get(mode, f"replaced by its {mode}")
-    what = f"one {part} {done} at a time" if len(sites) == 1 else "one part of the attention removed at a time"
+    fields = ("model", "task", "site", "mode")
+    models, tasks, sites, modes = (list(dict.fromkeys(m.key[f] for m in maps)) for f in fields)
+    done = (
+        {"zero": "removed"}.get(modes[0], f"replaced by its {modes[0]}") if len(modes) == 1 else "removed or replaced"
+    )
+    what = f"one {' or '.join(sites)} {done} at a time"
     how = " (estimated by attribution)" if estimated else ""
     count = " to ".join(str(n) for n in sorted({f(m.n for m in maps) for f in (min, max)}))
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
@@ -227,8 +239,8 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[_Map], str]:
     """One panel per score; scores that were tested against 0, or that pass below it, are losses."""
     maps = []
     for s in scores:
-        if not isinstance(s, HeadScores) or not np.isfinite(s.values).any():
-            raise UserError(f"{s!r:.80} holds no scores of heads; give a Result, HeadScores, or several HeadScores")
+        if not np.isfinite(s.values).any():
+            raise UserError(f"{s.name}: no head has a score; give scores of at least one")
         finite = s.values[np.isfinite(s.values)]
         worse = int(s.critical is not None or finite.min() < 0 or finite.max() > 1)
         none = np.zeros(s.values.shape, dtype=bool)
@@ -239,6 +251,7 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[_Map], str]:
         group = dims["n_heads"] // dims["n_kv_heads"] if dims.get("n_kv_heads") else 1
         unit = ("loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
         key = {"model": about.get("name", ""), "name": s.name}
+        unit = unit.replace("loss" if worse else "score", s.name) if len(scores) == 1 else unit
         maps.append(_Map(key, unit, s.values, worse, critical, none, *_SITES["head"], group, s.n, tested=tested))
     if not maps:
         raise UserError("no scores; give at least one")
@@ -255,48 +268,50 @@ def _columns(n_panels: int, n_layers: int, n_heads: int) -> int:
     return 3 if n_panels > 4 and n_layers <= 12 else 2
 
 
-def _scale(maps: Sequence[_Map]) -> _Scale:
-    """One scale for all panels of a unit, centred at 0 for changes."""
+def _scale(maps: Sequence[_Map], width: int) -> _Scale:
+    """One scale for all panels of a unit, centred at 0 for changes; its label is ``width`` characters wide."""
     shown = np.concatenate([m.values[np.isfinite(m.values)] for m in maps if not m.at_chance] or [[0.0]])
     unit, worse = maps[0].unit, maps[0].worse
     size = np.abs(shown)
-    largest = round_up(float(size.max())) or 1.0
+    # a document or two must not fill the scale of an accuracy
+    least = 0.1 if "accuracy" in unit and worse else 0.0
+    largest = max(round_up(float(size.max())), least) or 1.0
     if not worse:
         return _Scale(colormaps[SCORES], Normalize(0, largest), "neither", unit)
-    if "accuracy" in unit:
-        largest = max(largest, 0.1)  # a document or two do not fill the scale
-    usual = float(np.quantile(size, 0.99))
+    usual, far = float(np.quantile(size, 0.99)), float(shown[np.argmax(size)])
     limit = largest
-    if size.max() > _FAR * usual:
-        limit = round_up(max(usual, float(size.max()) / 3, 0.1 if "accuracy" in unit else 0.0)) or 1.0
+    if abs(far) > _FAR * usual:
+        limit = max(round_up(max(usual, abs(far) / 3)), least)
     below, above = int((shown < -limit).sum()), int((shown > limit).sum())
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max"}.get((below > 0, above > 0), "both")
     label = unit
     if beyond := below + above:
-        far = shown[np.argmax(size)]
-        parts = f"1 head lies beyond, at {far:.2g}" if beyond == 1 else f"{beyond} heads lie beyond, up to {far:.2g}"
-        label += f"\ncolours end at ±{limit:.2g}: {parts}".replace("-", "−")
+        heads = "1 head lies beyond, at" if beyond == 1 else f"{beyond} heads lie beyond, up to"
+        said = f"colours end at ±{limit:.2g}: {heads}\xa0{far:.2g}".replace("-", "−")
+        label += "\n" + textwrap.fill(said, width)
     cmap = colormaps[LOSS_IS_NEGATIVE if worse < 0 else LOSS_IS_POSITIVE]
     return _Scale(cmap, Normalize(-limit, limit), extend, label)
 
 
-def _draw_map(ax: Axes, m: _Map, scale: _Scale, cell: float) -> Any:
-    """Cells, marks and axes; ``cell`` is the smaller side of a cell in points."""
+def _draw_map(ax: Axes, m: _Map, scale: _Scale, wide: float, high: float) -> Any:
+    """Cells, marks and axes; a cell measures ``wide`` x ``high`` points."""
     n_layers, n_heads = m.values.shape
     x, y = np.arange(n_layers + 1) - 0.5, np.arange(n_heads + 1) - 0.5
     ax.set_facecolor(EMPTY)
     if m.at_chance or not np.isfinite(m.values).all():  # not judged, or not removed
         box = (x[0], y[0]), n_layers, n_heads
-        ax.add_patch(Rectangle(*box, hatch="////", fc="none", ec="#A0A0A0", lw=0, zorder=0.5, gid="hatch"))
+        ax.add_patch(Rectangle(*box, hatch="////", fc="none", ec=HATCH, lw=0, zorder=0.5, gid="hatch"))
     shown = np.ma.masked_invalid(np.full_like(m.values, np.nan) if m.at_chance else m.values).T
-    edges = {"edgecolors": "white", "linewidth": 0.5} if cell > 7 else {}
+    edges = {"edgecolors": "white", "linewidth": 0.5} if min(wide, high) > 7 and not m.at_chance else {}
     mesh = ax.pcolormesh(x, y, shown, cmap=scale.cmap, norm=scale.norm, **edges)
     if m.at_chance:
         box = {"fc": "white", "ec": "none", "pad": 1.5}
         middle = {"ha": "center", "va": "center", "fontsize": 8, "transform": ax.transAxes}
         ax.text(0.5, 0.5, CANNOT_JUDGE, bbox=box, **middle)
     else:
-        size = min(4.0, max(1.8, 0.5 * cell))
+        size = min(4.0, max(1.4, 0.5 * min(wide, high)))
+        if (m.critical | m.gain).mean() > _MANY:
+            size *= 0.6  # so that the colours are seen
         for kind, which in (("critical", m.critical), ("gain", m.gain)):
             inks = np.array(
                 [ink_on(scale.cmap(scale.norm(m.values[at]))) for at in zip(*np.nonzero(which), strict=True)]
@@ -309,8 +324,8 @@ def _draw_map(ax: Axes, m: _Map, scale: _Scale, cell: float) -> Any:
         ax.axhline(border, color="#8C8C8C", lw=0.5, gid="group")
     ax.set(xlim=(x[0], x[-1]), ylim=(y[-1], y[0]), xlabel="layer", ylabel=m.part)
     ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12))
-    step = next(s for s in (1, 2, 4, 8, 16, 32, 64) if s * m.group * cell > 10) * m.group if n_heads * cell > 10 else 1
-    ax.set_yticks(range(0, n_heads, 1 if cell > 10 else step))
+    step = 1 if high > 10 else m.group * 2 ** max(0, math.ceil(math.log2(11 / high / m.group)))
+    ax.set_yticks(range(0, n_heads, step))
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
@@ -354,7 +369,8 @@ def _titles(ax: Axes, m: _Map, name: str, room: float) -> None:
     if name:
         ax.set_title(name, loc="left", pad=room + 4).set_parse_math(False)
     if math.isfinite(m.base):
-        ax.set_title(f"baseline {m.base:.2f}", loc="right", pad=room + 4, fontsize=8)
+        said = f"baseline {m.base:.2f}".replace("-", "−")
+        ax.set_title(said, loc="right", pad=room + 4, fontsize=8)
 
 
 def _handles(maps: Sequence[_Map], named: dict[int, list[Head]], top: int | None) -> list[Artist]:
@@ -372,5 +388,5 @@ def _handles(maps: Sequence[_Map], named: dict[int, list[Head]], top: int | None
     if any(m.group > 1 for m in maps):
         handles.append(Line2D([], [], color="#8C8C8C", lw=0.8, label="between KV groups"))
     if any(not np.isfinite(m.values).all() for m in judged):
-        handles.append(Patch(fc=EMPTY, ec="#A0A0A0", hatch="////", lw=0, label="not measured"))
+        handles.append(Patch(fc=EMPTY, ec=HATCH, hatch="////", lw=0, label="not measured"))
     return handles

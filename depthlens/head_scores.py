@@ -142,7 +142,7 @@ class HeadScores:
 
     def __repr__(self) -> str:
         first = ", ".join(
-            f"L{a}.H{b} {self.values[a, b]:.3g}" for a, b in self.top(min(5, np.isfinite(self.values).sum()))
+            f"L{a}.H{b} {self.values[a, b]:.3g}" for a, b in self.top(min(5, int(np.isfinite(self.values).sum())))
         )
         return f"HeadScores({self.name}{', ' + self.unit if self.unit else ''}, n = {self.n}: {first}, ...)"
 
@@ -191,7 +191,7 @@ def roles(
     - *needed only together*: high score, and its removal costs something when the other copying heads are gone, but
       alone less than half of that: a backup, or what has one;
     - *attends but is not needed*: high score, and neither removal costs anything: a decoy;
-    - *needed but does not copy*: low score, yet its removal costs something: a part of the circuit that does other work;
+    - *needed but does not copy*: low score, yet its removal costs something: it does other work for the task;
     - *neither*.
 
     A removal costs something where its loss is significant (Holm) and at least ``needed``. Costing nothing is not
@@ -200,8 +200,8 @@ def roles(
     Args:
         copying: `depthlens.retrieval_scores` with ``method="copy"``.
         alone: The same with ``method="exact"``: loss when this head is removed.
-        together: The same with ``among`` = the copying heads: loss when this one is removed after all others; None leaves
-            backups and decoys in one role, "attends but is not needed alone".
+        together: The same with ``among`` = the copying heads: loss when this one is removed after all others; None
+            leaves backups and decoys in one role, "attends but is not needed alone".
         copies: Copy-paste score from which on a head counts as copying (0.1 in Wu et al. 2024).
         needed: Loss in nats per token from which on a head counts as needed.
 

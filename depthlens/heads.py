@@ -3,7 +3,7 @@ r"""Which heads copy from the context, and which carry computation.
 **Copy-paste score** (Wu et al. 2024, arXiv 2404.15574). While the model writes a needle k that stands in its context, a
 head scores at each step where its top-1 attended position lies in the needle *and* holds the token being written::
 
-    score(h) = mean over recalled needles of  1 / |k| * #{steps t : argmax_j a_h(t, j) in places(k), x_j = written token}
+    score(h) = mean over recalled needles of  1 / |k| * #{steps t : argmax_j a_h(t, j) in needle, x_j = written token}
 
 A needle is recalled where greedy decoding writes exactly the answer, so one teacher-forced pass per needle shows what
 attention did at every step. It says where a head looks, not whether that matters.

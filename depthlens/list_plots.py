@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from depthlens.errors import UserError
 from depthlens.head_plots import unit_of
@@ -26,7 +27,7 @@ from depthlens.head_scores import Head, HeadScores
 from depthlens.theme import CANNOT_JUDGE, DASHED, DOTTED, GREY, INK, MARKERS, PALETTE, WIDTH, figure, legend, theme
 
 OUTSIDE = "worse than every random draw"
-_MAX_NAMED = 20  # of each list
+_NAMED = 10  # heads of each list, and all that are on both
 
 
 def removal_curve(curve: Any, *, title: str | None = None) -> Figure:
@@ -60,7 +61,7 @@ def removal_curve(curve: Any, *, title: str | None = None) -> Figure:
                 points, band, test = (_rows(table, where) for table in (curve.points, curve.band, tests))
                 _draw_list(ax, points, band, test.iloc[0], style, (style - (len(lists) - 1) / 2) * 0.08)
             _draw_levels(ax, base, unit)
-            said = _verdict(_rows(tests, {"task": key[0], "metric": key[1]}), round(16 * width / columns))
+            said = _verdict(_rows(tests, {"task": key[0], "metric": key[1]}), round(15 * (width / columns - 0.5)))
             ax.text(0, 1.02, said, fontsize=8, va="bottom", transform=ax.transAxes, parse_math=False)
             ax.set_title(base.task, loc="left", pad=11 * (said.count("\n") + 1) + 5).set_parse_math(False)
             if i + columns >= len(bases):
@@ -114,8 +115,8 @@ def _draw_levels(ax: Axes, base: Any, unit: str) -> None:
 def _verdict(tests: pd.DataFrame, width: int) -> str:
     if tests["at_chance"].all():
         return CANNOT_JUDGE
-    found = ", ".join(f"{row.list} p = {row.p_value:.2g}" for row in tests.itertuples())
-    return textwrap.fill(f"against random: {found}", width)
+    found = ", ".join(f"{row.list} p = {row.p_value:.2g}".replace(" ", "\xa0") for row in tests.itertuples())
+    return textwrap.fill(f"against random: {found}", width).replace("\xa0", " ")
 
 
 def _handles(curve: Any, lists: Sequence[str]) -> list[Artist]:
@@ -133,7 +134,9 @@ def _handles(curve: Any, lists: Sequence[str]) -> list[Artist]:
 
 
 def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Figure:
-    """Two scores against each other, one dot a head; the top k of each are named, those on both lists stand out.
+    """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
+
+    Named are the first ten of each list, and in bold those on both.
 
     The p-value is the probability that two random lists of k heads share at least as many
     (`depthlens.removal.overlap`). Dashed lines lie between the last head on a list and the first that is not.
@@ -141,7 +144,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     Args:
         a: Scores for the x axis.
         b: Scores for the y axis, of the same heads.
-        k: Length of both lists, up to 20.
+        k: Length of both lists.
         title: Above the figure; by default the model and the overlap in numbers.
 
     Raises:
@@ -153,9 +156,8 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
         raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
     both = np.isfinite(a.values) & np.isfinite(b.values)
     n = int(both.sum())
-    most = min(_MAX_NAMED, n - 1)
-    if not (type(k) is int and 1 <= k <= most):
-        raise UserError(f"k {k!r}: {n} heads have both scores; give a whole number from 1 to {max(most, 1)}")
+    if not (type(k) is int and 1 <= k < n):
+        raise UserError(f"k {k!r}: {n} heads have both scores; give a whole number from 1 to {max(n - 1, 1)}")
     a, b = (replace(s, values=np.where(both, s.values, np.nan)) for s in (a, b))
     tops = a.top(k), b.top(k)
     found = overlap(*tops, n)
@@ -163,32 +165,22 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     said = f"{found.n} of the top {k} heads are on both lists; {found.expected:.2g} expected by chance"
     said = f"{model}: {said}, hypergeometric p = {found.p_value:.2g} ({n} heads)".removeprefix(": ")
     shared = set(tops[0]) & set(tops[1])
-    kinds = {
-        f"top {k}: {a.name}": (set(tops[0]) - shared, PALETTE[0], "o"),
-        f"top {k}: {b.name}": (set(tops[1]) - shared, PALETTE[1], "s"),
-        "on both lists": (shared, INK, "D"),
-    }
+    kinds = [
+        (f"top {k}: {a.name}", set(tops[0]) - shared, PALETTE[0], "o", "top"),
+        (f"top {k}: {b.name}", set(tops[1]) - shared, PALETTE[1], "s", "top"),
+        ("on both lists", shared, INK, "D", "both"),
+    ]
     with theme():
         fig = figure(said if title is None else title, height=5.2)
         ax = fig.subplots()
         others = both.copy()
         others[tuple(zip(*tops[0], *tops[1], strict=True))] = False
-        ax.plot(
-            a.values[others], b.values[others], "o", ms=3, color="#B0B0B0", mew=0, gid="others", label="other heads"
-        )
-        for label, (heads, colour, marker) in kinds.items():
+        small = {"ms": 3, "color": "#B0B0B0", "mew": 0, "label": "other heads"}
+        ax.plot(a.values[others], b.values[others], "o", gid="others", **small)
+        large = {"ms": 6, "mec": "white", "mew": 0.5}
+        for label, heads, colour, marker, gid in kinds:
             x, y = ([s.values[head] for head in sorted(heads)] for s in (a, b))
-            ax.plot(
-                x,
-                y,
-                marker,
-                color=colour,
-                ms=6,
-                mec="white",
-                mew=0.5,
-                label=label,
-                gid="both" if heads == shared else "top",
-            )
+            ax.plot(x, y, marker, color=colour, label=label, gid=gid, **large)
         for s, line in ((a, ax.axvline), (b, ax.axhline)):
             ranked = np.sort(s.values[both])[::-1]
             line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=DASHED, zorder=1, gid="cut")
@@ -198,19 +190,20 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
         legend(fig, ax.get_legend_handles_labels()[0], ncols=2)
         ax.spines[["top", "right"]].set_visible(False)
         fig.draw_without_rendering()  # lays the figure out, so that names can be put where there is room
-        _name_dots(ax, {h: (a.values[h], b.values[h]) for h in sorted({*tops[0], *tops[1]})}, shared)
+        dots = {head: (float(a.values[head]), float(b.values[head])) for head in sorted({*tops[0], *tops[1]})}
+        _name_dots(ax, dots, {*tops[0][:_NAMED], *tops[1][:_NAMED], *shared}, shared)
     return fig
 
 
-def _name_dots(ax: Axes, dots: dict[Head, tuple[float, float]], bold: set[Head]) -> None:
-    """Name every dot at the nearest free place, outermost first, with a line where that is not next to it."""
+def _name_dots(ax: Axes, dots: dict[Head, tuple[float, float]], named: set[Head], bold: set[Head]) -> None:
+    """Name dots at the nearest free place, outermost first, with a line where that is not next to it."""
     point = ax.get_figure().dpi / 72
     frame = ax.get_window_extent()
     at = {head: ax.transData.transform(place) / point for head, place in dots.items()}
     low, high = np.array([frame.x0, frame.y0]) / point, np.array([frame.x1, frame.y1]) / point
     taken = [np.array([*(xy - 4), *(xy + 4)]) for xy in at.values()]  # boxes: left, bottom, right, top
     middle = np.mean(list(at.values()), axis=0)
-    for head in sorted(at, key=lambda h: -float(np.linalg.norm(at[h] - middle))):
+    for head in sorted(named, key=lambda h: -float(np.linalg.norm(at[h] - middle))):
         name, xy = f"L{head[0]}H{head[1]}", at[head]
         size = np.array([5.6 * len(name) + 2, 10.0])
         boxes = []
@@ -230,7 +223,8 @@ def _name_dots(ax: Axes, dots: dict[Head, tuple[float, float]], bold: set[Head])
         style = {"fontsize": 8, "ha": "center", "va": "center", "fontweight": "bold" if head in bold else "normal"}
         line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 3} if distance > 5 else None
         offset = {"xytext": middle_of_box - xy, "textcoords": "offset points"}
-        ax.annotate(name, dots[head], **offset, arrowprops=line, gid="name", **style)
+        text = ax.annotate(name, dots[head], **offset, arrowprops=line, gid="name", **style)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
 def _overlaps(one: np.ndarray, other: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ Accelerate's disk offload is not used: its hooks read a module's weights for eve
 and experts are first written to disk again in the form in which the model holds them.
 
 Files are read with ``pread``. Mapping them into memory would reserve the whole file, which the system refuses where
-memory is limited. A layer whose experts are stored one by one is for a moment held twice, while they are stacked.
+memory is limited. A layer whose experts are stored one by one takes about twice its size while they are stacked.
 """
 
 from __future__ import annotations

@@ -35,14 +35,14 @@ BLOCKS = ("T", "P", "R", "O", "D")
 CONSTANT = (N_CODE + N_FLAGS) * len(BLOCKS)  # the dimension after the blocks; the rest of the stream is free
 CONSTANT_SIZE = 24.0
 UNIT = 8.0  # amplitude of a block; noise is measured in it
-AMPLITUDE = {"T": UNIT, "P": 6.0, "R": UNIT, "O": UNIT, "D": UNIT}
+AMPLITUDE = {"T": UNIT, "P": UNIT, "R": UNIT, "O": UNIT, "D": UNIT}
 # tied embeddings read the output where they wrote the token: what a head writes there must outshine the token itself
-TIED_AMPLITUDE = AMPLITUDE | {"T": 5.0, "O": 20.0, "D": 20.0}
+TIED_AMPLITUDE = AMPLITUDE | {"O": 24.0}
 
 N_PAIRS = D_HEAD // 2  # RoPE turns dimensions i and i + N_PAIRS together, fastest first
 FAST, SLOW, SLOWEST = range(N_PAIRS // 2), range(N_PAIRS // 2 - 1, N_PAIRS - 1), N_PAIRS - 1
 PREVIOUS = 30.0  # logits per pair of the previous-token head
-SINK, SEP_PENALTY = 1.5, 1.2  # logits of the closed gate and of SEP keys, in matches
+SINK, SEP_PENALTY = 2.0, 1.2  # logits of the closed gate and of SEP keys, in matches
 ANSWER = 8.0  # logits of the answer: enough to be right, not so much that the loss no longer feels anything
 NOISE_LOGITS = (0.5, 4.0)  # spread of the attention logits of noise heads, drawn for each
 N_CALIBRATION = 16  # prompts of each task that gains and norms are measured on
@@ -280,7 +280,10 @@ class _Planter:
         n_used = N_CODE + N_FLAGS if roles == {"previous_token"} else N_CODE
         noise[:n_used] = 0
         planted = self._placed("T", torch.eye(D_HEAD, n_used, dtype=torch.float64))
-        return self._blurred(planted) @ self.basis.T + noise, n_used
+        if roles == {"previous_token"}:
+            return planted @ self.basis.T + (self._blurred(planted) - planted) @ self.basis.T @ quiet + noise, n_used
+        # a closed gate rests on <bos>, which must give nothing
+        return self._blurred(planted) @ self.basis.T @ quiet + noise, n_used
 
     def _output(self, role: str) -> Tensor:
         """Shape [d_model, d_head]."""

@@ -28,9 +28,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from depthlens import stats
-from depthlens.ablations import Ablation, Condition
-from depthlens.errors import UserError
+from depthlens import harness, stats
+from depthlens.errors import UserError, unknown
+from depthlens.head_losses import condition
 from depthlens.head_scores import Head
 from depthlens.results import Result
 from depthlens.sweep import condition_sweep
@@ -44,7 +44,7 @@ class RemovalCurve:
     """Scores of tasks as the first k heads of lists are removed, and as random heads are.
 
     Attributes:
-        points: list, task, metric, k, value, ci_low, ci_high (95% interval of the value itself). k = 0: nothing removed.
+        points: list, task, metric, k, value, ci_low, ci_high (95% interval of the value). k = 0: nothing removed.
         band: list, task, metric, k, low, high (range of all draws), mean, n_draws.
         tests: list, task, metric, value, random (means over k > 0), low, high (range over draws), p_value, separates
             (worse than every draw), at_chance.
@@ -131,6 +131,12 @@ def removal_curve(
     if measure == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     chosen = _checked(lens, lists, ks[-1])
+    names = [task] if isinstance(task, str) else list(task)
+    where = {key: options.get(key) for key in ("include_path", "num_fewshot")}
+    tasks = harness.load_tasks(names, seed=seed, **where)
+    for name, loaded in tasks.items():  # a wrong name should not be told after the sweep
+        if measure == "task" and metric and metric.split(",")[0] not in (known := loaded.higher_is_better()):
+            raise unknown(f"metric of task {name}", metric, known)
     rivals: dict[str, list[list[Head]]] = {}
     short: dict[str, list[int]] = {}
     for name, heads in chosen.items():
@@ -138,8 +144,8 @@ def removal_curve(
         rivals[name] = [draw(heads, lens.dims.n_heads, random) for _ in range(n_draws)]
         short[name] = sorted(la for la, n in Counter(la for la, _ in heads).items() if 2 * n > lens.dims.n_heads)
     every = [order[:n] for name in chosen for order in (chosen[name], *rivals[name]) for n in ks]
-    conditions = list(dict.fromkeys(str(_together(heads)) for heads in every))
-    result = condition_sweep(lens, task, conditions, measure=measure, seed=seed, **options)
+    conditions = list(dict.fromkeys(str(condition(heads)) for heads in every))
+    result = condition_sweep(lens, tasks, conditions, measure=measure, seed=seed, **options)
     result = _one_metric(result, metric)
     record = {
         **result.record,
@@ -231,12 +237,8 @@ def _checked(lens: Any, lists: dict[str, Sequence[Head]], longest: int) -> Lists
         if len(heads) < longest:
             raise UserError(f"list {name!r} has {len(heads)} heads; k goes up to {longest}")
         checked[name] = [(int(layer), int(head)) for layer, head in heads][:longest]
-        _together(checked[name]).validate(lens.dims)
+        condition(checked[name]).validate(lens.dims)
     return checked
-
-
-def _together(heads: Sequence[Head]) -> Condition:
-    return Condition(tuple(Ablation(layer, "head", head) for layer, head in heads))
 
 
 def _one_metric(result: Result, metric: str | None) -> Result:
@@ -262,10 +264,10 @@ def _assemble(
         for name, heads in lists.items():
             curve = []
             for n in [0, *ks]:
-                found = values[str(_together(heads[:n]))]
+                found = values[str(condition(heads[:n]))]
                 curve.append(found.mean())
                 points.append((name, base.task, base.metric, n, found.mean(), *_interval(found, binary)))
-            draws = np.array([[values[str(_together(order[:n]))].mean() for n in [0, *ks]] for order in rivals[name]])
+            draws = np.array([[values[str(condition(order[:n]))].mean() for n in [0, *ks]] for order in rivals[name]])
             for i, n in enumerate([0, *ks]):
                 drawn = draws[:, i]
                 band.append((name, base.task, base.metric, n, drawn.min(), drawn.max(), drawn.mean(), len(drawn)))

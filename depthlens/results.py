@@ -84,7 +84,10 @@ class Result:
         return pd.DataFrame(rows, columns=columns).astype({"chance": "float64"})
 
     def metric_info(self, task: str, metric: str) -> dict:
-        """What the record says of a metric: ``higher_is_better`` (True if unsaid), ``chance`` (or None)."""
+        """What the record says of a metric: ``higher_is_better`` (True if unsaid), ``chance`` (or None), ``least``.
+
+        ``least`` is the smallest change worth a name: of a continuous score, tiny changes can be significant, too.
+        """
         try:
             info = self.record["tasks"][task]["metrics"][metric]
         except KeyError:
@@ -92,7 +95,7 @@ class Result:
                 f"the record says nothing of metric {metric!r} of task {task!r}; "
                 "record['tasks'][task]['metrics'][metric] needs higher_is_better and chance"
             ) from None
-        return {"higher_is_better": True, "chance": None, **info}
+        return {"higher_is_better": True, "chance": None, "least": 0.0, **info}
 
     @property
     def notes(self) -> list[str]:
@@ -109,7 +112,7 @@ class Result:
         return notes
 
     def critical(self, alpha: float = ALPHA) -> pd.DataFrame:
-        """Rows of the summary whose loss is significant after Holm's correction.
+        """Rows of the summary whose loss is significant after Holm's correction (and not below the metric's least).
 
         A task at chance yields no row and a warning that names it.
 
@@ -122,7 +125,7 @@ class Result:
             if row.at_chance:
                 warnings.warn(_cannot_judge(row, self._name(row)), stacklevel=2)
         table = self._judged
-        found = (table["p_adjusted"] < alpha) & (table["loss"] > 0) & ~table["at_chance"]
+        found = (table["p_adjusted"] < alpha) & (table["loss"] > table["least"]) & ~table["at_chance"]
         return table.loc[found, stats.SUMMARY_COLUMNS].reset_index(drop=True)
 
     def verdict(self, condition: str, task: str | None = None, metric: str | None = None) -> str:
@@ -219,11 +222,12 @@ class Result:
 
     @cached_property
     def _judged(self) -> pd.DataFrame:
-        """The summary without baselines, with ``loss`` (positive = worse) and the verdict on chance."""
+        """The summary without baselines, with ``loss`` (positive = worse), the ``least`` that counts and ``at_chance``."""
         table = self.summary[self.summary["condition"] != BASELINE]
         table = table.merge(self.baselines[[*GROUP, "chance", "p_chance", "at_chance"]], on=GROUP, how="left")
-        better = [self.metric_info(r.task, r.metric)["higher_is_better"] for r in table.itertuples()]
-        return table.assign(loss=[-d if b else d for d, b in zip(table["delta"], better, strict=True)])
+        infos = [self.metric_info(r.task, r.metric) for r in table.itertuples()]
+        losses = [-d if i["higher_is_better"] else d for d, i in zip(table["delta"], infos, strict=True)]
+        return table.assign(loss=losses, least=[i["least"] for i in infos])
 
     @cached_property
     def _needed(self) -> dict[tuple[str, str, str], int | None]:

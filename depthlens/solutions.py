@@ -146,12 +146,13 @@ def take_apart(doc_id: int, text: spans.Text, question: str) -> Solution:
         for p in tokens:
             # a token that holds the end of one number and the start of the next is of no one kind
             kind_of[p] = kind if kind_of[p] == "text" else None
+    asked = text.positions(at, len(text.context))  # with the spaces between them
     return Solution(
         doc_id,
         text,
         tuple(_runs(kind_of, [t for *_, t in places])),
         tuple(_results(text.continuation, places)),
-        tuple(text.positions(at, len(text.context))),
+        tuple(range(min(asked, default=0), max(asked, default=-1) + 1)),
         sum(kind is None for *_, kind, _ in places),
     )
 

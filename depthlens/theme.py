@@ -54,8 +54,9 @@ def theme() -> Iterator[None]:
 
 def figure(title: str, *, height: float, width: float = WIDTH) -> Plot:
     """An empty figure (sizes in inches) with a title that is wrapped to its width."""
-    fig = Plot(figsize=(width, height), dpi=200, layout="constrained")
-    if text := textwrap.fill(title, round(90 * width / WIDTH)):
+    fig = Plot(figsize=(round(width, 2), round(height, 2)), dpi=200, layout="constrained")
+    # "n = 50" is one word
+    if text := textwrap.fill(title.replace(" = ", "\xa0=\xa0"), round(90 * width / WIDTH)).replace("\xa0", " "):
         fig.suptitle(text, fontsize=10, x=0.01, ha="left").set_parse_math(False)
     return fig
 

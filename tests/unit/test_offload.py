@@ -12,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from depthlens import models, session, sweep
+from depthlens import harness, models, session, sweep
 from depthlens.ablations import expand
 from depthlens.backends.torch import measure_means
 from depthlens.engine import Engine
@@ -124,15 +124,37 @@ def test_a_tied_unembedding_that_the_file_holds_apart_stays_apart(tmp_path):
     assert torch.equal(logits(streamed), logits(whole)) and streamed.fingerprint == whole.fingerprint
 
 
-def test_a_sweep_by_name_and_a_notebooks_start(saved):
+def test_a_sweep_has_the_same_documents_and_says_that_it_was_offloaded(saved):
     folder = saved(max_position_embeddings=4096)
-    options = {"limit": 2, "num_fewshot": 0, "progress": False}
-    whole = sweep.run_sweep(folder, [TASK], "layers", **options)
-    streamed = sweep.run_sweep(folder, [TASK], "layers", offload="disk", **options)
-    assert streamed.docs.equals(whole.docs) and len(whole.docs) > 0
+    tasks = harness.load_tasks([TASK], num_fewshot=0)
+    whole, streamed = (
+        sweep.condition_sweep(models.load(folder, offload=o), tasks, "layers", limit=2, progress=False)
+        for o in (None, "disk")
+    )
+    assert len(whole.docs) > 0 and set(whole.docs["condition"]) >= {"baseline", "L4"}
+    torch.testing.assert_close(
+        torch.tensor(streamed.docs["value"]), torch.tensor(whole.docs["value"]), rtol=0, atol=SAME
+    )
+    assert streamed.docs["response"].equals(whole.docs["response"])
     assert streamed.record["model"] == whole.record["model"] | {"offload": "disk"}
-    lens = session.start(folder, [TASK], limit=1, offload="disk")
-    assert lens.stream is not None
+
+
+def test_sweeps_by_name_and_notebooks_hand_the_option_on(saved, monkeypatch):
+    class Loading(Exception):
+        pass
+
+    def load(name, **options):
+        raise Loading(options)
+
+    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(harness, "load_tasks", lambda *a, **k: {})
+    for call in (
+        lambda: sweep.run_sweep(saved(), [TASK], "layers", offload="disk"),
+        lambda: session.start(saved(), [TASK], offload="disk"),
+    ):
+        with pytest.raises(Loading) as caught:
+            call()
+        assert caught.value.args[0] == {"dtype": "auto", "device": "auto", "offload": "disk"}
 
 
 # -- each layer once, two at a time --

@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -373,3 +374,18 @@ def test_no_torch():
     code = "import sys, depthlens.stats, depthlens.results, depthlens.plots; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_change_below_the_least_that_counts_is_not_critical_however_sure():
+    rng = np.random.default_rng(0)
+    base = rng.normal(-2, 1, 40)
+    rows = [("m", "t", "nats_up", "baseline", None, None, i, v, "") for i, v in enumerate(base)]
+    for layer, drop in ((0, 0.01), (1, 0.2)):
+        values = base - drop + 0.001 * rng.normal(size=40)
+        rows += [("m", "t", "nats_up", f"L{layer}", layer, None, i, v, "") for i, v in enumerate(values)]
+    docs = pd.DataFrame(rows, columns=DOCS_COLUMNS)
+    for least, wanted in ((0.05, ["L1"]), (None, ["L0", "L1"])):
+        info = {"higher_is_better": True, "chance": None} | ({"least": least} if least else {})
+        found = Result(docs, {"tasks": {"t": {"metrics": {"nats_up": info}}}})
+        assert (found.summary["p_adjusted"].dropna() < 1e-6).all()
+        assert found.critical()["condition"].tolist() == wanted

@@ -1,0 +1,191 @@
+"""Removal curves, their random rivals and the overlap of lists; the verdicts on organisms, where the truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from random import Random
+
+import numpy as np
+import pytest
+import tiny
+
+from depthlens import organisms
+from depthlens.errors import UserError
+from depthlens.models import Lens
+from depthlens.removal import draw, overlap, removal_curve
+from depthlens.sweep import condition_sweep
+
+ONE, TWO = "organism_one_hop", "organism_two_hop"
+N_DOCS = 10
+
+
+@pytest.fixture(scope="module")
+def organism():
+    built = organisms.build(seed=2)
+    return Lens("organism:seed=2", built.model, built.tokenizer), built.truth
+
+
+@pytest.fixture(scope="module")
+def curve(organism):
+    lens, truth = organism
+    lists = {
+        "one-hop": [truth.role("retrieval"), (5, 0)],
+        "two-hop": [truth.role("output"), truth.role("bridge")],
+        "noise": [(5, 2), (0, 1)],
+    }
+    return removal_curve(lens, [ONE, TWO], lists, k=2, n_draws=10, limit=N_DOCS, progress=False)
+
+
+# -- random rivals --------------------------------------------------------------------------------------------
+
+
+def test_rivals_lie_in_the_same_layers_and_off_the_list():
+    heads = [(3, 1), (0, 2), (3, 5), (7, 0)]
+    seen = set()
+    for seed in range(200):
+        rival = draw(heads, 8, Random(seed))
+        assert [layer for layer, _ in rival] == [3, 0, 3, 7]  # position by position, so that the first k match, too
+        assert len(set(rival)) == 4 and not set(rival) & set(heads)
+        seen |= set(rival)
+    assert len(seen) == 6 + 7 + 7  # every other head of those layers is drawn
+
+
+def test_a_layer_without_enough_others_gives_heads_of_the_list():
+    heads = [(0, 0), (0, 1), (0, 2), (1, 3)]
+    drawn = [draw(heads, 4, Random(seed)) for seed in range(50)]
+    for rival in drawn:
+        assert len(set(rival)) == 4 and (0, 3) in rival and rival[3] != (1, 3)
+    assert {head for rival in drawn for head in rival if head[0] == 0} == {(0, 0), (0, 1), (0, 2), (0, 3)}
+    assert {rival.index((0, 3)) for rival in drawn} == {0, 1, 2}  # at no fixed place
+
+
+# -- curves on the organism -----------------------------------------------------------------------------------
+
+
+def test_tables_follow_the_contract(curve):
+    assert list(curve.points.columns) == ["list", "task", "metric", "k", "value", "ci_low", "ci_high"]
+    assert list(curve.band.columns) == ["list", "task", "metric", "k", "low", "high", "mean", "n_draws"]
+    assert len(curve.points) == len(curve.band) == 3 * 2 * 3  # lists, tasks, k from 0
+    assert set(curve.points["k"]) == {0, 1, 2} and set(curve.band["n_draws"]) == {10}
+    ends = curve.points[["ci_low", "value", "ci_high"]].to_numpy()
+    assert (np.diff(ends, axis=1) > -1e-9).all()  # Wilson's interval of 10 of 10 ends at 1, but for rounding
+    whole = curve.band[curve.band["k"] == 0]
+    assert (whole["low"] == whole["high"]).all()
+    assert curve.record["lists"]["two-hop"] == [[4, 3], [3, 0]] and curve.record["k"] == [1, 2]
+    assert len(curve.record["draws"]["noise"]) == 10 and curve.record["drawn_from_list"]["noise"] == []
+
+
+def test_values_are_those_of_a_sweep(organism, curve):
+    lens, _ = organism
+    conditions = ["L4.H3", "L3.H0+L4.H3", "L2.H1+L5.H0"]
+    alone = condition_sweep(lens, [ONE, TWO], conditions, limit=N_DOCS, progress=False).summary
+    alone = alone[alone["metric"] == "acc"].set_index(["task", "condition"])["value"]
+    points = curve.points.set_index(["list", "task", "k"])["value"]
+    for task in (ONE, TWO):
+        assert points["two-hop", task, 1] == alone[task, "L4.H3"]
+        assert points["two-hop", task, 2] == alone[task, "L3.H0+L4.H3"]
+        assert points["one-hop", task, 2] == alone[task, "L2.H1+L5.H0"]
+        assert points["noise", task, 0] == alone[task, "baseline"] == 1.0
+    # the band by hand: every draw's own condition
+    for name, k in (("one-hop", 1), ("two-hop", 2)):
+        texts = ["+".join(f"L{a}.H{b}" for a, b in sorted(map(tuple, d[:k]))) for d in curve.record["draws"][name]]
+        docs = curve.result.docs[curve.result.docs["task"] == TWO].groupby("condition")["value"].mean()
+        band = curve.band.set_index(["list", "task", "k"]).loc[(name, TWO, k)]
+        assert band["low"] == min(docs[texts]) and band["high"] == max(docs[texts])
+        assert band["mean"] == pytest.approx(np.mean(docs[texts]))
+
+
+def test_planted_lists_separate_on_their_own_task_alone(curve):
+    found = curve.tests.set_index(["list", "task"])
+    assert found["separates"].to_dict() == {
+        ("one-hop", ONE): True, ("two-hop", ONE): False, ("noise", ONE): False,
+        ("one-hop", TWO): False, ("two-hop", TWO): True, ("noise", TWO): False,
+    }  # fmt: skip
+    assert found["p_value"]["one-hop", ONE] == pytest.approx(1 / 11) and found["p_value"]["noise", ONE] == 1
+    assert found["value"]["two-hop", TWO] < 0.5 < found["random"]["two-hop", TWO]
+    told = curve.verdict().splitlines()
+    assert len(told) == 6 + 3
+    assert "one-hop on organism_one_hop (acc): separates from random heads" in told[0]
+    assert "against 1 [1, 1] of 10 draws" in told[0] and told[0].endswith("outside the band at k = 1, 2.")
+    assert "Double dissociation of one-hop and two-hop between organism_one_hop and organism_two_hop." in told
+    assert "No double dissociation of one-hop and noise between organism_one_hop and organism_two_hop." in told
+
+
+def test_at_chance_nothing_is_judged(organism):
+    lens, _ = organism
+    # without the previous-token head the whole circuit is gone, and what is left guesses
+    built = organisms.build(seed=2)
+    broken = Lens("broken", built.model, built.tokenizer)
+    broken.arch.o_proj[1].weight.zero_()
+    found = removal_curve(broken, ONE, {"any": [(2, 1)]}, k=1, n_draws=10, limit=N_DOCS, progress=False)
+    assert "the whole model is at chance, cannot judge" in found.verdict()
+    assert found.tests["at_chance"].all()
+
+
+def test_answer_logprob_and_chosen_k(organism):
+    lens, truth = organism
+    heads = [truth.role("retrieval"), (4, 0), (5, 1)]
+    options = {"k": [1, 3], "n_draws": 10, "limit": 6, "progress": False}
+    found = removal_curve(lens, ONE, {"retrieval": heads}, measure="answer_logprob", seed=1, **options)
+    assert found.points["k"].tolist() == [0, 1, 3] and set(found.points["metric"]) == {"answer_logprob"}
+    assert found.tests["separates"].all() and found.points["value"].iloc[0] > found.points["value"].iloc[1] + 1
+    again = removal_curve(lens, ONE, {"retrieval": heads}, measure="answer_logprob", seed=1, **options)
+    assert found.record["draws"] == again.record["draws"] and found.band.equals(again.band)
+    other = removal_curve(lens, ONE, {"retrieval": heads}, measure="answer_logprob", seed=2, **options)
+    assert found.record["draws"] != other.record["draws"]
+
+
+def test_a_score_that_falls_when_things_get_better_is_judged_the_other_way_round(curve):
+    """A lower-is-better view of the same documents: the list is now outside where it is above the band."""
+    rows = curve.tests[(curve.tests["list"] == "one-hop") & (curve.tests["task"] == ONE)]
+    assert curve._outside(next(rows.itertuples())) == "1, 2"
+    flipped = replace(curve, points=curve.points.assign(value=-curve.points["value"]))
+    flipped = replace(flipped, band=curve.band.assign(low=-curve.band["high"], high=-curve.band["low"]))
+    assert flipped._outside(next(rows.assign(higher_is_better=False).itertuples())) == "1, 2"
+    assert flipped._outside(next(rows.itertuples())) == "no single k"
+
+
+def test_bad_requests_are_refused():
+    lens = tiny.lens("llama-gqa")
+    heads = [(0, 0), (1, 1)]
+    for lists, options, message in [
+        ({}, {}, "no lists"),
+        ({"a": heads}, {"k": 3}, "list 'a' has 2 heads; k goes up to 3"),
+        ({"a": heads}, {"k": 0}, "k 0"),
+        ({"a": heads}, {"k": []}, "k \\[\\]"),
+        ({"a": heads}, {"n_draws": 3}, "n_draws 3"),
+        ({"a": [(0, 0), (9, 0)]}, {}, "layer 9 does not exist"),
+        ({"a": [(0, 0), (0, 0)]}, {}, "names one part twice"),
+        ({"a": heads}, {"measure": "both"}, "one measure"),
+        ({"a": heads}, {"measure": "guess"}, "unknown measure 'guess'"),
+        ({"a": heads}, {"metric": "f1"}, "unknown metric of task organism_one_hop 'f1'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            removal_curve(lens, ONE, lists, **{"k": 2, "limit": 2, "progress": False} | options)
+
+
+# -- overlap --------------------------------------------------------------------------------------------------
+
+
+def test_overlap_is_that_of_all_lists_counted():
+    """Chance by hand: every list of two heads out of six against a fixed one of three."""
+    heads = [(layer, head) for layer in range(2) for head in range(3)]
+    one, other = heads[:3], [heads[0], heads[1]]
+    found = overlap(one, other, len(heads))
+    common = [len(set(one) & set(rival)) for rival in combinations(heads, 2)]
+    assert found.n == 2 and found.heads == ((0, 0), (0, 1)) and found.jaccard == 2 / 3
+    assert found.expected == pytest.approx(np.mean(common)) and found.p_value == pytest.approx(
+        np.mean(np.array(common) >= 2)
+    )
+    assert "2 heads in common, no more than chance explains (1 expected, p = 0.2)" in str(found)
+    nothing = overlap(one, heads[3:5], len(heads))
+    assert nothing.n == 0 and nothing.p_value == pytest.approx(1) and nothing.jaccard == 0
+    long = overlap([(i, 0) for i in range(10)], [(i, 0) for i in range(1, 11)], 270)
+    assert long.p_value < 1e-10 and "more than chance explains" in str(long)
+
+
+def test_bad_lists_are_refused():
+    for one, n in [([], 6), ([(0, 0), (0, 0)], 6), ([(0, 0), (0, 1)], 1)]:
+        with pytest.raises(UserError, match="give at least one head, each once"):
+            overlap(one, [(0, 0)], n)
