@@ -1,0 +1,147 @@
+"""Speed of head sweeps and of the backends: same documents, one process, alternating, medians.
+
+Usage::
+
+    python benchmarks/heads.py [--repeats 3] [--documents 32] [--heads 5] [--attribution TASK]... [--backends]
+
+- An exact sweep of all heads against lm-eval's ``hf`` model with a hook per head, timed on a few heads and scaled.
+- ``--attribution``: attribution of all heads against the exact sweep, the computation alone (no set-up of the task), and
+  how well it ranks the heads.
+- ``--backends``: TransformerLens, nnsight and plain torch rows against the fast path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import Any
+
+import torch
+from speed import Likelihoods, matmul_rate, spread, timed
+
+import depthlens as dl
+from depthlens import harness, head_effects
+from depthlens.ablations import Condition, expand
+from depthlens.answers import Answers
+from depthlens.attribution import attribute
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine import Engine
+from depthlens.plain import PlainRows
+
+TASK = "capitals_continuation"
+
+
+class HeadLoop(Likelihoods):
+    """lm-eval's ``hf`` model under the hook of a user who zeroes one head."""
+
+    def run_head(self, condition: Condition) -> list[float]:
+        (ablation,) = condition.ablations
+        d = self.lens.dims.d_head
+        part = slice(ablation.index * d, (ablation.index + 1) * d)
+
+        def zero(module: Any, args: tuple) -> tuple:
+            z = args[0].clone()
+            z[..., part] = 0
+            return (z,)
+
+        handle = self.lens.arch.o_proj[ablation.layer].register_forward_pre_hook(zero)
+        try:
+            return self._hf(self.hf, self.batch_size)
+        finally:
+            handle.remove()
+
+
+def against_lm_eval(lens: Any, n_docs: int, n_heads: int, repeats: int) -> None:
+    prepared = harness.prepare(lens, harness.load_tasks([TASK]), limit=n_docs)[0]
+    side, conditions = HeadLoop(lens, prepared), expand("heads", lens.dims)[1:]
+    sample = [conditions[(i + 1) * len(conditions) // (n_heads + 1)] for i in range(n_heads)]
+    engine = Engine(lens, progress=False)
+    ours, theirs, note = [], [], ""
+    for _ in range(repeats):
+        seconds, answers = timed(lambda: prepared.run(engine, conditions))
+        ours.append(seconds)
+        seconds, found = timed(lambda: [side.run_head(c) for c in sample])
+        theirs.append(seconds / len(sample) * len(conditions))
+        notes = [side.compare(answers[conditions.index(c)], f) for c, f in zip(sample, found, strict=True)]
+        note = max(notes, key=lambda text: float(text.split()[2]))
+    ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+    print(
+        f"{TASK}, {len(prepared.docs)} documents, {len(conditions)} heads: ours {statistics.median(ours):.1f} s "
+        f"{spread(ours)}\n  against lm-eval hf, batch {side.batch_size}: {ratio:.1f}x {spread(theirs)}; {note}",
+        flush=True,
+    )
+
+
+def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
+    prepared = harness.prepare(lens, harness.load_tasks([task]), limit=n_docs)[0]
+    view, conditions = Answers(lens, prepared), expand("heads", lens.dims)
+    engine = Engine(lens, progress=False)
+    exact, estimated = [], []
+    for _ in range(repeats):
+        exact.append(timed(lambda: view.run(engine, conditions))[0])
+        estimated.append(timed(lambda: attribute(lens, view.requests))[0])
+    ratio = statistics.median(e / a for e, a in zip(exact, estimated, strict=True))
+    print(
+        f"{task}, {len(view.requests)} documents: attribution {statistics.median(estimated):.2f} s {spread(estimated)}, "
+        f"exact {statistics.median(exact):.1f} s {spread(exact)}: {ratio:.0f}x",
+        flush=True,
+    )
+    options = {"limit": n_docs, "measure": "answer_logprob", "progress": False}
+    sweeps = [dl.head_sweep(lens, task, method=method, **options) for method in ("exact", "attribution")]
+    row = head_effects.agreement(*sweeps).iloc[0]
+    print(f"  Spearman over {row.n_heads} heads {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]", flush=True)
+
+
+def backends(lens: Any, n_docs: int, repeats: int) -> None:
+    prepared = harness.prepare(lens, harness.load_tasks([TASK], num_fewshot=0), limit=n_docs)[0]
+    conditions = expand("layers", lens.dims)
+    engines = {name: Engine(lens, backend=name, progress=False) for name in dl.backends.BACKENDS}
+    seconds: dict[str, list[float]] = {}
+    worst: dict[str, float] = {}
+
+    def plain() -> Any:
+        with engine_module_bar(len(prepared.requests) * len(conditions)) as bar:
+            return PlainRows(lens, TorchBackend(lens), 2048).loglikelihood(prepared.requests, conditions, bar)
+
+    for _ in range(repeats):
+        runs = {name: (lambda e=e: prepared.run(e, conditions)) for name, e in engines.items()} | {"torch rows": plain}
+        wanted = None
+        for name, run in runs.items():
+            took, answers = timed(run)
+            seconds.setdefault(name, []).append(took)
+            flat = torch.tensor([[a.logprob for a in row] for row in answers])
+            wanted = flat if wanted is None else wanted
+            worst[name] = float((flat - wanted).abs().max())
+    for name, found in seconds.items():
+        ratio = statistics.median(f / o for f, o in zip(found, seconds["torch"], strict=True))
+        print(
+            f"{name}: {statistics.median(found):.1f} s {spread(found)}, {ratio:.1f} times; differs by {worst[name]:.1e}"
+        )
+
+
+def engine_module_bar(total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, disable=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=32)
+    parser.add_argument("--heads", type=int, default=5, help="heads that lm-eval runs; 0 leaves it out")
+    parser.add_argument("--attribution", action="append", default=[], metavar="TASK")
+    parser.add_argument("--backends", action="store_true")
+    args = parser.parse_args()
+    lens = dl.load("smollm2-135m")
+    print(f"{lens}; {torch.get_num_threads()} threads; torch {torch.__version__}; matmul {matmul_rate():.0f} GFLOP/s")
+    if args.heads:
+        against_lm_eval(lens, args.documents, args.heads, args.repeats)
+    for task in args.attribution:
+        against_exact(lens, task, args.documents, args.repeats)
+    if args.backends:
+        backends(lens, min(args.documents, 8), args.repeats)
+
+
+if __name__ == "__main__":
+    main()
