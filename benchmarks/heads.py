@@ -5,8 +5,8 @@ Usage::
     python benchmarks/heads.py [--repeats 3] [--documents 32] [--heads 5] [--attribution TASK]... [--backends]
 
 - An exact sweep of all heads against lm-eval's ``hf`` model with a hook per head, timed on a few heads and scaled.
-- ``--attribution``: attribution of all heads against the exact sweep, the computation alone (no set-up of the task), and
-  how well it ranks the heads.
+- ``--attribution``: attribution of all heads against the exact sweep, without examples, the computation alone (no
+  set-up of the task), and how well it ranks the heads.
 - ``--backends``: TransformerLens, nnsight and plain torch rows against the fast path.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from speed import Likelihoods, matmul_rate, spread, timed
+from tqdm import tqdm
 
 import depthlens as dl
 from depthlens import harness, head_effects
@@ -73,7 +74,7 @@ def against_lm_eval(lens: Any, n_docs: int, n_heads: int, repeats: int) -> None:
 
 
 def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
-    prepared = harness.prepare(lens, harness.load_tasks([task]), limit=n_docs)[0]
+    prepared = harness.prepare(lens, harness.load_tasks([task], num_fewshot=0), limit=n_docs)[0]
     view, conditions = Answers(lens, prepared), expand("heads", lens.dims)
     engine = Engine(lens, progress=False)
     exact, estimated = [], []
@@ -82,11 +83,11 @@ def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
         estimated.append(timed(lambda: attribute(lens, view.requests))[0])
     ratio = statistics.median(e / a for e, a in zip(exact, estimated, strict=True))
     print(
-        f"{task}, {len(view.requests)} documents: attribution {statistics.median(estimated):.2f} s {spread(estimated)}, "
-        f"exact {statistics.median(exact):.1f} s {spread(exact)}: {ratio:.0f}x",
+        f"{task}, {len(view.requests)} documents: attribution {statistics.median(estimated):.2f} s "
+        f"{spread(estimated)}, exact {statistics.median(exact):.1f} s {spread(exact)}: {ratio:.0f}x",
         flush=True,
     )
-    options = {"limit": n_docs, "measure": "answer_logprob", "progress": False}
+    options = {"limit": n_docs, "num_fewshot": 0, "measure": "answer_logprob", "progress": False}
     sweeps = [dl.head_sweep(lens, task, method=method, **options) for method in ("exact", "attribution")]
     row = head_effects.agreement(*sweeps).iloc[0]
     print(f"  Spearman over {row.n_heads} heads {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]", flush=True)
@@ -100,8 +101,8 @@ def backends(lens: Any, n_docs: int, repeats: int) -> None:
     worst: dict[str, float] = {}
 
     def plain() -> Any:
-        with engine_module_bar(len(prepared.requests) * len(conditions)) as bar:
-            return PlainRows(lens, TorchBackend(lens), 2048).loglikelihood(prepared.requests, conditions, bar)
+        bar = tqdm(total=0, disable=True)
+        return PlainRows(lens, TorchBackend(lens), 2048).loglikelihood(prepared.requests, conditions, bar)
 
     for _ in range(repeats):
         runs = {name: (lambda e=e: prepared.run(e, conditions)) for name, e in engines.items()} | {"torch rows": plain}
@@ -117,12 +118,6 @@ def backends(lens: Any, n_docs: int, repeats: int) -> None:
         print(
             f"{name}: {statistics.median(found):.1f} s {spread(found)}, {ratio:.1f} times; differs by {worst[name]:.1e}"
         )
-
-
-def engine_module_bar(total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, disable=True)
 
 
 def main() -> None:

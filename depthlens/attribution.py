@@ -63,6 +63,7 @@ def attribute(
         raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
     if mode == "mean" and means is None:
         raise UserError("mode 'mean' needs the means of a reference set and none was given")
+    lens.needs_weights("attribution")
     if lens.stream:
         raise UserError("attribution needs the whole model in memory for its backward pass; load without offload")
     factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights

@@ -16,6 +16,8 @@ import torch
 # measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 65536
+# a server is shared and its memory not known: at 8192 tokens the widest part of LLaMA-70B makes 3 GB in bfloat16
+REMOTE_BATCH_TOKENS = 8192
 # below this a layer's weights cost more to read than its arithmetic; memory that does not do for it does for nothing
 MIN_BATCH_TOKENS = 64
 # on a CPU more of either gains little: with these a sweep of the embedded model stays 2 GiB above its weights
@@ -42,6 +44,8 @@ class Budget:
 
 def choose(lens: Any, batch_tokens: int | None = None) -> Budget:
     """The budget for a model on its device; ``batch_tokens`` overrides the first number."""
+    if lens.remote:
+        return Budget(batch_tokens or REMOTE_BATCH_TOKENS, 0, 0)
     free, on_cpu = free_bytes(lens.device), lens.device.type == "cpu"
     if batch_tokens is None:
         fits = free // CHUNK_SHARE // chunk_bytes(lens)

@@ -104,6 +104,9 @@ def sweep(
     offload: Annotated[
         str | None, typer.Option(help="disk: read layers as the sweep needs them; for models larger than memory.")
     ] = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Leave the weights on NDIF and sweep there; needs NDIF_API_KEY.")
+    ] = False,
 ) -> None:
     """Ablate parts of a model one condition at a time and score every task under each."""
     from depthlens.resources import writable_folder
@@ -137,6 +140,7 @@ def sweep(
             dtype=dtype,
             device=device,
             offload=offload,
+            remote=remote,
         )
     except KeyboardInterrupt:
         typer.echo("Interrupted: nothing was saved", err=True)

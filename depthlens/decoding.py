@@ -50,6 +50,15 @@ class Writer:
             self.tokens.setdefault(row, []).append(token)
         return [row for row in rows if not self._done(row)]
 
+    def replay(self, row: Row, tokens: Sequence[int]) -> str:
+        """The text of a row from tokens chosen elsewhere, as many of them as would have been written here."""
+        self.tokens[row] = []
+        for token in tokens:
+            self.tokens[row].append(token)
+            if self._done(row):
+                break
+        return self.text(row)
+
     def last(self, rows: list[Row]) -> list[int]:
         """The last token of each row."""
         return [self.tokens[row][-1] for row in rows]

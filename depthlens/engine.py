@@ -94,7 +94,10 @@ class Engine:
         return answers
 
     def _plain(self, run: Callable[[PlainRows], Any]) -> Any:
-        rows = PlainRows(self.lens, self.backend, self.batch_tokens)
+        kind: Any = PlainRows
+        if self.lens.remote:
+            from depthlens.remote_rows import RemoteRows as kind  # slow to import
+        rows = kind(self.lens, self.backend, self.batch_tokens)
         found = run(rows)
         self.batch_tokens = rows.batch_tokens
         return found

@@ -7,7 +7,6 @@ Weights are read from safetensors or GGUF only: nothing downloaded is ever execu
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -36,67 +35,15 @@ from transformers.utils import logging as hf_logging
 from depthlens import architectures, embedded, organisms
 from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
+from depthlens.hub_errors import explain
+from depthlens.names import NAMED, Named, table
 from depthlens.offload import Checkpoint, Stream
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
-@dataclass(frozen=True)
-class Named:
-    """One row of the table of named models."""
-
-    alias: str
-    source: str
-    family: str
-    size: str
-    role: str
-
-
-NAMED = (
-    Named("smollm2-135m", "embedded", "LLaMA", "135M", "embedded real model; needs no hub"),
-    Named("organism", "built", "LLaMA", "3M", "planted circuits; organism:seed=3,decoy,backup for options"),
-    Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
-    Named(
-        "deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"
-    ),
-    Named("qwen3-8b", "Qwen/Qwen3-8B", "Qwen3", "8B", "study"),
-    Named("qwen3-8b-base", "Qwen/Qwen3-8B-Base", "Qwen3", "8B", "study; base of the pair below"),
-    Named("deepseek-r1-qwen3-8b", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "Qwen3", "8B", "study; distilled"),
-    Named("qwen2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "Qwen2", "1.5B", "study; base of the pair below"),
-    Named(
-        "deepseek-r1-qwen-1.5b",
-        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
-        "Qwen2",
-        "1.5B",
-        "study; distilled",
-    ),
-    Named("qwen2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "Qwen2", "7B", "study; base of the pair below"),
-    Named(
-        "deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"
-    ),
-    Named(
-        "llama-3.3-70b-instruct",
-        "meta-llama/Llama-3.3-70B-Instruct",
-        "LLaMA",
-        "70B",
-        "study; base of the pair below",
-    ),
-    Named(
-        "deepseek-r1-llama-70b",
-        "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",
-        "LLaMA",
-        "70B",
-        "study; distilled",
-    ),
-)
-
-
-def table() -> list[dict[str, str]]:
-    """Named models as rows, for ``depthlens models``."""
-    return [vars(n).copy() for n in NAMED]
+__all__ = ["DEVICES", "DTYPES", "NAMED", "Lens", "Named", "load", "table"]
 
 
 @dataclass(eq=False)
@@ -108,6 +55,7 @@ class Lens:
         model: The Hugging Face module, in evaluation mode, no gradients asked for.
         tokenizer: The Hugging Face tokenizer.
         stream: What reads the layers of a model that was loaded with ``offload="disk"``; else None.
+        remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
         arch: Layers, attention, ``o_proj`` and MLP modules.
     """
 
@@ -115,6 +63,7 @@ class Lens:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stream: Stream | None = field(default=None, repr=False)
+    remote: Any = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -127,11 +76,17 @@ class Lens:
 
     @property
     def device(self) -> torch.device:
-        return self.arch.embed.weight.device
+        """Where the weights are, and tokens go; tokens for a remote model start out from the CPU."""
+        return torch.device("cpu") if self.remote else self.arch.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.arch.embed.weight.dtype
+        return self.remote.dtype if self.remote else self.arch.embed.weight.dtype
+
+    def needs_weights(self, what: str) -> None:
+        """Raise a `UserError` where the weights are remote; ``what`` needs them here."""
+        if self.remote:
+            raise UserError(f"{what} needs the weights of {self.name!r} here; load it without remote")
 
     def resident(self, layer: int) -> AbstractContextManager[None]:
         """Within the context a layer's weights are in memory; only an offloaded model has to read them."""
@@ -143,11 +98,17 @@ class Lens:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of configuration and every weight: equal for equal models, wherever they were loaded from."""
+        """Hash of configuration and every weight: equal for equal models, wherever they were loaded from.
+
+        Of a remote model no weight is read: ``remote:`` and a hash of configuration, name and server.
+        """
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_THE_MODEL}
         if (config.get("quantization_config") or {}).get("quant_method") == "gguf":
             del config["quantization_config"]  # dequantised on loading; only the name of the file is left
         digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+        if self.remote:
+            digest.update(json.dumps([self.name, self.remote.describe()["host"]]).encode())
+            return f"remote:{digest.hexdigest()}"
         for key, tensor in self._weights():
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
@@ -168,9 +129,13 @@ class Lens:
     def nnsight(self) -> Any:
         """An nnsight `TransformersModel` over the same weights, made on first use; ``model`` stays as it is.
 
+        Of a remote model it is the one that sweeps use: ``with lens.nnsight.trace(prompt, remote=True):``.
+
         Raises:
             UserError: the weights are not in memory.
         """
+        if self.remote:
+            return self.remote.model
         from depthlens.backends.nnsight import wrap  # slow to import
 
         return wrap(self)
@@ -184,8 +149,9 @@ class Lens:
             "n_parameters": sum(p.numel() for p in self.model.parameters()),
             "dims": vars(self.dims),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
+            "device": self.remote.device if self.remote else str(self.device),
             "offload": "disk" if self.stream else None,
+            "remote": self.remote.describe() if self.remote else None,
             "attention_kernel": self.model.config._attn_implementation,
         }
 
@@ -194,7 +160,7 @@ class Lens:
         return (
             f"Lens({self.name!r}: {type(self.model).__name__}, n_layers={d.n_layers}, n_heads={d.n_heads}, "
             f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
+            f"{str(self.dtype).removeprefix('torch.')} on {self.remote.describe()['host'] if self.remote else self.device})"
         )
 
 
@@ -211,7 +177,12 @@ _NOT_THE_MODEL = {
 
 
 def load(
-    name: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", offload: str | None = None
+    name: str | os.PathLike[str],
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    offload: str | None = None,
+    remote: bool | str = False,
 ) -> Lens:
     """Load a model by alias, hub id, directory or ``.gguf`` file.
 
@@ -221,10 +192,13 @@ def load(
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         offload: ``disk``: the layers stay in their safetensors files and are read as a sweep walks through them, which
             needs memory for two of them (see `depthlens.offload`). None: the whole model is in memory.
+        remote: True: the weights stay on NDIF, or on the server that NDIF_HOST names, and sweeps run there through
+            nnsight; NDIF asks for a key (NDIF_API_KEY). ``"local"`` loads the model and simulates such a server here,
+            to try a script without one (see `depthlens.remote`).
 
     Raises:
-        UserError: the name cannot be found or read, is not a supported architecture, or dtype or device do
-            not exist here. The message says what to do.
+        UserError: the name cannot be found or read, is not a supported architecture, dtype or device do not exist here,
+            or a remote model cannot be reached. The message says what to do.
     """
     if not isinstance(dtype, str) or dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ["auto", *DTYPES])
@@ -232,12 +206,28 @@ def load(
         raise UserError(f"offload {offload!r}: give 'disk', or leave it out to hold the whole model in memory")
     where = _device(device)
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if remote not in (False, True, "local"):
+        raise UserError(f"remote {remote!r}: give True, 'local' to simulate a server here, or leave it out")
+    if remote and offload:
+        raise UserError(f"offload {offload!r} is for weights that are read here; leave it or remote out")
+    if remote:
+        from depthlens import remote as server  # slow to import
+    if remote == "local":
+        return Lens(str(name), *server.simulated(load(name, dtype=dtype, device=device)))
+    if remote and (dtype, device) != ("auto", "auto"):
+        raise UserError(f"dtype {dtype!r} and device {device!r} of a remote model are the server's; leave them out")
     if isinstance(name, str) and organisms.is_name(name):
         if offload:
             raise UserError(f"offload {offload!r}: model {name!r} is built in memory; leave offload out")
+        if remote:
+            raise UserError(f"model {name!r} is built here and on no server; leave remote out, or give 'local'")
         built = organisms.build(**vars(organisms.parse(name)))
         return Lens(name, built.model.to(where, DTYPES.get(dtype, torch.float32)), built.tokenizer)
-    folder, gguf = _resolve(name)
+    folder, gguf = _resolve(name, weights=not remote)
+    if remote:
+        if gguf:
+            raise UserError(f"model file {name!r}: a server holds models by hub id; give that, or remote='local'")
+        served = server.find(folder)  # before anything is downloaded
     if offload and gguf:
         fix = "convert it once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
         raise UserError(f"model file {name!r}: layers can be read from safetensors only; {fix}")
@@ -252,7 +242,9 @@ def load(
         architectures.supported(named[0])
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         wanted = DTYPES[dtype] if dtype != "auto" else _auto_dtype(where)
-        if offload:
+        if remote:
+            held = server.skeleton(folder, config, tokenizer, None)
+        elif offload:
             checkpoint = Checkpoint(folder, config)
             model, loaded = checkpoint.skeleton(wanted)
         else:
@@ -267,7 +259,7 @@ def load(
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError, struct.error, hub.HTTPError) as e:
-        raise _explain(name, e) from e
+        raise explain(name, e, is_offline_mode()) from e
     except (MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and "allocate memory" not in str(e):
             raise
@@ -275,6 +267,8 @@ def load(
     finally:
         hf_logging.set_verbosity(verbosity)
         hf_logging.enable_progress_bar()
+    if remote:
+        return Lens(name, held._module, tokenizer, remote=server.Remote(held, served))
     _refuse_unfilled(name, loaded)
     try:
         stream = Stream(model, checkpoint, where) if offload else None
@@ -307,8 +301,8 @@ def _class(config: object) -> str:
     return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
 
 
-def _resolve(name: str) -> tuple[str, str | None]:
-    """Folder or hub id, and the name of the GGUF file in it if that is what to read."""
+def _resolve(name: str, weights: bool = True) -> tuple[str, str | None]:
+    """Folder or hub id, and the name of the GGUF file in it if that is what to read; ``weights`` must be in a folder."""
     if not isinstance(name, str) or not name.strip():
         kinds = "an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
         raise UserError(f"model {name!r}: give {kinds}")
@@ -324,7 +318,7 @@ def _resolve(name: str) -> tuple[str, str | None]:
         if not (path / "config.json").is_file():
             fix = "give a folder written by save_pretrained"
             raise UserError(f"directory {name!r} holds no config.json; {fix}")
-        if not list(path.glob("*.safetensors")):
+        if weights and not list(path.glob("*.safetensors")):
             raise UserError(
                 f"directory {name!r} holds no .safetensors weights; convert them with "
                 "model.save_pretrained(folder), since pickled weights are never read"
@@ -360,45 +354,3 @@ def _device(device: str) -> torch.device:
 
 def _auto_dtype(device: torch.device) -> torch.dtype | str:
     return torch.float32 if device.type == "cpu" else "auto"
-
-
-def _explain(name: str, error: Exception) -> UserError:
-    """One line for what transformers and the hub raise; the original stays as the cause."""
-    chain: list[BaseException] = []
-    e: BaseException | None = error
-    while e is not None and e not in chain:
-        chain.append(e)
-        e = e.__cause__ or e.__context__
-    text = str(error)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-
-    def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(x, kinds) for x in chain)
-
-    if has(hub.GatedRepoError) or "gated repo" in text:
-        return UserError(
-            f"model {name!r} is gated: accept its licence on its hub page, "
-            "then set HF_TOKEN or run 'hf auth login'"
-        )
-    offline = is_offline_mode() or has(hub.OfflineModeIsEnabled)
-    if offline and (has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "onnect" in text):
-        fault = f"model {name!r} is not in the local cache and HF_HUB_OFFLINE=1"
-        return UserError(f"{fault}; unset it, or give a directory")
-    if any(isinstance(x, OSError) and x.errno == errno.ENOSPC for x in chain):
-        fault = f"model {name!r} cannot be stored: no space left on the device"
-        return UserError(f"{fault}; free some, or set HF_HOME to a folder on another")
-    if has(hub.RepositoryNotFoundError) or "not a valid model identifier" in text:
-        fault = f"model {name!r} does not exist on the hub, or is private"
-        return UserError(f"{fault}; check the spelling or set HF_TOKEN")
-    unanswered = any(isinstance(x, hub.HTTPError) and not hasattr(x, "response") for x in chain)
-    if unanswered or has(hub.LocalEntryNotFoundError, ConnectionError) or "couldn't connect" in text:
-        fault = f"model {name!r} cannot be reached: no connection to the hub"
-        return UserError(f"{fault}; check the network or give a directory")
-    if "custom code" in text:
-        fault = f"model {name!r} brings code of its own, which depthlens never runs"
-        return UserError(f"{fault}; supported: {', '.join(architectures.FAMILIES)}")
-    if "backend tokenizer" in text:
-        return UserError(f"model {name!r} has no tokenizer files; save its tokenizer into the same folder")
-    if "safetensors" in text and "no file named" in text:
-        return UserError(f"model {name!r} has no safetensors weights; pickled weights are never read")
-    return UserError(f"model {name!r} cannot be read: {first}")

@@ -45,6 +45,7 @@ def read(
     Raises:
         UserError: a position that its sequence does not have, or a sequence that is longer than a sliding window.
     """
+    lens.needs_weights("the attention pattern")
     window = getattr(lens.model.config, "sliding_window", None)
     for i, (tokens, positions) in enumerate(zip(sequences, asked, strict=True)):
         outside = [p for p in positions if not 0 <= p < len(tokens)]

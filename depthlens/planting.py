@@ -44,6 +44,7 @@ FAST, SLOW, SLOWEST = range(N_PAIRS // 2), range(N_PAIRS // 2 - 1, N_PAIRS - 1),
 PREVIOUS = 30.0  # logits per pair of the previous-token head
 SINK, SEP_PENALTY = 2.0, 1.2  # logits of the closed gate and of SEP keys, in matches
 ANSWER = 8.0  # logits of the answer: enough to be right, not so much that the loss no longer feels anything
+ANSWER_BACKED_UP = 11.0  # so much that the loss does not feel whether one head gives it or two
 NOISE_LOGITS = (0.5, 4.0)  # spread of the attention logits of noise heads, drawn for each
 N_CALIBRATION = 16  # prompts of each task that gains and norms are measured on
 
@@ -182,13 +183,14 @@ class _Planter:
         return vectors
 
     def _unembed(self, vectors: Tensor, gain: float) -> None:
-        """Make a perfect answer stand out by ``ANSWER`` logits."""
+        """Give a perfect answer its logits."""
+        answer = ANSWER_BACKED_UP if "backup" in self.roles.values() else ANSWER
         if self.tied:
-            self.model.model.norm.weight.fill_(_rounded(ANSWER / (self.amplitude["T"] * self.amplitude["O"] * gain)))
+            self.model.model.norm.weight.fill_(_rounded(answer / (self.amplitude["T"] * self.amplitude["O"] * gain)))
             return
         vectors = vectors.clone()
         vectors[:N_FLAGS] = 0  # control tokens are never answers
-        rows = self._blurred(self._placed("O", vectors * (ANSWER / (self.amplitude["O"] * gain))))
+        rows = self._blurred(self._placed("O", vectors * (answer / (self.amplitude["O"] * gain))))
         _write(self.model.lm_head, rows @ self.basis.T)
 
     # -- layers -----------------------------------------------------------------------------------------------
@@ -329,7 +331,7 @@ class _Planter:
 
     def _pair_turn(self) -> Callable[[Tensor], Tensor]:
         """One random turn of each RoPE pair, the same for queries and keys, which RoPE and the logits do not notice."""
-        angle = self.draw.uniform(0, 2 * math.pi, N_PAIRS)[:, None]
+        angle = self.draw.uniform(0.0, 2 * math.pi, N_PAIRS)[:, None]
 
         def turn(rows: Tensor) -> Tensor:
             first, second = rows.chunk(2)

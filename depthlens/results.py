@@ -222,7 +222,7 @@ class Result:
 
     @cached_property
     def _judged(self) -> pd.DataFrame:
-        """The summary without baselines, with ``loss`` (positive = worse), the ``least`` that counts and ``at_chance``."""
+        """The summary without baselines, with ``loss`` (positive = worse), the ``least`` that counts, ``at_chance``."""
         table = self.summary[self.summary["condition"] != BASELINE]
         table = table.merge(self.baselines[[*GROUP, "chance", "p_chance", "at_chance"]], on=GROUP, how="left")
         infos = [self.metric_info(r.task, r.metric) for r in table.itertuples()]

@@ -28,6 +28,7 @@ def start(
     device: str = "auto",
     dtype: str = "auto",
     offload: str | None = None,
+    remote: bool | str = False,
     out: str | None = None,
     include_path: str | None = None,
 ) -> models.Lens:
@@ -42,6 +43,7 @@ def start(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         offload: ``disk`` for a model larger than memory; see `depthlens.load`.
+        remote: True for weights that stay on NDIF, ``"local"`` to simulate that; see `depthlens.load`.
         out: Folder for the notebook's results; None keeps nothing.
         include_path: Folder with more lm-eval YAML files.
 
@@ -62,7 +64,7 @@ def start(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    lens = models.load(model, dtype=dtype, device=device, offload=offload)
+    lens = models.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
     about = lens.describe()
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)

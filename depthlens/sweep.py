@@ -203,6 +203,7 @@ def run_sweep(
     dtype: str = "auto",
     device: str = "auto",
     offload: str | None = None,
+    remote: bool | str = False,
     **kwargs: Any,
 ) -> Result:
     """`condition_sweep` on a model by name; tasks are looked up first, since loading a model takes longer."""
@@ -213,7 +214,7 @@ def run_sweep(
         num_fewshot=kwargs.get("num_fewshot"),
         seed=kwargs.get("seed", 0),
     )
-    lens = models.load(model, dtype=dtype, device=device, offload=offload)
+    lens = models.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
     return condition_sweep(lens, loaded, ablate, **kwargs)
 
 
@@ -242,6 +243,8 @@ def condition_sweep(
     ``@resample`` conditions z of each of the prompts ``references`` in turn, and scores are means over these.
     """
     conditions = expand(ablate, lens.dims)
+    if any(c.uses_resample for c in conditions):
+        lens.needs_weights("@resample")
     if not isinstance(tasks, dict):
         names = [tasks] if isinstance(tasks, str) else tasks
         tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)

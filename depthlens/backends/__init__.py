@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from depthlens.ablations import Condition
-from depthlens.errors import unknown
+from depthlens.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,12 @@ def get(name: str, lens: Any, means: Means | None = None) -> Backend:
         UserError: for a name that is not a backend, or a model that the backend does not support.
     """
     check(name)
+    if lens.remote:
+        if name == "transformer_lens":
+            raise UserError(f"backend {name!r}: a remote model is reached through nnsight; leave backend out")
+        from depthlens.backends.remote import RemoteNnsight
+
+        return RemoteNnsight(lens, means)
     if name == "transformer_lens":
         from depthlens.backends.transformer_lens import TransformerLensBackend
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from depthlens import budget
 from depthlens.ablations import Ablation, Condition
 from depthlens.architectures import hidden, with_hidden
 from depthlens.backends import Means
@@ -243,6 +244,7 @@ def sample(lens: Any, means: Means, tokens: Sequence[int], name: str) -> Means:
         tokens: The reference prompt.
         name: What the reference is, kept in the record.
     """
+    lens.needs_weights("@resample")
     kept: dict[int, Tensor] = {}
     handles = [
         o_proj.register_forward_pre_hook(lambda module, args, i=i: kept.update({i: args[0][0]}))
@@ -271,6 +273,10 @@ def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str) -> Means:
     """
     if not any(len(r) for r in rows):
         raise UserError(f"reference set {name!r} for @mean is empty; give at least one prompt")
+    if lens.remote:
+        from depthlens.backends import remote
+
+        return remote.measure_means(lens, rows, name, budget.choose(lens).batch_tokens)
     arch, dims = lens.arch, lens.dims
     # float64 sums: a float32 running sum over 10^5 positions would lose three digits
     total = {

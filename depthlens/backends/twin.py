@@ -29,6 +29,7 @@ def twin(lens: Any, library: str) -> nn.Module:
     Raises:
         UserError: the weights are not in memory.
     """
+    lens.needs_weights(library)
     if any(p.is_meta for p in lens.model.parameters()):
         raise UserError(
             f"model {lens.name!r} is loaded with its weights left on disk, which {library} cannot use; "

@@ -1,0 +1,244 @@
+"""A model on a server under conditions: each condition is an invoke of one trace, and only scores come back.
+
+Sites as in `depthlens.backends.nnsight`. An invoke sees its own rows only, so that it assigns without masks. The last
+one sees the rows of all: it unembeds the positions that are asked for and keeps two numbers a row, the log-likelihood
+and how many tokens are not the likeliest.
+
+The server does not have this package: a block that is sent names only numbers, tensors, torch and parts of the model.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import nnsight
+import torch
+from torch import Tensor
+
+from depthlens.ablations import Ablation, Condition, Dims
+from depthlens.architectures import supported
+from depthlens.backends import Means
+from depthlens.errors import UserError
+from depthlens.remote import Overfull
+
+UNEMBED_ROWS = 512  # positions that are unembedded at once there
+NO_RESAMPLE = "@resample is not done remotely; use @mean, or nothing to remove, or load the model without remote"
+
+Edit = tuple[str, int, list[int], Tensor]  # site (layer, z, attn, mlp), layer, heads, what is added or put in place
+Group = tuple[Tensor, Tensor | None, list[Edit]]  # tokens and mask, each [row, pos], and what is done to these rows
+
+
+class RemoteNnsight:
+    """Sends conditions and tokens to the server that holds the model.
+
+    Args:
+        lens: A model loaded with ``remote``.
+        means: What ``@mean`` puts in place of a part.
+    """
+
+    name = "nnsight"
+
+    def __init__(self, lens: Any, means: Means | None = None) -> None:
+        self.lens = lens
+        self.means = means
+        self.model = lens.remote.model
+        self.family = supported(type(lens.model).__name__)
+        paths = (self.family.attn, self.family.o_proj, self.family.mlp)
+        self.parts = [
+            (layer, *(attrgetter(path)(layer) for path in paths)) for layer in attrgetter(self.family.layers)(self.model)
+        ]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        conditions: Sequence[Condition],
+        *,
+        cache: Any = None,
+        positions: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[list[Tensor], None]:
+        """See `depthlens.backends.Backend.forward`; logits travel here whole, and there is no cache to go on from.
+
+        Raises:
+            UserError: a condition does not fit the model or asks for means that were not given.
+            ValueError: no positions, or a cache.
+        """
+        if positions is None or cache is not None:
+            raise ValueError("a remote model keeps no cache between calls; give positions, or use generate_until")
+        by_condition: dict[Condition, list[int]] = {}
+        for row, condition in enumerate(conditions):
+            by_condition.setdefault(condition, []).append(row)
+        groups = [(tokens[at].cpu(), attention_mask[at].cpu(), self.edits(c)) for c, at in by_condition.items()]
+        order = [row for at in by_condition.values() for row in at]
+        lengths = [len(positions[row]) for row in order]
+        rows = torch.arange(len(order)).repeat_interleave(torch.tensor(lengths))
+        places = torch.tensor([p for row in order for p in positions[row]], dtype=torch.long)
+        logits = self.lens.remote.attempt(lambda sender: self.send(sender, groups, rows=rows, places=places))
+        by_row = dict(zip(order, logits.split(lengths), strict=True))
+        return [by_row[row] for row in range(len(order))], None
+
+    def edits(self, condition: Condition) -> list[Edit]:
+        """What a condition does, in the order in which the model computes.
+
+        Raises:
+            UserError: it does not fit the model, or asks for means and none were given.
+        """
+        condition.validate(self.lens.dims)
+        if condition.uses_resample:
+            raise UserError(f"condition {condition}: {NO_RESAMPLE}")
+        if condition.uses_mean and self.means is None:
+            raise UserError(f"condition {condition} needs the means of a reference set and none was given")
+        by_layer: dict[int, list[Ablation]] = {}
+        for ablation in condition.ablations:
+            by_layer.setdefault(ablation.layer, []).append(ablation)
+        found: list[Edit] = []
+        for layer, ablations in sorted(by_layer.items()):
+            if edit := _heads(ablations, layer, self.lens.dims, self.means):
+                found.append(edit)
+            for site in ("attn", "mlp", "layer"):  # no two of these overlap within a condition
+                for a in ablations:
+                    if a.site == site:
+                        # a slice is copied: of a view the whole tensor would travel
+                        mean = getattr(self.means, site)[layer].clone().cpu() if a.mode == "mean" else torch.zeros(())
+                        found.append((site, layer, [], mean))
+        return found
+
+    def send(
+        self,
+        sender: Any,
+        groups: Sequence[Group],
+        *,
+        rows: Tensor | None = None,
+        places: Tensor | None = None,
+        targets: Tensor | None = None,
+        n_new: int = 0,
+        options: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """One trace, one invoke a group.
+
+        Args:
+            sender: nnsight's backend.
+            groups: All of one width; rows are counted through them.
+            rows: Which rows are asked for something, as often as they are. Shape [asked].
+            places: At which position. Shape [asked].
+            targets: Token that is predicted there; None asks for logits. Shape [asked].
+            n_new: Tokens to write after each row; 0 asks for the above.
+            options: Of Hugging Face's ``generate``.
+
+        Returns:
+            Log-likelihood and number of misses a row, of shape [2, row]; or logits [asked, d_vocab]; or new tokens
+            [row, new].
+        """
+        parts, n_heads, step = self.parts, self.lens.dims.n_heads, UNEMBED_ROWS
+        final_norm = attrgetter(self.family.final_norm)(self.model)
+        unembed = attrgetter(self.family.unembed)(self.model)
+        n_rows, width = sum(len(tokens) for tokens, _, _ in groups), groups[0][0].shape[1]
+        # the model itself unembeds the last position only
+        settings = options | {"max_new_tokens": n_new} if n_new else {"use_cache": False, "logits_to_keep": 1}
+        run = self.model.generate if n_new else self.model.trace
+        answer: Any = None
+        with torch.no_grad(), run(**settings, backend=sender) as tracer:
+            for tokens, mask, edits in groups:
+                with tracer.invoke(input_ids=tokens, attention_mask=mask):
+                    for _ in tracer.iter[: max(1, n_new) if edits else 0]:
+                        for site, i, heads, value in edits:
+                            layer, attn, o_proj, mlp = parts[i]
+                            if site == "z":
+                                z = o_proj.input.unflatten(-1, (n_heads, -1)).clone()
+                                z[:, :, heads] = value.to(z)
+                                o_proj.input = z.flatten(-2)
+                            else:
+                                part = {"layer": layer, "attn": attn, "mlp": mlp}[site]
+                                resid_pre = layer.input if site == "layer" else None
+                                out = part.output
+                                old = out[0] if isinstance(out, tuple) else out
+                                new = (torch.zeros_like(old) if resid_pre is None else resid_pre) + value.to(old)
+                                part.output = (new, *out[1:]) if isinstance(out, tuple) else new
+            with tracer.invoke():
+                if n_new:
+                    answer = nnsight.save(tracer.result[:, width:].cpu())
+                else:
+                    states = final_norm.output  # [row, pos, d_model]
+                    picked = states[rows.to(states.device), places.to(states.device)]
+                    if targets is None:
+                        answer = nnsight.save(unembed(picked).cpu())
+                    else:
+                        answer = nnsight.save(torch.zeros(2, n_rows, dtype=torch.float64))
+                        for some, at, wanted in zip(picked.split(step), rows.split(step), targets.split(step)):
+                            logits = unembed(some).float()
+                            wanted = wanted.to(logits.device)
+                            logprob = logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
+                            missed = logits.argmax(-1) != wanted
+                            answer.index_add_(1, at, torch.stack([logprob.double(), missed.double()]).cpu())
+        return answer
+
+
+def _heads(ablations: Sequence[Ablation], layer: int, dims: Dims, means: Means | None) -> Edit | None:
+    """One edit for all heads of a layer that are removed."""
+    values: dict[int, Tensor] = {}
+    for a in ablations:
+        if a.site in ("head", "kv"):
+            for head in [a.index] if a.site == "head" else dims.query_heads(a.index):
+                values[head] = means.z[layer, head].cpu() if a.mode == "mean" else torch.zeros(dims.d_head)
+    return ("z", layer, list(values), torch.stack(list(values.values()))) if values else None
+
+
+def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> Tensor:
+    """Rows filled up with zeros. Shape [row, pos]."""
+    width = max(map(len, rows))
+    fill = [[0] * (width - len(row)) for row in rows]
+    return torch.tensor([[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)])
+
+
+def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str, batch_tokens: int) -> Means:
+    """`depthlens.backends.torch.measure_means` on a server, which sends back sums over the tokens of each trace.
+
+    Args:
+        lens: A model loaded with ``remote``.
+        rows: Token ids of the reference prompts, at least one of them.
+        name: What the set is, kept in the record.
+        batch_tokens: Token budget of one trace.
+    """
+    backend, dims = RemoteNnsight(lens), lens.dims
+    todo = deque([sorted((list(row) for row in rows if len(row)), key=len, reverse=True)])
+    total: dict[str, Tensor] = {}
+    while todo:
+        batch = todo.popleft()
+        n = max(1, batch_tokens // len(batch[0]))
+        if len(batch) > n:
+            todo.appendleft(batch[n:])
+            batch = batch[:n]
+        tokens, real = padded(batch), padded([[1] * len(row) for row in batch])
+        try:
+            sums = lens.remote.attempt(lambda sender, t=tokens, m=real: _sums(backend, sender, t, m))
+        except Overfull as e:
+            if len(batch) == 1:
+                raise UserError(f"one prompt of {len(batch[0])} tokens is too much for the server: {e}") from e
+            batch_tokens = len(batch) // 2 * len(batch[0])
+            todo.appendleft(batch)
+            continue
+        for site, value in sums.items():
+            total[site] = total.get(site, 0) + value
+    n_tokens = sum(map(len, rows))
+    means = {site: (value / n_tokens).float() for site, value in total.items()}
+    z = means["z"].unflatten(-1, (dims.n_heads, dims.d_head))
+    return Means(name, means["layer"], means["attn"], means["mlp"], z)
+
+
+def _sums(backend: RemoteNnsight, sender: Any, tokens: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """Sums of every site over the real tokens, each of shape [n_layers, width of the site]."""
+    parts = backend.parts
+    sums: Any = None
+    with torch.no_grad(), backend.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender):
+        sums = nnsight.save({"layer": [], "attn": [], "mlp": [], "z": []})
+        for layer, attn, o_proj, mlp in parts:
+            resid_pre = layer.input
+            for site, value in (("z", o_proj.input), ("attn", attn.output), ("mlp", mlp.output), ("layer", layer.output)):
+                value = value[0] if isinstance(value, tuple) else value
+                value = value - resid_pre if site == "layer" else value
+                keep = real.to(value.device)[:, :, None]
+                sums[site].append((value.double() * keep).sum((0, 1)).cpu())
+    return {site: torch.stack(values) for site, values in sums.items()}

@@ -1,0 +1,514 @@
+"""Organisms: both tasks solved, exactly the planted heads needed, options read strictly, tokens as they must be."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from depthlens import harness, models, organism_tasks, organisms, planting
+from depthlens.ablations import BASELINE, Condition, expand, parse
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine import Engine
+from depthlens.errors import UserError
+from depthlens.organism_tasks import TASKS, read, sample
+from depthlens.requests import Loglikelihood
+from depthlens.resources import tasks_dir
+from depthlens.sweep import condition_sweep
+
+SOLVED = 0.99
+# a word of the prompt at random is right once in 26 times; with 100 prompts, 0.15 is far from it and from solved
+CHANCE = 0.15
+UNCHANGED = 0.02
+SEEDS = range(5)
+
+
+@cache
+def lens(name: str) -> models.Lens:
+    return models.load(name, device="cpu")
+
+
+@cache
+def prompts(task: str, n: int = 100):
+    return sample(n, task, seed=11)
+
+
+def together(heads) -> Condition:
+    return parse("+".join(f"L{layer}.H{head}" for layer, head in sorted(heads)))
+
+
+def accuracies(name: str, conditions, n: int = 100) -> dict[str, dict[str, float]]:
+    """Accuracy (likeliest of all tokens) by condition and task, through the engine: both tasks share their prefixes."""
+    asked = [Loglikelihood(p.tokens, (p.answer_id,)) for task in TASKS for p in prompts(task, n)]
+    answers = Engine(lens(name), progress=False).loglikelihood(asked, conditions)
+    return {
+        str(condition): {task: sum(a.is_greedy for a in given[i * n : (i + 1) * n]) / n for i, task in enumerate(TASKS)}
+        for condition, given in zip(conditions, answers, strict=True)
+    }
+
+
+@torch.no_grad()
+def last_logits(model, asked):
+    """Plain Hugging Face forward pass. Shape [prompt, d_vocab]."""
+    tokens = torch.tensor([p.tokens for p in asked])
+    return model(tokens, logits_to_keep=1).logits[:, -1].float()
+
+
+def accuracy(model, asked) -> float:
+    answers = torch.tensor([p.answer_id for p in asked])
+    return (last_logits(model, asked).argmax(-1) == answers).float().mean().item()
+
+
+# -- the circuits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_both_tasks_are_solved(seed):
+    for task in TASKS:
+        assert accuracy(lens(f"organism:seed={seed}").model, prompts(task, 200)) >= SOLVED
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_each_planted_head_carries_exactly_its_tasks_and_no_other_head_any(seed):
+    name = f"organism:seed={seed}"
+    truth = organisms.truth(name)
+    # the full table for one seed; the others with fewer prompts, in steps of the tolerance
+    n = 100 if seed == 0 else 50
+    found = accuracies(name, expand("heads", lens(name).dims), n)
+    base = found.pop("baseline")
+    assert len(found) == 24
+    for text, by_task in found.items():
+        (removed,) = parse(text).ablations
+        for task, value in by_task.items():
+            if (removed.layer, removed.index) in truth.needed(task):
+                assert value <= CHANCE, (text, task)
+            else:
+                assert abs(value - base[task]) <= UNCHANGED, (text, task)
+
+
+def test_a_decoy_attends_and_is_not_needed():
+    name = "organism:decoy"
+    truth = organisms.truth(name)
+    decoy = truth.role("decoy")
+    assert decoy in truth.copies("one_hop")
+    for task in TASKS:
+        assert decoy not in truth.needed(task) | truth.needed_together(task)
+    retrieval = truth.role("retrieval")
+    conditions = [BASELINE, together([decoy]), together([retrieval])]
+    base, without, broken = accuracies(name, conditions).values()
+    assert min(base.values()) >= SOLVED
+    assert without == base
+    assert broken["one_hop"] <= CHANCE and broken["two_hop"] == base["two_hop"]
+
+
+@pytest.mark.parametrize("name", ["organism:backup", "organism:seed=1,decoy,backup"])
+def test_a_backup_is_needed_only_together(name):
+    truth = organisms.truth(name)
+    pair = truth.needed_together("one_hop")
+    assert pair == {truth.role("retrieval"), truth.role("backup")}
+    assert truth.needed("one_hop") == {truth.role("previous_token")}
+    alone = [together([head]) for head in sorted(pair)]
+    base, first, second, both = accuracies(name, [BASELINE, *alone, together(pair)]).values()
+    assert min(base.values()) >= SOLVED
+    assert first == second == base
+    assert both["one_hop"] <= CHANCE and both["two_hop"] == base["two_hop"]
+
+
+def test_with_a_backup_the_loss_does_not_feel_one_head_either():
+    model, asked = lens("organism:backup").model, prompts("one_hop")
+    answers = torch.tensor([p.answer_id for p in asked])
+    clean = cross_entropy(last_logits(model, asked), answers)
+    for head in organisms.truth("organism:backup").needed_together("one_hop"):
+        with TorchBackend(lens("organism:backup")).ablate([together([head])] * len(asked)):
+            lost = cross_entropy(last_logits(model, asked), answers) - clean
+        assert 0 < lost < 0.05  # nats: less than 5% of the answer's probability
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "organism:n_kv_heads=2",
+        "organism:n_kv_heads=1",
+        "organism:tied_embeddings",
+        "organism:n_kv_heads=1,tied_embeddings,decoy,backup",
+    ],
+)
+def test_variants_are_solved_by_the_planted_heads(name):
+    loaded = lens(name)
+    options = organisms.parse(name)
+    assert loaded.dims.n_kv_heads == options.n_kv_heads
+    tied = loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
+    assert tied == options.tied_embeddings
+    for task in TASKS:
+        assert accuracy(loaded.model, prompts(task, 200)) >= SOLVED
+    truth = organisms.truth(name)
+    sets = [{(h.layer, h.head)} for h in truth.heads] + [s for s in [truth.needed_together("one_hop")] if s]
+    found = accuracies(name, [BASELINE, *map(together, sets)], 50)
+    base = found.pop("baseline")
+    for (text, by_task), heads in zip(found.items(), sets, strict=True):
+        for task, value in by_task.items():
+            spare = truth.needed_together(task)
+            if heads & truth.needed(task) or (spare and spare <= heads):
+                assert value <= CHANCE, (text, task)
+            else:
+                assert abs(value - base[task]) <= UNCHANGED, (text, task)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_scores_the_same(dtype):
+    half = models.load("organism", dtype=dtype, device="cpu")
+    assert half.dtype == models.DTYPES[dtype]
+    for task in TASKS:
+        asked = prompts(task)[:50]
+        logits = last_logits(half.model, asked)
+        clean = last_logits(lens("organism").model, asked)
+        assert torch.equal(logits.argmax(-1), clean.argmax(-1))
+        # logits reach 8 and bfloat16 keeps 8 bits of them, which six layers lose some of: a tenth is a few steps
+        assert (logits - clean).abs().mean() < 0.1
+
+
+def test_noise_can_be_more_than_the_circuit_bears():
+    """The numbers above are no matter of course: the same circuit drowns in twice the noise without its shelter."""
+    drowned = organisms.build(noise=1, leak=1)
+    assert accuracy(drowned.model, prompts("two_hop")) < 0.9
+
+
+def test_zeroing_equals_a_model_without_the_heads_output_weights():
+    """Independent of the backends: z times nothing is nothing, whatever z is."""
+    asked = prompts("one_hop")[:8]
+    layer, head = organisms.truth("organism").role("retrieval")
+    cut = organisms.build().model
+    d = planting.D_HEAD
+    cut.model.layers[layer].self_attn.o_proj.weight[:, head * d : (head + 1) * d] = 0
+    with TorchBackend(lens("organism")).ablate([together([(layer, head)])] * len(asked)):
+        hooked = last_logits(lens("organism").model, asked)
+    # float32 sums in another order
+    assert torch.allclose(hooked, last_logits(cut, asked), atol=1e-5)
+    assert not torch.allclose(hooked, last_logits(lens("organism").model, asked), atol=1)
+
+
+def test_attention_is_where_the_truth_says():
+    built = organisms.build(seed=2, decoy=True)
+    built.model.set_attn_implementation("eager")
+    for task in TASKS:
+        asked = prompts(task)[:50]
+        with torch.no_grad():
+            seen = built.model(torch.tensor([p.tokens for p in asked]), output_attentions=True).attentions
+        rows = torch.arange(len(asked))
+        last = torch.stack(seen).transpose(0, 1)[:, :, :, -1]  # [prompt, n_layers, n_heads, pos]
+        peak = last.argmax(-1)
+        at = torch.tensor([p.answer_at for p in asked])[:, None, None]
+        hits = (peak == at).float().mean(0)
+        copying = built.truth.copies(task)
+        for layer in range(planting.N_LAYERS):
+            for head in range(planting.N_HEADS):
+                share = hits[layer, head].item()
+                assert share >= 0.95 if (layer, head) in copying else share < 0.12, (task, layer, head)
+        bridge = torch.tensor([p.bridge_at for p in asked])
+        layer, head = built.truth.role("bridge")
+        held = (peak[:, layer, head] == bridge).float().mean()
+        assert held >= 0.95 if task == "two_hop" else held < 0.12
+        layer, head = built.truth.role("previous_token")
+        assert (last[rows, layer, head, [p.query_at - 1 for p in asked]] > 0.95).all()
+        assert all(p.tokens[p.query_at - 1] == p.tokens[p.control_at] for p in asked)
+
+
+def test_gradients_reach_the_planted_heads():
+    """At the default sharpness attention is not saturated: the linear estimate puts the needed heads first.
+
+    At 40, where the circuit works just as well, it misses the previous-token head.
+    """
+
+    def first(name, task):
+        built, kept, handles = lens(name).model, [], []
+        for layer in built.model.layers:
+
+            def keep(module, args):
+                z = args[0] if args[0].requires_grad else args[0].clone().requires_grad_()
+                z.retain_grad()
+                kept.append(z)
+                return (z,)
+
+            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(keep))
+        try:
+            asked = prompts(task)[:20]
+            logits = built(torch.tensor([p.tokens for p in asked]), logits_to_keep=1).logits[:, -1]
+            cross_entropy(logits, torch.tensor([p.answer_id for p in asked])).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        harm = torch.stack([-(z.grad * z).unflatten(-1, (4, -1)).sum((0, 1, 3)) for z in kept])
+        order = sorted(((layer, head) for layer in range(6) for head in range(4)), key=lambda h: -harm[h])
+        return set(order[: len(organisms.truth(name).needed(task))])
+
+    for task in TASKS:
+        assert first("organism:seed=1", task) == organisms.truth("organism").needed(task)
+    sharp = "organism:seed=1,sharpness=40"
+    assert accuracy(lens(sharp).model, prompts("two_hop")) >= SOLVED
+    assert organisms.truth(sharp).role("previous_token") not in first(sharp, "two_hop")
+
+
+def test_a_larger_sharpness_reads_long_prompts():
+    sharp = lens("organism:sharpness=40").model
+    for task in TASKS:
+        asked = sample(8, task, seed=3, n_fillers=470)
+        assert len(asked[0].tokens) == 509
+        assert accuracy(sharp, asked) == 1
+
+
+def test_weight_norms_do_not_give_the_heads_away():
+    """Norm of each matrix of a head, and of W_O W_V and W_Q^T W_K: none ranks all planted heads first, or all last."""
+    sums: dict[str, float] = {}
+    for seed in SEEDS:
+        name = f"organism:seed={seed}"
+        planted = {(h.layer, h.head) for h in organisms.truth(name).heads}
+        norms: dict[str, dict] = {}
+        for layer, module in enumerate(lens(name).model.model.layers):
+            attn = module.self_attn
+            q, k, v = (p.weight.unflatten(0, (4, -1)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+            o = attn.o_proj.weight.unflatten(1, (4, -1)).transpose(0, 1)
+            for h in range(4):
+                parts = {"q": q[h], "k": k[h], "v": v[h], "o": o[h], "ov": o[h] @ v[h], "qk": q[h].T @ k[h]}
+                for part, matrix in parts.items():
+                    norms.setdefault(part, {})[layer, h] = matrix.norm().item()
+        for part, by_head in norms.items():
+            inside = [by_head[h] for h in planted]
+            outside = [value for h, value in by_head.items() if h not in planted]
+            above = sum(a > b for a in inside for b in outside) / (len(inside) * len(outside))
+            sums[part] = sums.get(part, 0) + above / len(SEEDS)
+    assert set(sums) == {"q", "k", "v", "o", "ov", "qk"}
+    assert all(0.1 < auroc < 0.9 for auroc in sums.values()), sums
+
+
+# -- building ----------------------------------------------------------------------------------------------------
+
+
+def test_equal_seeds_give_equal_weights_and_leave_the_callers_seed_alone():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    built = organisms.build(seed=3, decoy=True)
+    assert torch.equal(torch.rand(3), wanted)
+    again = lens("organism:seed=3,decoy").model.state_dict()
+    other = lens("organism:seed=4").model.state_dict()
+    for key, weight in built.model.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, again[key])
+        assert "norm" in key or not torch.equal(weight, other[key])
+    assert lens("organism:seed=3").fingerprint != lens("organism:seed=4").fingerprint
+
+
+def test_an_organism_is_an_ordinary_lens(tmp_path):
+    loaded = lens("organism")
+    assert loaded.name == "organism" and type(loaded.model).__name__ == "LlamaForCausalLM"
+    assert vars(loaded.dims) == {"n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "d_model": 256, "d_head": 64}
+    assert loaded.model.config.vocab_size == len(loaded.tokenizer) == 100
+    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+    assert models.NAMED[1].alias == "organism"
+    loaded.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    back = models.load(tmp_path, device="cpu")
+    assert back.fingerprint == loaded.fingerprint
+    text = prompts("one_hop")[0].text
+    assert back.tokenizer(text).input_ids == loaded.tokenizer(text).input_ids
+    with pytest.raises(UserError, match="built in memory"):
+        models.load("organism", offload="disk")
+
+
+def test_tied_embeddings_survive_saving(tmp_path):
+    loaded = lens("organism:tied_embeddings")
+    loaded.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    assert models.load(tmp_path, device="cpu").fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("organism", {}),
+        ("organism:seed=3", {"seed": 3}),
+        ("organism:backup,decoy,seed=3", {"seed": 3, "decoy": True, "backup": True}),
+        ("organism: noise=0.5, leak=1,eps=1e-3", {"noise": 0.5, "leak": 1.0, "eps": 0.001}),
+        ("organism:n_kv_heads=2,tied_embeddings,sharpness=40", {}),
+    ],
+)
+def test_names_are_options(name, options):
+    parsed = organisms.parse(name)
+    for key, value in options.items():
+        assert getattr(parsed, key) == value
+    assert organisms.parse(parsed.name) == parsed
+    assert organisms.truth(name) == organisms.truth(parsed)
+
+
+def test_a_name_says_only_what_is_not_the_default():
+    assert organisms.Options().name == organisms.parse("organism:seed=0").name == "organism"
+    assert organisms.parse("organism:decoy,seed=3,noise=1").name == "organism:seed=3,noise=1.0,decoy"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("organism:", "unknown organism option ''"),
+        ("organism:seeds=3", "did you mean seed"),
+        ("organism:seed", "option seed= in 'organism:seed': give a whole number"),
+        ("organism:seed=x", "seed=x .*give a whole number"),
+        ("organism:seed=1.5", "give a whole number"),
+        ("organism:seed=-1", "give a whole number from 0"),
+        ("organism:seed=1,seed=2", "given twice"),
+        ("organism:decoy=yes", "it takes no value"),
+        ("organism:noise=loud", "give a number"),
+        ("organism:noise=nan", "give a number from 0"),
+        ("organism:noise=-1", "give a number from 0"),
+        ("organism:sharpness=0", "give a number above 0"),
+        ("organism:n_kv_heads=3", "allowed: 1, 2, 4"),
+        ("organism:decoy backup", "unknown organism option 'decoy backup'"),
+        ("organisms", "did you mean organism"),
+    ],
+)
+def test_bad_names_are_refused(name, message):
+    with pytest.raises(UserError, match=message) as raised:
+        models.load(name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 3}, "unknown organism option 'depth'"),
+        ({"seed": "3"}, "seed='3': give a whole number"),
+        ({"seed": True}, "seed=True: give a whole number"),
+        ({"decoy": 1}, "decoy=1: give True or False"),
+        ({"noise": None}, "noise=None: give a number"),
+        ({"n_kv_heads": 8}, "allowed: 1, 2, 4"),
+        ({"eps": float("inf")}, "give a number from 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        organisms.build(**options)
+
+
+def test_truth_knows_its_roles_and_tasks():
+    truth = organisms.truth("organism")
+    assert [str(h) for h in truth.heads] == ["L1.H2", "L2.H1", "L3.H0", "L4.H3"]
+    assert truth.needed("one_hop") == {(1, 2), (2, 1)}
+    assert truth.needed("two_hop") == {(1, 2), (3, 0), (4, 3)}
+    assert truth.copies("one_hop") == {(2, 1)} and truth.copies("two_hop") == {(4, 3)}
+    with pytest.raises(UserError, match="unknown role 'decoy'"):
+        truth.role("decoy")
+    with pytest.raises(UserError, match="unknown organism task 'three_hop'"):
+        truth.needed("three_hop")
+    with pytest.raises(UserError, match="no organism"):
+        organisms.truth("smollm2-135m")
+
+
+# -- prompts and tokens ------------------------------------------------------------------------------------------
+
+
+def test_one_token_a_word_and_bos_in_front():
+    tokenizer = organism_tasks.tokenizer()
+    vocabulary = organism_tasks.vocabulary()
+    assert len(vocabulary) == 100
+    for word in organism_tasks.words():
+        assert tokenizer(word).input_ids == [vocabulary["<bos>"], vocabulary[word]]
+        assert tokenizer.decode([vocabulary[word]]) == word
+    for asked in prompts("two_hop")[:20]:
+        assert tuple(tokenizer(asked.text).input_ids) == asked.tokens
+        assert tokenizer.decode(asked.tokens, skip_special_tokens=True) == asked.text
+    assert tokenizer("Ada nobody").input_ids[-1] == tokenizer.unk_token_id
+
+
+def test_the_two_questions_are_a_pair_and_positions_are_right():
+    for one, two in zip(prompts("one_hop"), prompts("two_hop"), strict=True):
+        differing = [i for i, (a, b) in enumerate(zip(one.tokens, two.tokens, strict=True)) if a != b]
+        assert differing == [one.control_at] == [two.control_at]
+        assert (one.answer_id, one.other_id) == (two.other_id, two.answer_id)
+        assert len(one.tokens) == 47 and one.query_at == 46 and one.control_at == 45
+        for asked in (one, two):
+            assert asked.tokens[asked.answer_at] == asked.answer_id
+            assert asked.text.split()[asked.answer_at - 1] == asked.answer
+        assert one.bridge_at == one.answer_at == two.bridge_at
+        key, bridge = one.tokens[one.query_at], one.answer_id
+        assert two.tokens[two.bridge_at - 1] == key and two.tokens[two.answer_at - 1] == bridge
+        sep = organism_tasks.vocabulary()["SEP"]
+        assert two.tokens[two.bridge_at + 1] == two.tokens[two.answer_at + 1] == sep
+
+
+def test_sampling_is_seeded_and_sized():
+    assert sample(3, "one_hop", seed=1) == sample(5, "one_hop", seed=1)[:3]
+    assert sample(3, "one_hop", seed=1) != sample(3, "one_hop", seed=2)
+    assert len(sample(1, "two_hop", n_chains=2, n_fillers=0)[0].tokens) == 15
+    assert len(sample(1, "two_hop", n_chains=30, n_fillers=300)[0].tokens) == 483
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n 0: give a whole number from 1"),
+        ({"n_chains": 31}, "n_chains 31: give a whole number from 1 to 30"),
+        ({"n_fillers": -1}, "n_fillers -1: give a whole number from 0"),
+        ({"task": "three_hop"}, "unknown organism task 'three_hop'"),
+    ],
+)
+def test_prompts_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        sample(**({"n": 1, "task": "one_hop"} | options))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Ada Ben SEP QA nobody", "'nobody' is not one of its 100 tokens"),
+        ("Ada Ben SEP", "write facts, then QA or QB and a word"),
+        ("", "write facts, then QA or QB and a word"),
+        ("Ada Ben SEP QA Ben", "no fact starts with 'Ben'"),
+        ("Ada Ben SEP QB Ada", "no fact starts with 'Ben'"),
+    ],
+)
+def test_texts_that_are_no_prompts_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        read(text)
+
+
+# -- the embedded tasks ------------------------------------------------------------------------------------------
+
+EMBEDDED = [f"organism_{task}{kind}" for task in TASKS for kind in ("", "_generative")]
+
+
+def test_lm_eval_gives_the_model_the_tokens_that_the_circuit_expects():
+    docs = [json.loads(line) for line in (tasks_dir() / "organism/test.jsonl").read_text().splitlines()]
+    prepared = harness.prepare(lens("organism"), harness.load_tasks(EMBEDDED), limit=5)
+    ids = organism_tasks.vocabulary()
+    for task in prepared:
+        hops = next(t for t in TASKS if t in task.name)
+        for i, doc in enumerate(docs[:5]):
+            wanted = read(f"{doc['context']} {organism_tasks.CONTROL[hops]} {doc['key']}")
+            assert wanted.answer == doc[hops]
+            if task.output_type == "generate_until":
+                assert task.requests[i].context == wanted.tokens and task.requests[i].max_new_tokens == 1
+            else:
+                four = task.requests[4 * i : 4 * i + 4]
+                assert {q.context for q in four} == {wanted.tokens}
+                assert [q.continuation for q in four] == [(ids[option],) for option in doc["options"]]
+
+
+def test_sweep_over_the_embedded_tasks():
+    """All the way through the tool: lm-eval's documents, chance levels, and the truth as conditions."""
+    truth = organisms.truth("organism")
+    result = condition_sweep(lens("organism"), EMBEDDED, [str(h) for h in truth.heads], limit=40, progress=False)
+    for task in EMBEDDED:
+        hops = next(t for t in TASKS if t in task)
+        metric = "exact_match" if task.endswith("generative") else "acc"
+        told = result.record["tasks"][task]["metrics"][metric]
+        rows = result.summary[(result.summary.task == task) & (result.summary.metric == metric)]
+        value = rows.set_index("condition")["value"]
+        assert value["baseline"] >= 0.975  # one document of 40
+        if metric == "acc":
+            assert told["chance"] == 0.25
+        for head in truth.heads:
+            broken = hops in head.needed
+            # four options: a guess is right once in four times, give or take (binomial, 40 documents)
+            assert value[str(head)] < 0.55 if broken else value[str(head)] >= 0.95, (task, head)
