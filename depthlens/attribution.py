@@ -74,18 +74,23 @@ def attribute(
     logprobs = torch.zeros(len(requests))
     # a backward pass holds every layer of the batch, where the budget is meant for one
     tokens = batch_tokens or max(1, budget.choose(lens).batch_tokens)
-    order = sorted(range(len(requests)), key=lambda i: -_length(requests[i]))
+    order = list(range(len(requests)))
     start = 0
     with tqdm(total=len(requests), desc="attribution", unit="row", disable=not progress) as bar:
         while start < len(order):
-            batch = order[start : start + max(1, tokens // _length(requests[order[start]]))]
+            batch, size = [], 0
+            for i in order[start:]:
+                size += _length(requests[i])
+                if batch and size > tokens:
+                    break
+                batch.append(i)
             try:
                 asked, by = [requests[i] for i in batch], [factors[i] for i in batch]
                 change, logprob = _batch(lens, asked, by, means if mode == "mean" else None)
             except (torch.OutOfMemoryError, RuntimeError) as e:
                 if not out_of_memory(e) or len(batch) == 1:
                     raise
-                tokens = max(1, len(batch) // 2 * _length(requests[order[start]]))
+                tokens = sum(_length(requests[i]) for i in batch) // 2
                 continue
             estimates[batch], logprobs[batch] = change, logprob
             start += len(batch)
@@ -100,13 +105,12 @@ def _length(request: Loglikelihood) -> int:
 def _batch(
     lens: Any, requests: list[Loglikelihood], weights: list[Sequence[float]], means: Means | None
 ) -> tuple[Tensor, Tensor]:
-    """One forward and one backward pass of a padded batch; see `attribute` for the shapes."""
+    """One forward and one backward pass of requests laid end to end; see `attribute` for the shapes."""
     arch, dims, device = lens.arch, lens.dims, lens.device
-    width = max(map(_length, requests))
-    tokens = torch.zeros(len(requests), width, dtype=torch.long)
-    for row, q in zip(tokens, requests, strict=True):
-        row[: _length(q)] = torch.tensor((*q.context, *q.continuation)[:-1])
-    tokens = tokens.to(device)
+    lengths = [_length(q) for q in requests]
+    tokens = torch.tensor([[t for q in requests for t in (*q.context, *q.continuation)[:-1]]], device=device)
+    # positions that start again tell the model where a sequence ends: attention stays within each, without padding
+    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
@@ -122,26 +126,28 @@ def _batch(
     handles = [arch.o_proj[i].register_forward_pre_hook(keep(i)) for i in range(dims.n_layers)]
     try:
         with torch.enable_grad():
-            # padding stands on the right, where causal attention never looks, so no mask is needed
-            states = lens.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            spans = [torch.arange(len(q.context) - 1, _length(q), device=device) for q in requests]
-            picked = torch.cat([states[i, span] for i, span in enumerate(spans)])
+            model = lens.model.base_model
+            states = model(input_ids=tokens, position_ids=position_ids, use_cache=False).last_hidden_state[0]
+            starts = torch.tensor([0, *lengths]).cumsum(0)
+            spans = [range(at + len(q.context) - 1, at + _length(q)) for at, q in zip(starts, requests, strict=False)]
+            picked = states[[i for span in spans for i in span]]
             wanted = torch.tensor([t for q in requests for t in q.continuation], device=device)
             logits = arch.unembed(picked).float()
             factors = torch.tensor([f for by in weights for f in by], dtype=torch.float32, device=device)
             logprobs = (logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)) * factors
-            # rows do not see each other: the gradient of the sum holds each row's own
+            # sequences do not see each other: the gradient of the sum holds each one's own
             logprobs.sum().backward()
     finally:
         for handle in handles:
             handle.remove()
     change = torch.zeros(len(requests), dims.n_layers, dims.n_heads)
     for layer, z in kept.items():
-        grad = z.grad.unflatten(-1, (dims.n_heads, dims.d_head)).float()  # [row, pos, n_heads, d_head]
+        grad = z.grad.unflatten(-1, (dims.n_heads, dims.d_head)).float()  # [1, pos, n_heads, d_head]
         step = -z.detach().unflatten(-1, (dims.n_heads, dims.d_head)).float()
         if means is not None:
             step = step + means.z[layer]
-        change[:, layer] = (step * grad).sum((1, 3)).cpu()
+        by_token = (step * grad).sum((0, 3)).cpu()  # [pos, n_heads]
+        change[:, layer] = torch.stack([part.sum(0) for part in by_token.split(lengths)])
         z.grad = None
     by_row = [part.sum() for part in logprobs.detach().split([len(q.continuation) for q in requests])]
     return change, torch.stack(by_row).cpu()

@@ -56,6 +56,37 @@ def losses(result: Result, task: str | None = None, metric: str | None = None) -
     return HeadScores(name, unit, values, low, high, int(rows["n"].max()), critical, chosen.record)
 
 
+def contrast(result: Result, task: str, other: str, metric: str | None = None) -> HeadScores:
+    """How much more a head's removal costs on one task than on another: loss minus loss, paired by document.
+
+    High for heads that carry what only ``task`` needs; heads that both need come out near 0.
+
+    Args:
+        result: A head sweep of both tasks, whose documents match one by one (the same prompts, asked differently).
+        task: The task whose heads are wanted.
+        other: The task that is taken off.
+        metric: Which metric; may be left out where the tasks have one.
+
+    Returns:
+        Means over documents, tested against 0.
+
+    Raises:
+        UserError: a task or metric that is not there, or other documents or heads.
+    """
+    metrics = [_only(result.select(task=t), "metric", metric) for t in (task, other)]
+    signs = [1 if result.metric_info(t, m)["higher_is_better"] else -1 for t, m in zip((task, other), metrics, strict=True)]
+    losses = [-sign * _changes(result, t, m) for sign, t, m in zip(signs, (task, other), metrics, strict=True)]
+    if not (losses[0].index.equals(losses[1].index) and losses[0].columns.equals(losses[1].columns)):
+        raise UserError(f"tasks {task} and {other} have different heads or documents; sweep the same")
+    gap = losses[0] - losses[1]
+    heads = [_head(condition) for condition in gap.columns]
+    dims = result.record["model"]["dims"]
+    cases = np.zeros((len(gap), dims["n_layers"], dims["n_heads"]))
+    cases[:, [layer for layer, _ in heads], [head for _, head in heads]] = gap
+    unit = "nats" if set(metrics) == {"answer_logprob"} else ""
+    return HeadScores.of_cases(f"loss on {task} minus {other}", unit, cases, result.record, tested=True, heads=heads)
+
+
 def agreement(one: Result, other: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
     """Spearman's correlation over heads between two head sweeps of the same documents, by task and metric.
 

@@ -19,30 +19,36 @@ def condition(heads: Sequence[Head]) -> Condition:
     return Condition(tuple(Ablation(layer, "head", head) for layer, head in heads))
 
 
-def checked(lens: Any, heads: Sequence[Head]) -> list[Head]:
-    """Heads to test against each other, without repetition.
+def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int = 2) -> list[Head]:
+    """Heads of the argument ``name``, without repetition.
 
     Raises:
-        UserError: fewer than two, or one that the model does not have.
+        UserError: fewer than ``least``, or one that the model does not have.
     """
     unique = list(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
-    if len(unique) < 2:
-        raise UserError(f"among names {len(unique)} heads; heads are tested against each other, so give at least two")
+    if len(unique) < least:
+        why = "heads are tested against each other, so give at least two" if least == 2 else "give at least one"
+        raise UserError(f"{name} names {len(unique)} heads; {why}")
     condition(unique).validate(lens.dims)
     return unique
 
 
-def single(lens: Any, engine: Engine, requests: Sequence[Loglikelihood]) -> tuple[np.ndarray, np.ndarray]:
-    """Loss by removing each head of the model alone.
+def single(
+    lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: Sequence[Head] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss by removing each head alone: every head of the model, or those of ``heads``.
 
     Returns:
-        Losses in nats, shape [request, n_layers, n_heads], and clean log-probabilities, shape [request].
+        Losses in nats, shape [request, n_layers, n_heads], 0 for heads that were not removed, and clean
+        log-probabilities, shape [request].
     """
-    dims = lens.dims
-    heads = [condition([(layer, head)]) for layer in range(dims.n_layers) for head in range(dims.n_heads)]
-    logprobs = _logprobs(engine, requests, [BASELINE, *heads])
-    losses = (logprobs[0] - logprobs[1:]).T
-    return losses.reshape(len(requests), dims.n_layers, dims.n_heads), logprobs[0]
+    shape = lens.dims.n_layers, lens.dims.n_heads
+    chosen = list(np.ndindex(shape)) if heads is None else heads
+    logprobs = _logprobs(engine, requests, [BASELINE, *(condition([head]) for head in chosen)])
+    losses = np.zeros((len(requests), *shape))
+    layers, columns = zip(*chosen, strict=True)
+    losses[:, layers, columns] = (logprobs[0] - logprobs[1:]).T
+    return losses, logprobs[0]
 
 
 def added(lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: list[Head]) -> np.ndarray:

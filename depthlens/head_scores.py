@@ -8,6 +8,7 @@ Holm's correction over all heads tested (`depthlens.stats`). No torch in here: p
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -230,3 +231,22 @@ def roles(
     if together is None:
         table["role"] = table["role"].replace(ROLES[True, False, False], f"{ROLES[True, False, False]} alone")
     return table
+
+
+def judged(named: dict[str, Collection[Head]], true: Collection[Head]) -> pd.DataFrame:
+    """Heads that methods name, against those that are known to matter: what each method misses and names wrongly.
+
+    Args:
+        named: Heads by method.
+        true: Heads that matter.
+
+    Returns:
+        One row a method: named, missed, wrong (as "L2.H1, L2.H3", or "none").
+    """
+    known = set(true)
+    rows = {
+        method: {"named": set(heads), "missed": known - set(heads), "wrong": set(heads) - known}
+        for method, heads in named.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.map(lambda heads: ", ".join(f"L{a}.H{b}" for a, b in sorted(heads)) or "none")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -50,6 +51,7 @@ def retrieval_scores(
     task: str | None = None,
     *,
     method: str = COPY,
+    heads: Sequence[Head] | None = None,
     among: Sequence[Head] | None = None,
     needles: Sequence[Needle] | None = None,
     n_needles: int = 2,
@@ -69,6 +71,8 @@ def retrieval_scores(
         task: An lm-eval task whose answers stand in its prompts; None: haystacks written for the purpose.
         method: ``copy`` (copy-paste score, from 0 to 1), ``exact`` (loss per needle token, in nats, when the head is
             removed) or ``attribution`` (first-order estimate of that loss from one forward and one backward pass).
+        heads: Heads to remove, with ``exact``; None for all. Costly for long prompts, so the heads that an estimate
+            puts first can be checked alone.
         among: Heads to test against each other, with ``exact``: the loss that removing one adds when all others of them
             are removed already. High for heads that can stand in for each other.
         needles: Needles to use, from `depthlens.needles`, in place of the following.
@@ -92,6 +96,9 @@ def retrieval_scores(
         raise unknown("method", method, (COPY, EXACT, ATTRIBUTION))
     if among is not None and method != EXACT:
         raise UserError(f"among is given with method {method!r}; only 'exact' removes several heads at once")
+    if among is not None and heads is not None:
+        raise UserError("heads and among are both given; give heads to remove alone, or among others")
+    chosen = _chosen(lens, heads, method)
     source = {"task": task, "limit": limit, "num_fewshot": num_fewshot, "seed": seed}
     if needles is not None:
         source = {"given": len(needles)}
@@ -107,27 +114,48 @@ def retrieval_scores(
             "seed": seed,
         }
     engine = Engine(lens, batch_tokens=batch_tokens, progress=progress)
-    recalled = _recalled(lens, engine, needles)
+    found = _recalled(lens, engine, needles)
     record = _record(lens, method, source)
-    record["needles"] = {"asked": len(needles), "recalled": len(recalled), "groups": _groups(needles, recalled)}
+    record["needles"] = {"asked": len(needles), "recalled": len(found), "groups": _groups(needles, found)}
     if method == COPY:
-        scores = HeadScores.of_cases("copy-paste score", "", copy_paste(lens, recalled, progress), record, tested=False)
+        scores = HeadScores.of_cases("copy-paste score", "", copy_paste(lens, found, progress), record, tested=False)
         bounded = {"low": scores.low.clip(0, 1), "high": scores.high.clip(0, 1)}
         return HeadScores(**{**vars(scores), **bounded})
-    requests = [_needle_tokens(n) for n in recalled]
+    requests = [_needle_tokens(n) for n in found]
     n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
     name = "loss on needle tokens" + (", by attribution" if method == ATTRIBUTION else "")
     if method == ATTRIBUTION:
         change, _ = attribute(lens, requests, batch_tokens=batch_tokens, progress=progress)
         return HeadScores.of_cases(name, "nats", -change.numpy() / n_tokens, record, tested=True)
     if among is None:
-        losses, _ = single(lens, engine, requests)
-        return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True)
-    heads = checked(lens, among)
-    record["among"] = [str(condition([h])) for h in heads]
-    losses = added(lens, engine, requests, heads)
-    name = f"loss on needle tokens after {len(heads) - 1} other heads"
-    return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True, heads=heads)
+        losses, _ = single(lens, engine, requests, chosen)
+    else:
+        chosen = checked(lens, among)
+        record["among"] = [str(condition([h])) for h in chosen]
+        losses = added(lens, engine, requests, chosen)
+        name = f"loss on needle tokens after {len(chosen) - 1} other heads"
+    return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True, heads=chosen)
+
+
+def recalled(
+    lens: Any, needles: Sequence[Needle], *, batch_tokens: int | None = None, progress: bool = True
+) -> list[Needle]:
+    """The needles whose answer greedy decoding writes token by token.
+
+    Raises:
+        UserError: no needles, or none of them is recalled.
+    """
+    return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress), needles)
+
+
+def recall(needles: Sequence[Needle], found: Sequence[Needle]) -> pd.DataFrame:
+    """How many needles were asked and how many recalled: one row a depth and context length, or a task.
+
+    Args:
+        needles: All that were asked.
+        found: Those that `recalled` gave.
+    """
+    return pd.DataFrame(_groups(needles, found))
 
 
 def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False) -> np.ndarray:
@@ -153,6 +181,7 @@ def reasoning_scores(
     task: str = "arithmetic_cot",
     *,
     method: str = EXACT,
+    heads: Sequence[Head] | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
@@ -166,6 +195,7 @@ def reasoning_scores(
         lens: A loaded model.
         task: A generative lm-eval task whose reference answers are worked solutions, such as ``gsm8k``.
         method: ``exact`` removes every head in turn; ``attribution`` estimates all of them (`depthlens.attribution`).
+        heads: Heads to remove, with ``exact``; None for all.
         limit: First so many documents; None for all.
         num_fewshot: Worked examples before each question; None keeps what the task says.
         include_path: Folder with more lm-eval YAML files.
@@ -182,6 +212,7 @@ def reasoning_scores(
     """
     if method not in (EXACT, ATTRIBUTION):
         raise unknown("method", method, (EXACT, ATTRIBUTION))
+    chosen = _chosen(lens, heads, method)
     options = {"limit": limit, "num_fewshot": num_fewshot, "include_path": include_path, "seed": seed}
     solved = solutions.of_task(lens, task, **options)
     cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]
@@ -190,7 +221,7 @@ def reasoning_scores(
         engine = Engine(lens, batch_tokens=batch_tokens, progress=progress)
         spans = [(c, span) for c, (s, kind) in enumerate(cells) for span in solved[s].spans if span.kind == kind]
         requests = [solved[cells[c][0]].request(span) for c, span in spans]
-        by_span, clean_by_span = single(lens, engine, requests)
+        by_span, clean_by_span = single(lens, engine, requests, chosen)
         sums, clean = np.zeros((len(cells), *by_span.shape[1:])), np.zeros(len(cells))
         np.add.at(sums, [c for c, _ in spans], by_span)
         np.add.at(clean, [c for c, _ in spans], clean_by_span)
@@ -221,11 +252,12 @@ def reasoning_scores(
         raise UserError(f"task {task}: no solution has both computed and copied numbers; take more documents")
     tail = ", by attribution" if method == ATTRIBUTION else ""
     scores = [
-        HeadScores.of_cases(f"loss on {kind} tokens{tail}", "nats", losses[of[kind]], record, tested=True)
+        HeadScores.of_cases(f"loss on {kind} tokens{tail}", "nats", losses[of[kind]], record, tested=True, heads=chosen)
         for kind in KINDS
     ]
     gap = losses[[index[s, "computed"] for s in both]] - losses[[index[s, "copied"] for s in both]]
-    contrast = HeadScores.of_cases(f"loss on computed minus copied tokens{tail}", "nats", gap, record, tested=True)
+    name = f"loss on computed minus copied tokens{tail}"
+    contrast = HeadScores.of_cases(name, "nats", gap, record, tested=True, heads=chosen)
     return ReasoningScores(*scores, contrast, record)
 
 
@@ -237,6 +269,15 @@ def _weighted(solution: Solution, kind: str) -> tuple[Loglikelihood, list[float]
         if span.kind == kind:
             weights[span.start - n : span.end - n] = [1.0] * (span.end - span.start)
     return solution.text.request, weights
+
+
+def _chosen(lens: Any, heads: Sequence[Head] | None, method: str) -> list[Head] | None:
+    """Heads that are to be removed one at a time; None for all."""
+    if heads is None:
+        return None
+    if method != EXACT:
+        raise UserError(f"heads are given with method {method!r}; only 'exact' removes heads, others score all at once")
+    return checked(lens, heads, name="heads", least=1)
 
 
 def _recalled(lens: Any, engine: Engine, needles: Sequence[Needle]) -> list[Needle]:

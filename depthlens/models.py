@@ -129,7 +129,8 @@ class Lens:
     def nnsight(self) -> Any:
         """An nnsight `TransformersModel` over the same weights, made on first use; ``model`` stays as it is.
 
-        Of a remote model it is the one that sweeps use: ``with lens.nnsight.trace(prompt, remote=True):``.
+        Of a remote model it is the one that sweeps use: ``model = lens.nnsight``, then ``with model.trace(prompt,
+        remote=True):`` (a block that names ``lens`` would send it).
 
         Raises:
             UserError: the weights are not in memory.

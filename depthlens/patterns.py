@@ -22,7 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from depthlens import packing
-from depthlens.ablations import BASELINE
+from depthlens.ablations import BASELINE, Ablation, Condition
 from depthlens.errors import UserError
 from depthlens.tree_attention import Layout
 from depthlens.wavefront import Wavefront
@@ -61,6 +61,35 @@ def read(
     for i in tqdm(wanted, desc="attention patterns", unit="sequence", disable=not progress):
         rows = Rows(packing.build(sequences, [i]), lens, asked[i], lambda layer, p, i=i: see(layer, i, p))
         walk.run(packing.build(sequences, [i]), [BASELINE], [0], layout=rows)
+
+
+def of_head(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]) -> Tensor:
+    """Attention of one head from some positions of one sequence.
+
+    Args:
+        lens: A loaded model.
+        tokens: Token ids.
+        head: (layer, head).
+        asked: Positions that look.
+
+    Returns:
+        Attention weights, float32 of shape [asked, pos], on the CPU.
+
+    Raises:
+        UserError: a head or position that does not exist, or see `read`.
+    """
+    layer, number = head
+    Condition((Ablation(layer, "head", number),)).validate(lens.dims)
+    if not asked:
+        raise UserError("no positions are asked; give at least one")
+    seen: list[Tensor] = []
+
+    def see(at: int, sequence: int, pattern: Tensor) -> None:
+        if at == layer:
+            seen.append(pattern[number].cpu())
+
+    read(lens, [tokens], [asked], see)
+    return seen[0]
 
 
 class Rows(Layout):

@@ -69,8 +69,9 @@ def start(
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
     commit = provenance.git_commit() or "none"
+    where = f"{about['device']} of {about['remote']['host']}" if lens.remote else about["device"]
     print(
-        f"{versions} | git {commit} | {about['name']} {about['dtype']} on {about['device']}, "
+        f"{versions} | git {commit} | {about['name']} {about['dtype']} on {where}, "
         f"attention {about['attention_kernel']} | seed {seed} | fingerprint {about['fingerprint'][:12]}"
     )
     return lens

@@ -139,6 +139,7 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
         "cpu",
         "--offload",
         "disk",
+        "--remote",
         "--measure",
         "both",
         "--reference",
@@ -166,6 +167,7 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
                 dtype="float32",
                 device="cpu",
                 offload="disk",
+                remote=True,
             ),
         )
     ]
@@ -202,6 +204,7 @@ def test_sweep_defaults(sweeps, tmp_path, capsys):
         dtype="auto",
         device="auto",
         offload=None,
+        remote=False,
     )
 
 

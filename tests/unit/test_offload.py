@@ -154,7 +154,7 @@ def test_sweeps_by_name_and_notebooks_hand_the_option_on(saved, monkeypatch):
     ):
         with pytest.raises(Loading) as caught:
             call()
-        assert caught.value.args[0] == {"dtype": "auto", "device": "auto", "offload": "disk"}
+        assert caught.value.args[0] == {"dtype": "auto", "device": "auto", "offload": "disk", "remote": False}
 
 
 # -- each layer once, two at a time --

@@ -22,7 +22,7 @@ from depthlens.sweep import condition_sweep
 SOLVED = 0.99
 # a word of the prompt at random is right once in 26 times; with 100 prompts, 0.15 is far from it and from solved
 CHANCE = 0.15
-UNCHANGED = 0.02
+UNCHANGED = 0.02 + 1e-9  # one prompt of 50
 SEEDS = range(5)
 
 
@@ -67,8 +67,10 @@ def accuracy(model, asked) -> float:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_both_tasks_are_solved(seed):
-    for task in TASKS:
-        assert accuracy(lens(f"organism:seed={seed}").model, prompts(task, 200)) >= SOLVED
+    (base,) = accuracies(f"organism:seed={seed}", [BASELINE], 200).values()
+    assert min(base.values()) >= SOLVED
+    # without the engine, fewer prompts
+    assert all(accuracy(lens(f"organism:seed={seed}").model, prompts(task, 30)) == 1 for task in TASKS)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -142,8 +144,7 @@ def test_variants_are_solved_by_the_planted_heads(name):
     assert loaded.dims.n_kv_heads == options.n_kv_heads
     tied = loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
     assert tied == options.tied_embeddings
-    for task in TASKS:
-        assert accuracy(loaded.model, prompts(task, 200)) >= SOLVED
+    assert min(accuracies(name, [BASELINE], 200)["baseline"].values()) >= SOLVED
     truth = organisms.truth(name)
     sets = [{(h.layer, h.head)} for h in truth.heads] + [s for s in [truth.needed_together("one_hop")] if s]
     found = accuracies(name, [BASELINE, *map(together, sets)], 50)
