@@ -33,8 +33,9 @@ _LAZY = {
     "parse": "ablations",
 }
 _MODULES = (
-    *("ablations", "architectures", "backends", "depth", "engine", "harness", "head_effects", "heads", "models"),
-    *("organism_tasks", "organisms", "plots", "removal", "results", "runner", "stats", "sweep"),
+    *("ablations", "architectures", "backends", "depth", "engine", "harness", "head_effects", "head_scores", "heads"),
+    *("models", "needles", "organism_tasks", "organisms", "patterns", "plots", "removal", "result_attention"),
+    *("results", "runner", "solutions", "stats", "sweep"),
 )
 
 __all__ = ["__version__", *_LAZY]

@@ -73,18 +73,24 @@ def contrast(result: Result, task: str, other: str, metric: str | None = None) -
     Raises:
         UserError: a task or metric that is not there, or other documents or heads.
     """
-    metrics = [_only(result.select(task=t), "metric", metric) for t in (task, other)]
-    signs = [1 if result.metric_info(t, m)["higher_is_better"] else -1 for t, m in zip((task, other), metrics, strict=True)]
-    losses = [-sign * _changes(result, t, m) for sign, t, m in zip(signs, (task, other), metrics, strict=True)]
-    if not (losses[0].index.equals(losses[1].index) and losses[0].columns.equals(losses[1].columns)):
+    metric = _only(result.select(task=task), "metric", metric)
+    tables = []
+    for name in (task, other):
+        chosen = _only(result.select(task=name), "metric", metric)
+        sign = -1 if result.metric_info(name, chosen)["higher_is_better"] else 1
+        tables.append(sign * _changes(result, name, chosen))
+    if not (tables[0].index.equals(tables[1].index) and tables[0].columns.equals(tables[1].columns)):
         raise UserError(f"tasks {task} and {other} have different heads or documents; sweep the same")
-    gap = losses[0] - losses[1]
-    heads = [_head(condition) for condition in gap.columns]
+    gap = tables[0] - tables[1]
+    parts = result.docs.drop_duplicates("condition").set_index("condition").loc[gap.columns, ["layer", "head"]]
+    if parts.isna().any(axis=None):
+        raise UserError(f"task {task} has conditions that are not one head each; give the result of a head sweep")
+    heads = [(int(layer), int(head)) for layer, head in parts.itertuples(index=False)]
     dims = result.record["model"]["dims"]
     cases = np.zeros((len(gap), dims["n_layers"], dims["n_heads"]))
     cases[:, [layer for layer, _ in heads], [head for _, head in heads]] = gap
-    unit = "nats" if set(metrics) == {"answer_logprob"} else ""
-    return HeadScores.of_cases(f"loss on {task} minus {other}", unit, cases, result.record, tested=True, heads=heads)
+    name, unit = f"loss of {metric}, {task} minus {other}", "nats" if metric == "answer_logprob" else ""
+    return HeadScores.of_cases(name, unit, cases, result.record, tested=True, heads=heads)
 
 
 def agreement(one: Result, other: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
@@ -143,6 +149,20 @@ def concentration(result: Result) -> list[str]:
             f"{np.nanmedian(scores.values):.3f} (n = {scores.n})."
         )
     return sentences
+
+
+def rank_correlation(one: HeadScores, other: HeadScores) -> tuple[float, int]:
+    """Spearman's correlation over the heads that have both scores, and how many these are.
+
+    Raises:
+        UserError: scores of different shapes, or fewer than three heads with both.
+    """
+    if one.values.shape != other.values.shape:
+        raise UserError(f"scores have shapes {one.values.shape} and {other.values.shape}; give two of one model")
+    both = np.isfinite(one.values) & np.isfinite(other.values)
+    if (n := int(both.sum())) < 3:
+        raise UserError(f"{n} heads have both scores; a rank correlation needs three")
+    return float(sps.spearmanr(one.values[both], other.values[both]).statistic), n
 
 
 def auroc(scores: HeadScores, heads: Collection[Head]) -> float:

@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from random import Random
 from typing import Any
@@ -58,9 +59,13 @@ class RemovalCurve:
     result: Result
     record: dict
 
-    def verdict(self) -> str:
-        """Whether each list separates from its random heads on each task, and whether two lists dissociate doubly."""
-        lines = [self._sentence(row) for row in self.tests.itertuples()]
+    def separations(self) -> list[str]:
+        """Whether each list separates from its random heads on each task: one sentence each."""
+        return [self._sentence(row) for row in self.tests.itertuples()]
+
+    def dissociations(self) -> list[str]:
+        """Whether two lists dissociate doubly between two tasks: one sentence for each pair of both."""
+        lines = []
         judged = self.tests[~self.tests["at_chance"]]
         separates = {(r.list, r.task): r.separates for r in judged.itertuples()}
         for one, other in combinations(dict.fromkeys(judged["list"]), 2):
@@ -70,7 +75,68 @@ class RemovalCurve:
                     lines.append(f"Double dissociation of {one} and {other} between {task} and {rival}.")
                 else:
                     lines.append(f"No double dissociation of {one} and {other} between {task} and {rival}.")
-        return "\n".join(lines)
+        return lines
+
+    def verdict(self) -> str:
+        """`separations` and `dissociations`, a line each."""
+        return "\n".join(self.separations() + self.dissociations())
+
+    @cached_property
+    def excess(self) -> pd.DataFrame:
+        """How much more removing a list costs than removing random heads of the same layers, mean over k > 0.
+
+        Per document, the mean over draws minus the list's own score (the other way round where lower is better), so
+        that a list that costs more is above 0. The 95% interval is over documents, with the draws as they are.
+
+        Returns:
+            list, task, metric, excess, ci_low, ci_high, n (documents), at_chance.
+        """
+        rows = []
+        for test in self.tests.itertuples():
+            values = self.result.select(task=test.task, metric=test.metric).docs.pivot(
+                index="doc_id", columns="condition", values="value"
+            )
+            own = [str(condition(self.record["lists"][test.list][:k])) for k in self.record["k"]]
+            drawn = [str(condition(order[:k])) for order in self.record["draws"][test.list] for k in self.record["k"]]
+            gap = (values[drawn].mean(axis=1) - values[own].mean(axis=1)).to_numpy()
+            gap = gap if test.higher_is_better else -gap
+            low, high = _interval(gap, False)
+            rows.append((test.list, test.task, test.metric, gap.mean(), low, high, len(gap), test.at_chance))
+        columns = ["list", "task", "metric", "excess", "ci_low", "ci_high", "n", "at_chance"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def specificity(self, task: str) -> list[str]:
+        """One sentence a list: what it costs beyond random heads on ``task`` and on the other tasks.
+
+        A list is called specific to a task where it separates from its random heads there and on no other task that can
+        be judged.
+
+        Raises:
+            UserError: the curve has no such task, or no other.
+        """
+        tasks = list(dict.fromkeys(self.tests["task"]))
+        if task not in tasks:
+            raise unknown("task", task, tasks)
+        if len(tasks) < 2:
+            raise UserError(f"the curve has the task {task} alone; specificity needs another to compare with")
+        lines = []
+        for name in dict.fromkeys(self.tests["list"]):
+            costs = self.excess[self.excess["list"] == name].set_index("task")
+            found = self.tests[self.tests["list"] == name].set_index("task")
+            said = ", ".join(
+                f"{row.excess:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] on {row.Index}"
+                for row in costs.loc[[task, *(t for t in tasks if t != task)]].itertuples()
+            )
+            others = found.drop(index=task)
+            if found.loc[task, "at_chance"] or others["at_chance"].all():
+                what = "at chance, so that its specificity cannot be judged"
+            elif not found.loc[task, "separates"]:
+                what = f"no more than random heads there, so not specific to {task}"
+            else:
+                more = [t for t, row in others.iterrows() if row["separates"] and not row["at_chance"]]
+                what = f"more than random heads on {', '.join(more)}, too" if more else f"specific to {task}"
+            lines.append(f"{name} costs, beyond random heads of the same layers, {said}: {what}.")
+        return lines
 
     def _sentence(self, row: Any) -> str:
         where = f"{row.list} on {row.task} ({row.metric})"

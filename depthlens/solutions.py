@@ -15,11 +15,14 @@ solution merely introduces.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from depthlens import harness, spans
 from depthlens.answers import Answers
@@ -91,6 +94,22 @@ class Solution:
         """The tokens of a span, after everything before them."""
         tokens = self.text.tokens
         return Loglikelihood(tokens[: span.start], tokens[span.start : span.end])
+
+    def frame(self, logprobs: Sequence[float] | None = None) -> pd.DataFrame:
+        """The spans in reading order: kind, text, n_tokens, and nats_per_token where their log-probabilities are given.
+
+        Args:
+            logprobs: Of each span, in nats, e.g. by `Engine.loglikelihood` of its `request`.
+        """
+        whole = self.text.context + self.text.continuation
+        offsets = self.text.offsets
+        rows = [
+            (s.kind, whole[offsets[s.start][0] : offsets[s.end - 1][1]].strip(" "), s.end - s.start) for s in self.spans
+        ]
+        table = pd.DataFrame(rows, columns=["kind", "text", "n_tokens"])
+        if logprobs is not None:
+            table["nats_per_token"] = -np.array(logprobs, dtype=float) / table["n_tokens"]
+        return table
 
     def n_tokens(self, kind: str) -> int:
         return sum(s.end - s.start for s in self.spans if s.kind == kind)

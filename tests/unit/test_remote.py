@@ -1,0 +1,446 @@
+"""Remote models: simulated by nnsight in this process, and on a server of another process that has the weights alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import backend_table
+import httpx
+import nnsight
+import pandas as pd
+import pytest
+import surgery
+import tiny
+import torch
+
+import depthlens as dl
+from depthlens import cli, models, remote, session, sweep
+from depthlens.ablations import BASELINE, expand, parse
+from depthlens.backends.remote import RemoteNnsight
+from depthlens.backends.torch import measure_means, sample
+from depthlens.engine import Engine
+from depthlens.errors import UserError
+from depthlens.models import Lens
+from depthlens.requests import Generate, Loglikelihood
+
+TASK = "capitals_continuation"
+FAMILIES = ("llama-gqa", "qwen3", "deepseek-v3")
+# float32 rounding of one order of operations against another, over five layers
+TOLERANCE = backend_table.TOLERANCE
+TOKENS = backend_table.TOKENS
+KINDS = {kind: text for kind, text in backend_table.KINDS.items() if "resample" not in kind}
+WORDS = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
+
+
+def requests(n=5):
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
+    return [Loglikelihood((1, 2, 3, *row[: 4 + i]), tuple(row[9 - i % 3 :])) for i, row in enumerate(tokens)]
+
+
+def every_kind(dims):
+    conditions = [expand(word + mode, dims) for mode in ("", "@mean") for word in WORDS if ":" not in word or not mode]
+    return list(dict.fromkeys(c for found in conditions for c in found)) + [parse("L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3")]
+
+
+def scores(lens, conditions, **options):
+    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
+    return (
+        torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64),
+        [[a.is_greedy for a in row] for row in answers],
+    )
+
+
+def simulated(lens):
+    return Lens(lens.name, *remote.simulated(lens))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A model in memory, and the same one as only a simulated server has it."""
+    kept = {}
+
+    def of(family):
+        if family not in kept:
+            lens = surgery.rough_lens(family, max_position_embeddings=4096)
+            kept[family] = lens, simulated(lens)
+        return kept[family]
+
+    return of
+
+
+# --- the simulation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_kind_of_condition_equals_a_model_that_was_cut(family, pair):
+    whole, far = pair(family)
+    means = measure_means(far, backend_table.REFERENCE, "two prompts")
+    conditions = [BASELINE, *(parse(text) for text in KINDS.values())]
+    rows = TOKENS.repeat(len(conditions), 1)
+    positions = [range(len(TOKENS))] * len(rows)
+    logits, _ = RemoteNnsight(far, means).forward(rows, torch.ones_like(rows), conditions, positions=positions)
+    clean = whole.model(TOKENS[None], use_cache=False).logits[0]
+    assert (logits[0] - clean).abs().max() < TOLERANCE
+    for kind, condition, found in zip(["baseline", *KINDS], conditions, logits, strict=True):
+        wanted = surgery.cut(whole, condition, means)(TOKENS[None], use_cache=False).logits[0]
+        assert (found - wanted).abs().max() < TOLERANCE, kind
+        assert kind == "baseline" or (found - clean).abs().max() > 0.1, f"{kind} changes nothing"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_and_texts_are_those_of_the_torch_backend(family, pair):
+    whole, far = pair(family)
+    contexts = [q.context for q in requests()]
+    here, there = (measure_means(lens, contexts, "contexts") for lens in (whole, far))
+    for site in ("layer", "attn", "mlp", "z"):
+        torch.testing.assert_close(getattr(there, site), getattr(here, site), rtol=0, atol=TOLERANCE)
+    conditions = every_kind(whole.dims)
+    wanted, got = scores(whole, conditions, means=here), scores(far, conditions, means=there)
+    torch.testing.assert_close(got[0], wanted[0], rtol=0, atol=TOLERANCE)
+    assert got[1] == wanted[1]
+    assert (wanted[0][1:] - wanted[0][0]).abs().amax(1).min() > 1e-3, "a condition changes nothing"
+    asked = [Generate(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
+    some = conditions[:: len(conditions) // 8]
+    texts = [
+        Engine(lens, progress=False, means=means).generate_until(asked, some)
+        for lens, means in ((whole, here), (far, there))
+    ]
+    assert texts[1] == texts[0] and len({t for row in texts[0] for t in row}) > 5
+
+
+def test_no_weights_are_here(pair):
+    _, far = pair("llama-gqa")
+    assert {p.device.type for p in far.model.parameters()} == {"meta"}
+    assert far.dims == pair("llama-gqa")[0].dims and far.device == torch.device("cpu")
+
+
+def test_one_trace_serves_all_conditions_and_the_budget_cuts_it(pair):
+    whole, far = pair("llama-gqa")
+    conditions = expand("heads", whole.dims)
+    n_rows, longest = len(conditions) * len(requests()), max(len(q.context + q.continuation) - 1 for q in requests())
+    wanted = scores(whole, conditions)
+    for budget, least, most in ((None, 1, 1), (longest * len(conditions), 5, 5), (longest * 4, 20, 35), (1, n_rows, n_rows)):
+        before = far.remote.traffic.traces
+        found = scores(far, conditions, batch_tokens=budget)
+        assert least <= far.remote.traffic.traces - before <= most, budget
+        torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=TOLERANCE)
+        assert found[1] == wanted[1]
+
+
+def test_an_exception_in_a_trace_leaves_nothing_behind(pair):
+    whole, far = pair("llama-gqa")
+    conditions = expand("layers", whole.dims)
+    before, path = scores(far, conditions), list(sys.path)
+    means = measure_means(far, backend_table.REFERENCE, "two prompts")
+    wrong = type(means)("wrong", means.layer, means.attn, torch.zeros(5, 3), means.z)  # of the wrong width
+    with pytest.raises(RuntimeError, match="must match the size"):
+        scores(far, [BASELINE, parse("L1"), parse("L3.mlp@mean")], means=wrong)
+    after = scores(far, conditions)
+    assert torch.equal(after[0], before[0]) and sys.path == path
+
+
+def test_rows_that_all_end_early_are_no_warning(pair, recwarn):
+    whole, far = pair("llama-gqa")
+    lenses = [Lens("m", lens.model, lens.tokenizer, None, lens.remote) for lens in (whole, far)]
+    ask = [Generate((1, 2, 3), (), 9), Generate((7, 8, 9, 10), (), 9)]
+    free = Engine(whole, progress=False).generate_until(ask, [parse("L1")])[0]
+    ends = [whole.tokenizer(text).input_ids[0] for text in free]
+    for lens in lenses:
+        lens.model.generation_config.eos_token_id = ends
+    try:
+        texts = [Engine(lens, progress=False).generate_until(ask, [BASELINE, parse("L1")]) for lens in lenses]
+    finally:
+        for lens in lenses:
+            lens.model.generation_config.eos_token_id = 257
+    assert texts[0] == texts[1] and all(len(t) <= 1 for t in texts[1][1])
+    assert not [w for w in recwarn if "never reached" in str(w.message)]
+
+
+def test_a_whole_sweep_by_name(tmp_path):
+    folder = str(tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096))
+    whole, far = (
+        sweep.run_sweep(folder, [TASK, "kv_retrieval_4"], "L1,L2.attn@mean,L3.H2", limit=2, remote=r, progress=False, device="cpu")
+        for r in (False, "local")
+    )
+    columns = ["task", "metric", "condition", "doc_id", "value", "response"]
+    pd.testing.assert_frame_equal(far.docs[columns], whole.docs[columns], rtol=0, atol=TOLERANCE)
+    about, other = far.record["model"], whole.record["model"]
+    assert about["fingerprint"].startswith("remote:") and about["remote"]["host"] == "local"
+    assert other["remote"] is None
+    differ = {"fingerprint", "remote"}
+    assert {k: v for k, v in about.items() if k not in differ} == {k: v for k, v in other.items() if k not in differ}
+    json.dumps(far.record)
+
+
+def test_what_goes_through_the_engine_works_too(pair):
+    whole, far = pair("llama-gqa")
+    one, other = (dl.next_token(lens, "hello", ["L1", "L2.H0"]) for lens in (whole, far))
+    pd.testing.assert_frame_equal(one, other, rtol=0, atol=TOLERANCE)
+    model = far.nnsight  # a trace that names the handle would send it
+    with model.trace(torch.tensor([[1, 2, 3]]), remote="local"):
+        states = model.model.layers[1].output.save()
+    assert states.shape == (1, 3, whole.dims.d_model)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda lens: dl.head_sweep(lens, TASK, method="attribution", limit=1, progress=False), "attribution needs"),
+        (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", references=["x"]), "@resample needs"),
+        (lambda lens: sample(lens, None, [1], "x"), "@resample needs"),
+        (lambda lens: RemoteNnsight(lens).edits(parse("L1.H1@resample")), "@resample is not done remotely; use @mean"),
+        (lambda lens: RemoteNnsight(lens).edits(parse("L1.mlp@mean")), "needs the means of a reference set"),
+        (lambda lens: Engine(lens).loglikelihood(requests(), [parse("L9")]), "layer 9 does not exist"),
+        (lambda lens: Engine(lens, backend="transformer_lens"), "a remote model is reached through nnsight"),
+        (lambda lens: Engine(lens, backend="banana"), "unknown backend 'banana'"),
+        (lambda lens: lens.bridge, "TransformerLens needs the weights of 'tiny-llama-gqa' here; load it without remote"),
+        (lambda lens: dl.heads.patterns.read(lens, [[1, 2]], [[1]], print), "the attention pattern needs the weights"),
+    ],
+)
+def test_what_needs_the_weights_here_is_refused(pair, call, said):
+    lens = pair("llama-gqa")[1]
+    before = lens.remote.traffic.traces
+    with pytest.raises(UserError) as caught:
+        call(lens)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert lens.remote.traffic.traces == before
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("x/y", {"remote": "ndif"}, "remote 'ndif': give True, 'local' to simulate a server here, or leave it out"),
+        ("x/y", {"remote": True, "offload": "disk"}, "offload 'disk' is for weights that are read here"),
+        ("x/y", {"remote": "local", "offload": "disk"}, "offload 'disk' is for weights that are read here"),
+        ("x/y", {"remote": True, "dtype": "float16"}, "dtype 'float16' and device 'auto' of a remote model are the server"),
+        ("x/y", {"remote": True, "device": "cpu"}, "device 'cpu' of a remote model are the server's; leave them out"),
+        ("organism", {"remote": True}, "'organism' is built here and on no server; leave remote out, or give 'local'"),
+    ],
+)
+def test_what_a_remote_model_cannot_be_asked_for(name, options, said):
+    with pytest.raises(UserError) as caught:
+        models.load(name, **options)
+    assert said in str(caught.value)
+
+
+def test_a_gguf_file_is_on_no_server(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="m.gguf': a server holds models by hub id; give that, or remote='local'"):
+        models.load(tmp_path / "m.gguf", remote=True)
+
+
+# --- a server --------------------------------------------------------------------------------------------------------
+
+KEY = "11111111-2222-3333-4444-555555555555"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Address of a server process, and the folders of the models that it serves, by family."""
+    root = tmp_path_factory.mktemp("served")
+    folders = {f: str(tiny.save(root / f, f, max_position_embeddings=4096)) for f in FAMILIES}
+    script = Path(__file__).parents[1] / "ndif_server.py"
+    call = [sys.executable, str(script), KEY, *folders.values()]
+    env = {**os.environ, "PYTHONPATH": ""}
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, cwd=root, env=env) as process:
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}", folders
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def served(server, monkeypatch):
+    host, folders = server
+    monkeypatch.setenv("NDIF_HOST", host)
+    monkeypatch.setenv("NDIF_API_KEY", KEY)
+    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0))
+    yield folders
+    for kind in ("memory", "drop", "crash", "refuse"):
+        fault(kind, 0)
+
+
+def fault(kind, n):
+    httpx.get(os.environ["NDIF_HOST"] + "/fault", params={"kind": kind, "n": n}).raise_for_status()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
+    whole, far = models.load(served[family], device="cpu"), models.load(served[family], remote=True)
+    assert {p.device.type for p in (*far.model.parameters(), *far.nnsight._module.parameters())} == {"meta"}
+    contexts = [q.context for q in requests()]
+    conditions = every_kind(whole.dims)
+    here, there = (measure_means(lens, contexts, "contexts") for lens in (whole, far))
+    before = vars(far.remote.traffic).copy()
+    wanted, got = scores(whole, conditions, means=here), scores(far, conditions, means=there)
+    torch.testing.assert_close(got[0], wanted[0], rtol=0, atol=TOLERANCE)
+    assert got[1] == wanted[1]
+    after = vars(far.remote.traffic)
+    assert after["traces"] - before["traces"] == 1
+    received, n_rows = after["received"] - before["received"], len(conditions) * len(requests())
+    assert received < 16 * n_rows + 2000, f"{received} bytes for {n_rows} rows"
+    asked = [Generate(q.context, ("a",), 5) for q in requests()]
+    texts = [Engine(lens, progress=False).generate_until(asked, [BASELINE, parse("L1.H1")]) for lens in (whole, far)]
+    assert texts[0] == texts[1]
+
+
+def test_what_a_record_says_of_a_server(served):
+    far = models.load(served["qwen3"], remote=True)
+    about = json.loads(json.dumps(far.describe()))
+    assert about["dtype"] == "float32" and about["device"] == "cpu" and far.dtype == torch.float32
+    assert about["remote"]["host"] == os.environ["NDIF_HOST"] and KEY not in str(about)
+    assert about["remote"]["key"].startswith("nnsight.modeling.transformers.TransformersModel:{")
+    assert about["remote"]["versions"]["nnsight"] == nnsight.__version__
+    assert set(about["remote"]["versions"]) == {"python", "nnsight", "torch", "transformers"}
+    assert about["fingerprint"].startswith("remote:")
+    other = models.load(served["llama-gqa"], remote=True)
+    assert other.fingerprint != far.fingerprint == models.load(served["qwen3"], remote=True).fingerprint
+    assert f"float32 on {os.environ['NDIF_HOST']}" in repr(far)
+
+
+def test_how_the_model_ends_its_texts_is_read_without_its_weights(served, tmp_path):
+    """From generation_config.json, as for a model in memory; the server has it, too."""
+    assert models.load(served["qwen3"], remote=True).model.generation_config.eos_token_id == 257
+
+
+def test_a_sweep_on_the_command_line(served, tmp_path, capsys):
+    folder, found = served["llama-gqa"], {}
+    call = ["sweep", folder, TASK, "--ablate", "L1,L2@mean", "--limit", "2", "--num-fewshot", "0"]
+    for way in ("--remote", "--device=cpu"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*call, way, "--out", str(tmp_path / way)])
+        assert ended.value.code == 0, capsys.readouterr().err
+        found[way] = pd.read_parquet(tmp_path / way / "docs.parquet")
+    pd.testing.assert_frame_equal(found["--remote"], found["--device=cpu"], rtol=0, atol=TOLERANCE)
+    assert json.loads((tmp_path / "--remote" / "record.json").read_text())["model"]["remote"]["host"]
+
+
+def test_a_notebook_says_where_it_runs(served, capsys):
+    session.start(served["llama-gqa"], [TASK], remote=True)
+    assert f"on cpu of {os.environ['NDIF_HOST']}" in capsys.readouterr().out
+
+
+def test_a_server_without_memory_for_a_trace_gets_smaller_ones(served):
+    far = models.load(served["llama-gqa"], remote=True)
+    conditions = expand("layers@mean", far.dims)
+    means = measure_means(far, backend_table.REFERENCE, "two")
+    wanted = scores(far, conditions, means=means)
+    fault("memory", 7)
+    before = far.remote.traffic.traces
+    found = scores(far, conditions, means=means)
+    assert torch.equal(found[0], wanted[0]) and far.remote.traffic.traces - before > 30 // 7
+    fault("memory", 1)
+    torch.testing.assert_close(measure_means(far, backend_table.REFERENCE, "two").z, means.z)
+
+
+def test_a_connection_that_breaks_is_made_again(served):
+    far = models.load(served["llama-gqa"], remote=True)
+    conditions = expand("layers", far.dims)
+    wanted = scores(far, conditions)
+    fault("drop", 2)
+    assert torch.equal(scores(far, conditions)[0], wanted[0])
+    fault("drop", 3)
+    with pytest.raises(UserError, match="no connection to http://127.0.0.1.*; check the network, or NDIF_HOST"):
+        scores(far, conditions)
+    assert torch.equal(scores(far, conditions)[0], wanted[0])
+
+
+def test_a_job_that_is_refused_is_one_line_and_a_bug_of_ours_keeps_its_traceback(served):
+    far = models.load(served["llama-gqa"], remote=True)
+    fault("refuse", 1)
+    with pytest.raises(UserError, match="did not run .*Could not deploy this model. It is too big.*; try again later"):
+        scores(far, [BASELINE])
+    fault("crash", 1)
+    with pytest.raises(remote.RemoteError, match="(?s)Traceback.*ZeroDivisionError: boom"):
+        scores(far, [BASELINE])
+    assert scores(far, [BASELINE])[0].isfinite().all()
+
+
+def refusal(name):
+    with pytest.raises(UserError) as caught:
+        models.load(name, remote=True)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_model_that_is_not_served_is_told_before_anything_is_downloaded(served, tmp_path, capsys):
+    message = refusal("llama-3.3-70b-instruct")
+    assert message.startswith(f"model 'meta-llama/Llama-3.3-70B-Instruct' is not served by {os.environ['NDIF_HOST']}")
+    assert f"it serves {served['deepseek-v3']}, {served['llama-gqa']}" in message
+    assert "not served by" in refusal("a/picture-model") and "not served by" in refusal("a/model-on-disk")
+    assert "picture" not in message and "on-disk" not in message
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", "qwen3-8b", TASK, "--ablate", "layers", "--remote", "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Error: model 'Qwen/Qwen3-8B' is not served by") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["wrong", ""])
+def test_a_key_that_the_server_refuses(served, monkeypatch, key):
+    monkeypatch.setenv("NDIF_API_KEY", key)
+    monkeypatch.setattr(remote.CONFIG.API, "APIKEY", None)
+    message = refusal(served["llama-gqa"])
+    assert "refuses the NDIF API key" in message and "set NDIF_API_KEY or run 'nnsight login'" in message
+
+
+def test_no_key_for_ndif_is_told_without_a_connection(monkeypatch):
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+    monkeypatch.delenv("NDIF_HOST", raising=False)
+    monkeypatch.setattr(remote.CONFIG.API, "APIKEY", None)
+    monkeypatch.setattr(remote.CONFIG.API, "HOST", remote.NDIF)
+    monkeypatch.setattr(remote.httpx, "get", lambda *a, **k: pytest.fail("asked the server"))
+    message = refusal("qwen3-8b")
+    assert message.startswith("remote=True needs an NDIF API key; get one at https://login.ndif.us, then set NDIF_API_KEY")
+
+
+def test_no_connection(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("NDIF_HOST", f"http://127.0.0.1:{free.getsockname()[1]}")
+        assert refusal("qwen3-8b").startswith(f"no connection to {os.environ['NDIF_HOST']} (")
+    monkeypatch.setenv("NDIF_HOST", "api.ndif.us")
+    assert refusal("qwen3-8b").startswith("no connection to api.ndif.us (")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, "<html>", "does not answer as an NDIF server (200); try again later"),
+        (404, "{}", "does not answer as an NDIF server (404); try again later"),
+        (503, '{"detail": "Service temporarily unavailable"}', "(503: Service temporarily unavailable); try again later"),
+        (200, '{"deployments": {}}', "is not served by"),
+    ],
+)
+def test_another_server(monkeypatch, status, body, said):
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        monkeypatch.setenv("NDIF_HOST", f"http://127.0.0.1:{other.server_port}")
+        try:
+            assert said in refusal("qwen3-8b")
+        finally:
+            other.shutdown()
+
+
+def test_another_version_on_the_server_is_told(served, monkeypatch, caplog):
+    monkeypatch.setattr(remote.provenance, "version", lambda name: "0.1.0")
+    models.load(served["llama-gqa"], remote=True)
+    assert "here it is 0.1.0: results may differ" in caplog.text
