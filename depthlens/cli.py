@@ -41,9 +41,7 @@ class _RunCommand(TyperCommand):
             joined.append(rest.pop(0))
             if joined[-1] in ("-p", "--parameter"):
                 if len(rest) < 2:
-                    raise typer.BadParameter(
-                        f"{joined[-1]} takes a name and a value: {joined[-1]} NAME VALUE"
-                    )
+                    raise typer.BadParameter(f"{joined[-1]} takes a name and a value: {joined[-1]} NAME VALUE")
                 joined.append(f"{rest.pop(0)}={rest.pop(0)}")
         return super().parse_args(ctx, joined)
 
@@ -147,22 +145,16 @@ def sweep(
         raise typer.Exit(130) from None
     result.save(out)
     typer.echo(summary_text(result))
-    typer.echo(
-        "\nWrote " + ", ".join(str(out / name) for name in ("docs.parquet", "summary.parquet", "record.json"))
-    )
+    typer.echo("\nWrote " + ", ".join(str(out / name) for name in ("docs.parquet", "summary.parquet", "record.json")))
 
 
 @app.command(cls=_RunCommand)
 def run(
-    names: Annotated[
-        list[str], typer.Argument(metavar="all|NAME...", help="Notebooks, e.g. 00_tour; or all.")
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="all|NAME...", help="Notebooks, e.g. 00_tour; or all.")],
     out: Annotated[Path, typer.Option(help="Folder for notebooks, pages, index.html and record.json.")],
     parameters: Annotated[
         list[str] | None,
-        typer.Option(
-            "-p", "--parameter", metavar="NAME VALUE", help="Set a notebook parameter; may be repeated."
-        ),
+        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a notebook parameter; may be repeated."),
     ] = None,
     profile: Annotated[str, typer.Option(help="Named parameter values: smoke, demo or paper.")] = "demo",
 ) -> None:
@@ -205,16 +197,12 @@ def summary_text(result: Result) -> str:
     """A sweep's findings for a person: baselines, what cannot be judged, the worst conditions per metric."""
     lines = []
     for base in result.baselines.itertuples():
-        rows = result.summary.query(
-            "task == @base.task and metric == @base.metric and condition != 'baseline'"
-        )
+        rows = result.summary.query("task == @base.task and metric == @base.metric and condition != 'baseline'")
         unit = f"{base.task} {base.metric}"
         interval = f"[{base.ci_low:.3f}, {base.ci_high:.3f}]"
         lines.append(f"\n{unit}, {base.n} documents: baseline {base.baseline:.3f} {interval}")
         if base.at_chance:
-            lines.append(
-                f"Warning: {unit} is at chance ({base.chance:.3f}) without any ablation: cannot judge"
-            )
+            lines.append(f"Warning: {unit} is at chance ({base.chance:.3f}) without any ablation: cannot judge")
             continue
         worst = _worst(rows, _higher_is_better(result, base.task, base.metric))
         if not len(worst):
@@ -222,9 +210,7 @@ def summary_text(result: Result) -> str:
         width = max((len(row.condition) for row in worst.itertuples()), default=0)
         for row in worst.itertuples():
             change = f"{row.delta:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
-            lines.append(
-                f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}"
-            )
+            lines.append(f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}")
     return "\n".join(lines).lstrip("\n")
 
 

@@ -25,9 +25,7 @@ def gallery(folder: Path | str) -> Path:
         raise UserError(f"no folder {str(folder)!r}; give one that `depthlens run ... --out` wrote")
     notebooks = notebooks_in(folder)
     if not notebooks:
-        raise UserError(
-            f"no notebooks in {str(folder)!r}; give a folder that `depthlens run ... --out` wrote"
-        )
+        raise UserError(f"no notebooks in {str(folder)!r}; give a folder that `depthlens run ... --out` wrote")
     writable_folder(folder)
     cards, profiles, finished = [], set(), []
     for name, nb in notebooks.items():
@@ -51,9 +49,7 @@ def gallery(folder: Path | str) -> Path:
         if state.get("finished"):
             about.append(state["finished"])
             finished.append(state["finished"])
-        write_whole(
-            folder / f"{name}.html", pages.notebook_page(nb, name, error=error, footer=" · ".join(about))
-        )
+        write_whole(folder / f"{name}.html", pages.notebook_page(nb, name, error=error, footer=" · ".join(about)))
     subtitle = [f"profile {', '.join(sorted(profiles))}"] if profiles else []
     subtitle += [max(finished)] if finished else []
     index = folder / "index.html"

@@ -31,8 +31,7 @@ def explain(name: str, error: Exception, offline: bool) -> UserError:
 
     if has(hub.GatedRepoError) or "gated repo" in text:
         return UserError(
-            f"model {name!r} is gated: accept its licence on its hub page, "
-            "then set HF_TOKEN or run 'hf auth login'"
+            f"model {name!r} is gated: accept its licence on its hub page, then set HF_TOKEN or run 'hf auth login'"
         )
     offline = offline or has(hub.OfflineModeIsEnabled)
     if offline and (has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "onnect" in text):

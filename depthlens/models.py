@@ -158,10 +158,11 @@ class Lens:
 
     def __repr__(self) -> str:
         d = self.dims
+        where = self.remote.describe()["host"] if self.remote else self.device
         return (
             f"Lens({self.name!r}: {type(self.model).__name__}, n_layers={d.n_layers}, n_heads={d.n_heads}, "
             f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.remote.describe()['host'] if self.remote else self.device})"
+            f"{str(self.dtype).removeprefix('torch.')} on {where})"
         )
 
 
@@ -303,7 +304,7 @@ def _class(config: object) -> str:
 
 
 def _resolve(name: str, weights: bool = True) -> tuple[str, str | None]:
-    """Folder or hub id, and the name of the GGUF file in it if that is what to read; ``weights`` must be in a folder."""
+    """Folder or hub id, and the name of the GGUF file in it if that is to be read; a folder must hold ``weights``."""
     if not isinstance(name, str) or not name.strip():
         kinds = "an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
         raise UserError(f"model {name!r}: give {kinds}")

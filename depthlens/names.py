@@ -20,9 +20,7 @@ NAMED = (
     Named("smollm2-135m", "embedded", "LLaMA", "135M", "embedded real model; needs no hub"),
     Named("organism", "built", "LLaMA", "3M", "planted circuits; organism:seed=3,decoy,backup for options"),
     Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
-    Named(
-        "deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"
-    ),
+    Named("deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"),
     Named("qwen3-8b", "Qwen/Qwen3-8B", "Qwen3", "8B", "study"),
     Named("qwen3-8b-base", "Qwen/Qwen3-8B-Base", "Qwen3", "8B", "study; base of the pair below"),
     Named("deepseek-r1-qwen3-8b", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "Qwen3", "8B", "study; distilled"),
@@ -35,9 +33,7 @@ NAMED = (
         "study; distilled",
     ),
     Named("qwen2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "Qwen2", "7B", "study; base of the pair below"),
-    Named(
-        "deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"
-    ),
+    Named("deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"),
     Named(
         "llama-3.3-70b-instruct",
         "meta-llama/Llama-3.3-70B-Instruct",

@@ -107,9 +107,7 @@ def notebook_page(nb: NotebookNode, name: str, *, error: str | None = None, foot
         config=Config(NbConvertBase={"display_data_priority": _SHOWN}),
     )
     exporter.log.addFilter(_no_alt_text_nagging)
-    banner = (
-        f'<p class="banner failed"><strong>Not finished:</strong> {html.escape(error)}</p>' if error else ""
-    )
+    banner = f'<p class="banner failed"><strong>Not finished:</strong> {html.escape(error)}</p>' if error else ""
     resources = {
         "depthlens": {
             "policy": _POLICY,

@@ -33,18 +33,14 @@ def declared(nb: NotebookNode, name: str) -> dict[str, object]:
         ) from None
     found: dict[str, object] = {}
     for statement in body:
-        targets = (
-            statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        )
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         for target in targets:
             if isinstance(target, ast.Name):
                 found[target.id] = _literal(getattr(statement, "value", None))
     return found
 
 
-def assign(
-    given: Mapping[str, object], defaults: Mapping[str, Mapping[str, object]]
-) -> dict[str, dict[str, object]]:
+def assign(given: Mapping[str, object], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
     """Hand each given parameter to the notebooks that declare it, checked against their defaults.
 
     Args:
@@ -70,9 +66,7 @@ def fit(value: object, default: object, parameter: str, notebook: str) -> object
     if parsed is not _UNREADABLE and _same_type(parsed, default):
         return float(parsed) if isinstance(default, float) and isinstance(parsed, int) else parsed
     example = "" if default in ("", [], None) or default is ANY else f", like its default {_yaml(default)}"
-    raise UserError(
-        f"parameter {parameter} = {value!r} of notebook {notebook} must be {_kind(default)}{example}"
-    )
+    raise UserError(f"parameter {parameter} = {value!r} of notebook {notebook} must be {_kind(default)}{example}")
 
 
 class Profiles:
@@ -85,9 +79,7 @@ class Profiles:
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         self._profiles: dict[str, dict] = content or {}
-        if not isinstance(self._profiles, dict) or not all(
-            isinstance(p, dict) for p in self._profiles.values()
-        ):
+        if not isinstance(self._profiles, dict) or not all(isinstance(p, dict) for p in self._profiles.values()):
             raise UserError(f"{path} must map profile names to notebooks and their parameters")
 
     def order(self, profile: str | None) -> list[str] | None:
@@ -95,9 +87,7 @@ class Profiles:
         order = self._profile(profile).get("_order")
         for name in order or []:
             if name not in self._defaults:
-                raise unknown(
-                    "notebook", name, self._defaults, f"(in _order of profile {profile} of {self._path})"
-                )
+                raise unknown("notebook", name, self._defaults, f"(in _order of profile {profile} of {self._path})")
         return list(order) if order else None
 
     def values(self, profile: str | None) -> dict[str, dict[str, object]]:
@@ -154,11 +144,7 @@ def _same_type(value: object, default: object) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, int | float):
-        return (
-            value is None
-            or isinstance(value, int)
-            or (isinstance(value, float) and isinstance(default, float))
-        )
+        return value is None or isinstance(value, int) or (isinstance(value, float) and isinstance(default, float))
     if isinstance(default, list) and isinstance(value, list):
         kinds = {type(item) for item in default}
         return len(kinds) != 1 or all(_same_type(item, default[0]) for item in value)

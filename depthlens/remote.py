@@ -212,7 +212,7 @@ def find(source: str) -> Served:
 def skeleton(
     source: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None
 ) -> nnsight.TransformersModel:
-    """nnsight's model with its modules on the meta device.
+    """Model of nnsight with its modules on the meta device.
 
     Args:
         source: Directory or hub id; nothing is read from it but, where it is not given, how the model generates.
@@ -220,9 +220,7 @@ def skeleton(
         tokenizer: Copied, since nnsight pads on the left and sets a pad token.
         generation: What a prompt ends with, and so on; None reads it, where the model has it.
     """
-    model = nnsight.TransformersModel(
-        source, config=config, tokenizer=copy.deepcopy(tokenizer), task="text-generation"
-    )
+    model = nnsight.TransformersModel(source, config=config, tokenizer=copy.deepcopy(tokenizer), task="text-generation")
     if generation is None and cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False):
         generation = GenerationConfig.from_pretrained(source)
     if generation is not None:

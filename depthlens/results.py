@@ -333,16 +333,12 @@ def _joined_tasks(records: Sequence[dict]) -> dict[str, dict]:
         for field in ("version", "num_fewshot", "output_type"):
             values = [e.get(field) for e in entries]
             if any(v != values[0] for v in values):
-                raise UserError(
-                    f"the results disagree on {field} of task {task!r}: {values}; name them apart"
-                )
+                raise UserError(f"the results disagree on {field} of task {task!r}: {values}; name them apart")
         metrics: dict[str, dict] = {}
         for metric, info in ((m, i) for e in entries for m, i in e.get("metrics", {}).items()):
             known = metrics.setdefault(metric, dict(info))
             if any(known.get(k) != info.get(k) for k in ("higher_is_better", "chance")):
-                raise UserError(
-                    f"the results disagree on metric {metric!r} of task {task!r}; name them apart"
-                )
+                raise UserError(f"the results disagree on metric {metric!r} of task {task!r}; name them apart")
         tasks[task] = {**_agreed(entries), "metrics": metrics}
     return tasks
 

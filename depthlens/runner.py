@@ -199,9 +199,7 @@ def _run_one(run: NotebookRun, source: Path, report: RunReport, show: _Progress)
     def save() -> None:
         run.seconds = round(time.monotonic() - started, 2)
         run.headline = pages.headline(nb)[0]
-        about = {
-            key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")
-        }
+        about = {key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")}
         nb.metadata["depthlens"] = asdict(run) | about | {"finished": _now()}
         write_whole(target, nbformat.writes(nb) + "\n")
 

@@ -82,9 +82,7 @@ def mcnemar_p(lost: Counts, gained: Counts) -> np.ndarray:
     return np.asarray(np.minimum(1.0, 2 * sps.binom.cdf(np.minimum(lost, gained), lost + gained, 0.5)))
 
 
-def tango_interval(
-    lost: Counts, gained: Counts, n: int, level: float = LEVEL
-) -> tuple[np.ndarray, np.ndarray]:
+def tango_interval(lost: Counts, gained: Counts, n: int, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Tango's score interval [1] of the paired difference ``(gained - lost) / n``, for arrays of counts.
 
     The interval holds every difference d that the score test does not reject, |T(d)| <= z, where
@@ -116,9 +114,7 @@ def tango_interval(
     return root(z), root(-z)
 
 
-def paired_t(
-    differences: np.ndarray, spread: float, level: float = LEVEL
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def paired_t(differences: np.ndarray, spread: float, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paired t interval and two-sided p-value for each row of differences [n_conditions, n_docs].
 
     Where all differences of a row are equal there is no variance to divide by. Then p is that of the exact

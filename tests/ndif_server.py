@@ -4,8 +4,8 @@ The ``ndif`` package itself needs CUDA, Redis, an object store and a Ray cluster
 between the client and the model: ``/status``, ``/env``, ``/subscribe``, ``/request``, the key, the states of a job,
 results on the socket, tracebacks as text. The weights are in this process only, and depthlens cannot be imported in it.
 
-``/fault?kind=K&n=N`` makes it fail on purpose: ``memory`` for traces of more than N rows, ``drop`` (the socket, N times),
-``crash`` (N times), ``refuse`` (N times; a sentence instead of a traceback).
+``/fault?kind=K&n=N`` makes it fail: ``memory`` for traces of more than N rows, ``drop`` (the socket, N times),
+``crash`` (N times), ``refuse`` (N times, with a sentence).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from importlib import metadata
 
 sys.modules["depthlens"] = None  # importing it is an error, as on a server
 
+# ruff: noqa: E402
+import torch
 import tornado.web
 import tornado.websocket
-import torch
 import zstandard
 from nnsight import TransformersModel
 from nnsight.schema.request import RequestModel
@@ -74,7 +75,11 @@ class Deployments(tornado.web.RequestHandler):
     def get(self):
         common = {"task": "text-generation", "revision": None, "deployment_level": "HOT"}
         deployments = {
-            key: {"model_key": key, "repo_id": json.loads(key.partition(":")[2])["repo_id"], "application_state": "RUNNING"}
+            key: {
+                "model_key": key,
+                "repo_id": json.loads(key.partition(":")[2])["repo_id"],
+                "application_state": "RUNNING",
+            }
             | common
             for key in MODELS
         }
@@ -170,6 +175,8 @@ async def main():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     KEY = sys.argv[1]
-    keys = [f"{WRAPPER}:{json.dumps({'repo_id': f, 'revision': None, 'task': 'text-generation'})}" for f in sys.argv[2:]]
+    keys = [
+        f"{WRAPPER}:{json.dumps({'repo_id': f, 'revision': None, 'task': 'text-generation'})}" for f in sys.argv[2:]
+    ]
     MODELS = {key: watch(TransformersModel.from_model_key(key, dispatch=True, dtype=torch.float32)) for key in keys}
     asyncio.run(main())

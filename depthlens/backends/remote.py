@@ -48,7 +48,8 @@ class RemoteNnsight:
         self.family = supported(type(lens.model).__name__)
         paths = (self.family.attn, self.family.o_proj, self.family.mlp)
         self.parts = [
-            (layer, *(attrgetter(path)(layer) for path in paths)) for layer in attrgetter(self.family.layers)(self.model)
+            (layer, *(attrgetter(path)(layer) for path in paths))
+            for layer in attrgetter(self.family.layers)(self.model)
         ]
 
     def forward(
@@ -167,7 +168,8 @@ class RemoteNnsight:
                         answer = nnsight.save(unembed(picked).cpu())
                     else:
                         answer = nnsight.save(torch.zeros(2, n_rows, dtype=torch.float64))
-                        for some, at, wanted in zip(picked.split(step), rows.split(step), targets.split(step)):
+                        slices = zip(picked.split(step), rows.split(step), targets.split(step), strict=True)
+                        for some, at, wanted in slices:
                             logits = unembed(some).float()
                             wanted = wanted.to(logits.device)
                             logprob = logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
@@ -236,7 +238,12 @@ def _sums(backend: RemoteNnsight, sender: Any, tokens: Tensor, real: Tensor) -> 
         sums = nnsight.save({"layer": [], "attn": [], "mlp": [], "z": []})
         for layer, attn, o_proj, mlp in parts:
             resid_pre = layer.input
-            for site, value in (("z", o_proj.input), ("attn", attn.output), ("mlp", mlp.output), ("layer", layer.output)):
+            for site, value in (
+                ("z", o_proj.input),
+                ("attn", attn.output),
+                ("mlp", mlp.output),
+                ("layer", layer.output),
+            ):
                 value = value[0] if isinstance(value, tuple) else value
                 value = value - resid_pre if site == "layer" else value
                 keep = real.to(value.device)[:, :, None]

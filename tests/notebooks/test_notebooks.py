@@ -202,9 +202,7 @@ def test_index_lists_every_notebook(smoke):
     ],
 )
 def test_bad_value_stops_in_the_first_cells_with_one_line(tmp_path, parameter, value, message):
-    report = runner.run(
-        "00_tour", out=tmp_path, profile="smoke", parameters={parameter: value}, progress=False
-    )
+    report = runner.run("00_tour", out=tmp_path, profile="smoke", parameters={parameter: value}, progress=False)
     assert report.exit_code == 1
     (line,) = report.errors
     assert re.match(r"notebook 00_tour, cell \d: ", line) and message in line and "\n" not in line

@@ -80,9 +80,7 @@ def tasks(tmp_path_factory) -> dict:
 
 class TestGenerator:
     def test_check_passes_on_the_committed_files(self):
-        done = subprocess.run(
-            [sys.executable, str(DATA / "generate.py"), "--check"], capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, str(DATA / "generate.py"), "--check"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_check_names_what_differs(self, generator, tmp_path, monkeypatch, capsys):
@@ -105,9 +103,7 @@ class TestGenerator:
         monkeypatch.setattr(generator, "TASKS", tmp_path)
         generator.main([])
         committed = {path.relative_to(TASKS): path.read_bytes() for path in TASKS.glob("**/*.jsonl")}
-        assert {
-            path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.glob("**/*.jsonl")
-        } == committed
+        assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.glob("**/*.jsonl")} == committed
 
 
 class TestFacts:
@@ -192,9 +188,7 @@ class TestFactFamilies:
     def test_fewshot_is_disjoint(self, family):
         test, shots = read(f"{family}/choice_test.jsonl"), read(f"{family}/choice_fewshot.jsonl")
         assert not {doc["subject"] for doc in test} & {doc["subject"] for doc in shots}
-        assert not {c for doc in test for c in doc["choices"]} & {
-            doc["choices"][doc["answer"]] for doc in shots
-        }
+        assert not {c for doc in test for c in doc["choices"]} & {doc["choices"][doc["answer"]] for doc in shots}
 
 
 def test_capital_options_are_of_one_region():
@@ -266,11 +260,7 @@ class TestWordProblems:
 
     def test_all_stated_numbers_are_used(self):
         for doc in self.DOCS:
-            used = {
-                n
-                for a, _, b, _ in re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", doc["solution"])
-                for n in (a, b)
-            }
+            used = {n for a, _, b, _ in re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", doc["solution"]) for n in (a, b)}
             assert set(re.findall(r"\d+", doc["question"])) <= used
 
     def test_copying_a_number_scores_nothing(self):
@@ -433,9 +423,7 @@ class TestRendering:
         for doc in list(task.task_docs)[:5]:
             head, _, rest = task.fewshot_context(doc, 0).partition("JSON data:\n")
             data, _, tail = rest.partition("\n\n")
-            assert (
-                head == "Extract the value corresponding to the specified key in the JSON object below.\n\n"
-            )
+            assert head == "Extract the value corresponding to the specified key in the JSON object below.\n\n"
             assert list(json.loads(data).items()) == list(zip(doc["keys"], doc["values"], strict=True))
             assert tail == f'Key: "{doc["key"]}"\nCorresponding value:'
             assert json.loads(task.doc_to_target(doc)) == json.loads(data)[doc["key"]]
@@ -462,9 +450,7 @@ class TestScores:
             for chosen in range(4):
                 # Per character too, so far apart that length cannot turn the order of acc_norm.
                 results = [(-1.0 if i == chosen else -1000.0, i == chosen) for i in range(4)]
-                assert task.process_results(doc, results) == dict.fromkeys(
-                    metrics, float(chosen == doc["answer"])
-                )
+                assert task.process_results(doc, results) == dict.fromkeys(metrics, float(chosen == doc["answer"]))
 
     @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, "kv_retrieval_uuid", "arithmetic_direct"])
     def test_written_answer_of_every_document(self, tasks, name):

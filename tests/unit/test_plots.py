@@ -26,9 +26,7 @@ N_LAYERS, N = 6, 40
 CAUSES = {0: 0.0, 3: 0.3}  # what is left of the score where these layers are removed
 
 
-def sweep(
-    task="capitals", metric="acc", site="", *, base=0.9, chance=0.25, model="tiny", layers=N_LAYERS, info=None
-):
+def sweep(task="capitals", metric="acc", site="", *, base=0.9, chance=0.25, model="tiny", layers=N_LAYERS, info=None):
     """A deterministic sweep: layers 0 and 3 are critical, the others change nothing."""
     right = np.arange(N) < round(base * N)
     rows = []
@@ -137,9 +135,7 @@ def test_chance_is_said_and_never_marked(protocols):
 
 
 def test_series_differ_in_colour_and_marker(protocols):
-    result = concat(
-        [protocols.select(task=["continuation", "generative"]), sweep("continuation", site=".attn")]
-    )
+    result = concat([protocols.select(task=["continuation", "generative"]), sweep("continuation", site=".attn")])
     lines = by_gid(plots.depth_profile(result), "series")
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
 
@@ -270,9 +266,7 @@ def test_comparison_of_chance_alone_and_of_units():
 
 def test_prediction():
     tokens = [" Paris", "\n", " $x$", " 巴", ""]
-    fig = plots.prediction(
-        tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T"
-    )
+    fig = plots.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["␣Paris", "⏎", "␣$x$", "␣\\u5df4", "(empty)"]
     points = {line.get_label(): line.get_xdata().tolist() for line in ax.get_lines()}

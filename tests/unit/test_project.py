@@ -56,9 +56,7 @@ def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert PROJECT["version"] == depthlens.__version__ == citation["version"]
     assert "arXiv:2510.02091" in str(citation["references"])
-    assert (
-        PROJECT["license"] == citation["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
-    )
+    assert PROJECT["license"] == citation["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
 
 
 def test_ci_runs_the_tests():
@@ -133,9 +131,7 @@ def test_wheel_carries_data_and_notebooks(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("depthlens-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "depthlens/cli.py" in names and not [
-        n for n in names if n.startswith(("tests/", "data/", "notebooks/"))
-    ]
+    assert "depthlens/cli.py" in names and not [n for n in names if n.startswith(("tests/", "data/", "notebooks/"))]
     for folder, inside in (("data", "_data"), ("notebooks", "_notebooks")):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and ".ipynb_checkpoints" not in path.parts:

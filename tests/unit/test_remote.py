@@ -1,4 +1,4 @@
-"""Remote models: simulated by nnsight in this process, and on a server of another process that has the weights alone."""
+"""Remote models: simulated by nnsight in this process, and on a server in a process that alone has the weights."""
 
 from __future__ import annotations
 
@@ -127,7 +127,12 @@ def test_one_trace_serves_all_conditions_and_the_budget_cuts_it(pair):
     conditions = expand("heads", whole.dims)
     n_rows, longest = len(conditions) * len(requests()), max(len(q.context + q.continuation) - 1 for q in requests())
     wanted = scores(whole, conditions)
-    for budget, least, most in ((None, 1, 1), (longest * len(conditions), 5, 5), (longest * 4, 20, 35), (1, n_rows, n_rows)):
+    for budget, least, most in (
+        (None, 1, 1),
+        (longest * len(conditions), 5, 5),
+        (longest * 4, 20, 35),
+        (1, n_rows, n_rows),
+    ):
         before = far.remote.traffic.traces
         found = scores(far, conditions, batch_tokens=budget)
         assert least <= far.remote.traffic.traces - before <= most, budget
@@ -167,7 +172,9 @@ def test_rows_that_all_end_early_are_no_warning(pair, recwarn):
 def test_a_whole_sweep_by_name(tmp_path):
     folder = str(tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096))
     whole, far = (
-        sweep.run_sweep(folder, [TASK, "kv_retrieval_4"], "L1,L2.attn@mean,L3.H2", limit=2, remote=r, progress=False, device="cpu")
+        sweep.run_sweep(
+            folder, [TASK, "kv_retrieval_4"], "L1,L2.attn@mean,L3.H2", limit=2, remote=r, progress=False, device="cpu"
+        )
         for r in (False, "local")
     )
     columns = ["task", "metric", "condition", "doc_id", "value", "response"]
@@ -201,7 +208,10 @@ def test_what_goes_through_the_engine_works_too(pair):
         (lambda lens: Engine(lens).loglikelihood(requests(), [parse("L9")]), "layer 9 does not exist"),
         (lambda lens: Engine(lens, backend="transformer_lens"), "a remote model is reached through nnsight"),
         (lambda lens: Engine(lens, backend="banana"), "unknown backend 'banana'"),
-        (lambda lens: lens.bridge, "TransformerLens needs the weights of 'tiny-llama-gqa' here; load it without remote"),
+        (
+            lambda lens: lens.bridge,
+            "TransformerLens needs the weights of 'tiny-llama-gqa' here; load it without remote",
+        ),
         (lambda lens: dl.heads.patterns.read(lens, [[1, 2]], [[1]], print), "the attention pattern needs the weights"),
     ],
 )
@@ -220,7 +230,11 @@ def test_what_needs_the_weights_here_is_refused(pair, call, said):
         ("x/y", {"remote": "ndif"}, "remote 'ndif': give True, 'local' to simulate a server here, or leave it out"),
         ("x/y", {"remote": True, "offload": "disk"}, "offload 'disk' is for weights that are read here"),
         ("x/y", {"remote": "local", "offload": "disk"}, "offload 'disk' is for weights that are read here"),
-        ("x/y", {"remote": True, "dtype": "float16"}, "dtype 'float16' and device 'auto' of a remote model are the server"),
+        (
+            "x/y",
+            {"remote": True, "dtype": "float16"},
+            "dtype 'float16' and device 'auto' of a remote model are the server",
+        ),
         ("x/y", {"remote": True, "device": "cpu"}, "device 'cpu' of a remote model are the server's; leave them out"),
         ("organism", {"remote": True}, "'organism' is built here and on no server; leave remote out, or give 'local'"),
     ],
@@ -400,7 +414,9 @@ def test_no_key_for_ndif_is_told_without_a_connection(monkeypatch):
     monkeypatch.setattr(remote.CONFIG.API, "HOST", remote.NDIF)
     monkeypatch.setattr(remote.httpx, "get", lambda *a, **k: pytest.fail("asked the server"))
     message = refusal("qwen3-8b")
-    assert message.startswith("remote=True needs an NDIF API key; get one at https://login.ndif.us, then set NDIF_API_KEY")
+    assert message.startswith(
+        "remote=True needs an NDIF API key; get one at https://login.ndif.us, then set NDIF_API_KEY"
+    )
 
 
 def test_no_connection(monkeypatch):
@@ -417,7 +433,11 @@ def test_no_connection(monkeypatch):
     [
         (200, "<html>", "does not answer as an NDIF server (200); try again later"),
         (404, "{}", "does not answer as an NDIF server (404); try again later"),
-        (503, '{"detail": "Service temporarily unavailable"}', "(503: Service temporarily unavailable); try again later"),
+        (
+            503,
+            '{"detail": "Service temporarily unavailable"}',
+            "(503: Service temporarily unavailable); try again later",
+        ),
         (200, '{"deployments": {}}', "is not served by"),
     ],
 )

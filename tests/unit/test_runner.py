@@ -154,10 +154,7 @@ def test_markdown_and_html_outputs_cannot_load_anything(suite, tmp_path):
         new_markdown_cell(
             "# Evil?\n\n![x](https://example.com/x.png)\n\n<script src='https://example.com/x.js'></script>"
         ),
-        code(
-            "from IPython.display import HTML\n"
-            "HTML('<script>alert(1)</script><table><tr><td>7</td></tr></table>')"
-        ),
+        code("from IPython.display import HTML\nHTML('<script>alert(1)</script><table><tr><td>7</td></tr></table>')"),
     )
     runner.run(["03_evil"], out=tmp_path / "out", progress=False)
     text = (tmp_path / "out" / "03_evil.html").read_text()
@@ -206,9 +203,7 @@ def test_user_error_in_a_notebook_is_told_plainly(suite, tmp_path):
 
 
 def test_expected_exception_is_no_failure(suite, tmp_path):
-    write(
-        suite, "03_demo", new_markdown_cell("# Refused?"), code("1 / 0", "raises-exception"), code("print(2)")
-    )
+    write(suite, "03_demo", new_markdown_cell("# Refused?"), code("1 / 0", "raises-exception"), code("print(2)"))
     assert runner.run(["03_demo"], out=tmp_path / "out", progress=False).exit_code == 0
 
 
@@ -254,9 +249,7 @@ def test_ctrl_c_keeps_what_was_done(suite, tmp_path):
     record = json.loads((out / "record.json").read_text())
     assert [n["status"] for n in record["notebooks"]] == ["ok", "interrupted", "not run"]
     index = (out / "index.html").read_text()
-    assert (
-        "interrupted in cell 3" in index and "✓ ok" in index and "begun" in (out / "03_slow.html").read_text()
-    )
+    assert "interrupted in cell 3" in index and "✓ ok" in index and "begun" in (out / "03_slow.html").read_text()
 
 
 def test_gallery_rebuilds_from_notebooks_alone(suite, tmp_path):
@@ -344,9 +337,7 @@ def test_bad_profiles_name_their_file(suite, tmp_path, content, message):
 
 
 def test_parameter_none_of_the_selected_declares_though_others_do(suite, tmp_path):
-    with pytest.raises(
-        UserError, match="no selected notebook has a parameter 'limit'; 02_plain declares: none"
-    ):
+    with pytest.raises(UserError, match="no selected notebook has a parameter 'limit'; 02_plain declares: none"):
         runner.run(["02_plain"], out=tmp_path / "out", parameters={"limit": "3"})
 
 

@@ -199,9 +199,7 @@ def test_summary_columns_order_and_numbers():
 
 
 def test_documents_are_matched_by_id_not_by_position():
-    docs = table(
-        {"baseline": [1, 0, 1, 0], "L0": [0, 1, 0, 1]}, doc_ids={"baseline": [0, 1, 2, 3], "L0": [1, 0, 3, 2]}
-    )
+    docs = table({"baseline": [1, 0, 1, 0], "L0": [0, 1, 0, 1]}, doc_ids={"baseline": [0, 1, 2, 3], "L0": [1, 0, 3, 2]})
     assert stats.summarise(docs)["p_value"].iloc[1] == 1.0  # nothing changed on any document
     assert stats.summarise(docs)["ci_high"].iloc[1] == pytest.approx(float(stats.tango_interval(0, 0, 4)[1]))
 
