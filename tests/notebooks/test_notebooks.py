@@ -14,6 +14,7 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from depthlens import models, resources, runner
+from depthlens.ablations import Dims, expand
 from depthlens.gallery import read_notebook
 from depthlens.parameters import Profiles, declared
 from depthlens.results import DOCS_COLUMNS, Result
@@ -22,6 +23,8 @@ from depthlens.stats import SUMMARY_COLUMNS
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
 PROFILES = ("smoke", "demo", "paper")
 MAX_CELLS = 40
+# what these notebooks remove one at a time, whole; the others choose
+SWEPT = {"00_tour": "layers", "01_protocols": "layers", "04_heads": "heads"}
 NAMES = runner.notebook_names()
 each = pytest.mark.parametrize("name", NAMES)
 
@@ -177,9 +180,12 @@ def test_executed_notebook_has_figure_headline_and_result(smoke, name):
 
     result = Result.load(out / name)
     assert list(result.docs.columns) == DOCS_COLUMNS and list(result.summary.columns) == SUMMARY_COLUMNS
-    n_layers = result.record["model"]["dims"]["n_layers"]
+    conditions = result.record["conditions"]
+    if name in SWEPT:
+        dims = Dims(**result.record["model"]["dims"])
+        assert conditions == [str(c) for c in expand(SWEPT[name], dims)]
     counted = result.docs.groupby(["task", "metric"])[["condition", "doc_id"]].nunique()
-    assert (counted["condition"] == 1 + n_layers).all()
+    assert (counted["condition"] == len(conditions)).all() and len(conditions) > 1
     assert (counted["doc_id"] == run.parameters["limit"]).all()
 
 
