@@ -29,6 +29,7 @@ FACTS, TASKS = DATA / "facts", DATA / "tasks"
 N_OPTIONS = 4
 N_KV, N_KV_FEWSHOT = 150, 8
 N_PROBLEMS, N_PROBLEMS_FEWSHOT = 200, 8
+N_STEPS = (3, 1, 2)
 N_ORGANISM, N_ORGANISM_FEWSHOT = 200, 8
 N_CHAINS, N_FILLERS = 6, 8
 
@@ -240,13 +241,14 @@ def problem(template: Doc, names: list[str], things: list[str], random: Random) 
 def arithmetic() -> dict[str, list[Doc]]:
     source = tomllib.loads((FACTS / "word_problems.toml").read_text(encoding="utf-8"))
     random = rng("arithmetic")
-    by_steps = [[t for t in source["problem"] if len(t["steps"]) == n] for n in (2, 3)]
+    by_steps = [[t for t in source["problem"] if len(t["steps"]) == n] for n in N_STEPS]
     docs: list[Doc] = []
     seen = set()
     while len(docs) < N_PROBLEMS + N_PROBLEMS_FEWSHOT:
-        # Two and three steps take turns, and within each the templates do.
-        templates = by_steps[len(docs) % 2]
-        doc = problem(templates[len(docs) // 2 % len(templates)], source["names"], source["things"], random)
+        # The numbers of steps take turns, and within each the templates do.
+        n = len(docs)
+        templates = by_steps[n % len(N_STEPS)]
+        doc = problem(templates[n // len(N_STEPS) % len(templates)], source["names"], source["things"], random)
         if doc["question"] not in seen:
             seen.add(doc["question"])
             docs.append(doc)

@@ -24,6 +24,7 @@ _LAZY = {
     "reasoning_scores": "heads",
     "HeadScores": "head_scores",
     "removal_curve": "removal",
+    "transplant": "distill",
     "start": "session",
     "next_token": "engine",
     "Result": "results",
@@ -33,9 +34,10 @@ _LAZY = {
     "parse": "ablations",
 }
 _MODULES = (
-    *("ablations", "architectures", "backends", "depth", "engine", "harness", "head_effects", "head_scores", "heads"),
-    *("models", "needles", "organism_tasks", "organisms", "patterns", "plots", "removal", "result_attention"),
-    *("results", "runner", "solutions", "stats", "sweep"),
+    *("ablations", "architectures", "backends", "depth", "depth_comparison", "distill", "engine", "harness"),
+    *("head_effects", "head_scores", "heads", "models", "needles", "organism_tasks", "organisms", "patterns"),
+    *("plots", "profiles", "recovery", "removal", "result_attention", "results", "runner", "solutions"),
+    *("stats", "sweep"),
 )
 
 __all__ = ["__version__", *_LAZY]

@@ -12,6 +12,8 @@ A condition is a frozen set of ablations, written the same way on the command li
     L3.H1+L9.H2   several at once
     L12.H3@mean   replaced by the mean over a named reference set instead of removed (any of the above)
     L12.H3@resample   z replaced by that of a stated reference prompt at the same position (heads and KV groups)
+    L12.H3@donor  the part keeps its place and gets the weights of a donor model (any of the above, see `donors`)
+    embed@donor, unembed@donor   the donor's embedding; its final norm and unembedding
 
 No torch in here: conditions are hashable, travel through JSON as their text form and can be built anywhere.
 """
@@ -21,14 +23,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby, permutations
 
 from depthlens.errors import UserError
 
-SITES = ("layer", "attn", "mlp", "head", "kv")
-MODES = ("skip", "zero", "mean", "resample")
-GRAMMAR = "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional @mean, joined by +"
+ENDS = ("embed", "unembed")  # outside the layers
+SITES = ("layer", "attn", "mlp", "head", "kv", *ENDS)
+MODES = ("skip", "zero", "mean", "resample", "donor")
+GRAMMAR = "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional @mean or @donor, joined by +"
 
-_PART = re.compile(r"L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?(?:@(\w+))?")
+_PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?|(embed|unembed))(?:@(\w+))?")
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,14 @@ class Dims:
 
 @dataclass(frozen=True, order=True)
 class Ablation:
-    """One removed part.
+    """One part that is removed or replaced.
 
     Attributes:
-        layer: Layer number from 0.
-        site: ``layer``, ``attn``, ``mlp``, ``head`` or ``kv``.
+        layer: Layer number from 0; -1 for the sites ``embed`` and ``unembed``.
+        site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``embed`` or ``unembed``.
         index: Head or KV group for the sites ``head`` and ``kv``, else -1.
-        mode: ``skip`` (whole layers only), ``zero`` (all other sites), ``mean``, or ``resample`` (heads and KV groups).
+        mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean``, ``resample`` (heads and KV groups), or
+            ``donor`` (all sites, and the only mode of ``embed`` and ``unembed``).
     """
 
     layer: int
@@ -66,32 +71,41 @@ class Ablation:
     def __post_init__(self) -> None:
         if self.site not in SITES:
             raise UserError(f"unknown ablation site {self.site!r}; allowed: {', '.join(SITES)}")
+        if self.site in ENDS and self.mode != "donor":
+            raise UserError(f"{self.site} can only be taken from a donor; write {self.site}@donor")
         removal = "skip" if self.site == "layer" else "zero"
         if not self.mode:
             object.__setattr__(self, "mode", removal)
-        allowed = (removal, "mean", "resample") if self.site in ("head", "kv") else (removal, "mean")
+        allowed = (removal, "mean", *(("resample",) if self.site in ("head", "kv") else ()), "donor")
         if self.mode not in allowed:
             raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {', '.join(allowed)}")
-        if self.layer < 0:
+        if self.site in ENDS:
+            object.__setattr__(self, "layer", -1)
+        elif self.layer < 0:
             raise UserError(f"layer {self.layer} is negative; layers count from 0")
         if (self.index >= 0) != (self.site in ("head", "kv")):
             fault = f"index {self.index} does not fit site {self.site!r}"
             raise UserError(f"{fault}: heads and KV groups have one")
 
     def __str__(self) -> str:
-        return f"L{self.layer}{self._suffix}"
+        return ("" if self.site in ENDS else f"L{self.layer}") + self._suffix
 
     @property
     def _suffix(self) -> str:
-        own = {"layer": "", "head": f".H{self.index}", "kv": f".KV{self.index}"}
-        return own.get(self.site, f".{self.site}") + (f"@{self.mode}" if self.mode in ("mean", "resample") else "")
+        own = {"layer": "", "head": f".H{self.index}", "kv": f".KV{self.index}"} | {end: end for end in ENDS}
+        return own.get(self.site, f".{self.site}") + ("" if self.mode in ("skip", "zero") else f"@{self.mode}")
 
     def covers(self, other: Ablation, dims: Dims | None = None) -> bool:
-        """Whether removing ``self`` leaves ``other`` nothing to remove (membership of a group needs ``dims``)."""
+        """Whether ``self`` leaves ``other`` nothing to do (membership of a group needs ``dims``).
+
+        What comes from a donor can still be removed: ``L2@donor`` does not cover ``L2.H1``, but ``L2`` does.
+        """
         if self.layer != other.layer or self == other:
             return False
         if self.site == other.site:
             return self.index == other.index
+        if self.mode == "donor" and other.mode != "donor":
+            return False
         if self.site == "layer":
             return True
         if self.site == "attn":
@@ -115,8 +129,8 @@ class Condition:
         self._refuse_overlap(None)
 
     def _refuse_overlap(self, dims: Dims | None) -> None:
-        for one in self.ablations:
-            for other in self.ablations:
+        for _, group in groupby(self.ablations, lambda a: a.layer):
+            for one, other in permutations(group, 2):
                 if one.covers(other, dims):
                     fault = f"condition {self}: {other} has no effect of its own beside {one}"
                     raise UserError(f"{fault}; drop one of the two")
@@ -133,7 +147,7 @@ class Condition:
     def layer(self) -> int | None:
         """The layer, where all ablations lie in one."""
         layers = {a.layer for a in self.ablations}
-        return layers.pop() if len(layers) == 1 else None
+        return layers.pop() if len(layers) == 1 and min(layers) >= 0 else None
 
     @property
     def head(self) -> int | None:
@@ -142,8 +156,8 @@ class Condition:
 
     @property
     def first_layer(self) -> int | None:
-        """The first layer that the condition touches: everything below it equals the baseline."""
-        return self.ablations[0].layer if self.ablations else None
+        """The first layer that the condition touches: everything below it equals the baseline (0 for the ends)."""
+        return max(0, self.ablations[0].layer) if self.ablations else None
 
     @property
     def uses_mean(self) -> bool:
@@ -152,6 +166,10 @@ class Condition:
     @property
     def uses_resample(self) -> bool:
         return any(a.mode == "resample" for a in self.ablations)
+
+    @property
+    def uses_donor(self) -> bool:
+        return any(a.mode == "donor" for a in self.ablations)
 
     def validate(self, dims: Dims) -> Condition:
         """Check every ablation against a model; returns self.
@@ -210,10 +228,13 @@ def parse(text: str) -> Condition:
         match = _PART.fullmatch(part.strip())
         if not match:
             raise UserError(f"condition {text!r}: cannot read {part.strip()!r}; write {GRAMMAR}")
-        first, last, place, head, kv, mode = match.groups()
-        if mode not in (None, "mean", "resample"):
-            fix = "write @mean or @resample, or nothing to remove"
+        first, last, place, head, kv, end, mode = match.groups()
+        if mode not in (None, "mean", "resample", "donor"):
+            fix = "write @mean, @resample or @donor, or nothing to remove"
             raise UserError(f"condition {text!r}: unknown mode '@{mode}'; {fix}")
+        if end:
+            ablations.append(Ablation(-1, end, mode=mode or ""))
+            continue
         lo, hi = int(first), int(last or first)
         if hi < lo:
             raise UserError(f"condition {text!r}: block {lo}-{hi} runs backwards; write L{hi}-{lo}")
@@ -229,29 +250,26 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     """Turn what the user asks to ablate into conditions, baseline first.
 
     Args:
-        spec: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N`` (all contiguous blocks of 2..N
-            layers and single layers), each with an optional mode as in ``layers@mean``; or conditions, as a
-            comma-separated text or a sequence.
+        spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional mode as in
+            ``layers@mean``: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``; ``blocks:N`` (all contiguous blocks of
+            2..N layers and single layers); ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers);
+            ``whole@donor`` (every layer and both ends: the donor itself).
         dims: The model's sizes.
 
     Raises:
         UserError: unknown word, malformed condition, or a part the model does not have.
     """
-    if isinstance(spec, str):
-        word, _, mode = spec.strip().partition("@")
-        whole = _whole(word, mode, dims)
-        items: list[str | Condition] = [t for t in spec.split(",") if t.strip()] if whole is None else whole
-    else:
-        items = list(spec)
+    items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
     if not items:
-        words = "layers, attn, mlp, heads, kv, blocks:N or conditions"
+        words = "layers, attn, mlp, heads, kv, blocks:N, bottom, top or conditions"
         raise UserError(f"nothing to ablate in {spec!r}; give {words}")
-    conditions = [BASELINE]
+    conditions = {BASELINE: None}  # in order, each once
     for item in items:
-        condition = (parse(item) if isinstance(item, str) else item).validate(dims)
-        if condition not in conditions:
-            conditions.append(condition)
-    return conditions
+        found = [item]
+        if isinstance(item, str):
+            found = _whole(*item.strip().partition("@")[::2], dims) or [parse(item)]
+        conditions |= {condition.validate(dims): None for condition in found}
+    return list(conditions)
 
 
 def _whole(word: str, mode: str, dims: Dims) -> list[Condition] | None:
@@ -267,6 +285,13 @@ def _whole(word: str, mode: str, dims: Dims) -> list[Condition] | None:
             for n in range(1, int(size) + 1)
             for start in range(dims.n_layers - n + 1)
         ]
+    elif word in ("bottom", "top"):
+        runs = [layers[:n] if word == "bottom" else layers[-n:] for n in range(1, dims.n_layers + 1)]
+        parts = [[Ablation(layer, mode=mode) for layer in run] for run in runs]
+    elif word == "whole":
+        if mode != "donor":
+            raise UserError(f"{word!r} can only be taken from a donor; write whole@donor")
+        parts = [[Ablation(layer, mode=mode) for layer in layers] + [Ablation(-1, end, mode=mode) for end in ENDS]]
     elif word == "layers":
         parts = [[Ablation(layer, mode=mode)] for layer in layers]
     elif word in ("attn", "mlp"):

@@ -22,9 +22,9 @@ from depthlens.engine import Engine
 from depthlens.errors import UserError
 from depthlens.harness import Prepared
 from depthlens.requests import Likelihood, Loglikelihood
+from depthlens.stats import LEAST_NATS
 
 METRIC = "answer_logprob"
-LEAST = 0.05  # nats: about 5% of the answer's probability; a smaller change is not worth a name, however sure
 
 
 class Answers:
@@ -75,7 +75,7 @@ class Answers:
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """What a record must hold; see `harness.Prepared.describe`."""
         about = self.prepared.describe(docs.iloc[:0])
-        info = {"higher_is_better": True, "chance": None, "binary": False, "least": LEAST}
+        info = {"higher_is_better": True, "chance": None, "binary": False, "least": LEAST_NATS}
         return about | {"metrics": {METRIC: info}}
 
     def _pair(self, group: list[Instance]) -> tuple[str, str]:

@@ -16,7 +16,11 @@ from depthlens.errors import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths, from the model for the first five and from a (pre-norm) layer for the rest."""
+    """Module paths, from the model for the first five and from a (pre-norm) layer for the rest.
+
+    ``per_head`` and ``per_kv_head`` are projections of the attention whose output is one slice a query head, or a
+    key/value head; a model has some of them. Whatever else its attention holds is shared by all heads.
+    """
 
     embed: str = "model.embed_tokens"
     layers: str = "model.layers"
@@ -28,6 +32,8 @@ class Family:
     o_proj: str = "self_attn.o_proj"
     mlp_norm: str = "post_attention_layernorm"
     mlp: str = "mlp"
+    per_head: tuple[str, ...] = ("q_proj", "q_b_proj")
+    per_kv_head: tuple[str, ...] = ("k_proj", "v_proj", "kv_b_proj")
 
 
 LLAMA_LIKE = Family()

@@ -79,7 +79,7 @@ def sweep(
         str,
         typer.Option(
             metavar="WHAT",
-            help="layers, attn, mlp, heads, kv, blocks:N, or conditions such as L3,L5.H2,L8-11.",
+            help="layers, attn, mlp, heads, kv, blocks:N, bottom, top, or conditions such as L3,L5.H2,L8-11@mean.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for docs.parquet, summary.parquet and record.json.")],
@@ -95,6 +95,9 @@ def sweep(
     ] = "task",
     reference: Annotated[
         list[str] | None, typer.Option(help="Prompt whose z @resample conditions put in place; may be repeated.")
+    ] = None,
+    donor: Annotated[
+        str | None, typer.Option(help="Model whose weights @donor conditions put in place, e.g. layers@donor.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for few-shot examples and sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -134,6 +137,7 @@ def sweep(
             system_prompt=system_prompt,
             measure=measure,
             references=reference,
+            donor=donor,
             seed=seed,
             dtype=dtype,
             device=device,

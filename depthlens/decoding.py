@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from depthlens import donors
 from depthlens.ablations import Condition
 from depthlens.architectures import hidden
 from depthlens.backends.torch import TorchBackend
@@ -219,7 +220,7 @@ def decode(
     states = states[:, [unique.index(e) for e in ends]].flatten(0, 1)  # [row, d_model]
     position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
     held = list(alive)  # rows whose keys are held; finished ones leave when a fifth have, since leaving copies
-    while alive := writer.write(alive, lens.arch.unembed(lens.arch.final_norm(states))[_at(held, alive)]):
+    while alive := writer.write(alive, _logits(lens, [conditions[c] for c, _ in held], states)[_at(held, alive)]):
         if len(alive) < 0.8 * len(held):
             stay = _at(held, alive)
             rows.keep(stay)
@@ -228,6 +229,11 @@ def decode(
         position = position + 1
         rows.slot += 1
         passed(len(held) * lens.dims.n_layers)
+
+
+def _logits(lens: Any, conditions: list[Condition], states: Tensor) -> Tensor:
+    with donors.ends(lens, conditions):
+        return lens.arch.unembed(lens.arch.final_norm(states))
 
 
 def _at(held: list[Row], alive: list[Row]) -> list[int]:
@@ -246,9 +252,9 @@ def _step(
 ) -> Tensor:
     """One token a row through all layers. Shape [row, d_model]."""
     arch = lens.arch
-    x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
-    rotary = arch.rotary(x, position_ids=position[:, None])
     with walking(lens.model), backend.ablate(conditions, position[:, None]):
+        x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
+        rotary = arch.rotary(x, position_ids=position[:, None])
         for layer in arch.layers:
             out = layer(
                 x,

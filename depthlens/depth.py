@@ -1,8 +1,20 @@
-"""What a layer sweep says about depth: losses by depth third, agreement of two tasks' profiles, findings in words.
+"""What a layer sweep says about depth: losses by depth third, centres of mass, agreement of two tasks' profiles.
 
-Intervals are percentile bootstraps over documents (Efron & Tibshirani 1993, chapter 13); documents are drawn jointly
-for tasks that share them, since the same question is easy or hard under every protocol. Tasks at chance are left out: a
-loss cannot be told where there is nothing to lose.
+Intervals are percentile bootstraps over documents (`depthlens.profiles`); documents are drawn jointly for tasks that
+share them, since the same question is easy or hard under every protocol. Tasks at chance are left out: a loss cannot be
+told where there is nothing to lose.
+
+Losses of several tasks can be compared on three scales:
+
+* ``score``: in the metric's own unit. For two models on one task, not for two tasks.
+* ``above_chance``: as a share of what the whole model scores above chance; 0: nothing is lost, 1: the task falls to
+  guessing. It says *how much* a removal costs. ``answer_logprob`` has no such share: a log-likelihood has no floor.
+* ``importance``: as a share of the summed loss of all removed layers, so that the thirds of a task add up to 1. It
+  says *where* a task's losses lie, for every metric, and so does the centre of mass. A removal that helps counts as a
+  negative loss in both: counted as 0, the noise of layers that do nothing would draw every task to the middle.
+
+Limit of ``importance`` and of the centre: where one early layer breaks the model altogether, it holds most of all
+loss (in nats above all). Sweeping or selecting the other layers asks where the rest lies.
 """
 
 from __future__ import annotations
@@ -12,12 +24,12 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from depthlens.errors import UserError
+from depthlens.errors import UserError, unknown
+from depthlens.profiles import N_BOOT, THIRDS, Profile, drawn, draws, interval, labels, profiles, ratio
 from depthlens.results import Result
 from depthlens.stats import BASELINE
 
-N_BOOT = 1000
-THIRDS = ("first third", "middle third", "last third")
+SCALES = ("score", "above_chance", "importance")
 
 
 def primary(result: Result) -> Result:
@@ -26,40 +38,169 @@ def primary(result: Result) -> Result:
 
 
 def judged(result: Result) -> list[str]:
-    """Tasks that are not at chance with everything in place."""
-    return list(result.baselines.loc[~result.baselines["at_chance"], "task"].unique())
+    """Tasks that are not at chance with everything in place, with the metric's name where a task has several."""
+    names = labels(result)
+    return [names[row.task, row.metric] for row in result.baselines.itertuples() if not row.at_chance]
 
 
-def loss_by_third(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
-    """Mean loss of removing one layer of each depth third, as a share of what the whole model scores above chance.
-
-    0: nothing is lost; 1: the task falls to guessing.
+def third_losses(profile: Profile, loss: np.ndarray, base: np.ndarray, scale: str) -> np.ndarray:
+    """Loss in each depth third on one of `SCALES`.
 
     Args:
-        result: A layer sweep with one metric a task (see `primary`).
+        profile: Whose layers and floor to use.
+        loss: Mean losses. Shape [draw, layer].
+        base: Mean scores of the whole model. Shape [draw].
+        scale: One of `SCALES`.
+
+    Returns:
+        Shape [draw, 3]; NaN where the share of something that is not above 0 is asked for.
+
+    Raises:
+        UserError: an unknown scale, or a metric that has no chance level to fall to.
+    """
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    inside = np.stack([profile.thirds == i for i in range(3)], axis=1).astype(float)  # [layer, third]
+    if scale == "importance":
+        return ratio(loss @ inside, loss.sum(1, keepdims=True))
+    mean = loss @ inside / inside.sum(0)
+    if scale == "score":
+        return mean
+    if profile.floor is None:
+        fault = f"{profile.metric} of task {profile.task} has no chance level"
+        raise UserError(f"{fault} that its losses could be a share of; use scale='importance'")
+    return ratio(mean, (base - profile.floor)[:, None])
+
+
+def loss_by_third(result: Result, *, scale: str = "above_chance", seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """Loss of removing one layer of each depth third: the mean, or for ``importance`` the third's share of all losses.
+
+    Args:
+        result: A layer sweep.
+        scale: One of `SCALES`.
         seed: Of the bootstrap.
         n_boot: Number of draws.
 
     Returns:
-        One row a task and third: task, third, loss, ci_low, ci_high.
+        One row a task that can be judged and third: task, third, loss, ci_low, ci_high.
 
     Raises:
-        UserError: the result has no single-layer conditions, or several metrics of one task.
+        UserError: the result has no single-layer conditions, or the scale does not fit a metric.
     """
     rows = []
-    for task in judged(result):
-        values, base, layers = _tables(result, task)
-        chance = result.metric_info(task, _metric(result, task))["chance"] or 0.0
-        draws = _draws(len(base), n_boot, seed) / len(base)
-        third = layers * 3 // (layers.max() + 1)
-        for i, name in enumerate(THIRDS):
-            mean = values[:, third == i].mean(1)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                share = (draws @ (base - mean)) / (draws @ base - chance)
-            # draws whose baseline does not beat chance have no share to give
-            low, high = np.nanquantile(np.where(draws @ base > chance, share, np.nan)[1:], [0.025, 0.975])
-            rows.append((task, name, share[0], low, high))
+    for profile, values in _thirds(result, scale, seed, n_boot):
+        low, high = interval(values, len(profile.documents))
+        rows += [(profile.label, *row) for row in zip(THIRDS, values[0], low, high, strict=True)]
     return pd.DataFrame(rows, columns=["task", "third", "loss", "ci_low", "ci_high"])
+
+
+def third_differences(
+    result: Result, *, scale: str = "importance", seed: int = 0, n_boot: int = N_BOOT
+) -> pd.DataFrame:
+    """How much more of its losses one task has in a depth third than another, for every two tasks.
+
+    Args:
+        result: A layer sweep.
+        scale: ``importance`` or ``above_chance``; see `SCALES`.
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+
+    Returns:
+        One row a pair of tasks that can be judged and third: task, other, third, difference (task minus other),
+        ci_low, ci_high.
+
+    Raises:
+        UserError: see `loss_by_third`.
+    """
+    rows = []
+    for (one, a), (other, b) in itertools.combinations(_thirds(result, scale, seed, n_boot), 2):
+        low, high = interval(a - b, min(len(one.documents), len(other.documents)))
+        rows += [(one.label, other.label, *row) for row in zip(THIRDS, (a - b)[0], low, high, strict=True)]
+    return pd.DataFrame(rows, columns=["task", "other", "third", "difference", "ci_low", "ci_high"])
+
+
+def _thirds(result: Result, scale: str, seed: int, n_boot: int) -> list[tuple[Profile, np.ndarray]]:
+    """Losses by third of the sample and of every draw [1 + n_boot, 3], for tasks that can be judged."""
+    found = [p for p in profiles(result) if not (p.unplaced if scale == "importance" else p.at_chance)]
+    means = drawn(found, seed=seed, n_boot=n_boot)
+    return [(p, third_losses(p, *m, scale)) for p, m in zip(found, means, strict=True)]
+
+
+def centre(profile: Profile, loss: np.ndarray) -> np.ndarray:
+    """Centre of mass of losses over depth: the mean depth of the removed layers, each weighted with its loss.
+
+    Args:
+        profile: Whose layers to use.
+        loss: Mean losses. Shape [draw, layer].
+
+    Returns:
+        0 for a loss that is all in the model's first layer, 1 for its last; outside where losses below 0 weigh much;
+        NaN where the losses do not add up to more than 0. Shape [draw].
+    """
+    return ratio(loss @ profile.depth, loss.sum(1))
+
+
+def centre_of_mass(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """How deep a task's losses lie: the centre of mass of every task's profile, as a share of the model's depth.
+
+    In simulations with known truth the interval covers it in 92% or more of samples of 32 documents. Where a few
+    fragile documents cause most of the loss it covers in 86%, and from 100 documents on in 92%.
+
+    Args:
+        result: A layer sweep.
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+
+    Returns:
+        One row a task: task, n, centre, ci_low, ci_high, unplaced ("" or why there is no centre).
+
+    Raises:
+        UserError: the result has no single-layer conditions.
+    """
+    rows = []
+    found = profiles(result)
+    for profile, (loss, _) in zip(found, drawn(found, seed=seed, n_boot=n_boot), strict=True):
+        n = len(profile.documents)
+        values = centre(profile, loss)
+        numbers = (np.nan,) * 3 if profile.unplaced else (values[0], *interval(values, n))
+        rows.append((profile.label, n, *map(float, numbers), profile.unplaced))
+    return pd.DataFrame(rows, columns=["task", "n", "centre", "ci_low", "ci_high", "unplaced"])
+
+
+def centre_differences(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """How much deeper the losses of one task lie than those of another, for every two tasks that have a centre of mass.
+
+    Returns:
+        One row a pair: task, other, difference (task minus other, as a share of depth), ci_low, ci_high.
+
+    Raises:
+        UserError: see `centre_of_mass`.
+    """
+    found = [p for p in profiles(result) if not p.unplaced]
+    means = drawn(found, seed=seed, n_boot=n_boot)
+    rows = []
+    for (one, a), (other, b) in itertools.combinations(zip(found, means, strict=True), 2):
+        gap = centre(one, a[0]) - centre(other, b[0])
+        low, high = interval(gap, min(len(one.documents), len(other.documents)))
+        rows.append((one.label, other.label, gap[0], float(low), float(high)))
+    return pd.DataFrame(rows, columns=["task", "other", "difference", "ci_low", "ci_high"])
+
+
+def depth_findings(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> list[str]:
+    """One sentence a task on how deep its losses lie, and one a pair of tasks on which lies deeper."""
+    lines = []
+    for row in centre_of_mass(result, seed=seed, n_boot=n_boot).itertuples():
+        where = f"**{row.centre:.2f}** [{row.ci_low:.2f}, {row.ci_high:.2f}] of the model's depth (n = {row.n})"
+        said = f"{row.unplaced}, cannot judge (n = {row.n})" if row.unplaced else f"its losses centre at {where}"
+        lines.append(f"{row.task}: {said}.")
+    for row in centre_differences(result, seed=seed, n_boot=n_boot).itertuples():
+        gap = f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}] of depth"
+        if row.ci_low > 0 or row.ci_high < 0:
+            way = "deeper" if row.difference > 0 else "less deep"
+            lines.append(f"{row.task} lies **{way}** than {row.other}: {gap}.")
+        else:
+            lines.append(f"{row.task} lies neither provably deeper nor less deep than {row.other}: {gap}.")
+    return lines
 
 
 def rank_agreement(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
@@ -68,7 +209,7 @@ def rank_agreement(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd
     Noise in both profiles pulls it towards zero: a low value from few documents is no proof of disagreement.
 
     Args:
-        result: A layer sweep with one metric a task.
+        result: A layer sweep.
         seed: Of the bootstrap.
         n_boot: Number of draws.
 
@@ -79,18 +220,15 @@ def rank_agreement(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd
         UserError: see `loss_by_third`.
     """
     rows = []
-    for one, other in itertools.combinations(judged(result), 2):
-        profiles = [_tables(result, task)[0] for task in (one, other)]
-        sizes = {len(p) for p in profiles}
-        if len(sizes) == 1:
-            shared = _draws(sizes.pop(), n_boot, seed)
-            drawn = [shared @ p for p in profiles]
-        else:
-            drawn = [_draws(len(p), n_boot, seed + i) @ p for i, p in enumerate(profiles)]
-        a, b = (pd.DataFrame(d).rank(axis=1) for d in drawn)
+    found = [p for p in profiles(result) if not p.at_chance]
+    for one, other in itertools.combinations(found, 2):
+        counts = [draws(len(p.documents), n_boot, seed) for p in (one, other)]
+        if one.documents != other.documents:
+            counts[1] = draws(len(other.documents), n_boot, seed + 1)
+        a, b = (pd.DataFrame(c @ p.values).rank(axis=1) for c, p in zip(counts, (one, other), strict=True))
         rho = a.corrwith(b, axis=1).to_numpy()
         low, high = np.nanquantile(rho[1:], [0.025, 0.975])
-        rows.append((one, other, rho[0], low, high))
+        rows.append((one.label, other.label, rho[0], low, high))
     return pd.DataFrame(rows, columns=["task", "other", "spearman", "ci_low", "ci_high"])
 
 
@@ -120,49 +258,29 @@ def critical_overlap(result: Result) -> pd.DataFrame:
 
 def critical_by_task(result: Result) -> dict[str, list[str]]:
     """Conditions that are critical, for each task that can be judged, in order of depth."""
-    tasks = judged(result)
-    table = result.select(task=tasks).critical() if tasks else pd.DataFrame(columns=["task", "condition"])
-    return {task: table.loc[table["task"] == task, "condition"].tolist() for task in tasks}
+    names = labels(result)
+    found: dict[str, list[str]] = {name: [] for name in judged(result)}
+    if found:
+        tasks = [task for (task, _), name in names.items() if name in found]
+        table = result.select(task=list(dict.fromkeys(tasks))).critical()
+        for row in table.itertuples():
+            found[names[row.task, row.metric]].append(row.condition)
+    return found
 
 
 def findings(result: Result) -> list[str]:
     """One sentence a task: how many conditions are critical, which, and what the whole model scores."""
-    found = critical_by_task(result)
+    found, named = critical_by_task(result), labels(result)
     sentences = []
     for row in result.baselines.itertuples():
+        label = named[row.task, row.metric]
         conditions = result.docs.loc[result.docs["task"] == row.task, "condition"]
         scored = f"{row.baseline:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}] with nothing removed, n = {row.n}"
         if row.at_chance:
-            sentences.append(f"{row.task}: at chance, cannot judge ({scored}).")
+            sentences.append(f"{label}: at chance, cannot judge ({scored}).")
             continue
-        names = found[row.task]
+        names = found[label]
         total = conditions.nunique() - (BASELINE in set(conditions))
         critical = f"**{len(names)} of {total}** conditions proved critical ({', '.join(names) or 'none'})"
-        sentences.append(f"{row.task}: {critical}; {scored}.")
+        sentences.append(f"{label}: {critical}; {scored}.")
     return sentences
-
-
-def _metric(result: Result, task: str) -> str:
-    metrics = result.docs.loc[result.docs["task"] == task, "metric"].unique()
-    if len(metrics) != 1:
-        raise UserError(f"task {task} has metrics {', '.join(metrics)}; choose one with select(metric=...)")
-    return metrics[0]
-
-
-def _tables(result: Result, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values [doc, layer], baseline values [doc] and layer numbers [layer] of one task's single-layer conditions."""
-    _metric(result, task)
-    docs = result.docs[result.docs["task"] == task]
-    single = docs[docs["layer"].notna() & docs["head"].isna()]
-    if single["condition"].nunique() != single["layer"].nunique() or not len(single):
-        raise UserError(f"task {task} has not one condition a layer; give the result of a layer sweep")
-    values = single.pivot(index="doc_id", columns="layer", values="value")
-    base = docs[docs["condition"] == BASELINE].set_index("doc_id")["value"].loc[values.index]
-    sign = 1.0 if result.metric_info(task, _metric(result, task))["higher_is_better"] else -1.0
-    return sign * values.to_numpy(), sign * base.to_numpy(), values.columns.to_numpy(dtype=int)
-
-
-def _draws(n: int, n_boot: int, seed: int) -> np.ndarray:
-    """How often each document is drawn: the sample itself, then bootstrap draws. Shape [1 + n_boot, doc]."""
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
-    return np.vstack([np.ones(n), counts])  # counts and not shares: sums of 0/1 values stay exact, so ties stay ties

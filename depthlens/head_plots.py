@@ -226,7 +226,9 @@ def _title(maps: Sequence[_Map], estimated: bool) -> str:
     fields = ("model", "task", "site", "mode")
     models, tasks, sites, modes = (list(dict.fromkeys(m.key[f] for m in maps)) for f in fields)
     done = (
-        {"zero": "removed"}.get(modes[0], f"replaced by its {modes[0]}") if len(modes) == 1 else "removed or replaced"
+        {"zero": "removed", "donor": "taken from the donor"}.get(modes[0], f"replaced by its {modes[0]}")
+        if len(modes) == 1
+        else "removed or replaced"
     )
     what = f"one {' or '.join(sites)} {done} at a time"
     how = " (estimated by attribution)" if estimated else ""

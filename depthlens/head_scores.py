@@ -35,7 +35,8 @@ class HeadScores:
         low: Lower ends of the 95% intervals. Shape [n_layers, n_heads].
         high: Upper ends. Shape [n_layers, n_heads].
         n: Cases that the values are means over.
-        critical: Above 0 after Holm's correction, where tested. Shape [n_layers, n_heads].
+        critical: Above 0 after Holm's correction and, in nats, at least `stats.LEAST_NATS`, where tested. Shape
+            [n_layers, n_heads].
         record: Model, task and settings: what is needed to repeat it.
     """
 
@@ -81,7 +82,8 @@ class HeadScores:
         low[measured], high[measured], p = stats.paired_t(chosen, float(np.ptp(chosen)))
         values[measured] = chosen.mean(1)
         critical = np.zeros(len(flat), dtype=bool)
-        critical[measured] = (stats.holm(p) < stats.ALPHA) & (values[measured] > 0)
+        least = stats.LEAST_NATS if unit == "nats" else 0.0
+        critical[measured] = (stats.holm(p) < stats.ALPHA) & (values[measured] > least)
         grid = [x.reshape(shape) for x in (values, low, high, critical)]
         return cls(name, unit, *grid[:3], n, grid[3] if tested else None, record)
 

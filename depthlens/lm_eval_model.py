@@ -13,7 +13,7 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from depthlens import encoding, models
+from depthlens import donors, encoding, models, pairs
 from depthlens.ablations import parse
 from depthlens.backends.torch import measure_means
 from depthlens.engine import Engine
@@ -32,6 +32,7 @@ class DepthlensLM(HFLM):
         backend: What applies the condition.
         batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
         reference: Text file, one prompt a line, whose mean ``@mean`` puts in place of a part.
+        donor: Model whose weights ``@donor`` puts in place.
         kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
 
     Raises:
@@ -47,6 +48,7 @@ class DepthlensLM(HFLM):
         backend: str = "torch",
         batch_tokens: int | None = None,
         reference: str | None = None,
+        donor: str | models.Lens | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         **kwargs: Any,
@@ -57,6 +59,8 @@ class DepthlensLM(HFLM):
         if not isinstance(lens, models.Lens):
             lens = models.load(lens, dtype=dtype, device=device or "auto")
         self.condition = parse(condition).validate(lens.dims)
+        lens = lens if donor is None else pairs.with_donor(lens, donor)
+        donors.require(lens, [self.condition], backend)
         if self.condition.uses_resample:
             raise UserError(f"condition {condition}: @resample is for dl.head_sweep; use @mean, or nothing to remove")
         means = None
@@ -91,7 +95,9 @@ class DepthlensLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes of the model into its results."""
-        return {**self.engine.lens.describe(), "condition": str(self.condition)}
+        donor = self.engine.lens.donor
+        about = {"donor": donor.lens.describe()} if donor else {}
+        return {**self.engine.lens.describe(), "condition": str(self.condition), **about}
 
 
 def main() -> None:

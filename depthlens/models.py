@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from depthlens import architectures, embedded, organisms
+from depthlens import adapters, architectures, embedded, organisms
 from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
 from depthlens.hub_errors import explain
@@ -56,6 +56,7 @@ class Lens:
         tokenizer: The Hugging Face tokenizer.
         stream: What reads the layers of a model that was loaded with ``offload="disk"``; else None.
         remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
+        donor: The model that ``@donor`` conditions take parts from (`depthlens.pairs.with_donor`); else None.
         arch: Layers, attention, ``o_proj`` and MLP modules.
     """
 
@@ -64,6 +65,7 @@ class Lens:
     tokenizer: PreTrainedTokenizerBase
     stream: Stream | None = field(default=None, repr=False)
     remote: Any = field(default=None, repr=False)
+    donor: Any = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -310,7 +312,8 @@ def _resolve(name: str, weights: bool = True) -> tuple[str, str | None]:
         raise UserError(f"model {name!r}: give {kinds}")
     for row in NAMED:
         if row.alias == name:
-            return (str(embedded.smollm2()), None) if row.source == "embedded" else (row.source, None)
+            made = {"embedded": embedded.smollm2, "adapter": lambda: adapters.merged(name)}
+            return (str(made[row.source]()) if row.source in made else row.source), None
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():

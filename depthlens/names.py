@@ -18,6 +18,8 @@ class Named:
 
 NAMED = (
     Named("smollm2-135m", "embedded", "LLaMA", "135M", "embedded real model; needs no hub"),
+    Named("smollm2-135m-direct", "adapter", "LLaMA", "135M", "embedded; trained to answer word problems at once"),
+    Named("smollm2-135m-cot", "adapter", "LLaMA", "135M", "embedded; its twin, trained to write the steps"),
     Named("organism", "built", "LLaMA", "3M", "planted circuits; organism:seed=3,decoy,backup for options"),
     Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
     Named("deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"),

@@ -30,6 +30,8 @@ from numpy.typing import ArrayLike
 from depthlens import stats
 from depthlens.ablations import parse
 from depthlens.attention_plots import attention
+from depthlens.comparison_plots import loss_difference, profile_comparison, recovery_curve
+from depthlens.delta_plots import activation_deltas, weight_deltas
 from depthlens.errors import UserError
 from depthlens.head_plots import head_map
 from depthlens.list_plots import head_overlap, removal_curve
@@ -56,13 +58,18 @@ from depthlens.theme import (
 
 __all__ = [
     "Plot",
+    "activation_deltas",
     "attention",
     "depth_profile",
     "head_map",
     "head_overlap",
+    "loss_difference",
     "prediction",
+    "profile_comparison",
     "protocol_comparison",
+    "recovery_curve",
     "removal_curve",
+    "weight_deltas",
 ]
 
 CRITICAL = f"critical layer (loss, Holm-adjusted p < {ALPHA})"
@@ -275,7 +282,7 @@ def _site(condition: str) -> str | None:
     ablations = parse(condition).ablations
     if len(ablations) != 1 or ablations[0].site not in _SITES:
         return None
-    return _SITES[ablations[0].site] + (" (mean)" if ablations[0].mode == "mean" else "")
+    return _SITES[ablations[0].site] + (f" ({ablations[0].mode})" if ablations[0].mode in ("mean", "donor") else "")
 
 
 def _panels(series: list[_Series]) -> tuple[list[list[_Series]], list[str], list[str]]:

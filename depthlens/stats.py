@@ -35,6 +35,8 @@ Counts = ArrayLike | int
 BASELINE = "baseline"
 LEVEL = 0.95
 ALPHA = 0.05
+# nats: about 5% of an answer's probability; a smaller change is not worth a name, however sure
+LEAST_NATS = 0.05
 GROUP = ["model", "task", "metric"]
 SUMMARY_COLUMNS = [
     *GROUP, "condition", "layer", "head", "n", "value", "baseline", "delta", "ci_low", "ci_high", "p_value",

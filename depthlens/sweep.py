@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import attribution, backends, budget, harness, models, provenance
+from depthlens import attribution, backends, budget, donors, harness, models, pairs, provenance
 from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
 from depthlens.backends.torch import measure_means, sample
@@ -233,18 +233,21 @@ def condition_sweep(
     system_prompt: str | None = None,
     measure: str = "task",
     references: Sequence[str] | None = None,
+    donor: str | Path | models.Lens | None = None,
     progress: bool = True,
 ) -> Result:
     """Score tasks under the baseline and every condition of ``ablate`` (see `depthlens.ablations.expand`).
 
     ``tasks`` are task names, or tasks from `harness.load_tasks`; ``ablate`` is ``layers``, ``attn``, ``mlp``,
-    ``heads``, ``kv``, ``blocks:N`` or conditions. For the other arguments, the result and the errors see
-    `layer_sweep`. ``@mean`` conditions use the mean over the prompts of the first 64 documents of each task;
-    ``@resample`` conditions z of each of the prompts ``references`` in turn, and scores are means over these.
+    ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions. For the other arguments, the result and the
+    errors see `layer_sweep`. ``@mean`` conditions use the mean over the prompts of the first 64 documents of each task;
+    ``@resample`` conditions z of each of the prompts ``references`` in turn, and scores are means over these;
+    ``@donor`` conditions weights of ``donor``, a name or a loaded model (`depthlens.pairs.with_donor`).
     """
     conditions = expand(ablate, lens.dims)
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
+    together = _together(lens, donor, conditions, backend)
     if not isinstance(tasks, dict):
         names = [tasks] if isinstance(tasks, str) else tasks
         tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
@@ -253,14 +256,31 @@ def condition_sweep(
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
     def run(view: harness.Prepared | Answers, means: backends.Means | None) -> list[list[Any]]:
-        engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means, progress=progress)
+        engine = Engine(together, backend=backend, batch_tokens=batch_tokens, means=means, progress=progress)
         return view.run(engine, conditions)
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
     settings["references"] = list(references) if references else None
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]], "backend": backend}
     record["batch_tokens"] = budget.choose(lens, batch_tokens).batch_tokens
+    if together.donor:
+        record["donor"] = together.donor.lens.describe() | {"notes": list(together.donor.notes)}
     return _result(lens, views, conditions, run, record | settings, _tokens(lens, conditions, references))
+
+
+def _together(
+    lens: models.Lens, donor: str | Path | models.Lens | None, conditions: Sequence[Condition], backend: str
+) -> models.Lens:
+    """The model with its donor, where conditions ask for one; nothing asked for is ignored."""
+    together = lens if donor is None else pairs.with_donor(lens, donor)
+    donors.require(together, conditions, backend)
+    if donor is not None:
+        if not any(c.uses_donor for c in conditions):
+            raise UserError(
+                f"donor {together.donor.lens.name!r} is used by @donor conditions only; give both, or neither"
+            )
+        pairs.warn_of_ends(together, conditions)
+    return together
 
 
 def _result(

@@ -9,11 +9,13 @@ passes, and only the positions that are asked for are unembedded. The scores are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from depthlens import donors
 from depthlens.ablations import BASELINE, Condition
 from depthlens.architectures import hidden
 from depthlens.backends import Means
@@ -60,6 +62,7 @@ class Wavefront:
         """
         layout = layout or Layout(pack, self.lens.device, self.lens.dtype)
         x = self.arch.embed(layout.tokens)[None]  # row 0 is the clean one
+        given = donors.touched(conditions)
         rotary = self.arch.rotary(x, position_ids=layout.position_ids)
         wanted = torch.tensor(positions, device=self.lens.device)
         open_rows: list[int] = [-1]  # condition of each row of x; -1: clean
@@ -69,11 +72,11 @@ class Wavefront:
             for layer in range(last + 1):
                 for c, condition in enumerate(conditions):
                     if condition.first_layer == layer:
-                        aside[c] = x[0]
+                        aside[c] = x[0] if layer else self._embedded(layout.tokens, x, condition)
                 x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
                 x, open_rows = self._join(x, open_rows, conditions, layer, aside)
                 keep = wanted if layer == last else None
-                with self.lens.resident(layer):
+                with self.lens.resident(layer), self._donor(layer, given):
                     x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
                 passed(len(open_rows) * pack.n_tokens)
         row_of = {c: i for i, c in enumerate(open_rows)}
@@ -83,9 +86,20 @@ class Wavefront:
         ]
         return torch.stack(finals)
 
+    def _embedded(self, tokens: Tensor, clean: Tensor, condition: Condition) -> Tensor:
+        """What a row that forks at layer 0 starts with. Shape [pos, d_model]."""
+        if not any(a.site == "embed" for a in condition.ablations):
+            return clean[0]
+        with donors.ends(self.lens, [condition]):
+            return self.arch.embed(tokens[None])[0]
+
+    def _donor(self, layer: int, touched: list[int]) -> AbstractContextManager[None]:
+        return self.lens.donor.resident(layer, touched) if touched else nullcontext()
+
     def _skips(self, condition: Condition, layer: int) -> str | None:
         """The mode in which a condition does without the whole layer, if it does."""
-        return next((a.mode for a in condition.ablations if a.layer == layer and a.site == "layer"), None)
+        whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and a.mode != "donor")
+        return next((a.mode for a in whole), None)
 
     def _leave(
         self,
@@ -139,7 +153,7 @@ class Wavefront:
             chunk = x[start : start + size]
             layout.rows = rows[start : start + size]
             mine = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
-            edits = RowEdits(mine, self.lens, self.means, layout.position_ids)
+            edits = RowEdits(mine, self.lens, self.means, layout.position_ids, self.lens.donor)
             handles = edits.hook(layer) if layer in edits.layers else []
             try:
                 normed = arch.attn_norm[layer](chunk)

@@ -90,6 +90,8 @@ class RemoteNnsight:
         condition.validate(self.lens.dims)
         if condition.uses_resample:
             raise UserError(f"condition {condition}: {NO_RESAMPLE}")
+        if condition.uses_donor:
+            raise UserError(f"condition {condition} needs both models' weights here; load them without remote")
         if condition.uses_mean and self.means is None:
             raise UserError(f"condition {condition} needs the means of a reference set and none was given")
         by_layer: dict[int, list[Ablation]] = {}

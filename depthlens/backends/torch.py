@@ -5,7 +5,8 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - layer: ``resid_post`` is replaced by ``resid_pre`` (skip) or ``resid_pre`` + mean contribution;
 - attn, mlp: ``attn_out`` or ``mlp_out`` is replaced by zero or its mean;
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
-  query, key or value projections removes exactly one query head under grouped-query attention.
+  query, key or value projections removes exactly one query head under grouped-query attention;
+- any of these under ``@donor``: the part is computed with another model's weights, see `depthlens.donors`.
 
 Hooks never write into tensors they did not make: they select with ``torch.where``.
 """
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from depthlens import budget
+from depthlens import budget, donors
 from depthlens.ablations import Ablation, Condition
 from depthlens.architectures import hidden, with_hidden
 from depthlens.backends import Means
@@ -46,10 +47,11 @@ class TorchBackend:
         Raises:
             UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
         """
-        edits = RowEdits(conditions, self.lens, self.means, position_ids)
+        edits = RowEdits(conditions, self.lens, self.means, position_ids, self.lens.donor)
         handles: list[Any] = []
         try:
-            for layer in sorted(edits.layers):
+            handles += edits.donations.hook_ends()
+            for layer in edits.layers:
                 handles += edits.hook(layer)
             yield
         finally:
@@ -82,7 +84,8 @@ class TorchBackend:
         # the unembedding is as dear as several layers: only the positions asked for go through it
         wanted = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
         picked = torch.cat([states[i, list(p)] for i, p in enumerate(wanted)])
-        logits = arch.unembed(picked).split([len(p) for p in wanted])
+        with donors.ends(self.lens, [c for c, p in zip(conditions, wanted, strict=True) for _ in p]):
+            logits = arch.unembed(picked).split([len(p) for p in wanted])
         return list(logits), out.cache if keep_cache else None
 
 
@@ -111,10 +114,16 @@ class RowEdits:
         lens: A loaded model.
         means: What ``@mean`` and ``@resample`` put in place of a part.
         position_ids: Position of each token in its sequence, which ``@resample`` asks for. Shape [row or 1, pos].
+        donor: What ``@donor`` takes weights from; None also where a backend cannot.
     """
 
     def __init__(
-        self, conditions: Sequence[Condition], lens: Any, means: Means | None, position_ids: Tensor | None = None
+        self,
+        conditions: Sequence[Condition],
+        lens: Any,
+        means: Means | None,
+        position_ids: Tensor | None = None,
+        donor: donors.Donor | None = None,
     ) -> None:
         self.arch = lens.arch
         self.means = means
@@ -122,21 +131,27 @@ class RowEdits:
         self.device = lens.device
         self.n_rows = len(conditions)
         by_layer: dict[int, list[tuple[int, Ablation]]] = {}
-        for row, condition in enumerate(conditions):
+        for condition in dict.fromkeys(conditions):
             condition.validate(lens.dims)
+            if condition.uses_donor and donor is None:
+                raise UserError(f"condition {condition} takes weights from a donor, and none was given")
             if condition.uses_mean and means is None:
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
             if condition.uses_resample and (means is None or means.sample is None):
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
             if condition.uses_resample and position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
+        for row, condition in enumerate(conditions):
             for ablation in condition.ablations:
-                by_layer.setdefault(ablation.layer, []).append((row, ablation))
-        self.layers = by_layer
+                if ablation.mode != "donor":
+                    by_layer.setdefault(ablation.layer, []).append((row, ablation))
+        self.by_layer = by_layer
+        self.donations = donors.RowDonations(conditions, lens, donor)
+        self.layers = sorted({*by_layer, *self.donations.layers})
 
     def at(self, layer: int) -> LayerEdits:
         """The edits of one layer as functions of tensors, for whatever library brings the tensors."""
-        edits = self.layers.get(layer, [])
+        edits = self.by_layer.get(layer, [])
 
         def sublayer(site: str) -> Callable[[Tensor], Tensor] | None:
             rows = self._rows(edits, site)
@@ -153,7 +168,7 @@ class RowEdits:
     def hook(self, layer: int) -> list[Any]:
         """Register the hooks of one layer; returns their handles."""
         arch, at = self.arch, self.at(layer)
-        handles: list[Any] = []
+        handles: list[Any] = self.donations.hook(layer)
         if at.layer is not None:
 
             def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

@@ -39,6 +39,7 @@ def twin(lens: Any, library: str) -> nn.Module:
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lens.model.parameters()}
     model = copy.deepcopy(lens.model, shared)
     for module in model.modules():
+        vars(module).pop("forward", None)  # a transplant that is in force belongs to the original too
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             hooks.clear()
         for flags in (module._forward_hooks_with_kwargs, module._forward_pre_hooks_with_kwargs):

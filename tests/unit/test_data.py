@@ -237,7 +237,7 @@ class TestWordProblems:
 
     def test_counts(self):
         docs = read("arithmetic/test.jsonl")
-        assert Counter(doc["n_steps"] for doc in docs) == {2: 100, 3: 100}
+        assert Counter(doc["n_steps"] for doc in docs) == {1: 66, 2: 67, 3: 67}
         assert len(read("arithmetic/fewshot.jsonl")) == 8
         assert len({doc["question"] for doc in self.DOCS}) == 208  # so few-shot and test are disjoint too
 
@@ -245,7 +245,7 @@ class TestWordProblems:
         shapes = Counter(
             re.sub(r"\d+", "#", re.sub(r"<[^>]*>|\b[A-Z][a-z]+\b", "", doc["solution"])) for doc in self.DOCS
         )
-        assert len(shapes) >= 16
+        assert len(shapes) >= 20
 
     def test_every_step_is_right_and_leads_to_the_answer(self):
         for doc in self.DOCS:
@@ -337,7 +337,7 @@ class TestLoading:
     def test_settings(self, tasks, name):
         task = tasks[name]
         assert len(task.task_docs) == N_DOCS[name]
-        assert task.config.metadata["version"] == 1.0
+        assert task.config.metadata["version"] == (2.0 if name.startswith("arithmetic") else 1.0)
         assert task.config.test_split and task.config.fewshot_split
         assert task.config.num_fewshot != 0, "lm-eval lets nobody change a 0 in the YAML; leaving it out means 0"
         assert task.higher_is_better() and all(task.higher_is_better().values())
@@ -366,9 +366,9 @@ class TestLoading:
         assert prefixes.pop().startswith(f"{task.doc_to_text(shot)} {target}\n\n")
 
 
-BUS = (
-    "Question: A bus starts with 53 people. At the first stop 12 people get off and 17 people get on. "
-    "How many people are on the bus then?\nAnswer:"
+EGGS = (
+    "Question: Kate and Emma put their eggs together. Kate has 10 and Emma has 8. "
+    "They share them equally among 2 children. How many eggs does each child get?\nAnswer:"
 )
 CODES = "".join(
     f"The code of the {key} is {code}.\n"
@@ -391,11 +391,10 @@ RENDERED = {
         f"{CODES}\nQ: What is the code of the mountain?\nA: The code of the mountain is",
         "6661",
     ),
-    "arithmetic_direct": (BUS, "58"),
+    "arithmetic_direct": (EGGS, "9"),
     "arithmetic_cot": (
-        BUS,
-        "After people get off there are 53 - 12 = 41 people.\n"
-        "After people get on there are 41 + 17 = 58 people.\n#### 58",
+        EGGS,
+        "Together they have 10 + 8 = 18 eggs.\nEach child gets 18 / 2 = 9 eggs.\n#### 9",
     ),
 }
 

@@ -77,13 +77,17 @@ def test_critical_conditions_and_findings_in_words():
     assert "at chance, cannot judge" in guess
 
 
-def test_several_metrics_or_no_layers_are_refused():
+def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     result = synthetic({"early": EARLY})
     docs = pd.concat([result.docs, result.docs.assign(metric="acc_norm")])
     record = {"tasks": {"early": {"metrics": {m: {"chance": 0.25} for m in ("acc", "acc_norm")}}}}
     both = Result(docs, record)
-    with pytest.raises(UserError, match="choose one"):
-        depth.loss_by_third(both)
+    assert (
+        depth.judged(both) == list(dict.fromkeys(depth.loss_by_third(both)["task"])) == ["early acc", "early acc_norm"]
+    )
+    found = depth.critical_by_task(both)
+    assert found["early acc"] == found["early acc_norm"] == depth.critical_by_task(result)["early"]
+    assert [line.partition(":")[0] for line in depth.findings(both)] == ["early acc", "early acc_norm"]
     assert list(depth.primary(both).docs["metric"].unique()) == ["acc"]
     with pytest.raises(UserError, match="not one condition a layer"):
         depth.loss_by_third(Result(result.docs.assign(layer=pd.NA), result.record))

@@ -147,8 +147,9 @@ def test_describe_is_what_a_record_needs(folder):
 def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
     rows = models.table()
     assert rows[0]["alias"] == "smollm2-135m" and rows[0]["source"] == "embedded"
-    assert rows[1]["alias"] == "organism" and rows[1]["source"] == "built"
-    assert all(row["source"].count("/") == 1 for row in rows[2:])
+    assert [row["alias"] for row in rows if row["source"] == "adapter"] == ["smollm2-135m-direct", "smollm2-135m-cot"]
+    assert [row["alias"] for row in rows if row["source"] == "built"] == ["organism"]
+    assert all(row["source"].count("/") == 1 for row in rows if row["source"] not in ("embedded", "adapter", "built"))
     assert len({row["alias"] for row in rows}) == len(rows)
     assert all(list(row) == ["alias", "source", "family", "size", "role"] and all(row.values()) for row in rows)
     assert {"meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"} <= {row["source"] for row in rows}
@@ -278,7 +279,7 @@ def test_values_of_another_type_are_refused_where_no_checker_stands_before(value
 
 
 def test_unknown_alias_suggests_the_nearest():
-    assert "did you mean smollm2-135m?" in refusal("smollm-135m")
+    assert "did you mean smollm2-135m, " in refusal("smollm-135m")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where/at/all", "~/no-such-model", "a/b/c"])

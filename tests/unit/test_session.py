@@ -49,7 +49,7 @@ def test_the_output_folder_is_made(folder, tmp_path):
 @pytest.mark.parametrize(
     ("parameter", "value", "said"),
     [
-        ("model", "smollm2-135", "unknown model 'smollm2-135'; did you mean smollm2-135m?"),
+        ("model", "smollm2-135", "unknown model 'smollm2-135'; did you mean smollm2-135m, "),
         ("model", "/nowhere", "model directory '/nowhere' does not exist"),
         ("tasks", "capitals", "tasks 'capitals': give a list of task names, e.g. ['capitals']"),
         ("tasks", [], "no task given"),
@@ -57,7 +57,7 @@ def test_the_output_folder_is_made(folder, tmp_path):
         ("limit", 0, "limit 0: give a whole number"),
         ("limit", -5, "limit -5: give a whole number"),
         ("num_fewshot", -1, "num_fewshot -1: give a whole number"),
-        ("num_fewshot", 1, "task kv_retrieval_4 is fixed at 0 examples"),
+        ("num_fewshot", 9, "num_fewshot 9: task kv_retrieval_4 has 8 examples"),
         ("seed", -1, "seed -1: give a whole number from 0 to"),
         ("seed", 2**32, "seed 4294967296: give a whole number from 0 to 4294967295"),
         ("seed", True, "seed True: give a whole number"),

@@ -1,0 +1,216 @@
+"""A base model against one distilled from it: how far weights and activations moved, and transplants of parts.
+
+`transplant` puts parts of the distilled model (the donor) into the base for as long as a ``with`` block lasts. For
+measurements parts are conditions: ``dl.condition_sweep(base, task, "layers@donor", donor="smollm2-135m-cot")``; what
+goes along with a part is told in `depthlens.donors`, what makes a pair in `depthlens.pairs`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakSet
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from depthlens import models, packing
+from depthlens.ablations import ENDS, Ablation, Condition
+from depthlens.architectures import hidden
+from depthlens.backends.torch import TorchBackend
+from depthlens.errors import UserError
+from depthlens.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_ends, with_donor
+from depthlens.stats import mean_interval
+from depthlens.tree_attention import Layout, walking
+
+__all__ = ["PAIRS", "Pair", "activation_deltas", "pair", "transplant", "weight_deltas", "with_donor"]
+
+_TRANSPLANTED: WeakSet[nn.Module] = WeakSet()  # models inside `transplant`
+Name = str | os.PathLike[str]
+
+
+@contextmanager
+def transplant(
+    base: models.Lens,
+    donor: Name | models.Lens,
+    *,
+    layers: Iterable[int] = (),
+    attn: Iterable[int] = (),
+    mlp: Iterable[int] = (),
+    heads: Iterable[tuple[int, int]] = (),
+    kv: Iterable[tuple[int, int]] = (),
+    ends: bool = False,
+) -> Iterator[Condition]:
+    """Within the context ``base.model`` computes with parts of the donor; after it the base is as it was.
+
+    No weight of the base is written: modules are called with the donor's weights instead. A donor by name is read from
+    its files layer by layer in every forward pass; to write long texts, hand over a loaded model.
+
+    Args:
+        base: A loaded model.
+        donor: Name of a model that fits it, or a loaded one; see `depthlens.pairs.with_donor`.
+        layers: Whole layers.
+        attn: Layers whose attention is transplanted.
+        mlp: Layers whose MLP is transplanted.
+        heads: Single query heads, as (layer, head).
+        kv: Key/value heads with the query heads that read them, as (layer, group).
+        ends: Also the embedding, the final norm and the unembedding: with all layers this is the donor itself.
+
+    Yields:
+        The condition that is in force; nothing asked for is the baseline.
+
+    Raises:
+        UserError: the two are no pair, a part does not exist or is named twice, or the base is inside a transplant.
+    """
+    whole, single = {"layer": layers, "attn": attn, "mlp": mlp}, {"head": heads, "kv": kv}
+    parts = [Ablation(layer, site, mode="donor") for site, chosen in whole.items() for layer in chosen]
+    parts += [Ablation(layer, site, i, "donor") for site, chosen in single.items() for layer, i in chosen]
+    parts += [Ablation(-1, end, mode="donor") for end in ENDS * ends]
+    condition = Condition(tuple(parts)).validate(base.dims)
+    if base.model in _TRANSPLANTED:
+        fix = "name all parts in one transplant, or leave the first one"
+        raise UserError(f"model {base.name!r} is inside a transplant already; {fix}")
+    together = with_donor(base, donor)
+    warn_of_ends(together, [condition])
+    _TRANSPLANTED.add(base.model)
+    try:
+        with TorchBackend(together).ablate([condition]):
+            yield condition
+    finally:
+        _TRANSPLANTED.discard(base.model)
+
+
+def weight_deltas(base: models.Lens, donor: Name | models.Lens) -> pd.DataFrame:
+    """How far every matrix and vector of weights moved, layer by layer.
+
+    With W_b and W_d the base's and the donor's: ``relative`` is ||W_d - W_b|| / ||W_b|| (Frobenius norms), ``cosine``
+    <W_d, W_b> / (||W_d|| ||W_b||). Sums are float64. One layer of each model is in memory at a time, where they are
+    offloaded.
+
+    Args:
+        base: A loaded model.
+        donor: Name of a model that fits it, or a loaded one.
+
+    Returns:
+        One row a matrix: layer (missing outside the layers), site (``attn`` and ``mlp`` with their norms, ``embed``,
+        ``unembed`` with the final norm), matrix (its name in the layer), n_parameters, relative (infinite for weights
+        that were zero), cosine (missing where one is zero).
+
+    Raises:
+        UserError: the two are no pair.
+    """
+    donor = load_donor(base, donor)
+    compare(base, donor)
+    rows = [
+        (pd.NA, end, f"{name}.{key}", *_moved(one, other))
+        for end, name in (("embed", "embed"), ("unembed", "final_norm"), ("unembed", "unembed"))
+        for (key, one), (_, other) in _weights(getattr(base.arch, name), getattr(donor.arch, name))
+    ]
+    for layer in range(base.dims.n_layers):
+        with base.resident(layer), donor.resident(layer):
+            mlp = {id(module) for part in (base.arch.mlp_norm, base.arch.mlp) for module in part[layer].modules()}
+            for (key, one), (_, other) in _weights(base.arch.layers[layer], donor.arch.layers[layer]):
+                owner = base.arch.layers[layer].get_submodule(key.rpartition(".")[0])
+                rows.append((layer, "mlp" if id(owner) in mlp else "attn", key, *_moved(one, other)))
+    columns = ["layer", "site", "matrix", "n_parameters", "relative", "cosine"]
+    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
+
+
+def _weights(one: nn.Module, other: nn.Module) -> Iterator[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
+    """Entries of two modules' state dicts side by side."""
+    return zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+
+
+def _moved(one: Tensor, other: Tensor) -> tuple[int, float, float]:
+    """Number of parameters, relative Frobenius norm of the difference, and cosine."""
+    a, b = one.float(), other.float()
+    norm, its, apart = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b, b - a))
+    relative = apart / norm if norm else float("inf") if apart else 0.0
+    cosine = float((a * b).sum(dtype=torch.float64)) / (norm * its) if norm and its else float("nan")
+    return one.numel(), relative, cosine
+
+
+@torch.no_grad()
+def activation_deltas(
+    base: models.Lens, donor: Name | models.Lens, prompts: Sequence[str | Sequence[int]]
+) -> pd.DataFrame:
+    """How far the residual stream, and what each sublayer adds to it, moved on the same tokens.
+
+    Both models read each prompt for themselves, so that differences pile up with depth. At every token, with x_b and
+    x_d of the two: ``relative`` ||x_d - x_b|| / ||x_b||, ``cosine`` <x_d, x_b> / (||x_d|| ||x_b||); then the mean over
+    a prompt's tokens, the mean over prompts, and its 95% Student t interval over prompts. The models walk side by side,
+    and only what the current layer makes is held, for all prompts.
+
+    Args:
+        base: A loaded model.
+        donor: Name of a model that fits it, or a loaded one.
+        prompts: Texts, encoded by the base's tokenizer, or token ids.
+
+    Returns:
+        One row a layer and part: layer, part (``attn_out``, ``mlp_out``, ``resid_post``), n (prompts), relative,
+        relative_low, relative_high, cosine, cosine_low, cosine_high (intervals are missing for one prompt).
+
+    Raises:
+        UserError: the two are no pair, there are no prompts, one is empty, or one is longer than the attention window.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise UserError(f"prompts {prompts!r}: give a list of at least one text")
+    rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
+    window = getattr(base.model.config, "sliding_window", None)
+    for i, row in enumerate(rows):
+        if not row or (window is not None and len(row) > window):
+            limit = f"; the attention window is {window}" if window else ""
+            raise UserError(f"prompt {i} has {len(row)} tokens{limit}; give at least one and no more")
+    donor = load_donor(base, donor)
+    compare(base, donor)
+    walks = [_Walk(lens, rows) for lens in (base, donor)]
+    found = []
+    for layer in range(base.dims.n_layers):
+        values = [[] for _ in _PARTS]
+        with base.resident(layer), donor.resident(layer):
+            for i in range(len(rows)):
+                for part, a, b in zip(values, *(walk.step(layer, i) for walk in walks), strict=True):
+                    part.append(_apart(a, b))
+        for name, part in zip(_PARTS, values, strict=True):
+            columns = [list(column) for column in zip(*part, strict=True)]  # over prompts: relative, cosine
+            found.append((layer, name, len(rows), *(x for c in columns for x in (sum(c) / len(c), *mean_interval(c)))))
+    measures = [f"{m}{end}" for m in ("relative", "cosine") for end in ("", "_low", "_high")]
+    return pd.DataFrame(found, columns=["layer", "part", "n", *measures])
+
+
+_PARTS = ("attn_out", "mlp_out", "resid_post")
+
+
+class _Walk:
+    """One model's residual streams of several prompts, a layer at a time."""
+
+    def __init__(self, lens: models.Lens, rows: Sequence[Sequence[int]]) -> None:
+        self.lens = lens
+        self.layouts = [Layout(packing.build([row], [0]), lens.device, lens.dtype) for row in rows]
+        self.x = [lens.arch.embed(layout.tokens)[None] for layout in self.layouts]  # each [1, pos, d_model]
+
+    def step(self, layer: int, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Take one prompt through a layer; attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
+        arch, layout, x = self.lens.arch, self.layouts[i], self.x[i]
+        with walking(self.lens.model):
+            attn_out = hidden(
+                arch.attn[layer](
+                    hidden_states=arch.attn_norm[layer](x),
+                    attention_mask=None,
+                    position_embeddings=arch.rotary(x, position_ids=layout.position_ids),
+                    position_ids=layout.position_ids,
+                    layout=layout,
+                )
+            )
+        mlp_out = hidden(arch.mlp[layer](arch.mlp_norm[layer](x + attn_out)))
+        self.x[i] = x + attn_out + mlp_out
+        return attn_out, mlp_out, self.x[i]
+
+
+def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Relative difference and cosine, means over tokens."""
+    a, b = a.double(), b.double()
+    relative = (b - a).norm(dim=-1) / a.norm(dim=-1)
+    return float(relative.mean()), float(nn.functional.cosine_similarity(a, b, dim=-1).mean())
