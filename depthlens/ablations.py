@@ -252,7 +252,8 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     Args:
         spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional mode as in
             ``layers@mean``: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``; ``blocks:N`` (all contiguous blocks of
-            2..N layers and single layers); ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers);
+            2..N layers and single layers); ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers;
+            ``bottom:N`` and ``top:N`` grow by N layers, in the end to all);
             ``whole@donor`` (every layer and both ends: the donor itself).
         dims: The model's sizes.
 
@@ -261,7 +262,7 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     """
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
     if not items:
-        words = "layers, attn, mlp, heads, kv, blocks:N, bottom, top or conditions"
+        words = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
         raise UserError(f"nothing to ablate in {spec!r}; give {words}")
     conditions = {BASELINE: None}  # in order, each once
     for item in items:
@@ -276,17 +277,19 @@ def _whole(word: str, mode: str, dims: Dims) -> list[Condition] | None:
     """Conditions of a whole-model word, or None where ``word`` is not one."""
     layers = range(dims.n_layers)
     name, _, size = word.partition(":")
-    if name == "blocks":
+    if name == "blocks" or (name in ("bottom", "top") and ":" in word):
         if not size.isdigit() or not 1 <= int(size) <= dims.n_layers:
-            fault = f"block size {size!r} in {word!r}"
-            raise UserError(f"{fault}; give blocks:N with N from 1 to {dims.n_layers}")
+            fault = f"size {size!r} in {word!r}"
+            raise UserError(f"{fault}; give {name}:N with N from 1 to {dims.n_layers}")
+    if name == "blocks":
         parts = [
             [Ablation(layer, mode=mode) for layer in range(start, start + n)]
             for n in range(1, int(size) + 1)
             for start in range(dims.n_layers - n + 1)
         ]
-    elif word in ("bottom", "top"):
-        runs = [layers[:n] if word == "bottom" else layers[-n:] for n in range(1, dims.n_layers + 1)]
+    elif name in ("bottom", "top"):
+        lengths = [*range(int(size or 1), dims.n_layers, int(size or 1)), dims.n_layers]
+        runs = [layers[:n] if name == "bottom" else layers[-n:] for n in lengths]
         parts = [[Ablation(layer, mode=mode) for layer in run] for run in runs]
     elif word == "whole":
         if mode != "donor":

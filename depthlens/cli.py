@@ -79,7 +79,7 @@ def sweep(
         str,
         typer.Option(
             metavar="WHAT",
-            help="layers, attn, mlp, heads, kv, blocks:N, bottom, top, or conditions such as L3,L5.H2,L8-11@mean.",
+            help="layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions such as L3,L5.H2,L8@mean.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for docs.parquet, summary.parquet and record.json.")],

@@ -84,7 +84,7 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
             _limit(ax, pd.concat([losses for _, _, losses, _ in shown]), shown[0][1].binary, len(shown))
             for place, (style, profile, _, centre) in enumerate(shown):
                 _draw_centre(ax, profile, centre, style, place)
-            ax.set_title(task, loc="left").set_parse_math(False)
+            _name(ax, task)
             ax.set_ylabel(f"loss of\n{unit_of(results[shown[0][0]], *_key(shown[0][1]))}")
             _layer_axis(ax, max(p.n_layers for _, p, _, _ in shown))
             if i + columns >= len(tasks):
@@ -145,7 +145,7 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
                 _far(ax, x, y, low, high)
             if idle:
                 ax.text(1, 0.98, CANNOT_JUDGE, ha="right", va="top", fontsize=8, color=GREY, transform=ax.transAxes)
-            ax.set_title(profile.label, loc="left").set_parse_math(False)
+            _name(ax, profile.label)
             ax.set_ylabel(f"difference of losses\n{unit_of(base, *_key(profile))}")
             _layer_axis(ax, profile.n_layers)
         axes[-1].set_xlabel("removed layer")
@@ -200,7 +200,7 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
             for kind, part in kinds.items():
                 _draw_transplants(ax, part, kind, (0.0, 1.0) if unit == "accuracy" else (-np.inf, np.inf))
             _draw_references(ax, shown[0].iloc[0], result.metric_info(name, metric)["chance"])
-            ax.set_title(task if site == "layer" else f"{task}, {site}", loc="left").set_parse_math(False)
+            _name(ax, task if site == "layer" else f"{task}, {site}")
             n_layers = result.record.get("model", {}).get("dims", {}).get("n_layers")
             _layer_axis(ax, n_layers or int(max(part["last"].max() for part in shown)) + 1)
             if unit != "accuracy" or i % columns == 0:
@@ -216,6 +216,16 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
             ax.spines["top"].set_visible(False)
             ax.spines["right"].set_visible(False)
     return fig
+
+
+def _name(ax: Axes, text: str) -> None:
+    """The title of a panel, smaller where it is long: two panels share the width."""
+    ax.set_title(text, loc="left", fontsize=None if len(text) <= 30 else 9).set_parse_math(False)
+
+
+def _beside(ax: Axes, text: str, color: str = INK) -> None:
+    """A remark up the right side of a panel, where it meets neither title nor data."""
+    ax.text(1.01, 0.5, text, rotation=90, ha="left", va="center", fontsize=8, color=color, transform=ax.transAxes)
 
 
 def _key(profile: Profile) -> tuple[str, str, str]:
@@ -279,7 +289,7 @@ def _far(ax: Axes, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarr
         edge, marker = (1, "^") if value > 0 else (0, "v")
         ax.plot([layer], [edge], marker, color=INK, ms=5, clip_on=False, transform=ax.get_xaxis_transform(), gid="far")
     said = ", ".join(f"L{layer:.0f} {value:.3g}" for layer, value in zip(x[far], y[far], strict=True))
-    ax.set_title(f"beyond the axis: {said}", loc="right", fontsize=8)
+    _beside(ax, f"beyond the axis: {said}")
 
 
 def _draw_centre(ax: Axes, profile: Profile, centre: pd.Series, style: int, place: int) -> None:
@@ -316,7 +326,7 @@ def _draw_references(ax: Axes, row: pd.Series, chance: float | None) -> None:
 def _share_axis(ax: Axes, row: pd.Series) -> None:
     """The share of the gap on the right, or that there is no gap to share."""
     if row["no_gap"]:
-        ax.set_title("no gap: cannot judge", loc="right", fontsize=8, color=GREY)
+        _beside(ax, "no gap: cannot judge", color=GREY)
         return
     base, gap = row["base"], row["donor"] - row["base"]
     right = ax.secondary_yaxis("right", functions=(lambda v: (v - base) / gap, lambda s: base + s * gap))

@@ -590,6 +590,8 @@ def test_words_for_cumulative_transplants():
     assert [str(c) for c in expand("top@donor", dims)][1:] == [
         *("L4@donor", "L3-4@donor", "L2-4@donor", "L1-4@donor", "L0-4@donor")
     ]
+    assert [str(c) for c in expand("bottom:2@donor", dims)][1:] == ["L0-1@donor", "L0-3@donor", "L0-4@donor"]
+    assert [str(c) for c in expand("top:5", dims)][1:] == ["L0-4"]
     assert len(expand("heads@donor,L1,bottom@donor", dims)) == 1 + 20 + 1 + 5
     for text in ("embed@donor+unembed@donor+L0-4@donor", "L2.H1+L2@donor", "embed@donor", "L0-1+L3-4@donor"):
         assert str(parse(text)) == text

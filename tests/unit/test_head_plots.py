@@ -10,10 +10,10 @@ import warnings
 
 import matplotlib as mpl
 import matplotlib.image
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
@@ -93,18 +93,6 @@ def planted(sizes, seed=0, *, loss=False, k=6):
     return scores(values, sizes=sizes)
 
 
-@pytest.fixture(autouse=True)
-def nothing_leaks():
-    before = mpl.rcParams.copy()
-    yield
-    assert plt.get_fignums() == [], "a figure was left open in pyplot"
-    assert mpl.rcParams == before, "global settings were changed"
-
-
-def by_gid(fig, gid):
-    return [artist for artist in fig.findobj() if artist.get_gid() == gid]
-
-
 def points(fig, gid):
     """(layer, head) of the marks."""
     return sorted((int(x), int(y)) for line in by_gid(fig, gid) for x, y in line.get_xydata())
@@ -125,10 +113,6 @@ def bars(fig):
 
 def names(fig, gid="name"):
     return [t.get_text() for t in by_gid(fig, gid)]
-
-
-def texts(fig) -> str:
-    return "\n".join(t.get_text() for t in fig.findobj(mpl.text.Text))
 
 
 def draw(fig) -> np.ndarray:

@@ -9,11 +9,11 @@ import warnings
 
 import matplotlib as mpl
 import matplotlib.image
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 
@@ -52,23 +52,6 @@ def protocols() -> Result:
             sweep("generative", "exact_match", base=0.8, chance=None),
         ]
     )
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks():
-    before = mpl.rcParams.copy()
-    yield
-    assert plt.get_fignums() == [], "a figure was left open in pyplot"
-    assert mpl.rcParams == before, "global settings were changed"
-
-
-def by_gid(fig, gid):
-    return [line for ax in fig.axes for line in ax.get_lines() if line.get_gid() == gid]
-
-
-def texts(fig) -> str:
-    found = fig.findobj(mpl.text.Text)
-    return "\n".join(t.get_text() for t in found)
 
 
 def draw(fig) -> np.ndarray:
