@@ -6,7 +6,8 @@
 Standard library only. Every family has a `test` file and a `fewshot` file that share no question. Nothing in
 a document gives the answer away: the correct option moves evenly over A-D, every option of a group is as
 often wrong (three times) as any other, the asked key moves evenly over the positions, and the answer to a
-word problem is never a number that the problem states.
+word problem is never a number that the problem states, nor is any of its options; it is as often the smallest
+of them as the largest.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FACTS, TASKS = DATA / "facts", DATA / "tasks"
 N_OPTIONS = 4
 N_KV, N_KV_FEWSHOT = 150, 8
 N_PROBLEMS, N_PROBLEMS_FEWSHOT = 200, 8
-N_STEPS = (3, 1, 2)
+N_STEPS = (2, 1)
 N_ORGANISM, N_ORGANISM_FEWSHOT = 200, 8
 N_CHAINS, N_FILLERS = 6, 8
 
@@ -252,10 +253,55 @@ def arithmetic() -> dict[str, list[Doc]]:
         if doc["question"] not in seen:
             seen.add(doc["question"])
             docs.append(doc)
-    return {
-        "arithmetic/fewshot.jsonl": docs[:N_PROBLEMS_FEWSHOT],
-        "arithmetic/test.jsonl": docs[N_PROBLEMS_FEWSHOT:],
-    }
+    files = {"fewshot": docs[:N_PROBLEMS_FEWSHOT], "test": docs[N_PROBLEMS_FEWSHOT:]}
+    written = {f"arithmetic/{split}.jsonl": part for split, part in files.items()}
+    # a stream of their own: the options leave the problems as they are
+    choice = {f"arithmetic/choice_{s}.jsonl": number_choices(part, rng(f"choice {s}")) for s, part in files.items()}
+    return written | choice
+
+
+def number_choices(docs: list[Doc], random: Random) -> list[Doc]:
+    """The same problems in the same order with four numbers to choose from: the answer and what a mistake leads to.
+
+    A stated number is never an option, since none is ever the answer. The answer's place in the list is balanced,
+    and so is its place in order of size, with no answer smaller than 2 to choose from.
+    """
+    made = []
+    sizes = [0] * N_OPTIONS  # how often the answer was the smallest option, the second smallest, ...
+    for doc, place in zip(docs, balanced(len(docs), N_OPTIONS, random), strict=True):
+        answer, stated = int(doc["answer"]), {int(n) for n in re.findall(r"\d+", doc["question"])}
+        wrong = [
+            n for n in dict.fromkeys([*mistakes(doc["solution"]), *near(answer, random)]) if n not in {answer, *stated}
+        ]
+        below, above = [n for n in wrong if n < answer], [n for n in wrong if n > answer]
+        size = min((n, random.random(), s) for s, n in enumerate(sizes) if s <= len(below))[2]
+        sizes[size] += 1
+        options = random.sample(below[:size] + above[: N_OPTIONS - 1 - size], N_OPTIONS - 1)
+        options.insert(place, answer)
+        shared = {"question": doc["question"], "n_steps": doc["n_steps"]}
+        made.append({**shared, "choices": [str(option) for option in options], "answer": place})
+    return made
+
+
+def mistakes(solution: str) -> Iterator[int]:
+    """Where a mistake ends: a later step left out, or one step calculated with another sign and carried on."""
+    steps = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", solution)
+    yield from (int(result) for *_, result in reversed(steps))
+    for i, (_, sign, _, _) in reversed(list(enumerate(steps))):
+        for other in OPERATIONS:
+            if other == sign:
+                continue
+            carried: dict[str, float] = {}  # the result of a step, and what it was mistaken for
+            for j, (a, own, b, result) in enumerate(steps):
+                left, right = carried.get(a, int(a)), carried.get(b, int(b))
+                carried[result] = OPERATIONS[other if j == i else own](left, right) if right else 0
+            if carried[result] == int(carried[result]) and 2 <= carried[result] < 100:
+                yield int(carried[result])
+
+
+def near(answer: int, random: Random) -> list[int]:
+    """Numbers of about the answer's size. Slips by one would give it away: it would be the number with neighbours."""
+    return [n for n in random.sample(range(answer - 12, answer + 13), 25) if n >= 2]
 
 
 # --- organisms -------------------------------------------------------------------------------------------

@@ -35,9 +35,9 @@ _LAZY = {
 }
 _MODULES = (
     *("ablations", "architectures", "backends", "depth", "depth_comparison", "distill", "engine", "harness"),
-    *("head_effects", "head_scores", "heads", "models", "needles", "organism_tasks", "organisms", "patterns"),
-    *("plots", "profiles", "recovery", "removal", "result_attention", "results", "runner", "solutions"),
-    *("stats", "sweep"),
+    *("head_effects", "head_scores", "heads", "mistakes", "models", "needles", "organism_tasks", "organisms"),
+    *("patterns", "plots", "profiles", "reasoning", "recovery", "removal", "result_attention", "results", "runner"),
+    *("solutions", "stats", "sweep"),
 )
 
 __all__ = ["__version__", *_LAZY]

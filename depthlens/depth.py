@@ -261,8 +261,9 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
     names = labels(result)
     found: dict[str, list[str]] = {name: [] for name in judged(result)}
     if found:
-        tasks = [task for (task, _), name in names.items() if name in found]
-        table = result.select(task=list(dict.fromkeys(tasks))).critical()
+        # not `select`, by which a metric at chance would stay beside another of the same task, and warn
+        pairs = zip(result.docs["task"], result.docs["metric"], strict=True)
+        table = Result(result.docs[[names[pair] in found for pair in pairs]], result.record).critical()
         for row in table.itertuples():
             found[names[row.task, row.metric]].append(row.condition)
     return found

@@ -35,6 +35,7 @@ from depthlens.delta_plots import activation_deltas, weight_deltas
 from depthlens.errors import UserError
 from depthlens.head_plots import head_map
 from depthlens.list_plots import head_overlap, removal_curve
+from depthlens.reasoning_plots import first_mistakes, loss_shares
 from depthlens.results import Result
 from depthlens.stats import ALPHA, BASELINE, GROUP
 from depthlens.theme import (
@@ -61,9 +62,11 @@ __all__ = [
     "activation_deltas",
     "attention",
     "depth_profile",
+    "first_mistakes",
     "head_map",
     "head_overlap",
     "loss_difference",
+    "loss_shares",
     "prediction",
     "profile_comparison",
     "protocol_comparison",

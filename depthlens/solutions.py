@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,10 @@ from depthlens import harness, spans
 from depthlens.answers import Answers
 from depthlens.encoding import Encoder
 from depthlens.errors import UserError
+from depthlens.quantities import WORDS, numbers
 from depthlens.requests import Loglikelihood
 
 KINDS = ("computed", "copied", "text")
-# 1,234.50; a comma or full stop that no digit follows ends the sentence; 7th and A4 are not quantities
-NUMBER = re.compile(r"(?<!\w)(?<!\d[.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
-ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
-ONES += "sixteen seventeen eighteen nineteen".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-WORDS = {w: Decimal(i) for i, w in enumerate(ONES)} | {w: Decimal(10 * i) for i, w in enumerate(TENS, 2)}
-WORDS |= {"once": Decimal(1), "twice": Decimal(2), "half": Decimal(2), "dozen": Decimal(12), "hundred": Decimal(100)}
 
 
 @dataclass(frozen=True)
@@ -113,12 +106,6 @@ class Solution:
 
     def n_tokens(self, kind: str) -> int:
         return sum(s.end - s.start for s in self.spans if s.kind == kind)
-
-
-def numbers(text: str) -> Iterator[tuple[int, int, Decimal]]:
-    """Start, end and value of every number written in digits."""
-    for match in NUMBER.finditer(text):
-        yield *match.span(), Decimal(match.group().replace(",", ""))
 
 
 def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, int, str | None]]:

@@ -20,21 +20,22 @@ DATA = data_dir()
 TASKS = DATA / "tasks"
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
-CHOICE = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation"]
+NUMBERS = ["arithmetic_default", "arithmetic_continuation"]
+CHOICE = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation", *NUMBERS]
 WRITTEN = ["capitals_generative", "elements_generative"]
 NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
 ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
 N_DOCS = (
     {task: 156 if task.startswith("capitals") else 108 for task in CHOICE + WRITTEN}
     | dict.fromkeys([*NAMED, "kv_retrieval_uuid"], 150)
-    | {"arithmetic_direct": 200, "arithmetic_cot": 200}
+    | dict.fromkeys([*NUMBERS, "arithmetic_direct", "arithmetic_cot"], 200)
     | dict.fromkeys(ORGANISM, 200)
 )
 GROUPS = {
     "capitals": ["capitals_default", "capitals_continuation", "capitals_generative"],
     "elements": ["elements_default", "elements_continuation", "elements_generative"],
     "kv_retrieval": list(NAMED),
-    "arithmetic_word_problems": ["arithmetic_direct", "arithmetic_cot"],
+    "arithmetic_word_problems": [*NUMBERS, "arithmetic_direct", "arithmetic_cot"],
     "organism": ORGANISM,
 }
 
@@ -237,7 +238,7 @@ class TestWordProblems:
 
     def test_counts(self):
         docs = read("arithmetic/test.jsonl")
-        assert Counter(doc["n_steps"] for doc in docs) == {1: 66, 2: 67, 3: 67}
+        assert Counter(doc["n_steps"] for doc in docs) == {1: 100, 2: 100}
         assert len(read("arithmetic/fewshot.jsonl")) == 8
         assert len({doc["question"] for doc in self.DOCS}) == 208  # so few-shot and test are disjoint too
 
@@ -265,6 +266,64 @@ class TestWordProblems:
 
     def test_copying_a_number_scores_nothing(self):
         assert not [doc for doc in self.DOCS if doc["answer"] in re.findall(r"\d+", doc["question"])]
+
+
+class TestNumberChoices:
+    DOCS = read("arithmetic/choice_test.jsonl")
+
+    @pytest.mark.parametrize("split", ["test", "fewshot"])
+    def test_problems_and_answers_are_those_of_the_written_tasks_in_order(self, split):
+        choice, written = read(f"arithmetic/choice_{split}.jsonl"), read(f"arithmetic/{split}.jsonl")
+        for a, b in zip(choice, written, strict=True):
+            assert (a["question"], a["n_steps"]) == (b["question"], b["n_steps"])
+            assert a["choices"][a["answer"]] == b["answer"]
+
+    @pytest.mark.parametrize("split", ["test", "fewshot"])
+    def test_four_whole_numbers_that_the_problem_does_not_state(self, split):
+        for doc in read(f"arithmetic/choice_{split}.jsonl"):
+            numbers = {int(choice) for choice in doc["choices"]}
+            assert len(numbers) == 4 and min(numbers) >= 2 and doc["choices"] == [str(int(c)) for c in doc["choices"]]
+            assert not set(doc["choices"]) & set(re.findall(r"\d+", doc["question"]))
+
+    def test_correct_position_is_balanced_from_the_start(self):
+        places = [doc["answer"] for doc in self.DOCS]
+        for start in range(0, len(places), 4):
+            assert sorted(places[start : start + 4]) == [0, 1, 2, 3]
+
+    def test_size_tells_nothing(self):
+        """The correct option is as often the smallest as the largest, in any first part of the documents."""
+        by_size = [sorted(map(int, d["choices"])).index(int(d["choices"][d["answer"]])) for d in self.DOCS]
+        for end in (40, 100, 200):
+            counts = Counter(by_size[:end])
+            assert set(counts) == {0, 1, 2, 3} and max(counts.values()) - min(counts.values()) <= 2
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            lambda numbers: [n for n in numbers if n % 2 == 0],
+            lambda numbers: [n for n in numbers if n < 10],
+            lambda numbers: [n for n in numbers if n >= 10],
+            lambda numbers: [min(numbers, key=lambda n: sum(abs(n - other) for other in numbers))],
+            lambda numbers: [n for n in numbers if any(abs(n - other) in (1, 10) for other in numbers)],
+            lambda numbers: [n for n in numbers if not any(abs(n - other) in (1, 10) for other in numbers)],
+        ],
+        ids=["even", "one digit", "two digits", "in the middle of the others", "has a neighbour", "has none"],
+    )
+    def test_a_rule_that_does_not_read_the_problem_is_at_chance(self, rule):
+        right = 0.0
+        for doc in self.DOCS:
+            numbers = [int(choice) for choice in doc["choices"]]
+            picked = rule(numbers) or numbers
+            right += (numbers[doc["answer"]] in picked) / len(picked)
+        # three standard errors of guessing: sqrt(200 / 4 * 3 / 4)
+        assert abs(right - 50) < 3 * 6.2
+
+    def test_mistakes_come_first(self, generator):
+        solution = "Ben has 3 * 4 = 12 eggs.\nBen keeps 12 - 5 = 7 eggs."
+        found = list(generator.mistakes(solution))
+        assert found[:2] == [7, 12]  # all steps, and the last one left out
+        assert set(found[2:]) == {17, 60, 2}  # 12 + 5, 12 * 5; (3 + 4) - 5; 12 / 5 and (3 - 4) - 5 are no answers
+        assert set(generator.near(3, generator.rng("any"))) == set(range(2, 16))
 
 
 class TestOrganism:
@@ -366,9 +425,9 @@ class TestLoading:
         assert prefixes.pop().startswith(f"{task.doc_to_text(shot)} {target}\n\n")
 
 
-EGGS = (
-    "Question: Kate and Emma put their eggs together. Kate has 10 and Emma has 8. "
-    "They share them equally among 2 children. How many eggs does each child get?\nAnswer:"
+BUS = (
+    "Question: A bus starts with 18 people. At the first stop 6 people get off and 2 people get on. "
+    "How many people are on the bus then?\nAnswer:"
 )
 CODES = "".join(
     f"The code of the {key} is {code}.\n"
@@ -391,10 +450,13 @@ RENDERED = {
         f"{CODES}\nQ: What is the code of the mountain?\nA: The code of the mountain is",
         "6661",
     ),
-    "arithmetic_direct": (EGGS, "9"),
+    "arithmetic_default": (BUS.replace("Answer:", "A. 14\nB. 25\nC. 24\nD. 26\nAnswer:"), "A"),
+    "arithmetic_continuation": (BUS, "14"),
+    "arithmetic_direct": (BUS, "14"),
     "arithmetic_cot": (
-        EGGS,
-        "Together they have 10 + 8 = 18 eggs.\nEach child gets 18 / 2 = 9 eggs.\n#### 9",
+        BUS,
+        "After people get off there are 18 - 6 = 12 people.\n"
+        "After people get on there are 12 + 2 = 14 people.\n#### 14",
     ),
 }
 

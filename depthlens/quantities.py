@@ -1,0 +1,24 @@
+"""Numbers in text: digits with their places and values, and the words that stand for small numbers.
+
+Limit: English, and words up to "twenty" and the tens; "twenty-five" is two words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+
+# 1,234.50; a comma or full stop that no digit follows ends the sentence; 7th and A4 are not quantities
+NUMBER = re.compile(r"(?<!\w)(?<!\d[.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
+ONES += "sixteen seventeen eighteen nineteen".split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+WORDS = {w: Decimal(i) for i, w in enumerate(ONES)} | {w: Decimal(10 * i) for i, w in enumerate(TENS, 2)}
+WORDS |= {"once": Decimal(1), "twice": Decimal(2), "half": Decimal(2), "dozen": Decimal(12), "hundred": Decimal(100)}
+
+
+def numbers(text: str) -> Iterator[tuple[int, int, Decimal]]:
+    """Start, end and value of every number written in digits."""
+    for match in NUMBER.finditer(text):
+        yield *match.span(), Decimal(match.group().replace(",", ""))

@@ -1,0 +1,156 @@
+"""First mistakes of written solutions, by hand and counted over synthetic sweeps."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+import pandas as pd
+import pytest
+
+import depthlens as dl
+from depthlens import mistakes
+from depthlens.errors import UserError
+from depthlens.mistakes import by_layer, by_third, equations, findings, first_mistake
+from depthlens.results import Result
+
+EGGS = "Question: Kate has 10 eggs and Emma has 8. They share them among two children.\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        ("They have 10 + 8 = 18 eggs.\nEach gets 18 / 2 = 9.\n#### 9", "otherwise"),  # right steps, wrong answer
+        ("They have 10 - 8 = 2 eggs.\n#### 2", "otherwise"),
+        ("They have 10 + 8 = 19 eggs.\nEach gets 19 / 2 = 9.5.", "miscomputed"),
+        ("They have 10 + 7 = 17 eggs.", "miscopied"),
+        ("They have 10 + 7 = 18 eggs.", "miscopied"),  # both: what is first on the line
+        ("They have 10 + 8 = 18 eggs.\nEach gets 19 / 2 = 9.5.", "miscopied"),
+        ("They have 10 + 8 = 17 eggs.\nEach gets 19 / 2 = 9.5.", "miscomputed"),  # the first line decides
+        ("They have eighteen.\n#### 18", "no steps"),
+        ("", "no steps"),
+        ("10 = 10", "no steps"),  # nothing is calculated
+        ("10 / 0 = 0", "miscopied"),
+        ("10 - 10 = 0\n8 / 0 = 0", "miscomputed"),
+        ("They have 10+8=<<10+8=18>>18 eggs. Each gets 18/2=$<<18/2=9>>9.00", "otherwise"),
+        ("10 x (8 + 2) = 100", "otherwise"),
+        ("10 + 8 = 18 + 2 = 20", "otherwise"),
+        ("10 + 8 = 18 + 2 = 21", "miscomputed"),
+        ("2 - 10 = -8", "otherwise"),
+        ("2 - 10 = 8", "miscomputed"),
+        ("10 eggs + 8 eggs = <<10+8=18>>18", "otherwise"),
+        ("10 eggs + 8 eggs = 19", "no steps"),  # calculated in words
+        ("10 + 08 = 18", "otherwise"),
+        ("10 + 8 = eighteen", "no steps"),
+        ("10 + 8 == 18", "no steps"),
+        ("= = 10 + = 8 - ( = 2", "no steps"),
+        (" 1 2 ( x - + 3" * 500, "no steps"),  # and in no time
+        (" 1 - 2" * 2000 + " = 3", "miscopied"),
+        ("8 - 8 + " * 2000 + " 10 = 10", "miscomputed"),  # too long to be a step
+        ("10 8 + = 18", "miscomputed"),  # cannot be calculated
+        ("(that is 10 + 8 = 18) and a box 8 + 2 = 10", "otherwise"),
+        ("- 10 + 8 = 18\n- 18 / 2 = 9", "otherwise"),
+        ("There are 10\n8 + 2 = 10", "otherwise"),
+        ("8 / 10 = 0.80\n10 / 8 = 1.25", "otherwise"),
+    ],
+)
+def test_first_mistake(written, kind):
+    assert first_mistake(written, EGGS) == kind
+
+
+def test_rounding_and_thousands():
+    assert first_mistake("1,000 / 3 = 333.33", "1000 eggs, 3 nests") == "otherwise"
+    assert first_mistake("1,000 / 3 = 333", "1000 eggs, 3 nests") == "miscomputed"
+    (one,) = equations("She pays $1,000.50 * 2 = $2,001.")
+    assert one == ({Decimal("1000.50"), Decimal(2)}, Decimal("2001.00"), Decimal(2001))
+
+
+def table(kinds):
+    """kinds: {condition: kinds by document}; two layers a third of a model of six."""
+    rows = [
+        (name, None if name == "baseline" else int(name[1:]), i, kind, kinds["baseline"][i] == "right", "")
+        for name, row in kinds.items()
+        for i, kind in enumerate(row)
+    ]
+    columns = ["condition", "layer", "doc_id", "kind", "solved", "response"]
+    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
+
+
+R, C, M, N = "right", "miscopied", "miscomputed", "no steps"
+SWEPT = {
+    "baseline": [R, R, R, R, M],
+    "L0": [N, N, N, N, N],
+    "L1": [C, C, R, R, M],
+    "L2": [R, R, R, R, R],
+    "L3": [M, R, R, R, M],
+    "L4": [M, M, M, R, M],
+    "L5": [M, R, R, R, M],
+}
+
+
+def test_shares_are_of_the_problems_that_the_whole_model_solves():
+    shares = by_layer(table(SWEPT))
+    assert list(shares.index) == list(range(6)) and (shares.sum(axis=1) == 1).all()
+    assert shares.loc[0, N] == 1 and shares.loc[1, C] == 0.5 and shares.loc[2, R] == 1 and shares.loc[4, M] == 0.75
+    thirds = by_third(table(SWEPT), 6).set_index(["third", "kind"])
+    assert thirds["n"].eq(4).all() and len(thirds) == 3 * 5
+    assert thirds.loc[("first third", N), "share"] == 0.5
+    assert thirds.loc[("first third", C), "share"] == 0.25
+    assert thirds.loc[("last third", M), "share"] == 0.5
+    assert (thirds["ci_low"] <= thirds["share"]).all() and (thirds["share"] <= thirds["ci_high"]).all()
+    lines = findings(table(SWEPT), 6)
+    assert len(lines) == 3 and "last third, 50% [" in lines[2] and "of the 4 problems" in lines[2]
+    assert re.search(r"50% \[\d+%, \d+%\] miscomputed", lines[2])
+    assert by_third(table(SWEPT), 6, seed=1).equals(by_third(table(SWEPT), 6, seed=1))
+
+
+def test_where_nothing_is_solved_nothing_is_counted():
+    unsolved = table(SWEPT | {"baseline": [M] * 5})
+    assert by_layer(unsolved).empty and by_third(unsolved, 6).empty
+    assert findings(unsolved, 6) == ["The whole model solves none of 5 problems: too few to see what a removal breaks."]
+    with pytest.raises(UserError, match="solves none"):
+        dl.plots.first_mistakes(unsolved)
+
+
+def test_figure_stacks_to_one_and_names_every_kind():
+    fig = dl.plots.first_mistakes(table(SWEPT), title="t")
+    (ax,) = fig.axes
+    tops = {bar.get_x(): 0.0 for bar in ax.patches}
+    for bar in ax.patches:
+        tops[bar.get_x()] += bar.get_height()
+    assert list(tops.values()) == pytest.approx([1.0] * 6)
+    texts = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert texts == ["still right", *mistakes.MISTAKES]
+
+
+QUESTIONS = [EGGS, "There are 10 eggs."]
+
+
+def written(kind="generate_until", documents=(0, 1)):
+    rows = []
+    for name, layer in [("baseline", None), ("L0", 0)]:
+        for i in documents:
+            right = name == "baseline"
+            text = " 10 + 8 = 18\n 18 / 2 = 9\n#### 9" if right else " 10 + 8 = 17\n#### 17"
+            rows += [("m", "cot", "exact_match", name, layer, None, i, float(right), text)]
+            rows += [("m", "cot", "answer_logprob", name, layer, None, i, -3.0, "the reference")]
+    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    metrics = {"exact_match": {}, "answer_logprob": {}}
+    record = {"tasks": {"cot": {"metrics": metrics, "output_type": kind}}}
+    return Result(pd.DataFrame(rows, columns=columns), record)
+
+
+def test_classify_reads_what_was_written():
+    found = mistakes.classify(written(), "cot", QUESTIONS)
+    assert len(found) == 4 and not (found["response"] == "the reference").any()
+    assert list(found["kind"]) == ["right", "right", "miscomputed", "miscopied"]  # no 8 in the second question
+    assert found["solved"].all()
+
+
+def test_what_cannot_be_classified_is_refused():
+    with pytest.raises(UserError, match="unknown task 'gsm8k'"):
+        mistakes.classify(written(), "gsm8k", QUESTIONS)
+    with pytest.raises(UserError, match="is multiple_choice; mistakes are looked for in what a model writes"):
+        mistakes.classify(written("multiple_choice"), "cot", QUESTIONS)
+    with pytest.raises(UserError, match="2 questions of task cot, and the result has document 9"):
+        mistakes.classify(written(documents=(0, 9)), "cot", QUESTIONS)
