@@ -135,9 +135,7 @@ def verdict(found: Sequence[Contrast]) -> str:
     by = {v: [c for c in found if c.verdict == v] for v in (SHOWN, OPPOSITE, UNDECIDED, UNJUDGED)}
     judged = len(found) - len(by[UNJUDGED])
     if not judged:
-        return (
-            "Whether this model shows the study's effect **cannot be judged** here: nothing to compare is above chance."
-        )
+        return "Whether this model shows the study's effect **cannot be judged** here: no two losses can be compared."
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in by.items() if rows)
     if len(by[SHOWN]) == judged:
         said = "This model **shows** the study's effect"

