@@ -82,7 +82,8 @@ def test_make_targets_exist(target):
 
 
 def test_make_demo_is_the_documented_command():
-    assert "depthlens run 00_tour 01_protocols 03_reasoning --profile demo --out runs/demo" in make("--dry-run", "demo").stdout
+    command = "depthlens run 00_tour 01_protocols 03_reasoning --profile demo --out runs/demo"
+    assert command in make("--dry-run", "demo").stdout
 
 
 def test_make_without_a_fitting_python_says_so_in_one_line(tmp_path):
