@@ -42,7 +42,8 @@ def test_what_the_user_asks_for_is_taken(lens, monkeypatch):
 
 def test_a_gpu_gets_its_share_of_what_is_free_and_no_fixed_cap_on_keys(lens, monkeypatch):
     with_free(monkeypatch, 64 << 30)
-    gpu = type("Lens", (), {"device": torch.device("cuda"), "dims": lens.dims, "dtype": lens.dtype, "arch": lens.arch})
+    sizes = {"dims": lens.dims, "dtype": lens.dtype, "arch": lens.arch}
+    gpu = type("Lens", (), {"device": torch.device("cuda"), "remote": None, **sizes})
     chosen = budget.choose(gpu)
     assert chosen == budget.Budget(budget.GPU_BATCH_TOKENS, 8 << 30, 16 << 30)
 

@@ -23,6 +23,7 @@ import torch
 import depthlens as dl
 from depthlens import cli, models, remote, session, sweep
 from depthlens.ablations import BASELINE, expand, parse
+from depthlens.backends import Means
 from depthlens.backends.remote import RemoteNnsight
 from depthlens.backends.torch import measure_means, sample
 from depthlens.engine import Engine
@@ -202,7 +203,7 @@ def test_what_goes_through_the_engine_works_too(pair):
     [
         (lambda lens: dl.head_sweep(lens, TASK, method="attribution", limit=1, progress=False), "attribution needs"),
         (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", references=["x"]), "@resample needs"),
-        (lambda lens: sample(lens, None, [1], "x"), "@resample needs"),
+        (lambda lens: sample(lens, object.__new__(Means), [1], "x"), "@resample needs"),
         (lambda lens: RemoteNnsight(lens).edits(parse("L1.H1@resample")), "@resample is not done remotely; use @mean"),
         (lambda lens: RemoteNnsight(lens).edits(parse("L1.mlp@mean")), "needs the means of a reference set"),
         (lambda lens: Engine(lens).loglikelihood(requests(), [parse("L9")]), "layer 9 does not exist"),
