@@ -121,7 +121,7 @@ def third_differences(
 
 def _thirds(result: Result, scale: str, seed: int, n_boot: int) -> list[tuple[Profile, np.ndarray]]:
     """Losses by third of the sample and of every draw [1 + n_boot, 3], for tasks that can be judged."""
-    found = [p for p in profiles(result) if not (p.unplaced if scale == "importance" else p.at_chance)]
+    found = [p for p in profiles(result) if not p.idle(scale)]
     means = drawn(found, seed=seed, n_boot=n_boot)
     return [(p, third_losses(p, *m, scale)) for p, m in zip(found, means, strict=True)]
 

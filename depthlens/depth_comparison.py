@@ -92,7 +92,7 @@ def by_third(
     """
     rows = []
     for pair in _pairs(base, distilled):
-        if any(p.unplaced if scale == "importance" else p.at_chance for p in pair):
+        if any(p.idle(scale) for p in pair):
             continue
         means = drawn(pair, seed=seed, n_boot=n_boot)
         a, b = (third_losses(p, *m, scale) for p, m in zip(pair, means, strict=True))

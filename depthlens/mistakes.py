@@ -28,7 +28,7 @@ from decimal import Decimal, DivisionByZero, InvalidOperation
 import pandas as pd
 
 from depthlens.errors import UserError, unknown
-from depthlens.profiles import N_BOOT, THIRDS, draws, interval
+from depthlens.profiles import N_BOOT, THIRDS, draws, interval, third_of
 from depthlens.quantities import WORDS, numbers
 from depthlens.results import Result
 from depthlens.stats import BASELINE
@@ -171,7 +171,7 @@ def by_third(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int =
     single = table[table["solved"] & table["layer"].notna()]
     rows = []
     for i, third in enumerate(THIRDS):
-        part = single[single["layer"].astype(int) * 3 // n_layers == i]
+        part = single[third_of(single["layer"].astype(int), n_layers) == i]
         if part.empty:
             continue
         counts = pd.crosstab(part["doc_id"], part["kind"]).reindex(columns=[RIGHT, *MISTAKES], fill_value=0)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy import stats as sps
@@ -86,11 +87,18 @@ class Profile:
         Raises:
             UserError: a third without layers.
         """
-        third = self.layers * 3 // self.n_layers
+        third = third_of(self.layers, self.n_layers)
         if missing := [name for i, name in enumerate(THIRDS) if i not in third]:
             fault = f"task {self.task}: no layer of the {missing[0]} was removed ({self.n_layers} layers)"
             raise UserError(f"{fault}; sweep all layers of a model of at least three")
         return third
+
+    def idle(self, scale: str) -> str:
+        """Why there is nothing to tell on one of `depthlens.depth.SCALES`, "" if there is.
+
+        A share of the losses needs losses that can be placed; the other scales need a score above chance.
+        """
+        return self.unplaced if scale == "importance" else AT_CHANCE * self.at_chance
 
     @cached_property
     def unplaced(self) -> str:
@@ -106,6 +114,11 @@ class Profile:
         total = self.loss.sum(1)[None]
         (p,) = stats.paired_t(total, float(np.ptp(self.loss)))[2]
         return "" if total.mean() > 0 and p < ALPHA else NO_LOSS
+
+
+def third_of(layers: Any, n_layers: int) -> Any:
+    """Which third of the depth of a model layers lie in: 0, 1 or 2. Whole numbers, or an array or Series of them."""
+    return layers * 3 // n_layers
 
 
 def labels(result: Result) -> dict[tuple[str, str], str]:

@@ -186,9 +186,9 @@ def test_a_walk_reads_each_layer_once_whatever_the_chunks(saved, reads, monkeypa
     lens.arch.mlp[2].register_forward_hook(lambda *a: chunks.append(1))
     found = scores(lens, expand("heads", lens.dims), batch_tokens=64)
     assert len(chunks) > 5, "the pack must pass in several chunks for this test to mean something"
-    assert count == dict.fromkeys(range(5), 1) and most[0] <= 2
+    assert count == dict.fromkeys(range(5), 1) and most == [2]
     count.clear()
-    assert lens.fingerprint and count == dict.fromkeys(range(5), 1) and most[0] <= 2
+    assert lens.fingerprint and count == dict.fromkeys(range(5), 1) and most == [2]
     whole = models.load(saved())
     torch.testing.assert_close(found, scores(whole, expand("heads", lens.dims)), rtol=0, atol=SAME)
 
@@ -197,6 +197,7 @@ def test_more_than_ten_layers_are_read_in_the_order_of_their_names_for_the_finge
     watch, count, most = reads
     lens = watch(models.load(saved(num_hidden_layers=12), offload="disk"))
     assert lens.fingerprint == models.load(saved(num_hidden_layers=12)).fingerprint
+    # a layer may be hashed before the next has been read: then one is in memory, and never more than two
     assert count == dict.fromkeys(range(12), 1) and most[0] <= 2
 
 

@@ -308,7 +308,7 @@ def test_an_organism_is_an_ordinary_lens(tmp_path):
     assert vars(loaded.dims) == {"n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "d_model": 256, "d_head": 64}
     assert loaded.model.config.vocab_size == len(loaded.tokenizer) == 100
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
-    assert models.NAMED[1].alias == "organism"
+    assert "organism" in {row.alias for row in models.NAMED}
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
     back = models.load(tmp_path, device="cpu")
