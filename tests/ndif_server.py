@@ -14,6 +14,7 @@ import asyncio
 import io
 import json
 import linecache
+import os
 import sys
 import traceback
 import uuid
@@ -71,6 +72,13 @@ def execute(request, blob):
     return zstandard.ZstdCompressor(level=3).compress(data) if request.compress else data
 
 
+def end_where_broken(job):
+    """A fault of this server must end it: a client would wait for a job that nobody runs any more."""
+    if error := job.exception():
+        traceback.print_exception(error)
+        os._exit(1)
+
+
 class Deployments(tornado.web.RequestHandler):
     def get(self):
         common = {"task": "text-generation", "revision": None, "deployment_level": "HOT"}
@@ -121,7 +129,7 @@ class Request(tornado.web.RequestHandler):
         blob = self.request.files["blob"][0]["body"]
         job = uuid.uuid4().hex
         self.write(ResponseModel(id=job, status=Status.RECEIVED, description="received").model_dump_json())
-        asyncio.ensure_future(self.job(job, request, blob))
+        asyncio.ensure_future(self.job(job, request, blob)).add_done_callback(end_where_broken)
 
     async def job(self, job, request, blob):
         def tell(status, description, data=None):
@@ -136,7 +144,7 @@ class Request(tornado.web.RequestHandler):
         tell(Status.RUNNING, "running")
         if FAULTS["drop"] > 0:
             FAULTS["drop"] -= 1
-            SOCKETS[request.session_id].stream.close()
+            SOCKETS[request.session_id].ws_connection.stream.close()
             return
         if FAULTS["refuse"] > 0:
             FAULTS["refuse"] -= 1
