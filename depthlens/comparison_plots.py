@@ -191,11 +191,13 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
     said = f"{names[0]} with layers of {names[1]}, n = {'-'.join(map(str, sorted(set(table['n']))))} documents"
     with theme():
         fig = figure(said if title is None else title, height=2.5 * rows + 1.0, width=WIDTH)
+        told: set[str] = set()
         for i, (task, site, shown) in enumerate(panels):
             ax = fig.add_subplot(rows, columns, i + 1)
             metric = shown[0]["metric"].iloc[0]
             name = next(t for (t, m), label in labels(result).items() if label == task and m == metric)
             kinds = recovery.series(pd.concat(shown).drop_duplicates("condition"))
+            told |= {name for name in _SERIES for kind in kinds if kind.endswith(name)}
             unit = unit_of(result, names[0], name, metric)
             for kind, part in kinds.items():
                 _draw_transplants(ax, part, kind, (0.0, 1.0) if unit == "accuracy" else (-np.inf, np.inf))
@@ -211,7 +213,7 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
             if i + columns >= len(panels):
                 ax.set_xlabel("layer x")
             _share_axis(ax, shown[0].iloc[0])
-        legend(fig, _recovery_handles(), ncols=3)
+        legend(fig, _recovery_handles(told), ncols=3)
         for ax in fig.axes:
             ax.spines["top"].set_visible(False)
             ax.spines["right"].set_visible(False)
@@ -334,10 +336,11 @@ def _share_axis(ax: Axes, row: pd.Series) -> None:
     right.set_ylabel("share of the gap", fontsize=8)
 
 
-def _recovery_handles() -> list[Any]:
+def _recovery_handles(told: set[str]) -> list[Any]:
     handles: list[Any] = [
         Line2D([], [], color=PALETTE[i], marker=MARKERS[i], ms=5, mfc="white", label=f"{label} transplanted")
-        for i, label in enumerate(_SERIES.values())
+        for i, (kind, label) in enumerate(_SERIES.items())
+        if kind in told
     ]
     handles.append(Line2D([], [], color=INK, ls=DASHED, lw=1, label="base"))
     handles.append(Line2D([], [], color=INK, ls=DASH_DOTTED, lw=1, label="donor"))

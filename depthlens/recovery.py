@@ -101,7 +101,8 @@ def recovery_findings(table: pd.DataFrame) -> list[str]:
         table: From `transplant_recovery`.
     """
     lines = []
-    for task, rows in table.groupby("task", sort=False):
+    # numbered anew: rows of two tables that were joined may share their numbers
+    for task, rows in table.reset_index(drop=True).groupby("task", sort=False):
         base, donor, n = rows[["base", "donor", "n"]].iloc[0]
         levels = f"base {base:.2f}, donor {donor:.2f}, n = {n:.0f}"
         if why := rows["no_gap"].iloc[0]:

@@ -351,6 +351,9 @@ def test_recovered_shares_have_their_true_value_and_place():
     }
 
 
+JOINED = (("L0@donor", "L8@donor"), ("L2.H1@donor",))
+
+
 def test_recovery_in_words():
     result, donor = transplants(SHARES, n=200)
     said = recovery.recovery_findings(recovery.transplant_recovery(result, donor))
@@ -363,6 +366,14 @@ def test_recovery_in_words():
     few = {c: SHARES[c] for c in ("L0@donor", "L0-4@donor")} | {"L1@donor": 0.0}
     said = recovery.recovery_findings(recovery.transplant_recovery(*transplants(few, n=40)))
     assert any("none surely recovers half" in line for line in said)
+
+
+def test_tables_that_were_joined_lose_no_sentence():
+    """Their rows are numbered alike: the head stands where the first layer stands in the other table."""
+    tables = [recovery.transplant_recovery(*transplants({c: SHARES[c] for c in kept})) for kept in JOINED]
+    assert [list(t.index) for t in tables] == [[0, 1], [0]]
+    said = recovery.recovery_findings(pd.concat(tables))
+    assert any(line.startswith("sums: L2.H1@donor recovers") for line in said)
 
 
 def test_intervals_of_recovered_shares_cover():
