@@ -286,7 +286,7 @@ def _scale(maps: Sequence[_Map], width: int) -> _Scale:
         limit = max(round_up(max(usual, abs(far) / 3)), least)
     below, above = int((shown < -limit).sum()), int((shown > limit).sum())
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max"}.get((below > 0, above > 0), "both")
-    label = unit
+    label = textwrap.fill(unit, width)
     if beyond := below + above:
         heads = "1 head lies beyond, at" if beyond == 1 else f"{beyond} heads lie beyond, up to"
         said = f"colours end at ±{limit:.2g}: {heads}\xa0{far:.2g}".replace("-", "−")
@@ -369,7 +369,8 @@ def _name_heads(ax: Axes, m: _Map, heads: Sequence[Head], wide: float, high: flo
 
 def _titles(ax: Axes, m: _Map, name: str, room: float) -> None:
     if name:
-        ax.set_title(name, loc="left", pad=room + 4).set_parse_math(False)
+        size = None if len(name) <= 40 else 9  # two panels share the width of the page
+        ax.set_title(name, loc="left", pad=room + 4, fontsize=size).set_parse_math(False)
     if math.isfinite(m.base):
         said = f"baseline {m.base:.2f}".replace("-", "−")
         ax.set_title(said, loc="right", pad=room + 4, fontsize=8)

@@ -298,7 +298,7 @@ def test_panels_share_a_scale_by_unit():
     fig = plots.head_map(many)
     first, second, third = (mesh(ax).get_clim() for ax in maps(fig))
     assert first == second != third
-    assert [b.split("\n")[0] for b in bars(fig)] == [
+    assert [b.replace("\n", " ").split(" colours end")[0] for b in bars(fig)] == [
         "change of accuracy from baseline",
         "change of answer_logprob (nats) from baseline",
     ]
