@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from depthlens import budget
+from depthlens import progress as bars
 from depthlens.backends import Means
 from depthlens.budget import out_of_memory
 from depthlens.errors import UserError, unknown
-from depthlens.requests import Loglikelihood
+from depthlens.kept import Kept
+from depthlens.requests import Likelihood, Loglikelihood
 
 MODES = ("zero", "mean")
 
@@ -40,6 +41,7 @@ def attribute(
     weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Estimate by how much log p(continuation | context) changes when one head is removed.
 
@@ -50,7 +52,8 @@ def attribute(
         means: Reference means for ``mean``.
         weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
-        progress: Show a tqdm bar.
+        progress: Show a bar.
+        kept: Where estimates are found and kept, batch by batch; its entry must be of this mode, means and weights.
 
     Returns:
         Estimated changes in nats, shape [request, n_layers, n_heads], and the clean log-probabilities, shape [request];
@@ -70,32 +73,45 @@ def attribute(
     if [len(f) for f in factors] != [len(q.continuation) for q in requests]:
         raise UserError("weights do not fit the requests; give one number for each token of each continuation")
     dims = lens.dims
-    estimates = torch.zeros(len(requests), dims.n_layers, dims.n_heads)
-    logprobs = torch.zeros(len(requests))
     # a backward pass holds every layer of the batch, where the budget is meant for one
     tokens = batch_tokens or max(1, budget.choose(lens).batch_tokens)
-    order = list(range(len(requests)))
-    start = 0
-    with tqdm(total=len(requests), desc="attribution", unit="row", disable=not progress) as bar:
-        while start < len(order):
+    names = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
+    asked = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
+    rows = (kept or Kept()).rows(asked, ["clean", *names])
+
+    def run(members: list[int], group: list[int]) -> None:
+        nonlocal tokens
+        start = 0
+        while start < len(members):
             batch, size = [], 0
-            for i in order[start:]:
+            for i in members[start:]:
                 size += _length(requests[i])
                 if batch and size > tokens:
                     break
                 batch.append(i)
             try:
-                asked, by = [requests[i] for i in batch], [factors[i] for i in batch]
-                change, logprob = _batch(lens, asked, by, means if mode == "mean" else None)
+                of, by = [requests[i] for i in batch], [factors[i] for i in batch]
+                change, logprob = _batch(lens, of, by, means if mode == "mean" else None)
             except (torch.OutOfMemoryError, RuntimeError) as e:
                 if not out_of_memory(e) or len(batch) == 1:
                     raise
                 tokens = sum(_length(requests[i]) for i in batch) // 2
                 continue
-            estimates[batch], logprobs[batch] = change, logprob
+            for i, values in zip(batch, torch.cat([logprob[:, None], change.flatten(1)], 1).tolist(), strict=True):
+                for c, value in enumerate(values):
+                    rows.answers[c][i] = Likelihood(value, False)
+            rows.put(batch, range(len(names) + 1))
             start += len(batch)
             bar.update(len(batch))
-    return estimates, logprobs
+
+    n_rows = len(names) + 1
+    with bars.bar(
+        total=len(requests), initial=rows.n_known // n_rows, desc="attribution", unit="row", disable=not progress
+    ) as bar:
+        rows.run(range(len(requests)), range(n_rows), run, lambda n: bar.update(n // n_rows))
+        rows.finish(run, lambda n: bar.update(n // n_rows))
+    clean, *each = torch.tensor([[a.logprob for a in row] for row in rows.answers]).unbind()
+    return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
 
 
 def _length(request: Loglikelihood) -> int:

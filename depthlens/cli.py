@@ -1,4 +1,4 @@
-"""The command line: ``depthlens sweep``, ``run``, ``gallery`` and ``models``.
+"""The command line: ``depthlens sweep``, ``run``, ``gallery``, ``models`` and ``store`` (`store_cli`).
 
 Nothing heavy is imported until a command needs it, so that ``--help`` answers at once. A mistake of the
 caller ends as one line on stderr and exit code 2; a notebook that fails gives exit code 1, Ctrl-C 130.
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from depthlens.errors import UserError
+from depthlens import store_cli
+from depthlens.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(store_cli.app, name="store")
 _WORST = 5
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|URL",
+        help="Where answers are found and kept as they come; none: nowhere. DEPTHLENS_STORE or the user's data folder.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Progress as lines of JSON on standard error.")]
 
 
 class _RunCommand(TyperCommand):
@@ -108,6 +118,8 @@ def sweep(
     remote: Annotated[
         bool, typer.Option("--remote", help="Leave the weights on NDIF and sweep there; needs NDIF_API_KEY.")
     ] = False,
+    store: StoreOption = "auto",
+    json: JsonOption = False,
 ) -> None:
     """Ablate parts of a model one condition at a time and score every task under each."""
     from depthlens.resources import writable_folder
@@ -121,6 +133,7 @@ def sweep(
         if value is not None and value < least:
             raise UserError(f"--{option} {value}: give a whole number, at least {least}, or leave it out")
     writable_folder(out)
+    _settle(store, json)
     from depthlens.sweep import run_sweep
 
     try:
@@ -144,8 +157,11 @@ def sweep(
             offload=offload,
             remote=remote,
         )
+    except Interrupted as stop:
+        typer.echo(f"Interrupted: {stop}", err=True)
+        raise typer.Exit(130) from None
     except KeyboardInterrupt:
-        typer.echo("Interrupted: nothing was saved", err=True)
+        typer.echo("Interrupted: nothing was computed yet", err=True)
         raise typer.Exit(130) from None
     result.save(out)
     typer.echo(summary_text(result))
@@ -161,6 +177,8 @@ def run(
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a notebook parameter; may be repeated."),
     ] = None,
     profile: Annotated[str, typer.Option(help="Named parameter values: smoke, demo or paper.")] = "demo",
+    store: StoreOption = "auto",
+    json: JsonOption = False,
 ) -> None:
     """Execute notebooks headlessly and build web pages with an index over them."""
     from depthlens import runner
@@ -170,11 +188,12 @@ def run(
         if name in given:
             raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
         given[name] = value
+    _settle(store, json)
     report = runner.run(names, out=out, profile=profile, parameters=given)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:
-        typer.echo("Interrupted: kept what was done", err=True)
+        typer.echo("Interrupted: kept what was done; run the same again to go on", err=True)
     typer.echo(f"Wrote {out / 'index.html'}")
     raise typer.Exit(report.exit_code)
 
@@ -194,7 +213,22 @@ def models() -> None:
     """List the models that have a short name."""
     from depthlens import models as named
 
-    typer.echo(_table(named.table()))
+    typer.echo(table(named.table()))
+
+
+def _settle(store: str, json: bool) -> None:
+    """Tell this process, and the kernels that it starts, which store to use and how to show progress."""
+    import os
+
+    from depthlens import progress
+    from depthlens import store as storage
+
+    if store != storage.DEFAULT:
+        local = "://" not in store and store != storage.WITHOUT
+        os.environ[storage.ENVIRONMENT] = str(Path(store).expanduser().resolve()) if local else store
+    storage.open_store()  # what is wrong with it is told now
+    if json:
+        os.environ[progress.ENVIRONMENT] = "-"
 
 
 def summary_text(result: Result) -> str:
@@ -227,7 +261,8 @@ def _higher_is_better(result: Result, task: str, metric: str) -> bool:
     return result.record["tasks"][task]["metrics"][metric]["higher_is_better"]
 
 
-def _table(rows: Sequence[dict[str, object]]) -> str:
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """Rows as text columns."""
     columns = list(rows[0])
     cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]

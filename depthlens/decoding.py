@@ -19,6 +19,7 @@ from depthlens import donors
 from depthlens.ablations import Condition
 from depthlens.architectures import hidden
 from depthlens.backends.torch import TorchBackend
+from depthlens.finite import NotFinite
 from depthlens.packing import Pack
 from depthlens.requests import Generate
 from depthlens.tree_attention import Layout, attend, merge, walking
@@ -47,7 +48,11 @@ class Writer:
             logits = torch.cat(
                 [self.penalty(torch.tensor([s], device=x.device), x[None]) for s, x in zip(seen, logits, strict=True)]
             )
-        for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
+        highest, tokens = logits.max(-1)  # NaN is the highest of all
+        if not (finite := highest.isfinite()).all():
+            row = rows[int((~finite).nonzero()[0, 0])]
+            raise NotFinite(row, self.tokens.get(row, ()))
+        for row, token in zip(rows, tokens.tolist(), strict=True):
             self.tokens.setdefault(row, []).append(token)
         return [row for row in rows if not self._done(row)]
 

@@ -7,18 +7,21 @@ tasks: requests are token ids. Running out of memory halves the budget and goes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from depthlens import backends, budget, decoding, donors, offload, packing, wavefront
+from depthlens import backends, budget, decoding, donors, finite, offload, packing, progress, wavefront
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.budget import out_of_memory
 from depthlens.decoding import Writer
-from depthlens.errors import UserError
+from depthlens.errors import Interrupted, UserError
+from depthlens.finite import NotFinite
+from depthlens.kept import Kept, Rows
 from depthlens.plain import PlainRows
 from depthlens.requests import Generate, Likelihood, Loglikelihood
 
@@ -28,6 +31,8 @@ UNEMBED_ROWS = 512
 MIN_PROMPTS = 16
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
 MAX_OPEN_ROWS = 128
+# batches after which plain rows are kept, since they come in no packs
+KEEP_BATCHES = 8
 
 
 Passed = Callable[[int], None]  # told how many more tokens have passed a layer
@@ -41,7 +46,8 @@ class Engine:
         backend: Name of the backend that applies the conditions.
         batch_tokens: Token budget of one batch (rows x padded length); None chooses by device and free memory.
         means: Reference means, needed by ``@mean`` conditions.
-        progress: Show a tqdm bar with rows/s and time left.
+        progress: Show a bar with rows/s and time left.
+        kept: Where answers are found and kept, pack by pack; None keeps nothing.
 
     Raises:
         UserError: unknown backend, one that an offloaded model does not have, or a budget below 1.
@@ -55,6 +61,7 @@ class Engine:
         batch_tokens: int | None = None,
         means: backends.Means | None = None,
         progress: bool = True,
+        kept: Kept | None = None,
     ) -> None:
         if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
             raise UserError(f"batch_tokens {batch_tokens!r}: give a whole number of tokens, at least 1")
@@ -65,6 +72,7 @@ class Engine:
         self.budget = budget.choose(lens, batch_tokens)
         self.batch_tokens = self.budget.batch_tokens
         self.progress = progress
+        self.kept = kept or Kept()
 
     def loglikelihood(
         self, requests: Sequence[Loglikelihood], conditions: Sequence[Condition], desc: str = "loglikelihood"
@@ -75,42 +83,90 @@ class Engine:
             Answers, indexed [condition][request].
         """
         donors.require(self.lens, conditions, self.backend.name)
-        answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
         # the last token of a continuation is predicted, never read
         inputs = [(*q.context, *q.continuation)[:-1] for q in requests]
-        with tqdm(total=len(requests) * len(conditions), desc=desc, unit="row", disable=not self.progress) as bar:
+        rows = self.kept.rows(requests, conditions)
+        with self._bar(rows, desc) as bar, self._watched(inputs, conditions, rows):
             if not self._walks(max(map(len, inputs), default=0)):
-                return self._plain(lambda rows: rows.loglikelihood(requests, conditions, bar))
+                return self._plain("loglikelihood", requests, conditions, [len(t) for t in inputs], rows, bar)
 
             def run(members: list[int], group: list[int], passed: Passed) -> None:
-                self._score_pack(packing.build(inputs, members), requests, conditions, group, answers, passed)
+                self._score_pack(packing.build(inputs, members), requests, conditions, group, rows.answers, passed)
 
-            for group in self._groups(conditions):
+            def do(members: list[int], group: list[int]) -> None:
+                work = self._layer_passes(conditions, group) * packing.build(inputs, members).n_tokens
+                self._giving_way(members, group, run, rows, bar, work)
+
+            for group in self._groups(conditions, rows.unfinished):
                 # every row of a pack lives through all layers: their states bound the size of a pack
                 row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
                 room = max(1, self.budget.state_bytes // (len(group) * row_bytes))
                 for packed in packing.pack(inputs, room):
-                    work = self._layer_passes(conditions, group) * packed.n_tokens
-                    self._giving_way(packed.sequences, group, run, bar, work)
-        return answers
+                    rows.run(packed.sequences, group, do, bar.update)
+            rows.finish(do, bar.update)
+        return rows.answers
 
-    def _plain(self, run: Callable[[PlainRows], Any]) -> Any:
-        kind: Any = PlainRows
+    def _bar(self, rows: Rows, desc: str) -> tqdm:
+        """A bar over rows (request, condition) that starts at what is known, so that its pace is that of the rest."""
+        total = sum(map(len, rows.answers))
+        return progress.bar(total=total, initial=rows.n_known, desc=desc, unit="row", disable=not self.progress)
+
+    @contextmanager
+    def _watched(self, tokens: Sequence[Sequence[int]], conditions: Sequence[Condition], rows: Rows) -> Iterator[None]:
+        """Within the context what ends the work is told: an answer that is not finite, and Ctrl-C."""
+        try:
+            yield
+        except NotFinite as e:
+            c, r = e.row
+            read = (*tokens[r], *e.written)
+            finite.refuse(self.lens, self.backend.means, read, conditions[c], self.batch_tokens)
+        except KeyboardInterrupt:
+            raise Interrupted(rows.kept_so_far()) from None
+
+    def _plain(
+        self,
+        kind: str,
+        requests: Sequence[Any],
+        conditions: Sequence[Condition],
+        lengths: Sequence[int],
+        rows: Rows,
+        bar: tqdm,
+    ) -> list[list[Any]]:
+        """Answers row by row by the method ``kind``, long requests first, kept every few batches."""
+        maker: Any = PlainRows
         if self.lens.remote:
-            from depthlens.remote_rows import RemoteRows as kind  # slow to import
-        rows = kind(self.lens, self.backend, self.batch_tokens)
-        found = run(rows)
-        self.batch_tokens = rows.batch_tokens
-        return found
+            from depthlens.remote_rows import RemoteRows as maker  # slow to import
+        plain = maker(self.lens, self.backend, self.batch_tokens)
+
+        def do(members: list[int], group: list[int]) -> None:
+            try:
+                found = getattr(plain, kind)([requests[r] for r in members], [conditions[c] for c in group], bar)
+            except NotFinite as e:
+                raise NotFinite((group[e.row[0]], members[e.row[1]]), e.written) from e
+            for c, given in zip(group, found, strict=True):
+                for r, answer in zip(members, given, strict=True):
+                    rows.answers[c][r] = answer
+            rows.put(members, group)
+
+        order = sorted(range(len(requests)), key=lambda r: -lengths[r])
+        while order:
+            n = len(order)
+            if self.kept.entry:
+                n = max(1, KEEP_BATCHES * self.batch_tokens // max(1, lengths[order[0]] * len(conditions)))
+            rows.run(order[:n], range(len(conditions)), do, bar.update)
+            order = order[n:]
+        rows.finish(do, bar.update)
+        self.batch_tokens = plain.batch_tokens
+        return rows.answers
 
     def _walks(self, longest: int) -> bool:
         """Whether the fast path does what the model does: its attention must see all tokens before."""
         window = getattr(self.lens.model.config, "sliding_window", None)
         return self.backend.name == "torch" and (window is None or longest <= window)
 
-    def _groups(self, conditions: Sequence[Condition]) -> list[list[int]]:
-        """Conditions that walk together, sorted by where they fork off."""
-        order = sorted(range(len(conditions)), key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
+    def _groups(self, conditions: Sequence[Condition], some: Sequence[int]) -> list[list[int]]:
+        """Some of the conditions in groups that walk together, sorted by where they fork off."""
+        order = sorted(some, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
         return [order[i : i + MAX_OPEN_ROWS] for i in range(0, len(order), MAX_OPEN_ROWS)]
 
     def _score_pack(
@@ -144,6 +200,9 @@ class Engine:
                 at = 0
                 for r, span in zip(packed.sequences, spans, strict=True):
                     end = at + len(span)
+                    total = sum(sums[at:end])
+                    if not math.isfinite(total):
+                        raise NotFinite((c, r))
                     answers[c][r] = Likelihood(math.fsum(sums[at:end]), all(hits[at:end]))
                     at = end
 
@@ -157,6 +216,7 @@ class Engine:
         members: list[int],
         group: list[int],
         run: Callable[[list[int], list[int], Passed], None],
+        rows: Rows,
         bar: tqdm,
         work: int,
     ) -> None:
@@ -166,6 +226,7 @@ class Engine:
             members: Requests of the pack.
             group: Conditions.
             run: Does the work and tells how many tokens have passed a layer.
+            rows: Keeps what was done.
             bar: Moves as tokens pass layers, by rows (request, condition).
             work: How many tokens will pass a layer at the most.
         """
@@ -184,6 +245,7 @@ class Engine:
                 raise
         else:
             bar.update(start + n_rows - bar.n)
+            rows.put(members, group)
             return
         # out here the traceback no longer holds what ran out
         bar.update(start - bar.n)
@@ -193,7 +255,7 @@ class Engine:
         )
         for fewer_members, fewer_conditions in halves:
             share = max(1, work * len(fewer_members) * len(fewer_conditions) // n_rows)
-            self._giving_way(fewer_members, fewer_conditions, run, bar, share)
+            self._giving_way(fewer_members, fewer_conditions, run, rows, bar, share)
 
     def generate_until(
         self, requests: Sequence[Generate], conditions: Sequence[Condition], desc: str = "generate"
@@ -209,33 +271,40 @@ class Engine:
         donors.require(self.lens, conditions, self.backend.name)
         if self.lens.stream:
             raise UserError(offload.NO_GENERATION)
-        texts: list[list[str]] = [[""] * len(requests) for _ in conditions]
         contexts = [q.context for q in requests]
-        with tqdm(total=len(requests) * len(conditions), desc=desc, unit="row", disable=not self.progress) as bar:
-            if not self._walks(max((len(q.context) + q.max_new_tokens for q in requests), default=0)):
+        rows = self.kept.rows(requests, conditions)
+        with self._bar(rows, desc) as bar, self._watched(contexts, conditions, rows):
+            lengths = [len(q.context) + q.max_new_tokens for q in requests]
+            if not self._walks(max(lengths, default=0)):
                 with donors.held(self.lens.donor, conditions):
-                    return self._plain(lambda rows: rows.generate_until(requests, conditions, bar))
+                    return self._plain("generate_until", requests, conditions, lengths, rows, bar)
             # by fork, the baseline last: see decoding.Rows
             n_layers = self.lens.dims.n_layers
             order = sorted(
-                range(len(conditions)),
+                rows.unfinished,
                 key=lambda c: n_layers if not conditions[c] else conditions[c].first_layer,
             )
             n_new = max((q.max_new_tokens for q in requests), default=0)
-            size, room = self._decoding_room(contexts, len(order), n_new)
+            size, room = self._decoding_room(contexts, max(1, len(order)), n_new)
             size = self._held_size([conditions[c] for c in order], size)
 
             def run(members: list[int], group: list[int], passed: Passed) -> None:
-                self._decode_pack(packing.build(contexts, members), requests, conditions, group, texts, passed)
+                self._decode_pack(packing.build(contexts, members), requests, conditions, group, rows.answers, passed)
+
+            def do(members: list[int], group: list[int]) -> None:
+                written = len(group) * sum(requests[r].max_new_tokens for r in members)
+                n_tokens = packing.build(contexts, members).n_tokens
+                work = self._layer_passes(conditions, group) * n_tokens + n_layers * written
+                self._giving_way(members, group, run, rows, bar, work)
 
             for i in range(0, len(order), size):
                 group = order[i : i + size]
                 with donors.held(self.lens.donor, [conditions[c] for c in group]):
                     for packed in packing.pack(contexts, room, extra=n_new):
-                        written = len(group) * sum(requests[r].max_new_tokens for r in packed.sequences)
-                        work = self._layer_passes(conditions, group) * packed.n_tokens + n_layers * written
-                        self._giving_way(packed.sequences, group, run, bar, work)
-        return texts
+                        rows.run(packed.sequences, group, do, bar.update)
+            with donors.held(self.lens.donor, conditions if rows.deferred else []):
+                rows.finish(do, bar.update)
+        return rows.answers
 
     def _held_size(self, ordered: Sequence[Condition], size: int) -> int:
         """How many conditions in a row are decoded together, so that what they take from a donor fits with the keys.
@@ -272,14 +341,17 @@ class Engine:
         requests: Sequence[Generate],
         conditions: Sequence[Condition],
         group: list[int],
-        texts: list[list[str]],
+        texts: list[list[Any]],
         passed: Passed,
     ) -> None:
         asked = [requests[r] for r in packed.sequences]
         writer = Writer(self.lens, asked)
         n_new = max(q.max_new_tokens for q in asked)
         wanted = [conditions[c] for c in group]
-        decoding.decode(self.lens, self.backend, packed, wanted, self.batch_tokens, n_new, writer, passed)
+        try:
+            decoding.decode(self.lens, self.backend, packed, wanted, self.batch_tokens, n_new, writer, passed)
+        except NotFinite as e:
+            raise NotFinite((group[e.row[0]], packed.sequences[e.row[1]]), e.written) from e
         for c, condition in enumerate(group):
             for d, r in enumerate(packed.sequences):
                 texts[condition][r] = writer.text((c, d))

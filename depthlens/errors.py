@@ -14,6 +14,10 @@ class UserError(ValueError):
     """The caller asked for something that does not exist or cannot be done."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of long work; the message says what is kept and how to go on."""
+
+
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:
     """Build the error for a name that is not in a list, with the nearest allowed names first.
 

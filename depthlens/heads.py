@@ -39,9 +39,11 @@ from depthlens.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.head_losses import added, checked, condition, single
 from depthlens.head_scores import Head, HeadScores, ReasoningScores
+from depthlens.kept import Kept, Where, keep
 from depthlens.needles import Needle
-from depthlens.requests import Loglikelihood
+from depthlens.requests import Likelihood, Loglikelihood
 from depthlens.solutions import KINDS, Solution
+from depthlens.store import DEFAULT, open_store
 
 COPY, EXACT, ATTRIBUTION = "copy", "exact", "attribution"
 
@@ -62,6 +64,7 @@ def retrieval_scores(
     include_path: str | Path | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
+    store: Where = DEFAULT,
     progress: bool = True,
 ) -> HeadScores:
     """Score every head as a retrieval head: where it looks, or what its removal costs, while needles are written.
@@ -84,6 +87,7 @@ def retrieval_scores(
         include_path: Folder with more lm-eval YAML files.
         seed: Of the haystacks, or of the choice of examples.
         batch_tokens: Token budget of one batch; None chooses by device and free memory.
+        store: Where scores of single requests are found and kept; see `depthlens.layer_sweep`.
         progress: Show progress bars.
 
     Returns:
@@ -113,19 +117,23 @@ def retrieval_scores(
             "context_lengths": list(context_lengths),
             "seed": seed,
         }
-    engine = Engine(lens, batch_tokens=batch_tokens, progress=progress)
+    opened = open_store(store)
+    label = f"needles {task or ''}"
+    engine = Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=keep(opened, lens, label))
     found = _recalled(lens, engine, needles)
     record = _record(lens, method, source)
     record["needles"] = {"asked": len(needles), "recalled": len(found), "groups": _groups(needles, found)}
     if method == COPY:
-        scores = HeadScores.of_cases("copy-paste score", "", copy_paste(lens, found, progress), record, tested=False)
+        values = copy_paste(lens, found, progress, keep(opened, lens, label, method="copy-paste score"))
+        scores = HeadScores.of_cases("copy-paste score", "", values, record, tested=False)
         bounded = {"low": scores.low.clip(0, 1), "high": scores.high.clip(0, 1)}
         return HeadScores(**{**vars(scores), **bounded})
     requests = [_needle_tokens(n) for n in found]
     n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
     name = "loss on needle tokens" + (", by attribution" if method == ATTRIBUTION else "")
     if method == ATTRIBUTION:
-        change, _ = attribute(lens, requests, batch_tokens=batch_tokens, progress=progress)
+        kept = keep(opened, lens, label, method="attribution zero")
+        change, _ = attribute(lens, requests, batch_tokens=batch_tokens, progress=progress, kept=kept)
         return HeadScores.of_cases(name, "nats", -change.numpy() / n_tokens, record, tested=True)
     if among is None:
         losses, _ = single(lens, engine, requests, chosen)
@@ -138,14 +146,20 @@ def retrieval_scores(
 
 
 def recalled(
-    lens: Any, needles: Sequence[Needle], *, batch_tokens: int | None = None, progress: bool = True
+    lens: Any,
+    needles: Sequence[Needle],
+    *,
+    batch_tokens: int | None = None,
+    store: Where = DEFAULT,
+    progress: bool = True,
 ) -> list[Needle]:
     """The needles whose answer greedy decoding writes token by token.
 
     Raises:
         UserError: no needles, or none of them is recalled.
     """
-    return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress), needles)
+    kept = keep(store, lens, "needles")
+    return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=kept), needles)
 
 
 def recall(needles: Sequence[Needle], found: Sequence[Needle]) -> pd.DataFrame:
@@ -158,22 +172,35 @@ def recall(needles: Sequence[Needle], found: Sequence[Needle]) -> pd.DataFrame:
     return pd.DataFrame(_groups(needles, found))
 
 
-def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False) -> np.ndarray:
+def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False, kept: Kept | None = None) -> np.ndarray:
     """Copy-paste score of every head on each needle, recalled or not. Shape [needle, n_layers, n_heads]."""
     dims = lens.dims
-    scores = np.zeros((len(needles), dims.n_layers, dims.n_heads))
-    sequences = [(*n.request.context, *n.request.continuation)[:-1] for n in needles]
-    targets = [torch.tensor(n.targets, device=lens.device) for n in needles]
-    tokens = [torch.tensor(s, device=lens.device) for s in sequences]
-    places = [torch.tensor(n.places, device=lens.device) for n in needles]
+    names = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
+    rows = (kept or Kept()).rows([(n.request, n.targets, n.places, n.asked) for n in needles], names)
 
-    def see(layer: int, i: int, pattern: Tensor) -> None:
-        top = pattern.argmax(-1)  # [n_heads, step]
-        hits = torch.isin(top, places[i]) & (tokens[i][top] == targets[i])
-        scores[i, layer] = hits.double().mean(-1).cpu().numpy()
+    def run(members: list[int], group: list[int]) -> None:
+        some = [needles[i] for i in members]
+        scores = np.zeros((len(some), dims.n_layers, dims.n_heads))
+        sequences = [(*n.request.context, *n.request.continuation)[:-1] for n in some]
+        targets = [torch.tensor(n.targets, device=lens.device) for n in some]
+        tokens = [torch.tensor(s, device=lens.device) for s in sequences]
+        places = [torch.tensor(n.places, device=lens.device) for n in some]
 
-    patterns.read(lens, sequences, [n.asked for n in needles], see, progress=progress)
-    return scores
+        def see(layer: int, i: int, pattern: Tensor) -> None:
+            top = pattern.argmax(-1)  # [n_heads, step]
+            hits = torch.isin(top, places[i]) & (tokens[i][top] == targets[i])
+            scores[i, layer] = hits.double().mean(-1).cpu().numpy()
+
+        patterns.read(lens, sequences, [n.asked for n in some], see, progress=progress)
+        for i, values in zip(members, scores.reshape(len(some), -1).tolist(), strict=True):
+            for c, value in enumerate(values):
+                rows.answers[c][i] = Likelihood(value, False)
+        rows.put(members, range(len(names)))
+
+    rows.run(range(len(needles)), range(len(names)), run)
+    rows.finish(run)
+    values = np.array([[answer.logprob for answer in row] for row in rows.answers])  # [head, needle]
+    return values.T.reshape(len(needles), dims.n_layers, dims.n_heads)
 
 
 def reasoning_scores(
@@ -187,6 +214,7 @@ def reasoning_scores(
     include_path: str | Path | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
+    store: Where = DEFAULT,
     progress: bool = True,
 ) -> ReasoningScores:
     """Score every head by what its removal costs on computed, copied and plain tokens of worked solutions.
@@ -201,6 +229,7 @@ def reasoning_scores(
         include_path: Folder with more lm-eval YAML files.
         seed: Of the choice of examples.
         batch_tokens: Token budget of one batch; None chooses by device and free memory.
+        store: Where scores of single requests are found and kept; see `depthlens.layer_sweep`.
         progress: Show progress bars.
 
     Returns:
@@ -213,12 +242,14 @@ def reasoning_scores(
     if method not in (EXACT, ATTRIBUTION):
         raise unknown("method", method, (EXACT, ATTRIBUTION))
     chosen = _chosen(lens, heads, method)
+    opened, label = open_store(store), f"solutions {task}"
     options = {"limit": limit, "num_fewshot": num_fewshot, "include_path": include_path, "seed": seed}
     solved = solutions.of_task(lens, task, **options)
     cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]
     n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
     if method == EXACT:
-        engine = Engine(lens, batch_tokens=batch_tokens, progress=progress)
+        kept = keep(opened, lens, label)
+        engine = Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=kept)
         spans = [(c, span) for c, (s, kind) in enumerate(cells) for span in solved[s].spans if span.kind == kind]
         requests = [solved[cells[c][0]].request(span) for c, span in spans]
         by_span, clean_by_span = single(lens, engine, requests, chosen)
@@ -227,7 +258,10 @@ def reasoning_scores(
         np.add.at(clean, [c for c, _ in spans], clean_by_span)
     else:
         requests, weights = zip(*(_weighted(solved[s], kind) for s, kind in cells), strict=True)
-        change, logprobs = attribute(lens, requests, weights=weights, batch_tokens=batch_tokens, progress=progress)
+        kept = keep(opened, lens, label, method="attribution zero")
+        change, logprobs = attribute(
+            lens, requests, weights=weights, batch_tokens=batch_tokens, progress=progress, kept=kept
+        )
         sums, clean = -change.numpy(), logprobs.numpy()
     losses = sums / n_tokens[:, None, None]
     record = _record(lens, method, {"task": task, "limit": limit, "num_fewshot": num_fewshot, "seed": seed})

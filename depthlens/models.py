@@ -67,6 +67,7 @@ class Lens:
     remote: Any = field(default=None, repr=False)
     donor: Any = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
+    _known_as: tuple[tuple, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.arch = architectures.bind(self.model)
@@ -98,12 +99,28 @@ class Lens:
         """Entries of the state dict, sorted by name."""
         return self.stream.weights() if self.stream else sorted(self.model.state_dict().items())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of configuration and every weight: equal for equal models, wherever they were loaded from.
 
-        Of a remote model no weight is read: ``remote:`` and a hash of configuration, name and server.
+        Weights that were changed since it was taken are seen, and it is taken again. Of a remote model no weight is
+        read: ``remote:`` and a hash of configuration, name and server.
         """
+        state = self._state()
+        if self._known_as is None or self._known_as[0] != state:
+            self._known_as = state, self._hash()
+        return self._known_as[1]
+
+    def _state(self) -> tuple:
+        """Cheap sign of the weights: where they are, how often they were written, and some of their values."""
+        if self.remote or self.stream:
+            return ()  # they are not here, or are read from files
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        # writing through `.data` leaves the version as it is
+        values = [t.detach().flatten()[:: max(1, t.numel() // 8)][:8].tolist() for t in tensors]
+        return tuple((t.data_ptr(), t._version, repr(v)) for t, v in zip(tensors, values, strict=True))
+
+    def _hash(self) -> str:
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_THE_MODEL}
         if (config.get("quantization_config") or {}).get("quant_method") == "gguf":
             del config["quantization_config"]  # dequantised on loading; only the name of the file is left
@@ -115,6 +132,30 @@ class Lens:
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    @cached_property
+    def writing(self) -> str:
+        """Hash of what, beside the weights, decides a written text: tokenizer, ids that end it, repetition penalty."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            about = self.tokenizer.get_vocab()
+        else:  # encoding leaves its last padding and truncation there
+            about = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
+        config = self.model.generation_config
+        rules = [self.tokenizer.eos_token_id, config.eos_token_id, config.repetition_penalty]
+        return hashlib.blake2b(json.dumps([about, rules], sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @property
+    def changed_by_hand(self) -> tuple[str, str] | None:
+        """A module with hooks or a forward method of its own, and which: the weights alone do not say what it does."""
+        if self.remote:
+            return None  # what runs is elsewhere
+        for name, module in self.model.named_modules():
+            if module._forward_hooks or module._forward_pre_hooks:
+                return name or type(module).__name__, "hooks"
+            if "forward" in vars(module):
+                return name or type(module).__name__, "a forward method of its own"
+        return None
 
     @cached_property
     def bridge(self) -> Any:

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from depthlens import packing
+from depthlens import progress as bars
 from depthlens.ablations import BASELINE, Ablation, Condition
 from depthlens.errors import UserError
 from depthlens.tree_attention import Layout
@@ -40,7 +40,7 @@ def read(
         sequences: Token ids.
         asked: Per sequence, the positions whose patterns are wanted.
         see: Called with (layer, sequence, pattern); the pattern, float32 of shape [n_heads, asked, pos], is gone after.
-        progress: Show a tqdm bar.
+        progress: Show a bar.
 
     Raises:
         UserError: a position that its sequence does not have, or a sequence that is longer than a sliding window.
@@ -58,9 +58,11 @@ def read(
             )
     walk = Wavefront(lens, None, batch_tokens=1)
     wanted = [i for i, positions in enumerate(asked) if positions]
-    for i in tqdm(wanted, desc="attention patterns", unit="sequence", disable=not progress):
-        rows = Rows(packing.build(sequences, [i]), lens, asked[i], lambda layer, p, i=i: see(layer, i, p))
-        walk.run(packing.build(sequences, [i]), [BASELINE], [0], layout=rows)
+    with bars.bar(total=len(wanted), desc="attention patterns", unit="sequence", disable=not progress) as bar:
+        for i in wanted:
+            rows = Rows(packing.build(sequences, [i]), lens, asked[i], lambda layer, p, i=i: see(layer, i, p))
+            walk.run(packing.build(sequences, [i]), [BASELINE], [0], layout=rows)
+            bar.update()
 
 
 def of_head(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]) -> Tensor:

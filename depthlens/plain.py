@@ -6,6 +6,7 @@ but the batch; the scores are those of the fast path.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from depthlens.ablations import Condition
 from depthlens.backends import Backend
 from depthlens.budget import out_of_memory
 from depthlens.decoding import Row, Writer
+from depthlens.finite import NotFinite
 from depthlens.requests import Generate, Likelihood, Loglikelihood
 
 
@@ -52,6 +54,8 @@ class PlainRows:
             logits, _ = self.backend.forward(padded, mask, [conditions[c] for c, _ in batch], positions=positions)
             for (c, r), q, values in zip(batch, picked, logits, strict=True):
                 answers[c][r] = score(values, q.continuation)
+                if not math.isfinite(answers[c][r].logprob):
+                    raise NotFinite((c, r))
 
         self._run(rows, lambda row: len(inputs[row[1]]), run, bar)
         return answers

@@ -7,6 +7,7 @@ here, so that it costs the longest answer that is allowed.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from depthlens.ablations import Condition
 from depthlens.backends.remote import RemoteNnsight, padded
 from depthlens.decoding import Writer
 from depthlens.errors import UserError
+from depthlens.finite import NotFinite
 from depthlens.remote import Overfull
 from depthlens.requests import Generate, Likelihood, Loglikelihood
 
@@ -64,6 +66,8 @@ class RemoteRows:
             )
             rows = [(c, r) for c in group for r in members]
             for (c, r), logprob, misses in zip(rows, *found.tolist(), strict=True):
+                if not math.isfinite(logprob):
+                    raise NotFinite((c, r))
                 answers[c][r] = Likelihood(logprob, misses == 0)
 
         self._run([len(t) for t in inputs], len(conditions), run, bar)

@@ -10,13 +10,11 @@ and ``index.html`` (every notebook in the folder, also from earlier calls).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +28,6 @@ from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from tqdm import tqdm
 from traitlets import default
 
 from depthlens import pages, provenance, resources
@@ -38,6 +35,7 @@ from depthlens.errors import UserError, unknown
 from depthlens.gallery import failed_cell, gallery, notebooks_in, read_notebook, write_whole
 from depthlens.parameters import Profiles, assign, declared
 from depthlens.resources import writable_folder
+from depthlens.run_progress import RunProgress
 
 # A dead kernel is told in one line by us; without a handler Python would print papermill's own line as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -158,14 +156,14 @@ def run(
     notebooks_in(out, without=selected)  # a broken one lying there must not spoil the index at the end
     writable_folder(out)
 
-    show = _Progress(len(selected), enabled=progress)
-    for notebook in report.notebooks:
-        try:
-            _run_one(notebook, folder / f"{notebook.name}.ipynb", report, show)
-        except KeyboardInterrupt:
-            notebook.status = "interrupted"
-            notebook.error = notebook.error or f"notebook {notebook.name} was interrupted"
-            break
+    with RunProgress(len(selected), enabled=progress) as show:
+        for notebook in report.notebooks:
+            try:
+                _run_one(notebook, folder / f"{notebook.name}.ipynb", report, show)
+            except KeyboardInterrupt:
+                notebook.status = "interrupted"
+                notebook.error = notebook.error or f"notebook {notebook.name} was interrupted"
+                break
     report.finished = _now()
     record = asdict(report) | {"out": str(out)}
     write_whole(out / "record.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
@@ -188,7 +186,7 @@ def _select(names: Sequence[str] | str, known: list[str], order: list[str] | Non
     return list(dict.fromkeys(wanted))
 
 
-def _run_one(run: NotebookRun, source: Path, report: RunReport, show: _Progress) -> None:
+def _run_one(run: NotebookRun, source: Path, report: RunReport, show: RunProgress) -> None:
     nb = load_notebook_node(str(source))
     if run.parameters:
         nb = parameterize_notebook(nb, run.parameters, kernel_name="python3", language="python")
@@ -247,50 +245,3 @@ def _execute(nb: nbformat.NotebookNode, on_cell_start: Callable[..., None]) -> N
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-class _Progress:
-    """Which notebook and cell of how many, and for how long: a bar, or lines where there is no terminal."""
-
-    def __init__(self, total: int, *, enabled: bool) -> None:
-        self._total, self._enabled, self._started = total, enabled, 0
-        self._bar: tqdm | None = None
-
-    @contextlib.contextmanager
-    def notebook(self, run: NotebookRun, n_cells: int) -> Iterator[None]:
-        self._started += 1
-        label = f"[{self._started}/{self._total}] {run.name}"
-        if not self._enabled:
-            yield
-        elif sys.stderr.isatty():
-            with tqdm(
-                total=n_cells,
-                desc=label,
-                unit="cell",
-                bar_format="{desc}: cell {n}/{total} |{bar:24}| {elapsed}",
-            ) as bar:
-                self._bar, stop = bar, threading.Event()
-                # A cell may take minutes without a message, and a clock that stands still looks like a hang.
-                clock = threading.Thread(target=_tick, args=(bar, stop), daemon=True)
-                clock.start()
-                try:
-                    yield
-                finally:
-                    stop.set()
-                    clock.join()
-                    bar.n = run.cell or (n_cells if run.status == "ok" else bar.n)
-                    bar.set_description_str(f"{label} {run.status}")
-                    self._bar = None
-        else:
-            print(f"{label}: running {n_cells} cells", file=sys.stderr, flush=True)
-            yield
-            print(f"{label}: {run.status} after {run.seconds:.1f} s", file=sys.stderr, flush=True)
-
-    def cell(self, index: int) -> None:
-        if self._bar is not None:
-            self._bar.n = index + 1
-
-
-def _tick(bar: tqdm, stop: threading.Event) -> None:
-    while not stop.wait(0.5):
-        bar.refresh()

@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 
 from depthlens import attribution, backends, budget, donors, harness, models, pairs, provenance
+from depthlens import store as storage
 from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
 from depthlens.backends.torch import measure_means, sample
 from depthlens.engine import Engine, Likelihood
 from depthlens.errors import UserError, unknown
+from depthlens.kept import Kept, Where, digest, keep, together
 from depthlens.offload import NO_GENERATION
 from depthlens.results import Result
 
@@ -37,6 +39,7 @@ def layer_sweep(
     chat: bool = False,
     system_prompt: str | None = None,
     measure: str = "task",
+    store: Where = storage.DEFAULT,
     progress: bool = True,
 ) -> Result:
     """Remove every layer in turn, or only its attention or MLP, and score the task each time.
@@ -55,6 +58,8 @@ def layer_sweep(
         system_prompt: Instruction before everything else.
         measure: ``task`` (the task's own metrics), ``answer_logprob`` (log-likelihood of the reference answer in
             nats, see `depthlens.answers`) or ``both``.
+        store: Folder or URL where answers are found and kept as they come, so that nothing is computed twice
+            (`depthlens.store`); ``auto``: what DEPTHLENS_STORE names, or the user's data folder; None: nowhere.
         progress: Show progress bars.
 
     Returns:
@@ -79,6 +84,7 @@ def layer_sweep(
         chat=chat,
         system_prompt=system_prompt,
         measure=measure,
+        store=store,
         progress=progress,
     )
 
@@ -101,6 +107,7 @@ def head_sweep(
     batch_tokens: int | None = None,
     chat: bool = False,
     system_prompt: str | None = None,
+    store: Where = storage.DEFAULT,
     progress: bool = True,
 ) -> Result:
     """Remove every attention head, or every group of heads that share keys and values, one at a time.
@@ -124,6 +131,7 @@ def head_sweep(
         batch_tokens: Token budget of one batch; None chooses by device and free memory.
         chat: Wrap prompts in the tokenizer's chat template.
         system_prompt: Instruction before everything else.
+        store: As in `layer_sweep`.
         progress: Show progress bars.
 
     Returns:
@@ -163,6 +171,7 @@ def head_sweep(
             system_prompt=system_prompt,
             measure=measure,
             references=references,
+            store=store,
             progress=progress,
         )
         return Result(result.docs, result.record | {"method": method})
@@ -175,15 +184,19 @@ def head_sweep(
     tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
-    def run(view: Answers, means: backends.Means | None) -> list[list[Likelihood]]:
+    def run(view: Answers, reference: _Reference | None) -> tuple[list[list[Likelihood]], Kept]:
+        method = f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
+        kept = keep(store, lens, view.name, method=method)
+        means = reference.measure(lens) if reference else None
         change, clean = attribution.attribute(
-            lens, view.requests, mode=mode, means=means, batch_tokens=batch_tokens, progress=progress
+            lens, view.requests, mode=mode, means=means, batch_tokens=batch_tokens, progress=progress, kept=kept
         )
         change = change.unflatten(-1, (of_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
-        return [
+        answers = [
             [Likelihood(float(v), False) for v in (clean if not c else clean + change[:, c.layer, _index(c)])]
             for c in conditions
         ]
+        return answers, kept
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
     return _result(lens, views, conditions, run, {"ablate": ablate, "backend": backend, "method": method} | settings)
@@ -234,6 +247,7 @@ def condition_sweep(
     measure: str = "task",
     references: Sequence[str] | None = None,
     donor: str | Path | models.Lens | None = None,
+    store: Where = storage.DEFAULT,
     progress: bool = True,
 ) -> Result:
     """Score tasks under the baseline and every condition of ``ablate`` (see `depthlens.ablations.expand`).
@@ -247,7 +261,8 @@ def condition_sweep(
     conditions = expand(ablate, lens.dims)
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
-    together = _together(lens, donor, conditions, backend)
+    both = _together(lens, donor, conditions, backend)
+    opened = storage.open_store(store)  # what is wrong with it is told before the tasks are made
     if not isinstance(tasks, dict):
         names = [tasks] if isinstance(tasks, str) else tasks
         tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
@@ -255,16 +270,19 @@ def condition_sweep(
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
-    def run(view: harness.Prepared | Answers, means: backends.Means | None) -> list[list[Any]]:
-        engine = Engine(together, backend=backend, batch_tokens=batch_tokens, means=means, progress=progress)
-        return view.run(engine, conditions)
+    def run(view: harness.Prepared | Answers, reference: _Reference | None) -> tuple[list[list[Any]], Kept]:
+        kept = keep(opened, both, view.name, backend=backend, reference=reference.keys if reference else None)
+        lacks = reference is not None and kept.lacks(view.requests, conditions)
+        means = reference.measure(both) if lacks else None
+        engine = Engine(both, backend=backend, batch_tokens=batch_tokens, means=means, progress=progress, kept=kept)
+        return view.run(engine, conditions), kept
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
     settings["references"] = list(references) if references else None
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]], "backend": backend}
     record["batch_tokens"] = budget.choose(lens, batch_tokens).batch_tokens
-    if together.donor:
-        record["donor"] = together.donor.lens.describe() | {"notes": list(together.donor.notes)}
+    if both.donor:
+        record["donor"] = both.donor.lens.describe() | {"notes": list(both.donor.notes)}
     return _result(lens, views, conditions, run, record | settings, _tokens(lens, conditions, references))
 
 
@@ -287,24 +305,26 @@ def _result(
     lens: models.Lens,
     views: Sequence[harness.Prepared | Answers],
     conditions: Sequence[Condition],
-    run: Callable[[harness.Prepared | Answers, backends.Means | None], Sequence[Sequence[Any]]],
+    run: Callable[[harness.Prepared | Answers, _Reference | None], tuple[Sequence[Sequence[Any]], Kept]],
     record: dict[str, Any],
-    references: Sequence[Sequence[int]] = (),
+    prompts: Sequence[Sequence[int]] = (),
 ) -> Result:
     """Run every view of the tasks and put the documents and the record together."""
     frames: list[pd.DataFrame] = []
     records: dict[str, dict] = {}
+    stores: list[Kept] = []
     for view in views:
-        needed = bool(references) or any(c.uses_mean for c in conditions)
-        means = _reference(lens, view) if needed else None
-        if references:
-            samples = [sample(lens, means, tokens, means.name) for tokens in references]
-            runs = [_frame(lens.name, view, conditions, run(view, one)) for one in samples]
-            frame = runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
-        else:
-            frame = _frame(lens.name, view, conditions, run(view, means))
+        needed = bool(prompts) or any(c.uses_mean for c in conditions)
+        contexts = list(dict.fromkeys(q.context for q in view.requests))[:N_REFERENCE] if needed else []
+        reference = _Reference(view.name, contexts) if needed else None
+        runs = []
+        for one in reference.sampled(prompts) if prompts else [reference]:
+            answers, kept = run(view, one)
+            runs.append(_frame(lens.name, view, conditions, answers))
+            stores.append(kept)
+        frame = runs[0] if len(runs) == 1 else runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
         frames.append(frame)
-        about = view.describe(frame) | ({"reference": means.name} if means else {})
+        about = view.describe(frame) | ({"reference": reference.name} if reference else {})
         if view.name in records:  # the task's own metrics came before
             about = records[view.name] | {"metrics": records[view.name]["metrics"] | about["metrics"]}
         records[view.name] = about
@@ -313,10 +333,39 @@ def _result(
         "tasks": records,
         "conditions": [str(c) for c in conditions],
         **record,
+        "store": together(stores),
         **provenance.environment(),
         **provenance.where_and_when(),
     }
     return Result(pd.concat(frames, ignore_index=True), record)
+
+
+class _Reference:
+    """What ``@mean`` and ``@resample`` put in place, known by its prompts; measured only where it is needed.
+
+    Attributes:
+        name: What it is, for the record.
+        keys: Digest of the prompts, by mode.
+    """
+
+    def __init__(self, task: str, contexts: Sequence[Sequence[int]], prompt: Sequence[int] | None = None) -> None:
+        self.contexts = contexts
+        self.prompt = prompt
+        self.name = f"{task}: contexts of the first {len(contexts)} requests"
+        self.keys = {"mean": digest(list(contexts)), "resample": digest(prompt)}
+        self._means: list[backends.Means] = []  # shared by all prompts: measured once
+
+    def sampled(self, prompts: Sequence[Sequence[int]]) -> list[_Reference]:
+        """The same with each of the prompts of ``@resample``."""
+        each = [_Reference("", self.contexts, prompt) for prompt in prompts]
+        for one in each:
+            one.name, one._means = self.name, self._means
+        return each
+
+    def measure(self, lens: models.Lens) -> backends.Means:
+        if not self._means:
+            self._means.append(measure_means(lens, self.contexts, self.name))
+        return self._means[0] if self.prompt is None else sample(lens, self._means[0], self.prompt, self.name)
 
 
 def _views(
@@ -341,11 +390,6 @@ def _tokens(lens: models.Lens, conditions: Sequence[Condition], references: Sequ
         fault = f"condition {asked} needs references" if asked else "references are used by @resample conditions only"
         raise UserError(f"{fault}: give both, or neither")
     return [lens.tokenizer(r).input_ids for r in references or ()]
-
-
-def _reference(lens: models.Lens, task: harness.Prepared | Answers) -> backends.Means:
-    contexts = list(dict.fromkeys(q.context for q in task.requests))[:N_REFERENCE]
-    return measure_means(lens, contexts, f"{task.name}: contexts of the first {len(contexts)} requests")
 
 
 def _frame(

@@ -47,6 +47,7 @@ class Wavefront:
         positions: Sequence[int],
         layout: Layout | None = None,
         passed: Callable[[int], None] = lambda n: None,
+        seen: Callable[[int, Tensor, list[int]], None] = lambda layer, x, rows: None,
     ) -> Tensor:
         """Walk one pack.
 
@@ -56,6 +57,8 @@ class Wavefront:
             positions: Flat indices whose final states are wanted.
             layout: A layout of the pack that keeps the keys and values it sees; None: nothing is kept.
             passed: Told after each layer how many tokens have passed it.
+            seen: Shown after the embedding (-1) and each layer the residual streams and whose rows they are: indices of
+                conditions, -1 for the clean one.
 
         Returns:
             Final residual stream, before the last norm. Shape [condition, position, d_model].
@@ -68,6 +71,7 @@ class Wavefront:
         open_rows: list[int] = [-1]  # condition of each row of x; -1: clean
         aside: dict[int, Tensor] = {}  # rows standing aside, [pos, d_model]
         last = len(self.arch.layers) - 1
+        seen(-1, x, open_rows)
         with walking(self.lens.model):
             for layer in range(last + 1):
                 for c, condition in enumerate(conditions):
@@ -79,6 +83,7 @@ class Wavefront:
                 with self.lens.resident(layer), self._donor(layer, given):
                     x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
                 passed(len(open_rows) * pack.n_tokens)
+                seen(layer, x, open_rows)
         row_of = {c: i for i, c in enumerate(open_rows)}
         finals = [
             aside[c][wanted] if c in aside else x[row_of[c] if condition else 0]

@@ -227,7 +227,7 @@ def test_user_error_is_one_line_and_exit_code_2(sweeps, tmp_path, capsys):
 
 def test_interrupted_sweep(sweeps, tmp_path, capsys):
     code, out, err = call(capsys, "sweep", "stopped", "capitals", "--ablate", "layers", "--out", str(tmp_path))
-    assert (code, out, err) == (130, "", "Interrupted: nothing was saved\n")
+    assert (code, out, err) == (130, "", "Interrupted: nothing was computed yet\n")
 
 
 @pytest.mark.parametrize(

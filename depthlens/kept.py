@@ -1,0 +1,294 @@
+"""What a store holds of one model and question, as answers to requests under conditions.
+
+A row's address is all that decides its answer: the model's fingerprint, dtype, kind of device, backend, version of the
+engine's arithmetic (these make the entry), the condition with what stands in for the removed part, and the request's
+token ids, in which task, examples, document and option have already gone. So another number of documents, another
+metric of the same answers or another notebook asks for the same rows, and only what is missing is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from depthlens import provenance
+from depthlens.ablations import Condition
+from depthlens.claims import Claims
+from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.store import DEFAULT, Entry, Store, open_store
+
+log = logging.getLogger(__name__)
+
+# of the engine's arithmetic: raise it when a change moves scores by more than rounding
+NUMERICS = 1
+_WAIT = 0.2  # seconds between looks at what another process has claimed
+
+Answer = Likelihood | str
+Where = str | os.PathLike[str] | Store | None
+
+
+class Kept:
+    """Answers of one model to one kind of question; without a store it keeps nothing and finds nothing.
+
+    Args:
+        entry: Where they are kept; None keeps nothing.
+        reference: Digest of what stands in for parts under ``@mean`` and ``@resample``, by mode; ``donor``'s is its
+            fingerprint.
+
+    Attributes:
+        n_read: Rows that were found.
+        n_computed: Rows that were computed.
+    """
+
+    def __init__(self, entry: Entry | None = None, reference: dict[str, str] | None = None) -> None:
+        self.entry = entry
+        self.reference = reference or {}
+        self.n_read = 0
+        self.n_computed = 0
+
+    def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> Rows:
+        """Start on requests under conditions, with what is known already."""
+        return Rows(self, requests, conditions)
+
+    def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:
+        """Whether an answer to some request under some condition is missing."""
+        return not self.entry or bool(Rows(Kept(self.entry, self.reference), requests, conditions).unfinished)
+
+    def address(self, condition: Condition | str) -> str:
+        """A condition's text with what it depends on; other names of values stand for themselves."""
+        if isinstance(condition, str):
+            return condition
+        modes = sorted({a.mode for a in condition.ablations} & set(self.reference))
+        return " ".join([str(condition), *(f"{mode}:{self.reference[mode]}" for mode in modes)])
+
+
+class Rows:
+    """Requests x conditions on their way: what is known, what is left, who computes what.
+
+    Attributes:
+        answers: Indexed [condition][request]; None where one is missing.
+        n_known: How many there were at the start.
+        deferred: Requests and conditions that wait for `finish`.
+    """
+
+    def __init__(self, kept: Kept, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> None:
+        self.kept = kept
+        self.conditions = conditions
+        self.answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
+        self.deferred: list[tuple[list[int], list[int]]] = []
+        self._claims: Claims | None = None
+        self._seen: set[str] = set()  # names of parts that were read or written
+        if kept.entry:
+            self._addresses = [kept.address(c) for c in conditions]
+            self._digests = [digest(q) for q in requests]
+            # equal requests (an option that two documents share) are one row of the store
+            self._at: tuple[dict, dict] = defaultdict(list), defaultdict(list)
+            for index, names in zip(self._at, (self._addresses, self._digests), strict=True):
+                for i, name in enumerate(names):
+                    index[name].append(i)
+        self._n_kept = 0
+        self.n_known = self._read()
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Conditions that lack answers."""
+        return [c for c, row in enumerate(self.answers) if None in row]
+
+    def kept_so_far(self) -> str:
+        """What is kept now and how to go on, in a line."""
+        entry = self.kept.entry
+        if not entry:
+            return "nothing is kept without a store; with one the same call goes on where it was stopped"
+        rows = f"{self._n_kept} of {sum(map(len, self.answers))} rows of {entry.label}"
+        return f"{rows} are kept in {entry.store.location}; run the same again to go on"
+
+    def run(
+        self,
+        members: Sequence[int],
+        group: Sequence[int],
+        do: Callable[[list[int], list[int]], None],
+        found: Callable[[int], Any] = lambda n: None,
+    ) -> None:
+        """Have ``do`` compute what is missing of some requests under some conditions, in products of both.
+
+        Rows that another process has claimed are left for `finish`. ``do`` fills ``answers`` and calls `put`; ``found``
+        is told how many rows came from other processes meanwhile.
+        """
+        with self._claimed(list(members), list(group), found) as products:
+            for some, few in products:
+                do(some, few)
+
+    def finish(self, do: Callable[[list[int], list[int]], None], found: Callable[[int], Any] = lambda n: None) -> None:
+        """Wait for rows that other processes had claimed; compute those that they did not."""
+        while self.deferred:
+            waiting, self.deferred = self.deferred, []
+            for members, group in waiting:
+                self.run(members, group, do, found)
+            if self.deferred:
+                time.sleep(_WAIT)
+
+    def put(self, members: Sequence[int], group: Sequence[int]) -> None:
+        """Keep the answers to some requests under some conditions."""
+        self.keep([(c, r) for c in group for r in members])
+
+    def keep(self, rows: Sequence[tuple[int, int]]) -> None:
+        """Keep the answers of rows (condition, request)."""
+        self.kept.n_computed += len(rows)
+        if not self.kept.entry or not rows:
+            return
+        unique = {(self._addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows}
+        conditions, requests = zip(*unique, strict=True)
+        name = self.kept.entry.write(conditions, requests, *zip(*map(_columns, unique.values()), strict=True))
+        self._seen.add(name)
+        self._n_kept += len(rows)
+
+    def _read(self) -> int:
+        """Fill in what parts that were not read before hold; returns the number of answers that were new."""
+        n = 0
+        for name, table in self.kept.entry.fresh(self._seen) if self.kept.entry else ():
+            new = self._fill(table)
+            if new:
+                self.kept.entry.used.add(name)
+            n += new
+        self.kept.n_read += n
+        self._n_kept += n
+        return n
+
+    def _fill(self, table: Any) -> int:
+        n = 0
+        wanted, digests = self._at
+        columns = [table.column(name).to_pylist() for name in table.schema.names]
+        for address, request, value, greedy, text in zip(*columns, strict=True):
+            if address in wanted and request in digests:
+                for c in wanted[address]:
+                    for r in digests[request]:
+                        n += self.answers[c][r] is None
+                        self.answers[c][r] = text if text is not None else Likelihood(value, greedy)
+        return n
+
+    @contextmanager
+    def _claimed(
+        self, members: list[int], group: list[int], found: Callable[[int], Any]
+    ) -> Iterator[list[tuple[list[int], list[int]]]]:
+        """Products of requests and conditions that are missing, claimed as long as the context lasts."""
+        entry = self.kept.entry
+        if not (entry and entry.claims_folder):
+            yield self._products([(c, r) for c in group for r in members if self.answers[c][r] is None])
+            return
+
+        def choose(others: list[dict]) -> tuple[list, dict]:
+            found(self._read())
+            missing = [(c, r) for c in group for r in members if self.answers[c][r] is None]
+            taken = [(set(other["conditions"]), set(other["requests"])) for other in others]
+            mine, theirs = [], []
+            for c, r in missing:
+                held = any(self._addresses[c] in a and self._digests[r] in b for a, b in taken)
+                (theirs if held else mine).append((c, r))
+            self.deferred += self._products(theirs)
+            claim = {
+                "conditions": sorted({self._addresses[c] for c, _ in mine}),
+                "requests": sorted({self._digests[r] for _, r in mine}),
+            }
+            return self._products(mine), claim if mine else {}
+
+        with ExitStack() as stack:
+            try:
+                if self._claims is None:
+                    self._claims = Claims(entry.claims_folder)
+                products = stack.enter_context(self._claims.claim(choose))
+            except OSError as e:
+                raise entry.store.unwritable(e) from e
+            yield products
+
+    @staticmethod
+    def _products(rows: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
+        """Rows as products: conditions that lack the same requests go together."""
+        lacking: dict[int, list[int]] = {}
+        for c, r in rows:
+            lacking.setdefault(c, []).append(r)
+        together: dict[tuple[int, ...], list[int]] = {}
+        for c, requests in lacking.items():
+            together.setdefault(tuple(requests), []).append(c)
+        return [(list(requests), conditions) for requests, conditions in together.items()]
+
+
+def keep(
+    store: Where,
+    lens: Any,
+    label: str,
+    *,
+    backend: str = "torch",
+    method: str = "exact",
+    reference: dict[str, str] | None = None,
+) -> Kept:
+    """What a store holds of a model and a question.
+
+    Args:
+        store: See `depthlens.store.open_store`.
+        lens: A loaded model.
+        label: Task, or what else is asked.
+        backend: What applies the conditions.
+        method: What the values are, where they are not the engine's own answers.
+        reference: See `Kept`.
+
+    Returns:
+        One that keeps nothing where there is no store, or where the model was changed by hand (hooks, replaced
+        methods), so that its weights no longer say what it computes.
+    """
+    opened = open_store(store)
+    if opened is None:
+        return Kept()
+    if changed := lens.changed_by_hand:
+        log.warning("store: %s of %s has %s; results are neither read nor kept", changed[0], lens.name, changed[1])
+        return Kept()
+    about = lens.describe()
+    shared = {
+        "fingerprint": about["fingerprint"],
+        "dtype": about["dtype"],
+        "device": "remote" if lens.remote else lens.device.type,
+        "backend": backend,
+        "method": method,
+        "numerics": NUMERICS,
+        "tokenizer": lens.writing,
+    }
+    made = {"model": lens.name, "class": about["class"], "device": about["device"], "label": label}
+    donor = {"donor": lens.donor.lens.fingerprint} if lens.donor else {}
+    made |= provenance.environment() | provenance.where_and_when()
+    return Kept(opened.entry(shared, label, made), (reference or {}) | donor)
+
+
+def together(kept: Sequence[Kept]) -> dict[str, Any] | None:
+    """For the record: where rows came from, how many were read and computed, and the parts that hold them."""
+    entries = [one for one in kept if one.entry]
+    if not entries:
+        return None
+    return {
+        "location": entries[0].entry.store.location,
+        "rows_read": sum(one.n_read for one in entries),
+        "rows_computed": sum(one.n_computed for one in entries),
+        "parts": sorted({f"{k.entry.key}/{k.entry.label}/{name}" for k in entries for name in k.entry.used}),
+    }
+
+
+def digest(request: Any) -> str:
+    """Address of a request: hash of its token ids and of how it is to be answered; of other values, of their text."""
+    if isinstance(request, Loglikelihood):
+        text = f"score {request.context} {request.continuation}"
+    elif isinstance(request, Generate):
+        text = f"write {request.context} {request.until} {request.max_new_tokens}"
+    else:
+        text = repr(request)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:
+    return (None, None, answer) if isinstance(answer, str) else (answer.logprob, answer.is_greedy, None)
+
+
+__all__ = ["DEFAULT", "Kept", "Rows", "digest", "keep"]

@@ -1,0 +1,105 @@
+"""``depthlens store``: list, show, verify and prune what is kept."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from depthlens.errors import UserError
+
+if TYPE_CHECKING:
+    from depthlens.store import Store
+
+app = typer.Typer(help="See, check and clear the results that are kept.", no_args_is_help=True, rich_markup_mode=None)
+Where = Annotated[str, typer.Option("--store", metavar="DIR|URL", help="The store; DEPTHLENS_STORE or the default.")]
+
+
+def opened(where: str) -> Store:
+    """The store of a command, which needs one."""
+    from depthlens.store import open_store
+
+    store = open_store(where)
+    if store is None:
+        raise UserError("there is no store (DEPTHLENS_STORE=none); name one with --store")
+    return store
+
+
+@app.command(name="list")
+def list_(store: Where = "auto") -> None:
+    """What is kept: a line a model and task."""
+    from depthlens.cli import table
+    from depthlens.store_view import contents
+
+    at = opened(store)
+    found = contents(at)
+    rows = [row | {"bytes": size(row["bytes"])} for row in found.to_dict("records")]
+    typer.echo(table(rows) if rows else "nothing is kept yet")
+    typer.echo(f"\n{len(rows)} entries, {size(int(found['bytes'].sum()))} in {at.location}")
+
+
+@app.command()
+def show(
+    which: Annotated[str, typer.Argument(metavar="KEY[/TASK[/PART]]", help="As list and records name it.")],
+    store: Where = "auto",
+) -> None:
+    """What made a part: versions, machine, time, conditions; one JSON object a part."""
+    from depthlens.store_view import details
+
+    for part in details(opened(store), which):
+        typer.echo(json.dumps(part, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def verify(store: Where = "auto") -> None:
+    """Check every part against its checksum; damaged ones are set aside, and the exit code is 1."""
+    from depthlens.store_view import verify as check
+
+    n, faults = check(opened(store))
+    for line in faults:
+        typer.echo(f"Damaged: {line}", err=True)
+    typer.echo(f"{n} parts, {len(faults)} damaged")
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def prune(
+    store: Where = "auto",
+    model: Annotated[str | None, typer.Option(help="Parts of this model: its name or fingerprint.")] = None,
+    task: Annotated[str | None, typer.Option(help="Parts of this task.")] = None,
+    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Parts made so long ago.")] = None,
+    leftovers: Annotated[
+        bool, typer.Option("--leftovers", help="Temporary files of killed processes, and damaged parts.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All parts.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete parts that fit every criterion given."""
+    from depthlens.store_view import prune as remove
+
+    if older_than is not None and older_than < 0:
+        raise UserError(f"--older-than {older_than:g}: give days, from 0")
+    parts, rest = remove(
+        opened(store),
+        model=model,
+        label=task,
+        older_than=older_than,
+        leftovers=leftovers,
+        everything=everything,
+        dry_run=dry_run,
+    )
+    for path in [*(part.path for part in parts), *rest]:
+        typer.echo(path)
+    what = f"{len(parts)} parts ({size(sum(part.size for part in parts))})" + (
+        f" and {len(rest)} leftovers" if leftovers else ""
+    )
+    typer.echo(f"{'would delete' if dry_run else 'deleted'} {what}")
+
+
+def size(n: int) -> str:
+    """Bytes for people."""
+    value, units = float(n), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -1,0 +1,152 @@
+"""What a store holds, for people: list it, see what made a part, check it, throw parts away."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pandas as pd
+
+from depthlens.errors import UserError, unknown
+from depthlens.store import Damaged, Part, Store, made
+
+COLUMNS = ["key", "label", "model", "dtype", "device", "backend", "method", "parts", "rows", "bytes", "written"]
+
+
+def contents(store: Store) -> pd.DataFrame:
+    """One row a key and label: what its rows share, how many parts, rows and bytes, and when it was last written.
+
+    A damaged part counts with its bytes and no rows.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for part in store.parts():
+        about = store.about(part.key)
+        row = found.setdefault(
+            (part.key, part.label),
+            {"key": part.key, "label": part.label, "parts": 0, "rows": 0, "bytes": 0, "written": "", "model": "?"}
+            | {name: about.get(name, "?") for name in ("dtype", "device", "backend", "method")},
+        )
+        row["parts"] += 1
+        row["bytes"] += part.size
+        try:
+            table = store.load(part)
+        except (Damaged, FileNotFoundError):
+            continue
+        row["rows"] += table.num_rows
+        row["model"] = made(table)["model"]
+        row["written"] = max(row["written"], made(table)["time"])
+    return pd.DataFrame(found.values(), columns=COLUMNS)
+
+
+def details(store: Store, which: str) -> list[dict[str, Any]]:
+    """What made the parts of a key, a key/label or one part, each with its conditions and number of requests.
+
+    Args:
+        store: The store.
+        which: The beginning of a part's path, as `contents` and the records of results name them.
+
+    Raises:
+        UserError: nothing begins like that.
+    """
+    chosen = [part for part in store.parts() if part.path.startswith(which.removeprefix("./"))]
+    if not chosen:
+        raise unknown("part", which, sorted({f"{p.key}/{p.label}" for p in store.parts()}))
+    found = []
+    for part in chosen:
+        about: dict[str, Any] = {"part": part.path, "bytes": part.size}
+        try:
+            table = store.load(part)
+        except Damaged as e:
+            found.append(about | {"damaged": str(e)})
+            continue
+        conditions = table.column("condition").to_pylist()
+        about |= {"rows": table.num_rows, "conditions": list(dict.fromkeys(conditions))}
+        about["requests"] = len(set(table.column("request").to_pylist()))
+        found.append(about | store.about(part.key) | made(table))
+    return found
+
+
+def verify(store: Store) -> tuple[int, list[str]]:
+    """Check every part; damaged ones are set aside, so that they are computed again.
+
+    Returns:
+        How many parts there are, and a line for every damaged one.
+    """
+    n, faults = 0, []
+    for part in list(store.parts()):
+        n += 1
+        try:
+            store.load(part)
+        except Damaged as e:
+            faults.append(f"{part.path}: {e}; set aside as {store.set_aside(part, str(e))}")
+        except FileNotFoundError:
+            n -= 1  # another process removed it
+    return n, faults
+
+
+def prune(
+    store: Store,
+    *,
+    model: str | None = None,
+    label: str | None = None,
+    older_than: float | None = None,
+    leftovers: bool = False,
+    everything: bool = False,
+    dry_run: bool = False,
+) -> tuple[list[Part], list[str]]:
+    """Delete parts that fit every one of the criteria given.
+
+    Args:
+        store: The store.
+        model: Name or fingerprint of the model.
+        label: Task, or what else was asked.
+        older_than: Days since it was made.
+        leftovers: Delete temporary files of killed processes and what was set aside, instead of parts.
+        everything: Delete all parts.
+        dry_run: Delete nothing, only say what would be.
+
+    Returns:
+        Parts, and leftovers by path.
+
+    Raises:
+        UserError: no criterion, or a model or label of which nothing is kept.
+    """
+    if not (model or label or older_than is not None or leftovers or everything):
+        raise UserError("nothing to prune is named; give a model, a task, an age, leftovers or all")
+    rest = store.leftovers() if leftovers else []
+    chosen = []
+    if model or label or older_than is not None or everything:
+        known = list(store.parts())
+        names = {part: _names(store, part) for part in known} if model else {}
+        if model and model not in (every := {name for found in names.values() for name in found}):
+            raise unknown("model", model, sorted(every))
+        if label and label not in (labels := {part.label for part in known}):
+            raise unknown("task", label, sorted(labels))
+        limit = (datetime.now(UTC) - timedelta(days=older_than)).isoformat() if older_than is not None else None
+        for part in known:
+            fits = (not model or model in names[part]) and (not label or part.label == label)
+            if fits and (limit is None or _time(store, part) < limit):
+                chosen.append(part)
+    if not dry_run:
+        for part in chosen:
+            store.remove(part)
+        for path in rest:
+            store.remove_leftover(path)
+    return chosen, rest
+
+
+def _names(store: Store, part: Part) -> set[str]:
+    """Name and fingerprint of a part's model."""
+    names = {store.about(part.key).get("fingerprint", "?")}
+    try:
+        return names | {made(store.load(part))["model"]}
+    except (Damaged, FileNotFoundError):
+        return names
+
+
+def _time(store: Store, part: Part) -> str:
+    """When a part was made; a damaged one counts as old."""
+    try:
+        return made(store.load(part))["time"]
+    except (Damaged, FileNotFoundError):
+        return ""

@@ -1,0 +1,119 @@
+"""NaN and infinite numbers stop a sweep, with the layer and the condition named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+
+import depthlens as dl
+from depthlens import backends, organisms
+from depthlens.backends.torch import measure_means
+from depthlens.engine import Engine
+from depthlens.errors import UserError
+from depthlens.requests import Generate, Loglikelihood
+
+READ = [Loglikelihood((5, 6, 7), (8, 9)), Loglikelihood((5, 6), (10,))]
+WRITE = [Generate((5, 6, 7), ("\n",), 4)]
+
+
+def broken(value: float = float("nan"), layer: int = 2, **changes):
+    """A tiny model one of whose MLPs has one bad weight."""
+    lens = tiny.lens("llama-gqa", **changes)
+    lens.model.model.layers[layer].mlp.down_proj.weight[0, 0] = value
+    return lens
+
+
+def ask(lens, conditions=("baseline", "L0"), *, write=False, **options):
+    engine = Engine(lens, progress=False, **options)
+    wanted = [dl.parse(c) for c in conditions]
+    return engine.generate_until(WRITE, wanted) if write else engine.loglikelihood(READ, wanted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("write", [False, True])
+def test_a_broken_weight_is_told_with_its_layer(value, write):
+    said = r"model 'tiny-llama-gqa' gives numbers that are not finite under baseline, first in the output of layer L2"
+    with pytest.raises(UserError, match=said + r" \(float32\); get its weights again"):
+        ask(broken(value), write=write)
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_every_backend(backend, write):
+    with pytest.raises(UserError, match="under baseline, first in the output of layer L2"):
+        ask(broken(), backend=backend, write=write)
+
+
+def test_plain_rows_under_a_sliding_window():
+    lens = tiny.lens("mistral", sliding_window=3)
+    lens.model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    for write in (False, True):
+        with pytest.raises(UserError, match="first in the output of layer L1"):
+            ask(lens, write=write)
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_the_condition_that_breaks_it_is_named(write):
+    lens = tiny.lens("llama-gqa")
+    means = measure_means(lens, [[5, 6, 7]], "one")
+    attn = means.attn.clone()
+    attn[1] = float("inf")
+    conditions = ["baseline", "L0", "L1.attn@mean", "L3"]
+    with pytest.raises(UserError, match=r"under L1\.attn@mean, first in the output of layer L1 "):
+        ask(lens, conditions, means=dataclasses.replace(means, attn=attn), write=write)
+    assert ask(lens, ["baseline", "L0", "L3"], means=means, write=write)
+
+
+def test_embedding_and_unembedding_are_named():
+    lens = tiny.lens("llama-gqa")
+    lens.model.model.embed_tokens.weight[6] = float("nan")
+    with pytest.raises(UserError, match="under baseline, first in the embedding"):
+        ask(lens)
+    lens = tiny.lens("llama-gqa", tie_word_embeddings=False)
+    lens.model.lm_head.weight[3] = float("nan")
+    with pytest.raises(UserError, match="first in the unembedding"):
+        ask(lens)
+
+
+def test_half_precision_that_overflows_is_told_to_use_float32():
+    lens = tiny.lens("llama-gqa")
+    lens.model.half()
+    lens.model.model.layers[1].mlp.down_proj.weight.fill_(6e4)
+    with pytest.raises(UserError, match=r"layer L1 \(float16\); use dtype=float32"):
+        ask(lens)
+
+
+def test_an_offloaded_model_is_looked_through_layer_by_layer(tmp_path):
+    lens = broken()
+    lens.model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="first in the output of layer L2"):
+        ask(dl.load(tmp_path, offload="disk"))
+
+
+def test_what_was_computed_before_stays(tmp_path, monkeypatch):
+    """A condition that breaks a later pack does not lose the packs before it."""
+    monkeypatch.setattr("depthlens.budget.CPU_STATE_BYTES", 1 << 13)
+    built = organisms.build()
+    lens = dl.Lens("organism", built.model, built.tokenizer)
+    scored, n = Engine._score_pack, 0
+
+    def score(self, *args):
+        nonlocal n
+        n += 1
+        if n == 3:
+            lens.model.model.layers[3].mlp.down_proj.weight[0, 0] = torch.nan
+        scored(self, *args)
+
+    options = {"limit": 8, "store": str(tmp_path), "progress": False}
+    whole = dl.layer_sweep(lens, "organism_one_hop", **options | {"store": None})
+    monkeypatch.setattr(Engine, "_score_pack", score)
+    kept = lens.model.model.layers[3].mlp.down_proj.weight[0, 0].item()
+    with pytest.raises(UserError, match="layer L3"):
+        dl.layer_sweep(lens, "organism_one_hop", **options)
+    lens.model.model.layers[3].mlp.down_proj.weight[0, 0] = kept
+    resumed = dl.layer_sweep(lens, "organism_one_hop", **options)
+    assert resumed.record["store"]["rows_read"] > 0 and resumed.docs.equals(whole.docs)

@@ -1,0 +1,161 @@
+"""The bar: the same everywhere, also as lines of JSON, also from the kernel of a notebook that runs headlessly."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+import pytest
+import tiny
+
+import depthlens as dl
+from depthlens import cli, progress
+from depthlens.run_progress import RunProgress, shown
+from depthlens.runner import NotebookRun
+
+CHOICE = "capitals_continuation"
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class TestBar:
+    def test_json_lines_in_place_of_the_bar(self, monkeypatch, capsys):
+        monkeypatch.setenv(progress.ENVIRONMENT, "-")
+        monkeypatch.setattr(progress, "EVERY", 0)
+        with progress.bar(total=10, initial=4, desc="task", unit="row") as bar:
+            time.sleep(0.01)
+            bar.update(3)
+            bar.update(3)
+        out, err = capsys.readouterr()
+        told = lines(err)
+        assert out == "" and [line["done"] for line in told] == [4, 7, 10, 10]
+        assert all(line["total"] == 10 and line["held"] == 4 and line["what"] == "task" for line in told)
+        assert told[0]["per_second"] is None and told[0]["seconds_left"] is None
+        # what the store held does not count into the pace: three rows in about ten milliseconds
+        assert 3 <= told[1]["per_second"] <= 300 and told[1]["seconds_left"] == pytest.approx(3 / told[1]["per_second"])
+        assert told[-1]["seconds_left"] == 0
+
+    def test_a_file_takes_lines_beside_the_bar(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv(progress.ENVIRONMENT, str(tmp_path / "lines"))
+        with progress.bar(total=2, desc="task", unit="row") as bar:
+            bar.update(2)
+        assert lines((tmp_path / "lines").read_text())[-1]["done"] == 2
+        assert "task: 100%" in capsys.readouterr().err
+
+    def test_a_bar_that_is_off_tells_nothing(self, monkeypatch, capsys):
+        monkeypatch.setenv(progress.ENVIRONMENT, "-")
+        with progress.bar(total=2, desc="task", disable=True) as bar:
+            bar.update(2)
+        assert capsys.readouterr() == ("", "")
+
+    def test_not_every_update_is_a_line(self, monkeypatch, capsys):
+        monkeypatch.setenv(progress.ENVIRONMENT, "-")
+        monkeypatch.setattr(progress, "EVERY", 3600)
+        with progress.bar(total=1000, desc="task") as bar:
+            for _ in range(1000):
+                bar.update()
+        assert [line["done"] for line in lines(capsys.readouterr().err)] == [0, 1000]
+
+
+def test_a_sweep_that_is_resumed_starts_where_it_was(tmp_path, monkeypatch, capsys):
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    monkeypatch.setenv(progress.ENVIRONMENT, "-")
+    dl.layer_sweep(lens, CHOICE, limit=1, store=str(tmp_path))
+    capsys.readouterr()
+    dl.layer_sweep(lens, CHOICE, limit=3, store=str(tmp_path))
+    told = lines(capsys.readouterr().err)
+    assert told[0] | {"per_second": None} == {
+        "what": CHOICE,
+        "done": 24,
+        "total": 72,
+        "held": 24,
+        "unit": "row",
+        "per_second": None,
+        "seconds_left": None,
+    }
+    assert told[-1]["done"] == 72
+
+
+def test_sweep_with_json(tmp_path, monkeypatch, capsys):
+    model = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
+    monkeypatch.setenv(progress.ENVIRONMENT, "")
+    command = ["sweep", str(model), CHOICE, "--ablate", "L1", "--limit", "1", "--out", str(tmp_path / "out"), "--json"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--store", "none"])
+    out, err = capsys.readouterr()
+    told = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    assert end.value.code == 0 and told[-1]["done"] == told[-1]["total"] == 8 and "Wrote" in out
+
+
+class TestRun:
+    def notebook(self) -> NotebookRun:
+        return NotebookRun("03_slow", {})
+
+    def write(self, **line: object) -> None:
+        whole = {
+            "what": "task",
+            "done": 1,
+            "total": 4,
+            "held": 0,
+            "unit": "row",
+            "per_second": 2.0,
+            "seconds_left": 1.5,
+        }
+        with open(os.environ[progress.ENVIRONMENT], "a") as file:
+            file.write(json.dumps(whole | line) + "\n")
+
+    def test_the_kernels_lines_are_shown_as_one_bar(self, monkeypatch, capsys):
+        monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("depthlens.run_progress.EVERY", 0.02)
+        run = self.notebook()
+        with RunProgress(2, enabled=True) as show, show.notebook(run, 7):
+            show.cell(2)
+            self.write(done=3)
+            time.sleep(0.2)
+            run.status = "ok"
+        err = capsys.readouterr().err
+        assert "[1/2] 03_slow: cell 3/7" in err and "task 3/4 rows, 2/s, 00:01 left" in err
+        assert "[1/2] 03_slow ok: cell 7/7" in err
+        assert progress.ENVIRONMENT not in os.environ
+
+    def test_json_of_the_run_and_of_its_kernels(self, monkeypatch, capsys):
+        monkeypatch.setenv(progress.ENVIRONMENT, "-")
+        run = self.notebook()
+        with RunProgress(1, enabled=True) as show, show.notebook(run, 7):
+            show.cell(0)
+            self.write()
+            run.status, run.seconds = "ok", 1.5
+        told = lines(capsys.readouterr().err)
+        assert all(line["notebook"] == "03_slow" and line["cells"] == 7 for line in told)
+        assert told[0]["status"] == "running" and told[-1] == {
+            "notebook": "03_slow",
+            "cells": 7,
+            "cell": None,
+            "status": "ok",
+            "seconds": 1.5,
+        }
+        assert any(line.get("done") == 1 for line in told)
+        assert os.environ[progress.ENVIRONMENT] == "-"
+
+    def test_half_a_line_waits_for_its_end(self, monkeypatch, capsys):
+        monkeypatch.setenv(progress.ENVIRONMENT, "-")
+        run = self.notebook()
+        with RunProgress(1, enabled=True) as show:
+            show._run = run
+            with open(os.environ[progress.ENVIRONMENT], "a") as file:
+                file.write('{"what": "ta')
+            show._look()
+            assert capsys.readouterr().err == ""
+            with open(os.environ[progress.ENVIRONMENT], "a") as file:
+                file.write('sk"}\n')
+            show._look()
+        assert lines(capsys.readouterr().err)[0]["what"] == "task"
+
+    def test_without_a_pace_there_is_no_time_left(self):
+        line = {"what": "x", "done": 0, "total": 4, "unit": "row", "per_second": None, "seconds_left": None}
+        assert shown(line) == " | x 0/4 rows"
