@@ -107,7 +107,28 @@ def fact_family(family: str, facts: list[Doc], regroup: Callable) -> dict[str, l
         choice, open_ = fact_docs(part, regroup(pool), random)
         files[f"{family}/choice_{split}.jsonl"] = choice
         files[f"{family}/open_{split}.jsonl"] = open_
-    return files
+    return files | open_book(family, facts, files)
+
+
+def open_book(family: str, facts: list[Doc], files: dict[str, list[Doc]]) -> dict[str, list[Doc]]:
+    """The choice documents with a book: a sentence for each option, the one that is asked for at balanced places."""
+    sentence = {}
+    for fact in facts:
+        what = fact["question"].removeprefix("What is ").removesuffix("?")
+        sentence[fact["answer"]] = f"{what[0].upper()}{what[1:]} is {fact['answer']}."
+    accepted = {fact["answer"]: fact["accepted"] for fact in facts}
+    books = {}
+    for split in ("test", "fewshot"):
+        random = rng(f"{family} book {split}")
+        docs = files[f"{family}/choice_{split}.jsonl"]
+        books[f"{family}/book_{split}.jsonl"] = book = []
+        for doc, place in zip(docs, balanced(len(docs), N_OPTIONS, random), strict=True):
+            answer = doc["choices"][doc["answer"]]
+            told = random.sample([other for other in doc["choices"] if other != answer], N_OPTIONS - 1)
+            told.insert(place, answer)
+            more = {"facts": [sentence[one] for one in told], "position": place, "text": answer}
+            book.append({**doc, **more, "accepted": accepted[answer]})
+    return books
 
 
 def capitals() -> dict[str, list[Doc]]:

@@ -20,6 +20,8 @@ _LAZY = {
     "layer_sweep": "sweep",
     "condition_sweep": "sweep",
     "head_sweep": "sweep",
+    "block_sweep": "blocks",
+    "greedy_removal": "blocks",
     "retrieval_scores": "heads",
     "reasoning_scores": "heads",
     "HeadScores": "head_scores",
@@ -34,10 +36,21 @@ _LAZY = {
     "parse": "ablations",
 }
 _MODULES = (
-    *("ablations", "architectures", "backends", "depth", "depth_comparison", "distill", "engine", "harness"),
+    *("ablations", "architectures", "backends", "blocks", "depth", "depth_comparison", "distill", "engine", "harness"),
     *("head_effects", "head_scores", "heads", "mistakes", "models", "needles", "organism_tasks", "organisms"),
-    *("patterns", "plots", "profiles", "reasoning", "recovery", "removal", "result_attention", "results", "runner"),
-    *("solutions", "stats", "sweep"),
+    *(
+        "patterns",
+        "plots",
+        "profiles",
+        "reasoning",
+        "recovery",
+        "removal",
+        "result_attention",
+        "results",
+        "retrieval",
+        "runner",
+    ),
+    *("solutions", "stats", "store", "subsets", "sweep"),
 )
 
 __all__ = ["__version__", *_LAZY]

@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike
 from depthlens import stats
 from depthlens.ablations import parse
 from depthlens.attention_plots import attention
+from depthlens.block_plots import block_map, greedy_curve
 from depthlens.comparison_plots import loss_difference, profile_comparison, recovery_curve
 from depthlens.delta_plots import activation_deltas, weight_deltas
 from depthlens.errors import UserError
@@ -37,6 +38,7 @@ from depthlens.head_plots import head_map
 from depthlens.list_plots import head_overlap, removal_curve
 from depthlens.reasoning_plots import first_mistakes, loss_shares
 from depthlens.results import Result
+from depthlens.retrieval_plots import beyond
 from depthlens.stats import ALPHA, BASELINE, GROUP
 from depthlens.theme import (
     CANNOT_JUDGE,
@@ -61,8 +63,11 @@ __all__ = [
     "Plot",
     "activation_deltas",
     "attention",
+    "beyond",
+    "block_map",
     "depth_profile",
     "first_mistakes",
+    "greedy_curve",
     "head_map",
     "head_overlap",
     "loss_difference",

@@ -21,8 +21,10 @@ TASKS = DATA / "tasks"
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 NUMBERS = ["arithmetic_default", "arithmetic_continuation"]
-CHOICE = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation", *NUMBERS]
-WRITTEN = ["capitals_generative", "elements_generative"]
+BOOKS = ["capitals_open_book", "elements_open_book"]
+CHOICE = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation", *BOOKS, *NUMBERS]
+BOOKS_WRITTEN = [f"{name}_generative" for name in BOOKS]
+WRITTEN = ["capitals_generative", "elements_generative", *BOOKS_WRITTEN]
 NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
 ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
 N_DOCS = (
@@ -185,6 +187,24 @@ class TestFactFamilies:
         docs = read(f"{family}/choice_test.jsonl")
         offered = Counter(choice for doc in docs for choice in doc["choices"])
         assert offered == {doc["choices"][doc["answer"]]: 4 for doc in docs}
+
+    @pytest.mark.parametrize("split", ["test", "fewshot"])
+    def test_a_book_tells_the_four_options_and_the_answer_at_balanced_places(self, family, split):
+        closed, opened = read(f"{family}/choice_{split}.jsonl"), read(f"{family}/book_{split}.jsonl")
+        written = read(f"{family}/open_{split}.jsonl")
+        for doc, bare, answer in zip(opened, closed, written, strict=True):
+            assert {key: doc[key] for key in bare} == bare
+            assert (doc["text"], doc["accepted"]) == (answer["answer"], answer["accepted"])
+            told = [fact.removesuffix(".").rsplit(" is ", 1) for fact in doc["facts"]]
+            assert sorted(option for _, option in told) == sorted(doc["choices"])
+            asked = doc["question"].removeprefix("What is ").removesuffix("?")
+            assert told[doc["position"]] == [asked[0].upper() + asked[1:], doc["text"]]
+        places = [doc["position"] for doc in opened]
+        for start in range(0, len(places) - 3, 4):
+            assert sorted(places[start : start + 4]) == [0, 1, 2, 3]
+        # the place in the book tells nothing about the place among the options
+        same = sum(doc["position"] == doc["answer"] for doc in opened)
+        assert split == "fewshot" or 0.15 < same / len(opened) < 0.35
 
     def test_fewshot_is_disjoint(self, family):
         test, shots = read(f"{family}/choice_test.jsonl"), read(f"{family}/choice_fewshot.jsonl")
@@ -410,6 +430,8 @@ class TestLoading:
                 assert len(doc["choices"]) == 4 and isinstance(doc["answer"], int)
             elif name in ORGANISM:
                 assert len(set(doc["options"])) == 4 and {doc["one_hop"], doc["two_hop"]} < set(doc["options"])
+            elif name in BOOKS_WRITTEN:
+                assert doc["text"] == doc["choices"][doc["answer"]]
             else:
                 assert isinstance(doc["answer"], str) and doc["answer"]
 
@@ -440,6 +462,11 @@ RENDERED = {
     ),
     "capitals_continuation": ("Q: What is the capital of Bhutan?\nA:", "Thimphu"),
     "capitals_generative": ("Q: What is the capital of Bhutan?\nA:", "Thimphu"),
+    "capitals_open_book": (
+        "The capital of Bhutan is Thimphu.\nThe capital of India is New Delhi.\nThe capital of the Maldives is Malé.\n"
+        "The capital of Uzbekistan is Tashkent.\nQ: What is the capital of Bhutan?\nA:",
+        "Thimphu",
+    ),
     "elements_default": (
         "What is the chemical symbol of manganese?\nA. Mn\nB. Mo\nC. N\nD. Mt\nAnswer:",
         "A",
@@ -519,7 +546,7 @@ class TestScores:
         docs = list(task.task_docs)
         for doc, other in zip(docs, docs[1:] + docs[:1], strict=True):
             assert set(written_score(task, doc, f" {task.doc_to_target(doc)}").values()) == {1.0}
-            wrong = 0.0 if other["answer"] != doc["answer"] else 1.0
+            wrong = float(task.doc_to_target(other) == task.doc_to_target(doc))
             assert set(written_score(task, doc, f" {task.doc_to_target(other)}").values()) == {wrong}
             assert set(written_score(task, doc, "").values()) == {0.0}
 

@@ -182,7 +182,7 @@ class Bar(tqdm):
 @pytest.mark.parametrize("cramped", [False, True])
 @pytest.mark.parametrize("fast", [False, True])
 def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, fast, cramped):
-    monkeypatch.setattr(engine_module, "tqdm", Bar)
+    monkeypatch.setattr("depthlens.progress.bar", Bar)
     monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
     if cramped:
         cramp(monkeypatch, lens, 70)

@@ -1,0 +1,158 @@
+"""Blocks of layers, and layers removed one after another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+import depthlens as dl
+from depthlens import blocks
+from depthlens.block_plots import block_map, greedy_curve
+from depthlens.errors import UserError
+
+CHOICE = "organism_one_hop"
+LIMIT = 16
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return dl.load("organism")
+
+
+@pytest.fixture(scope="module")
+def swept(lens):
+    return dl.block_sweep(lens, [CHOICE, "organism_two_hop"], max_size=3, limit=LIMIT, progress=False)
+
+
+@pytest.fixture(scope="module")
+def greedy(lens):
+    return dl.greedy_removal(lens, CHOICE, tolerance=0.3, limit=LIMIT, progress=False)
+
+
+class TestBlockSweep:
+    def test_every_contiguous_block_once(self, swept):
+        expected = {"baseline", *(f"L{i}" for i in range(6)), *(f"L{i}-{i + 1}" for i in range(5))}
+        expected |= {f"L{i}-{i + 2}" for i in range(4)}
+        assert set(swept.docs["condition"]) == expected
+
+    def test_single_layers_are_those_of_a_layer_sweep(self, lens, swept):
+        layers = dl.layer_sweep(lens, [CHOICE, "organism_two_hop"], limit=LIMIT, progress=False)
+        single = swept.docs[swept.docs["condition"].isin(set(layers.docs["condition"]))]
+        order = ["task", "metric", "condition", "doc_id"]
+        pd.testing.assert_frame_equal(
+            single.sort_values(order, ignore_index=True), layers.docs.sort_values(order, ignore_index=True)
+        )
+
+    def test_a_block_is_what_removing_its_layers_does(self, lens, swept):
+        two = dl.condition_sweep(lens, CHOICE, ["L1+L2", "L3-5"], limit=LIMIT, progress=False)
+        for mine, its in (("L1-2", "L1-2"), ("L3-5", "L3-5")):
+            a = two.docs[two.docs["condition"] == mine]["value"].to_numpy()
+            b = swept.docs[(swept.docs["condition"] == its) & (swept.docs["task"] == CHOICE)]["value"].to_numpy()
+            assert np.array_equal(a, b)
+
+    @pytest.mark.parametrize("size", [0, 7, -1, True])
+    def test_sizes_that_do_not_exist(self, lens, size):
+        with pytest.raises(UserError, match=f"max_size {size!r}: give a whole number of layers from 1 to 6"):
+            dl.block_sweep(lens, CHOICE, max_size=size, limit=1)
+
+    def test_table_and_findings(self, swept):
+        table = blocks.block_table(swept)
+        assert len(table) == 2 * (6 + 5 + 4)
+        row = table[(table["condition"] == "L3-5") & (table["task"] == CHOICE)].iloc[0]
+        assert (row["start"], row["size"]) == (3, 3) and row["loss"] == pytest.approx(-row["delta"])
+        # the one-hop circuit ends in layer 2; what lies after it can go
+        one_hop = next(line for line in blocks.block_findings(swept) if line.startswith(CHOICE))
+        assert "**L3-5** (3 layers)" in one_hop
+
+    def test_a_result_without_blocks(self, lens):
+        heads = dl.condition_sweep(lens, CHOICE, ["L1.H1"], limit=4, progress=False)
+        with pytest.raises(UserError, match="the result has no blocks of layers"):
+            blocks.block_table(heads)
+
+    def test_the_figure(self, swept):
+        fig = block_map(swept)
+        maps = [ax for ax in fig.axes if ax.get_xlabel() == "first layer of the block"]
+        assert len(maps) == 2 and maps[0].get_title(loc="left").startswith(CHOICE)
+        grid = next(m for m in maps[0].collections if m.get_gid() == "blocks").get_array()
+        assert grid.shape == (3, 6) and grid.mask.sum() == 0 + 1 + 2
+
+
+class TestGreedy:
+    def test_each_step_is_the_cheapest_on_the_choosing_half(self, lens, greedy):
+        gone: list[int] = []
+        for step in greedy.steps.iloc[1:].itertuples():
+            left = [layer for layer in range(6) if layer not in gone]
+            tried = ["+".join(f"L{layer}" for layer in sorted([*gone, layer])) for layer in left]
+            result = dl.condition_sweep(lens, CHOICE, tried, limit=LIMIT, progress=False).select(metric="acc")
+            names = list(dict.fromkeys(result.docs["condition"]))[1:]
+            scores = []
+            for name in names:
+                values = result.docs[result.docs["condition"] == name].sort_values("doc_id")["value"].to_numpy()
+                scores.append((values[::2].mean(), values[1::2].mean()))
+            best = int(np.argmax([choose for choose, _ in scores]))
+            assert step.layer == left[best] and step.removed == names[best]
+            assert step.value == pytest.approx(scores[best][1])
+            gone.append(step.layer)
+
+    def test_it_ends_where_the_task_has_fallen_too_far(self, greedy):
+        steps = greedy.steps
+        assert steps["within"].iloc[:-1].all() and not steps["within"].iloc[-1]
+        assert steps["delta"].iloc[-1] < -0.3 <= steps["delta"].iloc[:-1].min()
+        # the circuit has its two heads in layers 1 and 2
+        assert not {1, 2} & set(greedy.removed) and len(greedy.removed) >= 2
+        assert f"**{len(greedy.removed)} of 6** layers gone" in greedy.finding()
+        assert f"one more ({steps['removed'].iloc[-1]}) costs" in greedy.stopped
+
+    def test_choosing_and_judging_documents_are_apart(self, greedy):
+        assert (greedy.steps["n"] == LIMIT // 2).all()
+        docs = greedy.result.docs
+        last = docs[docs["condition"] == greedy.steps["removed"].iloc[1]].sort_values("doc_id")["value"].to_numpy()
+        base = docs[docs["condition"] == "baseline"].sort_values("doc_id")["value"].to_numpy()
+        assert greedy.steps["chosen_by"].iloc[1] == pytest.approx((last - base)[::2].mean())
+        assert greedy.steps["delta"].iloc[1] == pytest.approx((last - base)[1::2].mean())
+
+    def test_so_many_layers_at_the_most(self, lens):
+        found = dl.greedy_removal(lens, CHOICE, tolerance=1.0, max_layers=2, limit=8, progress=False)
+        assert len(found.removed) == 2 and found.stopped == "2 layers were to go at the most"
+
+    def test_no_layer_can_go(self, lens):
+        found = dl.greedy_removal(
+            lens, CHOICE, tolerance=0.0, metric="answer_logprob", measure="answer_logprob", limit=8, progress=False
+        )
+        assert found.removed == [] or found.steps["delta"].iloc[1] >= 0
+        assert "layer" in found.finding()
+
+    def test_a_store_keeps_the_steps(self, lens, tmp_path):
+        options = {"tolerance": 0.3, "max_layers": 2, "limit": 8, "store": str(tmp_path), "progress": False}
+        first = dl.greedy_removal(lens, CHOICE, **options)
+        second = dl.greedy_removal(lens, CHOICE, **options)
+        pd.testing.assert_frame_equal(first.steps, second.steps)
+        assert second.result.record["parts"][0]["store"]["rows_computed"] == 0
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"tolerance": -0.1}, "tolerance -0.1: give a number, at least 0"),
+            ({"tolerance": float("nan")}, "tolerance nan"),
+            ({"max_layers": 6}, "max_layers 6: give a whole number from 1 to 5"),
+            ({"metric": "f1"}, "unknown metric 'f1'"),
+            ({"limit": 3}, "3 documents cannot be halved"),
+        ],
+    )
+    def test_mistakes(self, lens, options, message):
+        with pytest.raises(UserError, match=message):
+            dl.greedy_removal(lens, CHOICE, **{"limit": 8, "progress": False} | options)
+
+    def test_a_task_at_chance(self):
+        with pytest.raises(UserError, match="is at chance with every layer in place"):
+            dl.greedy_removal(
+                tiny.lens("llama-gqa", max_position_embeddings=4096), "capitals_continuation", limit=8, progress=False
+            )
+
+    def test_the_figure(self, greedy):
+        (ax,) = greedy_curve(greedy).axes
+        judge, choose = (next(line for line in ax.lines if line.get_gid() == gid) for gid in ("judge", "choose"))
+        assert np.allclose(judge.get_ydata(), greedy.steps["value"]) and len(choose.get_xdata()) == len(greedy.steps)
+        assert [t.get_text() for t in ax.get_xticklabels()][0] == "none" and ax.get_ylabel() == "acc"

@@ -1,0 +1,116 @@
+"""Knowledge against retrieval: paired comparisons of a closed and an open book, and of attention and MLPs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as sps
+
+from depthlens import retrieval
+from depthlens.errors import UserError
+from depthlens.plots import beyond as draw
+from depthlens.results import Result
+
+CLOSED, OPENED, N, LAYERS = "closed", "open", 30, 6
+METRIC = "answer_logprob"
+
+
+def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, float] | None = None) -> Result:
+    """Log-likelihoods under every condition: baseline minus a loss by layer, with noise."""
+    random = np.random.default_rng(3)
+    rows = []
+    for task, loss in losses.items():
+        whole = -1 + 0.3 * random.standard_normal(N) + (base or {}).get(task, 0)
+        rows += [("m", task, METRIC, "baseline", pd.NA, pd.NA, i, v, "") for i, v in enumerate(whole)]
+        for layer, amount in enumerate(loss):
+            values = whole - amount - 0.2 * random.standard_normal(N)
+            rows += [("m", task, METRIC, f"L{layer}{site}", layer, pd.NA, i, v, "") for i, v in enumerate(values)]
+    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    about = {"metrics": {METRIC: {"higher_is_better": True, "chance": None, "least": 0.05}}}
+    record = {"tasks": dict.fromkeys(losses, about), "model": {"dims": {"n_layers": LAYERS}}}
+    return Result(pd.DataFrame(rows, columns=columns), record)
+
+
+@pytest.fixture(scope="module")
+def both() -> Result:
+    closed = np.array([3.0, 0.1, 0.1, 2.0, 0.1, 0.0])  # layer 3 knows
+    opened = np.array([3.0, 1.5, 0.1, 0.1, 0.1, 0.0])  # layer 1 finds
+    return result({CLOSED: closed, OPENED: opened}, base={OPENED: 0.6})
+
+
+def test_what_the_book_is_worth(both):
+    (row,) = retrieval.book_worth(both, CLOSED, OPENED).itertuples()
+    docs = both.docs[both.docs["condition"] == "baseline"].pivot(index="doc_id", columns="task", values="value")
+    test = sps.ttest_rel(docs[OPENED], docs[CLOSED])
+    assert (row.metric, row.n) == (METRIC, N) and row.difference == pytest.approx((docs[OPENED] - docs[CLOSED]).mean())
+    assert row.p_value == pytest.approx(test.pvalue)
+    low, high = test.confidence_interval()
+    assert (row.ci_low, row.ci_high) == pytest.approx((low, high)) and 0.3 < row.difference < 0.9
+
+
+def test_what_serves_the_finding_and_what_the_knowing(both):
+    table = retrieval.beyond(both, CLOSED, OPENED)
+    assert list(table["condition"]) == [f"L{i}" for i in range(LAYERS)]
+    values = {t: g.pivot(index="doc_id", columns="condition", values="value") for t, g in both.docs.groupby("task")}
+    for row in table.itertuples():
+        one, other = (values[t]["baseline"] - values[t][row.condition] for t in (CLOSED, OPENED))
+        test = sps.ttest_rel(other, one)
+        assert row.difference == pytest.approx((other - one).mean()) and row.p_value == pytest.approx(test.pvalue)
+        assert (row.closed, row.opened) == pytest.approx((one.mean(), other.mean()))
+    proven = table[table["p_adjusted"] < 0.05]
+    assert dict(zip(proven["condition"], proven["difference"] > 0, strict=True)) == {"L1": True, "L3": False}
+    lines = retrieval.book_findings(retrieval.book_worth(both, CLOSED, OPENED), table)
+    assert lines[1].endswith("(they serve the finding): L1.") and lines[2].endswith("(they serve the knowing): L3.")
+
+
+def test_the_figure_of_it(both):
+    fig = draw(retrieval.beyond(both, CLOSED, OPENED))
+    (ax,) = fig.axes
+    drawn = {round(float(x)): line for line in ax.lines if line.get_gid() == "gap" for x in line.get_xdata()}
+    assert sorted(drawn) == list(range(LAYERS)) and ax.get_xlabel() == "layer"
+    assert drawn[1].get_marker() == "^" and drawn[3].get_marker() == "v"
+    assert drawn[3].get_markerfacecolor() != "white" and drawn[2].get_markerfacecolor() == "white"
+
+
+def test_where_the_losses_lie(both):
+    first, second = retrieval.findings(both)
+    # 3.1 of 5.3 nats, and 4.5 of 4.8
+    assert first.startswith("closed: the first third of the layers holds **5") and first.endswith("more than half.")
+    assert second.startswith("open: ") and "more than half" in second
+
+
+class TestSites:
+    def joined(self) -> Result:
+        attn = result({CLOSED: np.full(LAYERS, 0.3), OPENED: np.full(LAYERS, 0.9)}, site=".attn")
+        mlp = result({CLOSED: np.full(LAYERS, 0.9), OPENED: np.full(LAYERS, 0.3)}, site=".mlp")
+        docs = pd.concat([attn.docs, mlp.docs[mlp.docs["condition"] != "baseline"]])
+        return Result(docs, attn.record)
+
+    def test_attentions_share(self):
+        table = retrieval.site_losses(self.joined())
+        assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
+        whole = table[table["third"] == "all"].set_index("task")
+        assert whole["share"][CLOSED] == pytest.approx(0.25, abs=0.05)
+        assert whole["share"][OPENED] == pytest.approx(0.75, abs=0.05)
+        assert (whole["ci_low"] < whole["share"]).all() and (whole["share"] < whole["ci_high"]).all()
+        parts = table[(table["third"] != "all") & (table["task"] == CLOSED)]
+        assert parts["attn"].sum() == pytest.approx(whole["attn"][CLOSED])
+        closed, opened = retrieval.site_findings(table)
+        assert closed.startswith("closed: attention holds **2") and opened.startswith("open: attention holds **7")
+
+    def test_both_sites_are_needed(self, both):
+        with pytest.raises(UserError, match="removes no attn; sweep with ablate='attn,mlp'"):
+            retrieval.site_losses(both)
+
+
+def test_mistakes(both):
+    with pytest.raises(UserError, match="unknown task 'x'"):
+        retrieval.book_worth(both, "x", OPENED)
+    with pytest.raises(UserError, match="have no metric 'acc' in common; sweep with measure='both'"):
+        retrieval.beyond(both, CLOSED, OPENED, metric="acc")
+    fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record)
+    with pytest.raises(UserError, match="were asked other documents; give both the same limit"):
+        retrieval.beyond(fewer, CLOSED, OPENED)
+    with pytest.raises(UserError, match="of no single layer"):
+        draw(retrieval.beyond(both, CLOSED, OPENED).iloc[:0])

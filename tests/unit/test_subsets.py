@@ -1,0 +1,78 @@
+"""A sweep read apart for kinds of document."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import tiny
+
+import depthlens as dl
+from depthlens import harness, subsets
+from depthlens.errors import UserError
+
+TASK = "kv_retrieval_8"
+
+
+@pytest.fixture(scope="module")
+def task():
+    return harness.load_tasks([TASK])[TASK]
+
+
+@pytest.fixture(scope="module")
+def result():
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    options = {"measure": "answer_logprob", "progress": False}
+    return dl.condition_sweep(lens, [TASK, "kv_retrieval_4"], ["L0", "L1"], limit=9, **options)
+
+
+def test_kinds_are_the_fields_values(task):
+    kinds = subsets.kinds_of(task, "position")
+    docs = list(task.eval_docs)
+    assert kinds == {i: f"position {doc['position']}" for i, doc in enumerate(docs)}
+    named = subsets.kinds_of(task, "position", {0: "at the start"})
+    assert set(named) == {i for i, doc in enumerate(docs) if doc["position"] == 0} and set(named.values()) == {
+        "at the start"
+    }
+
+
+def test_thirds_of_the_range(task):
+    kinds = subsets.thirds(task, "position")
+    for i, doc in enumerate(task.eval_docs):
+        word = "first" if doc["position"] <= 2 else "middle" if doc["position"] <= 4 else "last"
+        assert kinds[i] == f"position in the {word} third"
+
+
+def test_each_kind_is_a_task_of_its_documents(result, task):
+    kinds = subsets.thirds(task, "position")
+    apart = subsets.split(result, TASK, kinds)
+    assert set(apart.docs["task"]) == {f"{TASK}, {kinds[i]}" for i in range(9)}
+    for name, docs in apart.docs.groupby("task"):
+        ids = [i for i in range(9) if f"{TASK}, {kinds[i]}" == name]
+        same = result.docs[(result.docs["task"] == TASK) & result.docs["doc_id"].isin(ids)]
+        pd.testing.assert_frame_equal(
+            docs.drop(columns="task").reset_index(drop=True), same.drop(columns="task").reset_index(drop=True)
+        )
+        assert apart.record["tasks"][name]["n_docs"] == len(ids)
+    assert len(apart.summary) == 3 * len(set(apart.docs["task"]))
+    assert apart.metric_info(apart.docs["task"].iloc[0], "answer_logprob")["higher_is_better"]
+
+
+def test_documents_without_a_kind_are_left_out(result):
+    apart = subsets.split(result, TASK, {0: "one", 3: "other"})
+    assert sorted(apart.docs["doc_id"].unique()) == [0, 3] and list(apart.docs["task"].unique()) == [
+        f"{TASK}, one",
+        f"{TASK}, other",
+    ]
+
+
+def test_mistakes(result, task):
+    with pytest.raises(UserError, match="unknown field of the documents of kv_retrieval_8 'positions'; did you mean"):
+        subsets.kinds_of(task, "positions")
+    with pytest.raises(UserError, match="no document of kv_retrieval_8 has a position among 99"):
+        subsets.kinds_of(task, "position", {99: "nowhere"})
+    with pytest.raises(UserError, match="holds no numbers"):
+        subsets.thirds(task, "keys")
+    with pytest.raises(UserError, match="unknown task"):
+        subsets.split(result, "kv_retrieval_16", {0: "one"})
+    with pytest.raises(UserError, match="none of the 9 documents of kv_retrieval_8 in the result has a kind"):
+        subsets.split(result, TASK, {100: "one"})
