@@ -29,6 +29,8 @@ from depthlens.results import Result, concat
 from depthlens.stats import BASELINE
 from depthlens.sweep import condition_sweep
 
+LEAST = 4  # documents, so that two choose and two judge
+
 
 def block_sweep(lens: Any, task: str | Sequence[str], *, max_size: int = 8, **options: Any) -> Result:
     """Remove every contiguous block of 1 to ``max_size`` layers, one block at a time.
@@ -211,8 +213,8 @@ def _metric(found: Result, wanted: str | None) -> str:
     if row.at_chance:
         fault = f"{row.task} ({metric}) is at chance with every layer in place"
         raise UserError(f"{fault}: nothing to lose; take another task")
-    if row.n < 4:
-        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least 4")
+    if row.n < LEAST:
+        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {LEAST}")
     return metric
 
 

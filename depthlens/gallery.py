@@ -28,7 +28,7 @@ def gallery(folder: Path | str) -> Path:
         raise UserError(f"no notebooks in {str(folder)!r}; give a folder that `depthlens run ... --out` wrote")
     writable_folder(folder)
     cards, profiles, finished = [], set(), []
-    for name, nb in notebooks.items():
+    for name, nb in sorted(notebooks.items(), key=_place):
         state = _state(nb)
         status, error, seconds = state["status"], state["error"], state["seconds"]
         cards.append(
@@ -56,6 +56,12 @@ def gallery(folder: Path | str) -> Path:
     title = f"depthlens: {folder.resolve().name}"
     write_whole(index, pages.index_page(cards, title=title, subtitle=" · ".join(subtitle)))
     return index
+
+
+def _place(item: tuple[str, nbformat.NotebookNode]) -> tuple[bool, str]:
+    """Sorts by name, but first what is tagged to open the index: what a reader wants who reads one thing only."""
+    name, nb = item
+    return not any("opening" in cell.metadata.get("tags", []) for cell in nb.cells), name
 
 
 def notebooks_in(folder: Path, without: Sequence[str] = ()) -> dict[str, nbformat.NotebookNode]:

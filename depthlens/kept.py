@@ -19,15 +19,15 @@ from typing import Any
 
 from depthlens import provenance
 from depthlens.ablations import Condition
-from depthlens.claims import Claims
 from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.reservations import Reservations
 from depthlens.store import DEFAULT, Entry, Store, open_store
 
 log = logging.getLogger(__name__)
 
 # of the engine's arithmetic: raise it when a change moves scores by more than rounding
 NUMERICS = 1
-_WAIT = 0.2  # seconds between looks at what another process has claimed
+_WAIT = 0.2  # seconds between looks at what another process has reserved
 
 Answer = Likelihood | str
 Where = str | os.PathLike[str] | Store | None
@@ -82,7 +82,7 @@ class Rows:
         self.conditions = conditions
         self.answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
         self.deferred: list[tuple[list[int], list[int]]] = []
-        self._claims: Claims | None = None
+        self._reservations: Reservations | None = None
         self._seen: set[str] = set()  # names of parts that were read or written
         if kept.entry:
             self._addresses = [kept.address(c) for c in conditions]
@@ -117,15 +117,15 @@ class Rows:
     ) -> None:
         """Have ``do`` compute what is missing of some requests under some conditions, in products of both.
 
-        Rows that another process has claimed are left for `finish`. ``do`` fills ``answers`` and calls `put`; ``found``
-        is told how many rows came from other processes meanwhile.
+        Rows that another process has reserved are left for `finish`. ``do`` fills ``answers`` and calls `put`;
+        ``found`` is told how many rows came from other processes meanwhile.
         """
-        with self._claimed(list(members), list(group), found) as products:
+        with self._reserved(list(members), list(group), found) as products:
             for some, few in products:
                 do(some, few)
 
     def finish(self, do: Callable[[list[int], list[int]], None], found: Callable[[int], Any] = lambda n: None) -> None:
-        """Wait for rows that other processes had claimed; compute those that they did not."""
+        """Wait for rows that other processes had reserved; compute those that they did not."""
         while self.deferred:
             waiting, self.deferred = self.deferred, []
             for members, group in waiting:
@@ -173,12 +173,12 @@ class Rows:
         return n
 
     @contextmanager
-    def _claimed(
+    def _reserved(
         self, members: list[int], group: list[int], found: Callable[[int], Any]
     ) -> Iterator[list[tuple[list[int], list[int]]]]:
-        """Products of requests and conditions that are missing, claimed as long as the context lasts."""
+        """Products of requests and conditions that are missing, reserved as long as the context lasts."""
         entry = self.kept.entry
-        if not (entry and entry.claims_folder):
+        if not (entry and entry.reservations_folder):
             yield self._products([(c, r) for c in group for r in members if self.answers[c][r] is None])
             return
 
@@ -191,17 +191,17 @@ class Rows:
                 held = any(self._addresses[c] in a and self._digests[r] in b for a, b in taken)
                 (theirs if held else mine).append((c, r))
             self.deferred += self._products(theirs)
-            claim = {
+            reservation = {
                 "conditions": sorted({self._addresses[c] for c, _ in mine}),
                 "requests": sorted({self._digests[r] for _, r in mine}),
             }
-            return self._products(mine), claim if mine else {}
+            return self._products(mine), reservation if mine else {}
 
         with ExitStack() as stack:
             try:
-                if self._claims is None:
-                    self._claims = Claims(entry.claims_folder)
-                products = stack.enter_context(self._claims.claim(choose))
+                if self._reservations is None:
+                    self._reservations = Reservations(entry.reservations_folder)
+                products = stack.enter_context(self._reservations.reserve(choose))
             except OSError as e:
                 raise entry.store.unwritable(e) from e
             yield products

@@ -34,6 +34,7 @@ from depthlens.block_plots import block_map, greedy_curve
 from depthlens.comparison_plots import loss_difference, profile_comparison, recovery_curve
 from depthlens.delta_plots import activation_deltas, weight_deltas
 from depthlens.errors import UserError
+from depthlens.geometry_plots import angular_map, effect_map, influence_profile, logit_lens, predictor_scatter
 from depthlens.head_plots import head_map
 from depthlens.list_plots import head_overlap, removal_curve
 from depthlens.reasoning_plots import first_mistakes, loss_shares
@@ -62,17 +63,22 @@ from depthlens.theme import (
 __all__ = [
     "Plot",
     "activation_deltas",
+    "angular_map",
     "attention",
     "beyond",
     "block_map",
     "depth_profile",
+    "effect_map",
     "first_mistakes",
     "greedy_curve",
     "head_map",
     "head_overlap",
+    "influence_profile",
+    "logit_lens",
     "loss_difference",
     "loss_shares",
     "prediction",
+    "predictor_scatter",
     "profile_comparison",
     "protocol_comparison",
     "recovery_curve",

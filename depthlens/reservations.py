@@ -1,7 +1,7 @@
 """Who computes what right now: processes that share a store do not do the same work twice.
 
-A claim is a file with what its owner computes, and a lock that the owner holds. The system gives a lock back when a
-process ends, however it ends, so that no clock is asked and a dead owner's claim counts for nothing.
+A reservation is a file with what its owner computes, and a lock that the owner holds. The system gives a lock back when
+a process ends, however it ends, so that no clock is asked and a dead owner's reservation counts for nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from filelock import FileLock, Timeout
 T = TypeVar("T")
 
 
-class Claims:
-    """Claims on the rows of one entry of a store, in a folder that all who share it can write.
+class Reservations:
+    """Reservations of the rows of one entry of a store, in a folder that all who share it can write.
 
     Raises:
-        OSError: the folder cannot be written, here as in `claim`.
+        OSError: the folder cannot be written, here as in `reserve`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,28 +31,28 @@ class Claims:
         self._mutex = FileLock(folder / "mutex")
 
     @contextlib.contextmanager
-    def claim(self, choose: Callable[[list[dict]], tuple[T, dict]]) -> Iterator[T]:
-        """Claim work for as long as the context lasts.
+    def reserve(self, choose: Callable[[list[dict]], tuple[T, dict]]) -> Iterator[T]:
+        """Reserve work for as long as the context lasts.
 
         Args:
-            choose: Told the claims of all others, returns what to compute and the claim on it (JSON-able; empty for
-                none). Nobody else chooses meanwhile.
+            choose: Told the reservations of all others, returns what to compute and what to write down for others
+                (JSON-able; empty: nothing is reserved). Nobody else chooses meanwhile.
         """
         name = uuid.uuid4().hex
         held, text = FileLock(self.folder / f"{name}.lock"), self.folder / f"{name}.json"
         with self._mutex:
-            work, claim = choose(self._others())
-            if claim:
+            work, reservation = choose(self._others())
+            if reservation:
                 held.acquire()
-                text.write_text(json.dumps(claim), encoding="utf-8")
+                text.write_text(json.dumps(reservation), encoding="utf-8")
         try:
             yield work
         finally:
-            if claim:
+            if reservation:
                 _forget(text, held)
 
     def _others(self) -> list[dict]:
-        """Claims whose owners live; those of dead ones are removed."""
+        """Reservations whose owners live; those of dead ones are removed."""
         living = []
         for text in self.folder.glob("*.json"):
             lock = FileLock(text.with_suffix(".lock"))
@@ -69,8 +69,8 @@ class Claims:
 
 
 def _forget(text: Path, lock: FileLock) -> None:
-    """Remove a claim whose lock is held here."""
-    with contextlib.suppress(OSError):  # a claim without a lock counts for nothing, so it may as well stay
+    """Remove a reservation whose lock is held here."""
+    with contextlib.suppress(OSError):  # a reservation without a lock counts for nothing, so it may as well stay
         text.unlink(missing_ok=True)
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()

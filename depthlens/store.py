@@ -5,7 +5,7 @@ A store is a folder, or any URL that fsspec opens::
     format.json                      {"format": 1}
     KEY/about.json                   what all rows below it share; KEY is the hash of it
     KEY/LABEL/DIGEST.parquet         one part: rows (condition, request) -> value, greedy, text; DIGEST is its hash
-    KEY/LABEL/.claims/               who is computing what right now (`claims`; in local folders only)
+    KEY/LABEL/.reservations/               who is computing what right now (`reservations`; in local folders only)
     damaged/                         parts that were no longer what their name says
 
 Scores and summaries are never stored: they are computed from these rows every time. Nothing is ever changed in place,
@@ -295,9 +295,9 @@ class Entry:
         self._made = dict(made)
 
     @property
-    def claims_folder(self) -> Path | None:
-        """Where claims are; None where the store is not a local folder."""
-        return self.store.folder / self.key / self.label / ".claims" if self.store.folder else None
+    def reservations_folder(self) -> Path | None:
+        """Where reservations are; None where the store is not a local folder."""
+        return self.store.folder / self.key / self.label / ".reservations" if self.store.folder else None
 
     def fresh(self, seen: set[str]) -> Iterator[tuple[str, pa.Table]]:
         """Parts whose names are not among ``seen``, which are added; damaged ones are set aside and told."""

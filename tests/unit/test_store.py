@@ -21,9 +21,9 @@ import torch
 
 import depthlens as dl
 from depthlens import attribution, cli, engine, kept, provenance, store, store_view, sweep, wavefront
-from depthlens.claims import Claims
 from depthlens.errors import Interrupted, UserError
 from depthlens.requests import Loglikelihood
+from depthlens.reservations import Reservations
 from depthlens.results import Result
 from depthlens.store import Store, open_store
 
@@ -509,30 +509,31 @@ class TestProcesses:
         assert found["equal"] and found["rows"] > 1000 and found["rows_twice"] == 0
 
 
-class TestClaims:
-    def test_others_see_a_claim_as_long_as_it_is_held(self, tmp_path):
-        one, other = Claims(tmp_path), Claims(tmp_path)
-        with one.claim(lambda others: (others, {"mine": 1})) as seen:
+class TestReservations:
+    def test_others_see_a_reservation_as_long_as_it_is_held(self, tmp_path):
+        one, other = Reservations(tmp_path), Reservations(tmp_path)
+        with one.reserve(lambda others: (others, {"mine": 1})) as seen:
             assert seen == []
-            with other.claim(lambda others: (others, {})) as seen:
+            with other.reserve(lambda others: (others, {})) as seen:
                 assert seen == [{"mine": 1}]
-        with other.claim(lambda others: (others, {})) as seen:
+        with other.reserve(lambda others: (others, {})) as seen:
             assert seen == []
         assert [p.name for p in tmp_path.iterdir()] == ["mutex"]
 
-    def test_a_dead_owners_claim_counts_for_nothing(self, tmp_path):
+    def test_a_dead_owners_reservation_counts_for_nothing(self, tmp_path):
         program = (
-            "import os, sys; from depthlens.claims import Claims\n"
-            "with Claims(__import__('pathlib').Path(sys.argv[1])).claim(lambda o: (o, {'dead': 1})): os._exit(9)"
+            "import os, pathlib, sys; from depthlens.reservations import Reservations\n"
+            "at = Reservations(pathlib.Path(sys.argv[1]))\n"
+            "with at.reserve(lambda others: (others, {'dead': 1})): os._exit(9)"
         )
         subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
         assert list(tmp_path.glob("*.json"))
-        with Claims(tmp_path).claim(lambda others: (others, {})) as seen:
+        with Reservations(tmp_path).reserve(lambda others: (others, {})) as seen:
             assert seen == []
         assert not list(tmp_path.glob("*.json"))
 
     def test_a_sweep_waits_for_rows_that_another_computes(self, lens, tmp_path):
-        """The other's claim is held here; its rows come, or it gives up, and the sweep ends either way."""
+        """The other's reservation is held here; its rows come, or it gives up, and the sweep ends either way."""
         alone = run(lens, None, tasks=[CHOICE])
         at = kept.keep(str(tmp_path), lens, CHOICE)
         seen = []
@@ -548,7 +549,7 @@ class TestClaims:
             "conditions": [str(c) for c in conditions],
             "requests": [kept.digest(q) for q in prepared.requests],
         }
-        with Claims(at.entry.claims_folder).claim(lambda others: (None, everything)):
+        with Reservations(at.entry.reservations_folder).reserve(lambda others: (None, everything)):
             thread = threading.Thread(target=swept)
             thread.start()
             assert not done.wait(1.5)

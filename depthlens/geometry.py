@@ -1,0 +1,369 @@
+"""Cheap numbers about depth: how far each layer moves the residual stream, and where to.
+
+With x_l the residual stream before layer l (x_0 is the embedding, x_L what the last of L layers leaves, before the
+final norm), all read in one clean pass:
+
+* angular distance of n layers, at a text's last token (Gromov et al. 2024, arXiv 2403.17887):
+  ``d(x_l, x_{l+n}) = arccos(cos(x_l, x_{l+n})) / pi``; 0: same direction, 1: opposite. The smallest one of a size names
+  the block that looks most removable;
+* block influence (ShortGPT, Men et al. 2024, arXiv 2403.03853): ``1 - mean over tokens of cos(x_l, x_{l+1})``;
+* logit lens (nostalgebraist 2020): the final norm and the unembedding applied to x_l; how probable, and of what rank,
+  the model's own final top-1 token is by then, and the entropy of the distribution in nats.
+
+`effects` asks what later layers make of an earlier one (Csordas et al. 2025, arXiv 2505.13898): layer s is skipped, and
+what a later layer l adds to the stream changes by ``||delta_l(skip s) - delta_l|| / ||delta_l||``. Skipped at all
+positions, this mixes two things; skipped only before a random position t and measured from t on, it is what layer s
+*hands on to future tokens* through attention.
+
+Every number is taken per text, then averaged, with a 95% Student t interval over texts. The residual streams of one
+text are held at a time. `agreement` says how well the cheap numbers foretell what removing a layer really costs.
+
+Limits: a few large dimensions of a trained stream dominate its cosines, and the first token is often a huge outlier.
+Early streams are not made for the unembedding, so the logit lens understates what they hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn import functional
+
+from depthlens import finite, models, packing, provenance
+from depthlens import progress as bars
+from depthlens.ablations import BASELINE
+from depthlens.architectures import hidden
+from depthlens.errors import UserError, unknown
+from depthlens.profiles import Profile, drawn, interval, profiles
+from depthlens.resources import data_dir
+from depthlens.results import Result
+from depthlens.stats import mean_interval
+from depthlens.tree_attention import Layout, walking
+from depthlens.wavefront import Wavefront
+
+LENS = ("probability", "rank", "entropy")
+WHERE = ("all", "future")
+OVER = ("max", "mean")
+Texts = Sequence[str] | None
+UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Cheap numbers of one model: means over texts with 95% intervals.
+
+    Attributes:
+        distances: layer, size, distance, ci_low, ci_high, n: from before ``layer`` to ``size`` layers later.
+        influences: layer, influence, ci_low, ci_high, n.
+        logit_lens: depth (layers passed, 0 to n_layers), then probability, rank (the median over positions of a text;
+            1 is the top) and entropy (nats), each with its ``_low`` and ``_high``, n.
+        record: Model, texts and settings.
+    """
+
+    distances: pd.DataFrame
+    influences: pd.DataFrame
+    logit_lens: pd.DataFrame
+    record: dict
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.influences)
+
+
+def plain_texts() -> list[str]:
+    """The embedded texts: 48 short ones of several kinds, which take turns."""
+    lines = (data_dir() / "texts" / "plain.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def geometry(
+    lens: models.Lens, texts: Texts = None, *, limit: int | None = None, progress: bool = True, max_tokens: int = 256
+) -> Geometry:
+    """Angular distances, block influence and logit lens of a model, in one pass over texts.
+
+    Args:
+        lens: A loaded model; an offloaded one reads its layers once a text.
+        texts: Any texts; None: those of `plain_texts`.
+        limit: Only the first so many.
+        progress: Show a bar.
+        max_tokens: Of longer texts, only the first so many tokens are read.
+
+    Raises:
+        UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
+    """
+    rows = _encoded(lens, texts, limit, max_tokens)
+    found = [_measure(lens, tokens) for tokens in _streamed(rows, f"geometry of {lens.name}", progress)]
+    distance, influence, by_depth = (np.stack(part) for part in zip(*found, strict=True))
+    depths = range(lens.dims.n_layers + 1)
+    places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
+    lenses = [[depth, *(v for m in LENS for v in _mean(by_depth[:, depth, LENS.index(m)]))] for depth in depths]
+    columns = ["depth", *(f"{m}{end}" for m in LENS for end in ("", "_low", "_high"))]
+    digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
+    record = {
+        "model": lens.describe(),
+        "texts": {"source": "embedded" if texts is None else "given", "n": len(rows), "digest": digest},
+        "max_tokens": max_tokens,
+        **provenance.environment(),
+        **provenance.where_and_when(),
+    }
+    return Geometry(
+        _table(["layer", "size"], "distance", places, distance),
+        _table(["layer"], "influence", [(layer,) for layer in depths[:-1]], influence),
+        pd.DataFrame(lenses, columns=columns).assign(n=len(rows)),
+        record,
+    )
+
+
+def angular_distance(a: Float[Tensor, "*row d_model"], b: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
+    """``arccos(cos(a, b)) / pi`` in float64, from 0 (same direction) to 1 (opposite).
+
+    With unit vectors u and v this is ``2 atan2(|u - v|, |u + v|) / pi`` (Kahan). The arccosine itself turns a rounding
+    of 1e-16 near cosine 1 into an angle of 1e-8, or into NaN just beyond, and so breaks the triangle inequality.
+    """
+    u, v = (functional.normalize(x.double(), dim=-1) for x in (a, b))
+    return 2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1)) / torch.pi
+
+
+@torch.no_grad()
+def _measure(lens: models.Lens, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances by size and layer [block], influences [layer] and logit lens [depth, 3] of one text."""
+    states = _states(lens, tokens)
+    last = torch.stack([x[-1] for x in states])  # [depth, d_model]
+    distances = torch.cat([angular_distance(last[:-size], last[size:]) for size in range(1, len(states))])
+    pairs = zip(states, states[1:], strict=False)
+    cosines = [functional.cosine_similarity(a.double(), b.double(), dim=-1).clamp(-1, 1).mean() for a, b in pairs]
+    return distances.numpy(), 1 - torch.stack(cosines).numpy(), _logit_lens(lens, states)
+
+
+def _states(lens: models.Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
+    """Residual streams of one text on the CPU: after the embedding and after each layer, before the final norm."""
+    states: list[Tensor] = []
+    pack = packing.build([tokens], [0])
+
+    def see(layer: int, x: Tensor, rows: list[int]) -> None:
+        states.append(x[0].cpu())  # float64, which the measures need, is not on every device
+
+    Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], range(pack.n_tokens), seen=see)
+    if not states[-1].isfinite().all():
+        finite.refuse(lens, None, tokens, BASELINE, 1)
+    return states
+
+
+def _logit_lens(lens: models.Lens, states: Sequence[Tensor]) -> np.ndarray:
+    """Probability and rank of the final top-1 token, and entropy, of one text by depth. Shape [n_layers + 1, 3]."""
+    parts = [[] for _ in states]  # by depth: chunks of shape [3, pos]
+    for start in range(0, len(states[0]), UNEMBEDDED):
+        chunks = [x[start : start + UNEMBEDDED].to(lens.device) for x in states]
+        top = _logits(lens, chunks[-1]).argmax(-1, keepdim=True)  # [pos, 1]
+        for chunk, part in zip(chunks, parts, strict=True):
+            logits = _logits(lens, chunk)
+            log_p = logits.log_softmax(-1)
+            rank = 1 + (logits > logits.gather(-1, top)).sum(-1)
+            entropy = -(log_p.exp() * log_p).sum(-1)
+            part.append(torch.stack([log_p.gather(-1, top)[:, 0].exp(), rank.float(), entropy]).cpu())
+    whole = [torch.cat(part, 1).double().numpy() for part in parts]
+    return np.array([(p.mean(), np.median(rank), entropy.mean()) for p, rank, entropy in whole])
+
+
+def _logits(lens: models.Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocabulary"]:
+    return lens.arch.unembed(lens.arch.final_norm(x)).float()
+
+
+def effects(
+    lens: models.Lens,
+    texts: Texts = None,
+    *,
+    limit: int | None = None,
+    over: str = "max",
+    seed: int = 0,
+    max_tokens: int = 256,
+    batch_tokens: int = 4096,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """How much skipping a layer changes what each later layer adds to the residual stream.
+
+    Args:
+        lens: A loaded model; an offloaded one reads its layers once a text.
+        texts: Any texts; None: those of `plain_texts`.
+        limit: Only the first so many.
+        over: The effect on a text is the ``max`` or the ``mean`` over its positions.
+        seed: Of the position t that splits each text: 1 to its last one, equally likely.
+        max_tokens: Of longer texts, only the first so many tokens are read.
+        batch_tokens: Rows go through a layer in chunks of at most so many tokens.
+        progress: Show a bar.
+
+    Returns:
+        One row a pair of layers and where: layer (skipped), later, where (``all``: skipped and measured at all
+        positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n.
+
+    Raises:
+        UserError: an unknown ``over``, or see `geometry`.
+    """
+    if over not in OVER:
+        raise unknown("over", over, OVER)
+    rows = _encoded(lens, texts, limit, max_tokens)
+    found = []
+    for i, tokens in enumerate(_streamed(rows, f"effects of layers of {lens.name}", progress)):
+        # seeded by text, so that a text's split does not depend on how many others there are
+        split = int(np.random.default_rng([seed, i]).integers(1, len(tokens)))
+        found.append(_effects(lens, tokens, split, over, batch_tokens))
+    n_layers = lens.dims.n_layers
+    places = [(s, later, where) for where in WHERE for s in range(n_layers) for later in range(s + 1, n_layers)]
+    values = np.stack([[each[WHERE.index(where), s, later] for s, later, where in places] for each in found])
+    return _table(["layer", "later", "where"], "effect", places, values)
+
+
+@torch.no_grad()
+def _effects(lens: models.Lens, tokens: Sequence[int], split: int, over: str, batch_tokens: int) -> np.ndarray:
+    """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
+    n_layers = lens.dims.n_layers
+    layout = Layout(packing.build([tokens], [0]), lens.device, lens.dtype)
+    x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
+    before = torch.arange(len(tokens), device=lens.device)[:, None] < split
+    size, found = max(1, batch_tokens // len(tokens)), np.full((2, n_layers, n_layers), np.nan)
+    with walking(lens.model):
+        for layer in range(n_layers):
+            with lens.resident(layer):
+                added = torch.cat([_added(lens, layer, rows, layout) for rows in x.split(size)], 1)
+            out = x + added[0] + added[1]
+            clean = added[:, 0].float().sum(0)
+            norm = clean.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+            for row in range(1, len(x)):
+                change = (added[:, row].float().sum(0) - clean).norm(dim=-1) / norm  # [pos]
+                s, where = divmod(row - 1, 2)
+                seen = change[split:] if where else change
+                found[where, s, layer] = float(seen.max() if over == "max" else seen.mean())
+            # rows that skip this layer fork off the clean one here: until now they were the same
+            x = torch.cat([out, x[:1], torch.where(before, x[:1], out[:1])])
+    if not x[0].isfinite().all():
+        finite.refuse(lens, None, tokens, BASELINE, batch_tokens)
+    return found
+
+
+def _added(
+    lens: models.Lens, layer: int, x: Float[Tensor, "row pos d_model"], layout: Layout
+) -> Float[Tensor, "2 row pos d_model"]:
+    """What a layer's attention and MLP add to residual streams."""
+    arch = lens.arch
+    places = {"position_ids": layout.position_ids, "layout": layout, "attention_mask": None}
+    rotary = arch.rotary(x, position_ids=layout.position_ids)
+    attn_out = hidden(arch.attn[layer](hidden_states=arch.attn_norm[layer](x), position_embeddings=rotary, **places))
+    return torch.stack([attn_out, hidden(arch.mlp[layer](arch.mlp_norm[layer](x + attn_out)))])
+
+
+def predictors(g: Geometry) -> pd.DataFrame:
+    """The cheap numbers by layer that may foretell what its removal costs; larger should mean more important.
+
+    Returns:
+        One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
+    """
+    single, entropy = g.distances[g.distances["size"] == 1], g.logit_lens["entropy"]
+    table = g.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
+    return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))
+
+
+def agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 0, n_boot: int = 2000) -> pd.DataFrame:
+    """Spearman's correlation, over layers, of each predictor with the loss that removing the layer causes.
+
+    The interval is a bootstrap over the sweep's documents (`depthlens.profiles`). Noise of the losses pulls the
+    correlation towards zero: a low value from few documents is no proof of disagreement.
+
+    Args:
+        predictors: As of `predictors`: ``layer``, and one column a predictor.
+        result: A layer sweep of the same model.
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+
+    Returns:
+        One row a task (and metric) that is not at chance and predictor: task, predictor, spearman, ci_low, ci_high; NaN
+        where losses or predictor are the same for all layers.
+
+    Raises:
+        UserError: no column ``layer``, a removed layer without predictors, fewer than 3 layers, or no layer sweep.
+    """
+    rows = []
+    found = [p for p in profiles(result) if not p.at_chance]
+    for profile, (loss, _) in zip(found, drawn(found, seed=seed, n_boot=n_boot), strict=True):
+        for name, values in aligned(predictors, profile).items():
+            rho = _spearman(loss, values.to_numpy(dtype=float))
+            low, high = interval(rho, len(profile.documents))
+            rows.append((profile.label, name, float(rho[0]), float(low), float(high)))
+    return pd.DataFrame(rows, columns=["task", "predictor", "spearman", "ci_low", "ci_high"])
+
+
+def findings(agreement: pd.DataFrame) -> list[str]:
+    """One sentence a task on how well the cheap numbers foretell its losses; from `agreement`."""
+    lines = []
+    for task, rows in agreement.groupby("task", sort=False):
+        said = ", ".join(
+            f"{row.predictor.replace('_', ' ')} **{row.spearman:.2f}** [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+            for row in rows.itertuples()
+        )
+        proven = [row.predictor.replace("_", " ") for row in rows.itertuples() if row.ci_low > 0]
+        judged = f"foretold by {' and '.join(proven)}" if proven else "foretold by none of them"
+        lines.append(f"{task}: rank correlation of a layer's loss with {said}; {judged}.")
+    return lines or ["No task can be judged, so that nothing could be foretold."]
+
+
+def aligned(predictors: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """The predictors of the layers that a profile has, in its order, indexed by layer; see `agreement` for errors."""
+    if "layer" not in predictors:
+        raise UserError(f"the predictors lack column layer; they have {', '.join(map(str, predictors.columns))}")
+    table = predictors.set_index("layer")
+    if missing := sorted(set(profile.layers.tolist()) - set(table.index)):
+        raise UserError(f"task {profile.task}: removed layer {missing[0]} has no predictors; take both of one model")
+    if len(profile.layers) < 3:
+        raise UserError(f"task {profile.task}: {len(profile.layers)} layers were removed; correlate at least 3")
+    return table.loc[profile.layers]
+
+
+def _spearman(losses: np.ndarray, predictor: np.ndarray) -> np.ndarray:
+    """Correlation of each row of losses [draw, layer] with a predictor [layer]; NaN where one has no spread."""
+    a, b = rankdata(losses.round(12), axis=1), rankdata(predictor)  # equal losses tie, whatever their rounding
+    a, b = a - a.mean(1, keepdims=True), b - b.mean()
+    scale = np.sqrt(np.square(a).sum(1) * np.square(b).sum())
+    return np.divide(a @ b, scale, out=np.full(len(a), np.nan), where=scale > 0)
+
+
+def _encoded(lens: models.Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
+    lens.needs_weights("the geometry of the residual stream")
+    texts = plain_texts() if texts is None else texts
+    if isinstance(texts, str) or not len(texts):
+        raise UserError(f"texts {texts!r}: give a list of at least one text")
+    for name, value, least in (("limit", limit, 1), ("max_tokens", max_tokens, 2)):
+        if value is not None and value < least:
+            raise UserError(f"{name} {value}: give at least {least}")
+    config = lens.model.config
+    reads = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or max_tokens)
+    rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in texts[:limit]]
+    for i, (text, row) in enumerate(zip(texts, rows, strict=False)):
+        if len(row) < 2:
+            raise UserError(f"text {i} ({text!r}) has fewer than 2 tokens ({len(row)}); give longer ones")
+        if len(row) > reads:
+            raise UserError(f"text {i} has {len(row)} tokens; the model reads {reads} at once, set max_tokens={reads}")
+    return rows
+
+
+def _streamed(rows: Sequence[list[int]], what: str, progress: bool) -> Iterator[list[int]]:
+    with bars.bar(total=len(rows), desc=what, unit="text", disable=not progress) as bar:
+        for tokens in rows:
+            yield tokens
+            bar.update()
+
+
+def _table(keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray) -> pd.DataFrame:
+    # one row a place; values are [text, place]
+    rows = [(*p, *_mean(column), len(values)) for p, column in zip(places, values.T, strict=True)]
+    return pd.DataFrame(rows, columns=[*keys, name, "ci_low", "ci_high", "n"])
+
+
+def _mean(values: np.ndarray) -> tuple[float, float, float]:
+    return float(values.mean()), *mean_interval(values)

@@ -1,0 +1,495 @@
+"""Depth geometry against hand-written forward passes, and its figures against the tables they draw."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+import weakref
+from itertools import combinations
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
+from scipy import stats as sps
+from scipy.stats import spearmanr
+
+from depthlens import geometry as geo
+from depthlens import geometry_plots as plots
+from depthlens import models
+from depthlens.errors import UserError
+from depthlens.resources import data_dir
+from depthlens.results import DOCS_COLUMNS, Result
+
+FAMILIES = ("llama-gqa", "qwen3", "deepseek-v3")
+TEXTS = ["The tide turned before noon.", "Nobody saw the heron.", "One, two, and then many more of them."]
+# float32 on both sides; the walk sums attention in another order than transformers' own kernels
+SAME = 2e-5
+# a t interval of three values is 2.5 standard deviations wide to each side, and so are their errors
+INTERVAL = 1e-4
+# effects are quotients of such numbers, up to several times the size of what is divided
+QUOTIENT = 2e-4
+# float64: what is left of 1e-16 after a few operations
+ROUNDING = 1e-12
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def lens(request):
+    return tiny.lens(request.param)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Geometry, effects and predictors of one tiny model, for what needs any."""
+    lens = tiny.lens("llama-gqa")
+    g = geo.geometry(lens, TEXTS, progress=False)
+    return g, geo.effects(lens, TEXTS, progress=False), geo.predictors(g)
+
+
+def streams(lens, text):
+    """Residual streams as transformers gives them, float64 [depth, pos, d_model], and the logits [pos, vocabulary]."""
+    last = []
+    # transformers' own last hidden state is after the final norm
+    handle = lens.arch.layers[-1].register_forward_hook(lambda module, args, out: last.append(out))
+    try:
+        with torch.no_grad():
+            out = lens.model(torch.tensor([lens.tokenizer(text).input_ids]), output_hidden_states=True)
+    finally:
+        handle.remove()
+    final = last[0][0] if isinstance(last[0], tuple) else last[0]
+    return torch.stack([*out.hidden_states[:-1], final])[:, 0].double(), out.logits[0].double()
+
+
+def cosine(a, b):
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def check_interval(row, values, low="ci_low", high="ci_high"):
+    half = sps.t.ppf(0.975, len(values) - 1) * sps.sem(values)
+    for end, sign in ((low, -1), (high, 1)):
+        assert row[end] == pytest.approx(np.mean(values) + sign * half, abs=INTERVAL)
+    assert row["n"] == len(values)
+
+
+# -- one pass ------------------------------------------------------------------------------------------
+
+
+def test_distances_and_influences_equal_those_of_transformers_hidden_states(lens):
+    g = geo.geometry(lens, TEXTS, progress=False)
+    every = [streams(lens, text)[0] for text in TEXTS]
+    n_layers = lens.dims.n_layers
+    assert len(g.distances) == n_layers * (n_layers + 1) // 2 and len(g.influences) == n_layers
+    for _, row in g.distances.iterrows():
+        a, b = int(row["layer"]), int(row["layer"] + row["size"])
+        values = [math.acos(float(cosine(x[a, -1], x[b, -1]))) / math.pi for x in every]
+        assert row["distance"] == pytest.approx(np.mean(values), abs=SAME)
+        check_interval(row, values)
+    for layer, row in g.influences.iterrows():
+        values = [1 - float(cosine(x[layer], x[layer + 1]).mean()) for x in every]
+        assert row["layer"] == layer and row["influence"] == pytest.approx(np.mean(values), abs=SAME)
+        check_interval(row, values)
+
+
+def test_the_logit_lens_equals_norm_and_unembedding_by_hand(lens):
+    table = geo.geometry(lens, TEXTS, progress=False).logit_lens
+    assert table["depth"].tolist() == list(range(lens.dims.n_layers + 1))
+    for depth, row in table.iterrows():
+        values = []
+        for text in TEXTS:
+            states, logits = streams(lens, text)
+            top = logits.argmax(-1)
+            x = states[depth].float()
+            with torch.no_grad():
+                normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + lens.model.config.rms_norm_eps)
+                p = torch.softmax((normed * lens.model.model.norm.weight) @ lens.model.lm_head.weight.T, -1).double()
+            order = p.argsort(-1, descending=True)
+            ranks = [1 + order[i].tolist().index(int(t)) for i, t in enumerate(top)]
+            of_top = p[torch.arange(len(top)), top]
+            values.append((float(of_top.mean()), np.median(ranks), float(-(p * p.log()).sum(-1).mean())))
+        for name, column in zip(geo.LENS, zip(*values, strict=True), strict=True):
+            assert row[name] == pytest.approx(np.mean(column), abs=SAME, rel=SAME), name
+            check_interval(row, column, f"{name}_low", f"{name}_high")
+    assert table["rank"].iloc[-1] == 1, "the final top-1 token is on top after the last layer"
+
+
+def test_many_positions_are_unembedded_in_parts(monkeypatch, found):
+    monkeypatch.setattr(geo, "UNEMBEDDED", 7)
+    again = geo.geometry(tiny.lens("llama-gqa"), TEXTS, progress=False)
+    pd.testing.assert_frame_equal(again.logit_lens, found[0].logit_lens, rtol=SAME)
+
+
+def test_distances_are_a_metric_between_0_and_1_also_where_directions_nearly_agree():
+    draw = torch.Generator().manual_seed(0)
+    base = torch.randn(16, generator=draw, dtype=torch.float64)
+    near = [base * s + 10.0**-k * torch.randn(16, generator=draw) for k in range(2, 18, 3) for s in (1e-3, 1.0, 1e4)]
+    points = torch.stack([base, -base, 3 * base, *near])
+    d = geo.angular_distance(points[:, None].expand(-1, len(points), -1), points[None].expand(len(points), -1, -1))
+    assert d.dtype == torch.float64 and d.isfinite().all() and d.min() >= 0 and d.max() <= 1
+    assert d[0, 0] == 0 and d[0, 2] < ROUNDING and abs(d[0, 1] - 1) < ROUNDING
+    torch.testing.assert_close(d, d.T, rtol=0, atol=ROUNDING)
+    excess = d[:, None, :] - (d[:, :, None] + d[None])  # [a, b, c]: d(a, c) - d(a, b) - d(b, c)
+    assert excess.max() <= ROUNDING
+
+
+def test_measured_distances_keep_the_triangle_inequality(found):
+    d = found[0].distances.set_index(["layer", "size"])["distance"]
+    assert d.between(0, 1).all()
+    for a, b, c in combinations(range(found[0].n_layers + 1), 3):
+        assert d[a, c - a] <= d[a, b - a] + d[b, c - b] + ROUNDING  # means of distances are distances, too
+    table = found[0].logit_lens
+    assert table["probability"].between(0, 1).all() and (table["rank"] >= 1).all()
+    assert table["entropy"].between(0, math.log(tiny.VOCAB) + SAME).all()
+    assert found[0].influences["influence"].between(0, 2).all()
+
+
+def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
+    alive, calls = [], []
+
+    def watched(make):
+        def made(*args):
+            if make is states:  # a new text
+                assert not [ref for ref in alive if ref() is not None], "states of an earlier text are still held"
+            out = make(*args)
+            calls.append(len(args[1]) if make is states else None)
+            alive.extend(weakref.ref(x) for x in (out if isinstance(out, list) else [out]))
+            return out
+
+        return made
+
+    states, effects = geo._states, geo._effects
+    lens = tiny.lens("llama-gqa")
+    monkeypatch.setattr(geo, "_states", watched(states))
+    geo.geometry(lens, TEXTS, progress=False)
+    assert calls == [len(t) for t in TEXTS], "each text is walked once"
+
+    def of_text(*args):
+        assert not [ref for ref in alive if ref() is not None], "rows of an earlier text are still held"
+        return effects(*args)
+
+    monkeypatch.setattr(geo, "_added", watched(geo._added))
+    monkeypatch.setattr(geo, "_effects", of_text)
+    geo.effects(lens, TEXTS, progress=False)
+    assert len(calls) == 3 + 3 * lens.dims.n_layers, "all rows of a short text pass a layer together"
+
+
+def test_limit_and_max_tokens_cut_texts():
+    lens = tiny.lens("llama-gqa")
+    limited, first = (geo.geometry(lens, t, limit=2, progress=False) for t in (TEXTS, TEXTS[:2]))
+    pd.testing.assert_frame_equal(limited.distances, first.distances)
+    assert limited.record["texts"] == first.record["texts"] and limited.record["texts"]["n"] == 2
+    cut = geo.geometry(lens, TEXTS, max_tokens=9, progress=False)
+    short = geo.geometry(lens, [t[:9] for t in TEXTS], progress=False)  # the tokenizer makes one token a byte
+    pd.testing.assert_frame_equal(cut.logit_lens, short.logit_lens)
+
+
+def test_one_text_has_no_interval():
+    g = geo.geometry(tiny.lens("llama-gqa"), TEXTS[:1], progress=False)
+    assert g.distances[["ci_low", "ci_high"]].isna().all().all() and g.distances["distance"].notna().all()
+
+
+# -- effects -------------------------------------------------------------------------------------------
+
+
+def contributions(lens, tokens, skipped=None, until=None):
+    """What every layer adds, by forward hooks; ``skipped`` passes its input on before position ``until``."""
+    added = {}
+
+    def hook(layer):
+        def look(module, args, kwargs, out):
+            x = args[0] if args else kwargs["hidden_states"]
+            first = out[0] if isinstance(out, tuple) else out
+            if layer != skipped:
+                added[layer] = (first - x)[0].double()
+                return None
+            keep = torch.arange(x.shape[1])[:, None] < (x.shape[1] if until is None else until)
+            replaced = torch.where(keep, x, first)
+            return (replaced, *out[1:]) if isinstance(out, tuple) else replaced
+
+        return look
+
+    handles = [m.register_forward_hook(hook(i), with_kwargs=True) for i, m in enumerate(lens.arch.layers)]
+    try:
+        with torch.no_grad():
+            lens.model(torch.tensor([tokens]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return added
+
+
+@pytest.mark.parametrize("over", geo.OVER)
+def test_effects_equal_forward_passes_with_hooks(lens, over):
+    table = geo.effects(lens, TEXTS, over=over, seed=5, batch_tokens=70, progress=False)
+    n_layers = lens.dims.n_layers
+    assert len(table) == n_layers * (n_layers - 1) and (table["layer"] < table["later"]).all()
+    rows = [lens.tokenizer(text).input_ids for text in TEXTS]
+    splits = [int(np.random.default_rng([5, i]).integers(1, len(row))) for i, row in enumerate(rows)]
+    clean = [contributions(lens, row) for row in rows]
+    for (where, layer), group in table.groupby(["where", "layer"]):
+        untils = splits if where == "future" else [None] * len(rows)
+        pairs = list(zip(rows, untils, strict=True))
+        without = [contributions(lens, row, layer, until) for row, until in pairs]
+        for _, found in group.iterrows():
+            values = []
+            for a, b, until in zip(clean, without, untils, strict=True):
+                one, other = a[found["later"]], b[found["later"]]
+                change = ((other - one).norm(dim=-1) / one.norm(dim=-1))[until or 0 :]
+                values.append(float(change.max() if over == "max" else change.mean()))
+            assert found["effect"] == pytest.approx(np.mean(values), rel=QUOTIENT, abs=QUOTIENT)
+            assert found["n"] == 3 and found["ci_low"] < found["effect"] < found["ci_high"]
+
+
+def test_splits_are_seeded_and_a_skip_before_them_has_less_effect(found):
+    lens, table = tiny.lens("llama-gqa"), found[1]
+    again, other = (geo.effects(lens, TEXTS, seed=s, progress=False) for s in (0, 1))
+    pd.testing.assert_frame_equal(again, table)
+    for where, differs in (("all", False), ("future", True)):
+        effects = (t.loc[t["where"] == where, "effect"].reset_index(drop=True) for t in (other, table))
+        assert pd.Series.equals(*effects) is not differs
+    means = table.groupby("where")["effect"].mean()
+    assert 0 < means["future"] < means["all"]
+
+
+def test_a_layer_that_adds_nothing_has_no_effect():
+    lens = tiny.lens("llama-gqa")
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        torch.nn.init.zeros_(lens.arch.layers[2].get_submodule(name).weight)
+    table = geo.effects(lens, TEXTS, progress=False)
+    assert (table.loc[table["layer"] == 2, "effect"] == 0).all()
+    assert (table.loc[(table["layer"] != 2) & (table["later"] != 2), "effect"] > 0).all()
+    g = geo.geometry(lens, TEXTS, progress=False)
+    assert abs(g.influences["influence"][2]) < ROUNDING
+    assert g.distances.query("layer == 2 and size == 1")["distance"].item() == 0
+
+
+# -- the model -----------------------------------------------------------------------------------------
+
+
+def test_the_model_is_as_it_was(lens):
+    before, kernel = lens.fingerprint, lens.model.config._attn_implementation
+    logits = streams(lens, TEXTS[0])[1]  # transformers leaves hooks of its own behind, to collect hidden states
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lens.model.modules()]
+    geo.geometry(lens, TEXTS, progress=False)
+    geo.effects(lens, TEXTS, progress=False)
+    assert lens.fingerprint == before and lens.model.config._attn_implementation == kernel
+    assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lens.model.modules()]
+    assert torch.equal(streams(lens, TEXTS[0])[1], logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_offloaded_model_gives_the_same(tmp_path, family):
+    folder = str(tiny.save(tmp_path / "model", family))
+    tables = []
+    for offload in (None, "disk"):
+        lens = models.load(folder, offload=offload)
+        g = geo.geometry(lens, TEXTS, progress=False)
+        assert g.record["model"]["offload"] == offload
+        tables.append((g.distances, g.influences, g.logit_lens, geo.effects(lens, TEXTS, progress=False)))
+    assert all(t.is_meta for layer in lens.arch.layers for t in layer.parameters()), "no layer stays in memory"
+    for whole, streamed in zip(*tables, strict=True):
+        # where weights lie in memory can change the order of some sums
+        pd.testing.assert_frame_equal(streamed, whole, rtol=QUOTIENT, atol=QUOTIENT)
+
+
+# -- bad input -----------------------------------------------------------------------------------------
+
+BAD = [
+    ({"texts": []}, "give a list of at least one text"),
+    ({"texts": "one text"}, "give a list of at least one text"),
+    ({"texts": [*TEXTS, "", "b"]}, r"text 3 \(''\) has fewer than 2 tokens \(0\)"),
+    ({"texts": [TEXTS[0], "b"]}, r"text 1 \('b'\) has fewer than 2 tokens \(1\)"),
+    ({"texts": TEXTS, "limit": 0}, "limit 0: give at least 1"),
+    ({"texts": TEXTS, "max_tokens": 1}, "max_tokens 1: give at least 2"),
+    ({"texts": ["a" * 600], "max_tokens": 600}, "text 0 has 600 tokens; the model reads 512 at once"),
+]
+
+
+@pytest.mark.parametrize("measure", [geo.geometry, geo.effects])
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_input_raises(measure, options, message):
+    with pytest.raises(UserError, match=message):
+        measure(tiny.lens("llama-gqa"), **options, progress=False)
+
+
+def test_other_bad_input_raises():
+    with pytest.raises(UserError, match="unknown over 'sum'; allowed: max, mean"):
+        geo.effects(tiny.lens("llama-gqa"), TEXTS, over="sum", progress=False)
+    with pytest.raises(UserError, match="the model reads 8 at once, set max_tokens=8"):
+        geo.geometry(tiny.lens("mistral", sliding_window=8), TEXTS, progress=False)
+    broken = tiny.lens("llama-gqa")
+    broken.arch.layers[3].mlp.down_proj.weight[0, 0] = math.nan
+    for measure in (geo.geometry, geo.effects):
+        with pytest.raises(UserError, match="first in the output of layer L3"):
+            measure(broken, TEXTS, progress=False)
+
+
+# -- embedded texts ------------------------------------------------------------------------------------
+
+
+def test_embedded_texts_are_what_they_should_be():
+    lines = (data_dir() / "texts" / "plain.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["id"] for row in rows] == list(range(48)) and {len(row) for row in rows} == {3}
+    kinds = [row["kind"] for row in rows]
+    assert kinds == kinds[:6] * 8 and len(set(kinds)) == 6, "kinds take turns, so that a limit keeps all of them"
+    assert all(80 <= len(row["text"].split()) <= 160 for row in rows)
+    assert len({row["text"][:30] for row in rows}) == 48
+    assert geo.plain_texts() == [row["text"] for row in rows]
+    g = geo.geometry(tiny.lens("llama-gqa"), limit=3, max_tokens=16, progress=False)
+    assert g.record["texts"]["source"] == "embedded" and (g.distances["n"] == 3).all()
+
+
+# -- prediction ----------------------------------------------------------------------------------------
+
+N_LAYERS, N_DOCS = 5, 80
+COSTLY, GUESS = (0.9, [0.3, 0.5, 0.7, 0.8, 0.85]), (0.3, [0.3] * N_LAYERS)
+
+
+def sweep(tasks=None, layers=range(N_LAYERS)):
+    """Result with the accuracy of the whole model and without each layer, for each task."""
+    rows, record = [], {"model": {"name": "m", "dims": {"n_layers": N_LAYERS}}, "tasks": {}}
+    for task, (base, without) in ({"sums": COSTLY, "guess": GUESS} if tasks is None else tasks).items():
+        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": 0.25, "binary": True}}}
+        for layer in (None, *layers):
+            name, accuracy = ("baseline", base) if layer is None else (f"L{layer}", without[layer])
+            right = np.random.default_rng(0).permutation(N_DOCS) < round(accuracy * N_DOCS)
+            rows += [("m", task, "acc", name, layer, None, i, float(v), "") for i, v in enumerate(right)]
+    return Result(pd.DataFrame(rows, columns=DOCS_COLUMNS), record)
+
+
+def test_predictors_are_one_row_a_layer(found):
+    g, _, table = found
+    assert table.columns.tolist() == ["layer", "block_influence", "angular_distance", "entropy_drop"]
+    assert table["layer"].tolist() == list(range(g.n_layers))
+    assert table["block_influence"].tolist() == g.influences["influence"].tolist()
+    assert table["angular_distance"].tolist() == g.distances.query("size == 1")["distance"].tolist()
+    entropy = g.logit_lens["entropy"].tolist()
+    np.testing.assert_allclose(table["entropy_drop"], [a - b for a, b in zip(entropy, entropy[1:], strict=False)])
+
+
+def test_agreement_is_spearman_with_an_interval():
+    cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
+    table = geo.agreement(cheap.sample(frac=1, random_state=1), sweep()).set_index("predictor")
+    assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
+    loss = [COSTLY[0] - a for a in COSTLY[1]]
+    for name in ("good", "poor"):
+        row = table.loc[name]
+        assert row["spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
+        assert -1 <= row["ci_low"] <= row["spearman"] <= row["ci_high"] + ROUNDING <= 1 + 2 * ROUNDING
+    assert table.loc["good", "spearman"] == pytest.approx(1)
+    assert np.isnan(table.loc["flat", "spearman"])
+    assert geo.agreement(cheap, sweep(), seed=3).equals(geo.agreement(cheap, sweep(), seed=3))
+    assert geo.agreement(cheap, sweep({"guess": GUESS})).empty
+
+
+def test_agreement_of_what_does_not_fit_raises(found):
+    with pytest.raises(UserError, match="removed layer 3 has no predictors"):
+        geo.agreement(found[2].head(3), sweep())
+    with pytest.raises(UserError, match="lack column layer"):
+        geo.agreement(found[2].drop(columns="layer"), sweep())
+    with pytest.raises(UserError, match="2 layers were removed; correlate at least 3"):
+        geo.agreement(found[2], sweep(layers=(0, 4)))
+
+
+# -- figures -------------------------------------------------------------------------------------------
+
+
+def check(fig) -> None:
+    """It can be drawn without warnings, nothing is cut off, no text is too small."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png, _ = fig._repr_png_()
+    image = matplotlib.image.imread(io.BytesIO(png))
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    assert (border[:, :3] == 1).all(), "something is cut off at the edge"
+    sizes = [t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()]
+    assert min(sizes) >= 8 and fig.get_size_inches()[0] <= plots.WIDTH
+
+
+def test_angular_map_marks_the_best_block_of_each_size(found):
+    g = found[0]
+    fig = plots.angular_map(g)
+    check(fig)
+    (mesh,), (best,) = by_gid(fig, "distances"), by_gid(fig, "best")
+    grid = np.ma.filled(mesh.get_array().reshape(g.n_layers, g.n_layers).astype(float), np.nan)
+    for row in g.distances.itertuples():
+        assert grid[row.size - 1, row.layer] == row.distance
+    assert np.isnan(grid).sum() == g.n_layers * (g.n_layers - 1) / 2
+    assert best.get_ydata().tolist() == list(range(1, g.n_layers + 1))
+    assert best.get_xdata().tolist() == np.nanargmin(grid, axis=1).tolist()
+    ax = fig.axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("first layer of the block", "layers in the block")
+    assert "n = 3 texts" in texts(fig) and "tiny-llama-gqa" in texts(fig)
+
+
+def test_influence_profile_draws_both_measures_with_bands(found):
+    fig = plots.influence_profile(found[0])
+    check(fig)
+    (influence,), (distance,) = by_gid(fig, "influence"), by_gid(fig, "distance")
+    assert influence.get_ydata().tolist() == found[0].influences["influence"].tolist()
+    assert distance.get_ydata().tolist() == found[0].distances.query("size == 1")["distance"].tolist()
+    assert len(by_gid(fig, "influence band")) == len(by_gid(fig, "distance band")) == 1
+    assert [ax.get_xlabel() for ax in fig.axes] == ["layer", "layer"]
+    assert all(ax.get_ylim()[0] == 0 for ax in fig.axes) and "block influence" in texts(fig)
+
+
+def test_logit_lens_draws_probability_and_entropy_by_depth(found):
+    fig = plots.logit_lens(found[0], title="My lens")
+    check(fig)
+    for name in ("probability", "entropy"):
+        (line,) = by_gid(fig, name)
+        assert line.get_xdata().tolist() == list(range(found[0].n_layers + 1))
+        assert line.get_ydata().tolist() == found[0].logit_lens[name].tolist()
+        assert len(by_gid(fig, f"{name} band")) == 1
+    assert "My lens" in texts(fig) and "entropy (nats)" in texts(fig) and "final top-1 token" in texts(fig)
+
+
+def test_effect_map_has_a_panel_for_all_and_for_future_positions(found):
+    table = found[1]
+    fig = plots.effect_map(table)
+    check(fig)
+    scales = set()
+    for where in geo.WHERE:
+        (mesh,) = by_gid(fig, where)
+        scales.add(mesh.get_clim())
+        grid = mesh.get_array().reshape(N_LAYERS, N_LAYERS)
+        for row in table[table["where"] == where].itertuples():
+            assert grid[row.layer, row.later] == row.effect
+    assert len(scales) == 1, "both panels share one scale"
+    assert fig.axes[0].get_ylabel() == "skipped layer" and fig.axes[1].get_xlabel() == "later layer"
+    with pytest.raises(UserError, match="lacks column effect"):
+        plots.effect_map(table.drop(columns="effect"))
+    with pytest.raises(UserError, match="no rows"):
+        plots.effect_map(table.iloc[:0])
+
+
+def test_predictor_scatter_has_a_row_a_task_and_says_what_cannot_be_judged(found):
+    result, cheap = sweep(), found[2]
+    fig = plots.predictor_scatter(cheap, result)
+    check(fig)
+    dots = by_gid(fig, "layers")
+    assert len(dots) == len(fig.axes) == 2 * 3
+    loss = [COSTLY[0] - a for a in COSTLY[1]]
+    for dot, name in zip(dots[:3], cheap.columns[1:], strict=True):
+        assert dot.get_xdata().tolist() == cheap[name].tolist()
+        np.testing.assert_allclose(dot.get_ydata(), loss, atol=1 / N_DOCS)
+    row = geo.agreement(cheap, result).iloc[0]
+    assert f"ρ = {row['spearman']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in texts(fig)
+    assert texts(fig).count("at chance: cannot judge") == 3 and "loss (accuracy)" in texts(fig)
+    assert {t.get_text() for t in by_gid(fig, "name")} == {"L0", "L1"}, "the layers that cost most are named"
+    with pytest.raises(UserError, match="no predictors beside column layer"):
+        plots.predictor_scatter(cheap[["layer"]], result)
+
+
+def test_figures_of_one_text_have_no_bands_but_are_drawn():
+    lens = tiny.lens("llama-gqa")
+    g = geo.geometry(lens, TEXTS[:1], progress=False)
+    for draw in (plots.angular_map, plots.influence_profile, plots.logit_lens):
+        check(draw(g))
+    check(plots.effect_map(geo.effects(lens, TEXTS[:1], progress=False)))
