@@ -26,6 +26,7 @@ _LAZY = {
     "reasoning_scores": "heads",
     "HeadScores": "head_scores",
     "removal_curve": "removal",
+    "critical": "criticality",
     "transplant": "distill",
     "start": "session",
     "next_token": "engine",
@@ -36,10 +37,11 @@ _LAZY = {
     "parse": "ablations",
 }
 _MODULES = (
-    *("ablations", "architectures", "backends", "blocks", "depth", "depth_comparison", "distill", "engine", "geometry"),
-    *("harness", "head_effects", "head_scores", "heads", "mistakes", "models", "needles", "organism_tasks"),
-    *("organisms", "patterns", "plots", "profiles", "reasoning", "recovery", "removal", "result_attention"),
-    *("results", "retrieval", "runner", "solutions", "stats", "store", "subsets", "sweep"),
+    *("ablations", "architectures", "backends", "blocks", "claims", "criticality", "depth", "depth_comparison"),
+    *("distill", "engine", "geometry", "harness", "head_effects", "head_scores", "heads", "mistakes", "models"),
+    *("needles", "organism_tasks", "organisms", "patterns", "plots", "profiles", "reasoning", "recovery"),
+    *("removal", "result_attention", "results", "retrieval", "runner", "solutions", "stats", "store", "subsets"),
+    "sweep",
 )
 
 __all__ = ["__version__", *_LAZY]

@@ -31,6 +31,7 @@ from depthlens import stats
 from depthlens.ablations import parse
 from depthlens.attention_plots import attention
 from depthlens.block_plots import block_map, greedy_curve
+from depthlens.claim_plots import scorecard
 from depthlens.comparison_plots import loss_difference, profile_comparison, recovery_curve
 from depthlens.delta_plots import activation_deltas, weight_deltas
 from depthlens.errors import UserError
@@ -83,6 +84,7 @@ __all__ = [
     "protocol_comparison",
     "recovery_curve",
     "removal_curve",
+    "scorecard",
     "weight_deltas",
 ]
 

@@ -121,6 +121,12 @@ def third_of(layers: Any, n_layers: int) -> Any:
     return layers * 3 // n_layers
 
 
+def parts_of(n_layers: int) -> list[str]:
+    """The thirds of a model's layers as conditions, first to last: ``L0-9``, ``L10-19``, ``L20-29`` of 30 layers."""
+    layers = [[layer for layer in range(n_layers) if third_of(layer, n_layers) == third] for third in range(3)]
+    return [f"L{part[0]}-{part[-1]}" if len(part) > 1 else f"L{part[0]}" for part in layers if part]
+
+
 def labels(result: Result) -> dict[tuple[str, str], str]:
     """A name for every task and metric of a result: the task's, with the metric's where it has several."""
     pairs = list(dict.fromkeys(result.baselines[["task", "metric"]].itertuples(index=False, name=None)))

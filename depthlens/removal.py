@@ -96,8 +96,10 @@ class RemovalCurve:
             values = self.result.select(task=test.task, metric=test.metric).docs.pivot(
                 index="doc_id", columns="condition", values="value"
             )
-            own = [str(condition(self.record["lists"][test.list][:k])) for k in self.record["k"]]
-            drawn = [str(condition(order[:k])) for order in self.record["draws"][test.list] for k in self.record["k"]]
+            # a record went through JSON, which knows no tuples
+            lists = [self.record["lists"][test.list], *self.record["draws"][test.list]]
+            names = [[str(condition([tuple(h) for h in heads[:k]])) for k in self.record["k"]] for heads in lists]
+            own, drawn = names[0], [name for order in names[1:] for name in order]
             gap = (values[drawn].mean(axis=1) - values[own].mean(axis=1)).to_numpy()
             gap = gap if test.higher_is_better else -gap
             low, high = _interval(gap, False)

@@ -1,0 +1,395 @@
+"""The study's claims on synthetic sweeps where each is true, false, at its threshold, unanswerable or unasked."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+
+from depthlens import claim_tests, claims
+from depthlens.claim_parts import ABOVE, BELOW, DIFFERENT, Part, Spec
+from depthlens.claim_plots import CHIPS, scorecard
+from depthlens.claims import CLAIMS, Evidence, heterogeneity, judge
+from depthlens.errors import UserError
+from depthlens.profiles import Profile
+from depthlens.recovery import transplant_recovery
+from depthlens.results import Result
+
+N_LAYERS, N_DOCS, SIMULATIONS, N_BOOT = 12, 40, 200, 200
+BASE, CHANCE, GAIN = 0.9, 0.25, 0.1
+FIRST, REST = np.arange(N_LAYERS) < 2, np.arange(N_LAYERS) >= 2
+THIRD = np.arange(N_LAYERS) * 3 // N_LAYERS
+
+
+def answers(loss, rng, n=N_DOCS, base=BASE, hardness=None):
+    """0/1 answers of the whole model [document] and without each layer [document, layer], of these expected losses.
+
+    A right answer is lost and a wrong one won, both at random; a document easily lost at one layer is so at all.
+    """
+    hardness = rng.standard_normal(n) if hardness is None else hardness
+    whole = norm.cdf(hardness) < base  # a hard document is answered wrongly, and lost easily where it is not
+    gain = np.where(np.asarray(loss) >= 0, GAIN, GAIN - np.asarray(loss) / (1 - base))
+    lost = (np.asarray(loss) + (1 - base) * gain) / base
+    fragile = rng.standard_normal(n)
+    noise = np.sqrt(0.3) * fragile[:, None] + np.sqrt(0.7) * rng.standard_normal((n, len(loss)))
+    flip = norm.cdf(noise) < np.where(whole[:, None], lost, gain)
+    return whole.astype(float), np.where(flip, ~whole[:, None], whole[:, None]).astype(float)
+
+
+def profile(loss, rng, *, name="task", model="m", chance=CHANCE, **options):
+    whole, without = answers(loss, rng, **options)
+    layers, ids = np.arange(len(loss)), tuple(range(len(whole)))
+    return Profile(model, name, "acc", name, without, whole, layers, ids, len(loss), chance, True, False, 1.0)
+
+
+def result(tasks, *, model="m", seed=0, names=None, chance=CHANCE, n=N_DOCS, **options):
+    """A sweep; tasks: {name: expected loss of each condition}."""
+    parts, record = [], {"model": {"dims": {"n_layers": N_LAYERS}}, "seed": 0, "tasks": {}}
+    for i, (task, loss) in enumerate(tasks.items()):
+        whole, without = answers(loss, np.random.default_rng([seed, i]), n=n, **options)
+        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": chance}}}
+        conditions = names or [f"L{layer}" for layer in range(len(loss))]
+        layers = [int(c[1:]) if c[1:].isdigit() else None for c in conditions]
+        for name, layer, value in zip(["baseline", *conditions], [None, *layers], [whole, *without.T], strict=True):
+            parts.append(pd.DataFrame({"condition": name, "layer": layer, "doc_id": np.arange(n), "value": value}))
+            parts[-1]["task"] = task
+    docs = pd.concat([p.astype({"layer": "Int64"}) for p in parts]).assign(
+        model=model, metric="acc", head=None, response=""
+    )
+    return Result(docs, record)
+
+
+def heads(costs, seed=0, n_draws=40, n=N_DOCS):
+    """Tables of a removal curve: {list: how much more than random heads it costs}, each on a task of its own."""
+    rng = np.random.default_rng(seed)
+    tests, excess = [], []
+    for name, cost in costs.items():
+        task = f"{name}_task"
+        hardness = rng.standard_normal(n)
+
+        def scores(accuracy, hardness=hardness):
+            return norm.cdf(0.6 * hardness + 0.8 * rng.standard_normal(n)) < accuracy
+
+        own, draws = scores(0.8 - cost), np.array([scores(0.8) for _ in range(n_draws)])
+        gap = draws.mean(0) - own
+        p = (1 + (draws.mean(1) <= own.mean()).sum()) / (1 + n_draws)
+        half = 2.023 * gap.std(ddof=1) / np.sqrt(n)  # Student's t for 40 documents
+        tests.append((name, task, "acc", True, p, False))
+        excess.append((name, task, "acc", gap.mean(), gap.mean() - half, gap.mean() + half, n, False))
+    keys = ["list", "task", "metric"]
+    return SimpleNamespace(
+        tests=pd.DataFrame(tests, columns=[*keys, "higher_is_better", "p_value", "at_chance"]),
+        excess=pd.DataFrame(excess, columns=[*keys, "excess", "ci_low", "ci_high", "n", "at_chance"]),
+        record={"n_draws": n_draws},
+    )
+
+
+OWN = {name: f"{name}_task" for name in ("retrieval", "reasoning")}
+
+
+def transplants(share, seed=0, n=N_DOCS, n_conditions=6, base=0.3, donor=0.7):
+    """Sweep of the base over transplants (the first recovers ``share`` of the gap, the others nothing), and donor."""
+    names = [f"L{i}-{i + 1}@donor" for i in range(n_conditions)]
+    losses = np.zeros(n_conditions)
+    losses[0] = -share * (donor - base)
+    hardness = np.random.default_rng([seed, 9]).standard_normal(n)
+    options = {"seed": seed, "n": n, "hardness": hardness, "chance": None}
+    own = result({"reason": losses}, names=names, base=base, **options)
+    return own, result({"reason": np.zeros(N_LAYERS)}, model="d", base=donor, **options)
+
+
+# layer profiles: expected loss of accuracy (0.65 above chance)
+EARLY = np.where(THIRD == 0, 0.5, 0.03)
+LATE = np.where(THIRD == 0, 0.03, 0.45)
+FLAT = np.full(N_LAYERS, 0.2)
+HALF = np.where(THIRD == 0, 0.2, 0.1)  # the first third holds half of all loss
+FEW = np.where(FIRST, 0.55, 0.0)
+
+
+def verdict(claim, **evidence):
+    return {v.claim.id: v for v in judge(Evidence(**evidence), n_boot=400)}[claim]
+
+
+def sweep(loss, name="task", seed=0, **options):
+    return result({name: loss}, seed=seed, **options)
+
+
+def distilled(base, donor, share, n=200):
+    """Evidence for C6: profiles of both models, and what the best transplant recovers."""
+    own, _ = transplants(share, n=n)
+    hardness = np.random.default_rng([0, 9]).standard_normal(n)
+    options = {"n": n, "hardness": hardness, "chance": None}
+    pair = (sweep(base, "reason", base=0.3, **options), sweep(donor, "reason", 1, model="d", base=0.7, **options))
+    return {"pairs": pair, "transplants": own}
+
+
+SHALLOW, DEEP = np.where(THIRD == 0, 0.2, 0.01), np.where(THIRD == 2, 0.25, 0.0)
+HARM = result(
+    {"reason": [0.25] * 6},
+    n=200,
+    base=0.3,
+    chance=None,
+    names=[f"L{i}@donor" for i in range(6)],
+    hardness=np.random.default_rng([0, 9]).standard_normal(200),
+)
+CASES = [
+    ("C1", "supported", {"likelihood": sweep(FEW, n=200)}),
+    ("C1", "contradicted", {"likelihood": sweep(FLAT)}),
+    ("C1", "undecided", {"likelihood": sweep(np.where(FIRST, 0.55, 0.065), n=400)}),
+    ("C1", "cannot judge", {"likelihood": sweep(FEW, base=0.25, n=20)}),
+    ("C2", "supported", {"likelihood": sweep(FEW), "generation": sweep(LATE, "gen", 1, chance=None)}),
+    ("C2", "contradicted", {"likelihood": sweep(LATE), "generation": sweep(FEW, "gen", 1, chance=None)}),
+    ("C2", "undecided", {"likelihood": sweep(HALF, n=400), "generation": sweep(HALF, "gen", 1, n=400)}),
+    ("C2", "cannot judge", {"likelihood": sweep(FEW), "generation": sweep(FEW, base=0.25)}),
+    ("C3", "supported", {"knowledge": sweep(EARLY), "retrieval": sweep(EARLY, "kv", 1)}),
+    ("C3", "contradicted", {"knowledge": sweep(EARLY), "retrieval": sweep(LATE, "kv", 1)}),
+    ("C3", "undecided", {"knowledge": sweep(HALF, n=400), "retrieval": sweep(EARLY, "kv", 1)}),
+    ("C3", "cannot judge", {"knowledge": sweep(EARLY), "retrieval": sweep(np.zeros(N_LAYERS), "kv", 1)}),
+    ("C4", "supported", {"knowledge": sweep(EARLY), "reasoning": sweep(LATE, "gsm", 1)}),
+    ("C4", "contradicted", {"knowledge": sweep(LATE), "reasoning": sweep(EARLY, "gsm", 1)}),
+    ("C4", "undecided", {"knowledge": sweep(HALF, n=400), "reasoning": sweep(HALF, "gsm", 1, n=400)}),
+    ("C4", "cannot judge", {"knowledge": sweep(EARLY), "reasoning": sweep(LATE, "gsm", base=0.25)}),
+    ("C5", "supported", {"heads": heads({"retrieval": 0.5, "reasoning": 0.5}), "head_tasks": OWN}),
+    ("C5", "contradicted", {"heads": heads({"retrieval": 0.5, "reasoning": -0.19}), "head_tasks": OWN}),
+    ("C5", "undecided", {"heads": heads({"retrieval": 0.5, "reasoning": 0.0}, n=400), "head_tasks": OWN}),
+    ("C5", "cannot judge", {"heads": heads({"retrieval": 0.5, "reasoning": 0.5}, n_draws=20), "head_tasks": OWN}),
+    ("C6", "supported", distilled(SHALLOW, DEEP, 0.9)),
+    ("C6", "contradicted", distilled(SHALLOW, DEEP, 0.9) | {"transplants": HARM}),
+    ("C6", "cannot judge", distilled(np.zeros(N_LAYERS), DEEP, 0.9)),
+    ("C7", "supported", {"knowledge": sweep(EARLY)}),
+    ("C7", "contradicted", {"knowledge": sweep(LATE), "reasoning": sweep(LATE, "gsm", 1)}),
+    ("C7", "undecided", {"knowledge": sweep(FLAT, n=400)}),
+    ("C7", "cannot judge", {"knowledge": sweep(EARLY, base=0.25)}),
+]
+
+
+@pytest.mark.parametrize(("claim", "wanted", "evidence"), CASES, ids=[f"{c}-{w}" for c, w, _ in CASES])
+def test_a_claim_gets_the_verdict_that_the_truth_asks_for(claim, wanted, evidence):
+    found = verdict(claim, **evidence)
+    assert found.verdict == wanted, found.sentence
+    assert "\n" not in found.sentence and found.sentence.startswith(f"{claim} {wanted}: ")
+
+
+SPECS = [*claim_tests.SHALLOW.values()]
+
+
+def c6_shift(rng):
+    loss = np.where(THIRD == 0, 0.3, 0.1)
+    one, other = profile(loss, rng, base=0.6, chance=0.0), profile(loss, rng, base=0.8, chance=0.0)
+    return [claim_tests.moved([one], [other], seed=0, n_boot=N_BOOT)]
+
+
+def c6_transplants(rng):
+    table = transplant_recovery(*transplants(0.0, int(rng.integers(2**31)), n=100), n_boot=N_BOOT)
+    return [claim_tests.recovered(table, N_LAYERS)]
+
+
+def c5(rng, costs):
+    curve = heads(costs, int(rng.integers(2**31)))
+    return claim_tests.separate(curve.tests, curve.excess, 40, OWN)
+
+
+OPTIONS = {"seed": 0, "n_boot": N_BOOT}
+# every part of a claim exactly at its threshold while the others hold, so that nothing else prevents "supported"
+NULLS = {
+    "C1 median": lambda r: claim_tests.few_harmful([profile(np.where(FIRST, 0.55, 0.065), r)], **OPTIONS),
+    "C1 first": lambda r: claim_tests.few_harmful([profile(np.full(N_LAYERS, 0.02), r)], **OPTIONS),
+    "C2": lambda r: claim_tests.generation_costs_more(
+        [profile(np.full(N_LAYERS, 0.13), r)],
+        [profile(np.full(N_LAYERS, 0.12), r, base=0.6, chance=0.0)],
+        **OPTIONS,
+    ),
+    "C3": lambda r: [
+        claim_tests.shallow(SPECS[0], [profile(HALF, r)], **OPTIONS),
+        claim_tests.shallow(SPECS[1], [profile(EARLY, r)], **OPTIONS),
+    ],
+    "C4": lambda r: claim_tests.reasoning_deeper([profile(HALF, r)], [profile(HALF, r, base=0.7)], **OPTIONS),
+    "C4 two tasks": lambda r: claim_tests.reasoning_deeper(
+        [profile(EARLY, r), profile(HALF, r)], [profile(HALF, r), profile(EARLY, r)], **OPTIONS
+    ),
+    "C5 one list": lambda r: c5(r, {"retrieval": 0.5, "reasoning": 0.0}),
+    "C5 none": lambda r: c5(r, {"retrieval": 0.0, "reasoning": 0.0}),
+    "C6 shift": c6_shift,
+    "C6 transplants": c6_transplants,
+    "C7": lambda r: claim_tests.depth_trend([profile(FLAT, r)], **OPTIONS),
+}
+
+
+def rates(null, seed=0):
+    """How often each verdict is given where the truth lies at the threshold."""
+    count = dict.fromkeys(claims.VERDICTS, 0)
+    for i in range(SIMULATIONS):
+        count[claims.combined(NULLS[null](np.random.default_rng([seed, i])))] += 1
+    return {name: n / SIMULATIONS for name, n in count.items()}
+
+
+@pytest.mark.parametrize("null", NULLS)
+def test_a_claim_at_its_threshold_is_hardly_ever_supported(null):
+    assert rates(null)["supported"] <= 0.05
+
+
+def test_one_part_follows_the_one_rule():
+    def part(low, high, side, **options):
+        return Part(Spec("x", "u", 0.0, side, 0.1), (low + high) / 2, low, high, 100, ("t acc",), **options)
+
+    for side, low, high, wanted in [
+        (ABOVE, 0.01, 0.9, "supported"),
+        (ABOVE, -0.9, -0.01, "contradicted"),
+        (ABOVE, -0.05, 0.1, "undecided"),
+        (ABOVE, -0.2, 0.1, "cannot judge"),
+        (BELOW, -0.9, -0.01, "supported"),
+        (BELOW, 0.01, 0.9, "contradicted"),
+        (DIFFERENT, -0.03, -0.01, "supported"),
+        (DIFFERENT, 0.2, 0.3, "supported"),
+        (DIFFERENT, -0.05, 0.05, "contradicted"),
+        (DIFFERENT, -0.05, 0.11, "undecided"),
+        (DIFFERENT, -0.2, 0.3, "cannot judge"),
+    ]:
+        assert part(low, high, side).verdict == wanted, (side, low, high)
+    assert part(0.01, 0.1, ABOVE, p=0.2).verdict == "undecided", "the interval is not enough where a test is asked for"
+    assert part(0.5, 0.6, ABOVE, why="t: at chance").verdict == "cannot judge"
+    assert part(-0.2, 0.2, ABOVE).needed == 400, "half the width needs four times the documents"
+    assert part(-0.04, 0.06, ABOVE).needed == 2500, "0.05 wide on either side and 0.01 from the threshold"
+    few = replace(part(0.01, 0.9, ABOVE), n=20)
+    assert few.verdict == "cannot judge" and few.needed == 30, "below 30 documents no interval counts"
+    assert part(-0.05, 0.05, ABOVE).needed is None, "no number of documents is known to do"
+    assert part(0.01, 0.9, ABOVE).needed is None
+
+
+def test_missing_evidence_says_what_to_run():
+    found = judge(Evidence(), n_boot=200)
+    assert [v.claim.id for v in found] == [f"C{i}" for i in range(1, 8)] == [c.id for c in CLAIMS]
+    assert {v.verdict for v in found} == {"cannot judge"}
+    for v in found:
+        assert v.effect is v.ci_low is v.ci_high is v.needed is None and v.n == 0
+        assert all(f"({field}=)" in v.sentence for field in v.claim.needs)
+    one = verdict("C4", knowledge=sweep(EARLY))
+    assert "(reasoning=)" in one.sentence and "(knowledge=)" not in one.sentence
+    assert verdict("C5", heads=heads({"retrieval": 0.5}), head_tasks={"retrieval": "retrieval_task"}).effect is None
+    assert claims.headline(found) == "0 of 7 claims supported, 0 contradicted, 0 undecided, 7 cannot be judged."
+
+
+def test_tasks_at_chance_are_left_out_by_name():
+    both = result({"good": EARLY, "guess": EARLY}, seed=4)
+    docs = both.docs.copy()
+    docs.loc[docs["task"] == "guess", "value"] = (docs.loc[docs["task"] == "guess", "doc_id"] % 4 == 0).astype(float)
+    found = verdict("C7", knowledge=Result(docs, both.record))
+    assert found.verdict == "supported" and found.tasks == ("good acc",)
+    assert "left out: guess: at chance" in found.sentence
+    assert (
+        "guess: at chance (n = 40)" in verdict("C1", likelihood=Result(docs, both.record).select(task="guess")).sentence
+    )
+
+
+def test_several_tasks_count_alike_and_differences_are_told():
+    evidence = Evidence(knowledge=result({"a": EARLY, "b": LATE}))
+    c7 = judge(evidence, n_boot=400)[6]
+    alone = [judge(Evidence(knowledge=evidence.knowledge.select(task=t)), n_boot=400)[6].effect for t in "ab"]
+    assert c7.effect == pytest.approx(np.mean(alone)) and c7.tasks == ("a acc", "b acc")
+    said = heterogeneity(evidence, n_boot=400)
+    assert "provably differs between a acc and b acc" in said and f"{alone[0]:+.2f} (a acc)" in said
+    same = heterogeneity(Evidence(knowledge=result({"a": FLAT, "b": FLAT})), n_boot=400)
+    assert "does not provably differ" in same
+    assert heterogeneity(Evidence(knowledge=sweep(FLAT))).startswith("Only 1 task can be judged")
+
+
+def test_numbers_are_seeded_and_make_a_table():
+    evidence = Evidence(likelihood=sweep(FLAT), knowledge=sweep(HALF))
+    first, again, other = (judge(evidence, seed=s, n_boot=400) for s in (1, 1, 2))
+    a, b, c = (claims.table(x) for x in (first, again, other))
+    pd.testing.assert_frame_equal(a, b)
+    assert not a["ci_low"].equals(c["ci_low"])
+    assert list(a["claim"]) == [f"C{i}" for i in range(1, 8)]
+    assert np.isnan(a["effect"][1]) and a["effect"].dtype == float and str(a["needed"].dtype) == "Int64"
+    assert first[0].ci_low <= first[0].effect <= first[0].ci_high
+
+
+def test_a_transplant_of_everything_is_no_transplant():
+    own, donor = transplants(0.9, n=200)
+    own = Result(own.docs.replace({"condition": {"L0-1@donor": f"L0-{N_LAYERS - 1}@donor"}}), own.record)
+    part = claim_tests.recovered(transplant_recovery(own, donor, n_boot=N_BOOT), N_LAYERS)
+    assert part.effect < 0.5, "only those that recover nothing are left"
+    only = own.select(conditions=[f"L0-{N_LAYERS - 1}@donor"])
+    assert "all layers" in claim_tests.recovered(transplant_recovery(only, donor, n_boot=N_BOOT), N_LAYERS).why
+
+
+def test_the_tables_of_a_real_removal_curve_are_understood():
+    from depthlens.removal import RemovalCurve
+
+    rng = np.random.default_rng(0)
+    n, n_draws, n_heads = 60, 40, 41
+    names = ["baseline", *(f"L0.H{h}" for h in range(n_heads))]
+    values = rng.random((n, len(names))) < 0.8
+    values[:, 1] = rng.random(n) < 0.2  # L0.H0 is what the list holds
+    task, other = (f"{name}_task" for name in ("retrieval", "reasoning"))
+    docs = pd.concat(
+        pd.DataFrame({"condition": c, "doc_id": range(n), "value": v.astype(float), "task": t})
+        for t in (task, other)
+        for c, v in zip(names, values.T, strict=True)
+    ).assign(model="m", metric="acc", layer=0, head=None, response="")
+    metrics = {"metrics": {"acc": {"higher_is_better": True, "chance": None}}}
+    record = {
+        "tasks": {task: metrics, other: metrics},
+        "k": [1],
+        "n_draws": n_draws,
+        "lists": {name: [(0, 0)] for name in OWN},
+        "draws": {name: [[(0, h)] for h in range(1, n_heads)] for name in OWN},
+    }
+    tests = heads({"retrieval": 0.6, "reasoning": 0.6}).tests
+    curve = RemovalCurve(pd.DataFrame(), pd.DataFrame(), tests, Result(docs, record), record)
+    found = verdict("C5", heads=curve, head_tasks=OWN)
+    assert found.verdict == "supported" and found.n == n
+    assert found.effect == pytest.approx(values[:, 2:].mean() - values[:, 1].mean())
+    row = curve.excess.iloc[0]
+    assert found.ci_low < row.ci_low and row.ci_high < found.ci_high, "two lists share the error rate"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"likelihood": sweep(FLAT), "generation": sweep(FLAT, model="other")}, "models m, other"),
+        ({"heads": heads({"retrieval": 0.0})}, "'retrieval'"),
+        ({"heads": heads({"retrieval": 0.0}), "head_tasks": {"retrieval": "kv"}}, "retrieval: kv"),
+    ],
+)
+def test_evidence_that_does_not_fit_is_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        Evidence(**options)
+
+
+def test_too_few_draws_and_sweeps_of_other_things_are_refused():
+    with pytest.raises(UserError, match="n_boot 50"):
+        judge(Evidence(), n_boot=50)
+    own, _ = transplants(0.5)
+    with pytest.raises(UserError, match="layer sweep"):
+        judge(Evidence(likelihood=own), n_boot=200)
+
+
+def test_the_scorecard_reads_without_colour():
+    found = judge(Evidence(likelihood=sweep(FLAT), knowledge=sweep(EARLY), retrieval=sweep(LATE, "kv", 1)), n_boot=200)
+    figure = scorecard(found)
+    figure.draw_without_rendering()
+    texts = [t.get_text() for ax in figure.axes for t in ax.texts]
+    for v in found:
+        assert v.claim.id in texts
+        assert f"{CHIPS[v.verdict][0]} {v.verdict}" in texts
+    judged = [v for v in found if v.effect is not None]
+    lines = [line for ax in figure.axes for line in ax.get_lines()]
+    thresholds = [line.get_xdata()[0] for line in lines if line.get_gid() == "threshold"]
+    assert thresholds == [v.threshold for v in judged]
+    intervals = [tuple(line.get_xdata()) for line in lines if line.get_gid() == "interval"]
+    assert intervals == [(v.ci_low, v.ci_high) for v in judged]
+    assert len({symbol for symbol, _ in CHIPS.values()}) == len(CHIPS) == len(claims.VERDICTS)
+    assert figure.get_suptitle() == claims.headline(found)
+    with pytest.raises(UserError, match="no verdicts"):
+        scorecard([])
+
+
+def test_no_torch_is_needed():
+    code = "import sys; import depthlens.claims, depthlens.claim_plots; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
