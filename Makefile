@@ -11,10 +11,11 @@ help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 demo: $(STAMP)  ## run the first notebooks on the embedded model; leaves runs/demo/index.html
-	$(BIN)/depthlens run 00_tour 01_protocols 03_reasoning --profile demo --out runs/demo
+	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo
 
 test: lint  ## lint, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/integration tests/notebooks
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab notebooks

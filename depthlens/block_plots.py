@@ -66,37 +66,39 @@ def block_map(result: Result, *, title: str | None = None) -> Figure:
 
 
 def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Figure:
-    """Score as layers go one after another: on the documents that judge, with its interval, and on those that chose.
+    """Change as layers go one after another: on the documents that judge, with its interval, and on those that chose.
 
     Args:
         greedy: From `depthlens.greedy_removal`.
         title: Above the figure.
     """
     steps, record = greedy.steps, greedy.record
-    whole = float(steps["value"].iloc[0])
+    n = f"{steps['n'].iloc[0]} documents judge"
     with theme():
-        fig = figure(title or f"Layers removed one after another: {record['task']}", height=3.2)
+        fig = figure(title or f"Layers removed one after another: {record['task']}, {n}", height=3.2)
         ax = fig.subplots()
         x = steps["step"].to_numpy()
-        low, high = (whole + steps[c].to_numpy(dtype=float) for c in ("ci_low", "ci_high"))
+        delta, low, high, chosen = (steps[c].to_numpy(dtype=float) for c in ("delta", "ci_low", "ci_high", "chosen_by"))
+        low[0] = high[0] = 0.0  # with nothing removed nothing changes
         ax.fill_between(x, low, high, color=PALETTE[0], alpha=0.16, lw=0)
         line = {"lw": 1.3, "ms": 4.5, "mfc": "white"}
-        ax.plot(x, steps["value"], color=PALETTE[0], marker="o", gid="judge", **line)
-        ax.plot(x, whole + steps["chosen_by"], color=PALETTE[1], marker="s", ls="--", gid="choose", **line)
-        floor = whole - record["tolerance"]
-        ax.axhline(floor, color=GREY, lw=0.8, ls=DOTTED)
+        ax.plot(x, delta, color=PALETTE[0], marker="o", gid="judge", **line)
+        ax.plot(x, chosen, color=PALETTE[1], marker="s", ls="--", gid="choose", **line)
+        ax.axhline(0, color=GREY, lw=0.8)
+        better = greedy.result.metric_info(record["task"], record["metric"])["higher_is_better"]
+        ax.axhline(-record["tolerance"] if better else record["tolerance"], color=GREY, lw=0.8, ls=DOTTED)
         names = ["none", *(f"L{layer}" for layer in steps["layer"].iloc[1:])]
         ax.set_xticks(x, names, rotation=90 if len(x) > 14 else 0)
-        ax.set(xlabel="layer that went, in this order", ylabel=record["metric"])
+        ax.set(xlabel="layer that went, in this order", ylabel=f"change of {record['metric']} from the whole model")
         ax.yaxis.set_major_locator(ticker.MaxNLocator(nbins=6))
         ax.spines[["top", "right"]].set_visible(False)
         legend(
             fig,
             [
-                Line2D([], [], color=PALETTE[0], marker="o", mfc="white", label="documents that judge"),
-                Patch(facecolor=PALETTE[0], alpha=0.2, lw=0, label="95% interval of the change"),
-                Line2D([], [], color=PALETTE[1], marker="s", mfc="white", ls="--", label="documents that chose"),
-                Line2D([], [], color=GREY, lw=0.8, ls=DOTTED, label=f"{record['tolerance']:g} below the whole model"),
+                Line2D([], [], color=PALETTE[0], marker="o", mfc="white", label="judging half"),
+                Patch(facecolor=PALETTE[0], alpha=0.2, lw=0, label="95% interval"),
+                Line2D([], [], color=PALETTE[1], marker="s", mfc="white", ls="--", label="choosing half"),
+                Line2D([], [], color=GREY, lw=0.8, ls=DOTTED, label=f"tolerance {record['tolerance']:g}"),
             ],
         )
     return fig

@@ -94,8 +94,8 @@ def site_losses(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.Da
         n_boot: Number of draws.
 
     Returns:
-        One row a task that can be judged and third (and ``all``): task, third, attn and mlp (summed losses), share,
-        ci_low, ci_high. No share where the losses do not add up to more than nothing.
+        One row a task that can be judged and third (and ``all``): task, third, attn and mlp (losses summed over layers,
+        means over documents), share, ci_low, ci_high. No share where the losses do not add up to more than nothing.
 
     Raises:
         UserError: the result lacks one of the two sites.
@@ -110,7 +110,8 @@ def site_losses(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.Da
         if attn.at_chance:
             continue
         counts = draws(len(attn.base), n_boot, seed)
-        sums = [counts @ p.loss for p in (attn, mlp)]  # each [draw, layer]
+        # means over documents, each of shape [draw, layer]
+        sums = [counts @ p.loss / counts.sum(1, keepdims=True) for p in (attn, mlp)]
         for third, name in enumerate([*THIRDS, "all"]):
             inside = [p.thirds == third if third < len(THIRDS) else slice(None) for p in (attn, mlp)]
             a, m = (s[:, i].sum(1) for s, i in zip(sums, inside, strict=True))

@@ -52,7 +52,9 @@ def thirds(task: Any, field: str) -> dict[int, str]:
     low, span = values[0], values[-1] - values[0] or 1
     words = ("first", "middle", "last")
     names = {v: f"{field} in the {words[min(2, int(3 * (v - low) / span))]} third" for v in values}
-    return kinds_of(task, field, names)
+    found = kinds_of(task, field, names)
+    order = [f"{field} in the {word} third" for word in words]
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[1]), item[0])))
 
 
 def split(result: Result, task: str, kinds: Mapping[int, str]) -> Result:

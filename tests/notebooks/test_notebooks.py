@@ -25,7 +25,8 @@ COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "
 PROFILES = ("smoke", "demo", "paper")
 MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
-SWEPT = {"00_tour": "layers", "01_protocols": "layers", "03_reasoning": "layers", "04_heads": "heads"}
+LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
+SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
 NAMES = runner.notebook_names()
 each = pytest.mark.parametrize("name", NAMES)
 
@@ -198,6 +199,22 @@ def test_index_lists_every_notebook(smoke):
     for run in report.notebooks:
         assert f'href="{run.name}.html"' in index and run.question in index
     assert index.count("data:image/png;base64,") == len(NAMES) and "No headline result" not in index
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHLENS_STORE", str(tmp_path / "store"))
+    rows = []
+    for limit in (2, 2, 3):
+        parameters = {"limit": limit}
+        report = runner.run("00_tour", out=tmp_path, profile="smoke", parameters=parameters, progress=False)
+        assert report.errors == []
+        stored = Result.load(tmp_path / "00_tour").record["store"]
+        rows.append((stored["rows_read"], stored["rows_computed"]))
+    first, second, third = rows
+    assert first[0] == 0 and first[1] > 0 and second == (first[1], 0)
+    assert third == (first[1], first[1] // 2)  # one document more
 
 
 @pytest.mark.slow

@@ -154,5 +154,7 @@ class TestGreedy:
     def test_the_figure(self, greedy):
         (ax,) = greedy_curve(greedy).axes
         judge, choose = (next(line for line in ax.lines if line.get_gid() == gid) for gid in ("judge", "choose"))
-        assert np.allclose(judge.get_ydata(), greedy.steps["value"]) and len(choose.get_xdata()) == len(greedy.steps)
-        assert [t.get_text() for t in ax.get_xticklabels()][0] == "none" and ax.get_ylabel() == "acc"
+        assert np.allclose(judge.get_ydata(), greedy.steps["delta"])
+        assert np.allclose(choose.get_ydata(), greedy.steps["chosen_by"])
+        assert [t.get_text() for t in ax.get_xticklabels()][0] == "none"
+        assert ax.get_ylabel() == "change of acc from the whole model"

@@ -263,6 +263,14 @@ def test_gallery_rebuilds_from_notebooks_alone(suite, tmp_path):
     assert (out / "index.html").read_text() == before and (out / "01_bad.html").exists()
 
 
+def test_the_index_opens_with_what_is_tagged_to_open_it(tmp_path):
+    for name, tags in (("00_a", ()), ("01_b", ()), ("09_z", ("opening",))):
+        write(tmp_path, name, new_markdown_cell(f"# Is it {name}?"), code("1", *tags))
+    text = gallery(tmp_path).read_text()
+    order = [text.index(f'href="{name}.html"') for name in ("09_z", "00_a", "01_b")]
+    assert order == sorted(order)
+
+
 def test_gallery_lists_notebooks_that_others_ran(tmp_path):
     ran = code("print(1)")
     ran.execution_count = 1
