@@ -59,9 +59,9 @@ def gallery(folder: Path | str) -> Path:
 
 
 def _place(item: tuple[str, nbformat.NotebookNode]) -> tuple[bool, str]:
-    """Sorts by name, but first what is tagged to open the index: what a reader wants who reads one thing only."""
+    """Sorts by name, but first what is tagged to open the index."""
     name, nb = item
-    return not any("opening" in cell.metadata.get("tags", []) for cell in nb.cells), name
+    return not any(map(pages.opens, nb.cells)), name
 
 
 def notebooks_in(folder: Path, without: Sequence[str] = ()) -> dict[str, nbformat.NotebookNode]:

@@ -80,12 +80,17 @@ def headline_html(nb: NotebookNode) -> str:
 
 
 def first_figure(nb: NotebookNode) -> str | None:
-    """The first PNG among the outputs, base64 as notebooks store it."""
-    for cell in nb.cells:
+    """The first PNG among the outputs, of a cell tagged ``opening`` if there is one; base64 as notebooks store it."""
+    for cell in sorted(nb.cells, key=lambda cell: not opens(cell)):
         for output in cell.get("outputs", []):
             if png := output.get("data", {}).get("image/png"):
                 return re.sub(r"\s", "", png)
     return None
+
+
+def opens(cell: NotebookNode) -> bool:
+    """Whether a cell is tagged as what a reader wants who reads one thing only."""
+    return "opening" in cell.metadata.get("tags", [])
 
 
 def notebook_page(nb: NotebookNode, name: str, *, error: str | None = None, footer: str = "") -> str:

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from depthlens import resources, runner
+from depthlens import pages, resources, runner
 from depthlens.errors import UserError
 from depthlens.gallery import gallery, read_notebook
 from depthlens.parameters import declared, fit
@@ -269,6 +269,14 @@ def test_the_index_opens_with_what_is_tagged_to_open_it(tmp_path):
     text = gallery(tmp_path).read_text()
     order = [text.index(f'href="{name}.html"') for name in ("09_z", "00_a", "01_b")]
     assert order == sorted(order)
+
+
+def test_the_figure_on_the_index_is_the_one_tagged_to_open_it():
+    figures = [code("1"), code("2", "opening")]
+    for cell, png in zip(figures, ("Zmlyc3Q=", "c2Vjb25k"), strict=True):
+        cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": png})]
+    assert pages.first_figure(new_notebook(cells=figures)) == "c2Vjb25k"
+    assert pages.first_figure(new_notebook(cells=figures[:1])) == "Zmlyc3Q="
 
 
 def test_gallery_lists_notebooks_that_others_ran(tmp_path):
