@@ -78,7 +78,9 @@ def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Figure:
         fig = figure(title or f"Layers removed one after another: {record['task']}, {n}", height=3.2)
         ax = fig.subplots()
         x = steps["step"].to_numpy()
-        delta, low, high, chosen = (steps[c].to_numpy(dtype=float) for c in ("delta", "ci_low", "ci_high", "chosen_by"))
+        delta, low, high, chosen = (
+            steps[c].to_numpy(dtype=float, copy=True) for c in ("delta", "ci_low", "ci_high", "chosen_by")
+        )
         low[0] = high[0] = 0.0  # with nothing removed nothing changes
         ax.fill_between(x, low, high, color=PALETTE[0], alpha=0.16, lw=0)
         line = {"lw": 1.3, "ms": 4.5, "mfc": "white"}

@@ -27,7 +27,6 @@ from depthlens.errors import UserError, unknown
 from depthlens.profiles import change
 from depthlens.results import Result, concat
 from depthlens.stats import BASELINE
-from depthlens.sweep import condition_sweep
 
 LEAST = 4  # documents, so that two choose and two judge
 
@@ -47,6 +46,8 @@ def block_sweep(lens: Any, task: str | Sequence[str], *, max_size: int = 8, **op
     Raises:
         UserError: ``max_size`` is no number of layers that the model has, or anything that a sweep refuses.
     """
+    from depthlens.sweep import condition_sweep  # slow to import, and figures of blocks need no torch
+
     n_layers = lens.dims.n_layers
     if isinstance(max_size, bool) or not isinstance(max_size, int) or not 1 <= max_size <= n_layers:
         raise UserError(f"max_size {max_size!r}: give a whole number of layers from 1 to {n_layers}")
@@ -159,6 +160,8 @@ def greedy_removal(
         UserError: a bad tolerance or number of layers, a metric that the task does not have, a task at chance, fewer
             than four documents, or anything that a sweep refuses.
     """
+    from depthlens.sweep import condition_sweep  # slow to import
+
     n_layers = lens.dims.n_layers
     most = n_layers - 1 if max_layers is None else max_layers
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most < n_layers:

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from depthlens.errors import UserError
-from depthlens.geometry import WHERE, Geometry, agreement, aligned
+from depthlens.foretelling import agreement, aligned
 from depthlens.head_plots import unit_of
 from depthlens.profiles import profiles
 from depthlens.results import Result
@@ -51,7 +51,7 @@ _PANELS = {
 _NAMED = 2  # layers with the largest losses, named in a scatter
 
 
-def angular_map(geometry: Geometry, *, title: str | None = None) -> Figure:
+def angular_map(geometry: Any, *, title: str | None = None) -> Figure:
     """Angular distance between the input and the output of every block of layers, by first layer and size.
 
     The dot in each row is the block of that size whose removal turns the stream least: the one that pruning by angular
@@ -76,7 +76,7 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Figure:
     return fig
 
 
-def influence_profile(geometry: Geometry, *, title: str | None = None) -> Figure:
+def influence_profile(geometry: Any, *, title: str | None = None) -> Figure:
     """Block influence by layer, with its interval, and the angular distance that the layer alone makes.
 
     Args:
@@ -97,7 +97,7 @@ def influence_profile(geometry: Geometry, *, title: str | None = None) -> Figure
     return fig
 
 
-def logit_lens(geometry: Geometry, *, title: str | None = None) -> Figure:
+def logit_lens(geometry: Any, *, title: str | None = None) -> Figure:
     """What the unembedding reads from the stream by depth: probability of the final top-1 token, and entropy.
 
     Args:
@@ -135,7 +135,7 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Figure:
     with theme():
         fig = figure(title or f"Effect of a skipped layer on later ones{count}", height=4.3)
         axes = fig.subplots(1, 2, sharey=True)
-        for ax, where in zip(axes, WHERE, strict=True):
+        for ax, where in zip(axes, _PANELS, strict=True):
             rows = effects[effects["where"] == where]
             grid = rows.pivot(index="layer", columns="later", values="effect")
             grid = grid.reindex(index=range(n_layers), columns=range(n_layers)).to_numpy(dtype=float)
@@ -213,7 +213,7 @@ def _name_layers(ax: Axes, x: np.ndarray, loss: np.ndarray, layers: np.ndarray) 
         ax.annotate(f"L{layers[i]}", (x[i], loss[i]), gid="name", **place)
 
 
-def _named(geometry: Geometry, what: str) -> str:
+def _named(geometry: Any, what: str) -> str:
     return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
 
 

@@ -82,7 +82,7 @@ def test_make_targets_exist(target):
 
 
 def test_make_demo_is_the_documented_command():
-    command = "depthlens run 00_tour 01_protocols 03_reasoning --profile demo --out runs/demo"
+    command = "depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo"
     assert command in make("--dry-run", "demo").stdout
 
 
