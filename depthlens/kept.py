@@ -21,7 +21,7 @@ from depthlens import provenance
 from depthlens.ablations import Condition
 from depthlens.requests import Generate, Likelihood, Loglikelihood
 from depthlens.reservations import Reservations
-from depthlens.store import DEFAULT, Entry, Store, open_store
+from depthlens.store import Entry, Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def keep(
     return Kept(opened.entry(shared, label, made), (reference or {}) | donor)
 
 
-def together(kept: Sequence[Kept]) -> dict[str, Any] | None:
+def describe(kept: Sequence[Kept]) -> dict[str, Any] | None:
     """For the record: where rows came from, how many were read and computed, and the parts that hold them."""
     entries = [one for one in kept if one.entry]
     if not entries:
@@ -289,6 +289,3 @@ def digest(request: Any) -> str:
 
 def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:
     return (None, None, answer) if isinstance(answer, str) else (answer.logprob, answer.is_greedy, None)
-
-
-__all__ = ["DEFAULT", "Kept", "Rows", "digest", "keep"]

@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from depthlens import adapters, architectures, embedded, organisms
+from depthlens import adapters, architectures, embedded, identity, organisms
 from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
 from depthlens.hub_errors import explain
@@ -115,10 +115,7 @@ class Lens:
         """Cheap sign of the weights: where they are, how often they were written, and some of their values."""
         if self.remote or self.stream:
             return ()  # they are not here, or are read from files
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        # writing through `.data` leaves the version as it is
-        values = [t.detach().flatten()[:: max(1, t.numel() // 8)][:8].tolist() for t in tensors]
-        return tuple((t.data_ptr(), t._version, repr(v)) for t, v in zip(tensors, values, strict=True))
+        return identity.state(self.model)
 
     def _hash(self) -> str:
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_THE_MODEL}
@@ -136,26 +133,12 @@ class Lens:
     @cached_property
     def writing(self) -> str:
         """Hash of what, beside the weights, decides a written text: tokenizer, ids that end it, repetition penalty."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            about = self.tokenizer.get_vocab()
-        else:  # encoding leaves its last padding and truncation there
-            about = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
-        config = self.model.generation_config
-        rules = [self.tokenizer.eos_token_id, config.eos_token_id, config.repetition_penalty]
-        return hashlib.blake2b(json.dumps([about, rules], sort_keys=True).encode(), digest_size=16).hexdigest()
+        return identity.writing(self.tokenizer, self.model.generation_config)
 
     @property
     def changed_by_hand(self) -> tuple[str, str] | None:
         """A module with hooks or a forward method of its own, and which: the weights alone do not say what it does."""
-        if self.remote:
-            return None  # what runs is elsewhere
-        for name, module in self.model.named_modules():
-            if module._forward_hooks or module._forward_pre_hooks:
-                return name or type(module).__name__, "hooks"
-            if "forward" in vars(module):
-                return name or type(module).__name__, "a forward method of its own"
-        return None
+        return None if self.remote else identity.changed_by_hand(self.model)  # what runs may be elsewhere
 
     @cached_property
     def bridge(self) -> Any:

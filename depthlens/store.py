@@ -132,7 +132,9 @@ class Store:
             self._write("format.json", json.dumps({"format": FORMAT}).encode())
             return
         try:
-            found = json.loads(text)["format"]
+            found = int(json.loads(text)["format"])
+            if found < FORMAT:
+                raise ValueError(f"there never was a format {found}")
         except (ValueError, KeyError, TypeError) as e:
             fault = f"store {self.location!r}: format.json is damaged"
             raise UserError(f'{fault}; put {{"format": {FORMAT}}} there, or name another store') from e
@@ -220,11 +222,8 @@ class Store:
     def leftovers(self) -> list[str]:
         """Temporary files of killed processes and parts set aside, as paths under the store."""
         found = [f"{_DAMAGED}/{name}" for name, _, folder in self._list(_DAMAGED) if not folder]
-        for path in [self._root, *self._fs.find(self._root, withdirs=True, detail=False)]:
-            inner = posixpath.relpath(path, self._root)
-            if posixpath.basename(inner).startswith(".new-"):
-                found.append(inner)
-        return found
+        inner = (posixpath.relpath(path, self._root) for path in self._fs.find(self._root, detail=False))
+        return [*found, *(path for path in inner if posixpath.basename(path).startswith(".new-"))]
 
     def remove_leftover(self, path: str) -> None:
         """Delete what `leftovers` named."""

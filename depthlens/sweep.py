@@ -12,17 +12,16 @@ from depthlens import attribution, backends, budget, donors, harness, models, pa
 from depthlens import store as storage
 from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
-from depthlens.backends.torch import measure_means, sample
 from depthlens.engine import Engine, Likelihood
 from depthlens.errors import UserError, unknown
-from depthlens.kept import Kept, Where, digest, keep, together
+from depthlens.kept import Kept, Where, describe, keep
 from depthlens.offload import NO_GENERATION
+from depthlens.references import Reference, of_task
 from depthlens.results import Result
 
 METHODS = ("exact", "attribution")
 HEAD_MODES = ("zero", "mean", "resample")
 MEASURES = ("task", METRIC, "both")
-N_REFERENCE = 64  # prompts whose mean stands in for a part under @mean
 
 
 def layer_sweep(
@@ -184,7 +183,7 @@ def head_sweep(
     tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
-    def run(view: Answers, reference: _Reference | None) -> tuple[list[list[Likelihood]], Kept]:
+    def run(view: Answers, reference: Reference | None) -> tuple[list[list[Likelihood]], Kept]:
         method = f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
         kept = keep(store, lens, view.name, method=method)
         means = reference.measure(lens) if reference else None
@@ -270,7 +269,7 @@ def condition_sweep(
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
-    def run(view: harness.Prepared | Answers, reference: _Reference | None) -> tuple[list[list[Any]], Kept]:
+    def run(view: harness.Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], Kept]:
         kept = keep(opened, both, view.name, backend=backend, reference=reference.keys if reference else None)
         lacks = reference is not None and kept.lacks(view.requests, conditions)
         means = reference.measure(both) if lacks else None
@@ -305,7 +304,7 @@ def _result(
     lens: models.Lens,
     views: Sequence[harness.Prepared | Answers],
     conditions: Sequence[Condition],
-    run: Callable[[harness.Prepared | Answers, _Reference | None], tuple[Sequence[Sequence[Any]], Kept]],
+    run: Callable[[harness.Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], Kept]],
     record: dict[str, Any],
     prompts: Sequence[Sequence[int]] = (),
 ) -> Result:
@@ -315,8 +314,7 @@ def _result(
     stores: list[Kept] = []
     for view in views:
         needed = bool(prompts) or any(c.uses_mean for c in conditions)
-        contexts = list(dict.fromkeys(q.context for q in view.requests))[:N_REFERENCE] if needed else []
-        reference = _Reference(view.name, contexts) if needed else None
+        reference = of_task(view.name, view.requests) if needed else None
         runs = []
         for one in reference.sampled(prompts) if prompts else [reference]:
             answers, kept = run(view, one)
@@ -333,39 +331,11 @@ def _result(
         "tasks": records,
         "conditions": [str(c) for c in conditions],
         **record,
-        "store": together(stores),
+        "store": describe(stores),
         **provenance.environment(),
         **provenance.where_and_when(),
     }
     return Result(pd.concat(frames, ignore_index=True), record)
-
-
-class _Reference:
-    """What ``@mean`` and ``@resample`` put in place, known by its prompts; measured only where it is needed.
-
-    Attributes:
-        name: What it is, for the record.
-        keys: Digest of the prompts, by mode.
-    """
-
-    def __init__(self, task: str, contexts: Sequence[Sequence[int]], prompt: Sequence[int] | None = None) -> None:
-        self.contexts = contexts
-        self.prompt = prompt
-        self.name = f"{task}: contexts of the first {len(contexts)} requests"
-        self.keys = {"mean": digest(list(contexts)), "resample": digest(prompt)}
-        self._means: list[backends.Means] = []  # shared by all prompts: measured once
-
-    def sampled(self, prompts: Sequence[Sequence[int]]) -> list[_Reference]:
-        """The same with each of the prompts of ``@resample``."""
-        each = [_Reference("", self.contexts, prompt) for prompt in prompts]
-        for one in each:
-            one.name, one._means = self.name, self._means
-        return each
-
-    def measure(self, lens: models.Lens) -> backends.Means:
-        if not self._means:
-            self._means.append(measure_means(lens, self.contexts, self.name))
-        return self._means[0] if self.prompt is None else sample(lens, self._means[0], self.prompt, self.name)
 
 
 def _views(

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+
 import matplotlib as mpl
+import matplotlib.image
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+
+from depthlens.theme import WIDTH
 
 mpl.use("agg")
 
@@ -23,3 +30,15 @@ def by_gid(fig, gid):
 
 def texts(fig) -> str:
     return "\n".join(t.get_text() for t in fig.findobj(mpl.text.Text))
+
+
+def check(fig) -> None:
+    """It can be drawn without warnings, nothing is cut off, no text is too small."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png, _ = fig._repr_png_()
+    image = mpl.image.imread(io.BytesIO(png))
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    assert (border[:, :3] == 1).all(), "something is cut off at the edge"
+    sizes = [t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()]
+    assert min(sizes) >= 8 and fig.get_size_inches()[0] <= WIDTH

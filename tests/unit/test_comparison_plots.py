@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-
-import matplotlib as mpl
-import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
+from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 
 from depthlens import depth, depth_comparison, plots
 from depthlens.errors import UserError
@@ -51,18 +46,6 @@ def transplants(*, own=0.2, goal=0.9):
     values = {c: (None, order < own + s * (goal - own)) for c, s in ({"baseline": 0} | shares).items()}
     donor = result_of({"baseline": (None, order < goal)}, model="donor")
     return result_of(values), donor
-
-
-def check(fig) -> None:
-    """It can be drawn without warnings, nothing is cut off, no text is too small."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        png, _ = fig._repr_png_()
-    image = matplotlib.image.imread(io.BytesIO(png))
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    assert (border[:, :3] == 1).all(), "something is cut off at the edge"
-    sizes = [t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()]
-    assert min(sizes) >= 8 and fig.get_size_inches()[0] <= plots.WIDTH
 
 
 # -- profiles ------------------------------------------------------------------------------------------

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import warnings
 import weakref
 from itertools import combinations
 
-import matplotlib as mpl
-import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
-from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
+from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 from scipy import stats as sps
 from scipy.stats import spearmanr
 
@@ -398,18 +394,6 @@ def test_agreement_of_what_does_not_fit_raises(found):
 
 
 # -- figures -------------------------------------------------------------------------------------------
-
-
-def check(fig) -> None:
-    """It can be drawn without warnings, nothing is cut off, no text is too small."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        png, _ = fig._repr_png_()
-    image = matplotlib.image.imread(io.BytesIO(png))
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    assert (border[:, :3] == 1).all(), "something is cut off at the edge"
-    sizes = [t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()]
-    assert min(sizes) >= 8 and fig.get_size_inches()[0] <= plots.WIDTH
 
 
 def test_angular_map_marks_the_best_block_of_each_size(found):

@@ -20,7 +20,7 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens import attribution, cli, engine, kept, provenance, store, store_view, sweep, wavefront
+from depthlens import attribution, cli, engine, kept, provenance, references, store, store_view, wavefront
 from depthlens.errors import Interrupted, UserError
 from depthlens.requests import Loglikelihood
 from depthlens.reservations import Reservations
@@ -123,7 +123,7 @@ class TestNothingIsComputedTwice:
 
     def test_means_are_not_measured_for_what_is_there(self, lens, tmp_path, monkeypatch):
         run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE])
-        monkeypatch.setattr(sweep, "measure_means", None)
+        monkeypatch.setattr(references, "measure_means", None)
         assert counts(run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE])) == (2 * LIMIT * 4, 0)
 
     def test_a_donor_is_part_of_the_address(self, lens, tmp_path):
@@ -341,7 +341,7 @@ class TestFolders:
             run(lens, tmp_path)
         assert list(tmp_path.iterdir()) == [tmp_path / "format.json"]
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", '{"form": 1}'])
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"form": 1}', '{"format": 0}', '{"format": "one"}'])
     def test_a_damaged_format_is_refused(self, tmp_path, text):
         (tmp_path / "format.json").write_text(text)
         with pytest.raises(UserError, match="format.json is damaged; put"):
