@@ -15,9 +15,10 @@ gets too small an estimate) and where heads back each other up. Hold it against 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from depthlens.backends import Means
 from depthlens.budget import out_of_memory
 from depthlens.errors import UserError, unknown
 from depthlens.kept import Kept
-from depthlens.requests import Likelihood, Loglikelihood
+from depthlens.requests import Loglikelihood
 
 MODES = ("zero", "mean")
 
@@ -77,9 +78,8 @@ def attribute(
     tokens = batch_tokens or max(1, budget.choose(lens).batch_tokens)
     names = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
     asked = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
-    rows = (kept or Kept()).rows(asked, ["clean", *names])
 
-    def run(members: list[int], group: list[int]) -> None:
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         nonlocal tokens
         start = 0
         while start < len(members):
@@ -97,20 +97,13 @@ def attribute(
                     raise
                 tokens = sum(_length(requests[i]) for i in batch) // 2
                 continue
-            for i, values in zip(batch, torch.cat([logprob[:, None], change.flatten(1)], 1).tolist(), strict=True):
-                for c, value in enumerate(values):
-                    rows.answers[c][i] = Likelihood(value, False)
-            rows.put(batch, range(len(names) + 1))
+            yield batch, torch.cat([logprob[:, None], change.flatten(1)], 1).cpu().numpy()
             start += len(batch)
             bar.update(len(batch))
 
-    n_rows = len(names) + 1
-    with bars.bar(
-        total=len(requests), initial=rows.n_known // n_rows, desc="attribution", unit="row", disable=not progress
-    ) as bar:
-        rows.run(range(len(requests)), range(n_rows), run, lambda n: bar.update(n // n_rows))
-        rows.finish(run, lambda n: bar.update(n // n_rows))
-    clean, *each = torch.tensor([[a.logprob for a in row] for row in rows.answers]).unbind()
+    with bars.bar(total=len(requests), desc="attribution", unit="row", disable=not progress) as bar:
+        values = (kept or Kept()).numbers(asked, ["clean", *names], measure, bar.held)
+    clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
 
 

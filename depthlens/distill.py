@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 from weakref import WeakSet
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,10 @@ from depthlens.ablations import ENDS, Ablation, Condition
 from depthlens.architectures import hidden
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
+from depthlens.kept import Where, keep
 from depthlens.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_ends, with_donor
 from depthlens.stats import mean_interval
+from depthlens.store import DEFAULT
 from depthlens.tree_attention import Layout, walking
 
 __all__ = ["PAIRS", "Pair", "activation_deltas", "pair", "transplant", "weight_deltas", "with_donor"]
@@ -82,7 +86,7 @@ def transplant(
         _TRANSPLANTED.discard(base.model)
 
 
-def weight_deltas(base: models.Lens, donor: Name | models.Lens) -> pd.DataFrame:
+def weight_deltas(base: models.Lens, donor: Name | models.Lens, *, store: Where = DEFAULT) -> pd.DataFrame:
     """How far every matrix and vector of weights moved, layer by layer.
 
     With W_b and W_d the base's and the donor's: ``relative`` is ||W_d - W_b|| / ||W_b|| (Frobenius norms), ``cosine``
@@ -92,6 +96,7 @@ def weight_deltas(base: models.Lens, donor: Name | models.Lens) -> pd.DataFrame:
     Args:
         base: A loaded model.
         donor: Name of a model that fits it, or a loaded one.
+        store: Where the deltas of single matrices are found and kept; see `depthlens.layer_sweep`.
 
     Returns:
         One row a matrix: layer (missing outside the layers), site (``attn`` and ``mlp`` with their norms, ``embed``,
@@ -103,38 +108,65 @@ def weight_deltas(base: models.Lens, donor: Name | models.Lens) -> pd.DataFrame:
     """
     donor = load_donor(base, donor)
     compare(base, donor)
-    rows = [
-        (pd.NA, end, f"{name}.{key}", *_moved(one, other))
-        for end, name in (("embed", "embed"), ("unembed", "final_norm"), ("unembed", "unembed"))
-        for (key, one), (_, other) in _weights(getattr(base.arch, name), getattr(donor.arch, name))
+    blocks = (None, *range(base.dims.n_layers))  # None: outside the layers
+    places = [
+        (layer, _site(base, layer, name), name, weight.numel())
+        for layer in blocks
+        for name, weight in _weights(base, layer).items()
     ]
-    for layer in range(base.dims.n_layers):
-        with base.resident(layer), donor.resident(layer):
-            mlp = {id(module) for part in (base.arch.mlp_norm, base.arch.mlp) for module in part[layer].modules()}
-            for (key, one), (_, other) in _weights(base.arch.layers[layer], donor.arch.layers[layer]):
-                owner = base.arch.layers[layer].get_submodule(key.rpartition(".")[0])
-                rows.append((layer, "mlp" if id(owner) in mlp else "attn", key, *_moved(one, other)))
-    columns = ["layer", "site", "matrix", "n_parameters", "relative", "cosine"]
-    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
+
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for layer, some in groupby(members, key=lambda i: places[i][0]):
+            chosen = list(some)
+            with _resident(base, layer), _resident(donor, layer):
+                one, other = _weights(base, layer), _weights(donor, layer)
+                moved = [_moved(one[name], other[name]) for *_, name, _ in (places[i] for i in chosen)]
+            yield chosen, np.array(moved)
+
+    kept = keep(store, base, "deltas", method=f"weight deltas to {donor.fingerprint} {donor.dtype}", donor=donor)
+    values = kept.numbers(places, _MEASURES, measure)
+    table = pd.DataFrame(places, columns=["layer", "site", "matrix", "n_parameters"]).astype({"layer": "Int64"})
+    return table.assign(**dict(zip(_MEASURES, values.T, strict=True)))
 
 
-def _weights(one: nn.Module, other: nn.Module) -> Iterator[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
-    """Entries of two modules' state dicts side by side."""
-    return zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+def _weights(lens: models.Lens, layer: int | None) -> dict[str, Tensor]:
+    """Weights of a layer by name, or of what is outside the layers."""
+    if layer is not None:
+        return lens.arch.layers[layer].state_dict()
+    parts = {name: getattr(lens.arch, name).state_dict() for name in ("embed", "final_norm", "unembed")}
+    return {f"{name}.{key}": weight for name, state in parts.items() for key, weight in state.items()}
 
 
-def _moved(one: Tensor, other: Tensor) -> tuple[int, float, float]:
-    """Number of parameters, relative Frobenius norm of the difference, and cosine."""
+def _site(lens: models.Lens, layer: int | None, name: str) -> str:
+    owner = name.rpartition(".")[0]
+    if layer is None:
+        return "embed" if owner == "embed" else "unembed"
+    arch = lens.arch
+    module = arch.layers[layer].get_submodule(owner)
+    mlp = (m for part in (arch.mlp_norm, arch.mlp) for m in part[layer].modules())
+    return "mlp" if any(module is m for m in mlp) else "attn"
+
+
+def _resident(lens: models.Lens, layer: int | None) -> AbstractContextManager[None]:
+    return nullcontext() if layer is None else lens.resident(layer)
+
+
+def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Relative Frobenius norm of the difference, and cosine."""
     a, b = one.float(), other.float()
     norm, its, apart = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b, b - a))
     relative = apart / norm if norm else float("inf") if apart else 0.0
     cosine = float((a * b).sum(dtype=torch.float64)) / (norm * its) if norm and its else float("nan")
-    return one.numel(), relative, cosine
+    return relative, cosine
 
 
 @torch.no_grad()
 def activation_deltas(
-    base: models.Lens, donor: Name | models.Lens, prompts: Sequence[str | Sequence[int]]
+    base: models.Lens,
+    donor: Name | models.Lens,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    store: Where = DEFAULT,
 ) -> pd.DataFrame:
     """How far the residual stream, and what each sublayer adds to it, moved on the same tokens.
 
@@ -147,6 +179,7 @@ def activation_deltas(
         base: A loaded model.
         donor: Name of a model that fits it, or a loaded one.
         prompts: Texts, encoded by the base's tokenizer, or token ids.
+        store: Where the deltas on single prompts are found and kept; see `depthlens.layer_sweep`.
 
     Returns:
         One row a layer and part: layer, part (``attn_out``, ``mlp_out``, ``resid_post``), n (prompts), relative,
@@ -165,22 +198,32 @@ def activation_deltas(
             raise UserError(f"prompt {i} has {len(row)} tokens{limit}; give at least one and no more")
     donor = load_donor(base, donor)
     compare(base, donor)
-    walks = [_Walk(lens, rows) for lens in (base, donor)]
+    n_layers = base.dims.n_layers
+
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        walks = [_Walk(lens, [rows[i] for i in members]) for lens in (base, donor)]
+        found = np.empty((len(members), n_layers, len(_PARTS), len(_MEASURES)))
+        for layer in range(n_layers):
+            with base.resident(layer), donor.resident(layer):
+                for i in range(len(members)):
+                    states = zip(*(walk.step(layer, i) for walk in walks), strict=True)
+                    found[i, layer] = [_apart(a, b) for a, b in states]
+        yield members, found.reshape(len(members), -1)
+
+    kept = keep(store, base, "deltas", method=f"activation deltas to {donor.fingerprint} {donor.dtype}", donor=donor)
+    names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
+    values = kept.numbers(rows, names, measure).reshape(len(rows), n_layers, len(_PARTS), len(_MEASURES))
     found = []
-    for layer in range(base.dims.n_layers):
-        values = [[] for _ in _PARTS]
-        with base.resident(layer), donor.resident(layer):
-            for i in range(len(rows)):
-                for part, a, b in zip(values, *(walk.step(layer, i) for walk in walks), strict=True):
-                    part.append(_apart(a, b))
-        for name, part in zip(_PARTS, values, strict=True):
-            columns = [list(column) for column in zip(*part, strict=True)]  # over prompts: relative, cosine
-            found.append((layer, name, len(rows), *(x for c in columns for x in (sum(c) / len(c), *mean_interval(c)))))
-    measures = [f"{m}{end}" for m in ("relative", "cosine") for end in ("", "_low", "_high")]
+    for layer in range(n_layers):
+        for part, of_prompts in zip(_PARTS, values[:, layer].swapaxes(0, 1), strict=True):
+            columns = of_prompts.T.tolist()  # by measure, over prompts
+            found.append((layer, part, len(rows), *(x for c in columns for x in (sum(c) / len(c), *mean_interval(c)))))
+    measures = [f"{m}{end}" for m in _MEASURES for end in ("", "_low", "_high")]
     return pd.DataFrame(found, columns=["layer", "part", "n", *measures])
 
 
 _PARTS = ("attn_out", "mlp_out", "resid_post")
+_MEASURES = ("relative", "cosine")
 
 
 class _Walk:

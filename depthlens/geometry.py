@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,8 +43,10 @@ from depthlens.ablations import BASELINE
 from depthlens.architectures import hidden
 from depthlens.errors import UserError, unknown
 from depthlens.foretelling import agreement, findings
+from depthlens.kept import Kept, Where, describe, keep
 from depthlens.resources import data_dir
 from depthlens.stats import mean_interval
+from depthlens.store import DEFAULT
 from depthlens.tree_attention import Layout, walking
 from depthlens.wavefront import Wavefront
 
@@ -85,7 +88,13 @@ def plain_texts() -> list[str]:
 
 
 def geometry(
-    lens: models.Lens, texts: Texts = None, *, limit: int | None = None, progress: bool = True, max_tokens: int = 256
+    lens: models.Lens,
+    texts: Texts = None,
+    *,
+    limit: int | None = None,
+    max_tokens: int = 256,
+    store: Where = DEFAULT,
+    progress: bool = True,
 ) -> Geometry:
     """Angular distances, block influence and logit lens of a model, in one pass over texts.
 
@@ -93,17 +102,25 @@ def geometry(
         lens: A loaded model; an offloaded one reads its layers once a text.
         texts: Any texts; None: those of `plain_texts`.
         limit: Only the first so many.
-        progress: Show a bar.
         max_tokens: Of longer texts, only the first so many tokens are read.
+        store: Where the numbers of single texts are found and kept; see `depthlens.layer_sweep`.
+        progress: Show a bar.
 
     Raises:
         UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
     """
     rows = _encoded(lens, texts, limit, max_tokens)
-    found = [_measure(lens, tokens) for tokens in _streamed(rows, f"geometry of {lens.name}", progress)]
-    distance, influence, by_depth = (np.stack(part) for part in zip(*found, strict=True))
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
+    names = [
+        *(f"distance {layer} {size}" for layer, size in places),
+        *(f"influence {layer}" for layer in depths[:-1]),
+        *(f"{measure} {depth}" for depth in depths for measure in LENS),
+    ]
+    kept = keep(store, lens, "geometry", method="geometry")
+    values = _by_text(kept, rows, names, lambda i: _measure(lens, rows[i]), f"geometry of {lens.name}", progress)
+    distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
+    by_depth = by_depth.reshape(len(rows), len(depths), len(LENS))
     lenses = [[depth, *(v for m in LENS for v in _mean(by_depth[:, depth, LENS.index(m)]))] for depth in depths]
     columns = ["depth", *(f"{m}{end}" for m in LENS for end in ("", "_low", "_high"))]
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
@@ -111,6 +128,7 @@ def geometry(
         "model": lens.describe(),
         "texts": {"source": "embedded" if texts is None else "given", "n": len(rows), "digest": digest},
         "max_tokens": max_tokens,
+        "store": describe([kept]),
         **provenance.environment(),
         **provenance.where_and_when(),
     }
@@ -133,14 +151,14 @@ def angular_distance(a: Float[Tensor, "*row d_model"], b: Float[Tensor, "*row d_
 
 
 @torch.no_grad()
-def _measure(lens: models.Lens, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distances by size and layer [block], influences [layer] and logit lens [depth, 3] of one text."""
+def _measure(lens: models.Lens, tokens: Sequence[int]) -> np.ndarray:
+    """Distances by size and layer, influences by layer and the logit lens by depth of one text, one after another."""
     states = _states(lens, tokens)
     last = torch.stack([x[-1] for x in states])  # [depth, d_model]
     distances = torch.cat([angular_distance(last[:-size], last[size:]) for size in range(1, len(states))])
     pairs = zip(states, states[1:], strict=False)
     cosines = [functional.cosine_similarity(a.double(), b.double(), dim=-1).clamp(-1, 1).mean() for a, b in pairs]
-    return distances.numpy(), 1 - torch.stack(cosines).numpy(), _logit_lens(lens, states)
+    return np.concatenate([distances.numpy(), 1 - torch.stack(cosines).numpy(), _logit_lens(lens, states).ravel()])
 
 
 def _states(lens: models.Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
@@ -183,21 +201,28 @@ def effects(
     *,
     limit: int | None = None,
     over: str = "max",
+    spare: int = 0,
     seed: int = 0,
     max_tokens: int = 256,
     batch_tokens: int = 4096,
+    store: Where = DEFAULT,
     progress: bool = True,
 ) -> pd.DataFrame:
     """How much skipping a layer changes what each later layer adds to the residual stream.
+
+    The first token of a text is a resting place of attention, with a state far larger than all others that a few early
+    layers make. Skipping these takes it away, and much of their effect is that alone; ``spare=1`` leaves it in place.
 
     Args:
         lens: A loaded model; an offloaded one reads its layers once a text.
         texts: Any texts; None: those of `plain_texts`.
         limit: Only the first so many.
         over: The effect on a text is the ``max`` or the ``mean`` over its positions.
-        seed: Of the position t that splits each text: 1 to its last one, equally likely.
+        spare: At so many first positions no layer is skipped, and nothing is measured.
+        seed: Of the position t that splits each text: after the first one that is not spared, equally likely.
         max_tokens: Of longer texts, only the first so many tokens are read.
         batch_tokens: Rows go through a layer in chunks of at most so many tokens.
+        store: Where the effects on single texts are found and kept; see `depthlens.layer_sweep`.
         progress: Show a bar.
 
     Returns:
@@ -205,29 +230,42 @@ def effects(
         positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n.
 
     Raises:
-        UserError: an unknown ``over``, or see `geometry`.
+        UserError: an unknown ``over``, a ``spare`` below 0 or that leaves fewer than 2 tokens of a text, or see
+            `geometry`.
     """
     if over not in OVER:
         raise unknown("over", over, OVER)
     rows = _encoded(lens, texts, limit, max_tokens)
-    found = []
-    for i, tokens in enumerate(_streamed(rows, f"effects of layers of {lens.name}", progress)):
-        # seeded by text, so that a text's split does not depend on how many others there are
-        split = int(np.random.default_rng([seed, i]).integers(1, len(tokens)))
-        found.append(_effects(lens, tokens, split, over, batch_tokens))
+    shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
+    if not 0 <= spare <= len(rows[shortest]) - 2:
+        fix = f"give 0 to {len(rows[shortest]) - 2}, or leave that text out"
+        raise UserError(f"spare {spare}: text {shortest} has {len(rows[shortest])} tokens; {fix}")
+    # seeded by text, so that a text's split does not depend on how many others there are
+    splits = [int(np.random.default_rng([seed, i]).integers(spare + 1, len(row))) for i, row in enumerate(rows)]
     n_layers = lens.dims.n_layers
     places = [(s, later, where) for where in WHERE for s in range(n_layers) for later in range(s + 1, n_layers)]
-    values = np.stack([[each[WHERE.index(where), s, later] for s, later, where in places] for each in found])
+    index = tuple(np.array([(WHERE.index(where), s, later) for s, later, where in places], dtype=int).reshape(-1, 3).T)
+
+    def measure(i: int) -> np.ndarray:
+        return _effects(lens, rows[i], spare, splits[i], over, batch_tokens)[index]
+
+    kept = keep(store, lens, "geometry", method=f"effects, {over}, spare {spare}")
+    cases = list(zip(rows, splits, strict=True))
+    names = [f"{where} {s} {later}" for s, later, where in places]
+    values = _by_text(kept, cases, names, measure, f"effects of layers of {lens.name}", progress)
     return _table(["layer", "later", "where"], "effect", places, values)
 
 
 @torch.no_grad()
-def _effects(lens: models.Lens, tokens: Sequence[int], split: int, over: str, batch_tokens: int) -> np.ndarray:
+def _effects(
+    lens: models.Lens, tokens: Sequence[int], spare: int, split: int, over: str, batch_tokens: int
+) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
     n_layers = lens.dims.n_layers
     layout = Layout(packing.build([tokens], [0]), lens.device, lens.dtype)
     x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
-    before = torch.arange(len(tokens), device=lens.device)[:, None] < split
+    position = torch.arange(len(tokens), device=lens.device)[:, None]
+    skipped = torch.stack([position >= spare, (position >= spare) & (position < split)])  # [where, pos, 1]
     size, found = max(1, batch_tokens // len(tokens)), np.full((2, n_layers, n_layers), np.nan)
     with walking(lens.model):
         for layer in range(n_layers):
@@ -239,10 +277,10 @@ def _effects(lens: models.Lens, tokens: Sequence[int], split: int, over: str, ba
             for row in range(1, len(x)):
                 change = (added[:, row].float().sum(0) - clean).norm(dim=-1) / norm  # [pos]
                 s, where = divmod(row - 1, 2)
-                seen = change[split:] if where else change
+                seen = change[split if where else spare :]
                 found[where, s, layer] = float(seen.max() if over == "max" else seen.mean())
             # rows that skip this layer fork off the clean one here: until now they were the same
-            x = torch.cat([out, x[:1], torch.where(before, x[:1], out[:1])])
+            x = torch.cat([out, torch.where(skipped, x[:1], out[:1])])
     if not x[0].isfinite().all():
         finite.refuse(lens, None, tokens, BASELINE, batch_tokens)
     return found
@@ -289,11 +327,23 @@ def _encoded(lens: models.Lens, texts: Texts, limit: int | None, max_tokens: int
     return rows
 
 
-def _streamed(rows: Sequence[list[int]], what: str, progress: bool) -> Iterator[list[int]]:
-    with bars.bar(total=len(rows), desc=what, unit="text", disable=not progress) as bar:
-        for tokens in rows:
-            yield tokens
+def _by_text(
+    kept: Kept,
+    cases: Sequence[Any],
+    names: Sequence[str],
+    measure: Callable[[int], np.ndarray],
+    what: str,
+    progress: bool,
+) -> np.ndarray:
+    """Numbers of each text, measured one by one where they are not kept. Shape [text, name]."""
+
+    def run(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for i in members:
+            yield [i], measure(i)[None]
             bar.update()
+
+    with bars.bar(total=len(cases), desc=what, unit="text", disable=not progress) as bar:
+        return kept.numbers(cases, names, run, bar.held)
 
 
 def _table(keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray) -> pd.DataFrame:

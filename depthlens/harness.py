@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def load_tasks(
         raise UserError(
             f"include_path {str(include_path)!r} is not a folder; give the folder with your task YAML files"
         )
-    manager = _manager(str(Path(include_path).resolve()) if include_path else None)
+    manager = task_manager(names, str(Path(include_path).resolve()) if include_path else None)
     tasks: dict[str, Any] = {}
     for name in names:
         if not isinstance(name, str) or name not in manager.task_index:
@@ -244,18 +244,25 @@ def check_limit(limit: int | None) -> None:
         raise UserError(f"limit {limit!r}: give a whole number of documents, at least 1, or leave it out for all")
 
 
-_managers: dict[str | None, Any] = {}
+@cache
+def _index(include_path: str | None, *, of_lm_eval: bool) -> Any:
+    """Task names: the embedded ones, and ``include_path``'s, and lm-eval's thousands of YAML files (five seconds)."""
+    from lm_eval.tasks import TaskManager
+
+    paths = [str(resources.tasks_dir())] + ([include_path] if include_path else [])
+    with quiet():
+        return TaskManager(include_path=paths, include_defaults=of_lm_eval)
 
 
-def _manager(include_path: str | None) -> Any:
-    """lm-eval's index of task names: thousands of YAML files, so read once per folder."""
-    if include_path not in _managers:
-        from lm_eval.tasks import TaskManager
+def task_manager(names: Sequence[str], include_path: str | None = None) -> Any:
+    """lm-eval's finder of tasks, with the smallest index that has all names.
 
-        paths = [str(resources.tasks_dir())] + ([include_path] if include_path else [])
-        with quiet():
-            _managers[include_path] = TaskManager(include_path=paths)
-    return _managers[include_path]
+    A user's own YAML files may build on any of lm-eval's, so these are indexed with them.
+    """
+    embedded = _index(None, of_lm_eval=False) if include_path is None else None
+    if embedded and all(isinstance(name, str) and name in embedded.task_index for name in names):
+        return embedded
+    return _index(include_path, of_lm_eval=True)
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:

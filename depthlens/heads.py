@@ -22,7 +22,7 @@ removals miss heads that stand in for each other (`among` finds those).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ from depthlens.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.head_losses import added, checked, condition, single
 from depthlens.head_scores import Head, HeadScores, ReasoningScores
-from depthlens.kept import Kept, Where, keep
+from depthlens.kept import Kept, Where, describe, keep
 from depthlens.needles import Needle
-from depthlens.requests import Likelihood, Loglikelihood
+from depthlens.requests import Loglikelihood
 from depthlens.solutions import KINDS, Solution
 from depthlens.store import DEFAULT, open_store
 
@@ -124,7 +124,9 @@ def retrieval_scores(
     record = _record(lens, method, source)
     record["needles"] = {"asked": len(needles), "recalled": len(found), "groups": _groups(needles, found)}
     if method == COPY:
-        values = copy_paste(lens, found, progress, keep(opened, lens, label, method="copy-paste score"))
+        kept = keep(opened, lens, label, method="copy-paste score")
+        values = copy_paste(lens, found, progress, kept)
+        record["store"] = describe([engine.kept, kept])
         scores = HeadScores.of_cases("copy-paste score", "", values, record, tested=False)
         bounded = {"low": scores.low.clip(0, 1), "high": scores.high.clip(0, 1)}
         return HeadScores(**{**vars(scores), **bounded})
@@ -134,6 +136,7 @@ def retrieval_scores(
     if method == ATTRIBUTION:
         kept = keep(opened, lens, label, method="attribution zero")
         change, _ = attribute(lens, requests, batch_tokens=batch_tokens, progress=progress, kept=kept)
+        record["store"] = describe([engine.kept, kept])
         return HeadScores.of_cases(name, "nats", -change.numpy() / n_tokens, record, tested=True)
     if among is None:
         losses, _ = single(lens, engine, requests, chosen)
@@ -142,6 +145,7 @@ def retrieval_scores(
         record["among"] = [str(condition([h])) for h in chosen]
         losses = added(lens, engine, requests, chosen)
         name = f"loss on needle tokens after {len(chosen) - 1} other heads"
+    record["store"] = describe([engine.kept])
     return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True, heads=chosen)
 
 
@@ -176,9 +180,8 @@ def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False, kep
     """Copy-paste score of every head on each needle, recalled or not. Shape [needle, n_layers, n_heads]."""
     dims = lens.dims
     names = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
-    rows = (kept or Kept()).rows([(n.request, n.targets, n.places, n.asked) for n in needles], names)
 
-    def run(members: list[int], group: list[int]) -> None:
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         some = [needles[i] for i in members]
         scores = np.zeros((len(some), dims.n_layers, dims.n_heads))
         sequences = [(*n.request.context, *n.request.continuation)[:-1] for n in some]
@@ -192,15 +195,10 @@ def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False, kep
             scores[i, layer] = hits.double().mean(-1).cpu().numpy()
 
         patterns.read(lens, sequences, [n.asked for n in some], see, progress=progress)
-        for i, values in zip(members, scores.reshape(len(some), -1).tolist(), strict=True):
-            for c, value in enumerate(values):
-                rows.answers[c][i] = Likelihood(value, False)
-        rows.put(members, range(len(names)))
+        yield members, scores.reshape(len(some), -1)
 
-    rows.run(range(len(needles)), range(len(names)), run)
-    rows.finish(run)
-    values = np.array([[answer.logprob for answer in row] for row in rows.answers])  # [head, needle]
-    return values.T.reshape(len(needles), dims.n_layers, dims.n_heads)
+    cases = [(n.request, n.targets, n.places, n.asked) for n in needles]
+    return (kept or Kept()).numbers(cases, names, measure).reshape(len(needles), dims.n_layers, dims.n_heads)
 
 
 def reasoning_scores(
@@ -265,6 +263,7 @@ def reasoning_scores(
         sums, clean = -change.numpy(), logprobs.numpy()
     losses = sums / n_tokens[:, None, None]
     record = _record(lens, method, {"task": task, "limit": limit, "num_fewshot": num_fewshot, "seed": seed})
+    record["store"] = describe([kept])
     record["n_unclear"] = sum(s.n_unclear for s in solved)
     record["baseline"] = {
         kind: {

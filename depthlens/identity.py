@@ -10,7 +10,8 @@ import hashlib
 import json
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def state(model: nn.Module) -> tuple:
@@ -19,6 +20,14 @@ def state(model: nn.Module) -> tuple:
     # writing through `.data` leaves the version as it is
     values = [t.detach().flatten()[:: max(1, t.numel() // 8)][:8].tolist() for t in tensors]
     return tuple((t.data_ptr(), t._version, repr(v)) for t, v in zip(tensors, values, strict=True))
+
+
+def hash_weight(entry: tuple[str, Tensor]) -> bytes:
+    """Hash of an entry of a state dict: name, shape, dtype and bytes; lets other threads run meanwhile."""
+    key, tensor = entry
+    digest = hashlib.blake2b(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
+    return digest.digest()
 
 
 def writing(tokenizer: Any, config: Any) -> str:

@@ -13,9 +13,11 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import numpy as np
 
 from depthlens import provenance
 from depthlens.ablations import Condition
@@ -55,6 +57,41 @@ class Kept:
     def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> Rows:
         """Start on requests under conditions, with what is known already."""
         return Rows(self, requests, conditions)
+
+    def numbers(
+        self,
+        cases: Sequence[Any],
+        names: Sequence[str],
+        measure: Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]],
+        found: Callable[[int], Any] = lambda n: None,
+    ) -> np.ndarray:
+        """Numbers by name of each case (a request, a text), measured where they are not known; shape [case, name].
+
+        Args:
+            cases: Their `digest` must say all that decides the numbers, beside what the entry says.
+            names: One for each number of a case.
+            measure: Given the places of cases, yields some of them with their numbers, shape [some, name]; what it
+                yields is kept at once.
+            found: Told how many cases were known at the start, and how many came from other processes later.
+        """
+        if not cases or not names:
+            return np.empty((len(cases), len(names)))
+        rows = self.rows(cases, names)
+        found(rows.n_known // len(names))
+
+        def run(members: list[int], group: list[int]) -> None:
+            for some, values in measure(members):
+                for case, row in zip(some, values.tolist(), strict=True):
+                    for name, value in enumerate(row):
+                        rows.answers[name][case] = Likelihood(value, False)
+                rows.put(some, range(len(names)))
+
+        def came(n: int) -> None:
+            found(n // len(names))
+
+        rows.run(range(len(cases)), range(len(names)), run, came)
+        rows.finish(run, came)
+        return np.array([[answer.logprob for answer in row] for row in rows.answers]).T
 
     def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:
         """Whether an answer to some request under some condition is missing."""
@@ -226,6 +263,7 @@ def keep(
     backend: str = "torch",
     method: str = "exact",
     reference: dict[str, str] | None = None,
+    donor: Any = None,
 ) -> Kept:
     """What a store holds of a model and a question.
 
@@ -236,17 +274,20 @@ def keep(
         backend: What applies the conditions.
         method: What the values are, where they are not the engine's own answers.
         reference: See `Kept`.
+        donor: A second model that the values depend on; None: the one whose parts are transplanted, if any.
 
     Returns:
-        One that keeps nothing where there is no store, or where the model was changed by hand (hooks, replaced
+        One that keeps nothing where there is no store, or where a model was changed by hand (hooks, replaced
         methods), so that its weights no longer say what it computes.
     """
     opened = open_store(store)
     if opened is None:
         return Kept()
-    if changed := lens.changed_by_hand:
-        log.warning("store: %s of %s has %s; results are neither read nor kept", changed[0], lens.name, changed[1])
-        return Kept()
+    donor = donor or (lens.donor and lens.donor.lens)
+    for one in (lens, donor) if donor else (lens,):
+        if changed := one.changed_by_hand:
+            log.warning("store: %s of %s has %s; results are neither read nor kept", changed[0], one.name, changed[1])
+            return Kept()
     about = lens.describe()
     shared = {
         "fingerprint": about["fingerprint"],
@@ -258,9 +299,9 @@ def keep(
         "tokenizer": lens.writing,
     }
     made = {"model": lens.name, "class": about["class"], "device": about["device"], "label": label}
-    donor = {"donor": lens.donor.lens.fingerprint} if lens.donor else {}
     made |= provenance.environment() | provenance.where_and_when()
-    return Kept(opened.entry(shared, label, made), (reference or {}) | donor)
+    stands_in = {"donor": donor.fingerprint} if donor else {}
+    return Kept(opened.entry(shared, label, made), (reference or {}) | stands_in)
 
 
 def describe(kept: Sequence[Kept]) -> dict[str, Any] | None:

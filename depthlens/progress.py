@@ -37,6 +37,12 @@ class Bar(tqdm):
             self._tell()
         return shown
 
+    def held(self, n: int) -> None:
+        """Move on by ``n`` rows that were computed before, or elsewhere."""
+        if not self.disable:  # a hidden bar counts nothing
+            self.initial += n
+            self.update(n)
+
     def close(self) -> None:
         """End the bar; its last state is always told."""
         if not self._silent:

@@ -9,6 +9,7 @@ gathered there from elsewhere by earlier layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from depthlens import patterns, solutions
+from depthlens.kept import Where, keep
 from depthlens.solutions import Solution
+from depthlens.store import DEFAULT
 
 SOURCES = ("operands", "previous_result", "question", "rest")
 
@@ -31,6 +34,7 @@ def attention_at_results(
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     seed: int = 0,
+    store: Where = DEFAULT,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Where every head looks while computed numbers of worked solutions are written.
@@ -46,6 +50,7 @@ def attention_at_results(
         num_fewshot: Worked examples before each question.
         include_path: Folder with more lm-eval YAML files.
         seed: Of the choice of examples.
+        store: Where the attention in single solutions is found and kept; see `depthlens.layer_sweep`.
         progress: Show a progress bar.
 
     Returns:
@@ -57,20 +62,29 @@ def attention_at_results(
     options = {"limit": limit, "num_fewshot": num_fewshot, "include_path": include_path, "seed": seed}
     solved = [s for s in solutions.of_task(lens, task, **options) if s.results]
     dims = lens.dims
-    totals = np.zeros((dims.n_layers, dims.n_heads, len(SOURCES)))
-    asked = [[p - 1 for result in s.results for p in result.tokens] for s in solved]
-    weights = [_sources(s).to(lens.device) for s in solved]
+    shape = dims.n_layers, dims.n_heads, len(SOURCES)
 
-    def see(layer: int, i: int, pattern: Tensor) -> None:
-        mass = torch.einsum("hap,aps->hs", pattern, weights[i]).double().cpu().numpy()
-        totals[layer, :, :-1] += mass
-        totals[layer, :, -1] += len(solved[i].results) - mass.sum(-1)
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        some = [solved[i] for i in members]
+        masses = np.zeros((len(some), *shape))
+        weights = [_sources(s).to(lens.device) for s in some]
 
-    patterns.read(lens, [s.text.tokens[:-1] for s in solved], asked, see, progress=progress)
+        def see(layer: int, i: int, pattern: Tensor) -> None:
+            masses[i, layer, :, :-1] = torch.einsum("hap,aps->hs", pattern, weights[i]).double().cpu().numpy()
+
+        asked = [[p - 1 for result in s.results for p in result.tokens] for s in some]
+        patterns.read(lens, [s.text.tokens[:-1] for s in some], asked, see, progress=progress)
+        masses[..., -1] = np.array([len(s.results) for s in some])[:, None, None] - masses.sum(-1)
+        yield members, masses.reshape(len(some), -1)
+
+    kept = keep(store, lens, f"results of {task}", method="attention at results")
+    cases = [(s.text.tokens, s.question, s.results) for s in solved]
+    heads = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
+    names = [f"{head} {source}" for head in heads for source in SOURCES]
+    totals = kept.numbers(cases, names, measure).reshape(len(solved), *shape).sum(0)
     n = sum(len(s.results) for s in solved)
-    layer, head = (x.ravel() for x in np.indices(totals.shape[:2]))
-    table = pd.DataFrame({"layer": layer, "head": head})
-    table["condition"] = [f"L{a}.H{b}" for a, b in zip(layer, head, strict=True)]
+    layer, head = (x.ravel() for x in np.indices(shape[:2]))
+    table = pd.DataFrame({"layer": layer, "head": head, "condition": heads})
     for i, source in enumerate(SOURCES):
         table[source] = totals[..., i].ravel() / n
     return table.assign(n=n)

@@ -86,7 +86,7 @@ def lm_evals(reference, task, limit, include_path=None, num_fewshot=None) -> lis
     return lm_eval.simple_evaluate(
         model=reference,
         tasks=[task],
-        task_manager=harness._manager(str(include_path) if include_path else None),
+        task_manager=harness.task_manager([task], str(include_path) if include_path else None),
         limit=limit,
         num_fewshot=num_fewshot,
         random_seed=SEED,

@@ -192,8 +192,8 @@ def test_one_text_has_no_interval():
 # -- effects -------------------------------------------------------------------------------------------
 
 
-def contributions(lens, tokens, skipped=None, until=None):
-    """What every layer adds, by forward hooks; ``skipped`` passes its input on before position ``until``."""
+def contributions(lens, tokens, skipped=None, until=None, start=0):
+    """What every layer adds, by forward hooks; ``skipped`` passes its input on from ``start`` to before ``until``."""
     added = {}
 
     def hook(layer):
@@ -203,7 +203,8 @@ def contributions(lens, tokens, skipped=None, until=None):
             if layer != skipped:
                 added[layer] = (first - x)[0].double()
                 return None
-            keep = torch.arange(x.shape[1])[:, None] < (x.shape[1] if until is None else until)
+            position = torch.arange(x.shape[1])[:, None]
+            keep = (position >= start) & (position < (x.shape[1] if until is None else until))
             replaced = torch.where(keep, x, first)
             return (replaced, *out[1:]) if isinstance(out, tuple) else replaced
 
@@ -219,23 +220,23 @@ def contributions(lens, tokens, skipped=None, until=None):
     return added
 
 
-@pytest.mark.parametrize("over", geo.OVER)
-def test_effects_equal_forward_passes_with_hooks(lens, over):
-    table = geo.effects(lens, TEXTS, over=over, seed=5, batch_tokens=70, progress=False)
+@pytest.mark.parametrize(("over", "spare"), [("max", 0), ("mean", 0), ("max", 2)])
+def test_effects_equal_forward_passes_with_hooks(lens, over, spare):
+    table = geo.effects(lens, TEXTS, over=over, spare=spare, seed=5, batch_tokens=70, progress=False)
     n_layers = lens.dims.n_layers
     assert len(table) == n_layers * (n_layers - 1) and (table["layer"] < table["later"]).all()
     rows = [lens.tokenizer(text).input_ids for text in TEXTS]
-    splits = [int(np.random.default_rng([5, i]).integers(1, len(row))) for i, row in enumerate(rows)]
+    splits = [int(np.random.default_rng([5, i]).integers(spare + 1, len(row))) for i, row in enumerate(rows)]
     clean = [contributions(lens, row) for row in rows]
     for (where, layer), group in table.groupby(["where", "layer"]):
         untils = splits if where == "future" else [None] * len(rows)
         pairs = list(zip(rows, untils, strict=True))
-        without = [contributions(lens, row, layer, until) for row, until in pairs]
+        without = [contributions(lens, row, layer, until, spare) for row, until in pairs]
         for _, found in group.iterrows():
             values = []
             for a, b, until in zip(clean, without, untils, strict=True):
                 one, other = a[found["later"]], b[found["later"]]
-                change = ((other - one).norm(dim=-1) / one.norm(dim=-1))[until or 0 :]
+                change = ((other - one).norm(dim=-1) / one.norm(dim=-1))[until or spare :]
                 values.append(float(change.max() if over == "max" else change.mean()))
             assert found["effect"] == pytest.approx(np.mean(values), rel=QUOTIENT, abs=QUOTIENT)
             assert found["n"] == 3 and found["ci_low"] < found["effect"] < found["ci_high"]
@@ -316,6 +317,9 @@ def test_bad_input_raises(measure, options, message):
 def test_other_bad_input_raises():
     with pytest.raises(UserError, match="unknown over 'sum'; allowed: max, mean"):
         geo.effects(tiny.lens("llama-gqa"), TEXTS, over="sum", progress=False)
+    for spare in (-1, 28):
+        with pytest.raises(UserError, match=rf"spare {spare}: text \d has \d+ tokens; give 0 to"):
+            geo.effects(tiny.lens("llama-gqa"), TEXTS, spare=spare, progress=False)
     with pytest.raises(UserError, match="the model reads 8 at once, set max_tokens=8"):
         geo.geometry(tiny.lens("mistral", sliding_window=8), TEXTS, progress=False)
     broken = tiny.lens("llama-gqa")

@@ -209,7 +209,7 @@ def lm_evals_own(lens, folder):
         results = lm_eval.simple_evaluate(
             model=lm,
             tasks=[name],
-            task_manager=harness._manager(str(folder)),
+            task_manager=harness.task_manager([name], str(folder)),
             fewshot_random_seed=0,
             bootstrap_iters=0,
         )

@@ -20,7 +20,20 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens import attribution, cli, engine, kept, provenance, references, store, store_view, wavefront
+from depthlens import (
+    attribution,
+    cli,
+    distill,
+    engine,
+    kept,
+    provenance,
+    references,
+    result_attention,
+    store,
+    store_view,
+    wavefront,
+)
+from depthlens import geometry as geometry_module
 from depthlens.errors import Interrupted, UserError
 from depthlens.requests import Loglikelihood
 from depthlens.reservations import Reservations
@@ -152,6 +165,54 @@ class TestNothingIsComputedTwice:
                 patch.setattr(attribution, "_batch", None)
                 second = measure(**options)
             assert first.equals(without) and second.equals(without)
+        for method in ("copy", "exact", "attribution"):
+            record = dl.retrieval_scores(lens, "organism_one_hop", method=method, **options).record["store"]
+            assert record["rows_read"] > 0 == record["rows_computed"] and record["parts"]
+
+    def test_numbers_of_single_texts_are_kept(self, lens, tmp_path, monkeypatch):
+        other, another = (tiny.lens("llama-gqa", max_position_embeddings=4096) for _ in range(2))
+        other.model.model.layers[1].mlp.up_proj.weight.mul_(2)
+        another.model.model.layers[1].mlp.up_proj.weight.mul_(3)
+        texts, options = ["one text", "another one", "a third text"], {"store": str(tmp_path)}
+        quiet = options | {"progress": False}
+
+        def attention(n, **o):
+            return result_attention.attention_at_results(lens, "arithmetic_cot", limit=n, num_fewshot=0, **o)
+
+        def geometry(n, **o):
+            g = dl.geometry.geometry(lens, texts[:n], **o)
+            return pd.concat([g.distances, g.influences, g.logit_lens])
+
+        added, keep = [], kept.Rows.keep
+        monkeypatch.setattr(kept.Rows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
+        for measure, given in (
+            (geometry, quiet),
+            (lambda n, **o: dl.geometry.effects(lens, texts[:n], over="mean", **o), quiet),
+            (lambda n, **o: dl.distill.activation_deltas(lens, other, texts[:n], **o), options),
+            (attention, quiet),
+        ):
+            without = measure(3, **given | {"store": None})
+            measure(2, **given)
+            added.clear()
+            third = measure(3, **given)
+            assert {request for _, request in added} == {2}, "the third text alone is measured"
+            with monkeypatch.context() as patch:
+                patch.setattr(wavefront.Wavefront, "run", None)
+                for name in ("_effects", "_measure"):
+                    patch.setattr(geometry_module, name, None)
+                patch.setattr(distill, "_Walk", None)
+                again = measure(3, **given)
+            assert third.equals(without) and again.equals(without)
+        first = dl.geometry.effects(lens, texts, **quiet)
+        for changed in ({"over": "mean", "spare": 1}, {"seed": 1}):
+            assert not dl.geometry.effects(lens, texts, **changed, **quiet).equals(first)
+        moved = dl.distill.weight_deltas(lens, other, store=None)
+        assert dl.distill.weight_deltas(lens, other, **options).equals(moved)
+        with monkeypatch.context() as patch:
+            patch.setattr(distill, "_moved", None)
+            assert dl.distill.weight_deltas(lens, other, **options).equals(moved)
+        deltas = (dl.distill.activation_deltas(lens, one, texts, **options) for one in (other, another))
+        assert not pd.DataFrame.equals(*deltas), "the second model is a part of the address"
 
     def test_equal_requests_are_one_row(self, lens, tmp_path):
         at = kept.keep(str(tmp_path), lens, "twice")
