@@ -74,7 +74,10 @@ def block_table(result: Result) -> pd.DataFrame:
 
 
 def block_findings(result: Result) -> list[str]:
-    """One sentence a task and metric: the largest block whose removal shows no proven loss, and where it is."""
+    """One sentence a task and metric: the largest block whose removal shows no proven loss, and where it is.
+
+    Where no block at all shows one, documents are too few, or the blocks too small, to tell which can go.
+    """
     lines = []
     table = block_table(result)
     for row in result.baselines.itertuples():
@@ -83,15 +86,20 @@ def block_findings(result: Result) -> list[str]:
             lines.append(f"{name}: at chance, cannot judge (n = {row.n}).")
             continue
         rows = table[(table["task"] == row.task) & (table["metric"] == row.metric)]
-        spared = rows[~((rows["p_adjusted"] < stats.ALPHA) & (rows["loss"] > 0))]
+        proven = (rows["p_adjusted"] < stats.ALPHA) & (rows["loss"] > 0)
+        spared, largest = rows[~proven], int(rows["size"].max())
         if spared.empty:
             lines.append(f"{name}: no block can go without a proven loss, not even one layer.")
             continue
+        if not proven.any():
+            tried = f"none of {len(rows)} blocks of up to {largest} layers shows a proven loss"
+            lines.append(f"{name}: {tried}: which of them can go cannot be told (n = {row.n}).")
+            continue
         best = spared.sort_values(["size", "loss"], ascending=[False, True]).iloc[0]
-        low, high = (best.ci_low, best.ci_high)
+        size = f"{best['size']} layers; up to {largest} were tried"
         lines.append(
-            f"{name}: the largest block without a proven loss is **{best.condition}** ({best['size']} layers): "
-            f"{best.delta:+.2g} [{low:+.2g}, {high:+.2g}], n = {best.n}."
+            f"{name}: the largest block without a proven loss is **{best.condition}** ({size}): "
+            f"{best.delta:+.2g} [{best.ci_low:+.2g}, {best.ci_high:+.2g}], n = {best.n}."
         )
     return lines
 

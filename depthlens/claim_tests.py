@@ -190,17 +190,12 @@ def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[
         own: The task of each list.
     """
     m = len(own)
-    rows = [
-        (
-            _row(tests, name, task),
-            _row(excess, name, task),
-            replace(HEADS, what=f"the cost of {name} beyond random heads"),
-        )
-        for name, task in own.items()
-    ]
-    p_adjusted = stats.holm([float(test.p_value) for test, _, _ in rows])
+    rows = [(name, _row(tests, name, task), _row(excess, name, task)) for name, task in own.items()]
+    p_adjusted = stats.holm([float(test.p_value) for _, test, _ in rows])
     parts = []
-    for (test, cost, spec), p in zip(rows, p_adjusted, strict=True):
+    for (name, test, cost), p in zip(rows, p_adjusted, strict=True):
+        unit = "nats" if test.metric == "answer_logprob" else HEADS.unit
+        spec = replace(HEADS, what=f"the cost of {name} beyond random heads", unit=unit)
         n, why = int(cost.n), ""
         if bool(test.at_chance):
             why = f"{test.task}: at chance"

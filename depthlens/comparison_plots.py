@@ -33,6 +33,7 @@ from depthlens.theme import (
     MARKERS,
     PALETTE,
     WIDTH,
+    counts,
     figure,
     legend,
     theme,
@@ -124,9 +125,8 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
     found = profiles(base)
     names = found[0].model, profiles(distilled)[0].model
     with theme():
-        said = (
-            f"{names[0]} minus {names[1]}: difference of the losses by removed layer, n = {_count([found])} documents"
-        )
+        n = counts(len(p.documents) for p in found)
+        said = f"{names[0]} minus {names[1]}: difference of the losses by removed layer, n = {n} documents"
         fig = figure(said if title is None else title, height=1.75 * len(found) + 1.1)
         axes = fig.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
         for ax, profile in zip(axes, found, strict=True):
@@ -234,14 +234,10 @@ def _key(profile: Profile) -> tuple[str, str, str]:
     return profile.model, profile.task, profile.metric
 
 
-def _count(found: Sequence[Sequence[Profile]]) -> str:
-    sizes = [len(p.documents) for each in found for p in each]
-    return " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-
-
 def _title(found: Sequence[Sequence[Profile]]) -> str:
     models = ", ".join(each[0].model for each in found)
-    return f"{models}: loss by removed layer, n = {_count(found)} documents"
+    n = counts(len(p.documents) for each in found for p in each)
+    return f"{models}: loss by removed layer, n = {n} documents"
 
 
 def _losses(result: Result, profile: Profile) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from depthlens.theme import (
     PALETTE,
     SCORES,
     WIDTH,
+    counts,
     figure,
     legend,
     round_up,
@@ -171,7 +172,7 @@ def predictor_scatter(
     names = [c for c in predictors.columns if c != "layer"]
     if not names:
         raise UserError("the table has no predictors beside column layer; give at least one")
-    n = " to ".join(str(n) for n in sorted({f(len(p.documents) for p in found) for f in (min, max)}))
+    n = counts(len(p.documents) for p in found)
     with theme():
         named = f"{found[0].model}: loss of each layer against cheap numbers, n = {n} documents"
         fig = figure(title or named, height=2.0 * len(found) + 0.6)

@@ -37,6 +37,7 @@ from depthlens.theme import (
     INK,
     SCORES,
     WIDTH,
+    counts,
     figure,
     ink_on,
     legend,
@@ -232,7 +233,7 @@ def _title(maps: Sequence[_Map], estimated: bool) -> str:
     )
     what = f"one {' or '.join(sites)} {done} at a time"
     how = " (estimated by attribution)" if estimated else ""
-    count = " to ".join(str(n) for n in sorted({f(m.n for m in maps) for f in (min, max)}))
+    count = counts(m.n for m in maps)
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
     return f"{', '.join(models)}{task}: {what}{how}, n = {count} documents"
 
@@ -258,7 +259,7 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[_Map], str]:
     if not maps:
         raise UserError("no scores; give at least one")
     models, names = (list(dict.fromkeys(m.key[f] for m in maps)) for f in ("model", "name"))
-    count = " to ".join(str(n) for n in sorted({f(m.n for m in maps) for f in (min, max)}))
+    count = counts(m.n for m in maps)
     what = names[0] if len(names) == 1 else "scores of heads"
     return maps, f"{', '.join(filter(None, models))}: {what}, n = {count}".removeprefix(": ")
 

@@ -24,7 +24,20 @@ from matplotlib.patheffects import withStroke
 from depthlens.errors import UserError
 from depthlens.head_plots import unit_of
 from depthlens.head_scores import Head, HeadScores
-from depthlens.theme import CANNOT_JUDGE, DASHED, DOTTED, GREY, INK, MARKERS, PALETTE, WIDTH, figure, legend, theme
+from depthlens.theme import (
+    CANNOT_JUDGE,
+    DASHED,
+    DOTTED,
+    GREY,
+    INK,
+    MARKERS,
+    PALETTE,
+    WIDTH,
+    counts,
+    figure,
+    legend,
+    theme,
+)
 
 OUTSIDE = "worse than every random draw"
 _NAMED = 10  # heads of each list, and all that are on both
@@ -80,7 +93,7 @@ def _rows(table: pd.DataFrame, where: dict[str, str]) -> pd.DataFrame:
 
 def _title(curve: Any) -> str:
     models = ", ".join(curve.result.docs["model"].unique())
-    count = " to ".join(str(n) for n in sorted({f(curve.result.baselines["n"]) for f in (min, max)}))
+    count = counts(curve.result.baselines["n"])
     draws = int(curve.band["n_draws"].min())
     return f"{models}: first k heads of a list removed, {draws} random draws, n = {count} documents"
 

@@ -53,6 +53,7 @@ from depthlens.theme import (
     PALETTE,
     WIDTH,
     Plot,
+    counts,
     figure,
     legend,
     spread,
@@ -387,6 +388,6 @@ def _title(series: Sequence[_Series]) -> str:
     place, _, mean = sites[0].partition(" (")
     removed = where[place] + (" replaced by its mean" if mean else " removed")
     removed = removed if len(sites) == 1 else "one layer or part of it removed"
-    count = " to ".join(str(n) for n in sorted({f(s.base.n for s in series) for f in (min, max)}))
+    count = counts(s.base.n for s in series)
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
     return f"{', '.join(models)}{task}: {removed} at a time, n = {count} documents"

@@ -16,7 +16,7 @@ from depthlens import depth, mistakes
 from depthlens.errors import UserError
 from depthlens.profiles import profiles
 from depthlens.results import Result
-from depthlens.theme import EMPTY, INK, PALETTE, WIDTH, figure, legend, theme
+from depthlens.theme import EMPTY, INK, PALETTE, WIDTH, counts, figure, legend, theme
 
 _CAP = 3  # times an even share: where the colours end, since one early layer can hold nearly everything
 
@@ -36,12 +36,12 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> F
         UserError: the result has no single-layer conditions.
     """
     found, centres = profiles(result), depth.centre_of_mass(result, seed=seed)
-    n_layers, n = found[0].n_layers, sorted({len(p.documents) for p in found})
+    n_layers, n = found[0].n_layers, counts(len(p.documents) for p in found)
     grid = np.full((len(found), n_layers), np.nan)
     for row, profile in enumerate(found):
         if not profile.unplaced:
             grid[row, profile.layers] = profile.loss.mean(0) / profile.loss.mean(0).sum()
-    named = f"{found[0].model}: share of each row's losses, n = {' to '.join(map(str, n))} documents"
+    named = f"{found[0].model}: share of each row's losses, n = {n} documents"
     with theme():
         fig = figure(named if title is None else title, height=0.4 * len(found) + 1.6)
         ax = fig.subplots()

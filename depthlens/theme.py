@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -65,6 +65,12 @@ def legend(fig: Figure, handles: Sequence[Artist], **options: Any) -> None:
     """One legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise."""
     options = {"ncols": 4 if len(handles) <= 4 else 3, "columnspacing": 1.4} | options
     fig.legend(handles=handles, loc="outside lower center", frameon=False, **options)
+
+
+def counts(sizes: Iterable[int]) -> str:
+    """Numbers of documents in words: ``16``, or ``4 to 16`` where they differ."""
+    sizes = list(sizes)
+    return " to ".join(map(str, sorted({min(sizes), max(sizes)})))
 
 
 def varying(keys: Sequence[dict[str, str]]) -> list[str]:

@@ -64,7 +64,15 @@ class TestBlockSweep:
         assert (row["start"], row["size"]) == (3, 3) and row["loss"] == pytest.approx(-row["delta"])
         # the one-hop circuit ends in layer 2; what lies after it can go
         one_hop = next(line for line in blocks.block_findings(swept) if line.startswith(CHOICE))
-        assert "**L3-5** (3 layers)" in one_hop
+        assert "**L3-5** (3 layers; up to 3 were tried)" in one_hop
+
+    def test_where_nothing_is_proven_no_block_is_said_to_be_free(self, lens):
+        few = dl.block_sweep(lens, CHOICE, max_size=2, limit=4, progress=False)
+        assert not few.summary["p_adjusted"].lt(0.05).any()
+        (line,) = (found for found in blocks.block_findings(few) if "(acc)" in found)
+        assert line.endswith(
+            "none of 11 blocks of up to 2 layers shows a proven loss: which of them can go cannot be told (n = 4)."
+        )
 
     def test_a_result_without_blocks(self, lens):
         heads = dl.condition_sweep(lens, CHOICE, ["L1.H1"], limit=4, progress=False)

@@ -193,6 +193,14 @@ def c5(rng, costs):
     return claim_tests.separate(curve.tests, curve.excess, 40, OWN)
 
 
+def test_costs_in_nats_are_said_to_be():
+    curve = heads({"retrieval": 0.5, "reasoning": 0.5})
+    for table in (curve.tests, curve.excess):
+        table.loc[table["list"] == "reasoning", "metric"] = "answer_logprob"
+    one, other = claim_tests.separate(curve.tests, curve.excess, 40, OWN)
+    assert (one.spec.unit, other.spec.unit) == ("of the score", "nats")
+
+
 OPTIONS = {"seed": 0, "n_boot": N_BOOT}
 # every part of a claim exactly at its threshold while the others hold, so that nothing else prevents "supported"
 NULLS = {

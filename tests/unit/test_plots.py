@@ -17,7 +17,7 @@ from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all 
 from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 
-from depthlens import plots, stats
+from depthlens import plots, stats, theme
 from depthlens.errors import UserError
 from depthlens.results import DOCS_COLUMNS, Result, concat
 
@@ -324,3 +324,8 @@ def test_a_notebook_cell_shows_its_figure_exactly_once():
         images = [o["data"]["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
         assert len(images) == 1
         assert base64.b64decode(images[0]).startswith(b"\x89PNG")
+
+
+def test_numbers_of_documents_in_words():
+    assert theme.counts([16]) == theme.counts(n for n in (16, 16)) == "16"
+    assert theme.counts([6, 4, 16]) == "4 to 16"
