@@ -260,7 +260,7 @@ _CSS = """
   :root { --ink: #e4e7eb; --soft: #9aa5b1; --paper: #15181c; --panel: #1d2126; --line: #333a42;
     --blue: #6cb8ea; --bad: #f09a66; --bad-panel: #2c1e16; } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.6;
+body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.6; overflow-wrap: break-word;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif }
 main { max-width: 52rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
 h1, h2, h3 { line-height: 1.25; text-wrap: balance }
@@ -318,5 +318,5 @@ main { max-width: 64rem }
   min-height: 8rem; border-radius: 4px; font-size: .85rem }
 .headline p { margin: .4rem 0 } .plain { white-space: pre-line }
 .status { font-weight: 600 } .status.ok { color: var(--blue) } .status.failed { color: var(--bad) }
-@media (max-width: 44rem) { .card { grid-template-columns: 1fr; gap: .8rem } .figure.none { display: none } }
+@media (max-width: 44rem) { .card { grid-template-columns: minmax(0, 1fr); gap: .8rem } .figure.none { display: none } }
 """
