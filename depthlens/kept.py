@@ -21,6 +21,7 @@ import numpy as np
 
 from depthlens import provenance
 from depthlens.ablations import Condition
+from depthlens.errors import Interrupted
 from depthlens.requests import Generate, Likelihood, Loglikelihood
 from depthlens.reservations import Reservations
 from depthlens.store import Entry, Store, open_store
@@ -73,6 +74,9 @@ class Kept:
             measure: Given the places of cases, yields some of them with their numbers, shape [some, name]; what it
                 yields is kept at once.
             found: Told how many cases were known at the start, and how many came from other processes later.
+
+        Raises:
+            Interrupted: Ctrl-C; says what is kept.
         """
         if not cases or not names:
             return np.empty((len(cases), len(names)))
@@ -89,8 +93,11 @@ class Kept:
         def came(n: int) -> None:
             found(n // len(names))
 
-        rows.run(range(len(cases)), range(len(names)), run, came)
-        rows.finish(run, came)
+        try:
+            rows.run(range(len(cases)), range(len(names)), run, came)
+            rows.finish(run, came)
+        except KeyboardInterrupt:
+            raise Interrupted(rows.kept_so_far()) from None
         return np.array([[answer.logprob for answer in row] for row in rows.answers]).T
 
     def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:

@@ -314,6 +314,22 @@ class TestInterrupted:
         resumed = run(lens, tmp_path, tasks=[CHOICE])
         assert counts(resumed) == (done, total - done) and resumed.docs.equals(whole.docs)
 
+    def test_numbers_of_single_texts_say_it_too(self, lens, tmp_path, monkeypatch):
+        measure, texts = geometry_module._measure, ["one text", "another one", "a third text"]
+
+        def stopped(lens, tokens):
+            if len(tokens) == len(texts[2]):  # a byte a token
+                raise KeyboardInterrupt
+            return measure(lens, tokens)
+
+        options = {"store": str(tmp_path), "progress": False}
+        with monkeypatch.context() as patch:
+            patch.setattr(geometry_module, "_measure", stopped)
+            with pytest.raises(Interrupted, match=r"(\d+) of \d+ rows of geometry are kept in .*; run the same again"):
+                geometry_module.geometry(lens, texts, **options)
+        stored = geometry_module.geometry(lens, texts, **options).record["store"]
+        assert stored["rows_read"] == 2 * stored["rows_computed"] > 0
+
     def test_without_a_store_it_says_so(self, lens, monkeypatch):
         self.stopping(monkeypatch, after=0)
         with pytest.raises(Interrupted, match="nothing is kept without a store"):
