@@ -45,6 +45,11 @@ class Dims:
     d_model: int
     d_head: int
 
+    @property
+    def head_names(self) -> list[str]:
+        """Every query head as a condition's text, layer by layer."""
+        return [f"L{layer}.H{head}" for layer in range(self.n_layers) for head in range(self.n_heads)]
+
     def query_heads(self, kv_head: int) -> range:
         """Query heads that read key/value head ``kv_head`` (consecutive, as in grouped-query attention)."""
         size = self.n_heads // self.n_kv_heads

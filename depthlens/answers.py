@@ -22,9 +22,9 @@ from depthlens.engine import Engine
 from depthlens.errors import UserError
 from depthlens.harness import Prepared
 from depthlens.requests import Likelihood, Loglikelihood
-from depthlens.stats import LEAST_NATS
+from depthlens.stats import ANSWER_LOGPROB, LEAST_NATS
 
-METRIC = "answer_logprob"
+METRIC = ANSWER_LOGPROB
 
 
 class Answers:

@@ -76,7 +76,6 @@ def attribute(
     dims = lens.dims
     # a backward pass holds every layer of the batch, where the budget is meant for one
     tokens = batch_tokens or max(1, budget.choose(lens).batch_tokens)
-    names = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
     asked = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -102,7 +101,7 @@ def attribute(
             bar.update(len(batch))
 
     with bars.bar(total=len(requests), desc="attribution", unit="row", disable=not progress) as bar:
-        values = (kept or Kept()).numbers(asked, ["clean", *names], measure, bar.held)
+        values = (kept or Kept()).numbers(asked, ["clean", *dims.head_names], measure, bar.held)
     clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
 

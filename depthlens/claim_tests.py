@@ -194,7 +194,7 @@ def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[
     p_adjusted = stats.holm([float(test.p_value) for _, test, _ in rows])
     parts = []
     for (name, test, cost), p in zip(rows, p_adjusted, strict=True):
-        unit = "nats" if test.metric == "answer_logprob" else HEADS.unit
+        unit = stats.metric_unit(test.metric) or HEADS.unit
         spec = replace(HEADS, what=f"the cost of {name} beyond random heads", unit=unit)
         n, why = int(cost.n), ""
         if bool(test.at_chance):

@@ -123,7 +123,7 @@ def weight_deltas(base: models.Lens, donor: Name | models.Lens, *, store: Where 
                 moved = [_moved(one[name], other[name]) for *_, name, _ in (places[i] for i in chosen)]
             yield chosen, np.array(moved)
 
-    kept = keep(store, base, "deltas", method=f"weight deltas to {donor.fingerprint} {donor.dtype}", donor=donor)
+    kept = keep(store, base, "deltas", method="weight deltas", donor=donor)
     values = kept.numbers(places, _MEASURES, measure)
     table = pd.DataFrame(places, columns=["layer", "site", "matrix", "n_parameters"]).astype({"layer": "Int64"})
     return table.assign(**dict(zip(_MEASURES, values.T, strict=True)))
@@ -210,7 +210,7 @@ def activation_deltas(
                     found[i, layer] = [_apart(a, b) for a, b in states]
         yield members, found.reshape(len(members), -1)
 
-    kept = keep(store, base, "deltas", method=f"activation deltas to {donor.fingerprint} {donor.dtype}", donor=donor)
+    kept = keep(store, base, "deltas", method="activation deltas", donor=donor)
     names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
     values = kept.numbers(rows, names, measure).reshape(len(rows), n_layers, len(_PARTS), len(_MEASURES))
     found = []

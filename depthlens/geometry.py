@@ -244,10 +244,10 @@ def effects(
     splits = [int(np.random.default_rng([seed, i]).integers(spare + 1, len(row))) for i, row in enumerate(rows)]
     n_layers = lens.dims.n_layers
     places = [(s, later, where) for where in WHERE for s in range(n_layers) for later in range(s + 1, n_layers)]
-    index = tuple(np.array([(WHERE.index(where), s, later) for s, later, where in places], dtype=int).reshape(-1, 3).T)
 
     def measure(i: int) -> np.ndarray:
-        return _effects(lens, rows[i], spare, splits[i], over, batch_tokens)[index]
+        found = _effects(lens, rows[i], spare, splits[i], over, batch_tokens)
+        return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
 
     kept = keep(store, lens, "geometry", method=f"effects, {over}, spare {spare}")
     cases = list(zip(rows, splits, strict=True))

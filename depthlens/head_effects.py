@@ -14,7 +14,7 @@ from scipy import stats as sps
 from depthlens.errors import UserError, unknown
 from depthlens.head_scores import Head, HeadScores
 from depthlens.results import Result
-from depthlens.stats import BASELINE
+from depthlens.stats import BASELINE, metric_unit
 
 N_BOOT = 1000
 
@@ -50,7 +50,7 @@ def losses(result: Result, task: str | None = None, metric: str | None = None) -
     critical[at] = rows["condition"].isin(chosen.critical()["condition"])
     low, high = (-grid["ci_high"], -grid["ci_low"]) if better else (grid["ci_low"], grid["ci_high"])
     values = -grid["delta"] if better else grid["delta"]
-    unit = "nats" if metric == "answer_logprob" else ""
+    unit = metric_unit(metric)
     how = "estimated loss" if chosen.record.get("method") == "attribution" else "loss"
     name = f"{how} of {metric}, {task}"
     return HeadScores(name, unit, values, low, high, int(rows["n"].max()), critical, chosen.record)
@@ -89,7 +89,7 @@ def contrast(result: Result, task: str, other: str, metric: str | None = None) -
     dims = result.record["model"]["dims"]
     cases = np.zeros((len(gap), dims["n_layers"], dims["n_heads"]))
     cases[:, [layer for layer, _ in heads], [head for _, head in heads]] = gap
-    name, unit = f"loss of {metric}, {task} minus {other}", "nats" if metric == "answer_logprob" else ""
+    name, unit = f"loss of {metric}, {task} minus {other}", metric_unit(metric)
     return HeadScores.of_cases(name, unit, cases, result.record, tested=True, heads=heads)
 
 

@@ -220,7 +220,8 @@ def unit_of(result: Result, model: str, task: str, metric: str) -> str:
     values = docs.loc[(docs["model"] == model) & (docs["task"] == task) & (docs["metric"] == metric), "value"]
     if result.metric_info(task, metric)["higher_is_better"] and stats.is_binary(values):
         return "accuracy"
-    return metric.removesuffix(",none") + (" (nats)" if metric == "answer_logprob" else "")
+    unit = stats.metric_unit(metric)
+    return metric.removesuffix(",none") + (f" ({unit})" if unit else "")
 
 
 def _title(maps: Sequence[_Map], estimated: bool) -> str:

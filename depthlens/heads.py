@@ -179,7 +179,6 @@ def recall(needles: Sequence[Needle], found: Sequence[Needle]) -> pd.DataFrame:
 def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False, kept: Kept | None = None) -> np.ndarray:
     """Copy-paste score of every head on each needle, recalled or not. Shape [needle, n_layers, n_heads]."""
     dims = lens.dims
-    names = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         some = [needles[i] for i in members]
@@ -198,7 +197,7 @@ def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False, kep
         yield members, scores.reshape(len(some), -1)
 
     cases = [(n.request, n.targets, n.places, n.asked) for n in needles]
-    return (kept or Kept()).numbers(cases, names, measure).reshape(len(needles), dims.n_layers, dims.n_heads)
+    return (kept or Kept()).numbers(cases, dims.head_names, measure).reshape(len(needles), dims.n_layers, dims.n_heads)
 
 
 def reasoning_scores(

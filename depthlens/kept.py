@@ -3,7 +3,8 @@
 A row's address is all that decides its answer: the model's fingerprint, dtype, kind of device, backend, version of the
 engine's arithmetic (these make the entry), the condition with what stands in for the removed part, and the request's
 token ids, in which task, examples, document and option have already gone. So another number of documents, another
-metric of the same answers or another notebook asks for the same rows, and only what is missing is computed.
+metric of the same answers or another notebook asks for the same rows, and only what is missing is computed. Numbers
+that are measured of single texts (`Kept.numbers`) are rows, too: a number's name stands where conditions do.
 """
 
 from __future__ import annotations
@@ -281,7 +282,7 @@ def keep(
         backend: What applies the conditions.
         method: What the values are, where they are not the engine's own answers.
         reference: See `Kept`.
-        donor: A second model that the values depend on; None: the one whose parts are transplanted, if any.
+        donor: A second model that every value depends on; one whose parts are transplanted is seen by itself.
 
     Returns:
         One that keeps nothing where there is no store, or where a model was changed by hand (hooks, replaced
@@ -290,8 +291,8 @@ def keep(
     opened = open_store(store)
     if opened is None:
         return Kept()
-    donor = donor or (lens.donor and lens.donor.lens)
-    for one in (lens, donor) if donor else (lens,):
+    transplanted = [lens.donor.lens] if lens.donor else []
+    for one in (lens, *transplanted, *([donor] if donor else [])):
         if changed := one.changed_by_hand:
             log.warning("store: %s of %s has %s; results are neither read nor kept", changed[0], one.name, changed[1])
             return Kept()
@@ -305,9 +306,11 @@ def keep(
         "numerics": NUMERICS,
         "tokenizer": lens.writing,
     }
+    if donor:
+        shared["donor"] = [donor.fingerprint, str(donor.dtype)]
     made = {"model": lens.name, "class": about["class"], "device": about["device"], "label": label}
     made |= provenance.environment() | provenance.where_and_when()
-    stands_in = {"donor": donor.fingerprint} if donor else {}
+    stands_in = {"donor": lens.donor.lens.fingerprint} if lens.donor else {}
     return Kept(opened.entry(shared, label, made), (reference or {}) | stands_in)
 
 

@@ -79,12 +79,11 @@ def attention_at_results(
 
     kept = keep(store, lens, f"results of {task}", method="attention at results")
     cases = [(s.text.tokens, s.question, s.results) for s in solved]
-    heads = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
-    names = [f"{head} {source}" for head in heads for source in SOURCES]
+    names = [f"{head} {source}" for head in dims.head_names for source in SOURCES]
     totals = kept.numbers(cases, names, measure).reshape(len(solved), *shape).sum(0)
     n = sum(len(s.results) for s in solved)
     layer, head = (x.ravel() for x in np.indices(shape[:2]))
-    table = pd.DataFrame({"layer": layer, "head": head, "condition": heads})
+    table = pd.DataFrame({"layer": layer, "head": head, "condition": dims.head_names})
     for i, source in enumerate(SOURCES):
         table[source] = totals[..., i].ravel() / n
     return table.assign(n=n)
