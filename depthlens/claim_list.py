@@ -84,7 +84,7 @@ class Evidence:
         return list({(p.task, p.metric): p for r in self._sweeps for p in _profiles(r)}.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Claim:
     """A claim of the study and how it is put to the test.
 
@@ -105,6 +105,9 @@ class Claim:
     needs: tuple[str, ...]
     specs: tuple[Spec, ...]
     any_of: bool = False
+
+    def __repr__(self) -> str:
+        return f"{self.id}: {self.statement}"
 
     def missing(self, evidence: Evidence) -> list[str]:
         """Fields of the evidence that the test lacks."""

@@ -150,7 +150,7 @@ class HeadScores:
         return f"HeadScores({self.name}{', ' + self.unit if self.unit else ''}, n = {self.n}: {first}, ...)"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReasoningScores:
     """Loss per token, in nats, that removing a head causes on three kinds of tokens of worked solutions.
 
@@ -167,6 +167,9 @@ class ReasoningScores:
     text: HeadScores
     contrast: HeadScores
     record: dict
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {getattr(self, name)!r}" for name in ("computed", "copied", "text", "contrast"))
 
 
 COPIES, NEEDED = 0.1, 0.1  # score, nats per token

@@ -16,6 +16,7 @@ separating may be lack of data; it is no proof that the heads do not matter.
 
 from __future__ import annotations
 
+import html
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ MIN_DRAWS = 10
 Lists = dict[str, list[Head]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RemovalCurve:
     """Scores of tasks as the first k heads of lists are removed, and as random heads are.
 
@@ -58,6 +59,23 @@ class RemovalCurve:
     tests: pd.DataFrame
     result: Result
     record: dict
+
+    def __repr__(self) -> str:
+        return f"{self._head()}\n{self._shown().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self._head())}</p>{self._shown().to_html(index=False, border=0)}"
+
+    def _head(self) -> str:
+        lists, tasks = (", ".join(dict.fromkeys(self.tests[column])) for column in ("list", "task"))
+        ks, draws = sorted(set(self.points["k"]) - {0}), int(self.band["n_draws"].max())
+        size = f"{ks[0]} to {ks[-1]} heads" if len(ks) > 1 else f"{ks[0]} head{'s' * (ks[0] > 1)}"
+        return f"RemovalCurve of {lists} on {tasks}: {size} removed together, against {draws} random lists each"
+
+    def _shown(self) -> pd.DataFrame:
+        """What the lists cost against random heads, a row a list and task; `verdict` says it in words."""
+        columns = ["list", "task", "metric", "value", "random", "low", "high", "p_value", "separates", "at_chance"]
+        return self.tests[columns].round({"value": 3, "random": 3, "low": 3, "high": 3, "p_value": 3})
 
     def separations(self) -> list[str]:
         """Whether each list separates from its random heads on each task: one sentence each."""

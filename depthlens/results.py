@@ -281,16 +281,31 @@ class Result:
     def _shown(self) -> tuple[str, pd.DataFrame, list[str]]:
         counts = {c: self.docs[c].nunique() for c in ("model", "task", "metric", "condition")}
         sizes = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
-        ordered = self.summary.sort_values("delta", kind="stable")
-        columns = ["condition", *GROUP, "n", "value", "delta", "ci_low", "ci_high", "p_adjusted"]
-        table = ordered[columns].head(_SHOWN).round({"value": 3, "delta": 3, "ci_low": 3, "ci_high": 3})
-        table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
-        rest = [f"{len(ordered) - _SHOWN} more rows in result.summary"] if len(ordered) > _SHOWN else []
         try:
-            notes = self.notes
-        except UserError as error:  # an incomplete record must not hide the table
-            notes = [str(error)]
-        return f"Result of {sizes}; by delta", table, rest + notes
+            notes, losses = self.notes, self._judged["loss"].tolist()
+            order = "worst loss of each task and metric first"
+        except UserError as error:  # an incomplete record must not hide the table, though it does not say what is worse
+            notes, losses, order = [str(error)], None, "in the order of the sweep"
+        ordered = self._by_loss(losses)
+        n_groups = len(ordered[GROUP].drop_duplicates())
+        most = max(_SHOWN, min(2 * n_groups, 2 * _SHOWN))
+        # a fair share: the first row of every group, then the second of every group, and so on
+        chosen = ordered.groupby(GROUP, sort=False).cumcount().sort_values(kind="stable").index[:most]
+        columns = ["condition", *GROUP, "n", "value", "delta", "ci_low", "ci_high", "p_adjusted"]
+        table = ordered.loc[sorted(chosen), columns].round({"value": 3, "delta": 3, "ci_low": 3, "ci_high": 3})
+        table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
+        rest = [f"{len(ordered) - most} more rows in result.summary"] if len(ordered) > most else []
+        return f"Result of {sizes}; {order}", table, rest + notes
+
+    def _by_loss(self, losses: list[float] | None) -> pd.DataFrame:
+        """The summary group by group, each with its baseline and then its conditions by falling loss."""
+        is_base = self.summary["condition"] == BASELINE
+        table = self.summary.assign(_place=self.summary.groupby(GROUP, sort=False).ngroup(), _loss=0.0)
+        table.loc[is_base, "_loss"] = math.inf
+        if losses is not None:
+            table.loc[~is_base, "_loss"] = losses
+        ordered = table.sort_values(["_place", "_loss"], ascending=[True, False], kind="stable", ignore_index=True)
+        return ordered.drop(columns=["_place", "_loss"])
 
 
 def concat(results: Sequence[Result]) -> Result:
