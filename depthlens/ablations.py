@@ -265,10 +265,14 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     Raises:
         UserError: unknown word, malformed condition, or a part the model does not have.
     """
+    words = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
+    if not isinstance(spec, Iterable):
+        raise UserError(f"ablate {spec!r}: give {words}")
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
     if not items:
-        words = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
         raise UserError(f"nothing to ablate in {spec!r}; give {words}")
+    if wrong := [item for item in items if not isinstance(item, str | Condition)]:
+        raise UserError(f"ablate {wrong[0]!r}: give {words}, each as a text")
     conditions = {BASELINE: None}  # in order, each once
     for item in items:
         found = [item]

@@ -31,8 +31,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from depthlens import arguments, patterns, provenance, solutions
 from depthlens import needles as prompts
-from depthlens import patterns, provenance, solutions
 from depthlens.ablations import BASELINE
 from depthlens.attribution import attribute
 from depthlens.engine import Engine
@@ -96,6 +96,10 @@ def retrieval_scores(
     Raises:
         UserError: anything asked for that does not exist, or no needle is recalled: then nothing can be judged.
     """
+    arguments.loaded(lens)
+    arguments.check(
+        limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, batch_tokens=batch_tokens
+    )
     if method not in (COPY, EXACT, ATTRIBUTION):
         raise unknown("method", method, (COPY, EXACT, ATTRIBUTION))
     if among is not None and method != EXACT:
@@ -162,6 +166,7 @@ def recalled(
     Raises:
         UserError: no needles, or none of them is recalled.
     """
+    arguments.loaded(lens)
     kept = keep(store, lens, "needles")
     return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=kept), needles)
 
@@ -236,6 +241,10 @@ def reasoning_scores(
     Raises:
         UserError: anything asked for that does not exist, or a task without worked solutions.
     """
+    arguments.loaded(lens)
+    arguments.check(
+        limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, batch_tokens=batch_tokens
+    )
     if method not in (EXACT, ATTRIBUTION):
         raise unknown("method", method, (EXACT, ATTRIBUTION))
     chosen = _chosen(lens, heads, method)

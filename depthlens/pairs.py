@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from depthlens import models, organisms
+from depthlens import arguments, models, organisms
 from depthlens.ablations import Condition
 from depthlens.donors import Donor
 from depthlens.errors import UserError, unknown
@@ -77,6 +77,7 @@ def with_donor(base: models.Lens, donor: str | os.PathLike[str] | models.Lens) -
     Raises:
         UserError: the two are no pair; the message names the difference.
     """
+    arguments.loaded(base)
     base.needs_weights("@donor")
     donor = load_donor(base, donor)
     together = copy.copy(base)

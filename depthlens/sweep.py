@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import attribution, backends, budget, donors, harness, models, pairs, provenance
+from depthlens import arguments, attribution, budget, donors, harness, model_names, models, pairs, provenance
 from depthlens import store as storage
 from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
@@ -21,7 +21,6 @@ from depthlens.results import Result
 
 METHODS = ("exact", "attribution")
 HEAD_MODES = ("zero", "mean", "resample")
-MEASURES = ("task", METRIC, "both")
 
 
 def layer_sweep(
@@ -67,13 +66,13 @@ def layer_sweep(
     Raises:
         UserError: for anything asked for that does not exist.
     """
-    words = {"layer": "layers", "attn": "attn", "mlp": "mlp"}
-    if site not in words:
-        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(words)}")
+    sites = ("layer", "attn", "mlp")
+    if site not in sites:
+        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(sites)}")
     return condition_sweep(
         lens,
         task,
-        words[site],
+        "layers" if site == "layer" else site,
         limit=limit,
         num_fewshot=num_fewshot,
         include_path=include_path,
@@ -139,6 +138,7 @@ def head_sweep(
     Raises:
         UserError: for anything asked for that does not exist.
     """
+    arguments.loaded(lens)
     for name, value, allowed in (
         ("site", site, ("head", "kv")),
         ("method", method, METHODS),
@@ -149,7 +149,7 @@ def head_sweep(
     if measure is None:
         measure = METRIC if method == "attribution" else "both"
     dims = lens.dims
-    chosen = range(dims.n_layers) if layers is None else layers
+    chosen = range(dims.n_layers) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     of_layer, letter = (dims.n_heads, "H") if site == "head" else (dims.n_kv_heads, "KV")
     suffix = "" if mode == "zero" else f"@{mode}"
     ablate = [f"L{layer}.{letter}{i}{suffix}" for layer in chosen for i in range(of_layer)]
@@ -176,10 +176,17 @@ def head_sweep(
         return Result(result.docs, result.record | {"method": method})
     if measure != METRIC:
         raise UserError(f"measure {measure!r}: attribution estimates {METRIC} only; use it, or method='exact'")
+    arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
+    arguments.check(batch_tokens=batch_tokens, chat=chat, system_prompt=system_prompt, progress=progress)
     if backend != "torch":
         raise UserError(f"backend {backend!r}: attribution needs backend='torch'")
+    if mode == "resample":
+        raise UserError("mode 'resample': attribution estimates 'zero' and 'mean'; use one of these, or method='exact'")
+    if references is not None:
+        fix = "leave them out, or use method='exact' and mode='resample'"
+        raise UserError(f"references {references!r}: attribution puts no prompt in place of a head; {fix}")
     conditions = expand(ablate, dims)
-    names = [task] if isinstance(task, str) else task
+    names = arguments.names("task", task, "capitals_continuation")
     tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
@@ -218,8 +225,14 @@ def run_sweep(
     remote: bool | str = False,
     **kwargs: Any,
 ) -> Result:
-    """`condition_sweep` on a model by name; tasks are looked up first, since loading a model takes longer."""
-    backends.check(kwargs.get("backend", "torch"))
+    """`condition_sweep` on a model by name; what needs no weights is looked at before they are read."""
+    checked = ("limit", "num_fewshot", "include_path", "seed", "backend", "batch_tokens", "measure", "references")
+    arguments.check(
+        **{name: kwargs[name] for name in checked if name in kwargs}, dtype=dtype, device=device, tasks=tasks
+    )
+    for name in (model, kwargs.get("donor")):
+        if name is not None and not isinstance(name, models.Lens):
+            model_names.probe(model_names.find(name, weights=not remote))
     loaded = harness.load_tasks(
         tasks,
         include_path=kwargs.get("include_path"),
@@ -257,13 +270,19 @@ def condition_sweep(
     ``@resample`` conditions z of each of the prompts ``references`` in turn, and scores are means over these;
     ``@donor`` conditions weights of ``donor``, a name or a loaded model (`depthlens.pairs.with_donor`).
     """
+    arguments.loaded(lens)
+    arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
+    arguments.check(
+        batch_tokens=batch_tokens, chat=chat, system_prompt=system_prompt, measure=measure, progress=progress
+    )
+    arguments.check(references=references)
     conditions = expand(ablate, lens.dims)
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
     both = _together(lens, donor, conditions, backend)
     opened = storage.open_store(store)  # what is wrong with it is told before the tasks are made
     if not isinstance(tasks, dict):
-        names = [tasks] if isinstance(tasks, str) else tasks
+        names = arguments.names("task", tasks, "capitals_continuation")
         tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
@@ -339,13 +358,17 @@ def _result(
 
 
 def _views(
-    lens: models.Lens, tasks: dict[str, Any], measure: str, *, chat: bool = False, **options: Any
+    lens: models.Lens,
+    tasks: dict[str, Any],
+    measure: str,
+    *,
+    chat: bool = False,
+    limit: int | None = None,
+    **options: Any,
 ) -> list[harness.Prepared | Answers]:
     """What is run of each task: the task itself, its reference answers, or one after the other."""
-    if measure not in MEASURES:
-        raise unknown("measure", measure, MEASURES)
     views: list[harness.Prepared | Answers] = []
-    for task in harness.prepare(lens, tasks, chat=chat, **options):
+    for task in harness.prepare(lens, tasks, chat=chat, limit=arguments.documents(limit), **options):
         views += [task] if measure != METRIC else []
         views += [Answers(lens, task, chat=chat)] if measure != "task" else []
     return views
@@ -354,8 +377,6 @@ def _views(
 def _tokens(lens: models.Lens, conditions: Sequence[Condition], references: Sequence[str] | None) -> list[list[int]]:
     """Token ids of the reference prompts, where a condition asks for some."""
     asked = next((c for c in conditions if c.uses_resample), None)
-    if isinstance(references, str) or not all(isinstance(r, str) and r.strip() for r in references or ()):
-        raise UserError(f"references {references!r}: give a list of prompts, none of them empty")
     if bool(asked) != bool(references):
         fault = f"condition {asked} needs references" if asked else "references are used by @resample conditions only"
         raise UserError(f"{fault}: give both, or neither")

@@ -150,7 +150,7 @@ def test_bad_requests_are_refused():
     lens = tiny.lens("llama-gqa")
     heads = [(0, 0), (1, 1)]
     for lists, options, message in [
-        ({}, {}, "no lists"),
+        ({}, {}, "give at least one list of heads by name"),
         ({"a": heads}, {"k": 3}, "list 'a' has 2 heads; k goes up to 3"),
         ({"a": heads}, {"k": 0}, "k 0"),
         ({"a": heads}, {"k": []}, "k \\[\\]"),
