@@ -12,6 +12,7 @@ import logging
 import os
 import struct
 from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import TimeoutError as NoAnswer
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -101,8 +102,11 @@ def _on_disk(name: str, path: Path, weights: bool) -> Source | None:
     return None
 
 
+@cache
 def probe(source: Source) -> Source:
     """Ask the hub for the configuration of a model that is there, and refuse a class that depthlens does not know.
+
+    What the hub said once is not asked again.
 
     Returns:
         The source, with ``only_cached`` settled.
@@ -123,7 +127,7 @@ def probe(source: Source) -> Source:
 
     from depthlens.hub_errors import explain
 
-    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", SECONDS))
+    seconds = _seconds(os.environ.get("HF_HUB_ETAG_TIMEOUT", SECONDS))
     file, only_cached = (source.place, "config.json"), is_offline_mode()
     try:
         if not only_cached:
@@ -142,6 +146,13 @@ def probe(source: Source) -> Source:
         raise explain(source.name, e, is_offline_mode()) from e
     _known_class(source.name, Path(config))
     return replace(source, only_cached=only_cached)
+
+
+def _seconds(given: str | float) -> float:
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(f"HF_HUB_ETAG_TIMEOUT {given!r}: give a number of seconds") from None
 
 
 def _known_class(name: str, path: Path) -> None:

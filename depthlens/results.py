@@ -15,8 +15,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,14 +24,15 @@ from typing import IO
 
 import pandas as pd
 import pyarrow
+import pyarrow.parquet
 
-from depthlens import stats
+from depthlens import out_folder, stats
 from depthlens.errors import UserError, unknown
-from depthlens.resources import unwritable, writable_folder
+from depthlens.out_folder import DOCS_FILE, FILES, RECORD_FILE, SUMMARY_FILE
+from depthlens.resources import writable_folder
 from depthlens.stats import ALPHA, BASELINE, GROUP
 
 DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
-DOCS_FILE, SUMMARY_FILE, RECORD_FILE = "docs.parquet", "summary.parquet", "record.json"
 _DTYPES = {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
 _SHOWN = 12  # rows of the summary in a repr
 
@@ -171,33 +170,34 @@ class Result:
             record = {**record, "tasks": {t: v for t, v in record["tasks"].items() if t in set(docs["task"])}}
         return Result(docs, record)
 
-    def save(self, out: str | Path) -> None:
+    def save(self, out: str | Path, *, overwrite: bool = False) -> None:
         """Write the three files into folder ``out``, each replaced at once and none before all are written.
 
+        Args:
+            out: A folder, made where there is none.
+            overwrite: Replace what the folder holds. Without it, only a result of the same sweep is replaced.
+
         Raises:
-            UserError: ``out`` is a file, or cannot be written.
+            UserError: ``out`` is a file, cannot be written, or holds another result or files of something else.
         """
         summary, folder = self.summary, writable_folder(out)
+        if not overwrite:
+            out_folder.refuse_other(folder, FILES, lambda record: self._differs(record, folder))
         text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
         writers: dict[str, Callable[[IO[bytes]], object]] = {
             DOCS_FILE: lambda file: self.docs.to_parquet(file, index=False),
             SUMMARY_FILE: lambda file: summary.to_parquet(file, index=False),
             RECORD_FILE: lambda file: file.write(text.encode()),
         }
-        temporary = {name: folder / f".{name}.{uuid.uuid4().hex}" for name in writers}
-        try:
-            for name, write in writers.items():
-                with open(temporary[name], "xb") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for name, path in temporary.items():
-                os.replace(path, folder / name)
-        except OSError as error:
-            raise unwritable(folder, error) from error
-        finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+        out_folder.write_together(folder, writers)
+
+    def _differs(self, record: dict, folder: Path) -> str:
+        """In what the result that lies in a folder differs from this one; "" if in nothing."""
+        if why := out_folder.difference(record, self.record):
+            return why
+        path = folder / DOCS_FILE
+        n = pyarrow.parquet.read_metadata(path).num_rows if path.exists() else len(self.docs)
+        return "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
 
     @classmethod
     def load(cls, out: str | Path) -> Result:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from depthlens import arguments
 from depthlens.errors import UserError, unknown
 from depthlens.store import Damaged, Part, Store, made
 
@@ -111,6 +112,8 @@ def prune(
     Raises:
         UserError: no criterion, or a model or label of which nothing is kept.
     """
+    if older_than is not None:
+        arguments.number("older_than", older_than, 0, fix=" of days")
     if not (model or label or older_than is not None or leftovers or everything):
         raise UserError("nothing to prune is named; give a model, a task, an age, leftovers or all")
     rest = store.leftovers() if leftovers else []
@@ -122,7 +125,7 @@ def prune(
             raise unknown("model", model, sorted(every))
         if label and label not in (labels := {part.label for part in known}):
             raise unknown("task", label, sorted(labels))
-        limit = (datetime.now(UTC) - timedelta(days=older_than)).isoformat() if older_than is not None else None
+        limit = _ago(older_than) if older_than is not None else None
         for part in known:
             fits = (not model or model in names[part]) and (not label or part.label == label)
             if fits and (limit is None or _time(store, part) < limit):
@@ -133,6 +136,12 @@ def prune(
         for path in rest:
             store.remove_leftover(path)
     return chosen, rest
+
+
+def _ago(days: float) -> str:
+    """The time so many days ago; before the first year of the calendar nothing was made."""
+    now = datetime.now(UTC)
+    return (now - timedelta(days=min(days, float(now.toordinal() - 1)))).isoformat()
 
 
 def _names(store: Store, part: Part) -> set[str]:

@@ -240,7 +240,9 @@ def run_sweep(
         seed=kwargs.get("seed", 0),
     )
     lens = models.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
-    return condition_sweep(lens, loaded, ablate, **kwargs)
+    result = condition_sweep(lens, loaded, ablate, **kwargs)
+    result.record["asked_tasks"] = list(tasks)  # groups among them stand for their tasks
+    return result
 
 
 def condition_sweep(

@@ -322,7 +322,7 @@ def test_round_trip_is_exact(result, tmp_path):
 def test_save_replaces_an_older_result(result, tmp_path):
     result.save(tmp_path)
     smaller = result.select(task="capitals")
-    smaller.save(str(tmp_path))
+    smaller.save(str(tmp_path), overwrite=True)
     assert len(Result.load(str(tmp_path)).docs) == len(smaller.docs)
 
 
@@ -340,7 +340,7 @@ def test_full_disk_leaves_the_older_result_whole(result, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="cannot write to .*No space left on device"):
-        result.save(tmp_path)
+        result.save(tmp_path, overwrite=True)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -363,7 +363,7 @@ def test_unusable_folders(result, tmp_path):
 def test_read_only_folder(result, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
-        result.save(tmp_path)
+        result.save(tmp_path, overwrite=True)
 
 
 def test_writable_folder_leaves_nothing(tmp_path):
