@@ -10,7 +10,9 @@ A condition is a frozen set of ablations, written the same way on the command li
     L12.KV1       z of every query head that reads key/value head 1 set to zero
     L8-11         layers 8 to 11 skipped, both ends included
     L3.H1+L9.H2   several at once
-    L12.H3@mean   replaced by the mean over a named reference set instead of removed (any of the above)
+    L12@mean      what the layer adds is replaced by the mean of what it adds over a named reference set: its output is
+                  its input plus that mean; L12.attn@mean and L12.mlp@mean likewise
+    L12.H3@mean   z replaced by its mean over the reference set (heads and KV groups)
     L12.H3@resample   z replaced by that of a stated reference prompt at the same position (heads and KV groups)
     L12.H3@donor  the part keeps its place and gets the weights of a donor model (any of the above, see `donors`)
     embed@donor, unembed@donor   the donor's embedding; its final norm and unembedding
@@ -64,8 +66,9 @@ class Ablation:
         layer: Layer number from 0; -1 for the sites ``embed`` and ``unembed``.
         site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``embed`` or ``unembed``.
         index: Head or KV group for the sites ``head`` and ``kv``, else -1.
-        mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean``, ``resample`` (heads and KV groups), or
-            ``donor`` (all sites, and the only mode of ``embed`` and ``unembed``).
+        mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean`` (of what the part adds; of a head or KV
+            group: of its ``z``), ``resample`` (heads and KV groups), or ``donor`` (all sites, and the only mode of
+            ``embed`` and ``unembed``).
     """
 
     layer: int

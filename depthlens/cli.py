@@ -106,7 +106,7 @@ def sweep(
         typer.Option(
             metavar="WHAT",
             help="layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions such as L3,L5.H2,L8@mean "
-            "(@mean: the mean of what the part adds stays in place of what it adds).",
+            "(@mean: a part adds the mean of what it adds, over reference prompts).",
         ),
     ],
     out: OutOption,

@@ -27,7 +27,7 @@ class DepthlensLM(HFLM):
         device: See `depthlens.load`; None chooses, and so does a CUDA device where there is none.
         backend: What applies the condition.
         batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
-        reference: Text file, one prompt a line, whose mean ``@mean`` puts in place of a part.
+        reference: Text file, one prompt a line, over which ``@mean`` takes the mean of what a part adds.
         donor: Model whose weights ``@donor`` puts in place.
         kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
 

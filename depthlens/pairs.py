@@ -23,7 +23,7 @@ from torch import nn
 
 from depthlens import arguments, models, organisms
 from depthlens.ablations import Condition
-from depthlens.donors import Donor
+from depthlens.donors import Donor, require
 from depthlens.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,19 @@ def warn_of_ends(lens: models.Lens, conditions: Sequence[Condition]) -> None:
         log.warning(
             "donor %r differs in %s too, which stay the base's; %s", lens.donor.lens.name, " and ".join(left), fix
         )
+
+
+def together(
+    lens: models.Lens, donor: str | os.PathLike[str] | models.Lens | None, conditions: Sequence[Condition], backend: str
+) -> models.Lens:
+    """The model with its donor, where conditions ask for one; nothing asked for is ignored."""
+    both = lens if donor is None else with_donor(lens, donor)
+    require(both, conditions, backend)
+    if donor is not None:
+        if not any(c.uses_donor for c in conditions):
+            raise UserError(f"donor {both.donor.lens.name!r} is used by @donor conditions only; give both, or neither")
+        warn_of_ends(both, conditions)
+    return both
 
 
 def compare(base: models.Lens, donor: models.Lens) -> Donor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import arguments, attribution, budget, donors, harness, model_names, models, pairs, provenance
+from depthlens import arguments, attribution, budget, harness, model_names, models, pairs, provenance
 from depthlens import store as storage
 from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
@@ -268,9 +268,10 @@ def condition_sweep(
 
     ``tasks`` are task names, or tasks from `harness.load_tasks`; ``ablate`` is ``layers``, ``attn``, ``mlp``,
     ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions. For the other arguments, the result and the
-    errors see `layer_sweep`. ``@mean`` conditions use the mean over the prompts of the first 64 documents of each task;
-    ``@resample`` conditions z of each of the prompts ``references`` in turn, and scores are means over these;
-    ``@donor`` conditions weights of ``donor``, a name or a loaded model (`depthlens.pairs.with_donor`).
+    errors see `layer_sweep`. ``@mean`` puts the mean of what a part adds, over the prompts of the first 64 documents of
+    each task, in the place of what it adds (a layer's output becomes its input plus that mean); ``@resample``
+    puts z of each of the prompts ``references`` in turn, and scores are means over these; ``@donor`` puts weights of
+    ``donor``, a name or a loaded model (`depthlens.pairs.with_donor`).
     """
     arguments.loaded(lens)
     arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
@@ -281,7 +282,7 @@ def condition_sweep(
     conditions = expand(ablate, lens.dims)
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
-    both = _together(lens, donor, conditions, backend)
+    both = pairs.together(lens, donor, conditions, backend)
     opened = storage.open_store(store)  # what is wrong with it is told before the tasks are made
     if not isinstance(tasks, dict):
         names = arguments.names("task", tasks, "capitals_continuation")
@@ -304,21 +305,6 @@ def condition_sweep(
     if both.donor:
         record["donor"] = both.donor.lens.describe() | {"notes": list(both.donor.notes)}
     return _result(lens, views, conditions, run, record | settings, _tokens(lens, conditions, references))
-
-
-def _together(
-    lens: models.Lens, donor: str | Path | models.Lens | None, conditions: Sequence[Condition], backend: str
-) -> models.Lens:
-    """The model with its donor, where conditions ask for one; nothing asked for is ignored."""
-    together = lens if donor is None else pairs.with_donor(lens, donor)
-    donors.require(together, conditions, backend)
-    if donor is not None:
-        if not any(c.uses_donor for c in conditions):
-            raise UserError(
-                f"donor {together.donor.lens.name!r} is used by @donor conditions only; give both, or neither"
-            )
-        pairs.warn_of_ends(together, conditions)
-    return together
 
 
 def _result(
