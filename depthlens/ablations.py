@@ -23,7 +23,7 @@ No torch in here: conditions are hashable, travel through JSON as their text for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, permutations
 
@@ -77,6 +77,10 @@ class Ablation:
     mode: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("layer", "index"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not hasattr(number, "__index__"):
+                raise UserError(f"{name} {number!r} of an ablation: give a whole number")
         if self.site not in SITES:
             raise UserError(f"unknown ablation site {self.site!r}; allowed: {', '.join(SITES)}")
         if self.site in ENDS and self.mode != "donor":
@@ -130,6 +134,9 @@ class Condition:
     ablations: tuple[Ablation, ...] = ()
 
     def __post_init__(self) -> None:
+        for one in self.ablations:
+            if not isinstance(one, Ablation):
+                raise UserError(f"condition of {one!r}: give ablations, or parse a text with depthlens.parse")
         ordered = tuple(sorted(self.ablations))
         if len(set(ordered)) != len(ordered):
             raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
@@ -229,6 +236,8 @@ def parse(text: str) -> Condition:
     Raises:
         UserError: naming the part that does not follow the grammar.
     """
+    if not isinstance(text, str):
+        raise UserError(f"condition {text!r}: write {GRAMMAR}")
     if text.strip() == "baseline":
         return BASELINE
     ablations: list[Ablation] = []
@@ -269,7 +278,7 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
         UserError: unknown word, malformed condition, or a part the model does not have.
     """
     words = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
-    if not isinstance(spec, Iterable):
+    if not isinstance(spec, Iterable) or isinstance(spec, Mapping):
         raise UserError(f"ablate {spec!r}: give {words}")
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
     if not items:

@@ -39,6 +39,28 @@ def result(value: Any, name: str = "result") -> None:
         raise UserError(f"{name} is a {type(value).__name__}, not the result of a sweep; {fix}")
 
 
+def made_by(value: Any, field: str, what: str, name: str) -> None:
+    """Refuse what lacks a field that the wanted object has; ``what`` says where to get one."""
+    if not hasattr(value, field):
+        raise UserError(f"{name} is a {type(value).__name__}; give {what}")
+
+
+def chosen(name: str, value: Any, known: Iterable[Any]) -> list[str]:
+    """One name or several out of those that there are.
+
+    Raises:
+        UserError: none, or one that is not there.
+    """
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not names:
+        raise UserError(f"{name} {value!r}: give a name or a list of names out of: {', '.join(map(str, known))}")
+    known = list(known)
+    for one in names:
+        if one not in known:
+            raise unknown(name, one, known)
+    return list(names)
+
+
 def whole(name: str, value: Any, least: int, most: int | None = None, *, of: str = "", fix: str = "") -> None:
     """Refuse what is not a whole number from ``least``, up to ``most`` if there is one."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
@@ -147,6 +169,14 @@ def _folder(name: str, value: Any) -> None:
         raise UserError(f"{name} {shown!r} is not a folder; give the folder with your task YAML files")
 
 
+def _out(name: str, value: Any) -> None:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip() or "\0" in os.fspath(value):
+        raise UserError(f"{name} {value!r}: give the path of a folder, such as runs/mine, or leave it out")
+    path = Path(value)
+    if any(part.is_file() for part in (path, *path.parents)):
+        raise UserError(f"cannot write to {str(path)!r}: it, or a part of the path, is a file; name a folder")
+
+
 def _one_of(allowed: Sequence[str]) -> Callable[[str, Any], None]:
     def rule(name: str, value: Any) -> None:
         if not isinstance(value, str) or value not in allowed:
@@ -187,6 +217,7 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "measure": _one_of(MEASURES),
     "num_fewshot": _optional(_num_fewshot),
     "offload": _optional(_offload),
+    "out": _optional(_out),
     "progress": _flag,
     "references": _optional(_references),
     "seed": _seed,

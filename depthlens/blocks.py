@@ -62,6 +62,7 @@ def block_table(result: Result) -> pd.DataFrame:
     Raises:
         UserError: the result has no block.
     """
+    arguments.result(result)
     rows = result.summary[result.summary["condition"] != BASELINE]
     start = rows["condition"].str.extract(r"^L(?P<start>\d+)(?:-(?P<end>\d+))?$").astype("Int64")
     rows = rows.assign(start=start["start"], size=start["end"].fillna(start["start"]) - start["start"] + 1)

@@ -23,10 +23,10 @@ from itertools import combinations
 
 import pandas as pd
 
+from depthlens import arguments
 from depthlens import claim_tests as tests
 from depthlens.claim_list import CLAIMS, SWEEPS, Claim, Evidence
 from depthlens.claim_parts import CANNOT, CONTRADICTED, DIFFERENT, LEAST, SUPPORTED, UNDECIDED, Part
-from depthlens.errors import UserError
 from depthlens.stats import ALPHA
 
 __all__ = ["CLAIMS", "Claim", "Evidence", "Verdict", "headline", "heterogeneity", "judge", "table"]
@@ -105,8 +105,9 @@ def judge(evidence: Evidence, *, seed: int = 0, n_boot: int = N_BOOT) -> list[Ve
     Raises:
         UserError: too few draws, or a result that is not the sweep that its field asks for.
     """
-    if n_boot < 200:
-        raise UserError(f"n_boot {n_boot}: give at least 200; the tails of an interval need them")
+    arguments.made_by(evidence, "likelihood", "depthlens.claims.Evidence(...)", "evidence")
+    arguments.whole("n_boot", n_boot, 200, fix="; the tails of an interval need them")
+    arguments.check(seed=seed)
     return Verdicts(_verdict(claim, evidence, seed, n_boot) for claim in CLAIMS)
 
 

@@ -230,6 +230,8 @@ def gallery(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
 ) -> None:
     """Rebuild the pages and the index of a folder of executed notebooks."""
+    if not folder.strip():
+        raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
     say(f"reading the notebooks in {folder}", folder=folder)
     from depthlens.gallery import gallery as build
 
@@ -259,8 +261,10 @@ def _settle(store: str, json: bool) -> None:
     from depthlens import progress
     from depthlens import store as storage
 
+    if not store.strip():
+        storage.open_store(store)  # which says what to give
     if store != storage.DEFAULT:
-        local = "://" not in store and store.strip() and not storage.without(store)
+        local = "://" not in store and not storage.without(store)
         os.environ[storage.ENVIRONMENT] = str(Path(store).expanduser().resolve()) if local else store
     storage.open_store()  # what is wrong with it is told now
     if json:

@@ -202,6 +202,8 @@ def activation_deltas(
     arguments.loaded(base)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise UserError(f"prompts {prompts!r}: give a list of at least one text")
+    if strange := [p for p in prompts if not isinstance(p, Sequence)]:
+        raise UserError(f"prompts hold {strange[0]!r}; give texts or lists of token ids")
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
     window = getattr(base.model.config, "sliding_window", None)
     for i, row in enumerate(rows):

@@ -106,7 +106,7 @@ def retrieval_scores(
         raise UserError(f"among is given with method {method!r}; only 'exact' removes several heads at once")
     if among is not None and heads is not None:
         raise UserError("heads and among are both given; give heads to remove alone, or among others")
-    chosen = _chosen(lens, heads, method)
+    chosen = _chosen(lens, heads, method) if among is None else checked(lens, among)
     source = {"task": task, "limit": limit, "num_fewshot": num_fewshot, "seed": seed}
     if needles is not None:
         source = {"given": len(needles)}
@@ -145,7 +145,6 @@ def retrieval_scores(
     if among is None:
         losses, _ = single(lens, engine, requests, chosen)
     else:
-        chosen = checked(lens, among)
         record["among"] = [str(condition([h])) for h in chosen]
         losses = added(lens, engine, requests, chosen)
         name = f"loss on needle tokens after {len(chosen) - 1} other heads"
@@ -322,8 +321,8 @@ def _chosen(lens: Any, heads: Sequence[Head] | None, method: str) -> list[Head] 
 
 
 def _recalled(lens: Any, engine: Engine, needles: Sequence[Needle]) -> list[Needle]:
-    if not needles:
-        raise UserError("no needles; give at least one")
+    if not needles or not all(isinstance(needle, Needle) for needle in needles):
+        raise UserError("no needles; give at least one, from depthlens.needles")
     (answers,) = engine.loglikelihood([n.request for n in needles], [BASELINE], desc="recall")
     found = [n for n, answer in zip(needles, answers, strict=True) if answer.is_greedy]
     if not found:

@@ -60,4 +60,4 @@ def explain(name: str, error: Exception, offline: bool) -> UserError:
         return UserError(f"model {name!r} has no tokenizer files; save its tokenizer into the same folder")
     if "safetensors" in text and "no file named" in text:
         return UserError(f"model {name!r} has no safetensors weights; pickled weights are never read")
-    return UserError(f"model {name!r} cannot be read: {first}")
+    return UserError(f"model {name!r} cannot be read: {first}; check the name, or get its files again")

@@ -176,11 +176,13 @@ def _known_class(name: str, path: Path) -> None:
 def _known_gguf(name: str, path: Path) -> None:
     """Refuse a file that is not GGUF, or that says of itself that it holds another kind of model."""
     with path.open("rb") as file:
-        head = file.read(4096)
+        head = file.read(1 << 25)  # more than the vocabulary takes
     try:
-        magic, _, _, n_keys, length = struct.unpack_from("<4sIQQQ", head)
+        magic, _, n_tensors, n_keys, length = struct.unpack_from("<4sIQQQ", head)
         if magic != b"GGUF" or not n_keys:
             raise ValueError("it does not begin as one")
+        if not n_tensors or b".block_count" not in head:  # from it transformers would build a model of 7B parameters
+            raise ValueError("it holds no weights, or does not say how many layers it has")
         key, start = head[32 : 32 + length], 32 + length
         if key != b"general.architecture":
             return  # it stands first in the files that are made today; elsewhere it is read later

@@ -316,7 +316,8 @@ def _refuse_unfilled(name: str, loaded: dict[str, Any]) -> None:
     """Refuse a model some of whose weights the file did not give: transformers fills them at random."""
     for key, found, wanted in sorted(loaded["mismatched_keys"]):
         raise UserError(
-            f"model {name!r}: its weight {key} has shape {list(found)}, its config.json wants {list(wanted)}"
+            f"model {name!r}: its weight {key} has shape {list(found)}, its config.json wants {list(wanted)}; "
+            "get the whole model again"
         )
     if missing := sorted(loaded["missing_keys"]):
         raise UserError(

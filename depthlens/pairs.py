@@ -141,7 +141,8 @@ def compare(base: models.Lens, donor: models.Lens) -> Donor:
 
     def same(what: str, one: object, other: object) -> None:
         if one != other:
-            raise UserError(f"{names} are no pair: {what} {one} in the base, {other} in the donor")
+            fault = f"{names} are no pair: {what} {one} in the base, {other} in the donor"
+            raise UserError(f"{fault}; a donor differs in its weights alone")
 
     if donor.model is base.model:
         raise UserError(f"{names} are one loaded model; load the donor apart")

@@ -299,7 +299,7 @@ def overlap(one: Sequence[Head], other: Sequence[Head], n_heads_in_all: int) -> 
     Raises:
         UserError: an empty list, a head twice, or more heads than there are.
     """
-    sets = [{(int(layer), int(head)) for layer, head in heads} for heads in (one, other)]
+    sets = [set(arguments.heads("list", heads)) for heads in (one, other)]
     for heads, unique in zip((one, other), sets, strict=True):
         if not heads or len(unique) < len(heads) or len(unique) > n_heads_in_all:
             fault = f"a list of {len(heads)} heads, {len(unique)} of them different, of {n_heads_in_all}"

@@ -46,6 +46,8 @@ def writable_folder(path: Path | str) -> Path:
     Raises:
         UserError: it has no name, it or a part of the path is a file, or it cannot be made or written.
     """
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise UserError(f"folder {path!r}: give the path of a folder, such as runs/mine")
     if isinstance(path, str) and not path.strip():
         raise UserError(f"folder {path!r}: the name of a folder is empty; name one, such as runs/mine")
     folder = Path(path)

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from depthlens import out_folder, stats
+from depthlens import arguments, out_folder, stats
 from depthlens.errors import UserError, unknown
 from depthlens.out_folder import DOCS_FILE, FILES, RECORD_FILE, SUMMARY_FILE
 from depthlens.resources import writable_folder
@@ -50,10 +50,15 @@ class Result:
     record: dict
 
     def __post_init__(self) -> None:
+        if not isinstance(self.docs, pd.DataFrame) or not isinstance(self.record, dict):
+            kinds = f"{type(self.docs).__name__} and {type(self.record).__name__}"
+            raise UserError(f"a result is made of a table of documents and a record, not of {kinds}; give these two")
         object.__setattr__(self, "docs", _normalise(self.docs))
-        # Through JSON once: a result in memory equals the same result read back, and a record that cannot be
-        # written fails here.
-        object.__setattr__(self, "record", json.loads(json.dumps(self.record, allow_nan=False)))
+        # Through JSON once: a result in memory equals the same result read back.
+        try:
+            object.__setattr__(self, "record", json.loads(json.dumps(self.record, allow_nan=False)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the record cannot be written as JSON: {error}; leave out what is not a value") from error
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -118,7 +123,8 @@ class Result:
         Args:
             alpha: Level that ``p_adjusted`` has to stay below.
         """
-        if not 0 < alpha < 1:
+        arguments.number("alpha", alpha, 0, 1, fix="; 0.05 is usual")
+        if alpha in (0, 1):
             raise UserError(f"alpha {alpha} is not between 0 and 1; 0.05 is usual")
         for row in self.baselines.itertuples():
             if row.at_chance:
@@ -133,8 +139,8 @@ class Result:
             raise UserError("the baseline is what the others are compared with; name another condition")
         table = self._judged
         for column, wanted in (("condition", condition), ("task", task), ("metric", metric)):
-            if wanted is not None:
-                if wanted not in set(table[column]):
+            if wanted is not None or column == "condition":
+                if wanted not in list(table[column]):
                     raise unknown(column, wanted, [v for v in table[column].unique() if v != BASELINE])
                 table = table[table[column] == wanted]
         return "\n".join(self._sentence(row) for row in table.itertuples())
@@ -158,10 +164,7 @@ class Result:
         for column, wanted in choice.items():
             if wanted is None:
                 continue
-            names = [wanted] if isinstance(wanted, str) else list(wanted)
-            for name in names:
-                if name not in set(docs[column]):
-                    raise unknown(column, name, docs[column].unique())
+            names = arguments.chosen(column, wanted, docs[column].unique())
             docs = docs[docs[column].isin([*names, BASELINE] if column == "condition" else names)]
         if conditions is not None:
             kept = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
@@ -206,6 +209,8 @@ class Result:
         Raises:
             UserError: a file is missing or is not what `save` writes.
         """
+        if not isinstance(out, str | Path):
+            raise UserError(f"folder {out!r}: give the folder that a sweep wrote")
         folder = Path(out)
         for name in (DOCS_FILE, RECORD_FILE):
             if not (folder / name).is_file():
@@ -318,8 +323,10 @@ def concat(results: Sequence[Result]) -> Result:
     Raises:
         UserError: two results disagree on a score, or on what a task is.
     """
-    if not results:
-        raise UserError("no results to join; give at least one")
+    if not isinstance(results, Sequence) or not results:
+        raise UserError("no results to join; give at least one, in a list")
+    for one in results:
+        arguments.result(one)
     key = [*GROUP, "condition", "doc_id"]
     docs = pd.concat([r.docs for r in results], ignore_index=True)
     docs = docs.drop_duplicates([*key, "value"], ignore_index=True)

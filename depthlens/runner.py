@@ -30,7 +30,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets import default
 
-from depthlens import pages, provenance, resources
+from depthlens import arguments, pages, provenance, resources
 from depthlens.errors import UserError, unknown
 from depthlens.gallery import failed_cell, gallery, notebooks_in, read_notebook, write_whole
 from depthlens.parameters import Profiles, assign, declared, sound
@@ -138,8 +138,11 @@ def run(
         parameters: Values over the profile's. Text is read as YAML unless the notebook's default is text.
         progress: Show a bar (on a terminal) or a line per notebook on stderr.
     """
-    if not str(out).strip():
-        raise UserError(f"out {out!r}: the name of a folder is empty; name one, such as runs/mine")
+    if out is None:
+        raise UserError("out None: give the path of a folder, such as runs/mine")
+    arguments.check(out=out)
+    if not isinstance(parameters or {}, Mapping):
+        raise UserError(f"parameters {parameters!r}: give values by name, e.g. {{'limit': 10}}")
     out = Path(out)
     known = notebook_names()
     folder = resources.notebooks_dir()
@@ -176,10 +179,10 @@ def run(
 
 
 def _select(names: Sequence[str] | str, known: list[str], order: list[str] | None) -> list[str]:
-    wanted = [names] if isinstance(names, str) else list(names)
-    if not wanted:
+    wanted = [names] if isinstance(names, str) else names
+    if not isinstance(wanted, Sequence) or not wanted or not all(isinstance(name, str | Path) for name in wanted):
         raise UserError(f"no notebook named; give 'all' or any of: {', '.join(known)}")
-    if wanted == ["all"]:
+    if list(wanted) == ["all"]:
         return order or known
     found = []
     for given in wanted:

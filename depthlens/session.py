@@ -56,7 +56,7 @@ def start(
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
     arguments.check(limit=limit, num_fewshot=num_fewshot, seed=seed, device=device, dtype=dtype, offload=offload)
-    arguments.check(tasks=tasks, include_path=include_path)
+    arguments.check(tasks=tasks, include_path=include_path, out=out)
     if out is not None:
         writable_folder(out)
     model_names.probe(model_names.find(model, weights=not remote))

@@ -120,7 +120,7 @@ class Store:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(location)
         except (ValueError, ImportError) as e:
-            raise UserError(f"store {location!r} cannot be opened: {e}") from e
+            raise UserError(f"store {location!r} cannot be opened: {e}; give a folder or another URL") from e
         local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self.folder = Path(self._root).expanduser() if local else None
         if self.folder:

@@ -179,7 +179,7 @@ def head_sweep(
     arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
     arguments.check(batch_tokens=batch_tokens, chat=chat, system_prompt=system_prompt, progress=progress)
     if backend != "torch":
-        raise UserError(f"backend {backend!r}: attribution needs backend='torch'")
+        raise UserError(f"backend {backend!r}: attribution runs with 'torch' only; leave backend out")
     if mode == "resample":
         raise UserError("mode 'resample': attribution estimates 'zero' and 'mean'; use one of these, or method='exact'")
     if references is not None:
@@ -284,7 +284,7 @@ def condition_sweep(
         lens.needs_weights("@resample")
     both = pairs.together(lens, donor, conditions, backend)
     opened = storage.open_store(store)  # what is wrong with it is told before the tasks are made
-    if not isinstance(tasks, dict):
+    if not isinstance(tasks, dict) or not tasks:
         names = arguments.names("task", tasks, "capitals_continuation")
         tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import huggingface_hub
 import pytest
@@ -44,7 +45,7 @@ def test_the_lists_of_names_agree_with_what_knows_them_better():
 
 def gguf(path, key: bytes, value: bytes):
     text = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text + b"\0" * 64)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + text + b"llama.block_count" + b"\0" * 64)
     return str(path)
 
 
@@ -201,3 +202,28 @@ def test_the_time_that_the_hub_has_can_be_set(online, monkeypatch):
     with pytest.raises(UserError, match="HF_HUB_ETAG_TIMEOUT 'soon': give a number of seconds"):
         monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "soon")
         model_names.probe(model_names.find("owner/model"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "said"),
+    [
+        ("GatedRepoError", 403, "is gated: accept its licence on its hub page, then set HF_TOKEN"),
+        (
+            "RepositoryNotFoundError",
+            401,
+            "does not exist on the hub, or is private; check the spelling or set HF_TOKEN",
+        ),
+        ("RemoteEntryNotFoundError", 404, "has no config.json on the hub; download its file and give the path instead"),
+        ("HfHubHTTPError", 503, "cannot be read: 503 Error.; check the name, or get its files again"),
+    ],
+)
+def test_what_the_hub_answers_is_one_line(online, monkeypatch, kind, status, said):
+    def ask(url, timeout):
+        response = types.SimpleNamespace(status_code=status, headers={}, request=None)
+        raise getattr(huggingface_hub.errors, kind)(f"{status} Error.\nSee the page.", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    with pytest.raises(UserError) as raised:
+        model_names.probe(model_names.find("llama-3.1-8b"))
+    assert str(raised.value).startswith("model 'llama-3.1-8b' ") and said in str(raised.value)
+    assert "\n" not in str(raised.value)
