@@ -177,7 +177,7 @@ def sweep(
                 model=model,
                 tasks=tasks,
             )
-            for source in named:
+            for source in named if not remote else ():
                 model_names.probe(source)
             from depthlens.sweep import run_sweep
 

@@ -252,7 +252,8 @@ def load(
             raise UserError(f"model {name!r} is built here and on no server; leave remote out, or give 'local'")
         built = organisms.build(**vars(organisms.parse(name)))
         return Lens(name, built.model.to(where, DTYPES.get(dtype, torch.float32)), built.tokenizer)
-    found = model_names.probe(model_names.find(name, weights=not remote))
+    found = model_names.find(name, weights=not remote)
+    found = found if remote else model_names.probe(found)  # a server's models are its own to know
     made = {"embedded": embedded.smollm2, "adapter": lambda: adapters.merged(name)}
     folder, gguf = str(made[found.kind]()) if found.kind in made else found.place, found.gguf
     if remote:
@@ -270,8 +271,8 @@ def load(
     hf_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, **source)
-        if gguf:  # of other files the class is known by now
-            architectures.supported(_class(config))
+        named = [_class(config)] if gguf else config.architectures or ["(not named in config.json)"]
+        architectures.supported(named[0])
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         wanted = DTYPES[dtype] if dtype != "auto" else _auto_dtype(where)
         if remote:

@@ -123,9 +123,8 @@ class Result:
         Args:
             alpha: Level that ``p_adjusted`` has to stay below.
         """
-        arguments.number("alpha", alpha, 0, 1, fix="; 0.05 is usual")
-        if alpha in (0, 1):
-            raise UserError(f"alpha {alpha} is not between 0 and 1; 0.05 is usual")
+        if not isinstance(alpha, int | float) or not 0 < alpha < 1:
+            raise UserError(f"alpha {alpha!r} is not between 0 and 1; 0.05 is usual")
         for row in self.baselines.itertuples():
             if row.at_chance:
                 warnings.warn(_cannot_judge(row, self._name(row)), stacklevel=2)

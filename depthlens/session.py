@@ -59,7 +59,9 @@ def start(
     arguments.check(tasks=tasks, include_path=include_path, out=out)
     if out is not None:
         writable_folder(out)
-    model_names.probe(model_names.find(model, weights=not remote))
+    found = model_names.find(model, weights=not remote)
+    if not remote:
+        model_names.probe(found)
     harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     random.seed(seed)
     np.random.seed(seed)

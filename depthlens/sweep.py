@@ -231,8 +231,8 @@ def run_sweep(
         **{name: kwargs[name] for name in checked if name in kwargs}, dtype=dtype, device=device, tasks=tasks
     )
     for name in (model, kwargs.get("donor")):
-        if name is not None and not isinstance(name, models.Lens):
-            model_names.probe(model_names.find(name, weights=not remote))
+        if name is not None and not isinstance(name, models.Lens) and not remote:
+            model_names.probe(model_names.find(name))
     loaded = harness.load_tasks(
         tasks,
         include_path=kwargs.get("include_path"),

@@ -6,9 +6,10 @@ What is done gets the folder, and returns what to load in its place, if not the 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
+
+import tiny
 
 
 def config(**changes: object) -> Callable[[Path], None]:
@@ -49,10 +50,8 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def gguf(architecture: bytes) -> bytes:
-    key = b"general.architecture"
-    text = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(architecture)) + architecture
-    return b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + text + b".block_count"
+def gguf(architecture: bytes) -> Callable[[Path], Path]:
+    return lambda folder: tiny.gguf_head(folder / "m.gguf", architecture)
 
 
 FOLDERS = [
@@ -79,10 +78,7 @@ FOLDERS = [
     (write("m.bin", b"x"), "m.bin' is a file but not a .gguf file; give a directory or a .gguf file"),
     (write("m.gguf", b""), "cannot be read: it is not a GGUF file ("),
     (write("m.gguf", b"not GGUF at all, whatever it is called"), "cannot be read: it is not a GGUF file (it does not"),
-    (write("m.gguf", gguf(b"gemma3")), "architecture gemma3 of model file "),
-    (write("m.gguf", gguf(b"llama")), "m.gguf' cannot be read: "),
-    (
-        write("m.gguf", gguf(b"llama").removesuffix(b".block_count")),
-        "it holds no weights, or does not say how many layers",
-    ),
+    (gguf(b"gemma3"), "architecture gemma3 of model file "),
+    (gguf(b"llama"), "m.gguf' cannot be read: "),
+    (write("m.gguf", b"GGUF\3" + b"\1" * 40), "it holds no weights, or does not say how many layers"),
 ]

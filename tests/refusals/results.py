@@ -26,7 +26,7 @@ RESULTS = [
     (lambda e: e.result.verdict("L1", task="x"), "unknown task 'x'; "),
     (lambda e: e.result.verdict("L1", metric="f1"), "unknown metric 'f1'; "),
     *(
-        (lambda e, x=x: e.result.critical(x), f"alpha {x!r}: give a number, from 0 to 1; 0.05 is usual")
+        (lambda e, x=x: e.result.critical(x), f"alpha {x!r} is not between 0 and 1; 0.05 is usual")
         for x in (-1, 2, "x", None, float("nan"), True)
     ),
     (lambda e: e.result.critical(0), "alpha 0 is not between 0 and 1; 0.05 is usual"),

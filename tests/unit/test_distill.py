@@ -563,7 +563,7 @@ def test_command_line(folders, tmp_path, capsys):
     assert result.record["donor"]["name"] == donor
     assert result.record["conditions"] == ["baseline", *(f"L{i}@donor" for i in range(5))]
     with pytest.raises(SystemExit) as done:
-        cli.main(["sweep", base, TASK, *what[:2], *what[4:]])
+        cli.main(["sweep", base, TASK, *what[:2], *what[4:], "--overwrite"])
     assert done.value.code == 2 and "give donor=NAME" in capsys.readouterr().err
 
 

@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -43,17 +42,11 @@ def test_the_lists_of_names_agree_with_what_knows_them_better():
     assert architectures.FAMILIES is families.FAMILIES
 
 
-def gguf(path, key: bytes, value: bytes):
-    text = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + text + b"llama.block_count" + b"\0" * 64)
-    return str(path)
-
-
 def test_a_gguf_file_says_what_it_is_before_it_is_read(tmp_path):
-    assert model_names.find(gguf(tmp_path / "a.gguf", b"general.architecture", b"llama")).kind == "gguf"
-    assert model_names.find(gguf(tmp_path / "b.gguf", b"general.name", b"gemma")).kind == "gguf"
+    assert model_names.find(tiny.gguf_head(tmp_path / "a.gguf")).kind == "gguf"
+    assert model_names.find(tiny.gguf_head(tmp_path / "b.gguf", b"gemma", b"general.name")).kind == "gguf"
     with pytest.raises(UserError, match="architecture gemma3 of model file '.*' is not supported; supported: llama"):
-        model_names.find(gguf(tmp_path / "c.gguf", b"general.architecture", b"gemma3"))
+        model_names.find(tiny.gguf_head(tmp_path / "c.gguf", b"gemma3"))
 
 
 def test_nothing_heavy_is_imported():
