@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from depthlens import budget
-from depthlens import progress as bars
 from depthlens.backends import Means
 from depthlens.budget import out_of_memory
 from depthlens.errors import UserError, unknown
@@ -98,10 +97,9 @@ def attribute(
                 continue
             yield batch, torch.cat([logprob[:, None], change.flatten(1)], 1).cpu().numpy()
             start += len(batch)
-            bar.update(len(batch))
 
-    with bars.bar(total=len(requests), desc="attribution", unit="row", disable=not progress) as bar:
-        values = (kept or Kept()).numbers(asked, ["clean", *dims.head_names], measure, bar.held)
+    names = ["clean", *dims.head_names]
+    values = (kept or Kept()).numbers(asked, names, measure, desc="attribution", unit="request", progress=progress)
     clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
 

@@ -38,12 +38,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from depthlens import finite, models, packing, provenance
-from depthlens import progress as bars
 from depthlens.ablations import BASELINE
 from depthlens.architectures import hidden
 from depthlens.errors import UserError, unknown
 from depthlens.foretelling import agreement, findings
-from depthlens.kept import Kept, Where, describe, keep
+from depthlens.kept import AnswerStore, Kept, Where, describe
 from depthlens.resources import data_dir
 from depthlens.stats import mean_interval
 from depthlens.store import DEFAULT
@@ -117,7 +116,8 @@ def geometry(
         *(f"influence {layer}" for layer in depths[:-1]),
         *(f"{measure} {depth}" for depth in depths for measure in LENS),
     ]
-    kept = keep(store, lens, "geometry", method="geometry")
+    answers = AnswerStore(store, lens)
+    kept = answers.entry("geometry", method="geometry")
     values = _by_text(kept, rows, names, lambda i: _measure(lens, rows[i]), f"geometry of {lens.name}", progress)
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
     by_depth = by_depth.reshape(len(rows), len(depths), len(LENS))
@@ -125,7 +125,7 @@ def geometry(
     columns = ["depth", *(f"{m}{end}" for m in LENS for end in ("", "_low", "_high"))]
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
     record = {
-        "model": lens.describe(),
+        "model": lens.describe(answers.fingerprint),
         "texts": {"source": "embedded" if texts is None else "given", "n": len(rows), "digest": digest},
         "max_tokens": max_tokens,
         "store": describe([kept]),
@@ -249,7 +249,7 @@ def effects(
         found = _effects(lens, rows[i], spare, splits[i], over, batch_tokens)
         return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
 
-    kept = keep(store, lens, "geometry", method=f"effects, {over}, spare {spare}")
+    kept = AnswerStore(store, lens).entry("geometry", method=f"effects, {over}, spare {spare}")
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
     values = _by_text(kept, cases, names, measure, f"effects of layers of {lens.name}", progress)
@@ -340,10 +340,8 @@ def _by_text(
     def run(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         for i in members:
             yield [i], measure(i)[None]
-            bar.update()
 
-    with bars.bar(total=len(cases), desc=what, unit="text", disable=not progress) as bar:
-        return kept.numbers(cases, names, run, bar.held)
+    return kept.numbers(cases, names, run, desc=what, progress=progress)
 
 
 def _table(keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray) -> pd.DataFrame:

@@ -20,7 +20,7 @@ def opened(where: str) -> Store:
     """The store of a command, which needs one."""
     from depthlens.store import open_store
 
-    store = open_store(where)
+    store = open_store(where, make=where == "auto")  # a name that is given may be misspelt
     if store is None:
         raise UserError("there is no store (DEPTHLENS_STORE=none); name one with --store")
     return store
@@ -56,11 +56,15 @@ def verify(store: Where = "auto") -> None:
     """Check every part against its checksum; damaged ones are set aside, and the exit code is 1."""
     from depthlens.store_view import verify as check
 
-    n, faults = check(opened(store))
-    for line in faults:
+    found = check(opened(store))
+    for line in found.damaged:
         typer.echo(f"Damaged: {line}", err=True)
-    typer.echo(f"{n} parts, {len(faults)} damaged")
-    raise typer.Exit(1 if faults else 0)
+    if found.outdated:
+        fix = "'depthlens store prune --outdated' deletes them"
+        why = "were made by a version that left out some of what decides answers"
+        typer.echo(f"{found.outdated} of {found.n_parts} parts {why}, and are not read; {fix}")
+    typer.echo(f"{found.n_parts} parts, {len(found.damaged)} damaged")
+    raise typer.Exit(1 if found.damaged else 0)
 
 
 @app.command()
@@ -69,6 +73,7 @@ def prune(
     model: Annotated[str | None, typer.Option(help="Parts of this model: its name or fingerprint.")] = None,
     task: Annotated[str | None, typer.Option(help="Parts of this task.")] = None,
     older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Parts made so long ago.")] = None,
+    outdated: Annotated[bool, typer.Option("--outdated", help="Parts of an older version; they are not read.")] = False,
     leftovers: Annotated[
         bool, typer.Option("--leftovers", help="Temporary files of killed processes, and damaged parts.")
     ] = False,
@@ -85,6 +90,7 @@ def prune(
         model=model,
         label=task,
         older_than=older_than,
+        outdated=outdated,
         leftovers=leftovers,
         everything=everything,
         dry_run=dry_run,

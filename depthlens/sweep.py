@@ -14,7 +14,7 @@ from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
 from depthlens.engine import Engine, Likelihood
 from depthlens.errors import UserError, unknown
-from depthlens.kept import Kept, Where, describe, keep
+from depthlens.kept import AnswerStore, Kept, Where, describe
 from depthlens.offload import NO_GENERATION
 from depthlens.references import Reference, of_task
 from depthlens.results import Result
@@ -179,26 +179,28 @@ def head_sweep(
     if backend != "torch":
         raise UserError(f"backend {backend!r}: attribution needs backend='torch'")
     conditions = expand(ablate, dims)
+    answers = AnswerStore(store, lens)  # what is wrong with it is told before the tasks are made
     names = [task] if isinstance(task, str) else task
     tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
     def run(view: Answers, reference: Reference | None) -> tuple[list[list[Likelihood]], Kept]:
         method = f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
-        kept = keep(store, lens, view.name, method=method)
+        kept = answers.entry(view.name, method=method)
         means = reference.measure(lens) if reference else None
         change, clean = attribution.attribute(
             lens, view.requests, mode=mode, means=means, batch_tokens=batch_tokens, progress=progress, kept=kept
         )
         change = change.unflatten(-1, (of_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
-        answers = [
+        estimates = [
             [Likelihood(float(v), False) for v in (clean if not c else clean + change[:, c.layer, _index(c)])]
             for c in conditions
         ]
-        return answers, kept
+        return estimates, kept
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
-    return _result(lens, views, conditions, run, {"ablate": ablate, "backend": backend, "method": method} | settings)
+    record = {"ablate": ablate, "backend": backend, "method": method} | settings
+    return _result(lens, answers, views, conditions, run, record)
 
 
 def _index(condition: Condition) -> int:
@@ -261,7 +263,7 @@ def condition_sweep(
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
     both = _together(lens, donor, conditions, backend)
-    opened = storage.open_store(store)  # what is wrong with it is told before the tasks are made
+    answers = AnswerStore(store, both)  # what is wrong with it is told before the tasks are made
     if not isinstance(tasks, dict):
         names = [tasks] if isinstance(tasks, str) else tasks
         tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
@@ -270,7 +272,7 @@ def condition_sweep(
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
     def run(view: harness.Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], Kept]:
-        kept = keep(opened, both, view.name, backend=backend, reference=reference.keys if reference else None)
+        kept = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
         lacks = reference is not None and kept.lacks(view.requests, conditions)
         means = reference.measure(both) if lacks else None
         engine = Engine(both, backend=backend, batch_tokens=batch_tokens, means=means, progress=progress, kept=kept)
@@ -281,8 +283,8 @@ def condition_sweep(
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]], "backend": backend}
     record["batch_tokens"] = budget.choose(lens, batch_tokens).batch_tokens
     if both.donor:
-        record["donor"] = both.donor.lens.describe() | {"notes": list(both.donor.notes)}
-    return _result(lens, views, conditions, run, record | settings, _tokens(lens, conditions, references))
+        record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
+    return _result(lens, answers, views, conditions, run, record | settings, _tokens(lens, conditions, references))
 
 
 def _together(
@@ -302,6 +304,7 @@ def _together(
 
 def _result(
     lens: models.Lens,
+    store: AnswerStore,
     views: Sequence[harness.Prepared | Answers],
     conditions: Sequence[Condition],
     run: Callable[[harness.Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], Kept]],
@@ -327,7 +330,7 @@ def _result(
             about = records[view.name] | {"metrics": records[view.name]["metrics"] | about["metrics"]}
         records[view.name] = about
     record = {
-        "model": lens.describe(),
+        "model": lens.describe(store.fingerprint),
         "tasks": records,
         "conditions": [str(c) for c in conditions],
         **record,
