@@ -15,7 +15,7 @@ gets too small an estimate) and where heads back each other up. Hold it against 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def attribute(
     requests: Sequence[Loglikelihood],
     *,
     mode: str = "zero",
-    means: Means | None = None,
+    means: Callable[[], Means] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
@@ -49,7 +49,7 @@ def attribute(
         lens: A loaded model.
         requests: Contexts and continuations.
         mode: ``zero`` or ``mean``, what takes the place of the head's z at every position.
-        means: Reference means for ``mean``.
+        means: Gives the reference means for ``mean``; called where an estimate is not known yet.
         weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
         progress: Show a bar.
@@ -79,6 +79,7 @@ def attribute(
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         nonlocal tokens
+        reference = means() if mode == "mean" else None
         start = 0
         while start < len(members):
             batch, size = [], 0
@@ -89,7 +90,7 @@ def attribute(
                 batch.append(i)
             try:
                 of, by = [requests[i] for i in batch], [factors[i] for i in batch]
-                change, logprob = _batch(lens, of, by, means if mode == "mean" else None)
+                change, logprob = _batch(lens, of, by, reference)
             except (torch.OutOfMemoryError, RuntimeError) as e:
                 if not out_of_memory(e) or len(batch) == 1:
                     raise

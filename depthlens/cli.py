@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from depthlens import store_cli
-from depthlens.errors import Interrupted, UserError
+from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +58,7 @@ class _RunCommand(TyperCommand):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``depthlens`` script."""
+    stop_on_sigterm()
     try:
         app(args=arguments, prog_name="depthlens")
     except UserError as error:

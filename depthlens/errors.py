@@ -7,6 +7,7 @@ and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -16,6 +17,16 @@ class UserError(ValueError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in the middle of long work; the message says what is kept and how to go on."""
+
+
+def stop_on_sigterm() -> None:
+    """From now on SIGTERM ends long work as Ctrl-C does: what is kept is said, and files are left whole."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:

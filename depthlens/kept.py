@@ -143,6 +143,7 @@ class Rows:
 
     def __init__(self, kept: Kept, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> None:
         self.kept = kept
+        self.requests = requests
         self.conditions = conditions
         self.answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
         self.deferred: list[tuple[list[int], list[int]]] = []

@@ -187,7 +187,7 @@ def head_sweep(
     def run(view: Answers, reference: Reference | None) -> tuple[list[list[Likelihood]], Kept]:
         method = f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
         kept = answers.entry(view.name, method=method)
-        means = reference.measure(lens) if reference else None
+        means = (lambda: reference.measure(lens)) if reference else None
         change, clean = attribution.attribute(
             lens, view.requests, mode=mode, means=means, batch_tokens=batch_tokens, progress=progress, kept=kept
         )

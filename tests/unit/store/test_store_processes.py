@@ -24,10 +24,10 @@ def lens():
 
 
 class TestProcesses:
-    """`killed.py` forks its children from one that has loaded the organism; by hand with 50 kills."""
+    """`killed.py` forks its children from one that has imported everything; by hand with 50 kills of a real model."""
 
     def script(self, *arguments: object) -> dict:
-        path = Path(__file__).parents[1] / "killed.py"
+        path = Path(__file__).parents[2] / "killed.py"
         done = subprocess.run(
             [sys.executable, str(path), *map(str, arguments)],
             capture_output=True,
@@ -39,10 +39,11 @@ class TestProcesses:
         return json.loads(done.stdout)
 
     @pytest.mark.slow
-    def test_killed_ten_times_the_result_is_that_of_an_undisturbed_sweep(self, tmp_path):
-        found = self.script("kills", tmp_path, "--kills", 10)
-        assert found["kills"] == 10 and found["equal"]
-        assert found["packs_again_per_kill"] <= 1 and found["packs"] > 20
+    @pytest.mark.parametrize("kind", ["plain", "offload", "donor", "generation"])
+    def test_stopped_six_times_the_result_is_that_of_an_undisturbed_sweep(self, tmp_path, kind):
+        found = self.script("stops", tmp_path, "--kind", kind, "--kills", 6)
+        assert found["kills"] == 6 and found["equal"]
+        assert found["rows_again"] <= found["rows"], "six stops lose less than one sweep"
 
     @pytest.mark.slow
     def test_four_at_once_are_as_one_and_do_nothing_twice(self, tmp_path):
