@@ -265,7 +265,9 @@ def test_the_main_command_writes_three_files_with_every_layer_and_document(tmp_p
             ]
         )
     assert ended.value.code == 0
-    assert sorted(p.name for p in out.iterdir()) == ["docs.parquet", "record.json", "summary.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "docs.parquet", "questions.parquet", "record.json", "summary.parquet",
+    ]  # fmt: skip
     docs = pd.read_parquet(out / "docs.parquet")
     assert list(docs.columns) == DOCS_COLUMNS
     for _, rows in docs.groupby("metric"):

@@ -77,7 +77,12 @@ def test_the_same_sweep_without_a_mistake_works(call, folder, tmp_path):
     out = tmp_path / "out"
     code, printed, _ = call("sweep", folder, TASK, "--ablate", "L1", "--limit", 2, "--out", out)
     assert code == 0 and printed[-1].startswith("Wrote ")
-    assert sorted(p.name for p in out.iterdir()) == ["docs.parquet", "record.json", "summary.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "docs.parquet",
+        "questions.parquet",
+        "record.json",
+        "summary.parquet",
+    ]
 
 
 # -- models --
