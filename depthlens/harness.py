@@ -164,8 +164,8 @@ def _unloadable(manager: Any, name: str, include_path: str | Path | None, error:
         if lacking := [split for split in splits if split is not None and split not in task.dataset]:
             there = ", ".join(map(str, task.dataset))
             return UserError(f"task {name}: its data has no split {lacking[0]!r}, only {there}; correct {where}")
-    if hasattr(task, "task_docs"):
-        task_checks.documents(name, task, 1)  # lm-eval tries the first document
+    if hasattr(task, "multiple_target"):
+        task_checks.documents(name, task, 1)  # lm-eval was trying the first document
     return UserError(f"task {name}: lm-eval cannot use its YAML file or its documents ({told(error)}); correct {where}")
 
 

@@ -3,10 +3,11 @@
 Filters and ``process_results`` are lm-eval's own; what a task's functions raise is told in one line that names the
 document.
 
-**Chance** is the accuracy of guessing. Among options: the mean of 1/n over the documents that are run, n being the
-options of each. For written answers (``exact_match``): the share of the commonest reference answer over *all* documents
-of the task's evaluation split, whatever ``limit`` is; several accepted answers of a document count as one. A cloze task
-(``acc`` of ``loglikelihood``) has chance 0. Other metrics have none.
+**Chance** is the accuracy of guessing. Among options: the mean, over the documents that are run, of the right options'
+share of all. For written answers (``exact_match``): the share of the commonest reference answer over *all* documents
+of the task's evaluation split, whatever ``limit`` is; several accepted answers of a document count as one. Where the
+answer must be what greedy decoding writes (``acc`` of ``loglikelihood``, ``exact_match`` of ``multiple_choice``): 0.
+Other metrics have none.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from depthlens import cuts, questions
 from depthlens.engine import Engine
 from depthlens.errors import UserError, blaming
 from depthlens.requests import Generate, Likelihood, Loglikelihood
+
+_AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 
 
 @dataclass
@@ -153,16 +156,17 @@ class Prepared:
 
     def _chance(self, metric: str) -> float | None:
         """See the module."""
-        if self.output_type == "multiple_choice" and metric in ("acc", "acc_norm"):
+        if self.output_type == "multiple_choice" and metric in _AMONG_OPTIONS:
             counts = Counter(i.doc_id for i in self.task.instances)
             # mutual-information variants ask each option twice, with and without its context
             per = 2 if "acc_mutual_info" in self.task.higher_is_better() else 1
-            return sum(per / n for n in counts.values()) / len(counts)
+            targets = {doc_id: self.task.doc_to_target(doc) for doc_id, doc in self.docs.items()}
+            right = {doc_id: len(set(t)) if isinstance(t, list) else 1 for doc_id, t in targets.items()}
+            return sum(per * right[doc_id] / n for doc_id, n in counts.items()) / len(counts)
         if self.output_type == "generate_until" and metric == "exact_match":
             return self.commonest
-        if self.output_type == "loglikelihood" and metric == "acc":
-            return 0.0
-        return None
+        greedy = ("loglikelihood", "acc"), ("multiple_choice", "exact_match")
+        return 0.0 if (self.output_type, metric) in greedy else None
 
 
 def commonest_answer(task: Any) -> float:

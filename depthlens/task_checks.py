@@ -87,6 +87,8 @@ def _metric(name: str, task: Any, entry: dict[str, Any]) -> None:
 
 def documents(name: str, task: Any, limit: int | None = None) -> None:
     """Refuse documents that lm-eval would score as wrong whatever the model says; the arguments as in `check`."""
+    if not len(task.eval_docs):
+        raise UserError(f"task {name}: its test or validation split holds no documents")
     if not _as_lm_eval(task):
         return  # only its own code knows what its documents mean
     seen = getattr(task, "depthlens_checked", 0)  # by an earlier call
@@ -109,12 +111,14 @@ def _fault(task: Any, doc: Any) -> str | None:
     text = task.doc_to_text(doc)
     if not isinstance(text, str) and not task.multiple_input:
         return f"{_named('doc_to_text', config.doc_to_text)} gives {text!r}; it must give text"
-    options = task.doc_to_choice(doc) if config.doc_to_choice is not None else None
+    choice = config.doc_to_choice
+    if isinstance(choice, str) and choice.isidentifier() and choice not in task.features:
+        return f"doc_to_choice {choice!r} names no field; fields: {', '.join(task.features)}"
+    options = task.doc_to_choice(doc) if choice is not None else None
     if kind == "multiple_choice" or options is not None:
         least = 2 if kind == "multiple_choice" else 1
         if not isinstance(options, list) or len(options) < least or not all(isinstance(o, str) for o in options):
-            named = _named("doc_to_choice", config.doc_to_choice)
-            return f"{named} gives {options!r}; it must give a list of at least {least} texts"
+            return f"{_named('doc_to_choice', choice)} gives {options!r}; it must give a list of at least {least} texts"
     if kind == "multiple_choice" and task.multiple_input:
         return _among(_named("doc_to_text", config.doc_to_text), [text], options)
     target, named = task.doc_to_target(doc), _named("doc_to_target", config.doc_to_target)

@@ -42,19 +42,22 @@ def source(task: Any, name: str, index: dict[str, Any], include_path: str | Path
         if used.kind.name == "GROUP" and (changes_its_tasks(used.cfg or {})):
             paths.append(used.yaml_path)
     files = list(dict.fromkeys(file for path in paths for file in read(path).files))
-    data = data_files({"dataset_path": config.dataset_path, "dataset_kwargs": config.dataset_kwargs}, files)
+    data = data_files({key: config[key] for key in ("dataset_path", "dataset_kwargs", "custom_dataset")}, files)
     hashes = {shown(file, include_path): _sha256(file) for file in dict.fromkeys([*files, *data])}
     return {"file": shown(paths[0], include_path) if paths else None, "sha256": hashes}
 
 
 def data_files(config: Config, files: Iterable[Path]) -> list[Path]:
     """The data files of a task that lie here; ``files`` are its YAML and Python files."""
-    options = config.get("dataset_kwargs") or {}
-    folders = [options.get("data_dir"), config.get("dataset_path")]
-    within = [Path(f).resolve() for f in folders if isinstance(f, str) and os.sep in f and Path(f).is_dir()]
-    found = [path for folder in within for path in sorted(folder.rglob("*")) if path.is_file()]
+    options, path = config.get("dataset_kwargs") or {}, config.get("dataset_path")
+    named = options if config.get("custom_dataset") else options.get("data_files")
+    folders = [options.get("data_dir"), path if isinstance(path, str) and os.sep in path else None]
+    within = [Path(folder).resolve() for folder in folders if folder and Path(folder).is_dir()]
+    if not named:
+        return [path for folder in within for path in sorted(folder.rglob("*")) if path.is_file()]
+    found: list[Path] = []
     homes = dict.fromkeys([*within, Path.cwd(), *(file.parent for file in files)])
-    for text in leaves(options):
+    for text in leaves(named):
         if isinstance(text, str) and text:
             found += next(filter(None, (_at(home, text) for home in homes)), [])
     return list(dict.fromkeys(found))

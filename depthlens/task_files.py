@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class _Folder:
 
     Attributes:
         names: Files by the task or group that they define.
-        broken: Files that cannot be read: why, and their text.
+        broken: Files of tasks that cannot be read: why, and their text.
         stamp: Paths and times of the files: an index of these is good as long as they stay.
     """
 
@@ -144,13 +144,19 @@ def _look(folder: Path) -> _Folder:
         try:
             one = read(path)
         except UserError as error:
-            found.broken.append((error, path.read_bytes() if os.access(path, os.R_OK) else b""))
+            text = path.read_bytes() if os.access(path, os.R_OK) else b""
+            if re.search(rb"^[\"']?(task|group)[\"']?[ \t]*:", text, re.MULTILINE):  # else it is no task's
+                found.broken.append((error, text))
             continue
-        for key in ("group", "task", "tag"):
-            value = one.config.get(key, "")
-            for name in value if isinstance(value, list) and key == "tag" else [value]:
-                if not isinstance(name, str | list | dict):
-                    raise UserError(f"{str(path)!r}: {key} {name!r} is no text; write it in quotes: {key}: '{name}'")
+        key = "group" if "group" in one.config else "task"
+        tags = one.config.get("tag") or [] if key == "task" and key in one.config else []
+        named = [
+            (key, one.config.get(key, "")),
+            *(("tag", tag) for tag in (tags if isinstance(tags, list) else [tags])),
+        ]
+        for key, name in named:
+            if not isinstance(name, str | list | dict):
+                raise UserError(f"{str(path)!r}: {key} {name!r} is no text; write it in quotes: {key}: '{name}'")
         if isinstance(one.name, str):
             found.names.setdefault(one.name, []).append(path)
     found.stamp = tuple((str(p), p.stat().st_mtime_ns) for p in paths)
@@ -262,7 +268,7 @@ def _not_found(name: Any, by: _By, manager: Any, folder: _Folder, include_path: 
     return unknown(kind, name, known, fix)
 
 
-@cache
+@lru_cache(maxsize=4)  # an index of lm-eval's is large, and an edited file makes another
 def _index(include_path: str | None, stamp: tuple[tuple[str, int], ...], *, of_lm_eval: bool) -> Any:
     """lm-eval's index of the embedded tasks, of ``include_path``'s and perhaps of its own."""
     from lm_eval.tasks import TaskManager

@@ -394,6 +394,18 @@ def test_embedded_choices_have_four_options(lens):
     assert len(prepared.requests) == 12
 
 
+def test_chance_of_several_right_options_and_of_greedy_decoding(lens, tmp_path):
+    docs = [{"q": "x", "o": ["a", "b", "c"], "a": [0, 2]}, {"q": "y", "o": ["a", "b"], "a": [1]}]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    head = DATA.format(path=tmp_path / "documents.jsonl", cache=tmp_path / "cache")
+    body = "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: o\ndoc_to_target: a\n"
+    metrics = "metric_list: [{metric: acc}, {metric: acc_bytes}, {metric: exact_match}, {metric: mcc}]\n"
+    (tmp_path / "several.yaml").write_text(f"task: several\n{head}{body}{metrics}")
+    (prepared,) = harness.prepare(lens, harness.load_tasks(["several"], include_path=tmp_path))
+    chance = [prepared._chance(metric) for metric in ("acc", "acc_bytes", "exact_match", "mcc")]
+    assert chance == [pytest.approx((2 / 3 + 1 / 2) / 2)] * 2 + [0.0, None]
+
+
 def test_chance_of_written_tasks_is_that_of_the_whole_split_whatever_the_limit(lens, load):
     wholes = {harness.prepare(lens, load("mini_writing"), limit=n)[0]._chance("exact_match") for n in (1, 3, 4, None)}
     assert wholes == {1 / 5}  # five answers, each of one document

@@ -126,6 +126,17 @@ def test_documents_with_less_than_two_options(refused, options, said, doc_id):
     assert f"document {doc_id}: doc_to_choice 'options' {said}" in refused("choice", changed(doc_id, options=options))
 
 
+def test_options_that_name_no_field(refused):
+    said = refused("choice", doc_to_choice="optoins")
+    assert "doc_to_choice 'optoins' names no field; fields: q, options, answer, word, accepted" in said
+
+
+def test_a_task_whose_documents_are_all_left_out(refused):
+    functions = "def none(docs):\n    return docs.select([])\n"
+    said = refused("choice", functions=functions, process_docs="!function utils.none")
+    assert said == "task mine: its test or validation split holds no documents"
+
+
 def test_only_documents_that_run_are_checked(task):
     bad = task("choice", changed(3, answer=7))
     assert bad(limit=3)

@@ -136,6 +136,15 @@ def test_a_broken_file_beside_the_task_asked_for_is_left_out_with_a_word(tmp_pat
     )
 
 
+def test_files_that_are_no_tasks_are_left_alone(tmp_path, caplog):
+    write(tmp_path)
+    write(tmp_path, "cloud", text="Resources: !Ref thing\n")
+    write(tmp_path, "release", text="tag: 1.2\n")
+    write(tmp_path, "listed", text="- 1\n- 2\n")
+    write(tmp_path, "blank", text="")
+    assert harness.load_tasks(["mine"], include_path=tmp_path) and caplog.messages == []
+
+
 @pytest.mark.parametrize("key", ["task: 123", "task: true", "task:", "group: 7", "task: mine\ntag: [easy, 5]"])
 def test_a_name_that_is_no_text(tmp_path, key):
     write(tmp_path)
@@ -291,6 +300,21 @@ def test_the_record_of_an_embedded_task_names_its_files_from_their_folder(lens):
     names = [about["file"], "_defaults.yaml", "utils.py", "capitals/choice_test.jsonl", "capitals/choice_fewshot.jsonl"]
     assert set(about["sha256"]) == set(names)
     assert about["sha256"]["utils.py"] == digest(resources.tasks_dir() / "utils.py")
+
+
+def test_data_of_a_folder_and_by_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "word").write_text("no data file, though an option has its name")
+    inner = tmp_path / "data"
+    inner.mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (inner / name).write_text("".join(json.dumps(d) + "\n" for d in DOCS))
+    cache = str(tmp_path / "cache")
+    for kwargs in ({"data_dir": "data"}, {"data_files": {"train": "data/*.jsonl"}, "field": None}):
+        write(tmp_path / "tasks", test_split="train", dataset_kwargs=kwargs | {"cache_dir": cache}, description="word")
+        task = harness.load_tasks(["mine"], include_path="tasks")["mine"]
+        assert len(task.eval_docs) == 2 * len(DOCS)
+        assert sorted(Path(p).name for p in task.depthlens_source["sha256"]) == ["a.jsonl", "b.jsonl", "mine.yaml"]
 
 
 def test_a_group_that_changes_its_tasks_is_one_of_their_files(tmp_path):
