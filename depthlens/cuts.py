@@ -34,11 +34,19 @@ def tell(name: str, cut: Sequence[int], max_length: int) -> None:
         )
 
 
-def notes(record: Mapping[str, Any]) -> Iterator[str]:
-    """One line per task whose prompts were cut, of a result's record and of those it was joined from."""
-    for part in record.get("parts", ()):
-        yield from notes(part)
-    for task, about in () if "parts" in record else record.get("tasks", {}).items():
+def notes(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:
+    """One line per task whose prompts were cut, of a result's record and of those it was joined from.
+
+    Args:
+        record: Of a result.
+        several: Whether results of several models were joined, so that the model has to be named.
+    """
+    parts = record.get("parts", ())
+    several = several or len({str(part.get("model")) for part in parts}) > 1
+    for part in parts:
+        yield from notes(part, several=several)
+    for task, about in () if parts else record.get("tasks", {}).items():
         if n := about.get("n_truncated"):
-            most = about["max_tokens_cut"]
-            yield f"{task}: {n} prompts are longer than the model reads and lost up to {most} tokens at their left end"
+            of = f" of {record['model']['name']}" if several and "model" in record else ""
+            lost = f"lost up to {about['max_tokens_cut']} tokens at their left end"
+            yield f"{task}{of}: {n} prompts are longer than the model reads and {lost}"

@@ -87,7 +87,7 @@ def _metric(name: str, task: Any, entry: dict[str, Any]) -> None:
 
 def documents(name: str, task: Any, limit: int | None = None) -> None:
     """Refuse documents that lm-eval would score as wrong whatever the model says; the arguments as in `check`."""
-    if not len(task.eval_docs):
+    if type(task) is ConfigurableTask and not len(task.eval_docs):
         raise UserError(f"task {name}: its test or validation split holds no documents")
     if not _as_lm_eval(task):
         return  # only its own code knows what its documents mean
@@ -124,15 +124,16 @@ def _fault(task: Any, doc: Any) -> str | None:
     target, named = task.doc_to_target(doc), _named("doc_to_target", config.doc_to_target)
     if kind in ("loglikelihood", "loglikelihood_rolling"):
         return None if isinstance(target, str) and target else f"{named} gives {target!r}; it must give a text to score"
+    several, literal = isinstance(target, list), config.doc_to_target
+    if several and options is None and not task.multiple_target and isinstance(literal, str) and "{" in literal:
+        return None  # an answer such as "[1, 2]", which lm-eval reads as a list and compares as text
     if target is None or target == []:
         return f"{named} gives {target!r}; it must give an answer" + (f": {_allowed(options)}" if options else "")
-    several = isinstance(target, list)
     if several != bool(task.multiple_target):
         return f"{named} gives {target!r}; it must give a list for every document or for none, as for the first"
     answers = target if several else [target]
     if options is None:
         return f"{named} gives {target!r}; every answer must be text" if any(a is None for a in answers) else None
-    literal = config.doc_to_target
     if isinstance(literal, str) and literal.isidentifier() and literal not in (*task.features, *options):
         return f"{named} names no field and no option; fields: {', '.join(task.features)}; options: {_some(options)}"
     return _among(named, answers, options, by_text=kind == "multiple_choice" and not several)

@@ -78,7 +78,9 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> TaskFile:
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{str(path)!r}{line} is no YAML ({problem or first_line(error)}); correct the file") from error
+        raise UserError(
+            f"{str(path)!r}{line} is not YAML ({problem or first_line(error)}); correct the file"
+        ) from error
     except OSError as error:
         by = f", which {above[-1].name} includes," if above else ""
         raise UserError(f"{str(path)!r}{by} cannot be read: {error.strerror}; correct the path") from error
@@ -145,7 +147,7 @@ def _look(folder: Path) -> _Folder:
             one = read(path)
         except UserError as error:
             text = path.read_bytes() if os.access(path, os.R_OK) else b""
-            if re.search(rb"^[\"']?(task|group)[\"']?[ \t]*:", text, re.MULTILINE):  # else it is no task's
+            if _defines(text, None):  # else it is no task's
                 found.broken.append((error, text))
             continue
         key = "group" if "group" in one.config else "task"
@@ -155,8 +157,10 @@ def _look(folder: Path) -> _Folder:
             *(("tag", tag) for tag in (tags if isinstance(tags, list) else [tags])),
         ]
         for key, name in named:
+            if name is None:
+                raise UserError(f"{str(path)!r}: {key} has no name; write one after '{key}:'")
             if not isinstance(name, str | list | dict):
-                raise UserError(f"{str(path)!r}: {key} {name!r} is no text; write it in quotes: {key}: '{name}'")
+                raise UserError(f"{str(path)!r}: {key} {name!r} is not text; write it in quotes: {key}: '{name}'")
         if isinstance(one.name, str):
             found.names.setdefault(one.name, []).append(path)
     found.stamp = tuple((str(p), p.stat().st_mtime_ns) for p in paths)
@@ -238,6 +242,9 @@ def _check(used: dict[str, Any], folder: _Folder, include_path: str | Path | Non
     """Refuse names of the user's that are too long or defined twice; say which files are used or left out."""
     embedded = _index(None, (), of_lm_eval=False).task_index
     for name in used:
+        for error, text in folder.broken:
+            if _defines(text, name):  # another of that name is not what is meant
+                raise UserError(f"task {name}: {error}")
         paths = folder.names.get(name, [])
         files = [shown(path, include_path) for path in paths]
         if len(name.encode()) > MAX_NAME:
@@ -246,7 +253,7 @@ def _check(used: dict[str, Any], folder: _Folder, include_path: str | Path | Non
             raise UserError(f"task {name} is defined twice, in {' and '.join(files)}; rename one")
         if files and name in embedded and embedded[name].yaml_path != paths[0]:
             log.warning(_OVERRIDES, name, files[0], "the embedded task")
-        elif files and of_lm_eval and _defined_by_lm_eval(name):
+        elif files and of_lm_eval and _defines(_text_of_lm_eval(), name):
             log.warning(_OVERRIDES, name, files[0], "lm-eval's task")
     for error, _ in folder.broken:
         log.warning("left out: %s", error)
@@ -301,10 +308,10 @@ def _may_be_of_lm_eval(name: Any) -> bool:
     return bool(re.search(value, _text_of_lm_eval(), re.MULTILINE))
 
 
-def _defined_by_lm_eval(name: str) -> bool:
-    """Whether one of lm-eval's files says ``task: NAME`` or ``group: NAME``."""
-    line = rb"^[\"']?(task|group)[\"']?[ \t]*:[ \t]*[\"']?" + re.escape(name.encode()) + rb"[\"']?[ \t]*(#.*)?\r?$"
-    return bool(re.search(line, _text_of_lm_eval(), re.MULTILINE))
+def _defines(text: bytes, name: str | None) -> bool:
+    """Whether a YAML text says ``task: NAME`` or ``group: NAME``, or any name."""
+    value = rb"[\"']?" + re.escape(name.encode()) + rb"[\"']?[ \t]*(#.*)?\r?$" if name else rb""
+    return bool(re.search(rb"^[\"']?(task|group)[\"']?[ \t]*:[ \t]*" + value, text, re.MULTILINE))
 
 
 @cache

@@ -190,8 +190,8 @@ CHOICE = """
 @pytest.mark.parametrize(
     ("old", "new", "data", "said"),
     [
-        ("doc_to_text:", "doc_to_text: Q:", GOOD, "mine.yaml', line 7 is no YAML ("),
-        ("task: mine", "task: 123", GOOD, "mine.yaml': task 123 is no text; write it in quotes: task: '123'"),
+        ("doc_to_text:", "doc_to_text: Q:", GOOD, "mine.yaml', line 7 is not YAML ("),
+        ("task: mine", "task: 123", GOOD, "mine.yaml': task 123 is not text; write it in quotes: task: '123'"),
         ("task: mine", "task: " + 300 * "x", GOOD, "has a name of 300 characters; give it at most 128"),
         ("test_split: test", "test_split: tset", GOOD, "its data has no split 'tset', only test"),
         ("", "", GOOD + '{"q":\n', "docs.jsonl', line 2 is not JSON (Expecting value, column 6)"),

@@ -343,6 +343,9 @@ def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
     assert one.notes.count(note) == 1
     assert concat([one, result.select(task="elements")]).notes.count(note) == 1
     assert concat([concat([one, one]), one]).notes.count(note) == 1
+    other = Result(one.docs.assign(model="small"), one.record | {"model": {"name": "small", "n_layers": 4}})
+    named = [n for n in concat([one, other]).notes if n.endswith(note.partition(":")[2])]
+    assert named == [note.replace("capitals", f"capitals of {name}") for name in ("tiny", "small")]
 
 
 def test_save_replaces_an_older_result(result, tmp_path):

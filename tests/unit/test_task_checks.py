@@ -171,6 +171,15 @@ def test_a_fixed_text_is_allowed_as_a_template(task):
     assert task("choice", doc_to_target="yes", docs=[d | {"options": ["yes", "no"]} for d in DOCS])()
 
 
+def test_a_written_answer_may_look_like_a_list(task, refused):
+    looks = [d | {"word": w} for d, w in zip(DOCS, ["yes", "[1, 2]", "[]", "no"], strict=True)]
+    assert task("written", looks, doc_to_target="{{word}}")()
+    said = refused("written", looks[1:], doc_to_target="{{word}}")  # now the first makes lm-eval expect lists
+    assert "document 1: doc_to_target '{{word}}' gives []; it must give an answer" in said
+    said = refused("written", [looks[1], *looks[:1]], doc_to_target="{{word}}")
+    assert "document 1: doc_to_target '{{word}}' gives 'yes'; it must give a list for every document" in said
+
+
 def test_a_document_without_an_answer_or_a_text(refused):
     assert "document 2: doc_to_target 'word' gives None; it must give an answer" in refused(
         "written", changed(2, word=None)

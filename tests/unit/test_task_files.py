@@ -110,8 +110,8 @@ def test_data_without_the_split(tmp_path, key):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("task: mine\ndoc_to_text: Question: {{q}}\n", ", line 2 is no YAML (mapping values are not allowed"),
-        ("task: mine\n\ndoc_to_text: {{q}}\n", ", line 3 is no YAML ("),
+        ("task: mine\ndoc_to_text: Question: {{q}}\n", ", line 2 is not YAML (mapping values are not allowed"),
+        ("task: mine\n\ndoc_to_text: {{q}}\n", ", line 3 is not YAML ("),
         (
             "task: mine\ninclude: nowhere.yaml\n",
             "nowhere.yaml', which mine.yaml includes, cannot be read: No such file",
@@ -145,14 +145,20 @@ def test_files_that_are_no_tasks_are_left_alone(tmp_path, caplog):
     assert harness.load_tasks(["mine"], include_path=tmp_path) and caplog.messages == []
 
 
-@pytest.mark.parametrize("key", ["task: 123", "task: true", "task:", "group: 7", "task: mine\ntag: [easy, 5]"])
-def test_a_name_that_is_no_text(tmp_path, key):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("task: 123", "task 123 is not text; write it in quotes: task: '123'"),
+        ("task: true", "task True is not text; write it in quotes: task: 'True'"),
+        ("task:", "task has no name; write one after 'task:'"),
+        ("group: 7", "group 7 is not text; write it in quotes: group: '7'"),
+        ("task: more\ntag: [easy, 5]", "tag 5 is not text; write it in quotes: tag: '5'"),
+    ],
+)
+def test_a_name_that_is_not_text(tmp_path, text, said):
     write(tmp_path)
-    write(tmp_path, "other", text=f"{key}\n")
-    value = {"task:": "None", "task: true": "True"}.get(key, key.strip("]").split()[-1])
-    assert f"other.yaml': {key.rpartition(chr(10))[2].split(':')[0]} {value} is no text; write it in" in refusal(
-        tmp_path
-    )
+    write(tmp_path, "other", text=f"{text}\n")
+    assert refusal(tmp_path) == f"'{tmp_path}/other.yaml': {said}"
 
 
 def test_a_name_too_long_for_a_folder(tmp_path):
@@ -184,6 +190,12 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert harness.load_tasks(["mine"], include_path=tmp_path)
     write(tmp_path, "late", task="late")
     assert harness.load_tasks(["late"], include_path=tmp_path)
+
+
+def test_a_broken_file_of_an_embedded_name_does_not_give_way_to_the_embedded_task(tmp_path):
+    write(tmp_path, text=f"task: {EMBEDDED}  # mine\n  x: [\n")
+    line = refusal(tmp_path, EMBEDDED)
+    assert line.startswith(f"task {EMBEDDED}: '{tmp_path}/mine.yaml', line 2 is not YAML")
 
 
 # -- which file is used --
@@ -257,7 +269,7 @@ def test_every_name_of_lm_evals_index_stands_in_its_files(caplog):
     for name in [*(n for n in names if n not in found), *sorted(names)[::500]]:
         assert task_files._may_be_of_lm_eval(name), name
     assert max(len(n.encode()) for n in names) <= task_files.MAX_NAME
-    assert all(task_files._defined_by_lm_eval(name) for name in ("hellaswag", "mmlu", "arc_easy"))
+    assert all(task_files._defines(text, name) for name in ("hellaswag", "mmlu", "arc_easy"))
 
 
 # -- the record --
