@@ -60,7 +60,7 @@ def start(
     harness.check_limit(limit)
     if out is not None:
         writable_folder(out)
-    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -216,7 +216,7 @@ def of_task(
     Raises:
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
-    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     found = []
     encoder = Encoder(lens)
     for prepared in harness.prepare(lens, tasks, limit=limit):

@@ -173,7 +173,7 @@ def head_sweep(
             store=store,
             progress=progress,
         )
-        return Result(result.docs, result.record | {"method": method})
+        return Result(result.docs, result.record | {"method": method}, result.asked)
     if measure != METRIC:
         raise UserError(f"measure {measure!r}: attribution estimates {METRIC} only; use it, or method='exact'")
     if backend != "torch":
@@ -181,7 +181,7 @@ def head_sweep(
     conditions = expand(ablate, dims)
     answers = AnswerStore(store, lens)  # what is wrong with it is told before the tasks are made
     names = [task] if isinstance(task, str) else task
-    tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
     def run(view: Answers, reference: Reference | None) -> tuple[list[list[Likelihood]], Kept]:
@@ -199,6 +199,7 @@ def head_sweep(
         return estimates, kept
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
+    settings["include_path"] = str(include_path) if include_path is not None else None
     record = {"ablate": ablate, "backend": backend, "method": method} | settings
     return _result(lens, answers, views, conditions, run, record)
 
@@ -227,6 +228,7 @@ def run_sweep(
         include_path=kwargs.get("include_path"),
         num_fewshot=kwargs.get("num_fewshot"),
         seed=kwargs.get("seed", 0),
+        limit=kwargs.get("limit"),
     )
     lens = models.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
     return condition_sweep(lens, loaded, ablate, **kwargs)
@@ -266,7 +268,7 @@ def condition_sweep(
     answers = AnswerStore(store, both)  # what is wrong with it is told before the tasks are made
     if not isinstance(tasks, dict):
         names = [tasks] if isinstance(tasks, str) else tasks
-        tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+        tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
@@ -279,6 +281,7 @@ def condition_sweep(
         return view.run(engine, conditions), kept
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
+    settings["include_path"] = str(include_path) if include_path is not None else None
     settings["references"] = list(references) if references else None
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]], "backend": backend}
     record["batch_tokens"] = budget.choose(lens, batch_tokens).batch_tokens
@@ -314,6 +317,7 @@ def _result(
     """Run every view of the tasks and put the documents and the record together."""
     frames: list[pd.DataFrame] = []
     records: dict[str, dict] = {}
+    asked: dict[str, pd.DataFrame] = {}
     stores: list[Kept] = []
     for view in views:
         needed = bool(prompts) or any(c.uses_mean for c in conditions)
@@ -327,8 +331,11 @@ def _result(
         frames.append(frame)
         about = view.describe(frame) | ({"reference": reference.name} if reference else {})
         if view.name in records:  # the task's own metrics came before
-            about = records[view.name] | {"metrics": records[view.name]["metrics"] | about["metrics"]}
+            first = records[view.name]
+            cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
+            about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
         records[view.name] = about
+        asked[view.name] = view.asked
     record = {
         "model": lens.describe(store.fingerprint),
         "tasks": records,
@@ -338,7 +345,7 @@ def _result(
         **provenance.environment(),
         **provenance.where_and_when(),
     }
-    return Result(pd.concat(frames, ignore_index=True), record)
+    return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
 
 
 def _views(

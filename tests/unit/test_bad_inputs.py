@@ -77,7 +77,12 @@ def test_the_same_sweep_without_a_mistake_works(call, folder, tmp_path):
     out = tmp_path / "out"
     code, printed, _ = call("sweep", folder, TASK, "--ablate", "L1", "--limit", 2, "--out", out)
     assert code == 0 and printed[-1].startswith("Wrote ")
-    assert sorted(p.name for p in out.iterdir()) == ["docs.parquet", "record.json", "summary.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "docs.parquet",
+        "questions.parquet",
+        "record.json",
+        "summary.parquet",
+    ]
 
 
 # -- models --
@@ -167,6 +172,58 @@ def test_hub_that_cannot_be_reached(refused, monkeypatch):
 )
 def test_task_that_does_not_exist(refused, tasks, said):
     assert said in refused(tasks=tasks)
+
+
+GOOD = '{"q": "Is ice cold?", "options": ["yes", "no"], "answer": 0}\n'
+CHOICE = """
+    task: mine
+    dataset_path: json
+    dataset_kwargs: {data_files: {test: DATA}, cache_dir: CACHE}
+    test_split: test
+    output_type: multiple_choice
+    doc_to_text: "{{q}}"
+    doc_to_choice: options
+    doc_to_target: answer
+    """
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "data", "said"),
+    [
+        ("doc_to_text:", "doc_to_text: Q:", GOOD, "mine.yaml', line 7 is not YAML ("),
+        ("task: mine", "task: 123", GOOD, "mine.yaml': task 123 is not text; write it in quotes: task: '123'"),
+        ("task: mine", "task: " + 300 * "x", GOOD, "has a name of 300 characters; give it at most 128"),
+        ("test_split: test", "test_split: tset", GOOD, "its data has no split 'tset', only test"),
+        ("", "", GOOD + '{"q":\n', "docs.jsonl', line 2 is not JSON (Expecting value, column 6)"),
+        ("", "", "", "docs.jsonl' is empty"),
+        ("", "", None, "docs.jsonl' (from "),
+        ("", "", GOOD.replace("0", "null"), "document 0: doc_to_target 'answer' gives None"),
+        (
+            "",
+            "",
+            GOOD + GOOD.replace("0", "-1"),
+            "document 1: doc_to_target 'answer' gives -1; allowed: a whole number",
+        ),
+        ("target: answer", "target: anser", GOOD, "doc_to_target 'anser' names no field and no option; fields: q,"),
+        ("target: answer", "target: !function utils.raises", GOOD, "AssertionError at utils.py line 2"),
+        (
+            "target: answer",
+            "target: answer\n    metric_list: [{metric: bleu}]",
+            GOOD,
+            "have no metric 'bleu'; they have",
+        ),
+    ],
+)
+def test_task_files_and_documents_with_a_mistake(refused, tmp_path, old, new, data, said):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    if data is not None:
+        (folder / "docs.jsonl").write_text(data)
+    (folder / "utils.py").write_text("def raises(doc):\n    assert False\n")
+    text = textwrap.dedent(CHOICE.replace(old, new, 1)).replace("DATA", str(folder / "docs.jsonl"))
+    (folder / "mine.yaml").write_text(text.replace("CACHE", str(tmp_path / "cache")))
+    name = 300 * "x" if "xxx" in new else "mine"
+    assert said in refused(model="smollm2-135m", tasks=[name], include_path=folder)
 
 
 @pytest.mark.parametrize(
