@@ -10,7 +10,9 @@ A condition is a frozen set of ablations, written the same way on the command li
     L12.KV1       z of every query head that reads key/value head 1 set to zero
     L8-11         layers 8 to 11 skipped, both ends included
     L3.H1+L9.H2   several at once
-    L12.H3@mean   replaced by the mean over a named reference set instead of removed (any of the above)
+    L12@mean      what the layer adds is replaced by the mean of what it adds over a named reference set: its output is
+                  its input plus that mean; L12.attn@mean and L12.mlp@mean likewise
+    L12.H3@mean   z replaced by its mean over the reference set (heads and KV groups)
     L12.H3@resample   z replaced by that of a stated reference prompt at the same position (heads and KV groups)
     L12.H3@donor  the part keeps its place and gets the weights of a donor model (any of the above, see `donors`)
     embed@donor, unembed@donor   the donor's embedding; its final norm and unembedding
@@ -21,7 +23,7 @@ No torch in here: conditions are hashable, travel through JSON as their text for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, permutations
 
@@ -64,8 +66,9 @@ class Ablation:
         layer: Layer number from 0; -1 for the sites ``embed`` and ``unembed``.
         site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``embed`` or ``unembed``.
         index: Head or KV group for the sites ``head`` and ``kv``, else -1.
-        mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean``, ``resample`` (heads and KV groups), or
-            ``donor`` (all sites, and the only mode of ``embed`` and ``unembed``).
+        mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean`` (of what the part adds; of a head or KV
+            group: of its ``z``), ``resample`` (heads and KV groups), or ``donor`` (all sites, and the only mode of
+            ``embed`` and ``unembed``).
     """
 
     layer: int
@@ -74,6 +77,10 @@ class Ablation:
     mode: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("layer", "index"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not hasattr(number, "__index__"):
+                raise UserError(f"{name} {number!r} of an ablation: give a whole number")
         if self.site not in SITES:
             raise UserError(f"unknown ablation site {self.site!r}; allowed: {', '.join(SITES)}")
         if self.site in ENDS and self.mode != "donor":
@@ -127,6 +134,9 @@ class Condition:
     ablations: tuple[Ablation, ...] = ()
 
     def __post_init__(self) -> None:
+        for one in self.ablations:
+            if not isinstance(one, Ablation):
+                raise UserError(f"condition of {one!r}: give ablations, or parse a text with depthlens.parse")
         ordered = tuple(sorted(self.ablations))
         if len(set(ordered)) != len(ordered):
             raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
@@ -226,6 +236,8 @@ def parse(text: str) -> Condition:
     Raises:
         UserError: naming the part that does not follow the grammar.
     """
+    if not isinstance(text, str):
+        raise UserError(f"condition {text!r}: write {GRAMMAR}")
     if text.strip() == "baseline":
         return BASELINE
     ablations: list[Ablation] = []
@@ -265,10 +277,14 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     Raises:
         UserError: unknown word, malformed condition, or a part the model does not have.
     """
+    words = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
+    if not isinstance(spec, Iterable) or isinstance(spec, Mapping):
+        raise UserError(f"ablate {spec!r}: give {words}")
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
     if not items:
-        words = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
         raise UserError(f"nothing to ablate in {spec!r}; give {words}")
+    if wrong := [item for item in items if not isinstance(item, str | Condition)]:
+        raise UserError(f"ablate {wrong[0]!r}: give {words}, each as a text")
     conditions = {BASELINE: None}  # in order, each once
     for item in items:
         found = [item]

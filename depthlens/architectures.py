@@ -1,7 +1,7 @@
-"""The only table of where layers, attention, output projections, MLPs and widths live.
+"""Where layers, attention, output projections, MLPs and widths of a loaded model are: `families` bound to its modules.
 
-To add a family, add a row to ``FAMILIES``. Nothing here is trusted: ``bind`` checks the row against the real
-modules and their shapes when a model is loaded, so that a renamed module is an error and not a wrong number.
+``bind`` checks the row of the table against the real modules and their shapes, so that a renamed module is an error and
+not a wrong number.
 """
 
 from __future__ import annotations
@@ -12,41 +12,9 @@ from torch import Tensor, nn
 
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
+from depthlens.families import FAMILIES, Family, supported
 
-
-@dataclass(frozen=True)
-class Family:
-    """Module paths, from the model for the first five and from a (pre-norm) layer for the rest.
-
-    ``per_head`` and ``per_kv_head`` are projections of the attention whose output is one slice a query head, or a
-    key/value head; a model has some of them. Whatever else its attention holds is shared by all heads.
-    """
-
-    embed: str = "model.embed_tokens"
-    layers: str = "model.layers"
-    rotary: str = "model.rotary_emb"
-    final_norm: str = "model.norm"
-    unembed: str = "lm_head"
-    attn_norm: str = "input_layernorm"
-    attn: str = "self_attn"
-    o_proj: str = "self_attn.o_proj"
-    mlp_norm: str = "post_attention_layernorm"
-    mlp: str = "mlp"
-    per_head: tuple[str, ...] = ("q_proj", "q_b_proj")
-    per_kv_head: tuple[str, ...] = ("k_proj", "v_proj", "kv_b_proj")
-
-
-LLAMA_LIKE = Family()
-
-FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": LLAMA_LIKE,
-    "MistralForCausalLM": LLAMA_LIKE,
-    "Qwen2ForCausalLM": LLAMA_LIKE,
-    "Qwen3ForCausalLM": LLAMA_LIKE,
-    "Qwen3MoeForCausalLM": LLAMA_LIKE,
-    "DeepseekV2ForCausalLM": LLAMA_LIKE,
-    "DeepseekV3ForCausalLM": LLAMA_LIKE,
-}
+__all__ = ["FAMILIES", "Architecture", "Family", "bind", "hidden", "supported", "with_hidden"]
 
 
 @dataclass(frozen=True)
@@ -66,20 +34,6 @@ class Architecture:
     unembed: nn.Module
 
 
-def supported(class_name: str) -> Family:
-    """The table's row for a model class.
-
-    Raises:
-        UserError: for a class that is not in the table.
-    """
-    if class_name not in FAMILIES:
-        raise UserError(
-            f"architecture {class_name} is not supported; supported: {', '.join(FAMILIES)}; "
-            "add a row to FAMILIES in depthlens/architectures.py"
-        )
-    return FAMILIES[class_name]
-
-
 def bind(model: nn.Module) -> Architecture:
     """Find the parts of a Hugging Face causal language model and check their shapes.
 
@@ -94,7 +48,7 @@ def bind(model: nn.Module) -> Architecture:
         try:
             return root.get_submodule(path)
         except AttributeError as e:
-            fix = "correct its row in depthlens/architectures.py"
+            fix = "correct its row in depthlens/families.py"
             raise UserError(f"{name} has no module {path!r}; {fix}") from e
 
     layers = tuple(find(model, family.layers))
@@ -127,7 +81,7 @@ def _check(name: str, config: object, arch: Architecture) -> None:
 
     def expect(what: str, found: object, wanted: object) -> None:
         if found != wanted:
-            raise UserError(f"{name}: {what} is {found}, expected {wanted}; see depthlens/architectures.py")
+            raise UserError(f"{name}: {what} is {found}, expected {wanted}; see depthlens/families.py")
 
     expect("number of layers", dims.n_layers, config.num_hidden_layers)
     expect("n_heads modulo n_kv_heads", dims.n_heads % dims.n_kv_heads, 0)

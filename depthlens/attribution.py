@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthlens import budget
+from depthlens import arguments, budget
 from depthlens.backends import Means
 from depthlens.budget import out_of_memory
 from depthlens.errors import UserError, unknown
@@ -62,6 +62,7 @@ def attribute(
     Raises:
         UserError: unknown mode, no means for ``mean``, weights that do not fit the tokens, or an offloaded model.
     """
+    arguments.loaded(lens)
     if mode not in MODES:
         raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
     if mode == "mean" and means is None:

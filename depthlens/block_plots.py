@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from depthlens import stats
+from depthlens import arguments, stats
 from depthlens.blocks import Greedy, block_table
 from depthlens.results import Result
 from depthlens.theme import CANNOT_JUDGE, DOTTED, EMPTY, GREY, INK, PALETTE, SCORES, figure, legend, theme
@@ -72,6 +72,7 @@ def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Figure:
         greedy: From `depthlens.greedy_removal`.
         title: Above the figure.
     """
+    arguments.made_by(greedy, "steps", "what depthlens.greedy_removal returned", "greedy")
     steps, record = greedy.steps, greedy.record
     n = f"{steps['n'].iloc[0]} documents judge"
     with theme():

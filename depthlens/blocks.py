@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthlens import stats
+from depthlens import arguments, stats
 from depthlens.ablations import Ablation, Condition
 from depthlens.errors import UserError, unknown
 from depthlens.profiles import change
@@ -48,9 +48,8 @@ def block_sweep(lens: Any, task: str | Sequence[str], *, max_size: int = 8, **op
     """
     from depthlens.sweep import condition_sweep  # slow to import, and figures of blocks need no torch
 
-    n_layers = lens.dims.n_layers
-    if isinstance(max_size, bool) or not isinstance(max_size, int) or not 1 <= max_size <= n_layers:
-        raise UserError(f"max_size {max_size!r}: give a whole number of layers from 1 to {n_layers}")
+    arguments.loaded(lens)
+    arguments.whole("max_size", max_size, 1, lens.dims.n_layers, of=" of layers")
     return condition_sweep(lens, task, f"blocks:{max_size}", **options)
 
 
@@ -63,6 +62,7 @@ def block_table(result: Result) -> pd.DataFrame:
     Raises:
         UserError: the result has no block.
     """
+    arguments.result(result)
     rows = result.summary[result.summary["condition"] != BASELINE]
     start = rows["condition"].str.extract(r"^L(?P<start>\d+)(?:-(?P<end>\d+))?$").astype("Int64")
     rows = rows.assign(start=start["start"], size=start["end"].fillna(start["start"]) - start["start"] + 1)
@@ -170,12 +170,11 @@ def greedy_removal(
     """
     from depthlens.sweep import condition_sweep  # slow to import
 
+    arguments.loaded(lens)
     n_layers = lens.dims.n_layers
     most = n_layers - 1 if max_layers is None else max_layers
-    if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most < n_layers:
-        raise UserError(f"max_layers {max_layers!r}: give a whole number from 1 to {n_layers - 1}, or leave it out")
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:
-        raise UserError(f"tolerance {tolerance!r}: give a number, at least 0")
+    arguments.whole("max_layers", most, 1, n_layers - 1, fix=", or leave it out")
+    arguments.number("tolerance", tolerance, 0)
     gone: list[int] = []
     results: list[Result] = []
     rows: list[dict[str, Any]] = []
@@ -186,7 +185,7 @@ def greedy_removal(
         conditions = {str(_without([*gone, layer])): layer for layer in left}
         found = condition_sweep(lens, task, list(conditions), **options)
         metric = _metric(found, metric)
-        results.append(found.select(metric=metric))
+        results.append(_same_baseline(found.select(metric=metric), results))
         matrix = results[-1].docs.pivot(index="doc_id", columns="condition", values="value")
         table = {name: matrix[name].to_numpy() for name in matrix}
         if not gone:
@@ -206,6 +205,15 @@ def greedy_removal(
     joined = concat(results)
     record = {"task": task, "metric": metric, "tolerance": tolerance, "n_layers": n_layers}
     return Greedy(steps, joined, stopped, record)
+
+
+def _same_baseline(found: Result, before: Sequence[Result]) -> Result:
+    """A sweep with the baseline of the first one: computed again in other batches, its last digits may differ."""
+    if not before:
+        return found
+    first, docs = before[0].docs, found.docs
+    kept = [first[first["condition"] == BASELINE], docs[docs["condition"] != BASELINE]]
+    return Result(pd.concat(kept, ignore_index=True), found.record)
 
 
 def _without(layers: Sequence[int]) -> Condition:

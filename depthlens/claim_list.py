@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from depthlens import arguments
 from depthlens import claim_tests as tests
 from depthlens.claim_parts import Part, Spec
 from depthlens.depth import primary
@@ -61,11 +62,24 @@ class Evidence:
     transplants: Result | None = None
 
     def __post_init__(self) -> None:
+        sweeps = {
+            name: getattr(self, name) for name in ("likelihood", "generation", "knowledge", "retrieval", "reasoning")
+        }
+        for name, sweep in (sweeps | {"transplants": self.transplants}).items():
+            if sweep is not None:
+                arguments.result(sweep, name)
+        if self.pairs is not None:
+            if not isinstance(self.pairs, tuple | list) or len(self.pairs) != 2:
+                kind = type(self.pairs).__name__
+                raise UserError(f"pairs is a {kind}; give two layer sweeps, of the base and of its distilled model")
+            for sweep in self.pairs:
+                arguments.result(sweep, "one of pairs")
         models = sorted({m for r in self._sweeps for m in r.docs["model"].unique()})
         if len(models) > 1:
             raise UserError(f"the sweeps are of models {', '.join(models)}; judge one model at a time")
         if self.heads is None:
             return
+        arguments.made_by(self.heads, "tests", "what depthlens.removal_curve returned", "heads")
         pairs = list(zip(self.heads.tests["list"], self.heads.tests["task"], strict=True))
         if self.head_tasks is None:
             known = ", ".join(f"{heads!r}" for heads in dict.fromkeys(heads for heads, _ in pairs))
@@ -84,7 +98,7 @@ class Evidence:
         return list({(p.task, p.metric): p for r in self._sweeps for p in _profiles(r)}.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Claim:
     """A claim of the study and how it is put to the test.
 
@@ -105,6 +119,9 @@ class Claim:
     needs: tuple[str, ...]
     specs: tuple[Spec, ...]
     any_of: bool = False
+
+    def __repr__(self) -> str:
+        return f"{self.id}: {self.statement}"
 
     def missing(self, evidence: Evidence) -> list[str]:
         """Fields of the evidence that the test lacks."""

@@ -44,7 +44,7 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Figur
     Raises:
         UserError: no verdicts.
     """
-    if not verdicts:
+    if not isinstance(verdicts, Sequence) or not verdicts or not all(isinstance(v, Verdict) for v in verdicts):
         raise UserError("no verdicts to draw; give those of depthlens.claims.judge")
     with theme():
         fig = figure(headline(verdicts) if title is None else title, height=0.92 * len(verdicts) + 0.9)

@@ -14,6 +14,7 @@ the 5% level; the seven are not corrected for one another.
 
 from __future__ import annotations
 
+import html
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ from itertools import combinations
 
 import pandas as pd
 
+from depthlens import arguments
 from depthlens import claim_tests as tests
 from depthlens.claim_list import CLAIMS, SWEEPS, Claim, Evidence
 from depthlens.claim_parts import CANNOT, CONTRADICTED, DIFFERENT, LEAST, SUPPORTED, UNDECIDED, Part
-from depthlens.errors import UserError
 from depthlens.stats import ALPHA
 
 __all__ = ["CLAIMS", "Claim", "Evidence", "Verdict", "headline", "heterogeneity", "judge", "table"]
@@ -36,7 +37,7 @@ COLUMNS = ("verdict", "what", "effect", "ci_low", "ci_high", "threshold", "unit"
 _WORST_FIRST = (CONTRADICTED, CANNOT, UNDECIDED, SUPPORTED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What the evidence says of a claim.
 
@@ -72,6 +73,23 @@ class Verdict:
     needed: int | None
     parts: tuple[Part, ...]
 
+    def __repr__(self) -> str:
+        return self.sentence
+
+
+class Verdicts(list):
+    """A list of verdicts that prints as a table; `table` has all its columns."""
+
+    def __repr__(self) -> str:
+        return f"{headline(self)}\n{self._shown().to_string(index=False, na_rep='')}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(headline(self))}</p>{self._shown().to_html(index=False, border=0, na_rep='')}"
+
+    def _shown(self) -> pd.DataFrame:
+        numbers = {"effect": 2, "ci_low": 2, "ci_high": 2}
+        return table(self)[["claim", "verdict", "what", *numbers, "threshold", "unit", "n"]].round(numbers)
+
 
 def judge(evidence: Evidence, *, seed: int = 0, n_boot: int = N_BOOT) -> list[Verdict]:
     """Judge all claims.
@@ -87,9 +105,10 @@ def judge(evidence: Evidence, *, seed: int = 0, n_boot: int = N_BOOT) -> list[Ve
     Raises:
         UserError: too few draws, or a result that is not the sweep that its field asks for.
     """
-    if n_boot < 200:
-        raise UserError(f"n_boot {n_boot}: give at least 200; the tails of an interval need them")
-    return [_verdict(claim, evidence, seed, n_boot) for claim in CLAIMS]
+    arguments.made_by(evidence, "likelihood", "depthlens.claims.Evidence(...)", "evidence")
+    arguments.whole("n_boot", n_boot, 200, fix="; the tails of an interval need them")
+    arguments.check(seed=seed)
+    return Verdicts(_verdict(claim, evidence, seed, n_boot) for claim in CLAIMS)
 
 
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

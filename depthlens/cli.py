@@ -1,13 +1,15 @@
 """The command line: ``depthlens sweep``, ``run``, ``gallery``, ``models`` and ``store`` (`store_cli`).
 
-Nothing heavy is imported until a command needs it, so that ``--help`` answers at once. A mistake of the
-caller ends as one line on stderr and exit code 2; a notebook that fails gives exit code 1, Ctrl-C 130.
+Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command says in its
+first second what it does. A mistake of the caller ends as one line on stderr and exit code 2; a notebook that fails
+gives exit code 1, Ctrl-C 130.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from depthlens import store_cli
+from depthlens.announce import say
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ app = typer.Typer(
 )
 app.add_typer(store_cli.app, name="store")
 _WORST = 5
+_COMMAND: ContextVar[list[str]] = ContextVar("command")  # as it was given, for the record
+_UsageError = typer.BadParameter.__base__  # Typer has its own or Click's, by version
+OutOption = Annotated[str, typer.Option(metavar="DIR", help="Folder for docs.parquet, summary.parquet, record.json.")]
 StoreOption = Annotated[
     str,
     typer.Option(
@@ -59,11 +65,21 @@ class _RunCommand(TyperCommand):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``depthlens`` script."""
     stop_on_sigterm()
+    given = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        app(args=arguments, prog_name="depthlens")
+        _COMMAND.set(["depthlens", *given])
+        code = app(args=given, prog_name="depthlens", standalone_mode=False)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except _UsageError as error:
+        text = error.format_message()
+        if "\n" not in text:  # else it is the help, for a command without arguments
+            command = error.ctx.command_path if error.ctx else "depthlens"
+            text = f"Error: {text.rstrip('.')}; '{command} --help' lists what it takes"
+        print(text, file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(code or 0)
 
 
 def _print_version(wanted: bool | None) -> None:
@@ -90,15 +106,23 @@ def sweep(
         str,
         typer.Option(
             metavar="WHAT",
-            help="layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions such as L3,L5.H2,L8@mean.",
+            help="layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions such as L3,L5.H2,L8@mean "
+            "(@mean: a part adds the mean of what it adds, over reference prompts).",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for docs.parquet, summary.parquet and record.json.")],
-    limit: Annotated[int | None, typer.Option(help="Documents per task; all without it.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt; the task's own without.")] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder with further lm-eval task files.")] = None,
+    out: OutOption,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what --out holds, if that is not the same sweep.")
+    ] = False,
+    limit: Annotated[str | None, typer.Option(metavar="N", help="Documents per task; all without it.")] = None,
+    num_fewshot: Annotated[
+        str | None, typer.Option(metavar="N", help="Examples in the prompt; the task's own without.")
+    ] = None,
+    include_path: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder with further lm-eval task files.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="torch, transformer_lens or nnsight applies the ablations.")] = "torch",
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens per batch; chosen without it.")] = None,
+    batch_tokens: Annotated[str | None, typer.Option(metavar="N", help="Tokens per batch; chosen without it.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the tokenizer's chat template.")] = False,
     system_prompt: Annotated[str | None, typer.Option(help="Instruction before everything else.")] = None,
     measure: Annotated[
@@ -110,7 +134,7 @@ def sweep(
     donor: Annotated[
         str | None, typer.Option(help="Model whose weights @donor conditions put in place, e.g. layers@donor.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed for few-shot examples and sampling.")] = 0,
+    seed: Annotated[str, typer.Option(metavar="N", help="Seed for few-shot examples and sampling.")] = "0",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     offload: Annotated[
@@ -123,56 +147,58 @@ def sweep(
     json: JsonOption = False,
 ) -> None:
     """Ablate parts of a model one condition at a time and score every task under each."""
-    from depthlens.resources import writable_folder
+    from depthlens import arguments, model_names
+    from depthlens.out_folder import FILES, claimed
 
-    # not Typer's min=: its message does not name the value
-    for option, value, least in (
-        ("limit", limit, 1),
-        ("num-fewshot", num_fewshot, 0),
-        ("batch-tokens", batch_tokens, 1),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"--{option} {value}: give a whole number, at least {least}, or leave it out")
-    writable_folder(out)
+    settings: dict[str, Any] = {
+        "limit": _whole(limit),
+        "num_fewshot": _whole(num_fewshot),
+        "include_path": include_path,
+        "backend": backend,
+        "batch_tokens": _whole(batch_tokens),
+        "chat": chat,
+        "system_prompt": system_prompt,
+        "measure": measure,
+        "references": reference,
+        "seed": _whole(seed),
+        "dtype": dtype,
+        "device": device,
+        "offload": offload,
+    }
+    arguments.check(**settings, tasks=tasks)
+    settings |= {"donor": donor, "remote": remote}
+    named = [model_names.find(name, weights=not remote) for name in (model, donor) if name is not None]
     _settle(store, json)
-    from depthlens.sweep import run_sweep
-
     try:
-        result = run_sweep(
-            model,
-            tasks,
-            ablate,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            include_path=include_path,
-            backend=backend,
-            batch_tokens=batch_tokens,
-            chat=chat,
-            system_prompt=system_prompt,
-            measure=measure,
-            references=reference,
-            donor=donor,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-            offload=offload,
-            remote=remote,
-        )
+        with claimed(
+            out, {"model": model, "tasks": tasks, "ablate": ablate, **settings}, overwrite=overwrite
+        ) as folder:
+            say(
+                f"loading {' and '.join(source.name for source in named)} for {', '.join(tasks)}",
+                model=model,
+                tasks=tasks,
+            )
+            for source in named if not remote else ():
+                model_names.probe(source)
+            from depthlens.sweep import run_sweep
+
+            result = run_sweep(model, tasks, ablate, **settings)
+            result.record["command"] = _COMMAND.get()
+            result.save(folder, overwrite=overwrite)
     except Interrupted as stop:
         typer.echo(f"Interrupted: {stop}", err=True)
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
         typer.echo("Interrupted: nothing was computed yet", err=True)
         raise typer.Exit(130) from None
-    result.save(out)
     typer.echo(summary_text(result))
-    typer.echo("\nWrote " + ", ".join(str(out / name) for name in ("docs.parquet", "summary.parquet", "record.json")))
+    typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
 
 
 @app.command(cls=_RunCommand)
 def run(
     names: Annotated[list[str], typer.Argument(metavar="all|NAME...", help="Notebooks, e.g. 00_tour; or all.")],
-    out: Annotated[Path, typer.Option(help="Folder for notebooks, pages, index.html and record.json.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for notebooks, pages, index.html, record.json.")],
     parameters: Annotated[
         list[str] | None,
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a notebook parameter; may be repeated."),
@@ -182,28 +208,32 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Execute notebooks headlessly and build web pages with an index over them."""
-    from depthlens import runner
-
     given: dict[str, object] = {}
     for name, _, value in (text.partition("=") for text in parameters or []):
         if name in given:
             raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
         given[name] = value
     _settle(store, json)
+    say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
+    from depthlens import runner
+
     report = runner.run(names, out=out, profile=profile, parameters=given)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:
         typer.echo("Interrupted: kept what was done; run the same again to go on", err=True)
-    typer.echo(f"Wrote {out / 'index.html'}")
+    typer.echo(f"Wrote {Path(out) / 'index.html'}")
     raise typer.Exit(report.exit_code)
 
 
 @app.command()
 def gallery(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
 ) -> None:
     """Rebuild the pages and the index of a folder of executed notebooks."""
+    if not folder.strip():
+        raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
+    say(f"reading the notebooks in {folder}", folder=folder)
     from depthlens.gallery import gallery as build
 
     typer.echo(f"Wrote {build(folder)}")
@@ -212,9 +242,17 @@ def gallery(
 @app.command()
 def models() -> None:
     """List the models that have a short name."""
-    from depthlens import models as named
+    from depthlens import names
 
-    typer.echo(table(named.table()))
+    typer.echo(table(names.table()))
+
+
+def _whole(text: str | None) -> int | str | None:
+    """A whole number where the text is one, else the text, which the rule of its name refuses."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
 
 
 def _settle(store: str, json: bool) -> None:
@@ -224,8 +262,10 @@ def _settle(store: str, json: bool) -> None:
     from depthlens import progress
     from depthlens import store as storage
 
+    if not store.strip():
+        storage.open_store(store)  # which says what to give
     if store != storage.DEFAULT:
-        local = "://" not in store and store != storage.WITHOUT
+        local = "://" not in store and not storage.without(store)
         os.environ[storage.ENVIRONMENT] = str(Path(store).expanduser().resolve()) if local else store
     storage.open_store()  # what is wrong with it is told now
     if json:
@@ -250,6 +290,11 @@ def summary_text(result: Result) -> str:
         for row in worst.itertuples():
             change = f"{row.delta:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
             lines.append(f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}")
+    notes = [note for note in result.notes if "cannot judge" not in note]  # those are told above
+    for task, about in result.record["tasks"].items():
+        skipped = about.get("skipped_metrics", {})
+        notes += [f"{task}: metric {metric} {why} and is left out" for metric, why in skipped.items()]
+    lines += ["", *(f"Note: {note}" for note in notes)] if notes else []
     return "\n".join(lines).lstrip("\n")
 
 

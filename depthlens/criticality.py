@@ -21,8 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from depthlens import stats
-from depthlens.errors import UserError
+from depthlens import arguments, stats
 from depthlens.profiles import draws
 from depthlens.results import Result
 from depthlens.stats import ALPHA, BASELINE, GROUP
@@ -52,8 +51,9 @@ def critical(result: Result, *, alpha: float = ALPHA, n_boot: int = N_BOOT, seed
     Raises:
         UserError: an alpha outside 0 to 1, or no resamples.
     """
-    if n_boot < 1:
-        raise UserError(f"n_boot {n_boot}: give a whole number from 1; 500 is usual")
+    arguments.result(result)
+    arguments.whole("n_boot", n_boot, 1, fix="; 500 is usual")
+    arguments.check(seed=seed)
     found = result.critical(alpha)
     keep = [*GROUP, "condition", "layer", "head", "n"]
     tables = []

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from depthlens import models, packing
+from depthlens import arguments, models, packing
 from depthlens.ablations import ENDS, Ablation, Condition
 from depthlens.architectures import hidden
 from depthlens.backends.torch import TorchBackend
@@ -68,9 +68,19 @@ def transplant(
     Raises:
         UserError: the two are no pair, a part does not exist or is named twice, or the base is inside a transplant.
     """
-    whole, single = {"layer": layers, "attn": attn, "mlp": mlp}, {"head": heads, "kv": kv}
-    parts = [Ablation(layer, site, mode="donor") for site, chosen in whole.items() for layer in chosen]
-    parts += [Ablation(layer, site, i, "donor") for site, chosen in single.items() for layer, i in chosen]
+    arguments.loaded(base)
+    whole, single = {"layers": layers, "attn": attn, "mlp": mlp}, {"heads": heads, "kv": kv}
+    n_layers = base.dims.n_layers
+    parts = [
+        Ablation(layer, "layer" if name == "layers" else name, mode="donor")
+        for name, chosen in whole.items()
+        for layer in arguments.layers(name, chosen, n_layers)
+    ]
+    parts += [
+        Ablation(layer, "head" if name == "heads" else name, i, "donor")
+        for name, chosen in single.items()
+        for layer, i in arguments.heads(name, chosen)
+    ]
     parts += [Ablation(-1, end, mode="donor") for end in ENDS * ends]
     condition = Condition(tuple(parts)).validate(base.dims)
     if base.model in _TRANSPLANTED:
@@ -106,6 +116,7 @@ def weight_deltas(base: models.Lens, donor: Name | models.Lens, *, store: Where 
     Raises:
         UserError: the two are no pair.
     """
+    arguments.loaded(base)
     donor = load_donor(base, donor)
     compare(base, donor)
     blocks = (None, *range(base.dims.n_layers))  # None: outside the layers
@@ -188,8 +199,11 @@ def activation_deltas(
     Raises:
         UserError: the two are no pair, there are no prompts, one is empty, or one is longer than the attention window.
     """
-    if isinstance(prompts, str) or not prompts:
+    arguments.loaded(base)
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise UserError(f"prompts {prompts!r}: give a list of at least one text")
+    if strange := [p for p in prompts if not isinstance(p, Sequence)]:
+        raise UserError(f"prompts hold {strange[0]!r}; give texts or lists of token ids")
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
     window = getattr(base.model.config, "sliding_window", None)
     for i, row in enumerate(rows):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from depthlens import arguments
 from depthlens.errors import UserError
 from depthlens.profiles import Profile, drawn, interval, profiles
 from depthlens.results import Result
@@ -36,6 +37,7 @@ def agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 0, n_boot
     Raises:
         UserError: no column ``layer``, a removed layer without predictors, fewer than 3 layers, or no layer sweep.
     """
+    arguments.made_by(predictors, "columns", "a table such as that of depthlens.geometry.predictors", "predictors")
     rows = []
     found = [p for p in profiles(result) if not p.at_chance]
     for profile, (loss, _) in zip(found, drawn(found, seed=seed, n_boot=n_boot), strict=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from depthlens import arguments
 from depthlens.ablations import BASELINE, Ablation, Condition
 from depthlens.engine import Engine
 from depthlens.errors import UserError
@@ -25,7 +26,7 @@ def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int
     Raises:
         UserError: fewer than ``least``, or one that the model does not have.
     """
-    unique = list(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
+    unique = list(dict.fromkeys(arguments.heads(name, heads)))
     if len(unique) < least:
         why = "heads are tested against each other, so give at least two" if least == 2 else "give at least one"
         raise UserError(f"{name} names {len(unique)} heads; {why}")

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from depthlens import stats
+from depthlens import arguments, stats
 from depthlens.ablations import parse
 from depthlens.errors import UserError
 from depthlens.head_scores import Head, HeadScores
@@ -121,7 +121,9 @@ def head_map(
     else:
         if task is not None or metric is not None:
             raise UserError("task= and metric= choose within a Result; give the scores themselves to draw fewer")
-        maps, said = _of_scores([scores] if isinstance(scores, HeadScores) else list(scores))
+        maps, said = _of_scores(
+            [scores] if isinstance(scores, HeadScores) else list(scores) if isinstance(scores, Sequence) else [scores]
+        )
     if top is not None and not (type(top) is int and 1 <= top <= MAX_TOP):
         raise UserError(f"top {top!r}: give a whole number of heads from 1 to {MAX_TOP}")
     by_unit: dict[tuple[str, int], list[_Map]] = {}
@@ -243,6 +245,7 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[_Map], str]:
     """One panel per score; scores that were tested against 0, or that pass below it, are losses."""
     maps = []
     for s in scores:
+        arguments.made_by(s, "critical", "a head sweep, or scores of heads", "scores")
         if not np.isfinite(s.values).any():
             raise UserError(f"{s.name}: no head has a score; give scores of at least one")
         finite = s.values[np.isfinite(s.values)]

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from depthlens import stats
+from depthlens import out_folder, stats
 from depthlens.errors import UserError
 from depthlens.resources import writable_folder
 
 SCORES_FILE, RECORD_FILE = "heads.parquet", "record.json"
+_CIRCUMSTANCES = ("depthlens", "git_commit", "platform", "python", "store", "time", "versions")  # of a record
 Head = tuple[int, int]  # layer, head
 
 
@@ -112,17 +113,31 @@ class HeadScores:
         table["critical"] = pd.array([None] * len(table) if self.critical is None else self.critical.ravel(), "boolean")
         return table
 
-    def save(self, out: str | Path) -> None:
+    def save(self, out: str | Path, *, overwrite: bool = False) -> None:
         """Write the table and the record into folder ``out``.
 
+        Args:
+            out: A folder, made where there is none.
+            overwrite: Replace what the folder holds. Without it, only the same scores are replaced.
+
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or holds other scores or files of something else.
         """
         folder = writable_folder(out)
+        if not overwrite:
+            out_folder.refuse_other(folder, (SCORES_FILE, RECORD_FILE), self._differs)
         about = {"name": self.name, "unit": self.unit, "n": self.n, "record": self.record}
         about["known"] = [f for f in ("low", "high", "critical") if getattr(self, f) is not None]
         (folder / RECORD_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         self.frame.to_parquet(folder / SCORES_FILE, index=False)
+
+    def _differs(self, about: dict) -> str:
+        """In what scores that were saved differ from these; "" if in nothing."""
+        old, new = about["record"], self.record
+        model = [(r.get("model") or {}).get("fingerprint") for r in (old, new)]
+        pairs = [("scores", about["name"], self.name), ("model fingerprint", *model)]
+        keys = [key for key in (*old, *new) if key not in ("model", "baseline", *_CIRCUMSTANCES)]
+        return out_folder.first_difference([*pairs, *((key, old.get(key), new.get(key)) for key in keys)])
 
     @classmethod
     def load(cls, out: str | Path) -> HeadScores:
@@ -150,7 +165,7 @@ class HeadScores:
         return f"HeadScores({self.name}{', ' + self.unit if self.unit else ''}, n = {self.n}: {first}, ...)"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReasoningScores:
     """Loss per token, in nats, that removing a head causes on three kinds of tokens of worked solutions.
 
@@ -167,6 +182,9 @@ class ReasoningScores:
     text: HeadScores
     contrast: HeadScores
     record: dict
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {getattr(self, name)!r}" for name in ("computed", "copied", "text", "contrast"))
 
 
 COPIES, NEEDED = 0.1, 0.1  # score, nats per token

@@ -31,8 +31,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from depthlens import arguments, patterns, provenance, solutions
 from depthlens import needles as prompts
-from depthlens import patterns, provenance, solutions
 from depthlens.ablations import BASELINE
 from depthlens.attribution import attribute
 from depthlens.engine import Engine
@@ -96,13 +96,17 @@ def retrieval_scores(
     Raises:
         UserError: anything asked for that does not exist, or no needle is recalled: then nothing can be judged.
     """
+    arguments.loaded(lens)
+    arguments.check(
+        limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, batch_tokens=batch_tokens
+    )
     if method not in (COPY, EXACT, ATTRIBUTION):
         raise unknown("method", method, (COPY, EXACT, ATTRIBUTION))
     if among is not None and method != EXACT:
         raise UserError(f"among is given with method {method!r}; only 'exact' removes several heads at once")
     if among is not None and heads is not None:
         raise UserError("heads and among are both given; give heads to remove alone, or among others")
-    chosen = _chosen(lens, heads, method)
+    chosen = _chosen(lens, heads, method) if among is None else checked(lens, among)
     source = {"task": task, "limit": limit, "num_fewshot": num_fewshot, "seed": seed}
     if needles is not None:
         source = {"given": len(needles)}
@@ -141,7 +145,6 @@ def retrieval_scores(
     if among is None:
         losses, _ = single(lens, engine, requests, chosen)
     else:
-        chosen = checked(lens, among)
         record["among"] = [str(condition([h])) for h in chosen]
         losses = added(lens, engine, requests, chosen)
         name = f"loss on needle tokens after {len(chosen) - 1} other heads"
@@ -162,6 +165,7 @@ def recalled(
     Raises:
         UserError: no needles, or none of them is recalled.
     """
+    arguments.loaded(lens)
     kept = AnswerStore(store, lens).entry("needles")
     return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=kept), needles)
 
@@ -241,6 +245,10 @@ def reasoning_scores(
     Raises:
         UserError: anything asked for that does not exist, or a task without worked solutions.
     """
+    arguments.loaded(lens)
+    arguments.check(
+        limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, batch_tokens=batch_tokens
+    )
     if method not in (EXACT, ATTRIBUTION):
         raise unknown("method", method, (EXACT, ATTRIBUTION))
     chosen = _chosen(lens, heads, method)
@@ -318,8 +326,8 @@ def _chosen(lens: Any, heads: Sequence[Head] | None, method: str) -> list[Head] 
 
 
 def _recalled(lens: Any, engine: Engine, needles: Sequence[Needle]) -> list[Needle]:
-    if not needles:
-        raise UserError("no needles; give at least one")
+    if not needles or not all(isinstance(needle, Needle) for needle in needles):
+        raise UserError("no needles; give at least one, from depthlens.needles")
     (answers,) = engine.loglikelihood([n.request for n in needles], [BASELINE], desc="recall")
     found = [n for n, answer in zip(needles, answers, strict=True) if answer.is_greedy]
     if not found:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from multiprocessing import TimeoutError as NoAnswer
 
 from huggingface_hub import errors as hub
 
-from depthlens import architectures
 from depthlens.errors import UserError
+from depthlens.families import FAMILIES
 
 
 def explain(name: str, error: Exception, offline: bool) -> UserError:
@@ -43,15 +44,20 @@ def explain(name: str, error: Exception, offline: bool) -> UserError:
     if has(hub.RepositoryNotFoundError) or "not a valid model identifier" in text:
         fault = f"model {name!r} does not exist on the hub, or is private"
         return UserError(f"{fault}; check the spelling or set HF_TOKEN")
+    if has(hub.RemoteEntryNotFoundError):
+        return UserError(f"model {name!r} has no config.json on the hub; download its file and give the path instead")
+    if has(NoAnswer):
+        fault = f"model {name!r} cannot be reached: the hub does not answer in time"
+        return UserError(f"{fault}; check the network, set HF_HUB_ETAG_TIMEOUT to more seconds, or give a directory")
     unanswered = any(isinstance(x, hub.HTTPError) and not hasattr(x, "response") for x in chain)
     if unanswered or has(hub.LocalEntryNotFoundError, ConnectionError) or "couldn't connect" in text:
         fault = f"model {name!r} cannot be reached: no connection to the hub"
         return UserError(f"{fault}; check the network or give a directory")
     if "custom code" in text:
         fault = f"model {name!r} brings code of its own, which depthlens never runs"
-        return UserError(f"{fault}; supported: {', '.join(architectures.FAMILIES)}")
+        return UserError(f"{fault}; supported: {', '.join(FAMILIES)}")
     if "backend tokenizer" in text:
         return UserError(f"model {name!r} has no tokenizer files; save its tokenizer into the same folder")
     if "safetensors" in text and "no file named" in text:
         return UserError(f"model {name!r} has no safetensors weights; pickled weights are never read")
-    return UserError(f"model {name!r} cannot be read: {first}")
+    return UserError(f"model {name!r} cannot be read: {first}; check the name, or get its files again")

@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from depthlens import arguments
 from depthlens.errors import UserError
 from depthlens.head_plots import unit_of
 from depthlens.head_scores import Head, HeadScores
@@ -57,6 +58,7 @@ def removal_curve(curve: Any, *, title: str | None = None) -> Figure:
     Raises:
         UserError: more lists than can be told apart.
     """
+    arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "curve")
     tests, lists = curve.tests, list(dict.fromkeys(curve.points["list"]))
     if len(lists) > len(PALETTE):
         raise UserError(f"{len(lists)} lists; a panel shows up to {len(PALETTE)}, draw fewer: {', '.join(lists)}")

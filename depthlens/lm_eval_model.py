@@ -1,111 +1,89 @@
 """The engine as an lm-eval model: ``--model depthlens --model_args pretrained=NAME,condition=L12``.
 
-Importing this module registers the model, after which ``lm_eval.simple_evaluate(model="depthlens", ...)`` works.
-lm-eval's command line imports only the models it ships, so ``python -m depthlens.lm_eval_model`` stands for
-``lm_eval``: it registers ours and hands every argument on.
+Importing this module registers the model (`depthlens.lm_eval_class`), after which
+``lm_eval.simple_evaluate(model="depthlens", ...)`` works. lm-eval's command line imports only the models it ships, so
+``python -m depthlens.lm_eval_model`` stands for ``lm_eval``: it registers ours, knows the embedded tasks and hands
+every argument on. A mistake of the caller ends as one line and exit code 2.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
+from pathlib import Path
 from typing import Any
 
-import torch
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-
-from depthlens import donors, encoding, models, pairs
-from depthlens.ablations import parse
-from depthlens.backends.torch import measure_means
-from depthlens.engine import Engine
-from depthlens.errors import UserError
-
-
-@register_model("depthlens")
-class DepthlensLM(HFLM):
-    """A model under one condition.
-
-    Args:
-        pretrained: Alias, hub id, directory or ``.gguf`` file, or a loaded `depthlens.models.Lens`.
-        condition: What is removed, in text form.
-        dtype: See `depthlens.load`.
-        device: See `depthlens.load`; None chooses, and so does a CUDA device where there is none.
-        backend: What applies the condition.
-        batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
-        reference: Text file, one prompt a line, whose mean ``@mean`` puts in place of a part.
-        donor: Model whose weights ``@donor`` puts in place.
-        kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
-
-    Raises:
-        UserError: for anything that does not exist.
-    """
-
-    def __init__(
-        self,
-        pretrained: str | models.Lens,
-        condition: str = "baseline",
-        dtype: str = "auto",
-        device: str | None = None,
-        backend: str = "torch",
-        batch_tokens: int | None = None,
-        reference: str | None = None,
-        donor: str | models.Lens | None = None,
-        batch_size: Any = None,
-        max_batch_size: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        lens = pretrained
-        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            device = None  # lm-eval's command line says cuda:0 where the user said nothing; its hf model does the same
-        if not isinstance(lens, models.Lens):
-            lens = models.load(lens, dtype=dtype, device=device or "auto")
-        self.condition = parse(condition).validate(lens.dims)
-        lens = lens if donor is None else pairs.with_donor(lens, donor)
-        donors.require(lens, [self.condition], backend)
-        if self.condition.uses_resample:
-            raise UserError(f"condition {condition}: @resample is for dl.head_sweep; use @mean, or nothing to remove")
-        means = None
-        if self.condition.uses_mean:
-            if reference is None:
-                raise UserError(f"condition {condition} needs reference=FILE, a text file with one prompt a line")
-            with open(reference, encoding="utf-8") as file:
-                prompts = [lens.tokenizer(line.rstrip("\n")).input_ids for line in file if line.strip()]
-            means = measure_means(lens, prompts, reference)
-        self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
-        with encoding.quiet():
-            super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20, **kwargs)
-
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        asked = [encoding.loglikelihood(self, "of this run", before, after) for _, before, after in requests]
-        self.engine.progress = not disable_tqdm
-        answers = self.engine.loglikelihood(asked, [self.condition])[0]
-        for (text, _, _), answer in zip(requests, answers, strict=True):
-            if text is not None:
-                self.cache_hook.add_partial("loglikelihood", text, (answer.logprob, answer.is_greedy))
-        return [(a.logprob, a.is_greedy) for a in answers]
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy texts, in the order of the requests."""
-        self.engine.progress = not disable_tqdm
-        texts = self.engine.generate_until([encoding.generation(self, r) for r in requests], [self.condition])[0]
-        for request, text in zip(requests, texts, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, text)
-        return texts
-
-    def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes of the model into its results."""
-        donor = self.engine.lens.donor
-        about = {"donor": donor.lens.describe()} if donor else {}
-        return {**self.engine.lens.describe(), "condition": str(self.condition), **about}
+from depthlens import model_names, resources
+from depthlens.announce import say
+from depthlens.errors import UserError, unknown
 
 
 def main() -> None:
-    """lm-eval's command line, our model included."""
-    from lm_eval.__main__ import cli_evaluate
+    """lm-eval's command line, our model and our tasks included."""
+    say("loading lm-eval and its tasks")
+    from lm_eval.__main__ import HarnessCLI, setup_logging
 
-    cli_evaluate()
+    setup_logging()
+    parser = HarnessCLI()
+    try:
+        arguments = parser.parse_args()
+        embedded = arguments.command == "run" and _checked(arguments)
+        import lm_eval.tasks
+
+        import depthlens.lm_eval_class  # noqa: F401 - registers the model
+
+        # each of its commands imports the class from there
+        lm_eval.tasks.TaskManager = _with_ours(lm_eval.tasks.TaskManager, embedded)
+        parser.execute(arguments)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _checked(arguments: Any) -> bool:
+    """Refuse what can be seen before anything is loaded; returns whether all tasks are embedded ones."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    if arguments.config:
+        return False
+    if not arguments.tasks:
+        raise UserError("no task given; name at least one, e.g. --tasks capitals_continuation")
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # lm-eval says the same again
+    try:
+        EvaluatorConfig.from_cli(arguments)
+    except (ValueError, OSError) as error:
+        raise UserError(f"lm-eval: {' '.join(str(error).split())}; '--help' lists what it takes") from error
+    finally:
+        logging.disable(level)
+    if arguments.model == "depthlens":
+        model_names.probe(model_names.find((arguments.model_args or {}).get("pretrained")))
+    return not arguments.include_path and set(arguments.tasks) <= resources.embedded_names()
+
+
+def _with_ours(manager: type, embedded: bool) -> type:
+    """lm-eval's finder of tasks, which also finds the embedded ones; or only these, which takes no time."""
+
+    class TaskManager(manager):
+        def __init__(self, *args: Any, include_path: Any = None, **kwargs: Any) -> None:
+            given = [include_path] if isinstance(include_path, str | Path) else list(include_path or ())
+            for path in given:
+                if not Path(path).is_dir():
+                    raise UserError(f"include_path {str(path)!r} is not a folder; give the folder with your YAML files")
+            kwargs |= {"include_defaults": False} if embedded else {}
+            super().__init__(*args, include_path=[str(resources.tasks_dir()), *map(str, given)], **kwargs)
+
+        def match_tasks(self, task_list: list[str]) -> list[str]:
+            found = super().match_tasks(task_list)
+            for name in task_list if not found else ():
+                if not Path(name).is_dir():
+                    raise unknown("task", name, sorted(self.all_tasks), "your own YAML files need --include_path")
+            return found
+
+    return TaskManager
 
 
 if __name__ == "__main__":
     main()
+else:
+    from depthlens.lm_eval_class import DepthlensLM as DepthlensLM

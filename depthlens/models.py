@@ -13,7 +13,6 @@ import struct
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from depthlens import adapters, architectures, embedded, identity, organisms
+from depthlens import adapters, architectures, embedded, identity, model_names, organisms
 from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
 from depthlens.hub_errors import explain
@@ -219,7 +218,10 @@ def load(
             raise UserError(f"model {name!r} is built here and on no server; leave remote out, or give 'local'")
         built = organisms.build(**vars(organisms.parse(name)))
         return Lens(name, built.model.to(where, DTYPES.get(dtype, torch.float32)), built.tokenizer)
-    folder, gguf = _resolve(name, weights=not remote)
+    found = model_names.find(name, weights=not remote)
+    found = found if remote else model_names.probe(found)  # a server's models are its own to know
+    made = {"embedded": embedded.smollm2, "adapter": lambda: adapters.merged(name)}
+    folder, gguf = str(made[found.kind]()) if found.kind in made else found.place, found.gguf
     if remote:
         if gguf:
             raise UserError(f"model file {name!r}: a server holds models by hub id; give that, or remote='local'")
@@ -229,6 +231,7 @@ def load(
         raise UserError(f"model file {name!r}: layers can be read from safetensors only; {fix}")
     # left to itself, transformers asks on the terminal whether to run code that came with a model
     source: dict[str, object] = {"trust_remote_code": False} | ({"gguf_file": gguf} if gguf else {})
+    source |= {"local_files_only": True} if found.only_cached else {}
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # what it would report is checked below, in one line
     hf_logging.disable_progress_bar()
@@ -280,7 +283,8 @@ def _refuse_unfilled(name: str, loaded: dict[str, Any]) -> None:
     """Refuse a model some of whose weights the file did not give: transformers fills them at random."""
     for key, found, wanted in sorted(loaded["mismatched_keys"]):
         raise UserError(
-            f"model {name!r}: its weight {key} has shape {list(found)}, its config.json wants {list(wanted)}"
+            f"model {name!r}: its weight {key} has shape {list(found)}, its config.json wants {list(wanted)}; "
+            "get the whole model again"
         )
     if missing := sorted(loaded["missing_keys"]):
         raise UserError(
@@ -295,40 +299,6 @@ def _class(config: object) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
-
-
-def _resolve(name: str, weights: bool = True) -> tuple[str, str | None]:
-    """Folder or hub id, and the name of the GGUF file in it if that is to be read; a folder must hold ``weights``."""
-    if not isinstance(name, str) or not name.strip():
-        kinds = "an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
-        raise UserError(f"model {name!r}: give {kinds}")
-    for row in NAMED:
-        if row.alias == name:
-            made = {"embedded": embedded.smollm2, "adapter": lambda: adapters.merged(name)}
-            return (str(made[row.source]()) if row.source in made else row.source), None
-    path = Path(name).expanduser()
-    if name.endswith(".gguf"):
-        if not path.is_file():
-            raise UserError(f"model file {name!r} does not exist; give the path of a .gguf file")
-        return str(path.parent), path.name
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            fix = "give a folder written by save_pretrained"
-            raise UserError(f"directory {name!r} holds no config.json; {fix}")
-        if weights and not list(path.glob("*.safetensors")):
-            raise UserError(
-                f"directory {name!r} holds no .safetensors weights; convert them with "
-                "model.save_pretrained(folder), since pickled weights are never read"
-            )
-        return str(path), None
-    if path.exists():
-        raise UserError(f"model {name!r} is a file but not a .gguf file; give a directory or a .gguf file")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model directory {name!r} does not exist")
-    if "/" not in name:
-        fix = "'depthlens models' lists all; a hub id is owner/name"
-        raise unknown("model", name, [row.alias for row in NAMED], fix)
-    return name, None
 
 
 def _device(device: str) -> torch.device:

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from depthlens import harness, spans
+from depthlens import arguments, harness, spans
 from depthlens.answers import Answers
 from depthlens.encoding import Encoder
 from depthlens.errors import UserError
@@ -114,11 +114,12 @@ def of_task(
     Raises:
         UserError: unknown task, or one whose answers stand in no prompt.
     """
+    arguments.loaded(lens)
     tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     found: list[Needle] = []
     n_docs = 0
     encoder = Encoder(lens)
-    for prepared in harness.prepare(lens, tasks, limit=limit):
+    for prepared in harness.prepare(lens, tasks, limit=arguments.documents(limit)):
         for doc_id, (context, answer) in Answers(lens, prepared).pairs.items():
             n_docs += 1
             text = spans.align(lens, f"task {task}", context, answer, encoder)
@@ -151,12 +152,16 @@ def written(
         UserError: a number that cannot be, a length that does not fit the model or is too short, or a tokenizer that
             does not know English words.
     """
-    if isinstance(n_needles, bool) or not isinstance(n_needles, int) or n_needles < 1:
-        raise UserError(f"n_needles {n_needles!r}: give a whole number from 1")
-    if not depths or any(isinstance(d, bool) or not 0 <= d <= 1 for d in depths):
-        raise UserError(f"depths {list(depths)}: give numbers from 0 (start of the haystack) to 1 (its end)")
-    if not context_lengths or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in context_lengths):
-        raise UserError(f"context_lengths {list(context_lengths)}: give whole numbers of tokens")
+    arguments.loaded(lens)
+    arguments.whole("n_needles", n_needles, 1)
+    arguments.check(seed=seed)
+    for name, several in (("depths", depths), ("context_lengths", context_lengths)):
+        if not isinstance(several, Sequence) or isinstance(several, str) or not several:
+            raise UserError(f"{name} {several!r}: give a list of numbers, at least one")
+    for depth in depths:
+        arguments.number("depths", depth, 0, 1, fix=": 0 is the start of the haystack, 1 its end")
+    for length in context_lengths:
+        arguments.whole("context_lengths", length, 1, of=" of tokens")
     encoder = Encoder(lens)
     if lens.tokenizer.unk_token_id in (known := lens.tokenizer("The code is 4711", add_special_tokens=False).input_ids):
         raise UserError(f"{lens.name} reads {len(known)} words of English as unknown; give task=, in its own language")

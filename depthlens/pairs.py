@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from depthlens import models, organisms
+from depthlens import arguments, models, organisms
 from depthlens.ablations import Condition
-from depthlens.donors import Donor
+from depthlens.donors import Donor, require
 from depthlens.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ def with_donor(base: models.Lens, donor: str | os.PathLike[str] | models.Lens) -
     Raises:
         UserError: the two are no pair; the message names the difference.
     """
+    arguments.loaded(base)
     base.needs_weights("@donor")
     donor = load_donor(base, donor)
     together = copy.copy(base)
@@ -109,6 +110,19 @@ def warn_of_ends(lens: models.Lens, conditions: Sequence[Condition]) -> None:
         )
 
 
+def together(
+    lens: models.Lens, donor: str | os.PathLike[str] | models.Lens | None, conditions: Sequence[Condition], backend: str
+) -> models.Lens:
+    """The model with its donor, where conditions ask for one; nothing asked for is ignored."""
+    both = lens if donor is None else with_donor(lens, donor)
+    require(both, conditions, backend)
+    if donor is not None:
+        if not any(c.uses_donor for c in conditions):
+            raise UserError(f"donor {both.donor.lens.name!r} is used by @donor conditions only; give both, or neither")
+        warn_of_ends(both, conditions)
+    return both
+
+
 def compare(base: models.Lens, donor: models.Lens) -> Donor:
     """Check that two models are a pair.
 
@@ -128,7 +142,8 @@ def compare(base: models.Lens, donor: models.Lens) -> Donor:
 
     def same(what: str, one: object, other: object) -> None:
         if one != other:
-            raise UserError(f"{names} are no pair: {what} {one} in the base, {other} in the donor")
+            fault = f"{names} are no pair: {what} {one} in the base, {other} in the donor"
+            raise UserError(f"{fault}; a donor differs in its weights alone")
 
     if donor.model is base.model:
         raise UserError(f"{names} are one loaded model; load the donor apart")

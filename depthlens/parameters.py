@@ -14,8 +14,11 @@ from pathlib import Path
 import yaml
 from nbformat import NotebookNode
 
+from depthlens import arguments, model_names, resources
 from depthlens.errors import UserError, unknown
 
+MODELS = ("model", "base", "distilled", "organism")  # parameters whose values are names of models
+TASKS = ("tasks", "more", "knowledge", "reasoning")  # and of tasks
 _UNREADABLE = object()
 ANY = object()  # the default is not a literal, so that nothing is known about its type
 
@@ -67,6 +70,51 @@ def fit(value: object, default: object, parameter: str, notebook: str) -> object
         return float(parsed) if isinstance(default, float) and isinstance(parsed, int) else parsed
     example = "" if default in ("", [], None) or default is ANY else f", like its default {_yaml(default)}"
     raise UserError(f"parameter {parameter} = {value!r} of notebook {notebook} must be {_kind(default)}{example}")
+
+
+def sound(values: Mapping[str, object], notebook: str) -> None:
+    """Hold the values that a notebook will run with against what can be known without running it.
+
+    A notebook checks its parameters in its first cells, but a kernel takes seconds to get there.
+
+    Args:
+        values: Every parameter with its value.
+        notebook: For the error.
+
+    Raises:
+        UserError: the first value that `depthlens.start` would refuse, as far as no model or device is needed to tell.
+    """
+    try:
+        for name, value in values.items():
+            rule = "limit" if name.endswith("_limit") else name
+            if rule in arguments.RULES and value is not ANY:
+                arguments.RULES[rule](name, value)
+        for name in MODELS:
+            for model in _texts(values.get(name)):
+                model_names.probe(model_names.find(model))
+        _known_tasks([task for name in TASKS for task in _texts(values.get(name))], values.get("include_path"))
+    except UserError as error:
+        raise UserError(f"notebook {notebook}: {error}") from None
+
+
+def _texts(value: object) -> list[str]:
+    return [value] if isinstance(value, str) else [x for x in value if isinstance(x, str)] if _is_list(value) else []
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _known_tasks(names: list[str], include_path: object) -> None:
+    """Refuse tasks that nobody has; only for those that are not embedded lm-eval's index is made."""
+    embedded = resources.embedded_names()
+    if others := [name for name in names if name not in embedded]:
+        from depthlens import harness  # slow to import
+
+        manager = harness.task_manager(others, str(Path(str(include_path)).resolve()) if include_path else None)
+        for name in others:
+            if name not in manager.task_index:
+                raise unknown("task", name, sorted(manager.all_tasks), "your own YAML files need include_path")
 
 
 class Profiles:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from depthlens import packing
+from depthlens import arguments, packing
 from depthlens.ablations import BASELINE, Ablation, Condition
 from depthlens.errors import UserError
 from depthlens.tree_attention import Layout
@@ -41,6 +41,7 @@ def read(lens: Any, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence
     Raises:
         UserError: a position that its sequence does not have, or a sequence that is longer than a sliding window.
     """
+    arguments.loaded(lens)
     lens.needs_weights("the attention pattern")
     window = getattr(lens.model.config, "sliding_window", None)
     for i, (tokens, positions) in enumerate(zip(sequences, asked, strict=True)):
@@ -75,7 +76,8 @@ def of_head(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequ
     Raises:
         UserError: a head or position that does not exist, or see `read`.
     """
-    layer, number = head
+    arguments.loaded(lens)
+    ((layer, number),) = arguments.heads("head", [head])
     Condition((Ablation(layer, "head", number),)).validate(lens.dims)
     if not asked:
         raise UserError("no positions are asked; give at least one")

@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike
 
-from depthlens import stats
+from depthlens import arguments, stats
 from depthlens.ablations import parse
 from depthlens.attention_plots import attention
 from depthlens.block_plots import block_map, greedy_curve
@@ -268,6 +268,7 @@ def _handles(series: Sequence[_Series], names: Sequence[str], value: str) -> lis
 
 def _series(result: Result, tasks: Names, metrics: Names) -> list[_Series]:
     """The single-layer sweeps of a result, one series per model, task, metric and site."""
+    arguments.result(result)
     result = result if tasks is None and metrics is None else result.select(task=tasks, metric=metrics)
     sites = {name: _site(name) for name in result.summary["condition"].unique()}
     profile = result.summary.assign(site=result.summary["condition"].map(sites)).dropna(subset="site")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as sps
 
-from depthlens import stats
+from depthlens import arguments, stats
 from depthlens.errors import UserError
 from depthlens.results import Result
 from depthlens.stats import ALPHA, BASELINE
@@ -140,6 +140,7 @@ def profiles(result: Result) -> list[Profile]:
     Raises:
         UserError: several models, or conditions that are not one a layer.
     """
+    arguments.result(result)
     if len(models := result.docs["model"].unique()) > 1:
         raise UserError(f"the result has models {', '.join(models)}; choose one with select(model=...)")
     return [_profile(result, row, labels(result)[row.task, row.metric]) for row in result.baselines.itertuples()]

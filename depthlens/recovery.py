@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from depthlens import stats
+from depthlens import arguments, stats
 from depthlens.ablations import ENDS, parse
 from depthlens.errors import UserError
 from depthlens.profiles import N_BOOT, change, comparable, draws, imaginary, interval, labels, ratio, same
@@ -44,6 +44,8 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
     Raises:
         UserError: no transplants; or the results differ in tasks, metrics, documents or settings.
     """
+    arguments.result(result)
+    arguments.result(donor, "donor")
     comparable(result, donor)
     conditions = [c for c in result.docs["condition"].unique() if parse(c).uses_donor]
     if not conditions:

@@ -16,6 +16,7 @@ separating may be lack of data; it is no proof that the heads do not matter.
 
 from __future__ import annotations
 
+import html
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from depthlens import harness, stats
+from depthlens import arguments, harness, stats
 from depthlens.errors import UserError, unknown
 from depthlens.head_losses import condition
 from depthlens.head_scores import Head
@@ -40,7 +41,7 @@ MIN_DRAWS = 10
 Lists = dict[str, list[Head]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RemovalCurve:
     """Scores of tasks as the first k heads of lists are removed, and as random heads are.
 
@@ -58,6 +59,23 @@ class RemovalCurve:
     tests: pd.DataFrame
     result: Result
     record: dict
+
+    def __repr__(self) -> str:
+        return f"{self._head()}\n{self._shown().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self._head())}</p>{self._shown().to_html(index=False, border=0)}"
+
+    def _head(self) -> str:
+        lists, tasks = (", ".join(dict.fromkeys(self.tests[column])) for column in ("list", "task"))
+        ks, draws = sorted(set(self.points["k"]) - {0}), int(self.band["n_draws"].max())
+        size = f"{ks[0]} to {ks[-1]} heads" if len(ks) > 1 else f"{ks[0]} head{'s' * (ks[0] > 1)}"
+        return f"RemovalCurve of {lists} on {tasks}: {size} removed together, against {draws} random lists each"
+
+    def _shown(self) -> pd.DataFrame:
+        """What the lists cost against random heads, a row a list and task; `verdict` says it in words."""
+        columns = ["list", "task", "metric", "value", "random", "low", "high", "p_value", "separates", "at_chance"]
+        return self.tests[columns].round({"value": 3, "random": 3, "low": 3, "high": 3, "p_value": 3})
 
     def separations(self) -> list[str]:
         """Whether each list separates from its random heads on each task: one sentence each."""
@@ -193,13 +211,14 @@ def removal_curve(
         UserError: a list that is empty, too short for k or names a head twice or one that the model does not have; too
             few draws; or anything that the sweep refuses.
     """
+    arguments.loaded(lens)
+    arguments.check(seed=seed, measure=measure, limit=options.get("limit"), include_path=options.get("include_path"))
     ks = _ks(k)
-    if isinstance(n_draws, bool) or not isinstance(n_draws, int) or n_draws < MIN_DRAWS:
-        raise UserError(f"n_draws {n_draws!r}: give a whole number from {MIN_DRAWS}; fewer make no band")
+    arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     if measure == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     chosen = _checked(lens, lists, ks[-1])
-    names = [task] if isinstance(task, str) else list(task)
+    names = arguments.names("task", task, "kv_retrieval_4")
     where = {key: options.get(key) for key in ("include_path", "num_fewshot", "limit")}
     tasks = harness.load_tasks(names, seed=seed, **where)
     for name, loaded in tasks.items():  # a wrong name should not be told after the sweep
@@ -280,7 +299,7 @@ def overlap(one: Sequence[Head], other: Sequence[Head], n_heads_in_all: int) -> 
     Raises:
         UserError: an empty list, a head twice, or more heads than there are.
     """
-    sets = [{(int(layer), int(head)) for layer, head in heads} for heads in (one, other)]
+    sets = [set(arguments.heads("list", heads)) for heads in (one, other)]
     for heads, unique in zip((one, other), sets, strict=True):
         if not heads or len(unique) < len(heads) or len(unique) > n_heads_in_all:
             fault = f"a list of {len(heads)} heads, {len(unique)} of them different, of {n_heads_in_all}"
@@ -291,20 +310,21 @@ def overlap(one: Sequence[Head], other: Sequence[Head], n_heads_in_all: int) -> 
 
 
 def _ks(k: int | Sequence[int]) -> list[int]:
-    given = [k] if isinstance(k, (int, np.integer)) else list(k)
+    given = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k]
     if not given or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in given):
         raise UserError(f"k {k!r}: give a whole number from 1, or several")
     return list(range(1, int(k) + 1)) if isinstance(k, (int, np.integer)) else sorted({int(n) for n in given})
 
 
 def _checked(lens: Any, lists: dict[str, Sequence[Head]], longest: int) -> Lists:
-    if not lists:
-        raise UserError("no lists; give at least one, e.g. {'retrieval': scores.top(8)}")
+    if not isinstance(lists, dict) or not lists:
+        raise UserError(f"lists {lists!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
     checked: Lists = {}
-    for name, heads in lists.items():
+    for name, given in lists.items():
+        heads = arguments.heads(f"list {name!r}", given)
         if len(heads) < longest:
             raise UserError(f"list {name!r} has {len(heads)} heads; k goes up to {longest}")
-        checked[name] = [(int(layer), int(head)) for layer, head in heads][:longest]
+        checked[name] = heads[:longest]
         condition(checked[name]).validate(lens.dims)
     return checked
 

@@ -5,6 +5,7 @@ A checkout keeps the package's files beside it, a wheel inside it.
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def tasks_dir() -> Path:
     return data_dir() / "tasks"
 
 
+def embedded_names() -> set[str]:
+    """Names of the embedded tasks and groups, from their files: lm-eval knows them too, but is slow to import."""
+    texts = (path.read_text(encoding="utf-8") for path in tasks_dir().rglob("*.yaml"))
+    return {name for text in texts for name in re.findall(r"^(?:task|group): *(\w+) *$", text, re.MULTILINE)}
+
+
 def notebooks_dir() -> Path:
     """The notebook suite."""
     return _folder("notebooks")
@@ -37,8 +44,12 @@ def writable_folder(path: Path | str) -> Path:
     """Make a folder and try it, so that a wrong path is known before hours of work, not after.
 
     Raises:
-        UserError: it, or a part of the path, is a file, or it cannot be made or written.
+        UserError: it has no name, it or a part of the path is a file, or it cannot be made or written.
     """
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise UserError(f"folder {path!r}: give the path of a folder, such as runs/mine")
+    if isinstance(path, str) and not path.strip():
+        raise UserError(f"folder {path!r}: the name of a folder is empty; name one, such as runs/mine")
     folder = Path(path)
     probe = folder / f".probe.{uuid.uuid4().hex}"
     try:

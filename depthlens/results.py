@@ -15,8 +15,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,14 +24,15 @@ from typing import IO
 
 import pandas as pd
 import pyarrow
+import pyarrow.parquet
 
-from depthlens import cuts, questions, stats
+from depthlens import arguments, cuts, out_folder, questions, stats
 from depthlens.errors import UserError, unknown
-from depthlens.resources import unwritable, writable_folder
+from depthlens.out_folder import DOCS_FILE, FILES, RECORD_FILE, SUMMARY_FILE
+from depthlens.resources import writable_folder
 from depthlens.stats import ALPHA, BASELINE, GROUP
 
 DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
-DOCS_FILE, SUMMARY_FILE, RECORD_FILE = "docs.parquet", "summary.parquet", "record.json"
 _DTYPES = {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
 _SHOWN = 12  # rows of the summary in a repr
 
@@ -53,10 +52,15 @@ class Result:
     asked: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.docs, pd.DataFrame) or not isinstance(self.record, dict):
+            kinds = f"{type(self.docs).__name__} and {type(self.record).__name__}"
+            raise UserError(f"a result is made of a table of documents and a record, not of {kinds}; give these two")
         object.__setattr__(self, "docs", _normalise(self.docs))
-        # Through JSON once: a result in memory equals the same result read back, and a record that cannot be
-        # written fails here.
-        object.__setattr__(self, "record", json.loads(json.dumps(self.record, allow_nan=False)))
+        # Through JSON once: a result in memory equals the same result read back.
+        try:
+            object.__setattr__(self, "record", json.loads(json.dumps(self.record, allow_nan=False)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the record cannot be written as JSON: {error}; leave out what is not a value") from error
         if self.asked is not None:
             object.__setattr__(self, "asked", questions.normalise(self.asked))
 
@@ -135,8 +139,8 @@ class Result:
         Args:
             alpha: Level that ``p_adjusted`` has to stay below.
         """
-        if not 0 < alpha < 1:
-            raise UserError(f"alpha {alpha} is not between 0 and 1; 0.05 is usual")
+        if not isinstance(alpha, int | float) or not 0 < alpha < 1:
+            raise UserError(f"alpha {alpha!r} is not between 0 and 1; 0.05 is usual")
         for row in self.baselines.itertuples():
             if row.at_chance:
                 warnings.warn(_cannot_judge(row, self._name(row)), stacklevel=2)
@@ -150,8 +154,8 @@ class Result:
             raise UserError("the baseline is what the others are compared with; name another condition")
         table = self._judged
         for column, wanted in (("condition", condition), ("task", task), ("metric", metric)):
-            if wanted is not None:
-                if wanted not in set(table[column]):
+            if wanted is not None or column == "condition":
+                if wanted not in list(table[column]):
                     raise unknown(column, wanted, [v for v in table[column].unique() if v != BASELINE])
                 table = table[table[column] == wanted]
         return "\n".join(self._sentence(row) for row in table.itertuples())
@@ -175,10 +179,7 @@ class Result:
         for column, wanted in choice.items():
             if wanted is None:
                 continue
-            names = [wanted] if isinstance(wanted, str) else list(wanted)
-            for name in names:
-                if name not in set(docs[column]):
-                    raise unknown(column, name, docs[column].unique())
+            names = arguments.chosen(column, wanted, docs[column].unique())
             docs = docs[docs[column].isin([*names, BASELINE] if column == "condition" else names)]
         if conditions is not None:
             kept = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
@@ -187,13 +188,19 @@ class Result:
             record = {**record, "tasks": {t: v for t, v in record["tasks"].items() if t in set(docs["task"])}}
         return Result(docs, record, self.asked)
 
-    def save(self, out: str | Path) -> None:
+    def save(self, out: str | Path, *, overwrite: bool = False) -> None:
         """Write the files into folder ``out``, each replaced at once and none before all are written.
 
+        Args:
+            out: A folder, made where there is none.
+            overwrite: Replace what the folder holds. Without it, only a result of the same sweep is replaced.
+
         Raises:
-            UserError: ``out`` is a file, or cannot be written.
+            UserError: ``out`` is a file, cannot be written, or holds another result or files of something else.
         """
         summary, folder = self.summary, writable_folder(out)
+        if not overwrite:
+            out_folder.refuse_other(folder, FILES, lambda record: self._differs(record, folder))
         text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
         writers: dict[str, Callable[[IO[bytes]], object]] = {
             DOCS_FILE: lambda file: self.docs.to_parquet(file, index=False),
@@ -202,22 +209,17 @@ class Result:
         }
         if self.asked is not None:
             writers[questions.FILE] = lambda file: self.questions().to_parquet(file, index=False)
-        temporary = {name: folder / f".{name}.{uuid.uuid4().hex}" for name in writers}
-        try:
-            for name, write in writers.items():
-                with open(temporary[name], "xb") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for name, path in temporary.items():
-                os.replace(path, folder / name)
-            if self.asked is None:  # those of an older result are not ours
-                (folder / questions.FILE).unlink(missing_ok=True)
-        except OSError as error:
-            raise unwritable(folder, error) from error
-        finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+        out_folder.write_together(folder, writers)
+        if self.asked is None:  # those of an older result are not ours
+            (folder / questions.FILE).unlink(missing_ok=True)
+
+    def _differs(self, record: dict, folder: Path) -> str:
+        """In what the result that lies in a folder differs from this one; "" if in nothing."""
+        if why := out_folder.difference(record, self.record):
+            return why
+        path = folder / DOCS_FILE
+        n = pyarrow.parquet.read_metadata(path).num_rows if path.exists() else len(self.docs)
+        return "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
 
     @classmethod
     def load(cls, out: str | Path) -> Result:
@@ -226,6 +228,8 @@ class Result:
         Raises:
             UserError: a file is missing or is not what `save` writes.
         """
+        if not isinstance(out, str | Path):
+            raise UserError(f"folder {out!r}: give the folder that a sweep wrote")
         folder = Path(out)
         for name in (DOCS_FILE, RECORD_FILE):
             if not (folder / name).is_file():
@@ -302,16 +306,31 @@ class Result:
     def _shown(self) -> tuple[str, pd.DataFrame, list[str]]:
         counts = {c: self.docs[c].nunique() for c in ("model", "task", "metric", "condition")}
         sizes = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
-        ordered = self.summary.sort_values("delta", kind="stable")
-        columns = ["condition", *GROUP, "n", "value", "delta", "ci_low", "ci_high", "p_adjusted"]
-        table = ordered[columns].head(_SHOWN).round({"value": 3, "delta": 3, "ci_low": 3, "ci_high": 3})
-        table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
-        rest = [f"{len(ordered) - _SHOWN} more rows in result.summary"] if len(ordered) > _SHOWN else []
         try:
-            notes = self.notes
-        except UserError as error:  # an incomplete record must not hide the table
-            notes = [str(error)]
-        return f"Result of {sizes}; by delta", table, rest + notes
+            notes, losses = self.notes, self._judged["loss"].tolist()
+            order = "worst loss of each task and metric first"
+        except UserError as error:  # an incomplete record must not hide the table, though it does not say what is worse
+            notes, losses, order = [str(error)], None, "in the order of the sweep"
+        ordered = self._by_loss(losses)
+        n_groups = len(ordered[GROUP].drop_duplicates())
+        most = max(_SHOWN, min(2 * n_groups, 2 * _SHOWN))
+        # a fair share: the first row of every group, then the second of every group, and so on
+        chosen = ordered.groupby(GROUP, sort=False).cumcount().sort_values(kind="stable").index[:most]
+        columns = ["condition", *GROUP, "n", "value", "delta", "ci_low", "ci_high", "p_adjusted"]
+        table = ordered.loc[sorted(chosen), columns].round({"value": 3, "delta": 3, "ci_low": 3, "ci_high": 3})
+        table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
+        rest = [f"{len(ordered) - most} more rows in result.summary"] if len(ordered) > most else []
+        return f"Result of {sizes}; {order}", table, rest + notes
+
+    def _by_loss(self, losses: list[float] | None) -> pd.DataFrame:
+        """The summary group by group, each with its baseline and then its conditions by falling loss."""
+        is_base = self.summary["condition"] == BASELINE
+        table = self.summary.assign(_place=self.summary.groupby(GROUP, sort=False).ngroup(), _loss=0.0)
+        table.loc[is_base, "_loss"] = math.inf
+        if losses is not None:
+            table.loc[~is_base, "_loss"] = losses
+        ordered = table.sort_values(["_place", "_loss"], ascending=[True, False], kind="stable", ignore_index=True)
+        return ordered.drop(columns=["_place", "_loss"])
 
 
 def concat(results: Sequence[Result]) -> Result:
@@ -324,8 +343,10 @@ def concat(results: Sequence[Result]) -> Result:
     Raises:
         UserError: two results disagree on a score, or on what a task is.
     """
-    if not results:
-        raise UserError("no results to join; give at least one")
+    if not isinstance(results, Sequence) or not results:
+        raise UserError("no results to join; give at least one, in a list")
+    for one in results:
+        arguments.result(one)
     key = [*GROUP, "condition", "doc_id"]
     docs = pd.concat([r.docs for r in results], ignore_index=True)
     docs = docs.drop_duplicates([*key, "value"], ignore_index=True)

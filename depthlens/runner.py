@@ -30,10 +30,10 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets import default
 
-from depthlens import pages, provenance, resources
+from depthlens import arguments, pages, provenance, resources
 from depthlens.errors import UserError, unknown
 from depthlens.gallery import failed_cell, gallery, notebooks_in, read_notebook, write_whole
-from depthlens.parameters import Profiles, assign, declared
+from depthlens.parameters import Profiles, assign, declared, sound
 from depthlens.resources import writable_folder
 from depthlens.run_progress import RunProgress
 
@@ -131,12 +131,18 @@ def run(
     """Execute notebooks of the suite.
 
     Args:
-        names: Notebook names without ending, or ``"all"``: those the profile orders, else every one.
+        names: Names of notebooks, or paths as the shell completes them; or ``"all"``: those the profile orders, else
+            every one.
         out: Folder for everything written.
         profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults.
         parameters: Values over the profile's. Text is read as YAML unless the notebook's default is text.
         progress: Show a bar (on a terminal) or a line per notebook on stderr.
     """
+    if out is None:
+        raise UserError("out None: give the path of a folder, such as runs/mine")
+    arguments.check(out=out)
+    if not isinstance(parameters or {}, Mapping):
+        raise UserError(f"parameters {parameters!r}: give values by name, e.g. {{'limit': 10}}")
     out = Path(out)
     known = notebook_names()
     folder = resources.notebooks_dir()
@@ -152,6 +158,7 @@ def run(
         values = profile_values[name] | given[name]
         if "out" in defaults[name] and "out" not in values:
             values["out"] = str(out.resolve() / name)
+        sound(defaults[name] | values, name)
         report.notebooks.append(NotebookRun(name, values, question=pages.question(sources[name], name)))
     notebooks_in(out, without=selected)  # a broken one lying there must not spoil the index at the end
     writable_folder(out)
@@ -172,18 +179,25 @@ def run(
 
 
 def _select(names: Sequence[str] | str, known: list[str], order: list[str] | None) -> list[str]:
-    wanted = [names] if isinstance(names, str) else list(names)
-    if not wanted:
+    wanted = [names] if isinstance(names, str) else names
+    if not isinstance(wanted, Sequence) or not wanted or not all(isinstance(name, str | Path) for name in wanted):
         raise UserError(f"no notebook named; give 'all' or any of: {', '.join(known)}")
-    if wanted == ["all"]:
+    if list(wanted) == ["all"]:
         return order or known
-    wanted = [name.removesuffix(".ipynb") for name in wanted]
-    for name in wanted:
-        if name == "all":
+    found = []
+    for given in wanted:
+        if given == "all":
             raise UserError("'all' stands alone: give 'all' or names of notebooks, not both")
-        if name not in known:
-            raise unknown("notebook", name, known)
-    return list(dict.fromkeys(wanted))
+        path = Path(str(given))
+        if path.stem not in known or (path.suffix and path.suffix != ".ipynb"):
+            raise unknown("notebook", path.stem if path.suffix == ".ipynb" else given, known)
+        own = resources.notebooks_dir() / f"{path.stem}.ipynb"
+        # the shell completes a path; only a file that was changed is another notebook than the suite's
+        if path.is_file() and not path.samefile(own) and path.read_bytes() != own.read_bytes():
+            fault = f"notebook {str(given)!r} is not the suite's own {path.stem}"
+            raise UserError(f"{fault}; give the name {path.stem}, or run this file with papermill")
+        found.append(path.stem)
+    return list(dict.fromkeys(found))
 
 
 def _run_one(run: NotebookRun, source: Path, report: RunReport, show: RunProgress) -> None:

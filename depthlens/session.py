@@ -13,7 +13,7 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from depthlens import harness, models, provenance
+from depthlens import arguments, harness, model_names, models, provenance
 from depthlens.errors import UserError
 from depthlens.resources import writable_folder
 
@@ -55,11 +55,13 @@ def start(
     """
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed!r}: give a whole number from 0 to {2**32 - 1}")
-    harness.check_limit(limit)
+    arguments.check(limit=limit, num_fewshot=num_fewshot, seed=seed, device=device, dtype=dtype, offload=offload)
+    arguments.check(tasks=tasks, include_path=include_path, out=out)
     if out is not None:
         writable_folder(out)
+    found = model_names.find(model, weights=not remote)
+    if not remote:
+        model_names.probe(found)
     harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     random.seed(seed)
     np.random.seed(seed)

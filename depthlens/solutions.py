@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthlens import harness, spans
+from depthlens import arguments, harness, spans
 from depthlens.answers import Answers
 from depthlens.encoding import Encoder
 from depthlens.errors import UserError
@@ -216,10 +216,11 @@ def of_task(
     Raises:
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
+    arguments.loaded(lens)
     tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     found = []
     encoder = Encoder(lens)
-    for prepared in harness.prepare(lens, tasks, limit=limit):
+    for prepared in harness.prepare(lens, tasks, limit=arguments.documents(limit)):
         if prepared.output_type != "generate_until":
             raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
         for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():

@@ -42,7 +42,7 @@ FORMAT = 1
 ADDRESS = 2
 ENVIRONMENT = "DEPTHLENS_STORE"
 DEFAULT = "auto"
-WITHOUT = "none"  # of the environment variable: no store
+WITHOUT = "none"  # in any case of letters: no store
 SCHEMA = pa.schema(
     [
         ("condition", pa.dictionary(pa.int32(), pa.string())),
@@ -64,23 +64,30 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
     """The store to use.
 
     Args:
-        where: A folder or fsspec URL; ``auto``: what DEPTHLENS_STORE names (``none`` for no store), else the user's
-            data folder; None: no store.
+        where: A folder or fsspec URL; ``auto``: what DEPTHLENS_STORE names, else the user's data folder; None, or the
+            word ``none``: no store.
         make: Make one where there is none.
 
     Raises:
-        UserError: it cannot be made or read, is not a store, or is one of a newer version.
+        UserError: it is none of these, cannot be made or read, is not a store, or is one of a newer version.
     """
     if isinstance(where, Store) or where is None:
         return where
+    if not isinstance(where, str | os.PathLike):
+        raise UserError(f"store {where!r}: give a folder or URL, 'auto' for the usual one, or None to do without")
     where = os.fspath(where)
     if where == DEFAULT:
         where = os.environ.get(ENVIRONMENT) or str(platformdirs.user_data_path("depthlens") / "results")
-        if where == WITHOUT:
-            return None
+    if without(where):
+        return None
     if not where.strip():
         raise UserError(f"store {where!r}: give a folder or URL, or None to do without")
     return Store(where, make=make)
+
+
+def without(where: str) -> bool:
+    """Whether a text says that there is to be no store."""
+    return where.strip().lower() == WITHOUT
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Store:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(location)
         except (ValueError, ImportError) as e:
-            raise UserError(f"store {location!r} cannot be opened: {e}") from e
+            raise UserError(f"store {location!r} cannot be opened: {e}; give a folder or another URL") from e
         local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self.folder = Path(self._root).expanduser() if local else None
         if self.folder:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from depthlens.announce import say
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ def opened(where: str) -> Store:
 
     store = open_store(where, make=where == "auto")  # a name that is given may be misspelt
     if store is None:
-        raise UserError("there is no store (DEPTHLENS_STORE=none); name one with --store")
+        raise UserError("there is no store (DEPTHLENS_STORE or --store says none); name one with --store")
+    say(f"reading the store {store.location}", store=store.location)
     return store
 
 
@@ -72,7 +75,7 @@ def prune(
     store: Where = "auto",
     model: Annotated[str | None, typer.Option(help="Parts of this model: its name or fingerprint.")] = None,
     task: Annotated[str | None, typer.Option(help="Parts of this task.")] = None,
-    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Parts made so long ago.")] = None,
+    older_than: Annotated[str | None, typer.Option(metavar="DAYS", help="Parts made so long ago.")] = None,
     outdated: Annotated[bool, typer.Option("--outdated", help="Parts of an older version; they are not read.")] = False,
     leftovers: Annotated[
         bool, typer.Option("--leftovers", help="Temporary files of killed processes, and damaged parts.")
@@ -83,13 +86,11 @@ def prune(
     """Delete parts that fit every criterion given."""
     from depthlens.store_view import prune as remove
 
-    if older_than is not None and older_than < 0:
-        raise UserError(f"--older-than {older_than:g}: give days, from 0")
     parts, rest = remove(
         opened(store),
         model=model,
         label=task,
-        older_than=older_than,
+        older_than=_days(older_than),
         outdated=outdated,
         leftovers=leftovers,
         everything=everything,
@@ -101,6 +102,17 @@ def prune(
         f" and {len(rest)} leftovers" if leftovers else ""
     )
     typer.echo(f"{'would delete' if dry_run else 'deleted'} {what}")
+
+
+def _days(text: str | None) -> float | None:
+    """Days as a number."""
+    try:
+        days = None if text is None else float(text)
+    except ValueError:
+        days = math.nan
+    if days is not None and not 0 <= days < math.inf:
+        raise UserError(f"--older-than {text!r}: give a number of days, from 0")
+    return days
 
 
 def size(n: int) -> str:

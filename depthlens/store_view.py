@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from depthlens import arguments
 from depthlens.errors import UserError, unknown
 from depthlens.store import ADDRESS, Damaged, Part, Store, made
 
@@ -136,6 +137,8 @@ def prune(
     Raises:
         UserError: no criterion, or a model or label of which nothing is kept.
     """
+    if older_than is not None:
+        arguments.number("older_than", older_than, 0, fix=" of days")
     if not (model or label or older_than is not None or outdated or leftovers or everything):
         raise UserError("nothing to prune is named; give a model, a task, an age, outdated, leftovers or all")
     rest = store.leftovers() if leftovers else []
@@ -147,7 +150,7 @@ def prune(
             raise unknown("model", model, sorted(every))
         if label and label not in (labels := {part.label for part in known}):
             raise unknown("task", label, sorted(labels))
-        limit = (datetime.now(UTC) - timedelta(days=older_than)).isoformat() if older_than is not None else None
+        limit = _ago(older_than) if older_than is not None else None
         for part in known:
             fits = (not model or model in names[part]) and (not label or part.label == label)
             fits = fits and (not outdated or _outdated(store.about(part.key)))
@@ -159,6 +162,12 @@ def prune(
         for path in rest:
             store.remove_leftover(path)
     return chosen, rest
+
+
+def _ago(days: float) -> str:
+    """The time so many days ago; before the first year of the calendar nothing was made."""
+    now = datetime.now(UTC)
+    return (now - timedelta(days=min(days, float(now.toordinal() - 1)))).isoformat()
 
 
 def _names(store: Store, part: Part) -> set[str]:

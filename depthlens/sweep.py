@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import attribution, backends, budget, donors, harness, models, pairs, provenance
+from depthlens import arguments, attribution, budget, harness, model_names, models, pairs, provenance
 from depthlens import store as storage
 from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
@@ -21,7 +21,6 @@ from depthlens.results import Result
 
 METHODS = ("exact", "attribution")
 HEAD_MODES = ("zero", "mean", "resample")
-MEASURES = ("task", METRIC, "both")
 
 
 def layer_sweep(
@@ -67,13 +66,13 @@ def layer_sweep(
     Raises:
         UserError: for anything asked for that does not exist.
     """
-    words = {"layer": "layers", "attn": "attn", "mlp": "mlp"}
-    if site not in words:
-        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(words)}")
+    sites = ("layer", "attn", "mlp")
+    if site not in sites:
+        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(sites)}")
     return condition_sweep(
         lens,
         task,
-        words[site],
+        "layers" if site == "layer" else site,
         limit=limit,
         num_fewshot=num_fewshot,
         include_path=include_path,
@@ -139,6 +138,7 @@ def head_sweep(
     Raises:
         UserError: for anything asked for that does not exist.
     """
+    arguments.loaded(lens)
     for name, value, allowed in (
         ("site", site, ("head", "kv")),
         ("method", method, METHODS),
@@ -149,7 +149,7 @@ def head_sweep(
     if measure is None:
         measure = METRIC if method == "attribution" else "both"
     dims = lens.dims
-    chosen = range(dims.n_layers) if layers is None else layers
+    chosen = range(dims.n_layers) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     of_layer, letter = (dims.n_heads, "H") if site == "head" else (dims.n_kv_heads, "KV")
     suffix = "" if mode == "zero" else f"@{mode}"
     ablate = [f"L{layer}.{letter}{i}{suffix}" for layer in chosen for i in range(of_layer)]
@@ -176,11 +176,18 @@ def head_sweep(
         return Result(result.docs, result.record | {"method": method}, result.asked)
     if measure != METRIC:
         raise UserError(f"measure {measure!r}: attribution estimates {METRIC} only; use it, or method='exact'")
+    arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
+    arguments.check(batch_tokens=batch_tokens, chat=chat, system_prompt=system_prompt, progress=progress)
     if backend != "torch":
-        raise UserError(f"backend {backend!r}: attribution needs backend='torch'")
+        raise UserError(f"backend {backend!r}: attribution runs with 'torch' only; leave backend out")
+    if mode == "resample":
+        raise UserError("mode 'resample': attribution estimates 'zero' and 'mean'; use one of these, or method='exact'")
+    if references is not None:
+        fix = "leave them out, or use method='exact' and mode='resample'"
+        raise UserError(f"references {references!r}: attribution puts no prompt in place of a head; {fix}")
     conditions = expand(ablate, dims)
     answers = AnswerStore(store, lens)  # what is wrong with it is told before the tasks are made
-    names = [task] if isinstance(task, str) else task
+    names = arguments.names("task", task, "capitals_continuation")
     tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
@@ -221,8 +228,14 @@ def run_sweep(
     remote: bool | str = False,
     **kwargs: Any,
 ) -> Result:
-    """`condition_sweep` on a model by name; tasks are looked up first, since loading a model takes longer."""
-    backends.check(kwargs.get("backend", "torch"))
+    """`condition_sweep` on a model by name; what needs no weights is looked at before they are read."""
+    checked = ("limit", "num_fewshot", "include_path", "seed", "backend", "batch_tokens", "measure", "references")
+    arguments.check(
+        **{name: kwargs[name] for name in checked if name in kwargs}, dtype=dtype, device=device, tasks=tasks
+    )
+    for name in (model, kwargs.get("donor")):
+        if name is not None and not isinstance(name, models.Lens) and not remote:
+            model_names.probe(model_names.find(name))
     loaded = harness.load_tasks(
         tasks,
         include_path=kwargs.get("include_path"),
@@ -231,7 +244,9 @@ def run_sweep(
         limit=kwargs.get("limit"),
     )
     lens = models.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
-    return condition_sweep(lens, loaded, ablate, **kwargs)
+    result = condition_sweep(lens, loaded, ablate, **kwargs)
+    result.record["asked_tasks"] = list(tasks)  # groups among them stand for their tasks
+    return result
 
 
 def condition_sweep(
@@ -257,17 +272,24 @@ def condition_sweep(
 
     ``tasks`` are task names, or tasks from `harness.load_tasks`; ``ablate`` is ``layers``, ``attn``, ``mlp``,
     ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions. For the other arguments, the result and the
-    errors see `layer_sweep`. ``@mean`` conditions use the mean over the prompts of the first 64 documents of each task;
-    ``@resample`` conditions z of each of the prompts ``references`` in turn, and scores are means over these;
-    ``@donor`` conditions weights of ``donor``, a name or a loaded model (`depthlens.pairs.with_donor`).
+    errors see `layer_sweep`. ``@mean`` puts the mean of what a part adds, over the prompts of the first 64 documents of
+    each task, in the place of what it adds (a layer's output becomes its input plus that mean); ``@resample``
+    puts z of each of the prompts ``references`` in turn, and scores are means over these; ``@donor`` puts weights of
+    ``donor``, a name or a loaded model (`depthlens.pairs.with_donor`).
     """
+    arguments.loaded(lens)
+    arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
+    arguments.check(
+        batch_tokens=batch_tokens, chat=chat, system_prompt=system_prompt, measure=measure, progress=progress
+    )
+    arguments.check(references=references)
     conditions = expand(ablate, lens.dims)
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
-    both = _together(lens, donor, conditions, backend)
+    both = pairs.together(lens, donor, conditions, backend)
     answers = AnswerStore(store, both)  # what is wrong with it is told before the tasks are made
-    if not isinstance(tasks, dict):
-        names = [tasks] if isinstance(tasks, str) else tasks
+    if not isinstance(tasks, dict) or not tasks:
+        names = arguments.names("task", tasks, "capitals_continuation")
         tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
@@ -288,21 +310,6 @@ def condition_sweep(
     if both.donor:
         record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
     return _result(lens, answers, views, conditions, run, record | settings, _tokens(lens, conditions, references))
-
-
-def _together(
-    lens: models.Lens, donor: str | Path | models.Lens | None, conditions: Sequence[Condition], backend: str
-) -> models.Lens:
-    """The model with its donor, where conditions ask for one; nothing asked for is ignored."""
-    together = lens if donor is None else pairs.with_donor(lens, donor)
-    donors.require(together, conditions, backend)
-    if donor is not None:
-        if not any(c.uses_donor for c in conditions):
-            raise UserError(
-                f"donor {together.donor.lens.name!r} is used by @donor conditions only; give both, or neither"
-            )
-        pairs.warn_of_ends(together, conditions)
-    return together
 
 
 def _result(
@@ -349,13 +356,17 @@ def _result(
 
 
 def _views(
-    lens: models.Lens, tasks: dict[str, Any], measure: str, *, chat: bool = False, **options: Any
+    lens: models.Lens,
+    tasks: dict[str, Any],
+    measure: str,
+    *,
+    chat: bool = False,
+    limit: int | None = None,
+    **options: Any,
 ) -> list[harness.Prepared | Answers]:
     """What is run of each task: the task itself, its reference answers, or one after the other."""
-    if measure not in MEASURES:
-        raise unknown("measure", measure, MEASURES)
     views: list[harness.Prepared | Answers] = []
-    for task in harness.prepare(lens, tasks, chat=chat, **options):
+    for task in harness.prepare(lens, tasks, chat=chat, limit=arguments.documents(limit), **options):
         views += [task] if measure != METRIC else []
         views += [Answers(lens, task, chat=chat)] if measure != "task" else []
     return views
@@ -364,8 +375,6 @@ def _views(
 def _tokens(lens: models.Lens, conditions: Sequence[Condition], references: Sequence[str] | None) -> list[list[int]]:
     """Token ids of the reference prompts, where a condition asks for some."""
     asked = next((c for c in conditions if c.uses_resample), None)
-    if isinstance(references, str) or not all(isinstance(r, str) and r.strip() for r in references or ()):
-        raise UserError(f"references {references!r}: give a list of prompts, none of them empty")
     if bool(asked) != bool(references):
         fault = f"condition {asked} needs references" if asked else "references are used by @resample conditions only"
         raise UserError(f"{fault}: give both, or neither")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import torch
@@ -99,6 +100,13 @@ def save(folder: Path, family: str, **changes: object) -> Path:
     model(family, **changes).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def gguf_head(path: Path, architecture: bytes = b"llama", key: bytes = b"general.architecture") -> Path:
+    """The beginning of a .gguf file, as much as says what it holds."""
+    pair = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(architecture)) + architecture
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pair + b".block_count" + b"\0" * 64)
+    return path
 
 
 def lens(family: str, **changes: object) -> Lens:

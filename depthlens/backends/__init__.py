@@ -13,7 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from depthlens.ablations import Condition
+from depthlens.arguments import BACKENDS
 from depthlens.errors import UserError, unknown
+
+__all__ = ["BACKENDS", "Backend", "Means", "check", "get"]
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,6 @@ class Backend(Protocol):
             Logits per row, each of shape [n_positions, d_vocab], and the cache.
         """
         ...
-
-
-BACKENDS = ("torch", "transformer_lens", "nnsight")
 
 
 def check(name: str) -> None:

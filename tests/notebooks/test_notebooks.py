@@ -10,6 +10,7 @@ import re
 import tokenize
 
 import nbformat
+import papermill
 import pytest
 import tiny
 import yaml
@@ -90,6 +91,13 @@ def test_parameters_are_commented_literals(name):
     commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
     assert [s.lineno for s in statements] == list(range(1, len(statements) + 1)), "one line each"
     assert commented == {s.lineno for s in statements}, "a comment with unit or meaning on each line"
+
+
+@each
+def test_papermill_finds_every_parameter(name, caplog):
+    found = papermill.inspect_notebook(str(resources.notebooks_dir() / f"{name}.ipynb"))
+    assert list(found) == list(declared(notebook(name), name))
+    assert caplog.text == ""  # it reads line by line, and says so where it cannot
 
 
 @each

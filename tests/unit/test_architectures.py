@@ -69,7 +69,7 @@ def test_unknown_class_is_named_with_the_table():
     message = str(raised.value)
     assert "architecture GPT2LMHeadModel is not supported" in message and "\n" not in message
     assert all(family in message for family in architectures.FAMILIES)
-    assert "FAMILIES in depthlens/architectures.py" in message
+    assert "FAMILIES in depthlens/families.py" in message
 
 
 def test_a_renamed_module_is_an_error_that_names_it():
@@ -90,7 +90,7 @@ def test_a_renamed_module_is_an_error_that_names_it():
 def test_wrong_shapes_are_refused_with_what_was_found_and_wanted(o_proj, said):
     model = tiny.model("llama-gqa")
     model.model.layers[3].self_attn.o_proj = o_proj
-    with pytest.raises(UserError, match=f"LlamaForCausalLM: {said}; see depthlens/architectures.py"):
+    with pytest.raises(UserError, match=f"LlamaForCausalLM: {said}; see depthlens/families.py"):
         bind(model)
 
 

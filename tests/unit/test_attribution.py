@@ -191,9 +191,9 @@ def test_bad_head_sweeps_are_refused(lens):
         ({"method": "guess"}, "unknown method 'guess'"),
         ({"mode": "noise"}, "unknown mode 'noise'"),
         ({"layers": []}, "layers is empty"),
-        ({"layers": [99]}, "L99"),
+        ({"layers": [99]}, "layer 99 does not exist"),
         ({"method": "attribution", "measure": "task"}, "attribution estimates answer_logprob only"),
-        ({"method": "attribution", "backend": "nnsight"}, "needs backend='torch'"),
+        ({"method": "attribution", "backend": "nnsight"}, "attribution runs with 'torch' only"),
     ]:
         with pytest.raises(UserError, match=message):
             head_sweep(lens, "capitals_continuation", limit=2, progress=False, **options)

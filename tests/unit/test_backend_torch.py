@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from depthlens.ablations import BASELINE, parse
+from depthlens.architectures import hidden
 from depthlens.backends import Means
 from depthlens.backends.torch import TorchBackend, measure_means
 from depthlens.errors import UserError
@@ -237,3 +238,16 @@ def test_conditions_equal_a_hand_written_forward_pass(family):
     for text, parts in cases.items():
         drift = (logits(lens, parse(text))[0] - by_hand(lens, **parts)).abs().max().item()
         assert drift < SURGERY_TOLERANCE, f"{family} {text}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"
+
+
+def test_the_mean_of_a_layer_is_that_of_what_it_adds(lens):
+    means = measure_means(lens, [TOKENS[0].tolist(), [1, 2, 3]], "two prompts")
+    seen = {}
+    with TorchBackend(lens, means).ablate([parse("L1@mean")]):
+        handle = lens.arch.layers[1].register_forward_hook(
+            lambda module, args, kwargs, out: seen.update(pre=args[0] if args else kwargs["hidden_states"], post=out),
+            with_kwargs=True,
+        )
+        lens.model(TOKENS)
+        handle.remove()
+    assert torch.allclose(hidden(seen["post"]), seen["pre"] + means.layer[1], atol=1e-6)  # its input plus that mean

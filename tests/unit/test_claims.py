@@ -401,3 +401,12 @@ def test_no_torch_is_needed():
     code = "import sys; import depthlens.claims, depthlens.claim_plots; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_verdicts_print_as_a_table_and_one_as_its_sentence():
+    found = judge(Evidence(likelihood=result({"know": 0.5 * FIRST})), n_boot=N_BOOT)
+    text, page = repr(found), found._repr_html_()
+    assert text.startswith(claims.headline(found)) and len(text.splitlines()) == 2 + len(CLAIMS) and len(text) < 2500
+    assert all(claim.id in text for claim in CLAIMS) and "<table" in page and "function" not in text + page
+    assert repr(found[0]) == found[0].sentence and repr(CLAIMS[0]) == f"C1: {CLAIMS[0].statement}"
+    assert len(repr(found[:2])) < 1500

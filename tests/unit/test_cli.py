@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import types
@@ -10,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from depthlens import cli, resources
+from depthlens import cli, names, resources
 from depthlens.errors import UserError
 
 
@@ -27,10 +28,12 @@ DROPS = [0.1, 0.6, 0.2, 0.3, 0.4, 0.5, -0.1]  # accuracy lost without layer 0, 1
 class FakeResult:
     """As much of a Result as the command line reads: two layers and a metric at chance."""
 
+    notes = ["hard acc is at chance: cannot judge (n = 50)", "capitals acc: 50 documents are too few"]
     record = {
         "tasks": {
             "capitals": {
                 "metrics": {"acc": {"higher_is_better": True}, "loss": {"higher_is_better": False}},
+                "skipped_metrics": {"f1": "has no value per document"},
             },
             "hard": {"metrics": {"acc": {"higher_is_better": True}}},
         }
@@ -61,8 +64,8 @@ class FakeResult:
         columns=["task", "metric", "condition", "value", "delta"],
     ).assign(ci_low=lambda d: d.delta - 0.1, ci_high=lambda d: d.delta + 0.1, p_adjusted=0.004)
 
-    def save(self, out: Path) -> None:
-        (out / "record.json").write_text("{}")
+    def save(self, out: Path, *, overwrite: bool) -> None:
+        (out / "record.json").write_text(json.dumps(self.record))
 
 
 @pytest.fixture
@@ -72,9 +75,9 @@ def sweeps(monkeypatch):
 
     def run_sweep(*args, **kwargs):
         calls.append((args, kwargs))
-        if args[0] == "missing":
-            raise UserError("unknown model 'missing'; did you mean smollm2-135m?")
-        if args[0] == "stopped":
+        if args[1] == ["missing"]:
+            raise UserError("unknown task 'missing'; did you mean capitals?")
+        if args[1] == ["stopped"]:
             raise KeyboardInterrupt
         return FakeResult()
 
@@ -113,7 +116,7 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
     code, text, err = call(
         capsys,
         "sweep",
-        "tiny",
+        "organism",
         "capitals",
         "hard",
         "--ablate",
@@ -147,25 +150,25 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
         "--reference",
         "Two.",
         "--donor",
-        "twin",
+        "organism:seed=2",
         "--out",
         str(out),
     )
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "loading organism and organism:seed=2 for capitals, hard ...\n")
     assert sweeps == [
         (
-            ("tiny", ["capitals", "hard"], "layers"),
+            ("organism", ["capitals", "hard"], "layers"),
             dict(
                 limit=50,
                 num_fewshot=2,
-                include_path=tmp_path,
+                include_path=str(tmp_path),
                 backend="torch",
                 batch_tokens=900,
                 chat=True,
                 system_prompt="Be brief.",
                 measure="both",
                 references=["One.", "Two."],
-                donor="twin",
+                donor="organism:seed=2",
                 seed=3,
                 dtype="float32",
                 device="cpu",
@@ -186,13 +189,20 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
     assert lines[1] == "  L1  0.200  -0.600 [-0.700, -0.500]  adjusted p = 0.004"
     assert lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""  # loss: up is worse
     assert "Warning: hard acc is at chance (0.250)" in text and "cannot judge" in text and "L77" not in text
+    assert lines[-5:-2] == [
+        "",
+        "Note: capitals acc: 50 documents are too few",  # the one at chance is told where its numbers would be
+        "Note: capitals: metric f1 has no value per document and is left out",
+    ]
     assert lines[-1].startswith("Wrote ") and str(out / "docs.parquet") in lines[-1]
-    assert (out / "record.json").exists()
+    command = json.loads((out / "record.json").read_text())["command"]
+    assert command[:3] == ["depthlens", "sweep", "organism"] and command[-2:] == ["--out", str(out)]
+    assert [path.name for path in out.iterdir()] == ["record.json"]
 
 
 def test_sweep_defaults(sweeps, tmp_path, capsys):
-    call(capsys, "sweep", "tiny", "capitals", "--ablate", "L3,L5.H2", "--out", str(tmp_path))
-    assert sweeps[0][0] == ("tiny", ["capitals"], "L3,L5.H2")
+    call(capsys, "sweep", "organism", "capitals", "--ablate", "L3,L5.H2", "--out", str(tmp_path))
+    assert sweeps[0][0] == ("organism", ["capitals"], "L3,L5.H2")
     assert sweeps[0][1] == dict(
         limit=None,
         num_fewshot=None,
@@ -215,35 +225,61 @@ def test_sweep_defaults(sweeps, tmp_path, capsys):
 def test_sweep_checks_the_output_folder_before_any_work(sweeps, tmp_path, capsys):
     (tmp_path / "file").write_text("precious")
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/depthlens")):
-        code, out, err = call(capsys, "sweep", "tiny", "capitals", "--ablate", "layers", "--out", str(place))
+        code, out, err = call(capsys, "sweep", "organism", "capitals", "--ablate", "layers", "--out", str(place))
         assert code == 2 and out == "" and err.startswith("Error: cannot write to ") and err.count("\n") == 1
     assert sweeps == []
 
 
 def test_user_error_is_one_line_and_exit_code_2(sweeps, tmp_path, capsys):
-    code, out, err = call(capsys, "sweep", "missing", "capitals", "--ablate", "layers", "--out", str(tmp_path))
-    assert (code, out, err) == (2, "", "Error: unknown model 'missing'; did you mean smollm2-135m?\n")
+    code, out, err = call(capsys, "sweep", "organism", "missing", "--ablate", "layers", "--out", str(tmp_path))
+    told = "loading organism for missing ...\nError: unknown task 'missing'; did you mean capitals?\n"
+    assert (code, out, err) == (2, "", told) and list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_sweep(sweeps, tmp_path, capsys):
-    code, out, err = call(capsys, "sweep", "stopped", "capitals", "--ablate", "layers", "--out", str(tmp_path))
-    assert (code, out, err) == (130, "", "Interrupted: nothing was computed yet\n")
+    code, out, err = call(capsys, "sweep", "organism", "stopped", "--ablate", "layers", "--out", str(tmp_path))
+    assert (code, out, err.splitlines()[1:]) == (130, "", ["Interrupted: nothing was computed yet"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "OUT"], "loading organism for capitals"),
+        (["run", "00_tuor", "--out", "OUT"], "reading 00_tuor"),
+        (["run", "all", "--profile", "smoek", "--out", "OUT"], "reading all notebooks"),
+        (["store", "list", "--store", "OUT"], "reading the store OUT"),
+        (["gallery", "OUT"], "reading the notebooks in OUT"),
+    ],
+)
+def test_the_first_line_says_what_begins(sweeps, tmp_path, capsys, monkeypatch, arguments, said):
+    arguments = [a.replace("OUT", str(tmp_path / "out")) for a in arguments]
+    said = said.replace("OUT", str(tmp_path / "out"))
+    _, _, err = call(capsys, *arguments)
+    assert err.splitlines()[0] == f"{said} ..."
+    if arguments[0] in ("sweep", "run"):
+        monkeypatch.setenv("DEPTHLENS_PROGRESS", "")  # so that what --json sets is taken back
+        _, _, err = call(capsys, *arguments, "--json", *(["--overwrite"] if arguments[0] == "sweep" else []))
+        assert json.loads(err.splitlines()[0])["status"] == said
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sweep", "tiny", "capitals", "--out", "x"], "--ablate"),
-        (["sweep", "tiny", "capitals", "--ablate", "layers"], "--out"),
-        (["sweep", "tiny", "--ablate", "layers", "--out", "x"], "TASK"),
-        (["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--limit", "0"], "limit"),
-        (["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--limit", "many"], "limit"),
-        (["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--num-fewshot", "-1"], "fewshot"),
+        (["sweep", "organism", "capitals", "--out", "x"], "--ablate"),
+        (["sweep", "organism", "capitals", "--ablate", "layers"], "--out"),
+        (["sweep", "organism", "--ablate", "layers", "--out", "x"], "TASK"),
+        (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "x", "--limit", "0"], "limit"),
+        (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "x", "--limit", "many"], "limit"),
         (
-            ["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--batch-tokens", "0"],
-            "batch-tokens",
+            ["sweep", "organism", "capitals", "--ablate", "layers", "--out", "x", "--num-fewshot", "-1"],
+            "num_fewshot -1",
         ),
-        (["sweep", "tiny", "capitals", "--ablate", "layers", "--out", "x", "--colour", "red"], "--colour"),
+        (
+            ["sweep", "organism", "capitals", "--ablate", "layers", "--out", "x", "--batch-tokens", "0"],
+            "batch_tokens 0",
+        ),
+        (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "x", "--colour", "red"], "--colour"),
         (["run", "--out", "x"], "NAME"),
         (["run", "all"], "--out"),
         (["run", "all", "--out", "x", "-p", "limit"], "takes a name and a value"),
@@ -288,15 +324,15 @@ def test_run_passes_parameters_as_pairs(runs, capsys, tmp_path):
         "--out",
         str(tmp_path),
     )
-    assert (code, err, out) == (0, "", f"Wrote {tmp_path / 'index.html'}\n")
+    assert (code, err, out) == (0, "reading 00_tour ...\n", f"Wrote {tmp_path / 'index.html'}\n")
     assert runs.calls == [
-        (["00_tour"], dict(out=tmp_path, profile="smoke", parameters={"limit": "-1", "model": "a b"}))
+        (["00_tour"], dict(out=str(tmp_path), profile="smoke", parameters={"limit": "-1", "model": "a b"}))
     ]
 
 
 def test_run_uses_the_demo_profile_by_itself(runs, capsys, tmp_path):
     call(capsys, "run", "all", "--out", str(tmp_path))
-    assert runs.calls == [(["all"], dict(out=tmp_path, profile="demo", parameters={}))]
+    assert runs.calls == [(["all"], dict(out=str(tmp_path), profile="demo", parameters={}))]
 
 
 def test_run_refuses_a_parameter_given_twice(runs, capsys, tmp_path):
@@ -307,15 +343,15 @@ def test_run_refuses_a_parameter_given_twice(runs, capsys, tmp_path):
 def test_run_tells_each_failed_notebook_in_one_line(runs, capsys, tmp_path):
     runs.report = types.SimpleNamespace(errors=["notebook 01, cell 4: KeyError: 'x'"], exit_code=1)
     code, out, err = call(capsys, "run", "all", "--out", str(tmp_path))
-    assert code == 1 and err == "Error: notebook 01, cell 4: KeyError: 'x'\n" and "index.html" in out
+    assert code == 1 and err.splitlines()[1:] == ["Error: notebook 01, cell 4: KeyError: 'x'"] and "index.html" in out
 
 
 def test_run_and_gallery_mistakes_through_the_real_runner(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "notebooks_dir", lambda: tmp_path / "nothing")
     code, _, err = call(capsys, "run", "all", "--out", str(tmp_path / "out"))
-    assert code == 2 and err.startswith("Error: no notebooks in ") and err.count("\n") == 1
+    assert code == 2 and err.splitlines()[1].startswith("Error: no notebooks in ") and err.count("\n") == 2
     code, _, err = call(capsys, "gallery", str(tmp_path / "nothing"))
-    assert code == 2 and err.startswith("Error: no folder ") and err.count("\n") == 1
+    assert code == 2 and err.splitlines()[1].startswith("Error: no folder ") and err.count("\n") == 2
 
 
 def test_models_prints_a_table(capsys, monkeypatch):
@@ -323,11 +359,7 @@ def test_models_prints_a_table(capsys, monkeypatch):
         {"alias": "smollm2-135m", "family": "llama", "size": "135M"},
         {"alias": "x", "family": "qwen3", "size": "8B"},
     ]
-    import depthlens
-
-    stub = types.SimpleNamespace(table=lambda: rows)
-    monkeypatch.setitem(sys.modules, "depthlens.models", stub)
-    monkeypatch.setattr(depthlens, "models", stub, raising=False)
+    monkeypatch.setattr(names, "table", lambda: rows)
     code, out, _ = call(capsys, "models")
     assert code == 0
     assert out == "alias         family  size\nsmollm2-135m  llama   135M\nx             qwen3   8B\n"

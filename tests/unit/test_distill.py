@@ -315,7 +315,7 @@ def test_a_transplant_inside_a_transplant_is_refused_and_the_outer_one_stays():
     ("parts", "message"),
     [
         ({"layers": [5]}, r"layer 5 does not exist; layers are 0\.\.4"),
-        ({"layers": [-1]}, "layer -1 is negative"),
+        ({"layers": [-1]}, "layer -1 does not exist"),
         ({"heads": [(0, 4)]}, r"head 4 does not exist; heads are 0\.\.3"),
         ({"layers": [1], "mlp": [1]}, "L1.mlp@donor has no effect of its own beside L1@donor"),
         ({"kv": [(1, 0)], "heads": [(1, 1)]}, "L1.H1@donor has no effect"),
@@ -563,7 +563,7 @@ def test_command_line(folders, tmp_path, capsys):
     assert result.record["donor"]["name"] == donor
     assert result.record["conditions"] == ["baseline", *(f"L{i}@donor" for i in range(5))]
     with pytest.raises(SystemExit) as done:
-        cli.main(["sweep", base, TASK, *what[:2], *what[4:]])
+        cli.main(["sweep", base, TASK, *what[:2], *what[4:], "--overwrite"])
     assert done.value.code == 2 and "give donor=NAME" in capsys.readouterr().err
 
 

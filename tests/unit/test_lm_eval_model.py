@@ -1,16 +1,20 @@
 """Our engine as an lm-eval model: equal to lm-eval's own `hf` model, whole and ablated, with and without chat."""
 
+import os
+import subprocess
+import sys
+
 import lm_eval
 import pytest
 import tiny
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-import depthlens.lm_eval_model  # noqa: F401 - registers the model
 from depthlens import encoding, resources, sweep
 from depthlens.ablations import parse
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
+from depthlens.lm_eval_model import DepthlensLM
 
 TASKS = ["capitals_continuation", "kv_retrieval_4"]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -98,3 +102,55 @@ def test_mean_needs_a_reference_file(lens, manager, tmp_path):
 def test_bad_condition_is_refused(lens, manager):
     with pytest.raises(UserError, match="layer 99 does not exist"):
         evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L99"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"conditon": "L1"}, "unknown model argument 'conditon'; did you mean condition"),
+        ({"condition": "L1@mean", "reference": "no/such.txt"}, "reference 'no/such.txt' cannot be read: No such file"),
+        ({"condition": "L1@mean", "reference": "EMPTY"}, "has no prompts; give a text file with one prompt a line"),
+        ({"batch_tokens": 0}, "batch_tokens 0: give a whole number"),
+        ({"backend": "jax"}, "unknown backend 'jax'"),
+        ({"condition": "L1@donor"}, "takes weights from a donor; give donor=NAME"),
+        ({"pretrained": None}, "no model is named; add pretrained=NAME"),
+        ({"pretrained": "gpt5"}, "unknown model 'gpt5'"),
+    ],
+)
+def test_wrong_model_arguments_are_one_line(lens, tmp_path, arguments, said):
+    (tmp_path / "empty.txt").write_text("\n")
+    arguments = {k: str(tmp_path / "empty.txt") if v == "EMPTY" else v for k, v in arguments.items()}
+    with pytest.raises(UserError) as raised:
+        DepthlensLM(**{"pretrained": lens} | arguments)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def run(tmp_path, *arguments):
+    command = [sys.executable, "-m", "depthlens.lm_eval_model", "run", "--model", "depthlens", *arguments]
+    paths = {"PYTHONPATH": str(resources.data_dir().parent)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | paths)
+
+
+@pytest.mark.slow
+def test_the_command_finds_embedded_tasks_wherever_it_runs(tmp_path):
+    done = run(tmp_path, "--model_args", "pretrained=organism,condition=L2", "--tasks", "organism_one_hop", "-L", "8")
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("|organism_one_hop"))
+    assert "acc" in row and done.stderr.startswith("loading lm-eval and its tasks ...\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "organism_one_hip"], "unknown task 'organism_one_hip'; did you mean organism_one_hop, "),
+        (["--tasks", "organism_one_hop", "--include_path", "nowhere"], "include_path 'nowhere' is not a folder"),
+        (["--tasks", "organism_one_hop", "--log_samples"], "lm-eval: Specify --output_path if"),
+        ([], "no task given; name at least one"),
+    ],
+)
+def test_mistakes_on_its_command_line_are_one_line(tmp_path, arguments, said):
+    done = run(tmp_path, "--model_args", "pretrained=organism", *arguments)
+    assert (done.returncode, done.stdout) == (2, "") and "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(told) == 1 and told[0].startswith(f"Error: {said}")

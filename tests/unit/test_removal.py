@@ -150,7 +150,7 @@ def test_bad_requests_are_refused():
     lens = tiny.lens("llama-gqa")
     heads = [(0, 0), (1, 1)]
     for lists, options, message in [
-        ({}, {}, "no lists"),
+        ({}, {}, "give at least one list of heads by name"),
         ({"a": heads}, {"k": 3}, "list 'a' has 2 heads; k goes up to 3"),
         ({"a": heads}, {"k": 0}, "k 0"),
         ({"a": heads}, {"k": []}, "k \\[\\]"),
@@ -189,3 +189,12 @@ def test_bad_lists_are_refused():
     for one, n in [([], 6), ([(0, 0), (0, 0)], 6), ([(0, 0), (0, 1)], 1)]:
         with pytest.raises(UserError, match="give at least one head, each once"):
             overlap(one, [(0, 0)], n)
+
+
+def test_a_curve_prints_as_a_few_lines(curve):
+    text, page = repr(curve), curve._repr_html_()
+    assert text.startswith(
+        "RemovalCurve of one-hop, two-hop, noise on organism_one_hop, organism_two_hop: 1 to 2 heads"
+    )
+    assert len(text.splitlines()) == 2 + len(curve.tests) and len(text) < 2000
+    assert "separates" in text and "<table" in page and len(page) < 6000

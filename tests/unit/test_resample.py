@@ -126,7 +126,7 @@ def test_what_is_missing_is_said(requests):
         ({"references": ["x"]}, "used by @resample conditions only"),
         ({"mode": "resample", "references": "x"}, "give a list of prompts"),
         ({"mode": "resample", "references": [" "]}, "none of them empty"),
-        ({"mode": "resample", "references": ["x"], "method": "attribution"}, "unknown mode 'resample'"),
+        ({"mode": "resample", "references": ["x"], "method": "attribution"}, "mode 'resample': attribution estimates"),
     ]:
         with pytest.raises(UserError, match=message):
             head_sweep(lens, "capitals_continuation", limit=1, progress=False, **options)

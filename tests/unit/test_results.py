@@ -192,10 +192,9 @@ def test_refusals_are_one_line(result, call, message):
 
 
 def test_record_that_cannot_be_written_is_refused_at_once(result):
-    with pytest.raises(TypeError):
-        Result(result.docs, {"when": object()})
-    with pytest.raises(ValueError):
-        Result(result.docs, {"loss": math.nan})
+    for value in (object(), math.nan):
+        with pytest.raises(UserError, match="the record cannot be written as JSON"):
+            Result(result.docs, {"value": value})
 
 
 # -- selection, joining, display -----------------------------------------------------------------------
@@ -259,12 +258,48 @@ def test_concat_refuses_disagreement(result):
 
 def test_display(result):
     text, page = repr(result), result._repr_html_()
-    assert text.startswith("Result of 1 model, 2 tasks, 1 metric, 3 conditions; by delta")
+    assert text.startswith("Result of 1 model, 2 tasks, 1 metric, 3 conditions; worst loss of each task and metric")
     assert "at chance: cannot judge" in text and "at chance: cannot judge" in page
-    assert text.index("L0") < text.index("baseline") and "<table" in page
+    assert text.index("baseline") < text.index("L0") < text.index("L1") and "<table" in page
     many = Result(docs_of({"baseline": [1], **{f"L{i}": [0] for i in range(20)}}), {})
     assert "9 more rows in result.summary" in repr(many)
-    assert "record says nothing" in repr(many)
+    assert "record says nothing" in repr(many) and "in the order of the sweep" in repr(many)
+
+
+def shown(result) -> list[tuple[str, str]]:
+    """Metric and condition of the rows of a repr."""
+    rows = [line.split() for line in repr(result).splitlines()[2:]]
+    return [(row[3], row[0]) for row in rows if len(row) > 5 and row[1] == "tiny"]
+
+
+def test_display_shows_the_damage_first_whichever_way_is_better():
+    nats = {"baseline": [2.0, 2.5], **{f"L{i}": [2.0 + i - 2, 2.6 + i - 2] for i in range(12)}}
+    right = {"baseline": [1.0, 1.0], **{f"L{i}": [1.0, float(i % 2)] for i in range(12)}}
+    docs = pd.concat([docs_of(nats, metric="nats"), docs_of(right, metric="acc")])
+    metrics = {"nats": {"higher_is_better": False}, "acc": {"higher_is_better": True}}
+    rows = shown(Result(docs, {"tasks": {"capitals": {"metrics": metrics}}}))
+    # the worst of each metric, a group for each: six rows of twelve are the share of two
+    assert rows[:6] == [("nats", c) for c in ("baseline", "L11", "L10", "L9", "L8", "L7")]
+    assert rows[6:] == [("acc", c) for c in ("baseline", "L0", "L2", "L4", "L6", "L8")]
+
+
+def test_display_leaves_the_room_of_short_groups_to_long_ones():
+    long = docs_of({"baseline": [1, 1], **{f"L{i}": [0, 1] for i in range(20)}})
+    short = docs_of({"baseline": [1, 1], "L3": [0, 0]}, task="elements")
+    metrics = {"metrics": {"acc": {"higher_is_better": True}}}
+    result = Result(pd.concat([long, short]), {"tasks": {"capitals": metrics, "elements": metrics}})
+    table = repr(result).splitlines()
+    assert (
+        sum("elements" in line for line in table[2:14]) == 2 and sum("capitals" in line for line in table[2:14]) == 10
+    )
+    assert "11 more rows in result.summary" in repr(result)
+
+
+def test_display_of_many_tasks_stays_short():
+    tasks = [f"task{i}" for i in range(40)]
+    docs = pd.concat([docs_of({"baseline": [1, 1], "L3": [0, 0]}, task=task) for task in tasks])
+    record = {"tasks": {task: {"metrics": {"acc": {"higher_is_better": True}}} for task in tasks}}
+    assert "56 more rows in result.summary" in repr(Result(docs, record))
 
 
 # -- disk ----------------------------------------------------------------------------------------------
@@ -351,7 +386,7 @@ def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
 def test_save_replaces_an_older_result(result, tmp_path):
     result.save(tmp_path)
     smaller = result.select(task="capitals")
-    smaller.save(str(tmp_path))
+    smaller.save(str(tmp_path), overwrite=True)
     assert len(Result.load(str(tmp_path)).docs) == len(smaller.docs)
 
 
@@ -369,7 +404,7 @@ def test_full_disk_leaves_the_older_result_whole(result, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="cannot write to .*No space left on device"):
-        result.save(tmp_path)
+        result.save(tmp_path, overwrite=True)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -392,7 +427,7 @@ def test_unusable_folders(result, tmp_path):
 def test_read_only_folder(result, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
-        result.save(tmp_path)
+        result.save(tmp_path, overwrite=True)
 
 
 def test_writable_folder_leaves_nothing(tmp_path):

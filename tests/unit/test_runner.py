@@ -15,14 +15,14 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from depthlens import pages, resources, runner
+from depthlens import harness, pages, resources, runner
 from depthlens.errors import UserError
 from depthlens.gallery import gallery, read_notebook
 from depthlens.parameters import declared, fit
 from depthlens.resources import writable_folder
 
 PARAMETERS = """
-model = "tiny"  # alias; smollm2-135m = the embedded one
+model = "organism"  # alias; smollm2-135m = the embedded one
 tasks = ["capitals", "elements"]
 limit: int | None = 5  # documents
 threshold = 0.5
@@ -70,7 +70,7 @@ def suite(tmp_path, monkeypatch):
     )
     write(folder, "02_plain", new_markdown_cell("# Plain?"), code("print('<b>7</b> layers')", "headline"))
     (folder / "profiles.yml").write_text(
-        "smoke:\n  _all: {limit: 2}\n  _order: [02_plain, 00_good]\n  00_good: {model: small}\ndemo: {}\n"
+        "smoke:\n  _all: {limit: 2}\n  _order: [02_plain, 00_good]\n  00_good: {model: smollm2-135m}\ndemo: {}\n"
     )
     monkeypatch.setattr(resources, "notebooks_dir", lambda: folder)
     return folder
@@ -90,12 +90,12 @@ def test_run_writes_notebook_page_record_and_index(suite, tmp_path, monkeypatch)
         ["00_good", "02_plain.ipynb"],
         out=out,
         profile="smoke",
-        parameters={"threshold": "1e-3", "tasks": "[no, 1]"},
+        parameters={"threshold": "1e-3", "tasks": "[elements, kv_retrieval_4]"},
     )
     assert report.exit_code == 0 and [n.status for n in report.notebooks] == ["ok", "ok"]
     assert seen(out) == [
-        "small",
-        ["no", "1"],
+        "smollm2-135m",
+        ["elements", "kv_retrieval_4"],
         2,
         0.001,
         False,
@@ -115,12 +115,12 @@ def test_run_writes_notebook_page_record_and_index(suite, tmp_path, monkeypatch)
     record = json.loads((out / "record.json").read_text())
     assert record["profile"] == "smoke" and record["versions"]["papermill"] and record["started"]
     assert record["notebooks"][0]["parameters"]["limit"] == 2
-    assert record["notebooks"][0]["headline"] == "**2** documents of `small`"
+    assert record["notebooks"][0]["headline"] == "**2** documents of `smollm2-135m`"
     assert record["notebooks"][1]["headline"] == "<b>7</b> layers"
 
     index = (out / "index.html").read_text()
     assert "Does one layer matter?" in index and "Plain?" in index
-    assert "<strong>2</strong> documents of <code>small</code>" in index
+    assert "<strong>2</strong> documents of <code>smollm2-135m</code>" in index
     assert "&lt;b&gt;7&lt;/b&gt; layers" in index
     assert index.count('src="data:image/png;base64,iVBOR') == 1 and 'href="00_good.html"' in index
     assert "profile smoke" in index and "✓ ok" in index
@@ -165,7 +165,7 @@ def test_markdown_and_html_outputs_cannot_load_anything(suite, tmp_path):
 def test_defaults_without_profile(suite, tmp_path):
     report = runner.run(["00_good"], out=tmp_path / "out", profile=None, progress=False)
     assert report.notebooks[0].parameters == {"out": str(tmp_path / "out" / "00_good")}
-    assert seen(tmp_path / "out")[:5] == ["tiny", ["capitals", "elements"], 5, 0.5, False]
+    assert seen(tmp_path / "out")[:5] == ["organism", ["capitals", "elements"], 5, 0.5, False]
 
 
 def test_user_values_win_and_go_to_those_that_declare_them(suite, tmp_path):
@@ -173,12 +173,12 @@ def test_user_values_win_and_go_to_those_that_declare_them(suite, tmp_path):
         "all",
         out=tmp_path / "out",
         profile="smoke",
-        parameters={"model": "mine", "out": "here", "limit": "null"},
+        parameters={"model": "organism:seed=2", "out": "here", "limit": "null"},
         progress=False,
     )
     assert [n.name for n in report.notebooks] == ["02_plain", "00_good"]  # the profile's order
     assert report.notebooks[0].parameters == {}
-    assert report.notebooks[1].parameters == {"model": "mine", "limit": None, "out": "here"}
+    assert report.notebooks[1].parameters == {"model": "organism:seed=2", "limit": None, "out": "here"}
 
 
 def test_failing_notebook_is_told_in_one_line_and_does_not_stop_the_others(suite, tmp_path, capfd):
@@ -325,7 +325,7 @@ def test_second_run_keeps_earlier_notebooks_in_the_index(suite, tmp_path):
             r"must be a list of text, like its default \[capitals, elements\]",
         ),
         ({"parameters": {"tasks": [1]}}, "must be a list of text"),
-        ({"parameters": {"model": 7}}, "must be text, like its default tiny"),
+        ({"parameters": {"model": 7}}, "must be text, like its default organism"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, arguments, message):
@@ -333,6 +333,53 @@ def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, ar
     with pytest.raises(UserError, match=message) as caught:
         runner.run(**{"names": ["00_good"], "out": out} | arguments)
     assert not out.exists() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"limit": "0"}, "limit 0: give a whole number of documents"),
+        ({"model": "smollm-135m"}, "unknown model 'smollm-135m'; did you mean smollm2-135m, "),
+        ({"model": "./nowhere"}, "model directory './nowhere' does not exist"),
+        ({"tasks": "[capitals, capitols_default]"}, "unknown task 'capitols_default'; did you mean capitals_default"),
+        ({"tasks": "[capitals, capitals]"}, "task 'capitals' is named twice"),
+    ],
+)
+def test_values_that_the_notebook_would_refuse_are_found_before_a_kernel_starts(
+    suite, tmp_path, monkeypatch, parameters, message
+):
+    monkeypatch.setattr(runner, "NBClientEngine", None)
+    with pytest.raises(UserError, match=f"notebook 00_good: {re.escape(message)}"):
+        runner.run("all", out=tmp_path / "out", parameters=parameters)
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_of_the_profile_are_held_against_the_same_rules(suite, tmp_path):
+    (suite / "profiles.yml").write_text("demo: {00_good: {limit: -1}}")
+    with pytest.raises(UserError, match="notebook 00_good: limit -1"):
+        runner.run(["00_good"], out=tmp_path / "out")
+
+
+def test_the_embedded_tasks_are_known_without_lm_eval():
+    assert resources.embedded_names() == set(harness.task_manager(["capitals"]).all_tasks)
+
+
+def test_a_notebook_is_named_as_the_shell_completes_it(suite, tmp_path):
+    (suite / "02_plain.ipynb").rename(suite / "04_plain.ipynb")
+    given = [str(suite / "04_plain.ipynb"), "04_plain", "04_plain.ipynb"]
+    report = runner.run(given, out=tmp_path / "out", progress=False)
+    assert [n.name for n in report.notebooks] == ["04_plain"]
+    copy = tmp_path / "04_plain.ipynb"
+    copy.write_bytes((suite / "04_plain.ipynb").read_bytes())
+    assert runner.run([str(copy)], out=tmp_path / "out", progress=False).exit_code == 0
+    copy.write_text(copy.read_text().replace("<b>7</b>", "<b>8</b>"))
+    with pytest.raises(
+        UserError, match="is not the suite's own 04_plain; give the name 04_plain, or run this file with"
+    ):
+        runner.run([str(copy)], out=tmp_path / "out")
+    for wrong in ("notebooks/04_plan.ipynb", "04_plain.md"):
+        with pytest.raises(UserError, match="unknown notebook '04_pla"):
+            runner.run([wrong], out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -407,6 +454,7 @@ def test_declared_reads_what_papermill_would_skip():
 
 def test_fit_keeps_types():
     assert fit("123", "tiny", "model", "x") == "123"
+    assert fit("[no, 1]", ["a"], "tasks", "x") == ["no", "1"]  # names, whatever they look like
     assert (value := fit(2, 0.5, "threshold", "x")) == 2.0 and isinstance(value, float)
     assert fit("[1, 2]", [], "layers", "x") == [1, 2]
     with pytest.raises(UserError, match="list of whole numbers"):

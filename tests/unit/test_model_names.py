@@ -1,0 +1,222 @@
+"""Names of models before anything heavy: what they stand for, and refusals in time, with and without a hub."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import huggingface_hub
+import pytest
+import tiny
+
+from depthlens import architectures, arguments, families, model_names, models, names
+from depthlens.errors import UserError
+
+IN_TIME = 5.0  # seconds that a refusal may take, the start of Python included
+
+
+@pytest.mark.parametrize("alias", [row.alias for row in names.NAMED])
+def test_every_alias_stands_for_something(alias):
+    assert model_names.find(alias).kind in ("embedded", "adapter", "organism", "hub")
+
+
+def test_what_a_name_stands_for(tmp_path):
+    folder = tiny.save(tmp_path / "model", "llama-gqa")
+    assert model_names.find(folder) == model_names.Source(str(folder), "folder", str(folder))
+    assert model_names.find("organism:seed=3,decoy").kind == "organism"
+    assert model_names.find("owner/name") == model_names.Source("owner/name", "hub", "owner/name")
+    assert model_names.find("qwen3-8b").place == "Qwen/Qwen3-8B"
+    (folder / "model.safetensors").unlink()
+    assert model_names.find(folder, weights=False).kind == "folder"
+
+
+def test_the_lists_of_names_agree_with_what_knows_them_better():
+    assert set(arguments.DTYPES) == {"auto", *models.DTYPES} and arguments.DEVICES == models.DEVICES
+    assert architectures.FAMILIES is families.FAMILIES
+
+
+def test_a_gguf_file_says_what_it_is_before_it_is_read(tmp_path):
+    assert model_names.find(tiny.gguf_head(tmp_path / "a.gguf")).kind == "gguf"
+    assert model_names.find(tiny.gguf_head(tmp_path / "b.gguf", b"gemma", b"general.name")).kind == "gguf"
+    with pytest.raises(UserError, match="architecture gemma3 of model file '.*' is not supported; supported: llama"):
+        model_names.find(tiny.gguf_head(tmp_path / "c.gguf", b"gemma3"))
+
+
+def test_nothing_heavy_is_imported():
+    program = (
+        "import sys\nfrom depthlens import arguments, model_names, out_folder\nmodel_names.find('organism')\n"
+        "print(sorted({'torch', 'transformers', 'pandas', 'lm_eval', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+# -- the hub --
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as one file needs."""
+
+    config = {"model_type": "gemma3", "architectures": ["Gemma3ForCausalLM"]}
+
+    def do_HEAD(self):
+        self.server.asked.append(self.path)
+        body = json.dumps(self.config).encode()
+        self.send_response(200 if "/config.json" in self.path else 404)
+        for key, value in (("X-Repo-Commit", "0" * 40), ("ETag", '"1"'), ("Content-Length", str(len(body)))):
+            self.send_header(key, value)
+        self.end_headers()
+        return body
+
+    def do_GET(self):
+        self.wfile.write(self.do_HEAD())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub():
+    """A hub that answers; its address, and what it was asked."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", server.asked
+    server.shutdown()
+
+
+@pytest.fixture
+def silent():
+    """A hub that takes connections and never says a word; its address, and the connections."""
+    listener, taken = socket.create_server(("127.0.0.1", 0)), []
+
+    def take():
+        while True:
+            try:
+                taken.append(listener.accept())
+            except OSError:
+                return
+
+    threading.Thread(target=take, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", taken
+    listener.close()
+
+
+def refused(tmp_path, endpoint, model="owner/model", command="sweep"):
+    """Run a command in a process of its own, with a network; returns its lines and how long it took."""
+    arguments = {
+        "sweep": ["sweep", model, "capitals_continuation", "--ablate", "layers"],
+        "run": ["run", "00_tour", "-p", "model", model],
+    }[command]
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    program = "from depthlens.cli import main; main()"
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    return done.stderr.splitlines(), time.monotonic() - began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["sweep", "run"])
+def test_a_hub_that_refuses_connections(tmp_path, command):
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    lines, seconds = refused(tmp_path, f"http://127.0.0.1:{port}", command=command)
+    fault = "model 'owner/model' cannot be reached: no connection to the hub"
+    where = "notebook 00_tour: " if command == "run" else ""
+    assert lines[1:] == [f"Error: {where}{fault}; check the network or give a directory"]
+    assert seconds < IN_TIME
+
+
+@pytest.mark.slow
+def test_a_hub_that_never_answers(tmp_path, silent):
+    address, taken = silent
+    lines, seconds = refused(tmp_path, address)
+    assert lines[0] == "loading owner/model for capitals_continuation ..." and len(lines) == 2
+    assert lines[1].startswith("Error: model 'owner/model' cannot be reached: ")
+    assert seconds < IN_TIME and len(taken) == 1  # it is asked once
+
+
+@pytest.mark.slow
+def test_a_class_that_is_not_supported(tmp_path, hub):
+    address, asked = hub
+    lines, seconds = refused(tmp_path, address)
+    assert len(lines) == 2 and lines[1].startswith(
+        "Error: architecture Gemma3ForCausalLM is not supported; supported: "
+    )
+    assert seconds < IN_TIME and all("config.json" in p or p.startswith("/api/") for p in asked)
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """A network whose hub gives no answer; returns the questions that were asked."""
+    asked = []
+
+    def ask(url, timeout):
+        asked.append((url, timeout))
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    model_names.probe.cache_clear()
+    yield asked
+    model_names.probe.cache_clear()
+
+
+def test_what_the_local_cache_holds_is_used_where_the_hub_gives_no_answer(online, tmp_path, monkeypatch, caplog):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a: str(path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, local_files_only: str(path))
+    found = model_names.probe(model_names.find("owner/model"))
+    assert found.only_cached and "no answer from the hub" in caplog.text
+    assert model_names.probe(model_names.find("owner/model")) == found and len(online) == 1
+
+
+def test_the_time_that_the_hub_has_can_be_set(online, monkeypatch):
+    for text, seconds in ((None, model_names.SECONDS), ("0.5", 0.5)):
+        if text:
+            monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", text)
+        with pytest.raises(UserError, match="cannot be reached"):
+            model_names.probe(model_names.find("owner/model"))
+        assert online[-1][1] == seconds
+    with pytest.raises(UserError, match="HF_HUB_ETAG_TIMEOUT 'soon': give a number of seconds"):
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "soon")
+        model_names.probe(model_names.find("owner/model"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "said"),
+    [
+        ("GatedRepoError", 403, "is gated: accept its licence on its hub page, then set HF_TOKEN"),
+        (
+            "RepositoryNotFoundError",
+            401,
+            "does not exist on the hub, or is private; check the spelling or set HF_TOKEN",
+        ),
+        ("RemoteEntryNotFoundError", 404, "has no config.json on the hub; download its file and give the path instead"),
+        ("HfHubHTTPError", 503, "cannot be read: 503 Error.; check the name, or get its files again"),
+    ],
+)
+def test_what_the_hub_answers_is_one_line(online, monkeypatch, kind, status, said):
+    def ask(url, timeout):
+        response = types.SimpleNamespace(status_code=status, headers={}, request=None)
+        raise getattr(huggingface_hub.errors, kind)(f"{status} Error.\nSee the page.", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    with pytest.raises(UserError) as raised:
+        model_names.probe(model_names.find("llama-3.1-8b"))
+    assert str(raised.value).startswith("model 'llama-3.1-8b' ") and said in str(raised.value)
+    assert "\n" not in str(raised.value)

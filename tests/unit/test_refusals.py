@@ -1,0 +1,232 @@
+"""What users get wrong, by the tables of `tests/refusals`: one line that names the value and the fix, nothing written.
+
+Commands go through the real command line and calls through the real functions, both on real (tiny) models. Library log
+handlers are pointed at the captured standard error first, so that a warning which a user would see counts as a second
+line. The tests' type checker is off meanwhile: no user has one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import types
+
+import jaxtyping
+import nbformat
+import pytest
+import tiny
+from refusals import calls, commands, folders, results, sweeps
+
+import depthlens as dl
+from depthlens import cli, resources, store
+from depthlens.errors import UserError
+
+TASK = sweeps.TASK
+# a line says what is allowed, or what to do
+FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("refusals") / "model", "llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.fixture
+def unchecked():
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, unchecked):
+    """Run the command line: exit code, lines on standard output, lines on standard error."""
+    monkeypatch.setenv(store.ENVIRONMENT, "none")  # what --store sets is taken back
+
+    def run(arguments) -> tuple[int, list[str], list[str]]:
+        for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+            for handler in getattr(logger, "handlers", []):
+                if type(handler) is logging.StreamHandler:
+                    monkeypatch.setattr(handler, "stream", sys.stderr)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(a) for a in arguments])
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out.splitlines(), printed.err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def places(tmp_path, model):
+    """Folders and files that rows of the tables name in braces."""
+    made = {name: tmp_path / name for name in ("tmp", "foreign", "newer", "damaged", "kept", "changed")}
+    for folder in made.values():
+        folder.mkdir()
+    (tmp_path / "file").write_text("precious")
+    (made["foreign"] / "notes.txt").write_text("mine")
+    (made["newer"] / "format.json").write_text('{"format": 99}')
+    (made["damaged"] / "format.json").write_text("{")
+    store.open_store(str(made["kept"])).entry({"dtype": "float32"}, "task", {"model": "m"})
+    changed = made["changed"] / "00_tour.ipynb"
+    changed.write_text((resources.notebooks_dir() / "00_tour.ipynb").read_text().replace("# What", "# Why"))
+    return {name: str(folder) for name, folder in made.items()} | {
+        "file": str(tmp_path / "file"),
+        "out": str(tmp_path / "out"),
+        "model": str(model),
+        "changed": str(changed),
+    }
+
+
+def filled(value, places):
+    return re.sub(r"\{(\w+)\}", lambda m: places[m[1]], value) if isinstance(value, str) else value
+
+
+@pytest.fixture
+def refused(call, places, tmp_path, monkeypatch):
+    """Run a command that must be refused: returns its one line; nothing may be written."""
+    monkeypatch.chdir(tmp_path / "tmp")
+
+    def run(arguments) -> str:
+        code, printed, told = call([filled(a, places) for a in arguments])
+        assert code == 2 and printed == [], (code, printed, told)
+        errors = [line for line in told if not line.endswith(" ...")]  # what is begun is told, too
+        assert len(errors) == 1 and errors[0].startswith("Error: "), told
+        assert (tmp_path / "file").read_text() == "precious"
+        assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+        assert not list((tmp_path / "tmp").iterdir())
+        return errors[0].removeprefix("Error: ")
+
+    return run
+
+
+def told(line: str, said: str) -> None:
+    assert said in line and "\n" not in line, line
+    assert FIX.search(line), f"no way out: {line}"
+    assert len(line) < 700 or "xxx" in line, f"too long: {line}"
+
+
+def rows(table):
+    return [pytest.param(*row, id=f"{i:03} {row[-1][:60]}") for i, row in enumerate(table)]
+
+
+def test_the_tables_are_long_enough():
+    lengths = {name: len(table) for name, table in TABLES.items()}
+    assert sum(lengths.values()) >= 400 and min(lengths.values()) >= 20, lengths
+
+
+@pytest.mark.parametrize(("options", "said"), rows(sweeps.SWEEPS))
+def test_sweep(refused, options, said):
+    options = {"model": "{model}", "tasks": [TASK], "ablate": "L1", "out": "{out}", "limit": 2} | options
+    arguments = ["sweep", options.pop("model"), *options.pop("tasks")]
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}", *([value] if value is not True else [])]
+    told(refused(arguments), said)
+
+
+@pytest.mark.parametrize(("arguments", "said"), rows(commands.COMMANDS))
+def test_command(refused, arguments, said):
+    told(refused(arguments), said)
+
+
+@pytest.mark.parametrize(("change", "said"), rows(folders.FOLDERS))
+def test_folder(refused, model, tmp_path, change, said):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    told(refused(["sweep", change(copy) or copy, TASK, "--ablate", "L1", "--limit", 2, "--out", "{out}"]), said)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """What calls are given: loaded models and results."""
+    lens, organism = tiny.lens("llama-gqa", max_position_embeddings=4096), dl.load("organism")
+    options = {"limit": 4, "progress": False}
+    return types.SimpleNamespace(
+        lens=lens,
+        organism=organism,
+        result=dl.layer_sweep(organism, calls.ONE, **options),
+        heads=dl.head_sweep(organism, calls.ONE, layers=[2], **options),
+        scores=dl.retrieval_scores(organism, calls.ONE, **options),
+    )
+
+
+@pytest.mark.parametrize(("do", "said"), rows([*calls.CALLS, *results.CALLS]))
+def test_call(made, unchecked, tmp_path, do, said):
+    made.tmp = tmp_path
+    with pytest.raises(UserError) as raised:
+        do(made)
+    told(str(raised.value), said)
+    assert list(tmp_path.iterdir()) == []
+
+
+TABLES = {
+    "sweeps": sweeps.SWEEPS,
+    "commands": commands.COMMANDS,
+    "folders": folders.FOLDERS,
+    "calls": calls.CALLS,
+    "results": results.CALLS,
+}
+
+
+# -- and what is beside a mistake --
+
+
+def test_the_same_sweep_without_a_mistake_works(call, model, tmp_path):
+    out = tmp_path / "out"
+    code, printed, _ = call(["sweep", model, TASK, "--ablate", "L1", "--limit", 2, "--out", out])
+    assert code == 0 and printed[-1].startswith("Wrote ")
+    assert sorted(p.name for p in out.iterdir()) == ["docs.parquet", "record.json", "summary.parquet"]
+
+
+def test_more_documents_than_there_are_mean_all(call, tmp_path):
+    def n_docs(limit):
+        out = tmp_path / str(limit)
+        code, _, told = call(
+            ["sweep", "organism", "organism_two_hop", "--ablate", "L1", "--limit", limit, "--out", out]
+        )
+        assert code == 0, told
+        return json.loads((out / "record.json").read_text())["tasks"]["organism_two_hop"]["n_docs"]
+
+    assert n_docs(10**4) == n_docs(10**20)
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NONE"])
+def test_none_is_no_store_in_any_case_of_letters(call, tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["sweep", "organism", "organism_one_hop", "--ablate", "L1", "--limit", 2, "--out", "out"]
+    assert call([*arguments, "--store", word])[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert json.loads((tmp_path / "out" / "record.json").read_text())["store"] is None
+    assert store.open_store(word) is None
+
+
+def test_parts_older_than_all_time(call, places):
+    code, printed, _ = call(["store", "prune", "--store", places["kept"], "--older-than", "99999999999999"])
+    assert code == 0 and printed[-1].startswith("deleted 0 parts")
+
+
+@pytest.mark.slow
+def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_cells(call, tmp_path):
+    out = tmp_path / "out"
+    code, _, told = call(["run", "00_tour", "-p", "num_fewshot", "99", "-p", "model", "organism", "--out", out])
+    assert code == 1  # the notebook ran and failed; the others of a suite still run
+    errors = [line for line in told if line.startswith("Error: ")]
+    assert len(errors) == 1 and "Traceback" not in "".join(told)
+    assert re.match(r"Error: notebook 00_tour, cell \d: num_fewshot 99: ", errors[0])
+    assert nbformat.read(out / "00_tour.ipynb", 4).cells and (out / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_in_a_process_of_its_own(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    folders.config(num_hidden_layers=7)(copy)
+    arguments = ["sweep", str(copy), TASK, "--ablate", "layers", "--out", str(tmp_path / "out")]
+    program = f"from depthlens.cli import main; main({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    first, last = done.stderr.splitlines()
+    assert first == f"loading {copy} for {TASK} ..." and last.startswith(f"Error: model {str(copy)!r} lacks 18 of the")
