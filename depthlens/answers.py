@@ -17,10 +17,11 @@ from typing import Any
 import pandas as pd
 from lm_eval.api.instance import Instance
 
+from depthlens import cuts
 from depthlens.encoding import Encoder
 from depthlens.engine import Engine
 from depthlens.errors import UserError
-from depthlens.harness import Prepared
+from depthlens.prepared import Prepared
 from depthlens.requests import Likelihood, Loglikelihood
 from depthlens.stats import ANSWER_LOGPROB, LEAST_NATS
 
@@ -36,8 +37,10 @@ class Answers:
         name: Task name.
         output_type: ``loglikelihood``, whatever the task's own.
         requests: One per document.
+        asked: See `prepared.Prepared`.
         texts: The answers by document.
         pairs: Prompt and answer as text, by document, as they are encoded.
+        cut: Tokens cut from the left of each prompt, since prompt and answer are longer than the model reads.
 
     Raises:
         UserError: the task has no reference answer (perplexity tasks), or one that is not among its options.
@@ -48,6 +51,7 @@ class Answers:
     def __init__(self, lens: Any, prepared: Prepared, *, chat: bool = False) -> None:
         self.name = prepared.name
         self.prepared = prepared
+        self.asked = prepared.asked
         self.skipped: dict[str, str] = {}
         config = prepared.task.config
         # in a chat the template sets the answer off, as in lm-eval
@@ -62,6 +66,9 @@ class Answers:
             self.pairs[doc_id] = context, answer
             instance = Instance("loglikelihood", group[0].doc, (context, answer), 0, (self.name, doc_id, 1))
             self.requests += encoder.requests(instance)
+        self.cut = encoder.cut
+        if not any(prepared.cut):  # else it has been told
+            cuts.tell(self.name, self.cut, encoder.max_length)
 
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Likelihood]]:
         """Answers of the engine, indexed [condition][document]."""
@@ -76,7 +83,7 @@ class Answers:
         """What a record must hold; see `harness.Prepared.describe`."""
         about = self.prepared.describe(docs.iloc[:0])
         info = {"higher_is_better": True, "chance": None, "binary": False, "least": LEAST_NATS}
-        return about | {"metrics": {METRIC: info}}
+        return about | cuts.counted(self.cut) | {"metrics": {METRIC: info}}
 
     def _pair(self, group: list[Instance]) -> tuple[str, str]:
         """Context and reference answer of one document."""

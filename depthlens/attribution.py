@@ -15,7 +15,7 @@ gets too small an estimate) and where heads back each other up. Hold it against 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from depthlens import arguments, budget
-from depthlens import progress as bars
 from depthlens.backends import Means
 from depthlens.budget import out_of_memory
 from depthlens.errors import UserError, unknown
@@ -38,7 +37,7 @@ def attribute(
     requests: Sequence[Loglikelihood],
     *,
     mode: str = "zero",
-    means: Means | None = None,
+    means: Callable[[], Means] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
@@ -50,7 +49,7 @@ def attribute(
         lens: A loaded model.
         requests: Contexts and continuations.
         mode: ``zero`` or ``mean``, what takes the place of the head's z at every position.
-        means: Reference means for ``mean``.
+        means: Gives the reference means for ``mean``; called where an estimate is not known yet.
         weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
         progress: Show a bar.
@@ -81,6 +80,7 @@ def attribute(
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         nonlocal tokens
+        reference = means() if mode == "mean" else None
         start = 0
         while start < len(members):
             batch, size = [], 0
@@ -91,7 +91,7 @@ def attribute(
                 batch.append(i)
             try:
                 of, by = [requests[i] for i in batch], [factors[i] for i in batch]
-                change, logprob = _batch(lens, of, by, means if mode == "mean" else None)
+                change, logprob = _batch(lens, of, by, reference)
             except (torch.OutOfMemoryError, RuntimeError) as e:
                 if not out_of_memory(e) or len(batch) == 1:
                     raise
@@ -99,10 +99,9 @@ def attribute(
                 continue
             yield batch, torch.cat([logprob[:, None], change.flatten(1)], 1).cpu().numpy()
             start += len(batch)
-            bar.update(len(batch))
 
-    with bars.bar(total=len(requests), desc="attribution", unit="row", disable=not progress) as bar:
-        values = (kept or Kept()).numbers(asked, ["clean", *dims.head_names], measure, bar.held)
+    names = ["clean", *dims.head_names]
+    values = (kept or Kept()).numbers(asked, names, measure, desc="attribution", unit="request", progress=progress)
     clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
 

@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from depthlens import store_cli
 from depthlens.announce import say
-from depthlens.errors import Interrupted, UserError
+from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +64,7 @@ class _RunCommand(TyperCommand):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``depthlens`` script."""
+    stop_on_sigterm()
     given = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         _COMMAND.set(["depthlens", *given])

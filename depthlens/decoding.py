@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from depthlens import donors
+from depthlens import donors, identity
 from depthlens.ablations import Condition
 from depthlens.architectures import hidden
 from depthlens.backends.torch import TorchBackend
@@ -23,7 +23,7 @@ from depthlens.finite import NotFinite
 from depthlens.packing import Pack
 from depthlens.requests import Generate
 from depthlens.tree_attention import Layout, attend, merge, walking
-from depthlens.wavefront import Wavefront
+from depthlens.wavefront import CleanRow, Wavefront
 
 Row = tuple[int, int]  # condition, prompt
 
@@ -33,9 +33,8 @@ class Writer:
 
     def __init__(self, lens: Any, requests: Sequence[Generate]) -> None:
         config = lens.model.generation_config
-        eos = config.eos_token_id if config.eos_token_id is not None else lens.tokenizer.eos_token_id
-        self.eos = set(eos) if isinstance(eos, (list, tuple)) else {eos}
-        penalty = config.repetition_penalty or 1.0  # some instruct models ship one, and HF applies it when greedy
+        self.eos = identity.ends(config, lens.tokenizer)
+        penalty = identity.penalty(config)
         self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
         self.tokenizer = lens.tokenizer
         self.requests = requests
@@ -152,36 +151,54 @@ class Rows:
 
 
 class Keeping(Layout):
-    """A pack's layout that fills `Rows` with the keys and values it sees."""
+    """A pack's layout that fills `Rows` with the keys and values it sees.
 
-    def __init__(self, pack: Pack, lens: Any, paths: Tensor, rows: Rows, n_new: int) -> None:
+    Args:
+        pack: The prompts.
+        lens: A loaded model.
+        paths: Flat indices of each prompt's own tokens, padded. Shape [prompt, own].
+        rows: What is filled.
+        n_new: Tokens that each row may write.
+        clean: Has the keys and values of the clean row, where it was walked before; else they are put there.
+    """
+
+    def __init__(self, pack: Pack, lens: Any, paths: Tensor, rows: Rows, n_new: int, clean: CleanRow) -> None:
         super().__init__(pack, lens.device, lens.dtype)
-        self.paths = paths  # flat indices of each prompt's own tokens, padded. [prompt, own]
+        self.paths = paths
         self.target = rows
         self.n_new = n_new
+        self.clean = clean
+        self.places: dict[int, list[int]] = {}  # rows by condition
+        for i, c in enumerate(rows.condition):
+            self.places.setdefault(c, []).append(i)
+        for layer, (key, value) in clean.keys.items():
+            self._take(layer, -1, key, value)
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """As `Layout.attention`; what the rows that pass will need again is copied out."""
-        place: dict[int, list[int]] = {}
-        for i, c in enumerate(self.target.condition):
-            place.setdefault(c, []).append(i)
-        if layer not in self.target.own:
-            shape = (len(self.target.condition), key.shape[1], self.paths.shape[1] + self.n_new)
-            self.target.own[layer] = (
-                key.new_zeros(*shape, key.shape[-1]),
-                value.new_zeros(*shape, value.shape[-1]),
-            )
         for i, c in enumerate(self.rows):
-            # the clean row comes first and stands for every condition; those that have forked overwrite it
-            mine = place.get(c, []) if c >= 0 else range(len(self.target.condition))
-            for store, new in zip(self.target.own[layer], (key, value), strict=True):
-                own = new[i][:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
-                at = torch.tensor(mine, device=store.device)
-                store[at, :, : self.paths.shape[1]] = own.repeat(len(mine) // len(own), 1, 1, 1)
-            if self.n_prefix:
-                kept = (key[i, :, : self.n_prefix].clone(), value[i, :, : self.n_prefix].clone())
-                self.target.prefix.setdefault(layer, {})[c] = kept
+            self._take(layer, c, key[i], value[i])
+            if c < 0 and self.clean.layers:
+                self.clean.keys[layer] = key[i].clone(), value[i].clone()
         return super().attention(layer, query, key, value, scale)
+
+    def _take(self, layer: int, condition: int, key: Tensor, value: Tensor) -> None:
+        """Copy keys and values, [n_kv_heads, pos, d], to the rows of a condition; the clean row's (-1) to all rows.
+
+        The clean row comes first and stands for every condition; those that have forked overwrite it.
+        """
+        n_rows, width = len(self.target.condition), self.paths.shape[1]
+        if layer not in self.target.own:
+            shape = n_rows, len(key), width + self.n_new
+            self.target.own[layer] = key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1])
+        mine = self.places.get(condition, []) if condition >= 0 else range(n_rows)
+        for store, new in zip(self.target.own[layer], (key, value), strict=True):
+            own = new[:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
+            at = torch.tensor(mine, device=store.device)
+            store[at, :, :width] = own.repeat(len(mine) // len(own), 1, 1, 1)
+        if self.n_prefix:
+            kept = key[:, : self.n_prefix].clone(), value[:, : self.n_prefix].clone()
+            self.target.prefix.setdefault(layer, {})[condition] = kept
 
 
 @torch.no_grad()
@@ -194,6 +211,8 @@ def decode(
     n_new: int,
     writer: Writer,
     passed: Callable[[int], None] = lambda n: None,
+    clean: CleanRow | None = None,
+    finished: Callable[[list[Row]], None] = lambda rows: None,
 ) -> None:
     """Write tokens for every prompt of a pack under every condition.
 
@@ -206,6 +225,8 @@ def decode(
         n_new: Most tokens written.
         writer: Chooses the tokens and says which rows (condition, prompt) go on.
         passed: Told after each layer of the prompts, and after each written token, how many tokens have passed a layer.
+        clean: The clean row of this pack: used where it was walked, else filled.
+        finished: Told which rows (condition, prompt) have come to their end, as they do.
     """
     p, n_prompts = len(pack.prefix), len(pack.paths)
     own = [path[p:] for path in pack.paths]
@@ -221,11 +242,19 @@ def decode(
     ends = [path[-1] for path in pack.paths]
     unique = list(dict.fromkeys(ends))
     walk = Wavefront(lens, backend.means, batch_tokens)
-    states = walk.run(pack, conditions, unique, Keeping(pack, lens, paths, rows, n_new), passed)
+    clean = clean or CleanRow(frozenset())
+    layout = Keeping(pack, lens, paths, rows, n_new, clean)
+    states = walk.run(pack, conditions, unique, layout, passed, clean=clean)
     states = states[:, [unique.index(e) for e in ends]].flatten(0, 1)  # [row, d_model]
     position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
     held = list(alive)  # rows whose keys are held; finished ones leave when a fifth have, since leaving copies
-    while alive := writer.write(alive, _logits(lens, [conditions[c] for c, _ in held], states)[_at(held, alive)]):
+    while True:
+        going_on = writer.write(alive, _logits(lens, [conditions[c] for c, _ in held], states)[_at(held, alive)])
+        if len(going_on) < len(alive):
+            finished(sorted({*alive} - {*going_on}))
+        if not going_on:
+            return
+        alive = going_on
         if len(alive) < 0.8 * len(held):
             stay = _at(held, alive)
             rows.keep(stay)

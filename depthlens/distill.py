@@ -23,7 +23,7 @@ from depthlens.ablations import ENDS, Ablation, Condition
 from depthlens.architectures import hidden
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
-from depthlens.kept import Where, keep
+from depthlens.kept import AnswerStore, Where
 from depthlens.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_ends, with_donor
 from depthlens.stats import mean_interval
 from depthlens.store import DEFAULT
@@ -134,8 +134,8 @@ def weight_deltas(base: models.Lens, donor: Name | models.Lens, *, store: Where 
                 moved = [_moved(one[name], other[name]) for *_, name, _ in (places[i] for i in chosen)]
             yield chosen, np.array(moved)
 
-    kept = keep(store, base, "deltas", method="weight deltas", donor=donor)
-    values = kept.numbers(places, _MEASURES, measure)
+    kept = AnswerStore(store, base, donor).entry("deltas", method="weight deltas")
+    values = kept.numbers(places, _MEASURES, measure, desc="weight deltas", unit="matrix")
     table = pd.DataFrame(places, columns=["layer", "site", "matrix", "n_parameters"]).astype({"layer": "Int64"})
     return table.assign(**dict(zip(_MEASURES, values.T, strict=True)))
 
@@ -215,18 +215,23 @@ def activation_deltas(
     n_layers = base.dims.n_layers
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        walks = [_Walk(lens, [rows[i] for i in members]) for lens in (base, donor)]
-        found = np.empty((len(members), n_layers, len(_PARTS), len(_MEASURES)))
-        for layer in range(n_layers):
-            with base.resident(layer), donor.resident(layer):
-                for i in range(len(members)):
-                    states = zip(*(walk.step(layer, i) for walk in walks), strict=True)
-                    found[i, layer] = [_apart(a, b) for a, b in states]
-        yield members, found.reshape(len(members), -1)
+        # the layers of an offloaded model are read once for all prompts
+        step = len(members) if base.stream or donor.stream else 1
+        for start in range(0, len(members), step):
+            some = members[start : start + step]
+            walks = [_Walk(lens, [rows[i] for i in some]) for lens in (base, donor)]
+            found = np.empty((len(some), n_layers, len(_PARTS), len(_MEASURES)))
+            for layer in range(n_layers):
+                with base.resident(layer), donor.resident(layer):
+                    for i in range(len(some)):
+                        states = zip(*(walk.step(layer, i) for walk in walks), strict=True)
+                        found[i, layer] = [_apart(a, b) for a, b in states]
+            yield some, found.reshape(len(some), -1)
 
-    kept = keep(store, base, "deltas", method="activation deltas", donor=donor)
+    kept = AnswerStore(store, base, donor).entry("deltas", method="activation deltas")
     names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
-    values = kept.numbers(rows, names, measure).reshape(len(rows), n_layers, len(_PARTS), len(_MEASURES))
+    values = kept.numbers(rows, names, measure, desc="activation deltas", unit="prompt")
+    values = values.reshape(len(rows), n_layers, len(_PARTS), len(_MEASURES))
     found = []
     for layer in range(n_layers):
         for part, of_prompts in zip(_PARTS, values[:, layer].swapaxes(0, 1), strict=True):

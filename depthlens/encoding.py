@@ -25,11 +25,16 @@ _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 
 
 class Encoder(HFLM):
-    """lm-eval's own model class over our module, which notes what it would have scored and scores nothing."""
+    """lm-eval's own model class over our module, which notes what it would have scored and scores nothing.
+
+    Attributes:
+        cut: Tokens cut from the left of each prompt encoded so far, since the model cannot read it whole.
+    """
 
     def __init__(self, lens: Any) -> None:
         with quiet():
             super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20)
+        self.cut: list[int] = []
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         self.recorded = requests
@@ -42,10 +47,15 @@ class Encoder(HFLM):
             UserError: the task samples, sets an option that is not supported, or an answer is too long for the model.
         """
         if instance.request_type == "generate_until":
-            return [generation(self, instance)]
+            with quiet():
+                asked = generation(self, instance)
+            full = len(asked.context) == self.max_length - asked.max_new_tokens
+            self.cut.append(len(self.tok_batch_encode([instance.args[0]])[0][0]) - len(asked.context) if full else 0)
+            return [asked]
         with quiet():
             getattr(self, instance.request_type)([instance], disable_tqdm=True)
         name = instance.task_name
+        self.cut += [max(0, len(before) + len(after) - self.max_length - 1) for _, before, after in self.recorded]
         return [loglikelihood(self, name, context, continuation) for _, context, continuation in self.recorded]
 
 
@@ -72,11 +82,7 @@ def generation(lm: HFLM, instance: Any) -> Generate:
     """
     context, settings = instance.args
     name = instance.task_name
-    for key, value in settings.items():
-        if key in _GREEDY and value not in _GREEDY[key]:
-            raise UserError(f"task {name} samples ({key}={value}); only greedy decoding can be paired by document")
-        if key not in _GREEDY and key not in (*_LENGTHS, "until"):
-            raise UserError(f"task {name} sets generation option {key}={value!r}, which is not supported")
+    check_generation(name, settings)
     kwargs = normalize_gen_kwargs(settings, lm.max_gen_toks)
     eos = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
     until = tuple(s for s in handle_stop_sequences(kwargs["until"], eos=eos) if s)
@@ -88,17 +94,55 @@ def generation(lm: HFLM, instance: Any) -> Generate:
     return Generate(tuple(tokens[0].tolist()), until, n_new)
 
 
+def check_generation(name: str, settings: dict[str, Any]) -> None:
+    """Refuse settings of a written task that would be ignored or cannot be.
+
+    Raises:
+        UserError: sampling, an option that is not supported, a length that is no number of tokens, or stop strings that
+            are no text.
+    """
+    for key, value in settings.items():
+        if key in _GREEDY and value not in _GREEDY[key]:
+            raise UserError(f"task {name} samples ({key}={value}); only greedy decoding can be paired by document")
+        if key not in _GREEDY and key not in (*_LENGTHS, "until"):
+            raise UserError(f"task {name} sets generation option {key}={value!r}, which is not supported")
+        if key in _LENGTHS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"task {name}: {key} {value!r}: give a whole number of tokens, at least 1")
+    until = settings.get("until") or []
+    if not all(isinstance(stop, str) for stop in (until if isinstance(until, list) else [until])):
+        raise UserError(f"task {name}: until {until!r}: give a text or a list of texts")
+
+
+def check_tokens(lens: Any, name: str, requests: Sequence[Loglikelihood | Generate]) -> None:
+    """Refuse tokens that the model has no embedding for.
+
+    Raises:
+        UserError: names the token, the task and the number of rows.
+    """
+    rows = lens.model.get_input_embeddings().weight.shape[0]
+    for asked in requests:
+        tokens = (*asked.context, *getattr(asked, "continuation", ()))
+        if (token := max(tokens)) >= rows:
+            text = lens.tokenizer.decode([token])
+            raise UserError(
+                f"model {lens.name}: token {token} ({text!r}) of task {name} is beyond the {rows} rows of the "
+                "embedding; give the tokenizer that belongs to the model"
+            )
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what lm-eval and datasets log and draw about work of milliseconds; errors still pass."""
-    log = logging.getLogger("lm_eval")
-    level, bars = log.level, datasets.is_progress_bar_enabled()
-    log.setLevel(logging.ERROR)
+    """Silence what lm-eval and datasets log and draw about work of milliseconds; what they raise still passes."""
+    logs = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels, bars = [log.level for log in logs], datasets.is_progress_bar_enabled()
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     datasets.disable_progress_bar()
     try:
         with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
         if bars:
             datasets.enable_progress_bar()

@@ -7,7 +7,8 @@ tasks: requests are token ids. Running out of memory halves the budget and goes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,15 +16,17 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from depthlens import backends, budget, decoding, donors, finite, offload, packing, progress, wavefront
+from depthlens import backends, budget, decoding, donors, finite, kept, offload, packing, progress
 from depthlens.ablations import BASELINE, Condition, expand
-from depthlens.budget import out_of_memory
 from depthlens.decoding import Writer
 from depthlens.errors import Interrupted, UserError
 from depthlens.finite import NotFinite
 from depthlens.kept import Kept, Rows
+from depthlens.pace import Pace
+from depthlens.pack_runs import PackRuns, Passed
 from depthlens.plain import PlainRows
 from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.wavefront import CleanRow, Wavefront
 
 # positions that are unembedded at once: 512 x 49k logits in float32 are 100 MB
 UNEMBED_ROWS = 512
@@ -31,11 +34,8 @@ UNEMBED_ROWS = 512
 MIN_PROMPTS = 16
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
 MAX_OPEN_ROWS = 128
-# batches after which plain rows are kept, since they come in no packs
-KEEP_BATCHES = 8
-
-
-Passed = Callable[[int], None]  # told how many more tokens have passed a layer
+# rows (condition, prompt) that make a decoding step worth its weights
+MIN_DECODED_ROWS = 64
 
 
 class Engine:
@@ -90,26 +90,24 @@ class Engine:
             if not self._walks(max(map(len, inputs), default=0)):
                 return self._plain("loglikelihood", requests, conditions, [len(t) for t in inputs], rows, bar)
 
-            def run(members: list[int], group: list[int], passed: Passed) -> None:
-                self._score_pack(packing.build(inputs, members), requests, conditions, group, rows.answers, passed)
+            def run(packed: packing.Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
+                self._score_pack(packed, requests, conditions, group, rows.answers, passed, clean, packs.batch_tokens)
 
-            def do(members: list[int], group: list[int]) -> None:
-                work = self._layer_passes(conditions, group) * packing.build(inputs, members).n_tokens
-                self._giving_way(members, group, run, rows, bar, work)
-
+            packs = PackRuns(self.lens, inputs, conditions, rows, run, bar, self.batch_tokens)
             for group in self._groups(conditions, rows.unfinished):
                 # every row of a pack lives through all layers: their states bound the size of a pack
                 row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
-                room = max(1, self.budget.state_bytes // (len(group) * row_bytes))
-                for packed in packing.pack(inputs, room):
-                    rows.run(packed.sequences, group, do, bar.update)
-            rows.finish(do, bar.update)
+                packs.walk(group, max(1, self.budget.state_bytes // (len(group) * row_bytes)))
+            rows.finish(packs.do, bar.update)
+            self.batch_tokens = packs.batch_tokens
         return rows.answers
 
     def _bar(self, rows: Rows, desc: str) -> tqdm:
         """A bar over rows (request, condition) that starts at what is known, so that its pace is that of the rest."""
         total = sum(map(len, rows.answers))
-        return progress.bar(total=total, initial=rows.n_known, desc=desc, unit="row", disable=not self.progress)
+        bar = progress.bar(total=total, initial=rows.n_known, desc=desc, unit="row", disable=not self.progress)
+        rows.watched(bar)
+        return bar
 
     @contextmanager
     def _watched(self, tokens: Sequence[Sequence[int]], conditions: Sequence[Condition], rows: Rows) -> Iterator[None]:
@@ -132,15 +130,18 @@ class Engine:
         rows: Rows,
         bar: tqdm,
     ) -> list[list[Any]]:
-        """Answers row by row by the method ``kind``, long requests first, kept every few batches."""
+        """Answers row by row by the method ``kind``, long requests first, kept as a pack's are."""
         maker: Any = PlainRows
         if self.lens.remote:
             from depthlens.remote_rows import RemoteRows as maker  # slow to import
         plain = maker(self.lens, self.backend, self.batch_tokens)
+        limit, n_layers = Pace(self.lens), self.lens.dims.n_layers
 
         def do(members: list[int], group: list[int]) -> None:
+            asked = [requests[r] for r in members]
             try:
-                found = getattr(plain, kind)([requests[r] for r in members], [conditions[c] for c in group], bar)
+                with limit.measured(n_layers * len(group) * sum(lengths[r] for r in members)):
+                    found = getattr(plain, kind)(asked, [conditions[c] for c in group], bar)
             except NotFinite as e:
                 raise NotFinite((group[e.row[0]], members[e.row[1]]), e.written) from e
             for c, given in zip(group, found, strict=True):
@@ -150,10 +151,10 @@ class Engine:
 
         order = sorted(range(len(requests)), key=lambda r: -lengths[r])
         while order:
-            n = len(order)
-            if self.kept.entry:
-                n = max(1, KEEP_BATCHES * self.batch_tokens // max(1, lengths[order[0]] * len(conditions)))
-            rows.run(order[:n], range(len(conditions)), do, bar.update)
+            n_rows = max(1, int(max(limit.work / n_layers, plain.batch_tokens) / max(1, lengths[order[0]])))
+            size, n = min(n_rows, len(conditions)), max(1, n_rows // len(conditions))
+            for i in range(0, len(conditions), size):
+                rows.run(order[:n], range(len(conditions))[i : i + size], do, bar.update)
             order = order[n:]
         rows.finish(do, bar.update)
         self.batch_tokens = plain.batch_tokens
@@ -177,6 +178,8 @@ class Engine:
         group: list[int],
         answers: list[list[Any]],
         passed: Passed,
+        clean: CleanRow,
+        batch_tokens: int,
     ) -> None:
         # sequences share asked positions as they share tokens: each is unembedded once
         asked: dict[int, int] = {}
@@ -184,8 +187,8 @@ class Engine:
         for r, path in zip(packed.sequences, packed.paths, strict=True):
             nodes = path[len(requests[r].context) - 1 :]
             spans.append([asked.setdefault(n, len(asked)) for n in nodes])
-        walk = wavefront.Wavefront(self.lens, self.backend.means, self.batch_tokens)
-        states = walk.run(packed, [conditions[c] for c in group], list(asked), passed=passed)
+        walk = Wavefront(self.lens, self.backend.means, batch_tokens)
+        states = walk.run(packed, [conditions[c] for c in group], list(asked), passed=passed, clean=clean)
         targets = torch.tensor([t for r in packed.sequences for t in requests[r].continuation], device=self.lens.device)
         where = torch.tensor([i for span in spans for i in span], device=self.lens.device)
         # several conditions at once: a matrix product wants rows, but their logits must stay small
@@ -205,57 +208,6 @@ class Engine:
                         raise NotFinite((c, r))
                     answers[c][r] = Likelihood(math.fsum(sums[at:end]), all(hits[at:end]))
                     at = end
-
-    def _layer_passes(self, conditions: Sequence[Condition], group: list[int]) -> int:
-        """How many rows pass a layer, over all layers of a walk: the clean one, and those that have forked."""
-        n_layers = self.lens.dims.n_layers
-        return n_layers + sum(n_layers - conditions[c].first_layer for c in group if conditions[c])
-
-    def _giving_way(
-        self,
-        members: list[int],
-        group: list[int],
-        run: Callable[[list[int], list[int], Passed], None],
-        rows: Rows,
-        bar: tqdm,
-        work: int,
-    ) -> None:
-        """Run requests under conditions; when memory runs out halve the chunk and the pack, and go on.
-
-        Args:
-            members: Requests of the pack.
-            group: Conditions.
-            run: Does the work and tells how many tokens have passed a layer.
-            rows: Keeps what was done.
-            bar: Moves as tokens pass layers, by rows (request, condition).
-            work: How many tokens will pass a layer at the most.
-        """
-        start, n_rows, done = bar.n, len(members) * len(group), 0
-
-        def passed(n: int) -> None:
-            nonlocal done
-            done += n
-            bar.update(start + n_rows * min(done, work) // work - bar.n)
-
-        try:
-            run(members, group, passed)
-        except (torch.OutOfMemoryError, RuntimeError) as e:
-            can_shrink = len(members) > 1 or len(group) > 1 or self.batch_tokens > budget.MIN_BATCH_TOKENS
-            if not (out_of_memory(e) and can_shrink):
-                raise
-        else:
-            bar.update(start + n_rows - bar.n)
-            rows.put(members, group)
-            return
-        # out here the traceback no longer holds what ran out
-        bar.update(start - bar.n)
-        self.batch_tokens = max(budget.MIN_BATCH_TOKENS, self.batch_tokens // 2)
-        halves = (
-            [(half, group) for half in _halves(members)] if len(members) > 1 else [(members, h) for h in _halves(group)]
-        )
-        for fewer_members, fewer_conditions in halves:
-            share = max(1, work * len(fewer_members) * len(fewer_conditions) // n_rows)
-            self._giving_way(fewer_members, fewer_conditions, run, rows, bar, share)
 
     def generate_until(
         self, requests: Sequence[Generate], conditions: Sequence[Condition], desc: str = "generate"
@@ -284,26 +236,31 @@ class Engine:
                 rows.unfinished,
                 key=lambda c: n_layers if not conditions[c] else conditions[c].first_layer,
             )
-            n_new = max((q.max_new_tokens for q in requests), default=0)
-            size, room = self._decoding_room(contexts, max(1, len(order)), n_new)
+            written = [q.max_new_tokens for q in requests]
+            size, room = self._decoding_room(contexts, max(1, len(order)), max(written, default=0))
             size = self._held_size([conditions[c] for c in order], size)
 
-            def run(members: list[int], group: list[int], passed: Passed) -> None:
-                self._decode_pack(packing.build(contexts, members), requests, conditions, group, rows.answers, passed)
+            def run(packed: packing.Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
+                self._decode_pack(packed, requests, conditions, group, rows, passed, clean, packs.batch_tokens)
 
-            def do(members: list[int], group: list[int]) -> None:
-                written = len(group) * sum(requests[r].max_new_tokens for r in members)
-                n_tokens = packing.build(contexts, members).n_tokens
-                work = self._layer_passes(conditions, group) * n_tokens + n_layers * written
-                self._giving_way(members, group, run, rows, bar, work)
-
+            packs = PackRuns(
+                self.lens,
+                contexts,
+                conditions,
+                rows,
+                run,
+                bar,
+                self.batch_tokens,
+                written=written,
+                least_rows=MIN_DECODED_ROWS,
+            )
             for i in range(0, len(order), size):
                 group = order[i : i + size]
                 with donors.held(self.lens.donor, [conditions[c] for c in group]):
-                    for packed in packing.pack(contexts, room, extra=n_new):
-                        rows.run(packed.sequences, group, do, bar.update)
+                    packs.walk(group, room)
             with donors.held(self.lens.donor, conditions if rows.deferred else []):
-                rows.finish(do, bar.update)
+                rows.finish(packs.do, bar.update)
+            self.batch_tokens = packs.batch_tokens
         return rows.answers
 
     def _held_size(self, ordered: Sequence[Condition], size: int) -> int:
@@ -341,25 +298,33 @@ class Engine:
         requests: Sequence[Generate],
         conditions: Sequence[Condition],
         group: list[int],
-        texts: list[list[Any]],
+        rows: Rows,
         passed: Passed,
+        clean: CleanRow,
+        batch_tokens: int,
     ) -> None:
         asked = [requests[r] for r in packed.sequences]
         writer = Writer(self.lens, asked)
         n_new = max(q.max_new_tokens for q in asked)
         wanted = [conditions[c] for c in group]
+        last, waiting = time.monotonic(), []
+
+        def finished(done: list[tuple[int, int]]) -> None:
+            nonlocal last, waiting
+            for c, d in done:
+                at = group[c], packed.sequences[d]
+                rows.answers[at[0]][at[1]] = writer.text((c, d))
+                waiting.append(at)
+            if time.monotonic() - last > kept.KEEP_SECONDS:  # long texts: those that have ended are kept meanwhile
+                rows.keep(waiting)
+                last, waiting = time.monotonic(), []
+
         try:
-            decoding.decode(self.lens, self.backend, packed, wanted, self.batch_tokens, n_new, writer, passed)
+            decoding.decode(
+                self.lens, self.backend, packed, wanted, batch_tokens, n_new, writer, passed, clean, finished
+            )
         except NotFinite as e:
             raise NotFinite((group[e.row[0]], packed.sequences[e.row[1]]), e.written) from e
-        for c, condition in enumerate(group):
-            for d, r in enumerate(packed.sequences):
-                texts[condition][r] = writer.text((c, d))
-
-
-def _halves(items: list[int]) -> list[list[int]]:
-    middle = len(items) // 2
-    return [half for half in (items[:middle], items[middle:]) if half]
 
 
 def next_token(

@@ -7,8 +7,8 @@ final norm), all read in one clean pass:
   ``d(x_l, x_{l+n}) = arccos(cos(x_l, x_{l+n})) / pi``; 0: same direction, 1: opposite. The smallest one of a size names
   the block that looks most removable;
 * block influence (ShortGPT, Men et al. 2024, arXiv 2403.03853): ``1 - mean over tokens of cos(x_l, x_{l+1})``;
-* logit lens (nostalgebraist 2020): the final norm and the unembedding applied to x_l; how probable, and of what rank,
-  the model's own final top-1 token is by then, and the entropy of the distribution in nats.
+* logit lens (nostalgebraist 2020): the final norm and the unembedding applied to x_l, at some positions; how probable,
+  and of what rank, the model's own final top-1 token is by then, and the entropy of the distribution in nats.
 
 `effects` asks what later layers make of an earlier one (Csordas et al. 2025, arXiv 2505.13898): layer s is skipped, and
 what a later layer l adds to the stream changes by ``||delta_l(skip s) - delta_l|| / ||delta_l||``. Skipped at all
@@ -38,12 +38,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from depthlens import finite, models, packing, provenance
-from depthlens import progress as bars
 from depthlens.ablations import BASELINE
 from depthlens.architectures import hidden
 from depthlens.errors import UserError, unknown
 from depthlens.foretelling import agreement, findings
-from depthlens.kept import Kept, Where, describe, keep
+from depthlens.kept import AnswerStore, Kept, Where, describe
 from depthlens.resources import data_dir
 from depthlens.stats import mean_interval
 from depthlens.store import DEFAULT
@@ -93,6 +92,7 @@ def geometry(
     *,
     limit: int | None = None,
     max_tokens: int = 256,
+    lens_positions: int = 64,
     store: Where = DEFAULT,
     progress: bool = True,
 ) -> Geometry:
@@ -103,12 +103,16 @@ def geometry(
         texts: Any texts; None: those of `plain_texts`.
         limit: Only the first so many.
         max_tokens: Of longer texts, only the first so many tokens are read.
+        lens_positions: The logit lens reads so many positions of a text at the most, evenly spread, the last among
+            them: at every depth a position costs as much as several layers.
         store: Where the numbers of single texts are found and kept; see `depthlens.layer_sweep`.
         progress: Show a bar.
 
     Raises:
         UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
     """
+    if lens_positions < 1:
+        raise UserError(f"lens_positions {lens_positions}: give at least 1")
     rows = _encoded(lens, texts, limit, max_tokens)
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
@@ -117,17 +121,21 @@ def geometry(
         *(f"influence {layer}" for layer in depths[:-1]),
         *(f"{measure} {depth}" for depth in depths for measure in LENS),
     ]
-    kept = keep(store, lens, "geometry", method="geometry")
-    values = _by_text(kept, rows, names, lambda i: _measure(lens, rows[i]), f"geometry of {lens.name}", progress)
+    answers = AnswerStore(store, lens)
+    kept = answers.entry("geometry", method=f"geometry, lens at {lens_positions}")
+    values = _by_text(
+        kept, rows, names, lambda i: _measure(lens, rows[i], lens_positions), f"geometry of {lens.name}", progress
+    )
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
     by_depth = by_depth.reshape(len(rows), len(depths), len(LENS))
     lenses = [[depth, *(v for m in LENS for v in _mean(by_depth[:, depth, LENS.index(m)]))] for depth in depths]
     columns = ["depth", *(f"{m}{end}" for m in LENS for end in ("", "_low", "_high"))]
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
     record = {
-        "model": lens.describe(),
+        "model": lens.describe(answers.fingerprint),
         "texts": {"source": "embedded" if texts is None else "given", "n": len(rows), "digest": digest},
         "max_tokens": max_tokens,
+        "lens_positions": lens_positions,
         "store": describe([kept]),
         **provenance.environment(),
         **provenance.where_and_when(),
@@ -151,14 +159,15 @@ def angular_distance(a: Float[Tensor, "*row d_model"], b: Float[Tensor, "*row d_
 
 
 @torch.no_grad()
-def _measure(lens: models.Lens, tokens: Sequence[int]) -> np.ndarray:
+def _measure(lens: models.Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarray:
     """Distances by size and layer, influences by layer and the logit lens by depth of one text, one after another."""
     states = _states(lens, tokens)
     last = torch.stack([x[-1] for x in states])  # [depth, d_model]
     distances = torch.cat([angular_distance(last[:-size], last[size:]) for size in range(1, len(states))])
     pairs = zip(states, states[1:], strict=False)
     cosines = [functional.cosine_similarity(a.double(), b.double(), dim=-1).clamp(-1, 1).mean() for a, b in pairs]
-    return np.concatenate([distances.numpy(), 1 - torch.stack(cosines).numpy(), _logit_lens(lens, states).ravel()])
+    lenses = _logit_lens(lens, states, lens_positions).ravel()
+    return np.concatenate([distances.numpy(), 1 - torch.stack(cosines).numpy(), lenses])
 
 
 def _states(lens: models.Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
@@ -175,20 +184,24 @@ def _states(lens: models.Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos
     return states
 
 
-def _logit_lens(lens: models.Lens, states: Sequence[Tensor]) -> np.ndarray:
+def _logit_lens(lens: models.Lens, states: Sequence[Tensor], n_positions: int) -> np.ndarray:
     """Probability and rank of the final top-1 token, and entropy, of one text by depth. Shape [n_layers + 1, 3]."""
-    parts = [[] for _ in states]  # by depth: chunks of shape [3, pos]
-    for start in range(0, len(states[0]), UNEMBEDDED):
-        chunks = [x[start : start + UNEMBEDDED].to(lens.device) for x in states]
-        top = _logits(lens, chunks[-1]).argmax(-1, keepdim=True)  # [pos, 1]
-        for chunk, part in zip(chunks, parts, strict=True):
-            logits = _logits(lens, chunk)
-            log_p = logits.log_softmax(-1)
-            rank = 1 + (logits > logits.gather(-1, top)).sum(-1)
-            entropy = -(log_p.exp() * log_p).sum(-1)
-            part.append(torch.stack([log_p.gather(-1, top)[:, 0].exp(), rank.float(), entropy]).cpu())
-    whole = [torch.cat(part, 1).double().numpy() for part in parts]
-    return np.array([(p.mean(), np.median(rank), entropy.mean()) for p, rank, entropy in whole])
+    n_pos = len(states[0])
+    at = torch.linspace(n_pos - 1, 0, min(n_positions, n_pos)).round().long()
+    x = torch.stack([state[at] for state in states])  # [depth, position, d_model]
+    top = torch.cat([_logits(lens, chunk.to(lens.device)).argmax(-1).cpu() for chunk in x[-1].split(UNEMBEDDED)])
+    found = []
+    rows, wanted = x.flatten(0, 1), top.repeat(len(x))
+    for chunk, tokens in zip(rows.split(UNEMBEDDED), wanted.split(UNEMBEDDED), strict=True):
+        logits = _logits(lens, chunk.to(lens.device))
+        its = logits.gather(-1, tokens[:, None].to(lens.device))
+        norm = logits.logsumexp(-1, keepdim=True)
+        rank = 1 + (logits > its).sum(-1, keepdim=True)
+        # entropy = log Z - sum of p x
+        entropy = norm - ((logits - norm).exp() * logits).sum(-1, keepdim=True)
+        found.append(torch.cat([(its - norm).exp(), rank, entropy], -1).cpu())
+    probability, rank, entropy = torch.cat(found).double().unflatten(0, x.shape[:2]).numpy().transpose(2, 0, 1)
+    return np.stack([probability.mean(1), np.median(rank, 1), entropy.mean(1)], 1)
 
 
 def _logits(lens: models.Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocabulary"]:
@@ -249,7 +262,7 @@ def effects(
         found = _effects(lens, rows[i], spare, splits[i], over, batch_tokens)
         return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
 
-    kept = keep(store, lens, "geometry", method=f"effects, {over}, spare {spare}")
+    kept = AnswerStore(store, lens).entry("geometry", method=f"effects, {over}, spare {spare}")
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
     values = _by_text(kept, cases, names, measure, f"effects of layers of {lens.name}", progress)
@@ -340,10 +353,8 @@ def _by_text(
     def run(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         for i in members:
             yield [i], measure(i)[None]
-            bar.update()
 
-    with bars.bar(total=len(cases), desc=what, unit="text", disable=not progress) as bar:
-        return kept.numbers(cases, names, run, bar.held)
+    return kept.numbers(cases, names, run, desc=what, progress=progress)
 
 
 def _table(keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray) -> pd.DataFrame:

@@ -6,150 +6,22 @@ Prompts, few-shot examples, tokenisation and truncation are lm-eval's own (`enco
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import pandas as pd
-import yaml
+from datasets.exceptions import DatasetNotFoundError
+from lm_eval.api.task import ConfigurableTask
 
-from depthlens import encoding, resources
+from depthlens import cuts, encoding, task_checks, task_data, task_files
 from depthlens.encoding import quiet
-from depthlens.engine import Engine
-from depthlens.errors import UserError, unknown
-from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.errors import UserError, blaming, first_line, told
+from depthlens.prepared import Prepared, asked, commonest_answer
+from depthlens.task_files import task_manager
 
-
-@dataclass
-class Prepared:
-    """A task made ready for one model: its requests, and how answers become values.
-
-    Attributes:
-        name: Task name.
-        task: The lm-eval task, its instances built.
-        output_type: lm-eval's: ``multiple_choice``, ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``.
-        requests: What the engine is asked, in order of the instances (rolling windows side by side).
-        windows: Per instance, how many of ``requests`` belong to it (1 except for rolling log-likelihood).
-        skipped: Metrics that have no value per document, and why.
-    """
-
-    name: str
-    task: Any
-    output_type: str
-    requests: list[Loglikelihood] | list[Generate]
-    windows: list[int]
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def docs(self) -> dict[int, Any]:
-        return {i.doc_id: i.doc for i in self.task.instances}
-
-    def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Any]]:
-        """Answers of the engine, indexed [condition][request]."""
-        kind = engine.generate_until if self.output_type == "generate_until" else engine.loglikelihood
-        return kind(self.requests, conditions, desc=self.name)
-
-    def score(self, answers: Sequence[Any]) -> Iterator[tuple[str, int, float, str]]:
-        """Judge one condition's answers with lm-eval: yields (metric, doc_id, value, response)."""
-        instances = self.task.instances
-        done = iter(answers)
-        for instance, n in zip(instances, self.windows, strict=True):
-            got = [next(done) for _ in range(n)]
-            instance.resps = [self._response(got)] * (instance.repeats or 1)
-            instance.filtered_resps = {}
-        self.task.apply_filters()
-        by_doc: dict[int, list[Any]] = {}
-        for instance in instances:
-            by_doc.setdefault(instance.doc_id, []).append(instance)
-        filters = list(instances[0].filtered_resps)
-        for key in filters:
-            for doc_id, group in by_doc.items():
-                group.sort(key=lambda i: i.idx)
-                results = self.task.process_results(group[0].doc, [i.filtered_resps[key] for i in group])
-                for metric, value in results.items():
-                    per_doc = self._value(metric, value)
-                    if per_doc is not None:
-                        name, number = per_doc
-                        yield (
-                            name if len(filters) == 1 else f"{name},{key}",
-                            doc_id,
-                            number,
-                            self._text(group),
-                        )
-
-    def _response(self, got: list[Any]) -> Any:
-        if self.output_type == "loglikelihood_rolling":
-            return sum(a.logprob for a in got)
-        return (got[0].logprob, got[0].is_greedy) if isinstance(got[0], Likelihood) else got[0]
-
-    def _text(self, group: list[Any]) -> str:
-        if self.output_type == "generate_until":
-            return group[0].resps[0]
-        if self.output_type == "multiple_choice":
-            return max(group, key=lambda i: i.resps[0][0]).args[1].strip()
-        return str(group[0].resps[0])
-
-    def _value(self, metric: str, value: Any) -> tuple[str, float] | None:
-        """One number per document, or None for metrics that exist on the whole set only."""
-        if isinstance(value, (tuple, list)):
-            # (log-likelihood, weight) of perplexity metrics: nats per unit of this document
-            if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
-                unit = "word" if metric.startswith("word") else "byte"
-                bits = metric == "bits_per_byte"
-                return f"{'bits' if bits else 'nats'}_per_{unit}", -value[0] / value[1] / (
-                    0.6931471805599453 if bits else 1
-                )
-            self.skipped[metric] = "has no value per document"
-            return None
-        if metric == "perplexity":  # a cloze task's log-likelihood, which lm-eval turns into perplexity at the end
-            return "nats", -float(value)
-        if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
-            return metric, float(value)
-        self.skipped[metric] = f"value is a {type(value).__name__}"
-        return None
-
-    def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
-        """What a record must hold of this task; ``docs`` are its rows, for the metrics that came out."""
-        better = self.task.higher_is_better()
-        config = self.task.config
-        metrics = {}
-        for metric in docs["metric"].unique():
-            values = docs.loc[docs["metric"] == metric, "value"]
-            name = metric.split(",")[0]
-            metrics[metric] = {
-                "higher_is_better": bool(better.get(name, not name.startswith(("nats", "bits")))),
-                "chance": self._chance(name),
-                "binary": bool(values.isin([0.0, 1.0]).all()),
-            }
-        return {
-            "version": (config.metadata or {}).get("version"),
-            "num_fewshot": config.num_fewshot,
-            "n_docs": len(self.docs),
-            "output_type": self.output_type,
-            "metrics": metrics,
-            "skipped_metrics": self.skipped,
-        }
-
-    def _chance(self, metric: str) -> float | None:
-        """Accuracy of guessing: among the options, or for written answers the commonest answer always."""
-        if self.output_type == "multiple_choice" and metric in ("acc", "acc_norm"):
-            counts: dict[int, int] = {}
-            for i in self.task.instances:
-                counts[i.doc_id] = counts.get(i.doc_id, 0) + 1
-            # mutual-information variants ask each option twice, with and without its context
-            per = 2 if "acc_mutual_info" in self.task.higher_is_better() else 1
-            return sum(per / n for n in counts.values()) / len(counts)
-        if self.output_type == "generate_until" and metric == "exact_match":
-            targets = [str(self.task.doc_to_target(doc)) for doc in self.docs.values()]
-            return max(map(targets.count, set(targets))) / len(targets)
-        if self.output_type == "loglikelihood" and metric == "acc":
-            return 0.0
-        return None
+__all__ = ["Prepared", "check_limit", "load_tasks", "prepare", "task_manager"]
 
 
 def load_tasks(
@@ -158,21 +30,25 @@ def load_tasks(
     include_path: str | Path | None = None,
     num_fewshot: int | None = None,
     seed: int = 0,
+    limit: int | None = None,
 ) -> dict[str, Any]:
-    """Find lm-eval tasks by name; groups and tags stand for all their tasks.
+    """Find lm-eval tasks by name and check them; groups and tags stand for all their tasks.
 
     Args:
         names: Tasks of lm-eval, embedded ones, or ones under ``include_path``.
         include_path: Folder with more lm-eval YAML files.
         num_fewshot: Worked examples before each question; None keeps what the task says.
         seed: Seed of the choice of examples.
+        limit: First so many documents that will be run: only these are checked (`task_checks.check`); None for all.
 
     Returns:
         lm-eval tasks by name, in the order asked for.
 
     Raises:
-        UserError: unknown task, missing folder, data that cannot be had, or more examples than there are.
+        UserError: unknown task, missing folder, a file or data that cannot be read, more examples than there are, or
+            documents and scoring that give no meaningful numbers.
     """
+    check_limit(limit)
     if not names:
         raise UserError("no task given; name at least one, e.g. capitals_continuation")
     if num_fewshot is not None and (
@@ -183,14 +59,15 @@ def load_tasks(
         raise UserError(
             f"include_path {str(include_path)!r} is not a folder; give the folder with your task YAML files"
         )
-    manager = task_manager(names, str(Path(include_path).resolve()) if include_path else None)
+    index = (manager := task_manager(names, include_path)).task_index
     tasks: dict[str, Any] = {}
     for name in names:
-        if not isinstance(name, str) or name not in manager.task_index:
-            raise unknown("task", name, sorted(manager.all_tasks), "your own YAML files need include_path")
-        for leaf, task in _load(manager, name).items():
+        for leaf, task in _load(manager, name, include_path).items():
             _set_fewshot(leaf, task, num_fewshot)
             task.set_fewshot_seed(seed=seed)
+            task_checks.check(leaf, task, limit)
+            task.set_fewshot_seed(seed=seed)  # the check has drawn examples
+            task.depthlens_source = task_data.source(task, name, index, include_path)
             tasks[leaf] = task
     return tasks
 
@@ -213,7 +90,8 @@ def prepare(
         system_prompt: Instruction before everything else.
 
     Raises:
-        UserError: a bad limit, a task that samples, or a chat template that the tokenizer does not have.
+        UserError: a bad limit, a chat template that the tokenizer does not have, a tokenizer of another model, or what
+            `task_checks.documents` refuses.
     """
     check_limit(limit)
     if chat and not lens.tokenizer.chat_template:
@@ -221,7 +99,8 @@ def prepare(
     lm = encoding.Encoder(lens)
     prepared = []
     for name, task in tasks.items():
-        with _blaming(name), quiet():
+        task_checks.documents(name, task, limit)  # more of them may be run than were checked when the task was loaded
+        with blaming(f"task {name}: its prompts cannot be made", "correct its YAML file or its documents"), quiet():
             task.build_all_requests(
                 limit=limit,
                 rank=0,
@@ -232,9 +111,17 @@ def prepare(
                 chat_template=lm.apply_chat_template if chat else None,
                 tokenizer_name=lm.tokenizer_name if chat else "",
             )
-        asked = [lm.requests(instance) for instance in task.instances]
-        windows = [len(a) for a in asked]
-        prepared.append(Prepared(name, task, task.OUTPUT_TYPE, [q for a in asked for q in a], windows))
+            written = task.OUTPUT_TYPE == "generate_until"
+            commonest = commonest_answer(task) if written else None
+            asks = asked(name, task)
+        lm.cut.clear()
+        parts = [lm.requests(instance) for instance in task.instances]
+        one = Prepared(name, task, task.OUTPUT_TYPE, [q for part in parts for q in part], [len(p) for p in parts])
+        one.cut, one.commonest, one.asked = list(lm.cut), commonest, asks
+        one.source = getattr(task, "depthlens_source", {})
+        encoding.check_tokens(lens, name, one.requests)
+        cuts.tell(name, one.cut, lm.max_length)
+        prepared.append(one)
     return prepared
 
 
@@ -244,55 +131,47 @@ def check_limit(limit: int | None) -> None:
         raise UserError(f"limit {limit!r}: give a whole number of documents, at least 1, or leave it out for all")
 
 
-@cache
-def _index(include_path: str | None, *, of_lm_eval: bool) -> Any:
-    """Task names: the embedded ones, and ``include_path``'s, and lm-eval's thousands of YAML files (five seconds)."""
-    from lm_eval.tasks import TaskManager
-
-    paths = [str(resources.tasks_dir())] + ([include_path] if include_path else [])
-    with quiet():
-        return TaskManager(include_path=paths, include_defaults=of_lm_eval)
-
-
-def task_manager(names: Sequence[str], include_path: str | None = None) -> Any:
-    """lm-eval's finder of tasks, with the smallest index that has all names.
-
-    A user's own YAML files may build on any of lm-eval's, so these are indexed with them.
-    """
-    embedded = _index(None, of_lm_eval=False) if include_path is None else None
-    if embedded and all(isinstance(name, str) and name in embedded.task_index for name in names):
-        return embedded
-    return _index(include_path, of_lm_eval=True)
-
-
-def _load(manager: Any, name: str) -> dict[str, Any]:
-    from datasets.exceptions import DatasetNotFoundError
-
+def _load(manager: Any, name: str, include_path: str | Path | None) -> dict[str, Any]:
+    """Load what a name stands for; what lm-eval stumbles over is told with the file or the document at fault."""
     try:
-        with _blaming(name), quiet():
+        with quiet():
             return manager.load([name])["tasks"]
-    except OSError as e:
-        if isinstance(e, FileNotFoundError) and not isinstance(e, DatasetNotFoundError):
-            raise UserError(f"task {name}: {_first_line(e)}; correct data_files in its YAML file") from e
-        first = _first_line(e)
-        why = "HF_HUB_OFFLINE=1 and it is not in the local cache" if os.environ.get("HF_HUB_OFFLINE") == "1" else first
-        raise UserError(f"task {name}: its data cannot be had ({why}); go online once, or use an embedded task") from e
+    except Exception as error:
+        raise _unloadable(manager, name, include_path, error) from error
 
 
-@contextlib.contextmanager
-def _blaming(name: str) -> Iterator[None]:
-    """Name the task whose YAML file, template or documents made lm-eval stumble."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (jinja2.TemplateError, yaml.YAMLError, LookupError, ValueError, TypeError, AttributeError, ImportError) as e:
-        fault = f"task {name}: lm-eval cannot use its YAML file or its documents"
-        raise UserError(f"{fault} ({type(e).__name__}: {_first_line(e)}); correct the file") from e
+def _unloadable(manager: Any, name: str, include_path: str | Path | None, error: Exception) -> UserError:
+    """Say why lm-eval could not load a task, from what it was doing when it failed."""
+    entries = [e for e in task_files.walk([name], manager.task_index)[0].values() if e.yaml_path]
+    # the task as far as lm-eval made it: its data say why better than the error does
+    task = next((f.f_locals["self"] for f, _ in traceback.walk_tb(error.__traceback__) if _half_made(f)), None)
+    if task is not None:
+        name = task.config.task
+        entries = [e for e in entries if e.name == name] or entries
+    files = [task_files.read(entry.yaml_path) for entry in entries]
+    where = " or ".join(task_files.shown(file.path, include_path) for file in files[:3])
+    for file in files:
+        task_data.refuse_damaged(name, file.config, file.files)
+    if isinstance(error, FileNotFoundError) and not isinstance(error, DatasetNotFoundError):
+        return UserError(f"task {name}: {first_line(error)} (from {os.getcwd()}); correct data_files in {where}")
+    if isinstance(error, OSError):
+        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+        why = "HF_HUB_OFFLINE=1 and it is not in the local cache" if offline else first_line(error)
+        return UserError(f"task {name}: its data cannot be had ({why}); go online once, or use an embedded task")
+    if isinstance(error, KeyError) and hasattr(task, "dataset"):
+        config = task.config
+        splits = (config.test_split, config.validation_split, config.training_split, config.fewshot_config.split)
+        if lacking := [split for split in splits if split is not None and split not in task.dataset]:
+            there = ", ".join(map(str, task.dataset))
+            return UserError(f"task {name}: its data has no split {lacking[0]!r}, only {there}; correct {where}")
+    if hasattr(task, "multiple_target"):
+        task_checks.documents(name, task, 1)  # lm-eval was trying the first document
+    return UserError(f"task {name}: lm-eval cannot use its YAML file or its documents ({told(error)}); correct {where}")
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _half_made(frame: Any) -> bool:
+    """Whether a frame belongs to a task that lm-eval was making."""
+    return isinstance(frame.f_locals.get("self"), ConfigurableTask) and frame.f_locals["self"].config is not None
 
 
 def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:

@@ -39,11 +39,11 @@ from depthlens.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.head_losses import added, checked, condition, single
 from depthlens.head_scores import Head, HeadScores, ReasoningScores
-from depthlens.kept import Kept, Where, describe, keep
+from depthlens.kept import AnswerStore, Kept, Where, describe
 from depthlens.needles import Needle
 from depthlens.requests import Loglikelihood
 from depthlens.solutions import KINDS, Solution
-from depthlens.store import DEFAULT, open_store
+from depthlens.store import DEFAULT
 
 COPY, EXACT, ATTRIBUTION = "copy", "exact", "attribution"
 
@@ -121,14 +121,14 @@ def retrieval_scores(
             "context_lengths": list(context_lengths),
             "seed": seed,
         }
-    opened = open_store(store)
+    answers = AnswerStore(store, lens)
     label = f"needles {task or ''}"
-    engine = Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=keep(opened, lens, label))
+    engine = Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=answers.entry(label))
     found = _recalled(lens, engine, needles)
-    record = _record(lens, method, source)
+    record = _record(lens, answers, method, source)
     record["needles"] = {"asked": len(needles), "recalled": len(found), "groups": _groups(needles, found)}
     if method == COPY:
-        kept = keep(opened, lens, label, method="copy-paste score")
+        kept = answers.entry(label, method="copy-paste score")
         values = copy_paste(lens, found, progress, kept)
         record["store"] = describe([engine.kept, kept])
         scores = HeadScores.of_cases("copy-paste score", "", values, record, tested=False)
@@ -138,7 +138,7 @@ def retrieval_scores(
     n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
     name = "loss on needle tokens" + (", by attribution" if method == ATTRIBUTION else "")
     if method == ATTRIBUTION:
-        kept = keep(opened, lens, label, method="attribution zero")
+        kept = answers.entry(label, method="attribution zero")
         change, _ = attribute(lens, requests, batch_tokens=batch_tokens, progress=progress, kept=kept)
         record["store"] = describe([engine.kept, kept])
         return HeadScores.of_cases(name, "nats", -change.numpy() / n_tokens, record, tested=True)
@@ -166,7 +166,7 @@ def recalled(
         UserError: no needles, or none of them is recalled.
     """
     arguments.loaded(lens)
-    kept = keep(store, lens, "needles")
+    kept = AnswerStore(store, lens).entry("needles")
     return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=kept), needles)
 
 
@@ -185,23 +185,28 @@ def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False, kep
     dims = lens.dims
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        some = [needles[i] for i in members]
-        scores = np.zeros((len(some), dims.n_layers, dims.n_heads))
-        sequences = [(*n.request.context, *n.request.continuation)[:-1] for n in some]
-        targets = [torch.tensor(n.targets, device=lens.device) for n in some]
-        tokens = [torch.tensor(s, device=lens.device) for s in sequences]
-        places = [torch.tensor(n.places, device=lens.device) for n in some]
-
-        def see(layer: int, i: int, pattern: Tensor) -> None:
-            top = pattern.argmax(-1)  # [n_heads, step]
-            hits = torch.isin(top, places[i]) & (tokens[i][top] == targets[i])
-            scores[i, layer] = hits.double().mean(-1).cpu().numpy()
-
-        patterns.read(lens, sequences, [n.asked for n in some], see, progress=progress)
-        yield members, scores.reshape(len(some), -1)
+        for i in members:
+            yield [i], _copy_paste(lens, needles[i]).reshape(1, -1)
 
     cases = [(n.request, n.targets, n.places, n.asked) for n in needles]
-    return (kept or Kept()).numbers(cases, dims.head_names, measure).reshape(len(needles), dims.n_layers, dims.n_heads)
+    options = {"desc": "attention patterns", "unit": "needle", "progress": progress}
+    values = (kept or Kept()).numbers(cases, dims.head_names, measure, **options)
+    return values.reshape(len(needles), dims.n_layers, dims.n_heads)
+
+
+def _copy_paste(lens: Any, needle: Needle) -> np.ndarray:
+    """Copy-paste score of every head on one needle. Shape [n_layers, n_heads]."""
+    scores = np.zeros((lens.dims.n_layers, lens.dims.n_heads))
+    sequence = (*needle.request.context, *needle.request.continuation)[:-1]
+    targets, tokens, places = (torch.tensor(x, device=lens.device) for x in (needle.targets, sequence, needle.places))
+
+    def see(layer: int, _: int, pattern: Tensor) -> None:
+        top = pattern.argmax(-1)  # [n_heads, step]
+        hits = torch.isin(top, places) & (tokens[top] == targets)
+        scores[layer] = hits.double().mean(-1).cpu().numpy()
+
+    patterns.read(lens, [sequence], [needle.asked], see)
+    return scores
 
 
 def reasoning_scores(
@@ -247,13 +252,13 @@ def reasoning_scores(
     if method not in (EXACT, ATTRIBUTION):
         raise unknown("method", method, (EXACT, ATTRIBUTION))
     chosen = _chosen(lens, heads, method)
-    opened, label = open_store(store), f"solutions {task}"
+    answers, label = AnswerStore(store, lens), f"solutions {task}"
     options = {"limit": limit, "num_fewshot": num_fewshot, "include_path": include_path, "seed": seed}
     solved = solutions.of_task(lens, task, **options)
     cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]
     n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
     if method == EXACT:
-        kept = keep(opened, lens, label)
+        kept = answers.entry(label)
         engine = Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=kept)
         spans = [(c, span) for c, (s, kind) in enumerate(cells) for span in solved[s].spans if span.kind == kind]
         requests = [solved[cells[c][0]].request(span) for c, span in spans]
@@ -263,13 +268,13 @@ def reasoning_scores(
         np.add.at(clean, [c for c, _ in spans], clean_by_span)
     else:
         requests, weights = zip(*(_weighted(solved[s], kind) for s, kind in cells), strict=True)
-        kept = keep(opened, lens, label, method="attribution zero")
+        kept = answers.entry(label, method="attribution zero")
         change, logprobs = attribute(
             lens, requests, weights=weights, batch_tokens=batch_tokens, progress=progress, kept=kept
         )
         sums, clean = -change.numpy(), logprobs.numpy()
     losses = sums / n_tokens[:, None, None]
-    record = _record(lens, method, {"task": task, "limit": limit, "num_fewshot": num_fewshot, "seed": seed})
+    record = _record(lens, answers, method, {"task": task, "limit": limit, "num_fewshot": num_fewshot, "seed": seed})
     record["store"] = describe([kept])
     record["n_unclear"] = sum(s.n_unclear for s in solved)
     record["baseline"] = {
@@ -349,9 +354,9 @@ def _needle_tokens(needle: Needle) -> Loglikelihood:
     return Loglikelihood(tokens[:first], tokens[first : last + 1])
 
 
-def _record(lens: Any, method: str, source: dict[str, Any]) -> dict[str, Any]:
+def _record(lens: Any, answers: AnswerStore, method: str, source: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": lens.describe(),
+        "model": lens.describe(answers.fingerprint),
         "method": method,
         **source,
         **provenance.environment(),

@@ -1,51 +1,312 @@
-"""Cheap signs of what a model computes beside the hash of its weights: changed weights, how it writes, hooks on it.
+"""What decides the answers of a model, as one fingerprint, and what no fingerprint can say.
 
-A store finds answers by the model's fingerprint. These say when that must be taken again, what else decides a text, and
-when weights no longer tell what a model does.
+A store finds answers by the fingerprint of the model that gave them, so everything that decides a forward pass goes in,
+and it is taken anew for every experiment:
+
+- every parameter and buffer in full, those that no file holds included (rotary frequencies), by a checksum;
+- the tree of modules: names, classes, and every plain value that a module holds (scaling, epsilons, adapters in force);
+- the configuration, without what only says where a file was.
+
+`Identity.obstacle` names what remains: a hook, a replaced forward method, a class or function whose code is not that of
+a library we know. Such a model is computed without the store. The code of the libraries themselves is not part of it.
+
+The checksum of weights on a CPU is XXH3 (128 bits, as fast as memory). Weights on another device are summed there after
+64-bit mixing of value and place (the finaliser of SplitMix64, Steele et al. 2014), so that only sums travel; the two
+differ, so that a fingerprint also says on what kind of device the weights were.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, is_dataclass
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
+from transformers import AttentionInterface, GenerationConfig, PreTrainedConfig
+
+# whose code does what its version says; anything else may change between two runs
+LIBRARIES = {"torch", "transformers", "peft", "depthlens", "numpy", *sys.stdlib_module_names}
+_OURS = "_part_of_depthlens"
+_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+# where a file was and which library wrote it do not change what the model computes
+_NOT_THE_MODEL = {
+    "_name_or_path",
+    "name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "architectures",
+    "auto_map",
+}
+# of every module: what `nn.Module` keeps for itself, and how transformers loads, saves and spreads a model
+_BOOKKEEPING = {*vars(nn.Module())} - {"training"}
+_BOOKKEEPING |= {
+    "_is_hf_initialized",
+    "generation_config",
+    "name_or_path",
+    "loss_type",
+    "_weight_conversions",
+    "_use_kernels",
+}
+_BOOKKEEPING |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_MASK = (1 << 64) - 1
+_CHUNK = 1 << 22  # 64-bit words that are mixed at once: 32 MiB and as much again
 
 
-def state(model: nn.Module) -> tuple:
-    """Sign of the weights: where they are, how often they were written, and some of their values."""
-    tensors = [*model.parameters(), *model.buffers()]
-    # writing through `.data` leaves the version as it is
-    values = [t.detach().flatten()[:: max(1, t.numel() // 8)][:8].tolist() for t in tensors]
-    return tuple((t.data_ptr(), t._version, repr(v)) for t, v in zip(tensors, values, strict=True))
+@dataclass(frozen=True)
+class Identity:
+    """Which model it is, as far as that can be said.
+
+    Attributes:
+        fingerprint: Equal for models that compute the same, wherever they were loaded from.
+        obstacle: What the fingerprint does not cover, as a sentence without its subject; None where it covers all.
+        settings: What decides answers beside the model: how it writes text, its attention kernel, torch's precision.
+    """
+
+    fingerprint: str
+    obstacle: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
 
-def hash_weight(entry: tuple[str, Tensor]) -> bytes:
-    """Hash of an entry of a state dict: name, shape, dtype and bytes; lets other threads run meanwhile."""
-    key, tensor = entry
-    digest = hashlib.blake2b(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-    digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
+class _Unaddressable(Exception):
+    """A value whose meaning cannot be written down; the message says what it is."""
+
+
+def ours(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a forward method that this library puts in place of a module's own and that changes no number."""
+    setattr(call, _OURS, True)
+    return call
+
+
+def of_model(model: nn.Module, weights: Iterable[tuple[str, bytes]] | None = None) -> Identity:
+    """Identity of a model as it is now.
+
+    Args:
+        model: A Hugging Face causal language model.
+        weights: Name and checksum of its parameters and buffers, where they are not in memory.
+    """
+    digest = xxhash.xxh3_128()
+    obstacle = _changed_code(model)
+    try:
+        text = "\n".join(_structure(model))
+    except _Unaddressable as e:
+        obstacle, text = obstacle or str(e), ""
+    digest.update(text.encode())
+    for name, checksum in sorted(checksums(named_tensors(model)) if weights is None else weights):
+        digest.update(name.encode() + checksum)
+    return Identity(digest.hexdigest(), obstacle)
+
+
+def of_config(config: PreTrainedConfig, *where: object) -> str:
+    """Fingerprint of a model whose weights are not here, from its configuration and where it is."""
+    return xxhash.xxh3_128_hexdigest(json.dumps([_configuration(config), *map(str, where)]).encode())
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer under each of its names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def checksums(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, bytes]]:
+    """Checksums of named tensors: shape, dtype and every byte; one that has two names is read once."""
+    named = list(tensors)
+    distinct = {_place(tensor): tensor for _, tensor in named}
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        known = dict(zip(distinct, pool.map(_checksum, distinct.values()), strict=True))
+    return [(name, known[_place(tensor)]) for name, tensor in named]
+
+
+def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> dict[str, str]:
+    """What decides answers beside the model.
+
+    Args:
+        config: How the model generates.
+        tokenizer: Its tokenizer.
+        kernel: Its attention kernel.
+    """
+    return {
+        "writing": of_writing(config, tokenizer),
+        "attention": str(kernel),
+        "matmul": f"{torch.get_float32_matmul_precision()} {getattr(torch.backends, 'fp32_precision', '')}".strip(),
+    }
+
+
+def ends(config: GenerationConfig, tokenizer: Any) -> list[int]:
+    """Tokens that end a text, sorted: those of the generation configuration, else the tokenizer's."""
+    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    return sorted({*eos} if isinstance(eos, (list, tuple)) else {eos} - {None})
+
+
+def penalty(config: GenerationConfig) -> float:
+    """Repetition penalty of greedy decoding; some instruct models ship one. 1.0: none."""
+    return float(config.repetition_penalty or 1.0)
+
+
+def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
+    """Hash of what, beside the model, decides a written text: tokenizer, tokens that end it, repetition penalty."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        about = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    else:  # version, truncation and padding come first, and encoding leaves its last ones there
+        about = backend.to_str().partition('"added_tokens"')[2]
+    rules = [ends(config, tokenizer), penalty(config), getattr(tokenizer, "clean_up_tokenization_spaces", None)]
+    return xxhash.xxh3_128_hexdigest(f"{rules} {about}".encode())
+
+
+def _place(tensor: Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device)
+
+
+def _checksum(tensor: Tensor) -> bytes:
+    """Shape, dtype and bytes of a tensor; other threads run meanwhile."""
+    about = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if data.device.type != "cpu":
+        return xxhash.xxh3_128_digest(about + mixed_sum(data).to_bytes(8, "little"))
+    digest = xxhash.xxh3_128(about)
+    digest.update(data.numpy())
     return digest.digest()
 
 
-def writing(tokenizer: Any, config: Any) -> str:
-    """Hash of the tokenizer and of what a generation configuration says of ends and repetition."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        about = tokenizer.get_vocab()
-    else:  # encoding leaves its last padding and truncation there
-        about = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
-    rules = [tokenizer.eos_token_id, config.eos_token_id, config.repetition_penalty]
-    return hashlib.blake2b(json.dumps([about, rules], sort_keys=True).encode(), digest_size=16).hexdigest()
+def mixed_sum(data: Tensor) -> int:
+    """Sum over 64-bit words of a mix of each word with its place, modulo 2^64; on the tensor's own device.
+
+    A word that changes, or changes places with another, changes the sum: each mix is a bijection of 64 bits.
+
+    Args:
+        data: Bytes. Shape [n], uint8.
+    """
+    pad = -len(data) % 8
+    words = (torch.cat([data, data.new_zeros(pad)]) if pad else data).view(torch.int64)
+
+    def shifted(z: Tensor, n: int) -> Tensor:
+        return (z >> n) & ((1 << (64 - n)) - 1)  # int64 shifts copy the sign
+
+    def signed(constant: int) -> int:
+        return constant - (1 << 64) if constant >> 63 else constant
+
+    total = len(data)
+    for start in range(0, len(words), _CHUNK):
+        chunk = words[start : start + _CHUNK]
+        place = torch.arange(start + 1, start + 1 + len(chunk), device=data.device)
+        # the word is mixed before its place comes in, so that no difference of words can undo one of places
+        z = (chunk ^ shifted(chunk, 32)) * signed(0xD6E8FEB86659FD93)
+        z = (z ^ shifted(z, 32)) + place * signed(0x9E3779B97F4A7C15)
+        z = (z ^ shifted(z, 30)) * signed(0xBF58476D1CE4E5B9)
+        z = (z ^ shifted(z, 27)) * signed(0x94D049BB133111EB)
+        total += int((z ^ shifted(z, 31)).sum())
+    return total & _MASK
 
 
-def changed_by_hand(model: nn.Module) -> tuple[str, str] | None:
-    """First module with hooks or a forward method of its own, and which; None where there is none."""
+def _configuration(config: PreTrainedConfig) -> str:
+    entries = {k: v for k, v in config.to_dict().items() if k not in _NOT_THE_MODEL}
+    if (entries.get("quantization_config") or {}).get("quant_method") == "gguf":
+        del entries["quantization_config"]  # dequantised on loading; only the name of the file is left
+    return json.dumps(entries, sort_keys=True, default=str)
+
+
+def _structure(model: nn.Module) -> Iterator[str]:
+    """A line a module: its name, its class and what it holds beside tensors and modules."""
+    shared: dict[int, str] = {}  # configurations, which most modules hold
+    for name, module in model.named_modules(remove_duplicate=False):
+        held = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING and k != "forward"}
+        try:
+            values = [f"{key}={_text(value, shared)}" for key, value in sorted(held.items())]
+        except _Unaddressable as e:
+            raise _Unaddressable(f"{_called(name, module)} holds {e}") from e
+        yield f"{name} {type(module).__module__}.{type(module).__qualname__} {' '.join(values)}"
+
+
+def _text(value: Any, shared: dict[int, str]) -> str:
+    """A value as text that says all of it."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device, range)):
+        return repr(value)
+    if isinstance(value, Enum):
+        return str(value)
+    if isinstance(value, dict):
+        items = sorted((_text(k, shared), _text(v, shared)) for k, v in value.items())
+        return "{" + ", ".join(f"{k}: {v}" for k, v in items) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_text(v, shared) for v in value) + "]"
+    if isinstance(value, (set, frozenset)):
+        return "{" + ", ".join(sorted(_text(v, shared) for v in value)) + "}"
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if type(value) in _TENSORS:
+        return checksums([("", value)])[0][1].hex()
+    if isinstance(value, PreTrainedConfig):
+        if id(value) not in shared:
+            shared[id(value)] = _configuration(value)
+        return shared[id(value)]
+    if is_dataclass(value) and not isinstance(value, type) and _of_library(type(value)):
+        return f"{type(value).__qualname__} {_text(vars(value), shared)}"
+    if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, type)) and _of_library(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise _Unaddressable(f"a {type(value).__module__}.{type(value).__qualname__}, which cannot be written down")
+
+
+def _changed_code(model: nn.Module) -> str | None:
+    """The first part of a model whose code is not that of a library."""
+    if nn.modules.module._has_any_global_hook():
+        return "runs under global hooks of torch"
+    checked: dict[type, str | None] = {}
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            return name or type(module).__name__, "hooks"
-        if "forward" in vars(module):
-            return name or type(module).__name__, "a forward method of its own"
+        if module.training and (
+            not type(module).__module__.startswith("torch.nn.") or "dropout" in type(module).__name__.lower()
+        ):
+            return f"is in training mode ({_called(name, module)}); call model.eval()"
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            return f"has hooks on {_called(name, module)}"
+        own = vars(module).get("forward")
+        if own is not None and not hasattr(own, _OURS):
+            return f"has a forward method of its own in {_called(name, module)}"
+        kind = type(module)
+        if kind not in checked:
+            checked[kind] = _changed_class(kind)
+        if checked[kind]:
+            return f"has {_called(name, module)} {checked[kind]}"
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if type(tensor) not in _TENSORS:
+                return f"has {name}.{key} of {type(tensor).__module__}.{type(tensor).__qualname__}, not a plain tensor"
+    kernel = AttentionInterface().get(model.config._attn_implementation)
+    if kernel is not None and not _of_library(kernel):
+        return f"has attention kernel {model.config._attn_implementation!r} of {kernel.__module__}"
     return None
+
+
+def _changed_class(kind: type) -> str | None:
+    """What of a class's code is not its library's: the class, its forward, or a function that it calls by name."""
+    if not _of_library(kind):
+        return f"of class {kind.__module__}.{kind.__qualname__}, whose code is not part of the address"
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for key in ("forward", "__call__", "_call_impl"):
+            if (method := vars(base).get(key)) is not None and not _of_library(method):
+                return f"whose {base.__qualname__}.{key} was replaced by one of {method.__module__}"
+        if (method := vars(base).get("forward")) is not None and method.__qualname__.rpartition(".")[0] not in (
+            "",  # a helper that torch or transformers put in place
+            *(c.__qualname__ for c in base.__mro__),
+        ):
+            return f"whose {base.__qualname__}.forward was replaced by {method.__qualname__}"
+    for key, value in vars(sys.modules[kind.__module__]).items():
+        if isinstance(value, FunctionType) and not _of_library(value):
+            return f"whose function {key} was replaced by one of {value.__module__}"
+    return None
+
+
+def _of_library(value: Any) -> bool:
+    module = getattr(value, "__module__", None) or ""
+    return module.partition(".")[0] in LIBRARIES or isinstance(value, BuiltinFunctionType)
+
+
+def _called(name: str, module: nn.Module) -> str:
+    return name or type(module).__name__

@@ -16,10 +16,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
 from depthlens.errors import Interrupted
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # of the engine's arithmetic: raise it when a change moves scores by more than rounding
 NUMERICS = 1
+# what is computed is kept about so often, in seconds: stopping loses no more
+KEEP_SECONDS = 10.0
 _WAIT = 0.2  # seconds between looks at what another process has reserved
 
 Answer = Likelihood | str
@@ -65,16 +69,20 @@ class Kept:
         cases: Sequence[Any],
         names: Sequence[str],
         measure: Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]],
-        found: Callable[[int], Any] = lambda n: None,
+        *,
+        desc: str,
+        unit: str = "text",
+        progress: bool = False,
     ) -> np.ndarray:
         """Numbers by name of each case (a request, a text), measured where they are not known; shape [case, name].
 
         Args:
             cases: Their `digest` must say all that decides the numbers, beside what the entry says.
             names: One for each number of a case.
-            measure: Given the places of cases, yields some of them with their numbers, shape [some, name]; what it
-                yields is kept at once.
-            found: Told how many cases were known at the start, and how many came from other processes later.
+            measure: Given the places of cases, yields some of them with their numbers, shape [some, name].
+            desc: What the bar says.
+            unit: What a case is, for the bar.
+            progress: Show a bar.
 
         Raises:
             Interrupted: Ctrl-C; says what is kept.
@@ -82,23 +90,34 @@ class Kept:
         if not cases or not names:
             return np.empty((len(cases), len(names)))
         rows = self.rows(cases, names)
-        found(rows.n_known // len(names))
 
         def run(members: list[int], group: list[int]) -> None:
-            for some, values in measure(members):
-                for case, row in zip(some, values.tolist(), strict=True):
-                    for name, value in enumerate(row):
-                        rows.answers[name][case] = Likelihood(value, False)
-                rows.put(some, range(len(names)))
+            waiting: list[int] = []
+            last = time.monotonic()
+            try:
+                for some, values in measure(members):
+                    for case, row in zip(some, values.tolist(), strict=True):
+                        for name, value in enumerate(row):
+                            rows.answers[name][case] = Likelihood(value, False)
+                    waiting += some
+                    bar.update(len(some))
+                    if time.monotonic() - last > KEEP_SECONDS:
+                        rows.put(waiting, range(len(names)))
+                        waiting, last = [], time.monotonic()
+            finally:
+                rows.put(waiting, range(len(names)))
 
         def came(n: int) -> None:
-            found(n // len(names))
+            bar.held(n // len(names))
 
-        try:
-            rows.run(range(len(cases)), range(len(names)), run, came)
-            rows.finish(run, came)
-        except KeyboardInterrupt:
-            raise Interrupted(rows.kept_so_far()) from None
+        known = rows.n_known // len(names)
+        with bars.bar(total=len(cases), initial=known, desc=desc, unit=unit, disable=not progress) as bar:
+            rows.watched(bar)
+            try:
+                rows.run(range(len(cases)), range(len(names)), run, came)
+                rows.finish(run, came)
+            except KeyboardInterrupt:
+                raise Interrupted(rows.kept_so_far()) from None
         return np.array([[answer.logprob for answer in row] for row in rows.answers]).T
 
     def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:
@@ -124,11 +143,13 @@ class Rows:
 
     def __init__(self, kept: Kept, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> None:
         self.kept = kept
+        self.requests = requests
         self.conditions = conditions
         self.answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
         self.deferred: list[tuple[list[int], list[int]]] = []
         self._reservations: Reservations | None = None
         self._seen: set[str] = set()  # names of parts that were read or written
+        self._early: set[tuple[int, int]] = set()  # rows kept before the others of their pack
         if kept.entry:
             self._addresses = [kept.address(c) for c in conditions]
             self._digests = [digest(q) for q in requests]
@@ -138,7 +159,17 @@ class Rows:
                 for i, name in enumerate(names):
                     index[name].append(i)
         self._n_kept = 0
+        self._bar: bars.Bar | None = None
         self.n_known = self._read()
+
+    def watched(self, bar: bars.Bar) -> None:
+        """Show on a bar how many rows are kept, from now on."""
+        self._bar = bar if self.kept.entry else None
+        self._show()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.kept(self._n_kept)
 
     @property
     def unfinished(self) -> list[int]:
@@ -150,6 +181,8 @@ class Rows:
         entry = self.kept.entry
         if not entry:
             return "nothing is kept without a store; with one the same call goes on where it was stopped"
+        if not entry.store.writable:
+            return f"{entry.store.location} is read-only: nothing that was computed is kept"
         rows = f"{self._n_kept} of {sum(map(len, self.answers))} rows of {entry.label}"
         return f"{rows} are kept in {entry.store.location}; run the same again to go on"
 
@@ -179,19 +212,22 @@ class Rows:
                 time.sleep(_WAIT)
 
     def put(self, members: Sequence[int], group: Sequence[int]) -> None:
-        """Keep the answers to some requests under some conditions."""
-        self.keep([(c, r) for c in group for r in members])
+        """Keep the answers to some requests under some conditions, but for those that were kept by themselves."""
+        self.keep([(c, r) for c in group for r in members if (c, r) not in self._early])
+        self._early.clear()
 
     def keep(self, rows: Sequence[tuple[int, int]]) -> None:
-        """Keep the answers of rows (condition, request)."""
+        """Keep the answers of rows (condition, request), before those that they are computed with are `put`."""
+        self._early |= {*rows}
         self.kept.n_computed += len(rows)
-        if not self.kept.entry or not rows:
+        if not (self.kept.entry and self.kept.entry.store.writable and rows):
             return
         unique = {(self._addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows}
         conditions, requests = zip(*unique, strict=True)
         name = self.kept.entry.write(conditions, requests, *zip(*map(_columns, unique.values()), strict=True))
         self._seen.add(name)
         self._n_kept += len(rows)
+        self._show()
 
     def _read(self) -> int:
         """Fill in what parts that were not read before hold; returns the number of answers that were new."""
@@ -203,6 +239,7 @@ class Rows:
             n += new
         self.kept.n_read += n
         self._n_kept += n
+        self._show()
         return n
 
     def _fill(self, table: Any) -> int:
@@ -223,7 +260,7 @@ class Rows:
     ) -> Iterator[list[tuple[list[int], list[int]]]]:
         """Products of requests and conditions that are missing, reserved as long as the context lasts."""
         entry = self.kept.entry
-        if not (entry and entry.reservations_folder):
+        if not (entry and entry.reservations_folder and entry.store.writable):
             yield self._products([(c, r) for c in group for r in members if self.answers[c][r] is None])
             return
 
@@ -263,55 +300,85 @@ class Rows:
         return [(list(requests), conditions) for requests, conditions in together.items()]
 
 
-def keep(
-    store: Where,
-    lens: Any,
-    label: str,
-    *,
-    backend: str = "torch",
-    method: str = "exact",
-    reference: dict[str, str] | None = None,
-    donor: Any = None,
-) -> Kept:
-    """What a store holds of a model and a question.
+class AnswerStore:
+    """A store as one model sees it; make one for each experiment.
+
+    The model is identified once, when it is first asked for: reading the weights of an offloaded one takes long, and
+    what is wrong with the request is told before.
 
     Args:
-        store: See `depthlens.store.open_store`.
+        store: See `depthlens.store.open_store`; what is wrong with it is told at once.
         lens: A loaded model.
-        label: Task, or what else is asked.
-        backend: What applies the conditions.
-        method: What the values are, where they are not the engine's own answers.
-        reference: See `Kept`.
-        donor: A second model that every value depends on; one whose parts are transplanted is seen by itself.
-
-    Returns:
-        One that keeps nothing where there is no store, or where a model was changed by hand (hooks, replaced
-        methods), so that its weights no longer say what it computes.
+        second: Another model that every value depends on; one whose parts are transplanted (``lens.donor``) is seen by
+            itself.
     """
-    opened = open_store(store)
-    if opened is None:
-        return Kept()
-    transplanted = [lens.donor.lens] if lens.donor else []
-    for one in (lens, *transplanted, *([donor] if donor else [])):
-        if changed := one.changed_by_hand:
-            log.warning("store: %s of %s has %s; results are neither read nor kept", changed[0], one.name, changed[1])
+
+    def __init__(self, store: Where, lens: Any, second: Any = None) -> None:
+        self._opened = open_store(store)
+        every = {"model": lens, "donor": lens.donor.lens if lens.donor else None, "second": second}
+        self._models = {role: one for role, one in every.items() if one is not None}
+        for one in self._models.values():
+            one.bind()
+
+    @cached_property
+    def _identities(self) -> dict[str, Any]:
+        return {role: one.identify() for role, one in self._models.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model."""
+        return self._identities["model"].fingerprint
+
+    @property
+    def donor_fingerprint(self) -> str | None:
+        """Fingerprint of the model whose parts are transplanted; None where there is none."""
+        return self._identities["donor"].fingerprint if "donor" in self._models else None
+
+    @cached_property
+    def store(self) -> Store | None:
+        """None where there is none, or where what a model computes cannot be told from what it holds.
+
+        Hooks, replaced methods and code of one's own are such cases; a warning names the first.
+        """
+        for role, its in self._identities.items() if self._opened else ():
+            if its.obstacle:
+                name = self._models[role].name
+                log.warning("store: model %s %s; results are neither read nor kept", name, its.obstacle)
+                return None
+        if self._opened and not self._opened.writable:
+            log.warning("store %s is read-only: answers are read, and new ones are not kept", self._opened.location)
+        return self._opened
+
+    def entry(
+        self, label: str, *, backend: str = "torch", method: str = "exact", reference: dict[str, str] | None = None
+    ) -> Kept:
+        """What the store holds of the model and a question; one that keeps nothing where there is no store.
+
+        Args:
+            label: Task, or what else is asked.
+            backend: What applies the conditions.
+            method: What the values are, where they are not the engine's own answers.
+            reference: See `Kept`.
+        """
+        if self.store is None:
             return Kept()
-    about = lens.describe()
-    shared = {
-        "fingerprint": about["fingerprint"],
-        "dtype": about["dtype"],
-        "device": "remote" if lens.remote else lens.device.type,
-        "backend": backend,
-        "method": method,
-        "numerics": NUMERICS,
-        "tokenizer": lens.writing,
-    }
-    if donor:
-        shared["donor"] = [donor.fingerprint, str(donor.dtype)]
-    made = {"model": lens.name, "class": about["class"], "device": about["device"], "label": label}
-    made |= provenance.environment() | provenance.where_and_when()
-    stands_in = {"donor": lens.donor.lens.fingerprint} if lens.donor else {}
-    return Kept(opened.entry(shared, label, made), (reference or {}) | stands_in)
+        lens = self._models["model"]
+        about = lens.describe(self.fingerprint)
+        shared = {
+            "fingerprint": self.fingerprint,
+            "dtype": about["dtype"],
+            "device": "remote" if lens.remote else lens.device.type,
+            "backend": backend,
+            "method": method,
+            "numerics": NUMERICS,
+            **self._identities["model"].settings,
+        }
+        if second := self._models.get("second"):
+            shared["second"] = [self._identities["second"].fingerprint, str(second.dtype)]
+        made = {"model": lens.name, "class": about["class"], "device": about["device"], "label": label}
+        made |= provenance.environment() | provenance.where_and_when()
+        stands_in = {"donor": self.donor_fingerprint} if self.donor_fingerprint else {}
+        return Kept(self.store.entry(shared, label, made), (reference or {}) | stands_in)
 
 
 def describe(kept: Sequence[Kept]) -> dict[str, Any] | None:

@@ -7,15 +7,11 @@ Weights are read from safetensors or GGUF only: nothing downloaded is ever execu
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import struct
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,10 +63,9 @@ class Lens:
     remote: Any = field(default=None, repr=False)
     donor: Any = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
-    _known_as: tuple[tuple, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.arch = architectures.bind(self.model)
+        self.bind()
         self.model.eval().requires_grad_(False)
 
     @property
@@ -95,51 +90,34 @@ class Lens:
         """Within the context a layer's weights are in memory; only an offloaded model has to read them."""
         return self.stream.resident(layer) if self.stream else nullcontext()
 
-    def _weights(self) -> Iterable[tuple[str, torch.Tensor]]:
-        """Entries of the state dict, sorted by name."""
-        return self.stream.weights() if self.stream else sorted(self.model.state_dict().items())
+    def bind(self) -> None:
+        """Find the model's parts again: some may have been replaced since.
+
+        Raises:
+            UserError: they are no longer those of its architecture, or torch casts types automatically.
+        """
+        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps")):
+            fix = "leave it, and load the model with dtype=bfloat16"
+            raise UserError(f"torch.autocast is on, which changes scores; {fix}")
+        self.arch = architectures.bind(self.model)
+
+    def identify(self) -> identity.Identity:
+        """Which model this is as it is now: of every weight and whatever else decides what it computes."""
+        if self.remote:
+            found = self.remote.identify(self.name)
+        else:
+            found = identity.of_model(self.model, self.stream.checksums() if self.stream else None)
+        kernel = self.model.config._attn_implementation
+        beside = identity.settings(self.model.generation_config, self.tokenizer, kernel)
+        return replace(found, settings=beside)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of configuration and every weight: equal for equal models, wherever they were loaded from.
+        """Equal for models that compute the same, wherever they were loaded from; taken anew at every call.
 
-        Weights that were changed since it was taken are seen, and it is taken again. Of a remote model no weight is
-        read: ``remote:`` and a hash of configuration, name and server.
+        Of a remote model no weight is read: ``remote:`` and a hash of configuration, name and server.
         """
-        state = self._state()
-        if self._known_as is None or self._known_as[0] != state:
-            self._known_as = state, self._hash()
-        return self._known_as[1]
-
-    def _state(self) -> tuple:
-        """Cheap sign of the weights: where they are, how often they were written, and some of their values."""
-        if self.remote or self.stream:
-            return ()  # they are not here, or are read from files
-        return identity.state(self.model)
-
-    def _hash(self) -> str:
-        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_THE_MODEL}
-        if (config.get("quantization_config") or {}).get("quant_method") == "gguf":
-            del config["quantization_config"]  # dequantised on loading; only the name of the file is left
-        digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
-        if self.remote:
-            digest.update(json.dumps([self.name, self.remote.describe()["host"]]).encode())
-            return f"remote:{digest.hexdigest()}"
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            # side by side, but weights that are read from files are gone when the next ones come
-            for one in (map if self.stream else pool.map)(identity.hash_weight, self._weights()):
-                digest.update(one)
-        return digest.hexdigest()
-
-    @cached_property
-    def writing(self) -> str:
-        """Hash of what, beside the weights, decides a written text: tokenizer, ids that end it, repetition penalty."""
-        return identity.writing(self.tokenizer, self.model.generation_config)
-
-    @property
-    def changed_by_hand(self) -> tuple[str, str] | None:
-        """A module with hooks or a forward method of its own, and which: the weights alone do not say what it does."""
-        return None if self.remote else identity.changed_by_hand(self.model)  # what runs may be elsewhere
+        return self.identify().fingerprint
 
     @cached_property
     def bridge(self) -> Any:
@@ -168,12 +146,12 @@ class Lens:
 
         return wrap(self)
 
-    def describe(self) -> dict[str, object]:
-        """What a record must hold to name this model again."""
+    def describe(self, fingerprint: str | None = None) -> dict[str, object]:
+        """What a record must hold to name this model again; its fingerprint, where it was taken already, is given."""
         return {
             "name": self.name,
             "class": type(self.model).__name__,
-            "fingerprint": self.fingerprint,
+            "fingerprint": fingerprint or self.fingerprint,
             "n_parameters": sum(p.numel() for p in self.model.parameters()),
             "dims": vars(self.dims),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -191,18 +169,6 @@ class Lens:
             f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "
             f"{str(self.dtype).removeprefix('torch.')} on {where})"
         )
-
-
-# where a file lay and which library wrote it do not change what the model computes
-_NOT_THE_MODEL = {
-    "_name_or_path",
-    "name_or_path",
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "architectures",
-    "auto_map",
-}
 
 
 def load(

@@ -115,7 +115,7 @@ def of_task(
         UserError: unknown task, or one whose answers stand in no prompt.
     """
     arguments.loaded(lens)
-    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     found: list[Needle] = []
     n_docs = 0
     encoder = Encoder(lens)

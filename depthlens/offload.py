@@ -17,10 +17,11 @@ memory is limited. A layer whose experts are stored one by one takes about twice
 from __future__ import annotations
 
 import functools
+import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from itertools import groupby
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from depthlens import architectures
+from depthlens import architectures, identity
 from depthlens.errors import UserError
 
 # also raised before a sweep starts
@@ -79,8 +80,10 @@ class Checkpoint:
             fix = "convert it once to float16, bfloat16 or float32, or load it without offload"
             raise UserError(f"model {source!r} is quantised and cannot be offloaded; {fix}")
         self.config = config
+        self.paths: list[str] = []
         self.tensors: dict[str, Stored] = {}  # by name in the files
         for path in _files(source):
+            self.paths.append(path)
             file = safe_open(path, framework="pt", backend="pread")
             self.tensors |= {key: Stored(file, key) for key in file.keys()}
         for key, stored in self.tensors.items():
@@ -124,6 +127,7 @@ class Stream:
 
     Attributes:
         layer_bytes: Size of the largest layer in memory.
+        waited: Seconds in which a layer was waited for, so far.
 
     Raises:
         UserError: a part of the model is neither in the files nor computed from the configuration.
@@ -132,11 +136,14 @@ class Stream:
     def __init__(self, model: PreTrainedModel, checkpoint: Checkpoint, device: torch.device) -> None:
         self.model = model
         self.tensors = checkpoint.tensors
+        self._paths = checkpoint.paths
+        self._read_as: tuple[Any, list[tuple[str, bytes]]] = ((), [])  # state of the files, checksums of the layers
         self._prefix = architectures.supported(type(model).__name__).layers + "."
         self.layers = tuple(model.get_submodule(self._prefix.removesuffix(".")))
         self._thread = ThreadPoolExecutor(1, "depthlens-offload")
         self._ahead: tuple[int, Future[None]] | None = None
         self._in_use: set[int] = set()
+        self.waited = 0.0
         self._loading = LoadStateDictConfig(
             dtype=model.dtype,
             # a map that names the disk makes transformers read one tensor at a time; no weight's name starts with "-"
@@ -227,8 +234,10 @@ class Stream:
         if layer in self._in_use:
             yield
             return
+        start = time.monotonic()
         if not self._take(layer):
             self._read(layer)
+        self.waited += time.monotonic() - start
         self._in_use.add(layer)
         following = layer + 1 if following is None else following
         try:
@@ -255,15 +264,22 @@ class Stream:
             self._drop(ahead)
         return ahead == layer
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Entries of the model's state dict, sorted by name; a layer is read when its turn comes, once."""
-        groups = [(layer, list(keys)) for layer, keys in groupby(sorted(self.model.state_dict()), self._layer_of)]
-        order = [layer for layer, _ in groups if layer is not None]
-        after = dict(zip(order, [*order[1:], len(self.layers)], strict=True))
-        for layer, keys in groups:
-            with nullcontext() if layer is None else self.resident(layer, after[layer]):
-                for key in keys:
-                    yield key, self.model.get_parameter_or_buffer(key)
+    def checksums(self) -> list[tuple[str, bytes]]:
+        """Checksums of every parameter and buffer; the layers are read once, and again when a file was changed."""
+        named = dict(identity.named_tensors(self.model))
+        by_layer: dict[int | None, list[str]] = {}
+        for name in named:
+            by_layer.setdefault(self._layer_of(name), []).append(name)
+        state = sorted(by_layer.items(), key=str), [_state(path) for path in self._paths]
+        if self._read_as[0] != state:
+            found: list[tuple[str, bytes]] = []
+            for layer in range(len(self.layers)):
+                with self.resident(layer):
+                    names = by_layer.get(layer, [])
+                    found += identity.checksums((n, self.model.get_parameter_or_buffer(n)) for n in names)
+            self._read_as = state, found
+        held = [(name, named[name]) for name in by_layer.get(None, [])]
+        return self._read_as[1] + identity.checksums(held)
 
     def _read_when_called(self, i: int, layer: nn.Module) -> None:
         """A layer that is called whole, outside a walk, has its weights during the call."""
@@ -274,4 +290,10 @@ class Stream:
             with self.resident(i):
                 return forward(*args, **kwargs)
 
-        layer.forward = call
+        layer.forward = identity.ours(call)
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """What of a file changes when it is written to or replaced; the time of a change cannot be set back."""
+    about = os.stat(path)
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns

@@ -10,7 +10,7 @@ No torch in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 Tokens = Sequence[int]
@@ -62,13 +62,18 @@ class Pack:
         return [*range(len(self.prefix)), *(d for b in self.branches for d in b.depths)]
 
 
-def pack(sequences: Sequence[Tokens], max_tokens: int, extra: int = 0) -> Iterator[Pack]:
-    """Group sequences into packs of at most ``max_tokens`` distinct tokens (a longer sequence gets its own pack).
-
-    ``extra`` tokens are charged for each sequence, for what it will write.
+def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], extra: int = 0) -> Iterator[Pack]:
+    """Group sequences into packs.
 
     Sequences are taken in lexicographic order, so that those with a common start lie side by side.
+
+    Args:
+        sequences: Token ids.
+        max_tokens: Distinct tokens of a pack at the most, or a function of the length of its common prefix that says
+            so; a longer sequence gets its own pack.
+        extra: Tokens that are charged for each sequence, for what it will write.
     """
+    limit = max_tokens if callable(max_tokens) else lambda prefix: max_tokens
     order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
     group: list[int] = []
     shared = size = 0
@@ -80,7 +85,7 @@ def pack(sequences: Sequence[Tokens], max_tokens: int, extra: int = 0) -> Iterat
             # mixing prefixes turns a long one into a branch, whose attention is a masked square; short ones may mix,
             # since a layer wants many tokens at once
             loses = size >= LONG and shared > len(tokens) // 2 and common < shared // 2
-            if grown > max_tokens or loses:
+            if grown > limit(min(shared, common)) or loses:
                 yield build(sequences, group)
                 group = []
             else:

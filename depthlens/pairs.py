@@ -136,6 +136,7 @@ def compare(base: models.Lens, donor: models.Lens) -> Donor:
     Raises:
         UserError: naming the first difference that makes them none.
     """
+    base.needs_weights("a comparison with another model")
     donor.needs_weights("a donor")
     names = f"base {base.name!r} and donor {donor.name!r}"
 

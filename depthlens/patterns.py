@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from depthlens import arguments, packing
-from depthlens import progress as bars
 from depthlens.ablations import BASELINE, Ablation, Condition
 from depthlens.errors import UserError
 from depthlens.tree_attention import Layout
@@ -30,9 +29,7 @@ from depthlens.wavefront import Wavefront
 See = Callable[[int, int, Tensor], None]  # layer, sequence, pattern [n_heads, asked, pos]
 
 
-def read(
-    lens: Any, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], see: See, *, progress: bool = False
-) -> None:
+def read(lens: Any, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], see: See) -> None:
     """Show the attention patterns of some positions of some sequences, one layer at a time.
 
     Args:
@@ -40,7 +37,6 @@ def read(
         sequences: Token ids.
         asked: Per sequence, the positions whose patterns are wanted.
         see: Called with (layer, sequence, pattern); the pattern, float32 of shape [n_heads, asked, pos], is gone after.
-        progress: Show a bar.
 
     Raises:
         UserError: a position that its sequence does not have, or a sequence that is longer than a sliding window.
@@ -58,12 +54,11 @@ def read(
                 f"{lens.name}; its patterns cannot be read, give shorter ones"
             )
     walk = Wavefront(lens, None, batch_tokens=1)
-    wanted = [i for i, positions in enumerate(asked) if positions]
-    with bars.bar(total=len(wanted), desc="attention patterns", unit="sequence", disable=not progress) as bar:
-        for i in wanted:
-            rows = Rows(packing.build(sequences, [i]), lens, asked[i], lambda layer, p, i=i: see(layer, i, p))
-            walk.run(packing.build(sequences, [i]), [BASELINE], [0], layout=rows)
-            bar.update()
+    for i, positions in enumerate(asked):
+        if positions:
+            pack = packing.build(sequences, [i])
+            rows = Rows(pack, lens, positions, lambda layer, p, i=i: see(layer, i, p))
+            walk.run(pack, [BASELINE], [0], layout=rows)
 
 
 def of_head(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]) -> Tensor:

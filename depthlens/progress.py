@@ -25,6 +25,7 @@ class Bar(tqdm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sink = os.environ.get(ENVIRONMENT, "")
         self._told = 0.0
+        self._kept: int | None = None
         hidden = kwargs.pop("disable", False)
         self._silent = hidden or not self._sink
         super().__init__(*args, disable=hidden, file=_Nowhere() if self._sink == "-" else None, **kwargs)
@@ -42,6 +43,11 @@ class Bar(tqdm):
         if not self.disable:  # a hidden bar counts nothing
             self.initial += n
             self.update(n)
+
+    def kept(self, n: int) -> None:
+        """Show how many rows a store has, so that stopping now loses only what came after."""
+        self._kept = n
+        self.set_postfix_str(f"{n} kept", refresh=False)
 
     def close(self) -> None:
         """End the bar; its last state is always told."""
@@ -63,6 +69,7 @@ class Bar(tqdm):
             "done": state["n"],
             "total": state["total"],
             "held": state["initial"],
+            "kept": self._kept,
             "unit": self.unit,
             "per_second": rate,
             "seconds_left": left,

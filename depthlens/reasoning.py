@@ -74,7 +74,7 @@ def views(result: Result) -> Result:
     kept = set(own[["task", "metric"]].itertuples(index=False, name=None))
     docs = result.docs
     chosen = [(t, m) in kept or m == METRIC for t, m in zip(docs["task"], docs["metric"], strict=True)]
-    return Result(docs[chosen], result.record)
+    return Result(docs[chosen], result.record, result.asked)
 
 
 def contrasts(

@@ -34,7 +34,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from websocket import WebSocketException
 
-from depthlens import provenance
+from depthlens import identity, provenance
 from depthlens.architectures import supported
 from depthlens.errors import UserError
 
@@ -107,6 +107,15 @@ class Remote:
             states = norm.output
             about = nnsight.save([states.dtype, str(states.device)])
         return about[0], about[1]
+
+    def identify(self, name: str) -> identity.Identity:
+        """Which model it is: by name, server and configuration; of a simulated server by its weights."""
+        edited = "has edits made by nnsight" if self.model._edits else None
+        if self.served is None:
+            held = identity.of_model(self.model._module)
+            return identity.Identity(f"remote:{held.fingerprint}", edited)
+        told = identity.of_config(self.model._module.config, name, self.served.host, self.served.key)
+        return identity.Identity(f"remote:{told}", edited)
 
     def describe(self) -> dict[str, Any]:
         """What a record must hold of the server."""

@@ -80,12 +80,11 @@ class RemoteRows:
         edits = [self.backend.edits(c) for c in conditions]
         texts: list[list[str]] = [[""] * len(requests) for _ in conditions]
         writer = Writer(self.lens, requests)
-        ends = sorted(e for e in writer.eos if e is not None)
         options = {
             "do_sample": False,
             "num_beams": 1,
-            "eos_token_id": ends or None,
-            "pad_token_id": ends[0] if ends else 0,  # only ever after the end
+            "eos_token_id": writer.eos or None,
+            "pad_token_id": writer.eos[0] if writer.eos else 0,  # only ever after the end
         }
 
         def run(members: list[int], group: list[int]) -> None:

@@ -219,7 +219,7 @@ def removal_curve(
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     chosen = _checked(lens, lists, ks[-1])
     names = arguments.names("task", task, "kv_retrieval_4")
-    where = {key: options.get(key) for key in ("include_path", "num_fewshot")}
+    where = {key: options.get(key) for key in ("include_path", "num_fewshot", "limit")}
     tasks = harness.load_tasks(names, seed=seed, **where)
     for name, loaded in tasks.items():  # a wrong name should not be told after the sweep
         if measure == "task" and metric and metric.split(",")[0] not in (known := loaded.higher_is_better()):
@@ -337,7 +337,7 @@ def _one_metric(result: Result, metric: str | None) -> Result:
         return found
     first = result.baselines.drop_duplicates("task").set_index("task")["metric"]
     docs = result.docs[result.docs["metric"] == result.docs["task"].map(first)]
-    return Result(docs, result.record)
+    return Result(docs, result.record, result.asked)
 
 
 def _assemble(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from depthlens import patterns, solutions
-from depthlens.kept import Where, keep
+from depthlens.kept import AnswerStore, Where
 from depthlens.solutions import Solution
 from depthlens.store import DEFAULT
 
@@ -65,28 +65,34 @@ def attention_at_results(
     shape = dims.n_layers, dims.n_heads, len(SOURCES)
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        some = [solved[i] for i in members]
-        masses = np.zeros((len(some), *shape))
-        weights = [_sources(s).to(lens.device) for s in some]
+        for i in members:
+            yield [i], _masses(lens, solved[i]).reshape(1, -1)
 
-        def see(layer: int, i: int, pattern: Tensor) -> None:
-            masses[i, layer, :, :-1] = torch.einsum("hap,aps->hs", pattern, weights[i]).double().cpu().numpy()
-
-        asked = [[p - 1 for result in s.results for p in result.tokens] for s in some]
-        patterns.read(lens, [s.text.tokens[:-1] for s in some], asked, see, progress=progress)
-        masses[..., -1] = np.array([len(s.results) for s in some])[:, None, None] - masses.sum(-1)
-        yield members, masses.reshape(len(some), -1)
-
-    kept = keep(store, lens, f"results of {task}", method="attention at results")
+    kept = AnswerStore(store, lens).entry(f"results of {task}", method="attention at results")
     cases = [(s.text.tokens, s.question, s.results) for s in solved]
     names = [f"{head} {source}" for head in dims.head_names for source in SOURCES]
-    totals = kept.numbers(cases, names, measure).reshape(len(solved), *shape).sum(0)
+    options = {"desc": "attention at results", "unit": "solution", "progress": progress}
+    totals = kept.numbers(cases, names, measure, **options).reshape(len(solved), *shape).sum(0)
     n = sum(len(s.results) for s in solved)
     layer, head = (x.ravel() for x in np.indices(shape[:2]))
     table = pd.DataFrame({"layer": layer, "head": head, "condition": dims.head_names})
     for i, source in enumerate(SOURCES):
         table[source] = totals[..., i].ravel() / n
     return table.assign(n=n)
+
+
+def _masses(lens: Any, solution: Solution) -> np.ndarray:
+    """Attention of every head from the results of one solution to each source. Shape [n_layers, n_heads, source]."""
+    masses = np.zeros((lens.dims.n_layers, lens.dims.n_heads, len(SOURCES)))
+    weights = _sources(solution).to(lens.device)
+
+    def see(layer: int, _: int, pattern: Tensor) -> None:
+        masses[layer, :, :-1] = torch.einsum("hap,aps->hs", pattern, weights).double().cpu().numpy()
+
+    asked = [p - 1 for result in solution.results for p in result.tokens]
+    patterns.read(lens, [solution.text.tokens[:-1]], [asked], see)
+    masses[..., -1] = len(solution.results) - masses.sum(-1)
+    return masses
 
 
 def _sources(solution: Solution) -> Tensor:

@@ -2,7 +2,7 @@
 
 ``docs`` and ``record`` are the only state; the summary, the baselines and every verdict are computed from
 them, so that a table can never disagree with the documents below it. On disk a result is one folder with
-``docs.parquet``, ``summary.parquet`` (for readers without depthlens) and ``record.json``.
+``docs.parquet``, ``questions.parquet``, ``summary.parquet`` (for readers without depthlens) and ``record.json``.
 
 A task is **at chance** when its baseline is not above chance at the 0.05 level (one-sided exact binomial
 test), or when its 0/1 baseline is 0 whatever chance is. Too few documents to tell are thus at chance, too:
@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from depthlens import arguments, out_folder, stats
+from depthlens import arguments, cuts, out_folder, questions, stats
 from depthlens.errors import UserError, unknown
 from depthlens.out_folder import DOCS_FILE, FILES, RECORD_FILE, SUMMARY_FILE
 from depthlens.resources import writable_folder
@@ -44,10 +44,12 @@ class Result:
     Attributes:
         docs: One row per (model, task, metric, condition, document); the columns are ``DOCS_COLUMNS``.
         record: JSON-able; ``record["tasks"][task]["metrics"][metric]`` has ``higher_is_better``, ``chance``.
+        asked: What `questions` reads; None where it is not known.
     """
 
     docs: pd.DataFrame
     record: dict
+    asked: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.docs, pd.DataFrame) or not isinstance(self.record, dict):
@@ -59,6 +61,19 @@ class Result:
             object.__setattr__(self, "record", json.loads(json.dumps(self.record, allow_nan=False)))
         except (TypeError, ValueError) as error:
             raise UserError(f"the record cannot be written as JSON: {error}; leave out what is not a value") from error
+        if self.asked is not None:
+            object.__setattr__(self, "asked", questions.normalise(self.asked))
+
+    def questions(self) -> pd.DataFrame:
+        """What each document asks, to be joined with `docs`: ``result.docs.merge(result.questions())``.
+
+        ``question`` is the document's own text, without examples and chat template; ``reference`` the right answer
+        (several accepted ones joined by ``" | "``); ``choices`` the options, or None. A folder of an older depthlens
+        and a result made from tables have none, which is told as a `UserError`. See `depthlens.questions`.
+        """
+        if self.asked is None:
+            raise UserError(f"this result holds no questions (no {questions.FILE}); run the sweep again to have them")
+        return questions.of(self.asked, self.docs)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -103,7 +118,7 @@ class Result:
 
     @property
     def notes(self) -> list[str]:
-        """What stands between numbers and conclusions: tasks at chance, too few documents, selections."""
+        """What stands between numbers and conclusions: tasks at chance, too few documents, cut prompts, selections."""
         notes = [_cannot_judge(row, self._name(row)) for row in self.baselines.itertuples() if row.at_chance]
         for row in self.baselines.itertuples():
             if not row.at_chance and (needed := self._needed[row.model, row.task, row.metric]):
@@ -111,6 +126,7 @@ class Result:
                     f"{self._name(row)}: {row.n} documents are too few for any loss to reach "
                     f"p_adjusted < {ALPHA}; take about {needed}"
                 )
+        notes += dict.fromkeys(cuts.notes(self.record))
         if count := self.record.get("selected_conditions"):
             notes.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
         return notes
@@ -170,10 +186,10 @@ class Result:
             record = {**record, "selected_conditions": kept}
         if "tasks" in record:
             record = {**record, "tasks": {t: v for t, v in record["tasks"].items() if t in set(docs["task"])}}
-        return Result(docs, record)
+        return Result(docs, record, self.asked)
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> None:
-        """Write the three files into folder ``out``, each replaced at once and none before all are written.
+        """Write the files into folder ``out``, each replaced at once and none before all are written.
 
         Args:
             out: A folder, made where there is none.
@@ -191,7 +207,11 @@ class Result:
             SUMMARY_FILE: lambda file: summary.to_parquet(file, index=False),
             RECORD_FILE: lambda file: file.write(text.encode()),
         }
+        if self.asked is not None:
+            writers[questions.FILE] = lambda file: self.questions().to_parquet(file, index=False)
         out_folder.write_together(folder, writers)
+        if self.asked is None:  # those of an older result are not ours
+            (folder / questions.FILE).unlink(missing_ok=True)
 
     def _differs(self, record: dict, folder: Path) -> str:
         """In what the result that lies in a folder differs from this one; "" if in nothing."""
@@ -217,12 +237,13 @@ class Result:
         try:
             docs = pd.read_parquet(folder / DOCS_FILE)
             record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+            asked = pd.read_parquet(folder / questions.FILE) if (folder / questions.FILE).is_file() else None
         except (OSError, pyarrow.ArrowException, ValueError) as error:
             fault = f"cannot read the result in {str(folder)!r}: {_line(error)}"
             raise UserError(f"{fault}; run the sweep again") from error
         if not isinstance(record, dict):
             raise UserError(f"{RECORD_FILE} in {str(folder)!r} is not a JSON object; run the sweep again")
-        return cls(docs, record)
+        return cls(docs, record, asked)
 
     @cached_property
     def _judged(self) -> pd.DataFrame:
@@ -342,7 +363,7 @@ def concat(results: Sequence[Result]) -> Result:
     record["parts"] = records
     if any("selected_conditions" in r for r in records):
         record["selected_conditions"] = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
-    joined = Result(docs, record)
+    joined = Result(docs, record, questions.joined(r.asked for r in results))
     _ = joined.summary  # documents that do not match are told here, not at the first plot
     return joined
 
@@ -355,6 +376,9 @@ def _joined_tasks(records: Sequence[dict]) -> dict[str, dict]:
             values = [e.get(field) for e in entries]
             if any(v != values[0] for v in values):
                 raise UserError(f"the results disagree on {field} of task {task!r}: {values}; name them apart")
+        made_of = [sorted(e["sha256"].values()) for e in entries if "sha256" in e]
+        if any(hashes != made_of[0] for hashes in made_of):
+            raise UserError(f"the results disagree on the files of task {task!r} (sha256); run the older one again")
         metrics: dict[str, dict] = {}
         for metric, info in ((m, i) for e in entries for m, i in e.get("metrics", {}).items()):
             known = metrics.setdefault(metric, dict(info))

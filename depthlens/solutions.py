@@ -217,7 +217,7 @@ def of_task(
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
     arguments.loaded(lens)
-    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     found = []
     encoder = Encoder(lens)
     for prepared in harness.prepare(lens, tasks, limit=arguments.documents(limit)):

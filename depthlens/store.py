@@ -37,6 +37,9 @@ from depthlens.resources import writable_folder
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+# of what the address of an entry is made of: raise it when something that decides answers is added, and entries made
+# before are no longer read
+ADDRESS = 2
 ENVIRONMENT = "DEPTHLENS_STORE"
 DEFAULT = "auto"
 WITHOUT = "none"  # in any case of letters: no store
@@ -57,15 +60,16 @@ class Damaged(Exception):
     """A part is not what its name and the schema say; the message says why."""
 
 
-def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT) -> Store | None:
+def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: bool = True) -> Store | None:
     """The store to use.
 
     Args:
         where: A folder or fsspec URL; ``auto``: what DEPTHLENS_STORE names, else the user's data folder; None, or the
             word ``none``: no store.
+        make: Make one where there is none.
 
     Raises:
-        UserError: it is none of these, cannot be written, is not a store, or is one of a newer version.
+        UserError: it is none of these, cannot be made or read, is not a store, or is one of a newer version.
     """
     if isinstance(where, Store) or where is None:
         return where
@@ -78,7 +82,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT) -> Store 
         return None
     if not where.strip():
         raise UserError(f"store {where!r}: give a folder or URL, or None to do without")
-    return Store(where)
+    return Store(where, make=make)
 
 
 def without(where: str) -> bool:
@@ -108,14 +112,19 @@ class Part:
 
 
 class Store:
-    """A folder of parts; opening one makes it where there is none.
+    """A folder of parts.
+
+    Args:
+        location: Folder or URL.
+        make: Make one where there is none.
 
     Attributes:
         location: Where it is, as it was given.
         folder: The same as a local folder; None for other file systems.
+        writable: Whether parts can be added; from one that others own answers are only read.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
         try:
             self._fs, self._root = fsspec.core.url_to_fs(location)
@@ -125,13 +134,21 @@ class Store:
         self.folder = Path(self._root).expanduser() if local else None
         if self.folder:
             self._root = str(self.folder)
-        self._check()
-
-    def _check(self) -> None:
-        """Make the store, or see that it is one we can read."""
-        if self.folder:
-            writable_folder(self.folder)
+        self.writable = True
         text = self._read("format.json")
+        if self.folder and (make or text is not None):
+            try:
+                writable_folder(self.folder)
+            except UserError:
+                if text is None:
+                    raise
+                self.writable = False
+        if text is None and not make:
+            raise UserError(f"store {location!r} does not exist; a sweep makes one, --store names another")
+        self._check(text)
+
+    def _check(self, text: bytes | None) -> None:
+        """Make the store, or see that it is one we can read; ``text`` of its format file."""
         if text is None:
             if strange := [name for name, _, _ in self._list("") if not name.startswith(".")]:
                 fault = f"store {self.location!r} is a folder with other things in it ({strange[0]}, ...)"
@@ -157,9 +174,9 @@ class Store:
             label: Task, or what else was asked: parts of other labels are not read.
             made: What makes them now (versions, machine), written into every part.
         """
-        text = json.dumps(shared, sort_keys=True)
-        key = hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-        if self._read(f"{key}/about.json") is None:
+        shared = {"address": ADDRESS, **shared}
+        key = _key(shared)
+        if self.writable and self.about(key) != shared:  # new, or damaged since
             self._write(f"{key}/about.json", json.dumps(shared, indent=2, sort_keys=True).encode())
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
         return Entry(self, key, safe, made)
@@ -178,11 +195,12 @@ class Store:
         return [Part(n, key, label, size) for n, size, _ in sorted(found) if n.endswith(".parquet") and n[0] != "."]
 
     def about(self, key: str) -> dict[str, Any]:
-        """What all rows of an entry share; empty where that cannot be read any more."""
+        """What all rows of an entry share; empty where that is missing or damaged, until its model is asked again."""
         try:
-            return json.loads(self._read(f"{key}/about.json") or b"{}")
+            found = json.loads(self._read(f"{key}/about.json") or b"")
         except ValueError:
             return {}
+        return found if isinstance(found, dict) and _key(found) == key else {}
 
     def load(self, part: Part) -> pa.Table:
         """Rows of a part; the schema's metadata has what made it (`made`).
@@ -205,7 +223,10 @@ class Store:
         return table
 
     def set_aside(self, part: Part, why: str) -> str:
-        """Move a damaged part out of the way; returns where it is."""
+        """Move a damaged part out of the way, unless the store is read-only; returns where it is then."""
+        if not self.writable:
+            log.warning("store: part %s is damaged: %s; it is not read", part.path, why)
+            return part.path
         target = f"{_DAMAGED}/{part.key}.{part.label}.{part.name}"
         try:
             self._fs.makedirs(self._at(_DAMAGED), exist_ok=True)
@@ -252,7 +273,7 @@ class Store:
     def _read(self, path: str) -> bytes | None:
         try:
             return self._fs.cat_file(self._at(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
             raise UserError(f"store {self.location!r} cannot be read: {e.strerror or e}") from e
@@ -336,6 +357,10 @@ class Entry:
         self.store._write(f"{self.key}/{self.label}/{name}", data)
         self.used.add(name)
         return name
+
+
+def _key(shared: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(shared, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
 def made(table: pa.Table) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def opened(where: str) -> Store:
     """The store of a command, which needs one."""
     from depthlens.store import open_store
 
-    store = open_store(where)
+    store = open_store(where, make=where == "auto")  # a name that is given may be misspelt
     if store is None:
         raise UserError("there is no store (DEPTHLENS_STORE or --store says none); name one with --store")
     say(f"reading the store {store.location}", store=store.location)
@@ -59,11 +59,15 @@ def verify(store: Where = "auto") -> None:
     """Check every part against its checksum; damaged ones are set aside, and the exit code is 1."""
     from depthlens.store_view import verify as check
 
-    n, faults = check(opened(store))
-    for line in faults:
+    found = check(opened(store))
+    for line in found.damaged:
         typer.echo(f"Damaged: {line}", err=True)
-    typer.echo(f"{n} parts, {len(faults)} damaged")
-    raise typer.Exit(1 if faults else 0)
+    if found.outdated:
+        fix = "'depthlens store prune --outdated' deletes them"
+        why = "were made by a version that left out some of what decides answers"
+        typer.echo(f"{found.outdated} of {found.n_parts} parts {why}, and are not read; {fix}")
+    typer.echo(f"{found.n_parts} parts, {len(found.damaged)} damaged")
+    raise typer.Exit(1 if found.damaged else 0)
 
 
 @app.command()
@@ -72,6 +76,7 @@ def prune(
     model: Annotated[str | None, typer.Option(help="Parts of this model: its name or fingerprint.")] = None,
     task: Annotated[str | None, typer.Option(help="Parts of this task.")] = None,
     older_than: Annotated[str | None, typer.Option(metavar="DAYS", help="Parts made so long ago.")] = None,
+    outdated: Annotated[bool, typer.Option("--outdated", help="Parts of an older version; they are not read.")] = False,
     leftovers: Annotated[
         bool, typer.Option("--leftovers", help="Temporary files of killed processes, and damaged parts.")
     ] = False,
@@ -86,6 +91,7 @@ def prune(
         model=model,
         label=task,
         older_than=_days(older_than),
+        outdated=outdated,
         leftovers=leftovers,
         everything=everything,
         dry_run=dry_run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.errors import UserError, unknown
-from depthlens.store import Damaged, Part, Store, made
+from depthlens.store import ADDRESS, Damaged, Part, Store, made
 
 COLUMNS = ["key", "label", "model", "dtype", "device", "backend", "method", "parts", "rows", "bytes", "written"]
 
@@ -67,22 +68,44 @@ def details(store: Store, which: str) -> list[dict[str, Any]]:
     return found
 
 
-def verify(store: Store) -> tuple[int, list[str]]:
-    """Check every part; damaged ones are set aside, so that they are computed again.
+@dataclass
+class Verified:
+    """What a check of a store found.
 
-    Returns:
-        How many parts there are, and a line for every damaged one.
+    Attributes:
+        n_parts: Parts that are there.
+        damaged: A line a damaged part, or file that says what parts share.
+        outdated: Parts whose address lacks something that decides answers; they are not read.
     """
-    n, faults = 0, []
+
+    n_parts: int = 0
+    damaged: list[str] = field(default_factory=list)
+    outdated: int = 0
+
+
+def verify(store: Store) -> Verified:
+    """Check every part; damaged ones are set aside, so that they are computed again."""
+    found = Verified()
+    abouts: dict[str, dict[str, Any]] = {}
     for part in list(store.parts()):
-        n += 1
+        if part.key not in abouts:
+            abouts[part.key] = store.about(part.key)
+            if not abouts[part.key]:
+                fix = "it is written again when its model is asked again"
+                found.damaged.append(f"{part.key}/about.json: it does not say what the parts beside it share; {fix}")
         try:
             store.load(part)
         except Damaged as e:
-            faults.append(f"{part.path}: {e}; set aside as {store.set_aside(part, str(e))}")
+            found.damaged.append(f"{part.path}: {e}; it is now {store.set_aside(part, str(e))}")
         except FileNotFoundError:
-            n -= 1  # another process removed it
-    return n, faults
+            continue  # another process removed it
+        found.n_parts += 1
+        found.outdated += _outdated(abouts[part.key])
+    return found
+
+
+def _outdated(about: dict[str, Any]) -> bool:
+    return bool(about) and about.get("address") != ADDRESS
 
 
 def prune(
@@ -91,6 +114,7 @@ def prune(
     model: str | None = None,
     label: str | None = None,
     older_than: float | None = None,
+    outdated: bool = False,
     leftovers: bool = False,
     everything: bool = False,
     dry_run: bool = False,
@@ -102,6 +126,7 @@ def prune(
         model: Name or fingerprint of the model.
         label: Task, or what else was asked.
         older_than: Days since it was made.
+        outdated: Only parts whose address lacks something that decides answers, and which are not read.
         leftovers: Delete temporary files of killed processes and what was set aside, instead of parts.
         everything: Delete all parts.
         dry_run: Delete nothing, only say what would be.
@@ -114,11 +139,11 @@ def prune(
     """
     if older_than is not None:
         arguments.number("older_than", older_than, 0, fix=" of days")
-    if not (model or label or older_than is not None or leftovers or everything):
-        raise UserError("nothing to prune is named; give a model, a task, an age, leftovers or all")
+    if not (model or label or older_than is not None or outdated or leftovers or everything):
+        raise UserError("nothing to prune is named; give a model, a task, an age, outdated, leftovers or all")
     rest = store.leftovers() if leftovers else []
     chosen = []
-    if model or label or older_than is not None or everything:
+    if model or label or older_than is not None or outdated or everything:
         known = list(store.parts())
         names = {part: _names(store, part) for part in known} if model else {}
         if model and model not in (every := {name for found in names.values() for name in found}):
@@ -128,6 +153,7 @@ def prune(
         limit = _ago(older_than) if older_than is not None else None
         for part in known:
             fits = (not model or model in names[part]) and (not label or part.label == label)
+            fits = fits and (not outdated or _outdated(store.about(part.key)))
             if fits and (limit is None or _time(store, part) < limit):
                 chosen.append(part)
     if not dry_run:

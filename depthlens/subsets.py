@@ -83,4 +83,9 @@ def split(result: Result, task: str, kinds: Mapping[int, str]) -> Result:
     about = one.record["tasks"][task]
     counts = docs.groupby("task")["doc_id"].nunique()
     tasks = {name: about | {"n_docs": int(counts[name])} for name in names}
-    return Result(docs, one.record | {"tasks": tasks, "split": task})
+    asked = None
+    if one.asked is not None:
+        asked = one.questions()
+        kind = asked["doc_id"].map(dict(kinds))
+        asked = asked[kind.notna()].assign(task=task + ", " + kind[kind.notna()])
+    return Result(docs, one.record | {"tasks": tasks, "split": task}, asked)

@@ -14,7 +14,7 @@ from depthlens.ablations import Condition, expand
 from depthlens.answers import METRIC, Answers
 from depthlens.engine import Engine, Likelihood
 from depthlens.errors import UserError, unknown
-from depthlens.kept import Kept, Where, describe, keep
+from depthlens.kept import AnswerStore, Kept, Where, describe
 from depthlens.offload import NO_GENERATION
 from depthlens.references import Reference, of_task
 from depthlens.results import Result
@@ -173,7 +173,7 @@ def head_sweep(
             store=store,
             progress=progress,
         )
-        return Result(result.docs, result.record | {"method": method})
+        return Result(result.docs, result.record | {"method": method}, result.asked)
     if measure != METRIC:
         raise UserError(f"measure {measure!r}: attribution estimates {METRIC} only; use it, or method='exact'")
     arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
@@ -186,26 +186,29 @@ def head_sweep(
         fix = "leave them out, or use method='exact' and mode='resample'"
         raise UserError(f"references {references!r}: attribution puts no prompt in place of a head; {fix}")
     conditions = expand(ablate, dims)
+    answers = AnswerStore(store, lens)  # what is wrong with it is told before the tasks are made
     names = arguments.names("task", task, "capitals_continuation")
-    tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+    tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
     def run(view: Answers, reference: Reference | None) -> tuple[list[list[Likelihood]], Kept]:
         method = f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
-        kept = keep(store, lens, view.name, method=method)
-        means = reference.measure(lens) if reference else None
+        kept = answers.entry(view.name, method=method)
+        means = (lambda: reference.measure(lens)) if reference else None
         change, clean = attribution.attribute(
             lens, view.requests, mode=mode, means=means, batch_tokens=batch_tokens, progress=progress, kept=kept
         )
         change = change.unflatten(-1, (of_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
-        answers = [
+        estimates = [
             [Likelihood(float(v), False) for v in (clean if not c else clean + change[:, c.layer, _index(c)])]
             for c in conditions
         ]
-        return answers, kept
+        return estimates, kept
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
-    return _result(lens, views, conditions, run, {"ablate": ablate, "backend": backend, "method": method} | settings)
+    settings["include_path"] = str(include_path) if include_path is not None else None
+    record = {"ablate": ablate, "backend": backend, "method": method} | settings
+    return _result(lens, answers, views, conditions, run, record)
 
 
 def _index(condition: Condition) -> int:
@@ -238,6 +241,7 @@ def run_sweep(
         include_path=kwargs.get("include_path"),
         num_fewshot=kwargs.get("num_fewshot"),
         seed=kwargs.get("seed", 0),
+        limit=kwargs.get("limit"),
     )
     lens = models.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
     result = condition_sweep(lens, loaded, ablate, **kwargs)
@@ -283,32 +287,34 @@ def condition_sweep(
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
     both = pairs.together(lens, donor, conditions, backend)
-    opened = storage.open_store(store)  # what is wrong with it is told before the tasks are made
+    answers = AnswerStore(store, both)  # what is wrong with it is told before the tasks are made
     if not isinstance(tasks, dict) or not tasks:
         names = arguments.names("task", tasks, "capitals_continuation")
-        tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
+        tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
     def run(view: harness.Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], Kept]:
-        kept = keep(opened, both, view.name, backend=backend, reference=reference.keys if reference else None)
+        kept = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
         lacks = reference is not None and kept.lacks(view.requests, conditions)
         means = reference.measure(both) if lacks else None
         engine = Engine(both, backend=backend, batch_tokens=batch_tokens, means=means, progress=progress, kept=kept)
         return view.run(engine, conditions), kept
 
     settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
+    settings["include_path"] = str(include_path) if include_path is not None else None
     settings["references"] = list(references) if references else None
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]], "backend": backend}
     record["batch_tokens"] = budget.choose(lens, batch_tokens).batch_tokens
     if both.donor:
-        record["donor"] = both.donor.lens.describe() | {"notes": list(both.donor.notes)}
-    return _result(lens, views, conditions, run, record | settings, _tokens(lens, conditions, references))
+        record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
+    return _result(lens, answers, views, conditions, run, record | settings, _tokens(lens, conditions, references))
 
 
 def _result(
     lens: models.Lens,
+    store: AnswerStore,
     views: Sequence[harness.Prepared | Answers],
     conditions: Sequence[Condition],
     run: Callable[[harness.Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], Kept]],
@@ -318,6 +324,7 @@ def _result(
     """Run every view of the tasks and put the documents and the record together."""
     frames: list[pd.DataFrame] = []
     records: dict[str, dict] = {}
+    asked: dict[str, pd.DataFrame] = {}
     stores: list[Kept] = []
     for view in views:
         needed = bool(prompts) or any(c.uses_mean for c in conditions)
@@ -331,10 +338,13 @@ def _result(
         frames.append(frame)
         about = view.describe(frame) | ({"reference": reference.name} if reference else {})
         if view.name in records:  # the task's own metrics came before
-            about = records[view.name] | {"metrics": records[view.name]["metrics"] | about["metrics"]}
+            first = records[view.name]
+            cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
+            about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
         records[view.name] = about
+        asked[view.name] = view.asked
     record = {
-        "model": lens.describe(),
+        "model": lens.describe(store.fingerprint),
         "tasks": records,
         "conditions": [str(c) for c in conditions],
         **record,
@@ -342,7 +352,7 @@ def _result(
         **provenance.environment(),
         **provenance.where_and_when(),
     }
-    return Result(pd.concat(frames, ignore_index=True), record)
+    return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
 
 
 def _views(

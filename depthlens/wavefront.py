@@ -4,12 +4,16 @@ The clean row goes through the layers of one pack. At layer l every condition wh
 off the clean row, and all open rows go through the next layer together. A row that skips a layer stands aside while
 the others pass. So each layer is visited once for all conditions, a single-layer sweep costs half its naive layer
 passes, and only the positions that are asked for are unembedded. The scores are those of `backends.torch`.
+
+Conditions that are too many to walk together walk in groups. The clean row walks with the first one and is kept
+(`CleanRow`), so that the others fork off it at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +26,24 @@ from depthlens.backends import Means
 from depthlens.backends.torch import RowEdits
 from depthlens.packing import Pack
 from depthlens.tree_attention import Layout, walking
+
+
+@dataclass
+class CleanRow:
+    """The clean row of one pack as it was walked, for conditions that walk after it.
+
+    Attributes:
+        layers: Layers that conditions fork off at.
+        inputs: Residual streams before these layers. Each of shape [pos, d_model].
+        keys: Keys and values of each layer, where a layout asks for them. Each of shape [n_kv_heads, pos, d].
+        final: Final residual stream of the positions that were asked for, shape [position, d_model]; None until the row
+            was walked.
+    """
+
+    layers: frozenset[int]
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    final: Tensor | None = None
 
 
 class Wavefront:
@@ -48,6 +70,7 @@ class Wavefront:
         layout: Layout | None = None,
         passed: Callable[[int], None] = lambda n: None,
         seen: Callable[[int, Tensor, list[int]], None] = lambda layer, x, rows: None,
+        clean: CleanRow | None = None,
     ) -> Tensor:
         """Walk one pack.
 
@@ -59,24 +82,32 @@ class Wavefront:
             passed: Told after each layer how many tokens have passed it.
             seen: Shown after the embedding (-1) and each layer the residual streams and whose rows they are: indices of
                 conditions, -1 for the clean one.
+            clean: The clean row of this pack, for the same positions: used where it was walked, else filled.
 
         Returns:
             Final residual stream, before the last norm. Shape [condition, position, d_model].
         """
         layout = layout or Layout(pack, self.lens.device, self.lens.dtype)
-        x = self.arch.embed(layout.tokens)[None]  # row 0 is the clean one
+        clean = clean or CleanRow(frozenset())
+        walked = clean.final is not None
+        x = self.arch.embed(layout.tokens)[None]
         given = donors.touched(conditions)
         rotary = self.arch.rotary(x, position_ids=layout.position_ids)
         wanted = torch.tensor(positions, device=self.lens.device)
-        open_rows: list[int] = [-1]  # condition of each row of x; -1: clean
+        open_rows: list[int] = [] if walked else [-1]  # condition of each row of x; -1: clean
+        x = x[: len(open_rows)]
         aside: dict[int, Tensor] = {}  # rows standing aside, [pos, d_model]
+        forks = [c.first_layer for c in conditions if c]
         last = len(self.arch.layers) - 1
         seen(-1, x, open_rows)
         with walking(self.lens.model):
-            for layer in range(last + 1):
+            for layer in range(min(forks, default=last + 1) if walked else 0, last + 1):
+                if layer in clean.layers and not walked:
+                    clean.inputs[layer] = x[0].clone()  # x holds other rows, too
                 for c, condition in enumerate(conditions):
                     if condition.first_layer == layer:
-                        aside[c] = x[0] if layer else self._embedded(layout.tokens, x, condition)
+                        start = clean.inputs[layer] if walked else x[0]
+                        aside[c] = start if layer else self._embedded(layout.tokens, start, condition)
                 x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
                 x, open_rows = self._join(x, open_rows, conditions, layer, aside)
                 keep = wanted if layer == last else None
@@ -84,9 +115,11 @@ class Wavefront:
                     x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
                 passed(len(open_rows) * pack.n_tokens)
                 seen(layer, x, open_rows)
+        if not walked:
+            clean.final = x[0]
         row_of = {c: i for i, c in enumerate(open_rows)}
         finals = [
-            aside[c][wanted] if c in aside else x[row_of[c] if condition else 0]
+            aside[c][wanted] if c in aside else x[row_of[c]] if condition else clean.final
             for c, condition in enumerate(conditions)
         ]
         return torch.stack(finals)
@@ -94,7 +127,7 @@ class Wavefront:
     def _embedded(self, tokens: Tensor, clean: Tensor, condition: Condition) -> Tensor:
         """What a row that forks at layer 0 starts with. Shape [pos, d_model]."""
         if not any(a.site == "embed" for a in condition.ablations):
-            return clean[0]
+            return clean
         with donors.ends(self.lens, [condition]):
             return self.arch.embed(tokens[None])[0]
 

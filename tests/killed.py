@@ -1,10 +1,11 @@
-"""Sweeps that are killed, share a store, or run out of room, in processes of their own.
+"""Sweeps that are stopped at random moments, or share a store, in processes of their own.
 
-    python tests/killed.py kills FOLDER --kills 50      SIGKILL at random moments, resumed until done
-    python tests/killed.py together FOLDER              four processes, overlapping conditions, one store
+    python tests/killed.py stops FOLDER --kind plain --kills 12       SIGKILL, SIGTERM and SIGINT, resumed until done
+    python tests/killed.py together FOLDER                            four processes, overlapping conditions, one store
 
-Children are forked from a process that has loaded the model, so that 50 of them do not import torch 50 times. Each
-prints nothing; what it computes it notes in a log, a line a pack, before it starts on it.
+Kinds: plain, offload, donor (its weights come from a folder), generation; of a tiny model, or with --model and --donor
+of any other. Children are forked from a process that has imported everything. Each notes in a log what it starts on
+(rows, by their address) and what it has kept, with the time.
 """
 
 from __future__ import annotations
@@ -16,132 +17,213 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
+import pandas as pd
+import tiny
 import torch
 
 import depthlens as dl
-from depthlens import budget, engine
+from depthlens import kept, pack_runs
+from depthlens.errors import stop_on_sigterm
 
-TASKS = ["organism_one_hop", "organism_two_hop_generative"]
-STATES, KEYS = 2 << 20, 4 << 20  # bytes: small, so that a sweep has many packs
-LIMIT = 12
+KINDS = {
+    "plain": {"ablate": "layers", "tasks": ["capitals_continuation"]},
+    "offload": {"ablate": "layers", "tasks": ["capitals_continuation"], "load": {"offload": "disk"}},
+    "donor": {"ablate": "layers@donor", "tasks": ["capitals_continuation"]},
+    "generation": {"ablate": "layers", "tasks": ["capitals_generative"]},
+}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def sweep(lens: Any, store: str | None, ablate: Any = "heads", limit: int = LIMIT) -> Any:
-    """The sweep that is killed."""
-    return dl.condition_sweep(lens, TASKS, ablate, limit=limit, store=store, progress=False)
+class Log:
+    """What a child starts on and what it keeps; one write a line, so that lines stay whole."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-def noting(log: Path) -> None:
-    """Note every pack before it is computed: how many rows, of which conditions and requests."""
-    before = engine.Engine._giving_way
+    def note(self, what: str, rows: list) -> None:
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(json.dumps([what, time.time(), rows]).encode() + b"\n")
 
-    def noted(self: Any, members: list[int], group: list[int], run: Any, rows: Any, *rest: Any) -> None:
-        addresses = [[rows._addresses[c], rows._digests[r]] for c in group for r in members]
-        with open(log, "ab", buffering=0) as file:  # one write: whole lines, also from several processes
-            file.write(json.dumps(addresses).encode() + b"\n")
-        before(self, members, group, run, rows, *rest)
+    def lines(self) -> list[tuple[str, float, list]]:
+        return [tuple(json.loads(line)) for line in self.path.read_text().splitlines()] if self.path.exists() else []
 
-    engine.Engine._giving_way = noted
+    def watch(self) -> None:
+        """Note what the engine does in this process from now on."""
+        do, write = pack_runs.PackRuns.do, kept.Rows.keep
+
+        def addresses(rows: kept.Rows, some: Iterable[tuple[int, int]]) -> list:
+            return [[rows.kept.address(rows.conditions[c]), kept.digest(rows.requests[r])] for c, r in some]
+
+        def started(packs: Any, members: list[int], group: list[int]) -> None:
+            self.note("start", addresses(packs.rows, [(c, r) for c in group for r in members]))
+            do(packs, members, group)
+
+        def wrote(rows: Any, some: Any) -> None:
+            write(rows, some)
+            self.note("keep", addresses(rows, some))
+
+        pack_runs.PackRuns.do, kept.Rows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:
-    """A child that does the work and ends with 0, or 1 where it raised."""
+    """A child that does the work and ends with 0, or with what it was stopped with."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
+        stop_on_sigterm()
         work()
         code = 0
+    except KeyboardInterrupt:
+        code = 130
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def kills(lens: Any, folder: Path, wanted: int, seed: int = 0) -> dict[str, Any]:
-    """Kill a sweep at random moments and resume it, as often as wanted; new stores as sweeps come to their end.
+def ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def sweep(kind: str, model: str, donor: str, store: str | None, limit: int) -> dl.Result:
+    about = KINDS[kind]
+    lens = dl.load(model, **about.get("load", {}))
+    options = {"donor": donor} if kind == "donor" else {}
+    return dl.condition_sweep(
+        lens, about["tasks"], about["ablate"], limit=limit, store=store, progress=False, **options
+    )
+
+
+def equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Texts and right answers are equal, log-likelihoods but for what other batches round (float32)."""
+    same = one.drop(columns="value").equals(other.drop(columns="value"))
+    return same and bool(np.allclose(one["value"], other["value"], rtol=0, atol=1e-4))
+
+
+def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: int, seed: int) -> dict[str, Any]:
+    """Stop a sweep at random moments and resume it, as often as wanted; new stores as sweeps come to their end.
 
     Returns:
-        Sweeps that came to their end, kills, whether every result was that of an undisturbed sweep, and the most packs
-        that were computed again for a kill.
+        Kills, sweeps that came to their end, whether every result was that of an undisturbed sweep, rows computed again
+        over all kills, and the most seconds of work that one kill lost (from what was kept last to the kill).
     """
-    start = time.monotonic()
-    undisturbed = sweep(lens, None)
-    lasts = time.monotonic() - start
-    chance = random.Random(seed)
-    done, killed, equal, worst = 0, 0, True, 0.0
-    while killed < wanted or not done:
-        store, log, out = (folder / f"{kind}-{done}" for kind in ("store", "log", "out"))
-        mine = 0
+    log = Log(folder / "undisturbed")
 
-        def work(store: Path = store, log: Path = log, out: Path = out) -> None:
-            noting(log)
-            sweep(lens, str(store)).save(out)
+    def alone() -> None:
+        log.watch()
+        sweep(kind, model, donor, str(folder / "alone"), limit).save(folder / "wanted")
+
+    assert os.waitpid(fork(alone), 0)[1] == 0
+    times = [when for _, when, _ in log.lines()]
+    lasts = times[-1] - times[0]
+    n_rows = sum(len(rows) for what, _, rows in log.lines() if what == "start")
+    undisturbed = dl.Result.load(folder / "wanted").docs
+    chance = random.Random(seed)
+    done, killed, same, again, worst = 0, 0, True, 0, 0.0
+    while killed < wanted or not done:
+        store, out, log = folder / f"store-{done}", folder / f"out-{done}", Log(folder / f"log-{done}")
+
+        def work(store: Path = store, out: Path = out, log: Log = log) -> None:
+            log.watch()
+            sweep(kind, model, donor, str(store), limit).save(out)
 
         while not (out / "docs.parquet").exists():
+            known = len(log.lines())
             pid = fork(work)
             if killed < wanted:
+                while chance.random() < 0.999 and len(log.lines()) == known and not ended(pid):
+                    time.sleep(0.003)  # now and then it is stopped before it computes anything
                 time.sleep(chance.uniform(0, lasts / 2))
-                os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            if os.WIFSIGNALED(status):
-                mine, killed = mine + 1, killed + 1
-            elif status:
-                raise SystemExit(f"a sweep ended by itself with {status}")
-        found = dl.Result.load(out)
-        equal &= found.docs.equals(undisturbed.docs)
-        packs = [tuple(map(tuple, json.loads(line))) for line in log.read_text().splitlines()]
-        again = len(packs) - len(set(packs))
-        worst = max(worst, again / max(1, mine))
+                os.kill(pid, SIGNALS[killed % len(SIGNALS)])
+                at = time.time()
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if code in (-signal.SIGKILL, 130):
+                killed += 1
+                worst = max([worst, *(at - when for _, when, _ in log.lines()[known:][-1:])])
+            elif code:
+                raise SystemExit(f"a sweep ended by itself with {code}")
+        same &= equal(dl.Result.load(out).docs, undisturbed)
+        started = [tuple(row) for what, _, rows in log.lines() if what == "start" for row in rows]
+        again += len(started) - len(set(started))
         done += 1
-    return {"sweeps": done, "kills": killed, "equal": equal, "packs_again_per_kill": worst, "packs": len(set(packs))}
+    return {
+        "kind": kind,
+        "kills": killed,
+        "sweeps": done,
+        "equal": same,
+        "rows": n_rows,
+        "rows_again": again,
+        "seconds": round(lasts, 1),
+        "worst_seconds_lost": round(worst, 1),
+    }
 
 
-def together(lens: Any, folder: Path, n: int = 4) -> dict[str, Any]:
+def together(folder: Path, n: int = 4) -> dict[str, Any]:
     """Several processes, overlapping conditions, one store, started at once.
 
     Returns:
         Whether their results are those of one process, and rows that were computed twice.
     """
-    dims = lens.dims
-    heads = [f"L{layer}.H{head}" for layer in range(dims.n_layers) for head in range(dims.n_heads)]
+    lens = dl.load("organism")
+    tasks = ["organism_one_hop", "organism_two_hop_generative"]
+    heads = lens.dims.head_names
     parts = [heads[i * 4 : i * 4 + 12] for i in range(n)]
-    alone = [sweep(lens, None, part) for part in parts]
-    store, log = folder / "store", folder / "log"
+
+    def ask(i: int, store: str | None) -> dl.Result:
+        return dl.condition_sweep(lens, tasks, parts[i], limit=12, store=store, progress=False)
+
+    alone = [ask(i, None) for i in range(n)]
+    log = Log(folder / "log")
 
     def work(i: int) -> None:
-        noting(log)
-        sweep(lens, str(store), parts[i]).save(folder / f"out-{i}")
+        log.watch()
+        ask(i, str(folder / "store")).save(folder / f"out-{i}")
 
     pids = [fork(lambda i=i: work(i)) for i in range(n)]
     ended = [os.waitpid(pid, 0)[1] for pid in pids]
     if any(ended):
         raise SystemExit(f"the sweeps ended with {ended}")
     found = [dl.Result.load(folder / f"out-{i}") for i in range(n)]
-    rows = [tuple(row) for line in log.read_text().splitlines() for row in json.loads(line)]
-    equal = all(f.docs.equals(a.docs) for f, a in zip(found, alone, strict=True))
-    return {"processes": n, "equal": equal, "rows": len(set(rows)), "rows_twice": len(rows) - len(set(rows))}
+    rows = [tuple(row) for what, _, some in log.lines() if what == "start" for row in some]
+    same = all(equal(f.docs, a.docs) for f, a in zip(found, alone, strict=True))
+    return {"processes": n, "equal": same, "rows": len(set(rows)), "rows_twice": len(rows) - len(set(rows))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills", "together"])
+    parser.add_argument("what", choices=["stops", "together"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--kind", choices=KINDS, default="plain")
+    parser.add_argument("--model", help="default: a tiny one that is made here")
+    parser.add_argument("--donor", help="default: another one")
+    parser.add_argument("--limit", type=int, default=8, help="documents of each task")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--keep-seconds", type=float, default=0.02, help="what a pack may take; the library's own: 10")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # a forked process must not inherit a pool of threads
-    budget.CPU_STATE_BYTES, budget.CPU_KEY_BYTES = STATES, KEYS
+    torch.set_num_threads(args.threads)
+    kept.KEEP_SECONDS = args.keep_seconds
     args.folder.mkdir(parents=True, exist_ok=True)
-    lens = dl.load("organism")
-    found = kills(lens, args.folder, args.kills, args.seed) if args.what == "kills" else together(lens, args.folder)
-    print(json.dumps(found))
+    if args.what == "together":
+        print(json.dumps(together(args.folder)))
+        return
+    if not args.model:
+        for name, scale in (("model", 1), ("donor", 2)):
+            made = tiny.model("llama-gqa", max_position_embeddings=4096)
+            made.model.layers[1].mlp.up_proj.weight.data.mul_(scale)
+            made.save_pretrained(args.folder / name)
+            tiny.tokenizer().save_pretrained(args.folder / name)
+    model, donor = args.model or str(args.folder / "model"), args.donor or str(args.folder / "donor")
+    print(json.dumps(stops(args.kind, model, donor, args.folder, args.kills, args.limit, args.seed)))
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def test_full_packs_stay_within_two_gigabytes_above_the_model(work):
     assert 0.5 * 2**30 < above < 2 * 2**30, f"{work}: peak memory is the model + {above / 2**30:.2f} GiB"
 
 
-def test_the_main_command_writes_three_files_with_every_layer_and_document(tmp_path, capsys):
+def test_the_main_command_writes_its_files_with_every_layer_and_document(tmp_path, capsys):
     n, out = 6, tmp_path / "X"
     with pytest.raises(SystemExit) as ended:
         cli.main(
@@ -265,7 +265,9 @@ def test_the_main_command_writes_three_files_with_every_layer_and_document(tmp_p
             ]
         )
     assert ended.value.code == 0
-    assert sorted(p.name for p in out.iterdir()) == ["docs.parquet", "record.json", "summary.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "docs.parquet", "questions.parquet", "record.json", "summary.parquet",
+    ]  # fmt: skip
     docs = pd.read_parquet(out / "docs.parquet")
     assert list(docs.columns) == DOCS_COLUMNS
     for _, rows in docs.groupby("metric"):

@@ -57,7 +57,7 @@ def logprob(lens, request, scale=None, towards=None):
 def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     lens = tiny.lens(family)
     means = measure_means(lens, [q.context for q in requests], "contexts") if mode == "mean" else None
-    estimate, clean = attribute(lens, requests, mode=mode, means=means)
+    estimate, clean = attribute(lens, requests, mode=mode, means=lambda: means)
     towards = means.z if means else None
     assert estimate.shape == (len(requests), lens.dims.n_layers, lens.dims.n_heads)
     compared = 0
@@ -176,7 +176,7 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], num_fewshot=0), limit=3)
     view = Answers(lens, prepared)
     means = measure_means(lens, list(dict.fromkeys(q.context for q in view.requests)), "x") if mode == "mean" else None
-    change, _ = attribute(lens, view.requests, mode=mode, means=means)
+    change, _ = attribute(lens, view.requests, mode=mode, means=lambda: means)
     heads = [2] if site == "head" else list(lens.dims.query_heads(2 % lens.dims.n_kv_heads))
     name = "H2" if site == "head" else f"KV{2 % lens.dims.n_kv_heads}"
     suffix = "@mean" if mode == "mean" else ""

@@ -73,11 +73,12 @@ def test_a_sweep_that_is_resumed_starts_where_it_was(tmp_path, monkeypatch, caps
         "done": 24,
         "total": 72,
         "held": 24,
+        "kept": None,
         "unit": "row",
         "per_second": None,
         "seconds_left": None,
     }
-    assert told[-1]["done"] == 72
+    assert told[-1]["done"] == 72 == told[-1]["kept"]
 
 
 def test_sweep_with_json(tmp_path, monkeypatch, capsys):

@@ -318,6 +318,71 @@ def test_round_trip_is_exact(result, tmp_path):
     assert str(written["layer"].dtype) == "Int64"
 
 
+def asked_of(task="capitals", n=20, **columns) -> pd.DataFrame:
+    """Questions of a task, and of one more document than was scored."""
+    ids = range(n + 1)
+    table = {"task": task, "doc_id": ids, "question": [f"Q{i}?" for i in ids], "reference": [f"r{i}" for i in ids]}
+    return pd.DataFrame(table | {"choices": [["a", f"r{i}"] for i in ids]} | columns)
+
+
+def test_questions_travel_with_a_result(result, tmp_path):
+    whole = Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
+    asked = whole.questions()
+    assert len(asked) == 40 and asked.columns.tolist() == ["task", "doc_id", "question", "reference", "choices"]
+    whole.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "docs.parquet", "questions.parquet", "record.json", "summary.parquet",
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(Result.load(tmp_path).questions(), asked)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "questions.parquet")[["question"]], asked[["question"]])
+    one = whole.select(task="elements", conditions=["L0"])
+    assert set(one.questions()["task"]) == {"elements"} and one.questions()["choices"].tolist() == [None] * 20
+    joined = concat([whole.select(task="capitals"), whole.select(task="elements"), whole])
+    pd.testing.assert_frame_equal(joined.questions(), asked)
+
+
+def test_a_result_without_questions_says_so(result, tmp_path):
+    result.save(tmp_path)  # as a folder that version 0.1 wrote
+    old = Result.load(tmp_path)
+    with pytest.raises(
+        UserError, match=r"this result holds no questions \(no questions.parquet\); run the sweep again"
+    ):
+        old.questions()
+    assert concat([old, result]).asked is None
+
+
+def test_questions_of_an_older_result_are_not_left_beside_another(result, tmp_path):
+    Result(result.docs, result.record, asked_of()).save(tmp_path)
+    result.save(tmp_path)
+    assert not (tmp_path / "questions.parquet").exists()
+
+
+def test_results_that_ask_something_else_are_not_joined(result):
+    one = result.select(task="capitals")
+    other = asked_of(question=[f"Q{i}!" for i in range(21)])
+    with pytest.raises(UserError, match="disagree on what document 0 of task 'capitals' asks"):
+        concat([Result(one.docs, one.record, asked_of()), Result(one.docs, one.record, other)])
+
+
+def test_a_table_of_questions_that_lacks_a_column(result):
+    with pytest.raises(UserError, match="the table of questions lacks column reference"):
+        Result(result.docs, result.record, asked_of().drop(columns="reference"))
+
+
+def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
+    cut = {"n_truncated": 3, "max_tokens_cut": 17}
+    one = result.select(task="capitals")
+    tasks = {t: v | cut for t, v in one.record["tasks"].items()}
+    one = Result(one.docs, one.record | {"tasks": tasks})
+    note = "capitals: 3 prompts are longer than the model reads and lost up to 17 tokens at their left end"
+    assert one.notes.count(note) == 1
+    assert concat([one, result.select(task="elements")]).notes.count(note) == 1
+    assert concat([concat([one, one]), one]).notes.count(note) == 1
+    other = Result(one.docs.assign(model="small"), one.record | {"model": {"name": "small", "n_layers": 4}})
+    named = [n for n in concat([one, other]).notes if n.endswith(note.partition(":")[2])]
+    assert named == [note.replace("capitals", f"capitals of {name}") for name in ("tiny", "small")]
+
+
 def test_save_replaces_an_older_result(result, tmp_path):
     result.save(tmp_path)
     smaller = result.select(task="capitals")

@@ -57,6 +57,14 @@ def test_each_kind_is_a_task_of_its_documents(result, task):
     assert apart.metric_info(apart.docs["task"].iloc[0], "answer_logprob")["higher_is_better"]
 
 
+def test_questions_go_with_their_documents(result):
+    apart = subsets.split(result, TASK, {0: "one", 3: "other"})
+    asked = result.questions().set_index(["task", "doc_id"])["question"]
+    found = apart.questions().set_index(["task", "doc_id"])["question"].to_dict()
+    assert found == {(f"{TASK}, one", 0): asked[TASK, 0], (f"{TASK}, other", 3): asked[TASK, 3]}
+    assert asked[TASK, 0] != asked["kv_retrieval_4", 0]
+
+
 def test_documents_without_a_kind_are_left_out(result):
     apart = subsets.split(result, TASK, {0: "one", 3: "other"})
     assert sorted(apart.docs["doc_id"].unique()) == [0, 3] and list(apart.docs["task"].unique()) == [

@@ -1,0 +1,52 @@
+"""Prompts that are longer than the model reads: counted, told before anything is computed, and kept in the record.
+
+lm-eval cuts them from the left, so that the end of the prompt and the answer stay; what goes first are the instruction
+and the few-shot examples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def counted(cut: Sequence[int]) -> dict[str, int]:
+    """For the record of a task: how many prompts were cut, and the most tokens that one lost."""
+    return {"n_truncated": sum(n > 0 for n in cut), "max_tokens_cut": max(cut, default=0)}
+
+
+def tell(name: str, cut: Sequence[int], max_length: int) -> None:
+    """Say in one line that prompts are cut.
+
+    Args:
+        name: Task name.
+        cut: Tokens that each prompt loses.
+        max_length: Tokens that the model reads.
+    """
+    if n := sum(one > 0 for one in cut):
+        log.warning(
+            "task %s: %d of %d prompts are longer than the model reads (%d tokens) and lose up to %d tokens at their "
+            "left end, as in lm-eval; give fewer examples, or a model that reads more",
+            *(name, n, len(cut), max_length, max(cut)),
+        )
+
+
+def notes(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:
+    """One line per task whose prompts were cut, of a result's record and of those it was joined from.
+
+    Args:
+        record: Of a result.
+        several: Whether results of several models were joined, so that the model has to be named.
+    """
+    parts = record.get("parts", ())
+    several = several or len({str(part.get("model")) for part in parts}) > 1
+    for part in parts:
+        yield from notes(part, several=several)
+    for task, about in () if parts else record.get("tasks", {}).items():
+        if n := about.get("n_truncated"):
+            of = f" of {record['model']['name']}" if several and "model" in record else ""
+            lost = f"lost up to {about['max_tokens_cut']} tokens at their left end"
+            yield f"{task}{of}: {n} prompts are longer than the model reads and {lost}"

@@ -1,0 +1,164 @@
+"""Nothing that the store holds is computed again."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from stores import CHOICE, LIMIT, counts, parts, run
+from torch import nn
+
+import depthlens as dl
+from depthlens import engine, kept, references, result_attention, wavefront
+from depthlens.requests import Loglikelihood
+from depthlens.results import Result
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def alone(lens) -> Result:
+    return run(lens, None)
+
+
+class TestNothingIsComputedTwice:
+    def test_a_second_sweep_reads_everything_and_is_the_first(self, lens, alone, tmp_path, monkeypatch):
+        first = run(lens, tmp_path / "s")
+        assert first.docs.equals(alone.docs)
+        n_rows = counts(first)[1]
+        assert counts(first)[0] == 0 and n_rows == 6 * LIMIT * (4 + 1)  # four options, and a text
+
+        monkeypatch.setattr(nn.Module, "__call__", None)
+        second = run(lens, tmp_path / "s")
+        assert second.docs.equals(alone.docs) and counts(second) == (n_rows, 0)
+        pd.testing.assert_frame_equal(second.summary, alone.summary)
+
+    def test_more_documents_conditions_or_measures_compute_what_is_missing(self, lens, tmp_path):
+        run(lens, tmp_path, tasks=[CHOICE])
+        more = run(lens, tmp_path, tasks=[CHOICE], limit=LIMIT + 2)
+        assert counts(more) == (6 * LIMIT * 4, 6 * 2 * 4)
+        assert more.docs.equals(run(lens, None, tasks=[CHOICE], limit=LIMIT + 2).docs)
+        heads = run(lens, tmp_path, ["L1.H0", "L3", "L0-1"], tasks=[CHOICE])
+        assert counts(heads) == (2 * LIMIT * 4, 2 * LIMIT * 4)  # the baseline and L3 were there
+        assert counts(run(lens, tmp_path, tasks=[CHOICE], limit=1)) == (6 * 4, 0)
+        # the likelihood of the correct option is among the options' likelihoods
+        assert counts(run(lens, tmp_path, tasks=[CHOICE], measure="answer_logprob")) == (6 * LIMIT, 0)
+        assert counts(run(lens, tmp_path, tasks=[CHOICE], num_fewshot=0)) == (0, 6 * LIMIT * 4)
+
+    @pytest.mark.parametrize("backend", ["torch", "nnsight"])
+    def test_every_backend_keeps_its_own(self, lens, tmp_path, backend):
+        run(lens, tmp_path, tasks=[CHOICE], backend="torch" if backend == "nnsight" else "nnsight")
+        first = run(lens, tmp_path, backend=backend, tasks=[CHOICE])
+        assert counts(first) == (0, 6 * LIMIT * 4)
+        second = run(lens, tmp_path, backend=backend, tasks=[CHOICE])
+        assert counts(second) == (6 * LIMIT * 4, 0) and second.docs.equals(first.docs)
+
+    def test_plain_rows_are_kept_as_time_passes(self, lens, tmp_path, monkeypatch):
+        monkeypatch.setattr(kept, "KEEP_SECONDS", 1e-6)
+        result = run(lens, tmp_path, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
+        assert len(parts(tmp_path)) > 3
+        plain = run(lens, None, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
+        # other batches round otherwise
+        pd.testing.assert_frame_equal(result.docs, plain.docs, rtol=0, atol=1e-4)
+
+    def test_means_and_references_are_part_of_the_address(self, lens, tmp_path):
+        asked = {"ablate": ["L1@mean", "L2.H1@resample"], "tasks": [CHOICE]}
+        first = run(lens, tmp_path, references=["one prompt"], **asked)
+        again = run(lens, tmp_path, references=["one prompt"], **asked)
+        assert counts(again) == (3 * LIMIT * 4, 0) and again.docs.equals(first.docs)
+        other = run(lens, tmp_path, references=["another prompt"], **asked)
+        assert counts(other) == (2 * LIMIT * 4, LIMIT * 4)  # @resample alone
+        more = run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE], limit=LIMIT + 1)
+        assert counts(more) == (LIMIT * 4, 4 + (LIMIT + 1) * 4)  # other contexts, another mean
+
+    def test_means_are_not_measured_for_what_is_there(self, lens, tmp_path, monkeypatch):
+        run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE])
+        monkeypatch.setattr(references, "measure_means", None)
+        assert counts(run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE])) == (2 * LIMIT * 4, 0)
+
+    def test_a_donor_is_part_of_the_address(self, lens, tmp_path):
+        one, other = (tiny.lens("llama-gqa", max_position_embeddings=4096) for _ in range(2))
+        one.model.model.layers[1].mlp.up_proj.weight.mul_(2)
+        other.model.model.layers[1].mlp.up_proj.weight.mul_(3)
+        asked = {"ablate": ["L1@donor"], "tasks": [CHOICE]}
+        run(lens, tmp_path, donor=one, **asked)
+        assert counts(run(lens, tmp_path, donor=one, **asked)) == (2 * LIMIT * 4, 0)
+        second = run(lens, tmp_path, donor=other, **asked)
+        assert counts(second) == (LIMIT * 4, LIMIT * 4)  # the baseline has nothing of the donor
+
+    def test_attribution_and_head_scores_are_kept(self, tmp_path, monkeypatch):
+        lens = dl.load("organism")
+        options = {"limit": 4, "store": str(tmp_path), "progress": False}
+        for measure in (
+            lambda **o: dl.head_sweep(lens, "organism_one_hop", method="attribution", **o).docs,
+            lambda **o: dl.retrieval_scores(lens, "organism_one_hop", **o).frame,
+            lambda **o: dl.retrieval_scores(lens, "organism_one_hop", method="exact", **o).frame,
+            lambda **o: dl.retrieval_scores(lens, "organism_one_hop", method="attribution", **o).frame,
+        ):
+            without = measure(**options | {"store": None})
+            first = measure(**options)
+            with monkeypatch.context() as patch:
+                patch.setattr(wavefront.Wavefront, "run", None)
+                patch.setattr(nn.Module, "__call__", None)
+                second = measure(**options)
+            # what the store has of a baseline was computed in other batches, which may round otherwise
+            pd.testing.assert_frame_equal(first, without, rtol=0, atol=1e-5)
+            assert second.equals(first)
+        for method in ("copy", "exact", "attribution"):
+            record = dl.retrieval_scores(lens, "organism_one_hop", method=method, **options).record["store"]
+            assert record["rows_read"] > 0 == record["rows_computed"] and record["parts"]
+
+    def test_numbers_of_single_texts_are_kept(self, lens, tmp_path, monkeypatch):
+        other, another = (tiny.lens("llama-gqa", max_position_embeddings=4096) for _ in range(2))
+        other.model.model.layers[1].mlp.up_proj.weight.mul_(2)
+        another.model.model.layers[1].mlp.up_proj.weight.mul_(3)
+        texts, options = ["one text", "another one", "a third text"], {"store": str(tmp_path)}
+        quiet = options | {"progress": False}
+
+        def attention(n, **o):
+            return result_attention.attention_at_results(lens, "arithmetic_cot", limit=n, num_fewshot=0, **o)
+
+        def geometry(n, **o):
+            g = dl.geometry.geometry(lens, texts[:n], **o)
+            return pd.concat([g.distances, g.influences, g.logit_lens])
+
+        added, keep = [], kept.Rows.keep
+        monkeypatch.setattr(kept.Rows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
+        for measure, given in (
+            (geometry, quiet),
+            (lambda n, **o: dl.geometry.effects(lens, texts[:n], over="mean", **o), quiet),
+            (lambda n, **o: dl.distill.activation_deltas(lens, other, texts[:n], **o), options),
+            (attention, quiet),
+        ):
+            without = measure(3, **given | {"store": None})
+            measure(2, **given)
+            added.clear()
+            third = measure(3, **given)
+            assert {request for _, request in added} == {2}, "the third text alone is measured"
+            with monkeypatch.context() as patch:
+                patch.setattr(nn.Module, "__call__", None)
+                again = measure(3, **given)
+            assert third.equals(without) and again.equals(without)
+        for changed in ({}, {"over": "mean"}, {"spare": 1}, {"seed": 1}):  # each is a part of the address
+            without = dl.geometry.effects(lens, texts, **changed, **quiet | {"store": None})
+            assert dl.geometry.effects(lens, texts, **changed, **quiet).equals(without)
+        moved = dl.distill.weight_deltas(lens, other, store=None)
+        assert dl.distill.weight_deltas(lens, other, **options).equals(moved)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.linalg, "vector_norm", None)
+            assert dl.distill.weight_deltas(lens, other, **options).equals(moved)
+        deltas = (dl.distill.activation_deltas(lens, one, texts, **options) for one in (other, another))
+        assert not pd.DataFrame.equals(*deltas), "the second model is a part of the address"
+
+    def test_equal_requests_are_one_row(self, lens, tmp_path):
+        at = kept.AnswerStore(str(tmp_path), lens).entry("twice")
+        requests = [Loglikelihood((1, 2), (3,))] * 3
+        first = engine.Engine(lens, progress=False, kept=at).loglikelihood(requests, [dl.parse("baseline")])
+        assert first[0][0] == first[0][1] == first[0][2]
+        assert pd.read_parquet(parts(tmp_path)[0]).shape[0] == 1
+        again = kept.AnswerStore(str(tmp_path), lens).entry("twice")
+        assert not again.lacks(requests, [dl.parse("baseline")])

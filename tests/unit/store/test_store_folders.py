@@ -1,0 +1,233 @@
+"""Which folders and URLs are stores, and the commands that show them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+import tiny
+from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, flip, parts, run
+
+import depthlens as dl
+from depthlens import cli, provenance, store, store_view
+from depthlens.errors import UserError
+from depthlens.results import Result
+from depthlens.store import Store, open_store
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def alone(lens) -> Result:
+    return run(lens, None)
+
+
+class TestFolders:
+    def test_a_newer_store_is_refused_in_one_line(self, lens, tmp_path):
+        (tmp_path / "format.json").write_text('{"format": 2}')
+        with pytest.raises(UserError, match="by a newer depthlens .format 2, this one has 1.; update depthlens"):
+            run(lens, tmp_path)
+        assert list(tmp_path.iterdir()) == [tmp_path / "format.json"]
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"form": 1}', '{"format": 0}', '{"format": "one"}'])
+    def test_a_damaged_format_is_refused(self, tmp_path, text):
+        (tmp_path / "format.json").write_text(text)
+        with pytest.raises(UserError, match="format.json is damaged; put"):
+            Store(str(tmp_path))
+
+    def test_a_folder_with_other_things_is_refused(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("precious")
+        with pytest.raises(UserError, match=r"a folder with other things in it \(thesis.tex"):
+            Store(str(tmp_path))
+        assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+    @pytest.mark.parametrize(
+        ("where", "message"),
+        [
+            ("/proc/depthlens", "cannot write to '/proc/depthlens'"),
+            ("", "give a folder or URL"),
+            ("nosuch://x/y", "cannot be opened: Protocol not known: nosuch"),
+        ],
+    )
+    def test_a_bad_store_is_told_before_anything_is_computed(self, lens, where, message):
+        with pytest.raises(UserError, match=re.escape(message)):
+            dl.layer_sweep(lens, CHOICE, limit=1, store=where, progress=False)
+
+    def test_a_file_is_no_store(self, lens, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(UserError, match="is a file"):
+            run(lens, tmp_path / "file")
+
+    def test_which_store(self, tmp_path, monkeypatch):
+        assert open_store(None) is None
+        monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path / "named"))
+        assert open_store().location == str(tmp_path / "named")
+        monkeypatch.setenv(store.ENVIRONMENT, "none")
+        assert open_store() is None
+        monkeypatch.delenv(store.ENVIRONMENT)
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+        assert open_store().location == str(tmp_path / "data" / "depthlens" / "results")
+        assert open_store(tmp_path / "named").location == str(tmp_path / "named")
+
+    def test_a_url(self, lens, alone):
+        first = run(lens, "memory://results/one")
+        second = run(lens, "memory://results/one")
+        assert counts(second)[1] == 0 and second.docs.equals(alone.docs) and first.docs.equals(alone.docs)
+        files = fsspec.filesystem("memory").find("/results/one")
+        assert any(f.endswith(".parquet") for f in files)
+        (name, *_) = second.record["store"]["parts"]
+        with fsspec.open(f"memory://results/one/{name}", "wb") as file:
+            file.write(b"torn")
+        assert counts(run(lens, "memory://results/one"))[1] > 0
+        assert any("/damaged/" in f for f in fsspec.filesystem("memory").find("/results/one"))
+
+    def test_the_clock_does_not_matter(self, lens, tmp_path, monkeypatch):
+        run(lens, tmp_path, tasks=[CHOICE])
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: 0.0)
+            patch.setattr(provenance, "where_and_when", lambda: {"platform": "x", "time": "1970-01-01T00:00:00+00:00"})
+            more = run(lens, tmp_path, tasks=[CHOICE], limit=LIMIT + 1)
+        assert counts(more) == (6 * LIMIT * 4, 6 * 4)
+        assert counts(run(lens, tmp_path, tasks=[CHOICE], limit=LIMIT + 1))[1] == 0
+
+
+class TestCommands:
+    @pytest.fixture
+    def at(self, lens, tmp_path) -> Path:
+        run(lens, tmp_path / "s")
+        return tmp_path / "s"
+
+    def call(self, capsys, *arguments: object) -> tuple[int, str, str]:
+        try:
+            cli.main([*map(str, arguments)])
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    def test_list(self, at, capsys):
+        code, out, _ = self.call(capsys, "store", "list", "--store", at)
+        head, *rows, _, total = out.splitlines()
+        assert code == 0 and head.split() == store_view.COLUMNS
+        assert [row.split()[1:3] for row in rows] == [[task, "tiny-llama-gqa"] for task in sorted([CHOICE, WRITTEN])]
+        assert re.fullmatch(rf"2 entries, [\d.]+ kB in {at}", total)
+
+    def test_list_of_nothing(self, tmp_path, capsys, monkeypatch):
+        code, out, err = self.call(capsys, "store", "list", "--store", tmp_path / "new")
+        assert code == 2 and out == "" and "new' does not exist; a sweep makes one, --store names another" in err
+        assert not (tmp_path / "new").exists()
+        monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path / "new"))
+        code, out, _ = self.call(capsys, "store", "list")
+        assert (code, out) == (0, f"nothing is kept yet\n\n0 entries, 0 B in {tmp_path / 'new'}\n")
+
+    def test_show(self, at, capsys):
+        key = parts(at)[0].parent.parent.name
+        code, out, _ = self.call(capsys, "store", "show", f"{key}/{CHOICE}", "--store", at)
+        about = json.loads(out)
+        assert code == 0 and about["rows"] == 6 * LIMIT * 4 and about["model"] == "tiny-llama-gqa"
+        code, out, err = self.call(capsys, "store", "show", "nothing", "--store", at)
+        assert code == 2 and err.startswith("Error: unknown part 'nothing'") and err.count("\n") == 1
+
+    def test_prune(self, lens, at, capsys):
+        flip(parts(at)[0], 30)
+        assert counts(run(lens, at))[1] > 0
+        parts(at)[0].with_name(".new-9").write_bytes(b"half")
+        code, out, _ = self.call(capsys, "store", "prune", "--leftovers", "--store", at)
+        assert code == 0 and out.endswith("deleted 0 parts (0 B) and 2 leftovers\n")
+        n = len(parts(at))
+        code, out, _ = self.call(capsys, "store", "prune", "--task", CHOICE, "--dry-run", "--store", at)
+        assert code == 0 and out.splitlines()[-1].startswith("would delete 1 parts") and len(parts(at)) == n
+        self.call(capsys, "store", "prune", "--task", CHOICE, "--older-than", 1, "--store", at)
+        assert len(parts(at)) == n
+        self.call(capsys, "store", "prune", "--task", CHOICE, "--model", "tiny-llama-gqa", "--store", at)
+        assert len(parts(at)) == n - 1
+        self.call(capsys, "store", "prune", "--all", "--store", at)
+        assert parts(at) == []
+        assert counts(run(lens, at))[0] == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["prune"], "nothing to prune is named"),
+            (["prune", "--model", "gpt-9"], "unknown model 'gpt-9'"),
+            (["prune", "--task", "capital_continuation"], f"did you mean {CHOICE}"),
+            (["prune", "--older-than", "-1"], "--older-than -1: give days"),
+        ],
+    )
+    def test_mistakes(self, at, capsys, arguments, message):
+        code, out, err = self.call(capsys, "store", *arguments, "--store", at)
+        assert code == 2 and out == "" and message in err and err.startswith("Error: ") and err.count("\n") == 1
+
+    def test_no_store(self, capsys, monkeypatch):
+        monkeypatch.setenv(store.ENVIRONMENT, "none")
+        code, _, err = self.call(capsys, "store", "list")
+        assert code == 2 and err == "Error: there is no store (DEPTHLENS_STORE=none); name one with --store\n"
+
+
+class TestAboutFiles:
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"address": 2}'])
+    def test_one_that_is_damaged_is_told_and_written_again(self, lens, tmp_path, capsys, text):
+        run(lens, tmp_path, tasks=[CHOICE])
+        (about,) = tmp_path.glob("*/about.json")
+        whole = about.read_text()
+        about.write_text(text)
+        found = store_view.verify(Store(str(tmp_path)))
+        assert len(found.damaged) == 1 and found.damaged[0].startswith(f"{about.parent.name}/about.json: ")
+        assert counts(run(lens, tmp_path, tasks=[CHOICE]))[1] == 0  # the rows are whole
+        assert about.read_text() == whole and store_view.verify(Store(str(tmp_path))).damaged == []
+
+
+@pytest.fixture
+def read_only(lens, tmp_path):
+    """A store that cannot be written: by its folder's rights, or for root by its file system."""
+    at = tmp_path / "s"
+    run(lens, at, tasks=[CHOICE])
+    if os.geteuid() == 0:
+        for command in (["mount", "--bind", at, at], ["mount", "-o", "remount,ro,bind", at]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"no way to make a folder read-only for root here: {done.stderr.strip()}")
+    else:
+        for folder, _, _ in os.walk(at):
+            os.chmod(folder, 0o555)
+    yield at
+    if os.geteuid() == 0:
+        subprocess.run(["umount", at], check=True)
+    else:
+        for folder, _, _ in os.walk(at):
+            os.chmod(folder, 0o755)
+
+
+class TestReadOnly:
+    def test_it_can_be_listed_verified_and_shown(self, read_only, capsys):
+        for command in (["list"], ["verify"], ["show", parts(read_only)[0].parent.parent.name]):
+            try:
+                cli.main(["store", *command, "--store", str(read_only)])
+                code = 0
+            except SystemExit as end:
+                code = end.code
+            assert code == 0, capsys.readouterr().err
+
+    def test_answers_are_read_and_new_ones_are_not_kept(self, lens, read_only, caplog):
+        with caplog.at_level(logging.WARNING):
+            result = run(lens, read_only, tasks=[CHOICE], limit=LIMIT + 1)
+        assert counts(result) == (N_CHOICE, 24)
+        assert caplog.text.count("is read-only: answers are read, and new ones are not kept") == 1
+        assert result.docs.equals(run(lens, None, tasks=[CHOICE], limit=LIMIT + 1).docs)
+        assert counts(run(lens, read_only, tasks=[CHOICE], limit=LIMIT + 1)) == (N_CHOICE, 24)
+
+    def test_prune_is_one_line(self, read_only, capsys):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["store", "prune", "--all", "--store", str(read_only)])
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and "cannot be written" in err and err.count("\n") == 1

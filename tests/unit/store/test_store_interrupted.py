@@ -1,0 +1,165 @@
+"""What is kept when the work is stopped, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import tiny
+from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, parts, run
+
+import depthlens as dl
+from depthlens import cli, kept, pace, progress, store, wavefront
+from depthlens.errors import Interrupted
+from depthlens.results import Result
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.fixture
+def small_packs(monkeypatch):
+    """So that a sweep has several packs."""
+    monkeypatch.setattr("depthlens.budget.CPU_STATE_BYTES", 1 << 14)
+    monkeypatch.setattr("depthlens.budget.CPU_KEY_BYTES", 1 << 20)
+
+
+class TestInterrupted:
+    def stopping(self, monkeypatch, after: int) -> None:
+        """Ctrl-C in the middle of a later pack."""
+        walk, n = wavefront.Wavefront.run, 0
+
+        def stopped(self, *args, **kwargs):
+            nonlocal n
+            n += 1
+            if n > after:
+                raise KeyboardInterrupt
+            return walk(self, *args, **kwargs)
+
+        monkeypatch.setattr(wavefront.Wavefront, "run", stopped)
+
+    def test_ctrl_c_says_what_is_kept_and_the_rest_goes_on(self, lens, tmp_path, small_packs, monkeypatch):
+        whole = run(lens, None, tasks=[CHOICE])
+        with monkeypatch.context() as patch:
+            self.stopping(patch, after=2)
+            with pytest.raises(Interrupted) as stop:
+                run(lens, tmp_path, tasks=[CHOICE])
+        total = 6 * LIMIT * 4
+        said = rf"(\d+) of {total} rows of {CHOICE} are kept in {tmp_path}; run the same again to go on"
+        done = int(re.fullmatch(said, str(stop.value))[1])
+        assert 0 < done < total
+        resumed = run(lens, tmp_path, tasks=[CHOICE])
+        assert counts(resumed) == (done, total - done) and resumed.docs.equals(whole.docs)
+
+    def test_numbers_of_single_texts_say_it_too(self, lens, tmp_path, monkeypatch):
+        texts = ["one text", "another one", "a third text"]
+        options = {"store": str(tmp_path), "progress": False}
+        with monkeypatch.context() as patch:
+            self.stopping(patch, after=2)
+            with pytest.raises(Interrupted, match=r"(\d+) of \d+ rows of geometry are kept in .*; run the same again"):
+                dl.geometry.geometry(lens, texts, **options)
+        stored = dl.geometry.geometry(lens, texts, **options).record["store"]
+        assert stored["rows_read"] == 2 * stored["rows_computed"] > 0
+
+    def test_without_a_store_it_says_so(self, lens, monkeypatch):
+        self.stopping(monkeypatch, after=0)
+        with pytest.raises(Interrupted, match="nothing is kept without a store"):
+            run(lens, None, tasks=[CHOICE])
+
+    def test_the_command_line(self, tmp_path, small_packs, monkeypatch, capsys):
+        model = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
+        command = ["sweep", str(model), CHOICE, "--ablate", "layers", "--limit", str(LIMIT)]
+        command += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "s")]
+        monkeypatch.setenv(store.ENVIRONMENT, "none")
+        with monkeypatch.context() as patch:
+            self.stopping(patch, after=1)
+            with pytest.raises(SystemExit) as end:
+                cli.main(command)
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert end.value.code == 130 and err.startswith("Interrupted: ") and err.endswith("run the same again to go on")
+        assert not (tmp_path / "out" / "docs.parquet").exists()
+        with pytest.raises(SystemExit) as end:
+            cli.main(command)
+        assert end.value.code == 0
+        record = Result.load(tmp_path / "out").record["store"]
+        assert record["rows_read"] > 0 and record["rows_computed"] > 0 and record["location"] == str(tmp_path / "s")
+
+
+class TestPacksAreBoundedInTime:
+    """Without the bound all of these documents are one pack, which is kept when it ends."""
+
+    @pytest.fixture
+    def no_time(self, monkeypatch):
+        monkeypatch.setattr(kept, "KEEP_SECONDS", 1e-6)
+        monkeypatch.setattr("depthlens.engine.MIN_DECODED_ROWS", 1)
+
+    def test_all_documents_are_one_pack_where_there_is_time(self, lens, tmp_path):
+        run(lens, tmp_path, tasks=[CHOICE])
+        assert len(parts(tmp_path)) == 1
+
+    @pytest.mark.parametrize("task", [CHOICE, WRITTEN])
+    def test_without_time_every_condition_is_kept_by_itself_and_scores_stay(self, lens, tmp_path, task, no_time):
+        alone = run(lens, None, tasks=[task])
+        assert run(lens, tmp_path, tasks=[task]).docs.equals(alone.docs)
+        assert len(parts(tmp_path)) >= 6
+
+    def test_conditions_of_a_pack_share_its_clean_row(self, lens, no_time, monkeypatch):
+        passed = []
+        walk = wavefront.Wavefront.run
+
+        def counted(self, pack, conditions, positions, layout=None, told=lambda n: None, **kwargs):
+            return walk(self, pack, conditions, positions, layout, lambda n: (passed.append(n), told(n)), **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(wavefront.Wavefront, "run", lambda self, *a, passed=None, **k: counted(self, *a, **k))
+            run(lens, None, tasks=[CHOICE], limit=1)
+        in_groups = sum(passed)
+        passed.clear()
+        monkeypatch.setattr(kept, "KEEP_SECONDS", 1000.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(wavefront.Wavefront, "run", lambda self, *a, passed=None, **k: counted(self, *a, **k))
+            run(lens, None, tasks=[CHOICE], limit=1)
+        assert in_groups == sum(passed)
+
+    def test_a_slow_pack_is_followed_by_a_smaller_one(self, lens, monkeypatch):
+        limit = pace.Pace(lens)
+        before = limit.work
+        with limit.measured(100):
+            pass
+        assert limit.work > before
+        ticks = iter([0.0, 50.0])
+        monkeypatch.setattr("depthlens.pace.time.monotonic", lambda: next(ticks))
+        with limit.measured(100):
+            pass
+        assert limit.work == 100 / 50 * kept.KEEP_SECONDS
+
+    def test_where_reading_weights_takes_long_a_pack_takes_longer(self, tmp_path, monkeypatch):
+        tiny.save(tmp_path, "llama-gqa")
+        lens = dl.load(tmp_path, offload="disk")
+        limit = pace.Pace(lens)
+        ticks = iter([0.0, 70.0])
+        monkeypatch.setattr("depthlens.pace.time.monotonic", lambda: next(ticks))
+        with limit.measured(100):
+            lens.stream.waited += 20
+        assert limit.work == 100 / 50 * pace.READS * 20
+
+    def test_texts_that_have_ended_are_kept_before_their_pack_has(self, lens, tmp_path, monkeypatch):
+        monkeypatch.setattr(kept, "KEEP_SECONDS", 0.0)
+        monkeypatch.setattr("depthlens.engine.MIN_DECODED_ROWS", 10**6)  # one pack
+        n_rows = 6 * LIMIT
+        result = run(lens, tmp_path, tasks=[WRITTEN])
+        assert counts(result) == (0, n_rows)
+        assert result.docs.equals(run(lens, None, tasks=[WRITTEN]).docs)
+        assert counts(run(lens, tmp_path, tasks=[WRITTEN])) == (n_rows, 0)
+
+    def test_the_bar_says_how_much_is_kept(self, lens, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv(progress.ENVIRONMENT, "-")
+        run(lens, tmp_path, tasks=[CHOICE], progress=True)
+        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        assert lines[0]["kept"] in (None, 0) and lines[-1]["kept"] == N_CHOICE
+        monkeypatch.delenv(progress.ENVIRONMENT)
+        run(lens, tmp_path, tasks=[CHOICE], progress=True, limit=LIMIT + 1)
+        assert f"{N_CHOICE + 24} kept" in capsys.readouterr().err

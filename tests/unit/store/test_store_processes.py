@@ -1,0 +1,99 @@
+"""Processes that are killed, or share a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import tiny
+from stores import CHOICE, LIMIT, counts, run
+
+import depthlens as dl
+from depthlens import kept
+from depthlens.reservations import Reservations
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+
+
+class TestProcesses:
+    """`killed.py` forks its children from one that has imported everything; by hand with 50 kills of a real model."""
+
+    def script(self, *arguments: object) -> dict:
+        path = Path(__file__).parents[2] / "killed.py"
+        done = subprocess.run(
+            [sys.executable, str(path), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["plain", "offload", "donor", "generation"])
+    def test_stopped_six_times_the_result_is_that_of_an_undisturbed_sweep(self, tmp_path, kind):
+        found = self.script("stops", tmp_path, "--kind", kind, "--kills", 6)
+        assert found["kills"] == 6 and found["equal"]
+        assert found["rows_again"] <= found["rows"], "six stops lose less than one sweep"
+
+    @pytest.mark.slow
+    def test_four_at_once_are_as_one_and_do_nothing_twice(self, tmp_path):
+        found = self.script("together", tmp_path)
+        assert found["equal"] and found["rows"] > 1000 and found["rows_twice"] == 0
+
+
+class TestReservations:
+    def test_others_see_a_reservation_as_long_as_it_is_held(self, tmp_path):
+        one, other = Reservations(tmp_path), Reservations(tmp_path)
+        with one.reserve(lambda others: (others, {"mine": 1})) as seen:
+            assert seen == []
+            with other.reserve(lambda others: (others, {})) as seen:
+                assert seen == [{"mine": 1}]
+        with other.reserve(lambda others: (others, {})) as seen:
+            assert seen == []
+        assert [p.name for p in tmp_path.iterdir()] == ["mutex"]
+
+    def test_a_dead_owners_reservation_counts_for_nothing(self, tmp_path):
+        program = (
+            "import os, pathlib, sys; from depthlens.reservations import Reservations\n"
+            "at = Reservations(pathlib.Path(sys.argv[1]))\n"
+            "with at.reserve(lambda others: (others, {'dead': 1})): os._exit(9)"
+        )
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+        assert list(tmp_path.glob("*.json"))
+        with Reservations(tmp_path).reserve(lambda others: (others, {})) as seen:
+            assert seen == []
+        assert not list(tmp_path.glob("*.json"))
+
+    def test_a_sweep_waits_for_rows_that_another_computes(self, lens, tmp_path):
+        """The other's reservation is held here; its rows come, or it gives up, and the sweep ends either way."""
+        alone = run(lens, None, tasks=[CHOICE])
+        at = kept.AnswerStore(str(tmp_path), lens).entry(CHOICE)
+        seen = []
+        done = threading.Event()
+
+        def swept() -> None:
+            seen.append(run(lens, tmp_path, tasks=[CHOICE]))
+            done.set()
+
+        prepared = dl.harness.prepare(lens, dl.harness.load_tasks([CHOICE]), limit=LIMIT)[0]
+        conditions = dl.ablations.expand("layers", lens.dims)
+        everything = {
+            "conditions": [str(c) for c in conditions],
+            "requests": [kept.digest(q) for q in prepared.requests],
+        }
+        with Reservations(at.entry.reservations_folder).reserve(lambda others: (None, everything)):
+            thread = threading.Thread(target=swept)
+            thread.start()
+            assert not done.wait(1.5)
+        thread.join(60)
+        assert seen[0].docs.equals(alone.docs) and counts(seen[0])[1] == 6 * LIMIT * 4

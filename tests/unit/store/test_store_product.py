@@ -1,0 +1,147 @@
+"""The store works with every feature and with their combinations: asked twice, the second time nothing is computed."""
+
+from __future__ import annotations
+
+import pandas as pd
+import peft
+import pytest
+import tiny
+import torch
+from stores import CHOICE, WRITTEN, run
+from torch import nn
+
+import depthlens as dl
+from depthlens.errors import UserError
+
+TEXTS = ["one text", "another one"]
+REFERENCES = ["a reference prompt"]
+MIXED = ["L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("base"), "llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A model of the same shape with other weights."""
+    at = tmp_path_factory.mktemp("donor")
+    model = tiny.model("llama-gqa", max_position_embeddings=4096)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight.mul_(2)
+    model.save_pretrained(at)
+    tiny.tokenizer().save_pretrained(at)
+    return at
+
+
+def adapted(folder) -> dl.Lens:
+    lens = dl.load(folder)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    peft.inject_adapter_in_model(config, lens.model)
+    lens.model.eval().requires_grad_(False)
+    return lens
+
+
+MODELS = {
+    "in memory": dl.load,
+    "offloaded": lambda folder: dl.load(folder, offload="disk"),
+    "remote": lambda folder: dl.load(folder, remote="local"),
+    "adapted": adapted,
+}
+DONORS = {
+    "donor folder": str,
+    "donor in memory": dl.load,
+    "donor offloaded": lambda folder: dl.load(folder, offload="disk"),
+}
+
+
+def docs(*arguments, **options) -> pd.DataFrame:
+    return run(*arguments, **options).docs
+
+
+def heads(lens, store, **options) -> pd.DataFrame:
+    options = {"method": "attribution", "limit": 2, "store": store, "progress": False} | options
+    return dl.head_sweep(lens, CHOICE, **options).docs
+
+
+def geometry(lens, store) -> pd.DataFrame:
+    found = dl.geometry.geometry(lens, TEXTS, store=store, progress=False)
+    return pd.concat([found.distances, found.influences, found.logit_lens])
+
+
+EXPERIMENTS = {
+    "layers": lambda lens, store, donor: docs(lens, store, tasks=[CHOICE], limit=2),
+    "mean": lambda lens, store, donor: docs(lens, store, ["L1@mean", "L2.attn@mean"], [CHOICE], limit=2),
+    "resample": lambda lens, store, donor: docs(
+        lens, store, ["L1.H0@resample"], [CHOICE], limit=2, references=REFERENCES
+    ),
+    "written": lambda lens, store, donor: docs(lens, store, tasks=[WRITTEN], limit=2),
+    "written with means": lambda lens, store, donor: docs(lens, store, ["L1@mean"], [WRITTEN], limit=2),
+    "attribution": lambda lens, store, donor: heads(lens, store),
+    "attribution of means": lambda lens, store, donor: heads(lens, store, mode="mean"),
+    "geometry": lambda lens, store, donor: geometry(lens, store),
+    "effects": lambda lens, store, donor: dl.geometry.effects(lens, TEXTS, store=store, progress=False),
+    "donor": lambda lens, store, donor: docs(lens, store, ["L1@donor", "L2.H1@donor"], [CHOICE], limit=2, donor=donor),
+    "donor, mean and resample": lambda lens, store, donor: docs(
+        lens, store, MIXED, [CHOICE], limit=2, donor=donor, references=REFERENCES
+    ),
+    "written with a donor": lambda lens, store, donor: docs(lens, store, ["L1@donor"], [WRITTEN], limit=2, donor=donor),
+    "weight deltas": lambda lens, store, donor: dl.distill.weight_deltas(lens, donor, store=store),
+    "activation deltas": lambda lens, store, donor: dl.distill.activation_deltas(lens, donor, TEXTS, store=store),
+}
+WITH_DONOR = [name for name in EXPERIMENTS if "donor" in name or "deltas" in name]
+# what a model cannot do is refused, whatever the store
+REFUSED = {
+    "offloaded": {"written", "written with means", "attribution", "attribution of means", "written with a donor"},
+    "remote": {*EXPERIMENTS} - {"layers", "mean", "written", "written with means"},
+    "adapted": set(WITH_DONOR),  # the donor has no adapter: they are no pair
+}
+CASES = [(model, name, None) for model in MODELS for name in EXPERIMENTS if name not in WITH_DONOR]
+CASES += [(model, name, donor) for model in MODELS for name in WITH_DONOR for donor in DONORS]
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    return {name: load(folder) for name, load in MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def donors(other):
+    return {name: load(other) for name, load in DONORS.items()}
+
+
+@pytest.mark.parametrize(("model", "experiment", "donor"), CASES)
+def test_asked_twice_it_is_computed_once(models, donors, tmp_path, monkeypatch, model, experiment, donor):
+    def ask(store: str | None) -> pd.DataFrame:
+        return EXPERIMENTS[experiment](models[model], store, donor and donors[donor])
+
+    if experiment in REFUSED.get(model, ()):
+        with pytest.raises(UserError):
+            ask(str(tmp_path))
+        return
+    without = ask(None)
+    first = ask(str(tmp_path))
+    pd.testing.assert_frame_equal(first, without, rtol=0, atol=1e-5)  # remote traces round otherwise from run to run
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "__call__", None)
+        patch.setattr(torch.linalg, "vector_norm", None)
+        second = ask(str(tmp_path))
+    assert second.equals(first)
+    assert list(tmp_path.glob("*/*/*.parquet"))
+
+
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+@pytest.mark.parametrize("experiment", ["layers", "mean", "resample"])
+def test_of_other_backends_too(models, tmp_path, monkeypatch, backend, experiment):
+    asked = {"layers": ("layers", None), "mean": (["L1@mean"], None), "resample": (["L1.H0@resample"], REFERENCES)}
+    ablate, references = asked[experiment]
+    options = {"tasks": [CHOICE], "limit": 1, "backend": backend, "references": references}
+    first = run(models["in memory"], tmp_path, ablate, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "__call__", None)
+        second = run(models["in memory"], tmp_path, ablate, **options)
+    assert second.docs.equals(first.docs) and second.record["store"]["rows_computed"] == 0
+    assert first.record["store"]["rows_computed"] > 0
