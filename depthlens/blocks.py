@@ -213,7 +213,7 @@ def _same_baseline(found: Result, before: Sequence[Result]) -> Result:
         return found
     first, docs = before[0].docs, found.docs
     kept = [first[first["condition"] == BASELINE], docs[docs["condition"] != BASELINE]]
-    return Result(pd.concat(kept, ignore_index=True), found.record)
+    return Result(pd.concat(kept, ignore_index=True), found.record, found.asked)
 
 
 def _without(layers: Sequence[int]) -> Condition:

@@ -115,11 +115,12 @@ def of_task(
         UserError: unknown task, or one whose answers stand in no prompt.
     """
     arguments.loaded(lens)
-    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
+    most = arguments.documents(limit)
+    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
     found: list[Needle] = []
     n_docs = 0
     encoder = Encoder(lens)
-    for prepared in harness.prepare(lens, tasks, limit=arguments.documents(limit)):
+    for prepared in harness.prepare(lens, tasks, limit=most):
         for doc_id, (context, answer) in Answers(lens, prepared).pairs.items():
             n_docs += 1
             text = spans.align(lens, f"task {task}", context, answer, encoder)

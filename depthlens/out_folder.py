@@ -23,10 +23,11 @@ from depthlens.ablations import Dims, expand
 from depthlens.errors import UserError
 from depthlens.resources import unwritable, writable_folder
 
-DOCS_FILE, SUMMARY_FILE, RECORD_FILE = "docs.parquet", "summary.parquet", "record.json"
-FILES = (DOCS_FILE, SUMMARY_FILE, RECORD_FILE)
+DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
+SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
+FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
 LOCK = ".depthlens.lock"
-SETTINGS = ("backend", "chat", "limit", "measure", "references", "seed", "system_prompt")
+SETTINGS = ("backend", "chat", "include_path", "limit", "measure", "references", "seed", "system_prompt")
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"
 _DERIVED = ("metrics", "skipped_metrics")  # of a task's entry: computed from the rest
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from depthlens.errors import UserError
+from depthlens.out_folder import QUESTIONS_FILE
 
-FILE = "questions.parquet"
+FILE = QUESTIONS_FILE
 KEY = ["task", "doc_id"]
 COLUMNS = [*KEY, "question", "reference", "choices"]
 

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from depthlens import arguments, cuts, out_folder, questions, stats
+from depthlens import arguments, cuts, display, out_folder, questions, stats
 from depthlens.errors import UserError, unknown
 from depthlens.out_folder import DOCS_FILE, FILES, RECORD_FILE, SUMMARY_FILE
 from depthlens.resources import writable_folder
@@ -34,7 +34,6 @@ from depthlens.stats import ALPHA, BASELINE, GROUP
 
 DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
 _DTYPES = {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
-_SHOWN = 12  # rows of the summary in a repr
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -294,43 +293,22 @@ class Result:
             text = f"{'worsens' if row.loss > 0 else 'improves'} {where} by {amount}"
         return f"{row.condition} {text} (p_adjusted = {row.p_adjusted:.2g})"
 
+    def _displayed(self) -> tuple[str, pd.DataFrame, list[str]]:
+        try:
+            notes, losses = self.notes, self._judged["loss"].tolist()
+        except UserError as error:  # an incomplete record must not hide the table, though it does not say what is worse
+            notes, losses = [str(error)], None
+        head, table, rest = display.shown(self.summary, losses)
+        return head, table, rest + notes
+
     def __repr__(self) -> str:
-        head, table, rest = self._shown()
+        head, table, rest = self._displayed()
         return "\n".join([head, table.to_string(index=False), *rest])
 
     def _repr_html_(self) -> str:
-        head, table, rest = self._shown()
+        head, table, rest = self._displayed()
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in rest)
         return f"<p>{html.escape(head)}</p>{table.to_html(index=False, border=0)}{lines}"
-
-    def _shown(self) -> tuple[str, pd.DataFrame, list[str]]:
-        counts = {c: self.docs[c].nunique() for c in ("model", "task", "metric", "condition")}
-        sizes = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
-        try:
-            notes, losses = self.notes, self._judged["loss"].tolist()
-            order = "worst loss of each task and metric first"
-        except UserError as error:  # an incomplete record must not hide the table, though it does not say what is worse
-            notes, losses, order = [str(error)], None, "in the order of the sweep"
-        ordered = self._by_loss(losses)
-        n_groups = len(ordered[GROUP].drop_duplicates())
-        most = max(_SHOWN, min(2 * n_groups, 2 * _SHOWN))
-        # a fair share: the first row of every group, then the second of every group, and so on
-        chosen = ordered.groupby(GROUP, sort=False).cumcount().sort_values(kind="stable").index[:most]
-        columns = ["condition", *GROUP, "n", "value", "delta", "ci_low", "ci_high", "p_adjusted"]
-        table = ordered.loc[sorted(chosen), columns].round({"value": 3, "delta": 3, "ci_low": 3, "ci_high": 3})
-        table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
-        rest = [f"{len(ordered) - most} more rows in result.summary"] if len(ordered) > most else []
-        return f"Result of {sizes}; {order}", table, rest + notes
-
-    def _by_loss(self, losses: list[float] | None) -> pd.DataFrame:
-        """The summary group by group, each with its baseline and then its conditions by falling loss."""
-        is_base = self.summary["condition"] == BASELINE
-        table = self.summary.assign(_place=self.summary.groupby(GROUP, sort=False).ngroup(), _loss=0.0)
-        table.loc[is_base, "_loss"] = math.inf
-        if losses is not None:
-            table.loc[~is_base, "_loss"] = losses
-        ordered = table.sort_values(["_place", "_loss"], ascending=[True, False], kind="stable", ignore_index=True)
-        return ordered.drop(columns=["_place", "_loss"])
 
 
 def concat(results: Sequence[Result]) -> Result:

@@ -62,7 +62,8 @@ def start(
     found = model_names.find(model, weights=not remote)
     if not remote:
         model_names.probe(found)
-    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
+    most = arguments.documents(limit)
+    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

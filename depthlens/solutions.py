@@ -217,10 +217,11 @@ def of_task(
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
     arguments.loaded(lens)
-    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
+    most = arguments.documents(limit)
+    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
     found = []
     encoder = Encoder(lens)
-    for prepared in harness.prepare(lens, tasks, limit=arguments.documents(limit)):
+    for prepared in harness.prepare(lens, tasks, limit=most):
         if prepared.output_type != "generate_until":
             raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
         for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():

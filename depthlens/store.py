@@ -144,7 +144,8 @@ class Store:
                     raise
                 self.writable = False
         if text is None and not make:
-            raise UserError(f"store {location!r} does not exist; a sweep makes one, --store names another")
+            state = "is not a store" if self._fs.exists(self._root) else "does not exist"
+            raise UserError(f"store {location!r} {state}; a sweep makes one, --store names another")
         self._check(text)
 
     def _check(self, text: bytes | None) -> None:

@@ -187,8 +187,8 @@ def head_sweep(
         raise UserError(f"references {references!r}: attribution puts no prompt in place of a head; {fix}")
     conditions = expand(ablate, dims)
     answers = AnswerStore(store, lens)  # what is wrong with it is told before the tasks are made
-    names = arguments.names("task", task, "capitals_continuation")
-    tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
+    names, n_docs = arguments.names("task", task, "capitals_continuation"), arguments.documents(limit)
+    tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=n_docs)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
     def run(view: Answers, reference: Reference | None) -> tuple[list[list[Likelihood]], Kept]:
@@ -241,7 +241,7 @@ def run_sweep(
         include_path=kwargs.get("include_path"),
         num_fewshot=kwargs.get("num_fewshot"),
         seed=kwargs.get("seed", 0),
-        limit=kwargs.get("limit"),
+        limit=arguments.documents(kwargs.get("limit")),
     )
     lens = models.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
     result = condition_sweep(lens, loaded, ablate, **kwargs)
@@ -289,8 +289,8 @@ def condition_sweep(
     both = pairs.together(lens, donor, conditions, backend)
     answers = AnswerStore(store, both)  # what is wrong with it is told before the tasks are made
     if not isinstance(tasks, dict) or not tasks:
-        names = arguments.names("task", tasks, "capitals_continuation")
-        tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=limit)
+        names, n_docs = arguments.names("task", tasks, "capitals_continuation"), arguments.documents(limit)
+        tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=n_docs)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")

@@ -61,13 +61,14 @@ RUN = [
 
 STORE = [
     (["store", "list", "--store", "none"], "there is no store (DEPTHLENS_STORE or --store says none); name one"),
-    (["store", "list", "--store", "{file}"], "it, or a part of the path, is a file; name a folder"),
-    (["store", "list", "--store", "{foreign}"], "is a folder with other things in it (notes.txt, ...); name an empty"),
+    (["store", "list", "--store", "{file}"], "is not a store; a sweep makes one, --store names another"),
+    (["store", "list", "--store", "{out}"], "does not exist; a sweep makes one, --store names another"),
+    (["store", "list", "--store", "{foreign}"], "is not a store; a sweep makes one"),
     (["store", "list", "--store", "{newer}"], "was written by a newer depthlens (format 99"),
     (["store", "list", "--store", "{damaged}"], "format.json is damaged; put "),
     (["store", "list", "--store", "nosuch://x"], "cannot be opened: Protocol not known"),
     (["store", "show", "nope", "--store", "{kept}"], "unknown part 'nope'; "),
-    (["store", "verify", "--store", "{foreign}"], "is a folder with other things in it"),
+    (["store", "verify", "--store", "{foreign}"], "is not a store; a sweep makes one"),
     (["store", "prune", "--store", "{kept}"], "nothing to prune is named; give a model, a task, an age"),
     (["store", "prune", "--store", "{kept}", "--model", "nope"], "unknown model 'nope'; "),
     (["store", "prune", "--store", "{kept}", "--task", "nope"], "unknown task 'nope'; "),

@@ -248,13 +248,14 @@ def test_interrupted_sweep(sweeps, tmp_path, capsys):
         (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "OUT"], "loading organism for capitals"),
         (["run", "00_tuor", "--out", "OUT"], "reading 00_tuor"),
         (["run", "all", "--profile", "smoek", "--out", "OUT"], "reading all notebooks"),
-        (["store", "list", "--store", "OUT"], "reading the store OUT"),
+        (["store", "list"], "reading the store STORE"),
         (["gallery", "OUT"], "reading the notebooks in OUT"),
     ],
 )
 def test_the_first_line_says_what_begins(sweeps, tmp_path, capsys, monkeypatch, arguments, said):
     arguments = [a.replace("OUT", str(tmp_path / "out")) for a in arguments]
-    said = said.replace("OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("DEPTHLENS_STORE", str(tmp_path / "store"))
+    said = said.replace("OUT", str(tmp_path / "out")).replace("STORE", str(tmp_path / "store"))
     _, _, err = call(capsys, *arguments)
     assert err.splitlines()[0] == f"{said} ..."
     if arguments[0] in ("sweep", "run"):

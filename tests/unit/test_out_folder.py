@@ -63,7 +63,12 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
         assert code == 0, line
     after = Result.load(out)
     assert set(after.docs["condition"]) == set(before.docs["condition"]) and len(after.docs) == len(before.docs)
-    assert sorted(p.name for p in out.iterdir()) == ["docs.parquet", "record.json", "summary.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "docs.parquet",
+        "questions.parquet",
+        "record.json",
+        "summary.parquet",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +125,7 @@ def test_what_only_the_result_can_tell_is_seen_before_it_is_written(sweep, out):
         ("record.json", "not JSON"),
         ("docs.parquet", "my notes"),
         ("summary.parquet", ""),
+        ("questions.parquet", "mine"),
     ],
 )
 def test_files_of_something_else_are_not_written_over(sweep, tmp_path, name, text):
@@ -129,7 +135,7 @@ def test_files_of_something_else_are_not_written_over(sweep, tmp_path, name, tex
     code, line = sweep()
     assert code == 2 and line.startswith(f"Error: {str(out)!r} holds a {name} of something else; name another folder")
     assert state(out) == {name: text.encode()}
-    assert sweep("--overwrite")[0] == 0 and len(state(out)) == 3
+    assert sweep("--overwrite")[0] == 0 and len(state(out)) == 4
 
 
 def test_other_files_do_no_harm(sweep, tmp_path):
@@ -155,7 +161,7 @@ def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sw
         process.wait()
     time.sleep(0.1)
     assert sweep()[0] == 0
-    assert sorted(state(out)) == ["docs.parquet", "record.json", "summary.parquet"]
+    assert sorted(state(out)) == ["docs.parquet", "questions.parquet", "record.json", "summary.parquet"]
 
 
 # -- from Python --

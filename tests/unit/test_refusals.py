@@ -179,7 +179,12 @@ def test_the_same_sweep_without_a_mistake_works(call, model, tmp_path):
     out = tmp_path / "out"
     code, printed, _ = call(["sweep", model, TASK, "--ablate", "L1", "--limit", 2, "--out", out])
     assert code == 0 and printed[-1].startswith("Wrote ")
-    assert sorted(p.name for p in out.iterdir()) == ["docs.parquet", "record.json", "summary.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "docs.parquet",
+        "questions.parquet",
+        "record.json",
+        "summary.parquet",
+    ]
 
 
 def test_more_documents_than_there_are_mean_all(call, tmp_path):

@@ -136,7 +136,7 @@ class TestCommands:
         about = json.loads(out)
         assert code == 0 and about["rows"] == 6 * LIMIT * 4 and about["model"] == "tiny-llama-gqa"
         code, out, err = self.call(capsys, "store", "show", "nothing", "--store", at)
-        assert code == 2 and err.startswith("Error: unknown part 'nothing'") and err.count("\n") == 1
+        assert code == 2 and err.splitlines()[1].startswith("Error: unknown part 'nothing'") and err.count("\n") == 2
 
     def test_prune(self, lens, at, capsys):
         flip(parts(at)[0], 30)
@@ -161,17 +161,20 @@ class TestCommands:
             (["prune"], "nothing to prune is named"),
             (["prune", "--model", "gpt-9"], "unknown model 'gpt-9'"),
             (["prune", "--task", "capital_continuation"], f"did you mean {CHOICE}"),
-            (["prune", "--older-than", "-1"], "--older-than -1: give days"),
+            (["prune", "--older-than", "-1"], "--older-than '-1': give a number of days"),
         ],
     )
     def test_mistakes(self, at, capsys, arguments, message):
         code, out, err = self.call(capsys, "store", *arguments, "--store", at)
-        assert code == 2 and out == "" and message in err and err.startswith("Error: ") and err.count("\n") == 1
+        first, last = err.splitlines()
+        assert code == 2 and out == "" and first == f"reading the store {at} ..." and last.startswith("Error: ")
+        assert message in last
 
     def test_no_store(self, capsys, monkeypatch):
         monkeypatch.setenv(store.ENVIRONMENT, "none")
         code, _, err = self.call(capsys, "store", "list")
-        assert code == 2 and err == "Error: there is no store (DEPTHLENS_STORE=none); name one with --store\n"
+        fault = "there is no store (DEPTHLENS_STORE or --store says none)"
+        assert code == 2 and err == f"Error: {fault}; name one with --store\n"
 
 
 class TestAboutFiles:
@@ -230,4 +233,4 @@ class TestReadOnly:
         with pytest.raises(SystemExit) as end:
             cli.main(["store", "prune", "--all", "--store", str(read_only)])
         err = capsys.readouterr().err
-        assert end.value.code == 2 and "cannot be written" in err and err.count("\n") == 1
+        assert end.value.code == 2 and "cannot be written" in err.splitlines()[1] and err.count("\n") == 2
