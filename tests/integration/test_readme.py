@@ -119,8 +119,8 @@ def names():
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-# 24 s to load and sweep layers, 20 s saved and joined, 50 s of heads, 34 s of depth, 41 s of transplants; several times as
-# much where others use the two cores, so that no bound is tested
+# 24 s to load and sweep layers, 20 s saved and joined, 50 s of heads, 34 s of depth, 41 s of transplants; several
+# times as much where others use the two cores, so that no bound is tested
 def test_snippet(names, desk, monkeypatch, number):
     monkeypatch.chdir(desk)
     monkeypatch.setenv("MPLBACKEND", "Agg")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -262,6 +264,33 @@ def test_the_first_line_says_what_begins(sweeps, tmp_path, capsys, monkeypatch, 
         monkeypatch.setenv("DEPTHLENS_PROGRESS", "")  # so that what --json sets is taken back
         _, _, err = call(capsys, *arguments, "--json", *(["--overwrite"] if arguments[0] == "sweep" else []))
         assert json.loads(err.splitlines()[0])["status"] == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "organism", "organism_one_hop", "--ablate", "L1", "--limit", "2", "--out", "out"],
+        ["sweep", "organism", "organism_one_hop", "--ablate", "L1", "--limit", "2", "--out", "out", "--json"],
+        ["run", "00_tuor", "--out", "out"],
+        ["store", "list"],
+        ["gallery", "nowhere"],
+        ["-m", "depthlens.lm_eval_model", "run", "--tasks", "nope"],
+    ],
+    ids=" ".join,
+)
+def test_the_first_line_comes_within_two_seconds(tmp_path, arguments):
+    program = ["-c", "from depthlens.cli import main; main()"] if arguments[0] != "-m" else []
+    environment = os.environ | {"PYTHONPATH": str(resources.data_dir().parent), "DEPTHLENS_STORE": str(tmp_path / "s")}
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *program, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    )
+    try:
+        assert process.stderr.readline().strip() and time.monotonic() - began < 2
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
