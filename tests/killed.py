@@ -113,7 +113,8 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
 
     Returns:
         Kills, sweeps that came to their end, whether every result was that of an undisturbed sweep, rows computed again
-        over all kills, and the most seconds of work that one kill lost (from what was kept last to the kill).
+        over all kills, rows of the largest pack, and the most seconds of work that one kill lost (since what was kept
+        last or begun).
     """
     log = Log(folder / "undisturbed")
 
@@ -127,7 +128,7 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
     n_rows = sum(len(rows) for what, _, rows in log.lines() if what == "start")
     undisturbed = dl.Result.load(folder / "wanted").docs
     chance = random.Random(seed)
-    done, killed, same, again, worst = 0, 0, True, 0, 0.0
+    done, killed, same, again, largest, worst = 0, 0, True, 0, 0, 0.0
     while killed < wanted or not done:
         store, out, log = folder / f"store-{done}", folder / f"out-{done}", Log(folder / f"log-{done}")
 
@@ -151,7 +152,9 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
             elif code:
                 raise SystemExit(f"a sweep ended by itself with {code}")
         same &= equal(dl.Result.load(out).docs, undisturbed)
-        started = [tuple(row) for what, _, rows in log.lines() if what == "start" for row in rows]
+        packs = [rows for what, _, rows in log.lines() if what == "start"]
+        largest = max(largest, *map(len, packs))
+        started = [tuple(row) for rows in packs for row in rows]
         again += len(started) - len(set(started))
         done += 1
     return {
@@ -161,6 +164,7 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
         "equal": same,
         "rows": n_rows,
         "rows_again": again,
+        "most_rows_of_a_pack": largest,
         "seconds": round(lasts, 1),
         "worst_seconds_lost": round(worst, 1),
     }

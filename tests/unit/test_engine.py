@@ -1,13 +1,10 @@
 """The engine against one plain forward pass or Hugging Face `generate` for each row on its own."""
 
-import io
-
 import pytest
 import tiny
 import torch
-from tqdm import tqdm
 
-from depthlens import budget
+from depthlens import budget, progress
 from depthlens import engine as engine_module
 from depthlens.ablations import expand, parse
 from depthlens.backends.torch import TorchBackend, measure_means
@@ -166,12 +163,12 @@ def test_memory_that_does_for_nothing_is_an_error(lens, requests, monkeypatch):
         Engine(lens, progress=False).loglikelihood(requests, [parse("baseline")])
 
 
-class Bar(tqdm):
+class Bar(progress.Bar):
     """Remembers where it was."""
 
     def __init__(self, **options):
-        super().__init__(**options, file=io.StringIO())
         self.seen = []
+        super().__init__(**options)
         Bar.last = self
 
     def update(self, n=1):
