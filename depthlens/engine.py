@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from depthlens import backends, budget, decoding, donors, finite, kept, offload, packing, progress
+from depthlens import arguments, backends, budget, decoding, donors, finite, kept, offload, packing, progress
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.decoding import Writer
 from depthlens.errors import Interrupted, UserError
@@ -345,9 +345,11 @@ def next_token(
     Raises:
         UserError: empty prompt, or a condition that the model does not have.
     """
-    tokens = lens.tokenizer(prompt).input_ids
+    arguments.loaded(lens)
+    arguments.whole("k", k, 1)
+    tokens = lens.tokenizer(prompt).input_ids if isinstance(prompt, str) else []
     if not tokens:
-        raise UserError("the prompt is empty; give some text")
+        raise UserError(f"prompt {prompt!r}: give some text")
     wanted = expand(conditions, lens.dims) if conditions else [BASELINE]
     rows = torch.tensor([tokens] * len(wanted), device=lens.device)
     engine = Engine(lens, backend=backend, progress=False)

@@ -37,7 +37,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from depthlens import finite, models, packing, provenance
+from depthlens import arguments, finite, models, packing, provenance
 from depthlens.ablations import BASELINE
 from depthlens.architectures import hidden
 from depthlens.errors import UserError, unknown
@@ -111,8 +111,7 @@ def geometry(
     Raises:
         UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
     """
-    if lens_positions < 1:
-        raise UserError(f"lens_positions {lens_positions}: give at least 1")
+    arguments.whole("lens_positions", lens_positions, 1)
     rows = _encoded(lens, texts, limit, max_tokens)
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
@@ -248,6 +247,7 @@ def effects(
     """
     if over not in OVER:
         raise unknown("over", over, OVER)
+    arguments.check(seed=seed)
     rows = _encoded(lens, texts, limit, max_tokens)
     shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
     if not 0 <= spare <= len(rows[shortest]) - 2:
@@ -316,19 +316,21 @@ def predictors(g: Geometry) -> pd.DataFrame:
     Returns:
         One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
     """
+    arguments.made_by(g, "distances", "what depthlens.geometry.geometry returned", "g")
     single, entropy = g.distances[g.distances["size"] == 1], g.logit_lens["entropy"]
     table = g.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
     return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))
 
 
 def _encoded(lens: models.Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
+    arguments.loaded(lens)
     lens.needs_weights("the geometry of the residual stream")
     texts = plain_texts() if texts is None else texts
-    if isinstance(texts, str) or not len(texts):
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts or [0]):
         raise UserError(f"texts {texts!r}: give a list of at least one text")
-    for name, value, least in (("limit", limit, 1), ("max_tokens", max_tokens, 2)):
-        if value is not None and value < least:
-            raise UserError(f"{name} {value}: give at least {least}")
+    if limit is not None:
+        arguments.whole("limit", limit, 1)
+    arguments.whole("max_tokens", max_tokens, 2)
     config = lens.model.config
     reads = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or max_tokens)
     rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in texts[:limit]]

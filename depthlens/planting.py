@@ -98,7 +98,12 @@ def plant(
     )
     with torch.random.fork_rng(devices=[]):  # the random start, all of it overwritten, must not move the caller's seed
         model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    _Planter(model, roles, seed, noise, leak, eps, sharpness).run()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # how sums are shared out among threads decides their last bits
+        _Planter(model, roles, seed, noise, leak, eps, sharpness).run()
+    finally:
+        torch.set_num_threads(threads)
     return model
 
 

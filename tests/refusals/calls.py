@@ -126,7 +126,16 @@ SWEEPS = [
     (lambda e: dl.Ablation(-1), "layer -1 is negative; layers count from 0"),
     (lambda e: dl.Ablation(1, "x"), "unknown ablation site 'x'; allowed: layer"),
     (lambda e: dl.Condition(("L1",)), "condition of 'L1': give ablations, or parse a text"),
-    (lambda e: dl.next_token(e.lens, ""), "the prompt is empty; give some text"),
+    (lambda e: dl.next_token(e.lens, ""), "prompt '': give some text"),
+    (lambda e: dl.next_token(e.lens, None), "prompt None: give some text"),
+    (lambda e: dl.next_token("organism", "x"), "lens 'organism' is the name of a model; load it first"),
+    (lambda e: dl.next_token(e.lens, "x", k=0), "k 0: give a whole number, at least 1"),
+    (lambda e: dl.geometry.geometry("organism"), "lens 'organism' is the name of a model; load it first"),
+    (lambda e: dl.geometry.geometry(e.lens, ["a text", 5]), "texts ['a text', 5]: give a list of at least one text"),
+    (lambda e: dl.geometry.geometry(e.lens, lens_positions=0), "lens_positions 0: give a whole number, at least 1"),
+    (lambda e: dl.geometry.effects("organism"), "lens 'organism' is the name of a model; load it first"),
+    (lambda e: dl.geometry.effects(e.lens, seed=-1), "seed -1: give a whole number from 0"),
+    (lambda e: dl.geometry.predictors(3), "g is a int; give what depthlens.geometry.geometry returned"),
     (lambda e: dl.next_token(e.lens, "x", ["L99"]), "condition L99: layer 99 does not exist; layers are 0..4"),
 ]
 

@@ -253,7 +253,7 @@ def test_next_token_probabilities(lens):
     assert list(frame.columns) == ["baseline", "L1", "L2.H0"]
     wanted = lens.model(torch.tensor([lens.tokenizer("abc").input_ids])).logits[0, -1].softmax(-1).max().item()
     assert frame["baseline"].iloc[0] == pytest.approx(wanted, rel=1e-5)
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match="give some text"):
         next_token(lens, "")
 
 

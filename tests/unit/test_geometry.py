@@ -301,8 +301,8 @@ BAD = [
     ({"texts": "one text"}, "give a list of at least one text"),
     ({"texts": [*TEXTS, "", "b"]}, r"text 3 \(''\) has fewer than 2 tokens \(0\)"),
     ({"texts": [TEXTS[0], "b"]}, r"text 1 \('b'\) has fewer than 2 tokens \(1\)"),
-    ({"texts": TEXTS, "limit": 0}, "limit 0: give at least 1"),
-    ({"texts": TEXTS, "max_tokens": 1}, "max_tokens 1: give at least 2"),
+    ({"texts": TEXTS, "limit": 0}, "limit 0: give a whole number, at least 1"),
+    ({"texts": TEXTS, "max_tokens": 1}, "max_tokens 1: give a whole number, at least 2"),
     ({"texts": ["a" * 600], "max_tokens": 600}, "text 0 has 600 tokens; the model reads 512 at once"),
 ]
 

@@ -513,3 +513,16 @@ def test_sweep_over_the_embedded_tasks():
             broken = hops in head.needed
             # four options: a guess is right once in four times, give or take (binomial, 40 documents)
             assert value[str(head)] < 0.55 if broken else value[str(head)] >= 0.95, (task, head)
+
+
+def test_weights_do_not_depend_on_threads():
+    before = torch.get_num_threads()
+    try:
+        prints = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            prints.append(models.load("organism:seed=5").fingerprint)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(prints)) == 1
