@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,10 +18,8 @@ import torch
 from depthlens import kept
 
 READS = 4  # a pack lasts at least so many times as long as the reading of weights for it
-# a guess for the first pack, in floating point operations a second (a CPU: of one thread), and how much of the time it
-# may be wrong by; what it takes is measured
-FIRST_RATES = {"cpu": 2e10, "mps": 1e12, "cuda": 1e13}
-CAUTION = 4
+TRIED = 2048  # width of the square matrix that is multiplied to guess the rate of the first pack
+SHARE = 0.8  # of the rate of matrix products, which a layer reaches
 
 
 class Pace:
@@ -33,9 +32,8 @@ class Pace:
     def __init__(self, lens: Any) -> None:
         self._streams = [one.stream for one in (lens, *([lens.donor.lens] if lens.donor else [])) if one.stream]
         n_parameters = sum(p.numel() for p in lens.arch.layers[0].parameters())
-        kind = lens.device.type
-        rate = FIRST_RATES.get(kind, 1e12) * (torch.get_num_threads() if kind == "cpu" else 1)
-        self._rate = rate / (2 * max(1, n_parameters)) / CAUTION  # tokens that pass a layer a second
+        # tokens that pass a layer a second
+        self._rate = SHARE * products(lens.device, lens.dtype) / (2 * max(1, n_parameters))
         self._reading = 0.0  # seconds of a pack in which weights were waited for
 
     @property
@@ -55,3 +53,18 @@ class Pace:
 
     def _waited(self) -> float:
         return sum((stream.waited for stream in self._streams), 0.0)
+
+
+@cache
+def products(device: torch.device, dtype: torch.dtype) -> float:
+    """Rate of matrix products on a device, in floating point operations a second, tried once (20 ms on two cores)."""
+    rows = 256
+    x, weight = (torch.ones(n, TRIED, device=device, dtype=dtype) for n in (rows, TRIED))
+
+    def seconds() -> float:
+        start = time.monotonic()
+        float((x @ weight)[0, 0])  # waits for the device
+        return max(1e-9, time.monotonic() - start)
+
+    seconds()  # the first product of a process takes longer
+    return 2 * rows * TRIED**2 / min(seconds() for _ in range(3))

@@ -103,19 +103,19 @@ class PackRuns:
         return [self.conditions[c].first_layer for c in group if self.conditions[c]]
 
     def _in_time(self, packed: packing.Pack, group: Sequence[int]) -> Iterator[list[int]]:
-        """Conditions that lack answers in a pack, as many together as take about the time of a pack."""
+        """Conditions that lack answers in a pack, as many together as take about the time of a pack, twice at most."""
         answers = self.rows.answers
         todo = [c for c in group if any(answers[c][r] is None for r in packed.sequences)]
+        least = -(-self._least_rows // len(packed.sequences))  # conditions
         walked = False
         while todo:
-            some = [todo.pop(0)]
-            while todo and (
-                len(some) * len(packed.sequences) < self._least_rows
-                or self._work(packed, [*some, todo[0]], walked) <= self._pace.work
-            ):
-                some.append(todo.pop(0))
-            yield some
-            walked = True
+            n, work = least, self._pace.work
+            while n < len(todo) and self._work(packed, todo[: n + 1], walked) <= work:
+                n += 1
+            if len(todo) - n < least or self._work(packed, todo, walked) <= 2 * work:
+                n = len(todo)
+            yield todo[:n]
+            todo, walked = todo[n:], True
 
     def _work(self, packed: packing.Pack, group: Sequence[int], walked: bool) -> int:
         """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""

@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, default="plain")
     parser.add_argument("--model", help="default: a tiny one that is made here")
     parser.add_argument("--donor", help="default: another one")
+    parser.add_argument("--task", help="default: that of the kind")
     parser.add_argument("--limit", type=int, default=8, help="documents of each task")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--keep-seconds", type=float, default=0.02, help="what a pack may take; the library's own: 10")
@@ -215,6 +216,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.task:
+        KINDS[args.kind]["tasks"] = [args.task]
     kept.KEEP_SECONDS = args.keep_seconds
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "together":
