@@ -103,7 +103,7 @@ class PackRuns:
         return [self.conditions[c].first_layer for c in group if self.conditions[c]]
 
     def _in_time(self, packed: packing.Pack, group: Sequence[int]) -> Iterator[list[int]]:
-        """Conditions that lack answers in a pack, as many together as take about the time of a pack, twice at most."""
+        """Conditions that lack answers in a pack, in groups that take about the time of a pack (half as long again)."""
         answers = self.rows.answers
         todo = [c for c in group if any(answers[c][r] is None for r in packed.sequences)]
         least = -(-self._least_rows // len(packed.sequences))  # conditions
@@ -112,7 +112,7 @@ class PackRuns:
             n, work = least, self._pace.work
             while n < len(todo) and self._work(packed, todo[: n + 1], walked) <= work:
                 n += 1
-            if len(todo) - n < least or self._work(packed, todo, walked) <= 2 * work:
+            if len(todo) - n < least or self._work(packed, todo, walked) <= 1.5 * work:
                 n = len(todo)
             yield todo[:n]
             todo, walked = todo[n:], True
