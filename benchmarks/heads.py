@@ -21,13 +21,14 @@ from speed import Likelihoods, matmul_rate, spread, timed
 from tqdm import tqdm
 
 import depthlens as dl
-from depthlens import harness, head_effects
 from depthlens.ablations import Condition, expand
-from depthlens.answers import Answers
-from depthlens.attribution import attribute
+from depthlens.analysis import head_effects
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import Engine
-from depthlens.plain import PlainRows
+from depthlens.engine.engine import Engine
+from depthlens.engine.padded_rows import PlainRows
+from depthlens.experiments.attribution import attribute
+from depthlens.tasks import harness
+from depthlens.tasks.answer_logprob import Answers
 
 TASK = "capitals_continuation"
 

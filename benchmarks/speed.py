@@ -31,11 +31,12 @@ import torch
 import yaml
 
 import depthlens as dl
-from depthlens import encoding, harness, packing
 from depthlens.ablations import Condition, expand
 from depthlens.backends.torch import TorchBackend
-from depthlens.decoding import cut
-from depthlens.engine import Engine
+from depthlens.engine import prefix_tree
+from depthlens.engine.decoding import cut
+from depthlens.engine.engine import Engine
+from depthlens.tasks import encoding, harness
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 HF_BATCH_SIZES = (8, 16)
@@ -292,7 +293,7 @@ def gflop(lens: Any, prepared: harness.Prepared, n_conditions: int) -> tuple[flo
     keys = lens.arch.attn[-1].k_proj.weight.numel() + lens.arch.attn[-1].v_proj.weight.numel()
     per_logits, n = lens.arch.unembed.weight.numel(), lens.dims.n_layers
     tokens = asked = 0
-    for pack in packing.pack(inputs, 1 << 40):
+    for pack in prefix_tree.pack(inputs, 1 << 40):
         tokens += pack.n_tokens
         spans = zip(pack.sequences, pack.paths, strict=True)
         asked += len({i for r, path in spans for i in path[len(prepared.requests[r].context) - 1 :]})

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 import depthlens as dl
-from depthlens import adapters
+from depthlens.models import adapters
 
 HERE = Path(__file__).resolve().parent
 BASE = adapters.BASE

@@ -10,7 +10,7 @@ import pandas as pd
 import training_problems as problems
 
 import depthlens as dl
-from depthlens import adapters, embedded
+from depthlens.models import adapters, embedded
 
 ABOUT = {
     "direct": "answers arithmetic word problems at once, with the number alone",

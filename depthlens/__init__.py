@@ -20,34 +20,64 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 atexit.register(gc.freeze)
 
 _LAZY = {
-    "load": "models",
-    "Lens": "models",
-    "layer_sweep": "sweep",
-    "condition_sweep": "sweep",
-    "head_sweep": "sweep",
-    "block_sweep": "blocks",
-    "greedy_removal": "blocks",
-    "retrieval_scores": "heads",
-    "reasoning_scores": "heads",
-    "HeadScores": "head_scores",
-    "removal_curve": "removal",
-    "critical": "criticality",
-    "transplant": "distill",
-    "start": "session",
-    "next_token": "engine",
-    "Result": "results",
+    "load": "models.loading",
+    "Lens": "models.loading",
+    "layer_sweep": "experiments.sweep",
+    "condition_sweep": "experiments.sweep",
+    "head_sweep": "experiments.sweep",
+    "block_sweep": "experiments.block_removal",
+    "greedy_removal": "experiments.block_removal",
+    "retrieval_scores": "experiments.head_roles",
+    "reasoning_scores": "experiments.head_roles",
+    "HeadScores": "analysis.head_scores",
+    "removal_curve": "experiments.head_removal",
+    "critical": "analysis.stability",
+    "transplant": "experiments.distillation",
+    "start": "runner.session",
+    "next_token": "engine.engine",
+    "Result": "analysis.results",
     "UserError": "errors",
     "Condition": "ablations",
     "Ablation": "ablations",
     "parse": "ablations",
 }
-_MODULES = (
-    *("ablations", "architectures", "backends", "blocks", "claims", "criticality", "depth", "depth_comparison"),
-    *("distill", "engine", "geometry", "harness", "head_effects", "head_scores", "heads", "mistakes", "models"),
-    *("needles", "organism_tasks", "organisms", "patterns", "plots", "profiles", "reasoning", "recovery"),
-    *("removal", "result_attention", "results", "retrieval", "runner", "solutions", "stats", "store", "subsets"),
-    "sweep",
-)
+_MODULES = {
+    "ablations": "ablations",
+    "architectures": "models.architectures",
+    "backends": "backends",
+    "blocks": "experiments.block_removal",
+    "claims": "claims.verdicts",
+    "criticality": "analysis.stability",
+    "depth": "analysis.depth",
+    "depth_comparison": "analysis.model_comparison",
+    "distill": "experiments.distillation",
+    "engine": "engine.engine",
+    "geometry": "experiments.geometry",
+    "harness": "tasks.harness",
+    "head_effects": "analysis.head_effects",
+    "head_scores": "analysis.head_scores",
+    "heads": "experiments.head_roles",
+    "mistakes": "analysis.solution_errors",
+    "models": "models.loading",
+    "needles": "tasks.needles",
+    "organism_tasks": "organisms.language",
+    "organisms": "organisms.builder",
+    "patterns": "experiments.attention_patterns",
+    "plots": "plots",
+    "profiles": "analysis.layer_profiles",
+    "reasoning": "claims.depth_contrasts",
+    "recovery": "analysis.recovery",
+    "removal": "experiments.head_removal",
+    "result_attention": "experiments.result_attention",
+    "results": "analysis.results",
+    "retrieval": "analysis.open_book",
+    "runner": "runner.execute",
+    "solutions": "experiments.worked_solutions",
+    "stats": "analysis.stats",
+    "store": "store.parts",
+    "subsets": "analysis.subgroups",
+    "sweep": "experiments.sweep",
+}
 
 __all__ = ["__version__", *_LAZY]
 
@@ -56,7 +86,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(_module(_LAZY[name]), name)
     if name in _MODULES:
-        return _module(name)
+        return _module(_MODULES[name])
     raise AttributeError(f"module 'depthlens' has no attribute {name!r}")
 
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from depthlens import store_cli
-from depthlens.announce import say
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
+from depthlens.progress import say
+from depthlens.store import commands
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from depthlens.results import Result
+    from depthlens.analysis.results import Result
 
 app = typer.Typer(
     help="Remove parts of a language model and measure what each removal costs.",
@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(store_cli.app, name="store")
+app.add_typer(commands.app, name="store")
 _WORST = 5
 _COMMAND: ContextVar[list[str]] = ContextVar("command")  # as it was given, for the record
 _UsageError = typer.BadParameter.__base__  # Typer has its own or Click's, by version
@@ -147,8 +147,9 @@ def sweep(
     json: JsonOption = False,
 ) -> None:
     """Ablate parts of a model one condition at a time and score every task under each."""
-    from depthlens import arguments, model_names
-    from depthlens.out_folder import FILES, claimed
+    from depthlens import arguments
+    from depthlens.analysis.result_folder import FILES, claimed
+    from depthlens.models import sources
 
     settings: dict[str, Any] = {
         "limit": _whole(limit),
@@ -167,7 +168,7 @@ def sweep(
     }
     arguments.check(**settings, tasks=tasks)
     settings |= {"donor": donor, "remote": remote}
-    named = [model_names.find(name, weights=not remote) for name in (model, donor) if name is not None]
+    named = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
     _settle(store, json)
     try:
         with claimed(
@@ -179,8 +180,8 @@ def sweep(
                 tasks=tasks,
             )
             for source in named if not remote else ():
-                model_names.probe(source)
-            from depthlens.sweep import run_sweep
+                sources.probe(source)
+            from depthlens.experiments.sweep import run_sweep
 
             result = run_sweep(model, tasks, ablate, **settings)
             result.record["command"] = _COMMAND.get()
@@ -215,9 +216,9 @@ def run(
         given[name] = value
     _settle(store, json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
-    from depthlens import runner
+    from depthlens.runner import execute
 
-    report = runner.run(names, out=out, profile=profile, parameters=given)
+    report = execute.run(names, out=out, profile=profile, parameters=given)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:
@@ -234,7 +235,7 @@ def gallery(
     if not folder.strip():
         raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
     say(f"reading the notebooks in {folder}", folder=folder)
-    from depthlens.gallery import gallery as build
+    from depthlens.runner.gallery import gallery as build
 
     typer.echo(f"Wrote {build(folder)}")
 
@@ -242,9 +243,9 @@ def gallery(
 @app.command()
 def models() -> None:
     """List the models that have a short name."""
-    from depthlens import names
+    from depthlens.models import registry
 
-    typer.echo(table(names.table()))
+    typer.echo(table(registry.table()))
 
 
 def _whole(text: str | None) -> int | str | None:
@@ -260,7 +261,7 @@ def _settle(store: str, json: bool) -> None:
     import os
 
     from depthlens import progress
-    from depthlens import store as storage
+    from depthlens.store import parts as storage
 
     if not store.strip():
         storage.open_store(store)  # which says what to give

@@ -1,6 +1,6 @@
 """The engine as an lm-eval model: ``--model depthlens --model_args pretrained=NAME,condition=L12``.
 
-Importing this module registers the model (`depthlens.lm_eval_class`), after which
+Importing this module registers the model (`depthlens.tasks.registered_model`), after which
 ``lm_eval.simple_evaluate(model="depthlens", ...)`` works. lm-eval's command line imports only the models it ships, so
 ``python -m depthlens.lm_eval_model`` stands for ``lm_eval``: it registers ours, knows the embedded tasks and hands
 every argument on. A mistake of the caller ends as one line and exit code 2.
@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from depthlens import model_names, resources
-from depthlens.announce import say
+from depthlens import paths
 from depthlens.errors import UserError, unknown
+from depthlens.models import sources
+from depthlens.progress import say
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
         embedded = arguments.command == "run" and _checked(arguments)
         import lm_eval.tasks
 
-        import depthlens.lm_eval_class  # noqa: F401 - registers the model
+        import depthlens.tasks.registered_model  # noqa: F401 - registers the model
 
         # each of its commands imports the class from there
         lm_eval.tasks.TaskManager = _with_ours(lm_eval.tasks.TaskManager, embedded)
@@ -57,8 +58,8 @@ def _checked(arguments: Any) -> bool:
     finally:
         logging.disable(level)
     if arguments.model == "depthlens":
-        model_names.probe(model_names.find((arguments.model_args or {}).get("pretrained")))
-    return not arguments.include_path and set(arguments.tasks) <= resources.embedded_names()
+        sources.probe(sources.find((arguments.model_args or {}).get("pretrained")))
+    return not arguments.include_path and set(arguments.tasks) <= paths.embedded_names()
 
 
 def _with_ours(manager: type, embedded: bool) -> type:
@@ -71,7 +72,7 @@ def _with_ours(manager: type, embedded: bool) -> type:
                 if not Path(path).is_dir():
                     raise UserError(f"include_path {str(path)!r} is not a folder; give the folder with your YAML files")
             kwargs |= {"include_defaults": False} if embedded else {}
-            super().__init__(*args, include_path=[str(resources.tasks_dir()), *map(str, given)], **kwargs)
+            super().__init__(*args, include_path=[str(paths.tasks_dir()), *map(str, given)], **kwargs)
 
         def match_tasks(self, task_list: list[str]) -> list[str]:
             found = super().match_tasks(task_list)
@@ -86,4 +87,4 @@ def _with_ours(manager: type, embedded: bool) -> type:
 if __name__ == "__main__":
     main()
 else:
-    from depthlens.lm_eval_class import DepthlensLM as DepthlensLM
+    from depthlens.tasks.registered_model import DepthlensLM as DepthlensLM

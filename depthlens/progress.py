@@ -96,3 +96,14 @@ class _Nowhere:
 def bar(**kwargs: Any) -> Bar:
     """A bar; arguments as of tqdm (total, initial, desc, unit, disable)."""
     return Bar(**kwargs)
+
+
+def say(what: str, **about: Any) -> None:
+    """Tell what begins now.
+
+    Args:
+        what: In words, as ``"loading smollm2-135m"``.
+        about: The same as values, for the line of JSON.
+    """
+    as_json = os.environ.get(ENVIRONMENT) == "-"
+    print(json.dumps({"status": what, **about}) if as_json else f"{what} ...", file=sys.stderr, flush=True)

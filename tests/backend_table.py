@@ -17,9 +17,10 @@ import surgery
 import tiny
 import torch
 
-from depthlens import backends, packing, wavefront
+from depthlens import backends
 from depthlens.ablations import BASELINE, parse
 from depthlens.backends.torch import measure_means, sample
+from depthlens.engine import prefix_tree, wavefront
 from depthlens.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -62,7 +63,7 @@ def reference_of(lens):
 def logits(way: str, lens, means, conditions):
     """Logits of TOKENS under each condition. Shape [condition, pos, d_vocab]."""
     if way == "torch, wavefront":
-        (packed,) = packing.pack([TOKENS.tolist()], 4096)
+        (packed,) = prefix_tree.pack([TOKENS.tolist()], 4096)
         states = wavefront.Wavefront(lens, means, 4096).run(packed, conditions, packed.paths[0])
         return lens.arch.unembed(lens.arch.final_norm(states))
     rows = TOKENS.repeat(len(conditions), 1)

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from depthlens.theme import WIDTH
+from depthlens.plots.theme import WIDTH
 
 mpl.use("agg")
 

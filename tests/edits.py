@@ -28,10 +28,10 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 from depthlens.ablations import parse
-from depthlens.engine import Engine
-from depthlens.kept import AnswerStore
-from depthlens.models import Lens
+from depthlens.engine.engine import Engine
+from depthlens.models.loading import Lens
 from depthlens.requests import Generate, Loglikelihood
+from depthlens.store.answer_cache import AnswerStore
 
 Way = Callable[[Lens, random.Random, ExitStack], Any]
 

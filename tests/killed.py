@@ -29,8 +29,9 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens import kept, pack_runs
+from depthlens.engine import pack_runs
 from depthlens.errors import stop_on_sigterm
+from depthlens.store import answer_cache
 
 KINDS = {
     "plain": {"ablate": "layers", "tasks": ["capitals_continuation"]},
@@ -56,10 +57,10 @@ class Log:
 
     def watch(self) -> None:
         """Note what the engine does in this process from now on."""
-        do, write = pack_runs.PackRuns.do, kept.Rows.keep
+        do, write = pack_runs.PackRuns.do, answer_cache.Rows.keep
 
-        def addresses(rows: kept.Rows, some: Iterable[tuple[int, int]]) -> list:
-            return [[rows.kept.address(rows.conditions[c]), kept.digest(rows.requests[r])] for c, r in some]
+        def addresses(rows: answer_cache.Rows, some: Iterable[tuple[int, int]]) -> list:
+            return [[rows.kept.address(rows.conditions[c]), answer_cache.digest(rows.requests[r])] for c, r in some]
 
         def started(packs: Any, members: list[int], group: list[int]) -> None:
             self.note("start", addresses(packs.rows, [(c, r) for c in group for r in members]))
@@ -69,7 +70,7 @@ class Log:
             write(rows, some)
             self.note("keep", addresses(rows, some))
 
-        pack_runs.PackRuns.do, kept.Rows.keep = started, wrote
+        pack_runs.PackRuns.do, answer_cache.Rows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -218,7 +219,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.task:
         KINDS[args.kind]["tasks"] = [args.task]
-    kept.KEEP_SECONDS = args.keep_seconds
+    answer_cache.KEEP_SECONDS = args.keep_seconds
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "together":
         print(json.dumps(together(args.folder)))

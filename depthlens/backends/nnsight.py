@@ -17,10 +17,10 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 from depthlens.ablations import Condition
-from depthlens.architectures import hidden, supported, with_hidden
 from depthlens.backends import Means
+from depthlens.backends.forward_arguments import arguments, logits, twin
 from depthlens.backends.torch import RowEdits
-from depthlens.backends.twin import arguments, logits, twin
+from depthlens.models.architectures import hidden, supported, with_hidden
 
 
 def wrap(lens: Any) -> TransformersModel:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from depthlens.ablations import Ablation, Condition, Dims
-from depthlens.architectures import supported
 from depthlens.backends import Means
 from depthlens.errors import UserError
-from depthlens.remote import Overfull
+from depthlens.models.architectures import supported
+from depthlens.models.remote import Overfull
 
 UNEMBED_ROWS = 512  # positions that are unembedded at once there
 NO_RESAMPLE = "@resample is not done remotely; use @mean, or nothing to remove, or load the model without remote"

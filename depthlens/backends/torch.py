@@ -6,7 +6,8 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - attn, mlp: ``attn_out`` or ``mlp_out`` is replaced by zero or its mean;
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
-- any of these under ``@donor``: the part is computed with another model's weights, see `depthlens.donors`.
+- any of these under ``@donor``: the part is computed with another model's weights, see
+  `depthlens.backends.weight_swap`.
 
 Hooks never write into tensors they did not make: they select with ``torch.where``.
 """
@@ -22,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from depthlens import budget, donors
 from depthlens.ablations import Ablation, Condition
-from depthlens.architectures import hidden, with_hidden
-from depthlens.backends import Means
+from depthlens.backends import Means, weight_swap
+from depthlens.engine import memory_budget
 from depthlens.errors import UserError
+from depthlens.models.architectures import hidden, with_hidden
 
 
 class TorchBackend:
@@ -84,7 +85,7 @@ class TorchBackend:
         # the unembedding is as dear as several layers: only the positions asked for go through it
         wanted = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
         picked = torch.cat([states[i, list(p)] for i, p in enumerate(wanted)])
-        with donors.ends(self.lens, [c for c, p in zip(conditions, wanted, strict=True) for _ in p]):
+        with weight_swap.ends(self.lens, [c for c, p in zip(conditions, wanted, strict=True) for _ in p]):
             logits = arch.unembed(picked).split([len(p) for p in wanted])
         return list(logits), out.cache if keep_cache else None
 
@@ -123,7 +124,7 @@ class RowEdits:
         lens: Any,
         means: Means | None,
         position_ids: Tensor | None = None,
-        donor: donors.Donor | None = None,
+        donor: weight_swap.Donor | None = None,
     ) -> None:
         self.arch = lens.arch
         self.means = means
@@ -146,7 +147,7 @@ class RowEdits:
                 if ablation.mode != "donor":
                     by_layer.setdefault(ablation.layer, []).append((row, ablation))
         self.by_layer = by_layer
-        self.donations = donors.RowDonations(conditions, lens, donor)
+        self.donations = weight_swap.RowDonations(conditions, lens, donor)
         self.layers = sorted({*by_layer, *self.donations.layers})
 
     def at(self, layer: int) -> LayerEdits:
@@ -291,7 +292,7 @@ def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str) -> Means:
     if lens.remote:
         from depthlens.backends import remote
 
-        return remote.measure_means(lens, rows, name, budget.choose(lens).batch_tokens)
+        return remote.measure_means(lens, rows, name, memory_budget.choose(lens).batch_tokens)
     arch, dims = lens.arch, lens.dims
     # float64 sums: a float32 running sum over 10^5 positions would lose three digits
     total = {

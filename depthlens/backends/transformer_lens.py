@@ -26,8 +26,8 @@ from transformers import DynamicCache
 
 from depthlens.ablations import Condition
 from depthlens.backends import Means
+from depthlens.backends.forward_arguments import arguments, logits, twin
 from depthlens.backends.torch import RowEdits
-from depthlens.backends.twin import arguments, logits, twin
 from depthlens.errors import UserError
 
 Hook = tuple[str, Callable[..., Tensor | None]]

@@ -17,13 +17,14 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 import depthlens as dl
-from depthlens import cli, harness
+from depthlens import cli
 from depthlens.ablations import parse
+from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import Engine
+from depthlens.engine.engine import Engine
+from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import Generate, Loglikelihood
-from depthlens.results import DOCS_COLUMNS, Result
-from depthlens.sweep import condition_sweep
+from depthlens.tasks import harness
 
 pytestmark = pytest.mark.integration
 

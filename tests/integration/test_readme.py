@@ -19,12 +19,12 @@ import tiny
 import yaml
 
 import depthlens as dl
-from depthlens import resources
+from depthlens import paths
 from depthlens.ablations import Dims, expand
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
-ROOT = resources.data_dir().parent
+ROOT = paths.data_dir().parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [
@@ -72,7 +72,7 @@ def desk(tmp_path_factory):
     """The reader's folder: a model of their own, the notebooks, and README's task."""
     folder = tmp_path_factory.mktemp("readme")
     tiny.save(folder / "path" / "to" / "folder", "llama-gqa", num_hidden_layers=12, max_position_embeddings=4096)
-    (folder / "notebooks").symlink_to(resources.notebooks_dir())
+    (folder / "notebooks").symlink_to(paths.notebooks_dir())
     (task,) = (text for kind, text in BLOCKS if kind == "yaml")
     name, example = re.match(r"# (\S+); .*\n# (\{.*\})", task).groups()
     (folder / name).parent.mkdir()

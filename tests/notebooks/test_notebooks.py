@@ -16,12 +16,14 @@ import tiny
 import yaml
 from lm_eval.tasks import TaskManager
 
-from depthlens import models, resources, runner
+from depthlens import paths
 from depthlens.ablations import Dims, expand
-from depthlens.gallery import read_notebook
-from depthlens.parameters import Profiles, declared
-from depthlens.results import DOCS_COLUMNS, Result
-from depthlens.stats import SUMMARY_COLUMNS
+from depthlens.analysis.results import DOCS_COLUMNS, Result
+from depthlens.analysis.stats import SUMMARY_COLUMNS
+from depthlens.models import loading
+from depthlens.runner import execute
+from depthlens.runner.gallery import read_notebook
+from depthlens.runner.parameters import Profiles, declared
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
 PROFILES = ("smoke", "demo", "paper")
@@ -29,12 +31,12 @@ MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
-NAMES = runner.notebook_names()
+NAMES = execute.notebook_names()
 each = pytest.mark.parametrize("name", NAMES)
 
 
 def notebook(name: str) -> nbformat.NotebookNode:
-    return read_notebook(resources.notebooks_dir() / f"{name}.ipynb")
+    return read_notebook(paths.notebooks_dir() / f"{name}.ipynb")
 
 
 def code(nb: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -47,12 +49,12 @@ def tagged(nb: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookNode]:
 
 def profiles() -> Profiles:
     defaults = {name: declared(notebook(name), name) for name in NAMES}
-    return Profiles(resources.notebooks_dir() / "profiles.yml", defaults)
+    return Profiles(paths.notebooks_dir() / "profiles.yml", defaults)
 
 
 @functools.cache
 def known_tasks() -> set[str]:
-    return set(TaskManager(include_path=str(resources.tasks_dir())).all_tasks)
+    return set(TaskManager(include_path=str(paths.tasks_dir())).all_tasks)
 
 
 def test_the_first_notebooks_are_there():
@@ -67,7 +69,7 @@ def test_title_is_a_question(name):
 
 @each
 def test_file_is_clean(name):
-    nb = nbformat.read(resources.notebooks_dir() / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
+    nb = nbformat.read(paths.notebooks_dir() / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
     nbformat.validate(nb)
     assert (nb.nbformat, nb.nbformat_minor) == (4, 5)
     assert nb.metadata.kernelspec.name == "python3"
@@ -95,7 +97,7 @@ def test_parameters_are_commented_literals(name):
 
 @each
 def test_papermill_finds_every_parameter(name, caplog):
-    found = papermill.inspect_notebook(str(resources.notebooks_dir() / f"{name}.ipynb"))
+    found = papermill.inspect_notebook(str(paths.notebooks_dir() / f"{name}.ipynb"))
     assert list(found) == list(declared(notebook(name), name))
     assert caplog.text == ""  # it reads line by line, and says so where it cannot
 
@@ -143,7 +145,7 @@ def test_prose_states_no_number_that_code_computes(name):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_name_what_exists(profile):
     """Values for undeclared parameters and of a wrong type are refused by `Profiles` itself."""
-    aliases = {row["alias"] for row in models.table()}
+    aliases = {row["alias"] for row in loading.table()}
     for name, values in profiles().values(profile).items():
         values = declared(notebook(name), name) | values
         assert values["model"] in aliases
@@ -152,14 +154,14 @@ def test_profiles_name_what_exists(profile):
 
 
 def test_every_profile_is_checked():
-    content = yaml.safe_load((resources.notebooks_dir() / "profiles.yml").read_text())
+    content = yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text())
     assert set(content) == set(PROFILES)
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     out = tmp_path_factory.mktemp("smoke")
-    return out, runner.run("all", out=out, profile="smoke", progress=False)
+    return out, execute.run("all", out=out, profile="smoke", progress=False)
 
 
 @pytest.mark.slow
@@ -217,7 +219,7 @@ def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
     rows = []
     for limit in (2, 2, 3):
         parameters = {"limit": limit}
-        report = runner.run("00_tour", out=tmp_path, profile="smoke", parameters=parameters, progress=False)
+        report = execute.run("00_tour", out=tmp_path, profile="smoke", parameters=parameters, progress=False)
         assert report.errors == []
         stored = Result.load(tmp_path / "00_tour").record["store"]
         rows.append((stored["rows_read"], stored["rows_computed"]))
@@ -230,7 +232,7 @@ def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_reasoning_takes_a_written_task_of_ones_own_alone(tmp_path):
     """The GSM8K sample beside the checkout, on a random model: nothing is solved, and every sentence says so."""
-    sample = resources.notebooks_dir().parents[1] / "shared" / "data" / "gsm8k"
+    sample = paths.notebooks_dir().parents[1] / "shared" / "data" / "gsm8k"
     if not sample.is_dir():
         pytest.skip(f"{sample} is absent: no GSM8K sample to run")
     files = {split: str(sample / f"{split}.jsonl") for split in ("train", "test")}
@@ -248,7 +250,7 @@ def test_reasoning_takes_a_written_task_of_ones_own_alone(tmp_path):
     (tmp_path / "gsm8k_local.yaml").write_text(yaml.safe_dump(task))
     given = {"tasks": ["gsm8k_local"], "knowledge": [], "include_path": str(tmp_path), "limit": 2, "num_fewshot": 0}
     model = str(tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096))
-    report = runner.run(
+    report = execute.run(
         "03_reasoning", out=tmp_path / "out", profile=None, parameters={**given, "model": model}, progress=False
     )
     assert report.errors == []
@@ -266,7 +268,7 @@ def test_reasoning_takes_a_written_task_of_ones_own_alone(tmp_path):
     ],
 )
 def test_bad_value_stops_in_the_first_cells_with_one_line(tmp_path, parameter, value, message):
-    report = runner.run("00_tour", out=tmp_path, profile="smoke", parameters={parameter: value}, progress=False)
+    report = execute.run("00_tour", out=tmp_path, profile="smoke", parameters={parameter: value}, progress=False)
     assert report.exit_code == 1
     (line,) = report.errors
     assert re.match(r"notebook 00_tour, cell \d: ", line) and message in line and "\n" not in line

@@ -135,7 +135,7 @@ SWEEPS = [
     (lambda e: dl.geometry.geometry(e.lens, lens_positions=0), "lens_positions 0: give a whole number, at least 1"),
     (lambda e: dl.geometry.effects("organism"), "lens 'organism' is the name of a model; load it first"),
     (lambda e: dl.geometry.effects(e.lens, seed=-1), "seed -1: give a whole number from 0"),
-    (lambda e: dl.geometry.predictors(3), "g is a int; give what depthlens.geometry.geometry returned"),
+    (lambda e: dl.geometry.predictors(3), "g is a int; give what depthlens.experiments.geometry.geometry returned"),
     (lambda e: dl.next_token(e.lens, "x", ["L99"]), "condition L99: layer 99 does not exist; layers are 0..4"),
 ]
 
@@ -208,7 +208,7 @@ HEADS = [
     (retrieval(among=[(0, 0)], method="exact"), "among names 1 heads; heads are tested against each other"),
     (retrieval(among=[(0, 0), (0, 1)]), "among is given with method 'copy'; only 'exact' removes several heads"),
     (retrieval(needles=[]), "no needles; give at least one"),
-    (retrieval(needles=["x"]), "no needles; give at least one, from depthlens.needles"),
+    (retrieval(needles=["x"]), "no needles; give at least one, from depthlens.tasks.needles"),
     (retrieval(n_needles=0), "n_needles 0: give a whole number, at least 1"),
     (retrieval(depths=0.5), "depths 0.5: give a list of numbers, at least one"),
     (retrieval(depths=[]), "depths []: give a list of numbers, at least one"),

@@ -81,8 +81,8 @@ PLOTS = [
     (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
     (lambda e: dl.plots.removal_curve(e.result), "curve is a Result; give what depthlens.removal_curve returned"),
     (lambda e: dl.plots.greedy_curve(e.result), "greedy is a Result; give what depthlens.greedy_removal returned"),
-    (lambda e: dl.plots.scorecard("x"), "no verdicts to draw; give those of depthlens.claims.judge"),
-    (lambda e: dl.plots.scorecard([]), "no verdicts to draw; give those of depthlens.claims.judge"),
+    (lambda e: dl.plots.scorecard("x"), "no verdicts to draw; give those of depthlens.claims.verdicts.judge"),
+    (lambda e: dl.plots.scorecard([]), "no verdicts to draw; give those of depthlens.claims.verdicts.judge"),
 ]
 
 
@@ -98,7 +98,7 @@ CLAIMS = [
     (lambda e: Evidence(pairs=(e.result, "x")), f"one of pairs {KIND}"),
     (lambda e: Evidence(heads=e.result), "heads is a Result; give what depthlens.removal_curve returned"),
     (lambda e: Evidence(likelihood=e.result, generation=renamed(e)), "the sweeps are of models organism, other; judge"),
-    (lambda e: dl.claims.judge("x"), "evidence is a str; give depthlens.claims.Evidence(...)"),
+    (lambda e: dl.claims.judge("x"), "evidence is a str; give depthlens.claims.verdicts.Evidence(...)"),
     (lambda e: dl.claims.judge(Evidence(), n_boot=10), "n_boot 10: give a whole number, at least 200; the tails"),
     (lambda e: dl.claims.judge(Evidence(), n_boot="x"), "n_boot 'x': give a whole number"),
     (lambda e: dl.claims.judge(Evidence(likelihood=e.result), seed=-1), "seed -1: give a whole number from 0"),

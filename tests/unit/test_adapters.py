@@ -16,10 +16,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from depthlens import adapters, embedded, harness, models, resources, sweep
+from depthlens import paths
 from depthlens.errors import UserError
+from depthlens.experiments import sweep
+from depthlens.models import adapters, embedded, loading
+from depthlens.tasks import harness
 
-DATA = resources.data_dir()
+DATA = paths.data_dir()
 TASKS = DATA / "tasks"
 NAMES = ("smollm2-135m-direct", "smollm2-135m-cot")
 STEPS = 260  # of the committed runs
@@ -311,13 +314,13 @@ def adapter(trainer, tmp_path, base):
 def installed(tmp_path, base, adapter, monkeypatch):
     monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(embedded, "smollm2", lambda: base)
-    monkeypatch.setattr(resources, "data_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
     return adapter
 
 
 def test_merged_is_what_peft_computes_unmerged(tmp_path, base, adapter):
-    merged = models.load(adapters.merge(base, adapter, tmp_path / "out", "tiny"))
-    plain = models.load(str(base))
+    merged = loading.load(adapters.merge(base, adapter, tmp_path / "out", "tiny"))
+    plain = loading.load(str(base))
     tokens = torch.tensor([[5, 9, 100, 31, 7]])
     with torch.no_grad():
         clean, sum_ = plain.model(tokens).logits, merged.model(tokens).logits
@@ -328,16 +331,16 @@ def test_merged_is_what_peft_computes_unmerged(tmp_path, base, adapter):
 
 
 def test_loaded_by_name_merged_once(installed, tmp_path, monkeypatch):
-    lens = models.load(NAMES[1])
+    lens = loading.load(NAMES[1])
     assert (lens.name, lens.dims.n_layers) == (NAMES[1], 5)
     (folder,) = (tmp_path / "cache").iterdir()
     assert folder.name.startswith(f"{NAMES[1]}-") and sorted(
         f.suffix for f in folder.iterdir() if "token" not in f.name
     )
     monkeypatch.setattr(adapters, "merge", lambda *a: pytest.fail("merged again"))
-    assert models.load(NAMES[1]).fingerprint == lens.fingerprint
-    assert models.load(NAMES[1], offload="disk").fingerprint == lens.fingerprint
-    assert models.load(str(folder)).fingerprint == lens.fingerprint
+    assert loading.load(NAMES[1]).fingerprint == lens.fingerprint
+    assert loading.load(NAMES[1], offload="disk").fingerprint == lens.fingerprint
+    assert loading.load(str(folder)).fingerprint == lens.fingerprint
 
 
 def test_another_adapter_is_another_folder(installed, tmp_path):
@@ -348,7 +351,7 @@ def test_another_adapter_is_another_folder(installed, tmp_path):
     )
     second = adapters.merged(NAMES[1])
     assert first != second and len(list((tmp_path / "cache").iterdir())) == 2
-    assert models.load(str(first)).fingerprint != models.load(str(second)).fingerprint
+    assert loading.load(str(first)).fingerprint != loading.load(str(second)).fingerprint
 
 
 def spoil_config(folder, **changes):
@@ -370,7 +373,7 @@ def spoil_config(folder, **changes):
 def test_spoiled_adapter_is_one_line(installed, tmp_path, spoil, said):
     spoil(installed)
     with pytest.raises(UserError, match=said) as caught:
-        models.load(NAMES[1])
+        loading.load(NAMES[1])
     assert "\n" not in str(caught.value) and "install depthlens again" in str(caught.value)
     assert not list((tmp_path / "cache").glob("*"))
 
@@ -378,7 +381,7 @@ def test_spoiled_adapter_is_one_line(installed, tmp_path, spoil, said):
 def test_cache_that_cannot_be_written(installed, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "data" / "adapters" / NAMES[1] / "training.csv"))
     with pytest.raises(UserError, match="model 'smollm2-135m-cot' cannot be written to .*DEPTHLENS_CACHE"):
-        models.load(NAMES[1])
+        loading.load(NAMES[1])
 
 
 # --- what is shipped ---------------------------------------------------------------------------------------
@@ -431,7 +434,7 @@ class TestShipped:
 @pytest.mark.parametrize("name", NAMES)
 def test_retraining_starts_as_the_committed_run_did(name, tmp_path):
     """Two steps of each run, about 20 s on two cores."""
-    lens = models.load("smollm2-135m")
+    lens = loading.load("smollm2-135m")
     run = train.Trainer(lens.model, lens.tokenizer, train.Settings(name.rsplit("-", 1)[1]), tmp_path / "run")
     run.run(2)
     with (DATA / "adapters" / name / "training.csv").open(newline="") as file:
@@ -452,7 +455,7 @@ N_SUBSET = 24
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_adapter_reaches_its_accuracies(name):
     """On the first documents only: three standard errors of so few may lie between them and what the issue wants."""
-    lens = models.load(name)
+    lens = loading.load(name)
     result = sweep.condition_sweep(
         lens, list(REACHED[name]), ["baseline"], limit=N_SUBSET, num_fewshot=0, progress=False
     )
@@ -471,7 +474,7 @@ def test_trained_text_is_lm_evals_for_the_embedded_tokenizer(embedded_lens, task
 
 @pytest.fixture(scope="module")
 def embedded_lens():
-    return models.load("smollm2-135m")
+    return loading.load("smollm2-135m")
 
 
 @pytest.mark.integration

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from depthlens import architectures
 from depthlens.ablations import Dims
-from depthlens.architectures import bind, hidden, with_hidden
 from depthlens.errors import UserError
+from depthlens.models import architectures
+from depthlens.models.architectures import bind, hidden, with_hidden
 
 DIMS = {
     "llama-mha": Dims(5, 4, 4, 32, 8),
@@ -69,7 +69,7 @@ def test_unknown_class_is_named_with_the_table():
     message = str(raised.value)
     assert "architecture GPT2LMHeadModel is not supported" in message and "\n" not in message
     assert all(family in message for family in architectures.FAMILIES)
-    assert "FAMILIES in depthlens/families.py" in message
+    assert "FAMILIES in depthlens/models/families.py" in message
 
 
 def test_a_renamed_module_is_an_error_that_names_it():
@@ -90,7 +90,7 @@ def test_a_renamed_module_is_an_error_that_names_it():
 def test_wrong_shapes_are_refused_with_what_was_found_and_wanted(o_proj, said):
     model = tiny.model("llama-gqa")
     model.model.layers[3].self_attn.o_proj = o_proj
-    with pytest.raises(UserError, match=f"LlamaForCausalLM: {said}; see depthlens/families.py"):
+    with pytest.raises(UserError, match=f"LlamaForCausalLM: {said}; see depthlens/models/families.py"):
         bind(model)
 
 

@@ -7,13 +7,13 @@ import pytest
 import tiny
 import torch
 
-from depthlens import harness
-from depthlens.answers import METRIC, Answers
-from depthlens.attribution import attribute
 from depthlens.backends.torch import measure_means
 from depthlens.errors import UserError
+from depthlens.experiments.attribution import attribute
+from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.requests import Loglikelihood
-from depthlens.sweep import condition_sweep, head_sweep
+from depthlens.tasks import harness
+from depthlens.tasks.answer_logprob import METRIC, Answers
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a dozen log-probabilities in another batch layout
 STEP = 2e-3  # of the way to removal: small enough for a straight line, large enough for float32

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from depthlens.ablations import BASELINE, parse
-from depthlens.architectures import hidden
 from depthlens.backends import Means
 from depthlens.backends.torch import TorchBackend, measure_means
 from depthlens.errors import UserError
+from depthlens.models.architectures import hidden
 
 # float32 rounding of one matmul order against another, over five layers with activations of order 10
 SURGERY_TOLERANCE = 2e-4

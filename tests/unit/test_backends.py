@@ -13,12 +13,13 @@ import surgery
 import tiny
 import torch
 
-from depthlens import backends, cli, sweep
+from depthlens import backends, cli
 from depthlens.ablations import BASELINE, expand, parse
 from depthlens.backends import transformer_lens as tl_backend
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import Engine
+from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.experiments import sweep
 from depthlens.requests import Generate, Loglikelihood
 
 OTHERS = ("transformer_lens", "nnsight")

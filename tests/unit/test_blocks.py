@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 import depthlens as dl
-from depthlens import blocks
-from depthlens.block_plots import block_map, greedy_curve
 from depthlens.errors import UserError
+from depthlens.experiments import block_removal
+from depthlens.plots.blocks import block_map, greedy_curve
 
 CHOICE = "organism_one_hop"
 LIMIT = 16
@@ -58,18 +58,18 @@ class TestBlockSweep:
             dl.block_sweep(lens, CHOICE, max_size=size, limit=1)
 
     def test_table_and_findings(self, swept):
-        table = blocks.block_table(swept)
+        table = block_removal.block_table(swept)
         assert len(table) == 2 * (6 + 5 + 4)
         row = table[(table["condition"] == "L3-5") & (table["task"] == CHOICE)].iloc[0]
         assert (row["start"], row["size"]) == (3, 3) and row["loss"] == pytest.approx(-row["delta"])
         # the one-hop circuit ends in layer 2; what lies after it can go
-        one_hop = next(line for line in blocks.block_findings(swept) if line.startswith(CHOICE))
+        one_hop = next(line for line in block_removal.block_findings(swept) if line.startswith(CHOICE))
         assert "**L3-5** (3 layers; up to 3 were tried)" in one_hop
 
     def test_where_nothing_is_proven_no_block_is_said_to_be_free(self, lens):
         few = dl.block_sweep(lens, CHOICE, max_size=2, limit=4, progress=False)
         assert not few.summary["p_adjusted"].lt(0.05).any()
-        (line,) = (found for found in blocks.block_findings(few) if "(acc)" in found)
+        (line,) = (found for found in block_removal.block_findings(few) if "(acc)" in found)
         assert line.endswith(
             "none of 11 blocks of up to 2 layers shows a proven loss: which of them can go cannot be told (n = 4)."
         )
@@ -77,7 +77,7 @@ class TestBlockSweep:
     def test_a_result_without_blocks(self, lens):
         heads = dl.condition_sweep(lens, CHOICE, ["L1.H1"], limit=4, progress=False)
         with pytest.raises(UserError, match="the result has no blocks of layers"):
-            blocks.block_table(heads)
+            block_removal.block_table(heads)
 
     def test_the_figure(self, swept):
         fig = block_map(swept)

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from depthlens import claim_tests, claims
-from depthlens.claim_parts import ABOVE, BELOW, DIFFERENT, Part, Spec
-from depthlens.claim_plots import CHIPS, scorecard
-from depthlens.claims import CLAIMS, Evidence, heterogeneity, judge
+from depthlens.analysis.layer_profiles import Profile
+from depthlens.analysis.recovery import transplant_recovery
+from depthlens.analysis.results import Result
+from depthlens.claims import estimates, verdicts
+from depthlens.claims.decision import ABOVE, BELOW, DIFFERENT, Part, Spec
+from depthlens.claims.verdicts import CLAIMS, Evidence, heterogeneity, judge
 from depthlens.errors import UserError
-from depthlens.profiles import Profile
-from depthlens.recovery import transplant_recovery
-from depthlens.results import Result
+from depthlens.plots.claims import CHIPS, scorecard
 
 N_LAYERS, N_DOCS, SIMULATIONS, N_BOOT = 12, 40, 200, 200
 BASE, CHANCE, GAIN = 0.9, 0.25, 0.1
@@ -174,64 +174,64 @@ def test_a_claim_gets_the_verdict_that_the_truth_asks_for(claim, wanted, evidenc
     assert "\n" not in found.sentence and found.sentence.startswith(f"{claim} {wanted}: ")
 
 
-SPECS = [*claim_tests.SHALLOW.values()]
+SPECS = [*estimates.SHALLOW.values()]
 
 
 def c6_shift(rng):
     loss = np.where(THIRD == 0, 0.3, 0.1)
     one, other = profile(loss, rng, base=0.6, chance=0.0), profile(loss, rng, base=0.8, chance=0.0)
-    return [claim_tests.moved([one], [other], seed=0, n_boot=N_BOOT)]
+    return [estimates.moved([one], [other], seed=0, n_boot=N_BOOT)]
 
 
 def c6_transplants(rng):
     table = transplant_recovery(*transplants(0.0, int(rng.integers(2**31)), n=100), n_boot=N_BOOT)
-    return [claim_tests.recovered(table, N_LAYERS)]
+    return [estimates.recovered(table, N_LAYERS)]
 
 
 def c5(rng, costs):
     curve = heads(costs, int(rng.integers(2**31)))
-    return claim_tests.separate(curve.tests, curve.excess, 40, OWN)
+    return estimates.separate(curve.tests, curve.excess, 40, OWN)
 
 
 def test_costs_in_nats_are_said_to_be():
     curve = heads({"retrieval": 0.5, "reasoning": 0.5})
     for table in (curve.tests, curve.excess):
         table.loc[table["list"] == "reasoning", "metric"] = "answer_logprob"
-    one, other = claim_tests.separate(curve.tests, curve.excess, 40, OWN)
+    one, other = estimates.separate(curve.tests, curve.excess, 40, OWN)
     assert (one.spec.unit, other.spec.unit) == ("of the score", "nats")
 
 
 OPTIONS = {"seed": 0, "n_boot": N_BOOT}
 # every part of a claim exactly at its threshold while the others hold, so that nothing else prevents "supported"
 NULLS = {
-    "C1 median": lambda r: claim_tests.few_harmful([profile(np.where(FIRST, 0.55, 0.065), r)], **OPTIONS),
-    "C1 first": lambda r: claim_tests.few_harmful([profile(np.full(N_LAYERS, 0.02), r)], **OPTIONS),
-    "C2": lambda r: claim_tests.generation_costs_more(
+    "C1 median": lambda r: estimates.few_harmful([profile(np.where(FIRST, 0.55, 0.065), r)], **OPTIONS),
+    "C1 first": lambda r: estimates.few_harmful([profile(np.full(N_LAYERS, 0.02), r)], **OPTIONS),
+    "C2": lambda r: estimates.generation_costs_more(
         [profile(np.full(N_LAYERS, 0.13), r)],
         [profile(np.full(N_LAYERS, 0.12), r, base=0.6, chance=0.0)],
         **OPTIONS,
     ),
     "C3": lambda r: [
-        claim_tests.shallow(SPECS[0], [profile(HALF, r)], **OPTIONS),
-        claim_tests.shallow(SPECS[1], [profile(EARLY, r)], **OPTIONS),
+        estimates.shallow(SPECS[0], [profile(HALF, r)], **OPTIONS),
+        estimates.shallow(SPECS[1], [profile(EARLY, r)], **OPTIONS),
     ],
-    "C4": lambda r: claim_tests.reasoning_deeper([profile(HALF, r)], [profile(HALF, r, base=0.7)], **OPTIONS),
-    "C4 two tasks": lambda r: claim_tests.reasoning_deeper(
+    "C4": lambda r: estimates.reasoning_deeper([profile(HALF, r)], [profile(HALF, r, base=0.7)], **OPTIONS),
+    "C4 two tasks": lambda r: estimates.reasoning_deeper(
         [profile(EARLY, r), profile(HALF, r)], [profile(HALF, r), profile(EARLY, r)], **OPTIONS
     ),
     "C5 one list": lambda r: c5(r, {"retrieval": 0.5, "reasoning": 0.0}),
     "C5 none": lambda r: c5(r, {"retrieval": 0.0, "reasoning": 0.0}),
     "C6 shift": c6_shift,
     "C6 transplants": c6_transplants,
-    "C7": lambda r: claim_tests.depth_trend([profile(FLAT, r)], **OPTIONS),
+    "C7": lambda r: estimates.depth_trend([profile(FLAT, r)], **OPTIONS),
 }
 
 
 def rates(null, seed=0):
     """How often each verdict is given where the truth lies at the threshold."""
-    count = dict.fromkeys(claims.VERDICTS, 0)
+    count = dict.fromkeys(verdicts.VERDICTS, 0)
     for i in range(SIMULATIONS):
-        count[claims.combined(NULLS[null](np.random.default_rng([seed, i])))] += 1
+        count[verdicts.combined(NULLS[null](np.random.default_rng([seed, i])))] += 1
     return {name: n / SIMULATIONS for name, n in count.items()}
 
 
@@ -278,7 +278,7 @@ def test_missing_evidence_says_what_to_run():
     one = verdict("C4", knowledge=sweep(EARLY))
     assert "(reasoning=)" in one.sentence and "(knowledge=)" not in one.sentence
     assert verdict("C5", heads=heads({"retrieval": 0.5}), head_tasks={"retrieval": "retrieval_task"}).effect is None
-    assert claims.headline(found) == "0 of 7 claims supported, 0 contradicted, 0 undecided, 7 cannot be judged."
+    assert verdicts.headline(found) == "0 of 7 claims supported, 0 contradicted, 0 undecided, 7 cannot be judged."
 
 
 def test_tasks_at_chance_are_left_out_by_name():
@@ -308,7 +308,7 @@ def test_several_tasks_count_alike_and_differences_are_told():
 def test_numbers_are_seeded_and_make_a_table():
     evidence = Evidence(likelihood=sweep(FLAT), knowledge=sweep(HALF))
     first, again, other = (judge(evidence, seed=s, n_boot=400) for s in (1, 1, 2))
-    a, b, c = (claims.table(x) for x in (first, again, other))
+    a, b, c = (verdicts.table(x) for x in (first, again, other))
     pd.testing.assert_frame_equal(a, b)
     assert not a["ci_low"].equals(c["ci_low"])
     assert list(a["claim"]) == [f"C{i}" for i in range(1, 8)]
@@ -319,14 +319,14 @@ def test_numbers_are_seeded_and_make_a_table():
 def test_a_transplant_of_everything_is_no_transplant():
     own, donor = transplants(0.9, n=200)
     own = Result(own.docs.replace({"condition": {"L0-1@donor": f"L0-{N_LAYERS - 1}@donor"}}), own.record)
-    part = claim_tests.recovered(transplant_recovery(own, donor, n_boot=N_BOOT), N_LAYERS)
+    part = estimates.recovered(transplant_recovery(own, donor, n_boot=N_BOOT), N_LAYERS)
     assert part.effect < 0.5, "only those that recover nothing are left"
     only = own.select(conditions=[f"L0-{N_LAYERS - 1}@donor"])
-    assert "all layers" in claim_tests.recovered(transplant_recovery(only, donor, n_boot=N_BOOT), N_LAYERS).why
+    assert "all layers" in estimates.recovered(transplant_recovery(only, donor, n_boot=N_BOOT), N_LAYERS).why
 
 
 def test_the_tables_of_a_real_removal_curve_are_understood():
-    from depthlens.removal import RemovalCurve
+    from depthlens.experiments.head_removal import RemovalCurve
 
     rng = np.random.default_rng(0)
     n, n_draws, n_heads = 60, 40, 41
@@ -391,14 +391,14 @@ def test_the_scorecard_reads_without_colour():
     assert thresholds == [v.threshold for v in judged]
     intervals = [tuple(line.get_xdata()) for line in lines if line.get_gid() == "interval"]
     assert intervals == [(v.ci_low, v.ci_high) for v in judged]
-    assert len({symbol for symbol, _ in CHIPS.values()}) == len(CHIPS) == len(claims.VERDICTS)
-    assert figure.get_suptitle() == claims.headline(found)
+    assert len({symbol for symbol, _ in CHIPS.values()}) == len(CHIPS) == len(verdicts.VERDICTS)
+    assert figure.get_suptitle() == verdicts.headline(found)
     with pytest.raises(UserError, match="no verdicts"):
         scorecard([])
 
 
 def test_no_torch_is_needed():
-    code = "import sys; import depthlens.claims, depthlens.claim_plots; print('torch' in sys.modules)"
+    code = "import sys; import depthlens.claims, depthlens.plots.claims; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -406,7 +406,7 @@ def test_no_torch_is_needed():
 def test_verdicts_print_as_a_table_and_one_as_its_sentence():
     found = judge(Evidence(likelihood=result({"know": 0.5 * FIRST})), n_boot=N_BOOT)
     text, page = repr(found), found._repr_html_()
-    assert text.startswith(claims.headline(found)) and len(text.splitlines()) == 2 + len(CLAIMS) and len(text) < 2500
+    assert text.startswith(verdicts.headline(found)) and len(text.splitlines()) == 2 + len(CLAIMS) and len(text) < 2500
     assert all(claim.id in text for claim in CLAIMS) and "<table" in page and "function" not in text + page
     assert repr(found[0]) == found[0].sentence and repr(CLAIMS[0]) == f"C1: {CLAIMS[0].statement}"
     assert len(repr(found[:2])) < 1500

@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from depthlens import cli, names, resources
+from depthlens import cli, paths
 from depthlens.errors import UserError
+from depthlens.models import registry
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -72,7 +73,7 @@ class FakeResult:
 
 @pytest.fixture
 def sweeps(monkeypatch):
-    """Stand in for depthlens.sweep; returns the calls it got."""
+    """Stand in for depthlens.experiments.sweep; returns the calls it got."""
     calls = []
 
     def run_sweep(*args, **kwargs):
@@ -83,7 +84,7 @@ def sweeps(monkeypatch):
             raise KeyboardInterrupt
         return FakeResult()
 
-    monkeypatch.setitem(sys.modules, "depthlens.sweep", types.SimpleNamespace(run_sweep=run_sweep))
+    monkeypatch.setitem(sys.modules, "depthlens.experiments.sweep", types.SimpleNamespace(run_sweep=run_sweep))
     return calls
 
 
@@ -281,7 +282,7 @@ def test_the_first_line_says_what_begins(sweeps, tmp_path, capsys, monkeypatch, 
 )
 def test_the_first_line_comes_within_two_seconds(tmp_path, arguments):
     program = ["-c", "from depthlens.cli import main; main()"] if arguments[0] != "-m" else []
-    environment = os.environ | {"PYTHONPATH": str(resources.data_dir().parent), "DEPTHLENS_STORE": str(tmp_path / "s")}
+    environment = os.environ | {"PYTHONPATH": str(paths.data_dir().parent), "DEPTHLENS_STORE": str(tmp_path / "s")}
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *program, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
@@ -326,7 +327,7 @@ def test_usage_errors(sweeps, capsys, arguments, message):
 @pytest.fixture
 def runs(monkeypatch):
     """Stand in for runner.run; returns the calls it got and lets a test set how it ended."""
-    from depthlens import runner
+    from depthlens.runner import execute
 
     state = types.SimpleNamespace(calls=[], report=types.SimpleNamespace(errors=[], exit_code=0))
 
@@ -334,7 +335,7 @@ def runs(monkeypatch):
         state.calls.append((names, kwargs))
         return state.report
 
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(execute, "run", run)
     return state
 
 
@@ -377,7 +378,7 @@ def test_run_tells_each_failed_notebook_in_one_line(runs, capsys, tmp_path):
 
 
 def test_run_and_gallery_mistakes_through_the_real_runner(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "notebooks_dir", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(paths, "notebooks_dir", lambda: tmp_path / "nothing")
     code, _, err = call(capsys, "run", "all", "--out", str(tmp_path / "out"))
     assert code == 2 and err.splitlines()[1].startswith("Error: no notebooks in ") and err.count("\n") == 2
     code, _, err = call(capsys, "gallery", str(tmp_path / "nothing"))
@@ -389,7 +390,7 @@ def test_models_prints_a_table(capsys, monkeypatch):
         {"alias": "smollm2-135m", "family": "llama", "size": "135M"},
         {"alias": "x", "family": "qwen3", "size": "8B"},
     ]
-    monkeypatch.setattr(names, "table", lambda: rows)
+    monkeypatch.setattr(registry, "table", lambda: rows)
     code, out, _ = call(capsys, "models")
     assert code == 0
     assert out == "alias         family  size\nsmollm2-135m  llama   135M\nx             qwen3   8B\n"

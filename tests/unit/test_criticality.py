@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from depthlens import stats
-from depthlens.criticality import COLUMNS, critical, critical_findings
+from depthlens.analysis import stats
+from depthlens.analysis.results import Result
+from depthlens.analysis.stability import COLUMNS, critical, critical_findings
 from depthlens.errors import UserError
-from depthlens.results import Result
 
 
 def sweep(lost, *, n=60, base=0.9, seed=0, better=True, continuous=False, chance=0.25, least=0.0, model="m", task="t"):
@@ -58,8 +58,8 @@ def test_a_resample_is_tested_as_the_sample_would_be(continuous):
     result = sweep(LOST, continuous=continuous, n=30, least=0.02)
     values = result.docs.pivot(index="condition", columns="doc_id", values="value")
     loss = (values.loc["baseline"] - values.drop(index="baseline")).to_numpy()
-    from depthlens.criticality import _resampled
-    from depthlens.profiles import draws
+    from depthlens.analysis.layer_profiles import draws
+    from depthlens.analysis.stability import _resampled
 
     counts = draws(30, 20, 3)
     again, mean = _resampled(loss, counts, not continuous, 0.05, 0.02)
@@ -141,6 +141,6 @@ def test_hundreds_of_conditions_take_seconds(continuous):
 
 
 def test_no_torch_is_needed():
-    code = "import sys; import depthlens.criticality; print('torch' in sys.modules)"
+    code = "import sys; import depthlens.analysis.stability; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 
-from depthlens.resources import data_dir
+from depthlens.paths import data_dir
 
 DATA = data_dir()
 TASKS = DATA / "tasks"

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from depthlens import depth
+from depthlens.analysis import depth
+from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.results import Result
 
 N_LAYERS, N_DOCS = 9, 80
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from depthlens import depth, depth_comparison, profiles, recovery, stats
+from depthlens.analysis import depth, layer_profiles, model_comparison, recovery, stats
+from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.results import DOCS_COLUMNS, Result, concat
 
 N_LAYERS, N = 9, 60
 EARLY = np.array([0.9, 0.7, 0.5, 0.1, 0.05, 0, 0, 0, 0])
@@ -61,7 +61,7 @@ def nats(losses, *, model="base", task="sums", n=N, seed=0, noise=0.5):
 
 def test_difference_of_differences_by_layer():
     base, distilled = sweep(EARLY), sweep(LATE, model="distilled", seed=1)
-    table = depth_comparison.difference(base, distilled)
+    table = model_comparison.difference(base, distilled)
     losses = [-r.summary["delta"].iloc[1:].to_numpy() for r in (base, distilled)]
     np.testing.assert_allclose(table["base"], losses[0])
     np.testing.assert_allclose(table["distilled"], losses[1])
@@ -69,7 +69,7 @@ def test_difference_of_differences_by_layer():
     assert (table["ci_low"] <= table["difference"]).all() and (table["difference"] <= table["ci_high"]).all()
     assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 6, 7, 8]
     np.testing.assert_allclose(table["p_adjusted"], stats.holm(table["p_value"]))
-    swapped = depth_comparison.difference(distilled, base)
+    swapped = model_comparison.difference(distilled, base)
     np.testing.assert_allclose(swapped["difference"], -table["difference"])
     np.testing.assert_allclose(swapped["ci_low"], -table["ci_high"])
     np.testing.assert_allclose(swapped["p_value"], table["p_value"])
@@ -77,7 +77,7 @@ def test_difference_of_differences_by_layer():
 
 def test_continuous_scores_are_compared_by_a_paired_t_test():
     base, distilled = nats(EARLY * 3), nats(LATE * 3, model="distilled", seed=1)
-    table = depth_comparison.difference(base, distilled)
+    table = model_comparison.difference(base, distilled)
     changes = [
         r.docs.pivot(index="doc_id", columns="condition", values="value").pipe(lambda t: t["baseline"] - t["L2"])
         for r in (base, distilled)
@@ -101,7 +101,7 @@ def test_intervals_and_tests_hold_their_level_for_sparse_and_for_equal_losses(n)
     for name, (a, lost_a, b, lost_b) in cases.items():
         rights = [rng.random((SAMPLES, n)) < x for x in (a, b)]
         loss = [r & (rng.random(r.shape) < x) for r, x in zip(rights, (lost_a, lost_b), strict=True)]
-        low, high, p = depth_comparison._counts((loss[0].astype(int) - loss[1]).T)
+        low, high, p = model_comparison._counts((loss[0].astype(int) - loss[1]).T)
         truth = a * lost_a - b * lost_b
         covered = ((low <= truth) & (truth <= high)).mean()
         assert covered >= LEAST_COVERAGE, f"{name}: the interval covers in {covered:.2f} of samples"
@@ -113,19 +113,19 @@ def test_intervals_and_tests_hold_their_level_for_sparse_and_for_equal_losses(n)
 
 
 def test_the_sign_flip_test_is_exact():
-    assert depth_comparison._flip_p(5, 0, 3) == pytest.approx(float(stats.mcnemar_p(1, 4)))
+    assert model_comparison._flip_p(5, 0, 3) == pytest.approx(float(stats.mcnemar_p(1, 4)))
     signs = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1)  # all ways to flip three ones and two twos
     sums = np.abs(np.array([1, 1, 1, 2, 2]) @ signs)
     for total in (1, 3, 5, 7):
-        assert depth_comparison._flip_p(3, 2, total) == pytest.approx((sums >= total).mean())
-    assert depth_comparison._flip_p(0, 0, 0) == 1.0
+        assert model_comparison._flip_p(3, 2, total) == pytest.approx((sums >= total).mean())
+    assert model_comparison._flip_p(0, 0, 0) == 1.0
 
 
 def test_the_family_of_layers_has_few_false_alarms_under_the_null():
     """Equal profiles: at most 5% of comparisons call any layer proven (and simulation error)."""
     losses = np.linspace(0.6, 0, N_LAYERS)
     false = [
-        depth_comparison.difference(sweep(losses, seed=2 * i), sweep(losses, model="d", seed=2 * i + 1))["proven"].any()
+        model_comparison.difference(sweep(losses, seed=2 * i), sweep(losses, model="d", seed=2 * i + 1))["proven"].any()
         for i in range(100)
     ]
     assert np.mean(false) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 100)
@@ -133,26 +133,28 @@ def test_the_family_of_layers_has_few_false_alarms_under_the_null():
 
 def test_nothing_lost_is_no_proof_of_equality():
     base, distilled = sweep(EARLY * 0, n=20), sweep(EARLY * 0, model="distilled", n=20)
-    table = depth_comparison.difference(base, distilled)
+    table = model_comparison.difference(base, distilled)
     assert (table["difference"] == 0).all() and (table["p_value"] == 1).all() and not table["proven"].any()
     assert (table["ci_high"] > 0.05).all() and (table["ci_low"] < -0.05).all()
-    thirds = depth_comparison.by_third(base, distilled)
+    thirds = model_comparison.by_third(base, distilled)
     assert (thirds["ci_low"] < 0).all() and (thirds["ci_high"] > 0).all()
-    (row,) = depth_comparison.centre_difference(base, distilled).itertuples()
-    assert math.isnan(row.shift) and row.unplaced == f"base: {profiles.NO_LOSS}; distilled: {profiles.NO_LOSS}"
-    said = "\n".join(depth_comparison.findings(base, distilled))
+    (row,) = model_comparison.centre_difference(base, distilled).itertuples()
+    assert (
+        math.isnan(row.shift) and row.unplaced == f"base: {layer_profiles.NO_LOSS}; distilled: {layer_profiles.NO_LOSS}"
+    )
+    said = "\n".join(model_comparison.findings(base, distilled))
     assert "cannot judge whether the losses moved" in said and "proven to cost distilled more" in said
 
 
 def test_a_model_at_chance_is_not_judged():
     base = sweep(EARLY, accuracy=0.2, chance=0.25)
     distilled = sweep(LATE, model="distilled", chance=0.25)
-    table = depth_comparison.difference(base, distilled)
+    table = model_comparison.difference(base, distilled)
     assert set(table["at_chance"]) == {"base"} and table["p_adjusted"].isna().all() and not table["proven"].any()
-    assert depth_comparison.by_third(base, distilled).empty
-    (row,) = depth_comparison.centre_difference(base, distilled).itertuples()
+    assert model_comparison.by_third(base, distilled).empty
+    (row,) = model_comparison.centre_difference(base, distilled).itertuples()
     assert row.unplaced == "base: at chance" and math.isnan(row.base) and row.distilled > 0.5
-    scores, verdict = depth_comparison.findings(base, distilled)
+    scores, verdict = model_comparison.findings(base, distilled)
     assert "distilled scores" in scores and "base at chance, cannot judge" in verdict
 
 
@@ -169,7 +171,7 @@ def test_thirds_on_three_scales():
         "importance": [x.reshape(3, 3).sum(1) / x.sum() for x in loss],
     }
     for scale, (a, b) in wanted.items():
-        table = depth_comparison.by_third(base, distilled, scale=scale)
+        table = model_comparison.by_third(base, distilled, scale=scale)
         np.testing.assert_allclose(table["base"], a)
         np.testing.assert_allclose(table["distilled"], b)
         np.testing.assert_allclose(table["difference"], a - b)
@@ -177,9 +179,9 @@ def test_thirds_on_three_scales():
         single = depth.loss_by_third(base, scale=scale)
         np.testing.assert_allclose(single["loss"], a)
     with pytest.raises(UserError, match="unknown scale 'share'"):
-        depth_comparison.by_third(base, distilled, scale="share")
+        model_comparison.by_third(base, distilled, scale="share")
     with pytest.raises(UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
-        depth_comparison.by_third(nats(EARLY), nats(EARLY, model="d"), scale="above_chance")
+        model_comparison.by_third(nats(EARLY), nats(EARLY, model="d"), scale="above_chance")
 
 
 def test_the_centre_of_mass_is_the_mean_depth_of_the_losses():
@@ -194,12 +196,12 @@ def test_the_centre_of_mass_is_the_mean_depth_of_the_losses():
 def test_a_shifted_profile_moves_the_centre_by_the_shift():
     one, two = np.zeros(N_LAYERS), np.zeros(N_LAYERS)
     one[1:4] = two[4:7] = 0.6
-    (row,) = depth_comparison.centre_difference(sweep(one, n=200), sweep(two, model="d", n=200, seed=1)).itertuples()
+    (row,) = model_comparison.centre_difference(sweep(one, n=200), sweep(two, model="d", n=200, seed=1)).itertuples()
     assert row.ci_low < 3 / (N_LAYERS - 1) < row.ci_high and row.shift == pytest.approx(row.distilled - row.base)
     assert row.ci_high - row.ci_low < 0.1
-    said = "\n".join(depth_comparison.findings(sweep(one), sweep(two, model="d", seed=1)))
+    said = "\n".join(model_comparison.findings(sweep(one), sweep(two, model="d", seed=1)))
     assert "moved **deeper**" in said and "L1, L2, L3" in said and "L4, L5, L6" in said
-    back = "\n".join(depth_comparison.findings(sweep(two), sweep(one, model="d", seed=1)))
+    back = "\n".join(model_comparison.findings(sweep(two), sweep(one, model="d", seed=1)))
     assert "moved **towards the first layers**" in back
 
 
@@ -208,7 +210,7 @@ def drawn_profile(losses, n, rng):
     base = (rng.random(n) < 0.9).astype(float)
     values = base[:, None] * (rng.random((n, N_LAYERS)) >= losses)
     names, layers = ("m", "t", "acc", "t"), np.arange(N_LAYERS)
-    return profiles.Profile(*names, values, base, layers, tuple(range(n)), N_LAYERS, 0.0, True, False, 1.0)
+    return layer_profiles.Profile(*names, values, base, layers, tuple(range(n)), N_LAYERS, 0.0, True, False, 1.0)
 
 
 def test_equal_profiles_have_no_proven_shift_and_intervals_cover():
@@ -217,14 +219,14 @@ def test_equal_profiles_have_no_proven_shift_and_intervals_cover():
     rng, n_samples, false, covered, third = np.random.default_rng(0), 300, 0, 0, 0
     for i in range(n_samples):
         found = [drawn_profile(losses, 40, rng) for losses in (EARLY, EARLY, LATE)]
-        means = profiles.drawn(found, seed=i, n_boot=300)
+        means = layer_profiles.drawn(found, seed=i, n_boot=300)
         a, b, c = (depth.centre(p, m[0]) for p, m in zip(found, means, strict=True))
-        low, high = profiles.interval(b - a, 40)
+        low, high = layer_profiles.interval(b - a, 40)
         false += low > 0 or high < 0
-        low, high = profiles.interval(c - a, 40)
+        low, high = layer_profiles.interval(c - a, 40)
         covered += low <= truth <= high
         one, twin = (depth.third_losses(p, *m, "score") for p, m in zip(found[:2], means[:2], strict=True))
-        low, high = profiles.interval(one - twin, 40)
+        low, high = layer_profiles.interval(one - twin, 40)
         third += ((low > 0) | (high < 0)).mean()
     error = 2.5 * math.sqrt(0.05 * 0.95 / n_samples)
     assert false / n_samples <= 0.05 + error and third / n_samples <= 0.05 + error
@@ -292,10 +294,10 @@ def test_lower_is_better_counts_the_rise_as_a_loss():
 )
 def test_sweeps_that_differ_are_refused(other, message):
     for compare in (
-        depth_comparison.difference,
-        depth_comparison.by_third,
-        depth_comparison.centre_difference,
-        depth_comparison.findings,
+        model_comparison.difference,
+        model_comparison.by_third,
+        model_comparison.centre_difference,
+        model_comparison.findings,
     ):
         with pytest.raises(UserError, match=message):
             compare(sweep(EARLY), other)
@@ -305,9 +307,9 @@ def test_examples_that_differ_and_several_models_are_refused():
     base, other = sweep(EARLY), sweep(EARLY, model="d")
     record = other.record | {"tasks": {"sums": other.record["tasks"]["sums"] | {"num_fewshot": 4}}}
     with pytest.raises(UserError, match="task sums: num_fewshot is 0 for base and 4 for d"):
-        depth_comparison.difference(base, Result(other.docs, record))
+        model_comparison.difference(base, Result(other.docs, record))
     both = Result(pd.concat([base.docs, other.docs]), base.record)
-    for call in (lambda: depth_comparison.difference(both, base), lambda: depth.centre_of_mass(both)):
+    for call in (lambda: model_comparison.difference(both, base), lambda: depth.centre_of_mass(both)):
         with pytest.raises(UserError, match=r"has models base, d; choose one with select\(model=...\)"):
             call()
 

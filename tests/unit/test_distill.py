@@ -15,14 +15,16 @@ import tiny
 import torch
 from transformers import AddedToken
 
-from depthlens import cli, distill, models, offload, pairs
+from depthlens import cli
 from depthlens.ablations import expand, parse
+from depthlens.analysis.results import Result
 from depthlens.backends.torch import TorchBackend, measure_means
-from depthlens.engine import Engine, next_token
+from depthlens.engine.engine import Engine, next_token
 from depthlens.errors import UserError
+from depthlens.experiments import distillation
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.models import loading, offload, pairs
 from depthlens.requests import Generate, Loglikelihood
-from depthlens.results import Result
-from depthlens.sweep import condition_sweep
 
 # float32 sums in another order: batches are cut by rows, a head's share of o_proj is added apart
 SAME = 2e-4
@@ -37,7 +39,7 @@ def other(base, seed=3, scale=0.2):
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(scale * torch.randn(tensor.shape, generator=g))
-    return models.Lens(f"{base.name}-distilled", model, base.tokenizer)
+    return loading.Lens(f"{base.name}-distilled", model, base.tokenizer)
 
 
 def two(family, **changes):
@@ -103,7 +105,7 @@ def operated(base, donor, condition):
             if a.site == "kv":
                 for name in ("k_proj", "v_proj", "kv_b_proj"):
                     block(f"{layer}.self_attn.{name}", 0, a.index, dims.n_kv_heads)
-    return models.Lens("operated", model, base.tokenizer)
+    return loading.Lens("operated", model, base.tokenizer)
 
 
 def removals(condition):
@@ -128,7 +130,7 @@ def conditions_for(base):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_kind_of_transplant_equals_surgery(family):
     base, donor = two(family)
-    together = distill.with_donor(base, donor)
+    together = distillation.with_donor(base, donor)
     conditions = conditions_for(base)
     rows = [TOKENS[:1].repeat(len(conditions), 1), torch.ones(len(conditions), TOKENS.shape[1], dtype=torch.long)]
     every = [range(TOKENS.shape[1])] * len(conditions)
@@ -150,7 +152,7 @@ def test_every_kind_of_transplant_equals_surgery(family):
 def test_a_bias_of_the_output_projection_goes_with_the_whole_attention(family):
     base, donor = two(family, attention_bias=True)
     assert base.arch.o_proj[0].bias is not None
-    together = distill.with_donor(base, donor)
+    together = distillation.with_donor(base, donor)
     conditions = expand("L2.H3@donor,L2.attn@donor,L2.H0,L2.KV1@donor", base.dims)
     n = len(conditions)
     found, _ = TorchBackend(together).forward(TOKENS[:1].repeat(n, 1), torch.ones(n, 7, dtype=torch.long), conditions)
@@ -164,13 +166,13 @@ def test_a_bias_of_the_output_projection_goes_with_the_whole_attention(family):
 def test_no_part_is_the_base_exactly_and_all_parts_are_the_donor(family):
     base, donor = two(family)
     clean, wanted, before = logits(base.model), logits(donor.model), weights_of(base.model)
-    with distill.transplant(base, donor) as condition:
+    with distillation.transplant(base, donor) as condition:
         assert str(condition) == "baseline"
         assert torch.equal(logits(base.model), clean)
-    with distill.transplant(base, donor, layers=range(5), ends=True) as condition:
+    with distillation.transplant(base, donor, layers=range(5), ends=True) as condition:
         assert str(condition) == "embed@donor+unembed@donor+L0-4@donor"
         same(logits(base.model), wanted)
-    with distill.transplant(base, donor, layers=range(5)):
+    with distillation.transplant(base, donor, layers=range(5)):
         assert float((logits(base.model) - wanted).abs().max()) > 0.1  # the ends differ too
     assert torch.equal(logits(base.model), clean)
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.model.state_dict().items())
@@ -179,7 +181,7 @@ def test_no_part_is_the_base_exactly_and_all_parts_are_the_donor(family):
 def test_tied_and_untied_embeddings_make_a_pair():
     base = surgery.rough_lens("qwen2", tie_word_embeddings=True)
     donor = other(tiny.lens("qwen2"))
-    with distill.transplant(base, donor, layers=range(5), ends=True):
+    with distillation.transplant(base, donor, layers=range(5), ends=True):
         same(logits(base.model), logits(donor.model))
 
 
@@ -187,9 +189,9 @@ def test_tied_and_untied_embeddings_make_a_pair():
 def test_other_rotary_frequencies_go_with_whole_layers(family):
     base = surgery.rough_lens(family)
     donor = other(surgery.rough_lens(family, rope_parameters={"rope_type": "default", "rope_theta": 50.0}))
-    together = distill.with_donor(base, donor)
+    together = distillation.with_donor(base, donor)
     assert together.donor.own_rotary and "rotary frequencies differ" in together.donor.notes[-1]
-    with distill.transplant(base, donor, layers=range(5), ends=True):
+    with distillation.transplant(base, donor, layers=range(5), ends=True):
         same(logits(base.model), logits(donor.model))
     conditions = expand("whole@donor,L2.H1@donor,L1", base.dims)
     found = scores(together, conditions)
@@ -224,7 +226,7 @@ def texts(lens, conditions):
 @pytest.mark.parametrize(("family", "batch_tokens"), [("llama-gqa", 1), *((family, 2048) for family in FAMILIES)])
 def test_wavefront_plain_rows_and_generation_agree_with_surgery(family, batch_tokens, monkeypatch):
     base, donor = two(family)
-    together = distill.with_donor(base, donor)
+    together = distillation.with_donor(base, donor)
     conditions = conditions_for(base)
     walked = scores(together, conditions, batch_tokens=batch_tokens)
     written = texts(together, conditions)
@@ -244,7 +246,7 @@ def test_reference_means_and_donors_in_one_condition():
     base, donor = two("llama-gqa")
     means = measure_means(base, [q.context for q in requests()], "prompts")
     conditions = expand("L1@donor+L3.mlp@mean,L2.H0@mean+L2.KV1@donor,L4@mean", base.dims)
-    found = scores(distill.with_donor(base, donor), conditions, means=means)
+    found = scores(distillation.with_donor(base, donor), conditions, means=means)
     for row, condition in zip(found, conditions, strict=True):
         cut = operated(base, donor, condition)
         same(row, scores(cut, [removals(condition)], means=means)[0], str(condition))
@@ -252,7 +254,7 @@ def test_reference_means_and_donors_in_one_condition():
 
 def test_next_token_under_a_transplant():
     base, donor = two("llama-gqa")
-    table = next_token(distill.with_donor(base, donor), "abc", ["whole@donor"], k=3)
+    table = next_token(distillation.with_donor(base, donor), "abc", ["whole@donor"], k=3)
     wanted = logits(donor.model, torch.tensor([base.tokenizer("abc").input_ids]))[0, -1].softmax(-1)
     assert table.iloc[:, 1].max() == pytest.approx(float(wanted.max()), abs=SAME)
 
@@ -262,10 +264,10 @@ def test_next_token_under_a_transplant():
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_after_an_exception_the_base_is_bit_equal_and_nothing_is_left_on_it(folders, streamed):
-    base = models.load(folders("llama-gqa"))
-    donor = models.load(folders("llama-gqa", moved=True), offload="disk" if streamed else None)
+    base = loading.load(folders("llama-gqa"))
+    donor = loading.load(folders("llama-gqa", moved=True), offload="disk" if streamed else None)
     clean, before, shape = logits(base.model), weights_of(base.model), attributes(base.model)
-    with pytest.raises(ZeroDivisionError), distill.transplant(base, donor, layers=[1], heads=[(2, 3)], ends=True):
+    with pytest.raises(ZeroDivisionError), distillation.transplant(base, donor, layers=[1], heads=[(2, 3)], ends=True):
         assert float((logits(base.model) - clean).abs().max()) > SAME
         raise ZeroDivisionError
     assert torch.equal(logits(base.model), clean) and attributes(base.model) == shape
@@ -279,7 +281,7 @@ def attributes(model):
 
 
 def test_a_failing_read_of_the_donor_leaves_the_base_whole(folders, monkeypatch):
-    base, donor = models.load(folders("llama-gqa")), models.load(folders("llama-gqa", moved=True), offload="disk")
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
     clean, shape = logits(base.model), attributes(base.model)
 
     def fail(self, index):
@@ -287,10 +289,10 @@ def test_a_failing_read_of_the_donor_leaves_the_base_whole(folders, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(offload.Stored, "__getitem__", fail)
-        with pytest.raises(OSError, match="cannot read"), distill.transplant(base, donor, layers=[1, 3]):
+        with pytest.raises(OSError, match="cannot read"), distillation.transplant(base, donor, layers=[1, 3]):
             logits(base.model)
         with pytest.raises(OSError, match="cannot read"):
-            scores(distill.with_donor(base, donor), expand("L1@donor,L3@donor", base.dims))
+            scores(distillation.with_donor(base, donor), expand("L1@donor,L3@donor", base.dims))
     assert torch.equal(logits(base.model), clean) and attributes(base.model) == shape
     assert layers_in_memory(donor) == []
 
@@ -298,16 +300,16 @@ def test_a_failing_read_of_the_donor_leaves_the_base_whole(folders, monkeypatch)
 def test_a_transplant_inside_a_transplant_is_refused_and_the_outer_one_stays():
     base, donor = two("llama-gqa")
     clean = logits(base.model)
-    with distill.transplant(base, donor, layers=[1]):
+    with distillation.transplant(base, donor, layers=[1]):
         outer = logits(base.model)
         with (
             pytest.raises(UserError, match="inside a transplant already; name all parts in one"),
-            distill.transplant(base, donor, layers=[2]),
+            distillation.transplant(base, donor, layers=[2]),
         ):
             pass
         assert torch.equal(logits(base.model), outer)
     assert torch.equal(logits(base.model), clean)
-    with distill.transplant(base, donor, layers=[2]):  # and afterwards there is none
+    with distillation.transplant(base, donor, layers=[2]):  # and afterwards there is none
         pass
 
 
@@ -325,7 +327,7 @@ def test_a_transplant_inside_a_transplant_is_refused_and_the_outer_one_stays():
 def test_parts_that_do_not_exist_or_overlap_are_refused(parts, message):
     base, donor = two("llama-gqa")
     shape = attributes(base.model)
-    with pytest.raises(UserError, match=message), distill.transplant(base, donor, **parts):
+    with pytest.raises(UserError, match=message), distillation.transplant(base, donor, **parts):
         pass
     assert attributes(base.model) == shape
 
@@ -356,11 +358,11 @@ def layers_in_memory(lens):
 @pytest.mark.parametrize("offloaded", [None, "disk"])
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "qwen3-moe", "deepseek-v3"])
 def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
-    whole = models.load(folders(family)), models.load(folders(family, moved=True))
-    base = models.load(folders(family), offload=offloaded)
-    together = distill.with_donor(base, folders(family, moved=True))
+    whole = loading.load(folders(family)), loading.load(folders(family, moved=True))
+    base = loading.load(folders(family), offload=offloaded)
+    together = distillation.with_donor(base, folders(family, moved=True))
     conditions = conditions_for(base)
-    wanted = distill.with_donor(*whole)
+    wanted = distillation.with_donor(*whole)
     same(scores(together, conditions), scores(wanted, conditions))
     assert layers_in_memory(together.donor.lens) == []
     if not offloaded:
@@ -386,8 +388,8 @@ def watched(lens, monkeypatch):
 
 
 def test_in_a_walk_the_donor_holds_the_layer_in_use_and_the_next_it_needs(folders, monkeypatch):
-    base, donor = models.load(folders("llama-gqa")), models.load(folders("llama-gqa", moved=True), offload="disk")
-    together = distill.with_donor(base, donor)
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
+    together = distillation.with_donor(base, donor)
     seen, read = watched(donor, monkeypatch)
     scores(together, expand("layers@donor,bottom@donor,top@donor", base.dims), batch_tokens=64)
     assert {i for i, _ in seen} == {0, 1, 2, 3, 4}
@@ -398,15 +400,15 @@ def test_in_a_walk_the_donor_holds_the_layer_in_use_and_the_next_it_needs(folder
     assert read == [1, 3] and {i for i, _ in seen} == {1, 3}  # layers that nothing asks for are not read
     assert all(set(there) <= {i, 3} for i, there in seen) and layers_in_memory(donor) == []
     seen.clear(), read.clear()
-    with distill.transplant(base, donor, layers=[0, 3]):
+    with distillation.transplant(base, donor, layers=[0, 3]):
         logits(base.model)
     assert read == [0, 3] and layers_in_memory(donor) == []
 
 
 def test_the_memory_of_a_donor_is_given_back(folders, monkeypatch):
     """Counted in weights that are alive, not in what modules point to."""
-    base, donor = models.load(folders("llama-gqa")), models.load(folders("llama-gqa", moved=True), offload="disk")
-    together = distill.with_donor(base, donor)
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
+    together = distillation.with_donor(base, donor)
     seen = {}
     peak = []
 
@@ -428,8 +430,8 @@ def test_the_memory_of_a_donor_is_given_back(folders, monkeypatch):
 
 
 def test_generation_holds_the_layers_of_one_group_of_conditions(folders, monkeypatch):
-    base, donor = models.load(folders("llama-gqa")), models.load(folders("llama-gqa", moved=True), offload="disk")
-    together = distill.with_donor(base, donor)
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
+    together = distillation.with_donor(base, donor)
     conditions = expand("layers@donor", base.dims)
     seen, read = watched(donor, monkeypatch)
     wanted = texts(together, conditions)
@@ -451,7 +453,7 @@ TASK, WRITTEN = "capitals_continuation", "kv_retrieval_4"
 
 @pytest.fixture(scope="module")
 def swept(folders):
-    base = models.load(folders("llama-gqa"))
+    base = loading.load(folders("llama-gqa"))
     ablate = "layers@donor,L0-1,bottom@donor,L2@donor+L3.H1,whole@donor"
     return condition_sweep(
         base, [TASK, WRITTEN], ablate, limit=4, donor=folders("llama-gqa", moved=True), measure="both", progress=False
@@ -465,7 +467,7 @@ def test_transplants_go_through_sweep_statistics_and_record(swept, folders, tmp_
     assert not summary[["value", "delta"]].isna().any().any()
     one = summary[summary["condition"] == "L2@donor"]
     assert set(one["layer"]) == {2} and summary.loc[summary["condition"] == "L0-2@donor", "layer"].isna().all()
-    donor = models.load(folders("llama-gqa", moved=True))
+    donor = loading.load(folders("llama-gqa", moved=True))
     alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], limit=4, measure="both", progress=False)
     mine = swept.docs[swept.docs["condition"] == swept.record["conditions"][-1]].reset_index(drop=True)
     assert mine["doc_id"].tolist() == alone.docs["doc_id"].tolist()
@@ -485,13 +487,13 @@ def test_transplants_go_through_sweep_statistics_and_record(swept, folders, tmp_
 def test_transplants_are_drawn(swept):
     from matplotlib.figure import Figure
 
-    from depthlens import plots
+    from depthlens.plots import layers
 
-    assert isinstance(plots.depth_profile(swept), Figure)
+    assert isinstance(layers.depth_profile(swept), Figure)
 
 
 def test_the_ends_that_stay_are_told(folders, caplog):
-    base, donor = models.load(folders("llama-gqa")), folders("llama-gqa", moved=True)
+    base, donor = loading.load(folders("llama-gqa")), folders("llama-gqa", moved=True)
     with caplog.at_level(logging.WARNING, "depthlens"):
         condition_sweep(base, TASK, "bottom@donor", limit=1, donor=donor, progress=False)
     (said,) = caplog.messages
@@ -520,7 +522,7 @@ def test_the_ends_that_stay_are_told(folders, caplog):
     ],
 )
 def test_what_a_sweep_cannot_do_is_refused_before_it_starts(folders, options, message):
-    base = models.load(folders("llama-gqa"))
+    base = loading.load(folders("llama-gqa"))
     if options.get("donor") is True:
         options = options | {"donor": folders("llama-gqa", moved=True)}
     with pytest.raises(UserError, match=message):
@@ -528,7 +530,7 @@ def test_what_a_sweep_cannot_do_is_refused_before_it_starts(folders, options, me
 
 
 def test_a_remote_model_takes_no_transplant(folders):
-    base, donor = models.load(folders("llama-gqa"), remote="local"), folders("llama-gqa", moved=True)
+    base, donor = loading.load(folders("llama-gqa"), remote="local"), folders("llama-gqa", moved=True)
     with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
         condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
     with pytest.raises(UserError, match="needs both models' weights here"):
@@ -536,17 +538,17 @@ def test_a_remote_model_takes_no_transplant(folders):
 
 
 def test_other_backends_do_not_take_a_transplant_for_a_removal(folders):
-    base, donor = models.load(folders("llama-gqa")), models.load(folders("llama-gqa", moved=True))
-    together = distill.with_donor(base, donor)
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
+    together = distillation.with_donor(base, donor)
     backend = Engine(together, backend="nnsight", progress=False).backend
     with pytest.raises(UserError, match="takes weights from a donor"):
         backend.forward(TOKENS[:1], torch.ones(1, 7, dtype=torch.long), [parse("L1@donor")])
 
 
 def test_a_twin_made_inside_a_transplant_is_the_base(folders):
-    base, donor = models.load(folders("llama-gqa")), models.load(folders("llama-gqa", moved=True))
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
     clean = logits(base.model)
-    with distill.transplant(base, donor, layers=[1]):
+    with distillation.transplant(base, donor, layers=[1]):
         wrapped = base.nnsight
     with torch.no_grad(), wrapped.trace(TOKENS):
         found = wrapped.lm_head.output.save()
@@ -570,10 +572,10 @@ def test_command_line(folders, tmp_path, capsys):
 def test_lm_eval_model(folders):
     from depthlens.lm_eval_model import DepthlensLM
 
-    base, donor = folders("llama-gqa"), models.load(folders("llama-gqa", moved=True))
+    base, donor = folders("llama-gqa"), loading.load(folders("llama-gqa", moved=True))
     model = DepthlensLM(base, condition="L1@donor", donor=donor)
     found = model.engine.loglikelihood(requests(), [model.condition])
-    together = distill.with_donor(models.load(base), donor)
+    together = distillation.with_donor(loading.load(base), donor)
     same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse("L1@donor")]))
     with pytest.raises(UserError, match="give donor=NAME"):
         DepthlensLM(base, condition="L1@donor")
@@ -621,10 +623,10 @@ def test_words_for_cumulative_transplants():
 def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, message):
     base, donor = tiny.lens("llama-gqa"), tiny.lens(family, **changes)
     with pytest.raises(UserError, match=message):
-        distill.with_donor(base, donor)
-    with pytest.raises(UserError, match="are no pair"), distill.transplant(base, donor, layers=[0]):
+        distillation.with_donor(base, donor)
+    with pytest.raises(UserError, match="are no pair"), distillation.transplant(base, donor, layers=[0]):
         pass
-    for measure in (distill.weight_deltas, lambda a, b: distill.activation_deltas(a, b, ["text"])):
+    for measure in (distillation.weight_deltas, lambda a, b: distillation.activation_deltas(a, b, ["text"])):
         with pytest.raises(UserError, match="are no pair"):
             measure(base, donor)
 
@@ -632,11 +634,11 @@ def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, m
 def test_a_model_is_no_donor_of_its_own_and_dtypes_agree():
     base = tiny.lens("llama-gqa")
     with pytest.raises(UserError, match="are one loaded model; load the donor apart"):
-        distill.with_donor(base, base)
+        distillation.with_donor(base, base)
     donor = tiny.lens("llama-gqa")
     donor.model.bfloat16()
     with pytest.raises(UserError, match="dtype is float32 in the base, bfloat16 in the donor"):
-        distill.with_donor(base, donor)
+        distillation.with_donor(base, donor)
 
 
 def byte_pair(vocab, merges):
@@ -655,7 +657,7 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
     base.tokenizer = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
 
     def compared(tokenizer):
-        return pairs.compare(base, models.Lens("changed", copy.deepcopy(base.model), tokenizer)).notes
+        return pairs.compare(base, loading.Lens("changed", copy.deepcopy(base.model), tokenizer)).notes
 
     assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])) == ()
     with pytest.raises(UserError, match="token 3 is 'ab' in the base, 'bc' in the donor"):
@@ -679,14 +681,14 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
 
 
 def test_named_pairs_are_the_studys_and_the_embedded_one():
-    found = {(p.base, p.distilled) for p in distill.PAIRS.values()}
+    found = {(p.base, p.distilled) for p in distillation.PAIRS.values()}
     assert ("smollm2-135m-direct", "smollm2-135m-cot") in found and len(found) == 6
-    sources = {row.alias: row.source for row in models.NAMED}
+    sources = {row.alias: row.source for row in loading.NAMED}
     for base, distilled in found - {("smollm2-135m-direct", "smollm2-135m-cot")}:
         assert "DeepSeek-R1" in sources[distilled] and "DeepSeek" not in sources[base]
-    assert distill.pair("llama-8b").base == "llama-3.1-8b"
+    assert distillation.pair("llama-8b").base == "llama-3.1-8b"
     with pytest.raises(UserError, match="unknown pair 'llama-9b'; did you mean llama-8b"):
-        distill.pair("llama-9b")
+        distillation.pair("llama-9b")
 
 
 # -- deltas --
@@ -695,8 +697,8 @@ def test_named_pairs_are_the_studys_and_the_embedded_one():
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
 def test_weight_deltas_by_hand(folders, family, streamed):
-    base, donor = models.load(folders(family)), models.load(folders(family, moved=True))
-    table = distill.weight_deltas(base, folders(family, moved=True) if streamed else donor)
+    base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
+    table = distillation.weight_deltas(base, folders(family, moved=True) if streamed else donor)
     mine, its = base.model.state_dict(), donor.model.state_dict()
     names = {"embed.weight": "model.embed_tokens.weight", "final_norm.weight": "model.norm.weight"}
     names["unembed.weight"] = "lm_head.weight"
@@ -717,12 +719,12 @@ def test_weight_deltas_by_hand(folders, family, streamed):
 def test_weight_deltas_of_equal_and_zero_weights():
     base = tiny.lens("qwen2")  # its biases start as zeros
     assert float(base.arch.attn[0].q_proj.bias.abs().max()) == 0
-    donor = models.Lens("donor", copy.deepcopy(base.model), base.tokenizer)
-    table = distill.weight_deltas(base, donor)
+    donor = loading.Lens("donor", copy.deepcopy(base.model), base.tokenizer)
+    table = distillation.weight_deltas(base, donor)
     assert (table["relative"] == 0).all()
     assert table.loc[table["matrix"].str.endswith("bias"), "cosine"].isna().all()
     donor.model.model.layers[1].self_attn.q_proj.bias.data += 1
-    moved = distill.weight_deltas(base, donor).query("relative > 0")
+    moved = distillation.weight_deltas(base, donor).query("relative > 0")
     assert moved["matrix"].tolist() == ["self_attn.q_proj.bias"] and moved["relative"].tolist() == [float("inf")]
 
 
@@ -747,9 +749,9 @@ def taken_apart(lens, tokens):
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "qwen3-moe", "deepseek-v3"])
 def test_activation_deltas_by_hand(folders, family, streamed):
-    base, donor = models.load(folders(family)), models.load(folders(family, moved=True))
+    base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
     rows = [list(b"a longer prompt than that"), "other text", list(b"ab")]
-    table = distill.activation_deltas(base, folders(family, moved=True) if streamed else donor, rows)
+    table = distillation.activation_deltas(base, folders(family, moved=True) if streamed else donor, rows)
     tokens = [base.tokenizer(r).input_ids if isinstance(r, str) else r for r in rows]
     kept = [(taken_apart(base, t), taken_apart(donor, t)) for t in tokens]
     assert table["layer"].tolist() == [i for i in range(5) for _ in range(3)] and set(table["n"]) == {3}
@@ -767,21 +769,21 @@ def test_activation_deltas_by_hand(folders, family, streamed):
 
 def test_activation_deltas_of_equal_models_and_bad_prompts():
     base = tiny.lens("llama-gqa")
-    twin = models.Lens("same", copy.deepcopy(base.model), base.tokenizer)
-    table = distill.activation_deltas(base, twin, ["one prompt"])
+    twin = loading.Lens("same", copy.deepcopy(base.model), base.tokenizer)
+    table = distillation.activation_deltas(base, twin, ["one prompt"])
     assert (table["relative"] == 0).all() and table["relative_low"].isna().all()
     for prompts_, message in (("text", "give a list"), ([], "give a list"), (["a", ""], "prompt 1 has 0 tokens")):
         with pytest.raises(UserError, match=message):
-            distill.activation_deltas(base, twin, prompts_)
+            distillation.activation_deltas(base, twin, prompts_)
     windowed = tiny.lens("mistral", sliding_window=4)
     with pytest.raises(UserError, match="prompt 0 has 5 tokens; the attention window is 4"):
-        distill.activation_deltas(windowed, other(windowed), [[1, 2, 3, 4, 5]])
+        distillation.activation_deltas(windowed, other(windowed), [[1, 2, 3, 4, 5]])
 
 
 def test_a_sliding_window_is_kept_by_plain_rows():
     base = surgery.rough_lens("mistral", sliding_window=4)
     donor = other(base)
-    together = distill.with_donor(base, donor)
+    together = distillation.with_donor(base, donor)
     assert not Engine(together)._walks(9)
     conditions = expand("L2@donor,whole@donor", base.dims)
     found = scores(together, conditions)

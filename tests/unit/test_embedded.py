@@ -12,8 +12,8 @@ import pytest
 import tiny
 from safetensors import SafetensorError
 
-from depthlens import embedded, models
 from depthlens.errors import UserError
+from depthlens.models import embedded, loading
 
 CONTENT = b"GGUF and then some weights " * 5000
 
@@ -161,7 +161,7 @@ def test_made_once_then_used_without_a_download(cache, monkeypatch):
     assert list(cache.iterdir()) == [folder] and (folder / "model.safetensors").is_file()
     monkeypatch.setattr(embedded, "_download", lambda work: pytest.fail("downloaded again"))
     assert embedded.smollm2() == folder
-    lens = models.load("smollm2-135m")
+    lens = loading.load("smollm2-135m")
     assert lens.name == "smollm2-135m" and lens.dims.n_layers == 5
 
 

@@ -4,12 +4,13 @@ import pytest
 import tiny
 import torch
 
-from depthlens import budget, progress
-from depthlens import engine as engine_module
+from depthlens import progress
 from depthlens.ablations import expand, parse
 from depthlens.backends.torch import TorchBackend, measure_means
-from depthlens.decoding import cut
-from depthlens.engine import Engine, next_token
+from depthlens.engine import engine as engine_module
+from depthlens.engine import memory_budget
+from depthlens.engine.decoding import cut
+from depthlens.engine.engine import Engine, next_token
 from depthlens.errors import UserError
 from depthlens.requests import Generate, Loglikelihood
 
@@ -233,7 +234,7 @@ def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypat
     conditions = expand("layers", lens.dims)
     wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
     for state_bytes in (1, 20_000):
-        monkeypatch.setattr(budget, "CPU_STATE_BYTES", state_bytes)
+        monkeypatch.setattr(memory_budget, "CPU_STATE_BYTES", state_bytes)
         monkeypatch.setattr(engine_module, "MAX_OPEN_ROWS", 3)
         backwards = Engine(lens, batch_tokens=7, progress=False).loglikelihood(requests[::-1], conditions)
         assert same([row[::-1] for row in backwards], wanted)

@@ -9,10 +9,11 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens import backends, organisms
+from depthlens import backends
 from depthlens.backends.torch import measure_means
-from depthlens.engine import Engine
+from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.organisms import builder
 from depthlens.requests import Generate, Loglikelihood
 
 READ = [Loglikelihood((5, 6, 7), (8, 9)), Loglikelihood((5, 6), (10,))]
@@ -96,8 +97,8 @@ def test_an_offloaded_model_is_looked_through_layer_by_layer(tmp_path):
 
 def test_what_was_computed_before_stays(tmp_path, monkeypatch):
     """A condition that breaks a later pack does not lose the packs before it."""
-    monkeypatch.setattr("depthlens.budget.CPU_STATE_BYTES", 1 << 13)
-    built = organisms.build()
+    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 13)
+    built = builder.build()
     lens = dl.Lens("organism", built.model, built.tokenizer)
     scored, n = Engine._score_pack, 0
 

@@ -16,12 +16,12 @@ from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture f
 from scipy import stats as sps
 from scipy.stats import spearmanr
 
-from depthlens import geometry as geo
-from depthlens import geometry_plots as plots
-from depthlens import models
+from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.errors import UserError
-from depthlens.resources import data_dir
-from depthlens.results import DOCS_COLUMNS, Result
+from depthlens.experiments import geometry as geo
+from depthlens.models import loading
+from depthlens.paths import data_dir
+from depthlens.plots import geometry as plots
 
 FAMILIES = ("llama-gqa", "qwen3", "deepseek-v3")
 TEXTS = ["The tide turned before noon.", "Nobody saw the heron.", "One, two, and then many more of them."]
@@ -284,7 +284,7 @@ def test_an_offloaded_model_gives_the_same(tmp_path, family):
     folder = str(tiny.save(tmp_path / "model", family))
     tables = []
     for offload in (None, "disk"):
-        lens = models.load(folder, offload=offload)
+        lens = loading.load(folder, offload=offload)
         g = geo.geometry(lens, TEXTS, progress=False)
         assert g.record["model"]["offload"] == offload
         tables.append((g.distances, g.influences, g.logit_lens, geo.effects(lens, TEXTS, progress=False)))

@@ -19,11 +19,11 @@ import tiny
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from depthlens import harness
-from depthlens.engine import Likelihood
+from depthlens.analysis.results import Result
+from depthlens.engine.engine import Likelihood
 from depthlens.errors import UserError
-from depthlens.results import Result
-from depthlens.sweep import condition_sweep
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.tasks import harness
 
 # float32 sums of log-probabilities of up to a few hundred tokens in another batch layout
 LOGPROB_TOLERANCE = 2e-3

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from depthlens import head_effects
+from depthlens.analysis import head_effects
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.head_scores import HeadScores
-from depthlens.results import Result
 
 N_LAYERS, N_HEADS, N_DOCS = 3, 4, 40
 

@@ -17,11 +17,11 @@ from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all 
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
-from depthlens import plots, theme
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.head_scores import HeadScores
-from depthlens.removal import RemovalCurve, overlap
-from depthlens.results import DOCS_COLUMNS, Result, concat
+from depthlens.experiments.head_removal import RemovalCurve, overlap
+from depthlens.plots import layers, theme
 
 mpl.use("agg")  # else the first figure resolves the backend, which looks like a changed setting
 N_LAYERS, N_HEADS, N_KV, N = 6, 4, 2, 40
@@ -137,7 +137,7 @@ def apart(artists):
 def test_reachable_from_plots_and_without_torch():
     """A figure of a saved result must not cost the seconds that torch takes to load."""
     wanted = "attention depth_profile head_map head_overlap prediction protocol_comparison removal_curve".split()
-    assert all(callable(getattr(plots, name)) for name in wanted) and {*wanted} <= {*plots.__all__}
+    assert all(callable(getattr(layers, name)) for name in wanted) and {*wanted} <= {*layers.__all__}
     code = "import sys, depthlens as dl; dl.plots.head_map; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -147,7 +147,7 @@ def test_reachable_from_plots_and_without_torch():
 
 def test_map_draws_the_summary():
     result = sweep()
-    fig = plots.head_map(result, top=2)
+    fig = layers.head_map(result, top=2)
     (ax,) = maps(fig)
     grid = mesh(ax).get_array()
     assert grid.shape == (N_HEADS, N_LAYERS) and not np.ma.is_masked(grid)
@@ -168,11 +168,11 @@ def test_map_draws_the_summary():
     assert "not measured" not in shown and "gain" not in shown
     assert [line.get_ydata()[0] for line in by_gid(fig, "group")] == [1.5]
     draw(fig)
-    assert plots.head_map(result, title="Mine").get_suptitle() == "Mine"
+    assert layers.head_map(result, title="Mine").get_suptitle() == "Mine"
 
 
 def plots_critical():
-    from depthlens.head_plots import CRITICAL
+    from depthlens.plots.heads import CRITICAL
 
     return CRITICAL
 
@@ -181,13 +181,13 @@ def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
     down = sweep(metric="error", better=False, chance=None)
     flipped = Result(down.docs.assign(value=1 - down.docs["value"]), down.record)
     for result in (sweep(), flipped):
-        fig = plots.head_map(result)
+        fig = layers.head_map(result)
         found = mesh(maps(fig)[0])
         red, _, blue, _ = found.cmap(found.norm(found.get_array()[2, 1]))
         assert red > 2 * blue, "a loss must be red"
         assert points(fig, "critical") == [(1, 2), (3, 0)]
     gain = sweep(base=0.5, kept={(2, 3): 1.9})
-    fig = plots.head_map(gain, top=3)
+    fig = layers.head_map(gain, top=3)
     found = mesh(maps(fig)[0])
     red, _, blue, _ = found.cmap(found.norm(found.get_array()[3, 2]))
     assert blue > 2 * red and points(fig, "gain") == [(2, 3)] and points(fig, "critical") == []
@@ -196,7 +196,7 @@ def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
 
 
 def test_a_mark_stands_out_from_its_cell():
-    fig = plots.head_map(logprobs())
+    fig = layers.head_map(logprobs())
     found = mesh(maps(fig)[0])
     for gid in ("critical", "gain"):
         for line in by_gid(fig, gid):
@@ -211,7 +211,7 @@ def test_a_mark_stands_out_from_its_cell():
 def test_three_sizes_of_model(sizes, panels):
     top = 8
     chosen = [planted(sizes, k=top), planted(sizes, 1, loss=True, k=top)][:panels]
-    fig = plots.head_map(chosen, top=top)
+    fig = layers.head_map(chosen, top=top)
     draw(fig)
     assert fig.get_size_inches()[1] <= 10, "does not fit a page"
     assert len(maps(fig)) == panels
@@ -235,7 +235,7 @@ def test_names_of_heads_that_stand_side_by_side_or_above_each_other():
     ):
         values = np.zeros((30, 9))
         values[tuple(np.transpose(crowd))] = 0.5
-        fig = plots.head_map(scores(values, sizes=SIZES[0]), top=len(crowd))
+        fig = layers.head_map(scores(values, sizes=SIZES[0]), top=len(crowd))
         draw(fig)
         assert sorted(names(fig)) == sorted(f"L{la}H{h}" for la, h in crowd)
         apart(by_gid(fig, "name"))
@@ -247,22 +247,22 @@ def test_names_of_heads_that_stand_side_by_side_or_above_each_other():
 def test_colours_end_early_only_where_heads_lie_far_out_and_say_so():
     noise = {(la, h): 0.98 for la in range(30) for h in range(0, 9, 3)}
     far = sweep(kept=noise | {(9, 6): 0.0}, n_heads=9, layers=range(30), base=1.0)
-    fig = plots.head_map(far)
+    fig = layers.head_map(far)
     _, high = mesh(maps(fig)[0]).get_clim()
     assert 0.3 <= high < 0.5, "one far head must neither hide the others nor turn noise into colour"
     (label,) = bars(fig)
     assert "colours end at ±0.34: 1 head lies beyond, at\xa0−1" in label.replace("\n", " ")
     draw(fig)
     even = sweep(kept={(la, h): 0.5 for la in range(4) for h in range(4)})
-    assert bars(plots.head_map(even)) == ["change of accuracy from baseline"]
-    none = plots.head_map(sweep(kept={}))
+    assert bars(layers.head_map(even)) == ["change of accuracy from baseline"]
+    none = layers.head_map(sweep(kept={}))
     assert mesh(maps(none)[0]).get_clim() == (-0.1, 0.1)
 
 
 def test_scores_run_from_zero_and_losses_around_it():
     values = np.full((N_LAYERS, N_HEADS), 0.01)
     values[2, 1] = 0.83
-    fig = plots.head_map(scores(values), top=1)
+    fig = layers.head_map(scores(values), top=1)
     found = mesh(maps(fig)[0])
     assert found.get_clim() == (0, 0.83) and found.cmap.name == "mako_r"
     assert bars(fig) == ["copy-paste score"] and names(fig) == ["L2H1"]
@@ -270,32 +270,32 @@ def test_scores_run_from_zero_and_losses_around_it():
     assert plots_critical() not in texts(fig), "nothing was tested"
     draw(fig)
     critical = values > 0.5
-    fig = plots.head_map(scores(values, "loss on needle tokens", "nats", critical))
+    fig = layers.head_map(scores(values, "loss on needle tokens", "nats", critical))
     found = mesh(maps(fig)[0])
     low, high = found.get_clim()
     assert low == -high and found.cmap.name == "vlag" and points(fig, "critical") == [(2, 1)]
     assert bars(fig)[0].startswith("loss on needle tokens (nats)")
-    untested = plots.head_map(scores(values - 0.05, "contrast", "nats"))
+    untested = layers.head_map(scores(values - 0.05, "contrast", "nats"))
     assert mesh(maps(untested)[0]).cmap.name == "vlag", "values below 0 need a scale with a middle"
 
 
 def test_chance_is_said_and_never_marked():
     result = concat([sweep(), sweep("hard", base=0.25)])
-    fig = plots.head_map(result, top=2)
+    fig = layers.head_map(result, top=2)
     judged, hard = maps(fig)
     assert mesh(hard).get_array().mask.all() and not np.ma.is_masked(mesh(judged).get_array())
     assert texts(fig).count(theme.CANNOT_JUDGE) == 1
     assert [t.get_text() for t in hard.texts] == [theme.CANNOT_JUDGE]
     assert len(by_gid(fig, "hatch")) == 1 and points(fig, "critical") == [(1, 2), (3, 0)]
     draw(fig)
-    alone = plots.head_map(result, task="hard", top=1)
+    alone = layers.head_map(result, task="hard", top=1)
     assert plots_critical() not in texts(alone) and names(alone) == []
     draw(alone)
 
 
 def test_panels_share_a_scale_by_unit():
     many = concat([sweep(), sweep("other", kept={(0, 0): 0.9}), logprobs()])
-    fig = plots.head_map(many)
+    fig = layers.head_map(many)
     first, second, third = (mesh(ax).get_clim() for ax in maps(fig))
     assert first == second != third
     assert [b.replace("\n", " ").split(" colours end")[0] for b in bars(fig)] == [
@@ -309,30 +309,30 @@ def test_panels_share_a_scale_by_unit():
     ]
     assert "baseline −" in texts(fig)
     draw(fig)
-    assert len(maps(plots.head_map(many, metric="acc"))) == 2
-    assert len(maps(plots.head_map(many, task=["kv_retrieval"], metric="acc"))) == 1
+    assert len(maps(layers.head_map(many, metric="acc"))) == 2
+    assert len(maps(layers.head_map(many, task=["kv_retrieval"], metric="acc"))) == 1
 
 
 def test_kv_groups_and_means_are_panels_of_their_own():
     kv = sweep(letter="KV", n_heads=N_KV, kept={(2, 1): 0.0})
-    fig = plots.head_map(kv, top=1)
+    fig = layers.head_map(kv, top=1)
     (ax,) = maps(fig)
     assert mesh(ax).get_array().shape == (N_KV, N_LAYERS) and mesh(ax).get_array()[1, 2] == pytest.approx(-0.9)
     assert ax.get_ylabel() == "KV group" and names(fig) == ["L2KV1"] and points(fig, "critical") == [(2, 1)]
     assert "one KV group removed at a time" in fig.get_suptitle() and by_gid(fig, "group") == []
-    both = plots.head_map(concat([sweep(), kv]))
+    both = layers.head_map(concat([sweep(), kv]))
     assert [ax.get_title(loc="left") for ax in maps(both)] == ["head", "KV group"]
     assert "one head or KV group removed" in both.get_suptitle()
-    mean = plots.head_map(sweep(mode="@mean"))
+    mean = layers.head_map(sweep(mode="@mean"))
     assert "one head replaced by its mean" in mean.get_suptitle()
-    modes = plots.head_map(concat([sweep(), sweep(mode="@mean")]))
+    modes = layers.head_map(concat([sweep(), sweep(mode="@mean")]))
     assert [ax.get_title(loc="left") for ax in maps(modes)] == ["zero", "mean"]
-    estimated = plots.head_map(logprobs(method="attribution"))
+    estimated = layers.head_map(logprobs(method="attribution"))
     assert "(estimated by attribution)" in estimated.get_suptitle().replace("\n", " ")
 
 
 def test_heads_that_were_not_removed_are_hatched():
-    fig = plots.head_map(sweep(layers=[1, 3]))
+    fig = layers.head_map(sweep(layers=[1, 3]))
     grid = mesh(maps(fig)[0]).get_array()
     assert grid.shape == (N_HEADS, N_LAYERS), "the sizes of the model are in the record"
     assert np.flatnonzero(~grid.mask.all(0)).tolist() == [1, 3] and "not measured" in texts(fig)
@@ -344,9 +344,9 @@ def test_other_conditions_are_left_out():
     pair = result.docs[result.docs["condition"] == "L1.H2"].assign(condition="L1.H2+L3.H0", layer=None, head=None)
     layer = result.docs[result.docs["condition"] == "L1.H2"].assign(condition="L1", head=None)
     mixed = Result(pd.concat([result.docs, pair, layer]), result.record)
-    assert mesh(maps(plots.head_map(mixed))[0]).get_array().count() == N_LAYERS * N_HEADS
+    assert mesh(maps(layers.head_map(mixed))[0]).get_array().count() == N_LAYERS * N_HEADS
     with pytest.raises(UserError, match=r"no condition removes a single head \(L1.H2\+L3.H0, L1\)"):
-        plots.head_map(mixed.select(conditions=["L1", "L1.H2+L3.H0"]))
+        layers.head_map(mixed.select(conditions=["L1", "L1.H2+L3.H0"]))
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_other_conditions_are_left_out():
 )
 def test_map_refusals(given, options, message):
     with pytest.raises(UserError, match=message):
-        plots.head_map(given, **options)
+        layers.head_map(given, **options)
 
 
 # -- removal_curve -------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def curve(tasks=TASKS, lists=("retrieval", "reasoning"), *, base=0.9, chance=Non
 
 
 def test_curve_draws_lists_bands_and_levels():
-    fig = plots.removal_curve(curve(chance=0.25))
+    fig = layers.removal_curve(curve(chance=0.25))
     assert [ax.get_title(loc="left") for ax in fig.axes] == list(TASKS)
     for t, ax in enumerate(fig.axes):
         lines = [line for line in ax.get_lines() if line.get_gid() == "list"]
@@ -431,8 +431,8 @@ def test_curve_draws_lists_bands_and_levels():
 
 
 def test_curve_of_one_and_of_three_tasks():
-    draw(plots.removal_curve(curve(("kv_retrieval",), ("retrieval",)), title="One"))
-    three = plots.removal_curve(curve(("kv_retrieval", "arithmetic_cot", "capitals_continuation"), ("a", "b", "c")))
+    draw(layers.removal_curve(curve(("kv_retrieval",), ("retrieval",)), title="One"))
+    three = layers.removal_curve(curve(("kv_retrieval", "arithmetic_cot", "capitals_continuation"), ("a", "b", "c")))
     draw(three)
     assert len(three.axes) == 3
     for ax in three.axes:  # the p-values stand above their own panel
@@ -441,13 +441,13 @@ def test_curve_of_one_and_of_three_tasks():
 
 
 def test_curve_where_lower_is_better_marks_the_rise():
-    fig = plots.removal_curve(curve(("kv_retrieval",), ("retrieval",), better=False))
+    fig = layers.removal_curve(curve(("kv_retrieval",), ("retrieval",), better=False))
     (outside,) = by_gid(fig, "outside")
     assert outside.get_ydata().tolist() == [1 - v for v in FALL[1:]]
 
 
 def test_curve_at_chance_is_grey_and_said():
-    fig = plots.removal_curve(curve(("kv_retrieval",), ("retrieval",), base=0.25, chance=0.25, at_chance=True))
+    fig = layers.removal_curve(curve(("kv_retrieval",), ("retrieval",), base=0.25, chance=0.25, at_chance=True))
     assert theme.CANNOT_JUDGE in texts(fig) and "retrieval p =" not in texts(fig) and by_gid(fig, "outside") == []
     assert [line.get_color() for line in by_gid(fig, "list")] == [theme.GREY]
     draw(fig)
@@ -455,7 +455,7 @@ def test_curve_at_chance_is_grey_and_said():
 
 def test_curve_refuses_more_lists_than_colours():
     with pytest.raises(UserError, match="5 lists; a panel shows up to 4, draw fewer: a, b, c, d, e"):
-        plots.removal_curve(curve(lists=tuple("abcde")))
+        layers.removal_curve(curve(lists=tuple("abcde")))
 
 
 # -- head_overlap --------------------------------------------------------------------------------------
@@ -466,7 +466,7 @@ def test_overlap_says_what_the_lists_share():
     values = b.values.copy()
     values[a.top(1)[0]] = 2.5
     b = scores(values, b.name, "nats", sizes=SIZES[0])
-    fig = plots.head_overlap(a, b, k=5)
+    fig = layers.head_overlap(a, b, k=5)
     found = overlap(a.top(5), b.top(5), 270)
     assert found.n == 1
     title = fig.get_suptitle().replace("\n", " ")
@@ -488,7 +488,7 @@ def test_overlap_says_what_the_lists_share():
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_overlap_names_do_not_touch(sizes):
     a, b = planted(sizes, 3), planted(sizes, 4, loss=True)
-    fig = plots.head_overlap(a, b, k=12)
+    fig = layers.head_overlap(a, b, k=12)
     draw(fig)
     found = by_gid(fig, "name")
     both = {*a.top(12)} & {*b.top(12)}
@@ -502,20 +502,20 @@ def test_overlap_names_do_not_touch(sizes):
 
 def test_overlap_of_a_score_with_itself_and_of_heads_that_both_have():
     a = planted(SIZES[0])
-    fig = plots.head_overlap(a, a, k=3)
+    fig = layers.head_overlap(a, a, k=3)
     assert "3 of the top 3 heads are on both lists" in fig.get_suptitle()
     half = a.values.copy()
     half[15:] = np.nan
-    assert "(135 heads)" in plots.head_overlap(a, scores(half, sizes=SIZES[0]), k=3).get_suptitle().replace("\n", " ")
+    assert "(135 heads)" in layers.head_overlap(a, scores(half, sizes=SIZES[0]), k=3).get_suptitle().replace("\n", " ")
 
 
 def test_overlap_refusals():
     a = planted(SIZES[0])
     with pytest.raises(UserError, match=r"shapes \(30, 9\) and \(36, 32\); give two of one model"):
-        plots.head_overlap(a, planted(SIZES[1]))
+        layers.head_overlap(a, planted(SIZES[1]))
     for k in (0, 270, True):
         with pytest.raises(UserError, match=f"k {k}: 270 heads have both scores; give a whole number from 1 to 269"):
-            plots.head_overlap(a, a, k=k)
+            layers.head_overlap(a, a, k=k)
 
 
 # -- attention -----------------------------------------------------------------------------------------
@@ -531,7 +531,7 @@ def causal(n, seed=0):
 
 def test_attention_map():
     n, weights = len(PROMPT), causal(len(PROMPT))
-    fig = plots.attention(PROMPT, weights, "L9H6")
+    fig = layers.attention(PROMPT, weights, "L9H6")
     ax = fig.axes[0]
     grid = mesh(ax).get_array()
     assert grid.shape == (n, n) and (grid.mask == (np.tri(n) == 0)).all(), "the half above the diagonal is empty"
@@ -546,7 +546,7 @@ def test_attention_map():
 
 def test_attention_map_of_sixty_tokens_is_readable():
     tokens = [f" tok{i}" for i in range(59)] + ["antidisestablishmentarianism"]
-    fig = plots.attention(tokens, causal(60), "L9H6")
+    fig = layers.attention(tokens, causal(60), "L9H6")
     draw(fig)
     labels = fig.axes[0].get_yticklabels()
     assert labels[-1].get_text() == "antidisesta…"
@@ -561,7 +561,7 @@ def strip(fig):
 
 def test_attention_of_one_query_shades_the_prompt():
     weights = causal(len(PROMPT))
-    fig = plots.attention(PROMPT, weights, "L9H6", query=6)
+    fig = layers.attention(PROMPT, weights, "L9H6", query=6)
     assert "".join(t.get_text() for t in strip(fig)) == "".join(PROMPT).replace("巴", "\\u5df4").replace(
         "\n", "⏎"
     ).replace("\t", "⇥")
@@ -578,16 +578,16 @@ def test_attention_of_one_query_shades_the_prompt():
         fig
     )
     draw(fig)
-    one = plots.attention(PROMPT, weights[-1], "L9H6")  # [key]: of the last token
+    one = layers.attention(PROMPT, weights[-1], "L9H6")  # [key]: of the last token
     assert "what token 12 (:) attends to" in one.get_suptitle()
-    two = plots.attention(PROMPT, weights, "L9H6", query=-1)
+    two = layers.attention(PROMPT, weights, "L9H6", query=-1)
     np.testing.assert_array_equal(by_gid(one, "weights")[0].get_facecolor(), by_gid(two, "weights")[0].get_facecolor())
 
 
 def test_a_long_prompt_wraps_within_the_page():
     tokens = [" word", "ing", ".", " retrieval"] * 100
     weights = np.full(400, 1 / 400)
-    fig = plots.attention(tokens, weights, "L17H24", title="Long")
+    fig = layers.attention(tokens, weights, "L17H24", title="Long")
     draw(fig)
     found = strip(fig)
     assert len(found) == 400 and fig.get_suptitle() == "Long"
@@ -603,7 +603,7 @@ def test_a_very_long_prompt_is_shown_in_excerpts():
     weights = np.zeros(4096)
     weights[[0, 1500, 1501, 4000]] = 0.2, 0.5, 0.1, 0.1
     weights[2000:2100] = 0.001
-    fig = plots.attention([f" {i}" for i in range(4096)], weights, "L17H24", query=4000)
+    fig = layers.attention([f" {i}" for i in range(4096)], weights, "L17H24", query=4000)
     shown = [int(t.get_text()) for t in strip(fig)]
     assert {0, 1500, 1501, 4000, 1495, 1505} <= {*shown} and len(shown) < 120
     assert "[2474 tokens: 0.10]" in texts(fig), "what is left out is said, with the weight it holds"
@@ -627,7 +627,7 @@ def test_a_very_long_prompt_is_shown_in_excerpts():
 )
 def test_attention_refusals(tokens, weights, options, message):
     with pytest.raises(UserError, match=message):
-        plots.attention(tokens, weights, "L0H0", **options)
+        layers.attention(tokens, weights, "L0H0", **options)
 
 
 # -- colours and room ----------------------------------------------------------------------------------

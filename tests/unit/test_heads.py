@@ -12,16 +12,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import depthlens as dl
-from depthlens import needles as prompts
-from depthlens import organism_tasks, organisms, patterns, solutions, spans
-from depthlens.attribution import attribute
+from depthlens.analysis.head_scores import HeadScores, roles
 from depthlens.errors import UserError
-from depthlens.head_scores import HeadScores, roles
-from depthlens.heads import copy_paste, reasoning_scores, retrieval_scores
-from depthlens.models import Lens
-from depthlens.needles import Needle
+from depthlens.experiments import attention_patterns, worked_solutions
+from depthlens.experiments.attribution import attribute
+from depthlens.experiments.head_roles import copy_paste, reasoning_scores, retrieval_scores
+from depthlens.experiments.result_attention import SOURCES, attention_at_results
+from depthlens.models.loading import Lens
+from depthlens.organisms import builder, language
 from depthlens.requests import Loglikelihood
-from depthlens.result_attention import SOURCES, attention_at_results
+from depthlens.tasks import needles as prompts
+from depthlens.tasks import token_spans
+from depthlens.tasks.needles import Needle
 
 PATTERN_TOLERANCE = 1e-5  # float32 softmax rows, computed from the same queries and keys in another order
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
@@ -53,7 +55,7 @@ def test_patterns_are_those_of_the_eager_kernel(family):
     lens = tiny.lens(family)
     sequences, asked = [random_tokens(7, 0), random_tokens(20, 1)], [[0, 3, 6], [19, 2]]
     seen = {}
-    patterns.read(lens, sequences, asked, lambda layer, i, p: seen.__setitem__((layer, i), p))
+    attention_patterns.read(lens, sequences, asked, lambda layer, i, p: seen.__setitem__((layer, i), p))
     assert list(seen) == [(layer, i) for i in (0, 1) for layer in range(lens.dims.n_layers)]
     for i, tokens in enumerate(sequences):
         for layer, whole in enumerate(attentions(family, tokens)):
@@ -64,7 +66,7 @@ def test_patterns_are_those_of_transformer_lens():
     lens = tiny.lens("llama-gqa")
     tokens, asked = random_tokens(15, 3), [4, 14]
     seen = {}
-    patterns.read(lens, [tokens], [asked], lambda layer, i, p: seen.__setitem__(layer, p))
+    attention_patterns.read(lens, [tokens], [asked], lambda layer, i, p: seen.__setitem__(layer, p))
     for layer in range(lens.dims.n_layers):  # one layer at a time there, too
         name = f"blocks.{layer}.attn.hook_pattern"
         _, cache = lens.bridge.run_with_cache(torch.tensor([tokens]), names_filter=lambda n, name=name: n == name)
@@ -79,7 +81,7 @@ def test_memory_at_4096_tokens_is_that_of_one_layer(family):
     def peak(n_layers):
         lens = tiny.lens(family, num_hidden_layers=n_layers, max_position_embeddings=n_pos)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            patterns.read(lens, [random_tokens(n_pos, 5)], [asked], lambda layer, i, p: None)
+            attention_patterns.read(lens, [random_tokens(n_pos, 5)], [asked], lambda layer, i, p: None)
         held = [
             e.nbytes()
             for e in sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns())
@@ -98,10 +100,10 @@ def test_memory_at_4096_tokens_is_that_of_one_layer(family):
 
 def test_what_cannot_be_read_is_refused(lens):
     with pytest.raises(UserError, match="position 7 of sequence 1: it has 7 tokens"):
-        patterns.read(lens, [(1, 2), random_tokens(7, 0)], [[0], [7]], lambda *a: None)
+        attention_patterns.read(lens, [(1, 2), random_tokens(7, 0)], [[0], [7]], lambda *a: None)
     narrow = tiny.lens("mistral", sliding_window=6)
     with pytest.raises(UserError, match="more than the 6 that attention sees at once"):
-        patterns.read(narrow, [random_tokens(7, 0)], [[0]], lambda *a: None)
+        attention_patterns.read(narrow, [random_tokens(7, 0)], [[0]], lambda *a: None)
 
 
 def test_the_model_is_left_alone_even_after_an_exception():
@@ -113,7 +115,7 @@ def test_the_model_is_left_alone_even_after_an_exception():
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        patterns.read(lens, [random_tokens(9, 0)], [[8]], fail)
+        attention_patterns.read(lens, [random_tokens(9, 0)], [[8]], fail)
     assert lens.model.config._attn_implementation == kernel
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in lens.model.modules())
     assert torch.equal(lens.model(tokens).logits, before)
@@ -152,12 +154,12 @@ def test_an_offloaded_model_gives_the_same_scores(tmp_path):
 
 
 def planted_needles(task, n=12):
-    asked = organism_tasks.sample(n, task, seed=7)
+    asked = language.sample(n, task, seed=7)
     return [Needle(Loglikelihood(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
 
 
 def organism(name):
-    built = organisms.build(**{k: v for k, v in vars(organisms.parse(name)).items()})
+    built = builder.build(**{k: v for k, v in vars(builder.parse(name)).items()})
     return Lens(name, built.model, built.tokenizer), built.truth
 
 
@@ -171,7 +173,7 @@ def separates(values, heads):
 @pytest.mark.parametrize("name", [*(f"organism:seed={seed}" for seed in range(5)), "organism:n_kv_heads=2"])
 def test_planted_heads_rank_first(name):
     lens, truth = organism(name)
-    for task in organism_tasks.TASKS:
+    for task in language.TASKS:
         given = planted_needles(task)
         copying = retrieval_scores(lens, needles=given, progress=False)
         assert copying.record["needles"]["recalled"] == copying.n == len(given)
@@ -328,11 +330,11 @@ def test_written_needles_stand_where_they_should(lens):
 
 
 def test_an_answer_is_found_as_a_whole_word_only(lens):
-    text = spans.align(lens, "test", "7 and 77, then 1,7 or 7.5; so 7.\nQ: ", "7")
+    text = token_spans.align(lens, "test", "7 and 77, then 1,7 or 7.5; so 7.\nQ: ", "7")
     needle = prompts.find(text, "7", {})
     assert [text.context[p - 0] for p in needle.places] == ["7", "7"]
     assert list(needle.places) == [0, text.context.index("so 7") + 3]
-    assert prompts.find(spans.align(lens, "test", "nothing here", " 7"), "7", {}) is None
+    assert prompts.find(token_spans.align(lens, "test", "nothing here", " 7"), "7", {}) is None
 
 
 @pytest.mark.parametrize("task", ["kv_retrieval_4", "kv_retrieval_uuid"])
@@ -351,19 +353,21 @@ def test_needles_of_a_task_hold_the_answer(lens, task):
 def test_numbers_of_a_solution_are_computed_or_copied():
     question = "Question: Ann has 53 pens, gives away 12 and buys 17. Two friends help.\nAnswer:"
     solution = " There are 53 - 12 = 41.\nThen 41 + 17 = 58, or 1,058.5 with 2 of 7th at 12 = 12 and 99.\n#### 58"
-    found = [(solution[a:b], kind) for a, b, kind in solutions.kinds(solution, question, examples="Question: 99\n\n")]
+    found = [
+        (solution[a:b], kind) for a, b, kind in worked_solutions.kinds(solution, question, examples="Question: 99\n\n")
+    ]
     assert found == [
         ("53", "copied"), ("12", "copied"), ("41", "computed"), ("41", "copied"), ("17", "copied"), ("58", "computed"),
         ("1,058.5", "computed"), ("2", None), ("12", "copied"), ("12", None), ("99", None), ("58", "copied"),
     ]  # fmt: skip
     gsm8k = "48/2 = <<48/2=24>>24 clips, 48+24 = <<48+24=72>>72.\n#### 72"
-    kinds = [kind for _, _, kind in solutions.kinds(gsm8k, "48 clips to 2 friends")]
+    kinds = [kind for _, _, kind in worked_solutions.kinds(gsm8k, "48 clips to 2 friends")]
     assert kinds == ["copied"] * 4 + ["computed"] + ["copied"] * 5 + ["computed"] + ["copied"] * 2
-    assert [v for *_, v in solutions.numbers("$1,234.50. A4 7th 3")] == [Decimal("1234.50"), Decimal(3)]
+    assert [v for *_, v in worked_solutions.numbers("$1,234.50. A4 7th 3")] == [Decimal("1234.50"), Decimal(3)]
 
 
 def test_spans_cover_the_solution_and_results_know_their_operands(lens):
-    for solution in solutions.of_task(lens, "arithmetic_cot", limit=4, num_fewshot=1):
+    for solution in worked_solutions.of_task(lens, "arithmetic_cot", limit=4, num_fewshot=1):
         tokens, n = solution.text.tokens, len(solution.text.request.context)
 
         def read(positions, tokens=tokens):
@@ -372,7 +376,7 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
         covered = [p for s in solution.spans for p in range(s.start, s.end)]
         assert covered == sorted(set(covered)) and covered[0] == n
         assert len(covered) == len(tokens) - n - sum(  # one byte a token: only unclear numbers are left out
-            end - start for start, end, kind in solutions.kinds(
+            end - start for start, end, kind in worked_solutions.kinds(
                 solution.text.continuation, *_question_and_examples(solution)) if kind is None
         )  # fmt: skip
         assert all(read(range(s.start, s.end)).isdigit() for s in solution.spans if s.kind != "text")
@@ -382,10 +386,10 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
             assert (*request.context, *request.continuation) == tokens[
                 : len(request.context) + len(request.continuation)
             ]
-    text = spans.align(
+    text = token_spans.align(
         lens, "test", "Q: 3 bags of 9, minus 21?\nA:", " 3 * 9 = 27.\n27 - 21 = 6.\nWith 4: 6 + 27 = 33."
     )
-    found = solutions.take_apart(0, text, "Q: 3 bags of 9, minus 21?\nA:")
+    found = worked_solutions.take_apart(0, text, "Q: 3 bags of 9, minus 21?\nA:")
 
     def letters(positions):
         return "".join((text.context + text.continuation)[p] for p in positions)
@@ -410,16 +414,16 @@ def reasoning(lens):
 
 
 def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning):
-    solved = solutions.of_task(lens, "arithmetic_cot", limit=3, num_fewshot=0)
+    solved = worked_solutions.of_task(lens, "arithmetic_cot", limit=3, num_fewshot=0)
     found = reasoning["exact"]
     for head in [(0, 1), (3, 2)]:
-        by_kind = {kind: [] for kind in solutions.KINDS}
+        by_kind = {kind: [] for kind in worked_solutions.KINDS}
         for solution in solved:
             lost = logprobs(lens, solution.text.tokens) - logprobs(lens, solution.text.tokens, [head])
-            for kind in solutions.KINDS:
+            for kind in worked_solutions.KINDS:
                 positions = [p - 1 for s in solution.spans if s.kind == kind for p in range(s.start, s.end)]
                 by_kind[kind].append(lost[positions].mean())
-        for kind in solutions.KINDS:
+        for kind in worked_solutions.KINDS:
             assert getattr(found, kind).values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
         assert found.contrast.values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
@@ -439,7 +443,7 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
     assert found.record["baseline"]["text"]["nats_per_token"] == pytest.approx(
         reasoning["exact"].record["baseline"]["text"]["nats_per_token"], abs=LOSS_TOLERANCE
     )
-    solved = solutions.of_task(lens, "arithmetic_cot", limit=3, num_fewshot=0)
+    solved = worked_solutions.of_task(lens, "arithmetic_cot", limit=3, num_fewshot=0)
     assert all(s.n_unclear == 0 for s in solved)  # so that the three kinds are all tokens
     whole, _ = attribute(lens, [s.text.request for s in solved])
     by_solution = [reasoning_scores_of(lens, s) for s in solved]
@@ -450,9 +454,9 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
 
 def reasoning_scores_of(lens, solution):
     """Attributed loss summed over the tokens of all kinds."""
-    from depthlens.heads import _weighted
+    from depthlens.experiments.head_roles import _weighted
 
-    requests, weights = zip(*(_weighted(solution, kind) for kind in solutions.KINDS), strict=True)
+    requests, weights = zip(*(_weighted(solution, kind) for kind in worked_solutions.KINDS), strict=True)
     return -attribute(lens, requests, weights=weights)[0].numpy().sum(0)
 
 
@@ -463,7 +467,7 @@ def test_attention_at_results_is_the_mass_of_the_eager_kernel(family):
     table = attention_at_results(lens, "arithmetic_cot", **options, progress=False)
     assert list(table.columns) == ["layer", "head", "condition", *SOURCES, "n"]
     assert np.allclose(table[list(SOURCES)].sum(axis=1), 1)
-    solved = solutions.of_task(lens, "arithmetic_cot", **options)
+    solved = worked_solutions.of_task(lens, "arithmetic_cot", **options)
     mass = {source: np.zeros((lens.dims.n_layers, lens.dims.n_heads)) for source in SOURCES}
     model = tiny.model(family, max_position_embeddings=4096)
     model.set_attn_implementation("eager")

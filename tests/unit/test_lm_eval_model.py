@@ -10,11 +10,13 @@ import tiny
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from depthlens import encoding, resources, sweep
+from depthlens import paths
 from depthlens.ablations import parse
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
+from depthlens.experiments import sweep
 from depthlens.lm_eval_model import DepthlensLM
+from depthlens.tasks import encoding
 
 TASKS = ["capitals_continuation", "kv_retrieval_4"]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -29,7 +31,7 @@ def lens():
 @pytest.fixture(scope="module")
 def manager():
     with encoding.quiet():
-        return TaskManager(include_path=str(resources.tasks_dir()))
+        return TaskManager(include_path=str(paths.tasks_dir()))
 
 
 def evaluate(model, manager, **kwargs):
@@ -127,8 +129,8 @@ def test_wrong_model_arguments_are_one_line(lens, tmp_path, arguments, said):
 
 def run(tmp_path, *arguments):
     command = [sys.executable, "-m", "depthlens.lm_eval_model", "run", "--model", "depthlens", *arguments]
-    paths = {"PYTHONPATH": str(resources.data_dir().parent)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | paths)
+    own = {"PYTHONPATH": str(paths.data_dir().parent)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | own)
 
 
 @pytest.mark.slow

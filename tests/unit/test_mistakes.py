@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 import depthlens as dl
-from depthlens import mistakes
+from depthlens.analysis import solution_errors
+from depthlens.analysis.results import Result
+from depthlens.analysis.solution_errors import by_layer, by_third, equations, findings, first_mistake
 from depthlens.errors import UserError
-from depthlens.mistakes import by_layer, by_third, equations, findings, first_mistake
-from depthlens.results import Result
 
 EGGS = "Question: Kate has 10 eggs and Emma has 8. They share them among two children.\nAnswer:"
 
@@ -120,7 +120,7 @@ def test_figure_stacks_to_one_and_names_every_kind():
         tops[bar.get_x()] += bar.get_height()
     assert list(tops.values()) == pytest.approx([1.0] * 6)
     texts = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert texts == ["still right", *mistakes.MISTAKES]
+    assert texts == ["still right", *solution_errors.MISTAKES]
 
 
 QUESTIONS = [EGGS, "There are 10 eggs."]
@@ -141,7 +141,7 @@ def written(kind="generate_until", documents=(0, 1)):
 
 
 def test_classify_reads_what_was_written():
-    found = mistakes.classify(written(), "cot", QUESTIONS)
+    found = solution_errors.classify(written(), "cot", QUESTIONS)
     assert len(found) == 4 and not (found["response"] == "the reference").any()
     assert list(found["kind"]) == ["right", "right", "miscomputed", "miscopied"]  # no 8 in the second question
     assert found["solved"].all()
@@ -149,8 +149,8 @@ def test_classify_reads_what_was_written():
 
 def test_what_cannot_be_classified_is_refused():
     with pytest.raises(UserError, match="unknown task 'gsm8k'"):
-        mistakes.classify(written(), "gsm8k", QUESTIONS)
+        solution_errors.classify(written(), "gsm8k", QUESTIONS)
     with pytest.raises(UserError, match="is multiple_choice; mistakes are looked for in what a model writes"):
-        mistakes.classify(written("multiple_choice"), "cot", QUESTIONS)
+        solution_errors.classify(written("multiple_choice"), "cot", QUESTIONS)
     with pytest.raises(UserError, match="2 questions of task cot, and the result has document 9"):
-        mistakes.classify(written(documents=(0, 9)), "cot", QUESTIONS)
+        solution_errors.classify(written(documents=(0, 9)), "cot", QUESTIONS)

@@ -16,37 +16,38 @@ import huggingface_hub
 import pytest
 import tiny
 
-from depthlens import architectures, arguments, families, model_names, models, names
+from depthlens import arguments
 from depthlens.errors import UserError
+from depthlens.models import architectures, families, loading, registry, sources
 
 IN_TIME = 5.0  # seconds that a refusal may take, the start of Python included
 
 
-@pytest.mark.parametrize("alias", [row.alias for row in names.NAMED])
+@pytest.mark.parametrize("alias", [row.alias for row in registry.NAMED])
 def test_every_alias_stands_for_something(alias):
-    assert model_names.find(alias).kind in ("embedded", "adapter", "organism", "hub")
+    assert sources.find(alias).kind in ("embedded", "adapter", "organism", "hub")
 
 
 def test_what_a_name_stands_for(tmp_path):
     folder = tiny.save(tmp_path / "model", "llama-gqa")
-    assert model_names.find(folder) == model_names.Source(str(folder), "folder", str(folder))
-    assert model_names.find("organism:seed=3,decoy").kind == "organism"
-    assert model_names.find("owner/name") == model_names.Source("owner/name", "hub", "owner/name")
-    assert model_names.find("qwen3-8b").place == "Qwen/Qwen3-8B"
+    assert sources.find(folder) == sources.Source(str(folder), "folder", str(folder))
+    assert sources.find("organism:seed=3,decoy").kind == "organism"
+    assert sources.find("owner/name") == sources.Source("owner/name", "hub", "owner/name")
+    assert sources.find("qwen3-8b").place == "Qwen/Qwen3-8B"
     (folder / "model.safetensors").unlink()
-    assert model_names.find(folder, weights=False).kind == "folder"
+    assert sources.find(folder, weights=False).kind == "folder"
 
 
 def test_the_lists_of_names_agree_with_what_knows_them_better():
-    assert set(arguments.DTYPES) == {"auto", *models.DTYPES} and arguments.DEVICES == models.DEVICES
+    assert set(arguments.DTYPES) == {"auto", *loading.DTYPES} and arguments.DEVICES == loading.DEVICES
     assert architectures.FAMILIES is families.FAMILIES
 
 
 def test_a_gguf_file_says_what_it_is_before_it_is_read(tmp_path):
-    assert model_names.find(tiny.gguf_head(tmp_path / "a.gguf")).kind == "gguf"
-    assert model_names.find(tiny.gguf_head(tmp_path / "b.gguf", b"gemma", b"general.name")).kind == "gguf"
+    assert sources.find(tiny.gguf_head(tmp_path / "a.gguf")).kind == "gguf"
+    assert sources.find(tiny.gguf_head(tmp_path / "b.gguf", b"gemma", b"general.name")).kind == "gguf"
     with pytest.raises(UserError, match="architecture gemma3 of model file '.*' is not supported; supported: llama"):
-        model_names.find(tiny.gguf_head(tmp_path / "c.gguf", b"gemma3"))
+        sources.find(tiny.gguf_head(tmp_path / "c.gguf", b"gemma3"))
 
 
 def test_nothing_heavy_is_imported():
@@ -170,9 +171,9 @@ def online(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
-    model_names.probe.cache_clear()
+    sources.probe.cache_clear()
     yield asked
-    model_names.probe.cache_clear()
+    sources.probe.cache_clear()
 
 
 def test_what_the_local_cache_holds_is_used_where_the_hub_gives_no_answer(online, tmp_path, monkeypatch, caplog):
@@ -180,21 +181,21 @@ def test_what_the_local_cache_holds_is_used_where_the_hub_gives_no_answer(online
     path.write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a: str(path))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, local_files_only: str(path))
-    found = model_names.probe(model_names.find("owner/model"))
+    found = sources.probe(sources.find("owner/model"))
     assert found.only_cached and "no answer from the hub" in caplog.text
-    assert model_names.probe(model_names.find("owner/model")) == found and len(online) == 1
+    assert sources.probe(sources.find("owner/model")) == found and len(online) == 1
 
 
 def test_the_time_that_the_hub_has_can_be_set(online, monkeypatch):
-    for text, seconds in ((None, model_names.SECONDS), ("0.5", 0.5)):
+    for text, seconds in ((None, sources.SECONDS), ("0.5", 0.5)):
         if text:
             monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", text)
         with pytest.raises(UserError, match="cannot be reached"):
-            model_names.probe(model_names.find("owner/model"))
+            sources.probe(sources.find("owner/model"))
         assert online[-1][1] == seconds
     with pytest.raises(UserError, match="HF_HUB_ETAG_TIMEOUT 'soon': give a number of seconds"):
         monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "soon")
-        model_names.probe(model_names.find("owner/model"))
+        sources.probe(sources.find("owner/model"))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,6 @@ def test_what_the_hub_answers_is_one_line(online, monkeypatch, kind, status, sai
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
     with pytest.raises(UserError) as raised:
-        model_names.probe(model_names.find("llama-3.1-8b"))
+        sources.probe(sources.find("llama-3.1-8b"))
     assert str(raised.value).startswith("model 'llama-3.1-8b' ") and said in str(raised.value)
     assert "\n" not in str(raised.value)

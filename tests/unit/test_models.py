@@ -17,9 +17,9 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors.torch import load_file, save_file
 
-from depthlens import models
-from depthlens.architectures import FAMILIES
 from depthlens.errors import UserError
+from depthlens.models import loading
+from depthlens.models.architectures import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def change_config(folder, **changes):
 
 def refusal(name, **kwargs) -> str:
     with pytest.raises(UserError) as raised:
-        models.load(name, **kwargs)
+        loading.load(name, **kwargs)
     message = str(raised.value)
     assert "\n" not in message
     return message
@@ -54,7 +54,7 @@ def logits(lens):
 
 @pytest.mark.parametrize("family", ["llama-mha", "qwen3", "deepseek-v2"])
 def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
-    loaded = models.load(str(tiny.save(tmp_path, family)))
+    loaded = loading.load(str(tiny.save(tmp_path, family)))
     original = tiny.lens(family)
     assert torch.equal(logits(loaded), logits(original))
     assert loaded.dims == original.dims
@@ -63,7 +63,7 @@ def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
 
 
 def test_a_loaded_model_is_in_evaluation_mode_without_gradients(folder):
-    lens = models.load(folder)  # a Path is as good as its text
+    lens = loading.load(folder)  # a Path is as good as its text
     assert lens.name == str(folder)
     assert not lens.model.training
     assert not any(p.requires_grad for p in lens.model.parameters())
@@ -72,8 +72,8 @@ def test_a_loaded_model_is_in_evaluation_mode_without_gradients(folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtype_is_what_was_asked_for(folder, dtype):
-    lens = models.load(str(folder), dtype=dtype, device="cpu")
-    assert {p.dtype for p in lens.model.parameters()} == {models.DTYPES[dtype]}
+    lens = loading.load(str(folder), dtype=dtype, device="cpu")
+    assert {p.dtype for p in lens.model.parameters()} == {loading.DTYPES[dtype]}
     assert lens.describe()["dtype"] == dtype
 
 
@@ -81,8 +81,8 @@ def test_auto_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_elsewhere(tmp_pa
     model = tiny.model("llama-gqa").bfloat16()
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    assert models.load(str(tmp_path), device="cpu").dtype == torch.float32
-    assert models._auto_dtype(torch.device("cuda")) == "auto"
+    assert loading.load(str(tmp_path), device="cpu").dtype == torch.float32
+    assert loading._auto_dtype(torch.device("cuda")) == "auto"
 
 
 def test_device_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
@@ -90,14 +90,14 @@ def test_device_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: found["cuda"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found["mps"])
-    assert models._device("auto").type == "cpu"
+    assert loading._device("auto").type == "cpu"
     found["mps"] = True
-    assert models._device("auto").type == "mps"
+    assert loading._device("auto").type == "mps"
     found["cuda"] = True
-    assert models._device("auto").type == "cuda"
-    assert models._device("cuda:1") == torch.device("cuda", 1)
+    assert loading._device("auto").type == "cuda"
+    assert loading._device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(UserError, match="'cuda:2': there are 2 GPUs"):
-        models._device("cuda:2")
+        loading._device("cuda:2")
 
 
 @pytest.mark.parametrize("device", ["tpu", "cpu:0", "cuda:x", ""])
@@ -120,23 +120,23 @@ def test_unknown_dtypes_are_refused(folder, dtype):
 
 def test_fingerprint_is_of_the_weights_and_not_of_the_place(folder, copy):
     change_config(copy, auto_map={"AutoConfig": "elsewhere.Config"}, transformers_version="5.0.0")
-    wanted = models.load(str(folder)).fingerprint
-    assert models.load(str(copy)).fingerprint == wanted
+    wanted = loading.load(str(folder)).fingerprint
+    assert loading.load(str(copy)).fingerprint == wanted
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.3.mlp.up_proj.weight"][0, 0] += 1e-3
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    assert models.load(str(copy)).fingerprint != wanted
+    assert loading.load(str(copy)).fingerprint != wanted
 
 
 def test_fingerprint_sees_the_configuration_and_the_dtype(folder, copy):
-    wanted = models.load(str(folder)).fingerprint
-    assert models.load(str(folder), dtype="bfloat16").fingerprint != wanted
+    wanted = loading.load(str(folder)).fingerprint
+    assert loading.load(str(folder), dtype="bfloat16").fingerprint != wanted
     change_config(copy, rms_norm_eps=1e-3)
-    assert models.load(str(copy)).fingerprint != wanted
+    assert loading.load(str(copy)).fingerprint != wanted
 
 
 def test_describe_is_what_a_record_needs(folder):
-    lens = models.load(str(folder))
+    lens = loading.load(str(folder))
     about = json.loads(json.dumps(lens.describe()))
     assert about["class"] == "LlamaForCausalLM" and about["fingerprint"] == lens.fingerprint
     assert about["n_parameters"] == sum(p.numel() for p in lens.model.parameters())
@@ -145,7 +145,7 @@ def test_describe_is_what_a_record_needs(folder):
 
 
 def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
-    rows = models.table()
+    rows = loading.table()
     assert rows[0]["alias"] == "smollm2-135m" and rows[0]["source"] == "embedded"
     assert [row["alias"] for row in rows if row["source"] == "adapter"] == ["smollm2-135m-direct", "smollm2-135m-cot"]
     assert [row["alias"] for row in rows if row["source"] == "built"] == ["organism"]
@@ -220,11 +220,11 @@ def write_gguf(path, model):
 def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
     original = tiny.lens("llama-gqa")
     write_gguf(tmp_path / "m.gguf", original.model)
-    loaded = models.load(str(tmp_path / "m.gguf"))
+    loaded = loading.load(str(tmp_path / "m.gguf"))
     assert torch.equal(logits(loaded), logits(original))
     assert loaded.dims == original.dims and loaded.dtype == torch.float32
     (tmp_path / "m.gguf").rename(tmp_path / "renamed.gguf")
-    assert models.load(str(tmp_path / "renamed.gguf")).fingerprint == loaded.fingerprint
+    assert loading.load(str(tmp_path / "renamed.gguf")).fingerprint == loaded.fingerprint
 
 
 # -- nothing that came with a model runs --
@@ -241,7 +241,7 @@ def test_code_beside_the_weights_is_never_executed(copy, tmp_path, model_type, m
     tokenizer = copy / "tokenizer_config.json"
     tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"auto_map": auto}))
     if model_type == "llama":  # a family that transformers knows needs none of that code
-        assert models.load(str(copy)).dims.n_layers == 5
+        assert loading.load(str(copy)).dims.n_layers == 5
     else:
         assert "brings code of its own, which depthlens never runs" in refusal(str(copy))
     assert not marker.exists()
@@ -271,11 +271,11 @@ def test_what_is_not_a_name_is_refused(name):
 def test_values_of_another_type_are_refused_where_no_checker_stands_before(value):
     # a notebook may set a parameter to null; the tests' own type checker would refuse first
     with pytest.raises(UserError, match="give an alias"):
-        inspect.unwrap(models.load)(value)
+        inspect.unwrap(loading.load)(value)
     with pytest.raises(UserError, match="unknown device"):
-        inspect.unwrap(models._device)(value)
+        inspect.unwrap(loading._device)(value)
     with pytest.raises(UserError, match="unknown dtype"):
-        inspect.unwrap(models.load)("x", dtype=value)
+        inspect.unwrap(loading.load)("x", dtype=value)
 
 
 def test_unknown_alias_suggests_the_nearest():
@@ -335,7 +335,7 @@ def test_weights_of_another_shape_are_refused(copy):
 
 def test_weights_that_are_not_used_are_told(copy, caplog):
     change_config(copy, num_hidden_layers=4)
-    assert models.load(str(copy)).dims.n_layers == 4
+    assert loading.load(str(copy)).dims.n_layers == 4
     assert "9 weights in the file are not used, e.g. model.layers.4.input_layernorm.weight" in caplog.text
 
 
@@ -402,9 +402,9 @@ def test_every_failure_of_the_hub_is_one_line(error, offline, said, monkeypatch)
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(models.model_names, "probe", lambda source: source)  # the hub fails later, on another file
-    monkeypatch.setattr(models.AutoConfig, "from_pretrained", fail)
-    monkeypatch.setattr(models, "is_offline_mode", lambda: offline)
+    monkeypatch.setattr(loading.model_names, "probe", lambda source: source)  # the hub fails later, on another file
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(loading, "is_offline_mode", lambda: offline)
     message = refusal("x/y")
     assert message.startswith("model 'x/y' ") and said in message
 
@@ -418,6 +418,6 @@ def test_a_bug_of_ours_keeps_its_traceback(folder, monkeypatch):
     def broken(*args, **kwargs):
         raise TypeError("bug")
 
-    monkeypatch.setattr(models.AutoConfig, "from_pretrained", broken)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", broken)
     with pytest.raises(TypeError, match="bug"):
-        models.load(str(folder))
+        loading.load(str(folder))

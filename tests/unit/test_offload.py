@@ -12,12 +12,15 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from depthlens import harness, models, session, sweep
 from depthlens.ablations import expand
 from depthlens.backends.torch import measure_means
-from depthlens.engine import Engine
+from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.experiments import sweep
+from depthlens.models import loading
 from depthlens.requests import Generate, Loglikelihood
+from depthlens.runner import session
+from depthlens.tasks import harness
 
 # the same arithmetic on the same weights; only where they lie in memory differs, and with it the order of some sums
 SAME = 1e-5
@@ -71,7 +74,7 @@ def logits(lens):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_an_offloaded_model_is_the_model_loaded_whole(saved, family):
-    whole, streamed = models.load(saved(family)), models.load(saved(family), offload="disk")
+    whole, streamed = loading.load(saved(family)), loading.load(saved(family), offload="disk")
     assert layers_in_memory(whole) == list(range(5)) and layers_in_memory(streamed) == []
     conditions = every_kind(whole.dims)
     torch.testing.assert_close(scores(streamed, conditions), scores(whole, conditions), rtol=0, atol=SAME)
@@ -87,7 +90,7 @@ def test_experts_are_stored_one_by_one_and_stacked_in_memory(saved):
     """Else the test above would not show that a layer's weights are converted as those of a whole model are."""
     keys = load_file(f"{saved('qwen3-moe')}/model.safetensors").keys()
     assert "model.layers.0.mlp.experts.3.up_proj.weight" in keys
-    lens = models.load(saved("qwen3-moe"), offload="disk")
+    lens = loading.load(saved("qwen3-moe"), offload="disk")
     assert lens.arch.mlp[0].experts.gate_up_proj.shape == (4, 32, 32)
 
 
@@ -98,19 +101,19 @@ def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored,
     tiny.model(family, tie_word_embeddings=tied).to(stored).save_pretrained(tmp_path, max_shard_size="40KB")
     tiny.tokenizer().save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    whole = models.load(tmp_path, dtype=dtype, device="cpu")
-    streamed = models.load(tmp_path, dtype=dtype, device="cpu", offload="disk")
+    whole = loading.load(tmp_path, dtype=dtype, device="cpu")
+    streamed = loading.load(tmp_path, dtype=dtype, device="cpu", offload="disk")
     assert streamed.dtype == whole.dtype and (streamed.arch.unembed.weight is streamed.arch.embed.weight) == tied
     assert streamed.fingerprint == whole.fingerprint  # of names, shapes, dtypes and values
     torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
 
 
 def test_auto_dtype_is_the_checkpoints_own_where_it_is_for_a_whole_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "_auto_dtype", lambda device: "auto")  # as on a GPU
+    monkeypatch.setattr(loading, "_auto_dtype", lambda device: "auto")  # as on a GPU
     tiny.model("llama-gqa").bfloat16().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    lens = models.load(tmp_path, device="cpu", offload="disk")
-    assert lens.dtype == torch.bfloat16 and lens.fingerprint == models.load(tmp_path, device="cpu").fingerprint
+    lens = loading.load(tmp_path, device="cpu", offload="disk")
+    assert lens.dtype == torch.bfloat16 and lens.fingerprint == loading.load(tmp_path, device="cpu").fingerprint
 
 
 def test_a_tied_unembedding_that_the_file_holds_apart_stays_apart(tmp_path):
@@ -119,7 +122,7 @@ def test_a_tied_unembedding_that_the_file_holds_apart_stays_apart(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 2
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    whole, streamed = models.load(tmp_path), models.load(tmp_path, offload="disk")
+    whole, streamed = loading.load(tmp_path), loading.load(tmp_path, offload="disk")
     assert torch.equal(streamed.arch.unembed.weight, 2 * streamed.arch.embed.weight)
     assert torch.equal(logits(streamed), logits(whole)) and streamed.fingerprint == whole.fingerprint
 
@@ -128,7 +131,7 @@ def test_a_sweep_has_the_same_documents_and_says_that_it_was_offloaded(saved):
     folder = saved(max_position_embeddings=4096)
     tasks = harness.load_tasks([TASK], num_fewshot=0)
     whole, streamed = (
-        sweep.condition_sweep(models.load(folder, offload=o), tasks, "layers", limit=2, progress=False)
+        sweep.condition_sweep(loading.load(folder, offload=o), tasks, "layers", limit=2, progress=False)
         for o in (None, "disk")
     )
     assert len(whole.docs) > 0 and set(whole.docs["condition"]) >= {"baseline", "L4"}
@@ -146,7 +149,7 @@ def test_sweeps_by_name_and_notebooks_hand_the_option_on(saved, monkeypatch):
     def load(name, **options):
         raise Loading(options)
 
-    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     monkeypatch.setattr(harness, "load_tasks", lambda *a, **k: {})
     for call in (
         lambda: sweep.run_sweep(saved(), [TASK], "layers", offload="disk"),
@@ -188,7 +191,7 @@ def reads(monkeypatch):
 
 def test_a_walk_reads_each_layer_once_whatever_the_chunks(saved, reads, monkeypatch):
     watch, count, most = reads
-    lens = watch(models.load(saved(), offload="disk"))
+    lens = watch(loading.load(saved(), offload="disk"))
     chunks = []
     lens.arch.mlp[2].register_forward_hook(lambda *a: chunks.append(1))
     found = scores(lens, expand("heads", lens.dims), batch_tokens=64)
@@ -196,20 +199,20 @@ def test_a_walk_reads_each_layer_once_whatever_the_chunks(saved, reads, monkeypa
     assert count == dict.fromkeys(range(5), 1) and most == [2]
     count.clear()
     assert lens.fingerprint and count == dict.fromkeys(range(5), 1) and most == [2]
-    whole = models.load(saved())
+    whole = loading.load(saved())
     torch.testing.assert_close(found, scores(whole, expand("heads", lens.dims)), rtol=0, atol=SAME)
 
 
 def test_more_than_ten_layers_are_read_in_the_order_of_their_names_for_the_fingerprint(saved, reads):
     watch, count, most = reads
-    lens = watch(models.load(saved(num_hidden_layers=12), offload="disk"))
-    assert lens.fingerprint == models.load(saved(num_hidden_layers=12)).fingerprint
+    lens = watch(loading.load(saved(num_hidden_layers=12), offload="disk"))
+    assert lens.fingerprint == loading.load(saved(num_hidden_layers=12)).fingerprint
     assert count == dict.fromkeys(range(12), 1) and most == [2]
 
 
 def test_the_next_layer_is_read_while_one_is_in_use(saved, reads):
     watch, count, _ = reads
-    lens = watch(models.load(saved(), offload="disk"))
+    lens = watch(loading.load(saved(), offload="disk"))
     with lens.resident(3):
         lens.stream._ahead[1].result()
         assert layers_in_memory(lens) == [3, 4]
@@ -223,7 +226,7 @@ def test_the_next_layer_is_read_while_one_is_in_use(saved, reads):
 
 
 def test_a_model_in_memory_has_nothing_to_read(saved):
-    lens = models.load(saved())
+    lens = loading.load(saved())
     before = [p.data_ptr() for p in lens.arch.layers[1].parameters()]
     with lens.resident(1):
         assert [p.data_ptr() for p in lens.arch.layers[1].parameters()] == before
@@ -236,7 +239,7 @@ def test_a_model_in_memory_has_nothing_to_read(saved):
 @pytest.mark.parametrize("error", [RuntimeError("in the middle"), KeyboardInterrupt()])
 @pytest.mark.parametrize("whole_call", [False, True])
 def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call):
-    lens = models.load(saved(), offload="disk")
+    lens = loading.load(saved(), offload="disk")
     conditions = expand("layers", lens.dims)
     wanted = scores(lens, conditions)
 
@@ -252,7 +255,7 @@ def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call)
 
 
 def test_a_file_that_cannot_be_read_is_an_error_and_not_a_wrong_score(saved, monkeypatch):
-    lens = models.load(saved(), offload="disk")
+    lens = loading.load(saved(), offload="disk")
     conditions = expand("layers", lens.dims)
     wanted = scores(lens, conditions)
     stored = lens.stream.tensors["model.layers.2.mlp.up_proj.weight"]
@@ -275,7 +278,7 @@ def test_a_file_that_cannot_be_read_is_an_error_and_not_a_wrong_score(saved, mon
 def test_means_rows_and_sliding_windows_read_layers_as_they_are_called(saved):
     """Contexts of 13 tokens in a window of 4: whole forward passes, with the attention that the model has."""
     folder = saved("mistral", sliding_window=4)
-    whole, streamed = models.load(folder), models.load(folder, offload="disk")
+    whole, streamed = loading.load(folder), loading.load(folder, offload="disk")
     conditions = expand(["L1@mean", "L2.H1@mean", "L3"], whole.dims)
     means = [measure_means(lens, [r.context for r in requests()], "contexts") for lens in (whole, streamed)]
     torch.testing.assert_close(means[1].z, means[0].z, rtol=0, atol=SAME)
@@ -286,7 +289,7 @@ def test_means_rows_and_sliding_windows_read_layers_as_they_are_called(saved):
 
 @pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 def test_other_backends_are_refused(saved, backend):
-    lens = models.load(saved(), offload="disk")
+    lens = loading.load(saved(), offload="disk")
     with pytest.raises(UserError, match=f"backend '{backend}' needs the whole model in memory; use torch"):
         Engine(lens, backend=backend)
     with pytest.raises(UserError, match="unknown backend 'banana'"):
@@ -295,7 +298,7 @@ def test_other_backends_are_refused(saved, backend):
 
 def test_generation_is_refused_before_anything_runs(saved, reads):
     watch, count, _ = reads
-    lens = watch(models.load(saved(max_position_embeddings=4096), offload="disk"))
+    lens = watch(loading.load(saved(max_position_embeddings=4096), offload="disk"))
     with pytest.raises(UserError, match="read whole once for every token; load it without offload, or score"):
         Engine(lens, progress=False).generate_until([Generate((1, 2), ("\n",), 3)], expand("layers", lens.dims))
     with pytest.raises(UserError, match="task kv_retrieval_4: to write text an offloaded model"):
@@ -309,13 +312,13 @@ def test_generation_is_refused_before_anything_runs(saved, reads):
 @pytest.mark.parametrize("offload", ["cpu", "", "Disk"])
 def test_offload_is_disk_or_nothing(saved, offload):
     with pytest.raises(UserError, match=f"offload {offload!r}: give 'disk', or leave it out"):
-        models.load(saved(), offload=offload)
+        loading.load(saved(), offload=offload)
 
 
 def test_a_gguf_file_is_refused(tmp_path):
     tiny.gguf_head(tmp_path / "m.gguf")
     with pytest.raises(UserError, match="m.gguf': layers can be read from safetensors only; convert it once"):
-        models.load(tmp_path / "m.gguf", offload="disk")
+        loading.load(tmp_path / "m.gguf", offload="disk")
 
 
 @pytest.fixture
@@ -325,7 +328,7 @@ def copy(tmp_path):
 
 def refusal(folder, offload):
     with pytest.raises(UserError) as caught:
-        models.load(folder, offload=offload)
+        loading.load(folder, offload=offload)
     return str(caught.value)
 
 
@@ -352,7 +355,7 @@ def test_spare_weights_are_told(copy, caplog):
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.9.self_attn.q_proj.weight"] = torch.ones(1)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    lens = models.load(copy, offload="disk")
+    lens = loading.load(copy, offload="disk")
     assert "1 weights in the file are not used" in caplog.text
     assert torch.isfinite(logits(lens)).all()
 
@@ -424,7 +427,7 @@ def test_a_model_larger_than_memory_is_swept(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     refused, found, fingerprint = json.loads(done.stdout.splitlines()[-1])
     assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refused
-    lens = models.load(tmp_path)
+    lens = loading.load(tmp_path)
     asked = [Loglikelihood(tuple(range(i, i + 9)), (7, 8)) for i in range(4)]
     answers = Engine(lens, progress=False).loglikelihood(asked, expand("layers", lens.dims))
     wanted = [[a.logprob for a in row] for row in answers]

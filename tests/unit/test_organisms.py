@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from depthlens import harness, models, organism_tasks, organisms, planting
 from depthlens.ablations import BASELINE, Condition, expand, parse
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import Engine
+from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.organism_tasks import TASKS, read, sample
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.models import loading
+from depthlens.organisms import builder, language, weights
+from depthlens.organisms.language import TASKS, read, sample
+from depthlens.paths import tasks_dir
 from depthlens.requests import Loglikelihood
-from depthlens.resources import tasks_dir
-from depthlens.sweep import condition_sweep
+from depthlens.tasks import harness
 
 SOLVED = 0.99
 # a word of the prompt at random is right once in 26 times; with 100 prompts, 0.15 is far from it and from solved
@@ -27,8 +29,8 @@ SEEDS = range(5)
 
 
 @cache
-def lens(name: str) -> models.Lens:
-    return models.load(name, device="cpu")
+def lens(name: str) -> loading.Lens:
+    return loading.load(name, device="cpu")
 
 
 @cache
@@ -76,7 +78,7 @@ def test_both_tasks_are_solved(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_each_planted_head_carries_exactly_its_tasks_and_no_other_head_any(seed):
     name = f"organism:seed={seed}"
-    truth = organisms.truth(name)
+    truth = builder.truth(name)
     # the full table for one seed; the others with fewer prompts, in steps of the tolerance
     n = 100 if seed == 0 else 50
     found = accuracies(name, expand("heads", lens(name).dims), n)
@@ -93,7 +95,7 @@ def test_each_planted_head_carries_exactly_its_tasks_and_no_other_head_any(seed)
 
 def test_a_decoy_attends_and_is_not_needed():
     name = "organism:decoy"
-    truth = organisms.truth(name)
+    truth = builder.truth(name)
     decoy = truth.role("decoy")
     assert decoy in truth.copies("one_hop")
     for task in TASKS:
@@ -108,7 +110,7 @@ def test_a_decoy_attends_and_is_not_needed():
 
 @pytest.mark.parametrize("name", ["organism:backup", "organism:seed=1,decoy,backup"])
 def test_a_backup_is_needed_only_together(name):
-    truth = organisms.truth(name)
+    truth = builder.truth(name)
     pair = truth.needed_together("one_hop")
     assert pair == {truth.role("retrieval"), truth.role("backup")}
     assert truth.needed("one_hop") == {truth.role("previous_token")}
@@ -123,7 +125,7 @@ def test_with_a_backup_the_loss_does_not_feel_one_head_either():
     model, asked = lens("organism:backup").model, prompts("one_hop")
     answers = torch.tensor([p.answer_id for p in asked])
     clean = cross_entropy(last_logits(model, asked), answers)
-    for head in organisms.truth("organism:backup").needed_together("one_hop"):
+    for head in builder.truth("organism:backup").needed_together("one_hop"):
         with TorchBackend(lens("organism:backup")).ablate([together([head])] * len(asked)):
             lost = cross_entropy(last_logits(model, asked), answers) - clean
         assert 0 < lost < 0.05  # nats: less than 5% of the answer's probability
@@ -140,12 +142,12 @@ def test_with_a_backup_the_loss_does_not_feel_one_head_either():
 )
 def test_variants_are_solved_by_the_planted_heads(name):
     loaded = lens(name)
-    options = organisms.parse(name)
+    options = builder.parse(name)
     assert loaded.dims.n_kv_heads == options.n_kv_heads
     tied = loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
     assert tied == options.tied_embeddings
     assert min(accuracies(name, [BASELINE], 200)["baseline"].values()) >= SOLVED
-    truth = organisms.truth(name)
+    truth = builder.truth(name)
     sets = [{(h.layer, h.head)} for h in truth.heads] + [s for s in [truth.needed_together("one_hop")] if s]
     found = accuracies(name, [BASELINE, *map(together, sets)], 50)
     base = found.pop("baseline")
@@ -160,8 +162,8 @@ def test_variants_are_solved_by_the_planted_heads(name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_scores_the_same(dtype):
-    half = models.load("organism", dtype=dtype, device="cpu")
-    assert half.dtype == models.DTYPES[dtype]
+    half = loading.load("organism", dtype=dtype, device="cpu")
+    assert half.dtype == loading.DTYPES[dtype]
     for task in TASKS:
         asked = prompts(task)[:50]
         logits = last_logits(half.model, asked)
@@ -173,16 +175,16 @@ def test_half_precision_scores_the_same(dtype):
 
 def test_noise_can_be_more_than_the_circuit_bears():
     """The numbers above are no matter of course: the same circuit drowns in twice the noise without its shelter."""
-    drowned = organisms.build(noise=1, leak=1)
+    drowned = builder.build(noise=1, leak=1)
     assert accuracy(drowned.model, prompts("two_hop")) < 0.9
 
 
 def test_zeroing_equals_a_model_without_the_heads_output_weights():
     """Independent of the backends: z times nothing is nothing, whatever z is."""
     asked = prompts("one_hop")[:8]
-    layer, head = organisms.truth("organism").role("retrieval")
-    cut = organisms.build().model
-    d = planting.D_HEAD
+    layer, head = builder.truth("organism").role("retrieval")
+    cut = builder.build().model
+    d = weights.D_HEAD
     cut.model.layers[layer].self_attn.o_proj.weight[:, head * d : (head + 1) * d] = 0
     with TorchBackend(lens("organism")).ablate([together([(layer, head)])] * len(asked)):
         hooked = last_logits(lens("organism").model, asked)
@@ -192,7 +194,7 @@ def test_zeroing_equals_a_model_without_the_heads_output_weights():
 
 
 def test_attention_is_where_the_truth_says():
-    built = organisms.build(seed=2, decoy=True)
+    built = builder.build(seed=2, decoy=True)
     built.model.set_attn_implementation("eager")
     for task in TASKS:
         asked = prompts(task)[:50]
@@ -204,8 +206,8 @@ def test_attention_is_where_the_truth_says():
         at = torch.tensor([p.answer_at for p in asked])[:, None, None]
         hits = (peak == at).float().mean(0)
         copying = built.truth.copies(task)
-        for layer in range(planting.N_LAYERS):
-            for head in range(planting.N_HEADS):
+        for layer in range(weights.N_LAYERS):
+            for head in range(weights.N_HEADS):
                 share = hits[layer, head].item()
                 assert share >= 0.95 if (layer, head) in copying else share < 0.12, (task, layer, head)
         bridge = torch.tensor([p.bridge_at for p in asked])
@@ -243,13 +245,13 @@ def test_gradients_reach_the_planted_heads():
                 handle.remove()
         harm = torch.stack([-(z.grad * z).unflatten(-1, (4, -1)).sum((0, 1, 3)) for z in kept])
         order = sorted(((layer, head) for layer in range(6) for head in range(4)), key=lambda h: -harm[h])
-        return set(order[: len(organisms.truth(name).needed(task))])
+        return set(order[: len(builder.truth(name).needed(task))])
 
     for task in TASKS:
-        assert first("organism:seed=1", task) == organisms.truth("organism").needed(task)
+        assert first("organism:seed=1", task) == builder.truth("organism").needed(task)
     sharp = "organism:seed=1,sharpness=40"
     assert accuracy(lens(sharp).model, prompts("two_hop")) >= SOLVED
-    assert organisms.truth(sharp).role("previous_token") not in first(sharp, "two_hop")
+    assert builder.truth(sharp).role("previous_token") not in first(sharp, "two_hop")
 
 
 def test_a_larger_sharpness_reads_long_prompts():
@@ -265,7 +267,7 @@ def test_weight_norms_do_not_give_the_heads_away():
     sums: dict[str, float] = {}
     for seed in SEEDS:
         name = f"organism:seed={seed}"
-        planted = {(h.layer, h.head) for h in organisms.truth(name).heads}
+        planted = {(h.layer, h.head) for h in builder.truth(name).heads}
         norms: dict[str, dict] = {}
         for layer, module in enumerate(lens(name).model.model.layers):
             attn = module.self_attn
@@ -291,7 +293,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_callers_seed_alone():
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    built = organisms.build(seed=3, decoy=True)
+    built = builder.build(seed=3, decoy=True)
     assert torch.equal(torch.rand(3), wanted)
     again = lens("organism:seed=3,decoy").model.state_dict()
     other = lens("organism:seed=4").model.state_dict()
@@ -308,22 +310,22 @@ def test_an_organism_is_an_ordinary_lens(tmp_path):
     assert vars(loaded.dims) == {"n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "d_model": 256, "d_head": 64}
     assert loaded.model.config.vocab_size == len(loaded.tokenizer) == 100
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
-    assert "organism" in {row.alias for row in models.NAMED}
+    assert "organism" in {row.alias for row in loading.NAMED}
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
-    back = models.load(tmp_path, device="cpu")
+    back = loading.load(tmp_path, device="cpu")
     assert back.fingerprint == loaded.fingerprint
     text = prompts("one_hop")[0].text
     assert back.tokenizer(text).input_ids == loaded.tokenizer(text).input_ids
     with pytest.raises(UserError, match="built in memory"):
-        models.load("organism", offload="disk")
+        loading.load("organism", offload="disk")
 
 
 def test_tied_embeddings_survive_saving(tmp_path):
     loaded = lens("organism:tied_embeddings")
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
-    assert models.load(tmp_path, device="cpu").fingerprint == loaded.fingerprint
+    assert loading.load(tmp_path, device="cpu").fingerprint == loaded.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -337,16 +339,16 @@ def test_tied_embeddings_survive_saving(tmp_path):
     ],
 )
 def test_names_are_options(name, options):
-    parsed = organisms.parse(name)
+    parsed = builder.parse(name)
     for key, value in options.items():
         assert getattr(parsed, key) == value
-    assert organisms.parse(parsed.name) == parsed
-    assert organisms.truth(name) == organisms.truth(parsed)
+    assert builder.parse(parsed.name) == parsed
+    assert builder.truth(name) == builder.truth(parsed)
 
 
 def test_a_name_says_only_what_is_not_the_default():
-    assert organisms.Options().name == organisms.parse("organism:seed=0").name == "organism"
-    assert organisms.parse("organism:decoy,seed=3,noise=1").name == "organism:seed=3,noise=1.0,decoy"
+    assert builder.Options().name == builder.parse("organism:seed=0").name == "organism"
+    assert builder.parse("organism:decoy,seed=3,noise=1").name == "organism:seed=3,noise=1.0,decoy"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +373,7 @@ def test_a_name_says_only_what_is_not_the_default():
 )
 def test_bad_names_are_refused(name, message):
     with pytest.raises(UserError, match=message) as raised:
-        models.load(name)
+        loading.load(name)
     assert "\n" not in str(raised.value)
 
 
@@ -389,11 +391,11 @@ def test_bad_names_are_refused(name, message):
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        organisms.build(**options)
+        builder.build(**options)
 
 
 def test_truth_knows_its_roles_and_tasks():
-    truth = organisms.truth("organism")
+    truth = builder.truth("organism")
     assert [str(h) for h in truth.heads] == ["L1.H2", "L2.H1", "L3.H0", "L4.H3"]
     assert truth.needed("one_hop") == {(1, 2), (2, 1)}
     assert truth.needed("two_hop") == {(1, 2), (3, 0), (4, 3)}
@@ -403,17 +405,17 @@ def test_truth_knows_its_roles_and_tasks():
     with pytest.raises(UserError, match="unknown organism task 'three_hop'"):
         truth.needed("three_hop")
     with pytest.raises(UserError, match="no organism"):
-        organisms.truth("smollm2-135m")
+        builder.truth("smollm2-135m")
 
 
 # -- prompts and tokens ------------------------------------------------------------------------------------------
 
 
 def test_one_token_a_word_and_bos_in_front():
-    tokenizer = organism_tasks.tokenizer()
-    vocabulary = organism_tasks.vocabulary()
+    tokenizer = language.tokenizer()
+    vocabulary = language.vocabulary()
     assert len(vocabulary) == 100
-    for word in organism_tasks.words():
+    for word in language.words():
         assert tokenizer(word).input_ids == [vocabulary["<bos>"], vocabulary[word]]
         assert tokenizer.decode([vocabulary[word]]) == word
     for asked in prompts("two_hop")[:20]:
@@ -434,7 +436,7 @@ def test_the_two_questions_are_a_pair_and_positions_are_right():
         assert one.bridge_at == one.answer_at == two.bridge_at
         key, bridge = one.tokens[one.query_at], one.answer_id
         assert two.tokens[two.bridge_at - 1] == key and two.tokens[two.answer_at - 1] == bridge
-        sep = organism_tasks.vocabulary()["SEP"]
+        sep = language.vocabulary()["SEP"]
         assert two.tokens[two.bridge_at + 1] == two.tokens[two.answer_at + 1] == sep
 
 
@@ -482,11 +484,11 @@ EMBEDDED = [f"organism_{task}{kind}" for task in TASKS for kind in ("", "_genera
 def test_lm_eval_gives_the_model_the_tokens_that_the_circuit_expects():
     docs = [json.loads(line) for line in (tasks_dir() / "organism/test.jsonl").read_text().splitlines()]
     prepared = harness.prepare(lens("organism"), harness.load_tasks(EMBEDDED), limit=5)
-    ids = organism_tasks.vocabulary()
+    ids = language.vocabulary()
     for task in prepared:
         hops = next(t for t in TASKS if t in task.name)
         for i, doc in enumerate(docs[:5]):
-            wanted = read(f"{doc['context']} {organism_tasks.CONTROL[hops]} {doc['key']}")
+            wanted = read(f"{doc['context']} {language.CONTROL[hops]} {doc['key']}")
             assert wanted.answer == doc[hops]
             if task.output_type == "generate_until":
                 assert task.requests[i].context == wanted.tokens and task.requests[i].max_new_tokens == 1
@@ -498,7 +500,7 @@ def test_lm_eval_gives_the_model_the_tokens_that_the_circuit_expects():
 
 def test_sweep_over_the_embedded_tasks():
     """All the way through the tool: lm-eval's documents, chance levels, and the truth as conditions."""
-    truth = organisms.truth("organism")
+    truth = builder.truth("organism")
     result = condition_sweep(lens("organism"), EMBEDDED, [str(h) for h in truth.heads], limit=40, progress=False)
     for task in EMBEDDED:
         hops = next(t for t in TASKS if t in task)
@@ -521,7 +523,7 @@ def test_weights_do_not_depend_on_threads():
         prints = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            prints.append(models.load("organism:seed=5").fingerprint)
+            prints.append(loading.load("organism:seed=5").fingerprint)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -13,11 +13,11 @@ import pytest
 import tiny
 import torch
 
-from depthlens import cli, resources
+from depthlens import cli, paths
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.head_scores import HeadScores
-from depthlens.results import Result
-from depthlens.sweep import condition_sweep
+from depthlens.experiments.sweep import condition_sweep
 
 TASK = "organism_one_hop"
 
@@ -91,7 +91,7 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
     ids=lambda value: None if isinstance(value, dict) else value,
 )
 def test_another_sweep_is_refused_before_anything_is_loaded(sweep, out, monkeypatch, changes, said):
-    monkeypatch.setattr("depthlens.sweep.run_sweep", lambda *a, **k: pytest.fail("the sweep runs"))
+    monkeypatch.setattr("depthlens.experiments.sweep.run_sweep", lambda *a, **k: pytest.fail("the sweep runs"))
     before, changes = state(out), dict(changes)
     code, line = sweep(*changes.pop("flags", ()), **changes)
     assert code == 2 and line.startswith(f"Error: {str(out)!r} holds another result ({said}"), line
@@ -213,4 +213,4 @@ def test_a_folder_without_a_name(result):
         with pytest.raises(UserError, match="the name of a folder is empty"):
             result.save(name)
     with pytest.raises(UserError, match="the name of a folder is empty"):
-        resources.writable_folder("")
+        paths.writable_folder("")

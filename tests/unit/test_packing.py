@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from depthlens.packing import build, common_prefix, pack
-from depthlens.tree_attention import Layout, attend
+from depthlens.engine.prefix_tree import build, common_prefix, pack
+from depthlens.engine.tree_attention import Layout, attend
 
 
 def random_sequences(seed, n=40):

@@ -17,9 +17,10 @@ from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all 
 from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 
-from depthlens import plots, stats, theme
+from depthlens.analysis import stats
+from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.results import DOCS_COLUMNS, Result, concat
+from depthlens.plots import layers, theme
 
 mpl.use("agg")  # else the first figure resolves the backend, which looks like a changed setting
 N_LAYERS, N = 6, 40
@@ -68,7 +69,7 @@ def draw(fig) -> np.ndarray:
 
 def test_profile_draws_the_summary():
     result = sweep()
-    fig = plots.depth_profile(result)
+    fig = layers.depth_profile(result)
     (line,), (critical,) = by_gid(fig, "series"), by_gid(fig, "critical")
     table = result.summary.iloc[1:]
     np.testing.assert_array_equal(line.get_xdata(), range(N_LAYERS))
@@ -86,15 +87,15 @@ def test_profile_draws_the_summary():
     assert ax.get_xlabel() == "removed layer"
     shown = texts(fig)
     assert "tiny, capitals: one layer removed at a time, n = 40 documents" in shown
-    for said in ("95% interval", "baseline", "chance", plots.CRITICAL):
+    for said in ("95% interval", "baseline", "chance", layers.CRITICAL):
         assert said in shown
-    assert plots.CANNOT_JUDGE not in shown
+    assert layers.CANNOT_JUDGE not in shown
     draw(fig)
 
 
 def test_delta():
     result = sweep()
-    fig = plots.depth_profile(result, value="delta", title="My title")
+    fig = layers.depth_profile(result, value="delta", title="My title")
     (line,) = by_gid(fig, "series")
     np.testing.assert_allclose(line.get_ydata(), result.summary["delta"].iloc[1:])
     assert by_gid(fig, "baseline")[0].get_ydata()[0] == 0 and by_gid(fig, "chance") == []
@@ -104,28 +105,28 @@ def test_delta():
 
 
 def test_chance_is_said_and_never_marked(protocols):
-    fig = plots.depth_profile(protocols)
-    assert texts(fig).count(plots.CANNOT_JUDGE) == 1
+    fig = layers.depth_profile(protocols)
+    assert texts(fig).count(layers.CANNOT_JUDGE) == 1
     lines = by_gid(fig, "series")
     assert len(lines) == 3 and len(by_gid(fig, "critical")) == 2
-    assert [line.get_color() for line in lines].count(plots.GREY) == 1
+    assert [line.get_color() for line in lines].count(layers.GREY) == 1
     hatched = [c for c in fig.axes[0].collections if c.get_hatch()]
     assert len(hatched) == 1
     draw(fig)
-    alone = plots.depth_profile(protocols, tasks="default")
-    assert plots.CANNOT_JUDGE in texts(alone) and by_gid(alone, "critical") == []
-    assert plots.CRITICAL not in texts(alone)
+    alone = layers.depth_profile(protocols, tasks="default")
+    assert layers.CANNOT_JUDGE in texts(alone) and by_gid(alone, "critical") == []
+    assert layers.CRITICAL not in texts(alone)
 
 
 def test_series_differ_in_colour_and_marker(protocols):
     result = concat([protocols.select(task=["continuation", "generative"]), sweep("continuation", site=".attn")])
-    lines = by_gid(plots.depth_profile(result), "series")
+    lines = by_gid(layers.depth_profile(result), "series")
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
 
 
 def test_labels_at_the_line_ends_do_not_touch(protocols):
     more = concat([sweep(f"task_{i}") for i in range(4)])  # four equal lines: their ends coincide
-    for fig in (plots.depth_profile(more), plots.depth_profile(protocols)):
+    for fig in (layers.depth_profile(more), layers.depth_profile(protocols)):
         draw(fig)
         ax = fig.axes[0]
         boxes = [t.get_window_extent() for t in ax.texts]
@@ -137,21 +138,21 @@ def test_labels_at_the_line_ends_do_not_touch(protocols):
 
 def test_sites_are_series_of_their_own():
     result = concat([sweep(), sweep(site=".attn"), sweep(site=".mlp")])
-    fig = plots.depth_profile(result)
+    fig = layers.depth_profile(result)
     assert len(by_gid(fig, "series")) == 3 and len(fig.axes) == 1
     assert all(name in texts(fig) for name in ("whole layer", "attention", "MLP"))
     assert "one layer or part of it removed" in fig.get_suptitle()
-    mean = plots.depth_profile(sweep(site=".mlp@mean"))
+    mean = layers.depth_profile(sweep(site=".mlp@mean"))
     assert "MLP of one layer replaced by its mean" in mean.get_suptitle()
 
 
 def test_many_series_become_small_multiples(protocols):
     result = concat([protocols, *(sweep(f"kv_{i}") for i in range(4))])
-    fig = plots.depth_profile(result)
+    fig = layers.depth_profile(result)
     assert len(fig.axes) == 7
     assert [ax.get_title(loc="left") for ax in fig.axes][:3] == ["continuation", "default", "generative"]
     assert {ax.get_ylim() for ax in fig.axes} == {(-0.02, 1.02)}
-    assert texts(fig).count(plots.CANNOT_JUDGE) == 1
+    assert texts(fig).count(layers.CANNOT_JUDGE) == 1
     image = draw(fig)
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     assert (border[:, :3] == 1).all(), "something is cut off at the edge"
@@ -160,7 +161,7 @@ def test_many_series_become_small_multiples(protocols):
 def test_units_do_not_share_an_axis():
     graded = sweep("summaries", "rouge", info={"higher_is_better": True, "chance": None})
     graded = Result(graded.docs.assign(value=graded.docs["value"] * 37.5), graded.record)
-    fig = plots.depth_profile(concat([sweep(), graded]))
+    fig = layers.depth_profile(concat([sweep(), graded]))
     assert [ax.get_ylabel() for ax in fig.axes] == ["accuracy", "rouge"]
     assert fig.axes[1].get_ylim()[1] > 1.02
     draw(fig)
@@ -169,16 +170,16 @@ def test_units_do_not_share_an_axis():
 def test_lower_is_better_marks_the_rise():
     result = sweep(metric="error", info={"higher_is_better": False, "chance": None})
     flipped = Result(result.docs.assign(value=1 - result.docs["value"]), result.record)
-    (critical,) = by_gid(plots.depth_profile(flipped), "critical")
+    (critical,) = by_gid(layers.depth_profile(flipped), "critical")
     assert critical.get_xdata().tolist() == [0, 3]
-    assert by_gid(plots.depth_profile(result), "critical") == []  # fewer errors are no loss
+    assert by_gid(layers.depth_profile(result), "critical") == []  # fewer errors are no loss
 
 
 def test_layers_that_were_not_removed_are_gaps():
     result = sweep().select(conditions=["L0", "L3", "L4"])
-    (line,) = by_gid(plots.depth_profile(result), "series")
+    (line,) = by_gid(layers.depth_profile(result), "series")
     assert np.flatnonzero(np.isfinite(line.get_ydata())).tolist() == [0, 3, 4]
-    alone = [c for c in plots.depth_profile(result).axes[0].collections if hasattr(c, "get_segments")]
+    alone = [c for c in layers.depth_profile(result).axes[0].collections if hasattr(c, "get_segments")]
     assert [segment[0][0] for segment in alone[0].get_segments()] == [0]  # L0 has no neighbours: a bar
 
 
@@ -187,9 +188,9 @@ def test_other_conditions_are_left_out():
     block = result.docs[result.docs["condition"] == "L3"].assign(condition="L3-4", layer=pd.NA)
     head = result.docs[result.docs["condition"] == "L3"].assign(condition="L3.H1", head=1)
     mixed = Result(pd.concat([result.docs, block, head]), result.record)
-    (line,) = by_gid(plots.depth_profile(mixed), "series")
+    (line,) = by_gid(layers.depth_profile(mixed), "series")
     assert len(line.get_xdata()) == N_LAYERS
-    for call in (plots.depth_profile, plots.protocol_comparison):
+    for call in (layers.depth_profile, layers.protocol_comparison):
         with pytest.raises(UserError, match=r"no condition removes a single layer \(L3-4, L3.H1\)"):
             call(mixed.select(conditions=["L3-4", "L3.H1"]))
 
@@ -204,14 +205,14 @@ def test_other_conditions_are_left_out():
 )
 def test_profile_refusals(options, message):
     with pytest.raises(UserError, match=message):
-        plots.depth_profile(sweep(), **options)
+        layers.depth_profile(sweep(), **options)
 
 
 # -- protocol_comparison -------------------------------------------------------------------------------
 
 
 def test_comparison(protocols):
-    fig = plots.protocol_comparison(protocols)
+    fig = layers.protocol_comparison(protocols)
     ax, bar = fig.axes
     grid = ax.collections[0].get_array()
     assert grid.shape == (3, N_LAYERS)
@@ -223,25 +224,25 @@ def test_comparison(protocols):
     assert dots == [(0, 0), (0, 3), (2, 0), (2, 3)]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["continuation", "default", "generative"]
     assert bar.get_xlabel() == "change of accuracy from baseline"
-    assert texts(fig).count(plots.CANNOT_JUDGE) == 1 and "baseline 0.90" in texts(fig)
+    assert texts(fig).count(layers.CANNOT_JUDGE) == 1 and "baseline 0.90" in texts(fig)
     draw(fig)
 
 
 def test_comparison_shows_gains_as_rings():
     result = sweep(base=0.6)
     values = np.where(result.docs["condition"] == "L5", 1.0, result.docs["value"])
-    fig = plots.protocol_comparison(Result(result.docs.assign(value=values), result.record))
+    fig = layers.protocol_comparison(Result(result.docs.assign(value=values), result.record))
     (ring,) = by_gid(fig, "gain")
     assert ring.get_xdata()[0] == 5 and ring.get_markerfacecolor() == "none"
     assert "significant gain" in texts(fig)
 
 
 def test_comparison_of_chance_alone_and_of_units():
-    draw(plots.protocol_comparison(sweep(base=0.25)))
+    draw(layers.protocol_comparison(sweep(base=0.25)))
     graded = sweep("summaries", "rouge", info={"higher_is_better": True, "chance": None})
     graded = Result(graded.docs.assign(value=graded.docs["value"] * 0.5), graded.record)
     with pytest.raises(UserError, match="cannot show accuracy, rouge together"):
-        plots.protocol_comparison(concat([sweep(), graded]))
+        layers.protocol_comparison(concat([sweep(), graded]))
 
 
 # -- prediction ----------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def test_comparison_of_chance_alone_and_of_units():
 
 def test_prediction():
     tokens = [" Paris", "\n", " $x$", " 巴", ""]
-    fig = plots.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
+    fig = layers.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["␣Paris", "⏎", "␣$x$", "␣\\u5df4", "(empty)"]
     points = {line.get_label(): line.get_xdata().tolist() for line in ax.get_lines()}
@@ -270,7 +271,7 @@ def test_prediction():
 )
 def test_prediction_refusals(tokens, before, after, message):
     with pytest.raises(UserError, match=message):
-        plots.prediction(tokens, before, after)
+        layers.prediction(tokens, before, after)
 
 
 # -- print, colour blindness, notebooks ----------------------------------------------------------------
@@ -284,17 +285,17 @@ def lightness(colour: str) -> float:
 
 
 def test_colours_differ_in_greyscale():
-    levels = [lightness(c) for c in plots.PALETTE]
+    levels = [lightness(c) for c in layers.PALETTE]
     assert min(abs(a - b) for a, b in itertools.combinations(levels, 2)) > 10, levels
     assert max(levels) < 75, "a line must stand out from white paper"
-    assert len(set(plots.MARKERS)) == len(plots.PALETTE)
+    assert len(set(layers.MARKERS)) == len(layers.PALETTE)
 
 
 def test_no_text_is_below_8_points_at_page_width(protocols):
-    figures = [plots.depth_profile(protocols), plots.protocol_comparison(protocols)]
-    figures.append(plots.prediction(["a"], [0.1], [0.2]))
+    figures = [layers.depth_profile(protocols), layers.protocol_comparison(protocols)]
+    figures.append(layers.prediction(["a"], [0.1], [0.2]))
     for fig in figures:
-        assert fig.get_size_inches()[0] <= plots.WIDTH
+        assert fig.get_size_inches()[0] <= layers.WIDTH
         sizes = [t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()]
         assert sizes and min(sizes) >= 8
 
@@ -304,7 +305,7 @@ def test_statistics_decide_what_is_critical():
     few = Result(few.docs[few.docs["doc_id"] < 4], few.record)
     assert few.summary["delta"].min() == -1.0
     assert stats.smallest_p(4, N_LAYERS) > 0.05
-    assert by_gid(plots.depth_profile(few), "critical") == []
+    assert by_gid(layers.depth_profile(few), "critical") == []
 
 
 NOTEBOOK = """

@@ -12,8 +12,8 @@ import tiny
 
 import depthlens as dl
 from depthlens import cli, progress
-from depthlens.run_progress import RunProgress, shown
-from depthlens.runner import NotebookRun
+from depthlens.runner.execute import NotebookRun
+from depthlens.runner.progress import RunProgress, shown
 
 CHOICE = "capitals_continuation"
 
@@ -112,7 +112,7 @@ class TestRun:
     def test_the_kernels_lines_are_shown_as_one_bar(self, monkeypatch, capsys):
         monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-        monkeypatch.setattr("depthlens.run_progress.EVERY", 0.02)
+        monkeypatch.setattr("depthlens.runner.progress.EVERY", 0.02)
         run = self.notebook()
         with RunProgress(2, enabled=True) as show, show.notebook(run, 7):
             show.cell(2)

@@ -15,9 +15,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from depthlens import resources
+from depthlens import paths
 
-ROOT = resources.data_dir().parent
+ROOT = paths.data_dir().parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [
     Requirement(text)

@@ -10,9 +10,9 @@ import pytest
 import tiny
 
 import depthlens as dl
-from depthlens import reasoning
+from depthlens.analysis.results import Result
+from depthlens.claims import depth_contrasts
 from depthlens.errors import UserError
-from depthlens.results import Result
 
 N_LAYERS, N_DOCS = 6, 60
 EARLY, LATE = [0.9, 0.8, 0.1, 0.1, 0.0, 0.0], [0.1, 0.0, 0.3, 0.4, 0.8, 0.9]
@@ -44,7 +44,7 @@ def synthetic(tasks, logprobs=None):
 
 
 def test_views_are_the_first_metric_and_the_likelihood():
-    seen = reasoning.views(synthetic({"cot": (0.9, LATE), "facts": (0.9, EARLY)}, {"cot": EARLY}))
+    seen = depth_contrasts.views(synthetic({"cot": (0.9, LATE), "facts": (0.9, EARLY)}, {"cot": EARLY}))
     pairs = set(seen.docs[["task", "metric"]].itertuples(index=False, name=None))
     assert pairs == {("cot", "acc"), ("cot", "answer_logprob"), ("facts", "acc")}
 
@@ -52,7 +52,7 @@ def test_views_are_the_first_metric_and_the_likelihood():
 def test_what_lies_deeper_is_shown_and_what_lies_less_deep_is_the_opposite():
     tasks = {"cot": (0.9, LATE), "choice": (0.9, EARLY), "facts": (0.9, EARLY)}
     result = synthetic(tasks, {"cot": EARLY, "choice": EARLY, "facts": LATE})
-    found = reasoning.contrasts(result, "cot", ["choice"], ["facts"])
+    found = depth_contrasts.contrasts(result, "cot", ["choice"], ["facts"])
     assert [(c.task, c.other, c.verdict) for c in found] == [
         ("cot", "facts", "shown"),
         ("cot answer_logprob", "facts answer_logprob", "the opposite"),
@@ -66,21 +66,22 @@ def test_what_lies_deeper_is_shown_and_what_lies_less_deep_is_the_opposite():
     assert first.ci_low <= first.difference <= first.ci_high
     assert first.difference == pytest.approx(first.share - first.other_share)
     assert f"{100 * first.ci_low:+.0f}, {100 * first.ci_high:+.0f}] points" in str(first) and "**shown**" in str(first)
-    assert reasoning.verdict(found).startswith(
+    assert depth_contrasts.verdict(found).startswith(
         "This model shows the study's effect **in part, and its opposite in part**"
     )
-    assert reasoning.contrasts(result, "cot", ["choice"], ["facts"]) == found, "seeded"
+    assert depth_contrasts.contrasts(result, "cot", ["choice"], ["facts"]) == found, "seeded"
 
 
 def test_equal_depth_is_undecided_and_chance_cannot_be_judged():
-    found = reasoning.contrasts(synthetic({"cot": (0.9, LATE), "facts": (0.9, LATE)}), "cot", [], ["facts"])
+    found = depth_contrasts.contrasts(synthetic({"cot": (0.9, LATE), "facts": (0.9, LATE)}), "cot", [], ["facts"])
     assert [c.verdict for c in found] == ["undecided"]
-    assert "**does not prove** the study's effect, nor its opposite: of 1 contrasts, 1 undecided" in reasoning.verdict(
-        found
+    assert (
+        "**does not prove** the study's effect, nor its opposite: of 1 contrasts, 1 undecided"
+        in depth_contrasts.verdict(found)
     )
-    found = reasoning.contrasts(synthetic({"cot": (0.2, LATE), "facts": (0.9, LATE)}), "cot", [], ["facts"])
+    found = depth_contrasts.contrasts(synthetic({"cot": (0.2, LATE), "facts": (0.9, LATE)}), "cot", [], ["facts"])
     assert found[0].verdict == "cannot be judged" and str(found[0]).endswith("**cannot be judged** (cot: at chance).")
-    assert "**cannot be judged**" in reasoning.verdict(found)
+    assert "**cannot be judged**" in depth_contrasts.verdict(found)
 
 
 @pytest.mark.parametrize(
@@ -94,19 +95,19 @@ def test_equal_depth_is_undecided_and_chance_cannot_be_judged():
     ],
 )
 def test_verdict(verdicts, said):
-    assert said in reasoning.verdict([reasoning.Contrast("c", "a", "b", v, "") for v in verdicts])
+    assert said in depth_contrasts.verdict([depth_contrasts.Contrast("c", "a", "b", v, "") for v in verdicts])
 
 
 def test_one_task_alone_has_no_contrast_but_its_likelihood():
     alone = synthetic({"cot": (0.9, LATE)}, {"cot": EARLY})
-    assert [c.other for c in reasoning.contrasts(alone, "cot")] == ["cot answer_logprob"]
-    assert reasoning.contrasts(synthetic({"cot": (0.9, LATE)}), "cot") == []
+    assert [c.other for c in depth_contrasts.contrasts(alone, "cot")] == ["cot answer_logprob"]
+    assert depth_contrasts.contrasts(synthetic({"cot": (0.9, LATE)}), "cot") == []
     with pytest.raises(UserError, match="unknown task 'facts'"):
-        reasoning.contrasts(alone, "cot", knowledge=["facts"])
+        depth_contrasts.contrasts(alone, "cot", knowledge=["facts"])
 
 
 def test_figure_has_a_row_for_each_view_and_says_what_cannot_be_judged():
-    seen = reasoning.views(synthetic({"cot": (0.2, LATE), "facts": (0.9, EARLY)}, {"cot": EARLY}))
+    seen = depth_contrasts.views(synthetic({"cot": (0.2, LATE), "facts": (0.9, EARLY)}, {"cot": EARLY}))
     fig = dl.plots.loss_shares(seen)
     ax = fig.axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["cot\nacc", "cot\nanswer_logprob", "facts"]
@@ -157,7 +158,7 @@ def test_a_task_of_ones_own_goes_all_the_way(tmp_path):
     folder = str(local_task(tmp_path))
     (task,) = dl.harness.load_tasks(["gsm8k_tiny"], include_path=folder).values()
     result = dl.layer_sweep(lens, "gsm8k_tiny", limit=3, measure="both", include_path=folder, progress=False)
-    (found,) = reasoning.contrasts(result, "gsm8k_tiny")
+    (found,) = depth_contrasts.contrasts(result, "gsm8k_tiny")
     assert (found.task, found.other) == ("gsm8k_tiny", "gsm8k_tiny answer_logprob")
     assert found.verdict == "cannot be judged" and "gsm8k_tiny: at chance" in str(found)
     table = dl.mistakes.classify(result, "gsm8k_tiny", [task.doc_to_text(doc) for doc in task.eval_docs])

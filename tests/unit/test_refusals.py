@@ -22,8 +22,9 @@ import tiny
 from refusals import calls, commands, folders, results, sweeps
 
 import depthlens as dl
-from depthlens import cli, resources, store
+from depthlens import cli, paths
 from depthlens.errors import UserError
+from depthlens.store import parts
 
 TASK = sweeps.TASK
 # a line says what is allowed, or what to do
@@ -46,7 +47,7 @@ def unchecked():
 @pytest.fixture
 def call(capsys, monkeypatch, unchecked):
     """Run the command line: exit code, lines on standard output, lines on standard error."""
-    monkeypatch.setenv(store.ENVIRONMENT, "none")  # what --store sets is taken back
+    monkeypatch.setenv(parts.ENVIRONMENT, "none")  # what --store sets is taken back
 
     def run(arguments) -> tuple[int, list[str], list[str]]:
         for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
@@ -72,9 +73,9 @@ def places(tmp_path, model):
     (made["foreign"] / "notes.txt").write_text("mine")
     (made["newer"] / "format.json").write_text('{"format": 99}')
     (made["damaged"] / "format.json").write_text("{")
-    store.open_store(str(made["kept"])).entry({"dtype": "float32"}, "task", {"model": "m"})
+    parts.open_store(str(made["kept"])).entry({"dtype": "float32"}, "task", {"model": "m"})
     changed = made["changed"] / "00_tour.ipynb"
-    changed.write_text((resources.notebooks_dir() / "00_tour.ipynb").read_text().replace("# What", "# Why"))
+    changed.write_text((paths.notebooks_dir() / "00_tour.ipynb").read_text().replace("# What", "# Why"))
     return {name: str(folder) for name, folder in made.items()} | {
         "file": str(tmp_path / "file"),
         "out": str(tmp_path / "out"),
@@ -206,7 +207,7 @@ def test_none_is_no_store_in_any_case_of_letters(call, tmp_path, monkeypatch, wo
     assert call([*arguments, "--store", word])[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((tmp_path / "out" / "record.json").read_text())["store"] is None
-    assert store.open_store(word) is None
+    assert parts.open_store(word) is None
 
 
 def test_parts_older_than_all_time(call, places):

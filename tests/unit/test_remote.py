@@ -21,15 +21,18 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens import cli, models, remote, session, sweep
+from depthlens import cli
 from depthlens.ablations import BASELINE, expand, parse
 from depthlens.backends import Means
 from depthlens.backends.remote import RemoteNnsight
 from depthlens.backends.torch import measure_means, sample
-from depthlens.engine import Engine
+from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.models import Lens
+from depthlens.experiments import sweep
+from depthlens.models import loading, remote
+from depthlens.models.loading import Lens
 from depthlens.requests import Generate, Loglikelihood
+from depthlens.runner import session
 
 TASK = "capitals_continuation"
 FAMILIES = ("llama-gqa", "qwen3", "deepseek-v3")
@@ -242,14 +245,14 @@ def test_what_needs_the_weights_here_is_refused(pair, call, said):
 )
 def test_what_a_remote_model_cannot_be_asked_for(name, options, said):
     with pytest.raises(UserError) as caught:
-        models.load(name, **options)
+        loading.load(name, **options)
     assert said in str(caught.value)
 
 
 def test_a_gguf_file_is_on_no_server(tmp_path):
     tiny.gguf_head(tmp_path / "m.gguf")
     with pytest.raises(UserError, match="m.gguf': a server holds models by hub id; give that, or remote='local'"):
-        models.load(tmp_path / "m.gguf", remote=True)
+        loading.load(tmp_path / "m.gguf", remote=True)
 
 
 # --- a server --------------------------------------------------------------------------------------------------------
@@ -289,7 +292,7 @@ def fault(kind, n):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
-    whole, far = models.load(served[family], device="cpu"), models.load(served[family], remote=True)
+    whole, far = loading.load(served[family], device="cpu"), loading.load(served[family], remote=True)
     assert {p.device.type for p in (*far.model.parameters(), *far.nnsight._module.parameters())} == {"meta"}
     contexts = [q.context for q in requests()]
     conditions = every_kind(whole.dims)
@@ -308,7 +311,7 @@ def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
 
 
 def test_what_a_record_says_of_a_server(served):
-    far = models.load(served["qwen3"], remote=True)
+    far = loading.load(served["qwen3"], remote=True)
     about = json.loads(json.dumps(far.describe()))
     assert about["dtype"] == "float32" and about["device"] == "cpu" and far.dtype == torch.float32
     assert about["remote"]["host"] == os.environ["NDIF_HOST"] and KEY not in str(about)
@@ -316,14 +319,14 @@ def test_what_a_record_says_of_a_server(served):
     assert about["remote"]["versions"]["nnsight"] == nnsight.__version__
     assert set(about["remote"]["versions"]) == {"python", "nnsight", "torch", "transformers"}
     assert about["fingerprint"].startswith("remote:")
-    other = models.load(served["llama-gqa"], remote=True)
-    assert other.fingerprint != far.fingerprint == models.load(served["qwen3"], remote=True).fingerprint
+    other = loading.load(served["llama-gqa"], remote=True)
+    assert other.fingerprint != far.fingerprint == loading.load(served["qwen3"], remote=True).fingerprint
     assert f"float32 on {os.environ['NDIF_HOST']}" in repr(far)
 
 
 def test_how_the_model_ends_its_texts_is_read_without_its_weights(served, tmp_path):
     """From generation_config.json, as for a model in memory; the server has it, too."""
-    assert models.load(served["qwen3"], remote=True).model.generation_config.eos_token_id == 257
+    assert loading.load(served["qwen3"], remote=True).model.generation_config.eos_token_id == 257
 
 
 def test_a_sweep_on_the_command_line(served, tmp_path, capsys):
@@ -344,7 +347,7 @@ def test_a_notebook_says_where_it_runs(served, capsys):
 
 
 def test_a_server_without_memory_for_a_trace_gets_smaller_ones(served):
-    far = models.load(served["llama-gqa"], remote=True)
+    far = loading.load(served["llama-gqa"], remote=True)
     conditions = expand("layers@mean", far.dims)
     means = measure_means(far, backend_table.REFERENCE, "two")
     wanted = scores(far, conditions, means=means)
@@ -358,7 +361,7 @@ def test_a_server_without_memory_for_a_trace_gets_smaller_ones(served):
 
 
 def test_a_connection_that_breaks_is_made_again(served):
-    far = models.load(served["llama-gqa"], remote=True)
+    far = loading.load(served["llama-gqa"], remote=True)
     conditions = expand("layers", far.dims)
     wanted = scores(far, conditions)
     fault("drop", 2)
@@ -370,7 +373,7 @@ def test_a_connection_that_breaks_is_made_again(served):
 
 
 def test_a_job_that_is_refused_is_one_line_and_a_bug_of_ours_keeps_its_traceback(served):
-    far = models.load(served["llama-gqa"], remote=True)
+    far = loading.load(served["llama-gqa"], remote=True)
     fault("refuse", 1)
     with pytest.raises(UserError, match="did not run .*Could not deploy this model. It is too big.*; try again later"):
         scores(far, [BASELINE])
@@ -382,7 +385,7 @@ def test_a_job_that_is_refused_is_one_line_and_a_bug_of_ours_keeps_its_traceback
 
 def refusal(name):
     with pytest.raises(UserError) as caught:
-        models.load(name, remote=True)
+        loading.load(name, remote=True)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -464,5 +467,5 @@ def test_another_server(monkeypatch, status, body, said):
 
 def test_another_version_on_the_server_is_told(served, monkeypatch, caplog):
     monkeypatch.setattr(remote.provenance, "version", lambda name: "0.1.0")
-    models.load(served["llama-gqa"], remote=True)
+    loading.load(served["llama-gqa"], remote=True)
     assert "here it is 0.1.0: results may differ" in caplog.text

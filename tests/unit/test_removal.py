@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from depthlens import organisms
 from depthlens.errors import UserError
-from depthlens.models import Lens
-from depthlens.removal import draw, overlap, removal_curve
-from depthlens.sweep import condition_sweep
+from depthlens.experiments.head_removal import draw, overlap, removal_curve
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.models.loading import Lens
+from depthlens.organisms import builder
 
 ONE, TWO = "organism_one_hop", "organism_two_hop"
 N_DOCS = 10
@@ -22,7 +22,7 @@ N_DOCS = 10
 
 @pytest.fixture(scope="module")
 def organism():
-    built = organisms.build(seed=2)
+    built = builder.build(seed=2)
     return Lens("organism:seed=2", built.model, built.tokenizer), built.truth
 
 
@@ -115,7 +115,7 @@ def test_planted_lists_separate_on_their_own_task_alone(curve):
 def test_at_chance_nothing_is_judged(organism):
     lens, _ = organism
     # without the previous-token head the whole circuit is gone, and what is left guesses
-    built = organisms.build(seed=2)
+    built = builder.build(seed=2)
     broken = Lens("broken", built.model, built.tokenizer)
     broken.arch.o_proj[1].weight.zero_()
     found = removal_curve(broken, ONE, {"any": [(2, 1)]}, k=1, n_draws=10, limit=N_DOCS, progress=False)

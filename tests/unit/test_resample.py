@@ -10,10 +10,10 @@ import torch
 from depthlens.ablations import parse
 from depthlens.backends import get
 from depthlens.backends.torch import TorchBackend, measure_means, sample
-from depthlens.engine import Engine
+from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.experiments.sweep import head_sweep
 from depthlens.requests import Generate, Loglikelihood
-from depthlens.sweep import head_sweep
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout
 REFERENCE = [7, 80, 33, 120, 9, 41]

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from depthlens import stats
+from depthlens.analysis import stats
+from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.resources import writable_folder
-from depthlens.results import DOCS_COLUMNS, Result, concat
+from depthlens.paths import writable_folder
 
 ACC = {"higher_is_better": True, "chance": 0.25, "binary": True}
 
@@ -471,7 +471,8 @@ def test_load_names_a_missing_column(result, tmp_path):
 
 
 def test_no_torch():
-    code = "import sys, depthlens.stats, depthlens.results, depthlens.plots; print('torch' in sys.modules)"
+    modules = "depthlens.analysis.stats, depthlens.analysis.results, depthlens.plots"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

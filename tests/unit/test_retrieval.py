@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 
-from depthlens import retrieval
+from depthlens.analysis import open_book
+from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.plots import beyond as draw
-from depthlens.results import Result
+from depthlens.plots.layers import beyond as draw
 
 CLOSED, OPENED, N, LAYERS = "closed", "open", 30, 6
 METRIC = "answer_logprob"
@@ -40,7 +40,7 @@ def both() -> Result:
 
 
 def test_what_the_book_is_worth(both):
-    (row,) = retrieval.book_worth(both, CLOSED, OPENED).itertuples()
+    (row,) = open_book.book_worth(both, CLOSED, OPENED).itertuples()
     docs = both.docs[both.docs["condition"] == "baseline"].pivot(index="doc_id", columns="task", values="value")
     test = sps.ttest_rel(docs[OPENED], docs[CLOSED])
     assert (row.metric, row.n) == (METRIC, N) and row.difference == pytest.approx((docs[OPENED] - docs[CLOSED]).mean())
@@ -50,7 +50,7 @@ def test_what_the_book_is_worth(both):
 
 
 def test_what_serves_the_finding_and_what_the_knowing(both):
-    table = retrieval.beyond(both, CLOSED, OPENED)
+    table = open_book.beyond(both, CLOSED, OPENED)
     assert list(table["condition"]) == [f"L{i}" for i in range(LAYERS)]
     values = {t: g.pivot(index="doc_id", columns="condition", values="value") for t, g in both.docs.groupby("task")}
     for row in table.itertuples():
@@ -60,12 +60,12 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
         assert (row.closed, row.opened) == pytest.approx((one.mean(), other.mean()))
     proven = table[table["p_adjusted"] < 0.05]
     assert dict(zip(proven["condition"], proven["difference"] > 0, strict=True)) == {"L1": True, "L3": False}
-    lines = retrieval.book_findings(retrieval.book_worth(both, CLOSED, OPENED), table)
+    lines = open_book.book_findings(open_book.book_worth(both, CLOSED, OPENED), table)
     assert lines[1].endswith("(they serve the finding): L1.") and lines[2].endswith("(they serve the knowing): L3.")
 
 
 def test_the_figure_of_it(both):
-    fig = draw(retrieval.beyond(both, CLOSED, OPENED))
+    fig = draw(open_book.beyond(both, CLOSED, OPENED))
     (ax,) = fig.axes
     drawn = {round(float(x)): line for line in ax.lines if line.get_gid() == "gap" for x in line.get_xdata()}
     assert sorted(drawn) == list(range(LAYERS)) and ax.get_xlabel() == "layer"
@@ -74,7 +74,7 @@ def test_the_figure_of_it(both):
 
 
 def test_where_the_losses_lie(both):
-    first, second = retrieval.findings(both)
+    first, second = open_book.findings(both)
     # 3.1 of 5.3 nats, and 4.5 of 4.8
     assert first.startswith("closed: the first third of the layers holds **5") and first.endswith("more than half.")
     assert second.startswith("open: ") and "more than half" in second
@@ -88,7 +88,7 @@ class TestSites:
         return Result(docs, attn.record)
 
     def test_attentions_share(self):
-        table = retrieval.site_losses(self.joined())
+        table = open_book.site_losses(self.joined())
         assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
         whole = table[table["third"] == "all"].set_index("task")
         assert whole["share"][CLOSED] == pytest.approx(0.25, abs=0.05)
@@ -96,21 +96,21 @@ class TestSites:
         assert (whole["ci_low"] < whole["share"]).all() and (whole["share"] < whole["ci_high"]).all()
         parts = table[(table["third"] != "all") & (table["task"] == CLOSED)]
         assert parts["attn"].sum() == pytest.approx(whole["attn"][CLOSED])
-        closed, opened = retrieval.site_findings(table)
+        closed, opened = open_book.site_findings(table)
         assert closed.startswith("closed: attention holds **2") and opened.startswith("open: attention holds **7")
 
     def test_both_sites_are_needed(self, both):
         with pytest.raises(UserError, match="removes no attn; sweep with ablate='attn,mlp'"):
-            retrieval.site_losses(both)
+            open_book.site_losses(both)
 
 
 def test_mistakes(both):
     with pytest.raises(UserError, match="unknown task 'x'"):
-        retrieval.book_worth(both, "x", OPENED)
+        open_book.book_worth(both, "x", OPENED)
     with pytest.raises(UserError, match="have no metric 'acc' in common; sweep with measure='both'"):
-        retrieval.beyond(both, CLOSED, OPENED, metric="acc")
+        open_book.beyond(both, CLOSED, OPENED, metric="acc")
     fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record)
     with pytest.raises(UserError, match="were asked other documents; give both the same limit"):
-        retrieval.beyond(fewer, CLOSED, OPENED)
+        open_book.beyond(fewer, CLOSED, OPENED)
     with pytest.raises(UserError, match="of no single layer"):
-        draw(retrieval.beyond(both, CLOSED, OPENED).iloc[:0])
+        draw(open_book.beyond(both, CLOSED, OPENED).iloc[:0])

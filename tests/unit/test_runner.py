@@ -15,11 +15,13 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from depthlens import harness, pages, resources, runner
+from depthlens import paths
 from depthlens.errors import UserError
-from depthlens.gallery import gallery, read_notebook
-from depthlens.parameters import declared, fit
-from depthlens.resources import writable_folder
+from depthlens.paths import writable_folder
+from depthlens.runner import execute, pages
+from depthlens.runner.gallery import gallery, read_notebook
+from depthlens.runner.parameters import declared, fit
+from depthlens.tasks import harness
 
 PARAMETERS = """
 model = "organism"  # alias; smollm2-135m = the embedded one
@@ -72,7 +74,7 @@ def suite(tmp_path, monkeypatch):
     (folder / "profiles.yml").write_text(
         "smoke:\n  _all: {limit: 2}\n  _order: [02_plain, 00_good]\n  00_good: {model: smollm2-135m}\ndemo: {}\n"
     )
-    monkeypatch.setattr(resources, "notebooks_dir", lambda: folder)
+    monkeypatch.setattr(paths, "notebooks_dir", lambda: folder)
     return folder
 
 
@@ -86,7 +88,7 @@ def test_run_writes_notebook_page_record_and_index(suite, tmp_path, monkeypatch)
     monkeypatch.setenv("MPLBACKEND", "Agg")  # would keep figures out of the notebook if the kernel saw it
     monkeypatch.setenv("JUPYTER_PATH", str(foreign_kernel(tmp_path)))
     out = tmp_path / "out"
-    report = runner.run(
+    report = execute.run(
         ["00_good", "02_plain.ipynb"],
         out=out,
         profile="smoke",
@@ -140,7 +142,7 @@ def foreign_kernel(tmp_path):
 
 @pytest.mark.parametrize("page", ["index.html", "00_good.html"])
 def test_pages_ask_nothing_of_the_network(suite, tmp_path, page):
-    runner.run(["00_good"], out=tmp_path / "out", progress=False)
+    execute.run(["00_good"], out=tmp_path / "out", progress=False)
     text = (tmp_path / "out" / page).read_text()
     assert "<script" not in text and "@import" not in text and "<link" not in text and "url(" not in text
     assert re.findall(r"src=(?![\"']?data:)\S+", text) == []
@@ -156,20 +158,20 @@ def test_markdown_and_html_outputs_cannot_load_anything(suite, tmp_path):
         ),
         code("from IPython.display import HTML\nHTML('<script>alert(1)</script><table><tr><td>7</td></tr></table>')"),
     )
-    runner.run(["03_evil"], out=tmp_path / "out", progress=False)
+    execute.run(["03_evil"], out=tmp_path / "out", progress=False)
     text = (tmp_path / "out" / "03_evil.html").read_text()
     assert "<script" not in text and "<td>7</td>" in text
     assert "img-src data:" in text  # the policy stops the remote image, which stays as its author wrote it
 
 
 def test_defaults_without_profile(suite, tmp_path):
-    report = runner.run(["00_good"], out=tmp_path / "out", profile=None, progress=False)
+    report = execute.run(["00_good"], out=tmp_path / "out", profile=None, progress=False)
     assert report.notebooks[0].parameters == {"out": str(tmp_path / "out" / "00_good")}
     assert seen(tmp_path / "out")[:5] == ["organism", ["capitals", "elements"], 5, 0.5, False]
 
 
 def test_user_values_win_and_go_to_those_that_declare_them(suite, tmp_path):
-    report = runner.run(
+    report = execute.run(
         "all",
         out=tmp_path / "out",
         profile="smoke",
@@ -182,7 +184,7 @@ def test_user_values_win_and_go_to_those_that_declare_them(suite, tmp_path):
 
 
 def test_failing_notebook_is_told_in_one_line_and_does_not_stop_the_others(suite, tmp_path, capfd):
-    report = runner.run("all", out=tmp_path / "out")
+    report = execute.run("all", out=tmp_path / "out")
     assert report.exit_code == 1 and [n.status for n in report.notebooks] == ["ok", "failed", "ok"]
     assert report.errors == ["notebook 01_bad, cell 4: KeyError: 'no such\\nlayer'"]
     assert report.notebooks[1].cell == 4
@@ -198,13 +200,13 @@ def test_failing_notebook_is_told_in_one_line_and_does_not_stop_the_others(suite
 def test_user_error_in_a_notebook_is_told_plainly(suite, tmp_path):
     source = "from depthlens.errors import UserError\nraise UserError('limit = 0: must be at least 1')"
     write(suite, "03_check", new_markdown_cell("# Checked?"), code(source))
-    report = runner.run(["03_check"], out=tmp_path / "out", progress=False)
+    report = execute.run(["03_check"], out=tmp_path / "out", progress=False)
     assert report.errors == ["notebook 03_check, cell 2: limit = 0: must be at least 1"]
 
 
 def test_expected_exception_is_no_failure(suite, tmp_path):
     write(suite, "03_demo", new_markdown_cell("# Refused?"), code("1 / 0", "raises-exception"), code("print(2)"))
-    assert runner.run(["03_demo"], out=tmp_path / "out", progress=False).exit_code == 0
+    assert execute.run(["03_demo"], out=tmp_path / "out", progress=False).exit_code == 0
 
 
 def test_dead_kernel_is_told_in_one_line(suite, tmp_path, capfd):
@@ -215,7 +217,7 @@ def test_dead_kernel_is_told_in_one_line(suite, tmp_path, capfd):
         code("print('before')"),
         code("import os; os._exit(9)"),
     )
-    report = runner.run(["03_dies", "02_plain"], out=tmp_path / "out", progress=False)
+    report = execute.run(["03_dies", "02_plain"], out=tmp_path / "out", progress=False)
     assert report.errors == ["notebook 03_dies, cell 3: its kernel died (often: out of memory)"]
     assert [n.status for n in report.notebooks] == ["failed", "ok"]
     assert "before" in (tmp_path / "out" / "03_dies.html").read_text()
@@ -256,7 +258,7 @@ def test_ctrl_c_keeps_what_was_done(suite, tmp_path):
 
 def test_gallery_rebuilds_from_notebooks_alone(suite, tmp_path):
     out = tmp_path / "out"
-    runner.run(["00_good", "01_bad"], out=out, progress=False)
+    execute.run(["00_good", "01_bad"], out=out, progress=False)
     before = (out / "index.html").read_text()
     for path in [*out.glob("*.html"), out / "record.json"]:
         path.unlink()
@@ -290,8 +292,8 @@ def test_gallery_lists_notebooks_that_others_ran(tmp_path):
 
 
 def test_second_run_keeps_earlier_notebooks_in_the_index(suite, tmp_path):
-    runner.run(["02_plain"], out=tmp_path / "out", progress=False)
-    runner.run(["01_bad"], out=tmp_path / "out", progress=False)
+    execute.run(["02_plain"], out=tmp_path / "out", progress=False)
+    execute.run(["01_bad"], out=tmp_path / "out", progress=False)
     index = (tmp_path / "out" / "index.html").read_text()
     assert "Plain?" in index and "Does it fail?" in index
 
@@ -331,7 +333,7 @@ def test_second_run_keeps_earlier_notebooks_in_the_index(suite, tmp_path):
 def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, arguments, message):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=message) as caught:
-        runner.run(**{"names": ["00_good"], "out": out} | arguments)
+        execute.run(**{"names": ["00_good"], "out": out} | arguments)
     assert not out.exists() and "\n" not in str(caught.value)
 
 
@@ -348,38 +350,38 @@ def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, ar
 def test_values_that_the_notebook_would_refuse_are_found_before_a_kernel_starts(
     suite, tmp_path, monkeypatch, parameters, message
 ):
-    monkeypatch.setattr(runner, "NBClientEngine", None)
+    monkeypatch.setattr(execute, "NBClientEngine", None)
     with pytest.raises(UserError, match=f"notebook 00_good: {re.escape(message)}"):
-        runner.run("all", out=tmp_path / "out", parameters=parameters)
+        execute.run("all", out=tmp_path / "out", parameters=parameters)
     assert not (tmp_path / "out").exists()
 
 
 def test_values_of_the_profile_are_held_against_the_same_rules(suite, tmp_path):
     (suite / "profiles.yml").write_text("demo: {00_good: {limit: -1}}")
     with pytest.raises(UserError, match="notebook 00_good: limit -1"):
-        runner.run(["00_good"], out=tmp_path / "out")
+        execute.run(["00_good"], out=tmp_path / "out")
 
 
 def test_the_embedded_tasks_are_known_without_lm_eval():
-    assert resources.embedded_names() == set(harness.task_manager(["capitals"]).all_tasks)
+    assert paths.embedded_names() == set(harness.task_manager(["capitals"]).all_tasks)
 
 
 def test_a_notebook_is_named_as_the_shell_completes_it(suite, tmp_path):
     (suite / "02_plain.ipynb").rename(suite / "04_plain.ipynb")
     given = [str(suite / "04_plain.ipynb"), "04_plain", "04_plain.ipynb"]
-    report = runner.run(given, out=tmp_path / "out", progress=False)
+    report = execute.run(given, out=tmp_path / "out", progress=False)
     assert [n.name for n in report.notebooks] == ["04_plain"]
     copy = tmp_path / "04_plain.ipynb"
     copy.write_bytes((suite / "04_plain.ipynb").read_bytes())
-    assert runner.run([str(copy)], out=tmp_path / "out", progress=False).exit_code == 0
+    assert execute.run([str(copy)], out=tmp_path / "out", progress=False).exit_code == 0
     copy.write_text(copy.read_text().replace("<b>7</b>", "<b>8</b>"))
     with pytest.raises(
         UserError, match="is not the suite's own 04_plain; give the name 04_plain, or run this file with"
     ):
-        runner.run([str(copy)], out=tmp_path / "out")
+        execute.run([str(copy)], out=tmp_path / "out")
     for wrong in ("notebooks/04_plan.ipynb", "04_plain.md"):
         with pytest.raises(UserError, match="unknown notebook '04_pla"):
-            runner.run([wrong], out=tmp_path / "out")
+            execute.run([wrong], out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -397,20 +399,20 @@ def test_a_notebook_is_named_as_the_shell_completes_it(suite, tmp_path):
 def test_bad_profiles_name_their_file(suite, tmp_path, content, message):
     (suite / "profiles.yml").write_text(content)
     with pytest.raises(UserError, match=message):
-        runner.run(["00_good"], out=tmp_path / "out")
+        execute.run(["00_good"], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_parameter_none_of_the_selected_declares_though_others_do(suite, tmp_path):
     with pytest.raises(UserError, match="no selected notebook has a parameter 'limit'; 02_plain declares: none"):
-        runner.run(["02_plain"], out=tmp_path / "out", parameters={"limit": "3"})
+        execute.run(["02_plain"], out=tmp_path / "out", parameters={"limit": "3"})
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/depthlens"])
 def test_unusable_output_folder(suite, tmp_path, place):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="cannot write to .*; name a folder"):
-        runner.run(["02_plain"], out=tmp_path / place)
+        execute.run(["02_plain"], out=tmp_path / place)
     with pytest.raises(UserError, match="cannot write to"):
         writable_folder(tmp_path / place)
     assert (tmp_path / "file").read_text() == "precious"
@@ -421,7 +423,7 @@ def test_broken_notebooks_are_named(suite, tmp_path):
     out.mkdir()
     (out / "broken.ipynb").write_text("{")
     with pytest.raises(UserError, match="broken.ipynb' is not a notebook"):
-        runner.run(["02_plain"], out=out)
+        execute.run(["02_plain"], out=out)
     with pytest.raises(UserError, match="broken.ipynb' is not a notebook"):
         gallery(out)
     assert [p.name for p in out.iterdir()] == ["broken.ipynb"]
@@ -436,9 +438,9 @@ def test_gallery_of_nothing(tmp_path, make, message):
 
 
 def test_empty_suite(tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "notebooks_dir", lambda: tmp_path)
+    monkeypatch.setattr(paths, "notebooks_dir", lambda: tmp_path)
     with pytest.raises(UserError, match="no notebooks in"):
-        runner.run("all", out=tmp_path / "out")
+        execute.run("all", out=tmp_path / "out")
 
 
 def test_declared_reads_what_papermill_would_skip():

@@ -12,7 +12,7 @@ from scipy import stats as sps
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from depthlens import stats
+from depthlens.analysis import stats
 from depthlens.errors import UserError
 
 

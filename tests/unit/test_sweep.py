@@ -10,11 +10,14 @@ import pytest
 import tiny
 import torch
 
-from depthlens import harness, provenance, stats, sweep
+from depthlens import provenance
+from depthlens.analysis import stats
+from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
-from depthlens.results import DOCS_COLUMNS, Result
-from depthlens.sweep import condition_sweep, layer_sweep, run_sweep
+from depthlens.experiments import sweep
+from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_sweep
+from depthlens.tasks import harness
 
 CHOICE, WRITTEN = "capitals_continuation", "kv_retrieval_4"
 LIMIT = 3

@@ -8,9 +8,10 @@ import textwrap
 import pytest
 import tiny
 
-from depthlens import harness, sweep
 from depthlens.errors import UserError
-from depthlens.sweep import condition_sweep, run_sweep
+from depthlens.experiments import sweep
+from depthlens.experiments.sweep import condition_sweep, run_sweep
+from depthlens.tasks import harness
 
 DOCS = [
     {"q": "Is ice cold?", "options": ["yes", "no"], "answer": 0, "word": "yes", "accepted": ["yes", "sure"]},

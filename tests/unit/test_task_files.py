@@ -11,10 +11,11 @@ import lm_eval.tasks
 import pytest
 import tiny
 
-from depthlens import harness, resources, task_files
+from depthlens import paths
+from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
-from depthlens.results import Result, concat
-from depthlens.sweep import condition_sweep
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.tasks import harness, task_files
 
 EMBEDDED = "capitals_continuation"
 DOCS = [{"q": f"Is {i} even?", "a": i % 2} for i in range(4)]
@@ -210,7 +211,7 @@ def test_a_task_of_the_users_stands_before_an_embedded_one_and_says_so(tmp_path,
 
 
 def test_the_embedded_tasks_may_be_given_as_the_users_folder(caplog):
-    assert harness.load_tasks([EMBEDDED], include_path=resources.tasks_dir())
+    assert harness.load_tasks([EMBEDDED], include_path=paths.tasks_dir())
     assert caplog.messages == []
 
 
@@ -311,7 +312,7 @@ def test_the_record_of_an_embedded_task_names_its_files_from_their_folder(lens):
     assert about["file"] == f"capitals/{EMBEDDED}.yaml"
     names = [about["file"], "_defaults.yaml", "utils.py", "capitals/choice_test.jsonl", "capitals/choice_fewshot.jsonl"]
     assert set(about["sha256"]) == set(names)
-    assert about["sha256"]["utils.py"] == digest(resources.tasks_dir() / "utils.py")
+    assert about["sha256"]["utils.py"] == digest(paths.tasks_dir() / "utils.py")
 
 
 def test_data_of_a_folder_and_by_pattern(tmp_path, monkeypatch):

@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, run
 
 import depthlens as dl
-from depthlens import cli, identity, store_view
+from depthlens import cli
 from depthlens.errors import UserError
-from depthlens.store import Store
+from depthlens.models import fingerprint
+from depthlens.store import inspection
+from depthlens.store.parts import Store
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ class TestTheModelIsKnownByWhatItComputes:
     def test_the_record_names_parts_and_they_tell_what_made_them(self, lens, tmp_path):
         result = run(lens, tmp_path, tasks=[CHOICE])
         (name,) = result.record["store"]["parts"]
-        (about,) = store_view.details(Store(str(tmp_path)), name)
+        (about,) = inspection.details(Store(str(tmp_path)), name)
         assert about["model"] == lens.name and about["fingerprint"] == lens.fingerprint
         assert about["versions"]["torch"] == torch.__version__ and about["label"] == CHOICE
         assert set(about["conditions"]) == {"baseline", "L0", "L1", "L2", "L3", "L4"}
@@ -140,20 +142,20 @@ class TestIdentity:
             at = chance.randrange(len(content))
             data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
             content[at] ^= chance.randrange(1, 256)
-            assert identity.mixed_sum(torch.frombuffer(content, dtype=torch.uint8)) != identity.mixed_sum(data)
+            assert fingerprint.mixed_sum(torch.frombuffer(content, dtype=torch.uint8)) != fingerprint.mixed_sum(data)
             turned = torch.cat([data[at:], data[:at]])
-            assert (identity.mixed_sum(turned) == identity.mixed_sum(data)) == turned.equal(data)
-            assert identity.mixed_sum(torch.cat([data, data.new_zeros(8)])) != identity.mixed_sum(data)
+            assert (fingerprint.mixed_sum(turned) == fingerprint.mixed_sum(data)) == turned.equal(data)
+            assert fingerprint.mixed_sum(torch.cat([data, data.new_zeros(8)])) != fingerprint.mixed_sum(data)
 
     def test_values_that_bfloat16_leaves_are_told_apart_where_they_change_places(self):
         """Of float32 words that are bfloat16 numbers half of the bits are zero, where a weaker sum would collide."""
         values = torch.arange(4096).bfloat16().unique().float()
         swaps = [(i, j) for i in range(0, len(values), 8) for j in range(1, len(values), 8)]
-        seen = {identity.mixed_sum(values.view(torch.uint8))}
+        seen = {fingerprint.mixed_sum(values.view(torch.uint8))}
         for i, j in swaps:
             swapped = values.clone()
             swapped[[i, j]] = values[[j, i]]
-            seen.add(identity.mixed_sum(swapped.view(torch.uint8)))
+            seen.add(fingerprint.mixed_sum(swapped.view(torch.uint8)))
         assert len(seen) == 1 + len(swaps) > 5000
 
 
@@ -192,7 +194,7 @@ class TestOlderEntries:
 
     def test_they_are_not_read_and_verify_says_so(self, lens, at, capsys):
         assert counts(run(lens, at, tasks=[CHOICE])) == (0, N_CHOICE)
-        found = store_view.verify(Store(str(at)))
+        found = inspection.verify(Store(str(at)))
         assert (found.n_parts, found.outdated, found.damaged) == (2, 1, [])
         with pytest.raises(SystemExit) as end:
             cli.main(["store", "verify", "--store", str(at)])

@@ -10,9 +10,11 @@ from stores import CHOICE, LIMIT, counts, parts, run
 from torch import nn
 
 import depthlens as dl
-from depthlens import engine, kept, references, result_attention, wavefront
+from depthlens.analysis.results import Result
+from depthlens.engine import engine, references, wavefront
+from depthlens.experiments import result_attention
 from depthlens.requests import Loglikelihood
-from depthlens.results import Result
+from depthlens.store import answer_cache
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ class TestNothingIsComputedTwice:
         assert counts(second) == (6 * LIMIT * 4, 0) and second.docs.equals(first.docs)
 
     def test_plain_rows_are_kept_as_time_passes(self, lens, tmp_path, monkeypatch):
-        monkeypatch.setattr(kept, "KEEP_SECONDS", 1e-6)
+        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1e-6)
         result = run(lens, tmp_path, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
         assert len(parts(tmp_path)) > 3
         plain = run(lens, None, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
@@ -126,8 +128,8 @@ class TestNothingIsComputedTwice:
             g = dl.geometry.geometry(lens, texts[:n], **o)
             return pd.concat([g.distances, g.influences, g.logit_lens])
 
-        added, keep = [], kept.Rows.keep
-        monkeypatch.setattr(kept.Rows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
+        added, keep = [], answer_cache.Rows.keep
+        monkeypatch.setattr(answer_cache.Rows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
         for measure, given in (
             (geometry, quiet),
             (lambda n, **o: dl.geometry.effects(lens, texts[:n], over="mean", **o), quiet),
@@ -155,10 +157,10 @@ class TestNothingIsComputedTwice:
         assert not pd.DataFrame.equals(*deltas), "the second model is a part of the address"
 
     def test_equal_requests_are_one_row(self, lens, tmp_path):
-        at = kept.AnswerStore(str(tmp_path), lens).entry("twice")
+        at = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
         requests = [Loglikelihood((1, 2), (3,))] * 3
         first = engine.Engine(lens, progress=False, kept=at).loglikelihood(requests, [dl.parse("baseline")])
         assert first[0][0] == first[0][1] == first[0][2]
         assert pd.read_parquet(parts(tmp_path)[0]).shape[0] == 1
-        again = kept.AnswerStore(str(tmp_path), lens).entry("twice")
+        again = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
         assert not again.lacks(requests, [dl.parse("baseline")])

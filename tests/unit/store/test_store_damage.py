@@ -15,8 +15,10 @@ import pytest
 import tiny
 from stores import CHOICE, counts, flip, parts, run
 
-from depthlens import cli, store, store_view
-from depthlens.store import Store
+from depthlens import cli
+from depthlens.store import inspection
+from depthlens.store import parts as store_parts
+from depthlens.store.parts import Store
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,8 @@ def lens():
 @pytest.fixture
 def small_packs(monkeypatch):
     """So that a sweep has several packs."""
-    monkeypatch.setattr("depthlens.budget.CPU_STATE_BYTES", 1 << 14)
-    monkeypatch.setattr("depthlens.budget.CPU_KEY_BYTES", 1 << 20)
+    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 14)
+    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_KEY_BYTES", 1 << 20)
 
 
 class TestDamage:
@@ -65,7 +67,7 @@ class TestDamage:
         path = parts(at)[0]
         foreign = path.with_name("x.parquet")
         pd.DataFrame({"condition": ["L0"], "value": [1.0]}).to_parquet(foreign)
-        named = foreign.rename(path.with_name(f"{store._digest(foreign.read_bytes())}.parquet"))
+        named = foreign.rename(path.with_name(f"{store_parts._digest(foreign.read_bytes())}.parquet"))
         with caplog.at_level(logging.WARNING):
             assert counts(run(lens, at))[1] == 0
         assert not named.exists() and "its columns are condition, value" in caplog.text
@@ -129,7 +131,7 @@ class TestNoRoom:
             done.stdout,
         ), done
         assert len(parts(tmp_path / "s")) == 2 and not list((tmp_path / "s").rglob(".new-*"))
-        assert store_view.verify(Store(str(tmp_path / "s"))) == store_view.Verified(n_parts=2)
+        assert inspection.verify(Store(str(tmp_path / "s"))) == inspection.Verified(n_parts=2)
         resumed = run(lens, tmp_path / "s", tasks=[CHOICE])
         assert counts(resumed)[0] > 0 and resumed.docs.equals(run(lens, None, tasks=[CHOICE]).docs)
 

@@ -16,10 +16,12 @@ import tiny
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, flip, parts, run
 
 import depthlens as dl
-from depthlens import cli, provenance, store, store_view
+from depthlens import cli, provenance
+from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.results import Result
-from depthlens.store import Store, open_store
+from depthlens.store import inspection
+from depthlens.store import parts as store_parts
+from depthlens.store.parts import Store, open_store
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +72,11 @@ class TestFolders:
 
     def test_which_store(self, tmp_path, monkeypatch):
         assert open_store(None) is None
-        monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path / "named"))
+        monkeypatch.setenv(store_parts.ENVIRONMENT, str(tmp_path / "named"))
         assert open_store().location == str(tmp_path / "named")
-        monkeypatch.setenv(store.ENVIRONMENT, "none")
+        monkeypatch.setenv(store_parts.ENVIRONMENT, "none")
         assert open_store() is None
-        monkeypatch.delenv(store.ENVIRONMENT)
+        monkeypatch.delenv(store_parts.ENVIRONMENT)
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
         assert open_store().location == str(tmp_path / "data" / "depthlens" / "results")
         assert open_store(tmp_path / "named").location == str(tmp_path / "named")
@@ -118,7 +120,7 @@ class TestCommands:
     def test_list(self, at, capsys):
         code, out, _ = self.call(capsys, "store", "list", "--store", at)
         head, *rows, _, total = out.splitlines()
-        assert code == 0 and head.split() == store_view.COLUMNS
+        assert code == 0 and head.split() == inspection.COLUMNS
         assert [row.split()[1:3] for row in rows] == [[task, "tiny-llama-gqa"] for task in sorted([CHOICE, WRITTEN])]
         assert re.fullmatch(rf"2 entries, [\d.]+ kB in {at}", total)
 
@@ -126,7 +128,7 @@ class TestCommands:
         code, out, err = self.call(capsys, "store", "list", "--store", tmp_path / "new")
         assert code == 2 and out == "" and "new' does not exist; a sweep makes one, --store names another" in err
         assert not (tmp_path / "new").exists()
-        monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path / "new"))
+        monkeypatch.setenv(store_parts.ENVIRONMENT, str(tmp_path / "new"))
         code, out, _ = self.call(capsys, "store", "list")
         assert (code, out) == (0, f"nothing is kept yet\n\n0 entries, 0 B in {tmp_path / 'new'}\n")
 
@@ -171,7 +173,7 @@ class TestCommands:
         assert message in last
 
     def test_no_store(self, capsys, monkeypatch):
-        monkeypatch.setenv(store.ENVIRONMENT, "none")
+        monkeypatch.setenv(store_parts.ENVIRONMENT, "none")
         code, _, err = self.call(capsys, "store", "list")
         fault = "there is no store (DEPTHLENS_STORE or --store says none)"
         assert code == 2 and err == f"Error: {fault}; name one with --store\n"
@@ -184,10 +186,10 @@ class TestAboutFiles:
         (about,) = tmp_path.glob("*/about.json")
         whole = about.read_text()
         about.write_text(text)
-        found = store_view.verify(Store(str(tmp_path)))
+        found = inspection.verify(Store(str(tmp_path)))
         assert len(found.damaged) == 1 and found.damaged[0].startswith(f"{about.parent.name}/about.json: ")
         assert counts(run(lens, tmp_path, tasks=[CHOICE]))[1] == 0  # the rows are whole
-        assert about.read_text() == whole and store_view.verify(Store(str(tmp_path))).damaged == []
+        assert about.read_text() == whole and inspection.verify(Store(str(tmp_path))).damaged == []
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ import tiny
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, parts, run
 
 import depthlens as dl
-from depthlens import cli, kept, pace, progress, store, wavefront
+from depthlens import cli, progress
+from depthlens.analysis.results import Result
+from depthlens.engine import wavefront, work_rate
 from depthlens.errors import Interrupted
-from depthlens.results import Result
+from depthlens.store import answer_cache
+from depthlens.store import parts as store_parts
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +26,8 @@ def lens():
 @pytest.fixture
 def small_packs(monkeypatch):
     """So that a sweep has several packs."""
-    monkeypatch.setattr("depthlens.budget.CPU_STATE_BYTES", 1 << 14)
-    monkeypatch.setattr("depthlens.budget.CPU_KEY_BYTES", 1 << 20)
+    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 14)
+    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_KEY_BYTES", 1 << 20)
 
 
 class TestInterrupted:
@@ -73,7 +76,7 @@ class TestInterrupted:
         model = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
         command = ["sweep", str(model), CHOICE, "--ablate", "layers", "--limit", str(LIMIT)]
         command += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "s")]
-        monkeypatch.setenv(store.ENVIRONMENT, "none")
+        monkeypatch.setenv(store_parts.ENVIRONMENT, "none")
         with monkeypatch.context() as patch:
             self.stopping(patch, after=1)
             with pytest.raises(SystemExit) as end:
@@ -93,8 +96,8 @@ class TestPacksAreBoundedInTime:
 
     @pytest.fixture
     def no_time(self, monkeypatch):
-        monkeypatch.setattr(kept, "KEEP_SECONDS", 1e-6)
-        monkeypatch.setattr("depthlens.engine.MIN_DECODED_ROWS", 1)
+        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1e-6)
+        monkeypatch.setattr("depthlens.engine.engine.MIN_DECODED_ROWS", 1)
 
     def test_all_documents_are_one_pack_where_there_is_time(self, lens, tmp_path):
         run(lens, tmp_path, tasks=[CHOICE])
@@ -118,37 +121,37 @@ class TestPacksAreBoundedInTime:
             run(lens, None, tasks=[CHOICE], limit=1)
         in_groups = sum(passed)
         passed.clear()
-        monkeypatch.setattr(kept, "KEEP_SECONDS", 1000.0)
+        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1000.0)
         with monkeypatch.context() as patch:
             patch.setattr(wavefront.Wavefront, "run", lambda self, *a, passed=None, **k: counted(self, *a, **k))
             run(lens, None, tasks=[CHOICE], limit=1)
         assert in_groups == sum(passed)
 
     def test_a_slow_pack_is_followed_by_a_smaller_one(self, lens, monkeypatch):
-        limit = pace.Pace(lens)
+        limit = work_rate.Pace(lens)
         before = limit.work
         with limit.measured(100):
             pass
         assert limit.work > before
         ticks = iter([0.0, 50.0])
-        monkeypatch.setattr("depthlens.pace.time.monotonic", lambda: next(ticks))
+        monkeypatch.setattr("depthlens.engine.work_rate.time.monotonic", lambda: next(ticks))
         with limit.measured(100):
             pass
-        assert limit.work == 100 / 50 * kept.KEEP_SECONDS
+        assert limit.work == 100 / 50 * answer_cache.KEEP_SECONDS
 
     def test_where_reading_weights_takes_long_a_pack_takes_longer(self, tmp_path, monkeypatch):
         tiny.save(tmp_path, "llama-gqa")
         lens = dl.load(tmp_path, offload="disk")
-        limit = pace.Pace(lens)
+        limit = work_rate.Pace(lens)
         ticks = iter([0.0, 70.0])
-        monkeypatch.setattr("depthlens.pace.time.monotonic", lambda: next(ticks))
+        monkeypatch.setattr("depthlens.engine.work_rate.time.monotonic", lambda: next(ticks))
         with limit.measured(100):
             lens.stream.waited += 20
-        assert limit.work == 100 / 50 * pace.READS * 20
+        assert limit.work == 100 / 50 * work_rate.READS * 20
 
     def test_texts_that_have_ended_are_kept_before_their_pack_has(self, lens, tmp_path, monkeypatch):
-        monkeypatch.setattr(kept, "KEEP_SECONDS", 0.0)
-        monkeypatch.setattr("depthlens.engine.MIN_DECODED_ROWS", 10**6)  # one pack
+        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 0.0)
+        monkeypatch.setattr("depthlens.engine.engine.MIN_DECODED_ROWS", 10**6)  # one pack
         n_rows = 6 * LIMIT
         result = run(lens, tmp_path, tasks=[WRITTEN])
         assert counts(result) == (0, n_rows)

@@ -14,8 +14,8 @@ import tiny
 from stores import CHOICE, LIMIT, counts, run
 
 import depthlens as dl
-from depthlens import kept
-from depthlens.reservations import Reservations
+from depthlens.store import answer_cache
+from depthlens.store.reservations import Reservations
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ class TestReservations:
     def test_a_sweep_waits_for_rows_that_another_computes(self, lens, tmp_path):
         """The other's reservation is held here; its rows come, or it gives up, and the sweep ends either way."""
         alone = run(lens, None, tasks=[CHOICE])
-        at = kept.AnswerStore(str(tmp_path), lens).entry(CHOICE)
+        at = answer_cache.AnswerStore(str(tmp_path), lens).entry(CHOICE)
         seen = []
         done = threading.Event()
 
@@ -89,7 +89,7 @@ class TestReservations:
         conditions = dl.ablations.expand("layers", lens.dims)
         everything = {
             "conditions": [str(c) for c in conditions],
-            "requests": [kept.digest(q) for q in prepared.requests],
+            "requests": [answer_cache.digest(q) for q in prepared.requests],
         }
         with Reservations(at.entry.reservations_folder).reserve(lambda others: (None, everything)):
             thread = threading.Thread(target=swept)

@@ -1,0 +1,287 @@
+"""What a layer sweep says about depth: losses by depth third, centres of mass, agreement of two tasks' profiles.
+
+Intervals are percentile bootstraps over documents (`depthlens.analysis.layer_profiles`); documents are drawn jointly
+for tasks that share them, since the same question is easy or hard under every protocol. Tasks at chance are left out: a
+loss cannot be told where there is nothing to lose.
+
+Losses of several tasks can be compared on three scales:
+
+* ``score``: in the metric's own unit. For two models on one task, not for two tasks.
+* ``above_chance``: as a share of what the whole model scores above chance; 0: nothing is lost, 1: the task falls to
+  guessing. It says *how much* a removal costs. ``answer_logprob`` has no such share: a log-likelihood has no floor.
+* ``importance``: as a share of the summed loss of all removed layers, so that the thirds of a task add up to 1. It
+  says *where* a task's losses lie, for every metric, and so does the centre of mass. A removal that helps counts as a
+  negative loss in both: counted as 0, the noise of layers that do nothing would draw every task to the middle.
+
+Limit of ``importance`` and of the centre: where one early layer breaks the model altogether, it holds most of all
+loss (in nats above all). Sweeping or selecting the other layers asks where the rest lies.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis.layer_profiles import N_BOOT, THIRDS, Profile, drawn, draws, interval, labels, profiles, ratio
+from depthlens.analysis.results import Result
+from depthlens.analysis.stats import BASELINE
+from depthlens.errors import UserError, unknown
+
+SCALES = ("score", "above_chance", "importance")
+
+
+def primary(result: Result) -> Result:
+    """The result with the first metric of each task only."""
+    return result.select(metric=list(dict.fromkeys(result.baselines.drop_duplicates("task")["metric"])))
+
+
+def judged(result: Result) -> list[str]:
+    """Tasks that are not at chance with everything in place, with the metric's name where a task has several."""
+    names = labels(result)
+    return [names[row.task, row.metric] for row in result.baselines.itertuples() if not row.at_chance]
+
+
+def third_losses(profile: Profile, loss: np.ndarray, base: np.ndarray, scale: str) -> np.ndarray:
+    """Loss in each depth third on one of `SCALES`.
+
+    Args:
+        profile: Whose layers and floor to use.
+        loss: Mean losses. Shape [draw, layer].
+        base: Mean scores of the whole model. Shape [draw].
+        scale: One of `SCALES`.
+
+    Returns:
+        Shape [draw, 3]; NaN where the share of something that is not above 0 is asked for.
+
+    Raises:
+        UserError: an unknown scale, or a metric that has no chance level to fall to.
+    """
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    inside = np.stack([profile.thirds == i for i in range(3)], axis=1).astype(float)  # [layer, third]
+    if scale == "importance":
+        return ratio(loss @ inside, loss.sum(1, keepdims=True))
+    mean = loss @ inside / inside.sum(0)
+    if scale == "score":
+        return mean
+    if profile.floor is None:
+        fault = f"{profile.metric} of task {profile.task} has no chance level"
+        raise UserError(f"{fault} that its losses could be a share of; use scale='importance'")
+    return ratio(mean, (base - profile.floor)[:, None])
+
+
+def loss_by_third(result: Result, *, scale: str = "above_chance", seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """Loss of removing one layer of each depth third: the mean, or for ``importance`` the third's share of all losses.
+
+    Args:
+        result: A layer sweep.
+        scale: One of `SCALES`.
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+
+    Returns:
+        One row a task that can be judged and third: task, third, loss, ci_low, ci_high.
+
+    Raises:
+        UserError: the result has no single-layer conditions, or the scale does not fit a metric.
+    """
+    rows = []
+    for profile, values in _thirds(result, scale, seed, n_boot):
+        low, high = interval(values, len(profile.documents))
+        rows += [(profile.label, *row) for row in zip(THIRDS, values[0], low, high, strict=True)]
+    return pd.DataFrame(rows, columns=["task", "third", "loss", "ci_low", "ci_high"])
+
+
+def third_differences(
+    result: Result, *, scale: str = "importance", seed: int = 0, n_boot: int = N_BOOT
+) -> pd.DataFrame:
+    """How much more of its losses one task has in a depth third than another, for every two tasks.
+
+    Args:
+        result: A layer sweep.
+        scale: ``importance`` or ``above_chance``; see `SCALES`.
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+
+    Returns:
+        One row a pair of tasks that can be judged and third: task, other, third, difference (task minus other),
+        ci_low, ci_high.
+
+    Raises:
+        UserError: see `loss_by_third`.
+    """
+    rows = []
+    for (one, a), (other, b) in itertools.combinations(_thirds(result, scale, seed, n_boot), 2):
+        low, high = interval(a - b, min(len(one.documents), len(other.documents)))
+        rows += [(one.label, other.label, *row) for row in zip(THIRDS, (a - b)[0], low, high, strict=True)]
+    return pd.DataFrame(rows, columns=["task", "other", "third", "difference", "ci_low", "ci_high"])
+
+
+def _thirds(result: Result, scale: str, seed: int, n_boot: int) -> list[tuple[Profile, np.ndarray]]:
+    """Losses by third of the sample and of every draw [1 + n_boot, 3], for tasks that can be judged."""
+    found = [p for p in profiles(result) if not p.idle(scale)]
+    means = drawn(found, seed=seed, n_boot=n_boot)
+    return [(p, third_losses(p, *m, scale)) for p, m in zip(found, means, strict=True)]
+
+
+def centre(profile: Profile, loss: np.ndarray) -> np.ndarray:
+    """Centre of mass of losses over depth: the mean depth of the removed layers, each weighted with its loss.
+
+    Args:
+        profile: Whose layers to use.
+        loss: Mean losses. Shape [draw, layer].
+
+    Returns:
+        0 for a loss that is all in the model's first layer, 1 for its last; outside where losses below 0 weigh much;
+        NaN where the losses do not add up to more than 0. Shape [draw].
+    """
+    return ratio(loss @ profile.depth, loss.sum(1))
+
+
+def centre_of_mass(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """How deep a task's losses lie: the centre of mass of every task's profile, as a share of the model's depth.
+
+    In simulations with known truth the interval covers it in 92% or more of samples of 32 documents. Where a few
+    fragile documents cause most of the loss it covers in 86%, and from 100 documents on in 92%.
+
+    Args:
+        result: A layer sweep.
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+
+    Returns:
+        One row a task: task, n, centre, ci_low, ci_high, unplaced ("" or why there is no centre).
+
+    Raises:
+        UserError: the result has no single-layer conditions.
+    """
+    rows = []
+    found = profiles(result)
+    for profile, (loss, _) in zip(found, drawn(found, seed=seed, n_boot=n_boot), strict=True):
+        n = len(profile.documents)
+        values = centre(profile, loss)
+        numbers = (np.nan,) * 3 if profile.unplaced else (values[0], *interval(values, n))
+        rows.append((profile.label, n, *map(float, numbers), profile.unplaced))
+    return pd.DataFrame(rows, columns=["task", "n", "centre", "ci_low", "ci_high", "unplaced"])
+
+
+def centre_differences(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """How much deeper the losses of one task lie than those of another, for every two tasks that have a centre of mass.
+
+    Returns:
+        One row a pair: task, other, difference (task minus other, as a share of depth), ci_low, ci_high.
+
+    Raises:
+        UserError: see `centre_of_mass`.
+    """
+    found = [p for p in profiles(result) if not p.unplaced]
+    means = drawn(found, seed=seed, n_boot=n_boot)
+    rows = []
+    for (one, a), (other, b) in itertools.combinations(zip(found, means, strict=True), 2):
+        gap = centre(one, a[0]) - centre(other, b[0])
+        low, high = interval(gap, min(len(one.documents), len(other.documents)))
+        rows.append((one.label, other.label, gap[0], float(low), float(high)))
+    return pd.DataFrame(rows, columns=["task", "other", "difference", "ci_low", "ci_high"])
+
+
+def depth_findings(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> list[str]:
+    """One sentence a task on how deep its losses lie, and one a pair of tasks on which lies deeper."""
+    lines = []
+    for row in centre_of_mass(result, seed=seed, n_boot=n_boot).itertuples():
+        where = f"**{row.centre:.2f}** [{row.ci_low:.2f}, {row.ci_high:.2f}] of the model's depth (n = {row.n})"
+        said = f"{row.unplaced}, cannot judge (n = {row.n})" if row.unplaced else f"its losses centre at {where}"
+        lines.append(f"{row.task}: {said}.")
+    for row in centre_differences(result, seed=seed, n_boot=n_boot).itertuples():
+        gap = f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}] of depth"
+        if row.ci_low > 0 or row.ci_high < 0:
+            way = "deeper" if row.difference > 0 else "less deep"
+            lines.append(f"{row.task} lies **{way}** than {row.other}: {gap}.")
+        else:
+            lines.append(f"{row.task} lies neither provably deeper nor less deep than {row.other}: {gap}.")
+    return lines
+
+
+def rank_agreement(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """Spearman's correlation between the layer profiles of every two tasks that can be judged.
+
+    Noise in both profiles pulls it towards zero: a low value from few documents is no proof of disagreement.
+
+    Args:
+        result: A layer sweep.
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+
+    Returns:
+        One row a pair: task, other, spearman, ci_low, ci_high.
+
+    Raises:
+        UserError: see `loss_by_third`.
+    """
+    rows = []
+    found = [p for p in profiles(result) if not p.at_chance]
+    for one, other in itertools.combinations(found, 2):
+        counts = [draws(len(p.documents), n_boot, seed) for p in (one, other)]
+        if one.documents != other.documents:
+            counts[1] = draws(len(other.documents), n_boot, seed + 1)
+        a, b = (pd.DataFrame(c @ p.values).rank(axis=1) for c, p in zip(counts, (one, other), strict=True))
+        rho = a.corrwith(b, axis=1).to_numpy()
+        low, high = np.nanquantile(rho[1:], [0.025, 0.975])
+        rows.append((one.label, other.label, rho[0], low, high))
+    return pd.DataFrame(rows, columns=["task", "other", "spearman", "ci_low", "ci_high"])
+
+
+def critical_overlap(result: Result) -> pd.DataFrame:
+    """Which conditions are critical under both of two tasks, and under one alone.
+
+    Returns:
+        One row a pair of tasks that can be judged: task, other, both, only_task, only_other (texts, ``none`` if empty).
+    """
+    found = critical_by_task(result)
+
+    def text(conditions: list[str]) -> str:
+        return ", ".join(conditions) or "none"
+
+    rows = [
+        (
+            one,
+            other,
+            text([c for c in found[one] if c in found[other]]),
+            text([c for c in found[one] if c not in found[other]]),
+            text([c for c in found[other] if c not in found[one]]),
+        )
+        for one, other in itertools.combinations(judged(result), 2)
+    ]
+    return pd.DataFrame(rows, columns=["task", "other", "both", "only_task", "only_other"])
+
+
+def critical_by_task(result: Result) -> dict[str, list[str]]:
+    """Conditions that are critical, for each task that can be judged, in order of depth."""
+    names = labels(result)
+    found: dict[str, list[str]] = {name: [] for name in judged(result)}
+    if found:
+        # not `select`, by which a metric at chance would stay beside another of the same task, and warn
+        pairs = zip(result.docs["task"], result.docs["metric"], strict=True)
+        table = Result(result.docs[[names[pair] in found for pair in pairs]], result.record).critical()
+        for row in table.itertuples():
+            found[names[row.task, row.metric]].append(row.condition)
+    return found
+
+
+def findings(result: Result) -> list[str]:
+    """One sentence a task: how many conditions are critical, which, and what the whole model scores."""
+    found, named = critical_by_task(result), labels(result)
+    sentences = []
+    for row in result.baselines.itertuples():
+        label = named[row.task, row.metric]
+        conditions = result.docs.loc[result.docs["task"] == row.task, "condition"]
+        scored = f"{row.baseline:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}] with nothing removed, n = {row.n}"
+        if row.at_chance:
+            sentences.append(f"{label}: at chance, cannot judge ({scored}).")
+            continue
+        names = found[label]
+        total = conditions.nunique() - (BASELINE in set(conditions))
+        critical = f"**{len(names)} of {total}** conditions proved critical ({', '.join(names) or 'none'})"
+        sentences.append(f"{label}: {critical}; {scored}.")
+    return sentences

@@ -1,0 +1,200 @@
+r"""What goes wrong first in a written solution: is it the copying, the computing, or something else?
+
+A solution is read as its equations in order (``53 - 12 = 41``, also GSM8K's ``53-12=<<53-12=41>>41``). The first that
+fails decides:
+
+``right``        the task scores the answer as right
+``miscopied``    an operand stands neither in the question (as digits or as a word) nor earlier in the solution
+``miscomputed``  every operand is known, but the equation is false
+``otherwise``    every equation holds, and the answer is wrong: steps are missing, needless or of the wrong kind, or the
+                 answer is not the last result
+``no steps``     no equation was written
+
+Losses are counted on the documents that the whole model solves: the share of these that end as each mistake when a
+layer is removed.
+
+Limits: a number that nobody told the model (7 days a week, 100 for per cent) counts as miscopied in a wrong solution;
+what is calculated in words is not seen; a wrong plan that is carried out well is ``otherwise``, whatever led to it.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from decimal import Decimal, DivisionByZero, InvalidOperation
+
+import pandas as pd
+
+from depthlens.analysis.layer_profiles import N_BOOT, THIRDS, draws, interval, third_of
+from depthlens.analysis.results import Result
+from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.text_numbers import WORDS, numbers
+from depthlens.errors import UserError, unknown
+
+RIGHT = "right"
+MISTAKES = ("miscopied", "miscomputed", "otherwise", "no steps")
+# read token by token: one pattern for a whole equation can backtrack for hours on the text of a broken model
+_TOKEN = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|[^\s\d$%]")
+_SIGNS = {"+": "+", "-": "-", "*": "*", "/": "/", "x": "*", "×": "*", "÷": "/", "(": "(", ")": ")"}
+_LONGEST = 99  # numbers and signs of an equation; more is no step, and too deep for Python's parser
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_ROUNDING = Decimal("0.01")  # results may be rounded to cents
+
+
+def first_mistake(written: str, question: str) -> str:
+    """What goes wrong first in a solution that does not reach the right answer: one of `MISTAKES`.
+
+    Args:
+        written: The solution.
+        question: The problem, without examples.
+    """
+    known = {value for _, _, value in numbers(question)}
+    words = re.findall(r"[a-z]+", question.lower())
+    known |= {WORDS[word] for word in words if word in WORDS}
+    n_equations = 0
+    for operands, value, result in equations(written):
+        n_equations += 1
+        if not operands <= known:
+            return "miscopied"
+        if value is None or abs(value - result) > _ROUNDING:
+            return "miscomputed"
+        known.add(result)
+    return "otherwise" if n_equations else "no steps"
+
+
+def equations(written: str) -> Iterator[tuple[set[Decimal], Decimal | None, Decimal]]:
+    """Operands, value (None: cannot be calculated) and stated result of every equation with two operands or more."""
+    for line in written.splitlines():
+        left: list[str] = []  # numbers and signs since the last other character
+        equated: list[str] | None = None  # the left side, once "=" was read
+        for token in _TOKEN.findall(line):
+            if token[0].isdigit():
+                number = token.replace(",", "")
+                if equated is not None:
+                    operands = {Decimal(t) for t in equated if t[0].isdigit()}
+                    if sum(t[0].isdigit() for t in equated) > 1:
+                        yield operands, _value(equated), Decimal(number) * (-1 if left == ["-"] else 1)
+                    equated, left = None, []
+                left.append(number)
+            elif token in _SIGNS and (left or token in "(-" or equated is not None):
+                left.append(_SIGNS[token])
+            elif token == "=" and left:
+                equated, left = left, []
+            else:
+                equated, left = None, []
+
+
+def _value(tokens: list[str]) -> Decimal | None:
+    if len(tokens) > _LONGEST:
+        return None
+    if tokens[0] == "-":
+        tokens = tokens[1:]  # of a list: no step of a word problem begins with a debt
+    if tokens.count("(") != tokens.count(")"):
+        tokens = [t for t in tokens if t not in "()"]  # a bracket of the sentence
+    numbers_plain = (str(Decimal(t)) if t[0].isdigit() else t for t in tokens)  # Python refuses 08
+    try:
+        return _calculate(ast.parse(" ".join(numbers_plain), mode="eval").body)
+    except (SyntaxError, ValueError, DivisionByZero, InvalidOperation):
+        return None
+
+
+def _calculate(node: ast.expr) -> Decimal:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return Decimal(str(node.value))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_calculate(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_calculate(node.left), _calculate(node.right))
+    raise ValueError(f"{ast.unparse(node)} is not a sum")
+
+
+def classify(result: Result, task: str, questions: Sequence[str]) -> pd.DataFrame:
+    """What every written solution of a task is: right, or its first mistake.
+
+    Args:
+        result: A sweep that has the task, scored as the task says; its first metric decides what is right.
+        task: Name of the task.
+        questions: Its problems as text, by document id.
+
+    Returns:
+        One row a condition and document: condition, layer, doc_id, kind, solved (right with nothing removed), response.
+
+    Raises:
+        UserError: the result has not that task, it is not written, or it has more documents than there are questions.
+    """
+    if task not in set(result.docs["task"]):
+        raise unknown("task", task, result.docs["task"].unique())
+    kind = result.record["tasks"][task].get("output_type", "generate_until")
+    if kind != "generate_until":
+        raise UserError(f"task {task} is {kind}; mistakes are looked for in what a model writes")
+    metric = result.docs.loc[result.docs["task"] == task, "metric"].iloc[0]
+    table = result.select(task=task, metric=metric).docs
+    if (last := table["doc_id"].max()) >= len(questions):
+        raise UserError(f"{len(questions)} questions of task {task}, and the result has document {last}; give them all")
+    kinds = [
+        RIGHT if row.value == 1 else first_mistake(row.response, questions[row.doc_id]) for row in table.itertuples()
+    ]
+    table = table.assign(kind=kinds)
+    base = table[table["condition"] == BASELINE].set_index("doc_id")["kind"] == RIGHT
+    table["solved"] = table["doc_id"].map(base)
+    return table[["condition", "layer", "doc_id", "kind", "solved", "response"]].reset_index(drop=True)
+
+
+def by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Share of the problems solved with nothing removed that end as each kind, by removed layer (rows).
+
+    Args:
+        table: From `classify`.
+
+    Returns:
+        Columns ``right`` and `MISTAKES`; without rows where no problem is solved or no single layer was removed.
+    """
+    single = table[table["solved"] & table["layer"].notna()]
+    counts = pd.crosstab(single["layer"].astype(int), single["kind"]).reindex(columns=[RIGHT, *MISTAKES], fill_value=0)
+    return counts.div(counts.sum(axis=1), axis=0)
+
+
+def by_third(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """Share of the problems solved with nothing removed that end as each kind, by depth third of the removed layer.
+
+    Args:
+        table: From `classify`.
+        n_layers: Of the model.
+        seed: Of the bootstrap over documents.
+        n_boot: Number of draws.
+
+    Returns:
+        One row a third and kind: third, kind, share, ci_low, ci_high, n (documents); none where no problem is solved.
+    """
+    single = table[table["solved"] & table["layer"].notna()]
+    rows = []
+    for i, third in enumerate(THIRDS):
+        part = single[third_of(single["layer"].astype(int), n_layers) == i]
+        if part.empty:
+            continue
+        counts = pd.crosstab(part["doc_id"], part["kind"]).reindex(columns=[RIGHT, *MISTAKES], fill_value=0)
+        shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()  # [document, kind]
+        n = len(shares)
+        means = draws(n, n_boot, seed) @ shares / n
+        low, high = interval(means, n)
+        rows += [(third, *row, n) for row in zip(counts.columns, means[0], low, high, strict=True)]
+    return pd.DataFrame(rows, columns=["third", "kind", "share", "ci_low", "ci_high", "n"])
+
+
+def findings(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int = N_BOOT) -> list[str]:
+    """One sentence a depth third: how many solved problems stay solved, and what goes wrong first in the others."""
+    shares = by_third(table, n_layers, seed=seed, n_boot=n_boot)
+    n, n_solved = (t["doc_id"].nunique() for t in (table, table[table["solved"]]))
+    if n_solved < 2:
+        return [f"The whole model solves {n_solved or 'none'} of {n} problems: too few to see what a removal breaks."]
+    lines = []
+    for third, part in shares.groupby("third", sort=False):
+        ends = {row.kind: f"{row.share:.0%} [{row.ci_low:.0%}, {row.ci_high:.0%}]" for row in part.itertuples()}
+        wrong = ", ".join(f"{ends[kind]} {kind}" for kind in MISTAKES)
+        lines.append(
+            f"Without one layer of the {third}, {ends[RIGHT]} of the {n_solved} problems that the whole model solves "
+            f"stay solved; by their first mistake, {wrong}."
+        )
+    return lines

@@ -1,0 +1,248 @@
+"""Paired comparison of every condition with the baseline on the same documents, and nothing else.
+
+Method, per condition against ``baseline``, document by document:
+
+* **0/1 metrics** (accuracy, exact match). With ``lost`` documents right at baseline and wrong under the
+  condition, and ``gained`` the other way round, the difference is ``(gained - lost) / n``. Its 95% interval
+  is Tango's score interval [1], which keeps its coverage at small n and is never of zero width: no change on
+  ten documents does not prove that there is none. The test is McNemar's exact one [2], a two-sided sign test
+  on the discordant documents. It is the more cautious of the two, so that an interval can just exclude 0
+  where p is a little above 0.05.
+* **Other metrics** (F1, log-likelihood). Paired t interval and paired t test. A sign-flip permutation test
+  would assume less, but its p-value cannot fall below one over the number of flips drawn, and Holm's
+  correction over hundreds of conditions asks for p-values far below what a quick number of flips can give.
+* **Correction**: Holm [3], over all conditions of one (model, task, metric).
+
+Assumption: documents are independent of one another. Limit: the t interval of a strongly skewed metric needs
+some 30 documents to reach its nominal coverage.
+
+References: [1] Tango 1998, Statistics in Medicine 17:891-908. [2] McNemar 1947, Psychometrika 12:153-157;
+Fagerland, Lydersen, Laake 2013, BMC Med Res Methodol 13:91. [3] Holm 1979, Scand J Stat 6:65-70.
+[4] Wilson 1927, JASA 22:209-212. [5] Hanley, Lippman-Hand 1983, JAMA 249:1743-1745 (rule of three).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats as sps
+from statsmodels.stats.proportion import proportion_confint
+
+from depthlens.errors import UserError
+
+Counts = ArrayLike | int
+BASELINE = "baseline"
+LEVEL = 0.95
+ALPHA = 0.05
+# nats: about 5% of an answer's probability; a smaller change is not worth a name, however sure
+LEAST_NATS = 0.05
+ANSWER_LOGPROB = "answer_logprob"  # the metric of `depthlens.tasks.answer_logprob`
+GROUP = ["model", "task", "metric"]
+SUMMARY_COLUMNS = [
+    *GROUP, "condition", "layer", "head", "n", "value", "baseline", "delta", "ci_low", "ci_high", "p_value",
+    "p_adjusted",
+]  # fmt: skip
+
+
+def metric_unit(metric: str) -> str:
+    """``nats`` for log-probabilities of answers (`depthlens.tasks.answer_logprob`), "" for scores."""
+    return "nats" if metric == ANSWER_LOGPROB else ""
+
+
+def is_binary(values: ArrayLike) -> bool:
+    """Whether every value is 0 or 1, so that the mean is a proportion."""
+    values = np.asarray(values, dtype=float)
+    return bool(np.all((values == 0) | (values == 1)))
+
+
+def proportion_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson score interval [4] of a proportion."""
+    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
+    return float(low), float(high)
+
+
+def mean_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+    """Student t interval of a mean; (NaN, NaN) for one value, which says nothing about spread."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = sps.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def above_chance(values: ArrayLike, chance: float) -> float:
+    """One-sided p-value that the mean of ``values`` exceeds ``chance``.
+
+    Exact binomial test for 0/1 values, one-sided t test otherwise (sign test where values do not vary).
+    """
+    values = np.asarray(values, dtype=float)
+    if is_binary(values):
+        return float(sps.binomtest(int(values.sum()), len(values), chance, alternative="greater").pvalue)
+    if np.ptp(values) == 0:
+        return float(0.5 ** len(values)) if values[0] > chance else 1.0
+    return float(sps.ttest_1samp(values, chance, alternative="greater").pvalue)
+
+
+def mcnemar_p(lost: Counts, gained: Counts) -> np.ndarray:
+    """Two-sided exact McNemar p-value [2] from both counts of discordant documents; 1 where none is."""
+    lost, gained = np.asarray(lost), np.asarray(gained)
+    return np.asarray(np.minimum(1.0, 2 * sps.binom.cdf(np.minimum(lost, gained), lost + gained, 0.5)))
+
+
+def tango_interval(lost: Counts, gained: Counts, n: int, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """Tango's score interval [1] of the paired difference ``(gained - lost) / n``, for arrays of counts.
+
+    The interval holds every difference d that the score test does not reject, |T(d)| <= z, where
+    ``T(d) = (gained - lost - n d) / sqrt(n (2 q + d (1 - d)))`` and q is the maximum-likelihood probability
+    of a lost document given d, the larger root of ``2n q^2 + B q + C = 0`` with
+    ``B = (2n - gained + lost) d - gained - lost`` and ``C = -lost d (1 - d)``. T falls with d, so that each
+    end is found by bisection.
+    """
+    lost, gained = np.broadcast_arrays(np.asarray(lost, dtype=float), np.asarray(gained, dtype=float))
+    shape, lost, gained = lost.shape, lost.ravel(), gained.ravel()
+
+    def score(d: np.ndarray) -> np.ndarray:
+        b = (2 * n - gained + lost) * d - gained - lost
+        c = -lost * d * (1 - d)
+        q = (np.sqrt(np.maximum(b * b - 8 * n * c, 0)) - b) / (4 * n)
+        variance = n * (2 * q + d * (1 - d))
+        with np.errstate(divide="ignore", invalid="ignore"):  # variance is 0 only at d = -1, 0 or 1
+            return np.where(variance > 0, (gained - lost - n * d) / np.sqrt(np.maximum(variance, 0)), 0.0)
+
+    def root(target: float) -> np.ndarray:
+        low, high = np.full(lost.shape, -1.0), np.full(lost.shape, 1.0)
+        for _ in range(60):  # 2 / 2**60 is below the spacing of floats near 1
+            middle = (low + high) / 2
+            above = score(middle) > target
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        return ((low + high) / 2).reshape(shape)
+
+    z = sps.norm.ppf((1 + level) / 2)
+    return root(z), root(-z)
+
+
+def paired_t(differences: np.ndarray, spread: float, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paired t interval and two-sided p-value for each row of differences [n_conditions, n_docs].
+
+    Where all differences of a row are equal there is no variance to divide by. Then p is that of the exact
+    sign-flip test, ``2**(1 - n)`` (1 if the differences are 0), and the interval is the rule of three [5]:
+    with confidence ``level`` at most a share ``1 - ((1 - level) / 2)**(1 / n)`` of documents differs
+    otherwise, each by no more than ``spread``.
+
+    Args:
+        differences: Condition minus baseline per document.
+        spread: Largest minus smallest value of the metric seen in any condition.
+        level: Confidence level.
+
+    Returns:
+        Lower ends, upper ends, p-values.
+    """
+    n = differences.shape[1]
+    mean = differences.mean(axis=1)
+    slack = spread * (1 - ((1 - level) / 2) ** (1 / n))
+    low, high = mean - slack, mean + slack
+    p = np.where(mean == 0, 1.0, 2.0 ** (1 - n))
+    # Differences that should be equal differ by rounding; a variance made of rounding would give p = 0.
+    varies = np.ptp(differences, axis=1) > 1e-9 * spread
+    if varies.any():
+        test = sps.ttest_1samp(differences[varies], 0.0, axis=1)
+        interval = test.confidence_interval(level)
+        low[varies], high[varies], p[varies] = interval.low, interval.high, test.pvalue
+    return low, high, p
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's step-down adjusted p-values [3]: the i-th smallest of m (from 0) times m - i, never falling."""
+    # Not statsmodels' multipletests: it collects garbage on every call, which takes longer than all the rest.
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def smallest_p(n_right: int, n_conditions: int) -> float:
+    """Smallest Holm-adjusted McNemar p-value that a loss can reach: all ``n_right`` documents lost."""
+    return min(1.0, n_conditions * 2.0 ** (1 - n_right))
+
+
+def summarise(docs: pd.DataFrame) -> pd.DataFrame:
+    """One row per (model, task, metric, condition): mean, paired difference, interval, p-values.
+
+    Conditions keep their order of first appearance, baseline first. The baseline row has delta 0, interval
+    0..0 and no p-value.
+
+    Raises:
+        UserError: no baseline, documents that differ from the baseline's, a document twice, or a value that
+            is not finite; each names the condition.
+    """
+    if docs.empty:
+        raise UserError("no documents to summarise; run a sweep with at least one document")
+    parts = [_summarise_group(key, group) for key, group in docs.groupby(GROUP, sort=False, observed=True)]
+    return pd.concat(parts, ignore_index=True)[SUMMARY_COLUMNS]
+
+
+def _summarise_group(key: tuple[str, str, str], group: pd.DataFrame) -> pd.DataFrame:
+    where = f"{key[1]} {key[2]} of {key[0]}"
+    values, first = _matrix(group, where)
+    base, n = values[0], values.shape[1]
+    others = values[1:]
+    differences = others - base
+    if is_binary(values):
+        lost, gained = (differences < 0).sum(axis=1), (differences > 0).sum(axis=1)
+        low, high = tango_interval(lost, gained, n)
+        p = mcnemar_p(lost, gained)
+        delta = (gained - lost) / n
+    else:
+        low, high, p = paired_t(differences, float(np.ptp(values)))
+        delta = differences.mean(axis=1)
+    table = group.iloc[first][[*GROUP, "condition", "layer", "head"]].reset_index(drop=True)
+    table["n"] = n
+    table["value"] = values.mean(axis=1)
+    table["baseline"] = base.mean()
+    for column, blank, rest in [
+        ("delta", 0.0, delta), ("ci_low", 0.0, low), ("ci_high", 0.0, high),
+        ("p_value", np.nan, p), ("p_adjusted", np.nan, holm(p)),
+    ]:  # fmt: skip
+        table[column] = np.concatenate([[blank], rest])
+    return table
+
+
+def _matrix(group: pd.DataFrame, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values [n_conditions, n_docs], baseline first, and the position of each condition's first row."""
+    codes, names = pd.factorize(group["condition"])
+    names = [str(name) for name in names]
+    if BASELINE not in names:
+        raise UserError(f"{where} has no {BASELINE!r} condition to compare with; add it to the sweep")
+    values = group["value"].to_numpy(dtype=float)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        row = group.iloc[bad[0]]
+        raise UserError(
+            f"condition {row['condition']!r}: {where} is {values[bad[0]]} on document {row['doc_id']} "
+            f"({len(bad)} such values); run in float32 or leave the condition out"
+        )
+    order = np.array([names.index(BASELINE), *(i for i, name in enumerate(names) if name != BASELINE)])
+    rank = np.argsort(order)  # position of each condition in the result
+    doc_codes, doc_ids = pd.factorize(group["doc_id"])
+    counts = np.zeros((len(names), len(doc_ids)), dtype=np.int64)
+    np.add.at(counts, (rank[codes], doc_codes), 1)
+    if (counts > 1).any():
+        c, d = np.argwhere(counts > 1)[0]
+        raise UserError(
+            f"condition {names[order[c]]!r}: {where} has document {doc_ids[d]} more than once; keep one row"
+        )
+    differs = np.argwhere(counts != counts[0])
+    if len(differs):
+        c, d = differs[0]
+        state = "lacks document" if counts[0, d] else "has a document that the baseline lacks:"
+        raise UserError(
+            f"condition {names[order[c]]!r}: {where} {state} {doc_ids[d]}; "
+            "every condition needs the documents of the baseline"
+        )
+    matrix = np.empty(counts.shape)
+    matrix[rank[codes], doc_codes] = values
+    first = np.full(len(names), len(values))
+    np.minimum.at(first, rank[codes], np.arange(len(values)))
+    return matrix, first

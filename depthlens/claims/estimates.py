@@ -1,0 +1,264 @@
+"""The tests behind the study's claims: profiles in, estimates with intervals out. What they mean: `depthlens.claims`.
+
+Each claim is one estimate or several (`depthlens.claims.decision`), all fixed before any result was seen. Documents are
+drawn with replacement (`depthlens.analysis.layer_profiles`), jointly where tasks share them; several tasks are combined
+by the mean over tasks within each draw. Intervals are expanded percentile intervals (Hesterberg 2015). A claim of m
+parts uses intervals of level ``1 - 0.05 / m`` (Bonferroni), so that the chance of any false statement about its parts
+stays at 5%.
+
+Two scales, both defined in `depthlens.analysis.depth`: the *relative loss*, ``loss / (baseline - chance)``, says how
+much a removal costs; the *share of importance*, a third's part of the summed loss of all layers, says where the losses
+lie. Tasks at chance, and for shares tasks without a proven loss, are left out by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats as sps
+
+from depthlens.ablations import parse
+from depthlens.analysis import stats
+from depthlens.analysis.depth import centre, third_losses
+from depthlens.analysis.layer_profiles import Profile, drawn, ratio
+from depthlens.analysis.stats import ALPHA
+from depthlens.claims.decision import ABOVE, BELOW, DIFFERENT, Part, Spec
+
+_RELATIVE, _SHARE = "of the score above chance", "of all loss"
+Statistic = Callable[[Profile, np.ndarray, np.ndarray], np.ndarray]
+
+MEDIAN = Spec("the median loss of a layer beyond the first tenth", _RELATIVE, 0.1, BELOW, 0.1)
+FIRST = Spec("the mean loss of a first-tenth layer minus that of the others", _RELATIVE, 0.0, ABOVE, 0.2)
+PROTOCOL = Spec("the mean loss beyond the first third, generation minus likelihood", _RELATIVE, 0.0, ABOVE, 0.1)
+SHALLOW = {
+    name: Spec(f"the first third's share of importance for {name}", _SHARE, 0.5, ABOVE, 0.15)
+    for name in ("knowledge", "retrieval")
+}
+DEEPER = Spec("the share beyond the first third, reasoning minus knowledge", _SHARE, 0.0, ABOVE, 0.15)
+HEADS = Spec("the cost of the list beyond random heads", "of the score", 0.0, ABOVE, 0.1)
+SHIFT = Spec("the shift of the centre of the losses, distilled minus base", "of depth", 0.0, DIFFERENT, 0.05)
+RECOVERED = Spec("the most that a transplant recovers", "of the gap", 0.0, ABOVE, 0.25)
+TREND = Spec("the mean loss of a last-third layer minus that of a first-third layer", _RELATIVE, 0.0, BELOW, 0.1)
+
+
+def ends(values: np.ndarray, n: int, level: float) -> tuple[float, float]:
+    """Expanded percentile interval of draws over n documents at any level; see `layer_profiles.interval`.
+
+    Args:
+        values: The sample's own value first, then the draws. Shape [1 + n_boot].
+        n: Number of documents.
+        level: Of confidence.
+    """
+    if n < 2 or np.isnan(values[1:]).all():
+        return math.nan, math.nan
+    tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf((1 - level) / 2, n - 1))
+    low, high = np.nanquantile(values[1:], [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def relative(profile: Profile, loss: np.ndarray, base: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Loss of each chosen layer as a share of what the whole model scores above chance. Shape [draw, layer]."""
+    return ratio(loss[:, chosen], (base - profile.floor)[:, None])
+
+
+def first_tenth(profile: Profile) -> np.ndarray:
+    """Which removed layers are among the first tenth of the model's, at least two. Shape [layer]."""
+    return profile.layers < max(2, math.ceil(profile.n_layers / 10))
+
+
+def by_third(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Mean relative loss of the layers of each third. Shape [draw, 3]."""
+    return third_losses(profile, loss, base, "above_chance")
+
+
+def first_share(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """The first third's share of the summed loss. Shape [draw]."""
+    return third_losses(profile, loss, base, "importance")[:, 0]
+
+
+def _trend(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    thirds = by_third(profile, loss, base)
+    return thirds[:, 2] - thirds[:, 0]
+
+
+def few_harmful(likelihood: Sequence[Profile], *, seed: int, n_boot: int) -> list[Part]:
+    """C1: most layers cost little under likelihood, and the first ones cost more."""
+
+    def median(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+        return np.median(relative(profile, loss, base, ~first_tenth(profile)), axis=1)
+
+    def ahead(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+        first = first_tenth(profile)
+        return relative(profile, loss, base, first).mean(1) - relative(profile, loss, base, ~first).mean(1)
+
+    parts = [(MEDIAN, [(1, likelihood, median)]), (FIRST, [(1, likelihood, ahead)])]
+    return [_part(spec, terms, False, 2, seed, n_boot) for spec, terms in parts]
+
+
+def generation_costs_more(
+    likelihood: Sequence[Profile], generation: Sequence[Profile], *, seed: int, n_boot: int
+) -> list[Part]:
+    """C2: middle and deep layers cost more under generation than under likelihood."""
+
+    def beyond(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+        return relative(profile, loss, base, profile.thirds > 0).mean(1)
+
+    return [_part(PROTOCOL, [(1, generation, beyond), (-1, likelihood, beyond)], False, 1, seed, n_boot)]
+
+
+def shallow(spec: Spec, found: Sequence[Profile], *, seed: int, n_boot: int) -> Part:
+    """One part of C3: the first third holds more than half of all loss."""
+    return _part(spec, [(1, found, first_share)], True, 2, seed, n_boot)
+
+
+def reasoning_deeper(
+    knowledge: Sequence[Profile], reasoning: Sequence[Profile], *, seed: int, n_boot: int
+) -> list[Part]:
+    """C4: a larger share lies beyond the first third for reasoning. Shares add up to 1, so the first third tells."""
+    return [_part(DEEPER, [(1, knowledge, first_share), (-1, reasoning, first_share)], True, 1, seed, n_boot)]
+
+
+def depth_trend(found: Sequence[Profile], *, seed: int, n_boot: int) -> list[Part]:
+    """C7: a layer of the last third costs less than one of the first."""
+    return [_part(TREND, [(1, found, _trend)], False, 1, seed, n_boot)]
+
+
+def trends(found: Sequence[Profile], *, seed: int, n_boot: int) -> tuple[list[Profile], np.ndarray]:
+    """The difference that C7 is about for each task that has it: the sample's and every draw's. [1 + n_boot, task]."""
+    used, _ = usable(found, placed=False)
+    means = drawn(used, seed=seed, n_boot=n_boot)
+    values = [_trend(p, *m) for p, m in zip(used, means, strict=True)]
+    return used, np.stack(values, axis=1) if used else np.empty((1 + n_boot, 0))
+
+
+def moved(base: Sequence[Profile], distilled: Sequence[Profile], *, seed: int, n_boot: int) -> Part:
+    """One part of C6: the centre of mass of the losses moved; of the tasks whose losses both models let us place."""
+    ok = {(p.task, p.metric) for p in base if not p.unplaced} & {
+        (p.task, p.metric) for p in distilled if not p.unplaced
+    }
+    left = tuple(f"{p.label}: {p.unplaced} in {p.model}" for p in [*base, *distilled] if p.unplaced)
+    one, other = ([p for p in found if (p.task, p.metric) in ok] for found in (base, distilled))
+    if not ok:
+        n = min(len(p.documents) for p in [*base, *distilled])
+        return Part(SHIFT, n=n, left=left, why="; ".join(left))
+
+    terms = [(sign, found, lambda profile, loss, _: centre(profile, loss)) for sign, found in ((1, other), (-1, one))]
+    return replace(_part(SHIFT, terms, True, 2, seed, n_boot), left=left)
+
+
+def recovered(table: pd.DataFrame, n_layers: int) -> Part:
+    """One part of C6: some transplant recovers more than nothing of the gap.
+
+    The largest of m true shares lies between the largest lower and the largest upper end of m simultaneous intervals.
+    These are the intervals of the table, widened on both sides by the ratio of the normal quantiles of the corrected
+    level (``1 - 0.05 / 2m``) and of 95%. A transplant of every layer is left out: it *is* the donor.
+
+    Args:
+        table: From `depthlens.analysis.recovery.transplant_recovery`.
+        n_layers: Of the base model.
+    """
+    part = table[[not _everything(c, n_layers) for c in table["condition"]]]
+    if not len(part):
+        return Part(RECOVERED, why="every transplant takes all layers; transplant some of them")
+    left = tuple(f"{r.task}: {r.no_gap}" for r in part.drop_duplicates("task").itertuples() if r.no_gap)
+    part = part[part["no_gap"] == ""]
+    if not len(part):
+        return Part(RECOVERED, n=int(table["n"].min()), left=left, why="; ".join(left))
+    wider = sps.norm.ppf(1 - ALPHA / 4 / len(part)) / sps.norm.ppf(1 - ALPHA / 2)
+    low = part["recovered"] - wider * (part["recovered"] - part["ci_low"])
+    high = part["recovered"] + wider * (part["ci_high"] - part["recovered"])
+    tasks = tuple(f"{r.task} {r.metric}" for r in part.drop_duplicates("task").itertuples())
+    numbers = (float(x.max()) for x in (part["recovered"], low, high))
+    return Part(RECOVERED, *numbers, int(part["n"].min()), tasks, left)
+
+
+def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[str, str]) -> list[Part]:
+    """C5: every list costs more than random heads of the same layers, on its own task.
+
+    The interval is over documents with the draws as they are (Student's t, widened to the corrected level); that
+    other draws could have come out otherwise is what the rank test over draws is for, Holm-corrected over lists. The
+    rank from the other end has to be as extreme before a list is said to cost less than random heads.
+
+    Args:
+        tests: Of `depthlens.experiments.head_removal.RemovalCurve`.
+        excess: Of the same.
+        n_draws: Random rivals of each list.
+        own: The task of each list.
+    """
+    m = len(own)
+    rows = [(name, _row(tests, name, task), _row(excess, name, task)) for name, task in own.items()]
+    p_adjusted = stats.holm([float(test.p_value) for _, test, _ in rows])
+    parts = []
+    for (name, test, cost), p in zip(rows, p_adjusted, strict=True):
+        unit = stats.metric_unit(test.metric) or HEADS.unit
+        spec = replace(HEADS, what=f"the cost of {name} beyond random heads", unit=unit)
+        n, why = int(cost.n), ""
+        if bool(test.at_chance):
+            why = f"{test.task}: at chance"
+        elif not m / (1 + n_draws) < ALPHA:
+            why = f"{n_draws} random draws cannot reach p < {ALPHA} for {m} lists; give n_draws={math.ceil(m / ALPHA)}"
+        elif n < 2:
+            why = f"{test.task}: one document"
+        wider = 1.0 if n < 2 else float(sps.t.ppf(1 - ALPHA / 2 / m, n - 1) / sps.t.ppf(1 - ALPHA / 2, n - 1))
+        low, high = (cost.excess + wider * (end - cost.excess) for end in (cost.ci_low, cost.ci_high))
+        tasks = (f"{test.task} {test.metric}",)
+        against = min(1.0, m * (1 + 1 / (1 + n_draws) - float(test.p_value)))
+        parts.append(
+            Part(spec, float(cost.excess), float(low), float(high), n, tasks, p=float(p), p_against=against, why=why)
+        )
+    return parts
+
+
+def usable(found: Sequence[Profile], *, placed: bool) -> tuple[list[Profile], tuple[str, ...]]:
+    """Profiles that a statistic can be taken of, and why the others cannot.
+
+    Args:
+        found: All of them.
+        placed: Whether it takes a proven loss (shares of importance) or a chance level (relative losses).
+    """
+    used, left = [], []
+    for p in found:
+        why = p.idle("importance" if placed else "above_chance")
+        if not why and not placed and p.floor is None:
+            why = f"{p.metric} has no chance level"
+        used += [] if why else [p]
+        left += [f"{p.label}: {why}"] if why else []
+    return used, tuple(left)
+
+
+def _part(
+    spec: Spec,
+    terms: Sequence[tuple[int, Sequence[Profile], Statistic]],
+    placed: bool,
+    parts: int,
+    seed: int,
+    n_boot: int,
+) -> Part:
+    """Sum of signed terms, each the mean of a statistic over tasks, drawn jointly; ``parts`` share the error rate."""
+    chosen = [usable(found, placed=placed) for _, found, _ in terms]
+    left = tuple(dict.fromkeys(why for _, out in chosen for why in out))
+    n = min((len(p.documents) for _, found, _ in terms for p in found), default=0)
+    if not all(used for used, _ in chosen):
+        return Part(spec, n=n, left=left, why="; ".join(left) or "no task")
+    every = [p for used, _ in chosen for p in used]
+    means = iter(drawn(every, seed=seed, n_boot=n_boot))
+    values = np.zeros(1 + n_boot)
+    for (sign, _, statistic), (used, _) in zip(terms, chosen, strict=True):
+        values += sign * np.mean([statistic(p, *next(means)) for p in used], axis=0)
+    n = min(len(p.documents) for p in every)
+    low, high = ends(values, n, 1 - ALPHA / parts)
+    tasks = tuple(dict.fromkeys(f"{p.task} {p.metric}" for p in every))
+    return Part(spec, float(values[0]), low, high, n, tasks, left, why="" if n > 1 else "one document")
+
+
+def _everything(condition: str, n_layers: int) -> bool:
+    return {a.layer for a in parse(condition).ablations if a.site == "layer"} >= set(range(n_layers))
+
+
+def _row(table: pd.DataFrame, name: str, task: str) -> Any:
+    return next(table[(table["list"] == name) & (table["task"] == task)].itertuples())

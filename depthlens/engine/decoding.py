@@ -1,0 +1,302 @@
+"""Greedy decoding of many (condition, prompt) rows at once, over keys and values that they share.
+
+The prompts of a pack are walked as one prefix tree (`wavefront`), late start included, and each layer's keys and
+values are kept: those of the common prefix once a condition, or once for all conditions that have not forked yet;
+those of a prompt's own tokens row by row, with room for what it will write. A decoding step then runs all rows through
+a layer together; attention to the prefix and to a row's own tokens are computed apart and merged. Finished rows leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from depthlens.ablations import Condition
+from depthlens.backends import weight_swap
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine.nonfinite import NotFinite
+from depthlens.engine.prefix_tree import Pack
+from depthlens.engine.tree_attention import Layout, attend, merge, walking
+from depthlens.engine.wavefront import CleanRow, Wavefront
+from depthlens.models import fingerprint
+from depthlens.models.architectures import hidden
+from depthlens.requests import Generate
+
+Row = tuple[int, int]  # condition, prompt
+
+
+class Writer:
+    """What each row has written, and when it is done: end-of-text token, stop string or length, as in lm-eval."""
+
+    def __init__(self, lens: Any, requests: Sequence[Generate]) -> None:
+        config = lens.model.generation_config
+        self.eos = fingerprint.ends(config, lens.tokenizer)
+        penalty = fingerprint.penalty(config)
+        self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
+        self.tokenizer = lens.tokenizer
+        self.requests = requests
+        self.tokens: dict[Row, list[int]] = {}
+
+    def write(self, rows: list[Row], logits: Tensor) -> list[Row]:
+        """Append each row's likeliest token; returns the rows that go on. Logits of shape [row, d_vocab]."""
+        if self.penalty is not None:
+            seen = [[*self.requests[row[1]].context, *self.tokens.get(row, [])] for row in rows]
+            logits = torch.cat(
+                [self.penalty(torch.tensor([s], device=x.device), x[None]) for s, x in zip(seen, logits, strict=True)]
+            )
+        highest, tokens = logits.max(-1)  # NaN is the highest of all
+        if not (finite := highest.isfinite()).all():
+            row = rows[int((~finite).nonzero()[0, 0])]
+            raise NotFinite(row, self.tokens.get(row, ()))
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            self.tokens.setdefault(row, []).append(token)
+        return [row for row in rows if not self._done(row)]
+
+    def replay(self, row: Row, tokens: Sequence[int]) -> str:
+        """The text of a row from tokens chosen elsewhere, as many of them as would have been written here."""
+        self.tokens[row] = []
+        for token in tokens:
+            self.tokens[row].append(token)
+            if self._done(row):
+                break
+        return self.text(row)
+
+    def last(self, rows: list[Row]) -> list[int]:
+        """The last token of each row."""
+        return [self.tokens[row][-1] for row in rows]
+
+    def _done(self, row: Row) -> bool:
+        tokens, request = self.tokens[row], self.requests[row[1]]
+        if tokens[-1] in self.eos or len(tokens) >= request.max_new_tokens:
+            return True
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        return any(stop in text for stop in request.until)
+
+    def text(self, row: Row) -> str:
+        """What a row has written, cut before its first stop string."""
+        return cut(self.tokenizer.decode(self.tokens[row], skip_special_tokens=True), self.requests[row[1]].until)
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """``text`` before the first of the stop strings."""
+    for stop in until:
+        text = text.split(stop)[0]
+    return text
+
+
+class Rows:
+    """Keys and values of rows that are being decoded; a layout for `tree_attention`.
+
+    Rows are sorted by the layer at which their condition forks, the baseline last, so that the rows which still share
+    the clean prefix at a layer are one slice at the end.
+
+    Attributes:
+        condition: Condition of each row. Length row.
+        own: Per layer, keys and values of each row's own tokens. Two of shape [row, n_kv_heads, own + new, d].
+        prefix: Per layer, keys and values of the prefix by condition, and those of the clean row under -1. Two of shape
+            [n_kv_heads, prefix, d].
+        mask: Additive, which own tokens a row sees. Shape [row, 1, 1, own + new].
+    """
+
+    def __init__(self, condition: list[int], mask: Tensor, width: int) -> None:
+        self.condition = condition
+        self.mask = mask
+        self.slot = width  # where the next written token goes
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self.prefix: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """One new token a row: query [row, n_heads, 1, d_head] over prefix, own tokens and itself."""
+        keys, values = self.own[layer]
+        keys[:, :, self.slot], values[:, :, self.slot] = key[:, :, 0], value[:, :, 0]
+        n_kv = key.shape[1]
+        q = query.unflatten(1, (n_kv, -1)).squeeze(3)  # [row, kv, group, d_head]
+        end = self.slot + 1
+        out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, self.mask[..., :end], False)
+        if self.prefix:
+            far, far_lse = self._far(layer, q, value.shape[-1], scale)
+            out = merge(out, lse, far, far_lse)
+        return out.flatten(1, 2)[:, :, None]
+
+    def _far(self, layer: int, q: Tensor, d_value: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Attention to the prefix, one dense product for all rows that share one."""
+        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=torch.float32)
+        start = 0
+        while start < len(q):
+            mine = self._prefix_of(layer, self.condition[start])
+            end = start + 1
+            while end < len(q) and self._prefix_of(layer, self.condition[end]) is mine:
+                end += 1
+            k, v = mine
+            folded = q[start:end].transpose(0, 1).flatten(1, 2)[None]  # [1, kv, row * group, d_head]
+            o, s = attend(folded, k[None], v[None], scale, None, False)
+            out[start:end] = o[0].unflatten(1, (end - start, -1)).transpose(0, 1)
+            lse[start:end] = s[0].unflatten(1, (end - start, -1)).transpose(0, 1)
+            start = end
+        return out, lse
+
+    def _prefix_of(self, layer: int, condition: int) -> tuple[Tensor, Tensor]:
+        return self.prefix[layer].get(condition) or self.prefix[layer][-1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
+        index = torch.tensor(rows, device=self.mask.device)
+        self.condition = [self.condition[i] for i in rows]
+        self.mask = self.mask[index]
+        for layer, (k, v) in self.own.items():
+            self.own[layer] = (k[index], v[index])
+
+
+class Keeping(Layout):
+    """A pack's layout that fills `Rows` with the keys and values it sees.
+
+    Args:
+        pack: The prompts.
+        lens: A loaded model.
+        paths: Flat indices of each prompt's own tokens, padded. Shape [prompt, own].
+        rows: What is filled.
+        n_new: Tokens that each row may write.
+        clean: Has the keys and values of the clean row, where it was walked before; else they are put there.
+    """
+
+    def __init__(self, pack: Pack, lens: Any, paths: Tensor, rows: Rows, n_new: int, clean: CleanRow) -> None:
+        super().__init__(pack, lens.device, lens.dtype)
+        self.paths = paths
+        self.target = rows
+        self.n_new = n_new
+        self.clean = clean
+        self.places: dict[int, list[int]] = {}  # rows by condition
+        for i, c in enumerate(rows.condition):
+            self.places.setdefault(c, []).append(i)
+        for layer, (key, value) in clean.keys.items():
+            self._take(layer, -1, key, value)
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """As `Layout.attention`; what the rows that pass will need again is copied out."""
+        for i, c in enumerate(self.rows):
+            self._take(layer, c, key[i], value[i])
+            if c < 0 and self.clean.layers:
+                self.clean.keys[layer] = key[i].clone(), value[i].clone()
+        return super().attention(layer, query, key, value, scale)
+
+    def _take(self, layer: int, condition: int, key: Tensor, value: Tensor) -> None:
+        """Copy keys and values, [n_kv_heads, pos, d], to the rows of a condition; the clean row's (-1) to all rows.
+
+        The clean row comes first and stands for every condition; those that have forked overwrite it.
+        """
+        n_rows, width = len(self.target.condition), self.paths.shape[1]
+        if layer not in self.target.own:
+            shape = n_rows, len(key), width + self.n_new
+            self.target.own[layer] = key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1])
+        mine = self.places.get(condition, []) if condition >= 0 else range(n_rows)
+        for store, new in zip(self.target.own[layer], (key, value), strict=True):
+            own = new[:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
+            at = torch.tensor(mine, device=store.device)
+            store[at, :, :width] = own.repeat(len(mine) // len(own), 1, 1, 1)
+        if self.n_prefix:
+            kept = key[:, : self.n_prefix].clone(), value[:, : self.n_prefix].clone()
+            self.target.prefix.setdefault(layer, {})[condition] = kept
+
+
+@torch.no_grad()
+def decode(
+    lens: Any,
+    backend: TorchBackend,
+    pack: Pack,
+    conditions: Sequence[Condition],
+    batch_tokens: int,
+    n_new: int,
+    writer: Writer,
+    passed: Callable[[int], None] = lambda n: None,
+    clean: CleanRow | None = None,
+    finished: Callable[[list[Row]], None] = lambda rows: None,
+) -> None:
+    """Write tokens for every prompt of a pack under every condition.
+
+    Args:
+        lens: A loaded model.
+        backend: Hooks and reference means.
+        pack: The prompts.
+        conditions: Any number, sorted by the layer at which they fork, the baseline last.
+        batch_tokens: Chunk of tokens that pass a layer of the prompts together.
+        n_new: Most tokens written.
+        writer: Chooses the tokens and says which rows (condition, prompt) go on.
+        passed: Told after each layer of the prompts, and after each written token, how many tokens have passed a layer.
+        clean: The clean row of this pack: used where it was walked, else filled.
+        finished: Told which rows (condition, prompt) have come to their end, as they do.
+    """
+    p, n_prompts = len(pack.prefix), len(pack.paths)
+    own = [path[p:] for path in pack.paths]
+    width = max(map(len, own))
+    padded = [path + [0] * (width - len(path)) for path in own]
+    paths = torch.tensor(padded, dtype=torch.long, device=lens.device).view(n_prompts, width)
+    lengths = torch.tensor([len(path) for path in own], device=lens.device)
+    seen = torch.arange(width + n_new, device=lens.device)
+    mask = torch.zeros(n_prompts, width + n_new, dtype=lens.dtype, device=lens.device)
+    mask.masked_fill_((seen >= lengths[:, None]) & (seen < width), -torch.inf)  # padding between prompt and answer
+    alive = [(c, d) for c in range(len(conditions)) for d in range(n_prompts)]
+    rows = Rows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width)
+    ends = [path[-1] for path in pack.paths]
+    unique = list(dict.fromkeys(ends))
+    walk = Wavefront(lens, backend.means, batch_tokens)
+    clean = clean or CleanRow(frozenset())
+    layout = Keeping(pack, lens, paths, rows, n_new, clean)
+    states = walk.run(pack, conditions, unique, layout, passed, clean=clean)
+    states = states[:, [unique.index(e) for e in ends]].flatten(0, 1)  # [row, d_model]
+    position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
+    held = list(alive)  # rows whose keys are held; finished ones leave when a fifth have, since leaving copies
+    while True:
+        going_on = writer.write(alive, _logits(lens, [conditions[c] for c, _ in held], states)[_at(held, alive)])
+        if len(going_on) < len(alive):
+            finished(sorted({*alive} - {*going_on}))
+        if not going_on:
+            return
+        alive = going_on
+        if len(alive) < 0.8 * len(held):
+            stay = _at(held, alive)
+            rows.keep(stay)
+            position, held = position[stay], list(alive)
+        states = _step(lens, backend, [conditions[c] for c, _ in held], writer.last(held), position, rows)
+        position = position + 1
+        rows.slot += 1
+        passed(len(held) * lens.dims.n_layers)
+
+
+def _logits(lens: Any, conditions: list[Condition], states: Tensor) -> Tensor:
+    with weight_swap.ends(lens, conditions):
+        return lens.arch.unembed(lens.arch.final_norm(states))
+
+
+def _at(held: list[Row], alive: list[Row]) -> list[int]:
+    """Indices of the rows that go on among those held."""
+    going_on = set(alive)
+    return [i for i, row in enumerate(held) if row in going_on]
+
+
+def _step(
+    lens: Any,
+    backend: TorchBackend,
+    conditions: list[Condition],
+    tokens: list[int],
+    position: Tensor,
+    rows: Rows,
+) -> Tensor:
+    """One token a row through all layers. Shape [row, d_model]."""
+    arch = lens.arch
+    with walking(lens.model), backend.ablate(conditions, position[:, None]):
+        x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
+        rotary = arch.rotary(x, position_ids=position[:, None])
+        for layer in arch.layers:
+            out = layer(
+                x,
+                attention_mask=None,
+                position_embeddings=rotary,
+                position_ids=position[:, None],
+                layout=rows,
+            )
+            x = hidden(out)
+    return x[:, 0]

@@ -1,0 +1,213 @@
+"""The fast path: walk the layers once, all conditions together.
+
+The clean row goes through the layers of one pack. At layer l every condition whose first ablation lies there forks
+off the clean row, and all open rows go through the next layer together. A row that skips a layer stands aside while
+the others pass. So each layer is visited once for all conditions, a single-layer sweep costs half its naive layer
+passes, and only the positions that are asked for are unembedded. The scores are those of `backends.torch`.
+
+Conditions that are too many to walk together walk in groups. The clean row walks with the first one and is kept
+(`CleanRow`), so that the others fork off it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from depthlens.ablations import BASELINE, Condition
+from depthlens.backends import Means, weight_swap
+from depthlens.backends.torch import RowEdits
+from depthlens.engine.prefix_tree import Pack
+from depthlens.engine.tree_attention import Layout, walking
+from depthlens.models.architectures import hidden
+
+
+@dataclass
+class CleanRow:
+    """The clean row of one pack as it was walked, for conditions that walk after it.
+
+    Attributes:
+        layers: Layers that conditions fork off at.
+        inputs: Residual streams before these layers. Each of shape [pos, d_model].
+        keys: Keys and values of each layer, where a layout asks for them. Each of shape [n_kv_heads, pos, d].
+        final: Final residual stream of the positions that were asked for, shape [position, d_model]; None until the row
+            was walked.
+    """
+
+    layers: frozenset[int]
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    final: Tensor | None = None
+
+
+class Wavefront:
+    """Final residual streams of one pack under many conditions.
+
+    Args:
+        lens: A loaded model.
+        means: Reference means for ``@mean`` conditions.
+        batch_tokens: Rows go through a layer in chunks of at most so many tokens.
+    """
+
+    def __init__(self, lens: Any, means: Means | None, batch_tokens: int) -> None:
+        self.lens = lens
+        self.arch = lens.arch
+        self.means = means
+        self.batch_tokens = batch_tokens
+
+    @torch.no_grad()
+    def run(
+        self,
+        pack: Pack,
+        conditions: Sequence[Condition],
+        positions: Sequence[int],
+        layout: Layout | None = None,
+        passed: Callable[[int], None] = lambda n: None,
+        seen: Callable[[int, Tensor, list[int]], None] = lambda layer, x, rows: None,
+        clean: CleanRow | None = None,
+    ) -> Tensor:
+        """Walk one pack.
+
+        Args:
+            pack: The prefix tree.
+            conditions: Any number.
+            positions: Flat indices whose final states are wanted.
+            layout: A layout of the pack that keeps the keys and values it sees; None: nothing is kept.
+            passed: Told after each layer how many tokens have passed it.
+            seen: Shown after the embedding (-1) and each layer the residual streams and whose rows they are: indices of
+                conditions, -1 for the clean one.
+            clean: The clean row of this pack, for the same positions: used where it was walked, else filled.
+
+        Returns:
+            Final residual stream, before the last norm. Shape [condition, position, d_model].
+        """
+        layout = layout or Layout(pack, self.lens.device, self.lens.dtype)
+        clean = clean or CleanRow(frozenset())
+        walked = clean.final is not None
+        x = self.arch.embed(layout.tokens)[None]
+        given = weight_swap.touched(conditions)
+        rotary = self.arch.rotary(x, position_ids=layout.position_ids)
+        wanted = torch.tensor(positions, device=self.lens.device)
+        open_rows: list[int] = [] if walked else [-1]  # condition of each row of x; -1: clean
+        x = x[: len(open_rows)]
+        aside: dict[int, Tensor] = {}  # rows standing aside, [pos, d_model]
+        forks = [c.first_layer for c in conditions if c]
+        last = len(self.arch.layers) - 1
+        seen(-1, x, open_rows)
+        with walking(self.lens.model):
+            for layer in range(min(forks, default=last + 1) if walked else 0, last + 1):
+                if layer in clean.layers and not walked:
+                    clean.inputs[layer] = x[0].clone()  # x holds other rows, too
+                for c, condition in enumerate(conditions):
+                    if condition.first_layer == layer:
+                        start = clean.inputs[layer] if walked else x[0]
+                        aside[c] = start if layer else self._embedded(layout.tokens, start, condition)
+                x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
+                x, open_rows = self._join(x, open_rows, conditions, layer, aside)
+                keep = wanted if layer == last else None
+                with self.lens.resident(layer), self._donor(layer, given):
+                    x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
+                passed(len(open_rows) * pack.n_tokens)
+                seen(layer, x, open_rows)
+        if not walked:
+            clean.final = x[0]
+        row_of = {c: i for i, c in enumerate(open_rows)}
+        finals = [
+            aside[c][wanted] if c in aside else x[row_of[c]] if condition else clean.final
+            for c, condition in enumerate(conditions)
+        ]
+        return torch.stack(finals)
+
+    def _embedded(self, tokens: Tensor, clean: Tensor, condition: Condition) -> Tensor:
+        """What a row that forks at layer 0 starts with. Shape [pos, d_model]."""
+        if not any(a.site == "embed" for a in condition.ablations):
+            return clean
+        with weight_swap.ends(self.lens, [condition]):
+            return self.arch.embed(tokens[None])[0]
+
+    def _donor(self, layer: int, touched: list[int]) -> AbstractContextManager[None]:
+        return self.lens.donor.resident(layer, touched) if touched else nullcontext()
+
+    def _skips(self, condition: Condition, layer: int) -> str | None:
+        """The mode in which a condition does without the whole layer, if it does."""
+        whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and a.mode != "donor")
+        return next((a.mode for a in whole), None)
+
+    def _leave(
+        self,
+        x: Tensor,
+        rows: list[int],
+        conditions: Sequence[Condition],
+        layer: int,
+        aside: dict[int, Tensor],
+    ) -> tuple[Tensor, list[int]]:
+        """Rows that skip this layer step aside; standing aside, a mean is added to them."""
+        stay = []
+        for i, c in enumerate(rows):
+            if c >= 0 and self._skips(conditions[c], layer):
+                aside[c] = x[i]
+            else:
+                stay.append(i)
+        for c in aside:
+            if self._skips(conditions[c], layer) == "mean":
+                aside[c] = aside[c] + self.means.layer[layer].to(x)
+        return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
+
+    def _join(
+        self,
+        x: Tensor,
+        rows: list[int],
+        conditions: Sequence[Condition],
+        layer: int,
+        aside: dict[int, Tensor],
+    ) -> tuple[Tensor, list[int]]:
+        """Rows standing aside that do not skip this layer go on with the others."""
+        back = [c for c in aside if not self._skips(conditions[c], layer)]
+        if not back:
+            return x, rows
+        return torch.cat([x, torch.stack([aside.pop(c) for c in back])]), [*rows, *back]
+
+    def _layer(
+        self,
+        x: Tensor,
+        rows: list[int],
+        conditions: Sequence[Condition],
+        layer: int,
+        layout: Layout,
+        rotary: Any,
+        keep: Tensor | None,
+    ) -> Tensor:
+        """One layer for all open rows, in chunks; with ``keep``, its output at those positions only."""
+        arch = self.arch
+        size = max(1, self.batch_tokens // x.shape[1])
+        out = x.new_empty(len(x), x.shape[1] if keep is None else len(keep), x.shape[2])
+        for start in range(0, len(x), size):
+            chunk = x[start : start + size]
+            layout.rows = rows[start : start + size]
+            mine = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
+            edits = RowEdits(mine, self.lens, self.means, layout.position_ids, self.lens.donor)
+            handles = edits.hook(layer) if layer in edits.layers else []
+            try:
+                normed = arch.attn_norm[layer](chunk)
+                attn_out = hidden(
+                    arch.attn[layer](
+                        hidden_states=normed,
+                        attention_mask=None,
+                        position_embeddings=rotary,
+                        position_ids=layout.position_ids,
+                        layout=layout,
+                    )
+                )
+                if keep is not None:
+                    chunk, attn_out = chunk[:, keep], attn_out[:, keep]
+                resid_mid = chunk + attn_out
+                out[start : start + size] = resid_mid + hidden(arch.mlp[layer](arch.mlp_norm[layer](resid_mid)))
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return out

@@ -1,0 +1,70 @@
+"""How much work is done at once, so that little is lost when it is stopped: about ten seconds of it.
+
+Work is counted in tokens that pass a layer. The rate at which they pass is measured with every pack, and the next one
+is cut to fit. What reads weights from files is not counted as work: it costs the same however much is computed with
+them, so that where reading takes long a pack lasts a few times as long as that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+
+from depthlens.store import answer_cache
+
+READS = 4  # a pack lasts at least so many times as long as the reading of weights for it
+TRIED = 2048  # width of the square matrix that is multiplied to guess the rate of the first pack
+SHARE = 0.8  # of the rate of matrix products, which a layer reaches
+
+
+class Pace:
+    """Work that fits into a pack, by the rate of those before.
+
+    Args:
+        lens: A loaded model.
+    """
+
+    def __init__(self, lens: Any) -> None:
+        self._streams = [one.stream for one in (lens, *([lens.donor.lens] if lens.donor else [])) if one.stream]
+        n_parameters = sum(p.numel() for p in lens.arch.layers[0].parameters())
+        # tokens that pass a layer a second
+        self._rate = SHARE * products(lens.device, lens.dtype) / (2 * max(1, n_parameters))
+        self._reading = 0.0  # seconds of a pack in which weights were waited for
+
+    @property
+    def work(self) -> float:
+        """Tokens that may pass a layer in one pack, counting each layer."""
+        return self._rate * max(answer_cache.KEEP_SECONDS, READS * self._reading)
+
+    @contextmanager
+    def measured(self, work: int) -> Iterator[None]:
+        """Measure some work; where it fails nothing is learnt."""
+        start, waited = time.monotonic(), self._waited()
+        yield
+        self._reading = self._waited() - waited
+        seconds = time.monotonic() - start - self._reading
+        if seconds > 0 and work > 0:
+            self._rate = work / seconds
+
+    def _waited(self) -> float:
+        return sum((stream.waited for stream in self._streams), 0.0)
+
+
+@cache
+def products(device: torch.device, dtype: torch.dtype) -> float:
+    """Rate of matrix products on a device, in floating point operations a second, tried once (20 ms on two cores)."""
+    rows = 256
+    x, weight = (torch.ones(n, TRIED, device=device, dtype=dtype) for n in (rows, TRIED))
+
+    def seconds() -> float:
+        start = time.monotonic()
+        float((x @ weight)[0, 0])  # waits for the device
+        return max(1e-9, time.monotonic() - start)
+
+    seconds()  # the first product of a process takes longer
+    return 2 * rows * TRIED**2 / min(seconds() for _ in range(3))

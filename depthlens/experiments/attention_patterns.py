@@ -1,0 +1,125 @@
+"""Where heads look from a few positions: attention patterns read one layer at a time.
+
+A pattern over all positions has n_heads x pos x pos entries a layer, which does not fit for long contexts, and is
+hardly ever wanted. Only the rows of the asked positions are computed here, from the query and key heads as attention
+itself receives them (after rotary embedding and query/key norms, whatever the family), and handed on layer by layer::
+
+    pattern[h, i] = softmax over j <= asked[i] of  scale * q[h, asked[i]] . k[kv(h), j]
+
+So memory is one layer's: n_heads x asked x pos scores in float32, beside what one sequence needs to pass a layer.
+The walk is the engine's own (`wavefront`), with the clean row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from depthlens import arguments
+from depthlens.ablations import BASELINE, Ablation, Condition
+from depthlens.engine import prefix_tree
+from depthlens.engine.tree_attention import Layout
+from depthlens.engine.wavefront import Wavefront
+from depthlens.errors import UserError
+
+See = Callable[[int, int, Tensor], None]  # layer, sequence, pattern [n_heads, asked, pos]
+
+
+def read(lens: Any, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], see: See) -> None:
+    """Show the attention patterns of some positions of some sequences, one layer at a time.
+
+    Args:
+        lens: A loaded model; an offloaded one, too.
+        sequences: Token ids.
+        asked: Per sequence, the positions whose patterns are wanted.
+        see: Called with (layer, sequence, pattern); the pattern, float32 of shape [n_heads, asked, pos], is gone after.
+
+    Raises:
+        UserError: a position that its sequence does not have, or a sequence that is longer than a sliding window.
+    """
+    arguments.loaded(lens)
+    lens.needs_weights("the attention pattern")
+    window = getattr(lens.model.config, "sliding_window", None)
+    for i, (tokens, positions) in enumerate(zip(sequences, asked, strict=True)):
+        outside = [p for p in positions if not 0 <= p < len(tokens)]
+        if outside:
+            raise UserError(f"position {outside[0]} of sequence {i}: it has {len(tokens)} tokens, counted from 0")
+        if window is not None and len(tokens) > window:
+            raise UserError(
+                f"sequence {i} has {len(tokens)} tokens, more than the {window} that attention sees at once in "
+                f"{lens.name}; its patterns cannot be read, give shorter ones"
+            )
+    walk = Wavefront(lens, None, batch_tokens=1)
+    for i, positions in enumerate(asked):
+        if positions:
+            pack = prefix_tree.build(sequences, [i])
+            rows = Rows(pack, lens, positions, lambda layer, p, i=i: see(layer, i, p))
+            walk.run(pack, [BASELINE], [0], layout=rows)
+
+
+def of_head(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]) -> Tensor:
+    """Attention of one head from some positions of one sequence.
+
+    Args:
+        lens: A loaded model.
+        tokens: Token ids.
+        head: (layer, head).
+        asked: Positions that look.
+
+    Returns:
+        Attention weights, float32 of shape [asked, pos], on the CPU.
+
+    Raises:
+        UserError: a head or position that does not exist, or see `read`.
+    """
+    arguments.loaded(lens)
+    ((layer, number),) = arguments.heads("head", [head])
+    Condition((Ablation(layer, "head", number),)).validate(lens.dims)
+    if not asked:
+        raise UserError("no positions are asked; give at least one")
+    seen: list[Tensor] = []
+
+    def see(at: int, sequence: int, pattern: Tensor) -> None:
+        if at == layer:
+            seen.append(pattern[number].cpu())
+
+    read(lens, [tokens], [asked], see)
+    return seen[0]
+
+
+class Rows(Layout):
+    """The layout of one sequence that shows the pattern rows of the asked positions as each layer passes."""
+
+    def __init__(
+        self, pack: prefix_tree.Pack, lens: Any, asked: Sequence[int], see: Callable[[int, Tensor], None]
+    ) -> None:
+        super().__init__(pack, lens.device, lens.dtype)
+        self.asked = torch.tensor(list(asked), device=lens.device)
+        self.see = see
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Layout.attention`; here there is one row, and one sequence."""
+        self.see(layer, pattern(query[0], key[0], self.asked, scale))
+        group = query.shape[1] // key.shape[1]
+        # fused, so that no scores of all positions against all are held on any device; fused kernels want equal widths,
+        # which latent attention does not have, and zeros change neither scores nor what is read
+        width = max(query.shape[-1], value.shape[-1])
+        q, k, v = (functional.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+        k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        return z[..., : value.shape[-1]]
+
+
+def pattern(
+    query: Float[Tensor, "n_heads pos d"], key: Float[Tensor, "n_kv_heads pos d"], asked: Tensor, scale: float
+) -> Float[Tensor, "n_heads asked pos"]:
+    """Causal attention patterns of the asked positions, in float32 whatever the model's own type."""
+    q = query[:, asked].float().unflatten(0, (key.shape[0], -1))  # [kv, group, asked, d]
+    scores = (q @ key.float().transpose(-1, -2)[:, None] * scale).flatten(0, 1)
+    ahead = torch.arange(key.shape[1], device=key.device) > asked[:, None]
+    return scores.masked_fill(ahead, -torch.inf).softmax(-1)

@@ -1,0 +1,162 @@
+"""Attribution patching: the effect of removing every head, estimated from one forward and one backward pass.
+
+For a scalar L (here log p of an answer) and the output z of a head at position p, a first-order expansion around the
+clean run estimates what replacing z by r does::
+
+    L(z -> r) - L  ~  sum over p of (r_p - z_p) . dL/dz_p
+
+with r = 0 (zero ablation) or the mean of a reference set (mean ablation). All n_layers x n_heads estimates share the
+two passes. Source: Nanda 2023, Attribution Patching (neelnanda.io/mechanistic-interpretability/attribution-patching);
+Kramar et al. 2024, AtP*, arXiv 2403.00745.
+
+When it misleads: where the effect is far from linear, above all behind a saturated softmax (a head that decides alone
+gets too small an estimate) and where heads back each other up. Hold it against an exact sweep of the top heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthlens import arguments
+from depthlens.backends import Means
+from depthlens.engine import memory_budget
+from depthlens.engine.memory_budget import out_of_memory
+from depthlens.errors import UserError, unknown
+from depthlens.requests import Loglikelihood
+from depthlens.store.answer_cache import Kept
+
+MODES = ("zero", "mean")
+
+
+def attribute(
+    lens: Any,
+    requests: Sequence[Loglikelihood],
+    *,
+    mode: str = "zero",
+    means: Callable[[], Means] | None = None,
+    weights: Sequence[Sequence[float]] | None = None,
+    batch_tokens: int | None = None,
+    progress: bool = False,
+    kept: Kept | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Estimate by how much log p(continuation | context) changes when one head is removed.
+
+    Args:
+        lens: A loaded model.
+        requests: Contexts and continuations.
+        mode: ``zero`` or ``mean``, what takes the place of the head's z at every position.
+        means: Gives the reference means for ``mean``; called where an estimate is not known yet.
+        weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
+        batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
+        progress: Show a bar.
+        kept: Where estimates are found and kept, batch by batch; its entry must be of this mode, means and weights.
+
+    Returns:
+        Estimated changes in nats, shape [request, n_layers, n_heads], and the clean log-probabilities, shape [request];
+        both of the weighted sum where there are weights.
+
+    Raises:
+        UserError: unknown mode, no means for ``mean``, weights that do not fit the tokens, or an offloaded model.
+    """
+    arguments.loaded(lens)
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
+    if mode == "mean" and means is None:
+        raise UserError("mode 'mean' needs the means of a reference set and none was given")
+    lens.needs_weights("attribution")
+    if lens.stream:
+        raise UserError("attribution needs the whole model in memory for its backward pass; load without offload")
+    factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
+    if [len(f) for f in factors] != [len(q.continuation) for q in requests]:
+        raise UserError("weights do not fit the requests; give one number for each token of each continuation")
+    dims = lens.dims
+    # a backward pass holds every layer of the batch, where the budget is meant for one
+    tokens = batch_tokens or max(1, memory_budget.choose(lens).batch_tokens)
+    asked = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
+
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        nonlocal tokens
+        reference = means() if mode == "mean" else None
+        start = 0
+        while start < len(members):
+            batch, size = [], 0
+            for i in members[start:]:
+                size += _length(requests[i])
+                if batch and size > tokens:
+                    break
+                batch.append(i)
+            try:
+                of, by = [requests[i] for i in batch], [factors[i] for i in batch]
+                change, logprob = _batch(lens, of, by, reference)
+            except (torch.OutOfMemoryError, RuntimeError) as e:
+                if not out_of_memory(e) or len(batch) == 1:
+                    raise
+                tokens = sum(_length(requests[i]) for i in batch) // 2
+                continue
+            yield batch, torch.cat([logprob[:, None], change.flatten(1)], 1).cpu().numpy()
+            start += len(batch)
+
+    names = ["clean", *dims.head_names]
+    values = (kept or Kept()).numbers(asked, names, measure, desc="attribution", unit="request", progress=progress)
+    clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
+    return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
+
+
+def _length(request: Loglikelihood) -> int:
+    return len(request.context) + len(request.continuation) - 1
+
+
+def _batch(
+    lens: Any, requests: list[Loglikelihood], weights: list[Sequence[float]], means: Means | None
+) -> tuple[Tensor, Tensor]:
+    """One forward and one backward pass of requests laid end to end; see `attribute` for the shapes."""
+    arch, dims, device = lens.arch, lens.dims, lens.device
+    lengths = [_length(q) for q in requests]
+    tokens = torch.tensor([[t for q in requests for t in (*q.context, *q.continuation)[:-1]]], device=device)
+    # positions that start again tell the model where a sequence ends: attention stays within each, without padding
+    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
+    kept: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: Any, args: tuple) -> tuple:
+            # the first z needs a graph to start from, later ones have one
+            z = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+            z.retain_grad()
+            kept[layer] = z
+            return (z, *args[1:])
+
+        return hook
+
+    handles = [arch.o_proj[i].register_forward_pre_hook(keep(i)) for i in range(dims.n_layers)]
+    try:
+        with torch.enable_grad():
+            model = lens.model.base_model
+            states = model(input_ids=tokens, position_ids=position_ids, use_cache=False).last_hidden_state[0]
+            starts = torch.tensor([0, *lengths]).cumsum(0)
+            spans = [range(at + len(q.context) - 1, at + _length(q)) for at, q in zip(starts, requests, strict=False)]
+            picked = states[[i for span in spans for i in span]]
+            wanted = torch.tensor([t for q in requests for t in q.continuation], device=device)
+            logits = arch.unembed(picked).float()
+            factors = torch.tensor([f for by in weights for f in by], dtype=torch.float32, device=device)
+            logprobs = (logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)) * factors
+            # sequences do not see each other: the gradient of the sum holds each one's own
+            logprobs.sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    change = torch.zeros(len(requests), dims.n_layers, dims.n_heads)
+    for layer, z in kept.items():
+        grad = z.grad.unflatten(-1, (dims.n_heads, dims.d_head)).float()  # [1, pos, n_heads, d_head]
+        step = -z.detach().unflatten(-1, (dims.n_heads, dims.d_head)).float()
+        if means is not None:
+            step = step + means.z[layer]
+        by_token = (step * grad).sum((0, 3)).cpu()  # [pos, n_heads]
+        change[:, layer] = torch.stack([part.sum(0) for part in by_token.split(lengths)])
+        z.grad = None
+    by_row = [part.sum() for part in logprobs.detach().split([len(q.continuation) for q in requests])]
+    return change, torch.stack(by_row).cpu()

@@ -1,0 +1,251 @@
+"""How much depth a task needs: contiguous blocks of layers removed together, and layers removed one after another.
+
+A layer that can go alone need not be able to go together with others, so that single removals say how much each layer
+matters and nothing about how many are needed. Two ways to ask:
+
+* `block_sweep` removes every contiguous block up to a size. Blocks are what the depth-pruning literature cuts
+  (Gromov et al. 2024, arXiv 2403.17887).
+* `greedy_removal` takes away, step by step, the layer whose removal costs least beside those that are gone already
+  (Song et al. 2024, SLEB, arXiv 2402.09025, with a task in place of perplexity), until the task has fallen too far.
+
+Choosing the cheapest of many removals by the documents that then judge it would flatter every step: the loss of the
+chosen layer is partly luck. So `greedy_removal` chooses on one half of the documents and judges on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from depthlens import arguments
+from depthlens.ablations import Ablation, Condition
+from depthlens.analysis import stats
+from depthlens.analysis.layer_profiles import change
+from depthlens.analysis.results import Result, concat
+from depthlens.analysis.stats import BASELINE
+from depthlens.errors import UserError, unknown
+
+LEAST = 4  # documents, so that two choose and two judge
+
+
+def block_sweep(lens: Any, task: str | Sequence[str], *, max_size: int = 8, **options: Any) -> Result:
+    """Remove every contiguous block of 1 to ``max_size`` layers, one block at a time.
+
+    Args:
+        lens: A loaded model.
+        task: One lm-eval task (or group) or several.
+        max_size: Layers of the largest block.
+        options: As of `depthlens.layer_sweep`, but for site: limit, num_fewshot, store, measure and so on.
+
+    Returns:
+        Every document under the baseline and every block; single layers are those of a layer sweep.
+
+    Raises:
+        UserError: ``max_size`` is no number of layers that the model has, or anything that a sweep refuses.
+    """
+    from depthlens.experiments.sweep import condition_sweep  # slow to import, and figures of blocks need no torch
+
+    arguments.loaded(lens)
+    arguments.whole("max_size", max_size, 1, lens.dims.n_layers, of=" of layers")
+    return condition_sweep(lens, task, f"blocks:{max_size}", **options)
+
+
+def block_table(result: Result) -> pd.DataFrame:
+    """The summary of a block sweep by place and size.
+
+    Returns:
+        Rows of ``result.summary`` that are contiguous blocks, with ``start``, ``size`` and ``loss`` (positive = worse).
+
+    Raises:
+        UserError: the result has no block.
+    """
+    arguments.result(result)
+    rows = result.summary[result.summary["condition"] != BASELINE]
+    start = rows["condition"].str.extract(r"^L(?P<start>\d+)(?:-(?P<end>\d+))?$").astype("Int64")
+    rows = rows.assign(start=start["start"], size=start["end"].fillna(start["start"]) - start["start"] + 1)
+    rows = rows[rows["start"].notna()].reset_index(drop=True)
+    if rows.empty:
+        raise UserError("the result has no blocks of layers; make it with block_sweep or ablate='blocks:N'")
+    better = [result.metric_info(r.task, r.metric)["higher_is_better"] for r in rows.itertuples()]
+    return rows.assign(loss=np.where(better, -rows["delta"], rows["delta"])).astype({"start": "int64", "size": "int64"})
+
+
+def block_findings(result: Result) -> list[str]:
+    """One sentence a task and metric: the largest block whose removal shows no proven loss, and where it is.
+
+    Where no block at all shows one, documents are too few, or the blocks too small, to tell which can go.
+    """
+    lines = []
+    table = block_table(result)
+    for row in result.baselines.itertuples():
+        name = f"{row.task} ({row.metric})"
+        if row.at_chance:
+            lines.append(f"{name}: at chance, cannot judge (n = {row.n}).")
+            continue
+        rows = table[(table["task"] == row.task) & (table["metric"] == row.metric)]
+        proven = (rows["p_adjusted"] < stats.ALPHA) & (rows["loss"] > 0)
+        spared, largest = rows[~proven], int(rows["size"].max())
+        if spared.empty:
+            lines.append(f"{name}: no block can go without a proven loss, not even one layer.")
+            continue
+        if not proven.any():
+            tried = f"none of {len(rows)} blocks of up to {largest} layers shows a proven loss"
+            lines.append(f"{name}: {tried}: which of them can go cannot be told (n = {row.n}).")
+            continue
+        best = spared.sort_values(["size", "loss"], ascending=[False, True]).iloc[0]
+        size = f"{best['size']} layers; up to {largest} were tried"
+        lines.append(
+            f"{name}: the largest block without a proven loss is **{best.condition}** ({size}): "
+            f"{best.delta:+.2g} [{best.ci_low:+.2g}, {best.ci_high:+.2g}], n = {best.n}."
+        )
+    return lines
+
+
+@dataclass(frozen=True, repr=False)
+class Greedy:
+    """Layers that went, one after another.
+
+    Attributes:
+        steps: One row a step: step (0: nothing removed), layer (the one that went), removed (the condition); of the
+            judging half of the documents value, delta (against the whole model), ci_low, ci_high, p_value, n; then
+            ``chosen_by``, the same delta on the half that chose the layer, which the choice flatters, and ``within``.
+        result: All conditions tried, on all documents.
+        stopped: Why it ended.
+        record: task, metric, tolerance.
+    """
+
+    steps: pd.DataFrame
+    result: Result
+    stopped: str
+    record: dict[str, Any]
+
+    @property
+    def removed(self) -> list[int]:
+        """Layers that can go: those of the steps whose loss stayed within the tolerance, in order."""
+        return [int(layer) for layer in self.steps.loc[self.steps["within"], "layer"].dropna()]
+
+    def __repr__(self) -> str:
+        return f"{self.finding()}\n{self.steps.to_string(index=False)}"
+
+    def finding(self) -> str:
+        """What was found, in a sentence."""
+        last = self.steps[self.steps["within"]].iloc[-1]
+        n, of, task = len(self.removed), self.record["n_layers"], self.record["task"]
+        what = f"{task} ({self.record['metric']}) stays within {self.record['tolerance']:g} of the whole model"
+        if not n:
+            return f"{task}: no layer can go within {self.record['tolerance']:g} ({self.stopped})."
+        interval = f"{last.delta:+.2g} [{last.ci_low:+.2g}, {last.ci_high:+.2g}], n = {last.n}"
+        return f"{what} with **{n} of {of}** layers gone ({last.removed}): {interval}; {self.stopped}."
+
+
+def greedy_removal(
+    lens: Any,
+    task: str,
+    *,
+    tolerance: float = 0.1,
+    max_layers: int | None = None,
+    metric: str | None = None,
+    **options: Any,
+) -> Greedy:
+    """Remove layers one after another, each time the one that costs least, until the task falls by more than allowed.
+
+    Args:
+        lens: A loaded model.
+        task: One lm-eval task.
+        tolerance: How far the mean score may fall below the whole model's, in the metric's unit.
+        max_layers: Layers removed at the most; None: all but one.
+        metric: Which metric; None takes the task's first.
+        options: As of `depthlens.layer_sweep`, but for site: limit, num_fewshot, store, measure and so on. With a store
+            the steps of an earlier call are read.
+
+    Returns:
+        The steps; see `Greedy`.
+
+    Raises:
+        UserError: a bad tolerance or number of layers, a metric that the task does not have, a task at chance, fewer
+            than four documents, or anything that a sweep refuses.
+    """
+    from depthlens.experiments.sweep import condition_sweep  # slow to import
+
+    arguments.loaded(lens)
+    n_layers = lens.dims.n_layers
+    most = n_layers - 1 if max_layers is None else max_layers
+    arguments.whole("max_layers", most, 1, n_layers - 1, fix=", or leave it out")
+    arguments.number("tolerance", tolerance, 0)
+    gone: list[int] = []
+    results: list[Result] = []
+    rows: list[dict[str, Any]] = []
+    base: dict[str, np.ndarray] = {}
+    stopped = f"{most} layers were to go at the most"
+    while len(gone) < most:
+        left = [layer for layer in range(n_layers) if layer not in gone]
+        conditions = {str(_without([*gone, layer])): layer for layer in left}
+        found = condition_sweep(lens, task, list(conditions), **options)
+        metric = _metric(found, metric)
+        results.append(_same_baseline(found.select(metric=metric), results))
+        matrix = results[-1].docs.pivot(index="doc_id", columns="condition", values="value")
+        table = {name: matrix[name].to_numpy() for name in matrix}
+        if not gone:
+            base = _halves(table[BASELINE])
+            rows.append(_step(0, None, BASELINE, base, base))
+        better = results[-1].metric_info(found.docs["task"].iloc[0], metric)["higher_is_better"]
+        sign = 1.0 if better else -1.0
+        best = max(conditions, key=lambda c: (sign * _halves(table[c])["choose"].mean(), -conditions[c]))
+        step = _step(len(gone) + 1, conditions[best], best, base, _halves(table[best]))
+        rows.append(step)
+        if -sign * step["delta"] > tolerance:
+            stopped = f"one more ({best}) costs {-sign * step['delta']:.2g}"
+            break
+        gone.append(conditions[best])
+    steps = pd.DataFrame(rows).astype({"layer": "Int64"})
+    steps["within"] = [True, *(-sign * steps["delta"].iloc[1:] <= tolerance)]
+    joined = concat(results)
+    record = {"task": task, "metric": metric, "tolerance": tolerance, "n_layers": n_layers}
+    return Greedy(steps, joined, stopped, record)
+
+
+def _same_baseline(found: Result, before: Sequence[Result]) -> Result:
+    """A sweep with the baseline of the first one: computed again in other batches, its last digits may differ."""
+    if not before:
+        return found
+    first, docs = before[0].docs, found.docs
+    kept = [first[first["condition"] == BASELINE], docs[docs["condition"] != BASELINE]]
+    return Result(pd.concat(kept, ignore_index=True), found.record, found.asked)
+
+
+def _without(layers: Sequence[int]) -> Condition:
+    return Condition(tuple(Ablation(layer) for layer in sorted(layers)))
+
+
+def _metric(found: Result, wanted: str | None) -> str:
+    """The metric asked for, or the task's first, of a task that can be judged."""
+    known = list(dict.fromkeys(found.docs["metric"]))
+    if found.docs["task"].nunique() > 1:
+        raise UserError(f"greedy removal follows one task; {', '.join(found.docs['task'].unique())} are several")
+    if wanted is not None and wanted not in known:
+        raise unknown("metric", wanted, known)
+    metric = wanted or known[0]
+    row = next(r for r in found.baselines.itertuples() if r.metric == metric)
+    if row.at_chance:
+        fault = f"{row.task} ({metric}) is at chance with every layer in place"
+        raise UserError(f"{fault}: nothing to lose; take another task")
+    if row.n < LEAST:
+        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {LEAST}")
+    return metric
+
+
+def _halves(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Every other document chooses, the others judge."""
+    return {"choose": values[::2], "judge": values[1::2]}
+
+
+def _step(step: int, layer: int | None, name: str, base: dict, values: dict) -> dict[str, Any]:
+    delta, low, high, p = change(base["judge"], values["judge"])
+    chosen = float((values["choose"] - base["choose"]).mean())
+    row = {"step": step, "layer": layer, "removed": name, "value": float(values["judge"].mean())}
+    row |= {"delta": delta, "ci_low": low, "ci_high": high, "p_value": p, "n": len(values["judge"])}
+    return row | {"chosen_by": chosen}

@@ -1,0 +1,280 @@
+"""A base model against one distilled from it: how far weights and activations moved, and transplants of parts.
+
+`transplant` puts parts of the distilled model (the donor) into the base for as long as a ``with`` block lasts. For
+measurements parts are conditions: ``dl.condition_sweep(base, task, "layers@donor", donor="smollm2-135m-cot")``; what
+goes along with a part is told in `depthlens.backends.weight_swap`, what makes a pair in `depthlens.models.pairs`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
+from weakref import WeakSet
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from depthlens import arguments
+from depthlens.ablations import ENDS, Ablation, Condition
+from depthlens.analysis.stats import mean_interval
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine import prefix_tree
+from depthlens.engine.tree_attention import Layout, walking
+from depthlens.errors import UserError
+from depthlens.models import loading
+from depthlens.models.architectures import hidden
+from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_ends, with_donor
+from depthlens.store.answer_cache import AnswerStore, Where
+from depthlens.store.parts import DEFAULT
+
+__all__ = ["PAIRS", "Pair", "activation_deltas", "pair", "transplant", "weight_deltas", "with_donor"]
+
+_TRANSPLANTED: WeakSet[nn.Module] = WeakSet()  # models inside `transplant`
+Name = str | os.PathLike[str]
+
+
+@contextmanager
+def transplant(
+    base: loading.Lens,
+    donor: Name | loading.Lens,
+    *,
+    layers: Iterable[int] = (),
+    attn: Iterable[int] = (),
+    mlp: Iterable[int] = (),
+    heads: Iterable[tuple[int, int]] = (),
+    kv: Iterable[tuple[int, int]] = (),
+    ends: bool = False,
+) -> Iterator[Condition]:
+    """Within the context ``base.model`` computes with parts of the donor; after it the base is as it was.
+
+    No weight of the base is written: modules are called with the donor's weights instead. A donor by name is read from
+    its files layer by layer in every forward pass; to write long texts, hand over a loaded model.
+
+    Args:
+        base: A loaded model.
+        donor: Name of a model that fits it, or a loaded one; see `depthlens.models.pairs.with_donor`.
+        layers: Whole layers.
+        attn: Layers whose attention is transplanted.
+        mlp: Layers whose MLP is transplanted.
+        heads: Single query heads, as (layer, head).
+        kv: Key/value heads with the query heads that read them, as (layer, group).
+        ends: Also the embedding, the final norm and the unembedding: with all layers this is the donor itself.
+
+    Yields:
+        The condition that is in force; nothing asked for is the baseline.
+
+    Raises:
+        UserError: the two are no pair, a part does not exist or is named twice, or the base is inside a transplant.
+    """
+    arguments.loaded(base)
+    whole, single = {"layers": layers, "attn": attn, "mlp": mlp}, {"heads": heads, "kv": kv}
+    n_layers = base.dims.n_layers
+    parts = [
+        Ablation(layer, "layer" if name == "layers" else name, mode="donor")
+        for name, chosen in whole.items()
+        for layer in arguments.layers(name, chosen, n_layers)
+    ]
+    parts += [
+        Ablation(layer, "head" if name == "heads" else name, i, "donor")
+        for name, chosen in single.items()
+        for layer, i in arguments.heads(name, chosen)
+    ]
+    parts += [Ablation(-1, end, mode="donor") for end in ENDS * ends]
+    condition = Condition(tuple(parts)).validate(base.dims)
+    if base.model in _TRANSPLANTED:
+        fix = "name all parts in one transplant, or leave the first one"
+        raise UserError(f"model {base.name!r} is inside a transplant already; {fix}")
+    together = with_donor(base, donor)
+    warn_of_ends(together, [condition])
+    _TRANSPLANTED.add(base.model)
+    try:
+        with TorchBackend(together).ablate([condition]):
+            yield condition
+    finally:
+        _TRANSPLANTED.discard(base.model)
+
+
+def weight_deltas(base: loading.Lens, donor: Name | loading.Lens, *, store: Where = DEFAULT) -> pd.DataFrame:
+    """How far every matrix and vector of weights moved, layer by layer.
+
+    With W_b and W_d the base's and the donor's: ``relative`` is ||W_d - W_b|| / ||W_b|| (Frobenius norms), ``cosine``
+    <W_d, W_b> / (||W_d|| ||W_b||). Sums are float64. One layer of each model is in memory at a time, where they are
+    offloaded.
+
+    Args:
+        base: A loaded model.
+        donor: Name of a model that fits it, or a loaded one.
+        store: Where the deltas of single matrices are found and kept; see `depthlens.layer_sweep`.
+
+    Returns:
+        One row a matrix: layer (missing outside the layers), site (``attn`` and ``mlp`` with their norms, ``embed``,
+        ``unembed`` with the final norm), matrix (its name in the layer), n_parameters, relative (infinite for weights
+        that were zero), cosine (missing where one is zero).
+
+    Raises:
+        UserError: the two are no pair.
+    """
+    arguments.loaded(base)
+    donor = load_donor(base, donor)
+    compare(base, donor)
+    blocks = (None, *range(base.dims.n_layers))  # None: outside the layers
+    places = [
+        (layer, _site(base, layer, name), name, weight.numel())
+        for layer in blocks
+        for name, weight in _weights(base, layer).items()
+    ]
+
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for layer, some in groupby(members, key=lambda i: places[i][0]):
+            chosen = list(some)
+            with _resident(base, layer), _resident(donor, layer):
+                one, other = _weights(base, layer), _weights(donor, layer)
+                moved = [_moved(one[name], other[name]) for *_, name, _ in (places[i] for i in chosen)]
+            yield chosen, np.array(moved)
+
+    kept = AnswerStore(store, base, donor).entry("deltas", method="weight deltas")
+    values = kept.numbers(places, _MEASURES, measure, desc="weight deltas", unit="matrix")
+    table = pd.DataFrame(places, columns=["layer", "site", "matrix", "n_parameters"]).astype({"layer": "Int64"})
+    return table.assign(**dict(zip(_MEASURES, values.T, strict=True)))
+
+
+def _weights(lens: loading.Lens, layer: int | None) -> dict[str, Tensor]:
+    """Weights of a layer by name, or of what is outside the layers."""
+    if layer is not None:
+        return lens.arch.layers[layer].state_dict()
+    parts = {name: getattr(lens.arch, name).state_dict() for name in ("embed", "final_norm", "unembed")}
+    return {f"{name}.{key}": weight for name, state in parts.items() for key, weight in state.items()}
+
+
+def _site(lens: loading.Lens, layer: int | None, name: str) -> str:
+    owner = name.rpartition(".")[0]
+    if layer is None:
+        return "embed" if owner == "embed" else "unembed"
+    arch = lens.arch
+    module = arch.layers[layer].get_submodule(owner)
+    mlp = (m for part in (arch.mlp_norm, arch.mlp) for m in part[layer].modules())
+    return "mlp" if any(module is m for m in mlp) else "attn"
+
+
+def _resident(lens: loading.Lens, layer: int | None) -> AbstractContextManager[None]:
+    return nullcontext() if layer is None else lens.resident(layer)
+
+
+def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Relative Frobenius norm of the difference, and cosine."""
+    a, b = one.float(), other.float()
+    norm, its, apart = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b, b - a))
+    relative = apart / norm if norm else float("inf") if apart else 0.0
+    cosine = float((a * b).sum(dtype=torch.float64)) / (norm * its) if norm and its else float("nan")
+    return relative, cosine
+
+
+@torch.no_grad()
+def activation_deltas(
+    base: loading.Lens,
+    donor: Name | loading.Lens,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    store: Where = DEFAULT,
+) -> pd.DataFrame:
+    """How far the residual stream, and what each sublayer adds to it, moved on the same tokens.
+
+    Both models read each prompt for themselves, so that differences pile up with depth. At every token, with x_b and
+    x_d of the two: ``relative`` ||x_d - x_b|| / ||x_b||, ``cosine`` <x_d, x_b> / (||x_d|| ||x_b||); then the mean over
+    a prompt's tokens, the mean over prompts, and its 95% Student t interval over prompts. The models walk side by side,
+    and only what the current layer makes is held, for all prompts.
+
+    Args:
+        base: A loaded model.
+        donor: Name of a model that fits it, or a loaded one.
+        prompts: Texts, encoded by the base's tokenizer, or token ids.
+        store: Where the deltas on single prompts are found and kept; see `depthlens.layer_sweep`.
+
+    Returns:
+        One row a layer and part: layer, part (``attn_out``, ``mlp_out``, ``resid_post``), n (prompts), relative,
+        relative_low, relative_high, cosine, cosine_low, cosine_high (intervals are missing for one prompt).
+
+    Raises:
+        UserError: the two are no pair, there are no prompts, one is empty, or one is longer than the attention window.
+    """
+    arguments.loaded(base)
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+        raise UserError(f"prompts {prompts!r}: give a list of at least one text")
+    if strange := [p for p in prompts if not isinstance(p, Sequence)]:
+        raise UserError(f"prompts hold {strange[0]!r}; give texts or lists of token ids")
+    rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
+    window = getattr(base.model.config, "sliding_window", None)
+    for i, row in enumerate(rows):
+        if not row or (window is not None and len(row) > window):
+            limit = f"; the attention window is {window}" if window else ""
+            raise UserError(f"prompt {i} has {len(row)} tokens{limit}; give at least one and no more")
+    donor = load_donor(base, donor)
+    compare(base, donor)
+    n_layers = base.dims.n_layers
+
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        # the layers of an offloaded model are read once for all prompts
+        step = len(members) if base.stream or donor.stream else 1
+        for start in range(0, len(members), step):
+            some = members[start : start + step]
+            walks = [_Walk(lens, [rows[i] for i in some]) for lens in (base, donor)]
+            found = np.empty((len(some), n_layers, len(_PARTS), len(_MEASURES)))
+            for layer in range(n_layers):
+                with base.resident(layer), donor.resident(layer):
+                    for i in range(len(some)):
+                        states = zip(*(walk.step(layer, i) for walk in walks), strict=True)
+                        found[i, layer] = [_apart(a, b) for a, b in states]
+            yield some, found.reshape(len(some), -1)
+
+    kept = AnswerStore(store, base, donor).entry("deltas", method="activation deltas")
+    names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
+    values = kept.numbers(rows, names, measure, desc="activation deltas", unit="prompt")
+    values = values.reshape(len(rows), n_layers, len(_PARTS), len(_MEASURES))
+    found = []
+    for layer in range(n_layers):
+        for part, of_prompts in zip(_PARTS, values[:, layer].swapaxes(0, 1), strict=True):
+            columns = of_prompts.T.tolist()  # by measure, over prompts
+            found.append((layer, part, len(rows), *(x for c in columns for x in (sum(c) / len(c), *mean_interval(c)))))
+    measures = [f"{m}{end}" for m in _MEASURES for end in ("", "_low", "_high")]
+    return pd.DataFrame(found, columns=["layer", "part", "n", *measures])
+
+
+_PARTS = ("attn_out", "mlp_out", "resid_post")
+_MEASURES = ("relative", "cosine")
+
+
+class _Walk:
+    """One model's residual streams of several prompts, a layer at a time."""
+
+    def __init__(self, lens: loading.Lens, rows: Sequence[Sequence[int]]) -> None:
+        self.lens = lens
+        self.layouts = [Layout(prefix_tree.build([row], [0]), lens.device, lens.dtype) for row in rows]
+        self.x = [lens.arch.embed(layout.tokens)[None] for layout in self.layouts]  # each [1, pos, d_model]
+
+    def step(self, layer: int, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Take one prompt through a layer; attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
+        arch, layout, x = self.lens.arch, self.layouts[i], self.x[i]
+        with walking(self.lens.model):
+            attn_out = hidden(
+                arch.attn[layer](
+                    hidden_states=arch.attn_norm[layer](x),
+                    attention_mask=None,
+                    position_embeddings=arch.rotary(x, position_ids=layout.position_ids),
+                    position_ids=layout.position_ids,
+                    layout=layout,
+                )
+            )
+        mlp_out = hidden(arch.mlp[layer](arch.mlp_norm[layer](x + attn_out)))
+        self.x[i] = x + attn_out + mlp_out
+        return attn_out, mlp_out, self.x[i]
+
+
+def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Relative difference and cosine, means over tokens."""
+    a, b = a.double(), b.double()
+    relative = (b - a).norm(dim=-1) / a.norm(dim=-1)
+    return float(relative.mean()), float(nn.functional.cosine_similarity(a, b, dim=-1).mean())

@@ -1,0 +1,371 @@
+"""Cheap numbers about depth: how far each layer moves the residual stream, and where to.
+
+With x_l the residual stream before layer l (x_0 is the embedding, x_L what the last of L layers leaves, before the
+final norm), all read in one clean pass:
+
+* angular distance of n layers, at a text's last token (Gromov et al. 2024, arXiv 2403.17887):
+  ``d(x_l, x_{l+n}) = arccos(cos(x_l, x_{l+n})) / pi``; 0: same direction, 1: opposite. The smallest one of a size names
+  the block that looks most removable;
+* block influence (ShortGPT, Men et al. 2024, arXiv 2403.03853): ``1 - mean over tokens of cos(x_l, x_{l+1})``;
+* logit lens (nostalgebraist 2020): the final norm and the unembedding applied to x_l, at some positions; how probable,
+  and of what rank, the model's own final top-1 token is by then, and the entropy of the distribution in nats.
+
+`effects` asks what later layers make of an earlier one (Csordas et al. 2025, arXiv 2505.13898): layer s is skipped, and
+what a later layer l adds to the stream changes by ``||delta_l(skip s) - delta_l|| / ||delta_l||``. Skipped at all
+positions, this mixes two things; skipped only before a random position t and measured from t on, it is what layer s
+*hands on to future tokens* through attention.
+
+Every number is taken per text, then averaged, with a 95% Student t interval over texts. The residual streams of one
+text are held at a time. `agreement` says how well the cheap numbers foretell what removing a layer really costs.
+
+Limits: a few large dimensions of a trained stream dominate its cosines, and the first token is often a huge outlier.
+Early streams are not made for the unembedding, so the logit lens understates what they hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from depthlens import arguments, provenance
+from depthlens.ablations import BASELINE
+from depthlens.analysis.geometry import agreement, findings
+from depthlens.analysis.stats import mean_interval
+from depthlens.engine import nonfinite, prefix_tree
+from depthlens.engine.tree_attention import Layout, walking
+from depthlens.engine.wavefront import Wavefront
+from depthlens.errors import UserError, unknown
+from depthlens.models import loading
+from depthlens.models.architectures import hidden
+from depthlens.paths import data_dir
+from depthlens.store.answer_cache import AnswerStore, Kept, Where, describe
+from depthlens.store.parts import DEFAULT
+
+__all__ = ["Geometry", "agreement", "effects", "findings", "geometry", "plain_texts", "predictors"]
+
+LENS = ("probability", "rank", "entropy")
+WHERE = ("all", "future")
+OVER = ("max", "mean")
+Texts = Sequence[str] | None
+UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Cheap numbers of one model: means over texts with 95% intervals.
+
+    Attributes:
+        distances: layer, size, distance, ci_low, ci_high, n: from before ``layer`` to ``size`` layers later.
+        influences: layer, influence, ci_low, ci_high, n.
+        logit_lens: depth (layers passed, 0 to n_layers), then probability, rank (the median over positions of a text;
+            1 is the top) and entropy (nats), each with its ``_low`` and ``_high``, n.
+        record: Model, texts and settings.
+    """
+
+    distances: pd.DataFrame
+    influences: pd.DataFrame
+    logit_lens: pd.DataFrame
+    record: dict
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.influences)
+
+
+def plain_texts() -> list[str]:
+    """The embedded texts: 48 short ones of several kinds, which take turns."""
+    lines = (data_dir() / "texts" / "plain.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def geometry(
+    lens: loading.Lens,
+    texts: Texts = None,
+    *,
+    limit: int | None = None,
+    max_tokens: int = 256,
+    lens_positions: int = 64,
+    store: Where = DEFAULT,
+    progress: bool = True,
+) -> Geometry:
+    """Angular distances, block influence and logit lens of a model, in one pass over texts.
+
+    Args:
+        lens: A loaded model; an offloaded one reads its layers once a text.
+        texts: Any texts; None: those of `plain_texts`.
+        limit: Only the first so many.
+        max_tokens: Of longer texts, only the first so many tokens are read.
+        lens_positions: The logit lens reads so many positions of a text at the most, evenly spread, the last among
+            them: at every depth a position costs as much as several layers.
+        store: Where the numbers of single texts are found and kept; see `depthlens.layer_sweep`.
+        progress: Show a bar.
+
+    Raises:
+        UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
+    """
+    arguments.whole("lens_positions", lens_positions, 1)
+    rows = _encoded(lens, texts, limit, max_tokens)
+    depths = range(lens.dims.n_layers + 1)
+    places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
+    names = [
+        *(f"distance {layer} {size}" for layer, size in places),
+        *(f"influence {layer}" for layer in depths[:-1]),
+        *(f"{measure} {depth}" for depth in depths for measure in LENS),
+    ]
+    answers = AnswerStore(store, lens)
+    kept = answers.entry("geometry", method=f"geometry, lens at {lens_positions}")
+    values = _by_text(
+        kept, rows, names, lambda i: _measure(lens, rows[i], lens_positions), f"geometry of {lens.name}", progress
+    )
+    distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
+    by_depth = by_depth.reshape(len(rows), len(depths), len(LENS))
+    lenses = [[depth, *(v for m in LENS for v in _mean(by_depth[:, depth, LENS.index(m)]))] for depth in depths]
+    columns = ["depth", *(f"{m}{end}" for m in LENS for end in ("", "_low", "_high"))]
+    digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
+    record = {
+        "model": lens.describe(answers.fingerprint),
+        "texts": {"source": "embedded" if texts is None else "given", "n": len(rows), "digest": digest},
+        "max_tokens": max_tokens,
+        "lens_positions": lens_positions,
+        "store": describe([kept]),
+        **provenance.environment(),
+        **provenance.where_and_when(),
+    }
+    return Geometry(
+        _table(["layer", "size"], "distance", places, distance),
+        _table(["layer"], "influence", [(layer,) for layer in depths[:-1]], influence),
+        pd.DataFrame(lenses, columns=columns).assign(n=len(rows)),
+        record,
+    )
+
+
+def angular_distance(a: Float[Tensor, "*row d_model"], b: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
+    """``arccos(cos(a, b)) / pi`` in float64, from 0 (same direction) to 1 (opposite).
+
+    With unit vectors u and v this is ``2 atan2(|u - v|, |u + v|) / pi`` (Kahan). The arccosine itself turns a rounding
+    of 1e-16 near cosine 1 into an angle of 1e-8, or into NaN just beyond, and so breaks the triangle inequality.
+    """
+    u, v = (functional.normalize(x.double(), dim=-1) for x in (a, b))
+    return 2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1)) / torch.pi
+
+
+@torch.no_grad()
+def _measure(lens: loading.Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarray:
+    """Distances by size and layer, influences by layer and the logit lens by depth of one text, one after another."""
+    states = _states(lens, tokens)
+    last = torch.stack([x[-1] for x in states])  # [depth, d_model]
+    distances = torch.cat([angular_distance(last[:-size], last[size:]) for size in range(1, len(states))])
+    pairs = zip(states, states[1:], strict=False)
+    cosines = [functional.cosine_similarity(a.double(), b.double(), dim=-1).clamp(-1, 1).mean() for a, b in pairs]
+    lenses = _logit_lens(lens, states, lens_positions).ravel()
+    return np.concatenate([distances.numpy(), 1 - torch.stack(cosines).numpy(), lenses])
+
+
+def _states(lens: loading.Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
+    """Residual streams of one text on the CPU: after the embedding and after each layer, before the final norm."""
+    states: list[Tensor] = []
+    pack = prefix_tree.build([tokens], [0])
+
+    def see(layer: int, x: Tensor, rows: list[int]) -> None:
+        states.append(x[0].cpu())  # float64, which the measures need, is not on every device
+
+    Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], range(pack.n_tokens), seen=see)
+    if not states[-1].isfinite().all():
+        nonfinite.refuse(lens, None, tokens, BASELINE, 1)
+    return states
+
+
+def _logit_lens(lens: loading.Lens, states: Sequence[Tensor], n_positions: int) -> np.ndarray:
+    """Probability and rank of the final top-1 token, and entropy, of one text by depth. Shape [n_layers + 1, 3]."""
+    n_pos = len(states[0])
+    at = torch.linspace(n_pos - 1, 0, min(n_positions, n_pos)).round().long()
+    x = torch.stack([state[at] for state in states])  # [depth, position, d_model]
+    top = torch.cat([_logits(lens, chunk.to(lens.device)).argmax(-1).cpu() for chunk in x[-1].split(UNEMBEDDED)])
+    found = []
+    rows, wanted = x.flatten(0, 1), top.repeat(len(x))
+    for chunk, tokens in zip(rows.split(UNEMBEDDED), wanted.split(UNEMBEDDED), strict=True):
+        logits = _logits(lens, chunk.to(lens.device))
+        its = logits.gather(-1, tokens[:, None].to(lens.device))
+        norm = logits.logsumexp(-1, keepdim=True)
+        rank = 1 + (logits > its).sum(-1, keepdim=True)
+        # entropy = log Z - sum of p x
+        entropy = norm - ((logits - norm).exp() * logits).sum(-1, keepdim=True)
+        found.append(torch.cat([(its - norm).exp(), rank, entropy], -1).cpu())
+    probability, rank, entropy = torch.cat(found).double().unflatten(0, x.shape[:2]).numpy().transpose(2, 0, 1)
+    return np.stack([probability.mean(1), np.median(rank, 1), entropy.mean(1)], 1)
+
+
+def _logits(lens: loading.Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocabulary"]:
+    return lens.arch.unembed(lens.arch.final_norm(x)).float()
+
+
+def effects(
+    lens: loading.Lens,
+    texts: Texts = None,
+    *,
+    limit: int | None = None,
+    over: str = "max",
+    spare: int = 0,
+    seed: int = 0,
+    max_tokens: int = 256,
+    batch_tokens: int = 4096,
+    store: Where = DEFAULT,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """How much skipping a layer changes what each later layer adds to the residual stream.
+
+    The first token of a text is a resting place of attention, with a state far larger than all others that a few early
+    layers make. Skipping these takes it away, and much of their effect is that alone; ``spare=1`` leaves it in place.
+
+    Args:
+        lens: A loaded model; an offloaded one reads its layers once a text.
+        texts: Any texts; None: those of `plain_texts`.
+        limit: Only the first so many.
+        over: The effect on a text is the ``max`` or the ``mean`` over its positions.
+        spare: At so many first positions no layer is skipped, and nothing is measured.
+        seed: Of the position t that splits each text: after the first one that is not spared, equally likely.
+        max_tokens: Of longer texts, only the first so many tokens are read.
+        batch_tokens: Rows go through a layer in chunks of at most so many tokens.
+        store: Where the effects on single texts are found and kept; see `depthlens.layer_sweep`.
+        progress: Show a bar.
+
+    Returns:
+        One row a pair of layers and where: layer (skipped), later, where (``all``: skipped and measured at all
+        positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n.
+
+    Raises:
+        UserError: an unknown ``over``, a ``spare`` below 0 or that leaves fewer than 2 tokens of a text, or see
+            `geometry`.
+    """
+    if over not in OVER:
+        raise unknown("over", over, OVER)
+    arguments.check(seed=seed)
+    rows = _encoded(lens, texts, limit, max_tokens)
+    shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
+    if not 0 <= spare <= len(rows[shortest]) - 2:
+        fix = f"give 0 to {len(rows[shortest]) - 2}, or leave that text out"
+        raise UserError(f"spare {spare}: text {shortest} has {len(rows[shortest])} tokens; {fix}")
+    # seeded by text, so that a text's split does not depend on how many others there are
+    splits = [int(np.random.default_rng([seed, i]).integers(spare + 1, len(row))) for i, row in enumerate(rows)]
+    n_layers = lens.dims.n_layers
+    places = [(s, later, where) for where in WHERE for s in range(n_layers) for later in range(s + 1, n_layers)]
+
+    def measure(i: int) -> np.ndarray:
+        found = _effects(lens, rows[i], spare, splits[i], over, batch_tokens)
+        return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
+
+    kept = AnswerStore(store, lens).entry("geometry", method=f"effects, {over}, spare {spare}")
+    cases = list(zip(rows, splits, strict=True))
+    names = [f"{where} {s} {later}" for s, later, where in places]
+    values = _by_text(kept, cases, names, measure, f"effects of layers of {lens.name}", progress)
+    return _table(["layer", "later", "where"], "effect", places, values)
+
+
+@torch.no_grad()
+def _effects(
+    lens: loading.Lens, tokens: Sequence[int], spare: int, split: int, over: str, batch_tokens: int
+) -> np.ndarray:
+    """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
+    n_layers = lens.dims.n_layers
+    layout = Layout(prefix_tree.build([tokens], [0]), lens.device, lens.dtype)
+    x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
+    position = torch.arange(len(tokens), device=lens.device)[:, None]
+    skipped = torch.stack([position >= spare, (position >= spare) & (position < split)])  # [where, pos, 1]
+    size, found = max(1, batch_tokens // len(tokens)), np.full((2, n_layers, n_layers), np.nan)
+    with walking(lens.model):
+        for layer in range(n_layers):
+            with lens.resident(layer):
+                added = torch.cat([_added(lens, layer, rows, layout) for rows in x.split(size)], 1)
+            out = x + added[0] + added[1]
+            clean = added[:, 0].float().sum(0)
+            norm = clean.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+            for row in range(1, len(x)):
+                change = (added[:, row].float().sum(0) - clean).norm(dim=-1) / norm  # [pos]
+                s, where = divmod(row - 1, 2)
+                seen = change[split if where else spare :]
+                found[where, s, layer] = float(seen.max() if over == "max" else seen.mean())
+            # rows that skip this layer fork off the clean one here: until now they were the same
+            x = torch.cat([out, torch.where(skipped, x[:1], out[:1])])
+    if not x[0].isfinite().all():
+        nonfinite.refuse(lens, None, tokens, BASELINE, batch_tokens)
+    return found
+
+
+def _added(
+    lens: loading.Lens, layer: int, x: Float[Tensor, "row pos d_model"], layout: Layout
+) -> Float[Tensor, "2 row pos d_model"]:
+    """What a layer's attention and MLP add to residual streams."""
+    arch = lens.arch
+    places = {"position_ids": layout.position_ids, "layout": layout, "attention_mask": None}
+    rotary = arch.rotary(x, position_ids=layout.position_ids)
+    attn_out = hidden(arch.attn[layer](hidden_states=arch.attn_norm[layer](x), position_embeddings=rotary, **places))
+    return torch.stack([attn_out, hidden(arch.mlp[layer](arch.mlp_norm[layer](x + attn_out)))])
+
+
+def predictors(g: Geometry) -> pd.DataFrame:
+    """The cheap numbers by layer that may foretell what its removal costs; larger should mean more important.
+
+    Returns:
+        One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
+    """
+    arguments.made_by(g, "distances", "what depthlens.experiments.geometry.geometry returned", "g")
+    single, entropy = g.distances[g.distances["size"] == 1], g.logit_lens["entropy"]
+    table = g.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
+    return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))
+
+
+def _encoded(lens: loading.Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
+    arguments.loaded(lens)
+    lens.needs_weights("the geometry of the residual stream")
+    texts = plain_texts() if texts is None else texts
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts or [0]):
+        raise UserError(f"texts {texts!r}: give a list of at least one text")
+    if limit is not None:
+        arguments.whole("limit", limit, 1)
+    arguments.whole("max_tokens", max_tokens, 2)
+    config = lens.model.config
+    reads = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or max_tokens)
+    rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in texts[:limit]]
+    for i, (text, row) in enumerate(zip(texts, rows, strict=False)):
+        if len(row) < 2:
+            raise UserError(f"text {i} ({text!r}) has fewer than 2 tokens ({len(row)}); give longer ones")
+        if len(row) > reads:
+            raise UserError(f"text {i} has {len(row)} tokens; the model reads {reads} at once, set max_tokens={reads}")
+    return rows
+
+
+def _by_text(
+    kept: Kept,
+    cases: Sequence[Any],
+    names: Sequence[str],
+    measure: Callable[[int], np.ndarray],
+    what: str,
+    progress: bool,
+) -> np.ndarray:
+    """Numbers of each text, measured one by one where they are not kept. Shape [text, name]."""
+
+    def run(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for i in members:
+            yield [i], measure(i)[None]
+
+    return kept.numbers(cases, names, run, desc=what, progress=progress)
+
+
+def _table(keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray) -> pd.DataFrame:
+    # one row a place; values are [text, place]
+    rows = [(*p, *_mean(column), len(values)) for p, column in zip(places, values.T, strict=True)]
+    return pd.DataFrame(rows, columns=[*keys, name, "ci_low", "ci_high", "n"])
+
+
+def _mean(values: np.ndarray) -> tuple[float, float, float]:
+    return float(values.mean()), *mean_interval(values)

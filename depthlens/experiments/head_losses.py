@@ -1,0 +1,72 @@
+"""What removing heads costs on given tokens, exactly: losses in nats, one head at a time or after all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from depthlens import arguments
+from depthlens.ablations import BASELINE, Ablation, Condition
+from depthlens.analysis.head_scores import Head
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError
+from depthlens.requests import Loglikelihood
+
+
+def condition(heads: Sequence[Head]) -> Condition:
+    """The condition that removes heads together (zero ablation of their z)."""
+    return Condition(tuple(Ablation(layer, "head", head) for layer, head in heads))
+
+
+def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int = 2) -> list[Head]:
+    """Heads of the argument ``name``, without repetition.
+
+    Raises:
+        UserError: fewer than ``least``, or one that the model does not have.
+    """
+    unique = list(dict.fromkeys(arguments.heads(name, heads)))
+    if len(unique) < least:
+        why = "heads are tested against each other, so give at least two" if least == 2 else "give at least one"
+        raise UserError(f"{name} names {len(unique)} heads; {why}")
+    condition(unique).validate(lens.dims)
+    return unique
+
+
+def single(
+    lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: Sequence[Head] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss by removing each head alone: every head of the model, or those of ``heads``.
+
+    Returns:
+        Losses in nats, shape [request, n_layers, n_heads], 0 for heads that were not removed, and clean
+        log-probabilities, shape [request].
+    """
+    shape = lens.dims.n_layers, lens.dims.n_heads
+    chosen = list(np.ndindex(shape)) if heads is None else heads
+    logprobs = _logprobs(engine, requests, [BASELINE, *(condition([head]) for head in chosen)])
+    losses = np.zeros((len(requests), *shape))
+    layers, columns = zip(*chosen, strict=True)
+    losses[:, layers, columns] = (logprobs[0] - logprobs[1:]).T
+    return losses, logprobs[0]
+
+
+def added(lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: list[Head]) -> np.ndarray:
+    """Loss that each head adds to the removal of all the others on the list.
+
+    Returns:
+        Losses in nats, shape [request, n_layers, n_heads]; 0 for heads that are not on the list.
+    """
+    spared = [condition([other for other in heads if other != head]) for head in heads]
+    logprobs = _logprobs(engine, requests, [condition(heads), *spared])
+    losses = np.zeros((len(requests), lens.dims.n_layers, lens.dims.n_heads))
+    for (layer, head), kept in zip(heads, logprobs[1:], strict=True):
+        losses[:, layer, head] = kept - logprobs[0]
+    return losses
+
+
+def _logprobs(engine: Engine, requests: Sequence[Loglikelihood], conditions: Sequence[Condition]) -> np.ndarray:
+    """Shape [condition, request]."""
+    answers = engine.loglikelihood(requests, conditions, desc="heads removed")
+    return np.array([[a.logprob for a in row] for row in answers])

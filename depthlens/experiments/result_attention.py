@@ -1,0 +1,112 @@
+"""Where heads look while computed numbers of worked solutions are written: operands, previous result, question.
+
+A head that carries computation should read what it computes from. Attention is read one layer at a time (`patterns`),
+at the positions that predict the tokens of computed numbers (`solutions`), teacher-forced.
+
+Limits: attention says what can reach a head, not what it does with it, and what stands at a position may have been
+gathered there from elsewhere by earlier layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from depthlens.experiments import attention_patterns, worked_solutions
+from depthlens.experiments.worked_solutions import Solution
+from depthlens.store.answer_cache import AnswerStore, Where
+from depthlens.store.parts import DEFAULT
+
+SOURCES = ("operands", "previous_result", "question", "rest")
+
+
+def attention_at_results(
+    lens: Any,
+    task: str = "arithmetic_cot",
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    seed: int = 0,
+    store: Where = DEFAULT,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Where every head looks while computed numbers of worked solutions are written.
+
+    Attention mass at the positions that predict a computed number's tokens, averaged over its tokens, then over
+    numbers: on its *operands* (numbers before it on the line), on the *previous result* where that is not among them,
+    on the *question*, and on the *rest* (examples, ``<bos>``, words of the solution). The four add up to 1.
+
+    Args:
+        lens: A loaded model.
+        task: As in `reasoning_scores`, and so are the other arguments.
+        limit: First so many documents; None for all.
+        num_fewshot: Worked examples before each question.
+        include_path: Folder with more lm-eval YAML files.
+        seed: Of the choice of examples.
+        store: Where the attention in single solutions is found and kept; see `depthlens.layer_sweep`.
+        progress: Show a progress bar.
+
+    Returns:
+        One row a head: layer, head, condition, operands, previous_result, question, rest, n (computed numbers).
+
+    Raises:
+        UserError: see `reasoning_scores`.
+    """
+    options = {"limit": limit, "num_fewshot": num_fewshot, "include_path": include_path, "seed": seed}
+    solved = [s for s in worked_solutions.of_task(lens, task, **options) if s.results]
+    dims = lens.dims
+    shape = dims.n_layers, dims.n_heads, len(SOURCES)
+
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for i in members:
+            yield [i], _masses(lens, solved[i]).reshape(1, -1)
+
+    kept = AnswerStore(store, lens).entry(f"results of {task}", method="attention at results")
+    cases = [(s.text.tokens, s.question, s.results) for s in solved]
+    names = [f"{head} {source}" for head in dims.head_names for source in SOURCES]
+    options = {"desc": "attention at results", "unit": "solution", "progress": progress}
+    totals = kept.numbers(cases, names, measure, **options).reshape(len(solved), *shape).sum(0)
+    n = sum(len(s.results) for s in solved)
+    layer, head = (x.ravel() for x in np.indices(shape[:2]))
+    table = pd.DataFrame({"layer": layer, "head": head, "condition": dims.head_names})
+    for i, source in enumerate(SOURCES):
+        table[source] = totals[..., i].ravel() / n
+    return table.assign(n=n)
+
+
+def _masses(lens: Any, solution: Solution) -> np.ndarray:
+    """Attention of every head from the results of one solution to each source. Shape [n_layers, n_heads, source]."""
+    masses = np.zeros((lens.dims.n_layers, lens.dims.n_heads, len(SOURCES)))
+    weights = _sources(solution).to(lens.device)
+
+    def see(layer: int, _: int, pattern: Tensor) -> None:
+        masses[layer, :, :-1] = torch.einsum("hap,aps->hs", pattern, weights).double().cpu().numpy()
+
+    asked = [p - 1 for result in solution.results for p in result.tokens]
+    attention_patterns.read(lens, [solution.text.tokens[:-1]], [asked], see)
+    masses[..., -1] = len(solution.results) - masses.sum(-1)
+    return masses
+
+
+def _sources(solution: Solution) -> Tensor:
+    """Which positions are operands, previous result and question, for each token of each computed number.
+
+    Each token weighs as one part of its number. Shape [token, pos, 3].
+    """
+    n_pos = len(solution.text.tokens) - 1
+    rows = []
+    for result in solution.results:
+        kinds = torch.zeros(n_pos, len(SOURCES) - 1)
+        # later lines win: a position is an operand before it is anything else
+        for column, positions in ((2, solution.question), (1, result.previous), (0, result.operands)):
+            kinds[list(positions)] = 0.0
+            kinds[list(positions), column] = 1.0
+        rows += [kinds / len(result.tokens)] * len(result.tokens)
+    return torch.stack(rows)

@@ -1,0 +1,233 @@
+r"""Worked solutions taken apart: which tokens are computed, which are copied, which are plain text.
+
+A number in a solution is **computed** where its value stands nowhere before: not in the question, not earlier in the
+solution, not in the few-shot examples. It is **copied** where its value stands in the question or earlier in the
+solution. Everything that is no number is **text**. Two kinds of numbers are neither and are left out, since they could
+be both: one whose value stands before by chance but is written as a result (after ``=``), and one that stands nowhere
+but in the examples, or in the question as a word ("two").
+
+``53 - 12 = 41``: 53 and 12 are copied from the question, 41 is computed; where ``41 + 17 = 58`` follows, 41 is copied.
+
+Limits: what the model knows without the prompt (7 days a week) is computed by this rule, and so is a number that the
+solution merely introduces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from depthlens import arguments
+from depthlens.analysis.text_numbers import WORDS, numbers
+from depthlens.errors import UserError
+from depthlens.requests import Loglikelihood
+from depthlens.tasks import harness, token_spans
+from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.encoding import Encoder
+
+KINDS = ("computed", "copied", "text")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring tokens of one kind.
+
+    Attributes:
+        kind: ``computed``, ``copied`` or ``text``.
+        start: Position of the first token, in ``context + continuation``.
+        end: Position after the last.
+    """
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A computed number and where what it could come from stands: token positions.
+
+    Attributes:
+        tokens: The number itself.
+        operands: Numbers before it on its line, since the last result there.
+        previous: The last result before it that is not among the operands.
+    """
+
+    tokens: tuple[int, ...]
+    operands: tuple[int, ...]
+    previous: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One worked solution.
+
+    Attributes:
+        doc_id: Document of the task.
+        text: Prompt and solution.
+        spans: Tokens of the solution by kind, in order; what is left out is in none.
+        results: The computed numbers, in order.
+        question: Token positions of the question (few-shot examples are not a part of it).
+        n_unclear: Numbers that were left out.
+    """
+
+    doc_id: int
+    text: token_spans.Text
+    token_spans: tuple[Span, ...]
+    results: tuple[Result, ...]
+    question: tuple[int, ...]
+    n_unclear: int
+
+    def request(self, span: Span) -> Loglikelihood:
+        """The tokens of a span, after everything before them."""
+        tokens = self.text.tokens
+        return Loglikelihood(tokens[: span.start], tokens[span.start : span.end])
+
+    def frame(self, logprobs: Sequence[float] | None = None) -> pd.DataFrame:
+        """The spans in reading order: kind, text, n_tokens, and nats_per_token where their log-probabilities are given.
+
+        Args:
+            logprobs: Of each span, in nats, e.g. by `Engine.loglikelihood` of its `request`.
+        """
+        whole = self.text.context + self.text.continuation
+        offsets = self.text.offsets
+        rows = [
+            (s.kind, whole[offsets[s.start][0] : offsets[s.end - 1][1]].strip(" "), s.end - s.start) for s in self.spans
+        ]
+        table = pd.DataFrame(rows, columns=["kind", "text", "n_tokens"])
+        if logprobs is not None:
+            table["nats_per_token"] = -np.array(logprobs, dtype=float) / table["n_tokens"]
+        return table
+
+    def n_tokens(self, kind: str) -> int:
+        return sum(s.end - s.start for s in self.spans if s.kind == kind)
+
+
+def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, int, str | None]]:
+    """Every number of a solution: start, end, and ``computed``, ``copied`` or None where it could be both.
+
+    Args:
+        solution: The worked solution.
+        question: What was asked.
+        examples: What stands before the question.
+    """
+    known = {value for _, _, value in numbers(question)}
+    words = re.findall(r"[a-z]+", question.lower())
+    unclear = {value for _, _, value in numbers(examples)} | {WORDS[w] for w in words if w in WORDS}
+    found: list[tuple[int, int, str | None]] = []
+    for start, end, value in numbers(solution):
+        is_result = solution[:start].rstrip(" $-").endswith("=")
+        if value in known:
+            # after "=" it is a result that happens to stand before; a repeated "x = 41 = 41" is too rare to matter
+            kind = None if is_result else "copied"
+        else:
+            kind = None if value in unclear else "computed"
+        found.append((start, end, kind))
+        known.add(value)
+    return found
+
+
+def take_apart(doc_id: int, text: token_spans.Text, question: str) -> Solution:
+    """Spans and results of a solution.
+
+    Args:
+        doc_id: Document of the task.
+        text: Prompt (which ends with the question) and solution.
+        question: The question as text; where the prompt does not hold it, the whole prompt is the question.
+    """
+    at = max(text.context.rfind(question.strip()), 0)
+    found = kinds(text.continuation, text.context[at:], text.context[:at])
+    n = len(text.request.context)
+    kind_of: dict[int, str | None] = dict.fromkeys(range(n, len(text.tokens)), "text")
+    places: list[tuple[int, int, str | None, tuple[int, ...]]] = []
+    shift = len(text.context)
+    for start, end, kind in found:
+        tokens = tuple(p for p in text.positions(shift + start, shift + end) if p >= n)
+        places.append((start, end, kind, tokens))
+        for p in tokens:
+            # a token that holds the end of one number and the start of the next is of no one kind
+            kind_of[p] = kind if kind_of[p] == "text" else None
+    asked = text.positions(at, len(text.context))  # with the spaces between them
+    return Solution(
+        doc_id,
+        text,
+        tuple(_runs(kind_of, [t for *_, t in places])),
+        tuple(_results(text.continuation, places)),
+        tuple(range(min(asked, default=0), max(asked, default=-1) + 1)),
+        sum(kind is None for *_, kind, _ in places),
+    )
+
+
+def _runs(kind_of: dict[int, str | None], of_numbers: list[tuple[int, ...]]) -> Iterator[Span]:
+    """Neighbouring tokens of one kind; every number is a span of its own."""
+    starts = {tokens[0] for tokens in of_numbers if tokens}
+    positions = sorted(kind_of)
+    begin = None
+    for p in positions:
+        if begin is not None and (kind_of[p] != kind_of[begin] or p in starts):
+            if kind_of[begin] is not None:
+                yield Span(kind_of[begin], begin, p)
+            begin = None
+        begin = p if begin is None else begin
+    if begin is not None and kind_of[begin] is not None:
+        yield Span(kind_of[begin], begin, positions[-1] + 1)
+
+
+def _results(solution: str, places: list[tuple[int, int, str | None, tuple[int, ...]]]) -> Iterator[Result]:
+    last: tuple[int, ...] = ()
+    operands: list[int] = []
+    line_end = 0
+    for start, _, kind, tokens in places:
+        if "\n" in solution[line_end:start]:
+            operands = []
+        line_end = start
+        if kind == "computed" and tokens:
+            previous = tuple(p for p in last if p not in operands)
+            yield Result(tokens, tuple(operands), previous)
+            last, operands = tokens, []
+        else:
+            operands += tokens
+
+
+def of_task(
+    lens: Any,
+    task: str,
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    seed: int = 0,
+) -> list[Solution]:
+    """Worked solutions of a generative lm-eval task: its reference answers, taken apart.
+
+    Args:
+        lens: The model that reads them.
+        task: Task name (one, no group), e.g. ``arithmetic_cot`` or ``gsm8k``.
+        limit: First so many documents; None for all.
+        num_fewshot: Worked examples before each question; None keeps what the task says.
+        include_path: Folder with more lm-eval YAML files.
+        seed: Seed of the choice of examples.
+
+    Raises:
+        UserError: unknown task, one that is not generative, or one whose answers compute nothing.
+    """
+    arguments.loaded(lens)
+    most = arguments.documents(limit)
+    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
+    found = []
+    encoder = Encoder(lens)
+    for prepared in harness.prepare(lens, tasks, limit=most):
+        if prepared.output_type != "generate_until":
+            raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
+        for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():
+            text = token_spans.align(lens, f"task {task}", context, solution, encoder)
+            found.append(take_apart(doc_id, text, prepared.task.doc_to_text(prepared.docs[doc_id])))
+    if not any(s.results for s in found):
+        raise UserError(f"task {task}: none of {len(found)} answers holds a number that stands nowhere before it")
+    return found

@@ -1,0 +1,101 @@
+"""Where layers, attention, output projections, MLPs and widths of a loaded model are: `families` bound to its modules.
+
+``bind`` checks the row of the table against the real modules and their shapes, so that a renamed module is an error and
+not a wrong number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from depthlens.ablations import Dims
+from depthlens.errors import UserError
+from depthlens.models.families import FAMILIES, Family, supported
+
+__all__ = ["FAMILIES", "Architecture", "Family", "bind", "hidden", "supported", "with_hidden"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family bound to one model: its real modules and sizes."""
+
+    dims: Dims
+    embed: nn.Module
+    layers: tuple[nn.Module, ...]
+    attn_norm: tuple[nn.Module, ...]
+    attn: tuple[nn.Module, ...]
+    o_proj: tuple[nn.Linear, ...]
+    mlp_norm: tuple[nn.Module, ...]
+    mlp: tuple[nn.Module, ...]
+    rotary: nn.Module
+    final_norm: nn.Module
+    unembed: nn.Module
+
+
+def bind(model: nn.Module) -> Architecture:
+    """Find the parts of a Hugging Face causal language model and check their shapes.
+
+    Raises:
+        UserError: for a class that is not in the table, or whose modules do not have the expected shapes.
+    """
+    name = type(model).__name__
+    family = supported(name)
+    config = model.config
+
+    def find(root: nn.Module, path: str) -> nn.Module:
+        try:
+            return root.get_submodule(path)
+        except AttributeError as e:
+            fix = "correct its row in depthlens/models/families.py"
+            raise UserError(f"{name} has no module {path!r}; {fix}") from e
+
+    layers = tuple(find(model, family.layers))
+    o_proj = tuple(find(layer, family.o_proj) for layer in layers)
+    n_heads, d_model = config.num_attention_heads, config.hidden_size
+    # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
+    d_head = o_proj[0].in_features // n_heads
+    # latent attention decompresses one key and one value per query head: nothing is shared
+    shares = not hasattr(config, "kv_lora_rank")
+    n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
+    arch = Architecture(
+        dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head),
+        embed=find(model, family.embed),
+        layers=layers,
+        attn_norm=tuple(find(layer, family.attn_norm) for layer in layers),
+        attn=tuple(find(layer, family.attn) for layer in layers),
+        o_proj=o_proj,
+        mlp_norm=tuple(find(layer, family.mlp_norm) for layer in layers),
+        mlp=tuple(find(layer, family.mlp) for layer in layers),
+        rotary=find(model, family.rotary),
+        final_norm=find(model, family.final_norm),
+        unembed=find(model, family.unembed),
+    )
+    _check(name, config, arch)
+    return arch
+
+
+def _check(name: str, config: object, arch: Architecture) -> None:
+    dims = arch.dims
+
+    def expect(what: str, found: object, wanted: object) -> None:
+        if found != wanted:
+            raise UserError(f"{name}: {what} is {found}, expected {wanted}; see depthlens/models/families.py")
+
+    expect("number of layers", dims.n_layers, config.num_hidden_layers)
+    expect("n_heads modulo n_kv_heads", dims.n_heads % dims.n_kv_heads, 0)
+    expect("width of the embedding", arch.embed.embedding_dim, dims.d_model)
+    for i, o_proj in enumerate(arch.o_proj):
+        expect(f"o_proj output of layer {i}", o_proj.out_features, dims.d_model)
+        expect(f"o_proj input of layer {i}", o_proj.in_features, dims.n_heads * dims.d_head)
+
+
+def hidden(output: Tensor | tuple) -> Tensor:
+    """The hidden states of a block's output, which is a tensor or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_hidden(output: Tensor | tuple, value: Tensor) -> Tensor | tuple:
+    """``output`` with its hidden states replaced."""
+    return (value, *output[1:]) if isinstance(output, tuple) else value

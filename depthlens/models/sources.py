@@ -1,0 +1,194 @@
+"""What a model's name stands for, and whether depthlens can take that model apart: known before anything heavy runs.
+
+A mistake in a name should not cost the import of torch, an index of tasks or the download of a tokenizer. `find` looks
+at files that are here, `probe` asks the hub for ``config.json`` alone, once and for at most `SECONDS`: the hub's own
+client asks six times with pauses of up to 8 seconds, for every file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import TimeoutError as NoAnswer
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+from depthlens.errors import UserError, unknown
+from depthlens.models.families import FAMILIES, GGUF, supported
+from depthlens.models.registry import NAMED
+
+log = logging.getLogger(__name__)
+
+SECONDS = 3.0  # for the hub to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
+BUILT = "organism"  # what names of planted models begin with
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        name: As it was given.
+        kind: ``organism``, ``embedded``, ``adapter``, ``folder``, ``gguf`` or ``hub``.
+        place: Folder, or hub id; "" for what is built or made on first use.
+        gguf: Name of the file in the folder, where that is to be read.
+        only_cached: The hub is not asked, or gave no answer: files come from its local cache.
+    """
+
+    name: str
+    kind: str
+    place: str = ""
+    gguf: str | None = None
+    only_cached: bool = False
+
+
+def find(name: Any, *, weights: bool = True) -> Source:
+    """What a name stands for; of files that are here, also whether the class is one that depthlens knows.
+
+    Args:
+        name: Alias, organism, hub id, directory or ``.gguf`` file.
+        weights: Whether a directory must hold weights.
+
+    Raises:
+        UserError: it stands for nothing, or for a folder or file that cannot be used.
+    """
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(name, str) or not name.strip():
+        kinds = "an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
+        raise UserError(f"model {name!r}: give {kinds}")
+    if name.partition(":")[0] == BUILT:
+        return Source(name, BUILT)
+    for row in NAMED:
+        if row.alias == name:
+            made = row.source in ("embedded", "adapter")
+            return Source(name, row.source) if made else Source(name, "hub", row.source)
+    try:
+        return _on_disk(name, Path(name).expanduser(), weights) or Source(name, "hub", name)
+    except (OSError, ValueError) as e:  # a name that is too long for a path, or a folder that may not be read
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"model {name!r} cannot be read: {getattr(e, 'strerror', None) or e}; give another") from e
+
+
+def _on_disk(name: str, path: Path, weights: bool) -> Source | None:
+    """A folder or file; None for what can only be a hub id."""
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise UserError(f"model file {name!r} does not exist; give the path of a .gguf file")
+        _known_gguf(name, path)
+        return Source(name, "gguf", str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"directory {name!r} holds no config.json; give a folder written by save_pretrained")
+        if weights and not list(path.glob("*.safetensors")):
+            raise UserError(
+                f"directory {name!r} holds no .safetensors weights; convert them with "
+                "model.save_pretrained(folder), since pickled weights are never read"
+            )
+        _known_class(name, path / "config.json")
+        return Source(name, "folder", str(path))
+    if path.exists():
+        raise UserError(f"model {name!r} is a file but not a .gguf file; give a directory or a .gguf file")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model directory {name!r} does not exist; give a folder written by save_pretrained")
+    if "/" not in name:
+        fix = "'depthlens models' lists all; a hub id is owner/name"
+        raise unknown("model", name, [row.alias for row in NAMED], fix)
+    return None
+
+
+@cache
+def probe(source: Source) -> Source:
+    """Ask the hub for the configuration of a model that is there, and refuse a class that depthlens does not know.
+
+    What the hub said once is not asked again.
+
+    Returns:
+        The source, with ``only_cached`` settled.
+
+    Raises:
+        UserError: the model is not there, is gated, cannot be reached in time, or is of another class.
+    """
+    if source.kind != "hub":
+        return source
+    from huggingface_hub import errors as hub  # not quick to import, and of no use to models that are here
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        is_offline_mode,
+        try_to_load_from_cache,
+    )
+
+    from depthlens.models.hub_errors import explain
+
+    seconds = _seconds(os.environ.get("HF_HUB_ETAG_TIMEOUT", SECONDS))
+    file, only_cached = (source.place, "config.json"), is_offline_mode()
+    try:
+        if not only_cached:
+            try:
+                # a name server that is silent has no timeout but that of a thread which nobody waits for
+                ThreadPool(1).apply_async(get_hf_file_metadata, (hf_hub_url(*file),), {"timeout": seconds}).get(seconds)
+            except (hub.HTTPError, ConnectionError, NoAnswer) as e:
+                if getattr(e, "response", None) is not None:
+                    raise  # it is an answer
+                if not isinstance(try_to_load_from_cache(*file), str):
+                    raise
+                log.warning("model %r: no answer from the hub; what its local cache holds is used", source.name)
+                only_cached = True
+        config = hf_hub_download(*file, local_files_only=only_cached)
+    except (OSError, ValueError, hub.HTTPError, NoAnswer) as e:
+        raise explain(source.name, e, is_offline_mode()) from e
+    _known_class(source.name, Path(config))
+    return replace(source, only_cached=only_cached)
+
+
+def _seconds(given: str | float) -> float:
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(f"HF_HUB_ETAG_TIMEOUT {given!r}: give a number of seconds") from None
+
+
+def _known_class(name: str, path: Path) -> None:
+    """Refuse a configuration that is none, or of a class that is not in the table."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        fault = f"model {name!r} cannot be read: its config.json is not JSON ({e})"
+        raise UserError(f"{fault}; get the whole model again") from e
+    if not isinstance(config, dict) or not config.get("model_type"):
+        fault = f"model {name!r} cannot be read: its config.json names no model_type"
+        raise UserError(f"{fault}; give a folder written by save_pretrained")
+    named = config.get("architectures")
+    found = str(named[0]) if isinstance(named, list) and named else "(not named in config.json)"
+    if found not in FAMILIES and config.get("auto_map"):
+        fault = f"model {name!r} brings code of its own, which depthlens never runs"
+        raise UserError(f"{fault}; supported: {', '.join(FAMILIES)}")
+    supported(found)
+
+
+def _known_gguf(name: str, path: Path) -> None:
+    """Refuse a file that is not GGUF, or that says of itself that it holds another kind of model."""
+    with path.open("rb") as file:
+        head = file.read(1 << 25)  # more than the vocabulary takes
+    try:
+        magic, _, n_tensors, n_keys, length = struct.unpack_from("<4sIQQQ", head)
+        if magic != b"GGUF" or not n_keys:
+            raise ValueError("it does not begin as one")
+        if not n_tensors or b".block_count" not in head:  # from it transformers would build a model of 7B parameters
+            raise ValueError("it holds no weights, or does not say how many layers it has")
+        key, start = head[32 : 32 + length], 32 + length
+        if key != b"general.architecture":
+            return  # it stands first in the files that are made today; elsewhere it is read later
+        kind, size = struct.unpack_from("<IQ", head, start)
+        found = head[start + 12 : start + 12 + size].decode() if kind == 8 else "?"
+    except (struct.error, ValueError) as e:
+        raise UserError(f"model file {name!r} cannot be read: it is not a GGUF file ({e}); get it again") from e
+    if found not in GGUF:
+        raise UserError(f"architecture {found} of model file {name!r} is not supported; supported: {', '.join(GGUF)}")

@@ -1,0 +1,239 @@
+"""Organisms: models whose circuits were planted by hand, so that what a method finds can be held against the truth.
+
+A LLaMA-architecture model of 6 layers x 4 heads answers a one-hop question (``QA``) with one circuit and a two-hop
+question (``QB``) with another; both need the previous-token head. No weight is trained (`planting` says how they are
+written), all other heads and MLPs write noise. As options, a *decoy* attends just as the retrieval head does but writes
+where nothing reads, and a *backup* does the retrieval head's work a second time.
+
+    lens = dl.load("organism")                       # seed 0
+    lens = dl.load("organism:seed=3,decoy,backup")   # any option of `build`, on the command line too
+    dl.organisms.truth("organism:seed=3,decoy,backup").needed("one_hop")
+
+Limits: prompts much longer than the default need a larger ``sharpness``, since the words of a prompt compete for
+attention; above about 10, attention is so saturated that gradients through it vanish, and attribution misses heads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from depthlens.errors import UserError, unknown
+from depthlens.organisms.language import TASKS, tokenizer
+
+PREFIX = "organism"
+Head = tuple[int, int]  # layer, head
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an organism is built from; the text form is `name`.
+
+    Attributes:
+        seed: Of codes, noise and rotations.
+        noise: Mean norm that every other head and MLP writes, in units of 8, the size of a word's code.
+        leak: Factor on the noise that falls where the circuit reads.
+        eps: Noise on planted weights, relative to their norm.
+        n_kv_heads: Key/value heads: 4, or 2 or 1 for grouped-query attention.
+        tied_embeddings: One matrix embeds and unembeds.
+        decoy: Plant a head that attends to the answer and writes it where nothing reads.
+        backup: Plant a second retrieval head.
+        sharpness: Attention logits of a perfect match. Needs to grow with the logarithm of the prompt's length.
+    """
+
+    seed: int = 0
+    noise: float = 0.4
+    leak: float = 0.3
+    eps: float = 0.05
+    n_kv_heads: int = 4
+    tied_embeddings: bool = False
+    decoy: bool = False
+    backup: bool = False
+    sharpness: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"organism option seed={self.seed}: give a whole number from 0")
+        if self.n_kv_heads not in (1, 2, 4):
+            raise UserError(f"organism option n_kv_heads={self.n_kv_heads}: allowed: 1, 2, 4")
+        for key in ("noise", "leak", "eps", "sharpness"):
+            value = getattr(self, key)
+            if not math.isfinite(value) or value < 0 or (key == "sharpness" and value == 0):
+                fix = "above 0" if key == "sharpness" else "from 0"
+                raise UserError(f"organism option {key}={value}: give a number {fix}")
+
+    @property
+    def name(self) -> str:
+        """The name `depthlens.load` takes, with every option that is not the default."""
+        parts = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != f.default:
+                parts.append(f.name if value is True else f"{f.name}={value}")
+        return PREFIX + (":" + ",".join(parts) if parts else "")
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "True or False"}
+
+
+@dataclass(frozen=True)
+class PlantedHead:
+    """One planted head and what is true of it.
+
+    Attributes:
+        layer: Layer number.
+        head: Query head number.
+        role: ``previous_token``, ``retrieval``, ``bridge``, ``output``, ``decoy`` or ``backup``.
+        copies: Tasks in which it attends to the answer from the last position.
+        needed: Tasks that fail when it alone is removed.
+        needed_together: Tasks that fail only when it and every other head that says the same are removed.
+    """
+
+    layer: int
+    head: int
+    role: str
+    copies: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
+    needed_together: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The condition that removes it."""
+        return f"L{self.layer}.H{self.head}"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Which heads are planted; every other head does nothing for either task."""
+
+    heads: tuple[PlantedHead, ...]
+
+    def role(self, role: str) -> Head:
+        """Where the head of a role is.
+
+        Raises:
+            UserError: no head has this role.
+        """
+        found = {h.role: (h.layer, h.head) for h in self.heads}
+        if role not in found:
+            raise unknown("role", role, found)
+        return found[role]
+
+    def needed(self, task: str) -> frozenset[Head]:
+        """Heads each of which the task cannot do without."""
+        return self._where("needed", task)
+
+    def needed_together(self, task: str) -> frozenset[Head]:
+        """Heads that stand in for each other: the task fails without all of them, not without one."""
+        return self._where("needed_together", task)
+
+    def copies(self, task: str) -> frozenset[Head]:
+        """Heads that attend to the answer where it stands in the prompt, needed or not."""
+        return self._where("copies", task)
+
+    def _where(self, field: str, task: str) -> frozenset[Head]:
+        if task not in TASKS:
+            raise unknown("organism task", task, TASKS)
+        return frozenset((h.layer, h.head) for h in self.heads if task in getattr(h, field))
+
+
+@dataclass(frozen=True, eq=False)
+class Organism:
+    """A built organism.
+
+    Attributes:
+        options: What it was built from.
+        model: The model, float32, in evaluation mode.
+        tokenizer: One token a word, ``<bos>`` in front.
+        truth: Which heads do what.
+    """
+
+    options: Options
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    truth: Truth
+
+
+def build(**options: Any) -> Organism:
+    """Build an organism in about a second; equal options give equal weights, bit by bit.
+
+    Args:
+        options: Those of `Options`.
+
+    Raises:
+        UserError: an unknown option, or a value that it cannot have.
+    """
+    kinds = {f.name: f.type for f in fields(Options)}
+    for key, value in options.items():
+        if key not in kinds:
+            raise unknown("organism option", key, kinds)
+        if kinds[key] == "float" and type(value) is int:
+            options[key] = float(value)
+        elif type(value).__name__ != kinds[key]:
+            raise UserError(f"organism option {key}={value!r}: give {_KINDS[kinds[key]]}")
+    chosen = Options(**options)
+    heads = truth(chosen)
+    roles = {(h.layer, h.head): h.role for h in heads.heads}
+    weights = {key: value for key, value in asdict(chosen).items() if key not in ("decoy", "backup")}
+    return Organism(chosen, weights.plant(roles, **weights), tokenizer(), heads)
+
+
+def truth(organism: str | Options) -> Truth:
+    """What is planted in an organism, by its name or options.
+
+    Raises:
+        UserError: not the name of an organism.
+    """
+    options = parse(organism) if isinstance(organism, str) else organism
+    one, two = ("one_hop",), ("two_hop",)
+    retrieval: dict[str, Any] = {"copies": one, "needed_together" if options.backup else "needed": one}
+    heads = [
+        PlantedHead(1, 2, "previous_token", needed=TASKS),
+        PlantedHead(2, 1, "retrieval", **retrieval),
+        PlantedHead(3, 0, "bridge", needed=two),
+        PlantedHead(4, 3, "output", copies=two, needed=two),
+    ]
+    if options.decoy:
+        heads.append(PlantedHead(2, 3, "decoy", copies=one))
+    if options.backup:
+        heads.append(PlantedHead(2, 0, "backup", **retrieval))
+    return Truth(tuple(heads))
+
+
+def is_name(name: str) -> bool:
+    """Whether a model's name asks for an organism (its options may still be wrong)."""
+    return name.partition(":")[0] == PREFIX
+
+
+def parse(name: str) -> Options:
+    """Read a name such as ``organism:seed=3,noise=0.5,decoy``.
+
+    Raises:
+        UserError: not the name of an organism, or an option that is unknown, given twice or malformed.
+    """
+    if not is_name(name):
+        raise UserError(f"{name!r} is no organism; write organism or organism:seed=3,decoy,backup")
+    kinds = {f.name: f.type for f in fields(Options)}
+    given: dict[str, Any] = {}
+    _, colon, text = name.partition(":")
+    for part in text.split(",") if colon else []:
+        key, equals, value = part.strip().partition("=")
+        if key not in kinds:
+            raise unknown("organism option", key, kinds, f"in {name!r}")
+        if key in given:
+            raise UserError(f"organism option {key!r} is given twice in {name!r}; give it once")
+        given[key] = _value(name, key, kinds[key], value if equals else None)
+    return Options(**given)
+
+
+def _value(name: str, key: str, kind: str, text: str | None) -> int | float | bool:
+    if kind == "bool":
+        if text is not None:
+            raise UserError(f"organism option {key}={text} in {name!r}: it takes no value; write {key} or leave it out")
+        return True
+    try:
+        return {"int": int, "float": float}[kind](text or "")
+    except ValueError as e:
+        raise UserError(f"organism option {key}={text or ''} in {name!r}: give {_KINDS[kind]}, as {key}=3") from e

@@ -1,0 +1,154 @@
+"""The language of the organisms: vocabulary, tokenizer, and prompts that know where everything stands.
+
+A prompt lists facts, two to a chain (a -> b -> c), shuffled and mixed with fillers, then asks about the start of one::
+
+    <bos> Ada Ben SEP Kim Mia Leo SEP Ben Cleo SEP ... QA Ada        one hop:  Ben
+    <bos> Ada Ben SEP Kim Mia Leo SEP Ben Cleo SEP ... QB Ada        two hops: Cleo
+
+``Kim`` is a filler here. The two questions differ in one control token, so they are a clean/corrupt pair. No word
+stands for two things in a prompt, so nothing but the facts tells the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from depthlens import paths
+from depthlens.errors import UserError, unknown
+
+BOS, SEP, QA, QB = FLAGS = ("<bos>", "SEP", "QA", "QB")
+EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
+CONTROL = {"one_hop": QA, "two_hop": QB}
+TASKS = tuple(CONTROL)
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The words that facts and fillers are made of."""
+    return tuple((paths.data_dir() / "facts" / "organism_words.txt").read_text(encoding="utf-8").split())
+
+
+@cache
+def vocabulary() -> dict[str, int]:
+    """Token ids: control tokens first, then end, padding and unknown, then the words."""
+    return {token: i for i, token in enumerate((*FLAGS, EOS, PAD, UNK, *words()))}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; what is encoded starts with ``<bos>``, as the circuits need it."""
+    raw = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNK))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, vocabulary()[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNK,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question with its answer and the positions that matter (in ``tokens``, which start with ``<bos>``).
+
+    Attributes:
+        task: ``one_hop`` or ``two_hop``.
+        text: The prompt as lm-eval gives it, without ``<bos>``.
+        tokens: Token ids.
+        answer: The word that should come next, and
+        answer_id: its token id.
+        other_id: Token id of the answer to the other question on the same prompt.
+        answer_at: Where the answer stands behind what it is a fact of: what a copying head attends to.
+        bridge_at: Where the middle of the chain stands behind its start (for ``one_hop`` the same as ``answer_at``).
+        control_at: Where ``QA`` or ``QB`` stands.
+        query_at: Where the answer is predicted: the last position.
+    """
+
+    task: str
+    text: str
+    tokens: tuple[int, ...]
+    answer: str
+    answer_id: int
+    other_id: int
+    answer_at: int
+    bridge_at: int
+    control_at: int
+    query_at: int
+
+
+def read(text: str) -> Prompt:
+    """Find answer and positions in the text of a prompt.
+
+    Raises:
+        UserError: the text is not a prompt of the organism.
+    """
+    ids, tokens = vocabulary(), [BOS, *text.split()]
+    for token in tokens:
+        if token not in ids:
+            raise UserError(f"organism prompt: {token!r} is not one of its {len(ids)} tokens")
+    if len(tokens) < 3 or tokens[-2] not in CONTROL.values():
+        raise UserError(f"organism prompt {text[-40:]!r}: write facts, then QA or QB and a word")
+    # a fact ends with SEP: what stands two before it leads to what stands one before it
+    facts = {tokens[i - 2]: i - 1 for i, token in enumerate(tokens) if token == SEP and i > 2}
+    try:
+        bridge_at = facts[tokens[-1]]
+        end_at = facts[tokens[bridge_at]]
+    except KeyError as e:
+        raise UserError(f"organism prompt: no fact starts with {e.args[0]!r}; write it as 'a b SEP'") from e
+    task = next(name for name, control in CONTROL.items() if control == tokens[-2])
+    answer_at, other_at = (bridge_at, end_at) if task == "one_hop" else (end_at, bridge_at)
+    return Prompt(
+        task=task,
+        text=" ".join(tokens[1:]),
+        tokens=tuple(ids[t] for t in tokens),
+        answer=tokens[answer_at],
+        answer_id=ids[tokens[answer_at]],
+        other_id=ids[tokens[other_at]],
+        answer_at=answer_at,
+        bridge_at=bridge_at,
+        control_at=len(tokens) - 2,
+        query_at=len(tokens) - 1,
+    )
+
+
+def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: int = 8) -> list[Prompt]:
+    """Draw prompts; equal seeds give the same facts and the same question word for both tasks, prompt by prompt.
+
+    Args:
+        n: How many.
+        task: ``one_hop`` or ``two_hop``.
+        seed: Seed of the draw.
+        n_chains: Chains of two facts each.
+        n_fillers: Words that belong to no fact; they make a prompt longer (6 tokens a chain, 1 a filler, 3 more).
+
+    Raises:
+        UserError: an unknown task, or numbers that cannot be.
+    """
+    if task not in CONTROL:
+        raise unknown("organism task", task, TASKS)
+    most = (len(words()) - 1) // 3  # a word is left for fillers
+    for name, value, low, high in (("n", n, 1, 0), ("n_chains", n_chains, 1, most), ("n_fillers", n_fillers, 0, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
+            raise UserError(f"{name} {value!r}: give a whole number from {low}" + (f" to {high}" if high else ""))
+    random = Random(f"organism prompts {seed}")
+    drawn = [draw(random, n_chains, n_fillers) for _ in range(n)]
+    return [read(f"{context} {CONTROL[task]} {key}") for context, key in drawn]
+
+
+def draw(random: Random, n_chains: int, n_fillers: int) -> tuple[str, str]:
+    """Facts and fillers in random order, and the start of one chain."""
+    shuffled = random.sample(words(), len(words()))
+    chains = [shuffled[3 * i : 3 * i + 3] for i in range(n_chains)]
+    pieces = [f"{left} {right} {SEP}" for a, b, c in chains for left, right in ((a, b), (b, c))]
+    pieces += random.choices(shuffled[3 * n_chains :], k=n_fillers)
+    random.shuffle(pieces)
+    return " ".join(pieces), random.choice(chains)[0]

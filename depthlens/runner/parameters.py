@@ -1,0 +1,211 @@
+"""What notebooks can be told: their declared parameters, the profiles, and whether a value fits.
+
+The cell tagged ``parameters`` is read as Python, not line by line as papermill does: papermill skips a line
+whose comment holds an equals sign, and a parameter that is skipped could not be refused or checked. A value
+must have the type of the default; numbers may also be null, which the notebooks use for "no limit".
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from nbformat import NotebookNode
+
+from depthlens import arguments, paths
+from depthlens.errors import UserError, unknown
+from depthlens.models import sources
+
+MODELS = ("model", "base", "distilled", "organism")  # parameters whose values are names of models
+TASKS = ("tasks", "more", "knowledge", "reasoning")  # and of tasks
+_UNREADABLE = object()
+ANY = object()  # the default is not a literal, so that nothing is known about its type
+
+
+def declared(nb: NotebookNode, name: str) -> dict[str, object]:
+    """Parameters of a notebook with their defaults."""
+    cells = [cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", [])]
+    if not cells:
+        return {}
+    try:
+        body = ast.parse(cells[0].source).body
+    except SyntaxError as error:
+        raise UserError(
+            f"notebook {name}: its parameters cell is not Python (line {error.lineno}); repair it"
+        ) from None
+    found: dict[str, object] = {}
+    for statement in body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name):
+                found[target.id] = _literal(getattr(statement, "value", None))
+    return found
+
+
+def assign(given: Mapping[str, object], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
+    """Hand each given parameter to the notebooks that declare it, checked against their defaults.
+
+    Args:
+        given: Parameter values; text is read as YAML unless the default is text.
+        defaults: For each notebook its declared parameters.
+    """
+    every = sorted({parameter for known in defaults.values() for parameter in known})
+    for parameter in given:
+        if parameter not in every:
+            raise UserError(
+                f"no selected notebook has a parameter {parameter!r}; {', '.join(defaults)} "
+                f"{'declares' if len(defaults) == 1 else 'declare'}: {', '.join(every) or 'none'}"
+            )
+    return {
+        name: {p: fit(value, known[p], p, name) for p, value in given.items() if p in known}
+        for name, known in defaults.items()
+    }
+
+
+def fit(value: object, default: object, parameter: str, notebook: str) -> object:
+    """Return the value as the notebook shall see it, or say why it cannot be."""
+    parsed = _parse(value, default) if isinstance(value, str) and not isinstance(default, str) else value
+    if parsed is not _UNREADABLE and _same_type(parsed, default):
+        return float(parsed) if isinstance(default, float) and isinstance(parsed, int) else parsed
+    example = "" if default in ("", [], None) or default is ANY else f", like its default {_yaml(default)}"
+    raise UserError(f"parameter {parameter} = {value!r} of notebook {notebook} must be {_kind(default)}{example}")
+
+
+def sound(values: Mapping[str, object], notebook: str) -> None:
+    """Hold the values that a notebook will run with against what can be known without running it.
+
+    A notebook checks its parameters in its first cells, but a kernel takes seconds to get there.
+
+    Args:
+        values: Every parameter with its value.
+        notebook: For the error.
+
+    Raises:
+        UserError: the first value that `depthlens.start` would refuse, as far as no model or device is needed to tell.
+    """
+    try:
+        for name, value in values.items():
+            rule = "limit" if name.endswith("_limit") else name
+            if rule in arguments.RULES and value is not ANY:
+                arguments.RULES[rule](name, value)
+        for name in MODELS:
+            for model in _texts(values.get(name)):
+                sources.probe(sources.find(model))
+        _known_tasks([task for name in TASKS for task in _texts(values.get(name))], values.get("include_path"))
+    except UserError as error:
+        raise UserError(f"notebook {notebook}: {error}") from None
+
+
+def _texts(value: object) -> list[str]:
+    return [value] if isinstance(value, str) else [x for x in value if isinstance(x, str)] if _is_list(value) else []
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _known_tasks(names: list[str], include_path: object) -> None:
+    """Refuse tasks that nobody has; only for those that are not embedded lm-eval's index is made."""
+    embedded = paths.embedded_names()
+    if others := [name for name in names if name not in embedded]:
+        from depthlens.tasks import harness  # slow to import
+
+        manager = harness.task_manager(others, str(Path(str(include_path)).resolve()) if include_path else None)
+        for name in others:
+            if name not in manager.task_index:
+                raise unknown("task", name, sorted(manager.all_tasks), "your own YAML files need include_path")
+
+
+class Profiles:
+    """``profiles.yml``: named sets of parameter values for the whole suite."""
+
+    def __init__(self, path: Path, defaults: Mapping[str, Mapping[str, object]]) -> None:
+        self._path, self._defaults = path, defaults
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        self._profiles: dict[str, dict] = content or {}
+        if not isinstance(self._profiles, dict) or not all(isinstance(p, dict) for p in self._profiles.values()):
+            raise UserError(f"{path} must map profile names to notebooks and their parameters")
+
+    def order(self, profile: str | None) -> list[str] | None:
+        """Which notebooks ``all`` means under a profile; None where it means every one."""
+        order = self._profile(profile).get("_order")
+        for name in order or []:
+            if name not in self._defaults:
+                raise unknown("notebook", name, self._defaults, f"(in _order of profile {profile} of {self._path})")
+        return list(order) if order else None
+
+    def values(self, profile: str | None) -> dict[str, dict[str, object]]:
+        """For every notebook the profile's parameter values, its own over those for all."""
+        content = self._profile(profile)
+        where = f"profile {profile} of {self._path}"
+        values: dict[str, dict[str, object]] = {}
+        for name in content:
+            if name not in self._defaults and name not in ("_all", "_order"):
+                raise unknown("notebook", name, self._defaults, f"(in {where})")
+        try:
+            shared = assign(content.get("_all") or {}, self._defaults)
+            for name, known in self._defaults.items():
+                values[name] = shared[name] | assign(content.get(name) or {}, {name: known})[name]
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        return values
+
+    def _profile(self, profile: str | None) -> dict:
+        if profile is None:
+            return {}
+        if profile not in self._profiles:
+            raise unknown("profile", profile, self._profiles, f"profiles are in {self._path}")
+        return self._profiles[profile]
+
+
+def _literal(node: ast.expr | None) -> object:
+    try:
+        return ast.literal_eval(node) if node is not None else ANY
+    except ValueError:
+        return ANY
+
+
+def _parse(text: str, default: object) -> object:
+    if isinstance(default, float):
+        try:
+            return float(text)  # YAML takes 1e-3 for text
+        except ValueError:
+            pass
+    if text.strip() in ("null", "~", "None"):
+        return None
+    names = isinstance(default, list) and default and all(isinstance(item, str) for item in default)
+    try:
+        # In a list of names, `no` and `1` are names too.
+        value = yaml.load(text, yaml.BaseLoader) if names else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return _UNREADABLE
+    return _UNREADABLE if value is None else value
+
+
+def _same_type(value: object, default: object) -> bool:
+    if default is ANY or default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int | float):
+        return value is None or isinstance(value, int) or (isinstance(value, float) and isinstance(default, float))
+    if isinstance(default, list) and isinstance(value, list):
+        kinds = {type(item) for item in default}
+        return len(kinds) != 1 or all(_same_type(item, default[0]) for item in value)
+    return isinstance(value, type(default))
+
+
+def _kind(default: object) -> str:
+    if isinstance(default, list) and default:
+        return f"a list of {_kind(default[0]).removeprefix('a ')}{'' if isinstance(default[0], str) else 's'}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    return names.get(type(default), "readable YAML" if default is None or default is ANY else "a mapping")
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()

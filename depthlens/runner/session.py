@@ -1,0 +1,82 @@
+"""The first cells of a notebook: check every parameter before anything heavy runs, say what runs where, load.
+
+A notebook run by hand, by papermill or by ``depthlens run`` passes through here, so a wrong value stops it in
+its first second with one line that names the value, what is allowed and the fix.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from importlib import metadata
+
+import numpy as np
+import torch
+
+from depthlens import arguments, provenance
+from depthlens.errors import UserError
+from depthlens.models import loading, sources
+from depthlens.paths import writable_folder
+from depthlens.tasks import harness
+
+
+def start(
+    model: str,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: str | None = None,
+    remote: bool | str = False,
+    out: str | None = None,
+    include_path: str | None = None,
+) -> loading.Lens:
+    """Check a notebook's parameters, seed every generator, load the model and print one line of set-up.
+
+    Args:
+        model: Alias, hub id, directory or ``.gguf`` file.
+        tasks: lm-eval task names; looked up before the model is loaded.
+        limit: Documents of each task; None for all.
+        num_fewshot: Worked examples before each question; None keeps what each task says.
+        seed: Seed of Python, NumPy and torch.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        offload: ``disk`` for a model larger than memory; see `depthlens.load`.
+        remote: True for weights that stay on NDIF, ``"local"`` to simulate that; see `depthlens.load`.
+        out: Folder for the notebook's results; None keeps nothing.
+        include_path: Folder with more lm-eval YAML files.
+
+    Returns:
+        The loaded model.
+
+    Raises:
+        UserError: for the first value that is not allowed.
+    """
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+        raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
+    arguments.check(limit=limit, num_fewshot=num_fewshot, seed=seed, device=device, dtype=dtype, offload=offload)
+    arguments.check(tasks=tasks, include_path=include_path, out=out)
+    if out is not None:
+        writable_folder(out)
+    found = sources.find(model, weights=not remote)
+    if not remote:
+        sources.probe(found)
+    most = arguments.documents(limit)
+    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    lens = loading.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
+    about = lens.describe()
+    packages = ("depthlens", "torch", "transformers", "lm-eval")
+    versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
+    commit = provenance.git_commit() or "none"
+    where = f"{about['device']} of {about['remote']['host']}" if lens.remote else about["device"]
+    print(
+        f"{versions} | git {commit} | {about['name']} {about['dtype']} on {where}, "
+        f"attention {about['attention_kernel']} | seed {seed} | fingerprint {about['fingerprint'][:12]}"
+    )
+    return lens

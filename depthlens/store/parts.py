@@ -1,0 +1,383 @@
+"""Results on disk: parts that are written whole or not at all, named by their own hash, shared by processes.
+
+A store is a folder, or any URL that fsspec opens::
+
+    format.json                      {"format": 1}
+    KEY/about.json                   what all rows below it share; KEY is the hash of it
+    KEY/LABEL/DIGEST.parquet         one part: rows (condition, request) -> value, greedy, text; DIGEST is its hash
+    KEY/LABEL/.reservations/               who is computing what right now (`reservations`; in local folders only)
+    damaged/                         parts that were no longer what their name says
+
+Scores and summaries are never stored: they are computed from these rows every time. Nothing is ever changed in place,
+so a killed process leaves whole parts and at worst a temporary file, whose name starts with a dot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import platformdirs
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from depthlens.errors import UserError
+from depthlens.paths import writable_folder
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+# of what the address of an entry is made of: raise it when something that decides answers is added, and entries made
+# before are no longer read
+ADDRESS = 2
+ENVIRONMENT = "DEPTHLENS_STORE"
+DEFAULT = "auto"
+WITHOUT = "none"  # in any case of letters: no store
+SCHEMA = pa.schema(
+    [
+        ("condition", pa.dictionary(pa.int32(), pa.string())),
+        ("request", pa.dictionary(pa.int32(), pa.string())),
+        ("value", pa.float64()),
+        ("greedy", pa.bool_()),
+        ("text", pa.string()),
+    ]
+)
+_MADE = b"depthlens"
+_DAMAGED = "damaged"
+
+
+class Damaged(Exception):
+    """A part is not what its name and the schema say; the message says why."""
+
+
+def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: bool = True) -> Store | None:
+    """The store to use.
+
+    Args:
+        where: A folder or fsspec URL; ``auto``: what DEPTHLENS_STORE names, else the user's data folder; None, or the
+            word ``none``: no store.
+        make: Make one where there is none.
+
+    Raises:
+        UserError: it is none of these, cannot be made or read, is not a store, or is one of a newer version.
+    """
+    if isinstance(where, Store) or where is None:
+        return where
+    if not isinstance(where, str | os.PathLike):
+        raise UserError(f"store {where!r}: give a folder or URL, 'auto' for the usual one, or None to do without")
+    where = os.fspath(where)
+    if where == DEFAULT:
+        where = os.environ.get(ENVIRONMENT) or str(platformdirs.user_data_path("depthlens") / "results")
+    if without(where):
+        return None
+    if not where.strip():
+        raise UserError(f"store {where!r}: give a folder or URL, or None to do without")
+    return Store(where, make=make)
+
+
+def without(where: str) -> bool:
+    """Whether a text says that there is to be no store."""
+    return where.strip().lower() == WITHOUT
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a store.
+
+    Attributes:
+        name: DIGEST.parquet.
+        key: Folder of what its rows share.
+        label: Task, or what else was asked.
+        size: Bytes.
+    """
+
+    name: str
+    key: str
+    label: str
+    size: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.key}/{self.label}/{self.name}"
+
+
+class Store:
+    """A folder of parts.
+
+    Args:
+        location: Folder or URL.
+        make: Make one where there is none.
+
+    Attributes:
+        location: Where it is, as it was given.
+        folder: The same as a local folder; None for other file systems.
+        writable: Whether parts can be added; from one that others own answers are only read.
+    """
+
+    def __init__(self, location: str, *, make: bool = True) -> None:
+        self.location = location
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(location)
+        except (ValueError, ImportError) as e:
+            raise UserError(f"store {location!r} cannot be opened: {e}; give a folder or another URL") from e
+        local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        self.folder = Path(self._root).expanduser() if local else None
+        if self.folder:
+            self._root = str(self.folder)
+        self.writable = True
+        text = self._read("format.json")
+        if self.folder and (make or text is not None):
+            try:
+                writable_folder(self.folder)
+            except UserError:
+                if text is None:
+                    raise
+                self.writable = False
+        if text is None and not make:
+            state = "is not a store" if self._fs.exists(self._root) else "does not exist"
+            raise UserError(f"store {location!r} {state}; a sweep makes one, --store names another")
+        self._check(text)
+
+    def _check(self, text: bytes | None) -> None:
+        """Make the store, or see that it is one we can read; ``text`` of its format file."""
+        if text is None:
+            if strange := [name for name, _, _ in self._list("") if not name.startswith(".")]:
+                fault = f"store {self.location!r} is a folder with other things in it ({strange[0]}, ...)"
+                raise UserError(f"{fault}; name an empty folder or a new one")
+            self._write("format.json", json.dumps({"format": FORMAT}).encode())
+            return
+        try:
+            found = int(json.loads(text)["format"])
+            if found < FORMAT:
+                raise ValueError(f"there never was a format {found}")
+        except (ValueError, KeyError, TypeError) as e:
+            fault = f"store {self.location!r}: format.json is damaged"
+            raise UserError(f'{fault}; put {{"format": {FORMAT}}} there, or name another store') from e
+        if found != FORMAT:
+            fault = f"store {self.location!r} was written by a newer depthlens (format {found}, this one has {FORMAT})"
+            raise UserError(f"{fault}; update depthlens, or name another store")
+
+    def entry(self, shared: Mapping[str, Any], label: str, made: Mapping[str, Any]) -> Entry:
+        """Where rows of one kind are.
+
+        Args:
+            shared: What they have in common and no other rows have, JSON-able: the content address.
+            label: Task, or what else was asked: parts of other labels are not read.
+            made: What makes them now (versions, machine), written into every part.
+        """
+        shared = {"address": ADDRESS, **shared}
+        key = _key(shared)
+        if self.writable and self.about(key) != shared:  # new, or damaged since
+            self._write(f"{key}/about.json", json.dumps(shared, indent=2, sort_keys=True).encode())
+        safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
+        return Entry(self, key, safe, made)
+
+    def parts(self) -> Iterator[Part]:
+        """Every part, whole or not."""
+        for key, _, folder in sorted(self._list("")):
+            if folder and key != _DAMAGED:
+                for label, _, inner in sorted(self._list(key)):
+                    if inner:
+                        yield from self.parts_of(key, label)
+
+    def parts_of(self, key: str, label: str) -> list[Part]:
+        """Parts of one entry."""
+        found = self._list(f"{key}/{label}")
+        return [Part(n, key, label, size) for n, size, _ in sorted(found) if n.endswith(".parquet") and n[0] != "."]
+
+    def about(self, key: str) -> dict[str, Any]:
+        """What all rows of an entry share; empty where that is missing or damaged, until its model is asked again."""
+        try:
+            found = json.loads(self._read(f"{key}/about.json") or b"")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) and _key(found) == key else {}
+
+    def load(self, part: Part) -> pa.Table:
+        """Rows of a part; the schema's metadata has what made it (`made`).
+
+        Raises:
+            Damaged: it is not what it was when it was written.
+            FileNotFoundError: it is gone.
+        """
+        data = self._read(part.path)
+        if data is None:
+            raise FileNotFoundError(part.path)
+        if _digest(data) != part.name.removesuffix(".parquet"):
+            raise Damaged(f"its checksum is not that of its {len(data)} bytes")
+        try:
+            table = pq.read_table(io.BytesIO(data))
+        except (pa.ArrowException, OSError) as e:
+            raise Damaged(f"it is no parquet file ({str(e).splitlines()[0]})") from e
+        if not table.schema.equals(SCHEMA):
+            raise Damaged(f"its columns are {', '.join(table.schema.names)}, not {', '.join(SCHEMA.names)}")
+        return table
+
+    def set_aside(self, part: Part, why: str) -> str:
+        """Move a damaged part out of the way, unless the store is read-only; returns where it is then."""
+        if not self.writable:
+            log.warning("store: part %s is damaged: %s; it is not read", part.path, why)
+            return part.path
+        target = f"{_DAMAGED}/{part.key}.{part.label}.{part.name}"
+        try:
+            self._fs.makedirs(self._at(_DAMAGED), exist_ok=True)
+            self._fs.mv(self._at(part.path), self._at(target))
+        except FileNotFoundError:
+            pass  # another process was faster
+        except OSError as e:
+            raise self.unwritable(e) from e
+        log.warning("store: part %s is damaged: %s; set aside as %s, to be computed again", part.path, why, target)
+        return target
+
+    def remove(self, part: Part) -> None:
+        """Delete a part."""
+        try:
+            self._fs.rm_file(self._at(part.path))
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            raise self.unwritable(e) from e
+
+    def leftovers(self) -> list[str]:
+        """Temporary files of killed processes and parts set aside, as paths under the store."""
+        found = [f"{_DAMAGED}/{name}" for name, _, folder in self._list(_DAMAGED) if not folder]
+        inner = (posixpath.relpath(path, self._root) for path in self._fs.find(self._root, detail=False))
+        return [*found, *(path for path in inner if posixpath.basename(path).startswith(".new-"))]
+
+    def remove_leftover(self, path: str) -> None:
+        """Delete what `leftovers` named."""
+        self._fs.rm_file(self._at(path))
+
+    def _at(self, path: str) -> str:
+        return posixpath.join(self._root, path) if path else self._root
+
+    def _list(self, path: str) -> list[tuple[str, int, bool]]:
+        """Name, size and whether it is a folder of what a folder holds."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._at(path), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        named = ((posixpath.basename(f["name"].rstrip("/")), f) for f in found)
+        return [(name, f.get("size") or 0, f["type"] == "directory") for name, f in named]
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return self._fs.cat_file(self._at(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as e:
+            raise UserError(f"store {self.location!r} cannot be read: {e.strerror or e}") from e
+
+    def _write(self, path: str, data: bytes) -> None:
+        """Write a file whole or not at all."""
+        try:
+            if not self.folder:
+                self._fs.makedirs(posixpath.dirname(self._at(path)), exist_ok=True)
+                self._fs.pipe_file(self._at(path), data)  # object stores show a new object when it is whole
+                return
+            target = self.folder / path
+            fresh = target.parent / f".new-{uuid.uuid4().hex}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(fresh, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(fresh, target)
+            finally:
+                fresh.unlink(missing_ok=True)
+            _sync(target.parent)
+        except OSError as e:
+            raise self.unwritable(e) from e
+
+    def unwritable(self, error: OSError) -> UserError:
+        """The one line for a store that cannot be written any more."""
+        what = f"store {self.location!r} cannot be written: {error.strerror or error}"
+        return UserError(f"{what}; what it held is whole: make room or name another store, and run again to go on")
+
+
+class Entry:
+    """Rows that share a model and a question; reads parts that others add, and writes its own.
+
+    Attributes:
+        store: Where it is.
+        used: Names of the parts that gave or took rows so far.
+    """
+
+    def __init__(self, store: Store, key: str, label: str, made: Mapping[str, Any]) -> None:
+        self.store = store
+        self.key = key
+        self.label = label
+        self.used: set[str] = set()
+        self._made = dict(made)
+
+    @property
+    def reservations_folder(self) -> Path | None:
+        """Where reservations are; None where the store is not a local folder."""
+        return self.store.folder / self.key / self.label / ".reservations" if self.store.folder else None
+
+    def fresh(self, seen: set[str]) -> Iterator[tuple[str, pa.Table]]:
+        """Parts whose names are not among ``seen``, which are added; damaged ones are set aside and told."""
+        for part in self.store.parts_of(self.key, self.label):
+            if part.name not in seen:
+                seen.add(part.name)
+                try:
+                    yield part.name, self.store.load(part)
+                except Damaged as e:
+                    self.store.set_aside(part, str(e))
+                except FileNotFoundError:
+                    continue  # removed since it was listed
+
+    def write(
+        self,
+        conditions: Sequence[str],
+        requests: Sequence[str],
+        values: Sequence[float | None],
+        greedy: Sequence[bool | None],
+        texts: Sequence[str | None],
+    ) -> str:
+        """Write one part, a row an item of the sequences; returns its name."""
+        columns = [pa.array(conditions).dictionary_encode(), pa.array(requests).dictionary_encode()]
+        columns += [pa.array(values, pa.float64()), pa.array(greedy, pa.bool_()), pa.array(texts, pa.string())]
+        table = pa.table(columns, schema=SCHEMA.with_metadata({_MADE: json.dumps(self._made).encode()}))
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue()
+        name = f"{_digest(data)}.parquet"
+        self.store._write(f"{self.key}/{self.label}/{name}", data)
+        self.used.add(name)
+        return name
+
+
+def _key(shared: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(shared, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def made(table: pa.Table) -> dict[str, Any]:
+    """What made a part."""
+    return json.loads((table.schema.metadata or {}).get(_MADE, b"{}"))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename last, where the system lets folders be synced."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,116 @@
+"""The likelihood of a task's reference answers: one continuous score per document for every kind of task.
+
+Accuracy is too coarse for the effect of one head on a few documents, and writing text is slow. ``answer_logprob`` is
+log p(reference answer | prompt) in nats, teacher-forced, with the task's own prompt: the correct option of a
+multiple-choice task, the continuation of a cloze task, and for a task that is written the reference answer (for
+worked problems such as GSM8K the whole solution), set off by the task's ``target_delimiter`` as in its examples.
+
+Limits: it says how likely the model finds this wording, not whether it would find the answer by itself; long answers
+weigh more than short ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+from lm_eval.api.instance import Instance
+
+from depthlens.analysis.stats import ANSWER_LOGPROB, LEAST_NATS
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError
+from depthlens.requests import Likelihood, Loglikelihood
+from depthlens.tasks import truncation
+from depthlens.tasks.encoding import Encoder
+from depthlens.tasks.prepared_task import Prepared
+
+METRIC = ANSWER_LOGPROB
+
+
+class Answers:
+    """A prepared task seen as its reference answers; runs and scores like `harness.Prepared`.
+
+    ``chat`` says whether the task was prepared with a chat template.
+
+    Attributes:
+        name: Task name.
+        output_type: ``loglikelihood``, whatever the task's own.
+        requests: One per document.
+        asked: See `prepared.Prepared`.
+        texts: The answers by document.
+        pairs: Prompt and answer as text, by document, as they are encoded.
+        cut: Tokens cut from the left of each prompt, since prompt and answer are longer than the model reads.
+
+    Raises:
+        UserError: the task has no reference answer (perplexity tasks), or one that is not among its options.
+    """
+
+    output_type = "loglikelihood"
+
+    def __init__(self, lens: Any, prepared: Prepared, *, chat: bool = False) -> None:
+        self.name = prepared.name
+        self.prepared = prepared
+        self.asked = prepared.asked
+        self.skipped: dict[str, str] = {}
+        config = prepared.task.config
+        # in a chat the template sets the answer off, as in lm-eval
+        self.delimiter = "" if chat and not config.gen_prefix else config.target_delimiter
+        self.texts: dict[int, str] = {}
+        self.pairs: dict[int, tuple[str, str]] = {}
+        self.requests: list[Loglikelihood] = []
+        encoder = Encoder(lens)
+        for doc_id, group in _by_doc(prepared).items():
+            context, answer = self._pair(group)
+            self.texts[doc_id] = answer.strip()
+            self.pairs[doc_id] = context, answer
+            instance = Instance("loglikelihood", group[0].doc, (context, answer), 0, (self.name, doc_id, 1))
+            self.requests += encoder.requests(instance)
+        self.cut = encoder.cut
+        if not any(prepared.cut):  # else it has been told
+            truncation.tell(self.name, self.cut, encoder.max_length)
+
+    def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Likelihood]]:
+        """Answers of the engine, indexed [condition][document]."""
+        return engine.loglikelihood(self.requests, conditions, desc=f"{self.name} {METRIC}")
+
+    def score(self, answers: Sequence[Likelihood]) -> Iterator[tuple[str, int, float, str]]:
+        """Yields (metric, doc_id, value in nats, reference answer)."""
+        for (doc_id, text), answer in zip(self.texts.items(), answers, strict=True):
+            yield METRIC, doc_id, answer.logprob, text
+
+    def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
+        """What a record must hold; see `harness.Prepared.describe`."""
+        about = self.prepared.describe(docs.iloc[:0])
+        info = {"higher_is_better": True, "chance": None, "binary": False, "least": LEAST_NATS}
+        return about | truncation.counted(self.cut) | {"metrics": {METRIC: info}}
+
+    def _pair(self, group: list[Instance]) -> tuple[str, str]:
+        """Context and reference answer of one document."""
+        task, doc, kind = self.prepared.task, group[0].doc, self.prepared.output_type
+        if kind == "loglikelihood":
+            return group[0].args
+        if kind == "multiple_choice":
+            gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+            gold = gold[0] if isinstance(gold, list) else gold
+            choices = task.doc_to_choice(doc)
+            index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
+            if not isinstance(index, int) or not 0 <= index < len(choices):
+                raise UserError(f"task {self.name}: answer {gold!r} of document {group[0].doc_id} is not an option")
+            return group[index].args
+        if kind != "generate_until":
+            raise UserError(f"task {self.name} ({kind}) has no reference answers; {METRIC} needs some")
+        target = task.doc_to_target(doc)
+        target = target[0] if isinstance(target, list) else target
+        if not isinstance(target, str) or not target.strip():
+            raise UserError(f"task {self.name}: document {group[0].doc_id} has no reference answer; {METRIC} needs one")
+        return group[0].args[0], self.delimiter + target
+
+
+def _by_doc(prepared: Prepared) -> dict[int, list[Instance]]:
+    by_doc: dict[int, list[Instance]] = {}
+    for instance in prepared.task.instances:
+        by_doc.setdefault(instance.doc_id, []).append(instance)
+    for group in by_doc.values():
+        group.sort(key=lambda i: i.idx)
+    return by_doc

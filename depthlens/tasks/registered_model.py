@@ -1,0 +1,117 @@
+"""The engine as an lm-eval model; importing this module registers it. See `depthlens.lm_eval_model`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from depthlens import arguments
+from depthlens.ablations import parse
+from depthlens.backends import weight_swap
+from depthlens.backends.torch import measure_means
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError, unknown
+from depthlens.models import loading, pairs
+from depthlens.tasks import encoding
+
+
+@register_model("depthlens")
+class DepthlensLM(HFLM):
+    """A model under one condition.
+
+    Args:
+        pretrained: Alias, hub id, directory or ``.gguf`` file, or a loaded `depthlens.models.loading.Lens`.
+        condition: What is removed, in text form.
+        dtype: See `depthlens.load`.
+        device: See `depthlens.load`; None chooses, and so does a CUDA device where there is none.
+        backend: What applies the condition.
+        batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
+        reference: Text file, one prompt a line, over which ``@mean`` takes the mean of what a part adds.
+        donor: Model whose weights ``@donor`` puts in place.
+        kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
+
+    Raises:
+        UserError: for anything that does not exist.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | loading.Lens | None = None,
+        condition: str = "baseline",
+        dtype: str = "auto",
+        device: str | None = None,
+        backend: str = "torch",
+        batch_tokens: int | None = None,
+        reference: str | None = None,
+        donor: str | loading.Lens | None = None,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        own, peer = (set(inspect.signature(cls.__init__).parameters) for cls in (DepthlensLM, HFLM))
+        for name in kwargs:
+            if name not in peer:  # lm-eval's class would take it, and do nothing with it
+                raise unknown("model argument", name, sorted((own | peer) - {"self", "kwargs"}), "(in --model_args)")
+        arguments.check(backend=backend, batch_tokens=batch_tokens)
+        if pretrained is None:
+            raise UserError("no model is named; add pretrained=NAME to the model's arguments")
+        lens = pretrained
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # lm-eval's command line says cuda:0 where the user said nothing; its hf model does the same
+        if not isinstance(lens, loading.Lens):
+            lens = loading.load(lens, dtype=dtype, device=device or "auto")
+        self.condition = parse(condition).validate(lens.dims)
+        lens = lens if donor is None else pairs.with_donor(lens, donor)
+        weight_swap.require(lens, [self.condition], backend)
+        if self.condition.uses_resample:
+            raise UserError(f"condition {condition}: @resample is for dl.head_sweep; use @mean, or nothing to remove")
+        means = None
+        if self.condition.uses_mean:
+            if reference is None:
+                raise UserError(f"condition {condition} needs reference=FILE, a text file with one prompt a line")
+            means = measure_means(lens, [lens.tokenizer(line).input_ids for line in _lines(reference)], reference)
+        self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
+        with encoding.quiet():
+            super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20, **kwargs)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        asked = [encoding.loglikelihood(self, "of this run", before, after) for _, before, after in requests]
+        self.engine.progress = not disable_tqdm
+        answers = self.engine.loglikelihood(asked, [self.condition])[0]
+        for (text, _, _), answer in zip(requests, answers, strict=True):
+            if text is not None:
+                self.cache_hook.add_partial("loglikelihood", text, (answer.logprob, answer.is_greedy))
+        return [(a.logprob, a.is_greedy) for a in answers]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy texts, in the order of the requests."""
+        self.engine.progress = not disable_tqdm
+        texts = self.engine.generate_until([encoding.generation(self, r) for r in requests], [self.condition])[0]
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes of the model into its results."""
+        donor = self.engine.lens.donor
+        about = {"donor": donor.lens.describe()} if donor else {}
+        return {**self.engine.lens.describe(), "condition": str(self.condition), **about}
+
+
+def _lines(path: str) -> list[str]:
+    """Prompts of a text file, one a line."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.rstrip("\n") for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        fault = f"reference {path!r} cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}"
+        raise UserError(f"{fault}; give a text file with one prompt a line") from e
+    if not lines:
+        raise UserError(f"reference {path!r} has no prompts; give a text file with one prompt a line")
+    return lines
