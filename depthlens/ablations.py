@@ -23,7 +23,7 @@ No torch in here: conditions are hashable, travel through JSON as their text for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, permutations
 
@@ -326,3 +326,11 @@ def _whole(word: str, mode: str, dims: Dims) -> list[Condition] | None:
     else:
         return None
     return [Condition(tuple(p)) for p in parts]
+
+
+def heads_condition(heads: Sequence[Head]) -> Condition:
+    """The condition that removes heads together (zero ablation of their z)."""
+    return Condition(tuple(Ablation(layer, "head", head) for layer, head in heads))
+
+
+Head = tuple[int, int]  # layer, head

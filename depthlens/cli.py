@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
-from depthlens.progress import say
+from depthlens.progress import say, text_table
 from depthlens.store import commands
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def models() -> None:
     """List the models that have a short name."""
     from depthlens.models import registry
 
-    typer.echo(table(registry.table()))
+    typer.echo(text_table(registry.table()))
 
 
 def _whole(text: str | None) -> int | str | None:
@@ -306,12 +306,3 @@ def _worst(rows: pd.DataFrame, higher_is_better: bool) -> pd.DataFrame:
 
 def _higher_is_better(result: Result, task: str, metric: str) -> bool:
     return result.record["tasks"][task]["metrics"][metric]["higher_is_better"]
-
-
-def table(rows: Sequence[dict[str, object]]) -> str:
-    """Rows as text columns."""
-    columns = list(rows[0])
-    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = ("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) for line in cells)
-    return "\n".join(line.rstrip() for line in lines)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -107,3 +108,12 @@ def say(what: str, **about: Any) -> None:
     """
     as_json = os.environ.get(ENVIRONMENT) == "-"
     print(json.dumps({"status": what, **about}) if as_json else f"{what} ...", file=sys.stderr, flush=True)
+
+
+def text_table(rows: Sequence[dict[str, object]]) -> str:
+    """Rows as text columns."""
+    columns = list(rows[0])
+    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) for line in cells)
+    return "\n".join(line.rstrip() for line in lines)

@@ -19,8 +19,8 @@ import torch
 
 from depthlens import backends
 from depthlens.ablations import BASELINE, parse
-from depthlens.backends.torch import measure_means, sample
 from depthlens.engine import prefix_tree, wavefront
+from depthlens.engine.references import measure_means, sample
 from depthlens.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods.md"

@@ -29,7 +29,7 @@ from transformers.models.llama import modeling_llama
 
 from depthlens.ablations import parse
 from depthlens.engine.engine import Engine
-from depthlens.models.loading import Lens
+from depthlens.models.lens import Lens
 from depthlens.requests import Generate, Loglikelihood
 from depthlens.store.answer_cache import AnswerStore
 

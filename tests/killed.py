@@ -31,7 +31,7 @@ import torch
 import depthlens as dl
 from depthlens.engine import pack_runs
 from depthlens.errors import stop_on_sigterm
-from depthlens.store import answer_cache
+from depthlens.store import answer_cache, answer_rows
 
 KINDS = {
     "plain": {"ablate": "layers", "tasks": ["capitals_continuation"]},
@@ -57,10 +57,10 @@ class Log:
 
     def watch(self) -> None:
         """Note what the engine does in this process from now on."""
-        do, write = pack_runs.PackRuns.do, answer_cache.Rows.keep
+        do, write = pack_runs.PackRuns.do, answer_rows.Rows.keep
 
-        def addresses(rows: answer_cache.Rows, some: Iterable[tuple[int, int]]) -> list:
-            return [[rows.kept.address(rows.conditions[c]), answer_cache.digest(rows.requests[r])] for c, r in some]
+        def addresses(rows: answer_rows.Rows, some: Iterable[tuple[int, int]]) -> list:
+            return [[rows.addresses[c], answer_rows.digest(rows.requests[r])] for c, r in some]
 
         def started(packs: Any, members: list[int], group: list[int]) -> None:
             self.note("start", addresses(packs.rows, [(c, r) for c in group for r in members]))
@@ -70,7 +70,7 @@ class Log:
             write(rows, some)
             self.note("keep", addresses(rows, some))
 
-        pack_runs.PackRuns.do, answer_cache.Rows.keep = started, wrote
+        pack_runs.PackRuns.do, answer_rows.Rows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:

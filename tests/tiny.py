@@ -25,7 +25,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from depthlens.models.loading import Lens
+from depthlens.models.lens import Lens
 
 VOCAB = 260  # 256 bytes and four special tokens
 

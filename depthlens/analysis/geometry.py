@@ -1,6 +1,6 @@
 """Do cheap numbers foretell what removing a layer costs? Rank correlations over layers, and sentences on them.
 
-Spearman's correlation between a number a layer (`depthlens.experiments.geometry.predictors`, or any other table with a
+Spearman's correlation between a number a layer (`depthlens.analysis.geometry.predictors`, or any other table with a
 column ``layer``) and the loss of removing it, task by task; intervals are bootstraps over documents
 (`depthlens.analysis.layer_profiles`).
 
@@ -8,6 +8,8 @@ Limit: the first layer turns the stream most and costs most in nearly every mode
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -39,7 +41,7 @@ def agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 0, n_boot
         UserError: no column ``layer``, a removed layer without predictors, fewer than 3 layers, or no layer sweep.
     """
     arguments.made_by(
-        predictors, "columns", "a table such as that of depthlens.experiments.geometry.predictors", "predictors"
+        predictors, "columns", "a table such as that of depthlens.analysis.geometry.predictors", "predictors"
     )
     rows = []
     found = [p for p in profiles(result) if not p.at_chance]
@@ -83,3 +85,37 @@ def _spearman(losses: np.ndarray, predictor: np.ndarray) -> np.ndarray:
     a, b = a - a.mean(1, keepdims=True), b - b.mean()
     scale = np.sqrt(np.square(a).sum(1) * np.square(b).sum())
     return np.divide(a @ b, scale, out=np.full(len(a), np.nan), where=scale > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Cheap numbers of one model: means over texts with 95% intervals.
+
+    Attributes:
+        distances: layer, size, distance, ci_low, ci_high, n: from before ``layer`` to ``size`` layers later.
+        influences: layer, influence, ci_low, ci_high, n.
+        logit_lens: depth (layers passed, 0 to n_layers), then probability, rank (the median over positions of a text;
+            1 is the top) and entropy (nats), each with its ``_low`` and ``_high``, n.
+        record: Model, texts and settings.
+    """
+
+    distances: pd.DataFrame
+    influences: pd.DataFrame
+    logit_lens: pd.DataFrame
+    record: dict
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.influences)
+
+
+def predictors(g: Geometry) -> pd.DataFrame:
+    """The cheap numbers by layer that may foretell what its removal costs; larger should mean more important.
+
+    Returns:
+        One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
+    """
+    arguments.made_by(g, "distances", "what depthlens.experiments.geometry.geometry returned", "g")
+    single, entropy = g.distances[g.distances["size"] == 1], g.logit_lens["entropy"]
+    table = g.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
+    return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from depthlens.analysis.head_scores import Head, HeadScores
+from depthlens.ablations import Head
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
-from depthlens.analysis.stats import BASELINE, metric_unit
+from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError, unknown
+from depthlens.metrics import metric_unit
 
 N_BOOT = 1000
 

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from depthlens.ablations import Head
 from depthlens.analysis import result_folder, stats
 from depthlens.errors import UserError
+from depthlens.metrics import LEAST_NATS
 from depthlens.paths import writable_folder
 
 SCORES_FILE, RECORD_FILE = "heads.parquet", "record.json"
 _CIRCUMSTANCES = ("depthlens", "git_commit", "platform", "python", "store", "time", "versions")  # of a record
-Head = tuple[int, int]  # layer, head
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class HeadScores:
         low: Lower ends of the 95% intervals. Shape [n_layers, n_heads].
         high: Upper ends. Shape [n_layers, n_heads].
         n: Cases that the values are means over.
-        critical: Above 0 after Holm's correction and, in nats, at least `stats.LEAST_NATS`, where tested. Shape
+        critical: Above 0 after Holm's correction and, in nats, at least `LEAST_NATS`, where tested. Shape
             [n_layers, n_heads].
         record: Model, task and settings: what is needed to repeat it.
     """
@@ -83,7 +84,7 @@ class HeadScores:
         low[measured], high[measured], p = stats.paired_t(chosen, float(np.ptp(chosen)))
         values[measured] = chosen.mean(1)
         critical = np.zeros(len(flat), dtype=bool)
-        least = stats.LEAST_NATS if unit == "nats" else 0.0
+        least = LEAST_NATS if unit == "nats" else 0.0
         critical[measured] = (stats.holm(p) < stats.ALPHA) & (values[measured] > least)
         grid = [x.reshape(shape) for x in (values, low, high, critical)]
         return cls(name, unit, *grid[:3], n, grid[3] if tested else None, record)

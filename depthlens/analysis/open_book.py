@@ -24,7 +24,7 @@ from depthlens.analysis.layer_profiles import N_BOOT, THIRDS, change, draws, int
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.errors import UserError
-from depthlens.tasks.answer_logprob import METRIC
+from depthlens.metrics import ANSWER_LOGPROB
 
 SITES = ("attn", "mlp")
 
@@ -53,7 +53,7 @@ def book_worth(result: Result, closed: str, opened: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def beyond(result: Result, closed: str, opened: str, metric: str = METRIC) -> pd.DataFrame:
+def beyond(result: Result, closed: str, opened: str, metric: str = ANSWER_LOGPROB) -> pd.DataFrame:
     """What each condition costs the open book beyond what it costs the closed one.
 
     Args:
@@ -136,7 +136,7 @@ def book_findings(book: pd.DataFrame, versus: pd.DataFrame) -> list[str]:
     """What the book adds, and which layers serve the finding or the knowing."""
     lines = []
     for row in book.itertuples():
-        unit = " nats of the right answer" if row.metric == METRIC else f" of {row.metric}"
+        unit = " nats of the right answer" if row.metric == ANSWER_LOGPROB else f" of {row.metric}"
         sure = "" if row.ci_low > 0 or row.ci_high < 0 else ", not proven"
         amount = f"**{row.difference:+.2f}** [{row.ci_low:+.2f}, {row.ci_high:+.2f}]"
         lines.append(f"The book changes the whole model's score by {amount}{unit} (n = {row.n}){sure}.")

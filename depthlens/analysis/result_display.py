@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -47,3 +48,21 @@ def _by_loss(summary: pd.DataFrame, losses: Sequence[float] | None) -> pd.DataFr
         table.loc[~is_base, "_loss"] = losses
     ordered = table.sort_values(["_place", "_loss"], ascending=[True, False], kind="stable", ignore_index=True)
     return ordered.drop(columns=["_place", "_loss"])
+
+
+def truncation_notes(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:
+    """One line per task whose prompts were cut, of a result's record and of those it was joined from.
+
+    Args:
+        record: Of a result.
+        several: Whether results of several models were joined, so that the model has to be named.
+    """
+    parts = record.get("parts", ())
+    several = several or len({str(part.get("model")) for part in parts}) > 1
+    for part in parts:
+        yield from truncation_notes(part, several=several)
+    for task, about in () if parts else record.get("tasks", {}).items():
+        if n := about.get("n_truncated"):
+            of = f" of {record['model']['name']}" if several and "model" in record else ""
+            lost = f"lost up to {about['max_tokens_cut']} tokens at their left end"
+            yield f"{task}{of}: {n} prompts are longer than the model reads and {lost}"

@@ -32,7 +32,6 @@ from depthlens.analysis.result_folder import DOCS_FILE, FILES, RECORD_FILE, SUMM
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError, unknown
 from depthlens.paths import writable_folder
-from depthlens.tasks import truncation
 
 DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
 _DTYPES = {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
@@ -127,7 +126,7 @@ class Result:
                     f"{self._name(row)}: {row.n} documents are too few for any loss to reach "
                     f"p_adjusted < {ALPHA}; take about {needed}"
                 )
-        notes += dict.fromkeys(truncation.notes(self.record))
+        notes += dict.fromkeys(result_display.truncation_notes(self.record))
         if count := self.record.get("selected_conditions"):
             notes.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
         return notes

@@ -35,19 +35,11 @@ Counts = ArrayLike | int
 BASELINE = "baseline"
 LEVEL = 0.95
 ALPHA = 0.05
-# nats: about 5% of an answer's probability; a smaller change is not worth a name, however sure
-LEAST_NATS = 0.05
-ANSWER_LOGPROB = "answer_logprob"  # the metric of `depthlens.tasks.answer_logprob`
 GROUP = ["model", "task", "metric"]
 SUMMARY_COLUMNS = [
     *GROUP, "condition", "layer", "head", "n", "value", "baseline", "delta", "ci_low", "ci_high", "p_value",
     "p_adjusted",
 ]  # fmt: skip
-
-
-def metric_unit(metric: str) -> str:
-    """``nats`` for log-probabilities of answers (`depthlens.tasks.answer_logprob`), "" for scores."""
-    return "nats" if metric == ANSWER_LOGPROB else ""
 
 
 def is_binary(values: ArrayLike) -> bool:

@@ -8,49 +8,16 @@ changes for all. Hooks that are on the original at that moment are left behind.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
-
-from depthlens.errors import UserError
-
-
-def twin(lens: Any, library: str) -> nn.Module:
-    """A copy of ``lens.model`` whose parameters share the original's storage.
-
-    Args:
-        lens: A loaded model.
-        library: What needs it, for the error.
-
-    Raises:
-        UserError: the weights are not in memory.
-    """
-    lens.needs_weights(library)
-    if any(p.is_meta for p in lens.model.parameters()):
-        raise UserError(
-            f"model {lens.name!r} is loaded with its weights left on disk, which {library} cannot use; "
-            "use backend 'torch', or load the model without offload"
-        )
-    # new Parameter objects: moving or casting the twin then leaves the original where it is
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lens.model.parameters()}
-    model = copy.deepcopy(lens.model, shared)
-    for module in model.modules():
-        vars(module).pop("forward", None)  # a transplant that is in force belongs to the original too
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.clear()
-        for flags in (module._forward_hooks_with_kwargs, module._forward_pre_hooks_with_kwargs):
-            flags.clear()
-    # a model built from its configuration does not name its class there, and libraries look it up
-    model.config.architectures = [type(lens.model).__name__]
-    return model
 
 
 def arguments(lens: Any, tokens: Tensor, attention_mask: Tensor, cache: Any, keep_cache: bool) -> dict[str, Any]:
-    """Keyword arguments of the Hugging Face model's forward; see `depthlens.backends.Backend.forward`.
+    """Keyword arguments of the Hugging Face model's forward; see `depthlens.backends.protocol.Backend.forward`.
 
     Only the last position is unembedded by the model: `logits` unembeds those that are asked for.
     """

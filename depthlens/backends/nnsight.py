@@ -7,32 +7,19 @@ skips for every one of them, so rows are selected by assignment.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
-from nnsight import TransformersModel
 from torch import Tensor
 
 from depthlens.ablations import Condition
-from depthlens.backends import Means
-from depthlens.backends.forward_arguments import arguments, logits, twin
+from depthlens.backends.forward_arguments import arguments, logits
+from depthlens.backends.protocol import Means
 from depthlens.backends.torch import RowEdits
 from depthlens.models.architectures import hidden, supported, with_hidden
-
-
-def wrap(lens: Any) -> TransformersModel:
-    """An nnsight model over the weights of a loaded model.
-
-    Whatever is done to it (edits, another device) leaves ``lens.model`` as it is.
-
-    Raises:
-        UserError: the weights are not in memory.
-    """
-    # nnsight pads on the left and sets a pad token: on a tokenizer of its own
-    return TransformersModel(twin(lens, "nnsight"), tokenizer=copy.deepcopy(lens.tokenizer))
+from depthlens.models.library_views import wrap
 
 
 class NnsightBackend:
@@ -56,7 +43,7 @@ class NnsightBackend:
         cache: Any = None,
         positions: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[Tensor], Any]:
-        """See `depthlens.backends.Backend.forward`."""
+        """See `depthlens.backends.protocol.Backend.forward`."""
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
         edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
         final_norm = attrgetter(self.family.final_norm)(self.model)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from depthlens.ablations import Ablation, Condition, Dims
-from depthlens.backends import Means
+from depthlens.backends.protocol import Means
 from depthlens.errors import UserError
 from depthlens.models.architectures import supported
 from depthlens.models.remote import Overfull
@@ -61,7 +61,7 @@ class RemoteNnsight:
         cache: Any = None,
         positions: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[Tensor], None]:
-        """See `depthlens.backends.Backend.forward`; logits travel here whole, and there is no cache to go on from.
+        """See `protocol.Backend.forward`; logits travel here whole, and there is no cache to go on from.
 
         Raises:
             UserError: a condition does not fit the model or asks for means that were not given.
@@ -198,7 +198,7 @@ def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> Tensor:
 
 
 def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str, batch_tokens: int) -> Means:
-    """`depthlens.backends.torch.measure_means` on a server, which sends back sums over the tokens of each trace.
+    """`depthlens.engine.references.measure_means` on a server, which sends back sums over the tokens of each trace.
 
     Args:
         lens: A model loaded with ``remote``.

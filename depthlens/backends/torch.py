@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from depthlens.ablations import Ablation, Condition
-from depthlens.backends import Means, weight_swap
-from depthlens.engine import memory_budget
+from depthlens.backends import weight_swap
+from depthlens.backends.protocol import Means
 from depthlens.errors import UserError
+from depthlens.models import pairs
 from depthlens.models.architectures import hidden, with_hidden
 
 
@@ -69,7 +70,7 @@ class TorchBackend:
         cache: Any = None,
         positions: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[Tensor], Any]:
-        """See `depthlens.backends.Backend.forward`."""
+        """See `depthlens.backends.protocol.Backend.forward`."""
         model, arch = self.lens.model, self.lens.arch
         position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         keep_cache = positions is None  # only generation goes on from here
@@ -124,7 +125,7 @@ class RowEdits:
         lens: Any,
         means: Means | None,
         position_ids: Tensor | None = None,
-        donor: weight_swap.Donor | None = None,
+        donor: pairs.Donor | None = None,
     ) -> None:
         self.arch = lens.arch
         self.means = means
@@ -248,86 +249,3 @@ class RowEdits:
             return torch.where(edited, new, z).flatten(-2)
 
         return edit
-
-
-@torch.no_grad()
-def sample(lens: Any, means: Means, tokens: Sequence[int], name: str) -> Means:
-    """The same means with z of every position of one reference prompt, for ``@resample``.
-
-    Args:
-        lens: The model.
-        means: From `measure_means`.
-        tokens: The reference prompt.
-        name: What the reference is, kept in the record.
-    """
-    lens.needs_weights("@resample")
-    kept: dict[int, Tensor] = {}
-    handles = [
-        o_proj.register_forward_pre_hook(lambda module, args, i=i: kept.update({i: args[0][0]}))
-        for i, o_proj in enumerate(lens.arch.o_proj)
-    ]
-    try:
-        lens.model.base_model(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    z = torch.stack([kept[i] for i in range(lens.dims.n_layers)])  # [layer, pos, n_heads * d_head]
-    return replace(means, name=name, sample=z.unflatten(-1, (lens.dims.n_heads, lens.dims.d_head)))
-
-
-@torch.no_grad()
-def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str) -> Means:
-    """Means of every site over all positions of a reference set.
-
-    Args:
-        lens: The model.
-        rows: Token ids of the reference prompts.
-        name: What the set is, kept in the record.
-
-    Raises:
-        UserError: the set is empty.
-    """
-    if not any(len(r) for r in rows):
-        raise UserError(f"reference set {name!r} for @mean is empty; give at least one prompt")
-    if lens.remote:
-        from depthlens.backends import remote
-
-        return remote.measure_means(lens, rows, name, memory_budget.choose(lens).batch_tokens)
-    arch, dims = lens.arch, lens.dims
-    # float64 sums: a float32 running sum over 10^5 positions would lose three digits
-    total = {
-        "layer": torch.zeros(dims.n_layers, dims.d_model, dtype=torch.float64),
-        "attn": torch.zeros(dims.n_layers, dims.d_model, dtype=torch.float64),
-        "mlp": torch.zeros(dims.n_layers, dims.d_model, dtype=torch.float64),
-        "z": torch.zeros(dims.n_layers, dims.n_heads * dims.d_head, dtype=torch.float64),
-    }
-
-    def add(site: str, layer: int, value: Tensor) -> None:
-        total[site][layer] += value.double().sum((0, 1)).cpu()
-
-    handles: list[Any] = []
-    try:
-        for i in range(dims.n_layers):
-            handles += [
-                arch.layers[i].register_forward_hook(
-                    lambda m, a, k, o, i=i: add("layer", i, hidden(o) - (a[0] if a else k["hidden_states"])),
-                    with_kwargs=True,
-                ),
-                arch.attn[i].register_forward_hook(lambda m, a, o, i=i: add("attn", i, hidden(o))),
-                arch.mlp[i].register_forward_hook(lambda m, a, o, i=i: add("mlp", i, hidden(o))),
-                arch.o_proj[i].register_forward_pre_hook(lambda m, a, i=i: add("z", i, a[0])),
-            ]
-        for row in rows:  # one row at a time: no padding, so every position counts once
-            lens.model.base_model(input_ids=torch.tensor([list(row)], device=lens.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    n = sum(len(r) for r in rows)
-    means = {k: (v / n).float().to(lens.device) for k, v in total.items()}
-    return Means(
-        name,
-        means["layer"],
-        means["attn"],
-        means["mlp"],
-        means["z"].unflatten(-1, (dims.n_heads, dims.d_head)),
-    )

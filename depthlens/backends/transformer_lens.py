@@ -13,48 +13,21 @@ the cache was filled is checked after every step.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
 from transformers import DynamicCache
 
 from depthlens.ablations import Condition
-from depthlens.backends import Means
-from depthlens.backends.forward_arguments import arguments, logits, twin
+from depthlens.backends.forward_arguments import arguments, logits
+from depthlens.backends.protocol import Means
 from depthlens.backends.torch import RowEdits
-from depthlens.errors import UserError
+from depthlens.models.library_views import bridge
 
 Hook = tuple[str, Callable[..., Tensor | None]]
-
-
-def bridge(lens: Any) -> TransformerBridge:
-    """A `TransformerBridge` over the weights of a loaded model.
-
-    Whatever is done to it (hooks, compatibility mode, another device) leaves ``lens.model`` as it is.
-
-    Raises:
-        UserError: TransformerLens does not know the architecture, or the weights are not in memory.
-    """
-    name = type(lens.model).__name__
-    if name not in SUPPORTED_ARCHITECTURES:
-        raise UserError(f"TransformerLens does not support {name}; use backend 'torch' or 'nnsight'")
-    model = twin(lens, "TransformerLens")
-    tokenizer = copy.deepcopy(lens.tokenizer)
-    # else the bridge loads the tokenizer a second time, by its name, which a .gguf file does not allow
-    tokenizer.init_kwargs = {"name_or_path": lens.name, **tokenizer.init_kwargs, "add_bos_token": True}
-    made = TransformerBridge.boot_transformers(
-        lens.name, hf_model=model, tokenizer=tokenizer, device=lens.device, dtype=lens.dtype
-    )
-    # folding norms replaces most weights, but stacked experts are scaled in place, where lens.model has them too
-    if any(p.ndim > 2 for p in model.parameters()):
-        made.adapter.supports_fold_ln = False
-    return made
 
 
 class TransformerLensBackend:
@@ -77,7 +50,7 @@ class TransformerLensBackend:
         cache: Any = None,
         positions: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[Tensor], Any]:
-        """See `depthlens.backends.Backend.forward`."""
+        """See `depthlens.backends.protocol.Backend.forward`."""
         keep_cache = positions is None  # only generation goes on from here
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache)
         cache = kwargs["cache"]

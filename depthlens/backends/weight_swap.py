@@ -23,71 +23,17 @@ A donor that was loaded with ``offload="disk"`` holds its ends, and a layer only
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from depthlens.ablations import Ablation, Condition
-from depthlens.errors import UserError
 from depthlens.models.architectures import supported
+from depthlens.models.pairs import Donor
 
 Call = Callable[..., Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Donor:
-    """A model that fits a base model, see `depthlens.models.pairs.with_donor`.
-
-    Attributes:
-        lens: The donor, in memory or offloaded.
-        notes: Where it differs from the base in more than weights, for the record.
-        ends: Which of ``embed`` and ``unembed`` differ from the base's.
-        own_rotary: Whether its rotary frequencies differ from the base's.
-    """
-
-    lens: Any
-    notes: tuple[str, ...]
-    ends: tuple[str, ...]
-    own_rotary: bool
-
-    def resident(self, layer: int, touched: Sequence[int]) -> AbstractContextManager[None]:
-        """Within the context a layer's weights are in memory, where it is one of the sorted layers ``touched``.
-
-        The next of these is read meanwhile.
-        """
-        if layer not in touched or not self.lens.stream:
-            return nullcontext()
-        return self.lens.stream.resident(layer, next((x for x in touched if x > layer), self.lens.dims.n_layers))
-
-    def held_bytes(self, conditions: Sequence[Condition]) -> int:
-        """What `held` brings into memory."""
-        return len(touched(conditions)) * self.lens.stream.layer_bytes if self.lens.stream else 0
-
-
-def require(lens: Any, conditions: Sequence[Condition], backend: str = "torch") -> None:
-    """Refuse a condition that asks for a donor where there is none, or where the backend cannot transplant."""
-    asked = next((c for c in conditions if c.uses_donor), None)
-    if asked and (lens.donor is None or backend != "torch"):
-        fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
-        raise UserError(f"condition {asked} takes weights from a donor; {fix}")
-
-
-def touched(conditions: Sequence[Condition]) -> list[int]:
-    """Layers with weights of the donor under some condition, sorted."""
-    return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
-
-
-@contextmanager
-def held(donor: Donor | None, conditions: Sequence[Condition]) -> Iterator[None]:
-    """Within the context every layer that the conditions take from the donor is in memory, as decoding needs it."""
-    layers = touched(conditions)
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(donor.resident(layer, layers))
-        yield
 
 
 @contextmanager

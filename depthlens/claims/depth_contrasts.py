@@ -26,7 +26,7 @@ from depthlens.analysis.depth import third_losses
 from depthlens.analysis.layer_profiles import N_BOOT, Profile, drawn, interval, profiles
 from depthlens.analysis.results import Result
 from depthlens.errors import unknown
-from depthlens.tasks.answer_logprob import METRIC
+from depthlens.metrics import ANSWER_LOGPROB
 
 SHOWN, OPPOSITE, UNDECIDED, UNJUDGED = "shown", "the opposite", "undecided", "cannot be judged"
 
@@ -70,10 +70,10 @@ class Contrast:
 
 def views(result: Result) -> Result:
     """Two views of every task: its first own metric, and the likelihood of its answers where that was measured."""
-    own = result.baselines[result.baselines["metric"] != METRIC].drop_duplicates("task")
+    own = result.baselines[result.baselines["metric"] != ANSWER_LOGPROB].drop_duplicates("task")
     kept = set(own[["task", "metric"]].itertuples(index=False, name=None))
     docs = result.docs
-    chosen = [(t, m) in kept or m == METRIC for t, m in zip(docs["task"], docs["metric"], strict=True)]
+    chosen = [(t, m) in kept or m == ANSWER_LOGPROB for t, m in zip(docs["task"], docs["metric"], strict=True)]
     return Result(docs[chosen], result.record, result.asked)
 
 
@@ -92,7 +92,7 @@ def contrasts(
     Raises:
         UserError: a task that the result has not, or no single-layer conditions.
     """
-    seen = {(p.task, p.metric == METRIC): p for p in profiles(views(result))}
+    seen = {(p.task, p.metric == ANSWER_LOGPROB): p for p in profiles(views(result))}
     own = {task: p for (task, is_likelihood), p in seen.items() if not is_likelihood}
     likely = {task: p for (task, is_likelihood), p in seen.items() if is_likelihood}
     for task in (written, *others, *knowledge):
@@ -117,7 +117,7 @@ def contrast(claim: str, one: Profile, other: Profile, *, seed: int = 0, n_boot:
         seed: Of the bootstrap.
         n_boot: Number of draws.
     """
-    names = [f"{p.task} {METRIC}" if p.metric == METRIC else p.task for p in (one, other)]
+    names = [f"{p.task} {ANSWER_LOGPROB}" if p.metric == ANSWER_LOGPROB else p.task for p in (one, other)]
     if why := "; ".join(f"{name}: {p.unplaced}" for name, p in zip(names, (one, other), strict=True) if p.unplaced):
         return Contrast(claim, *names, UNJUDGED, why)
     a, b = (

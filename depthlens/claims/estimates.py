@@ -28,6 +28,7 @@ from depthlens.analysis.depth import centre, third_losses
 from depthlens.analysis.layer_profiles import Profile, drawn, ratio
 from depthlens.analysis.stats import ALPHA
 from depthlens.claims.decision import ABOVE, BELOW, DIFFERENT, Part, Spec
+from depthlens.metrics import metric_unit
 
 _RELATIVE, _SHARE = "of the score above chance", "of all loss"
 Statistic = Callable[[Profile, np.ndarray, np.ndarray], np.ndarray]
@@ -185,7 +186,7 @@ def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[
     rank from the other end has to be as extreme before a list is said to cost less than random heads.
 
     Args:
-        tests: Of `depthlens.experiments.head_removal.RemovalCurve`.
+        tests: Of `depthlens.analysis.removal_curve.RemovalCurve`.
         excess: Of the same.
         n_draws: Random rivals of each list.
         own: The task of each list.
@@ -195,7 +196,7 @@ def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[
     p_adjusted = stats.holm([float(test.p_value) for _, test, _ in rows])
     parts = []
     for (name, test, cost), p in zip(rows, p_adjusted, strict=True):
-        unit = stats.metric_unit(test.metric) or HEADS.unit
+        unit = metric_unit(test.metric) or HEADS.unit
         spec = replace(HEADS, what=f"the cost of {name} beyond random heads", unit=unit)
         n, why = int(cost.n), ""
         if bool(test.at_chance):

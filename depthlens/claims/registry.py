@@ -42,7 +42,7 @@ class Evidence:
         knowledge: Layer sweep of knowledge tasks.
         retrieval: Layer sweep of retrieval tasks.
         reasoning: Layer sweep of reasoning tasks.
-        heads: A `depthlens.experiments.head_removal.RemovalCurve`, or anything with its ``tests``, ``excess`` and
+        heads: A `depthlens.analysis.removal_curve.RemovalCurve`, or anything with its ``tests``, ``excess`` and
             ``record["n_draws"]``.
         head_tasks: The task that each list of ``heads`` is for, by the list's name.
         pairs: Layer sweeps of a base model and of its distilled one, alike in all else.

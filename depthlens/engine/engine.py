@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
-from depthlens import arguments, backends, progress
-from depthlens.ablations import BASELINE, Condition, expand
+from depthlens import backends, progress
+from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
+from depthlens.backends.protocol import Means
 from depthlens.engine import decoding, memory_budget, nonfinite, prefix_tree
 from depthlens.engine.decoding import Writer
 from depthlens.engine.nonfinite import NotFinite
@@ -27,10 +27,11 @@ from depthlens.engine.padded_rows import PlainRows
 from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.engine.work_rate import Pace
 from depthlens.errors import Interrupted, UserError
-from depthlens.models import offload
+from depthlens.models import offload, pairs
 from depthlens.requests import Generate, Likelihood, Loglikelihood
 from depthlens.store import answer_cache
-from depthlens.store.answer_cache import Kept, Rows
+from depthlens.store.answer_cache import Kept
+from depthlens.store.answer_rows import Rows
 
 # positions that are unembedded at once: 512 x 49k logits in float32 are 100 MB
 UNEMBED_ROWS = 512
@@ -63,7 +64,7 @@ class Engine:
         *,
         backend: str = "torch",
         batch_tokens: int | None = None,
-        means: backends.Means | None = None,
+        means: Means | None = None,
         progress: bool = True,
         kept: Kept | None = None,
     ) -> None:
@@ -86,7 +87,7 @@ class Engine:
         Returns:
             Answers, indexed [condition][request].
         """
-        weight_swap.require(self.lens, conditions, self.backend.name)
+        pairs.require(self.lens, conditions, self.backend.name)
         # the last token of a continuation is predicted, never read
         inputs = [(*q.context, *q.continuation)[:-1] for q in requests]
         rows = self.kept.rows(requests, conditions)
@@ -224,7 +225,7 @@ class Engine:
         Raises:
             UserError: the model is offloaded.
         """
-        weight_swap.require(self.lens, conditions, self.backend.name)
+        pairs.require(self.lens, conditions, self.backend.name)
         if self.lens.stream:
             raise UserError(offload.NO_GENERATION)
         contexts = [q.context for q in requests]
@@ -232,7 +233,7 @@ class Engine:
         with self._bar(rows, desc) as bar, self._watched(contexts, conditions, rows):
             lengths = [len(q.context) + q.max_new_tokens for q in requests]
             if not self._walks(max(lengths, default=0)):
-                with weight_swap.held(self.lens.donor, conditions):
+                with pairs.held(self.lens.donor, conditions):
                     return self._plain("generate_until", requests, conditions, lengths, rows, bar)
             # by fork, the baseline last: see decoding.Rows
             n_layers = self.lens.dims.n_layers
@@ -260,9 +261,9 @@ class Engine:
             )
             for i in range(0, len(order), size):
                 group = order[i : i + size]
-                with weight_swap.held(self.lens.donor, [conditions[c] for c in group]):
+                with pairs.held(self.lens.donor, [conditions[c] for c in group]):
                     packs.walk(group, room)
-            with weight_swap.held(self.lens.donor, conditions if rows.deferred else []):
+            with pairs.held(self.lens.donor, conditions if rows.deferred else []):
                 rows.finish(packs.do, bar.update)
             self.batch_tokens = packs.batch_tokens
         return rows.answers
@@ -331,40 +332,3 @@ class Engine:
             )
         except NotFinite as e:
             raise NotFinite((group[e.row[0]], packed.sequences[e.row[1]]), e.written) from e
-
-
-def next_token(
-    lens: Any, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8, backend: str = "torch"
-) -> pd.DataFrame:
-    """Probability of the next token after a prompt, under the baseline and other conditions.
-
-    Args:
-        lens: A loaded model.
-        prompt: Text, encoded as the tokenizer does by default.
-        conditions: Beside the baseline, which always comes first.
-        k: How many of the likeliest tokens of each condition are kept (their union is shown for all).
-        backend: What applies the conditions.
-
-    Returns:
-        One row a token, one column a condition (its text form), sorted by the baseline's probability.
-
-    Raises:
-        UserError: empty prompt, or a condition that the model does not have.
-    """
-    arguments.loaded(lens)
-    arguments.whole("k", k, 1)
-    tokens = lens.tokenizer(prompt).input_ids if isinstance(prompt, str) else []
-    if not tokens:
-        raise UserError(f"prompt {prompt!r}: give some text")
-    wanted = expand(conditions, lens.dims) if conditions else [BASELINE]
-    rows = torch.tensor([tokens] * len(wanted), device=lens.device)
-    engine = Engine(lens, backend=backend, progress=False)
-    logits, _ = engine.backend.forward(rows, torch.ones_like(rows), wanted, positions=[[len(tokens) - 1]] * len(wanted))
-    probs = torch.cat(logits).float().softmax(-1)  # [condition, d_vocab]
-    kept = probs.topk(k).indices.flatten().unique()
-    frame = pd.DataFrame(
-        probs[:, kept].T.cpu().numpy(),
-        index=pd.Index([lens.tokenizer.decode([t]) for t in kept.tolist()], name="token"),
-        columns=[str(c) for c in wanted],
-    )
-    return frame.sort_values("baseline", ascending=False)

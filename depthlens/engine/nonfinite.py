@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from depthlens.ablations import Condition
-from depthlens.backends import Means
+from depthlens.backends.protocol import Means
 from depthlens.engine import prefix_tree
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError

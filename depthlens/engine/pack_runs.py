@@ -18,7 +18,7 @@ from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.wavefront import CleanRow
 from depthlens.engine.work_rate import Pace
-from depthlens.store.answer_cache import Rows
+from depthlens.store.answer_rows import Rows
 
 # a prefix that requests share is computed once a pack: with so many times its length at least it stays a small part
 PREFIX_SHARE = 4

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from depthlens.ablations import Condition
-from depthlens.backends import Backend
+from depthlens.backends.protocol import Backend
 from depthlens.engine.decoding import Row, Writer
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.nonfinite import NotFinite

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
-from depthlens.backends import Means, weight_swap
+from depthlens.backends import weight_swap
+from depthlens.backends.protocol import Means
 from depthlens.backends.torch import RowEdits
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
+from depthlens.models import pairs
 from depthlens.models.architectures import hidden
 
 
@@ -90,7 +92,7 @@ class Wavefront:
         clean = clean or CleanRow(frozenset())
         walked = clean.final is not None
         x = self.arch.embed(layout.tokens)[None]
-        given = weight_swap.touched(conditions)
+        given = pairs.touched(conditions)
         rotary = self.arch.rotary(x, position_ids=layout.position_ids)
         wanted = torch.tensor(positions, device=self.lens.device)
         open_rows: list[int] = [] if walked else [-1]  # condition of each row of x; -1: clean

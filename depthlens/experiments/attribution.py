@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.backends import Means
+from depthlens.backends.protocol import Means
 from depthlens.engine import memory_budget
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown

@@ -25,8 +25,8 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
-from depthlens.models import loading
 from depthlens.models.architectures import hidden
+from depthlens.models.lens import Lens
 from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_ends, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
@@ -39,8 +39,8 @@ Name = str | os.PathLike[str]
 
 @contextmanager
 def transplant(
-    base: loading.Lens,
-    donor: Name | loading.Lens,
+    base: Lens,
+    donor: Name | Lens,
     *,
     layers: Iterable[int] = (),
     attn: Iterable[int] = (),
@@ -98,7 +98,7 @@ def transplant(
         _TRANSPLANTED.discard(base.model)
 
 
-def weight_deltas(base: loading.Lens, donor: Name | loading.Lens, *, store: Where = DEFAULT) -> pd.DataFrame:
+def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> pd.DataFrame:
     """How far every matrix and vector of weights moved, layer by layer.
 
     With W_b and W_d the base's and the donor's: ``relative`` is ||W_d - W_b|| / ||W_b|| (Frobenius norms), ``cosine``
@@ -142,7 +142,7 @@ def weight_deltas(base: loading.Lens, donor: Name | loading.Lens, *, store: Wher
     return table.assign(**dict(zip(_MEASURES, values.T, strict=True)))
 
 
-def _weights(lens: loading.Lens, layer: int | None) -> dict[str, Tensor]:
+def _weights(lens: Lens, layer: int | None) -> dict[str, Tensor]:
     """Weights of a layer by name, or of what is outside the layers."""
     if layer is not None:
         return lens.arch.layers[layer].state_dict()
@@ -150,7 +150,7 @@ def _weights(lens: loading.Lens, layer: int | None) -> dict[str, Tensor]:
     return {f"{name}.{key}": weight for name, state in parts.items() for key, weight in state.items()}
 
 
-def _site(lens: loading.Lens, layer: int | None, name: str) -> str:
+def _site(lens: Lens, layer: int | None, name: str) -> str:
     owner = name.rpartition(".")[0]
     if layer is None:
         return "embed" if owner == "embed" else "unembed"
@@ -160,7 +160,7 @@ def _site(lens: loading.Lens, layer: int | None, name: str) -> str:
     return "mlp" if any(module is m for m in mlp) else "attn"
 
 
-def _resident(lens: loading.Lens, layer: int | None) -> AbstractContextManager[None]:
+def _resident(lens: Lens, layer: int | None) -> AbstractContextManager[None]:
     return nullcontext() if layer is None else lens.resident(layer)
 
 
@@ -175,8 +175,8 @@ def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def activation_deltas(
-    base: loading.Lens,
-    donor: Name | loading.Lens,
+    base: Lens,
+    donor: Name | Lens,
     prompts: Sequence[str | Sequence[int]],
     *,
     store: Where = DEFAULT,
@@ -250,7 +250,7 @@ _MEASURES = ("relative", "cosine")
 class _Walk:
     """One model's residual streams of several prompts, a layer at a time."""
 
-    def __init__(self, lens: loading.Lens, rows: Sequence[Sequence[int]]) -> None:
+    def __init__(self, lens: Lens, rows: Sequence[Sequence[int]]) -> None:
         self.lens = lens
         self.layouts = [Layout(prefix_tree.build([row], [0]), lens.device, lens.dtype) for row in rows]
         self.x = [lens.arch.embed(layout.tokens)[None] for layout in self.layouts]  # each [1, pos, d_model]

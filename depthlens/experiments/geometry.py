@@ -27,7 +27,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,47 +38,23 @@ from torch.nn import functional
 
 from depthlens import arguments, provenance
 from depthlens.ablations import BASELINE
-from depthlens.analysis.geometry import agreement, findings
+from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.stats import mean_interval
 from depthlens.engine import nonfinite, prefix_tree
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
-from depthlens.models import loading
 from depthlens.models.architectures import hidden
+from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
 from depthlens.store.answer_cache import AnswerStore, Kept, Where, describe
 from depthlens.store.parts import DEFAULT
-
-__all__ = ["Geometry", "agreement", "effects", "findings", "geometry", "plain_texts", "predictors"]
 
 LENS = ("probability", "rank", "entropy")
 WHERE = ("all", "future")
 OVER = ("max", "mean")
 Texts = Sequence[str] | None
 UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
-
-
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """Cheap numbers of one model: means over texts with 95% intervals.
-
-    Attributes:
-        distances: layer, size, distance, ci_low, ci_high, n: from before ``layer`` to ``size`` layers later.
-        influences: layer, influence, ci_low, ci_high, n.
-        logit_lens: depth (layers passed, 0 to n_layers), then probability, rank (the median over positions of a text;
-            1 is the top) and entropy (nats), each with its ``_low`` and ``_high``, n.
-        record: Model, texts and settings.
-    """
-
-    distances: pd.DataFrame
-    influences: pd.DataFrame
-    logit_lens: pd.DataFrame
-    record: dict
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.influences)
 
 
 def plain_texts() -> list[str]:
@@ -89,7 +64,7 @@ def plain_texts() -> list[str]:
 
 
 def geometry(
-    lens: loading.Lens,
+    lens: Lens,
     texts: Texts = None,
     *,
     limit: int | None = None,
@@ -160,7 +135,7 @@ def angular_distance(a: Float[Tensor, "*row d_model"], b: Float[Tensor, "*row d_
 
 
 @torch.no_grad()
-def _measure(lens: loading.Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarray:
+def _measure(lens: Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarray:
     """Distances by size and layer, influences by layer and the logit lens by depth of one text, one after another."""
     states = _states(lens, tokens)
     last = torch.stack([x[-1] for x in states])  # [depth, d_model]
@@ -171,7 +146,7 @@ def _measure(lens: loading.Lens, tokens: Sequence[int], lens_positions: int) -> 
     return np.concatenate([distances.numpy(), 1 - torch.stack(cosines).numpy(), lenses])
 
 
-def _states(lens: loading.Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
+def _states(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
     """Residual streams of one text on the CPU: after the embedding and after each layer, before the final norm."""
     states: list[Tensor] = []
     pack = prefix_tree.build([tokens], [0])
@@ -185,7 +160,7 @@ def _states(lens: loading.Lens, tokens: Sequence[int]) -> list[Float[Tensor, "po
     return states
 
 
-def _logit_lens(lens: loading.Lens, states: Sequence[Tensor], n_positions: int) -> np.ndarray:
+def _logit_lens(lens: Lens, states: Sequence[Tensor], n_positions: int) -> np.ndarray:
     """Probability and rank of the final top-1 token, and entropy, of one text by depth. Shape [n_layers + 1, 3]."""
     n_pos = len(states[0])
     at = torch.linspace(n_pos - 1, 0, min(n_positions, n_pos)).round().long()
@@ -205,12 +180,12 @@ def _logit_lens(lens: loading.Lens, states: Sequence[Tensor], n_positions: int) 
     return np.stack([probability.mean(1), np.median(rank, 1), entropy.mean(1)], 1)
 
 
-def _logits(lens: loading.Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocabulary"]:
+def _logits(lens: Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocabulary"]:
     return lens.arch.unembed(lens.arch.final_norm(x)).float()
 
 
 def effects(
-    lens: loading.Lens,
+    lens: Lens,
     texts: Texts = None,
     *,
     limit: int | None = None,
@@ -272,9 +247,7 @@ def effects(
 
 
 @torch.no_grad()
-def _effects(
-    lens: loading.Lens, tokens: Sequence[int], spare: int, split: int, over: str, batch_tokens: int
-) -> np.ndarray:
+def _effects(lens: Lens, tokens: Sequence[int], spare: int, split: int, over: str, batch_tokens: int) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device, lens.dtype)
@@ -302,7 +275,7 @@ def _effects(
 
 
 def _added(
-    lens: loading.Lens, layer: int, x: Float[Tensor, "row pos d_model"], layout: Layout
+    lens: Lens, layer: int, x: Float[Tensor, "row pos d_model"], layout: Layout
 ) -> Float[Tensor, "2 row pos d_model"]:
     """What a layer's attention and MLP add to residual streams."""
     arch = lens.arch
@@ -312,19 +285,7 @@ def _added(
     return torch.stack([attn_out, hidden(arch.mlp[layer](arch.mlp_norm[layer](x + attn_out)))])
 
 
-def predictors(g: Geometry) -> pd.DataFrame:
-    """The cheap numbers by layer that may foretell what its removal costs; larger should mean more important.
-
-    Returns:
-        One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
-    """
-    arguments.made_by(g, "distances", "what depthlens.experiments.geometry.geometry returned", "g")
-    single, entropy = g.distances[g.distances["size"] == 1], g.logit_lens["entropy"]
-    table = g.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
-    return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))
-
-
-def _encoded(lens: loading.Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
+def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
     arguments.loaded(lens)
     lens.needs_weights("the geometry of the residual stream")
     texts = plain_texts() if texts is None else texts

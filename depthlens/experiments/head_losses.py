@@ -8,16 +8,10 @@ from typing import Any
 import numpy as np
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, Ablation, Condition
-from depthlens.analysis.head_scores import Head
+from depthlens.ablations import BASELINE, Condition, Head, heads_condition
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.requests import Loglikelihood
-
-
-def condition(heads: Sequence[Head]) -> Condition:
-    """The condition that removes heads together (zero ablation of their z)."""
-    return Condition(tuple(Ablation(layer, "head", head) for layer, head in heads))
 
 
 def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int = 2) -> list[Head]:
@@ -30,7 +24,7 @@ def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int
     if len(unique) < least:
         why = "heads are tested against each other, so give at least two" if least == 2 else "give at least one"
         raise UserError(f"{name} names {len(unique)} heads; {why}")
-    condition(unique).validate(lens.dims)
+    heads_condition(unique).validate(lens.dims)
     return unique
 
 
@@ -45,7 +39,7 @@ def single(
     """
     shape = lens.dims.n_layers, lens.dims.n_heads
     chosen = list(np.ndindex(shape)) if heads is None else heads
-    logprobs = _logprobs(engine, requests, [BASELINE, *(condition([head]) for head in chosen)])
+    logprobs = _logprobs(engine, requests, [BASELINE, *(heads_condition([head]) for head in chosen)])
     losses = np.zeros((len(requests), *shape))
     layers, columns = zip(*chosen, strict=True)
     losses[:, layers, columns] = (logprobs[0] - logprobs[1:]).T
@@ -58,8 +52,8 @@ def added(lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: l
     Returns:
         Losses in nats, shape [request, n_layers, n_heads]; 0 for heads that are not on the list.
     """
-    spared = [condition([other for other in heads if other != head]) for head in heads]
-    logprobs = _logprobs(engine, requests, [condition(heads), *spared])
+    spared = [heads_condition([other for other in heads if other != head]) for head in heads]
+    logprobs = _logprobs(engine, requests, [heads_condition(heads), *spared])
     losses = np.zeros((len(requests), lens.dims.n_layers, lens.dims.n_heads))
     for (layer, head), kept in zip(heads, logprobs[1:], strict=True):
         losses[:, layer, head] = kept - logprobs[0]
@@ -67,6 +61,6 @@ def added(lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: l
 
 
 def _logprobs(engine: Engine, requests: Sequence[Loglikelihood], conditions: Sequence[Condition]) -> np.ndarray:
-    """Shape [condition, request]."""
+    """Shape [heads_condition, request]."""
     answers = engine.loglikelihood(requests, conditions, desc="heads removed")
     return np.array([[a.logprob for a in row] for row in answers])

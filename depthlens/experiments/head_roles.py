@@ -32,13 +32,13 @@ import torch
 from torch import Tensor
 
 from depthlens import arguments, provenance
-from depthlens.ablations import BASELINE
-from depthlens.analysis.head_scores import Head, HeadScores, ReasoningScores
+from depthlens.ablations import BASELINE, Head, heads_condition
+from depthlens.analysis.head_scores import HeadScores, ReasoningScores
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attention_patterns, worked_solutions
 from depthlens.experiments.attribution import attribute
-from depthlens.experiments.head_losses import added, checked, condition, single
+from depthlens.experiments.head_losses import added, checked, single
 from depthlens.experiments.worked_solutions import KINDS, Solution
 from depthlens.requests import Loglikelihood
 from depthlens.store.answer_cache import AnswerStore, Kept, Where, describe
@@ -146,7 +146,7 @@ def retrieval_scores(
     if among is None:
         losses, _ = single(lens, engine, requests, chosen)
     else:
-        record["among"] = [str(condition([h])) for h in chosen]
+        record["among"] = [str(heads_condition([h])) for h in chosen]
         losses = added(lens, engine, requests, chosen)
         name = f"loss on needle tokens after {len(chosen) - 1} other heads"
     record["store"] = describe([engine.kept])

@@ -16,19 +16,21 @@ from depthlens.engine.engine import Engine, Likelihood
 from depthlens.engine.references import Reference, of_task
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution
+from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, pairs, sources
+from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
 from depthlens.store import parts as storage
 from depthlens.store.answer_cache import AnswerStore, Kept, Where, describe
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import METRIC, Answers
+from depthlens.tasks.answer_logprob import Answers
 
 METHODS = ("exact", "attribution")
 HEAD_MODES = ("zero", "mean", "resample")
 
 
 def layer_sweep(
-    lens: loading.Lens,
+    lens: Lens,
     task: str | Sequence[str],
     *,
     site: str = "layer",
@@ -92,7 +94,7 @@ def layer_sweep(
 
 
 def head_sweep(
-    lens: loading.Lens,
+    lens: Lens,
     task: str | Sequence[str],
     *,
     layers: Sequence[int] | None = None,
@@ -151,7 +153,7 @@ def head_sweep(
         if value not in allowed:
             raise unknown(name, value, allowed)
     if measure is None:
-        measure = METRIC if method == "attribution" else "both"
+        measure = ANSWER_LOGPROB if method == "attribution" else "both"
     dims = lens.dims
     chosen = range(dims.n_layers) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     of_layer, letter = (dims.n_heads, "H") if site == "head" else (dims.n_kv_heads, "KV")
@@ -178,8 +180,8 @@ def head_sweep(
             progress=progress,
         )
         return Result(result.docs, result.record | {"method": method}, result.asked)
-    if measure != METRIC:
-        raise UserError(f"measure {measure!r}: attribution estimates {METRIC} only; use it, or method='exact'")
+    if measure != ANSWER_LOGPROB:
+        raise UserError(f"measure {measure!r}: attribution estimates {ANSWER_LOGPROB} only; use it, or method='exact'")
     arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
     arguments.check(batch_tokens=batch_tokens, chat=chat, system_prompt=system_prompt, progress=progress)
     if backend != "torch":
@@ -238,7 +240,7 @@ def run_sweep(
         **{name: kwargs[name] for name in checked if name in kwargs}, dtype=dtype, device=device, tasks=tasks
     )
     for name in (model, kwargs.get("donor")):
-        if name is not None and not isinstance(name, loading.Lens) and not remote:
+        if name is not None and not isinstance(name, Lens) and not remote:
             sources.probe(sources.find(name))
     loaded = harness.load_tasks(
         tasks,
@@ -254,7 +256,7 @@ def run_sweep(
 
 
 def condition_sweep(
-    lens: loading.Lens,
+    lens: Lens,
     tasks: str | Sequence[str] | dict[str, Any],
     ablate: str | Iterable[str | Condition],
     *,
@@ -268,7 +270,7 @@ def condition_sweep(
     system_prompt: str | None = None,
     measure: str = "task",
     references: Sequence[str] | None = None,
-    donor: str | Path | loading.Lens | None = None,
+    donor: str | Path | Lens | None = None,
     store: Where = storage.DEFAULT,
     progress: bool = True,
 ) -> Result:
@@ -317,7 +319,7 @@ def condition_sweep(
 
 
 def _result(
-    lens: loading.Lens,
+    lens: Lens,
     store: AnswerStore,
     views: Sequence[harness.Prepared | Answers],
     conditions: Sequence[Condition],
@@ -360,7 +362,7 @@ def _result(
 
 
 def _views(
-    lens: loading.Lens,
+    lens: Lens,
     tasks: dict[str, Any],
     measure: str,
     *,
@@ -371,12 +373,12 @@ def _views(
     """What is run of each task: the task itself, its reference answers, or one after the other."""
     views: list[harness.Prepared | Answers] = []
     for task in harness.prepare(lens, tasks, chat=chat, limit=arguments.documents(limit), **options):
-        views += [task] if measure != METRIC else []
+        views += [task] if measure != ANSWER_LOGPROB else []
         views += [Answers(lens, task, chat=chat)] if measure != "task" else []
     return views
 
 
-def _tokens(lens: loading.Lens, conditions: Sequence[Condition], references: Sequence[str] | None) -> list[list[int]]:
+def _tokens(lens: Lens, conditions: Sequence[Condition], references: Sequence[str] | None) -> list[list[int]]:
     """Token ids of the reference prompts, where a condition asks for some."""
     asked = next((c for c in conditions if c.uses_resample), None)
     if bool(asked) != bool(references):

@@ -10,9 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,15 +20,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as hf_logging
 
-from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
-from depthlens.models import adapters, architectures, embedded, fingerprint, sources
+from depthlens.models import adapters, architectures, embedded, sources
 from depthlens.models.hub_errors import explain
+from depthlens.models.lens import Lens
 from depthlens.models.offload import Checkpoint, Stream
 from depthlens.models.registry import NAMED, Named, table
 from depthlens.organisms import builder
@@ -41,135 +36,6 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 __all__ = ["DEVICES", "DTYPES", "NAMED", "Lens", "Named", "load", "table"]
-
-
-@dataclass(eq=False)
-class Lens:
-    """A loaded model, its tokenizer, and where its parts are.
-
-    Attributes:
-        name: The name it was loaded by.
-        model: The Hugging Face module, in evaluation mode, no gradients asked for.
-        tokenizer: The Hugging Face tokenizer.
-        stream: What reads the layers of a model that was loaded with ``offload="disk"``; else None.
-        remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
-        donor: The model that ``@donor`` conditions take parts from (`depthlens.models.pairs.with_donor`); else None.
-        arch: Layers, attention, ``o_proj`` and MLP modules.
-    """
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    stream: Stream | None = field(default=None, repr=False)
-    remote: Any = field(default=None, repr=False)
-    donor: Any = field(default=None, repr=False)
-    arch: architectures.Architecture = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.bind()
-        self.model.eval().requires_grad_(False)
-
-    @property
-    def dims(self) -> Dims:
-        return self.arch.dims
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are, and tokens go; tokens for a remote model start out from the CPU."""
-        return torch.device("cpu") if self.remote else self.arch.embed.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.remote.dtype if self.remote else self.arch.embed.weight.dtype
-
-    def needs_weights(self, what: str) -> None:
-        """Raise a `UserError` where the weights are remote; ``what`` needs them here."""
-        if self.remote:
-            raise UserError(f"{what} needs the weights of {self.name!r} here; load it without remote")
-
-    def resident(self, layer: int) -> AbstractContextManager[None]:
-        """Within the context a layer's weights are in memory; only an offloaded model has to read them."""
-        return self.stream.resident(layer) if self.stream else nullcontext()
-
-    def bind(self) -> None:
-        """Find the model's parts again: some may have been replaced since.
-
-        Raises:
-            UserError: they are no longer those of its architecture, or torch casts types automatically.
-        """
-        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps")):
-            fix = "leave it, and load the model with dtype=bfloat16"
-            raise UserError(f"torch.autocast is on, which changes scores; {fix}")
-        self.arch = architectures.bind(self.model)
-
-    def identify(self) -> fingerprint.Identity:
-        """Which model this is as it is now: of every weight and whatever else decides what it computes."""
-        if self.remote:
-            found = self.remote.identify(self.name)
-        else:
-            found = fingerprint.of_model(self.model, self.stream.checksums() if self.stream else None)
-        kernel = self.model.config._attn_implementation
-        beside = fingerprint.settings(self.model.generation_config, self.tokenizer, kernel)
-        return replace(found, settings=beside)
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for models that compute the same, wherever they were loaded from; taken anew at every call.
-
-        Of a remote model no weight is read: ``remote:`` and a hash of configuration, name and server.
-        """
-        return self.identify().fingerprint
-
-    @cached_property
-    def bridge(self) -> Any:
-        """A TransformerLens `TransformerBridge` over the same weights, made on first use; ``model`` stays as it is.
-
-        Raises:
-            UserError: TransformerLens does not support the architecture, or the weights are not in memory.
-        """
-        from depthlens.backends.transformer_lens import bridge  # slow to import
-
-        return bridge(self)
-
-    @cached_property
-    def nnsight(self) -> Any:
-        """An nnsight `TransformersModel` over the same weights, made on first use; ``model`` stays as it is.
-
-        Of a remote model it is the one that sweeps use: ``model = lens.nnsight``, then ``with model.trace(prompt,
-        remote=True):`` (a block that names ``lens`` would send it).
-
-        Raises:
-            UserError: the weights are not in memory.
-        """
-        if self.remote:
-            return self.remote.model
-        from depthlens.backends.nnsight import wrap  # slow to import
-
-        return wrap(self)
-
-    def describe(self, fingerprint: str | None = None) -> dict[str, object]:
-        """What a record must hold to name this model again; its fingerprint, where it was taken already, is given."""
-        return {
-            "name": self.name,
-            "class": type(self.model).__name__,
-            "fingerprint": fingerprint or self.fingerprint,
-            "n_parameters": sum(p.numel() for p in self.model.parameters()),
-            "dims": vars(self.dims),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.remote.device if self.remote else str(self.device),
-            "offload": "disk" if self.stream else None,
-            "remote": self.remote.describe() if self.remote else None,
-            "attention_kernel": self.model.config._attn_implementation,
-        }
-
-    def __repr__(self) -> str:
-        d = self.dims
-        where = self.remote.describe()["host"] if self.remote else self.device
-        return (
-            f"Lens({self.name!r}: {type(self.model).__name__}, n_layers={d.n_layers}, n_heads={d.n_heads}, "
-            f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {where})"
-        )
 
 
 def load(

@@ -13,7 +13,8 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -23,9 +24,9 @@ from torch import nn
 
 from depthlens import arguments
 from depthlens.ablations import Condition
-from depthlens.backends.weight_swap import Donor, require
 from depthlens.errors import UserError, unknown
 from depthlens.models import loading
+from depthlens.models.lens import Lens
 from depthlens.organisms import builder
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def pair(name: str) -> Pair:
     return PAIRS[name]
 
 
-def with_donor(base: loading.Lens, donor: str | os.PathLike[str] | loading.Lens) -> loading.Lens:
+def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     """The same model with a donor beside it, for conditions such as ``L12@donor``.
 
     Args:
@@ -87,16 +88,16 @@ def with_donor(base: loading.Lens, donor: str | os.PathLike[str] | loading.Lens)
     return together
 
 
-def load_donor(base: loading.Lens, donor: str | os.PathLike[str] | loading.Lens) -> loading.Lens:
+def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     """A donor by name, or as it was loaded; see `with_donor`."""
-    if isinstance(donor, loading.Lens):
+    if isinstance(donor, Lens):
         return donor
     built = isinstance(donor, str) and builder.is_name(donor)  # has no files to read from
     dtype = str(base.dtype).removeprefix("torch.")
     return loading.load(donor, dtype=dtype, device=str(base.device), offload=None if built else "disk")
 
 
-def warn_of_ends(lens: loading.Lens, conditions: Sequence[Condition]) -> None:
+def warn_of_ends(lens: Lens, conditions: Sequence[Condition]) -> None:
     """Say where embedding or unembedding differ and no condition takes them along: then all layers are not the donor.
 
     Args:
@@ -113,11 +114,11 @@ def warn_of_ends(lens: loading.Lens, conditions: Sequence[Condition]) -> None:
 
 
 def together(
-    lens: loading.Lens,
-    donor: str | os.PathLike[str] | loading.Lens | None,
+    lens: Lens,
+    donor: str | os.PathLike[str] | Lens | None,
     conditions: Sequence[Condition],
     backend: str,
-) -> loading.Lens:
+) -> Lens:
     """The model with its donor, where conditions ask for one; nothing asked for is ignored."""
     both = lens if donor is None else with_donor(lens, donor)
     require(both, conditions, backend)
@@ -128,7 +129,7 @@ def together(
     return both
 
 
-def compare(base: loading.Lens, donor: loading.Lens) -> Donor:
+def compare(base: Lens, donor: Lens) -> Donor:
     """Check that two models are a pair.
 
     Args:
@@ -176,7 +177,7 @@ def compare(base: loading.Lens, donor: loading.Lens) -> Donor:
     return Donor(donor, (*notes, *added), ends, turned)
 
 
-def _computing(lens: loading.Lens) -> list[nn.Module]:
+def _computing(lens: Lens) -> list[nn.Module]:
     return [*lens.arch.layers, lens.arch.final_norm]
 
 
@@ -196,7 +197,7 @@ def _equal_end(one: Any, other: Any, end: str) -> bool:
     )
 
 
-def _rotary(lens: loading.Lens) -> tuple[object, ...]:
+def _rotary(lens: Lens) -> tuple[object, ...]:
     """What the rotary angles are made from."""
     rotary = lens.arch.rotary
     frequencies = {name: tensor.tolist() for name, tensor in rotary.named_buffers()}
@@ -231,3 +232,56 @@ def _compare_tokenizers(same: Any, base: Any, donor: Any) -> list[str]:
     if base.chat_template != donor.chat_template:
         notes.append("chat templates differ; prompts are wrapped by the base's")
     return notes
+
+
+@dataclass(frozen=True, eq=False)
+class Donor:
+    """A model that fits a base model, see `depthlens.models.pairs.with_donor`.
+
+    Attributes:
+        lens: The donor, in memory or offloaded.
+        notes: Where it differs from the base in more than weights, for the record.
+        ends: Which of ``embed`` and ``unembed`` differ from the base's.
+        own_rotary: Whether its rotary frequencies differ from the base's.
+    """
+
+    lens: Any
+    notes: tuple[str, ...]
+    ends: tuple[str, ...]
+    own_rotary: bool
+
+    def resident(self, layer: int, touched: Sequence[int]) -> AbstractContextManager[None]:
+        """Within the context a layer's weights are in memory, where it is one of the sorted layers ``touched``.
+
+        The next of these is read meanwhile.
+        """
+        if layer not in touched or not self.lens.stream:
+            return nullcontext()
+        return self.lens.stream.resident(layer, next((x for x in touched if x > layer), self.lens.dims.n_layers))
+
+    def held_bytes(self, conditions: Sequence[Condition]) -> int:
+        """What `held` brings into memory."""
+        return len(touched(conditions)) * self.lens.stream.layer_bytes if self.lens.stream else 0
+
+
+def require(lens: Any, conditions: Sequence[Condition], backend: str = "torch") -> None:
+    """Refuse a condition that asks for a donor where there is none, or where the backend cannot transplant."""
+    asked = next((c for c in conditions if c.uses_donor), None)
+    if asked and (lens.donor is None or backend != "torch"):
+        fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
+        raise UserError(f"condition {asked} takes weights from a donor; {fix}")
+
+
+def touched(conditions: Sequence[Condition]) -> list[int]:
+    """Layers with weights of the donor under some condition, sorted."""
+    return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
+
+
+@contextmanager
+def held(donor: Donor | None, conditions: Sequence[Condition]) -> Iterator[None]:
+    """Within the context every layer that the conditions take from the donor is in memory, as decoding needs it."""
+    layers = touched(conditions)
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(donor.resident(layer, layers))
+        yield

@@ -19,7 +19,8 @@ from depthlens.plots.deltas import activation_deltas, weight_deltas
 from depthlens.plots.geometry import angular_map, effect_map, influence_profile, logit_lens, predictor_scatter
 from depthlens.plots.head_lists import head_overlap, removal_curve
 from depthlens.plots.heads import head_map
-from depthlens.plots.layers import depth_profile, prediction, protocol_comparison
+from depthlens.plots.layers import depth_profile, protocol_comparison
+from depthlens.plots.next_token import prediction
 from depthlens.plots.open_book import beyond
 from depthlens.plots.reasoning import first_mistakes, loss_shares
 from depthlens.plots.theme import Plot

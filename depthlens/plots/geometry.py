@@ -158,7 +158,7 @@ def predictor_scatter(
     named. Tasks at chance are grey.
 
     Args:
-        predictors: From `depthlens.experiments.geometry.predictors`.
+        predictors: From `depthlens.analysis.geometry.predictors`.
         result: A layer sweep of the same model.
         title: Above the figure.
         seed: Of the bootstrap.

@@ -22,7 +22,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from depthlens import arguments
-from depthlens.analysis.head_scores import Head, HeadScores
+from depthlens.ablations import Head
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.errors import UserError
 from depthlens.plots.heads import unit_of
 from depthlens.plots.theme import (
@@ -52,7 +53,7 @@ def removal_curve(curve: Any, *, title: str | None = None) -> Figure:
     intervals of the score itself.
 
     Args:
-        curve: A `depthlens.experiments.head_removal.RemovalCurve`.
+        curve: A `depthlens.analysis.removal_curve.RemovalCurve`.
         title: Above the figure; by default the model and the numbers of draws and documents.
 
     Raises:
@@ -154,7 +155,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     Named are the first ten of each list, and in bold those on both.
 
     The p-value is the probability that two random lists of k heads share at least as many
-    (`depthlens.experiments.head_removal.overlap`). Dashed lines lie between the last head on a list and the first that
+    (`depthlens.analysis.removal_curve.overlap`). Dashed lines lie between the last head on a list and the first that
     is not.
 
     Args:
@@ -166,7 +167,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     Raises:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
     """
-    from depthlens.experiments.head_removal import overlap  # loads torch, which no other figure needs
+    from depthlens.analysis.removal_curve import overlap
 
     if a.values.shape != b.values.shape:
         raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")

@@ -26,12 +26,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from depthlens import arguments
-from depthlens.ablations import parse
+from depthlens.ablations import Head, parse
 from depthlens.analysis import stats
-from depthlens.analysis.head_scores import Head, HeadScores
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
+from depthlens.metrics import metric_unit
 from depthlens.plots.theme import (
     CANNOT_JUDGE,
     EMPTY,
@@ -223,7 +224,7 @@ def unit_of(result: Result, model: str, task: str, metric: str) -> str:
     values = docs.loc[(docs["model"] == model) & (docs["task"] == task) & (docs["metric"] == metric), "value"]
     if result.metric_info(task, metric)["higher_is_better"] and stats.is_binary(values):
         return "accuracy"
-    unit = stats.metric_unit(metric)
+    unit = metric_unit(metric)
     return metric.removesuffix(",none") + (f" ({unit})" if unit else "")
 
 

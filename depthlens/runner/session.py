@@ -16,6 +16,7 @@ import torch
 from depthlens import arguments, provenance
 from depthlens.errors import UserError
 from depthlens.models import loading, sources
+from depthlens.models.lens import Lens
 from depthlens.paths import writable_folder
 from depthlens.tasks import harness
 
@@ -33,7 +34,7 @@ def start(
     remote: bool | str = False,
     out: str | None = None,
     include_path: str | None = None,
-) -> loading.Lens:
+) -> Lens:
     """Check a notebook's parameters, seed every generator, load the model and print one line of set-up.
 
     Args:

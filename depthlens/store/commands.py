@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from depthlens.errors import UserError
-from depthlens.progress import say
+from depthlens.progress import say, text_table
 
 if TYPE_CHECKING:
     from depthlens.store.parts import Store
@@ -32,13 +32,12 @@ def opened(where: str) -> Store:
 @app.command(name="list")
 def list_(store: Where = "auto") -> None:
     """What is kept: a line a model and task."""
-    from depthlens.cli import table
     from depthlens.store.inspection import contents
 
     at = opened(store)
     found = contents(at)
     rows = [row | {"bytes": size(row["bytes"])} for row in found.to_dict("records")]
-    typer.echo(table(rows) if rows else "nothing is kept yet")
+    typer.echo(text_table(rows) if rows else "nothing is kept yet")
     typer.echo(f"\n{len(rows)} entries, {size(int(found['bytes'].sum()))} in {at.location}")
 
 

@@ -17,15 +17,13 @@ from typing import Any
 import pandas as pd
 from lm_eval.api.instance import Instance
 
-from depthlens.analysis.stats import ANSWER_LOGPROB, LEAST_NATS
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.metrics import ANSWER_LOGPROB, LEAST_NATS
 from depthlens.requests import Likelihood, Loglikelihood
 from depthlens.tasks import truncation
 from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared
-
-METRIC = ANSWER_LOGPROB
 
 
 class Answers:
@@ -72,18 +70,18 @@ class Answers:
 
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Likelihood]]:
         """Answers of the engine, indexed [condition][document]."""
-        return engine.loglikelihood(self.requests, conditions, desc=f"{self.name} {METRIC}")
+        return engine.loglikelihood(self.requests, conditions, desc=f"{self.name} {ANSWER_LOGPROB}")
 
     def score(self, answers: Sequence[Likelihood]) -> Iterator[tuple[str, int, float, str]]:
         """Yields (metric, doc_id, value in nats, reference answer)."""
         for (doc_id, text), answer in zip(self.texts.items(), answers, strict=True):
-            yield METRIC, doc_id, answer.logprob, text
+            yield ANSWER_LOGPROB, doc_id, answer.logprob, text
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """What a record must hold; see `harness.Prepared.describe`."""
         about = self.prepared.describe(docs.iloc[:0])
         info = {"higher_is_better": True, "chance": None, "binary": False, "least": LEAST_NATS}
-        return about | truncation.counted(self.cut) | {"metrics": {METRIC: info}}
+        return about | truncation.counted(self.cut) | {"metrics": {ANSWER_LOGPROB: info}}
 
     def _pair(self, group: list[Instance]) -> tuple[str, str]:
         """Context and reference answer of one document."""
@@ -99,11 +97,13 @@ class Answers:
                 raise UserError(f"task {self.name}: answer {gold!r} of document {group[0].doc_id} is not an option")
             return group[index].args
         if kind != "generate_until":
-            raise UserError(f"task {self.name} ({kind}) has no reference answers; {METRIC} needs some")
+            raise UserError(f"task {self.name} ({kind}) has no reference answers; {ANSWER_LOGPROB} needs some")
         target = task.doc_to_target(doc)
         target = target[0] if isinstance(target, list) else target
         if not isinstance(target, str) or not target.strip():
-            raise UserError(f"task {self.name}: document {group[0].doc_id} has no reference answer; {METRIC} needs one")
+            raise UserError(
+                f"task {self.name}: document {group[0].doc_id} has no reference answer; {ANSWER_LOGPROB} needs one"
+            )
         return group[0].args[0], self.delimiter + target
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens.analysis import questions
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
 from depthlens.requests import Generate, Likelihood, Loglikelihood
@@ -180,7 +179,7 @@ def asked(name: str, task: Any) -> pd.DataFrame:
     """What the documents of a task ask, as far as its instances go; one row per document."""
     docs = {instance.doc_id: instance.doc for instance in task.instances}
     rows = [(name, doc_id, *_question(task, doc)) for doc_id, doc in docs.items()]
-    return pd.DataFrame(rows, columns=questions.COLUMNS)
+    return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices"])
 
 
 def _question(task: Any, doc: Any) -> tuple[str, str, list[str] | None]:

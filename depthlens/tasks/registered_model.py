@@ -11,11 +11,11 @@ from lm_eval.models.huggingface import HFLM
 
 from depthlens import arguments
 from depthlens.ablations import parse
-from depthlens.backends import weight_swap
-from depthlens.backends.torch import measure_means
 from depthlens.engine.engine import Engine
+from depthlens.engine.references import measure_means
 from depthlens.errors import UserError, unknown
 from depthlens.models import loading, pairs
+from depthlens.models.lens import Lens
 from depthlens.tasks import encoding
 
 
@@ -24,7 +24,7 @@ class DepthlensLM(HFLM):
     """A model under one condition.
 
     Args:
-        pretrained: Alias, hub id, directory or ``.gguf`` file, or a loaded `depthlens.models.loading.Lens`.
+        pretrained: Alias, hub id, directory or ``.gguf`` file, or a loaded `depthlens.models.lens.Lens`.
         condition: What is removed, in text form.
         dtype: See `depthlens.load`.
         device: See `depthlens.load`; None chooses, and so does a CUDA device where there is none.
@@ -40,14 +40,14 @@ class DepthlensLM(HFLM):
 
     def __init__(
         self,
-        pretrained: str | loading.Lens | None = None,
+        pretrained: str | Lens | None = None,
         condition: str = "baseline",
         dtype: str = "auto",
         device: str | None = None,
         backend: str = "torch",
         batch_tokens: int | None = None,
         reference: str | None = None,
-        donor: str | loading.Lens | None = None,
+        donor: str | Lens | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         **kwargs: Any,
@@ -62,11 +62,11 @@ class DepthlensLM(HFLM):
         lens = pretrained
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # lm-eval's command line says cuda:0 where the user said nothing; its hf model does the same
-        if not isinstance(lens, loading.Lens):
+        if not isinstance(lens, Lens):
             lens = loading.load(lens, dtype=dtype, device=device or "auto")
         self.condition = parse(condition).validate(lens.dims)
         lens = lens if donor is None else pairs.with_donor(lens, donor)
-        weight_swap.require(lens, [self.condition], backend)
+        pairs.require(lens, [self.condition], backend)
         if self.condition.uses_resample:
             raise UserError(f"condition {condition}: @resample is for dl.head_sweep; use @mean, or nothing to remove")
         means = None

@@ -7,8 +7,7 @@ and the few-shot examples.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +31,3 @@ def tell(name: str, cut: Sequence[int], max_length: int) -> None:
             "left end, as in lm-eval; give fewer examples, or a model that reads more",
             *(name, n, len(cut), max_length, max(cut)),
         )
-
-
-def notes(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:
-    """One line per task whose prompts were cut, of a result's record and of those it was joined from.
-
-    Args:
-        record: Of a result.
-        several: Whether results of several models were joined, so that the model has to be named.
-    """
-    parts = record.get("parts", ())
-    several = several or len({str(part.get("model")) for part in parts}) > 1
-    for part in parts:
-        yield from notes(part, several=several)
-    for task, about in () if parts else record.get("tasks", {}).items():
-        if n := about.get("n_truncated"):
-            of = f" of {record['model']['name']}" if several and "model" in record else ""
-            lost = f"lost up to {about['max_tokens_cut']} tokens at their left end"
-            yield f"{task}{of}: {n} prompts are longer than the model reads and {lost}"

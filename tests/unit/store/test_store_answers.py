@@ -14,7 +14,7 @@ from depthlens.analysis.results import Result
 from depthlens.engine import engine, references, wavefront
 from depthlens.experiments import result_attention
 from depthlens.requests import Loglikelihood
-from depthlens.store import answer_cache
+from depthlens.store import answer_cache, answer_rows
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,8 @@ class TestNothingIsComputedTwice:
             g = dl.geometry.geometry(lens, texts[:n], **o)
             return pd.concat([g.distances, g.influences, g.logit_lens])
 
-        added, keep = [], answer_cache.Rows.keep
-        monkeypatch.setattr(answer_cache.Rows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
+        added, keep = [], answer_rows.Rows.keep
+        monkeypatch.setattr(answer_rows.Rows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
         for measure, given in (
             (geometry, quiet),
             (lambda n, **o: dl.geometry.effects(lens, texts[:n], over="mean", **o), quiet),

@@ -103,7 +103,7 @@ def child(body: str, *arguments: object) -> subprocess.CompletedProcess:
         "    return dl.condition_sweep(lens, 'capitals_continuation', 'layers', **asked)\n"
         f"{body}"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
 

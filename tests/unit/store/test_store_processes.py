@@ -14,7 +14,7 @@ import tiny
 from stores import CHOICE, LIMIT, counts, run
 
 import depthlens as dl
-from depthlens.store import answer_cache
+from depthlens.store import answer_cache, answer_rows
 from depthlens.store.reservations import Reservations
 
 
@@ -89,7 +89,7 @@ class TestReservations:
         conditions = dl.ablations.expand("layers", lens.dims)
         everything = {
             "conditions": [str(c) for c in conditions],
-            "requests": [answer_cache.digest(q) for q in prepared.requests],
+            "requests": [answer_rows.digest(q) for q in prepared.requests],
         }
         with Reservations(at.entry.reservations_folder).reserve(lambda others: (None, everything)):
             thread = threading.Thread(target=swept)

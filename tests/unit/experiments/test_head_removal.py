@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
+from depthlens.analysis.removal_curve import overlap
 from depthlens.errors import UserError
-from depthlens.experiments.head_removal import draw, overlap, removal_curve
+from depthlens.experiments.head_removal import draw, removal_curve
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.models.loading import Lens
+from depthlens.models.lens import Lens
 from depthlens.organisms import builder
 
 ONE, TWO = "organism_one_hop", "organism_two_hop"

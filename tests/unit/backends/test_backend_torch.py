@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from depthlens.ablations import BASELINE, parse
-from depthlens.backends import Means
-from depthlens.backends.torch import TorchBackend, measure_means
+from depthlens.backends.protocol import Means
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.models.architectures import hidden
 

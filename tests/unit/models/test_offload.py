@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from depthlens.ablations import expand
-from depthlens.backends.torch import measure_means
 from depthlens.engine.engine import Engine
+from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import loading

@@ -6,11 +6,13 @@ import torch
 
 from depthlens import progress
 from depthlens.ablations import expand, parse
-from depthlens.backends.torch import TorchBackend, measure_means
+from depthlens.backends.torch import TorchBackend
 from depthlens.engine import engine as engine_module
 from depthlens.engine import memory_budget
 from depthlens.engine.decoding import cut
-from depthlens.engine.engine import Engine, next_token
+from depthlens.engine.engine import Engine
+from depthlens.engine.next_token import next_token
+from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.requests import Generate, Loglikelihood
 

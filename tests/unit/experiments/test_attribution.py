@@ -7,13 +7,14 @@ import pytest
 import tiny
 import torch
 
-from depthlens.backends.torch import measure_means
+from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.sweep import condition_sweep, head_sweep
+from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import Loglikelihood
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import METRIC, Answers
+from depthlens.tasks.answer_logprob import Answers
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a dozen log-probabilities in another batch layout
 STEP = 2e-3  # of the way to removal: small enough for a straight line, large enough for float32
@@ -137,18 +138,18 @@ def test_reference_answers_of_choices_and_of_written_tasks(lens):
 def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
     both = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure="both", progress=False)
     task = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, progress=False)
-    answer = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=METRIC, progress=False)
-    assert set(both.docs["metric"]) == {"acc", "acc_norm", METRIC}
+    answer = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=ANSWER_LOGPROB, progress=False)
+    assert set(both.docs["metric"]) == {"acc", "acc_norm", ANSWER_LOGPROB}
     assert list(both.select(metric=["acc", "acc_norm"]).docs["value"]) == list(task.docs["value"])
-    assert list(both.select(metric=METRIC).docs["value"]) == list(answer.docs["value"])
+    assert list(both.select(metric=ANSWER_LOGPROB).docs["value"]) == list(answer.docs["value"])
     assert (answer.docs["value"] < 0).all()
-    assert not both.baselines.set_index("metric").loc[METRIC, "at_chance"]  # it has no chance level
+    assert not both.baselines.set_index("metric").loc[ANSWER_LOGPROB, "at_chance"]  # it has no chance level
     with pytest.raises(UserError, match="unknown measure 'loss'"):
         condition_sweep(lens, "capitals_continuation", "L1", limit=3, measure="loss", progress=False)
 
 
 def test_answer_logprob_is_the_log_likelihood_of_the_reference(lens):
-    result = condition_sweep(lens, "kv_retrieval_4", "L1", limit=3, measure=METRIC, progress=False)
+    result = condition_sweep(lens, "kv_retrieval_4", "L1", limit=3, measure=ANSWER_LOGPROB, progress=False)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["kv_retrieval_4"]), limit=3)
     for request, value in zip(Answers(lens, prepared).requests, result.docs["value"][:3], strict=True):
         assert value == pytest.approx(logprob(lens, request), abs=LOGPROB_TOLERANCE)
@@ -165,7 +166,7 @@ def test_head_sweep_names_every_head_and_equals_a_condition_sweep(lens):
 @pytest.mark.parametrize("site", ["head", "kv"])
 @pytest.mark.parametrize("mode", ["zero", "mean"])
 def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
-    options = {"limit": 3, "num_fewshot": 0, "site": site, "mode": mode, "measure": METRIC, "progress": False}
+    options = {"limit": 3, "num_fewshot": 0, "site": site, "mode": mode, "measure": ANSWER_LOGPROB, "progress": False}
     exact = head_sweep(lens, "capitals_continuation", **options)
     estimated = head_sweep(lens, "capitals_continuation", method="attribution", **options)
     keys = ["metric", "condition", "layer", "head", "doc_id"]

@@ -326,7 +326,7 @@ def test_a_transplant_of_everything_is_no_transplant():
 
 
 def test_the_tables_of_a_real_removal_curve_are_understood():
-    from depthlens.experiments.head_removal import RemovalCurve
+    from depthlens.analysis.removal_curve import RemovalCurve
 
     rng = np.random.default_rng(0)
     n, n_draws, n_heads = 60, 40, 41

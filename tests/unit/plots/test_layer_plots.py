@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from depthlens.analysis import stats
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.plots import layers, theme
+from depthlens.plots import layers, next_token, theme
 
 mpl.use("agg")  # else the first figure resolves the backend, which looks like a changed setting
 N_LAYERS, N = 6, 40
@@ -250,7 +250,7 @@ def test_comparison_of_chance_alone_and_of_units():
 
 def test_prediction():
     tokens = [" Paris", "\n", " $x$", " 巴", ""]
-    fig = layers.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
+    fig = next_token.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["␣Paris", "⏎", "␣$x$", "␣\\u5df4", "(empty)"]
     points = {line.get_label(): line.get_xdata().tolist() for line in ax.get_lines()}
@@ -271,7 +271,7 @@ def test_prediction():
 )
 def test_prediction_refusals(tokens, before, after, message):
     with pytest.raises(UserError, match=message):
-        layers.prediction(tokens, before, after)
+        next_token.prediction(tokens, before, after)
 
 
 # -- print, colour blindness, notebooks ----------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_colours_differ_in_greyscale():
 
 def test_no_text_is_below_8_points_at_page_width(protocols):
     figures = [layers.depth_profile(protocols), layers.protocol_comparison(protocols)]
-    figures.append(layers.prediction(["a"], [0.1], [0.2]))
+    figures.append(next_token.prediction(["a"], [0.1], [0.2]))
     for fig in figures:
         assert fig.get_size_inches()[0] <= layers.WIDTH
         sizes = [t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()]

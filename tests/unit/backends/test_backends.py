@@ -16,6 +16,7 @@ import torch
 from depthlens import backends, cli
 from depthlens.ablations import BASELINE, expand, parse
 from depthlens.backends import transformer_lens as tl_backend
+from depthlens.backends.protocol import Backend
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -458,6 +459,6 @@ def test_backends_are_offered_by_name(lens):
     assert backends.BACKENDS == ("torch", "transformer_lens", "nnsight")
     for name in backends.BACKENDS:
         backend = backends.get(name, lens)
-        assert backend.name == name and isinstance(backend, backends.Backend)
+        assert backend.name == name and isinstance(backend, Backend)
     with pytest.raises(UserError, match="unknown backend 'jax'; allowed: torch, transformer_lens, nnsight"):
         backends.get("jax", lens)

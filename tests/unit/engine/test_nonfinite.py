@@ -10,8 +10,8 @@ import torch
 
 import depthlens as dl
 from depthlens import backends
-from depthlens.backends.torch import measure_means
 from depthlens.engine.engine import Engine
+from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.organisms import builder
 from depthlens.requests import Generate, Loglikelihood

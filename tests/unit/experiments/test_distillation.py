@@ -18,12 +18,15 @@ from transformers import AddedToken
 from depthlens import cli
 from depthlens.ablations import expand, parse
 from depthlens.analysis.results import Result
-from depthlens.backends.torch import TorchBackend, measure_means
-from depthlens.engine.engine import Engine, next_token
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine.engine import Engine
+from depthlens.engine.next_token import next_token
+from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading, offload, pairs
+from depthlens.models.lens import Lens
 from depthlens.requests import Generate, Loglikelihood
 
 # float32 sums in another order: batches are cut by rows, a head's share of o_proj is added apart
@@ -39,7 +42,7 @@ def other(base, seed=3, scale=0.2):
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(scale * torch.randn(tensor.shape, generator=g))
-    return loading.Lens(f"{base.name}-distilled", model, base.tokenizer)
+    return Lens(f"{base.name}-distilled", model, base.tokenizer)
 
 
 def two(family, **changes):
@@ -105,7 +108,7 @@ def operated(base, donor, condition):
             if a.site == "kv":
                 for name in ("k_proj", "v_proj", "kv_b_proj"):
                     block(f"{layer}.self_attn.{name}", 0, a.index, dims.n_kv_heads)
-    return loading.Lens("operated", model, base.tokenizer)
+    return Lens("operated", model, base.tokenizer)
 
 
 def removals(condition):
@@ -657,7 +660,7 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
     base.tokenizer = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
 
     def compared(tokenizer):
-        return pairs.compare(base, loading.Lens("changed", copy.deepcopy(base.model), tokenizer)).notes
+        return pairs.compare(base, Lens("changed", copy.deepcopy(base.model), tokenizer)).notes
 
     assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])) == ()
     with pytest.raises(UserError, match="token 3 is 'ab' in the base, 'bc' in the donor"):
@@ -719,7 +722,7 @@ def test_weight_deltas_by_hand(folders, family, streamed):
 def test_weight_deltas_of_equal_and_zero_weights():
     base = tiny.lens("qwen2")  # its biases start as zeros
     assert float(base.arch.attn[0].q_proj.bias.abs().max()) == 0
-    donor = loading.Lens("donor", copy.deepcopy(base.model), base.tokenizer)
+    donor = Lens("donor", copy.deepcopy(base.model), base.tokenizer)
     table = distillation.weight_deltas(base, donor)
     assert (table["relative"] == 0).all()
     assert table.loc[table["matrix"].str.endswith("bias"), "cosine"].isna().all()
@@ -769,7 +772,7 @@ def test_activation_deltas_by_hand(folders, family, streamed):
 
 def test_activation_deltas_of_equal_models_and_bad_prompts():
     base = tiny.lens("llama-gqa")
-    twin = loading.Lens("same", copy.deepcopy(base.model), base.tokenizer)
+    twin = Lens("same", copy.deepcopy(base.model), base.tokenizer)
     table = distillation.activation_deltas(base, twin, ["one prompt"])
     assert (table["relative"] == 0).all() and table["relative_low"].isna().all()
     for prompts_, message in (("text", "give a list"), ([], "give a list"), (["a", ""], "prompt 1 has 0 tokens")):

@@ -18,7 +18,7 @@ from depthlens.experiments import attention_patterns, worked_solutions
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_roles import copy_paste, reasoning_scores, retrieval_scores
 from depthlens.experiments.result_attention import SOURCES, attention_at_results
-from depthlens.models.loading import Lens
+from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language
 from depthlens.requests import Loglikelihood
 from depthlens.tasks import needles as prompts

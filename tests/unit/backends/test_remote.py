@@ -23,14 +23,14 @@ import torch
 import depthlens as dl
 from depthlens import cli
 from depthlens.ablations import BASELINE, expand, parse
-from depthlens.backends import Means
+from depthlens.backends.protocol import Means
 from depthlens.backends.remote import RemoteNnsight
-from depthlens.backends.torch import measure_means, sample
 from depthlens.engine.engine import Engine
+from depthlens.engine.references import measure_means, sample
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import loading, remote
-from depthlens.models.loading import Lens
+from depthlens.models.lens import Lens
 from depthlens.requests import Generate, Loglikelihood
 from depthlens.runner import session
 
@@ -265,7 +265,7 @@ def server(tmp_path_factory):
     """Address of a server process, and the folders of the models that it serves, by family."""
     root = tmp_path_factory.mktemp("served")
     folders = {f: str(tiny.save(root / f, f, max_position_embeddings=4096)) for f in FAMILIES}
-    script = Path(__file__).parents[1] / "ndif_server.py"
+    script = Path(__file__).parents[2] / "ndif_server.py"
     call = [sys.executable, str(script), KEY, *folders.values()]
     env = {**os.environ, "PYTHONPATH": ""}
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, cwd=root, env=env) as process:

@@ -9,8 +9,9 @@ import torch
 
 from depthlens.ablations import parse
 from depthlens.backends import get
-from depthlens.backends.torch import TorchBackend, measure_means, sample
+from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
+from depthlens.engine.references import measure_means, sample
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import head_sweep
 from depthlens.requests import Generate, Loglikelihood

@@ -15,6 +15,7 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
+from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language, weights
 from depthlens.organisms.language import TASKS, read, sample
 from depthlens.paths import tasks_dir
@@ -29,7 +30,7 @@ SEEDS = range(5)
 
 
 @cache
-def lens(name: str) -> loading.Lens:
+def lens(name: str) -> Lens:
     return loading.load(name, device="cpu")
 
 

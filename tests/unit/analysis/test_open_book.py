@@ -13,7 +13,7 @@ from depthlens.errors import UserError
 from depthlens.plots.layers import beyond as draw
 
 CLOSED, OPENED, N, LAYERS = "closed", "open", 30, 6
-METRIC = "answer_logprob"
+ANSWER_LOGPROB = "answer_logprob"
 
 
 def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, float] | None = None) -> Result:
@@ -22,12 +22,14 @@ def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, flo
     rows = []
     for task, loss in losses.items():
         whole = -1 + 0.3 * random.standard_normal(N) + (base or {}).get(task, 0)
-        rows += [("m", task, METRIC, "baseline", pd.NA, pd.NA, i, v, "") for i, v in enumerate(whole)]
+        rows += [("m", task, ANSWER_LOGPROB, "baseline", pd.NA, pd.NA, i, v, "") for i, v in enumerate(whole)]
         for layer, amount in enumerate(loss):
             values = whole - amount - 0.2 * random.standard_normal(N)
-            rows += [("m", task, METRIC, f"L{layer}{site}", layer, pd.NA, i, v, "") for i, v in enumerate(values)]
+            rows += [
+                ("m", task, ANSWER_LOGPROB, f"L{layer}{site}", layer, pd.NA, i, v, "") for i, v in enumerate(values)
+            ]
     columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    about = {"metrics": {METRIC: {"higher_is_better": True, "chance": None, "least": 0.05}}}
+    about = {"metrics": {ANSWER_LOGPROB: {"higher_is_better": True, "chance": None, "least": 0.05}}}
     record = {"tasks": dict.fromkeys(losses, about), "model": {"dims": {"n_layers": LAYERS}}}
     return Result(pd.DataFrame(rows, columns=columns), record)
 
@@ -43,7 +45,9 @@ def test_what_the_book_is_worth(both):
     (row,) = open_book.book_worth(both, CLOSED, OPENED).itertuples()
     docs = both.docs[both.docs["condition"] == "baseline"].pivot(index="doc_id", columns="task", values="value")
     test = sps.ttest_rel(docs[OPENED], docs[CLOSED])
-    assert (row.metric, row.n) == (METRIC, N) and row.difference == pytest.approx((docs[OPENED] - docs[CLOSED]).mean())
+    assert (row.metric, row.n) == (ANSWER_LOGPROB, N) and row.difference == pytest.approx(
+        (docs[OPENED] - docs[CLOSED]).mean()
+    )
     assert row.p_value == pytest.approx(test.pvalue)
     low, high = test.confidence_interval()
     assert (row.ci_low, row.ci_high) == pytest.approx((low, high)) and 0.3 < row.difference < 0.9

@@ -12,7 +12,7 @@ import torch
 
 import depthlens as dl
 from depthlens.errors import UserError
-from depthlens.models import loading
+from depthlens.models.lens import Lens
 from depthlens.runner import session
 
 TASKS = ["capitals_continuation", "kv_retrieval_4"]
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 def test_a_good_start_prints_one_line_and_gives_the_model(folder, tmp_path, capsys):
     lens = dl.start(folder, TASKS, limit=3, num_fewshot=None, seed=7, dtype="bfloat16", device="cpu", out=None)
-    assert isinstance(lens, loading.Lens) and lens.dtype == torch.bfloat16
+    assert isinstance(lens, Lens) and lens.dtype == torch.bfloat16
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 1 and printed.err == ""
     for part in ("depthlens 0.", "torch ", "lm-eval ", "git ", folder, "bfloat16 on cpu", "sdpa", "seed 7"):

@@ -18,9 +18,9 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.removal_curve import RemovalCurve, overlap
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.experiments.head_removal import RemovalCurve, overlap
 from depthlens.plots import layers, theme
 
 mpl.use("agg")  # else the first figure resolves the backend, which looks like a changed setting

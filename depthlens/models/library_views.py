@@ -1,0 +1,79 @@
+"""A second module tree over the same weights, for a library that changes the modules it is given."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from nnsight import TransformersModel
+from torch import nn
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+from transformer_lens.model_bridge import TransformerBridge
+
+from depthlens.errors import UserError
+
+
+def twin(lens: Any, library: str) -> nn.Module:
+    """A copy of ``lens.model`` whose parameters share the original's storage.
+
+    Args:
+        lens: A loaded model.
+        library: What needs it, for the error.
+
+    Raises:
+        UserError: the weights are not in memory.
+    """
+    lens.needs_weights(library)
+    if any(p.is_meta for p in lens.model.parameters()):
+        raise UserError(
+            f"model {lens.name!r} is loaded with its weights left on disk, which {library} cannot use; "
+            "use backend 'torch', or load the model without offload"
+        )
+    # new Parameter objects: moving or casting the twin then leaves the original where it is
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lens.model.parameters()}
+    model = copy.deepcopy(lens.model, shared)
+    for module in model.modules():
+        vars(module).pop("forward", None)  # a transplant that is in force belongs to the original too
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()
+        for flags in (module._forward_hooks_with_kwargs, module._forward_pre_hooks_with_kwargs):
+            flags.clear()
+    # a model built from its configuration does not name its class there, and libraries look it up
+    model.config.architectures = [type(lens.model).__name__]
+    return model
+
+
+def bridge(lens: Any) -> TransformerBridge:
+    """A `TransformerBridge` over the weights of a loaded model.
+
+    Whatever is done to it (hooks, compatibility mode, another device) leaves ``lens.model`` as it is.
+
+    Raises:
+        UserError: TransformerLens does not know the architecture, or the weights are not in memory.
+    """
+    name = type(lens.model).__name__
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise UserError(f"TransformerLens does not support {name}; use backend 'torch' or 'nnsight'")
+    model = twin(lens, "TransformerLens")
+    tokenizer = copy.deepcopy(lens.tokenizer)
+    # else the bridge loads the tokenizer a second time, by its name, which a .gguf file does not allow
+    tokenizer.init_kwargs = {"name_or_path": lens.name, **tokenizer.init_kwargs, "add_bos_token": True}
+    made = TransformerBridge.boot_transformers(
+        lens.name, hf_model=model, tokenizer=tokenizer, device=lens.device, dtype=lens.dtype
+    )
+    # folding norms replaces most weights, but stacked experts are scaled in place, where lens.model has them too
+    if any(p.ndim > 2 for p in model.parameters()):
+        made.adapter.supports_fold_ln = False
+    return made
+
+
+def wrap(lens: Any) -> TransformersModel:
+    """An nnsight model over the weights of a loaded model.
+
+    Whatever is done to it (edits, another device) leaves ``lens.model`` as it is.
+
+    Raises:
+        UserError: the weights are not in memory.
+    """
+    # nnsight pads on the left and sets a pad token: on a tokenizer of its own
+    return TransformersModel(twin(lens, "nnsight"), tokenizer=copy.deepcopy(lens.tokenizer))
