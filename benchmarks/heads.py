@@ -25,7 +25,7 @@ from depthlens.ablations import Condition, expand
 from depthlens.analysis import head_effects
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
-from depthlens.engine.padded_rows import PlainRows
+from depthlens.engine.padded_rows import PaddedRows
 from depthlens.experiments.attribution import attribute
 from depthlens.tasks import harness
 from depthlens.tasks.answer_logprob import Answers
@@ -103,7 +103,7 @@ def backends(lens: Any, n_docs: int, repeats: int) -> None:
 
     def plain() -> Any:
         bar = tqdm(total=0, disable=True)
-        return PlainRows(lens, TorchBackend(lens), 2048).loglikelihood(prepared.requests, conditions, bar)
+        return PaddedRows(lens, TorchBackend(lens), 2048).loglikelihood(prepared.requests, conditions, bar)
 
     for _ in range(repeats):
         runs = {name: (lambda e=e: prepared.run(e, conditions)) for name, e in engines.items()} | {"torch rows": plain}

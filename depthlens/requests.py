@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Loglikelihood:
+class LoglikelihoodRequest:
     """Ask for log p(continuation | context); both are token ids and neither is empty."""
 
     context: tuple[int, ...]
@@ -14,15 +14,15 @@ class Loglikelihood:
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """Answer to `Loglikelihood`: sum of log-probabilities in nats, and whether greedy decoding would write it."""
+class LoglikelihoodAnswer:
+    """Sum of log-probabilities in nats, and whether greedy decoding would write it; answers `LoglikelihoodRequest`."""
 
     logprob: float
     is_greedy: bool
 
 
 @dataclass(frozen=True)
-class Generate:
+class GenerateRequest:
     """Ask for the greedy text after a context, cut before the first stop string.
 
     Attributes:

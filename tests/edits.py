@@ -30,7 +30,7 @@ from transformers.models.llama import modeling_llama
 from depthlens.ablations import parse
 from depthlens.engine.engine import Engine
 from depthlens.models.lens import Lens
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore
 
 Way = Callable[[Lens, random.Random, ExitStack], Any]
@@ -319,8 +319,8 @@ WAYS: dict[str, Way] = {
 CLEAN = tiny.model("llama-gqa")
 TOKENIZER = tiny.tokenizer()
 PROMPTS = [tuple(TOKENIZER(text).input_ids) for text in ("The capital of Peru is", "A text")]
-SCORED = [Loglikelihood(prompt, (65, 66, 67)) for prompt in PROMPTS]
-WRITTEN = [Generate(prompt, ("\n",), 6) for prompt in PROMPTS]
+SCORED = [LoglikelihoodRequest(prompt, (65, 66, 67)) for prompt in PROMPTS]
+WRITTEN = [GenerateRequest(prompt, ("\n",), 6) for prompt in PROMPTS]
 CONDITIONS = [parse(text) for text in ("baseline", "L1.H0", "L3")]
 
 

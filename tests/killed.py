@@ -57,9 +57,9 @@ class Log:
 
     def watch(self) -> None:
         """Note what the engine does in this process from now on."""
-        do, write = pack_runs.PackRuns.do, answer_rows.Rows.keep
+        do, write = pack_runs.PackRuns.do, answer_rows.AnswerRows.keep
 
-        def addresses(rows: answer_rows.Rows, some: Iterable[tuple[int, int]]) -> list:
+        def addresses(rows: answer_rows.AnswerRows, some: Iterable[tuple[int, int]]) -> list:
             return [[rows.addresses[c], answer_rows.digest(rows.requests[r])] for c, r in some]
 
         def started(packs: Any, members: list[int], group: list[int]) -> None:
@@ -70,7 +70,7 @@ class Log:
             write(rows, some)
             self.note("keep", addresses(rows, some))
 
-        pack_runs.PackRuns.do, answer_rows.Rows.keep = started, wrote
+        pack_runs.PackRuns.do, answer_rows.AnswerRows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:

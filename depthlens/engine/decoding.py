@@ -24,7 +24,7 @@ from depthlens.engine.tree_attention import Layout, attend, merge, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.models import fingerprint
 from depthlens.models.architectures import hidden
-from depthlens.requests import Generate
+from depthlens.requests import GenerateRequest
 
 Row = tuple[int, int]  # condition, prompt
 
@@ -32,7 +32,7 @@ Row = tuple[int, int]  # condition, prompt
 class Writer:
     """What each row has written, and when it is done: end-of-text token, stop string or length, as in lm-eval."""
 
-    def __init__(self, lens: Any, requests: Sequence[Generate]) -> None:
+    def __init__(self, lens: Any, requests: Sequence[GenerateRequest]) -> None:
         config = lens.model.generation_config
         self.eos = fingerprint.ends(config, lens.tokenizer)
         penalty = fingerprint.penalty(config)
@@ -88,7 +88,7 @@ def cut(text: str, until: Sequence[str]) -> str:
     return text
 
 
-class Rows:
+class DecodedRows:
     """Keys and values of rows that are being decoded; a layout for `tree_attention`.
 
     Rows are sorted by the layer at which their condition forks, the baseline last, so that the rows which still share
@@ -152,7 +152,7 @@ class Rows:
 
 
 class Keeping(Layout):
-    """A pack's layout that fills `Rows` with the keys and values it sees.
+    """A pack's layout that fills `DecodedRows` with the keys and values it sees.
 
     Args:
         pack: The prompts.
@@ -163,7 +163,7 @@ class Keeping(Layout):
         clean: Has the keys and values of the clean row, where it was walked before; else they are put there.
     """
 
-    def __init__(self, pack: Pack, lens: Any, paths: Tensor, rows: Rows, n_new: int, clean: CleanRow) -> None:
+    def __init__(self, pack: Pack, lens: Any, paths: Tensor, rows: DecodedRows, n_new: int, clean: CleanRow) -> None:
         super().__init__(pack, lens.device, lens.dtype)
         self.paths = paths
         self.target = rows
@@ -239,7 +239,7 @@ def decode(
     mask = torch.zeros(n_prompts, width + n_new, dtype=lens.dtype, device=lens.device)
     mask.masked_fill_((seen >= lengths[:, None]) & (seen < width), -torch.inf)  # padding between prompt and answer
     alive = [(c, d) for c in range(len(conditions)) for d in range(n_prompts)]
-    rows = Rows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width)
+    rows = DecodedRows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width)
     ends = [path[-1] for path in pack.paths]
     unique = list(dict.fromkeys(ends))
     walk = Wavefront(lens, backend.means, batch_tokens)
@@ -283,7 +283,7 @@ def _step(
     conditions: list[Condition],
     tokens: list[int],
     position: Tensor,
-    rows: Rows,
+    rows: DecodedRows,
 ) -> Tensor:
     """One token a row through all layers. Shape [row, d_model]."""
     arch = lens.arch

@@ -23,15 +23,15 @@ from depthlens.engine import decoding, memory_budget, nonfinite, prefix_tree
 from depthlens.engine.decoding import Writer
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.pack_runs import PackRuns, Passed
-from depthlens.engine.padded_rows import PlainRows
+from depthlens.engine.padded_rows import PaddedRows
 from depthlens.engine.wavefront import CleanRow, Wavefront
-from depthlens.engine.work_rate import Pace
+from depthlens.engine.work_rate import WorkRate
 from depthlens.errors import Interrupted, UserError
 from depthlens.models import offload, pairs
-from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store import answer_cache
-from depthlens.store.answer_cache import Kept
-from depthlens.store.answer_rows import Rows
+from depthlens.store.answer_cache import AnswerCache
+from depthlens.store.answer_rows import AnswerRows
 
 # positions that are unembedded at once: 512 x 49k logits in float32 are 100 MB
 UNEMBED_ROWS = 512
@@ -66,7 +66,7 @@ class Engine:
         batch_tokens: int | None = None,
         means: Means | None = None,
         progress: bool = True,
-        kept: Kept | None = None,
+        kept: AnswerCache | None = None,
     ) -> None:
         if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
             raise UserError(f"batch_tokens {batch_tokens!r}: give a whole number of tokens, at least 1")
@@ -77,11 +77,11 @@ class Engine:
         self.budget = memory_budget.choose(lens, batch_tokens)
         self.batch_tokens = self.budget.batch_tokens
         self.progress = progress
-        self.kept = kept or Kept()
+        self.kept = kept or AnswerCache()
 
     def loglikelihood(
-        self, requests: Sequence[Loglikelihood], conditions: Sequence[Condition], desc: str = "loglikelihood"
-    ) -> list[list[Likelihood]]:
+        self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], desc: str = "loglikelihood"
+    ) -> list[list[LoglikelihoodAnswer]]:
         """Score every request under every condition.
 
         Returns:
@@ -107,7 +107,7 @@ class Engine:
             self.batch_tokens = packs.batch_tokens
         return rows.answers
 
-    def _bar(self, rows: Rows, desc: str) -> tqdm:
+    def _bar(self, rows: AnswerRows, desc: str) -> tqdm:
         """A bar over rows (request, condition) that starts at what is known, so that its pace is that of the rest."""
         total = sum(map(len, rows.answers))
         bar = progress.bar(total=total, initial=rows.n_known, desc=desc, unit="row", disable=not self.progress)
@@ -115,7 +115,9 @@ class Engine:
         return bar
 
     @contextmanager
-    def _watched(self, tokens: Sequence[Sequence[int]], conditions: Sequence[Condition], rows: Rows) -> Iterator[None]:
+    def _watched(
+        self, tokens: Sequence[Sequence[int]], conditions: Sequence[Condition], rows: AnswerRows
+    ) -> Iterator[None]:
         """Within the context what ends the work is told: an answer that is not finite, and Ctrl-C."""
         try:
             yield
@@ -132,15 +134,15 @@ class Engine:
         requests: Sequence[Any],
         conditions: Sequence[Condition],
         lengths: Sequence[int],
-        rows: Rows,
+        rows: AnswerRows,
         bar: tqdm,
     ) -> list[list[Any]]:
         """Answers row by row by the method ``kind``, long requests first, kept as a pack's are."""
-        maker: Any = PlainRows
+        maker: Any = PaddedRows
         if self.lens.remote:
             from depthlens.engine.remote_rows import RemoteRows as maker  # slow to import
         plain = maker(self.lens, self.backend, self.batch_tokens)
-        limit, n_layers = Pace(self.lens), self.lens.dims.n_layers
+        limit, n_layers = WorkRate(self.lens), self.lens.dims.n_layers
 
         def do(members: list[int], group: list[int]) -> None:
             asked = [requests[r] for r in members]
@@ -178,7 +180,7 @@ class Engine:
     def _score_pack(
         self,
         packed: prefix_tree.Pack,
-        requests: Sequence[Loglikelihood],
+        requests: Sequence[LoglikelihoodRequest],
         conditions: Sequence[Condition],
         group: list[int],
         answers: list[list[Any]],
@@ -211,11 +213,11 @@ class Engine:
                     total = sum(sums[at:end])
                     if not math.isfinite(total):
                         raise NotFinite((c, r))
-                    answers[c][r] = Likelihood(math.fsum(sums[at:end]), all(hits[at:end]))
+                    answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[at:end]), all(hits[at:end]))
                     at = end
 
     def generate_until(
-        self, requests: Sequence[Generate], conditions: Sequence[Condition], desc: str = "generate"
+        self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], desc: str = "generate"
     ) -> list[list[str]]:
         """Write the greedy text of every request under every condition.
 
@@ -235,7 +237,7 @@ class Engine:
             if not self._walks(max(lengths, default=0)):
                 with pairs.held(self.lens.donor, conditions):
                     return self._plain("generate_until", requests, conditions, lengths, rows, bar)
-            # by fork, the baseline last: see decoding.Rows
+            # by fork, the baseline last: see decoding.AnswerRows
             n_layers = self.lens.dims.n_layers
             order = sorted(
                 rows.unfinished,
@@ -300,10 +302,10 @@ class Engine:
     def _decode_pack(
         self,
         packed: prefix_tree.Pack,
-        requests: Sequence[Generate],
+        requests: Sequence[GenerateRequest],
         conditions: Sequence[Condition],
         group: list[int],
-        rows: Rows,
+        rows: AnswerRows,
         passed: Passed,
         clean: CleanRow,
         batch_tokens: int,

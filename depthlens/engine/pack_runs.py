@@ -17,8 +17,8 @@ from depthlens.ablations import Condition
 from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.wavefront import CleanRow
-from depthlens.engine.work_rate import Pace
-from depthlens.store.answer_rows import Rows
+from depthlens.engine.work_rate import WorkRate
+from depthlens.store.answer_rows import AnswerRows
 
 # a prefix that requests share is computed once a pack: with so many times its length at least it stays a small part
 PREFIX_SHARE = 4
@@ -39,7 +39,7 @@ class PackRuns:
         bar: Moves as tokens pass layers, by rows (request, condition).
         batch_tokens: Token budget of one batch; falls where memory runs out.
         written: Most tokens that each request writes; None: nothing is written.
-        least_rows: Rows that are worth a batch: fewer are not cut off to save time.
+        least_rows: AnswerRows that are worth a batch: fewer are not cut off to save time.
 
     Attributes:
         batch_tokens: The budget, as it is by now.
@@ -50,7 +50,7 @@ class PackRuns:
         lens: Any,
         tokens: Sequence[Sequence[int]],
         conditions: Sequence[Condition],
-        rows: Rows,
+        rows: AnswerRows,
         run: Run,
         bar: tqdm,
         batch_tokens: int,
@@ -67,7 +67,7 @@ class PackRuns:
         self._written = written or [0] * len(tokens)
         self._least_rows = least_rows
         self._n_layers = lens.dims.n_layers
-        self._pace = Pace(lens)
+        self._pace = WorkRate(lens)
         self._clean: tuple[tuple[int, ...], CleanRow] = (), CleanRow(frozenset())
 
     def walk(self, group: Sequence[int], room: int) -> None:

@@ -19,10 +19,10 @@ from depthlens.backends.protocol import Backend
 from depthlens.engine.decoding import Row, Writer
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.nonfinite import NotFinite
-from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 
 
-class PlainRows:
+class PaddedRows:
     """Requests under conditions, row by row; ``batch_tokens`` falls where memory runs out.
 
     Args:
@@ -37,8 +37,8 @@ class PlainRows:
         self.batch_tokens = batch_tokens
 
     def loglikelihood(
-        self, requests: Sequence[Loglikelihood], conditions: Sequence[Condition], bar: tqdm
-    ) -> list[list[Likelihood]]:
+        self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], bar: tqdm
+    ) -> list[list[LoglikelihoodAnswer]]:
         """See `depthlens.engine.engine.Engine.loglikelihood`."""
         answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
         # the last token of a continuation is predicted, never read
@@ -61,7 +61,7 @@ class PlainRows:
         return answers
 
     def generate_until(
-        self, requests: Sequence[Generate], conditions: Sequence[Condition], bar: tqdm
+        self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], bar: tqdm
     ) -> list[list[str]]:
         """See `depthlens.engine.engine.Engine.generate_until`."""
         texts: list[list[str]] = [[""] * len(requests) for _ in conditions]
@@ -116,8 +116,8 @@ class PlainRows:
             bar.update(len(batch))
 
 
-def score(logits: Tensor, continuation: Sequence[int]) -> Likelihood:
+def score(logits: Tensor, continuation: Sequence[int]) -> LoglikelihoodAnswer:
     """Log-likelihood of a continuation from the logits that predict it. Shape [n_continuation, d_vocab]."""
     wanted = torch.tensor(continuation, device=logits.device)
     logprobs = torch.log_softmax(logits.float(), -1).gather(-1, wanted[:, None])
-    return Likelihood(float(logprobs.sum()), bool((logits.argmax(-1) == wanted).all()))
+    return LoglikelihoodAnswer(float(logprobs.sum()), bool((logits.argmax(-1) == wanted).all()))

@@ -22,11 +22,11 @@ from depthlens.engine.decoding import Writer
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.errors import UserError
 from depthlens.models.remote import Overfull
-from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 
 
 class RemoteRows:
-    """Requests under conditions, as many of both in one trace as the budget holds; see `padded_rows.PlainRows`.
+    """Requests under conditions, as many of both in one trace as the budget holds; see `padded_rows.PaddedRows`.
 
     Args:
         lens: A model loaded with ``remote``.
@@ -40,8 +40,8 @@ class RemoteRows:
         self.batch_tokens = batch_tokens
 
     def loglikelihood(
-        self, requests: Sequence[Loglikelihood], conditions: Sequence[Condition], bar: tqdm
-    ) -> list[list[Likelihood]]:
+        self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], bar: tqdm
+    ) -> list[list[LoglikelihoodAnswer]]:
         """See `depthlens.engine.engine.Engine.loglikelihood`."""
         edits = [self.backend.edits(c) for c in conditions]
         answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
@@ -68,13 +68,13 @@ class RemoteRows:
             for (c, r), logprob, misses in zip(rows, *found.tolist(), strict=True):
                 if not math.isfinite(logprob):
                     raise NotFinite((c, r))
-                answers[c][r] = Likelihood(logprob, misses == 0)
+                answers[c][r] = LoglikelihoodAnswer(logprob, misses == 0)
 
         self._run([len(t) for t in inputs], len(conditions), run, bar)
         return answers
 
     def generate_until(
-        self, requests: Sequence[Generate], conditions: Sequence[Condition], bar: tqdm
+        self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], bar: tqdm
     ) -> list[list[str]]:
         """See `depthlens.engine.engine.Engine.generate_until`."""
         edits = [self.backend.edits(c) for c in conditions]

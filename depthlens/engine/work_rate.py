@@ -22,7 +22,7 @@ TRIED = 2048  # width of the square matrix that is multiplied to guess the rate 
 SHARE = 0.8  # of the rate of matrix products, which a layer reaches
 
 
-class Pace:
+class WorkRate:
     """Work that fits into a pack, by the rate of those before.
 
     Args:

@@ -58,7 +58,7 @@ def read(lens: Any, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence
     for i, positions in enumerate(asked):
         if positions:
             pack = prefix_tree.build(sequences, [i])
-            rows = Rows(pack, lens, positions, lambda layer, p, i=i: see(layer, i, p))
+            rows = PatternRows(pack, lens, positions, lambda layer, p, i=i: see(layer, i, p))
             walk.run(pack, [BASELINE], [0], layout=rows)
 
 
@@ -92,7 +92,7 @@ def of_head(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequ
     return seen[0]
 
 
-class Rows(Layout):
+class PatternRows(Layout):
     """The layout of one sequence that shows the pattern rows of the asked positions as each layer passes."""
 
     def __init__(

@@ -27,22 +27,22 @@ from depthlens.backends.protocol import Means
 from depthlens.engine import memory_budget
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown
-from depthlens.requests import Loglikelihood
-from depthlens.store.answer_cache import Kept
+from depthlens.requests import LoglikelihoodRequest
+from depthlens.store.answer_cache import AnswerCache
 
 MODES = ("zero", "mean")
 
 
 def attribute(
     lens: Any,
-    requests: Sequence[Loglikelihood],
+    requests: Sequence[LoglikelihoodRequest],
     *,
     mode: str = "zero",
     means: Callable[[], Means] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
-    kept: Kept | None = None,
+    kept: AnswerCache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Estimate by how much log p(continuation | context) changes when one head is removed.
 
@@ -102,17 +102,19 @@ def attribute(
             start += len(batch)
 
     names = ["clean", *dims.head_names]
-    values = (kept or Kept()).numbers(asked, names, measure, desc="attribution", unit="request", progress=progress)
+    values = (kept or AnswerCache()).numbers(
+        asked, names, measure, desc="attribution", unit="request", progress=progress
+    )
     clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
 
 
-def _length(request: Loglikelihood) -> int:
+def _length(request: LoglikelihoodRequest) -> int:
     return len(request.context) + len(request.continuation) - 1
 
 
 def _batch(
-    lens: Any, requests: list[Loglikelihood], weights: list[Sequence[float]], means: Means | None
+    lens: Any, requests: list[LoglikelihoodRequest], weights: list[Sequence[float]], means: Means | None
 ) -> tuple[Tensor, Tensor]:
     """One forward and one backward pass of requests laid end to end; see `attribute` for the shapes."""
     arch, dims, device = lens.arch, lens.dims, lens.device

@@ -47,7 +47,7 @@ from depthlens.errors import UserError, unknown
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
-from depthlens.store.answer_cache import AnswerStore, Kept, Where, describe
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, describe
 from depthlens.store.parts import DEFAULT
 
 LENS = ("probability", "rank", "entropy")
@@ -306,7 +306,7 @@ def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> li
 
 
 def _by_text(
-    kept: Kept,
+    kept: AnswerCache,
     cases: Sequence[Any],
     names: Sequence[str],
     measure: Callable[[int], np.ndarray],

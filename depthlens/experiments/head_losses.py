@@ -11,7 +11,7 @@ from depthlens import arguments
 from depthlens.ablations import BASELINE, Condition, Head, heads_condition
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.requests import Loglikelihood
+from depthlens.requests import LoglikelihoodRequest
 
 
 def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int = 2) -> list[Head]:
@@ -29,7 +29,7 @@ def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int
 
 
 def single(
-    lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: Sequence[Head] | None = None
+    lens: Any, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: Sequence[Head] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss by removing each head alone: every head of the model, or those of ``heads``.
 
@@ -46,7 +46,7 @@ def single(
     return losses, logprobs[0]
 
 
-def added(lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: list[Head]) -> np.ndarray:
+def added(lens: Any, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: list[Head]) -> np.ndarray:
     """Loss that each head adds to the removal of all the others on the list.
 
     Returns:
@@ -60,7 +60,7 @@ def added(lens: Any, engine: Engine, requests: Sequence[Loglikelihood], heads: l
     return losses
 
 
-def _logprobs(engine: Engine, requests: Sequence[Loglikelihood], conditions: Sequence[Condition]) -> np.ndarray:
+def _logprobs(engine: Engine, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition]) -> np.ndarray:
     """Shape [heads_condition, request]."""
     answers = engine.loglikelihood(requests, conditions, desc="heads removed")
     return np.array([[a.logprob for a in row] for row in answers])

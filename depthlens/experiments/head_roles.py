@@ -40,8 +40,8 @@ from depthlens.experiments import attention_patterns, worked_solutions
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_losses import added, checked, single
 from depthlens.experiments.worked_solutions import KINDS, Solution
-from depthlens.requests import Loglikelihood
-from depthlens.store.answer_cache import AnswerStore, Kept, Where, describe
+from depthlens.requests import LoglikelihoodRequest
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, describe
 from depthlens.store.parts import DEFAULT
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
@@ -181,7 +181,9 @@ def recall(needles: Sequence[Needle], found: Sequence[Needle]) -> pd.DataFrame:
     return pd.DataFrame(_groups(needles, found))
 
 
-def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False, kept: Kept | None = None) -> np.ndarray:
+def copy_paste(
+    lens: Any, needles: Sequence[Needle], progress: bool = False, kept: AnswerCache | None = None
+) -> np.ndarray:
     """Copy-paste score of every head on each needle, recalled or not. Shape [needle, n_layers, n_heads]."""
     dims = lens.dims
 
@@ -191,7 +193,7 @@ def copy_paste(lens: Any, needles: Sequence[Needle], progress: bool = False, kep
 
     cases = [(n.request, n.targets, n.places, n.asked) for n in needles]
     options = {"desc": "attention patterns", "unit": "needle", "progress": progress}
-    values = (kept or Kept()).numbers(cases, dims.head_names, measure, **options)
+    values = (kept or AnswerCache()).numbers(cases, dims.head_names, measure, **options)
     return values.reshape(len(needles), dims.n_layers, dims.n_heads)
 
 
@@ -308,7 +310,7 @@ def reasoning_scores(
     return ReasoningScores(*scores, contrast, record)
 
 
-def _weighted(solution: Solution, kind: str) -> tuple[Loglikelihood, list[float]]:
+def _weighted(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest, list[float]]:
     """The whole solution as one continuation, in which the tokens of one kind count."""
     n = len(solution.text.request.context)
     weights = [0.0] * len(solution.text.request.continuation)
@@ -348,12 +350,12 @@ def _groups(needles: Sequence[Needle], recalled: Sequence[Needle]) -> list[dict[
     return [{**dict(k), "asked": n, "recalled": found[k]} for k, n in asked.items()]
 
 
-def _needle_tokens(needle: Needle) -> Loglikelihood:
+def _needle_tokens(needle: Needle) -> LoglikelihoodRequest:
     """The needle's tokens alone, after everything before them (what stands between two of them counts, too)."""
     n = len(needle.request.context)
     tokens = (*needle.request.context, *needle.request.continuation)
     first, last = n + needle.steps[0], n + needle.steps[-1]
-    return Loglikelihood(tokens[:first], tokens[first : last + 1])
+    return LoglikelihoodRequest(tokens[:first], tokens[first : last + 1])
 
 
 def _record(lens: Any, answers: AnswerStore, method: str, source: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from depthlens import arguments, provenance
 from depthlens.ablations import Condition, expand
 from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
-from depthlens.engine.engine import Engine, Likelihood
+from depthlens.engine.engine import Engine, LoglikelihoodAnswer
 from depthlens.engine.references import Reference, of_task
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution
@@ -21,7 +21,7 @@ from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
 from depthlens.store import parts as storage
-from depthlens.store.answer_cache import AnswerStore, Kept, Where, describe
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, describe
 from depthlens.tasks import harness
 from depthlens.tasks.answer_logprob import Answers
 
@@ -197,7 +197,7 @@ def head_sweep(
     tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=n_docs)
     views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
 
-    def run(view: Answers, reference: Reference | None) -> tuple[list[list[Likelihood]], Kept]:
+    def run(view: Answers, reference: Reference | None) -> tuple[list[list[LoglikelihoodAnswer]], AnswerCache]:
         method = f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
         kept = answers.entry(view.name, method=method)
         means = (lambda: reference.measure(lens)) if reference else None
@@ -206,7 +206,7 @@ def head_sweep(
         )
         change = change.unflatten(-1, (of_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
         estimates = [
-            [Likelihood(float(v), False) for v in (clean if not c else clean + change[:, c.layer, _index(c)])]
+            [LoglikelihoodAnswer(float(v), False) for v in (clean if not c else clean + change[:, c.layer, _index(c)])]
             for c in conditions
         ]
         return estimates, kept
@@ -301,7 +301,7 @@ def condition_sweep(
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
-    def run(view: harness.Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], Kept]:
+    def run(view: harness.Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
         kept = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
         lacks = reference is not None and kept.lacks(view.requests, conditions)
         means = reference.measure(both) if lacks else None
@@ -323,7 +323,7 @@ def _result(
     store: AnswerStore,
     views: Sequence[harness.Prepared | Answers],
     conditions: Sequence[Condition],
-    run: Callable[[harness.Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], Kept]],
+    run: Callable[[harness.Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
     record: dict[str, Any],
     prompts: Sequence[Sequence[int]] = (),
 ) -> Result:
@@ -331,7 +331,7 @@ def _result(
     frames: list[pd.DataFrame] = []
     records: dict[str, dict] = {}
     asked: dict[str, pd.DataFrame] = {}
-    stores: list[Kept] = []
+    stores: list[AnswerCache] = []
     for view in views:
         needed = bool(prompts) or any(c.uses_mean for c in conditions)
         reference = of_task(view.name, view.requests) if needed else None

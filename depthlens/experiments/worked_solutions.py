@@ -26,7 +26,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.analysis.text_numbers import WORDS, numbers
 from depthlens.errors import UserError
-from depthlens.requests import Loglikelihood
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.encoding import Encoder
@@ -84,10 +84,10 @@ class Solution:
     question: tuple[int, ...]
     n_unclear: int
 
-    def request(self, span: Span) -> Loglikelihood:
+    def request(self, span: Span) -> LoglikelihoodRequest:
         """The tokens of a span, after everything before them."""
         tokens = self.text.tokens
-        return Loglikelihood(tokens[: span.start], tokens[span.start : span.end])
+        return LoglikelihoodRequest(tokens[: span.start], tokens[span.start : span.end])
 
     def frame(self, logprobs: Sequence[float] | None = None) -> pd.DataFrame:
         """The spans in reading order: kind, text, n_tokens, and nats_per_token where their log-probabilities are given.

@@ -4,7 +4,7 @@ A row's address is all that decides its answer: the model's fingerprint, dtype, 
 engine's arithmetic (these make the entry), the condition with what stands in for the removed part, and the request's
 token ids, in which task, examples, document and option have already gone. So another number of documents, another
 metric of the same answers or another notebook asks for the same rows, and only what is missing is computed. Numbers
-that are measured of single texts (`Kept.numbers`) are rows, too: a number's name stands where conditions do.
+that are measured of single texts (`AnswerCache.numbers`) are rows, too: a number's name stands where conditions do.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
 from depthlens.errors import Interrupted
-from depthlens.requests import Likelihood
-from depthlens.store.answer_rows import Rows
+from depthlens.requests import LoglikelihoodAnswer
+from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.parts import Entry, Store, open_store
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ KEEP_SECONDS = 10.0
 Where = str | os.PathLike[str] | Store | None
 
 
-class Kept:
+class AnswerCache:
     """Answers of one model to one kind of question; without a store it keeps nothing and finds nothing.
 
     Args:
@@ -47,25 +47,25 @@ class Kept:
     def __init__(self, entry: Entry | None = None, reference: dict[str, str] | None = None) -> None:
         self.entry = entry
         self.reference = reference or {}
-        self._asked: list[Rows] = []
+        self._asked: list[AnswerRows] = []
 
     @property
     def n_read(self) -> int:
-        """Rows that were found."""
+        """AnswerRows that were found."""
         return sum(rows.n_read for rows in self._asked)
 
     @property
     def n_computed(self) -> int:
-        """Rows that were computed."""
+        """AnswerRows that were computed."""
         return sum(rows.n_computed for rows in self._asked)
 
-    def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> Rows:
+    def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
         """Start on requests under conditions, with what is known already."""
         self._asked.append(self._look(requests, conditions))
         return self._asked[-1]
 
-    def _look(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> Rows:
-        return Rows(self.entry, requests, conditions, [self.address(c) for c in conditions])
+    def _look(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
+        return AnswerRows(self.entry, requests, conditions, [self.address(c) for c in conditions])
 
     def numbers(
         self,
@@ -101,7 +101,7 @@ class Kept:
                 for some, values in measure(members):
                     for case, row in zip(some, values.tolist(), strict=True):
                         for name, value in enumerate(row):
-                            rows.answers[name][case] = Likelihood(value, False)
+                            rows.answers[name][case] = LoglikelihoodAnswer(value, False)
                     waiting += some
                     bar.update(len(some))
                     if time.monotonic() - last > KEEP_SECONDS:
@@ -186,17 +186,17 @@ class AnswerStore:
 
     def entry(
         self, label: str, *, backend: str = "torch", method: str = "exact", reference: dict[str, str] | None = None
-    ) -> Kept:
+    ) -> AnswerCache:
         """What the store holds of the model and a question; one that keeps nothing where there is no store.
 
         Args:
             label: Task, or what else is asked.
             backend: What applies the conditions.
             method: What the values are, where they are not the engine's own answers.
-            reference: See `Kept`.
+            reference: See `AnswerCache`.
         """
         if self.store is None:
-            return Kept()
+            return AnswerCache()
         lens = self._models["model"]
         about = lens.describe(self.fingerprint)
         shared = {
@@ -213,10 +213,10 @@ class AnswerStore:
         made = {"model": lens.name, "class": about["class"], "device": about["device"], "label": label}
         made |= provenance.environment() | provenance.where_and_when()
         stands_in = {"donor": self.donor_fingerprint} if self.donor_fingerprint else {}
-        return Kept(self.store.entry(shared, label, made), (reference or {}) | stands_in)
+        return AnswerCache(self.store.entry(shared, label, made), (reference or {}) | stands_in)
 
 
-def describe(kept: Sequence[Kept]) -> dict[str, Any] | None:
+def describe(kept: Sequence[AnswerCache]) -> dict[str, Any] | None:
     """For the record: where rows came from, how many were read and computed, and the parts that hold them."""
     entries = [one for one in kept if one.entry]
     if not entries:

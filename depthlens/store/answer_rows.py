@@ -11,14 +11,14 @@ from typing import Any
 
 from depthlens import progress as bars
 from depthlens.ablations import Condition
-from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.parts import Entry
 from depthlens.store.reservations import Reservations
 
 _WAIT = 0.2  # seconds between looks at what another process has reserved
 
 
-class Rows:
+class AnswerRows:
     """Requests x conditions on their way: what is known, what is left, who computes what.
 
     Args:
@@ -30,8 +30,8 @@ class Rows:
     Attributes:
         answers: Indexed [condition][request]; None where one is missing.
         n_known: How many there were at the start.
-        n_read: Rows that were found.
-        n_computed: Rows that were computed.
+        n_read: AnswerRows that were found.
+        n_computed: AnswerRows that were computed.
         deferred: Requests and conditions that wait for `finish`.
     """
 
@@ -97,7 +97,7 @@ class Rows:
     ) -> None:
         """Have ``do`` compute what is missing of some requests under some conditions, in products of both.
 
-        Rows that another process has reserved are left for `finish`. ``do`` fills ``answers`` and calls `put`;
+        AnswerRows that another process has reserved are left for `finish`. ``do`` fills ``answers`` and calls `put`;
         ``found`` is told how many rows came from other processes meanwhile.
         """
         with self._reserved(list(members), list(group), found) as products:
@@ -153,7 +153,7 @@ class Rows:
                 for c in wanted[address]:
                     for r in digests[request]:
                         n += self.answers[c][r] is None
-                        self.answers[c][r] = text if text is not None else Likelihood(value, greedy)
+                        self.answers[c][r] = text if text is not None else LoglikelihoodAnswer(value, greedy)
         return n
 
     @contextmanager
@@ -192,7 +192,7 @@ class Rows:
 
     @staticmethod
     def _products(rows: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
-        """Rows as products: conditions that lack the same requests go together."""
+        """AnswerRows as products: conditions that lack the same requests go together."""
         lacking: dict[int, list[int]] = {}
         for c, r in rows:
             lacking.setdefault(c, []).append(r)
@@ -204,14 +204,14 @@ class Rows:
 
 def digest(request: Any) -> str:
     """Address of a request: hash of its token ids and of how it is to be answered; of other values, of their text."""
-    if isinstance(request, Loglikelihood):
+    if isinstance(request, LoglikelihoodRequest):
         text = f"score {request.context} {request.continuation}"
-    elif isinstance(request, Generate):
+    elif isinstance(request, GenerateRequest):
         text = f"write {request.context} {request.until} {request.max_new_tokens}"
     else:
         text = repr(request)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _columns(answer: Likelihood | str) -> tuple[float | None, bool | None, str | None]:
+def _columns(answer: LoglikelihoodAnswer | str) -> tuple[float | None, bool | None, str | None]:
     return (None, None, answer) if isinstance(answer, str) else (answer.logprob, answer.is_greedy, None)

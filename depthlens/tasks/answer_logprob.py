@@ -20,7 +20,7 @@ from lm_eval.api.instance import Instance
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB, LEAST_NATS
-from depthlens.requests import Likelihood, Loglikelihood
+from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
 from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared
@@ -56,7 +56,7 @@ class Answers:
         self.delimiter = "" if chat and not config.gen_prefix else config.target_delimiter
         self.texts: dict[int, str] = {}
         self.pairs: dict[int, tuple[str, str]] = {}
-        self.requests: list[Loglikelihood] = []
+        self.requests: list[LoglikelihoodRequest] = []
         encoder = Encoder(lens)
         for doc_id, group in _by_doc(prepared).items():
             context, answer = self._pair(group)
@@ -68,11 +68,11 @@ class Answers:
         if not any(prepared.cut):  # else it has been told
             truncation.tell(self.name, self.cut, encoder.max_length)
 
-    def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Likelihood]]:
+    def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[LoglikelihoodAnswer]]:
         """Answers of the engine, indexed [condition][document]."""
         return engine.loglikelihood(self.requests, conditions, desc=f"{self.name} {ANSWER_LOGPROB}")
 
-    def score(self, answers: Sequence[Likelihood]) -> Iterator[tuple[str, int, float, str]]:
+    def score(self, answers: Sequence[LoglikelihoodAnswer]) -> Iterator[tuple[str, int, float, str]]:
         """Yields (metric, doc_id, value in nats, reference answer)."""
         for (doc_id, text), answer in zip(self.texts.items(), answers, strict=True):
             yield ANSWER_LOGPROB, doc_id, answer.logprob, text

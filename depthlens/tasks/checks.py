@@ -15,7 +15,7 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from depthlens.errors import UserError, blaming
-from depthlens.requests import Likelihood
+from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks.encoding import check_generation, quiet
 from depthlens.tasks.prepared_task import Prepared
 
@@ -184,6 +184,6 @@ def rehearse(name: str, task: Any, limit: int | None = None) -> None:
 
 def _answers(task: Any) -> list[list[Any]]:
     if task.OUTPUT_TYPE != "generate_until":
-        return [[Likelihood(-1.0 - i.idx, False) for i in task.instances]]
+        return [[LoglikelihoodAnswer(-1.0 - i.idx, False) for i in task.instances]]
     texts = [str(task.doc_to_target(i.doc)) for i in task.instances]
     return [texts, [""] * len(texts)]

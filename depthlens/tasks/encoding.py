@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from depthlens.errors import UserError
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # settings that mean greedy decoding; any other would be ignored silently
 _GREEDY = {"do_sample": (False, None), "temperature": (0, 0.0, None)}
@@ -40,7 +40,7 @@ class Encoder(HFLM):
         self.recorded = requests
         return [(0.0, False)] * len(requests)
 
-    def requests(self, instance: Any) -> list[Loglikelihood] | list[Generate]:
+    def requests(self, instance: Any) -> list[LoglikelihoodRequest] | list[GenerateRequest]:
         """What lm-eval asks a model for one instance: one request, or one a window for rolling log-likelihood.
 
         Raises:
@@ -59,7 +59,7 @@ class Encoder(HFLM):
         return [loglikelihood(self, name, context, continuation) for _, context, continuation in self.recorded]
 
 
-def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Sequence[int]) -> Loglikelihood:
+def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Sequence[int]) -> LoglikelihoodRequest:
     """A token pair cut from the left to the model's length, as `HFLM._loglikelihood_tokens` does.
 
     Raises:
@@ -71,10 +71,10 @@ def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Seq
         )
     tokens = (*context, *continuation)[-(lm.max_length + 1) :]
     split = len(tokens) - len(continuation)
-    return Loglikelihood(tokens[:split], tokens[split:])
+    return LoglikelihoodRequest(tokens[:split], tokens[split:])
 
 
-def generation(lm: HFLM, instance: Any) -> Generate:
+def generation(lm: HFLM, instance: Any) -> GenerateRequest:
     """A prompt and its stop rules, as `HFLM.generate_until` reads them.
 
     Raises:
@@ -91,7 +91,7 @@ def generation(lm: HFLM, instance: Any) -> Generate:
     if room < 1:
         raise UserError(f"task {name} writes up to {n_new} tokens; the model reads {lm.max_length} in all")
     tokens, _ = lm.tok_batch_encode([context], left_truncate_len=room)
-    return Generate(tuple(tokens[0].tolist()), until, n_new)
+    return GenerateRequest(tuple(tokens[0].tolist()), until, n_new)
 
 
 def check_generation(name: str, settings: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ def check_generation(name: str, settings: dict[str, Any]) -> None:
         raise UserError(f"task {name}: until {until!r}: give a text or a list of texts")
 
 
-def check_tokens(lens: Any, name: str, requests: Sequence[Loglikelihood | Generate]) -> None:
+def check_tokens(lens: Any, name: str, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> None:
     """Refuse tokens that the model has no embedding for.
 
     Raises:

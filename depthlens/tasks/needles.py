@@ -17,7 +17,7 @@ from typing import Any
 
 from depthlens import arguments
 from depthlens.errors import UserError
-from depthlens.requests import Loglikelihood
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.encoding import Encoder
@@ -66,7 +66,7 @@ class Needle:
         about: What it is: task and document, or depth and context length.
     """
 
-    request: Loglikelihood
+    request: LoglikelihoodRequest
     steps: tuple[int, ...]
     places: tuple[int, ...]
     about: dict[str, Any] = field(default_factory=dict, hash=False)

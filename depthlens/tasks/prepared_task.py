@@ -22,7 +22,7 @@ import pandas as pd
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
-from depthlens.requests import Generate, Likelihood, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
 
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
@@ -48,7 +48,7 @@ class Prepared:
     name: str
     task: Any
     output_type: str
-    requests: list[Loglikelihood] | list[Generate]
+    requests: list[LoglikelihoodRequest] | list[GenerateRequest]
     windows: list[int]
     skipped: dict[str, str] = field(default_factory=dict)
     cut: list[int] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Prepared:
     def _response(self, got: list[Any]) -> Any:
         if self.output_type == "loglikelihood_rolling":
             return sum(a.logprob for a in got)
-        return (got[0].logprob, got[0].is_greedy) if isinstance(got[0], Likelihood) else got[0]
+        return (got[0].logprob, got[0].is_greedy) if isinstance(got[0], LoglikelihoodAnswer) else got[0]
 
     def _text(self, group: list[Any]) -> str:
         if self.output_type == "generate_until":

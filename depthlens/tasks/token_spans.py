@@ -15,7 +15,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from depthlens.errors import UserError
-from depthlens.requests import Loglikelihood
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks.encoding import Encoder
 
 
@@ -32,7 +32,7 @@ class Text:
 
     context: str
     continuation: str
-    request: Loglikelihood
+    request: LoglikelihoodRequest
     offsets: tuple[tuple[int, int], ...]
 
     @property

@@ -23,7 +23,7 @@ from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.tasks import harness
 
 pytestmark = pytest.mark.integration
@@ -170,7 +170,7 @@ def test_skipping_any_layer_equals_deleting_it(lens, without_layer):
 
 def test_the_engine_scores_any_skipped_layer_as_if_deleted(lens, without_layer):
     tokens = tuple(lens.tokenizer(PROMPT).input_ids)
-    request = Loglikelihood(tokens[:7], tokens[7:])
+    request = LoglikelihoodRequest(tokens[:7], tokens[7:])
     conditions = [parse(f"L{i}") for i in range(lens.dims.n_layers)]
     answers = Engine(lens, progress=False).loglikelihood([request], conditions)
     for layer, (answer,) in enumerate(answers):
@@ -192,7 +192,7 @@ NEAR_TIE = 1e-3  # logits nearer than this may change places where batch layout 
 def test_written_texts_equal_hugging_face_except_where_two_tokens_tie(lens):
     contexts = [tuple(lens.tokenizer(story).input_ids) for story in STORIES]
     conditions = [parse(c) for c in ("baseline", "L4", "L15.attn", "L27", "L9.H3+L20.mlp", "L12.KV1")]
-    asked = [Generate(context, (), N_WRITTEN) for context in contexts]
+    asked = [GenerateRequest(context, (), N_WRITTEN) for context in contexts]
     texts = Engine(lens, progress=False).generate_until(asked, conditions)
     same = 0
     for condition, row in zip(conditions, texts, strict=True):
@@ -220,7 +220,7 @@ import psutil, torch
 import depthlens as dl
 from depthlens.ablations import expand
 from depthlens.engine import Engine
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 lens = dl.load("smollm2-135m")
 before = psutil.Process().memory_info().rss
@@ -231,13 +231,13 @@ if sys.argv[1] == "loglikelihood":
     # fork late: rows are held all the same, and most layers are walked by the clean row alone
     conditions = expand("heads", lens.dims)[-30:]
     n_tokens = engine.budget.state_bytes // (len(conditions) * lens.dims.d_model * 4)
-    requests = [Loglikelihood(draw(n_tokens // 40), (5, 6, 7)) for _ in range(42)]  # a full pack and a bit
+    requests = [LoglikelihoodRequest(draw(n_tokens // 40), (5, 6, 7)) for _ in range(42)]  # a full pack and a bit
     engine.loglikelihood(requests, conditions)
 else:
     conditions = expand("L26,L27,L28,L29", lens.dims)
     shared, token_bytes = draw(600), 2 * lens.dims.n_layers * lens.dims.n_kv_heads * lens.dims.d_head * 4
     n_prompts = engine.budget.key_bytes // (len(conditions) * token_bytes * 106) + 2  # a full pack and a bit
-    engine.generate_until([Generate(shared + draw(100), (), 6) for _ in range(n_prompts)], conditions)
+    engine.generate_until([GenerateRequest(shared + draw(100), (), 6) for _ in range(n_prompts)], conditions)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
 

@@ -90,7 +90,7 @@ def sweeps(monkeypatch):
 
 def test_help_and_models_free_of_torch():
     program = (
-        "import sys\nfrom depthlens import cli, runner, gallery, pages, parameters\n"
+        "import sys\nfrom depthlens import cli\nfrom depthlens.runner import execute, gallery, pages, parameters\n"
         "try: cli.main(['--help'])\nexcept SystemExit as e: code = e.code\n"
         "heavy = {'torch', 'transformers', 'lm_eval'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy or code else 0)"

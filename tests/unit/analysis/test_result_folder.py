@@ -147,7 +147,7 @@ def test_other_files_do_no_harm(sweep, tmp_path):
 def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sweep, tmp_path):
     asked = {"model": "x", "tasks": [], "ablate": "L1"}
     holder = (
-        "import sys, time; from depthlens.out_folder import claimed\n"
+        "import sys, time; from depthlens.analysis.result_folder import claimed\n"
         f"with claimed(sys.argv[1], {asked!r}, overwrite=False): print('held', flush=True); time.sleep(60)"
     )
     out = tmp_path / "out"

@@ -21,7 +21,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 OTHERS = ("transformer_lens", "nnsight")
 # float32 rounding of one order of operations against another, over five layers with logits of order 10
@@ -125,7 +125,7 @@ def requests():
     made = []
     for n, m in [(5, 1), (17, 3), (1, 1), (9, 6)]:
         tokens = torch.randint(0, 256, (n + m,), generator=g).tolist()
-        made.append(Loglikelihood(tuple(tokens[:n]), tuple(tokens[n:])))
+        made.append(LoglikelihoodRequest(tuple(tokens[:n]), tuple(tokens[n:])))
     return made
 
 
@@ -137,7 +137,7 @@ def test_likelihoods_and_texts_are_those_of_the_fast_engine(family, changes, req
     lens = surgery.rough_lens(family, **changes)
     means = backend_table.reference_of(lens)
     conditions = expand("L0,L2.attn@mean,L1.H3@resample,L1-2,L0.mlp+L4.KV0@mean", lens.dims)
-    asked = [Generate(q.context, ("\n",), 4 + i) for i, q in enumerate(requests)]
+    asked = [GenerateRequest(q.context, ("\n",), 4 + i) for i, q in enumerate(requests)]
     fast = Engine(lens, means=means, progress=False)
     scores, texts = fast.loglikelihood(requests, conditions), fast.generate_until(asked, conditions)
     assert len({t for row in texts for t in row}) > len(requests), "the conditions change no text"

@@ -31,7 +31,7 @@ from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import loading, remote
 from depthlens.models.lens import Lens
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.runner import session
 
 TASK = "capitals_continuation"
@@ -46,7 +46,7 @@ WORDS = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
 def requests(n=5):
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
-    return [Loglikelihood((1, 2, 3, *row[: 4 + i]), tuple(row[9 - i % 3 :])) for i, row in enumerate(tokens)]
+    return [LoglikelihoodRequest((1, 2, 3, *row[: 4 + i]), tuple(row[9 - i % 3 :])) for i, row in enumerate(tokens)]
 
 
 def every_kind(dims):
@@ -111,7 +111,7 @@ def test_scores_and_texts_are_those_of_the_torch_backend(family, pair):
     torch.testing.assert_close(got[0], wanted[0], rtol=0, atol=TOLERANCE)
     assert got[1] == wanted[1]
     assert (wanted[0][1:] - wanted[0][0]).abs().amax(1).min() > 1e-3, "a condition changes nothing"
-    asked = [Generate(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
+    asked = [GenerateRequest(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
     some = conditions[:: len(conditions) // 8]
     texts = [
         Engine(lens, progress=False, means=means).generate_until(asked, some)
@@ -159,7 +159,7 @@ def test_an_exception_in_a_trace_leaves_nothing_behind(pair):
 def test_rows_that_all_end_early_are_no_warning(pair, recwarn):
     whole, far = pair("llama-gqa")
     lenses = [Lens("m", lens.model, lens.tokenizer, None, lens.remote) for lens in (whole, far)]
-    ask = [Generate((1, 2, 3), (), 9), Generate((7, 8, 9, 10), (), 9)]
+    ask = [GenerateRequest((1, 2, 3), (), 9), GenerateRequest((7, 8, 9, 10), (), 9)]
     free = Engine(whole, progress=False).generate_until(ask, [parse("L1")])[0]
     ends = [whole.tokenizer(text).input_ids[0] for text in free]
     for lens in lenses:
@@ -305,7 +305,7 @@ def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
     assert after["traces"] - before["traces"] == 1
     received, n_rows = after["received"] - before["received"], len(conditions) * len(requests())
     assert received < 16 * n_rows + 2000, f"{received} bytes for {n_rows} rows"
-    asked = [Generate(q.context, ("a",), 5) for q in requests()]
+    asked = [GenerateRequest(q.context, ("a",), 5) for q in requests()]
     texts = [Engine(lens, progress=False).generate_until(asked, [BASELINE, parse("L1.H1")]) for lens in (whole, far)]
     assert texts[0] == texts[1]
 

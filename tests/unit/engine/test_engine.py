@@ -14,7 +14,7 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.next_token import next_token
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
 LOGPROB_TOLERANCE = 1e-4
@@ -31,7 +31,7 @@ def requests():
     made = []
     for n, m in [(5, 1), (17, 3), (2, 2), (9, 6), (1, 1), (17, 2), (30, 4)]:
         tokens = torch.randint(0, 256, (n + m,), generator=g).tolist()
-        made.append(Loglikelihood(tuple(tokens[:n]), tuple(tokens[n:])))
+        made.append(LoglikelihoodRequest(tuple(tokens[:n]), tuple(tokens[n:])))
     return made
 
 
@@ -60,7 +60,9 @@ def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, re
 def test_greedy_flag_is_true_for_what_the_model_would_write(lens):
     context = (1, 2, 3, 4)
     written = lens.model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False)[0, 4:].tolist()
-    answer = Engine(lens, progress=False).loglikelihood([Loglikelihood(context, tuple(written))], [parse("baseline")])
+    answer = Engine(lens, progress=False).loglikelihood(
+        [LoglikelihoodRequest(context, tuple(written))], [parse("baseline")]
+    )
     assert answer[0][0].is_greedy
 
 
@@ -78,7 +80,7 @@ def hf_generate(lens, request, condition):
 @pytest.mark.parametrize("budget", [1, 90, 4096])
 def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
     conditions = expand("L0,L3,L2.attn,L1.H3,L1-2", lens.dims)
-    asked = [Generate(q.context, ("zz",), 12) for q in requests]
+    asked = [GenerateRequest(q.context, ("zz",), 12) for q in requests]
     texts = Engine(lens, batch_tokens=budget, progress=False).generate_until(asked, conditions)
     for condition, row in zip(conditions, texts, strict=True):
         for request, text in zip(asked, row, strict=True):
@@ -87,17 +89,19 @@ def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
 
 def test_generation_stops_at_stop_strings_end_of_text_and_length(lens):
     context = (10, 20, 30)
-    free = Engine(lens, progress=False).generate_until([Generate(context, (), 20)], [parse("baseline")])[0][0]
+    free = Engine(lens, progress=False).generate_until([GenerateRequest(context, (), 20)], [parse("baseline")])[0][0]
     assert len(free) > 5
     stop = free[3:5]
-    cut_short = Engine(lens, progress=False).generate_until([Generate(context, (stop,), 20)], [parse("baseline")])[0][0]
+    cut_short = Engine(lens, progress=False).generate_until(
+        [GenerateRequest(context, (stop,), 20)], [parse("baseline")]
+    )[0][0]
     assert cut_short == free.split(stop)[0]
     written = lens.model.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False)[0, 3:].tolist()
     before = lens.model.generation_config.eos_token_id
     try:  # make the third written token the end of text
         lens.model.generation_config.eos_token_id = written[2]
         engine = Engine(lens, progress=False)
-        ended = engine.generate_until([Generate(context, (), 20)], [parse("baseline")])[0][0]
+        ended = engine.generate_until([GenerateRequest(context, (), 20)], [parse("baseline")])[0][0]
     finally:
         lens.model.generation_config.eos_token_id = before
     assert ended == lens.tokenizer.decode(written[: written.index(written[2]) + 1])
@@ -107,7 +111,7 @@ def test_repetition_penalty_of_the_model_is_applied_as_hugging_face_does(lens, r
     before = lens.model.generation_config.repetition_penalty
     try:
         lens.model.generation_config.repetition_penalty = 1.3
-        asked = [Generate(q.context, (), 15) for q in requests]
+        asked = [GenerateRequest(q.context, (), 15) for q in requests]
         texts = Engine(lens, progress=False).generate_until(asked, [parse("baseline"), parse("L2")])
         for condition, row in zip([parse("baseline"), parse("L2")], texts, strict=True):
             assert row == [hf_generate(lens, q, condition) for q in asked]
@@ -137,7 +141,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monke
 @pytest.mark.parametrize("fast", [True, False])
 def test_out_of_memory_while_writing_splits_rows_and_loses_nothing(lens, requests, monkeypatch, fast):
     conditions = [parse("baseline"), parse("L2"), parse("L1.H0")]
-    asked = [Generate(q.context, (), 5) for q in requests]
+    asked = [GenerateRequest(q.context, (), 5) for q in requests]
     wanted = Engine(lens, progress=False).generate_until(asked, conditions)
     engine = Engine(lens, batch_tokens=4096, progress=False)
     monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
@@ -192,7 +196,7 @@ def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkey
     Engine(lens, batch_tokens=batch).loglikelihood(requests, conditions)
     assert Bar.last.n == Bar.last.total == total and len(set(Bar.last.seen)) >= least
     assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
-    Engine(lens, batch_tokens=batch).generate_until([Generate(q.context, (), 8) for q in requests], conditions)
+    Engine(lens, batch_tokens=batch).generate_until([GenerateRequest(q.context, (), 8) for q in requests], conditions)
     assert Bar.last.n == Bar.last.total == total and len(set(Bar.last.seen)) >= least
     assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
 
@@ -214,8 +218,8 @@ def test_fast_path_equals_plain_rows_on_every_family(family, requests, monkeypat
     lens = tiny.lens(family)
     conditions = expand(ALL_KINDS, lens.dims)
     # options that share a context, so that the tree branches more than once
-    asked = [*requests, *(Loglikelihood(requests[1].context, (5, 6, t)) for t in range(7, 10))]
-    written = [Generate(q.context, ("zz",), 6) for q in asked]
+    asked = [*requests, *(LoglikelihoodRequest(requests[1].context, (5, 6, t)) for t in range(7, 10))]
+    written = [GenerateRequest(q.context, ("zz",), 6) for q in asked]
     fast = Engine(lens, batch_tokens=64, progress=False)
     answers, texts = fast.loglikelihood(asked, conditions), fast.generate_until(written, conditions)
     monkeypatch.setattr(Engine, "_walks", lambda self, longest: False)
@@ -244,7 +248,7 @@ def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypat
 
 def test_a_sliding_window_that_bites_takes_the_plain_path():
     lens = tiny.lens("mistral", sliding_window=8)
-    request = Loglikelihood(tuple(range(20)), (3, 4))
+    request = LoglikelihoodRequest(tuple(range(20)), (3, 4))
     (answer,) = Engine(lens, progress=False).loglikelihood([request], [parse("baseline")])[0]
     assert answer.logprob == pytest.approx(alone(lens, request, parse("baseline"))[0], abs=LOGPROB_TOLERANCE)
     wide = tiny.lens("mistral", sliding_window=None)

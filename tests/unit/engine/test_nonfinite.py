@@ -14,10 +14,10 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.organisms import builder
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
-READ = [Loglikelihood((5, 6, 7), (8, 9)), Loglikelihood((5, 6), (10,))]
-WRITE = [Generate((5, 6, 7), ("\n",), 4)]
+READ = [LoglikelihoodRequest((5, 6, 7), (8, 9)), LoglikelihoodRequest((5, 6), (10,))]
+WRITE = [GenerateRequest((5, 6, 7), ("\n",), 4)]
 
 
 def broken(value: float = float("nan"), layer: int = 2, **changes):

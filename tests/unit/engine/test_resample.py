@@ -14,7 +14,7 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means, sample
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import head_sweep
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout
 REFERENCE = [7, 80, 33, 120, 9, 41]
@@ -25,7 +25,7 @@ CONDITIONS = ["L1.H2@resample", "L3.KV1@resample", "L0.H1@resample+L2.H0", "L2.H
 def requests():
     g = torch.Generator().manual_seed(4)
     made = [torch.randint(0, 256, (n,), generator=g).tolist() for n in (5, 9, 21)]  # shorter and longer than it
-    return [Loglikelihood(tuple(t[:-2]), tuple(t[-2:])) for t in made]
+    return [LoglikelihoodRequest(tuple(t[:-2]), tuple(t[-2:])) for t in made]
 
 
 def with_sample(lens):
@@ -87,7 +87,7 @@ def test_equals_hooks_written_by_hand(family, requests):
 def test_every_path_gives_the_same(requests, monkeypatch):
     lens = tiny.lens("llama-gqa")
     means, conditions = with_sample(lens), list(map(parse, CONDITIONS))
-    asked = [Generate(q.context, (), 6) for q in requests]
+    asked = [GenerateRequest(q.context, (), 6) for q in requests]
     fast = Engine(lens, means=means, batch_tokens=40, progress=False)
     wanted, texts = fast.loglikelihood(requests, conditions), fast.generate_until(asked, conditions)
     monkeypatch.setattr(Engine, "_walks", lambda self, longest: False)
@@ -100,7 +100,7 @@ def test_every_path_gives_the_same(requests, monkeypatch):
 
 def test_the_reference_itself_is_left_as_it_is(requests):
     lens = tiny.lens("llama-gqa")
-    same = Loglikelihood(tuple(REFERENCE[:4]), tuple(REFERENCE[4:]))
+    same = LoglikelihoodRequest(tuple(REFERENCE[:4]), tuple(REFERENCE[4:]))
     answers = Engine(lens, means=with_sample(lens), progress=False).loglikelihood(
         [same], [parse("baseline"), parse("L2.H1@resample")]
     )

@@ -12,7 +12,7 @@ from depthlens.errors import UserError
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.metrics import ANSWER_LOGPROB
-from depthlens.requests import Loglikelihood
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
 from depthlens.tasks.answer_logprob import Answers
 
@@ -26,7 +26,7 @@ KINK = 0.3  # nats: one-sided slopes that differ by more straddle a switch of ex
 def requests():
     g = torch.Generator().manual_seed(2)
     made = [torch.randint(0, 256, (n,), generator=g).tolist() for n in (9, 4, 13, 30)]
-    return [Loglikelihood(tuple(t[:-3]), tuple(t[-3:])) for t in made]
+    return [LoglikelihoodRequest(tuple(t[:-3]), tuple(t[-3:])) for t in made]
 
 
 def logprob(lens, request, scale=None, towards=None):

@@ -27,7 +27,7 @@ from depthlens.experiments import distillation
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading, offload, pairs
 from depthlens.models.lens import Lens
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums in another order: batches are cut by rows, a head's share of o_proj is added apart
 SAME = 2e-4
@@ -210,11 +210,11 @@ def test_other_rotary_frequencies_go_with_whole_layers(family):
 def requests(n=4, seed=0):
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 250, (n, 14), generator=draw).tolist()
-    return [Loglikelihood((1, 2, 3, *row[: 4 + i % 3]), tuple(row[9:])) for i, row in enumerate(tokens)]
+    return [LoglikelihoodRequest((1, 2, 3, *row[: 4 + i % 3]), tuple(row[9:])) for i, row in enumerate(tokens)]
 
 
 def prompts(n=3, new=4):
-    return [Generate(q.context, (), new) for q in requests(n, seed=8)]
+    return [GenerateRequest(q.context, (), new) for q in requests(n, seed=8)]
 
 
 def scores(lens, conditions, **options):

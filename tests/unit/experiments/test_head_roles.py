@@ -20,7 +20,7 @@ from depthlens.experiments.head_roles import copy_paste, reasoning_scores, retri
 from depthlens.experiments.result_attention import SOURCES, attention_at_results
 from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language
-from depthlens.requests import Loglikelihood
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import needles as prompts
 from depthlens.tasks import token_spans
 from depthlens.tasks.needles import Needle
@@ -131,7 +131,7 @@ def test_copy_paste_score_is_the_formula(family):
     made = []
     for seed, places in ((0, range(40)), (1, range(5, 20)), (2, [3, 4, 30])):
         tokens = random_tokens(45, seed, alphabet=5)
-        made.append(Needle(Loglikelihood(tokens[:40], tokens[40:]), (1, 2, 3), tuple(places)))
+        made.append(Needle(LoglikelihoodRequest(tokens[:40], tokens[40:]), (1, 2, 3), tuple(places)))
     scores = copy_paste(lens, made)
     for i, needle in enumerate(made):
         tokens = (*needle.request.context, *needle.request.continuation)
@@ -155,7 +155,7 @@ def test_an_offloaded_model_gives_the_same_scores(tmp_path):
 
 def planted_needles(task, n=12):
     asked = language.sample(n, task, seed=7)
-    return [Needle(Loglikelihood(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
+    return [Needle(LoglikelihoodRequest(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
 
 
 def organism(name):
@@ -225,7 +225,9 @@ def test_a_task_gives_needles_and_attribution_agrees():
 def test_needles_that_are_not_recalled_do_not_count():
     lens, truth = organism("organism")
     good = planted_needles("one_hop", 5)
-    swapped = [Needle(Loglikelihood(n.request.context, (n.request.continuation[0] - 1,)), (0,), n.places) for n in good]
+    swapped = [
+        Needle(LoglikelihoodRequest(n.request.context, (n.request.continuation[0] - 1,)), (0,), n.places) for n in good
+    ]
     mixed = retrieval_scores(lens, needles=[*good, *swapped], progress=False)
     assert mixed.n == 5 and mixed.record["needles"]["asked"] == 10
     assert np.array_equal(mixed.values, retrieval_scores(lens, needles=good, progress=False).values)
@@ -261,7 +263,7 @@ def greedy_needles(lens, n):
         for _ in range(3):
             with torch.no_grad():
                 tokens.append(int(lens.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-        made.append(Needle(Loglikelihood(tuple(tokens[:12]), tuple(tokens[12:])), (1, 2), tuple(range(12))))
+        made.append(Needle(LoglikelihoodRequest(tuple(tokens[:12]), tuple(tokens[12:])), (1, 2), tuple(range(12))))
     return made
 
 

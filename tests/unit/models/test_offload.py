@@ -18,7 +18,7 @@ from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import loading
-from depthlens.requests import Generate, Loglikelihood
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.runner import session
 from depthlens.tasks import harness
 
@@ -42,7 +42,7 @@ def saved(tmp_path_factory):
 def requests(n=5, seed=0):
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
-    return [Loglikelihood((1, 2, 3, *row[: 4 + i]), tuple(row[9:])) for i, row in enumerate(tokens)]
+    return [LoglikelihoodRequest((1, 2, 3, *row[: 4 + i]), tuple(row[9:])) for i, row in enumerate(tokens)]
 
 
 def scores(lens, conditions, **options):
@@ -300,7 +300,7 @@ def test_generation_is_refused_before_anything_runs(saved, reads):
     watch, count, _ = reads
     lens = watch(loading.load(saved(max_position_embeddings=4096), offload="disk"))
     with pytest.raises(UserError, match="read whole once for every token; load it without offload, or score"):
-        Engine(lens, progress=False).generate_until([Generate((1, 2), ("\n",), 3)], expand("layers", lens.dims))
+        Engine(lens, progress=False).generate_until([GenerateRequest((1, 2), ("\n",), 3)], expand("layers", lens.dims))
     with pytest.raises(UserError, match="task kv_retrieval_4: to write text an offloaded model"):
         sweep.layer_sweep(lens, [TASK, "kv_retrieval_4"], limit=1, progress=False)
     assert not count
@@ -386,7 +386,7 @@ import json, re, resource, sys
 import torch
 from depthlens import models
 from depthlens.ablations import expand
-from depthlens.engine import Engine, Loglikelihood
+from depthlens.engine import Engine, LoglikelihoodRequest
 from depthlens.errors import UserError
 
 folder, room = sys.argv[1], int(sys.argv[2])
@@ -399,7 +399,7 @@ try:
 except UserError as e:
     refused = str(e)
 lens = models.load(folder, offload="disk")
-requests = [Loglikelihood(tuple(range(i, i + 9)), (7, 8)) for i in range(4)]
+requests = [LoglikelihoodRequest(tuple(range(i, i + 9)), (7, 8)) for i in range(4)]
 answers = Engine(lens, progress=False).loglikelihood(requests, expand("layers", lens.dims))
 print(json.dumps([refused, [[a.logprob for a in row] for row in answers], lens.fingerprint]))
 """
@@ -428,7 +428,7 @@ def test_a_model_larger_than_memory_is_swept(tmp_path):
     refused, found, fingerprint = json.loads(done.stdout.splitlines()[-1])
     assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refused
     lens = loading.load(tmp_path)
-    asked = [Loglikelihood(tuple(range(i, i + 9)), (7, 8)) for i in range(4)]
+    asked = [LoglikelihoodRequest(tuple(range(i, i + 9)), (7, 8)) for i in range(4)]
     answers = Engine(lens, progress=False).loglikelihood(asked, expand("layers", lens.dims))
     wanted = [[a.logprob for a in row] for row in answers]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=0, atol=1e-4)  # sums of 2560 terms

@@ -19,7 +19,7 @@ from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language, weights
 from depthlens.organisms.language import TASKS, read, sample
 from depthlens.paths import tasks_dir
-from depthlens.requests import Loglikelihood
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
 
 SOLVED = 0.99
@@ -45,7 +45,7 @@ def together(heads) -> Condition:
 
 def accuracies(name: str, conditions, n: int = 100) -> dict[str, dict[str, float]]:
     """Accuracy (likeliest of all tokens) by condition and task, through the engine: both tasks share their prefixes."""
-    asked = [Loglikelihood(p.tokens, (p.answer_id,)) for task in TASKS for p in prompts(task, n)]
+    asked = [LoglikelihoodRequest(p.tokens, (p.answer_id,)) for task in TASKS for p in prompts(task, n)]
     answers = Engine(lens(name), progress=False).loglikelihood(asked, conditions)
     return {
         str(condition): {task: sum(a.is_greedy for a in given[i * n : (i + 1) * n]) / n for i, task in enumerate(TASKS)}

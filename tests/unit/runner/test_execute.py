@@ -234,9 +234,9 @@ def test_ctrl_c_keeps_what_was_done(suite, tmp_path):
     )
     out = tmp_path / "out"
     program = (
-        "import pathlib, signal, sys; from depthlens import resources, cli; "
+        "import pathlib, signal, sys; from depthlens import paths, cli; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # jobs in the background of a script ignore it
-        f"resources.notebooks_dir = lambda: pathlib.Path({str(suite)!r}); "
+        f"paths.notebooks_dir = lambda: pathlib.Path({str(suite)!r}); "
         f"cli.main(['run', '02_plain', '03_slow', '00_good', '--out', {str(out)!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)

@@ -13,7 +13,7 @@ import depthlens as dl
 from depthlens.analysis.results import Result
 from depthlens.engine import engine, references, wavefront
 from depthlens.experiments import result_attention
-from depthlens.requests import Loglikelihood
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.store import answer_cache, answer_rows
 
 
@@ -128,8 +128,8 @@ class TestNothingIsComputedTwice:
             g = dl.geometry.geometry(lens, texts[:n], **o)
             return pd.concat([g.distances, g.influences, g.logit_lens])
 
-        added, keep = [], answer_rows.Rows.keep
-        monkeypatch.setattr(answer_rows.Rows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
+        added, keep = [], answer_rows.AnswerRows.keep
+        monkeypatch.setattr(answer_rows.AnswerRows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
         for measure, given in (
             (geometry, quiet),
             (lambda n, **o: dl.geometry.effects(lens, texts[:n], over="mean", **o), quiet),
@@ -158,7 +158,7 @@ class TestNothingIsComputedTwice:
 
     def test_equal_requests_are_one_row(self, lens, tmp_path):
         at = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
-        requests = [Loglikelihood((1, 2), (3,))] * 3
+        requests = [LoglikelihoodRequest((1, 2), (3,))] * 3
         first = engine.Engine(lens, progress=False, kept=at).loglikelihood(requests, [dl.parse("baseline")])
         assert first[0][0] == first[0][1] == first[0][2]
         assert pd.read_parquet(parts(tmp_path)[0]).shape[0] == 1

@@ -128,7 +128,7 @@ class TestPacksAreBoundedInTime:
         assert in_groups == sum(passed)
 
     def test_a_slow_pack_is_followed_by_a_smaller_one(self, lens, monkeypatch):
-        limit = work_rate.Pace(lens)
+        limit = work_rate.WorkRate(lens)
         before = limit.work
         with limit.measured(100):
             pass
@@ -142,7 +142,7 @@ class TestPacksAreBoundedInTime:
     def test_where_reading_weights_takes_long_a_pack_takes_longer(self, tmp_path, monkeypatch):
         tiny.save(tmp_path, "llama-gqa")
         lens = dl.load(tmp_path, offload="disk")
-        limit = work_rate.Pace(lens)
+        limit = work_rate.WorkRate(lens)
         ticks = iter([0.0, 70.0])
         monkeypatch.setattr("depthlens.engine.work_rate.time.monotonic", lambda: next(ticks))
         with limit.measured(100):

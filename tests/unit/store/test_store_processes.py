@@ -64,7 +64,7 @@ class TestReservations:
 
     def test_a_dead_owners_reservation_counts_for_nothing(self, tmp_path):
         program = (
-            "import os, pathlib, sys; from depthlens.reservations import Reservations\n"
+            "import os, pathlib, sys; from depthlens.store.reservations import Reservations\n"
             "at = Reservations(pathlib.Path(sys.argv[1]))\n"
             "with at.reserve(lambda others: (others, {'dead': 1})): os._exit(9)"
         )

@@ -20,7 +20,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from depthlens.analysis.results import Result
-from depthlens.engine.engine import Likelihood
+from depthlens.engine.engine import LoglikelihoodAnswer
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
@@ -335,7 +335,7 @@ def test_rolling_metrics_are_nats_per_unit_of_each_document(lens, load):
 def test_perplexity_of_a_cloze_task_is_better_where_it_says_so(lens, load):
     (prepared,) = harness.prepare(lens, load("mini_cloze"), limit=1)
     likely, unlikely = (
-        {metric: value for metric, _, value, _ in prepared.score([Likelihood(logprob, False)])}
+        {metric: value for metric, _, value, _ in prepared.score([LoglikelihoodAnswer(logprob, False)])}
         for logprob in (-1.0, -5.0)
     )
     (metric,) = set(likely) - {"acc"}
@@ -365,8 +365,12 @@ def test_several_filters_name_the_metric_with_its_filter(lens, load):
 
 def test_the_same_answers_are_scored_the_same_again(lens, load):
     (prepared,) = harness.prepare(lens, load("mini_shots"))
-    right = [Likelihood(0.0 if i == d["answer"] else -1.0, False) for d in DOCUMENTS for i in range(len(d["options"]))]
-    wrong = [Likelihood(-1.0 - a.logprob, False) for a in right]
+    right = [
+        LoglikelihoodAnswer(0.0 if i == d["answer"] else -1.0, False)
+        for d in DOCUMENTS
+        for i in range(len(d["options"]))
+    ]
+    wrong = [LoglikelihoodAnswer(-1.0 - a.logprob, False) for a in right]
     first, other, again = ([v for m, _, v, _ in prepared.score(a) if m == "acc"] for a in (right, wrong, right))
     assert first == again == [1.0] * 5 and other != first
 
