@@ -136,7 +136,7 @@ class Condition:
     def __post_init__(self) -> None:
         for one in self.ablations:
             if not isinstance(one, Ablation):
-                raise UserError(f"condition of {one!r}: give ablations, or parse a text with depthlens.parse")
+                raise UserError(f"condition of {one!r}: give ablations, or parse_condition a text with depthlens.parse")
         ordered = tuple(sorted(self.ablations))
         if len(set(ordered)) != len(ordered):
             raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
@@ -230,7 +230,7 @@ def _runs(ablations: tuple[Ablation, ...]) -> list[str]:
     return texts
 
 
-def parse(text: str) -> Condition:
+def parse_condition(text: str) -> Condition:
     """Parse the text form of a condition; ``str`` of the result is its canonical form.
 
     Raises:
@@ -289,7 +289,7 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     for item in items:
         found = [item]
         if isinstance(item, str):
-            found = _whole(*item.strip().partition("@")[::2], dims) or [parse(item)]
+            found = _whole(*item.strip().partition("@")[::2], dims) or [parse_condition(item)]
         conditions |= {condition.validate(dims): None for condition in found}
     return list(conditions)
 

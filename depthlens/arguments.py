@@ -196,20 +196,20 @@ def _offload(name: str, value: Any) -> None:
         raise UserError(f"{name} {value!r}: give 'disk', or leave it out to hold the whole model in memory")
 
 
-def _references(name: str, value: Any) -> None:
+def _prompts(name: str, value: Any) -> None:
     texts = isinstance(value, Sequence) and not isinstance(value, str)
     if not texts or not all(isinstance(text, str) and text.strip() for text in value):
         raise UserError(f"{name} {value!r}: give a list of prompts, none of them empty")
 
 
 def _tasks(name: str, value: Any) -> None:
-    names("task", value, "capitals_continuation")
+    names("tasks", value, "capitals_continuation")
 
 
 RULES: dict[str, Callable[[str, Any], None]] = {
+    "apply_chat_template": _flag,
     "backend": _one_of(BACKENDS),
     "batch_tokens": _optional(_batch_tokens),
-    "chat": _flag,
     "device": _device,
     "dtype": _one_of(DTYPES),
     "include_path": _optional(_folder),
@@ -219,8 +219,8 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "offload": _optional(_offload),
     "out": _optional(_out),
     "progress": _flag,
-    "references": _optional(_references),
+    "resample_prompts": _optional(_prompts),
     "seed": _seed,
-    "system_prompt": _optional(_text),
+    "system_instruction": _optional(_text),
     "tasks": _tasks,
 }

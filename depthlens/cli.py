@@ -123,12 +123,14 @@ def sweep(
     ] = None,
     backend: Annotated[str, typer.Option(help="torch, transformer_lens or nnsight applies the ablations.")] = "torch",
     batch_tokens: Annotated[str | None, typer.Option(metavar="N", help="Tokens per batch; chosen without it.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the tokenizer's chat template.")] = False,
-    system_prompt: Annotated[str | None, typer.Option(help="Instruction before everything else.")] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Wrap prompts in the tokenizer's chat template.")
+    ] = False,
+    system_instruction: Annotated[str | None, typer.Option(help="Instruction before everything else.")] = None,
     measure: Annotated[
         str, typer.Option(help="task: its own metrics; answer_logprob: log-likelihood of the reference answer; both.")
     ] = "task",
-    reference: Annotated[
+    resample_prompt: Annotated[
         list[str] | None, typer.Option(help="Prompt whose z @resample conditions put in place; may be repeated.")
     ] = None,
     donor: Annotated[
@@ -157,10 +159,10 @@ def sweep(
         "include_path": include_path,
         "backend": backend,
         "batch_tokens": _whole(batch_tokens),
-        "chat": chat,
-        "system_prompt": system_prompt,
+        "apply_chat_template": apply_chat_template,
+        "system_instruction": system_instruction,
         "measure": measure,
-        "references": reference,
+        "resample_prompts": resample_prompt,
         "seed": _whole(seed),
         "dtype": dtype,
         "device": device,

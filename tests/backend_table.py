@@ -18,7 +18,7 @@ import tiny
 import torch
 
 from depthlens import backends
-from depthlens.ablations import BASELINE, parse
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine import prefix_tree, wavefront
 from depthlens.engine.references import measure_means, sample
 from depthlens.errors import UserError
@@ -77,7 +77,7 @@ def measure(family: str) -> dict[str, dict[str, float | None]]:
     """Largest difference from the model that was cut, per way and kind; None where the family is refused."""
     lens = surgery.rough_lens(family)
     means = reference_of(lens)
-    conditions = [BASELINE, *(parse(text) for text in KINDS.values())]
+    conditions = [BASELINE, *(parse_condition(text) for text in KINDS.values())]
     reference = torch.stack([surgery.cut(lens, c, means)(TOKENS[None], use_cache=False).logits[0] for c in conditions])
     effect = (reference[1:] - reference[0]).abs().amax((1, 2))
     assert effect.min() > 0.1, f"{family}: a condition hardly changes anything, so that nothing is tested"

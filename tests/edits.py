@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from transformers.models.llama import modeling_llama
 
-from depthlens.ablations import parse
+from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -321,7 +321,7 @@ TOKENIZER = tiny.tokenizer()
 PROMPTS = [tuple(TOKENIZER(text).input_ids) for text in ("The capital of Peru is", "A text")]
 SCORED = [LoglikelihoodRequest(prompt, (65, 66, 67)) for prompt in PROMPTS]
 WRITTEN = [GenerateRequest(prompt, ("\n",), 6) for prompt in PROMPTS]
-CONDITIONS = [parse(text) for text in ("baseline", "L1.H0", "L3")]
+CONDITIONS = [parse_condition(text) for text in ("baseline", "L1.H0", "L3")]
 
 
 def fresh() -> Lens:

@@ -115,7 +115,7 @@ def predictors(g: Geometry) -> pd.DataFrame:
     Returns:
         One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
     """
-    arguments.made_by(g, "distances", "what depthlens.experiments.geometry.geometry returned", "g")
+    arguments.made_by(g, "distances", "what depthlens.experiments.geometry.depth_geometry returned", "g")
     single, entropy = g.distances[g.distances["size"] == 1], g.logit_lens["entropy"]
     table = g.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
     return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))

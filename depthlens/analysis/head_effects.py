@@ -37,8 +37,8 @@ def losses(result: Result, task: str | None = None, metric: str | None = None) -
         UserError: several tasks or metrics and none named, or conditions that are not single heads.
     """
     task = _only(result, "task", task)
-    metric = _only(result.select(task=task), "metric", metric)
-    chosen = result.select(task=task, metric=metric)
+    metric = _only(result.select(tasks=task), "metric", metric)
+    chosen = result.select(tasks=task, metrics=metric)
     rows = chosen.summary[chosen.summary["condition"] != BASELINE]
     if rows["head"].isna().any() or rows[["layer", "head"]].duplicated().any() or not len(rows):
         raise UserError(f"task {task} has conditions that are not one head each; give the result of a head sweep")
@@ -75,10 +75,10 @@ def contrast(result: Result, task: str, other: str, metric: str | None = None) -
     Raises:
         UserError: a task or metric that is not there, or other documents or heads.
     """
-    metric = _only(result.select(task=task), "metric", metric)
+    metric = _only(result.select(tasks=task), "metric", metric)
     tables = []
     for name in (task, other):
-        chosen = _only(result.select(task=name), "metric", metric)
+        chosen = _only(result.select(tasks=name), "metric", metric)
         sign = -1 if result.metric_info(name, chosen)["higher_is_better"] else 1
         tables.append(sign * _changes(result, name, chosen))
     if not (tables[0].index.equals(tables[1].index) and tables[0].columns.equals(tables[1].columns)):

@@ -220,7 +220,7 @@ def roles(
     proven by a loss that is not significant: look at the intervals, and at n.
 
     Args:
-        copying: `depthlens.retrieval_scores` with ``method="copy"``.
+        copying: `depthlens.retrieval_scores` with ``method="copy_paste"``.
         alone: The same with ``method="exact"``: loss when this head is removed.
         together: The same with ``among`` = the copying heads: loss when this one is removed after all others; None
             leaves backups and decoys in one role, "attends but is not needed alone".

@@ -32,7 +32,7 @@ from depthlens.errors import UserError
 
 N_BOOT = 1000
 _OF_TASK = ("version", "num_fewshot", "output_type")
-_OF_RUN = ("seed", "chat", "system_prompt")
+_OF_RUN = ("seed", "apply_chat_template", "system_instruction")
 THIRDS = ("first third", "middle third", "last third")
 AT_CHANCE, NO_LOSS = "at chance", "no loss to place in depth"
 
@@ -143,7 +143,7 @@ def profiles(result: Result) -> list[Profile]:
     """
     arguments.result(result)
     if len(models := result.docs["model"].unique()) > 1:
-        raise UserError(f"the result has models {', '.join(models)}; choose one with select(model=...)")
+        raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")
     return [_profile(result, row, labels(result)[row.task, row.metric]) for row in result.baselines.itertuples()]
 
 
@@ -246,7 +246,7 @@ def comparable(one: Result, other: Result) -> None:
     """
     for result in (one, other):
         if len(models := result.docs["model"].unique()) > 1:
-            raise UserError(f"a result has models {', '.join(models)}; choose one with select(model=...)")
+            raise UserError(f"a result has models {', '.join(models)}; choose one with select(models=...)")
     names = [str(result.docs["model"].iloc[0]) for result in (one, other)]
     keys = [list(labels(result)) for result in (one, other)]
     same("metrics", "", [(name, [f"{m} of {t}" for t, m in k]) for name, k in zip(names, keys, strict=True)])

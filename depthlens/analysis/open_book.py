@@ -161,7 +161,7 @@ def site_findings(shares: pd.DataFrame) -> list[str]:
 
 
 def _shared(result: Result, closed: str, opened: str) -> list[str]:
-    found = [list(dict.fromkeys(result.select(task=task).docs["metric"])) for task in (closed, opened)]
+    found = [list(dict.fromkeys(result.select(tasks=task).docs["metric"])) for task in (closed, opened)]
     metrics = [m for m in found[0] if m in found[1]]
     if not metrics:
         raise UserError(f"tasks {closed} and {opened} have no metric in common; take the same protocol for both")

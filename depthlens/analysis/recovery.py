@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.ablations import ENDS, parse
+from depthlens.ablations import ENDS, parse_condition
 from depthlens.analysis import stats
 from depthlens.analysis.layer_profiles import (
     N_BOOT,
@@ -58,7 +58,7 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
     arguments.result(result)
     arguments.result(donor, "donor")
     comparable(result, donor)
-    conditions = [c for c in result.docs["condition"].unique() if parse(c).uses_donor]
+    conditions = [c for c in result.docs["condition"].unique() if parse_condition(c).uses_donor]
     if not conditions:
         raise UserError("no condition takes a part from a donor; sweep some, e.g. 'bottom@donor'")
     summary = result.summary.set_index(["task", "metric", "condition"])
@@ -180,7 +180,7 @@ def _shares(own: np.ndarray, goal: np.ndarray, given: np.ndarray, seed: int, n_b
 
 def _stretch(condition: str) -> tuple[str, int | None, int | None]:
     """Site, first and last layer of a condition that is one stretch of layers of one site."""
-    parts = parse(condition).ablations
+    parts = parse_condition(condition).ablations
     layers, sites = sorted({p.layer for p in parts}), {p.site for p in parts}
     if len(sites) > 1 or sites & {"head", "kv", *ENDS} or layers != list(range(layers[0], layers[-1] + 1)):
         return "+".join(sorted(sites)), None, None

@@ -91,7 +91,7 @@ class RemovalCurve:
         """
         rows = []
         for test in self.tests.itertuples():
-            values = self.result.select(task=test.task, metric=test.metric).docs.pivot(
+            values = self.result.select(tasks=test.task, metrics=test.metric).docs.pivot(
                 index="doc_id", columns="condition", values="value"
             )
             # a record went through JSON, which knows no tuples

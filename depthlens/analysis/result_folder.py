@@ -27,7 +27,10 @@ DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
 SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
 FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
 LOCK = ".depthlens.lock"
-SETTINGS = ("backend", "chat", "include_path", "limit", "measure", "references", "seed", "system_prompt")
+SETTINGS = (
+    *("apply_chat_template", "backend", "include_path", "limit", "measure", "resample_prompts", "seed"),
+    "system_instruction",
+)
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"
 _DERIVED = ("metrics", "skipped_metrics")  # of a task's entry: computed from the rest
 

@@ -130,7 +130,7 @@ def classify(result: Result, task: str, questions: Sequence[str]) -> pd.DataFram
     if kind != "generate_until":
         raise UserError(f"task {task} is {kind}; mistakes are looked for in what a model writes")
     metric = result.docs.loc[result.docs["task"] == task, "metric"].iloc[0]
-    table = result.select(task=task, metric=metric).docs
+    table = result.select(tasks=task, metrics=metric).docs
     if (last := table["doc_id"].max()) >= len(questions):
         raise UserError(f"{len(questions)} questions of task {task}, and the result has document {last}; give them all")
     kinds = [

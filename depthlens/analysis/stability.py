@@ -35,7 +35,7 @@ COLUMNS = [
 _SHOWN = 5  # conditions told in a sentence
 
 
-def critical(result: Result, *, alpha: float = ALPHA, n_boot: int = N_BOOT, seed: int = 0) -> pd.DataFrame:
+def critical_stability(result: Result, *, alpha: float = ALPHA, n_boot: int = N_BOOT, seed: int = 0) -> pd.DataFrame:
     """Critical conditions of every model, task and metric, and how much that depends on the documents.
 
     Args:

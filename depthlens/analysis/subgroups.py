@@ -71,7 +71,7 @@ def split(result: Result, task: str, kinds: Mapping[int, str]) -> Result:
     Raises:
         UserError: the result has no such task, or no document with a kind.
     """
-    one = result.select(task=task)
+    one = result.select(tasks=task)
     kind = one.docs["doc_id"].map(dict(kinds))
     docs = one.docs[kind.notna()].assign(task=task + ", " + kind[kind.notna()])
     if docs.empty:

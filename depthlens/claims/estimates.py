@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from depthlens.ablations import parse
+from depthlens.ablations import parse_condition
 from depthlens.analysis import stats
 from depthlens.analysis.depth import centre, third_losses
 from depthlens.analysis.layer_profiles import Profile, drawn, ratio
@@ -258,7 +258,7 @@ def _part(
 
 
 def _everything(condition: str, n_layers: int) -> bool:
-    return {a.layer for a in parse(condition).ablations if a.site == "layer"} >= set(range(n_layers))
+    return {a.layer for a in parse_condition(condition).ablations if a.site == "layer"} >= set(range(n_layers))
 
 
 def _row(table: pd.DataFrame, name: str, task: str) -> Any:

@@ -62,7 +62,7 @@ def read(lens: Any, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence
             walk.run(pack, [BASELINE], [0], layout=rows)
 
 
-def of_head(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]) -> Tensor:
+def attention_pattern(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]) -> Tensor:
     """Attention of one head from some positions of one sequence.
 
     Args:

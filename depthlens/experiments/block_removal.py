@@ -15,7 +15,7 @@ chosen layer is partly luck. So `greedy_removal` chooses on one half of the docu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -27,18 +27,21 @@ from depthlens.analysis.layer_profiles import change
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError, unknown
+from depthlens.experiments.options import EvalOptions
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.models.lens import Lens
 
 LEAST = 4  # documents, so that two choose and two judge
 
 
-def block_sweep(lens: Any, task: str | Sequence[str], *, max_size: int = 8, **options: Any) -> Result:
+def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **options: Unpack[EvalOptions]) -> Result:
     """Remove every contiguous block of 1 to ``max_size`` layers, one block at a time.
 
     Args:
         lens: A loaded model.
-        task: One lm-eval task (or group) or several.
+        tasks: One lm-eval task (or group) or several.
         max_size: Layers of the largest block.
-        options: As of `depthlens.layer_sweep`, but for site: limit, num_fewshot, store, measure and so on.
+        options: `EvalOptions`.
 
     Returns:
         Every document under the baseline and every block; single layers are those of a layer sweep.
@@ -46,32 +49,29 @@ def block_sweep(lens: Any, task: str | Sequence[str], *, max_size: int = 8, **op
     Raises:
         UserError: ``max_size`` is no number of layers that the model has, or anything that a sweep refuses.
     """
-    from depthlens.experiments.sweep import condition_sweep  # slow to import, and figures of blocks need no torch
-
     arguments.loaded(lens)
     arguments.whole("max_size", max_size, 1, lens.dims.n_layers, of=" of layers")
-    return condition_sweep(lens, task, f"blocks:{max_size}", **options)
+    return condition_sweep(lens, tasks, f"blocks:{max_size}", **options)
 
 
 def greedy_removal(
-    lens: Any,
-    task: str,
+    lens: Lens,
+    tasks: str,
     *,
     tolerance: float = 0.1,
     max_layers: int | None = None,
     metric: str | None = None,
-    **options: Any,
+    **options: Unpack[EvalOptions],
 ) -> Greedy:
     """Remove layers one after another, each time the one that costs least, until the task falls by more than allowed.
 
     Args:
         lens: A loaded model.
-        task: One lm-eval task.
+        tasks: One lm-eval task.
         tolerance: How far the mean score may fall below the whole model's, in the metric's unit.
         max_layers: Layers removed at the most; None: all but one.
         metric: Which metric; None takes the task's first.
-        options: As of `depthlens.layer_sweep`, but for site: limit, num_fewshot, store, measure and so on. With a store
-            the steps of an earlier call are read.
+        options: `EvalOptions`. With a store the steps of an earlier call are read.
 
     Returns:
         The steps; see `Greedy`.
@@ -80,8 +80,6 @@ def greedy_removal(
         UserError: a bad tolerance or number of layers, a metric that the task does not have, a task at chance, fewer
             than four documents, or anything that a sweep refuses.
     """
-    from depthlens.experiments.sweep import condition_sweep  # slow to import
-
     arguments.loaded(lens)
     n_layers = lens.dims.n_layers
     most = n_layers - 1 if max_layers is None else max_layers
@@ -95,9 +93,9 @@ def greedy_removal(
     while len(gone) < most:
         left = [layer for layer in range(n_layers) if layer not in gone]
         conditions = {str(_without([*gone, layer])): layer for layer in left}
-        found = condition_sweep(lens, task, list(conditions), **options)
+        found = condition_sweep(lens, tasks, list(conditions), **options)
         metric = _metric(found, metric)
-        results.append(_same_baseline(found.select(metric=metric), results))
+        results.append(_same_baseline(found.select(metrics=metric), results))
         matrix = results[-1].docs.pivot(index="doc_id", columns="condition", values="value")
         table = {name: matrix[name].to_numpy() for name in matrix}
         if not gone:
@@ -115,7 +113,7 @@ def greedy_removal(
     steps = pd.DataFrame(rows).astype({"layer": "Int64"})
     steps["within"] = [True, *(-sign * steps["delta"].iloc[1:] <= tolerance)]
     joined = concat(results)
-    record = {"task": task, "metric": metric, "tolerance": tolerance, "n_layers": n_layers}
+    record = {"task": tasks, "metric": metric, "tolerance": tolerance, "n_layers": n_layers}
     return Greedy(steps, joined, stopped, record)
 
 

@@ -52,7 +52,7 @@ from depthlens.store.parts import DEFAULT
 
 LENS = ("probability", "rank", "entropy")
 WHERE = ("all", "future")
-OVER = ("max", "mean")
+REDUCE = ("max", "mean")
 Texts = Sequence[str] | None
 UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
 
@@ -63,7 +63,7 @@ def plain_texts() -> list[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
-def geometry(
+def depth_geometry(
     lens: Lens,
     texts: Texts = None,
     *,
@@ -184,13 +184,13 @@ def _logits(lens: Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos v
     return lens.arch.unembed(lens.arch.final_norm(x)).float()
 
 
-def effects(
+def layer_effects(
     lens: Lens,
     texts: Texts = None,
     *,
     limit: int | None = None,
-    over: str = "max",
-    spare: int = 0,
+    reduce: str = "max",
+    skip_first: int = 0,
     seed: int = 0,
     max_tokens: int = 256,
     batch_tokens: int = 4096,
@@ -200,14 +200,14 @@ def effects(
     """How much skipping a layer changes what each later layer adds to the residual stream.
 
     The first token of a text is a resting place of attention, with a state far larger than all others that a few early
-    layers make. Skipping these takes it away, and much of their effect is that alone; ``spare=1`` leaves it in place.
+    layers make. Skipping these takes it away, and much of their effect is that alone; ``skip_first=1`` leaves it in place.
 
     Args:
         lens: A loaded model; an offloaded one reads its layers once a text.
         texts: Any texts; None: those of `plain_texts`.
         limit: Only the first so many.
-        over: The effect on a text is the ``max`` or the ``mean`` over its positions.
-        spare: At so many first positions no layer is skipped, and nothing is measured.
+        reduce: The effect on a text is the ``max`` or the ``mean`` over its positions.
+        skip_first: At so many first positions no layer is skipped, and nothing is measured.
         seed: Of the position t that splits each text: after the first one that is not spared, equally likely.
         max_tokens: Of longer texts, only the first so many tokens are read.
         batch_tokens: Rows go through a layer in chunks of at most so many tokens.
@@ -219,27 +219,27 @@ def effects(
         positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n.
 
     Raises:
-        UserError: an unknown ``over``, a ``spare`` below 0 or that leaves fewer than 2 tokens of a text, or see
+        UserError: an unknown ``reduce``, a ``skip_first`` below 0 or that leaves fewer than 2 tokens of a text, or see
             `geometry`.
     """
-    if over not in OVER:
-        raise unknown("over", over, OVER)
+    if reduce not in REDUCE:
+        raise unknown("reduce", reduce, REDUCE)
     arguments.check(seed=seed)
     rows = _encoded(lens, texts, limit, max_tokens)
     shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
-    if not 0 <= spare <= len(rows[shortest]) - 2:
+    if not 0 <= skip_first <= len(rows[shortest]) - 2:
         fix = f"give 0 to {len(rows[shortest]) - 2}, or leave that text out"
-        raise UserError(f"spare {spare}: text {shortest} has {len(rows[shortest])} tokens; {fix}")
+        raise UserError(f"skip_first {skip_first}: text {shortest} has {len(rows[shortest])} tokens; {fix}")
     # seeded by text, so that a text's split does not depend on how many others there are
-    splits = [int(np.random.default_rng([seed, i]).integers(spare + 1, len(row))) for i, row in enumerate(rows)]
+    splits = [int(np.random.default_rng([seed, i]).integers(skip_first + 1, len(row))) for i, row in enumerate(rows)]
     n_layers = lens.dims.n_layers
     places = [(s, later, where) for where in WHERE for s in range(n_layers) for later in range(s + 1, n_layers)]
 
     def measure(i: int) -> np.ndarray:
-        found = _effects(lens, rows[i], spare, splits[i], over, batch_tokens)
+        found = _effects(lens, rows[i], skip_first, splits[i], reduce, batch_tokens)
         return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
 
-    kept = AnswerStore(store, lens).entry("geometry", method=f"effects, {over}, spare {spare}")
+    kept = AnswerStore(store, lens).entry("geometry", method=f"effects, {reduce}, spare {skip_first}")
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
     values = _by_text(kept, cases, names, measure, f"effects of layers of {lens.name}", progress)
@@ -247,13 +247,13 @@ def effects(
 
 
 @torch.no_grad()
-def _effects(lens: Lens, tokens: Sequence[int], spare: int, split: int, over: str, batch_tokens: int) -> np.ndarray:
+def _effects(lens: Lens, tokens: Sequence[int], skip_first: int, split: int, reduce: str, batch_tokens: int) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device, lens.dtype)
     x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
     position = torch.arange(len(tokens), device=lens.device)[:, None]
-    skipped = torch.stack([position >= spare, (position >= spare) & (position < split)])  # [where, pos, 1]
+    skipped = torch.stack([position >= skip_first, (position >= skip_first) & (position < split)])  # [where, pos, 1]
     size, found = max(1, batch_tokens // len(tokens)), np.full((2, n_layers, n_layers), np.nan)
     with walking(lens.model):
         for layer in range(n_layers):
@@ -265,8 +265,8 @@ def _effects(lens: Lens, tokens: Sequence[int], spare: int, split: int, over: st
             for row in range(1, len(x)):
                 change = (added[:, row].float().sum(0) - clean).norm(dim=-1) / norm  # [pos]
                 s, where = divmod(row - 1, 2)
-                seen = change[split if where else spare :]
-                found[where, s, layer] = float(seen.max() if over == "max" else seen.mean())
+                seen = change[split if where else skip_first :]
+                found[where, s, layer] = float(seen.max() if reduce == "max" else seen.mean())
             # rows that skip this layer fork off the clean one here: until now they were the same
             x = torch.cat([out, torch.where(skipped, x[:1], out[:1])])
     if not x[0].isfinite().all():

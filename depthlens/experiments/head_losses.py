@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from depthlens import arguments
+from depthlens import arguments, provenance
 from depthlens.ablations import BASELINE, Condition, Head, heads_condition
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
+from depthlens.store.answer_cache import AnswerStore
+
+EXACT, ATTRIBUTION = "exact", "attribution"
 
 
-def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int = 2) -> list[Head]:
+def checked(lens: Lens, heads: Sequence[Head], *, name: str = "given_removed", least: int = 2) -> list[Head]:
     """Heads of the argument ``name``, without repetition.
 
     Raises:
@@ -28,8 +32,23 @@ def checked(lens: Any, heads: Sequence[Head], *, name: str = "among", least: int
     return unique
 
 
+def removed_alone(lens: Lens, heads: Sequence[Head] | None, method: str) -> list[Head] | None:
+    """Heads that are to be removed one at a time; None for all."""
+    if heads is None:
+        return None
+    if method != EXACT:
+        raise UserError(f"heads with method {method!r}: only 'exact' removes heads, others score all; leave heads out")
+    return checked(lens, heads, name="heads", least=1)
+
+
+def scores_record(lens: Lens, answers: AnswerStore, method: str, source: dict[str, Any]) -> dict[str, Any]:
+    """What a record of head scores holds: the model, the method, what was asked, versions, time and machine."""
+    made = provenance.environment() | provenance.where_and_when()
+    return {"model": lens.describe(answers.fingerprint), "method": method, **source, **made}
+
+
 def single(
-    lens: Any, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: Sequence[Head] | None = None
+    lens: Lens, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: Sequence[Head] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss by removing each head alone: every head of the model, or those of ``heads``.
 
@@ -46,7 +65,7 @@ def single(
     return losses, logprobs[0]
 
 
-def added(lens: Any, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: list[Head]) -> np.ndarray:
+def added(lens: Lens, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: list[Head]) -> np.ndarray:
     """Loss that each head adds to the removal of all the others on the list.
 
     Returns:
@@ -61,6 +80,6 @@ def added(lens: Any, engine: Engine, requests: Sequence[LoglikelihoodRequest], h
 
 
 def _logprobs(engine: Engine, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition]) -> np.ndarray:
-    """Shape [heads_condition, request]."""
+    """Shape [condition, request]."""
     answers = engine.loglikelihood(requests, conditions, desc="heads removed")
     return np.array([[a.logprob for a in row] for row in answers])

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -30,76 +30,72 @@ from depthlens.analysis import stats
 from depthlens.analysis.removal_curve import RemovalCurve, _interval
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
+from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import harness
+from depthlens.models.lens import Lens
 
 MIN_DRAWS = 10
 Lists = dict[str, list[Head]]
 
 
 def removal_curve(
-    lens: Any,
-    task: str | Sequence[str],
+    lens: Lens,
+    tasks: str | Sequence[str],
     lists: dict[str, Sequence[Head]],
     *,
     k: int | Sequence[int] = 8,
     n_draws: int = 20,
-    measure: str = "task",
     metric: str | None = None,
-    seed: int = 0,
-    **options: Any,
+    **options: Unpack[EvalOptions],
 ) -> RemovalCurve:
     """Score tasks as the first k heads of each list are removed together, against random heads of the same layers.
 
     Args:
         lens: A loaded model.
-        task: One lm-eval task or several.
+        tasks: One lm-eval task or several.
         lists: Heads as (layer, head), most important first, by name; see `HeadScores.top`.
         k: Remove 1, 2, ... up to so many; or the numbers themselves.
         n_draws: Random rivals of each list; at least 10.
-        measure: ``task`` (the task's own metric) or ``answer_logprob``; see `depthlens.layer_sweep`.
         metric: Which metric of the tasks, where they have several; None takes each task's first.
-        seed: Of the draws, and of the choice of examples.
-        options: Passed on to `depthlens.condition_sweep`: limit, num_fewshot, batch_tokens, progress and so on.
+        options: `EvalOptions`; ``measure`` is ``task`` or ``answer_logprob``, and ``seed`` also that of the draws.
 
     Raises:
         UserError: a list that is empty, too short for k or names a head twice or one that the model does not have; too
             few draws; or anything that the sweep refuses.
     """
     arguments.loaded(lens)
-    arguments.check(seed=seed, measure=measure, limit=options.get("limit"), include_path=options.get("include_path"))
+    settings = settled(options)
+    measure, seed = settings["measure"], settings["seed"]
     ks = _ks(k)
     arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     if measure == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     chosen = _checked(lens, lists, ks[-1])
-    names = arguments.names("task", task, "kv_retrieval_4")
-    where = {key: options.get(key) for key in ("include_path", "num_fewshot", "limit")}
-    tasks = harness.load_tasks(names, seed=seed, **where)
-    for name, loaded in tasks.items():  # a wrong name should not be told after the sweep
-        if measure == "task" and metric and metric.split(",")[0] not in (known := loaded.higher_is_better()):
+    loaded = load_tasks(tasks, settings)
+    for name, task in loaded.items():  # a wrong name should not be told after the sweep
+        if measure == "task" and metric and metric.split(",")[0] not in (known := task.higher_is_better()):
             raise unknown(f"metric of task {name}", metric, known)
     rivals: dict[str, list[list[Head]]] = {}
-    short: dict[str, list[int]] = {}
     for name, heads in chosen.items():
         random = Random(f"removal {seed} {name}")
         rivals[name] = [draw(heads, lens.dims.n_heads, random) for _ in range(n_draws)]
-        short[name] = sorted(la for la, n in Counter(la for la, _ in heads).items() if 2 * n > lens.dims.n_heads)
     every = [order[:n] for name in chosen for order in (chosen[name], *rivals[name]) for n in ks]
     conditions = list(dict.fromkeys(str(heads_condition(heads)) for heads in every))
-    result = condition_sweep(lens, tasks, conditions, measure=measure, seed=seed, **options)
-    result = _one_metric(result, metric)
+    result = _one_metric(condition_sweep(lens, loaded, conditions, **options), metric)
     record = {
         **result.record,
         "k": ks,
         "n_draws": n_draws,
-        "lists": {n: [list(h) for h in v] for n, v in chosen.items()},
-    }
-    record |= {
-        "draws": {n: [[list(h) for h in order] for order in v] for n, v in rivals.items()},
-        "drawn_from_list": short,
+        "lists": {name: [list(head) for head in heads] for name, heads in chosen.items()},
+        "draws": {name: [[list(head) for head in order] for order in orders] for name, orders in rivals.items()},
+        "drawn_from_list": {name: _short(heads, lens.dims.n_heads) for name, heads in chosen.items()},
     }
     return _assemble(result, chosen, rivals, ks, record)
+
+
+def _short(heads: Sequence[Head], n_heads: int) -> list[int]:
+    """Layers of which a list has more than half of the heads, so that its rivals have some of them, too."""
+    return sorted(layer for layer, n in Counter(layer for layer, _ in heads).items() if 2 * n > n_heads)
 
 
 def draw(heads: Sequence[Head], n_heads: int, random: Random) -> list[Head]:
@@ -123,7 +119,7 @@ def _ks(k: int | Sequence[int]) -> list[int]:
     return list(range(1, int(k) + 1)) if isinstance(k, (int, np.integer)) else sorted({int(n) for n in given})
 
 
-def _checked(lens: Any, lists: dict[str, Sequence[Head]], longest: int) -> Lists:
+def _checked(lens: Lens, lists: dict[str, Sequence[Head]], longest: int) -> Lists:
     if not isinstance(lists, dict) or not lists:
         raise UserError(f"lists {lists!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
     checked: Lists = {}
@@ -138,7 +134,7 @@ def _checked(lens: Any, lists: dict[str, Sequence[Head]], longest: int) -> Lists
 
 def _one_metric(result: Result, metric: str | None) -> Result:
     if metric is not None:
-        found = result.select(metric=metric)
+        found = result.select(metrics=metric)
         if lost := set(result.docs["task"]) - set(found.docs["task"]):
             raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
         return found

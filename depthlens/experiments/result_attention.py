@@ -9,33 +9,27 @@ gathered there from elsewhere by earlier layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from depthlens import arguments
 from depthlens.experiments import attention_patterns, worked_solutions
+from depthlens.experiments.options import OF_PROMPTS, WITHOUT_CONDITIONS, EvalOptions, settled
 from depthlens.experiments.worked_solutions import Solution
-from depthlens.store.answer_cache import AnswerStore, Where
-from depthlens.store.parts import DEFAULT
+from depthlens.store.answer_cache import AnswerStore
 
 SOURCES = ("operands", "previous_result", "question", "rest")
 
 
 def attention_at_results(
     lens: Any,
-    task: str = "arithmetic_cot",
-    *,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    seed: int = 0,
-    store: Where = DEFAULT,
-    progress: bool = True,
+    tasks: str | Sequence[str] = "arithmetic_cot",
+    **options: Unpack[EvalOptions],
 ) -> pd.DataFrame:
     """Where every head looks while computed numbers of worked solutions are written.
 
@@ -45,13 +39,8 @@ def attention_at_results(
 
     Args:
         lens: A loaded model.
-        task: As in `reasoning_scores`, and so are the other arguments.
-        limit: First so many documents; None for all.
-        num_fewshot: Worked examples before each question.
-        include_path: Folder with more lm-eval YAML files.
-        seed: Of the choice of examples.
-        store: Where the attention in single solutions is found and kept; see `depthlens.layer_sweep`.
-        progress: Show a progress bar.
+        tasks: As in `reasoning_scores`.
+        options: `EvalOptions`: limit, num_fewshot, include_path, seed, store, progress.
 
     Returns:
         One row a head: layer, head, condition, operands, previous_result, question, rest, n (computed numbers).
@@ -59,8 +48,11 @@ def attention_at_results(
     Raises:
         UserError: see `reasoning_scores`.
     """
-    options = {"limit": limit, "num_fewshot": num_fewshot, "include_path": include_path, "seed": seed}
-    solved = [s for s in worked_solutions.of_task(lens, task, **options) if s.results]
+    arguments.loaded(lens)
+    chosen = settled(options, without=(*WITHOUT_CONDITIONS, "batch_tokens"))
+    names = arguments.names("tasks", tasks, "arithmetic_cot")
+    prompts = {name: chosen[name] for name in OF_PROMPTS}
+    solved = [s for s in worked_solutions.worked_solutions(lens, names, **prompts) if s.results]
     dims = lens.dims
     shape = dims.n_layers, dims.n_heads, len(SOURCES)
 
@@ -68,11 +60,11 @@ def attention_at_results(
         for i in members:
             yield [i], _masses(lens, solved[i]).reshape(1, -1)
 
-    kept = AnswerStore(store, lens).entry(f"results of {task}", method="attention at results")
+    kept = AnswerStore(chosen["store"], lens).entry(f"results of {' '.join(names)}", method="attention at results")
     cases = [(s.text.tokens, s.question, s.results) for s in solved]
     names = [f"{head} {source}" for head in dims.head_names for source in SOURCES]
-    options = {"desc": "attention at results", "unit": "solution", "progress": progress}
-    totals = kept.numbers(cases, names, measure, **options).reshape(len(solved), *shape).sum(0)
+    bar = {"desc": "attention at results", "unit": "solution", "progress": chosen["progress"]}
+    totals = kept.numbers(cases, names, measure, **bar).reshape(len(solved), *shape).sum(0)
     n = sum(len(s.results) for s in solved)
     layer, head = (x.ravel() for x in np.indices(shape[:2]))
     table = pd.DataFrame({"layer": layer, "head": head, "condition": dims.head_names})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
@@ -16,55 +16,30 @@ from depthlens.engine.engine import Engine, LoglikelihoodAnswer
 from depthlens.engine.references import Reference, of_task
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution
+from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
-from depthlens.store import parts as storage
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, describe
-from depthlens.tasks import harness
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, describe
 from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.prepared_task import Prepared
 
 METHODS = ("exact", "attribution")
 HEAD_MODES = ("zero", "mean", "resample")
 
 
 def layer_sweep(
-    lens: Lens,
-    task: str | Sequence[str],
-    *,
-    site: str = "layer",
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    seed: int = 0,
-    backend: str = "torch",
-    batch_tokens: int | None = None,
-    chat: bool = False,
-    system_prompt: str | None = None,
-    measure: str = "task",
-    store: Where = storage.DEFAULT,
-    progress: bool = True,
+    lens: Lens, tasks: str | Sequence[str], *, site: str = "layer", **options: Unpack[EvalOptions]
 ) -> Result:
-    """Remove every layer in turn, or only its attention or MLP, and score the task each time.
+    """Remove every layer in turn, or only its attention or MLP, and score the tasks each time.
 
     Args:
         lens: A loaded model.
-        task: One lm-eval task (or group) or several.
+        tasks: One lm-eval task (or group) or several.
         site: ``layer`` (skipped whole), ``attn`` or ``mlp`` (contribution set to zero).
-        limit: First so many documents of each task; None for all.
-        num_fewshot: Worked examples before each question; None keeps what the task says.
-        include_path: Folder with more lm-eval YAML files.
-        seed: Seed of the choice of examples.
-        backend: What applies the conditions.
-        batch_tokens: Token budget of one batch; None chooses by device and free memory.
-        chat: Wrap prompts in the tokenizer's chat template.
-        system_prompt: Instruction before everything else.
-        measure: ``task`` (the task's own metrics), ``answer_logprob`` (log-likelihood of the reference answer in
-            nats, see `depthlens.tasks.answer_logprob`) or ``both``.
-        store: Folder or URL where answers are found and kept as they come, so that nothing is computed twice
-            (`depthlens.store`); ``auto``: what DEPTHLENS_STORE names, or the user's data folder; None: nowhere.
-        progress: Show progress bars.
+        options: `EvalOptions`: limit, num_fewshot, include_path, seed, apply_chat_template, system_instruction,
+            measure, backend, batch_tokens, store, progress.
 
     Returns:
         Every document under the baseline and n_layers conditions.
@@ -72,71 +47,36 @@ def layer_sweep(
     Raises:
         UserError: for anything asked for that does not exist.
     """
-    sites = ("layer", "attn", "mlp")
-    if site not in sites:
-        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(sites)}")
-    return condition_sweep(
-        lens,
-        task,
-        "layers" if site == "layer" else site,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        include_path=include_path,
-        seed=seed,
-        backend=backend,
-        batch_tokens=batch_tokens,
-        chat=chat,
-        system_prompt=system_prompt,
-        measure=measure,
-        store=store,
-        progress=progress,
-    )
+    words = {"layer": "layers", "attn": "attn", "mlp": "mlp"}
+    if site not in words:
+        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(words)}")
+    return condition_sweep(lens, tasks, words[site], **options)
 
 
 def head_sweep(
     lens: Lens,
-    task: str | Sequence[str],
+    tasks: str | Sequence[str],
     *,
     layers: Sequence[int] | None = None,
     site: str = "head",
     method: str = "exact",
     mode: str = "zero",
-    references: Sequence[str] | None = None,
-    measure: str | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    seed: int = 0,
-    backend: str = "torch",
-    batch_tokens: int | None = None,
-    chat: bool = False,
-    system_prompt: str | None = None,
-    store: Where = storage.DEFAULT,
-    progress: bool = True,
+    resample_prompts: Sequence[str] | None = None,
+    **options: Unpack[EvalOptions],
 ) -> Result:
     """Remove every attention head, or every group of heads that share keys and values, one at a time.
 
     Args:
         lens: A loaded model.
-        task: One lm-eval task (or group) or several.
+        tasks: One lm-eval task (or group) or several.
         layers: Layers whose heads are removed; None for all.
         site: ``head`` or ``kv``.
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`).
         mode: What takes the place of z: ``zero``, the ``mean`` over the prompts of the first 64 documents, or
             ``resample``: z of a reference prompt at the same position.
-        references: Reference prompts for ``resample``; scores are means over them.
-        measure: As in `layer_sweep`; ``both`` by default, and ``answer_logprob`` is all that attribution can give.
-        limit: First so many documents of each task; None for all.
-        num_fewshot: Worked examples before each question; None keeps what the task says.
-        include_path: Folder with more lm-eval YAML files.
-        seed: Seed of the choice of examples.
-        backend: What applies the conditions.
-        batch_tokens: Token budget of one batch; None chooses by device and free memory.
-        chat: Wrap prompts in the tokenizer's chat template.
-        system_prompt: Instruction before everything else.
-        store: As in `layer_sweep`.
-        progress: Show progress bars.
+        resample_prompts: Reference prompts for ``resample``; scores are means over them.
+        options: `EvalOptions`; ``measure`` is ``both`` by default, and ``answer_logprob`` is all that attribution has.
 
     Returns:
         Every document under the baseline and a condition a head. ``record["method"]`` says how it was found.
@@ -152,8 +92,6 @@ def head_sweep(
     ):
         if value not in allowed:
             raise unknown(name, value, allowed)
-    if measure is None:
-        measure = ANSWER_LOGPROB if method == "attribution" else "both"
     dims = lens.dims
     chosen = range(dims.n_layers) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     of_layer, letter = (dims.n_heads, "H") if site == "head" else (dims.n_kv_heads, "KV")
@@ -161,59 +99,51 @@ def head_sweep(
     ablate = [f"L{layer}.{letter}{i}{suffix}" for layer in chosen for i in range(of_layer)]
     if not ablate:
         raise UserError("layers is empty; name at least one layer, or leave it out for all")
-    if method == "exact":
-        result = condition_sweep(
-            lens,
-            task,
-            ablate,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            include_path=include_path,
-            seed=seed,
-            backend=backend,
-            batch_tokens=batch_tokens,
-            chat=chat,
-            system_prompt=system_prompt,
-            measure=measure,
-            references=references,
-            store=store,
-            progress=progress,
-        )
-        return Result(result.docs, result.record | {"method": method}, result.asked)
-    if measure != ANSWER_LOGPROB:
-        raise UserError(f"measure {measure!r}: attribution estimates {ANSWER_LOGPROB} only; use it, or method='exact'")
-    arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
-    arguments.check(batch_tokens=batch_tokens, chat=chat, system_prompt=system_prompt, progress=progress)
-    if backend != "torch":
-        raise UserError(f"backend {backend!r}: attribution runs with 'torch' only; leave backend out")
+    if method == "attribution":
+        if resample_prompts is not None:
+            fix = "leave them out, or use method='exact' and mode='resample'"
+            raise UserError(f"resample_prompts {resample_prompts!r}: attribution puts no prompt in place; {fix}")
+        return _attributed(lens, tasks, ablate, mode, settled(options, measure=ANSWER_LOGPROB))
+    options = {"measure": "both", **options}
+    result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
+    return Result(result.docs, result.record | {"method": method}, result.asked)
+
+
+def _attributed(lens: Lens, names: str | Sequence[str], ablate: list[str], mode: str, options: EvalOptions) -> Result:
+    """The result of a head sweep as attribution patching estimates it."""
+    if options["measure"] != ANSWER_LOGPROB:
+        fault = f"measure {options['measure']!r}: attribution estimates {ANSWER_LOGPROB} only"
+        raise UserError(f"{fault}; use it, or method='exact'")
+    if options["backend"] != "torch":
+        raise UserError(f"backend {options['backend']!r}: attribution runs with 'torch' only; leave backend out")
     if mode == "resample":
         raise UserError("mode 'resample': attribution estimates 'zero' and 'mean'; use one of these, or method='exact'")
-    if references is not None:
-        fix = "leave them out, or use method='exact' and mode='resample'"
-        raise UserError(f"references {references!r}: attribution puts no prompt in place of a head; {fix}")
-    conditions = expand(ablate, dims)
-    answers = AnswerStore(store, lens)  # what is wrong with it is told before the tasks are made
-    names, n_docs = arguments.names("task", task, "capitals_continuation"), arguments.documents(limit)
-    tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=n_docs)
-    views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
+    conditions = expand(ablate, lens.dims)
+    answers = AnswerStore(options["store"], lens)  # what is wrong with it is told before the tasks are made
+    views = _views(lens, load_tasks(names, options), options)
+    of_layer = len(ablate) // len({c.layer for c in conditions[1:]})  # heads, or groups of them
 
     def run(view: Answers, reference: Reference | None) -> tuple[list[list[LoglikelihoodAnswer]], AnswerCache]:
-        method = f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
-        kept = answers.entry(view.name, method=method)
-        means = (lambda: reference.measure(lens)) if reference else None
+        cache = answers.entry(
+            view.name, method=f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
+        )
         change, clean = attribution.attribute(
-            lens, view.requests, mode=mode, means=means, batch_tokens=batch_tokens, progress=progress, kept=kept
+            lens,
+            view.requests,
+            mode=mode,
+            means=(lambda: reference.measure(lens)) if reference else None,
+            batch_tokens=options["batch_tokens"],
+            progress=options["progress"],
+            kept=cache,
         )
         change = change.unflatten(-1, (of_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
         estimates = [
             [LoglikelihoodAnswer(float(v), False) for v in (clean if not c else clean + change[:, c.layer, _index(c)])]
             for c in conditions
         ]
-        return estimates, kept
+        return estimates, cache
 
-    settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
-    settings["include_path"] = str(include_path) if include_path is not None else None
-    record = {"ablate": ablate, "backend": backend, "method": method} | settings
+    record = {"ablate": ablate, "method": "attribution"} | recorded(options)
     return _result(lens, answers, views, conditions, run, record)
 
 
@@ -232,25 +162,19 @@ def run_sweep(
     device: str = "auto",
     offload: str | None = None,
     remote: bool | str = False,
-    **kwargs: Any,
+    resample_prompts: Sequence[str] | None = None,
+    donor: str | None = None,
+    **options: Unpack[EvalOptions],
 ) -> Result:
     """`condition_sweep` on a model by name; what needs no weights is looked at before they are read."""
-    checked = ("limit", "num_fewshot", "include_path", "seed", "backend", "batch_tokens", "measure", "references")
-    arguments.check(
-        **{name: kwargs[name] for name in checked if name in kwargs}, dtype=dtype, device=device, tasks=tasks
-    )
-    for name in (model, kwargs.get("donor")):
-        if name is not None and not isinstance(name, Lens) and not remote:
+    checked = settled(options)
+    arguments.check(dtype=dtype, device=device, tasks=tasks, resample_prompts=resample_prompts)
+    for name in (model, donor):
+        if name is not None and not remote:
             sources.probe(sources.find(name))
-    loaded = harness.load_tasks(
-        tasks,
-        include_path=kwargs.get("include_path"),
-        num_fewshot=kwargs.get("num_fewshot"),
-        seed=kwargs.get("seed", 0),
-        limit=arguments.documents(kwargs.get("limit")),
-    )
+    loaded = load_tasks(tasks, checked)
     lens = loading.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
-    result = condition_sweep(lens, loaded, ablate, **kwargs)
+    result = condition_sweep(lens, loaded, ablate, resample_prompts=resample_prompts, donor=donor, **options)
     result.record["asked_tasks"] = list(tasks)  # groups among them stand for their tasks
     return result
 
@@ -260,70 +184,70 @@ def condition_sweep(
     tasks: str | Sequence[str] | dict[str, Any],
     ablate: str | Iterable[str | Condition],
     *,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    seed: int = 0,
-    backend: str = "torch",
-    batch_tokens: int | None = None,
-    chat: bool = False,
-    system_prompt: str | None = None,
-    measure: str = "task",
-    references: Sequence[str] | None = None,
+    resample_prompts: Sequence[str] | None = None,
     donor: str | Path | Lens | None = None,
-    store: Where = storage.DEFAULT,
-    progress: bool = True,
+    **options: Unpack[EvalOptions],
 ) -> Result:
-    """Score tasks under the baseline and every condition of ``ablate`` (see `depthlens.ablations.expand`).
+    """Score tasks under the baseline and every condition of ``ablate``.
 
-    ``tasks`` are task names, or tasks from `harness.load_tasks`; ``ablate`` is ``layers``, ``attn``, ``mlp``,
-    ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions. For the other arguments, the result and the
-    errors see `layer_sweep`. ``@mean`` puts the mean of what a part adds, over the prompts of the first 64 documents of
-    each task, in the place of what it adds (a layer's output becomes its input plus that mean); ``@resample``
-    puts z of each of the prompts ``references`` in turn, and scores are means over these; ``@donor`` puts weights of
-    ``donor``, a name or a loaded model (`depthlens.models.pairs.with_donor`).
+    ``@mean`` puts the mean of what a part adds, over the prompts of the first 64 documents of each task, in the place
+    of what it adds (a layer's output becomes its input plus that mean).
+
+    Args:
+        lens: A loaded model.
+        tasks: One lm-eval task (or group) or several, or tasks from `depthlens.tasks.harness.load_tasks`.
+        ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions; see
+            `depthlens.ablations.expand`.
+        resample_prompts: Prompts whose z ``@resample`` conditions put in place, each in turn; scores are means over
+            them.
+        donor: Model whose weights ``@donor`` conditions put in place: a name or a loaded model
+            (`depthlens.models.pairs.with_donor`).
+        options: `EvalOptions`.
+
+    Returns:
+        Every document under the baseline and every condition.
+
+    Raises:
+        UserError: for anything asked for that does not exist.
     """
     arguments.loaded(lens)
-    arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path, seed=seed, backend=backend)
-    arguments.check(
-        batch_tokens=batch_tokens, chat=chat, system_prompt=system_prompt, measure=measure, progress=progress
-    )
-    arguments.check(references=references)
+    chosen = settled(options)
+    arguments.check(resample_prompts=resample_prompts)
     conditions = expand(ablate, lens.dims)
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
+    backend, batch_tokens = chosen["backend"], chosen["batch_tokens"]
     both = pairs.together(lens, donor, conditions, backend)
-    answers = AnswerStore(store, both)  # what is wrong with it is told before the tasks are made
+    answers = AnswerStore(chosen["store"], both)  # what is wrong with it is told before the tasks are made
     if not isinstance(tasks, dict) or not tasks:
-        names, n_docs = arguments.names("task", tasks, "capitals_continuation"), arguments.documents(limit)
-        tasks = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=n_docs)
-    views = _views(lens, tasks, measure, limit=limit, chat=chat, system_prompt=system_prompt)
+        tasks = load_tasks(tasks, chosen)
+    views = _views(lens, tasks, chosen)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
-    def run(view: harness.Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
-        kept = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
-        lacks = reference is not None and kept.lacks(view.requests, conditions)
+    def run(view: Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
+        cache = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
+        lacks = reference is not None and cache.lacks(view.requests, conditions)
         means = reference.measure(both) if lacks else None
-        engine = Engine(both, backend=backend, batch_tokens=batch_tokens, means=means, progress=progress, kept=kept)
-        return view.run(engine, conditions), kept
+        engine = Engine(
+            both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], kept=cache
+        )
+        return view.run(engine, conditions), cache
 
-    settings = {"limit": limit, "chat": chat, "system_prompt": system_prompt, "measure": measure, "seed": seed}
-    settings["include_path"] = str(include_path) if include_path is not None else None
-    settings["references"] = list(references) if references else None
-    record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]], "backend": backend}
+    record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]]} | recorded(chosen)
+    record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
     record["batch_tokens"] = memory_budget.choose(lens, batch_tokens).batch_tokens
     if both.donor:
         record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
-    return _result(lens, answers, views, conditions, run, record | settings, _tokens(lens, conditions, references))
+    return _result(lens, answers, views, conditions, run, record, _tokens(lens, conditions, resample_prompts))
 
 
 def _result(
     lens: Lens,
     store: AnswerStore,
-    views: Sequence[harness.Prepared | Answers],
+    views: Sequence[Prepared | Answers],
     conditions: Sequence[Condition],
-    run: Callable[[harness.Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
+    run: Callable[[Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
     record: dict[str, Any],
     prompts: Sequence[Sequence[int]] = (),
 ) -> Result:
@@ -361,34 +285,27 @@ def _result(
     return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
 
 
-def _views(
-    lens: Lens,
-    tasks: dict[str, Any],
-    measure: str,
-    *,
-    chat: bool = False,
-    limit: int | None = None,
-    **options: Any,
-) -> list[harness.Prepared | Answers]:
+def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared | Answers]:
     """What is run of each task: the task itself, its reference answers, or one after the other."""
-    views: list[harness.Prepared | Answers] = []
-    for task in harness.prepare(lens, tasks, chat=chat, limit=arguments.documents(limit), **options):
-        views += [task] if measure != ANSWER_LOGPROB else []
-        views += [Answers(lens, task, chat=chat)] if measure != "task" else []
+    views: list[Prepared | Answers] = []
+    for task in prepare(lens, tasks, options):
+        views += [task] if options["measure"] != ANSWER_LOGPROB else []
+        views += [Answers(lens, task, chat=options["apply_chat_template"])] if options["measure"] != "task" else []
     return views
 
 
-def _tokens(lens: Lens, conditions: Sequence[Condition], references: Sequence[str] | None) -> list[list[int]]:
-    """Token ids of the reference prompts, where a condition asks for some."""
+def _tokens(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] | None) -> list[list[int]]:
+    """Token ids of the prompts of ``@resample``, where a condition asks for some."""
     asked = next((c for c in conditions if c.uses_resample), None)
-    if bool(asked) != bool(references):
-        fault = f"condition {asked} needs references" if asked else "references are used by @resample conditions only"
+    if bool(asked) != bool(prompts):
+        need = f"condition {asked} needs resample_prompts"
+        fault = need if asked else "resample_prompts are used by @resample conditions only"
         raise UserError(f"{fault}: give both, or neither")
-    return [lens.tokenizer(r).input_ids for r in references or ()]
+    return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]
 
 
 def _frame(
-    model: str, task: harness.Prepared | Answers, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]
+    model: str, task: Prepared | Answers, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]
 ) -> pd.DataFrame:
     """Tidy rows of one task: one a condition, metric and document."""
     rows = [

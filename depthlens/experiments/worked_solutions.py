@@ -195,20 +195,20 @@ def _results(solution: str, places: list[tuple[int, int, str | None, tuple[int, 
             operands += tokens
 
 
-def of_task(
+def worked_solutions(
     lens: Any,
-    task: str,
+    tasks: str | Sequence[str],
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     seed: int = 0,
 ) -> list[Solution]:
-    """Worked solutions of a generative lm-eval task: its reference answers, taken apart.
+    """Worked solutions of generative lm-eval tasks: their reference answers, taken apart.
 
     Args:
         lens: The model that reads them.
-        task: Task name (one, no group), e.g. ``arithmetic_cot`` or ``gsm8k``.
+        tasks: One lm-eval task (or group) or several, e.g. ``arithmetic_cot`` or ``gsm8k``.
         limit: First so many documents; None for all.
         num_fewshot: Worked examples before each question; None keeps what the task says.
         include_path: Folder with more lm-eval YAML files.
@@ -219,15 +219,18 @@ def of_task(
     """
     arguments.loaded(lens)
     most = arguments.documents(limit)
-    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
+    names = arguments.names("tasks", tasks, "arithmetic_cot")
+    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
     found = []
     encoder = Encoder(lens)
-    for prepared in harness.prepare(lens, tasks, limit=most):
+    for prepared in harness.prepare(lens, loaded, limit=most):
         if prepared.output_type != "generate_until":
             raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
         for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():
-            text = token_spans.align(lens, f"task {task}", context, solution, encoder)
+            text = token_spans.align(lens, f"task {prepared.name}", context, solution, encoder)
             found.append(take_apart(doc_id, text, prepared.task.doc_to_text(prepared.docs[doc_id])))
     if not any(s.results for s in found):
-        raise UserError(f"task {task}: none of {len(found)} answers holds a number that stands nowhere before it")
+        raise UserError(
+            f"tasks {', '.join(names)}: none of {len(found)} answers holds a number that stands nowhere before it"
+        )
     return found

@@ -59,7 +59,7 @@ def angular_map(geometry: Any, *, title: str | None = None) -> Figure:
     distance takes out (Gromov et al. 2024).
 
     Args:
-        geometry: From `depthlens.experiments.geometry.geometry`.
+        geometry: From `depthlens.experiments.geometry.depth_geometry`.
         title: Above the figure.
     """
     table, n_layers = geometry.distances, geometry.n_layers
@@ -81,7 +81,7 @@ def influence_profile(geometry: Any, *, title: str | None = None) -> Figure:
     """Block influence by layer, with its interval, and the angular distance that the layer alone makes.
 
     Args:
-        geometry: From `depthlens.experiments.geometry.geometry`.
+        geometry: From `depthlens.experiments.geometry.depth_geometry`.
         title: Above the figure.
     """
     single = geometry.distances[geometry.distances["size"] == 1]
@@ -102,7 +102,7 @@ def logit_lens(geometry: Any, *, title: str | None = None) -> Figure:
     """What the unembedding reads from the stream by depth: probability of the final top-1 token, and entropy.
 
     Args:
-        geometry: From `depthlens.experiments.geometry.geometry`.
+        geometry: From `depthlens.experiments.geometry.depth_geometry`.
         title: Above the figure.
     """
     table = geometry.logit_lens
@@ -122,7 +122,7 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Figure:
     beyond; the colour bar then ends in a point.
 
     Args:
-        effects: From `depthlens.experiments.geometry.effects`.
+        effects: From `depthlens.experiments.geometry.layer_effects`.
         title: Above the figure.
 
     Raises:

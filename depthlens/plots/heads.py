@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from depthlens import arguments
-from depthlens.ablations import Head, parse
+from depthlens.ablations import Head, parse_condition
 from depthlens.analysis import stats
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
@@ -174,13 +174,13 @@ def _of_result(
     result: Result, task: str | Sequence[str] | None, metric: str | Sequence[str] | None
 ) -> tuple[list[_Map], str]:
     """The panels of a head sweep, one per model, task, metric and kind of removal; and what all have in common."""
-    result = result if task is None and metric is None else result.select(task=task, metric=metric)
+    result = result if task is None and metric is None else result.select(tasks=task, metrics=metric)
     kinds = {name: _kind(name) for name in result.summary["condition"].unique()}
     table = result.summary.assign(kind=result.summary["condition"].map(kinds)).dropna(subset="kind")
     if table.empty:
         names = ", ".join([n for n in kinds if n != BASELINE][:5]) or "the baseline alone"
         raise UserError(f"no condition removes a single head ({names}); sweep heads or kv")
-    table["index"] = [parse(name).ablations[0].index for name in table["condition"]]
+    table["index"] = [parse_condition(name).ablations[0].index for name in table["condition"]]
     bases = {(row.model, row.task, row.metric): row for row in result.baselines.itertuples()}
     maps = []
     for (*names, (site, mode)), rows in table.groupby([*GROUP, "kind"], sort=False):
@@ -206,7 +206,7 @@ def _of_result(
 
 def _kind(condition: str) -> tuple[str, str] | None:
     """Site and mode of a condition that removes one head or one KV group."""
-    ablations = parse(condition).ablations
+    ablations = parse_condition(condition).ablations
     return (ablations[0].site, ablations[0].mode) if len(ablations) == 1 and ablations[0].site in _SITES else None
 
 

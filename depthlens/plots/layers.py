@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from depthlens import arguments
-from depthlens.ablations import parse
+from depthlens.ablations import parse_condition
 from depthlens.analysis import stats
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
@@ -171,7 +171,7 @@ def _handles(series: Sequence[_Series], names: Sequence[str], value: str) -> lis
 def _series(result: Result, tasks: Names, metrics: Names) -> list[_Series]:
     """The single-layer sweeps of a result, one series per model, task, metric and site."""
     arguments.result(result)
-    result = result if tasks is None and metrics is None else result.select(task=tasks, metric=metrics)
+    result = result if tasks is None and metrics is None else result.select(tasks=tasks, metrics=metrics)
     sites = {name: _site(name) for name in result.summary["condition"].unique()}
     profile = result.summary.assign(site=result.summary["condition"].map(sites)).dropna(subset="site")
     if profile.empty:
@@ -199,7 +199,7 @@ def _series(result: Result, tasks: Names, metrics: Names) -> list[_Series]:
 
 def _site(condition: str) -> str | None:
     """What a condition removes, where that is one layer, its attention or its MLP."""
-    ablations = parse(condition).ablations
+    ablations = parse_condition(condition).ablations
     if len(ablations) != 1 or ablations[0].site not in _SITES:
         return None
     return _SITES[ablations[0].site] + (f" ({ablations[0].mode})" if ablations[0].mode in ("mean", "donor") else "")

@@ -21,7 +21,7 @@ from depthlens.paths import writable_folder
 from depthlens.tasks import harness
 
 
-def start(
+def setup_notebook(
     model: str,
     tasks: Sequence[str],
     *,

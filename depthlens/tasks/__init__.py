@@ -1,0 +1,5 @@
+"""lm-eval tasks in, requests out; needles and the tokens of answers."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -77,8 +77,8 @@ def prepare(
     tasks: dict[str, Any],
     *,
     limit: int | None = None,
-    chat: bool = False,
-    system_prompt: str | None = None,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
 ) -> list[Prepared]:
     """Build the requests of tasks for one model.
 
@@ -86,16 +86,19 @@ def prepare(
         lens: The model, whose tokenizer and context length decide the tokens.
         tasks: From `load_tasks`.
         limit: First so many documents of each task; None for all.
-        chat: Wrap prompts in the tokenizer's chat template, few-shot examples as turns (lm-eval's default).
-        system_prompt: Instruction before everything else.
+        apply_chat_template: Wrap prompts in the tokenizer's chat template, few-shot examples as turns (lm-eval's
+            default).
+        system_instruction: Text before everything else.
 
     Raises:
         UserError: a bad limit, a chat template that the tokenizer does not have, a tokenizer of another model, or what
             `task_checks.documents` refuses.
     """
     check_limit(limit)
+    chat = apply_chat_template
     if chat and not lens.tokenizer.chat_template:
-        raise UserError(f"chat: the tokenizer of {lens.name} has no chat template; leave chat out")
+        fault = f"apply_chat_template: the tokenizer of {lens.name} has no chat template"
+        raise UserError(f"{fault}; leave apply_chat_template out")
     lm = encoding.Encoder(lens)
     prepared = []
     for name, task in tasks.items():
@@ -105,7 +108,7 @@ def prepare(
                 limit=limit,
                 rank=0,
                 world_size=1,
-                system_instruction=system_prompt,
+                system_instruction=system_instruction,
                 apply_chat_template=chat,
                 fewshot_as_multiturn=chat,
                 chat_template=lm.apply_chat_template if chat else None,

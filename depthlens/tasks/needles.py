@@ -93,20 +93,20 @@ def find(text: token_spans.Text, answer: str, about: dict[str, Any]) -> Needle |
     return Needle(text.request, tuple(steps), tuple(sorted(set(places))), about)
 
 
-def of_task(
+def task_needles(
     lens: Any,
-    task: str,
+    tasks: str | Sequence[str],
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     seed: int = 0,
 ) -> list[Needle]:
-    """Needles of an lm-eval task: its reference answers, where they stand in the prompts.
+    """Needles of lm-eval tasks: their reference answers, where they are in the prompts.
 
     Args:
         lens: The model that reads them.
-        task: Task name (one, no group).
+        tasks: One lm-eval task (or group) or several.
         limit: First so many documents; None for all.
         num_fewshot: Worked examples before each question; None keeps what the task says.
         include_path: Folder with more lm-eval YAML files.
@@ -117,24 +117,25 @@ def of_task(
     """
     arguments.loaded(lens)
     most = arguments.documents(limit)
-    tasks = harness.load_tasks([task], include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
+    names = arguments.names("tasks", tasks, "kv_retrieval_4")
+    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
     found: list[Needle] = []
     n_docs = 0
     encoder = Encoder(lens)
-    for prepared in harness.prepare(lens, tasks, limit=most):
+    for prepared in harness.prepare(lens, loaded, limit=most):
         for doc_id, (context, answer) in Answers(lens, prepared).pairs.items():
             n_docs += 1
-            text = token_spans.align(lens, f"task {task}", context, answer, encoder)
+            text = token_spans.align(lens, f"task {prepared.name}", context, answer, encoder)
             needle = find(text, answer.strip(), {"task": prepared.name, "doc_id": doc_id})
             found += [needle] if needle else []
     if not found:
         raise UserError(
-            f"task {task}: no answer of {n_docs} documents stands in its prompt; retrieval needs one that does"
+            f"tasks {', '.join(names)}: no answer of {n_docs} documents is in its prompt; retrieval needs one that is"
         )
     return found
 
 
-def written(
+def written_needles(
     lens: Any,
     n_needles: int = 2,
     depths: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
@@ -166,7 +167,7 @@ def written(
         arguments.whole("context_lengths", length, 1, of=" of tokens")
     encoder = Encoder(lens)
     if lens.tokenizer.unk_token_id in (known := lens.tokenizer("The code is 4711", add_special_tokens=False).input_ids):
-        raise UserError(f"{lens.name} reads {len(known)} words of English as unknown; give task=, in its own language")
+        raise UserError(f"{lens.name} reads {len(known)} words of English as unknown; give tasks=, in its own language")
     needles = []
     for length in context_lengths:
         for depth in depths:

@@ -10,7 +10,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from depthlens import arguments
-from depthlens.ablations import parse
+from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError, unknown
@@ -64,7 +64,7 @@ class DepthlensLM(HFLM):
             device = None  # lm-eval's command line says cuda:0 where the user said nothing; its hf model does the same
         if not isinstance(lens, Lens):
             lens = loading.load(lens, dtype=dtype, device=device or "auto")
-        self.condition = parse(condition).validate(lens.dims)
+        self.condition = parse_condition(condition).validate(lens.dims)
         lens = lens if donor is None else pairs.with_donor(lens, donor)
         pairs.require(lens, [self.condition], backend)
         if self.condition.uses_resample:

@@ -18,7 +18,7 @@ from torch import nn
 
 import depthlens as dl
 from depthlens import cli
-from depthlens.ablations import parse
+from depthlens.ablations import parse_condition
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
@@ -121,7 +121,7 @@ def test_capitals_continuation_equals_lm_eval(lens, reference):
     values = compare(lens, theirs, "capitals_continuation", limit=10)
     assert sum(v for (metric, _), v in values.items() if metric == "acc") >= 5  # not two ways of being wrong
     (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], seed=SEED), limit=10)
-    (answers,) = prepared.run(Engine(lens, progress=False), [parse("baseline")])
+    (answers,) = prepared.run(Engine(lens, progress=False), [parse_condition("baseline")])
     wanted = [option[0] for sample in theirs for option in sample["resps"]]
     for answer, (logprob, is_greedy) in zip(answers, wanted, strict=True):
         assert answer.logprob == pytest.approx(logprob, abs=LOGPROB_TOLERANCE) and answer.is_greedy == is_greedy
@@ -158,7 +158,7 @@ def without_layer(lens):
 
 def test_skipping_any_layer_equals_deleting_it(lens, without_layer):
     tokens = torch.tensor([lens.tokenizer(PROMPT).input_ids])
-    conditions = [parse("baseline"), *(parse(f"L{i}") for i in range(lens.dims.n_layers))]
+    conditions = [parse_condition("baseline"), *(parse_condition(f"L{i}") for i in range(lens.dims.n_layers))]
     rows = tokens.expand(len(conditions), -1)  # all in one batch, a condition a row
     everywhere = [range(tokens.shape[1])] * len(conditions)
     (whole, *skipped), _ = TorchBackend(lens).forward(rows, torch.ones_like(rows), conditions, positions=everywhere)
@@ -171,7 +171,7 @@ def test_skipping_any_layer_equals_deleting_it(lens, without_layer):
 def test_the_engine_scores_any_skipped_layer_as_if_deleted(lens, without_layer):
     tokens = tuple(lens.tokenizer(PROMPT).input_ids)
     request = LoglikelihoodRequest(tokens[:7], tokens[7:])
-    conditions = [parse(f"L{i}") for i in range(lens.dims.n_layers)]
+    conditions = [parse_condition(f"L{i}") for i in range(lens.dims.n_layers)]
     answers = Engine(lens, progress=False).loglikelihood([request], conditions)
     for layer, (answer,) in enumerate(answers):
         logprobs = without_layer(layer).log_softmax(-1)[6:-1]
@@ -191,7 +191,7 @@ NEAR_TIE = 1e-3  # logits nearer than this may change places where batch layout 
 
 def test_written_texts_equal_hugging_face_except_where_two_tokens_tie(lens):
     contexts = [tuple(lens.tokenizer(story).input_ids) for story in STORIES]
-    conditions = [parse(c) for c in ("baseline", "L4", "L15.attn", "L27", "L9.H3+L20.mlp", "L12.KV1")]
+    conditions = [parse_condition(c) for c in ("baseline", "L4", "L15.attn", "L27", "L9.H3+L20.mlp", "L12.KV1")]
     asked = [GenerateRequest(context, (), N_WRITTEN) for context in contexts]
     texts = Engine(lens, progress=False).generate_until(asked, conditions)
     same = 0

@@ -6,6 +6,10 @@ A call gets ``e``: ``e.lens`` (a tiny model: 5 layers, 4 heads), ``e.organism``,
 from __future__ import annotations
 
 import depthlens as dl
+from depthlens.analysis import geometry
+from depthlens.analysis.removal_curve import overlap
+from depthlens.experiments import attention_patterns
+from depthlens.models import pairs
 
 TASK, ONE = "capitals_continuation", "organism_one_hop"
 NATS = "answer_logprob"
@@ -14,7 +18,7 @@ QUICK = {"limit": 2, "progress": False}
 
 
 def layer_sweep(**options):
-    return lambda e: dl.layer_sweep(e.lens, **{"task": TASK, **QUICK, **options})
+    return lambda e: dl.layer_sweep(e.lens, **{"tasks": TASK, **QUICK, **options})
 
 
 def ablate(what, **options):
@@ -34,7 +38,7 @@ def reasoning(**options):
 
 
 def removal(**options):
-    return lambda e: dl.removal_curve(e.organism, **{"task": ONE, "lists": LISTS, "k": 1, **QUICK, **options})
+    return lambda e: dl.removal_curve(e.organism, **{"tasks": ONE, "lists": LISTS, "k": 1, **QUICK, **options})
 
 
 def transplant(**parts):
@@ -42,7 +46,7 @@ def transplant(**parts):
 
 
 def start(**parameters):
-    return lambda e: dl.start(**{"model": "organism", "tasks": [ONE], **parameters})
+    return lambda e: dl.setup_notebook(**{"model": "organism", "tasks": [ONE], **parameters})
 
 
 def load(name="organism", **options):
@@ -58,17 +62,17 @@ NOT_LOADED = [
     (lambda e: dl.greedy_removal("organism", TASK), NAME),
     (lambda e: dl.retrieval_scores("organism"), NAME),
     (lambda e: dl.reasoning_scores("organism"), NAME),
-    (lambda e: dl.heads.recalled("organism", []), NAME),
+    (lambda e: dl.recalled_needles("organism", []), NAME),
     (lambda e: dl.removal_curve("organism", ONE, LISTS), NAME),
     (lambda e: dl.transplant("organism", e.organism, layers=[1]).__enter__(), NAME),
-    (lambda e: dl.distill.weight_deltas("organism", e.organism), NAME),
-    (lambda e: dl.distill.activation_deltas("organism", e.organism, ["x"]), NAME),
-    (lambda e: dl.distill.with_donor("organism", e.organism), NAME),
-    (lambda e: dl.needles.written("organism"), NAME),
-    (lambda e: dl.needles.of_task("organism", TASK), NAME),
-    (lambda e: dl.solutions.of_task("organism", TASK), NAME),
-    (lambda e: dl.patterns.read("organism", [[1]], [[0]], print), NAME),
-    (lambda e: dl.result_attention.attention_at_results("organism"), NAME),
+    (lambda e: dl.weight_deltas("organism", e.organism), NAME),
+    (lambda e: dl.activation_deltas("organism", e.organism, ["x"]), NAME),
+    (lambda e: dl.with_donor("organism", e.organism), NAME),
+    (lambda e: dl.tasks.written_needles("organism"), NAME),
+    (lambda e: dl.tasks.task_needles("organism", TASK), NAME),
+    (lambda e: dl.worked_solutions("organism", TASK), NAME),
+    (lambda e: attention_patterns.read("organism", [[1]], [[0]], print), NAME),
+    (lambda e: dl.attention_at_results("organism"), NAME),
     (lambda e: dl.layer_sweep(e.tmp, TASK), "is the name of a model; load it first: dl.load("),
     (lambda e: dl.layer_sweep(None, TASK), "lens is a NoneType, not a loaded model; load one first: dl.load("),
     (lambda e: dl.layer_sweep(e.lens.model, TASK), "lens is a LlamaForCausalLM, not a loaded model; load one first"),
@@ -87,11 +91,11 @@ LOAD = [
 ]
 
 SWEEPS = [
-    (layer_sweep(task=None), "task None: give a name or a list of names"),
-    (layer_sweep(task=[]), "no task given; name at least one"),
-    (layer_sweep(task={}), "task {}: give a name or a list of names"),
-    (layer_sweep(task=123), "task 123: give a name or a list of names"),
-    (layer_sweep(task=[TASK, None]), "task ['capitals_continuation', None]: give a name or a list of names"),
+    (layer_sweep(tasks=None), "tasks None: give a name or a list of names"),
+    (layer_sweep(tasks=[]), "no tasks given; name at least one"),
+    (layer_sweep(tasks={}), "tasks {}: give a name or a list of names"),
+    (layer_sweep(tasks=123), "tasks 123: give a name or a list of names"),
+    (layer_sweep(tasks=[TASK, None]), "tasks ['capitals_continuation', None]: give a name or a list of names"),
     (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
     (layer_sweep(site=["layer"]), "unknown site ['layer'] for a layer sweep; allowed"),
     (layer_sweep(limit=True), "limit True: give a whole number of documents"),
@@ -104,9 +108,9 @@ SWEEPS = [
     (layer_sweep(seed=True), "seed True: give a whole number from 0"),
     (layer_sweep(backend=None), "unknown backend None; allowed: torch"),
     (layer_sweep(batch_tokens=2.5), "batch_tokens 2.5: give a whole number"),
-    (layer_sweep(chat="yes"), "chat 'yes': give True or False"),
+    (layer_sweep(apply_chat_template="yes"), "apply_chat_template 'yes': give True or False"),
     (layer_sweep(progress="no"), "progress 'no': give True or False"),
-    (layer_sweep(system_prompt=3), "system_prompt 3: give a text, or leave it out"),
+    (layer_sweep(system_instruction=3), "system_instruction 3: give a text, or leave it out"),
     (layer_sweep(measure=None), "unknown measure None; allowed: task"),
     (layer_sweep(include_path=3), "include_path 3 is not a folder; give the folder"),
     (layer_sweep(store=False), "store False: give a folder or URL, 'auto' for the usual one, or None"),
@@ -118,10 +122,13 @@ SWEEPS = [
     (ablate(["L1", 3]), "ablate 3: give layers, attn, mlp, heads, kv, blocks:N"),
     (ablate([["L1"]]), "ablate ['L1']: give layers"),
     (ablate({"L1": 1}), "ablate {'L1': 1}: give layers"),
-    (ablate("L1.H1@resample", references="x"), "references 'x': give a list of prompts, none of them empty"),
-    (ablate("L1.H1@resample", references=[3]), "references [3]: give a list of prompts"),
+    (
+        ablate("L1.H1@resample", resample_prompts="x"),
+        "resample_prompts 'x': give a list of prompts, none of them empty",
+    ),
+    (ablate("L1.H1@resample", resample_prompts=[3]), "resample_prompts [3]: give a list of prompts"),
     (ablate("L1@donor", donor=3), "model 3: give an alias"),
-    (lambda e: dl.parse(None), "condition None: write L12, L12.attn"),
+    (lambda e: dl.parse_condition(None), "condition None: write L12, L12.attn"),
     (lambda e: dl.Ablation("x"), "layer 'x' of an ablation: give a whole number"),
     (lambda e: dl.Ablation(-1), "layer -1 is negative; layers count from 0"),
     (lambda e: dl.Ablation(1, "x"), "unknown ablation site 'x'; allowed: layer"),
@@ -130,12 +137,12 @@ SWEEPS = [
     (lambda e: dl.next_token(e.lens, None), "prompt None: give some text"),
     (lambda e: dl.next_token("organism", "x"), "lens 'organism' is the name of a model; load it first"),
     (lambda e: dl.next_token(e.lens, "x", k=0), "k 0: give a whole number, at least 1"),
-    (lambda e: dl.geometry.geometry("organism"), "lens 'organism' is the name of a model; load it first"),
-    (lambda e: dl.geometry.geometry(e.lens, ["a text", 5]), "texts ['a text', 5]: give a list of at least one text"),
-    (lambda e: dl.geometry.geometry(e.lens, lens_positions=0), "lens_positions 0: give a whole number, at least 1"),
-    (lambda e: dl.geometry.effects("organism"), "lens 'organism' is the name of a model; load it first"),
-    (lambda e: dl.geometry.effects(e.lens, seed=-1), "seed -1: give a whole number from 0"),
-    (lambda e: dl.geometry.predictors(3), "g is a int; give what depthlens.experiments.geometry.geometry returned"),
+    (lambda e: dl.depth_geometry("organism"), "lens 'organism' is the name of a model; load it first"),
+    (lambda e: dl.depth_geometry(e.lens, ["a text", 5]), "texts ['a text', 5]: give a list of at least one text"),
+    (lambda e: dl.depth_geometry(e.lens, lens_positions=0), "lens_positions 0: give a whole number, at least 1"),
+    (lambda e: dl.layer_effects("organism"), "lens 'organism' is the name of a model; load it first"),
+    (lambda e: dl.layer_effects(e.lens, seed=-1), "seed -1: give a whole number from 0"),
+    (lambda e: geometry.predictors(3), "g is a int; give what depthlens.experiments.geometry.depth_geometry returned"),
     (lambda e: dl.next_token(e.lens, "x", ["L99"]), "condition L99: layer 99 does not exist; layers are 0..4"),
 ]
 
@@ -179,11 +186,14 @@ HEADS = [
     (head_sweep(site="mlp"), "unknown site 'mlp'; allowed: head, kv"),
     (head_sweep(method="guess"), "unknown method 'guess'; allowed: exact, attribution"),
     (head_sweep(mode="median"), "unknown mode 'median'; "),
-    (head_sweep(mode="resample"), "needs references: give both, or neither"),
-    (head_sweep(references=["x"]), "references are used by @resample conditions only: give both, or neither"),
+    (head_sweep(mode="resample"), "needs resample_prompts: give both, or neither"),
     (
-        head_sweep(method="attribution", references=["x"]),
-        "references ['x']: attribution puts no prompt in place of a head; ",
+        head_sweep(resample_prompts=["x"]),
+        "resample_prompts are used by @resample conditions only: give both, or neither",
+    ),
+    (
+        head_sweep(method="attribution", resample_prompts=["x"]),
+        "resample_prompts ['x']: attribution puts no prompt in place of a head; ",
     ),
     (
         head_sweep(method="attribution", mode="resample"),
@@ -205,8 +215,14 @@ HEADS = [
     (retrieval(heads=["L1.H1"], method="exact"), "heads ['L1.H1']: give a list of heads as (layer, head)"),
     (retrieval(heads=[(9, 9)], method="exact"), "layer 9 does not exist; layers are 0..4"),
     (retrieval(heads=[(0, -1)], method="exact"), "heads [(0, -1)]: give a list of heads"),
-    (retrieval(among=[(0, 0)], method="exact"), "among names 1 heads; heads are tested against each other"),
-    (retrieval(among=[(0, 0), (0, 1)]), "among is given with method 'copy'; only 'exact' removes several heads"),
+    (
+        retrieval(given_removed=[(0, 0)], method="exact"),
+        "given_removed names 1 heads; heads are tested against each other",
+    ),
+    (
+        retrieval(given_removed=[(0, 0), (0, 1)]),
+        "given_removed with method 'copy_paste'; only 'exact' removes several heads",
+    ),
     (retrieval(needles=[]), "no needles; give at least one"),
     (retrieval(needles=["x"]), "no needles; give at least one, from depthlens.tasks.needles"),
     (retrieval(n_needles=0), "n_needles 0: give a whole number, at least 1"),
@@ -217,11 +233,11 @@ HEADS = [
     (retrieval(context_lengths=256), "context_lengths 256: give a list of numbers"),
     (retrieval(context_lengths=[0]), "context_lengths 0: give a whole number of tokens, at least 1"),
     (retrieval(context_lengths=[10**6]), "context length 1000000: "),
-    (retrieval(task=3), "unknown task 3; "),
-    (retrieval(task=TASK, limit=2), "stands in its prompt; retrieval needs one that does"),
-    (reasoning(task=TASK), "worked solutions need a generative task"),
-    (reasoning(task=None), "unknown task None; "),
-    (reasoning(method="copy"), "unknown method 'copy'; allowed: exact, attribution"),
+    (retrieval(tasks=3), "tasks 3: give a name or a list of names"),
+    (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
+    (reasoning(tasks=TASK), "worked solutions need a generative task"),
+    (reasoning(tasks=None), "tasks None: give a name or a list of names"),
+    (reasoning(method="copy_paste"), "unknown method 'copy_paste'; allowed: exact, attribution"),
     (reasoning(method="attribution", heads=[(0, 0)]), "heads are given with method 'attribution'; only 'exact'"),
 ]
 
@@ -240,9 +256,9 @@ REMOVAL = [
     (removal(n_draws="x"), "n_draws 'x': give a whole number"),
     (removal(measure="both"), "measure 'both': a curve has one measure; give 'task' or 'answer_logprob'"),
     (removal(metric="f1"), "unknown metric of task organism_one_hop 'f1'; "),
-    (removal(task=None), "task None: give a name or a list of names"),
-    (lambda e: dl.removal.overlap([], [], 3), "give at least one head, each once"),
-    (lambda e: dl.removal.overlap("x", [(0, 0)], 3), "list 'x': give a list of heads as (layer, head)"),
+    (removal(tasks=None), "tasks None: give a name or a list of names"),
+    (lambda e: overlap([], [], 3), "give at least one head, each once"),
+    (lambda e: overlap("x", [(0, 0)], 3), "list 'x': give a list of heads as (layer, head)"),
 ]
 
 DONORS = [
@@ -256,27 +272,27 @@ DONORS = [
     (lambda e: dl.transplant(e.organism, "gpt5", layers=[1]).__enter__(), "unknown model 'gpt5'; "),
     (lambda e: dl.transplant(e.organism, None, layers=[1]).__enter__(), "model None: give an alias"),
     (
-        lambda e: dl.distill.activation_deltas(e.organism, e.organism, "x"),
+        lambda e: dl.activation_deltas(e.organism, e.organism, "x"),
         "prompts 'x': give a list of at least one text",
     ),
     (
-        lambda e: dl.distill.activation_deltas(e.organism, e.organism, [3]),
+        lambda e: dl.activation_deltas(e.organism, e.organism, [3]),
         "prompts hold 3; give texts or lists of token ids",
     ),
-    (lambda e: dl.distill.pair("x"), "unknown pair 'x'; allowed: "),
+    (lambda e: pairs.pair("x"), "unknown pair 'x'; allowed: "),
     (lambda e: dl.organisms.build(seed="x"), "organism option seed='x': give a whole number"),
     (lambda e: dl.organisms.build(colour=1), "unknown organism option 'colour'; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
 ]
 
 GEOMETRY = [
-    (lambda e: dl.geometry.geometry(e.lens, []), "texts"),
-    (lambda e: dl.geometry.geometry(e.lens, "abc"), "texts"),
-    (lambda e: dl.geometry.geometry(e.lens, limit=0), "limit 0"),
-    (lambda e: dl.geometry.geometry(e.lens, max_tokens=1), "max_tokens 1"),
-    (lambda e: dl.geometry.effects(e.lens, over="sum"), "unknown over 'sum'; "),
-    (lambda e: dl.geometry.effects(e.lens, limit=1, spare=-1), "spare -1: "),
-    (lambda e: dl.geometry.agreement("x", e.result), "predictors is a str; give a table such as"),
+    (lambda e: dl.depth_geometry(e.lens, []), "texts"),
+    (lambda e: dl.depth_geometry(e.lens, "abc"), "texts"),
+    (lambda e: dl.depth_geometry(e.lens, limit=0), "limit 0"),
+    (lambda e: dl.depth_geometry(e.lens, max_tokens=1), "max_tokens 1"),
+    (lambda e: dl.layer_effects(e.lens, reduce="sum"), "unknown reduce 'sum'; "),
+    (lambda e: dl.layer_effects(e.lens, limit=1, skip_first=-1), "skip_first -1: "),
+    (lambda e: geometry.agreement("x", e.result), "predictors is a str; give a table such as"),
 ]
 
 # as papermill hands them over: a notebook's first cells pass them on to `start`

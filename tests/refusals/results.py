@@ -6,16 +6,21 @@ A call gets ``e``: ``e.result`` (layers), ``e.heads`` (one layer's heads), ``e.s
 from __future__ import annotations
 
 import depthlens as dl
+from depthlens.analysis import head_effects
+from depthlens.analysis.block_removal import block_table
+from depthlens.analysis.head_scores import roles
+from depthlens.analysis.recovery import transplant_recovery
+from depthlens.store.parts import open_store
 
 Evidence = dl.claims.Evidence
 KIND = "is a str, not the result of a sweep; give what a sweep returned"
 
 RESULTS = [
-    (lambda e: e.result.select(task="x"), "unknown task 'x'; allowed: organism_one_hop"),
-    (lambda e: e.result.select(task=3), "task 3: give a name or a list of names out of: organism_one_hop"),
-    (lambda e: e.result.select(task=[]), "task []: give a name or a list of names out of"),
-    (lambda e: e.result.select(metric="f1"), "unknown metric 'f1'; "),
-    (lambda e: e.result.select(model="x"), "unknown model 'x'; "),
+    (lambda e: e.result.select(tasks="x"), "unknown task 'x'; allowed: organism_one_hop"),
+    (lambda e: e.result.select(tasks=3), "task 3: give a name or a list of names out of: organism_one_hop"),
+    (lambda e: e.result.select(tasks=[]), "task []: give a name or a list of names out of"),
+    (lambda e: e.result.select(metrics="f1"), "unknown metric 'f1'; "),
+    (lambda e: e.result.select(models="x"), "unknown model 'x'; "),
     (lambda e: e.result.select(conditions=["L99"]), "unknown condition 'L99'; "),
     (lambda e: e.result.select(conditions=[3]), "unknown condition 3; "),
     (lambda e: e.result.select(conditions=[]), "condition []: give a name or a list of names"),
@@ -30,19 +35,19 @@ RESULTS = [
         for x in (-1, 2, "x", None, float("nan"), True)
     ),
     (lambda e: e.result.critical(0), "alpha 0 is not between 0 and 1; 0.05 is usual"),
-    (lambda e: dl.critical("x"), f"result {KIND}"),
-    (lambda e: dl.critical(e.result, n_boot=0), "n_boot 0: give a whole number, at least 1; 500 is usual"),
-    (lambda e: dl.critical(e.result, n_boot="x"), "n_boot 'x': give a whole number"),
-    (lambda e: dl.critical(e.result, seed=-1), "seed -1: give a whole number from 0"),
+    (lambda e: dl.critical_stability("x"), f"result {KIND}"),
+    (lambda e: dl.critical_stability(e.result, n_boot=0), "n_boot 0: give a whole number, at least 1; 500 is usual"),
+    (lambda e: dl.critical_stability(e.result, n_boot="x"), "n_boot 'x': give a whole number"),
+    (lambda e: dl.critical_stability(e.result, seed=-1), "seed -1: give a whole number from 0"),
     (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that a sweep wrote"),
     (lambda e: dl.Result.load(3), "folder 3: give the folder that a sweep wrote"),
     (lambda e: dl.Result(3, {}), "a result is made of a table of documents and a record, not of int and dict; give"),
     (lambda e: dl.Result(e.result.docs, 3), "not of DataFrame and int; give these two"),
     (lambda e: dl.Result(e.result.docs.drop(columns="value"), {}), "lacks column value; it needs exactly"),
     (lambda e: dl.Result(e.result.docs, {"a": float("nan")}), "the record cannot be written as JSON: Out of range"),
-    (lambda e: dl.results.concat([]), "no results to join; give at least one"),
-    (lambda e: dl.results.concat(e.result), "no results to join; give at least one, in a list"),
-    (lambda e: dl.results.concat(["x"]), f"result {KIND}"),
+    (lambda e: dl.concat([]), "no results to join; give at least one"),
+    (lambda e: dl.concat(e.result), "no results to join; give at least one, in a list"),
+    (lambda e: dl.concat(["x"]), f"result {KIND}"),
     (lambda e: e.result.save(""), "folder '': the name of a folder is empty; name one"),
     (lambda e: e.result.save(None), "folder None: give the path of a folder, such as runs/mine"),
     (lambda e: e.result.save("a\0b"), "folder 'a\\x00b': give the path of a folder"),
@@ -52,15 +57,15 @@ RESULTS = [
         for k in (0, -1, 99, None, "3", True, 1.5)
     ),
     (lambda e: dl.HeadScores.load("/nowhere"), "'/nowhere' holds no heads.parquet; give a folder that HeadScores"),
-    (lambda e: dl.head_effects.losses(e.result), "conditions that are not one head each; give the result of a head"),
-    (lambda e: dl.head_effects.agreement(e.result, e.heads), "have different heads or documents; sweep the same"),
-    (lambda e: dl.head_effects.auroc(e.scores, [(99, 0)]), "head L99.H0 does not exist; scored are 6 x 4"),
-    (lambda e: dl.head_scores.roles(e.scores, e.scores), "was not tested; give losses, e.g. method='exact'"),
-    (lambda e: dl.blocks.block_table(e.heads), "the result has no blocks of layers; make it with block_sweep"),
-    (lambda e: dl.depth.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
-    (lambda e: dl.depth.loss_by_third("x"), f"result {KIND}"),
+    (lambda e: head_effects.losses(e.result), "conditions that are not one head each; give the result of a head"),
+    (lambda e: head_effects.agreement(e.result, e.heads), "have different heads or documents; sweep the same"),
+    (lambda e: head_effects.auroc(e.scores, [(99, 0)]), "head L99.H0 does not exist; scored are 6 x 4"),
+    (lambda e: roles(e.scores, e.scores), "was not tested; give losses, e.g. method='exact'"),
+    (lambda e: block_table(e.heads), "the result has no blocks of layers; make it with block_sweep"),
+    (lambda e: dl.analysis.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
+    (lambda e: dl.analysis.loss_by_third("x"), f"result {KIND}"),
     (
-        lambda e: dl.recovery.transplant_recovery(e.result, e.result),
+        lambda e: transplant_recovery(e.result, e.result),
         "no condition takes a part from a donor; sweep some",
     ),
 ]
@@ -75,7 +80,7 @@ PLOTS = [
     (lambda e: dl.plots.protocol_comparison("x"), f"result {KIND}"),
     (lambda e: dl.plots.protocol_comparison(e.result, metrics="f1"), "unknown metric 'f1'; "),
     (lambda e: dl.plots.head_map("x"), "scores is a str; give a head sweep, or scores of heads"),
-    (lambda e: dl.plots.head_map(e.heads, metric="f1"), "unknown metric 'f1'; "),
+    (lambda e: dl.plots.head_map(e.heads, metrics="f1"), "unknown metric 'f1'; "),
     (lambda e: dl.plots.head_map(e.heads, top=0), "top 0: give a whole number of heads from 1 to 20"),
     (lambda e: dl.plots.recovery_curve("x", e.result), f"result {KIND}"),
     (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
@@ -119,7 +124,7 @@ RUNS = [
     (run(parameters={"limit": "many"}), "parameter limit = 'many' of notebook 00_tour must be a whole number"),
     (run(out=None), "out None: give the path of a folder"),
     (run(out=""), "out '': give the path of a folder"),
-    (lambda e: dl.store.open_store(3), "store 3: give a folder or URL"),
+    (lambda e: open_store(3), "store 3: give a folder or URL"),
 ]
 
 CALLS = [*RESULTS, *PLOTS, *CLAIMS, *RUNS]

@@ -1,11 +1,11 @@
-"""The condition grammar: parse and print, canonical forms, and what is refused."""
+"""The condition grammar: parse_condition and print, canonical forms, and what is refused."""
 
 import itertools
 import random
 
 import pytest
 
-from depthlens.ablations import BASELINE, Ablation, Condition, Dims, expand, parse
+from depthlens.ablations import BASELINE, Ablation, Condition, Dims, expand, parse_condition
 from depthlens.errors import UserError
 
 DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)
@@ -30,7 +30,7 @@ DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)
     + ["L4@mean", "L8-11@mean", "L2.attn+L2.mlp", "L0-1+L3+L5.KV0@mean", "L1.attn@mean+L1.mlp"],
 )
 def test_canonical_text_survives_a_round_trip(text):
-    assert str(parse(text)) == text
+    assert str(parse_condition(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_canonical_text_survives_a_round_trip(text):
     ],
 )
 def test_other_spellings_print_canonically(text, canonical):
-    assert str(parse(text)) == canonical
+    assert str(parse_condition(text)) == canonical
 
 
 def test_random_conditions_round_trip_and_are_hashable():
@@ -58,8 +58,8 @@ def test_random_conditions_round_trip_and_are_hashable():
             condition = Condition(tuple(rng.sample(parts, rng.randint(1, 5))))
         except UserError:  # overlapping parts are refused, tested below
             continue
-        assert parse(str(condition)) == condition
-        assert hash(parse(str(condition))) == hash(condition)
+        assert parse_condition(str(condition)) == condition
+        assert hash(parse_condition(str(condition))) == hash(condition)
         done += 1
 
 
@@ -83,7 +83,7 @@ def test_random_conditions_round_trip_and_are_hashable():
 )
 def test_malformed_conditions_are_refused(text, message):
     with pytest.raises(UserError, match=message.replace("+", r"\+")):
-        parse(text)
+        parse_condition(text)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ def test_malformed_conditions_are_refused(text, message):
 )
 def test_parts_the_model_does_not_have_are_refused(text, message):
     with pytest.raises(UserError, match=message):
-        parse(text).validate(DIMS)
+        parse_condition(text).validate(DIMS)
 
 
 def test_a_head_of_another_group_is_no_overlap():
-    assert str(parse("L2.KV1+L2.H1").validate(DIMS)) == "L2.H1+L2.KV1"
+    assert str(parse_condition("L2.KV1+L2.H1").validate(DIMS)) == "L2.H1+L2.KV1"
 
 
 def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
@@ -138,7 +138,7 @@ def test_expand_puts_the_baseline_first_and_counts_right(spec, count):
 
 def test_expand_mean_words_and_sequences():
     assert [str(c) for c in expand("attn@mean", DIMS)][:2] == ["baseline", "L0.attn@mean"]
-    assert expand(["L1", parse("L1"), "baseline"], DIMS) == [BASELINE, parse("L1")]
+    assert expand(["L1", parse_condition("L1"), "baseline"], DIMS) == [BASELINE, parse_condition("L1")]
 
 
 @pytest.mark.parametrize("spec", ["layer", "blocks:0", "blocks:7", "blocks:x", "", "layers@median", "L1,L9"])
@@ -148,7 +148,7 @@ def test_expand_refuses(spec):
 
 
 def test_layer_head_and_first_layer_of_a_condition():
-    assert (parse("L3.H1").layer, parse("L3.H1").head, parse("L3.H1").first_layer) == (3, 1, 3)
-    assert (parse("L3.attn+L3.mlp").layer, parse("L3.attn").head) == (3, None)
-    assert (parse("L2-4").layer, parse("L2-4").first_layer) == (None, 2)
+    assert (parse_condition("L3.H1").layer, parse_condition("L3.H1").head, parse_condition("L3.H1").first_layer) == (3, 1, 3)
+    assert (parse_condition("L3.attn+L3.mlp").layer, parse_condition("L3.attn").head) == (3, None)
+    assert (parse_condition("L2-4").layer, parse_condition("L2-4").first_layer) == (None, 2)
     assert (BASELINE.layer, BASELINE.first_layer) == (None, None)

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from depthlens import paths
-from depthlens.ablations import parse
+from depthlens.ablations import parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
@@ -64,7 +64,7 @@ def test_equals_the_hf_model_under_the_same_hooks(lens, manager, condition):
     # one hook a row: the peer's batches are of any size, so every row gets the condition in a batch of one
     peer = hf(lens)
     peer.batch_size_per_gpu = 1
-    with TorchBackend(lens).ablate([parse(condition)]):
+    with TorchBackend(lens).ablate([parse_condition(condition)]):
         equal(ours, evaluate(peer, manager))
 
 
@@ -80,16 +80,18 @@ def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, manag
     )
     equal(ours, peer)
     assert peer["kv_retrieval_4"][0][2][0][0].startswith("<system>Be brief.")
-    result = sweep.condition_sweep(lens, TASKS, "L1", limit=3, chat=True, system_prompt="Be brief.", progress=False)
+    result = sweep.condition_sweep(
+        lens, TASKS, "L1", limit=3, apply_chat_template=True, system_instruction="Be brief.", progress=False
+    )
     written = result.docs.query("condition == 'baseline' and task == 'kv_retrieval_4'")["response"].tolist()
     plain = sweep.condition_sweep(lens, TASKS, "L1", limit=3, progress=False)
     assert written != plain.docs.query("condition == 'baseline' and task == 'kv_retrieval_4'")["response"].tolist()
-    assert (result.record["chat"], result.record["system_prompt"]) == (True, "Be brief.")
+    assert (result.record["apply_chat_template"], result.record["system_instruction"]) == (True, "Be brief.")
 
 
 def test_a_tokenizer_without_chat_template_is_refused(lens):
     with pytest.raises(UserError, match="no chat template"):
-        sweep.condition_sweep(lens, TASKS, "L1", limit=3, chat=True, progress=False)
+        sweep.condition_sweep(lens, TASKS, "L1", limit=3, apply_chat_template=True, progress=False)
 
 
 def test_mean_needs_a_reference_file(lens, manager, tmp_path):

@@ -289,7 +289,10 @@ def test_lower_is_better_counts_the_rise_as_a_loss():
         (sweep(LATE, model="d", task="facts"), "metrics acc of sums of base are missing for d"),
         (sweep(LATE, model="d", metric="f1"), "metrics acc of sums of base are missing for d"),
         (sweep(LATE, model="d", record={"seed": 3}), "seed is 0 for base and 3 for d"),
-        (sweep(LATE, model="d", record={"chat": True}), "chat is None for base and True for d"),
+        (
+            sweep(LATE, model="d", record={"apply_chat_template": True}),
+            "apply_chat_template is None for base and True for d",
+        ),
     ],
 )
 def test_sweeps_that_differ_are_refused(other, message):

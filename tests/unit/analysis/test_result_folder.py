@@ -85,7 +85,7 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
         ({"flags": ("--num-fewshot", 1)}, "num_fewshot 0, not 1"),
         ({"flags": ("--dtype", "bfloat16")}, "dtype float32, not bfloat16"),
         ({"flags": ("--backend", "nnsight")}, "backend torch, not nnsight"),
-        ({"flags": ("--system-prompt", "Be brief.")}, "system_prompt None, not Be brief."),
+        ({"flags": ("--system-instruction", "Be brief.")}, "system_instruction None, not Be brief."),
         ({"flags": ("--donor", "organism:seed=2")}, "donor None, not organism:seed=2"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value,
@@ -176,7 +176,7 @@ def result():
 def test_save_refuses_another_result_and_takes_the_same(result, tmp_path):
     result.save(tmp_path)
     result.save(tmp_path)
-    for other in (result.select(task="kv_retrieval_4"), result.select(conditions=["L1"])):
+    for other in (result.select(tasks="kv_retrieval_4"), result.select(conditions=["L1"])):
         with pytest.raises(UserError, match="holds another result .*replace it"):
             other.save(tmp_path)
     docs = result.docs[result.docs["metric"] == "acc"]  # the record does not tell the two apart

@@ -126,7 +126,7 @@ def test_critical_is_the_harmful_direction(better, expected):
 
 
 def test_critical_alpha(result):
-    task = result.select(task="capitals")
+    task = result.select(tasks="capitals")
     p = task.summary.set_index("condition")["p_adjusted"]["L0"]
     assert len(task.critical(alpha=p * 1.01)) == 1
     assert len(task.critical(alpha=p * 0.99)) == 0
@@ -175,7 +175,7 @@ def test_too_few_documents_are_said_to_be_too_few():
         (lambda r: r.verdict("baseline"), "name another condition"),
         (lambda r: r.verdict("L0", task="capital"), "unknown task 'capital'; did you mean capitals"),
         (lambda r: r.verdict("L0", metric="f1"), "unknown metric 'f1'; allowed: acc"),
-        (lambda r: r.select(task="nope"), "unknown task 'nope'"),
+        (lambda r: r.select(tasks="nope"), "unknown task 'nope'"),
         (lambda r: r.select(conditions=["L0", "L7"]), "unknown condition 'L7'"),
         (lambda r: Result(r.docs, {}).baselines, "record says nothing of metric 'acc' of task 'capitals'"),
         (lambda r: Result(r.docs.drop(columns=["value"]), {}), "lacks column value"),
@@ -201,17 +201,17 @@ def test_record_that_cannot_be_written_is_refused_at_once(result):
 
 
 def test_select_keeps_the_baseline_and_says_so(result):
-    one = result.select(task=["capitals"], conditions=["L0"])
+    one = result.select(tasks=["capitals"], conditions=["L0"])
     assert one.docs["condition"].unique().tolist() == ["baseline", "L0"]
     assert list(one.record["tasks"]) == ["capitals"]
     assert "1 conditions were selected, and p_adjusted corrects for these alone" in one.notes
     both = result.summary.query("task == 'capitals' and condition == 'L0'")["p_adjusted"].item()
     assert one.summary["p_adjusted"].iloc[1] == pytest.approx(both / 2)
-    assert result.select(model="tiny", metric="acc").summary.equals(result.summary)
+    assert result.select(models="tiny", metrics="acc").summary.equals(result.summary)
 
 
 def test_concat_keeps_the_shared_baseline_once(result):
-    whole = result.select(task="capitals")
+    whole = result.select(tasks="capitals")
     base = whole.docs[whole.docs["condition"] == "baseline"]["value"].tolist()
     record = record_of(capitals={"acc": ACC}) | {"seed": 1}
     attn = Result(docs_of({"baseline": base, "L0.attn": [0] * 20}), record)
@@ -232,7 +232,7 @@ def test_concat_of_models_and_tasks(result):
     assert len(joined.summary) == 2 * len(result.summary)
     assert "of other" in " ".join(joined.notes)
     assert "(other)" in joined.verdict("L0", task="capitals")
-    split = concat([result.select(task="capitals"), result.select(task="elements")])
+    split = concat([result.select(tasks="capitals"), result.select(tasks="elements")])
     pd.testing.assert_frame_equal(split.summary, result.summary)
     assert split.record["tasks"] == result.record["tasks"]
 
@@ -335,9 +335,9 @@ def test_questions_travel_with_a_result(result, tmp_path):
     ]  # fmt: skip
     pd.testing.assert_frame_equal(Result.load(tmp_path).questions(), asked)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "questions.parquet")[["question"]], asked[["question"]])
-    one = whole.select(task="elements", conditions=["L0"])
+    one = whole.select(tasks="elements", conditions=["L0"])
     assert set(one.questions()["task"]) == {"elements"} and one.questions()["choices"].tolist() == [None] * 20
-    joined = concat([whole.select(task="capitals"), whole.select(task="elements"), whole])
+    joined = concat([whole.select(tasks="capitals"), whole.select(tasks="elements"), whole])
     pd.testing.assert_frame_equal(joined.questions(), asked)
 
 
@@ -358,7 +358,7 @@ def test_questions_of_an_older_result_are_not_left_beside_another(result, tmp_pa
 
 
 def test_results_that_ask_something_else_are_not_joined(result):
-    one = result.select(task="capitals")
+    one = result.select(tasks="capitals")
     other = asked_of(question=[f"Q{i}!" for i in range(21)])
     with pytest.raises(UserError, match="disagree on what document 0 of task 'capitals' asks"):
         concat([Result(one.docs, one.record, asked_of()), Result(one.docs, one.record, other)])
@@ -371,12 +371,12 @@ def test_a_table_of_questions_that_lacks_a_column(result):
 
 def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
     cut = {"n_truncated": 3, "max_tokens_cut": 17}
-    one = result.select(task="capitals")
+    one = result.select(tasks="capitals")
     tasks = {t: v | cut for t, v in one.record["tasks"].items()}
     one = Result(one.docs, one.record | {"tasks": tasks})
     note = "capitals: 3 prompts are longer than the model reads and lost up to 17 tokens at their left end"
     assert one.notes.count(note) == 1
-    assert concat([one, result.select(task="elements")]).notes.count(note) == 1
+    assert concat([one, result.select(tasks="elements")]).notes.count(note) == 1
     assert concat([concat([one, one]), one]).notes.count(note) == 1
     other = Result(one.docs.assign(model="small"), one.record | {"model": {"name": "small", "n_layers": 4}})
     named = [n for n in concat([one, other]).notes if n.endswith(note.partition(":")[2])]
@@ -385,14 +385,14 @@ def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
 
 def test_save_replaces_an_older_result(result, tmp_path):
     result.save(tmp_path)
-    smaller = result.select(task="capitals")
+    smaller = result.select(tasks="capitals")
     smaller.save(str(tmp_path), overwrite=True)
     assert len(Result.load(str(tmp_path)).docs) == len(smaller.docs)
 
 
 @pytest.mark.parametrize("failing", ["docs.parquet", "summary.parquet", "record.json"])
 def test_full_disk_leaves_the_older_result_whole(result, tmp_path, monkeypatch, failing):
-    result.select(task="capitals").save(tmp_path)
+    result.select(tasks="capitals").save(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     order, calls, real = ["docs.parquet", "summary.parquet", "record.json"], [], os.fsync
 

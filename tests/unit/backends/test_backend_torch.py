@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import nn
 
-from depthlens.ablations import BASELINE, parse
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.references import measure_means
@@ -70,7 +70,7 @@ def test_baseline_is_the_model_itself(lens):
     "text", ["L0", "L2", "L4", "L1-2", "L0.attn", "L3.mlp", "L4.attn", "L1.H3", "L2.KV0", "L0.H1+L3.H2+L4"]
 )
 def test_condition_equals_weight_surgery(lens, text):
-    condition = parse(text)
+    condition = parse_condition(text)
     got = logits(lens, condition)[0]
     wanted = without(lens, condition)
     drift = (got - wanted).abs().max().item()
@@ -80,7 +80,7 @@ def test_condition_equals_weight_surgery(lens, text):
 
 def test_every_layer_skipped_equals_that_layer_deleted(lens):
     for layer in range(lens.dims.n_layers):
-        condition = parse(f"L{layer}")
+        condition = parse_condition(f"L{layer}")
         drift = (logits(lens, condition)[0] - without(lens, condition)).abs().max().item()
         assert drift < SURGERY_TOLERANCE, f"L{layer}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"
 
@@ -88,12 +88,12 @@ def test_every_layer_skipped_equals_that_layer_deleted(lens):
 def test_rows_of_one_batch_keep_their_own_conditions(lens):
     conditions = [
         BASELINE,
-        parse("L3"),
-        parse("L1.H2"),
+        parse_condition("L3"),
+        parse_condition("L1.H2"),
         BASELINE,
-        parse("L1.attn"),
-        parse("L3.mlp"),
-        parse("L1.KV0"),
+        parse_condition("L1.attn"),
+        parse_condition("L3.mlp"),
+        parse_condition("L1.KV0"),
     ]
     together = logits(lens, *conditions)
     for i, condition in enumerate(conditions):
@@ -104,14 +104,14 @@ def test_rows_of_one_batch_keep_their_own_conditions(lens):
 def test_model_is_whole_again_after_the_context_and_after_an_exception(lens):
     before = logits(lens, BASELINE)
     backend = TorchBackend(lens)
-    with pytest.raises(RuntimeError, match="stop"), backend.ablate([parse("L1"), parse("L2.H1")]):
+    with pytest.raises(RuntimeError, match="stop"), backend.ablate([parse_condition("L1"), parse_condition("L2.H1")]):
         assert hooks(lens) > 0
         raise RuntimeError("stop")
-    with pytest.raises(UserError, match="layer 9 does not exist"), backend.ablate([parse("L1"), parse("L9")]):
+    with pytest.raises(UserError, match="layer 9 does not exist"), backend.ablate([parse_condition("L1"), parse_condition("L9")]):
         pass
     with (
         pytest.raises(UserError, match="needs the means"),
-        backend.ablate([parse("L1"), parse("L1.attn@mean")]),
+        backend.ablate([parse_condition("L1"), parse_condition("L1.attn@mean")]),
     ):
         pass
     assert hooks(lens) == 0
@@ -125,7 +125,7 @@ def test_head_ablation_zeroes_one_head_of_z_and_leaves_siblings_bit_equal(lens):
     rows = TOKENS.repeat(2, 1)
     try:
         logits(lens, BASELINE)
-        with TorchBackend(lens).ablate([BASELINE, parse("L2.H1")]):
+        with TorchBackend(lens).ablate([BASELINE, parse_condition("L2.H1")]):
             late = lens.arch.o_proj[2].register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
             lens.model(rows)
             late.remove()
@@ -154,7 +154,7 @@ def test_mean_ablation_puts_the_reference_mean_in_place(lens):
     assert torch.allclose(means.attn[1].double(), attn, atol=1e-5)
     assert torch.allclose(means.z[1].double(), z, atol=1e-5)
     received = []
-    with TorchBackend(lens, means).ablate([parse("L1.H2@mean")]):
+    with TorchBackend(lens, means).ablate([parse_condition("L1.H2@mean")]):
         handle = lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: received.append(a[0]))
         lens.model(TOKENS)
         handle.remove()
@@ -167,7 +167,7 @@ def test_zero_means_turn_mean_ablation_into_removal(lens):
     flat = torch.zeros(dims.n_layers, dims.d_model)
     zero = Means("zeros", flat, flat, flat, torch.zeros(dims.n_layers, dims.n_heads, dims.d_head))
     for site in ("", ".attn", ".mlp", ".H1", ".KV0"):
-        assert torch.equal(logits(lens, parse(f"L2{site}@mean"), means=zero), logits(lens, parse(f"L2{site}")))
+        assert torch.equal(logits(lens, parse_condition(f"L2{site}@mean"), means=zero), logits(lens, parse_condition(f"L2{site}")))
 
 
 def test_an_empty_reference_set_is_refused(lens):
@@ -237,14 +237,14 @@ def test_conditions_equal_a_hand_written_forward_pass(family):
         "L0.H3+L2.mlp+L3": {"no_heads": [(0, 3)], "no_mlp": [2], "skip": [3]},
     }
     for text, parts in cases.items():
-        drift = (logits(lens, parse(text))[0] - by_hand(lens, **parts)).abs().max().item()
+        drift = (logits(lens, parse_condition(text))[0] - by_hand(lens, **parts)).abs().max().item()
         assert drift < SURGERY_TOLERANCE, f"{family} {text}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"
 
 
 def test_the_mean_of_a_layer_is_that_of_what_it_adds(lens):
     means = measure_means(lens, [TOKENS[0].tolist(), [1, 2, 3]], "two prompts")
     seen = {}
-    with TorchBackend(lens, means).ablate([parse("L1@mean")]):
+    with TorchBackend(lens, means).ablate([parse_condition("L1@mean")]):
         handle = lens.arch.layers[1].register_forward_hook(
             lambda module, args, kwargs, out: seen.update(pre=args[0] if args else kwargs["hidden_states"], post=out),
             with_kwargs=True,

@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from depthlens import backends, cli
-from depthlens.ablations import BASELINE, expand, parse
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends import transformer_lens as tl_backend
 from depthlens.backends.protocol import Backend
 from depthlens.backends.torch import TorchBackend
@@ -95,7 +95,7 @@ def test_the_table_in_the_methods_says_what_was_measured():
 )
 def test_variants_of_a_family(family, changes):
     lens = surgery.rough_lens(family, **changes)
-    conditions = [BASELINE, parse("L1"), parse("L0.H1+L2.attn+L3.mlp")]
+    conditions = [BASELINE, parse_condition("L1"), parse_condition("L0.H1+L2.attn+L3.mlp")]
     cut = [surgery.cut(lens, c, None)(TOKENS[None], use_cache=False).logits[0] for c in conditions]
     for name in backends.BACKENDS:
         drift = (logits(backends.get(name, lens), conditions) - torch.stack(cut)).abs().max().item()
@@ -105,7 +105,7 @@ def test_variants_of_a_family(family, changes):
 @pytest.mark.parametrize("name", OTHERS)
 def test_rows_of_one_batch_keep_their_own_conditions_lengths_and_positions(lens, name):
     backend = backends.get(name, lens)
-    conditions = [parse(t) for t in ("baseline", "L3", "L1.H2", "L1.attn+L3.mlp", "baseline", "L1.KV0")]
+    conditions = [parse_condition(t) for t in ("baseline", "L3", "L1.H2", "L1.attn+L3.mlp", "baseline", "L1.KV0")]
     lengths = [9, 5, 9, 7, 2, 9]
     mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
     wanted = [[n - 1, 0] for n in lengths]
@@ -155,7 +155,7 @@ def test_likelihoods_and_texts_are_those_of_the_fast_engine(family, changes, req
 def test_a_cached_step_equals_the_whole_sequence(name, family):
     lens = surgery.rough_lens(family)
     backend = backends.get(name, lens)
-    conditions = [BASELINE, parse("L1"), parse("L2.H1")]
+    conditions = [BASELINE, parse_condition("L1"), parse_condition("L2.H1")]
     rows, mask = TOKENS.repeat(3, 1), torch.ones(3, len(TOKENS), dtype=torch.long)
     _, cache = backend.forward(rows[:, :6], mask[:, :6], conditions)
     _, cache = backend.forward(rows[:, 6:8], mask[:, :8], conditions, cache=cache)
@@ -234,7 +234,7 @@ def test_an_ablated_head_is_zero_and_its_siblings_are_bit_equal(family, name, z_
     lens = surgery.rough_lens(family)
     backend = backends.get(name, lens)
     before = z_of(backend, lens, 2, [BASELINE, BASELINE])
-    after = z_of(backend, lens, 2, [BASELINE, parse("L2.H1")])
+    after = z_of(backend, lens, 2, [BASELINE, parse_condition("L2.H1")])
     siblings = [h for h in range(lens.dims.n_heads) if h != 1]
     assert before[1, :, 1].abs().min() > 0
     assert torch.equal(after[1, :, 1], torch.zeros_like(after[1, :, 1]))
@@ -264,7 +264,7 @@ def test_the_study_s_way_removes_the_whole_group(family, z_of):
     z = z_of(TorchBackend(variant), variant, 2, [BASELINE])[0]
     assert torch.equal(z[:, heads], torch.zeros_like(z[:, heads]))  # its side effect: every sibling is silent
     for name in backends.BACKENDS:
-        one, whole = logits(backends.get(name, lens), [parse("L2.H1"), parse(f"L2.KV{group}")])
+        one, whole = logits(backends.get(name, lens), [parse_condition("L2.H1"), parse_condition(f"L2.KV{group}")])
         assert torch.allclose(whole, damaged, atol=TOLERANCE), name
         assert (one - damaged).abs().max() > 0.1, name
 
@@ -349,7 +349,7 @@ def test_an_exception_inside_one_leaves_all_whole(who, lens, alone):
                 lens.nnsight.model.layers[1].output = lens.nnsight.model.layers[1].output * 0
                 boom()
         else:
-            with TorchBackend(lens).ablate([parse("L1")]):
+            with TorchBackend(lens).ablate([parse_condition("L1")]):
                 boom()
     for other in HANDLES:
         assert torch.equal(ask(lens, other), alone[other]), other
@@ -360,10 +360,10 @@ def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
     means = backend_table.reference_of(lens)
     # a mean of the wrong width: fails at the MLP of layer 3, in the middle of the pass
     backend = backends.get(name, lens, replace(means, mlp=torch.zeros(5, 3)))
-    conditions = [parse("L1"), parse("L3.attn@mean")]
+    conditions = [parse_condition("L1"), parse_condition("L3.attn@mean")]
     wanted = logits(backend, conditions)
     with pytest.raises(RuntimeError, match="must match the size"):
-        logits(backend, [parse("L1"), parse("L3.mlp@mean")])
+        logits(backend, [parse_condition("L1"), parse_condition("L3.mlp@mean")])
     assert torch.equal(logits(backend, conditions), wanted)
     for other in HANDLES:
         assert torch.equal(ask(lens, other), alone[other]), other
@@ -371,7 +371,7 @@ def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
 
 def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alone):
     lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
-    conditions = [BASELINE, parse("L1.H2")]
+    conditions = [BASELINE, parse_condition("L1.H2")]
     wanted = {name: logits(backends.get(name, lens), conditions) for name in backends.BACKENDS}
     lens.bridge.add_hook("blocks.1.hook_mlp_out", lambda x, hook: x * 0)
     with lens.nnsight.edit(inplace=True):
@@ -389,7 +389,7 @@ def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alo
 
 def test_a_handle_made_within_an_ablation_does_not_keep_it(alone):
     lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
-    with TorchBackend(lens).ablate([parse("L1")]):
+    with TorchBackend(lens).ablate([parse_condition("L1")]):
         for who in ("bridge", "nnsight"):
             assert torch.equal(ask(lens, who), alone[who])
     assert torch.equal(ask(lens, "model"), alone["model"])
@@ -452,7 +452,7 @@ def test_conditions_that_do_not_fit_are_refused(lens, name):
     backend = backends.get(name, lens)
     for text, said in (("L9", "layer 9 does not exist"), ("L1.attn@mean", "needs the means")):
         with pytest.raises(UserError, match=said):
-            logits(backend, [BASELINE, parse(text)])
+            logits(backend, [BASELINE, parse_condition(text)])
 
 
 def test_backends_are_offered_by_name(lens):

@@ -22,13 +22,13 @@ import torch
 
 import depthlens as dl
 from depthlens import cli
-from depthlens.ablations import BASELINE, expand, parse
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.remote import RemoteNnsight
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means, sample
 from depthlens.errors import UserError
-from depthlens.experiments import sweep
+from depthlens.experiments import attention_patterns, sweep
 from depthlens.models import loading, remote
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -51,7 +51,7 @@ def requests(n=5):
 
 def every_kind(dims):
     conditions = [expand(word + mode, dims) for mode in ("", "@mean") for word in WORDS if ":" not in word or not mode]
-    return list(dict.fromkeys(c for found in conditions for c in found)) + [parse("L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3")]
+    return list(dict.fromkeys(c for found in conditions for c in found)) + [parse_condition("L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3")]
 
 
 def scores(lens, conditions, **options):
@@ -87,7 +87,7 @@ def pair():
 def test_every_kind_of_condition_equals_a_model_that_was_cut(family, pair):
     whole, far = pair(family)
     means = measure_means(far, backend_table.REFERENCE, "two prompts")
-    conditions = [BASELINE, *(parse(text) for text in KINDS.values())]
+    conditions = [BASELINE, *(parse_condition(text) for text in KINDS.values())]
     rows = TOKENS.repeat(len(conditions), 1)
     positions = [range(len(TOKENS))] * len(rows)
     logits, _ = RemoteNnsight(far, means).forward(rows, torch.ones_like(rows), conditions, positions=positions)
@@ -151,7 +151,7 @@ def test_an_exception_in_a_trace_leaves_nothing_behind(pair):
     means = measure_means(far, backend_table.REFERENCE, "two prompts")
     wrong = type(means)("wrong", means.layer, means.attn, torch.zeros(5, 3), means.z)  # of the wrong width
     with pytest.raises(RuntimeError, match="must match the size"):
-        scores(far, [BASELINE, parse("L1"), parse("L3.mlp@mean")], means=wrong)
+        scores(far, [BASELINE, parse_condition("L1"), parse_condition("L3.mlp@mean")], means=wrong)
     after = scores(far, conditions)
     assert torch.equal(after[0], before[0]) and sys.path == path
 
@@ -160,12 +160,12 @@ def test_rows_that_all_end_early_are_no_warning(pair, recwarn):
     whole, far = pair("llama-gqa")
     lenses = [Lens("m", lens.model, lens.tokenizer, None, lens.remote) for lens in (whole, far)]
     ask = [GenerateRequest((1, 2, 3), (), 9), GenerateRequest((7, 8, 9, 10), (), 9)]
-    free = Engine(whole, progress=False).generate_until(ask, [parse("L1")])[0]
+    free = Engine(whole, progress=False).generate_until(ask, [parse_condition("L1")])[0]
     ends = [whole.tokenizer(text).input_ids[0] for text in free]
     for lens in lenses:
         lens.model.generation_config.eos_token_id = ends
     try:
-        texts = [Engine(lens, progress=False).generate_until(ask, [BASELINE, parse("L1")]) for lens in lenses]
+        texts = [Engine(lens, progress=False).generate_until(ask, [BASELINE, parse_condition("L1")]) for lens in lenses]
     finally:
         for lens in lenses:
             lens.model.generation_config.eos_token_id = 257
@@ -205,18 +205,18 @@ def test_what_goes_through_the_engine_works_too(pair):
     ("call", "said"),
     [
         (lambda lens: dl.head_sweep(lens, TASK, method="attribution", limit=1, progress=False), "attribution needs"),
-        (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", references=["x"]), "@resample needs"),
+        (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", resample_prompts=["x"]), "@resample needs"),
         (lambda lens: sample(lens, object.__new__(Means), [1], "x"), "@resample needs"),
-        (lambda lens: RemoteNnsight(lens).edits(parse("L1.H1@resample")), "@resample is not done remotely; use @mean"),
-        (lambda lens: RemoteNnsight(lens).edits(parse("L1.mlp@mean")), "needs the means of a reference set"),
-        (lambda lens: Engine(lens).loglikelihood(requests(), [parse("L9")]), "layer 9 does not exist"),
+        (lambda lens: RemoteNnsight(lens).edits(parse_condition("L1.H1@resample")), "@resample is not done remotely; use @mean"),
+        (lambda lens: RemoteNnsight(lens).edits(parse_condition("L1.mlp@mean")), "needs the means of a reference set"),
+        (lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L9")]), "layer 9 does not exist"),
         (lambda lens: Engine(lens, backend="transformer_lens"), "a remote model is reached through nnsight"),
         (lambda lens: Engine(lens, backend="banana"), "unknown backend 'banana'"),
         (
             lambda lens: lens.bridge,
             "TransformerLens needs the weights of 'tiny-llama-gqa' here; load it without remote",
         ),
-        (lambda lens: dl.heads.patterns.read(lens, [[1, 2]], [[1]], print), "the attention pattern needs the weights"),
+        (lambda lens: attention_patterns.read(lens, [[1, 2]], [[1]], print), "the attention pattern needs the weights"),
     ],
 )
 def test_what_needs_the_weights_here_is_refused(pair, call, said):
@@ -306,7 +306,7 @@ def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
     received, n_rows = after["received"] - before["received"], len(conditions) * len(requests())
     assert received < 16 * n_rows + 2000, f"{received} bytes for {n_rows} rows"
     asked = [GenerateRequest(q.context, ("a",), 5) for q in requests()]
-    texts = [Engine(lens, progress=False).generate_until(asked, [BASELINE, parse("L1.H1")]) for lens in (whole, far)]
+    texts = [Engine(lens, progress=False).generate_until(asked, [BASELINE, parse_condition("L1.H1")]) for lens in (whole, far)]
     assert texts[0] == texts[1]
 
 

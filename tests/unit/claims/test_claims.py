@@ -289,14 +289,14 @@ def test_tasks_at_chance_are_left_out_by_name():
     assert found.verdict == "supported" and found.tasks == ("good acc",)
     assert "left out: guess: at chance" in found.sentence
     assert (
-        "guess: at chance (n = 40)" in verdict("C1", likelihood=Result(docs, both.record).select(task="guess")).sentence
+        "guess: at chance (n = 40)" in verdict("C1", likelihood=Result(docs, both.record).select(tasks="guess")).sentence
     )
 
 
 def test_several_tasks_count_alike_and_differences_are_told():
     evidence = Evidence(knowledge=result({"a": EARLY, "b": LATE}))
     c7 = judge(evidence, n_boot=400)[6]
-    alone = [judge(Evidence(knowledge=evidence.knowledge.select(task=t)), n_boot=400)[6].effect for t in "ab"]
+    alone = [judge(Evidence(knowledge=evidence.knowledge.select(tasks=t)), n_boot=400)[6].effect for t in "ab"]
     assert c7.effect == pytest.approx(np.mean(alone)) and c7.tasks == ("a acc", "b acc")
     said = heterogeneity(evidence, n_boot=400)
     assert "provably differs between a acc and b acc" in said and f"{alone[0]:+.2f} (a acc)" in said

@@ -116,7 +116,7 @@ def test_figure_has_a_row_for_each_view_and_says_what_cannot_be_judged():
     assert grid.mask[0].all() and list(grid[1:].sum(axis=1)) == pytest.approx([1, 1])
     assert any(t.get_text() == "at chance: cannot judge" for t in ax.texts)
     centres = [line.get_xdata()[0] for line in ax.lines if line.get_gid() == "centre"]
-    wanted = dl.depth.centre_of_mass(seen).set_index("task").loc[["cot answer_logprob", "facts"], "centre"]
+    wanted = dl.analysis.centre_of_mass(seen).set_index("task").loc[["cot answer_logprob", "facts"], "centre"]
     assert centres == pytest.approx(list(wanted * (N_LAYERS - 1)))
 
 
@@ -156,7 +156,7 @@ def test_a_task_of_ones_own_goes_all_the_way(tmp_path):
     """What notebook 03 does with `-p tasks '["gsm8k_tiny"]' -p include_path FOLDER`."""
     lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
     folder = str(local_task(tmp_path))
-    (task,) = dl.harness.load_tasks(["gsm8k_tiny"], include_path=folder).values()
+    (task,) = dl.load_tasks(["gsm8k_tiny"], include_path=folder).values()
     result = dl.layer_sweep(lens, "gsm8k_tiny", limit=3, measure="both", include_path=folder, progress=False)
     (found,) = depth_contrasts.contrasts(result, "gsm8k_tiny")
     assert (found.task, found.other) == ("gsm8k_tiny", "gsm8k_tiny answer_logprob")

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from depthlens import progress
-from depthlens.ablations import expand, parse
+from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import engine as engine_module
 from depthlens.engine import memory_budget
@@ -61,7 +61,7 @@ def test_greedy_flag_is_true_for_what_the_model_would_write(lens):
     context = (1, 2, 3, 4)
     written = lens.model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False)[0, 4:].tolist()
     answer = Engine(lens, progress=False).loglikelihood(
-        [LoglikelihoodRequest(context, tuple(written))], [parse("baseline")]
+        [LoglikelihoodRequest(context, tuple(written))], [parse_condition("baseline")]
     )
     assert answer[0][0].is_greedy
 
@@ -89,11 +89,11 @@ def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
 
 def test_generation_stops_at_stop_strings_end_of_text_and_length(lens):
     context = (10, 20, 30)
-    free = Engine(lens, progress=False).generate_until([GenerateRequest(context, (), 20)], [parse("baseline")])[0][0]
+    free = Engine(lens, progress=False).generate_until([GenerateRequest(context, (), 20)], [parse_condition("baseline")])[0][0]
     assert len(free) > 5
     stop = free[3:5]
     cut_short = Engine(lens, progress=False).generate_until(
-        [GenerateRequest(context, (stop,), 20)], [parse("baseline")]
+        [GenerateRequest(context, (stop,), 20)], [parse_condition("baseline")]
     )[0][0]
     assert cut_short == free.split(stop)[0]
     written = lens.model.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False)[0, 3:].tolist()
@@ -101,7 +101,7 @@ def test_generation_stops_at_stop_strings_end_of_text_and_length(lens):
     try:  # make the third written token the end of text
         lens.model.generation_config.eos_token_id = written[2]
         engine = Engine(lens, progress=False)
-        ended = engine.generate_until([GenerateRequest(context, (), 20)], [parse("baseline")])[0][0]
+        ended = engine.generate_until([GenerateRequest(context, (), 20)], [parse_condition("baseline")])[0][0]
     finally:
         lens.model.generation_config.eos_token_id = before
     assert ended == lens.tokenizer.decode(written[: written.index(written[2]) + 1])
@@ -112,8 +112,8 @@ def test_repetition_penalty_of_the_model_is_applied_as_hugging_face_does(lens, r
     try:
         lens.model.generation_config.repetition_penalty = 1.3
         asked = [GenerateRequest(q.context, (), 15) for q in requests]
-        texts = Engine(lens, progress=False).generate_until(asked, [parse("baseline"), parse("L2")])
-        for condition, row in zip([parse("baseline"), parse("L2")], texts, strict=True):
+        texts = Engine(lens, progress=False).generate_until(asked, [parse_condition("baseline"), parse_condition("L2")])
+        for condition, row in zip([parse_condition("baseline"), parse_condition("L2")], texts, strict=True):
             assert row == [hf_generate(lens, q, condition) for q in asked]
     finally:
         lens.model.generation_config.repetition_penalty = before
@@ -129,7 +129,7 @@ def same(answers, wanted):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monkeypatch, fast):
-    conditions = [parse("baseline"), parse("L2"), parse("L1.H0")]
+    conditions = [parse_condition("baseline"), parse_condition("L2"), parse_condition("L1.H0")]
     wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
     engine = Engine(lens, batch_tokens=4096, progress=False)
     monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
@@ -140,7 +140,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monke
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_out_of_memory_while_writing_splits_rows_and_loses_nothing(lens, requests, monkeypatch, fast):
-    conditions = [parse("baseline"), parse("L2"), parse("L1.H0")]
+    conditions = [parse_condition("baseline"), parse_condition("L2"), parse_condition("L1.H0")]
     asked = [GenerateRequest(q.context, (), 5) for q in requests]
     wanted = Engine(lens, progress=False).generate_until(asked, conditions)
     engine = Engine(lens, batch_tokens=4096, progress=False)
@@ -167,7 +167,7 @@ def cramp(monkeypatch, lens, tokens):
 def test_memory_that_does_for_nothing_is_an_error(lens, requests, monkeypatch):
     cramp(monkeypatch, lens, 0)
     with pytest.raises(torch.OutOfMemoryError):
-        Engine(lens, progress=False).loglikelihood(requests, [parse("baseline")])
+        Engine(lens, progress=False).loglikelihood(requests, [parse_condition("baseline")])
 
 
 class Bar(progress.Bar):
@@ -207,7 +207,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(lens, requests, monkeypat
 
     monkeypatch.setattr(lens.arch.mlp[2], "forward", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        Engine(lens, progress=False).loglikelihood(requests, [parse("baseline")])
+        Engine(lens, progress=False).loglikelihood(requests, [parse_condition("baseline")])
 
 
 ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+L3.H2+L4"
@@ -249,10 +249,10 @@ def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypat
 def test_a_sliding_window_that_bites_takes_the_plain_path():
     lens = tiny.lens("mistral", sliding_window=8)
     request = LoglikelihoodRequest(tuple(range(20)), (3, 4))
-    (answer,) = Engine(lens, progress=False).loglikelihood([request], [parse("baseline")])[0]
-    assert answer.logprob == pytest.approx(alone(lens, request, parse("baseline"))[0], abs=LOGPROB_TOLERANCE)
+    (answer,) = Engine(lens, progress=False).loglikelihood([request], [parse_condition("baseline")])[0]
+    assert answer.logprob == pytest.approx(alone(lens, request, parse_condition("baseline"))[0], abs=LOGPROB_TOLERANCE)
     wide = tiny.lens("mistral", sliding_window=None)
-    assert abs(alone(wide, request, parse("baseline"))[0] - answer.logprob) > 0.01
+    assert abs(alone(wide, request, parse_condition("baseline"))[0] - answer.logprob) > 0.01
 
 
 def test_next_token_probabilities(lens):

@@ -29,7 +29,7 @@ def broken(value: float = float("nan"), layer: int = 2, **changes):
 
 def ask(lens, conditions=("baseline", "L0"), *, write=False, **options):
     engine = Engine(lens, progress=False, **options)
-    wanted = [dl.parse(c) for c in conditions]
+    wanted = [dl.parse_condition(c) for c in conditions]
     return engine.generate_until(WRITE, wanted) if write else engine.loglikelihood(READ, wanted)
 
 

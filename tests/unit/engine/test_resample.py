@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from depthlens.ablations import parse
+from depthlens.ablations import parse_condition
 from depthlens.backends import get
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
@@ -71,7 +71,7 @@ def by_hand(lens, request, heads, zeroed=(), reference=REFERENCE):
 def test_equals_hooks_written_by_hand(family, requests):
     lens = tiny.lens(family)
     engine = Engine(lens, means=with_sample(lens), progress=False)
-    answers = engine.loglikelihood(requests, [parse("baseline"), *map(parse, CONDITIONS[:3])])
+    answers = engine.loglikelihood(requests, [parse_condition("baseline"), *map(parse_condition, CONDITIONS[:3])])
     group = [(3, h) for h in lens.dims.query_heads(1)]
     for r, request in enumerate(requests):
         wanted = [
@@ -86,7 +86,7 @@ def test_equals_hooks_written_by_hand(family, requests):
 
 def test_every_path_gives_the_same(requests, monkeypatch):
     lens = tiny.lens("llama-gqa")
-    means, conditions = with_sample(lens), list(map(parse, CONDITIONS))
+    means, conditions = with_sample(lens), list(map(parse_condition, CONDITIONS))
     asked = [GenerateRequest(q.context, (), 6) for q in requests]
     fast = Engine(lens, means=means, batch_tokens=40, progress=False)
     wanted, texts = fast.loglikelihood(requests, conditions), fast.generate_until(asked, conditions)
@@ -102,7 +102,7 @@ def test_the_reference_itself_is_left_as_it_is(requests):
     lens = tiny.lens("llama-gqa")
     same = LoglikelihoodRequest(tuple(REFERENCE[:4]), tuple(REFERENCE[4:]))
     answers = Engine(lens, means=with_sample(lens), progress=False).loglikelihood(
-        [same], [parse("baseline"), parse("L2.H1@resample")]
+        [same], [parse_condition("baseline"), parse_condition("L2.H1@resample")]
     )
     assert answers[0][0].logprob == pytest.approx(answers[1][0].logprob, abs=LOGPROB_TOLERANCE)
 
@@ -111,12 +111,12 @@ def test_head_sweep_means_over_references():
     lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
     options = {"layers": [1], "limit": 2, "mode": "resample", "num_fewshot": 0, "progress": False}
     one, two = "The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."
-    first = head_sweep(lens, "capitals_continuation", references=[one], **options)
-    second = head_sweep(lens, "capitals_continuation", references=[two], **options)
-    both = head_sweep(lens, "capitals_continuation", references=[one, two], **options)
+    first = head_sweep(lens, "capitals_continuation", resample_prompts=[one], **options)
+    second = head_sweep(lens, "capitals_continuation", resample_prompts=[two], **options)
+    both = head_sweep(lens, "capitals_continuation", resample_prompts=[one, two], **options)
     assert np.allclose(both.docs["value"], (first.docs["value"] + second.docs["value"]) / 2)
     assert not np.allclose(first.docs["value"], second.docs["value"])
-    assert both.record["references"] == [one, two]
+    assert both.record["resample_prompts"] == [one, two]
     assert both.record["conditions"][1] == "L1.H0@resample"
 
 
@@ -124,21 +124,24 @@ def test_what_is_missing_is_said(requests):
     lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
     for options, message in [
         ({"mode": "resample"}, "L0.H0@resample needs references"),
-        ({"references": ["x"]}, "used by @resample conditions only"),
-        ({"mode": "resample", "references": "x"}, "give a list of prompts"),
-        ({"mode": "resample", "references": [" "]}, "none of them empty"),
-        ({"mode": "resample", "references": ["x"], "method": "attribution"}, "mode 'resample': attribution estimates"),
+        ({"resample_prompts": ["x"]}, "used by @resample conditions only"),
+        ({"mode": "resample", "resample_prompts": "x"}, "give a list of prompts"),
+        ({"mode": "resample", "resample_prompts": [" "]}, "none of them empty"),
+        (
+            {"mode": "resample", "resample_prompts": ["x"], "method": "attribution"},
+            "mode 'resample': attribution estimates",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             head_sweep(lens, "capitals_continuation", limit=1, progress=False, **options)
     with pytest.raises(UserError, match="does not fit site 'attn'; allowed: zero, mean"):
-        parse("L1.attn@resample")
+        parse_condition("L1.attn@resample")
     backend = get("torch", lens, measure_means(lens, [REFERENCE], "x"))
     with pytest.raises(UserError, match="needs a reference prompt"):
-        backend.forward(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.long), [parse("L1.H0@resample")])
+        backend.forward(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.long), [parse_condition("L1.H0@resample")])
     with (
         pytest.raises(UserError, match="needs to know positions"),
-        TorchBackend(lens, with_sample(lens)).ablate([parse("L1.H0@resample")]),
+        TorchBackend(lens, with_sample(lens)).ablate([parse_condition("L1.H0@resample")]),
     ):
         pass
     assert not any(m._forward_pre_hooks for m in lens.model.modules())

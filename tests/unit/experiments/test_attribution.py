@@ -140,8 +140,8 @@ def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
     task = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, progress=False)
     answer = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=ANSWER_LOGPROB, progress=False)
     assert set(both.docs["metric"]) == {"acc", "acc_norm", ANSWER_LOGPROB}
-    assert list(both.select(metric=["acc", "acc_norm"]).docs["value"]) == list(task.docs["value"])
-    assert list(both.select(metric=ANSWER_LOGPROB).docs["value"]) == list(answer.docs["value"])
+    assert list(both.select(metrics=["acc", "acc_norm"]).docs["value"]) == list(task.docs["value"])
+    assert list(both.select(metrics=ANSWER_LOGPROB).docs["value"]) == list(answer.docs["value"])
     assert (answer.docs["value"] < 0).all()
     assert not both.baselines.set_index("metric").loc[ANSWER_LOGPROB, "at_chance"]  # it has no chance level
     with pytest.raises(UserError, match="unknown measure 'loss'"):

@@ -93,7 +93,7 @@ class TestGreedy:
         for step in greedy.steps.iloc[1:].itertuples():
             left = [layer for layer in range(6) if layer not in gone]
             tried = ["+".join(f"L{layer}" for layer in sorted([*gone, layer])) for layer in left]
-            result = dl.condition_sweep(lens, CHOICE, tried, limit=LIMIT, progress=False).select(metric="acc")
+            result = dl.condition_sweep(lens, CHOICE, tried, limit=LIMIT, progress=False).select(metrics="acc")
             names = list(dict.fromkeys(result.docs["condition"]))[1:]
             scores = []
             for name in names:

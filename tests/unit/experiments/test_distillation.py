@@ -16,7 +16,7 @@ import torch
 from transformers import AddedToken
 
 from depthlens import cli
-from depthlens.ablations import expand, parse
+from depthlens.ablations import expand, parse_condition
 from depthlens.analysis.results import Result
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
@@ -537,7 +537,7 @@ def test_a_remote_model_takes_no_transplant(folders):
     with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
         condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
     with pytest.raises(UserError, match="needs both models' weights here"):
-        Engine(base, progress=False).backend.edits(parse("L1@donor"))
+        Engine(base, progress=False).backend.edits(parse_condition("L1@donor"))
 
 
 def test_other_backends_do_not_take_a_transplant_for_a_removal(folders):
@@ -545,7 +545,7 @@ def test_other_backends_do_not_take_a_transplant_for_a_removal(folders):
     together = distillation.with_donor(base, donor)
     backend = Engine(together, backend="nnsight", progress=False).backend
     with pytest.raises(UserError, match="takes weights from a donor"):
-        backend.forward(TOKENS[:1], torch.ones(1, 7, dtype=torch.long), [parse("L1@donor")])
+        backend.forward(TOKENS[:1], torch.ones(1, 7, dtype=torch.long), [parse_condition("L1@donor")])
 
 
 def test_a_twin_made_inside_a_transplant_is_the_base(folders):
@@ -579,7 +579,7 @@ def test_lm_eval_model(folders):
     model = DepthlensLM(base, condition="L1@donor", donor=donor)
     found = model.engine.loglikelihood(requests(), [model.condition])
     together = distillation.with_donor(loading.load(base), donor)
-    same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse("L1@donor")]))
+    same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse_condition("L1@donor")]))
     with pytest.raises(UserError, match="give donor=NAME"):
         DepthlensLM(base, condition="L1@donor")
 
@@ -599,9 +599,9 @@ def test_words_for_cumulative_transplants():
     assert [str(c) for c in expand("top:5", dims)][1:] == ["L0-4"]
     assert len(expand("heads@donor,L1,bottom@donor", dims)) == 1 + 20 + 1 + 5
     for text in ("embed@donor+unembed@donor+L0-4@donor", "L2.H1+L2@donor", "embed@donor", "L0-1+L3-4@donor"):
-        assert str(parse(text)) == text
-    assert parse("embed@donor").layer is None and parse("unembed@donor+L3@donor").first_layer == 0
-    assert parse("L3.H1@donor").head == 1 and parse("L3.H1@donor").layer == 3
+        assert str(parse_condition(text)) == text
+    assert parse_condition("embed@donor").layer is None and parse_condition("unembed@donor+L3@donor").first_layer == 0
+    assert parse_condition("L3.H1@donor").head == 1 and parse_condition("L3.H1@donor").layer == 3
 
 
 # -- pairs --
@@ -790,5 +790,5 @@ def test_a_sliding_window_is_kept_by_plain_rows():
     assert not Engine(together)._walks(9)
     conditions = expand("L2@donor,whole@donor", base.dims)
     found = scores(together, conditions)
-    same(found[1], scores(operated(base, donor, conditions[1]), [parse("baseline")])[0])
-    same(found[2], scores(donor, [parse("baseline")])[0])
+    same(found[1], scores(operated(base, donor, conditions[1]), [parse_condition("baseline")])[0])
+    same(found[2], scores(donor, [parse_condition("baseline")])[0])

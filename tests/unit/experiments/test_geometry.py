@@ -44,8 +44,8 @@ def lens(request):
 def found():
     """Geometry, effects and predictors of one tiny model, for what needs any."""
     lens = tiny.lens("llama-gqa")
-    g = geo.geometry(lens, TEXTS, progress=False)
-    return g, geo.effects(lens, TEXTS, progress=False), geo.predictors(g)
+    g = geo.depth_geometry(lens, TEXTS, progress=False)
+    return g, geo.layer_effects(lens, TEXTS, progress=False), geo.predictors(g)
 
 
 def streams(lens, text):
@@ -77,7 +77,7 @@ def check_interval(row, values, low="ci_low", high="ci_high"):
 
 
 def test_distances_and_influences_equal_those_of_transformers_hidden_states(lens):
-    g = geo.geometry(lens, TEXTS, progress=False)
+    g = geo.depth_geometry(lens, TEXTS, progress=False)
     every = [streams(lens, text)[0] for text in TEXTS]
     n_layers = lens.dims.n_layers
     assert len(g.distances) == n_layers * (n_layers + 1) // 2 and len(g.influences) == n_layers
@@ -93,7 +93,7 @@ def test_distances_and_influences_equal_those_of_transformers_hidden_states(lens
 
 
 def test_the_logit_lens_equals_norm_and_unembedding_by_hand(lens):
-    table = geo.geometry(lens, TEXTS, progress=False).logit_lens
+    table = geo.depth_geometry(lens, TEXTS, progress=False).logit_lens
     assert table["depth"].tolist() == list(range(lens.dims.n_layers + 1))
     for depth, row in table.iterrows():
         values = []
@@ -116,7 +116,7 @@ def test_the_logit_lens_equals_norm_and_unembedding_by_hand(lens):
 
 def test_many_positions_are_unembedded_in_parts(monkeypatch, found):
     monkeypatch.setattr(geo, "UNEMBEDDED", 7)
-    again = geo.geometry(tiny.lens("llama-gqa"), TEXTS, progress=False)
+    again = geo.depth_geometry(tiny.lens("llama-gqa"), TEXTS, progress=False)
     pd.testing.assert_frame_equal(again.logit_lens, found[0].logit_lens, rtol=SAME)
 
 
@@ -161,7 +161,7 @@ def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
     states, effects = geo._states, geo._effects
     lens = tiny.lens("llama-gqa")
     monkeypatch.setattr(geo, "_states", watched(states))
-    geo.geometry(lens, TEXTS, progress=False)
+    geo.depth_geometry(lens, TEXTS, progress=False)
     assert calls == [len(t) for t in TEXTS], "each text is walked once"
 
     def of_text(*args):
@@ -170,22 +170,22 @@ def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
 
     monkeypatch.setattr(geo, "_added", watched(geo._added))
     monkeypatch.setattr(geo, "_effects", of_text)
-    geo.effects(lens, TEXTS, progress=False)
+    geo.layer_effects(lens, TEXTS, progress=False)
     assert len(calls) == 3 + 3 * lens.dims.n_layers, "all rows of a short text pass a layer together"
 
 
 def test_limit_and_max_tokens_cut_texts():
     lens = tiny.lens("llama-gqa")
-    limited, first = (geo.geometry(lens, t, limit=2, progress=False) for t in (TEXTS, TEXTS[:2]))
+    limited, first = (geo.depth_geometry(lens, t, limit=2, progress=False) for t in (TEXTS, TEXTS[:2]))
     pd.testing.assert_frame_equal(limited.distances, first.distances)
     assert limited.record["texts"] == first.record["texts"] and limited.record["texts"]["n"] == 2
-    cut = geo.geometry(lens, TEXTS, max_tokens=9, progress=False)
-    short = geo.geometry(lens, [t[:9] for t in TEXTS], progress=False)  # the tokenizer makes one token a byte
+    cut = geo.depth_geometry(lens, TEXTS, max_tokens=9, progress=False)
+    short = geo.depth_geometry(lens, [t[:9] for t in TEXTS], progress=False)  # the tokenizer makes one token a byte
     pd.testing.assert_frame_equal(cut.logit_lens, short.logit_lens)
 
 
 def test_one_text_has_no_interval():
-    g = geo.geometry(tiny.lens("llama-gqa"), TEXTS[:1], progress=False)
+    g = geo.depth_geometry(tiny.lens("llama-gqa"), TEXTS[:1], progress=False)
     assert g.distances[["ci_low", "ci_high"]].isna().all().all() and g.distances["distance"].notna().all()
 
 
@@ -220,23 +220,23 @@ def contributions(lens, tokens, skipped=None, until=None, start=0):
     return added
 
 
-@pytest.mark.parametrize(("over", "spare"), [("max", 0), ("mean", 0), ("max", 2)])
-def test_effects_equal_forward_passes_with_hooks(lens, over, spare):
-    table = geo.effects(lens, TEXTS, over=over, spare=spare, seed=5, batch_tokens=70, progress=False)
+@pytest.mark.parametrize(("reduce", "skip_first"), [("max", 0), ("mean", 0), ("max", 2)])
+def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
+    table = geo.layer_effects(lens, TEXTS, reduce=reduce, skip_first=skip_first, seed=5, batch_tokens=70, progress=False)
     n_layers = lens.dims.n_layers
     assert len(table) == n_layers * (n_layers - 1) and (table["layer"] < table["later"]).all()
     rows = [lens.tokenizer(text).input_ids for text in TEXTS]
-    splits = [int(np.random.default_rng([5, i]).integers(spare + 1, len(row))) for i, row in enumerate(rows)]
+    splits = [int(np.random.default_rng([5, i]).integers(skip_first + 1, len(row))) for i, row in enumerate(rows)]
     clean = [contributions(lens, row) for row in rows]
     for (where, layer), group in table.groupby(["where", "layer"]):
         untils = splits if where == "future" else [None] * len(rows)
         pairs = list(zip(rows, untils, strict=True))
-        without = [contributions(lens, row, layer, until, spare) for row, until in pairs]
+        without = [contributions(lens, row, layer, until, skip_first) for row, until in pairs]
         for _, found in group.iterrows():
             values = []
             for a, b, until in zip(clean, without, untils, strict=True):
                 one, other = a[found["later"]], b[found["later"]]
-                change = ((other - one).norm(dim=-1) / one.norm(dim=-1))[until or spare :]
+                change = ((other - one).norm(dim=-1) / one.norm(dim=-1))[until or skip_first :]
                 values.append(float(change.max() if over == "max" else change.mean()))
             assert found["effect"] == pytest.approx(np.mean(values), rel=QUOTIENT, abs=QUOTIENT)
             assert found["n"] == 3 and found["ci_low"] < found["effect"] < found["ci_high"]
@@ -244,7 +244,7 @@ def test_effects_equal_forward_passes_with_hooks(lens, over, spare):
 
 def test_splits_are_seeded_and_a_skip_before_them_has_less_effect(found):
     lens, table = tiny.lens("llama-gqa"), found[1]
-    again, other = (geo.effects(lens, TEXTS, seed=s, progress=False) for s in (0, 1))
+    again, other = (geo.layer_effects(lens, TEXTS, seed=s, progress=False) for s in (0, 1))
     pd.testing.assert_frame_equal(again, table)
     for where, differs in (("all", False), ("future", True)):
         effects = (t.loc[t["where"] == where, "effect"].reset_index(drop=True) for t in (other, table))
@@ -257,10 +257,10 @@ def test_a_layer_that_adds_nothing_has_no_effect():
     lens = tiny.lens("llama-gqa")
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         torch.nn.init.zeros_(lens.arch.layers[2].get_submodule(name).weight)
-    table = geo.effects(lens, TEXTS, progress=False)
+    table = geo.layer_effects(lens, TEXTS, progress=False)
     assert (table.loc[table["layer"] == 2, "effect"] == 0).all()
     assert (table.loc[(table["layer"] != 2) & (table["later"] != 2), "effect"] > 0).all()
-    g = geo.geometry(lens, TEXTS, progress=False)
+    g = geo.depth_geometry(lens, TEXTS, progress=False)
     assert abs(g.influences["influence"][2]) < ROUNDING
     assert g.distances.query("layer == 2 and size == 1")["distance"].item() == 0
 
@@ -272,8 +272,8 @@ def test_the_model_is_as_it_was(lens):
     before, kernel = lens.fingerprint, lens.model.config._attn_implementation
     logits = streams(lens, TEXTS[0])[1]  # transformers leaves hooks of its own behind, to collect hidden states
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lens.model.modules()]
-    geo.geometry(lens, TEXTS, progress=False)
-    geo.effects(lens, TEXTS, progress=False)
+    geo.depth_geometry(lens, TEXTS, progress=False)
+    geo.layer_effects(lens, TEXTS, progress=False)
     assert lens.fingerprint == before and lens.model.config._attn_implementation == kernel
     assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lens.model.modules()]
     assert torch.equal(streams(lens, TEXTS[0])[1], logits)
@@ -285,9 +285,9 @@ def test_an_offloaded_model_gives_the_same(tmp_path, family):
     tables = []
     for offload in (None, "disk"):
         lens = loading.load(folder, offload=offload)
-        g = geo.geometry(lens, TEXTS, progress=False)
+        g = geo.depth_geometry(lens, TEXTS, progress=False)
         assert g.record["model"]["offload"] == offload
-        tables.append((g.distances, g.influences, g.logit_lens, geo.effects(lens, TEXTS, progress=False)))
+        tables.append((g.distances, g.influences, g.logit_lens, geo.layer_effects(lens, TEXTS, progress=False)))
     assert all(t.is_meta for layer in lens.arch.layers for t in layer.parameters()), "no layer stays in memory"
     for whole, streamed in zip(*tables, strict=True):
         # where weights lie in memory can change the order of some sums
@@ -307,7 +307,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("measure", [geo.geometry, geo.effects])
+@pytest.mark.parametrize("measure", [geo.depth_geometry, geo.layer_effects])
 @pytest.mark.parametrize(("options", "message"), BAD)
 def test_bad_input_raises(measure, options, message):
     with pytest.raises(UserError, match=message):
@@ -315,16 +315,16 @@ def test_bad_input_raises(measure, options, message):
 
 
 def test_other_bad_input_raises():
-    with pytest.raises(UserError, match="unknown over 'sum'; allowed: max, mean"):
-        geo.effects(tiny.lens("llama-gqa"), TEXTS, over="sum", progress=False)
-    for spare in (-1, 28):
-        with pytest.raises(UserError, match=rf"spare {spare}: text \d has \d+ tokens; give 0 to"):
-            geo.effects(tiny.lens("llama-gqa"), TEXTS, spare=spare, progress=False)
+    with pytest.raises(UserError, match="unknown reduce 'sum'; allowed: max, mean"):
+        geo.layer_effects(tiny.lens("llama-gqa"), TEXTS, reduce="sum", progress=False)
+    for skip_first in (-1, 28):
+        with pytest.raises(UserError, match=rf"skip_first {skip_first}: text \d has \d+ tokens; give 0 to"):
+            geo.layer_effects(tiny.lens("llama-gqa"), TEXTS, skip_first=skip_first, progress=False)
     with pytest.raises(UserError, match="the model reads 8 at once, set max_tokens=8"):
-        geo.geometry(tiny.lens("mistral", sliding_window=8), TEXTS, progress=False)
+        geo.depth_geometry(tiny.lens("mistral", sliding_window=8), TEXTS, progress=False)
     broken = tiny.lens("llama-gqa")
     broken.arch.layers[3].mlp.down_proj.weight[0, 0] = math.nan
-    for measure in (geo.geometry, geo.effects):
+    for measure in (geo.depth_geometry, geo.layer_effects):
         with pytest.raises(UserError, match="first in the output of layer L3"):
             measure(broken, TEXTS, progress=False)
 
@@ -341,7 +341,7 @@ def test_embedded_texts_are_what_they_should_be():
     assert all(80 <= len(row["text"].split()) <= 160 for row in rows)
     assert len({row["text"][:30] for row in rows}) == 48
     assert geo.plain_texts() == [row["text"] for row in rows]
-    g = geo.geometry(tiny.lens("llama-gqa"), limit=3, max_tokens=16, progress=False)
+    g = geo.depth_geometry(tiny.lens("llama-gqa"), limit=3, max_tokens=16, progress=False)
     assert g.record["texts"]["source"] == "embedded" and (g.distances["n"] == 3).all()
 
 
@@ -477,7 +477,7 @@ def test_predictor_scatter_has_a_row_a_task_and_says_what_cannot_be_judged(found
 
 def test_figures_of_one_text_have_no_bands_but_are_drawn():
     lens = tiny.lens("llama-gqa")
-    g = geo.geometry(lens, TEXTS[:1], progress=False)
+    g = geo.depth_geometry(lens, TEXTS[:1], progress=False)
     for draw in (plots.angular_map, plots.influence_profile, plots.logit_lens):
         check(draw(g))
-    check(plots.effect_map(geo.effects(lens, TEXTS[:1], progress=False)))
+    check(plots.effect_map(geo.layer_effects(lens, TEXTS[:1], progress=False)))

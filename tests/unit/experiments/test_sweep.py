@@ -101,9 +101,9 @@ def test_values_under_a_condition_are_those_of_the_ablated_model(lens):
     """Against lm-eval's choice rule on plain forward passes, for one layer removed."""
     result = condition_sweep(lens, [CHOICE], "L2", limit=LIMIT, progress=False)
     (prepared,) = harness.prepare(lens, harness.load_tasks([CHOICE]), limit=LIMIT)
-    from depthlens.ablations import parse
+    from depthlens.ablations import parse_condition
 
-    with TorchBackend(lens).ablate([parse("L2")]), torch.no_grad():
+    with TorchBackend(lens).ablate([parse_condition("L2")]), torch.no_grad():
         scores = []
         for q in prepared.requests:
             logprobs = lens.model(torch.tensor([[*q.context, *q.continuation]])).logits[0].log_softmax(-1)

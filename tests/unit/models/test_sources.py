@@ -52,7 +52,9 @@ def test_a_gguf_file_says_what_it_is_before_it_is_read(tmp_path):
 
 def test_nothing_heavy_is_imported():
     program = (
-        "import sys\nfrom depthlens import arguments\nfrom depthlens.analysis import result_folder\nfrom depthlens.models import sources\nsources.find('organism')\n"
+        "import sys\nfrom depthlens import arguments\n"
+        "from depthlens.analysis import result_folder\nfrom depthlens.models import sources\n"
+        "sources.find('organism')\n"
         "print(sorted({'torch', 'transformers', 'pandas', 'lm_eval', 'huggingface_hub'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from depthlens.ablations import BASELINE, Condition, expand, parse
+from depthlens.ablations import BASELINE, Condition, expand, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -40,7 +40,7 @@ def prompts(task: str, n: int = 100):
 
 
 def together(heads) -> Condition:
-    return parse("+".join(f"L{layer}.H{head}" for layer, head in sorted(heads)))
+    return parse_condition("+".join(f"L{layer}.H{head}" for layer, head in sorted(heads)))
 
 
 def accuracies(name: str, conditions, n: int = 100) -> dict[str, dict[str, float]]:
@@ -86,7 +86,7 @@ def test_each_planted_head_carries_exactly_its_tasks_and_no_other_head_any(seed)
     base = found.pop("baseline")
     assert len(found) == 24
     for text, by_task in found.items():
-        (removed,) = parse(text).ablations
+        (removed,) = parse_condition(text).ablations
         for task, value in by_task.items():
             if (removed.layer, removed.index) in truth.needed(task):
                 assert value <= CHANCE, (text, task)

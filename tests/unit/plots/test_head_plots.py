@@ -288,7 +288,7 @@ def test_chance_is_said_and_never_marked():
     assert [t.get_text() for t in hard.texts] == [theme.CANNOT_JUDGE]
     assert len(by_gid(fig, "hatch")) == 1 and points(fig, "critical") == [(1, 2), (3, 0)]
     draw(fig)
-    alone = layers.head_map(result, task="hard", top=1)
+    alone = layers.head_map(result, tasks="hard", top=1)
     assert plots_critical() not in texts(alone) and names(alone) == []
     draw(alone)
 
@@ -309,8 +309,8 @@ def test_panels_share_a_scale_by_unit():
     ]
     assert "baseline −" in texts(fig)
     draw(fig)
-    assert len(maps(layers.head_map(many, metric="acc"))) == 2
-    assert len(maps(layers.head_map(many, task=["kv_retrieval"], metric="acc"))) == 1
+    assert len(maps(layers.head_map(many, metrics="acc"))) == 2
+    assert len(maps(layers.head_map(many, tasks=["kv_retrieval"], metrics="acc"))) == 1
 
 
 def test_kv_groups_and_means_are_panels_of_their_own():

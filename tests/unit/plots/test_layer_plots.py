@@ -119,7 +119,7 @@ def test_chance_is_said_and_never_marked(protocols):
 
 
 def test_series_differ_in_colour_and_marker(protocols):
-    result = concat([protocols.select(task=["continuation", "generative"]), sweep("continuation", site=".attn")])
+    result = concat([protocols.select(tasks=["continuation", "generative"]), sweep("continuation", site=".attn")])
     lines = by_gid(layers.depth_profile(result), "series")
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
 
@@ -216,7 +216,7 @@ def test_comparison(protocols):
     ax, bar = fig.axes
     grid = ax.collections[0].get_array()
     assert grid.shape == (3, N_LAYERS)
-    np.testing.assert_allclose(grid[0], protocols.select(task="continuation").summary["delta"].iloc[1:])
+    np.testing.assert_allclose(grid[0], protocols.select(tasks="continuation").summary["delta"].iloc[1:])
     assert grid.mask[1].all(), "a row at chance must show no differences"
     low, high = ax.collections[0].get_clim()
     assert low == -high and high >= 0.9

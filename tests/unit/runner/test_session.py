@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_good_start_prints_one_line_and_gives_the_model(folder, tmp_path, capsys):
-    lens = dl.start(folder, TASKS, limit=3, num_fewshot=None, seed=7, dtype="bfloat16", device="cpu", out=None)
+    lens = dl.setup_notebook(folder, TASKS, limit=3, num_fewshot=None, seed=7, dtype="bfloat16", device="cpu", out=None)
     assert isinstance(lens, Lens) and lens.dtype == torch.bfloat16
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 1 and printed.err == ""
@@ -35,7 +35,7 @@ def test_a_good_start_prints_one_line_and_gives_the_model(folder, tmp_path, caps
 
 def test_the_seed_reaches_every_generator(folder):
     def draw(seed):
-        dl.start(folder, TASKS, seed=seed)
+        dl.setup_notebook(folder, TASKS, seed=seed)
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
     first, again, other = draw(3), draw(3), draw(4)
@@ -43,7 +43,7 @@ def test_the_seed_reaches_every_generator(folder):
 
 
 def test_the_output_folder_is_made(folder, tmp_path):
-    dl.start(folder, TASKS, out=str(tmp_path / "a" / "b"))
+    dl.setup_notebook(folder, TASKS, out=str(tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir() and not any((tmp_path / "a" / "b").iterdir())
 
 
@@ -69,7 +69,7 @@ def test_the_output_folder_is_made(folder, tmp_path):
 )
 def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value, said):
     with pytest.raises(UserError) as raised:
-        dl.start(**({"model": folder, "tasks": TASKS} | {parameter: value}))
+        dl.setup_notebook(**({"model": folder, "tasks": TASKS} | {parameter: value}))
     assert said in str(raised.value) and "\n" not in str(raised.value)
     assert capsys.readouterr().out == ""
 
@@ -87,15 +87,15 @@ def test_values_of_another_type_too(folder, monkeypatch, parameter, value, said)
     # as in a notebook, where no type checker stands before
     monkeypatch.setattr(session.harness, "check_limit", inspect.unwrap(session.harness.check_limit))
     with pytest.raises(UserError, match=said):
-        inspect.unwrap(dl.start)(**({"model": folder, "tasks": TASKS} | {parameter: value}))
+        inspect.unwrap(dl.setup_notebook)(**({"model": folder, "tasks": TASKS} | {parameter: value}))
 
 
 def test_an_output_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="file': it, or a part of the path, is a file; name a folder"):
-        dl.start(folder, TASKS, out=str(tmp_path / "file"))
+        dl.setup_notebook(folder, TASKS, out=str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot write to .*below"):
-        dl.start(folder, TASKS, out=str(tmp_path / "file" / "below"))
+        dl.setup_notebook(folder, TASKS, out=str(tmp_path / "file" / "below"))
     assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -103,4 +103,4 @@ def test_everything_cheap_is_checked_before_the_model_is_loaded(monkeypatch, tmp
     monkeypatch.setattr(session.models, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     for wrong in ({"limit": 0}, {"seed": -1}, {"tasks": ["no_such_task"]}, {"num_fewshot": 99}):
         with pytest.raises(UserError):
-            dl.start(**({"model": "smollm2-135m", "tasks": ["capitals_continuation"]} | wrong))
+            dl.setup_notebook(**({"model": "smollm2-135m", "tasks": ["capitals_continuation"]} | wrong))

@@ -69,10 +69,10 @@ class TestNothingIsComputedTwice:
 
     def test_means_and_references_are_part_of_the_address(self, lens, tmp_path):
         asked = {"ablate": ["L1@mean", "L2.H1@resample"], "tasks": [CHOICE]}
-        first = run(lens, tmp_path, references=["one prompt"], **asked)
-        again = run(lens, tmp_path, references=["one prompt"], **asked)
+        first = run(lens, tmp_path, resample_prompts=["one prompt"], **asked)
+        again = run(lens, tmp_path, resample_prompts=["one prompt"], **asked)
         assert counts(again) == (3 * LIMIT * 4, 0) and again.docs.equals(first.docs)
-        other = run(lens, tmp_path, references=["another prompt"], **asked)
+        other = run(lens, tmp_path, resample_prompts=["another prompt"], **asked)
         assert counts(other) == (2 * LIMIT * 4, LIMIT * 4)  # @resample alone
         more = run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE], limit=LIMIT + 1)
         assert counts(more) == (LIMIT * 4, 4 + (LIMIT + 1) * 4)  # other contexts, another mean
@@ -125,15 +125,15 @@ class TestNothingIsComputedTwice:
             return result_attention.attention_at_results(lens, "arithmetic_cot", limit=n, num_fewshot=0, **o)
 
         def geometry(n, **o):
-            g = dl.geometry.geometry(lens, texts[:n], **o)
+            g = dl.depth_geometry(lens, texts[:n], **o)
             return pd.concat([g.distances, g.influences, g.logit_lens])
 
         added, keep = [], answer_rows.AnswerRows.keep
         monkeypatch.setattr(answer_rows.AnswerRows, "keep", lambda self, rows: added.extend(rows) or keep(self, rows))
         for measure, given in (
             (geometry, quiet),
-            (lambda n, **o: dl.geometry.effects(lens, texts[:n], over="mean", **o), quiet),
-            (lambda n, **o: dl.distill.activation_deltas(lens, other, texts[:n], **o), options),
+            (lambda n, **o: dl.layer_effects(lens, texts[:n], reduce="mean", **o), quiet),
+            (lambda n, **o: dl.activation_deltas(lens, other, texts[:n], **o), options),
             (attention, quiet),
         ):
             without = measure(3, **given | {"store": None})
@@ -146,21 +146,21 @@ class TestNothingIsComputedTwice:
                 again = measure(3, **given)
             assert third.equals(without) and again.equals(without)
         for changed in ({}, {"over": "mean"}, {"spare": 1}, {"seed": 1}):  # each is a part of the address
-            without = dl.geometry.effects(lens, texts, **changed, **quiet | {"store": None})
-            assert dl.geometry.effects(lens, texts, **changed, **quiet).equals(without)
-        moved = dl.distill.weight_deltas(lens, other, store=None)
-        assert dl.distill.weight_deltas(lens, other, **options).equals(moved)
+            without = dl.layer_effects(lens, texts, **changed, **quiet | {"store": None})
+            assert dl.layer_effects(lens, texts, **changed, **quiet).equals(without)
+        moved = dl.weight_deltas(lens, other, store=None)
+        assert dl.weight_deltas(lens, other, **options).equals(moved)
         with monkeypatch.context() as patch:
             patch.setattr(torch.linalg, "vector_norm", None)
-            assert dl.distill.weight_deltas(lens, other, **options).equals(moved)
-        deltas = (dl.distill.activation_deltas(lens, one, texts, **options) for one in (other, another))
+            assert dl.weight_deltas(lens, other, **options).equals(moved)
+        deltas = (dl.activation_deltas(lens, one, texts, **options) for one in (other, another))
         assert not pd.DataFrame.equals(*deltas), "the second model is a part of the address"
 
     def test_equal_requests_are_one_row(self, lens, tmp_path):
         at = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
         requests = [LoglikelihoodRequest((1, 2), (3,))] * 3
-        first = engine.Engine(lens, progress=False, kept=at).loglikelihood(requests, [dl.parse("baseline")])
+        first = engine.Engine(lens, progress=False, kept=at).loglikelihood(requests, [dl.parse_condition("baseline")])
         assert first[0][0] == first[0][1] == first[0][2]
         assert pd.read_parquet(parts(tmp_path)[0]).shape[0] == 1
         again = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
-        assert not again.lacks(requests, [dl.parse("baseline")])
+        assert not again.lacks(requests, [dl.parse_condition("baseline")])

@@ -63,8 +63,8 @@ class TestInterrupted:
         with monkeypatch.context() as patch:
             self.stopping(patch, after=2)
             with pytest.raises(Interrupted, match=r"(\d+) of \d+ rows of geometry are kept in .*; run the same again"):
-                dl.geometry.geometry(lens, texts, **options)
-        stored = dl.geometry.geometry(lens, texts, **options).record["store"]
+                dl.depth_geometry(lens, texts, **options)
+        stored = dl.depth_geometry(lens, texts, **options).record["store"]
         assert stored["rows_read"] == 2 * stored["rows_computed"] > 0
 
     def test_without_a_store_it_says_so(self, lens, monkeypatch):

@@ -85,8 +85,8 @@ class TestReservations:
             seen.append(run(lens, tmp_path, tasks=[CHOICE]))
             done.set()
 
-        prepared = dl.harness.prepare(lens, dl.harness.load_tasks([CHOICE]), limit=LIMIT)[0]
-        conditions = dl.ablations.expand("layers", lens.dims)
+        prepared = dl.tasks.prepare(lens, dl.load_tasks([CHOICE]), limit=LIMIT)[0]
+        conditions = ablations.expand("layers", lens.dims)
         everything = {
             "conditions": [str(c) for c in conditions],
             "requests": [answer_rows.digest(q) for q in prepared.requests],

@@ -68,7 +68,7 @@ def heads(lens, store, **options) -> pd.DataFrame:
 
 
 def geometry(lens, store) -> pd.DataFrame:
-    found = dl.geometry.geometry(lens, TEXTS, store=store, progress=False)
+    found = dl.depth_geometry(lens, TEXTS, store=store, progress=False)
     return pd.concat([found.distances, found.influences, found.logit_lens])
 
 
@@ -76,21 +76,21 @@ EXPERIMENTS = {
     "layers": lambda lens, store, donor: docs(lens, store, tasks=[CHOICE], limit=2),
     "mean": lambda lens, store, donor: docs(lens, store, ["L1@mean", "L2.attn@mean"], [CHOICE], limit=2),
     "resample": lambda lens, store, donor: docs(
-        lens, store, ["L1.H0@resample"], [CHOICE], limit=2, references=REFERENCES
+        lens, store, ["L1.H0@resample"], [CHOICE], limit=2, resample_prompts=REFERENCES
     ),
     "written": lambda lens, store, donor: docs(lens, store, tasks=[WRITTEN], limit=2),
     "written with means": lambda lens, store, donor: docs(lens, store, ["L1@mean"], [WRITTEN], limit=2),
     "attribution": lambda lens, store, donor: heads(lens, store),
     "attribution of means": lambda lens, store, donor: heads(lens, store, mode="mean"),
     "geometry": lambda lens, store, donor: geometry(lens, store),
-    "effects": lambda lens, store, donor: dl.geometry.effects(lens, TEXTS, store=store, progress=False),
+    "effects": lambda lens, store, donor: dl.layer_effects(lens, TEXTS, store=store, progress=False),
     "donor": lambda lens, store, donor: docs(lens, store, ["L1@donor", "L2.H1@donor"], [CHOICE], limit=2, donor=donor),
     "donor, mean and resample": lambda lens, store, donor: docs(
-        lens, store, MIXED, [CHOICE], limit=2, donor=donor, references=REFERENCES
+        lens, store, MIXED, [CHOICE], limit=2, donor=donor, resample_prompts=REFERENCES
     ),
     "written with a donor": lambda lens, store, donor: docs(lens, store, ["L1@donor"], [WRITTEN], limit=2, donor=donor),
-    "weight deltas": lambda lens, store, donor: dl.distill.weight_deltas(lens, donor, store=store),
-    "activation deltas": lambda lens, store, donor: dl.distill.activation_deltas(lens, donor, TEXTS, store=store),
+    "weight deltas": lambda lens, store, donor: dl.weight_deltas(lens, donor, store=store),
+    "activation deltas": lambda lens, store, donor: dl.activation_deltas(lens, donor, TEXTS, store=store),
 }
 WITH_DONOR = [name for name in EXPERIMENTS if "donor" in name or "deltas" in name]
 # what a model cannot do is refused, whatever the store
@@ -138,7 +138,7 @@ def test_asked_twice_it_is_computed_once(models, donors, tmp_path, monkeypatch, 
 def test_of_other_backends_too(models, tmp_path, monkeypatch, backend, experiment):
     asked = {"layers": ("layers", None), "mean": (["L1@mean"], None), "resample": (["L1.H0@resample"], REFERENCES)}
     ablate, references = asked[experiment]
-    options = {"tasks": [CHOICE], "limit": 1, "backend": backend, "references": references}
+    options = {"tasks": [CHOICE], "limit": 1, "backend": backend, "resample_prompts": references}
     first = run(models["in memory"], tmp_path, ablate, **options)
     with monkeypatch.context() as patch:
         patch.setattr(nn.Module, "__call__", None)

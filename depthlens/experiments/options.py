@@ -1,0 +1,107 @@
+"""How an experiment asks its tasks: the options that all experiments share, their defaults and their check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from depthlens import arguments
+from depthlens.errors import unknown
+from depthlens.models.lens import Lens
+from depthlens.store import parts
+from depthlens.store.answer_cache import Where
+from depthlens.tasks import harness
+from depthlens.tasks.prepared_task import Prepared
+
+
+class EvalOptions(TypedDict, total=False):
+    """Options of every experiment that asks tasks; each may be left out.
+
+    Attributes:
+        limit: Number of documents of each task, from the first on; None (default): all.
+        num_fewshot: Worked examples before each question; None (default): what the task says.
+        include_path: Folder with more lm-eval YAML files.
+        seed: Seed of the choice of examples; 0 by default.
+        apply_chat_template: Wrap prompts in the model's chat template.
+        system_instruction: Text before everything else.
+        measure: ``task`` (default): the task's own metrics; ``answer_logprob``: log-likelihood of the reference answer
+            in nats (`depthlens.tasks.answer_logprob`); ``both``.
+        backend: What applies the conditions: ``torch`` (default), ``transformer_lens`` or ``nnsight``.
+        batch_tokens: Token budget of one batch; None (default): chosen by device and free memory.
+        store: Folder or URL where answers are read and kept, so that nothing is computed twice; ``auto`` (default):
+            what DEPTHLENS_STORE names, else the user's data folder; None: nowhere.
+        progress: Show progress bars; True by default.
+    """
+
+    limit: int | None
+    num_fewshot: int | None
+    include_path: str | Path | None
+    seed: int
+    apply_chat_template: bool
+    system_instruction: str | None
+    measure: str
+    backend: str
+    batch_tokens: int | None
+    store: Where
+    progress: bool
+
+
+DEFAULTS: EvalOptions = {
+    "limit": None,
+    "num_fewshot": None,
+    "include_path": None,
+    "seed": 0,
+    "apply_chat_template": False,
+    "system_instruction": None,
+    "measure": "task",
+    "backend": "torch",
+    "batch_tokens": None,
+    "store": parts.DEFAULT,
+    "progress": True,
+}
+# what decides scores, for the record of a result
+RECORDED = ("limit", "apply_chat_template", "system_instruction", "measure", "seed", "include_path", "backend")
+# options of experiments that ask no conditions of tasks
+WITHOUT_CONDITIONS = ("measure", "backend", "apply_chat_template", "system_instruction")
+OF_PROMPTS = ("limit", "num_fewshot", "include_path", "seed")
+
+
+def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: Any) -> EvalOptions:
+    """All options, those that were not given at their defaults.
+
+    Args:
+        given: What the caller gave.
+        without: Options that the experiment does not have.
+        own: Defaults of the experiment's own.
+
+    Raises:
+        UserError: an option that does not exist, or a value that it cannot have.
+    """
+    allowed = [name for name in DEFAULTS if name not in without]
+    for name in given:
+        if name not in allowed:
+            raise unknown("option", name, allowed)
+    options: EvalOptions = {**DEFAULTS, **own, **given}
+    arguments.check(**{name: value for name, value in options.items() if name != "store"})
+    options["limit"] = arguments.documents(options["limit"])
+    return options
+
+
+def recorded(options: EvalOptions) -> dict[str, Any]:
+    """What a record holds of the options."""
+    found = {name: options[name] for name in RECORDED}
+    path = found["include_path"]
+    return found | {"include_path": None if path is None else str(path)}
+
+
+def load_tasks(names: str | Sequence[str], options: EvalOptions) -> dict[str, Any]:
+    """The lm-eval tasks of some names; see `depthlens.tasks.harness.load_tasks`."""
+    wanted = arguments.names("tasks", names, "capitals_continuation")
+    return harness.load_tasks(wanted, **{name: options[name] for name in OF_PROMPTS})
+
+
+def prepare(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared]:
+    """The requests of tasks for a model; see `depthlens.tasks.harness.prepare`."""
+    names = ("limit", "apply_chat_template", "system_instruction")
+    return harness.prepare(lens, tasks, **{name: options[name] for name in names})

@@ -1,0 +1,149 @@
+"""Which heads carry computation: what their removal costs on computed and on copied numbers of worked solutions.
+
+The loss on the tokens of worked solutions, teacher-forced, is taken apart for *computed* numbers, *copied* numbers and
+plain *text* (`depthlens.experiments.worked_solutions`). A head that helps to write any number at all raises both of the
+first; one that carries computation raises their difference, the contrast computed minus copied.
+
+Limit: teacher forcing measures the given solution, which need not be how the model would solve the problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import numpy as np
+
+from depthlens import arguments
+from depthlens.ablations import Head
+from depthlens.analysis.head_scores import HeadScores, ReasoningScores
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError, unknown
+from depthlens.experiments import worked_solutions
+from depthlens.experiments.attribution import attribute
+from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, removed_alone, scores_record, single
+from depthlens.experiments.options import OF_PROMPTS, WITHOUT_CONDITIONS, EvalOptions, settled
+from depthlens.experiments.worked_solutions import KINDS, Solution
+from depthlens.models.lens import Lens
+from depthlens.requests import LoglikelihoodRequest
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, describe
+
+Cell = tuple[int, str]  # solution, kind of token
+
+
+def reasoning_scores(
+    lens: Lens,
+    tasks: str | Sequence[str] = "arithmetic_cot",
+    *,
+    method: str = EXACT,
+    heads: Sequence[Head] | None = None,
+    **options: Unpack[EvalOptions],
+) -> ReasoningScores:
+    """Score every head by what its removal costs on computed, copied and plain tokens of worked solutions.
+
+    Args:
+        lens: A loaded model.
+        tasks: One generative lm-eval task or several whose reference answers are worked solutions, such as ``gsm8k``.
+        method: ``exact`` removes every head in turn; ``attribution`` estimates all of them
+            (`depthlens.experiments.attribution`).
+        heads: Heads to remove, with ``exact``; None for all.
+        options: `EvalOptions`: limit, num_fewshot, include_path, seed, batch_tokens, store, progress.
+
+    Returns:
+        Loss in nats per token, means over the solutions that have tokens of the kind. ``record["baseline"]`` says how
+        well the whole model writes each kind: a loss on tokens that it cannot write means little.
+
+    Raises:
+        UserError: anything asked for that does not exist, or tasks without worked solutions.
+    """
+    arguments.loaded(lens)
+    chosen = settled(options, without=WITHOUT_CONDITIONS)
+    if method not in (EXACT, ATTRIBUTION):
+        raise unknown("method", method, (EXACT, ATTRIBUTION))
+    removed = removed_alone(lens, heads, method)
+    answers = AnswerStore(chosen["store"], lens)
+    names = arguments.names("tasks", tasks, "arithmetic_cot")
+    solved = worked_solutions.worked_solutions(lens, names, **{name: chosen[name] for name in OF_PROMPTS})
+    cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]
+    both = _judged(names, solved, cells)
+    cache = answers.entry(f"solutions {' '.join(names)}", method="exact" if method == EXACT else "attribution zero")
+    losses, clean = (_exact if method == EXACT else _attributed)(lens, solved, cells, removed, chosen, cache)
+    n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
+    losses, clean = losses / n_tokens[:, None, None], clean / n_tokens
+    source = {"tasks": names, **{name: chosen[name] for name in ("limit", "num_fewshot", "seed")}}
+    of = {kind: [i for i, cell in enumerate(cells) if cell[1] == kind] for kind in KINDS}
+    record = scores_record(lens, answers, method, source)
+    record["store"] = describe([cache])
+    record["n_unclear"] = sum(s.n_unclear for s in solved)
+    record["baseline"] = {
+        kind: {"n_tokens": int(n_tokens[rows].sum()), "nats_per_token": float(clean[rows].mean())}
+        for kind, rows in of.items()
+    }
+    tail = ", by attribution" if method == ATTRIBUTION else ""
+
+    def scores(name: str, values: np.ndarray) -> HeadScores:
+        return HeadScores.of_cases(f"loss on {name}{tail}", "nats", values, record, tested=True, heads=removed)
+
+    index = {cell: i for i, cell in enumerate(cells)}
+    gap = losses[[index[s, "computed"] for s in both]] - losses[[index[s, "copied"] for s in both]]
+    single_kinds = [scores(f"{kind} tokens", losses[of[kind]]) for kind in KINDS]
+    return ReasoningScores(*single_kinds, scores("computed minus copied tokens", gap), record)
+
+
+def _judged(tasks: Sequence[str], solved: Sequence[Solution], cells: Sequence[Cell]) -> list[int]:
+    """Solutions that have both computed and copied numbers."""
+    for kind in KINDS:
+        if not any(cell[1] == kind for cell in cells):
+            raise UserError(
+                f"tasks {', '.join(tasks)}: none of {len(solved)} solutions has {kind} tokens; take more documents"
+            )
+    both = [s for s in range(len(solved)) if {(s, "computed"), (s, "copied")} <= {*cells}]
+    if not both:
+        raise UserError(
+            f"tasks {', '.join(tasks)}: no solution has both computed and copied numbers; take more documents"
+        )
+    return both
+
+
+def _exact(
+    lens: Lens,
+    solved: Sequence[Solution],
+    cells: Sequence[Cell],
+    removed: list[Head] | None,
+    options: EvalOptions,
+    cache: AnswerCache,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses [cell, n_layers, n_heads] and clean log-probabilities [cell], summed over the tokens of each cell."""
+    engine = Engine(lens, batch_tokens=options["batch_tokens"], progress=options["progress"], kept=cache)
+    spans = [(c, span) for c, (s, kind) in enumerate(cells) for span in solved[s].spans if span.kind == kind]
+    requests = [solved[cells[c][0]].request(span) for c, span in spans]
+    by_span, clean_by_span = single(lens, engine, requests, removed)
+    losses, clean = np.zeros((len(cells), *by_span.shape[1:])), np.zeros(len(cells))
+    np.add.at(losses, [c for c, _ in spans], by_span)
+    np.add.at(clean, [c for c, _ in spans], clean_by_span)
+    return losses, clean
+
+
+def _attributed(
+    lens: Lens,
+    solved: Sequence[Solution],
+    cells: Sequence[Cell],
+    removed: list[Head] | None,
+    options: EvalOptions,
+    cache: AnswerCache,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, estimated."""
+    requests, weights = zip(*(_weighted(solved[s], kind) for s, kind in cells), strict=True)
+    batch_tokens, progress = options["batch_tokens"], options["progress"]
+    change, clean = attribute(lens, requests, weights=weights, batch_tokens=batch_tokens, progress=progress, kept=cache)
+    return -change.numpy(), clean.numpy()
+
+
+def _weighted(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest, list[float]]:
+    """The whole solution as one continuation, in which the tokens of one kind count."""
+    n = len(solution.text.request.context)
+    weights = [0.0] * len(solution.text.request.continuation)
+    for span in solution.spans:
+        if span.kind == kind:
+            weights[span.start - n : span.end - n] = [1.0] * (span.end - span.start)
+    return solution.text.request, weights

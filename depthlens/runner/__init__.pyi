@@ -1,0 +1,3 @@
+from .execute import RunReport as RunReport
+from .execute import run as run
+from .session import setup_notebook as setup_notebook

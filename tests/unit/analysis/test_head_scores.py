@@ -1,0 +1,64 @@
+"""Head scores: order, files, verdicts over cases, roles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from depthlens.analysis.head_scores import HeadScores, roles
+from depthlens.errors import UserError
+
+
+def made_scores(**changes):
+    fields = {
+        "name": "test", "unit": "nats", "values": np.array([[0.1, 0.5], [0.5, np.nan]]), "low": None, "high": None,
+        "n": 3, "critical": np.array([[False, True], [True, False]]), "record": {"model": {"name": "m"}},
+    }  # fmt: skip
+    return HeadScores(**fields | changes)
+
+
+def test_top_is_sorted_and_leaves_out_what_was_not_measured():
+    scores = made_scores()
+    assert scores.top(3) == [(0, 1), (1, 0), (0, 0)] and scores.top(1) == [(0, 1)]
+    for k in (0, 4, True):
+        with pytest.raises(UserError, match="from 1 to 3"):
+            scores.top(k)
+
+
+def test_frame_and_files_keep_everything(tmp_path):
+    scores = made_scores()
+    frame = scores.frame
+    assert list(frame.columns) == ["layer", "head", "condition", "value", "low", "high", "critical"]
+    assert frame["condition"].tolist() == ["L0.H0", "L0.H1", "L1.H0", "L1.H1"] and frame["low"].isna().all()
+    scores.save(tmp_path / "scores")
+    read = HeadScores.load(tmp_path / "scores")
+    pd.testing.assert_frame_equal(read.frame, frame)
+    assert (read.name, read.unit, read.n, read.record) == (scores.name, scores.unit, 3, scores.record)
+    assert read.low is None and np.array_equal(read.critical, scores.critical)
+    assert made_scores(critical=None).frame["critical"].isna().all()
+    with pytest.raises(UserError, match="holds no heads.parquet"):
+        HeadScores.load(tmp_path)
+    with pytest.raises(UserError, match="low has shape"):
+        made_scores(low=np.zeros(3))
+
+
+def test_means_intervals_and_verdicts_over_cases():
+    rng = np.random.default_rng(0)
+    cases = rng.normal(0, 1, (30, 2, 3))
+    cases[:, 1, 2] += 3
+    scores = HeadScores.of_cases("test", "nats", cases, {}, tested=True)
+    assert np.allclose(scores.values, cases.mean(0)) and scores.n == 30
+    assert np.argwhere(scores.critical).tolist() == [[1, 2]]
+    half = 2.045230 * cases[:, 0, 0].std(ddof=1) / np.sqrt(30)
+    assert scores.high[0, 0] - scores.values[0, 0] == pytest.approx(half, rel=1e-4)
+    assert not HeadScores.of_cases("test", "nats", -cases, {}, tested=True).critical.any()  # gains are not critical
+    assert HeadScores.of_cases("test", "", cases, {}, tested=False).critical is None
+
+
+def test_roles_need_losses_of_the_same_heads():
+    scores = made_scores()
+    with pytest.raises(UserError, match="alone has shape"):
+        roles(scores, made_scores(values=np.zeros((1, 2)), critical=None))
+    with pytest.raises(UserError, match="was not tested"):
+        roles(scores, made_scores(critical=None))

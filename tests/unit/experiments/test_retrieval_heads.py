@@ -1,0 +1,197 @@
+"""Retrieval scores: against scores written by hand on random models, and the truth on organisms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from by_hand import attentions, logprobs, random_tokens
+
+import depthlens as dl
+from depthlens.analysis.head_scores import roles
+from depthlens.errors import UserError
+from depthlens.experiments.attribution import attribute
+from depthlens.experiments.retrieval_heads import copy_paste, retrieval_scores
+from depthlens.models.lens import Lens
+from depthlens.organisms import builder, language
+from depthlens.requests import LoglikelihoodRequest
+from depthlens.tasks import needles as prompts
+from depthlens.tasks.needles import Needle
+
+LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
+FAMILIES = ["llama-gqa", "qwen3", "deepseek-v3"]  # shared keys, normed queries and keys, latent attention
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_copy_paste_score_is_the_formula(family):
+    """Few different tokens, so that top-1 positions hold the written token now and then."""
+    lens = tiny.lens(family)
+    made = []
+    for seed, places in ((0, range(40)), (1, range(5, 20)), (2, [3, 4, 30])):
+        tokens = random_tokens(45, seed, alphabet=5)
+        made.append(Needle(LoglikelihoodRequest(tokens[:40], tokens[40:]), (1, 2, 3), tuple(places)))
+    scores = copy_paste(lens, made)
+    for i, needle in enumerate(made):
+        tokens = (*needle.request.context, *needle.request.continuation)
+        for layer, whole in enumerate(attentions(family, tokens)):
+            for head in range(lens.dims.n_heads):
+                score = 0.0
+                for step in needle.steps:
+                    top = int(whole[head, 39 + step].argmax())  # the position that predicts token 40 + step
+                    score += (top in needle.places and tokens[top] == tokens[40 + step]) / len(needle.steps)
+                assert scores[i, layer, head] == pytest.approx(score)
+    assert 0 < scores.mean() < 1
+
+
+def test_an_offloaded_model_gives_the_same_scores(tmp_path):
+    folder = tiny.save(tmp_path / "model", "llama-gqa")
+    whole, offloaded = dl.load(folder), dl.load(folder, offload="disk")
+    given = greedy_needles(whole, 2)
+    one, other = (retrieval_scores(lens, needles=given, progress=False) for lens in (whole, offloaded))
+    assert np.array_equal(one.values, other.values) and one.n == other.n == 2
+
+
+def planted_needles(task, n=12):
+    asked = language.sample(n, task, seed=7)
+    return [Needle(LoglikelihoodRequest(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
+
+
+def organism(name):
+    built = builder.build(**{k: v for k, v in vars(builder.parse(name)).items()})
+    return Lens(name, built.model, built.tokenizer), built.truth
+
+
+def separates(values, heads):
+    """AUROC 1.0: every head of the set is above every other."""
+    inside = np.zeros(values.shape, dtype=bool)
+    inside[tuple(zip(*heads, strict=True))] = True
+    return values[inside].min() > values[~inside].max()
+
+
+@pytest.mark.parametrize("name", [*(f"organism:seed={seed}" for seed in range(5)), "organism:n_kv_heads=2"])
+def test_planted_heads_rank_first(name):
+    lens, truth = organism(name)
+    for task in language.TASKS:
+        given = planted_needles(task)
+        copying = retrieval_scores(lens, needles=given, progress=False)
+        assert copying.record["needles"]["recalled"] == copying.n == len(given)
+        assert separates(copying.values, truth.copies(task))
+        assert set(copying.top(1)) == truth.copies(task) and copying.values.max() > 0.95
+        lost = retrieval_scores(lens, needles=given, method="exact", progress=False)
+        assert separates(lost.values, truth.needed(task))
+        assert {tuple(h) for h in np.argwhere(lost.critical & (lost.values > 0.1)).tolist()} == truth.needed(task)
+        # heads that the task cannot do without, and that copy nothing
+        for head in truth.needed(task) - truth.copies(task):
+            assert copying.values[head] < 0.12 and lost.values[head] > 1
+
+
+def test_decoy_and_backup_are_told_apart():
+    lens, truth = organism("organism:seed=1,decoy,backup")
+    given = planted_needles("one_hop")
+    copying = retrieval_scores(lens, needles=given, progress=False)
+    alone = retrieval_scores(lens, needles=given, method="exact", progress=False)
+    among = [h for h in copying.top(24) if copying.values[h] >= 0.5]  # far above hits by chance on one-token needles
+    assert set(among) == truth.copies("one_hop")
+    together = retrieval_scores(lens, needles=given, method="exact", given_removed=among, progress=False)
+    assert np.isfinite(together.values).sum() == len(among) and len(together.top(len(among))) == len(among)
+    found = roles(copying, alone, together, copies=0.5).set_index(["layer", "head"])["role"]
+    by_role = {role: set(group.index) for role, group in found.groupby(found)}
+    assert by_role.pop("attends but is not needed") == {truth.role("decoy")}
+    assert by_role.pop("needed only together") == truth.needed_together("one_hop")
+    assert by_role.pop("needed but does not copy") == truth.needed("one_hop") == {truth.role("previous_token")}
+    assert set(by_role) == {"neither"}
+    # without the joint removal backups cannot be told from decoys, and the role says so
+    blind = roles(copying, alone, copies=0.5, needed=0.5).set_index(["layer", "head"])["role"]
+    assert set(blind[blind == "attends but is not needed alone"].index) == truth.copies("one_hop")
+
+
+def test_a_task_gives_needles_and_attribution_agrees():
+    lens, truth = organism("organism")
+    options = {"limit": 8, "progress": False}
+    copying = retrieval_scores(lens, "organism_one_hop", **options)
+    assert set(copying.top(1)) == truth.copies("one_hop") and copying.n == 8
+    assert copying.record["tasks"] == ["organism_one_hop"] and copying.record["model"]["name"] == "organism"
+    exact = retrieval_scores(lens, "organism_one_hop", method="exact", **options)
+    estimate = retrieval_scores(lens, "organism_one_hop", method="attribution", **options)
+    assert set(exact.top(2)) == truth.needed("one_hop")
+    assert set(estimate.top(1)) <= truth.needed("one_hop")  # saturated attention hides the rest from gradients
+    change, _ = attribute(lens, [n.request for n in prompts.task_needles(lens, "organism_one_hop", limit=8)])
+    assert np.allclose(estimate.values, -change.mean(0).numpy(), atol=LOSS_TOLERANCE)
+    assert "attribution" in estimate.name and estimate.unit == exact.unit == "nats" and copying.unit == ""
+
+
+def test_needles_that_are_not_recalled_do_not_count():
+    lens, truth = organism("organism")
+    good = planted_needles("one_hop", 5)
+    swapped = [
+        Needle(LoglikelihoodRequest(n.request.context, (n.request.continuation[0] - 1,)), (0,), n.places) for n in good
+    ]
+    mixed = retrieval_scores(lens, needles=[*good, *swapped], progress=False)
+    assert mixed.n == 5 and mixed.record["needles"]["asked"] == 10
+    assert np.array_equal(mixed.values, retrieval_scores(lens, needles=good, progress=False).values)
+    with pytest.raises(UserError, match="recalls none of 5 needles: cannot judge"):
+        retrieval_scores(lens, needles=swapped, progress=False)
+
+
+def greedy_needles(lens, n):
+    """Needles that a random model recalls: what it writes itself, and the whole context as their place."""
+    made = []
+    for seed in range(n):
+        tokens = list(random_tokens(12, seed))
+        for _ in range(3):
+            with torch.no_grad():
+                tokens.append(int(lens.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        made.append(Needle(LoglikelihoodRequest(tuple(tokens[:12]), tuple(tokens[12:])), (1, 2), tuple(range(12))))
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_are_those_of_removal_by_hand(family):
+    lens = tiny.lens(family)
+    given = greedy_needles(lens, 3)
+    exact = retrieval_scores(lens, needles=given, method="exact", progress=False)
+    among = [(0, 1), (2, 0), (4, 3)]
+    joint = retrieval_scores(lens, needles=given, method="exact", given_removed=among, progress=False)
+
+    def loss(more, fewer):
+        """Mean over needles of the loss per needle token (steps 1 and 2) from removing more heads."""
+        each = []
+        for needle in given:
+            tokens = (*needle.request.context, *needle.request.continuation)
+            each.append((logprobs(lens, tokens, fewer) - logprobs(lens, tokens, more))[12:14].mean())
+        return np.mean(each)
+
+    for head in [(0, 0), (2, 3), (4, 1)]:
+        assert exact.values[head] == pytest.approx(loss([head], []), abs=LOSS_TOLERANCE)
+    for head in among:
+        others = [h for h in among if h != head]
+        assert joint.values[head] == pytest.approx(loss(among, others), abs=LOSS_TOLERANCE)
+    assert np.abs(exact.values).max() > 100 * LOSS_TOLERANCE
+    assert np.isnan(joint.values[0, 0]) and not joint.critical[0, 0]
+    assert exact.low[0, 0] <= exact.values[0, 0] <= exact.high[0, 0]
+
+
+def test_bad_retrieval_requests_are_refused(lens):
+    given = greedy_needles(lens, 1)
+    for options, message in [
+        ({"method": "guess"}, "unknown method 'guess'"),
+        ({"given_removed": [(0, 0), (1, 1)]}, "only 'exact' removes several heads"),
+        ({"method": "exact", "given_removed": [(0, 0), (0, 0)]}, "given_removed names 1 heads"),
+        ({"method": "exact", "given_removed": [(0, 0), (9, 0)]}, "layer 9 does not exist"),
+        ({"needles": []}, "no needles"),
+        ({"needles": None, "n_needles": 0}, "n_needles 0"),
+        ({"needles": None, "depths": [1.5]}, "depths"),
+        ({"needles": None, "context_lengths": [10]}, "context length 10"),
+        ({"needles": None, "context_lengths": [10**6]}, "reads 4096 tokens"),
+        ({"needles": None, "tasks": "capitals_generative", "limit": 3}, "is in its prompt"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            retrieval_scores(lens, **({"needles": given, "progress": False} | options))
+    with pytest.raises(UserError, match="words of English as unknown; give tasks="):
+        retrieval_scores(organism("organism")[0], progress=False)

@@ -1,0 +1,112 @@
+"""The house: imports go down the table of docs/architecture.md, never in a circle, and stay small and light."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "depthlens"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+TOP_MODULES, MODULE_LINES, BODY_LINES, TEST_LINES = 11, 400, 60, 400
+
+
+def rows():
+    """The table: for each line of it its packages, and what they must not import."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("| package | subject |") :].split("\n\n")[0].splitlines()[2:]
+    for line in table:
+        names, _, forbidden = (cell.strip() for cell in line.strip("|").split("|"))
+        yield re.findall(r"`(\w+)`", names), set(re.findall(r"\w+", forbidden)) & {*KNOWN, "torch"}
+
+
+KNOWN = {name.split(".")[1] for name in MODULES if "." in name}
+TABLE = list(rows())
+FLOOR = {name: floor for floor, (names, _) in enumerate(TABLE) for name in names}
+FORBIDDEN = {name: forbidden for names, forbidden in TABLE for name in names}
+
+
+def imports(name, *, typing=False):
+    """Modules of depthlens that a module imports; with ``typing`` those for annotations alone, too."""
+    def walk(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not typing:
+                continue
+            yield child
+            yield from walk(child)
+
+    for node in walk(TREES[name]):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "depthlens":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+
+
+def test_every_package_is_in_the_table():
+    assert set(FLOOR) == KNOWN
+
+
+def test_imports_go_down_the_table():
+    wrong = []
+    for name in MODULES:
+        for other in imports(name, typing=True):
+            if "." not in name or "." not in other:
+                continue
+            here, there = name.split(".")[1], other.split(".")[1]
+            if here != there and (FLOOR[there] < FLOOR[here] or there in FORBIDDEN[here]):
+                wrong.append(f"{name} imports {other}")
+    assert wrong == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {name: {other for other in imports(name) if other != name} for name in MODULES if "." in name}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the modules of the circle
+
+
+def test_modules_and_functions_are_short():
+    assert len(list(PACKAGE.glob("*.py"))) <= TOP_MODULES  # ten modules and __init__
+    long = [f"{name}: {n} lines" for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > MODULE_LINES]
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                if body and (n := body[-1].end_lineno - body[0].lineno + 1) > BODY_LINES:
+                    long.append(f"{name}.{node.name}: {n} lines")
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if len(path.read_text().splitlines()) > TEST_LINES]
+    assert long + [str(path.relative_to(ROOT)) for path in tests] == []
+
+
+@pytest.mark.parametrize("package", ["analysis", "claims", "plots"])
+def test_what_needs_no_model_imports_no_torch(package):
+    names = sorted(name for name in MODULES if name.startswith(f"depthlens.{package}"))
+    program = f"import sys, {', '.join(names)}; print(sorted({{'torch', 'transformers', 'lm_eval'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_import_is_quick_and_without_effects():
+    program = """
+import atexit, gc, sys, time, warnings
+before = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), atexit._ncallbacks(), list(warnings.filters)
+start = time.perf_counter()
+import depthlens
+seconds = time.perf_counter() - start
+after = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), atexit._ncallbacks(), list(warnings.filters)
+assert before == after
+assert not {"torch", "transformers", "matplotlib", "pandas", "numpy"} & set(sys.modules)
+print(seconds)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.3
