@@ -163,9 +163,9 @@ class Result:
     def select(
         self,
         *,
-        model: str | Sequence[str] | None = None,
-        task: str | Sequence[str] | None = None,
-        metric: str | Sequence[str] | None = None,
+        models: str | Sequence[str] | None = None,
+        tasks: str | Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
         conditions: Sequence[str] | None = None,
     ) -> Result:
         """Keep some models, tasks, metrics or conditions; the baseline always stays.
@@ -175,7 +175,7 @@ class Result:
         selection is written into the record and told by `notes`.
         """
         docs, record = self.docs, self.record
-        choice = {"model": model, "task": task, "metric": metric, "condition": conditions}
+        choice = {"model": models, "task": tasks, "metric": metrics, "condition": conditions}
         for column, wanted in choice.items():
             if wanted is None:
                 continue

@@ -88,7 +88,7 @@ def critical_findings(result: Result, *, alpha: float = ALPHA, n_boot: int = N_B
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a task at chance has a sentence of its own
-        found = critical(result, alpha=alpha, n_boot=n_boot, seed=seed)
+        found = critical_stability(result, alpha=alpha, n_boot=n_boot, seed=seed)
     several = result.docs["model"].nunique() > 1
     lines = []
     for base in result.baselines.itertuples():

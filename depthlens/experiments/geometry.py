@@ -247,7 +247,9 @@ def layer_effects(
 
 
 @torch.no_grad()
-def _effects(lens: Lens, tokens: Sequence[int], skip_first: int, split: int, reduce: str, batch_tokens: int) -> np.ndarray:
+def _effects(
+    lens: Lens, tokens: Sequence[int], skip_first: int, split: int, reduce: str, batch_tokens: int
+) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device, lens.dtype)

@@ -97,8 +97,8 @@ class _Scale:
 def head_map(
     scores: Result | HeadScores | Sequence[HeadScores],
     *,
-    metric: str | Sequence[str] | None = None,
-    task: str | Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     top: int | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -109,8 +109,8 @@ def head_map(
 
     Args:
         scores: A head sweep (conditions that are not one head or KV group are left out), or scores of heads.
-        metric: The metric or metrics of a sweep to draw; all by default.
-        task: The task or tasks of a sweep to draw; all by default.
+        tasks: The task or tasks of a sweep to draw; all by default.
+        metrics: The metric or metrics of a sweep to draw; all by default.
         top: Frame and name so many heads with the largest loss or score in each panel, up to 20.
         title: Above the figure; by default the model, what was done, and the number of documents.
 
@@ -119,10 +119,10 @@ def head_map(
             names that does not fit.
     """
     if isinstance(scores, Result):
-        maps, said = _of_result(scores, task, metric)
+        maps, said = _of_result(scores, tasks, metrics)
     else:
-        if task is not None or metric is not None:
-            raise UserError("task= and metric= choose within a Result; give the scores themselves to draw fewer")
+        if tasks is not None or metrics is not None:
+            raise UserError("tasks= and metrics= choose within a Result; give the scores themselves to draw fewer")
         maps, said = _of_scores(
             [scores] if isinstance(scores, HeadScores) else list(scores) if isinstance(scores, Sequence) else [scores]
         )

@@ -148,7 +148,11 @@ def test_expand_refuses(spec):
 
 
 def test_layer_head_and_first_layer_of_a_condition():
-    assert (parse_condition("L3.H1").layer, parse_condition("L3.H1").head, parse_condition("L3.H1").first_layer) == (3, 1, 3)
+    assert (parse_condition("L3.H1").layer, parse_condition("L3.H1").head, parse_condition("L3.H1").first_layer) == (
+        3,
+        1,
+        3,
+    )
     assert (parse_condition("L3.attn+L3.mlp").layer, parse_condition("L3.attn").head) == (3, None)
     assert (parse_condition("L2-4").layer, parse_condition("L2-4").first_layer) == (None, 2)
     assert (BASELINE.layer, BASELINE.first_layer) == (None, None)

@@ -38,6 +38,7 @@ FORBIDDEN = {name: forbidden for names, forbidden in TABLE for name in names}
 
 def imports(name, *, typing=False):
     """Modules of depthlens that a module imports; with ``typing`` those for annotations alone, too."""
+
     def walk(node):
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not typing:
@@ -77,7 +78,11 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_modules_and_functions_are_short():
     assert len(list(PACKAGE.glob("*.py"))) <= TOP_MODULES  # ten modules and __init__
-    long = [f"{name}: {n} lines" for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > MODULE_LINES]
+    long = [
+        f"{name}: {n} lines"
+        for name, path in MODULES.items()
+        if (n := len(path.read_text().splitlines())) > MODULE_LINES
+    ]
     for name, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -91,7 +96,9 @@ def test_modules_and_functions_are_short():
 @pytest.mark.parametrize("package", ["analysis", "claims", "plots"])
 def test_what_needs_no_model_imports_no_torch(package):
     names = sorted(name for name in MODULES if name.startswith(f"depthlens.{package}"))
-    program = f"import sys, {', '.join(names)}; print(sorted({{'torch', 'transformers', 'lm_eval'}} & set(sys.modules)))"
+    program = (
+        f"import sys, {', '.join(names)}; print(sorted({{'torch', 'transformers', 'lm_eval'}} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 

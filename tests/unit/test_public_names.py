@@ -10,7 +10,9 @@ import pytest
 import depthlens as dl
 
 SPACES = ("analysis", "backends", "claims", "organisms", "plots", "runner", "tasks")
-NAMES = [f"dl.{name}" for name in dl.__all__] + [f"dl.{space}.{name}" for space in SPACES for name in getattr(dl, space).__all__]
+NAMES = [f"dl.{name}" for name in dl.__all__] + [
+    f"dl.{space}.{name}" for space in SPACES for name in getattr(dl, space).__all__
+]
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
 

@@ -107,7 +107,10 @@ def test_model_is_whole_again_after_the_context_and_after_an_exception(lens):
     with pytest.raises(RuntimeError, match="stop"), backend.ablate([parse_condition("L1"), parse_condition("L2.H1")]):
         assert hooks(lens) > 0
         raise RuntimeError("stop")
-    with pytest.raises(UserError, match="layer 9 does not exist"), backend.ablate([parse_condition("L1"), parse_condition("L9")]):
+    with (
+        pytest.raises(UserError, match="layer 9 does not exist"),
+        backend.ablate([parse_condition("L1"), parse_condition("L9")]),
+    ):
         pass
     with (
         pytest.raises(UserError, match="needs the means"),
@@ -167,7 +170,9 @@ def test_zero_means_turn_mean_ablation_into_removal(lens):
     flat = torch.zeros(dims.n_layers, dims.d_model)
     zero = Means("zeros", flat, flat, flat, torch.zeros(dims.n_layers, dims.n_heads, dims.d_head))
     for site in ("", ".attn", ".mlp", ".H1", ".KV0"):
-        assert torch.equal(logits(lens, parse_condition(f"L2{site}@mean"), means=zero), logits(lens, parse_condition(f"L2{site}")))
+        assert torch.equal(
+            logits(lens, parse_condition(f"L2{site}@mean"), means=zero), logits(lens, parse_condition(f"L2{site}"))
+        )
 
 
 def test_an_empty_reference_set_is_refused(lens):

@@ -51,7 +51,9 @@ def requests(n=5):
 
 def every_kind(dims):
     conditions = [expand(word + mode, dims) for mode in ("", "@mean") for word in WORDS if ":" not in word or not mode]
-    return list(dict.fromkeys(c for found in conditions for c in found)) + [parse_condition("L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3")]
+    return list(dict.fromkeys(c for found in conditions for c in found)) + [
+        parse_condition("L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3")
+    ]
 
 
 def scores(lens, conditions, **options):
@@ -207,7 +209,10 @@ def test_what_goes_through_the_engine_works_too(pair):
         (lambda lens: dl.head_sweep(lens, TASK, method="attribution", limit=1, progress=False), "attribution needs"),
         (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", resample_prompts=["x"]), "@resample needs"),
         (lambda lens: sample(lens, object.__new__(Means), [1], "x"), "@resample needs"),
-        (lambda lens: RemoteNnsight(lens).edits(parse_condition("L1.H1@resample")), "@resample is not done remotely; use @mean"),
+        (
+            lambda lens: RemoteNnsight(lens).edits(parse_condition("L1.H1@resample")),
+            "@resample is not done remotely; use @mean",
+        ),
         (lambda lens: RemoteNnsight(lens).edits(parse_condition("L1.mlp@mean")), "needs the means of a reference set"),
         (lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L9")]), "layer 9 does not exist"),
         (lambda lens: Engine(lens, backend="transformer_lens"), "a remote model is reached through nnsight"),
@@ -306,7 +311,10 @@ def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
     received, n_rows = after["received"] - before["received"], len(conditions) * len(requests())
     assert received < 16 * n_rows + 2000, f"{received} bytes for {n_rows} rows"
     asked = [GenerateRequest(q.context, ("a",), 5) for q in requests()]
-    texts = [Engine(lens, progress=False).generate_until(asked, [BASELINE, parse_condition("L1.H1")]) for lens in (whole, far)]
+    texts = [
+        Engine(lens, progress=False).generate_until(asked, [BASELINE, parse_condition("L1.H1")])
+        for lens in (whole, far)
+    ]
     assert texts[0] == texts[1]
 
 

@@ -289,7 +289,8 @@ def test_tasks_at_chance_are_left_out_by_name():
     assert found.verdict == "supported" and found.tasks == ("good acc",)
     assert "left out: guess: at chance" in found.sentence
     assert (
-        "guess: at chance (n = 40)" in verdict("C1", likelihood=Result(docs, both.record).select(tasks="guess")).sentence
+        "guess: at chance (n = 40)"
+        in verdict("C1", likelihood=Result(docs, both.record).select(tasks="guess")).sentence
     )
 
 

@@ -89,7 +89,9 @@ def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
 
 def test_generation_stops_at_stop_strings_end_of_text_and_length(lens):
     context = (10, 20, 30)
-    free = Engine(lens, progress=False).generate_until([GenerateRequest(context, (), 20)], [parse_condition("baseline")])[0][0]
+    free = Engine(lens, progress=False).generate_until(
+        [GenerateRequest(context, (), 20)], [parse_condition("baseline")]
+    )[0][0]
     assert len(free) > 5
     stop = free[3:5]
     cut_short = Engine(lens, progress=False).generate_until(

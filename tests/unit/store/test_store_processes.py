@@ -14,6 +14,7 @@ import tiny
 from stores import CHOICE, LIMIT, counts, run
 
 import depthlens as dl
+from depthlens import ablations
 from depthlens.store import answer_cache, answer_rows
 from depthlens.store.reservations import Reservations
 
