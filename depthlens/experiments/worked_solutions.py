@@ -79,7 +79,7 @@ class Solution:
 
     doc_id: int
     text: token_spans.Text
-    token_spans: tuple[Span, ...]
+    spans: tuple[Span, ...]
     results: tuple[Result, ...]
     question: tuple[int, ...]
     n_unclear: int

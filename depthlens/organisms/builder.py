@@ -176,8 +176,8 @@ def build(**options: Any) -> Organism:
     chosen = Options(**options)
     heads = truth(chosen)
     roles = {(h.layer, h.head): h.role for h in heads.heads}
-    weights = {key: value for key, value in asdict(chosen).items() if key not in ("decoy", "backup")}
-    return Organism(chosen, weights.plant(roles, **weights), tokenizer(), heads)
+    settings = {key: value for key, value in asdict(chosen).items() if key not in ("decoy", "backup")}
+    return Organism(chosen, weights.plant(roles, **settings), tokenizer(), heads)
 
 
 def truth(organism: str | Options) -> Truth:
