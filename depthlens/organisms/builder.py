@@ -22,6 +22,7 @@ from typing import Any
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from depthlens.errors import UserError, unknown
+from depthlens.organisms import weights
 from depthlens.organisms.language import TASKS, tokenizer
 
 PREFIX = "organism"

@@ -178,7 +178,7 @@ def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):
 
 
 def test_run_sweep_looks_tasks_up_before_it_loads_the_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep.models, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    monkeypatch.setattr("depthlens.models.loading.load", lambda *a, **k: pytest.fail("the model is loaded"))
     with pytest.raises(UserError, match="unknown task 'capitols_default'"):
         run_sweep("smollm2-135m", ["capitols_default"], "layers")
 
