@@ -6,7 +6,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DEPTHLENS_STORE"] = "none"  # what a test computes is computed, not read from an earlier run
 
 import pytest
+import surgery
+import tiny
 import torch
+import transplants
 
 CORES = torch.get_num_threads()
 
@@ -15,3 +18,19 @@ CORES = torch.get_num_threads()
 def threads(request):
     """One thread for tiny models: more only wait for each other, and on a shared machine for long."""
     torch.set_num_threads(CORES if request.node.get_closest_marker("integration") else 1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of tiny models, each written once; a moved one is the other's distilled model."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(family, moved=False):
+        place = root / f"{family}-{moved}"
+        if not place.exists():
+            base = surgery.rough_lens(family)
+            (transplants.other(base) if moved else base).model.save_pretrained(place)
+            tiny.tokenizer().save_pretrained(place)
+        return str(place)
+
+    return folder

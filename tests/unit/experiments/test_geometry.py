@@ -387,7 +387,9 @@ def test_agreement_is_spearman_with_an_interval():
         assert -1 <= row["ci_low"] <= row["spearman"] <= row["ci_high"] + ROUNDING <= 1 + 2 * ROUNDING
     assert table.loc["good", "spearman"] == pytest.approx(1)
     assert np.isnan(table.loc["flat", "spearman"])
-    assert geometry_analysis.agreement(cheap, sweep(), seed=3).equals(geometry_analysis.agreement(cheap, sweep(), seed=3))
+    assert geometry_analysis.agreement(cheap, sweep(), seed=3).equals(
+        geometry_analysis.agreement(cheap, sweep(), seed=3)
+    )
     assert geometry_analysis.agreement(cheap, sweep({"guess": GUESS})).empty
 
 

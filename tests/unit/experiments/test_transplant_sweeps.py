@@ -1,0 +1,170 @@
+"""Transplants as conditions of sweeps, of the command line and of the lm-eval model."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from transplants import SAME, TOKENS, logits, requests, same, scores
+
+from depthlens import cli
+from depthlens.ablations import expand, parse_condition
+from depthlens.analysis.results import Result
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError
+from depthlens.experiments import distillation
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.models import loading
+
+TASK, WRITTEN = "capitals_continuation", "kv_retrieval_4"
+
+
+@pytest.fixture(scope="module")
+def swept(folders):
+    base = loading.load(folders("llama-gqa"))
+    ablate = "layers@donor,L0-1,bottom@donor,L2@donor+L3.H1,whole@donor"
+    return condition_sweep(
+        base, [TASK, WRITTEN], ablate, limit=4, donor=folders("llama-gqa", moved=True), measure="both", progress=False
+    )
+
+
+def test_transplants_go_through_sweep_statistics_and_record(swept, folders, tmp_path):
+    assert list(swept.docs["condition"].unique()) == swept.record["conditions"]
+    assert swept.record["conditions"][-2:] == ["L2@donor+L3.H1", "embed@donor+unembed@donor+L0-4@donor"]
+    summary = swept.summary
+    assert not summary[["value", "delta"]].isna().any().any()
+    one = summary[summary["condition"] == "L2@donor"]
+    assert set(one["layer"]) == {2} and summary.loc[summary["condition"] == "L0-2@donor", "layer"].isna().all()
+    donor = loading.load(folders("llama-gqa", moved=True))
+    alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], limit=4, measure="both", progress=False)
+    mine = swept.docs[swept.docs["condition"] == swept.record["conditions"][-1]].reset_index(drop=True)
+    assert mine["doc_id"].tolist() == alone.docs["doc_id"].tolist()
+    assert mine["response"].tolist() == alone.docs["response"].tolist()
+    pd.testing.assert_series_equal(mine["value"], alone.docs["value"], rtol=0, atol=SAME)
+    swept.save(tmp_path)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["donor"]["name"] == folders("llama-gqa", moved=True)
+    assert record["donor"]["fingerprint"] == donor.fingerprint != record["model"]["fingerprint"]
+    assert record["donor"]["notes"] == [
+        "embed and unembed differ; a condition takes them along by embed@donor+unembed@donor"
+    ]
+    again = Result.load(tmp_path)
+    pd.testing.assert_frame_equal(again.summary, swept.summary)
+
+
+def test_transplants_are_drawn(swept):
+    from matplotlib.figure import Figure
+
+    from depthlens.plots import layers
+
+    assert isinstance(layers.depth_profile(swept), Figure)
+
+
+def test_the_ends_that_stay_are_told(folders, caplog):
+    base, donor = loading.load(folders("llama-gqa")), folders("llama-gqa", moved=True)
+    with caplog.at_level(logging.WARNING, "depthlens"):
+        condition_sweep(base, TASK, "bottom@donor", limit=1, donor=donor, progress=False)
+    (said,) = caplog.messages
+    assert "differs in embed and unembed too" in said and "add embed@donor and unembed@donor, or whole@donor" in said
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "depthlens"):
+        condition_sweep(base, TASK, "L1@donor,whole@donor", limit=1, donor=donor, progress=False)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ablate": "layers@donor"}, r"condition L0@donor takes weights from a donor; give donor=NAME .* --donor NAME"),
+        ({"ablate": "layers", "donor": True}, "is used by @donor conditions only; give both, or neither"),
+        ({"ablate": "L1@donor", "donor": True, "backend": "nnsight"}, "use backend 'torch'"),
+        ({"ablate": "L1@donor", "donor": True, "backend": "transformer_lens"}, "use backend 'torch'"),
+        ({"ablate": "L1@donor", "donor": "nowhere"}, "unknown model 'nowhere'"),
+        ({"ablate": "embed"}, "embed can only be taken from a donor; write embed@donor"),
+        ({"ablate": "unembed@mean"}, "unembed can only be taken from a donor"),
+        ({"ablate": "whole"}, "write whole@donor"),
+        ({"ablate": "L1.embed@donor"}, "cannot read"),
+        ({"ablate": "embed@donor+embed@donor"}, "names one part twice"),
+        ({"ablate": "L1+L1@donor"}, "no effect"),
+        ({"ablate": "L1+L1.mlp@donor"}, "L1.mlp@donor has no effect of its own beside L1"),
+    ],
+)
+def test_what_a_sweep_cannot_do_is_refused_before_it_starts(folders, options, message):
+    base = loading.load(folders("llama-gqa"))
+    if options.get("donor") is True:
+        options = options | {"donor": folders("llama-gqa", moved=True)}
+    with pytest.raises(UserError, match=message):
+        condition_sweep(base, TASK, limit=1, progress=False, **options)
+
+
+def test_a_remote_model_takes_no_transplant(folders):
+    base, donor = loading.load(folders("llama-gqa"), remote="local"), folders("llama-gqa", moved=True)
+    with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
+        condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
+    with pytest.raises(UserError, match="needs both models' weights here"):
+        Engine(base, progress=False).backend.edits(parse_condition("L1@donor"))
+
+
+def test_other_backends_do_not_take_a_transplant_for_a_removal(folders):
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
+    together = distillation.with_donor(base, donor)
+    backend = Engine(together, backend="nnsight", progress=False).backend
+    with pytest.raises(UserError, match="takes weights from a donor"):
+        backend.forward(TOKENS[:1], torch.ones(1, 7, dtype=torch.long), [parse_condition("L1@donor")])
+
+
+def test_a_twin_made_inside_a_transplant_is_the_base(folders):
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
+    clean = logits(base.model)
+    with distillation.transplant(base, donor, layers=[1]):
+        wrapped = base.nnsight
+    with torch.no_grad(), wrapped.trace(TOKENS):
+        found = wrapped.lm_head.output.save()
+    same(found, clean)
+
+
+def test_command_line(folders, tmp_path, capsys):
+    base, donor = folders("llama-gqa"), folders("llama-gqa", moved=True)
+    what = ["--ablate", "layers@donor", "--donor", donor, "--limit", "2", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["sweep", base, TASK, *what])
+    assert done.value.code == 0 and "baseline" in capsys.readouterr().out
+    result = Result.load(tmp_path)
+    assert result.record["donor"]["name"] == donor
+    assert result.record["conditions"] == ["baseline", *(f"L{i}@donor" for i in range(5))]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["sweep", base, TASK, *what[:2], *what[4:], "--overwrite"])
+    assert done.value.code == 2 and "give donor=NAME" in capsys.readouterr().err
+
+
+def test_lm_eval_model(folders):
+    from depthlens.lm_eval_model import DepthlensLM
+
+    base, donor = folders("llama-gqa"), loading.load(folders("llama-gqa", moved=True))
+    model = DepthlensLM(base, condition="L1@donor", donor=donor)
+    found = model.engine.loglikelihood(requests(), [model.condition])
+    together = distillation.with_donor(loading.load(base), donor)
+    same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse_condition("L1@donor")]))
+    with pytest.raises(UserError, match="give donor=NAME"):
+        DepthlensLM(base, condition="L1@donor")
+
+
+def test_words_for_cumulative_transplants():
+    dims = tiny.lens("llama-gqa").dims
+    assert [str(c) for c in expand("bottom@donor", dims)][1:] == [
+        *("L0@donor", "L0-1@donor", "L0-2@donor", "L0-3@donor", "L0-4@donor")
+    ]
+    assert [str(c) for c in expand("top@donor", dims)][1:] == [
+        *("L4@donor", "L3-4@donor", "L2-4@donor", "L1-4@donor", "L0-4@donor")
+    ]
+    assert [str(c) for c in expand("bottom:2@donor", dims)][1:] == ["L0-1@donor", "L0-3@donor", "L0-4@donor"]
+    assert [str(c) for c in expand("top:5", dims)][1:] == ["L0-4"]
+    assert len(expand("heads@donor,L1,bottom@donor", dims)) == 1 + 20 + 1 + 5
+    for text in ("embed@donor+unembed@donor+L0-4@donor", "L2.H1+L2@donor", "embed@donor", "L0-1+L3-4@donor"):
+        assert str(parse_condition(text)) == text
+    assert parse_condition("embed@donor").layer is None and parse_condition("unembed@donor+L3@donor").first_layer == 0
+    assert parse_condition("L3.H1@donor").head == 1 and parse_condition("L3.H1@donor").layer == 3

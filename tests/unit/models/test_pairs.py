@@ -1,0 +1,101 @@
+"""Which models make a pair of base and donor; what differs is named."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+from transformers import AddedToken
+
+from depthlens.errors import UserError
+from depthlens.experiments import distillation
+from depthlens.models import loading, pairs
+from depthlens.models.lens import Lens
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("qwen2", {}, "class is LlamaForCausalLM in the base, Qwen2ForCausalLM in the donor"),
+        ("llama-gqa", {"num_hidden_layers": 4}, "n_layers is 5 in the base, 4 in the donor"),
+        ("llama-gqa", {"hidden_size": 64}, "d_model is 32 in the base, 64 in the donor"),
+        ("llama-gqa", {"num_attention_heads": 8}, "n_heads is 4 in the base, 8 in the donor"),
+        ("llama-mha", {}, "n_kv_heads is 2 in the base, 4 in the donor"),
+        ("llama-gqa", {"head_dim": 12}, "d_head is 8 in the base, 12 in the donor"),
+        ("llama-gqa", {"vocab_size": 300}, r"\(vocabulary size\) are 260 in the base, 300 in the donor"),
+        ("llama-gqa", {"intermediate_size": 64}, r"shape of model.layers.0.mlp.gate_proj.weight is \[48, 32\] in"),
+        ("llama-gqa", {"attention_bias": True}, "q_proj.bias is missing in the base"),
+        ("llama-gqa", {"rms_norm_eps": 1e-3}, "variance_epsilon of input_layernorm is 1e-06 in the base, 0.001"),
+        ("llama-gqa", {"hidden_act": "gelu"}, "a module mlp.act_fn is"),
+    ],
+)
+def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, message):
+    base, donor = tiny.lens("llama-gqa"), tiny.lens(family, **changes)
+    with pytest.raises(UserError, match=message):
+        distillation.with_donor(base, donor)
+    with pytest.raises(UserError, match="are no pair"), distillation.transplant(base, donor, layers=[0]):
+        pass
+    for measure in (distillation.weight_deltas, lambda a, b: distillation.activation_deltas(a, b, ["text"])):
+        with pytest.raises(UserError, match="are no pair"):
+            measure(base, donor)
+
+
+def test_a_model_is_no_donor_of_its_own_and_dtypes_agree():
+    base = tiny.lens("llama-gqa")
+    with pytest.raises(UserError, match="are one loaded model; load the donor apart"):
+        distillation.with_donor(base, base)
+    donor = tiny.lens("llama-gqa")
+    donor.model.bfloat16()
+    with pytest.raises(UserError, match="dtype is float32 in the base, bfloat16 in the donor"):
+        distillation.with_donor(base, donor)
+
+
+def byte_pair(vocab, merges):
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers import models as raw
+    from transformers import PreTrainedTokenizerFast
+
+    built = Tokenizer(raw.BPE(vocab={t: i for i, t in enumerate(vocab)}, merges=merges))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=built)
+
+
+def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_noted():
+    base = tiny.lens("llama-gqa")
+    plain = ["a", "b", "c", "ab", "bc", "abc"]
+    base.tokenizer = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
+
+    def compared(tokenizer):
+        return pairs.compare(base, Lens("changed", copy.deepcopy(base.model), tokenizer)).notes
+
+    assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])) == ()
+    with pytest.raises(UserError, match="token 3 is 'ab' in the base, 'bc' in the donor"):
+        compared(byte_pair(["a", "b", "c", "bc", "ab", "abc"], [("a", "b"), ("b", "c"), ("ab", "c")]))
+    with pytest.raises(UserError, match="token 5 is 'abc' in the base, 'missing'|missing in the donor"):
+        compared(byte_pair(plain[:5], [("a", "b"), ("b", "c")]))
+    with pytest.raises(UserError, match="merge 0 of the tokenizer is 'a b' in the base, 'b c' in the donor"):
+        compared(byte_pair(plain, [("b", "c"), ("a", "b"), ("ab", "c")]))
+    distilled = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
+    distilled.add_tokens([AddedToken("<think>", special=False)])
+    distilled.add_special_tokens({"bos_token": "<begin>"})
+    distilled.chat_template = "{{ messages }}"
+    added, template = compared(distilled)
+    assert added == "2 added tokens differ, e.g. 6 is absent in the base, '<think>' in the donor"
+    assert template == "chat templates differ; prompts are wrapped by the base's"
+    base.tokenizer.add_special_tokens({"bos_token": "<|reserved|>"})
+    assert "2 added tokens differ, e.g. 6 is '<|reserved|>' in the base, '<think>' in the donor" in compared(distilled)
+    split = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
+    split.backend_tokenizer.pre_tokenizer = None
+    assert any("pre_tokenizer differ" in note for note in compared(split))
+
+
+def test_named_pairs_are_the_studys_and_the_embedded_one():
+    found = {(p.base, p.distilled) for p in distillation.PAIRS.values()}
+    assert ("smollm2-135m-direct", "smollm2-135m-cot") in found and len(found) == 6
+    sources = {row.alias: row.source for row in loading.NAMED}
+    for base, distilled in found - {("smollm2-135m-direct", "smollm2-135m-cot")}:
+        assert "DeepSeek-R1" in sources[distilled] and "DeepSeek" not in sources[base]
+    assert distillation.pair("llama-8b").base == "llama-3.1-8b"
+    with pytest.raises(UserError, match="unknown pair 'llama-9b'; did you mean llama-8b"):
+        distillation.pair("llama-9b")
