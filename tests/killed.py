@@ -80,6 +80,7 @@ def fork(work: Callable[[], object]) -> int:
     code = 1
     try:
         stop_on_sigterm()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script ignore it
         work()
         code = 0
     except KeyboardInterrupt:
