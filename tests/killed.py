@@ -48,11 +48,13 @@ class Log:
         self.path = path
 
     def note(self, what: str, rows: list) -> None:
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(json.dumps([what, time.time(), rows]).encode() + b"\n")
+        with open(self.path, "ab", buffering=0) as file:  # the line before may have been cut short by a kill
+            file.write(b"\n" + json.dumps([what, time.time(), rows]).encode() + b"\n")
 
     def lines(self) -> list[tuple[str, float, list]]:
-        return [tuple(json.loads(line)) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        text = self.path.read_text() if self.path.exists() else ""
+        whole = [line for line in text.splitlines(keepends=True) if line.startswith("[") and line.endswith("]]\n")]
+        return [tuple(json.loads(line)) for line in whole]
 
     def watch(self) -> None:
         """Note what the engine does in this process from now on."""
