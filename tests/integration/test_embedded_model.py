@@ -30,9 +30,11 @@ pytestmark = pytest.mark.integration
 
 SEED = 3
 GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k"
-# float32 through 30 layers: logits of size 30 drift by up to 1e-4 where batch layout or thread count differ
-LOGIT_TOLERANCE = 1e-3
-LOGPROB_TOLERANCE = 1e-3  # sums over up to ten tokens
+# float32 through 30 layers: transformers' own logits of size 30 differ from float64's by up to 1e-4, and by 2.3e-3
+# without layer 10 (measured on an Intel Xeon); another batch layout, thread count or processor moves them as far
+LOGIT_TOLERANCE = 5e-3
+LOGPROB_TOLERANCE = 5e-3  # sums over up to ten tokens
+CHANGED = 0.1  # the least by which removing a layer moves some logit
 PROMPT = "The capital of France is Paris. The capital of Japan is"
 
 GSM8K_TASK = """
@@ -165,7 +167,7 @@ def test_skipping_any_layer_equals_deleting_it(lens, without_layer):
     for layer, logits in enumerate(skipped):
         drift = (logits - without_layer(layer)).abs().max().item()
         assert drift < LOGIT_TOLERANCE, f"layer {layer}: logits drift by {drift}, allowed {LOGIT_TOLERANCE}"
-        assert (logits - whole).abs().max().item() > 100 * LOGIT_TOLERANCE, f"removing layer {layer} did nothing"
+        assert (logits - whole).abs().max().item() > CHANGED, f"removing layer {layer} did nothing"
 
 
 def test_the_engine_scores_any_skipped_layer_as_if_deleted(lens, without_layer):
