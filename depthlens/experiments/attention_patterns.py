@@ -12,8 +12,8 @@ The walk is the engine's own (`wavefront`), with the clean row alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,11 +26,12 @@ from depthlens.engine import prefix_tree
 from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
+from depthlens.models.lens import Lens
 
 See = Callable[[int, int, Tensor], None]  # layer, sequence, pattern [n_heads, asked, pos]
 
 
-def read(lens: Any, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], see: See) -> None:
+def read(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], see: See) -> None:
     """Show the attention patterns of some positions of some sequences, one layer at a time.
 
     Args:
@@ -58,11 +59,17 @@ def read(lens: Any, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence
     for i, positions in enumerate(asked):
         if positions:
             pack = prefix_tree.build(sequences, [i])
-            rows = PatternRows(pack, lens, positions, lambda layer, p, i=i: see(layer, i, p))
+            rows = PatternRows(pack, lens, positions, functools.partial(_of_sequence, see, i))
             walk.run(pack, [BASELINE], [0], layout=rows)
 
 
-def attention_pattern(lens: Any, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]) -> Tensor:
+def _of_sequence(see: See, sequence: int, layer: int, pattern: Tensor) -> None:
+    see(layer, sequence, pattern)
+
+
+def attention_pattern(
+    lens: Lens, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]
+) -> Float[Tensor, "asked pos"]:
     """Attention of one head from some positions of one sequence.
 
     Args:
@@ -72,7 +79,7 @@ def attention_pattern(lens: Any, tokens: Sequence[int], head: tuple[int, int], a
         asked: Positions that look.
 
     Returns:
-        Attention weights, float32 of shape [asked, pos], on the CPU.
+        Attention weights in float32, on the CPU.
 
     Raises:
         UserError: a head or position that does not exist, or see `read`.
@@ -96,7 +103,7 @@ class PatternRows(Layout):
     """The layout of one sequence that shows the pattern rows of the asked positions as each layer passes."""
 
     def __init__(
-        self, pack: prefix_tree.Pack, lens: Any, asked: Sequence[int], see: Callable[[int, Tensor], None]
+        self, pack: prefix_tree.Pack, lens: Lens, asked: Sequence[int], see: Callable[[int, Tensor], None]
     ) -> None:
         super().__init__(pack, lens.device, lens.dtype)
         self.asked = torch.tensor(list(asked), device=lens.device)

@@ -9,8 +9,8 @@ with r = 0 (zero ablation) or the mean of a reference set (mean ablation). All n
 two passes. Source: Nanda 2023, Attribution Patching (neelnanda.io/mechanistic-interpretability/attribution-patching);
 Kramar et al. 2024, AtP*, arXiv 2403.00745.
 
-When it misleads: where the effect is far from linear, above all behind a saturated softmax (a head that decides alone
-gets too small an estimate) and where heads back each other up. Hold it against an exact sweep of the top heads.
+It misleads where the effect is far from linear, above all behind a saturated softmax (a head that decides alone gets
+too small an estimate), and where heads replace each other. Compare it with an exact sweep of the top heads.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
@@ -27,6 +28,7 @@ from depthlens.backends.protocol import Means
 from depthlens.engine import memory_budget
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown
+from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
 
@@ -34,7 +36,7 @@ MODES = ("zero", "mean")
 
 
 def attribute(
-    lens: Any,
+    lens: Lens,
     requests: Sequence[LoglikelihoodRequest],
     *,
     mode: str = "zero",
@@ -43,7 +45,7 @@ def attribute(
     batch_tokens: int | None = None,
     progress: bool = False,
     kept: AnswerCache | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "request n_layers n_heads"], Float[Tensor, " request"]]:
     """Estimate by how much log p(continuation | context) changes when one head is removed.
 
     Args:
@@ -57,8 +59,7 @@ def attribute(
         kept: Where estimates are found and kept, batch by batch; its entry must be of this mode, means and weights.
 
     Returns:
-        Estimated changes in nats, shape [request, n_layers, n_heads], and the clean log-probabilities, shape [request];
-        both of the weighted sum where there are weights.
+        Estimated changes in nats, and the clean log-probabilities; both of the weighted sum where there are weights.
 
     Raises:
         UserError: unknown mode, no means for ``mean``, weights that do not fit the tokens, or an offloaded model.
@@ -81,10 +82,11 @@ def attribute(
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         nonlocal tokens
-        reference = means() if mode == "mean" else None
+        reference = means() if means is not None and mode == "mean" else None
         start = 0
         while start < len(members):
-            batch, size = [], 0
+            batch: list[int] = []
+            size = 0
             for i in members[start:]:
                 size += _length(requests[i])
                 if batch and size > tokens:
@@ -114,8 +116,8 @@ def _length(request: LoglikelihoodRequest) -> int:
 
 
 def _batch(
-    lens: Any, requests: list[LoglikelihoodRequest], weights: list[Sequence[float]], means: Means | None
-) -> tuple[Tensor, Tensor]:
+    lens: Lens, requests: list[LoglikelihoodRequest], weights: list[Sequence[float]], means: Means | None
+) -> tuple[Float[Tensor, "request n_layers n_heads"], Float[Tensor, " request"]]:
     """One forward and one backward pass of requests laid end to end; see `attribute` for the shapes."""
     arch, dims, device = lens.arch, lens.dims, lens.device
     lengths = [_length(q) for q in requests]
@@ -153,6 +155,7 @@ def _batch(
             handle.remove()
     change = torch.zeros(len(requests), dims.n_layers, dims.n_heads)
     for layer, z in kept.items():
+        assert z.grad is not None  # the backward pass above
         grad = z.grad.unflatten(-1, (dims.n_heads, dims.d_head)).float()  # [1, pos, n_heads, d_head]
         step = -z.detach().unflatten(-1, (dims.n_heads, dims.d_head)).float()
         if means is not None:

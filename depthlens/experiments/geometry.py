@@ -10,13 +10,13 @@ final norm), all read in one clean pass:
 * logit lens (nostalgebraist 2020): the final norm and the unembedding applied to x_l, at some positions; how probable,
   and of what rank, the model's own final top-1 token is by then, and the entropy of the distribution in nats.
 
-`effects` asks what later layers make of an earlier one (Csordas et al. 2025, arXiv 2505.13898): layer s is skipped, and
-what a later layer l adds to the stream changes by ``||delta_l(skip s) - delta_l|| / ||delta_l||``. Skipped at all
-positions, this mixes two things; skipped only before a random position t and measured from t on, it is what layer s
-*hands on to future tokens* through attention.
+`layer_effects` asks how much later layers depend on an earlier one (Csordas et al. 2025, arXiv 2505.13898). Layer s is
+skipped, and what a later layer l adds to the stream changes by ``||delta_l(skip s) - delta_l|| / ||delta_l||``. Where
+layer s is skipped at all positions, this mixes two effects. Where it is skipped only before a random position t and
+the change is measured from t on, this is what layer s *passes on to future tokens* through attention.
 
 Every number is taken per text, then averaged, with a 95% Student t interval over texts. The residual streams of one
-text are held at a time. `agreement` says how well the cheap numbers foretell what removing a layer really costs.
+text are held at a time. `depthlens.analysis.geometry` says how well these numbers predict what a removal costs.
 
 Limits: a few large dimensions of a trained stream dominate its cosines, and the first token is often a huge outlier.
 Early streams are not made for the unembedding, so the logit lens understates what they hold.
@@ -26,8 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -44,10 +43,11 @@ from depthlens.engine import nonfinite, prefix_tree
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
+from depthlens.experiments.measured import one_by_one
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, describe
+from depthlens.store.answer_cache import AnswerStore, Where, describe
 from depthlens.store.parts import DEFAULT
 
 LENS = ("probability", "rank", "entropy")
@@ -99,8 +99,9 @@ def depth_geometry(
     ]
     answers = AnswerStore(store, lens)
     kept = answers.entry("geometry", method=f"geometry, lens at {lens_positions}")
-    values = _by_text(
-        kept, rows, names, lambda i: _measure(lens, rows[i], lens_positions), f"geometry of {lens.name}", progress
+    bar = f"geometry of {lens.name}"
+    values = one_by_one(
+        kept, rows, names, lambda i: _measure(lens, rows[i], lens_positions), desc=bar, unit="text", progress=progress
     )
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
     by_depth = by_depth.reshape(len(rows), len(depths), len(LENS))
@@ -199,8 +200,8 @@ def layer_effects(
 ) -> pd.DataFrame:
     """How much skipping a layer changes what each later layer adds to the residual stream.
 
-    The first token of a text is a resting place of attention, with a state far larger than all others that a few early
-    layers make. Skipping these takes it away, and much of their effect is that alone; ``skip_first=1`` leaves it in place.
+    The first token of a text is an attention sink. A few early layers give it a state far larger than all others. Much
+    of the effect of skipping these layers is the loss of that state alone; ``skip_first=1`` leaves it in place.
 
     Args:
         lens: A loaded model; an offloaded one reads its layers once a text.
@@ -242,7 +243,8 @@ def layer_effects(
     kept = AnswerStore(store, lens).entry("geometry", method=f"effects, {reduce}, spare {skip_first}")
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
-    values = _by_text(kept, cases, names, measure, f"effects of layers of {lens.name}", progress)
+    bar = f"effects of layers of {lens.name}"
+    values = one_by_one(kept, cases, names, measure, desc=bar, unit="text", progress=progress)
     return _table(["layer", "later", "where"], "effect", places, values)
 
 
@@ -291,7 +293,12 @@ def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> li
     arguments.loaded(lens)
     lens.needs_weights("the geometry of the residual stream")
     texts = plain_texts() if texts is None else texts
-    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts or [0]):
+    if (
+        isinstance(texts, str)
+        or not isinstance(texts, Sequence)
+        or not texts
+        or not all(isinstance(t, str) for t in texts)
+    ):
         raise UserError(f"texts {texts!r}: give a list of at least one text")
     if limit is not None:
         arguments.whole("limit", limit, 1)
@@ -305,23 +312,6 @@ def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> li
         if len(row) > reads:
             raise UserError(f"text {i} has {len(row)} tokens; the model reads {reads} at once, set max_tokens={reads}")
     return rows
-
-
-def _by_text(
-    kept: AnswerCache,
-    cases: Sequence[Any],
-    names: Sequence[str],
-    measure: Callable[[int], np.ndarray],
-    what: str,
-    progress: bool,
-) -> np.ndarray:
-    """Numbers of each text, measured one by one where they are not kept. Shape [text, name]."""
-
-    def run(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        for i in members:
-            yield [i], measure(i)[None]
-
-    return kept.numbers(cases, names, run, desc=what, progress=progress)
 
 
 def _table(keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from depthlens import arguments
 from depthlens.errors import unknown
@@ -64,10 +64,9 @@ DEFAULTS: EvalOptions = {
 RECORDED = ("limit", "apply_chat_template", "system_instruction", "measure", "seed", "include_path", "backend")
 # options of experiments that ask no conditions of tasks
 WITHOUT_CONDITIONS = ("measure", "backend", "apply_chat_template", "system_instruction")
-OF_PROMPTS = ("limit", "num_fewshot", "include_path", "seed")
 
 
-def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: Any) -> EvalOptions:
+def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> EvalOptions:
     """All options, those that were not given at their defaults.
 
     Args:
@@ -82,7 +81,7 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: Any) -> E
     for name in given:
         if name not in allowed:
             raise unknown("option", name, allowed)
-    options: EvalOptions = {**DEFAULTS, **own, **given}
+    options = cast(EvalOptions, {**DEFAULTS, **own, **given})
     arguments.check(**{name: value for name, value in options.items() if name != "store"})
     options["limit"] = arguments.documents(options["limit"])
     return options
@@ -90,18 +89,35 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: Any) -> E
 
 def recorded(options: EvalOptions) -> dict[str, Any]:
     """What a record holds of the options."""
-    found = {name: options[name] for name in RECORDED}
-    path = found["include_path"]
-    return found | {"include_path": None if path is None else str(path)}
+    values = dict(options)
+    path = options["include_path"]
+    return {name: values[name] for name in RECORDED} | {"include_path": None if path is None else str(path)}
+
+
+def task_options(options: EvalOptions) -> dict[str, Any]:
+    """The options that decide what documents and examples a task has."""
+    values = dict(options)
+    return {name: values[name] for name in ("limit", "num_fewshot", "include_path", "seed")}
+
+
+def tasks_record(names: Sequence[str], options: EvalOptions) -> dict[str, Any]:
+    """What a record of head scores holds of the tasks."""
+    chosen = {name: value for name, value in task_options(options).items() if name != "include_path"}
+    return {"tasks": [*names], **chosen}
 
 
 def load_tasks(names: str | Sequence[str], options: EvalOptions) -> dict[str, Any]:
     """The lm-eval tasks of some names; see `depthlens.tasks.harness.load_tasks`."""
     wanted = arguments.names("tasks", names, "capitals_continuation")
-    return harness.load_tasks(wanted, **{name: options[name] for name in OF_PROMPTS})
+    return harness.load_tasks(wanted, **task_options(options))
 
 
 def prepare(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared]:
     """The requests of tasks for a model; see `depthlens.tasks.harness.prepare`."""
-    names = ("limit", "apply_chat_template", "system_instruction")
-    return harness.prepare(lens, tasks, **{name: options[name] for name in names})
+    return harness.prepare(
+        lens,
+        tasks,
+        limit=options["limit"],
+        apply_chat_template=options["apply_chat_template"],
+        system_instruction=options["system_instruction"],
+    )

@@ -22,7 +22,7 @@ from depthlens.errors import UserError, unknown
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, removed_alone, scores_record, single
-from depthlens.experiments.options import OF_PROMPTS, WITHOUT_CONDITIONS, EvalOptions, settled
+from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
 from depthlens.experiments.worked_solutions import KINDS, Solution
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
@@ -63,14 +63,14 @@ def reasoning_scores(
     removed = removed_alone(lens, heads, method)
     answers = AnswerStore(chosen["store"], lens)
     names = arguments.names("tasks", tasks, "arithmetic_cot")
-    solved = worked_solutions.worked_solutions(lens, names, **{name: chosen[name] for name in OF_PROMPTS})
+    solved = worked_solutions.worked_solutions(lens, names, **task_options(chosen))
     cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]
-    both = _judged(names, solved, cells)
+    with_both = _with_both_kinds(names, solved, cells)
     cache = answers.entry(f"solutions {' '.join(names)}", method="exact" if method == EXACT else "attribution zero")
     losses, clean = (_exact if method == EXACT else _attributed)(lens, solved, cells, removed, chosen, cache)
     n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
     losses, clean = losses / n_tokens[:, None, None], clean / n_tokens
-    source = {"tasks": names, **{name: chosen[name] for name in ("limit", "num_fewshot", "seed")}}
+    source = tasks_record(names, chosen)
     of = {kind: [i for i, cell in enumerate(cells) if cell[1] == kind] for kind in KINDS}
     record = scores_record(lens, answers, method, source)
     record["store"] = describe([cache])
@@ -79,18 +79,18 @@ def reasoning_scores(
         kind: {"n_tokens": int(n_tokens[rows].sum()), "nats_per_token": float(clean[rows].mean())}
         for kind, rows in of.items()
     }
-    tail = ", by attribution" if method == ATTRIBUTION else ""
+    suffix = ", by attribution" if method == ATTRIBUTION else ""
 
     def scores(name: str, values: np.ndarray) -> HeadScores:
-        return HeadScores.of_cases(f"loss on {name}{tail}", "nats", values, record, tested=True, heads=removed)
+        return HeadScores.of_cases(f"loss on {name}{suffix}", "nats", values, record, tested=True, heads=removed)
 
     index = {cell: i for i, cell in enumerate(cells)}
-    gap = losses[[index[s, "computed"] for s in both]] - losses[[index[s, "copied"] for s in both]]
+    gap = losses[[index[s, "computed"] for s in with_both]] - losses[[index[s, "copied"] for s in with_both]]
     single_kinds = [scores(f"{kind} tokens", losses[of[kind]]) for kind in KINDS]
     return ReasoningScores(*single_kinds, scores("computed minus copied tokens", gap), record)
 
 
-def _judged(tasks: Sequence[str], solved: Sequence[Solution], cells: Sequence[Cell]) -> list[int]:
+def _with_both_kinds(tasks: Sequence[str], solved: Sequence[Solution], cells: Sequence[Cell]) -> list[int]:
     """Solutions that have both computed and copied numbers."""
     for kind in KINDS:
         if not any(cell[1] == kind for cell in cells):

@@ -1,33 +1,37 @@
 """Where heads look while computed numbers of worked solutions are written: operands, previous result, question.
 
-A head that carries computation should read what it computes from. Attention is read one layer at a time (`patterns`),
-at the positions that predict the tokens of computed numbers (`solutions`), teacher-forced.
+A head that computes should read what it computes from. Attention is read one layer at a time
+(`depthlens.experiments.attention_patterns`), at the positions that predict the tokens of computed numbers
+(`depthlens.experiments.worked_solutions`), teacher-forced.
 
-Limits: attention says what can reach a head, not what it does with it, and what stands at a position may have been
-gathered there from elsewhere by earlier layers.
+Limits: attention says what can reach a head, not what the head does with it. What a position holds may have been
+gathered from other positions by earlier layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
 from depthlens.experiments import attention_patterns, worked_solutions
-from depthlens.experiments.options import OF_PROMPTS, WITHOUT_CONDITIONS, EvalOptions, settled
+from depthlens.experiments.measured import one_by_one
+from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options
 from depthlens.experiments.worked_solutions import Solution
+from depthlens.models.lens import Lens
 from depthlens.store.answer_cache import AnswerStore
 
 SOURCES = ("operands", "previous_result", "question", "rest")
 
 
 def attention_at_results(
-    lens: Any,
+    lens: Lens,
     tasks: str | Sequence[str] = "arithmetic_cot",
     **options: Unpack[EvalOptions],
 ) -> pd.DataFrame:
@@ -51,20 +55,21 @@ def attention_at_results(
     arguments.loaded(lens)
     chosen = settled(options, without=(*WITHOUT_CONDITIONS, "batch_tokens"))
     names = arguments.names("tasks", tasks, "arithmetic_cot")
-    prompts = {name: chosen[name] for name in OF_PROMPTS}
-    solved = [s for s in worked_solutions.worked_solutions(lens, names, **prompts) if s.results]
+    solved = [s for s in worked_solutions.worked_solutions(lens, names, **task_options(chosen)) if s.results]
     dims = lens.dims
     shape = dims.n_layers, dims.n_heads, len(SOURCES)
-
-    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        for i in members:
-            yield [i], _masses(lens, solved[i]).reshape(1, -1)
-
-    kept = AnswerStore(chosen["store"], lens).entry(f"results of {' '.join(names)}", method="attention at results")
+    cache = AnswerStore(chosen["store"], lens).entry(f"results of {' '.join(names)}", method="attention at results")
     cases = [(s.text.tokens, s.question, s.results) for s in solved]
-    names = [f"{head} {source}" for head in dims.head_names for source in SOURCES]
-    bar = {"desc": "attention at results", "unit": "solution", "progress": chosen["progress"]}
-    totals = kept.numbers(cases, names, measure, **bar).reshape(len(solved), *shape).sum(0)
+    values = one_by_one(
+        cache,
+        cases,
+        [f"{head} {source}" for head in dims.head_names for source in SOURCES],
+        lambda i: _masses(lens, solved[i]),
+        desc="attention at results",
+        unit="solution",
+        progress=chosen["progress"],
+    )
+    totals = values.reshape(len(solved), *shape).sum(0)
     n = sum(len(s.results) for s in solved)
     layer, head = (x.ravel() for x in np.indices(shape[:2]))
     table = pd.DataFrame({"layer": layer, "head": head, "condition": dims.head_names})
@@ -73,7 +78,7 @@ def attention_at_results(
     return table.assign(n=n)
 
 
-def _masses(lens: Any, solution: Solution) -> np.ndarray:
+def _masses(lens: Lens, solution: Solution) -> np.ndarray:
     """Attention of every head from the results of one solution to each source. Shape [n_layers, n_heads, source]."""
     masses = np.zeros((lens.dims.n_layers, lens.dims.n_heads, len(SOURCES)))
     weights = _sources(solution).to(lens.device)
@@ -87,7 +92,7 @@ def _masses(lens: Any, solution: Solution) -> np.ndarray:
     return masses
 
 
-def _sources(solution: Solution) -> Tensor:
+def _sources(solution: Solution) -> Float[Tensor, "token pos 3"]:
     """Which positions are operands, previous result and question, for each token of each computed number.
 
     Each token weighs as one part of its number. Shape [token, pos, 3].

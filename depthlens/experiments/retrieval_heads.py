@@ -17,13 +17,14 @@ Limit: single removals miss heads that can replace each other (``given_removed``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
@@ -34,7 +35,8 @@ from depthlens.errors import UserError, unknown
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, added, checked, removed_alone, scores_record, single
-from depthlens.experiments.options import OF_PROMPTS, WITHOUT_CONDITIONS, EvalOptions, settled
+from depthlens.experiments.measured import one_by_one
+from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, describe
@@ -87,47 +89,48 @@ def retrieval_scores(
     if method not in (COPY_PASTE, EXACT, ATTRIBUTION):
         raise unknown("method", method, (COPY_PASTE, EXACT, ATTRIBUTION))
     removed = _removed(lens, method, heads, given_removed)
+    label = "needles"
+    source: dict[str, Any]
     if needles is not None:
-        source: dict[str, Any] = {"given": len(needles)}
+        source = {"given": len(needles)}
     elif tasks is not None:
         names = arguments.names("tasks", tasks, "kv_retrieval_4")
-        source = {"tasks": names, **{name: chosen[name] for name in ("limit", "num_fewshot", "seed")}}
-        needles = prompts.task_needles(lens, names, **{name: chosen[name] for name in OF_PROMPTS})
+        needles = prompts.task_needles(lens, names, **task_options(chosen))
+        label, source = " ".join([label, *names]), tasks_record(names, chosen)
     else:
+        needles = prompts.written_needles(lens, n_needles, depths, context_lengths, chosen["seed"])
         source = {"n_needles": n_needles, "depths": list(depths), "context_lengths": list(context_lengths)}
         source["seed"] = chosen["seed"]
-        needles = prompts.written_needles(lens, n_needles, depths, context_lengths, chosen["seed"])
-    answers, label = AnswerStore(chosen["store"], lens), " ".join(["needles", *source.get("tasks", [])])
+    answers = AnswerStore(chosen["store"], lens)
     engine = Engine(lens, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], kept=answers.entry(label))
-    recalled_needles = _recalled(lens, engine, needles)
+    recalled = _recalled(lens, engine, needles)
     record = scores_record(lens, answers, method, source)
-    groups = _groups(needles, recalled_needles)
-    record["needles"] = {"asked": len(needles), "recalled": len(recalled_needles), "groups": groups}
+    record["needles"] = {"asked": len(needles), "recalled": len(recalled), "groups": _groups(needles, recalled)}
     if method == COPY_PASTE:
         cache = answers.entry(label, method="copy-paste score")
-        values = copy_paste(lens, recalled_needles, chosen["progress"], cache)
+        values = copy_paste(lens, recalled, chosen["progress"], cache)
         record["store"] = describe([engine.kept, cache])
         scores = HeadScores.of_cases("copy-paste score", "", values, record, tested=False)
+        assert scores.low is not None and scores.high is not None  # `of_cases` gives every score an interval
         return replace(scores, low=scores.low.clip(0, 1), high=scores.high.clip(0, 1))
-    requests = [_needle_tokens(n) for n in recalled_needles]
-    n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
+    requests = [_needle_tokens(n) for n in recalled]
+    name = "loss on needle tokens"
     if method == ATTRIBUTION:
         cache = answers.entry(label, method="attribution zero")
         change, _ = attribute(
             lens, requests, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], kept=cache
         )
         record["store"] = describe([engine.kept, cache])
-        name = "loss on needle tokens, by attribution"
-        return HeadScores.of_cases(name, "nats", -change.numpy() / n_tokens, record, tested=True)
-    if given_removed is None:
-        name, (losses, _) = "loss on needle tokens", single(lens, engine, requests, removed)
+        name, losses = f"{name}, by attribution", -change.numpy()
+    elif given_removed is None:
+        losses, _ = single(lens, engine, requests, removed)
+        record["store"] = describe([engine.kept])
     else:
-        record["given_removed"] = [str(heads_condition([h])) for h in removed]
-        name, losses = (
-            f"loss on needle tokens after {len(removed) - 1} other heads",
-            added(lens, engine, requests, removed),
-        )
-    record["store"] = describe([engine.kept])
+        assert removed is not None  # `_removed` returns the heads of given_removed
+        losses = added(lens, engine, requests, removed)
+        record |= {"given_removed": [str(heads_condition([h])) for h in removed], "store": describe([engine.kept])}
+        name = f"{name} after {len(removed) - 1} other heads"
+    n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
     return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True, heads=removed)
 
 
@@ -164,34 +167,34 @@ def recalled_needles(
     return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=cache), needles)
 
 
-def recall_table(needles: Sequence[Needle], found: Sequence[Needle]) -> pd.DataFrame:
+def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:
     """How many needles were asked and how many recalled: one row a depth and context length, or a task.
 
     Args:
         needles: All that were asked.
-        found: Those that `recalled` gave.
+        recalled: Those that `recalled_needles` returned.
     """
-    return pd.DataFrame(_groups(needles, found))
+    return pd.DataFrame(_groups(needles, recalled))
 
 
 def copy_paste(
-    lens: Any, needles: Sequence[Needle], progress: bool = False, kept: AnswerCache | None = None
-) -> np.ndarray:
-    """Copy-paste score of every head on each needle, recalled or not. Shape [needle, n_layers, n_heads]."""
-    dims = lens.dims
+    lens: Lens, needles: Sequence[Needle], progress: bool = False, cache: AnswerCache | None = None
+) -> Float[np.ndarray, "needle n_layers n_heads"]:
+    """Copy-paste score of every head on each needle, recalled or not."""
+    values = one_by_one(
+        cache or AnswerCache(),
+        [(n.request, n.targets, n.places, n.asked) for n in needles],
+        lens.dims.head_names,
+        lambda i: _copy_paste(lens, needles[i]),
+        desc="attention patterns",
+        unit="needle",
+        progress=progress,
+    )
+    return values.reshape(len(needles), lens.dims.n_layers, lens.dims.n_heads)
 
-    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        for i in members:
-            yield [i], _copy_paste(lens, needles[i]).reshape(1, -1)
 
-    cases = [(n.request, n.targets, n.places, n.asked) for n in needles]
-    options = {"desc": "attention patterns", "unit": "needle", "progress": progress}
-    values = (kept or AnswerCache()).numbers(cases, dims.head_names, measure, **options)
-    return values.reshape(len(needles), dims.n_layers, dims.n_heads)
-
-
-def _copy_paste(lens: Any, needle: Needle) -> np.ndarray:
-    """Copy-paste score of every head on one needle. Shape [n_layers, n_heads]."""
+def _copy_paste(lens: Lens, needle: Needle) -> Float[np.ndarray, "n_layers n_heads"]:
+    """Copy-paste score of every head on one needle."""
     scores = np.zeros((lens.dims.n_layers, lens.dims.n_heads))
     sequence = (*needle.request.context, *needle.request.continuation)[:-1]
     targets, tokens, places = (torch.tensor(x, device=lens.device) for x in (needle.targets, sequence, needle.places))
@@ -205,15 +208,15 @@ def _copy_paste(lens: Any, needle: Needle) -> np.ndarray:
     return scores
 
 
-def _recalled(lens: Any, engine: Engine, needles: Sequence[Needle]) -> list[Needle]:
+def _recalled(lens: Lens, engine: Engine, needles: Sequence[Needle]) -> list[Needle]:
     if not needles or not all(isinstance(needle, Needle) for needle in needles):
         raise UserError("no needles; give at least one, from depthlens.tasks.needles")
     (answers,) = engine.loglikelihood([n.request for n in needles], [BASELINE], desc="recall")
-    found = [n for n, answer in zip(needles, answers, strict=True) if answer.is_greedy]
-    if not found:
+    recalled = [n for n, answer in zip(needles, answers, strict=True) if answer.is_greedy]
+    if not recalled:
         fix = "give shorter contexts, more examples (num_fewshot) or a larger model"
         raise UserError(f"{lens.name} recalls none of {len(needles)} needles: cannot judge its heads; {fix}")
-    return found
+    return recalled
 
 
 def _groups(needles: Sequence[Needle], recalled: Sequence[Needle]) -> list[dict[str, Any]]:
@@ -222,12 +225,12 @@ def _groups(needles: Sequence[Needle], recalled: Sequence[Needle]) -> list[dict[
     def key(needle: Needle) -> tuple:
         return tuple((k, v) for k, v in needle.about.items() if k in ("depth", "context_length", "task"))
 
-    asked, found = Counter(map(key, needles)), Counter(map(key, recalled))
-    return [{**dict(k), "asked": n, "recalled": found[k]} for k, n in asked.items()]
+    n_asked, n_recalled = Counter(map(key, needles)), Counter(map(key, recalled))
+    return [{**dict(k), "asked": n, "recalled": n_recalled[k]} for k, n in n_asked.items()]
 
 
 def _needle_tokens(needle: Needle) -> LoglikelihoodRequest:
-    """The needle's tokens alone, after everything before them (what stands between two of them counts, too)."""
+    """The needle's tokens alone, after everything before them; tokens between two of them count, too."""
     n = len(needle.request.context)
     tokens = (*needle.request.context, *needle.request.continuation)
     first, last = n + needle.steps[0], n + needle.steps[-1]

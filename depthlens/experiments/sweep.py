@@ -47,10 +47,10 @@ def layer_sweep(
     Raises:
         UserError: for anything asked for that does not exist.
     """
-    words = {"layer": "layers", "attn": "attn", "mlp": "mlp"}
-    if site not in words:
-        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(words)}")
-    return condition_sweep(lens, tasks, words[site], **options)
+    conditions = {"layer": "layers", "attn": "attn", "mlp": "mlp"}
+    if site not in conditions:
+        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(conditions)}")
+    return condition_sweep(lens, tasks, conditions[site], **options)
 
 
 def head_sweep(
@@ -119,11 +119,11 @@ def _attributed(lens: Lens, names: str | Sequence[str], ablate: list[str], mode:
     if mode == "resample":
         raise UserError("mode 'resample': attribution estimates 'zero' and 'mean'; use one of these, or method='exact'")
     conditions = expand(ablate, lens.dims)
-    answers = AnswerStore(options["store"], lens)  # what is wrong with it is told before the tasks are made
+    answers = AnswerStore(options["store"], lens)  # its errors come before the tasks are made
     views = _views(lens, load_tasks(names, options), options)
     of_layer = len(ablate) // len({c.layer for c in conditions[1:]})  # heads, or groups of them
 
-    def run(view: Answers, reference: Reference | None) -> tuple[list[list[LoglikelihoodAnswer]], AnswerCache]:
+    def run(view: Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
         cache = answers.entry(
             view.name, method=f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
         )
@@ -166,7 +166,7 @@ def run_sweep(
     donor: str | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
-    """`condition_sweep` on a model by name; what needs no weights is looked at before they are read."""
+    """`condition_sweep` on a model by name; what needs no weights is checked before they are read."""
     checked = settled(options)
     arguments.check(dtype=dtype, device=device, tasks=tasks, resample_prompts=resample_prompts)
     for name in (model, donor):
@@ -218,17 +218,18 @@ def condition_sweep(
         lens.needs_weights("@resample")
     backend, batch_tokens = chosen["backend"], chosen["batch_tokens"]
     both = pairs.together(lens, donor, conditions, backend)
-    answers = AnswerStore(chosen["store"], both)  # what is wrong with it is told before the tasks are made
+    answers = AnswerStore(chosen["store"], both)  # its errors come before the tasks are made
     if not isinstance(tasks, dict) or not tasks:
-        tasks = load_tasks(tasks, chosen)
+        tasks = load_tasks([] if isinstance(tasks, dict) else tasks, chosen)
     views = _views(lens, tasks, chosen)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
     def run(view: Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
         cache = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
-        lacks = reference is not None and cache.lacks(view.requests, conditions)
-        means = reference.measure(both) if lacks else None
+        means = None
+        if reference is not None and cache.lacks(view.requests, conditions):
+            means = reference.measure(both)
         engine = Engine(
             both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], kept=cache
         )
@@ -255,15 +256,15 @@ def _result(
     frames: list[pd.DataFrame] = []
     records: dict[str, dict] = {}
     asked: dict[str, pd.DataFrame] = {}
-    stores: list[AnswerCache] = []
+    caches: list[AnswerCache] = []
     for view in views:
         needed = bool(prompts) or any(c.uses_mean for c in conditions)
         reference = of_task(view.name, view.requests) if needed else None
         runs = []
-        for one in reference.sampled(prompts) if prompts else [reference]:
-            answers, kept = run(view, one)
+        for reference_prompt in reference.sampled(prompts) if reference and prompts else [reference]:
+            answers, cache = run(view, reference_prompt)
             runs.append(_frame(lens.name, view, conditions, answers))
-            stores.append(kept)
+            caches.append(cache)
         frame = runs[0] if len(runs) == 1 else runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
         frames.append(frame)
         about = view.describe(frame) | ({"reference": reference.name} if reference else {})
@@ -278,7 +279,7 @@ def _result(
         "tasks": records,
         "conditions": [str(c) for c in conditions],
         **record,
-        "store": describe(stores),
+        "store": describe(caches),
         **provenance.environment(),
         **provenance.where_and_when(),
     }

@@ -18,7 +18,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +25,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.analysis.text_numbers import WORDS, numbers
 from depthlens.errors import UserError
+from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
@@ -50,7 +50,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Result:
+class ComputedNumber:
     """A computed number and where what it could come from stands: token positions.
 
     Attributes:
@@ -80,7 +80,7 @@ class Solution:
     doc_id: int
     text: token_spans.Text
     spans: tuple[Span, ...]
-    results: tuple[Result, ...]
+    results: tuple[ComputedNumber, ...]
     question: tuple[int, ...]
     n_unclear: int
 
@@ -171,15 +171,15 @@ def _runs(kind_of: dict[int, str | None], of_numbers: list[tuple[int, ...]]) -> 
     begin = None
     for p in positions:
         if begin is not None and (kind_of[p] != kind_of[begin] or p in starts):
-            if kind_of[begin] is not None:
-                yield Span(kind_of[begin], begin, p)
+            if (kind := kind_of[begin]) is not None:
+                yield Span(kind, begin, p)
             begin = None
         begin = p if begin is None else begin
-    if begin is not None and kind_of[begin] is not None:
-        yield Span(kind_of[begin], begin, positions[-1] + 1)
+    if begin is not None and (kind := kind_of[begin]) is not None:
+        yield Span(kind, begin, positions[-1] + 1)
 
 
-def _results(solution: str, places: list[tuple[int, int, str | None, tuple[int, ...]]]) -> Iterator[Result]:
+def _results(solution: str, places: list[tuple[int, int, str | None, tuple[int, ...]]]) -> Iterator[ComputedNumber]:
     last: tuple[int, ...] = ()
     operands: list[int] = []
     line_end = 0
@@ -189,14 +189,14 @@ def _results(solution: str, places: list[tuple[int, int, str | None, tuple[int, 
         line_end = start
         if kind == "computed" and tokens:
             previous = tuple(p for p in last if p not in operands)
-            yield Result(tokens, tuple(operands), previous)
+            yield ComputedNumber(tokens, tuple(operands), previous)
             last, operands = tokens, []
         else:
             operands += tokens
 
 
 def worked_solutions(
-    lens: Any,
+    lens: Lens,
     tasks: str | Sequence[str],
     *,
     limit: int | None = None,

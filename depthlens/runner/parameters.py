@@ -83,7 +83,7 @@ def sound(values: Mapping[str, object], notebook: str) -> None:
         notebook: For the error.
 
     Raises:
-        UserError: the first value that `depthlens.setup_notebook` would refuse, as far as no model or device is needed to tell.
+        UserError: the first value that `depthlens.setup_notebook` refuses and that needs no model or device to check.
     """
     try:
         for name, value in values.items():
