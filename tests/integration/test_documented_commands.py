@@ -1,6 +1,6 @@
-"""README's commands and snippets as they are written there, one after another in one folder, as a reader would.
+"""Commands and snippets of README and docs as they are written there, one after another in one folder.
 
-A new line of README fails here until it is run, or listed with the reason why it is not. Times are those of two cores.
+A new line there fails here until it is run, or listed with the reason why it is not. Times are those of two cores.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from depthlens.ablations import Dims, expand
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 ROOT = paths.data_dir().parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "docs/guide.md", "docs/python.md", "docs/store.md")
+TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [
     line.split("  #")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines() if line.strip()
 ]
 SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 
-# what a line of README begins with: what is said, and what it took
+# what a line begins with: what is printed, and what it took
 RUN = {
     "depthlens sweep Qwen/Qwen3-8B ": "is not in the local cache and HF_HUB_OFFLINE=1",  # 0.5 s; tests have no hub
     "depthlens sweep path/to/folder kv_retrieval_4 ": "Wrote ",  # 18 s
@@ -49,7 +50,7 @@ RUN = {
 NOT_RUN = {"make demo": "installs, and runs three notebooks (minutes)", "make test": "runs this"}
 
 
-def test_every_command_of_readme_is_run_or_says_why_not():
+def test_every_command_is_run_or_says_why_not():
     beginnings = [*RUN, *NOT_RUN]
     assert [line for line in LINES if not any(line.startswith(b) for b in beginnings)] == []
     assert [b for b in beginnings if not any(line.startswith(b) for line in LINES)] == []
@@ -69,8 +70,8 @@ def test_the_table_of_conditions_is_the_grammar():
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """The reader's folder: a model of their own, the notebooks, and README's task."""
-    folder = tmp_path_factory.mktemp("readme")
+    """The reader's folder: a model of their own, the notebooks, and the task of the guide."""
+    folder = tmp_path_factory.mktemp("docs")
     tiny.save(folder / "path" / "to" / "folder", "llama-gqa", num_hidden_layers=12, max_position_embeddings=4096)
     (folder / "notebooks").symlink_to(paths.notebooks_dir())
     (task,) = (text for kind, text in BLOCKS if kind == "yaml")
@@ -125,5 +126,5 @@ def test_snippet(names, desk, monkeypatch, number):
     monkeypatch.chdir(desk)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     began = time.monotonic()
-    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), names)
+    exec(compile(SNIPPETS[number], f"snippet {number}", "exec"), names)
     print(f"snippet {number}: {time.monotonic() - began:.0f} s")
