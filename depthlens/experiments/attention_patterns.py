@@ -1,12 +1,12 @@
 """Where heads look from a few positions: attention patterns read one layer at a time.
 
-A pattern over all positions has n_heads x pos x pos entries a layer, which does not fit for long contexts, and is
-hardly ever wanted. Only the rows of the asked positions are computed here, from the query and key heads as attention
-itself receives them (after rotary embedding and query/key norms, whatever the family), and handed on layer by layer::
+A pattern over all positions has n_heads x pos x pos entries in each layer, which does not fit into memory for long
+contexts. Only the rows of the asked positions are computed here, from the query and key heads that attention receives
+(after rotary embedding and query/key norms, in every family), one layer at a time::
 
     pattern[h, i] = softmax over j <= asked[i] of  scale * q[h, asked[i]] . k[kv(h), j]
 
-So memory is one layer's: n_heads x asked x pos scores in float32, beside what one sequence needs to pass a layer.
+The scores of one layer are in memory: n_heads x asked x pos in float32, beside what one sequence needs to pass a layer.
 The walk is the engine's own (`wavefront`), with the clean row alone.
 """
 

@@ -1,15 +1,15 @@
 """How much depth a task needs: contiguous blocks of layers removed together, and layers removed one after another.
 
-A layer that can go alone need not be able to go together with others, so that single removals say how much each layer
-matters and nothing about how many are needed. Two ways to ask:
+A layer that can be removed alone need not be removable together with others. Single removals therefore say how much
+each layer matters, and nothing about how many layers are needed. Two experiments answer that:
 
 * `block_sweep` removes every contiguous block up to a size. Blocks are what the depth-pruning literature cuts
   (Gromov et al. 2024, arXiv 2403.17887).
-* `greedy_removal` takes away, step by step, the layer whose removal costs least beside those that are gone already
-  (Song et al. 2024, SLEB, arXiv 2402.09025, with a task in place of perplexity), until the task has fallen too far.
+* `greedy_removal` removes, step by step, the layer that costs least in addition to those that are removed already (Song
+  et al. 2024, SLEB, arXiv 2402.09025, with a task in place of perplexity), until the score has fallen too far.
 
-Choosing the cheapest of many removals by the documents that then judge it would flatter every step: the loss of the
-chosen layer is partly luck. So `greedy_removal` chooses on one half of the documents and judges on the other.
+The cheapest of many removals would look too cheap on the documents that chose it, because its loss is partly luck.
+`greedy_removal` therefore chooses on one half of the documents and judges on the other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from depthlens.experiments.options import EvalOptions
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models.lens import Lens
 
-LEAST = 4  # documents, so that two choose and two judge
+MIN_DOCS = 4  # two choose and two judge
 
 
 def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **options: Unpack[EvalOptions]) -> Result:
@@ -63,13 +63,13 @@ def greedy_removal(
     metric: str | None = None,
     **options: Unpack[EvalOptions],
 ) -> Greedy:
-    """Remove layers one after another, each time the one that costs least, until the task falls by more than allowed.
+    """Remove layers one after another, each time the one that costs least, until the score falls by more than allowed.
 
     Args:
         lens: A loaded model.
         tasks: One lm-eval task.
         tolerance: How far the mean score may fall below the whole model's, in the metric's unit.
-        max_layers: Layers removed at the most; None: all but one.
+        max_layers: Largest number of layers to remove; None: all but one.
         metric: Which metric; None takes the task's first.
         options: `EvalOptions`. With a store the steps of an earlier call are read.
 
@@ -82,34 +82,34 @@ def greedy_removal(
     """
     arguments.loaded(lens)
     n_layers = lens.dims.n_layers
-    most = n_layers - 1 if max_layers is None else max_layers
-    arguments.whole("max_layers", most, 1, n_layers - 1, fix=", or leave it out")
+    max_removed = n_layers - 1 if max_layers is None else max_layers
+    arguments.whole("max_layers", max_removed, 1, n_layers - 1, fix=", or leave it out")
     arguments.number("tolerance", tolerance, 0)
-    gone: list[int] = []
+    removed: list[int] = []
     results: list[Result] = []
     rows: list[dict[str, Any]] = []
     base: dict[str, np.ndarray] = {}
-    stopped = f"{most} layers were to go at the most"
-    while len(gone) < most:
-        left = [layer for layer in range(n_layers) if layer not in gone]
-        conditions = {str(_without([*gone, layer])): layer for layer in left}
-        found = condition_sweep(lens, tasks, list(conditions), **options)
-        metric = _metric(found, metric)
-        results.append(_same_baseline(found.select(metrics=metric), results))
+    stopped = f"max_layers is {max_removed}"
+    while len(removed) < max_removed:
+        left = [layer for layer in range(n_layers) if layer not in removed]
+        conditions = {str(_without([*removed, layer])): layer for layer in left}
+        result = condition_sweep(lens, tasks, list(conditions), **options)
+        metric = _metric(result, metric)
+        results.append(_same_baseline(result.select(metrics=metric), results))
         matrix = results[-1].docs.pivot(index="doc_id", columns="condition", values="value")
         table = {name: matrix[name].to_numpy() for name in matrix}
-        if not gone:
+        if not removed:
             base = _halves(table[BASELINE])
             rows.append(_step(0, None, BASELINE, base, base))
-        better = results[-1].metric_info(found.docs["task"].iloc[0], metric)["higher_is_better"]
+        better = results[-1].metric_info(result.docs["task"].iloc[0], metric)["higher_is_better"]
         sign = 1.0 if better else -1.0
         best = max(conditions, key=lambda c: (sign * _halves(table[c])["choose"].mean(), -conditions[c]))
-        step = _step(len(gone) + 1, conditions[best], best, base, _halves(table[best]))
+        step = _step(len(removed) + 1, conditions[best], best, base, _halves(table[best]))
         rows.append(step)
         if -sign * step["delta"] > tolerance:
             stopped = f"one more ({best}) costs {-sign * step['delta']:.2g}"
             break
-        gone.append(conditions[best])
+        removed.append(conditions[best])
     steps = pd.DataFrame(rows).astype({"layer": "Int64"})
     steps["within"] = [True, *(-sign * steps["delta"].iloc[1:] <= tolerance)]
     joined = concat(results)
@@ -117,33 +117,33 @@ def greedy_removal(
     return Greedy(steps, joined, stopped, record)
 
 
-def _same_baseline(found: Result, before: Sequence[Result]) -> Result:
-    """A sweep with the baseline of the first one: computed again in other batches, its last digits may differ."""
-    if not before:
-        return found
-    first, docs = before[0].docs, found.docs
-    kept = [first[first["condition"] == BASELINE], docs[docs["condition"] != BASELINE]]
-    return Result(pd.concat(kept, ignore_index=True), found.record, found.asked)
+def _same_baseline(result: Result, earlier: Sequence[Result]) -> Result:
+    """A sweep with the baseline of the first one, because in other batches its last digits may differ."""
+    if not earlier:
+        return result
+    first, docs = earlier[0].docs, result.docs
+    rows = [first[first["condition"] == BASELINE], docs[docs["condition"] != BASELINE]]
+    return Result(pd.concat(rows, ignore_index=True), result.record, result.asked)
 
 
 def _without(layers: Sequence[int]) -> Condition:
     return Condition(tuple(Ablation(layer) for layer in sorted(layers)))
 
 
-def _metric(found: Result, wanted: str | None) -> str:
+def _metric(result: Result, asked: str | None) -> str:
     """The metric asked for, or the task's first, of a task that can be judged."""
-    known = list(dict.fromkeys(found.docs["metric"]))
-    if found.docs["task"].nunique() > 1:
-        raise UserError(f"greedy removal follows one task; {', '.join(found.docs['task'].unique())} are several")
-    if wanted is not None and wanted not in known:
-        raise unknown("metric", wanted, known)
-    metric = wanted or known[0]
-    row = next(r for r in found.baselines.itertuples() if r.metric == metric)
+    known = list(dict.fromkeys(result.docs["metric"]))
+    if result.docs["task"].nunique() > 1:
+        raise UserError(f"greedy removal follows one task; {', '.join(result.docs['task'].unique())} are several")
+    if asked is not None and asked not in known:
+        raise unknown("metric", asked, known)
+    metric = asked or known[0]
+    row = next(r for r in result.baselines.itertuples() if r.metric == metric)
     if row.at_chance:
         fault = f"{row.task} ({metric}) is at chance with every layer in place"
         raise UserError(f"{fault}: nothing to lose; take another task")
-    if row.n < LEAST:
-        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {LEAST}")
+    if row.n < MIN_DOCS:
+        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {MIN_DOCS}")
     return metric
 
 

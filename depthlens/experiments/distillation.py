@@ -1,8 +1,8 @@
 """A base model against one distilled from it: how far weights and activations moved, and transplants of parts.
 
 `transplant` puts parts of the distilled model (the donor) into the base for as long as a ``with`` block lasts. For
-measurements parts are conditions: ``dl.condition_sweep(base, task, "layers@donor", donor="smollm2-135m-cot")``; what
-goes along with a part is told in `depthlens.backends.weight_swap`, what makes a pair in `depthlens.models.pairs`.
+measurements parts are conditions: ``dl.condition_sweep(base, task, "layers@donor", donor="smollm2-135m-cot")``. The
+module `depthlens.backends.weight_swap` says what belongs to a part, `depthlens.models.pairs` what makes a pair.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from depthlens import arguments, provenance
 from depthlens.ablations import BASELINE, Condition, Head, heads_condition
@@ -18,15 +19,15 @@ from depthlens.store.answer_cache import AnswerStore
 EXACT, ATTRIBUTION = "exact", "attribution"
 
 
-def checked(lens: Lens, heads: Sequence[Head], *, name: str = "given_removed", least: int = 2) -> list[Head]:
+def checked(lens: Lens, heads: Sequence[Head], *, name: str = "given_removed", at_least: int = 2) -> list[Head]:
     """Heads of the argument ``name``, without repetition.
 
     Raises:
-        UserError: fewer than ``least``, or one that the model does not have.
+        UserError: fewer than ``at_least``, or one that the model does not have.
     """
     unique = list(dict.fromkeys(arguments.heads(name, heads)))
-    if len(unique) < least:
-        why = "heads are tested against each other, so give at least two" if least == 2 else "give at least one"
+    if len(unique) < at_least:
+        why = "heads are tested against each other, so give at least two" if at_least == 2 else "give at least one"
         raise UserError(f"{name} names {len(unique)} heads; {why}")
     heads_condition(unique).validate(lens.dims)
     return unique
@@ -38,7 +39,7 @@ def removed_alone(lens: Lens, heads: Sequence[Head] | None, method: str) -> list
         return None
     if method != EXACT:
         raise UserError(f"heads with method {method!r}: only 'exact' removes heads, others score all; leave heads out")
-    return checked(lens, heads, name="heads", least=1)
+    return checked(lens, heads, name="heads", at_least=1)
 
 
 def scores_record(lens: Lens, answers: AnswerStore, method: str, source: dict[str, Any]) -> dict[str, Any]:
@@ -49,12 +50,11 @@ def scores_record(lens: Lens, answers: AnswerStore, method: str, source: dict[st
 
 def single(
     lens: Lens, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: Sequence[Head] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, "request n_layers n_heads"], Float[np.ndarray, " request"]]:
     """Loss by removing each head alone: every head of the model, or those of ``heads``.
 
     Returns:
-        Losses in nats, shape [request, n_layers, n_heads], 0 for heads that were not removed, and clean
-        log-probabilities, shape [request].
+        Losses in nats, 0 for heads that were not removed, and clean log-probabilities.
     """
     shape = lens.dims.n_layers, lens.dims.n_heads
     chosen = list(np.ndindex(shape)) if heads is None else heads
@@ -65,21 +65,24 @@ def single(
     return losses, logprobs[0]
 
 
-def added(lens: Lens, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: list[Head]) -> np.ndarray:
+def added(
+    lens: Lens, engine: Engine, requests: Sequence[LoglikelihoodRequest], heads: list[Head]
+) -> Float[np.ndarray, "request n_layers n_heads"]:
     """Loss that each head adds to the removal of all the others on the list.
 
     Returns:
-        Losses in nats, shape [request, n_layers, n_heads]; 0 for heads that are not on the list.
+        Losses in nats; 0 for heads that are not on the list.
     """
-    spared = [heads_condition([other for other in heads if other != head]) for head in heads]
-    logprobs = _logprobs(engine, requests, [heads_condition(heads), *spared])
+    all_but_one = [heads_condition([other for other in heads if other != head]) for head in heads]
+    logprobs = _logprobs(engine, requests, [heads_condition(heads), *all_but_one])
     losses = np.zeros((len(requests), lens.dims.n_layers, lens.dims.n_heads))
-    for (layer, head), kept in zip(heads, logprobs[1:], strict=True):
-        losses[:, layer, head] = kept - logprobs[0]
+    for (layer, head), with_head in zip(heads, logprobs[1:], strict=True):
+        losses[:, layer, head] = with_head - logprobs[0]
     return losses
 
 
-def _logprobs(engine: Engine, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition]) -> np.ndarray:
-    """Shape [condition, request]."""
+def _logprobs(
+    engine: Engine, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition]
+) -> Float[np.ndarray, "condition request"]:
     answers = engine.loglikelihood(requests, conditions, desc="heads removed")
     return np.array([[a.logprob for a in row] for row in answers])

@@ -1,17 +1,17 @@
 """The causal check of a list of heads: remove its first k together, against k random heads of the same layers.
 
-A list says something where its curve lies below what removing equally many random heads *of the same layers* does:
-otherwise any heads there would have done. For every list, ``n_draws`` rivals are drawn, each a random order of heads
-matched to the list position by position (same layer), so that the rival's first k are nested as the list's are. Heads
-of the list itself are not drawn where its layer has enough others; where it has not, they are, and the record says in
-which layers. All conditions of all lists are scored in one sweep, on the same documents.
+A list is specific where its curve is below the curve of equally many random heads *of the same layers*; otherwise any
+heads of these layers would do. For every list, ``n_draws`` rivals are drawn. Each rival is a random order of heads
+that matches the list position by position (same layer), so that its first k are nested as those of the list are. Heads
+of the list are drawn only where their layer has too few others; the record names these layers. All conditions of all
+lists are scored in one sweep, on the same documents.
 
 The band is the range of all draws at each k. The verdict is a rank test over the whole curve: the mean over k of the
-list against that of its draws, one-sided, p = (1 + number of draws at or below it) / (1 + n_draws). So with 19 draws or
-fewer p cannot fall below 0.05, and the band is the plainer statement.
+list against that of its draws, one-sided, p = (1 + number of draws at or below it) / (1 + n_draws). With 19 draws or
+fewer, p cannot be below 0.05, and the band is the plainer statement.
 
-Two lists *dissociate doubly* on two tasks where each separates from its band on one of them and not on the other. Not
-separating may be lack of data; it is no proof that the heads do not matter.
+Two lists *dissociate doubly* on two tasks where each separates from its band on one of them and not on the other. A
+list that does not separate may lack data; this does not prove that its heads do not matter.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def removal_curve(
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     chosen = _checked(lens, lists, ks[-1])
     loaded = load_tasks(tasks, settings)
-    for name, task in loaded.items():  # a wrong name should not be told after the sweep
+    for name, task in loaded.items():  # a wrong name is refused before the sweep
         if measure == "task" and metric and metric.split(",")[0] not in (known := task.higher_is_better()):
             raise unknown(f"metric of task {name}", metric, known)
     rivals: dict[str, list[list[Head]]] = {}
@@ -113,18 +113,18 @@ def draw(heads: Sequence[Head], n_heads: int, random: Random) -> list[Head]:
 
 
 def _ks(k: int | Sequence[int]) -> list[int]:
-    given = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k]
-    if not given or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in given):
+    numbers = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k]
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in numbers):
         raise UserError(f"k {k!r}: give a whole number from 1, or several")
-    return list(range(1, int(k) + 1)) if isinstance(k, (int, np.integer)) else sorted({int(n) for n in given})
+    return list(range(1, int(k) + 1)) if isinstance(k, (int, np.integer)) else sorted({int(n) for n in numbers})
 
 
 def _checked(lens: Lens, lists: dict[str, Sequence[Head]], longest: int) -> Lists:
     if not isinstance(lists, dict) or not lists:
         raise UserError(f"lists {lists!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
     checked: Lists = {}
-    for name, given in lists.items():
-        heads = arguments.heads(f"list {name!r}", given)
+    for name, named in lists.items():
+        heads = arguments.heads(f"list {name!r}", named)
         if len(heads) < longest:
             raise UserError(f"list {name!r} has {len(heads)} heads; k goes up to {longest}")
         checked[name] = heads[:longest]
@@ -134,10 +134,10 @@ def _checked(lens: Lens, lists: dict[str, Sequence[Head]], longest: int) -> List
 
 def _one_metric(result: Result, metric: str | None) -> Result:
     if metric is not None:
-        found = result.select(metrics=metric)
-        if lost := set(result.docs["task"]) - set(found.docs["task"]):
+        selected = result.select(metrics=metric)
+        if lost := set(result.docs["task"]) - set(selected.docs["task"]):
             raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
-        return found
+        return selected
     first = result.baselines.drop_duplicates("task").set_index("task")["metric"]
     docs = result.docs[result.docs["metric"] == result.docs["task"].map(first)]
     return Result(docs, result.record, result.asked)
@@ -155,9 +155,9 @@ def _assemble(
         for name, heads in lists.items():
             curve = []
             for n in [0, *ks]:
-                found = values[str(heads_condition(heads[:n]))]
-                curve.append(found.mean())
-                points.append((name, base.task, base.metric, n, found.mean(), *_interval(found, binary)))
+                scores = values[str(heads_condition(heads[:n]))]
+                curve.append(scores.mean())
+                points.append((name, base.task, base.metric, n, scores.mean(), *_interval(scores, binary)))
             draws = np.array(
                 [[values[str(heads_condition(order[:n]))].mean() for n in [0, *ks]] for order in rivals[name]]
             )

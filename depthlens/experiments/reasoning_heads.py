@@ -1,8 +1,8 @@
 """Which heads carry computation: what their removal costs on computed and on copied numbers of worked solutions.
 
-The loss on the tokens of worked solutions, teacher-forced, is taken apart for *computed* numbers, *copied* numbers and
-plain *text* (`depthlens.experiments.worked_solutions`). A head that helps to write any number at all raises both of the
-first; one that carries computation raises their difference, the contrast computed minus copied.
+The loss on the tokens of worked solutions, teacher-forced, is measured separately for *computed* numbers, *copied*
+numbers and plain *text* (`depthlens.experiments.worked_solutions`). Removing a head that helps to write any number
+raises the loss on both kinds of numbers. Removing a head that computes raises the contrast, computed minus copied.
 
 Limit: teacher forcing measures the given solution, which need not be how the model would solve the problem.
 """

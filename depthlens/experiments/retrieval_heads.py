@@ -5,13 +5,13 @@ head scores at each step where its top-1 attended position lies in the needle *a
 
     score(h) = mean over recalled needles of  1 / |k| * #{steps t : argmax_j a_h(t, j) in needle, x_j = written token}
 
-A needle is recalled where greedy decoding writes exactly the answer, so one teacher-forced pass per needle shows what
-attention did at every step. It says where a head looks, not whether that matters.
+A needle is recalled where greedy decoding writes exactly the answer, so that one teacher-forced pass for each needle
+shows the attention of every step. The score says where a head looks, not whether that matters.
 
-**Loss on needle tokens**: what removing the head (zero ablation of its z) costs there, in nats per token, exactly or by
-attribution. It says whether the head matters, not what it does.
+**Loss on needle tokens**: what removing the head (zero ablation of its z) costs on these tokens, in nats per token,
+exactly or by attribution. The loss says whether the head matters, not what it does.
 
-Limit: single removals miss heads that can replace each other (``given_removed`` finds those).
+Limit: single removals miss heads that can replace each other; ``given_removed`` finds those.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def retrieval_scores(
         tasks: One lm-eval task or several whose answers are in their prompts; None: haystacks written for the purpose.
         method: ``copy_paste`` (copy-paste score, from 0 to 1), ``exact`` (loss per needle token, in nats, when the head
             is removed) or ``attribution`` (first-order estimate of that loss from one forward and one backward pass).
-        heads: Heads to remove, with ``exact``; None for all. Costly for long prompts, so the heads that an estimate
-            puts first can be checked alone.
+        heads: Heads to remove, with ``exact``; None for all. This takes long for long prompts, so that it is used to
+            check the heads that an estimate ranks first.
         given_removed: Heads to test against each other, with ``exact``: the loss that removing one adds when all others
-            of them are removed already. High for heads that can replace each other.
+            of them are removed already. It is high for heads that can replace each other.
         needles: Needles to use, from `depthlens.tasks.needles`, in place of the following.
         n_needles: Written haystacks for every depth and context length.
         depths: Where in the haystack the needle is, from 0 to 1.

@@ -1,10 +1,10 @@
-r"""Worked solutions taken apart: which tokens are computed, which are copied, which are plain text.
+r"""The tokens of worked solutions by kind: computed, copied, or plain text.
 
-A number in a solution is **computed** where its value stands nowhere before: not in the question, not earlier in the
-solution, not in the few-shot examples. It is **copied** where its value stands in the question or earlier in the
-solution. Everything that is no number is **text**. Two kinds of numbers are neither and are left out, since they could
-be both: one whose value stands before by chance but is written as a result (after ``=``), and one that stands nowhere
-but in the examples, or in the question as a word ("two").
+A number in a solution is **computed** where its value does not occur before: not in the question, not earlier in the
+solution, not in the few-shot examples. It is **copied** where its value occurs in the question or earlier in the
+solution. Everything that is not a number is **text**. Two kinds of numbers could be both, and are left out: a number
+that is written as a result (after ``=``) and whose value occurs before by chance, and a number that occurs only in the
+examples, or in the question as a word ("two").
 
 ``53 - 12 = 41``: 53 and 12 are copied from the question, 41 is computed; where ``41 + 17 = 58`` follows, 41 is copied.
 
@@ -51,7 +51,7 @@ class Span:
 
 @dataclass(frozen=True)
 class ComputedNumber:
-    """A computed number and where what it could come from stands: token positions.
+    """A computed number, and the token positions of the numbers that it could come from.
 
     Attributes:
         tokens: The number itself.
@@ -231,6 +231,6 @@ def worked_solutions(
             found.append(take_apart(doc_id, text, prepared.task.doc_to_text(prepared.docs[doc_id])))
     if not any(s.results for s in found):
         raise UserError(
-            f"tasks {', '.join(names)}: none of {len(found)} answers holds a number that stands nowhere before it"
+            f"tasks {', '.join(names)}: none of {len(found)} answers has a number that does not occur before it"
         )
     return found

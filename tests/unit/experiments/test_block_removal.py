@@ -123,7 +123,7 @@ class TestGreedy:
 
     def test_so_many_layers_at_the_most(self, lens):
         found = dl.greedy_removal(lens, CHOICE, tolerance=1.0, max_layers=2, limit=8, progress=False)
-        assert len(found.removed) == 2 and found.stopped == "2 layers were to go at the most"
+        assert len(found.removed) == 2 and found.stopped == "max_layers is 2"
 
     def test_no_layer_can_go(self, lens):
         found = dl.greedy_removal(
