@@ -80,7 +80,7 @@ def test_bad_reasoning_requests_are_refused(lens):
     for task, options, message in [
         ("arithmetic_cot", {"method": "copy"}, "unknown method 'copy'"),
         ("capitals_continuation", {}, "worked solutions need a generative task"),
-        ("capitals_generative", {}, "holds a number that stands nowhere before"),
+        ("capitals_generative", {}, "has a number that does not occur before it"),
     ]:
         with pytest.raises(UserError, match=message):
             reasoning_scores(lens, task, limit=2, progress=False, **options)
