@@ -22,6 +22,7 @@ from typing import Any
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from depthlens.errors import UserError, unknown
+from depthlens.organisms import weights
 from depthlens.organisms.language import TASKS, tokenizer
 
 PREFIX = "organism"
@@ -176,8 +177,8 @@ def build(**options: Any) -> Organism:
     chosen = Options(**options)
     heads = truth(chosen)
     roles = {(h.layer, h.head): h.role for h in heads.heads}
-    weights = {key: value for key, value in asdict(chosen).items() if key not in ("decoy", "backup")}
-    return Organism(chosen, weights.plant(roles, **weights), tokenizer(), heads)
+    numbers = {key: value for key, value in asdict(chosen).items() if key not in ("decoy", "backup")}
+    return Organism(chosen, weights.plant(roles, **numbers), tokenizer(), heads)
 
 
 def truth(organism: str | Options) -> Truth:
