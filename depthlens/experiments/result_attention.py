@@ -60,11 +60,11 @@ def attention_at_results(
         for i in members:
             yield [i], _masses(lens, solved[i]).reshape(1, -1)
 
-    kept = AnswerStore(chosen["store"], lens).entry(f"results of {' '.join(names)}", method="attention at results")
+    cache = AnswerStore(chosen["store"], lens).entry(f"results of {' '.join(names)}", method="attention at results")
     cases = [(s.text.tokens, s.question, s.results) for s in solved]
     names = [f"{head} {source}" for head in dims.head_names for source in SOURCES]
     bar = {"desc": "attention at results", "unit": "solution", "progress": chosen["progress"]}
-    totals = kept.numbers(cases, names, measure, **bar).reshape(len(solved), *shape).sum(0)
+    totals = cache.numbers(cases, names, measure, **bar).reshape(len(solved), *shape).sum(0)
     n = sum(len(s.results) for s in solved)
     layer, head = (x.ravel() for x in np.indices(shape[:2]))
     table = pd.DataFrame({"layer": layer, "head": head, "condition": dims.head_names})

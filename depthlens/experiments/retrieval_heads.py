@@ -37,7 +37,7 @@ from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, added, checked
 from depthlens.experiments.options import OF_PROMPTS, WITHOUT_CONDITIONS, EvalOptions, settled
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, describe
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
@@ -98,7 +98,7 @@ def retrieval_scores(
         source["seed"] = chosen["seed"]
         needles = prompts.written_needles(lens, n_needles, depths, context_lengths, chosen["seed"])
     answers, label = AnswerStore(chosen["store"], lens), " ".join(["needles", *source.get("tasks", [])])
-    engine = Engine(lens, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], kept=answers.entry(label))
+    engine = Engine(lens, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], cache=answers.entry(label))
     recalled_needles = _recalled(lens, engine, needles)
     record = scores_record(lens, answers, method, source)
     groups = _groups(needles, recalled_needles)
@@ -106,7 +106,7 @@ def retrieval_scores(
     if method == COPY_PASTE:
         cache = answers.entry(label, method="copy-paste score")
         values = copy_paste(lens, recalled_needles, chosen["progress"], cache)
-        record["store"] = describe([engine.kept, cache])
+        record["store"] = cache_usage([engine.cache, cache])
         scores = HeadScores.of_cases("copy-paste score", "", values, record, tested=False)
         return replace(scores, low=scores.low.clip(0, 1), high=scores.high.clip(0, 1))
     requests = [_needle_tokens(n) for n in recalled_needles]
@@ -114,9 +114,9 @@ def retrieval_scores(
     if method == ATTRIBUTION:
         cache = answers.entry(label, method="attribution zero")
         change, _ = attribute(
-            lens, requests, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], kept=cache
+            lens, requests, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], cache=cache
         )
-        record["store"] = describe([engine.kept, cache])
+        record["store"] = cache_usage([engine.cache, cache])
         name = "loss on needle tokens, by attribution"
         return HeadScores.of_cases(name, "nats", -change.numpy() / n_tokens, record, tested=True)
     if given_removed is None:
@@ -127,7 +127,7 @@ def retrieval_scores(
             f"loss on needle tokens after {len(removed) - 1} other heads",
             added(lens, engine, requests, removed),
         )
-    record["store"] = describe([engine.kept])
+    record["store"] = cache_usage([engine.cache])
     return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True, heads=removed)
 
 
@@ -161,7 +161,7 @@ def recalled_needles(
     """
     arguments.loaded(lens)
     cache = AnswerStore(store, lens).entry("needles")
-    return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=cache), needles)
+    return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, cache=cache), needles)
 
 
 def recall_table(needles: Sequence[Needle], found: Sequence[Needle]) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def recall_table(needles: Sequence[Needle], found: Sequence[Needle]) -> pd.DataF
 
 
 def copy_paste(
-    lens: Any, needles: Sequence[Needle], progress: bool = False, kept: AnswerCache | None = None
+    lens: Any, needles: Sequence[Needle], progress: bool = False, cache: AnswerCache | None = None
 ) -> np.ndarray:
     """Copy-paste score of every head on each needle, recalled or not. Shape [needle, n_layers, n_heads]."""
     dims = lens.dims
@@ -186,7 +186,7 @@ def copy_paste(
 
     cases = [(n.request, n.targets, n.places, n.asked) for n in needles]
     options = {"desc": "attention patterns", "unit": "needle", "progress": progress}
-    values = (kept or AnswerCache()).numbers(cases, dims.head_names, measure, **options)
+    values = (cache or AnswerCache()).numbers(cases, dims.head_names, measure, **options)
     return values.reshape(len(needles), dims.n_layers, dims.n_heads)
 
 

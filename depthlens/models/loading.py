@@ -24,7 +24,8 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from depthlens.errors import UserError, unknown
-from depthlens.models import adapters, architectures, embedded, sources
+from depthlens.models import adapters, embedded, sources
+from depthlens.models.families import supported
 from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
 from depthlens.models.offload import Checkpoint, Stream
@@ -105,7 +106,7 @@ def load(
     try:
         config = AutoConfig.from_pretrained(folder, **source)
         named = [_class(config)] if gguf else config.architectures or ["(not named in config.json)"]
-        architectures.supported(named[0])
+        supported(named[0])
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         wanted = DTYPES[dtype] if dtype != "auto" else _auto_dtype(where)
         if remote:

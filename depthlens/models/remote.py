@@ -37,7 +37,7 @@ from websocket import WebSocketException
 from depthlens import provenance
 from depthlens.errors import UserError
 from depthlens.models import fingerprint
-from depthlens.models.architectures import supported
+from depthlens.models.families import supported
 
 log = logging.getLogger(__name__)
 

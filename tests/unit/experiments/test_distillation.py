@@ -222,21 +222,19 @@ def scores(lens, conditions, **options):
     return torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
 
 
-def texts(lens, conditions):
-    return Engine(lens, progress=False).generate_until(prompts(), conditions)
+def texts(lens, conditions, **options):
+    return Engine(lens, progress=False, **options).generate_until(prompts(), conditions)
 
 
 @pytest.mark.parametrize(("family", "batch_tokens"), [("llama-gqa", 1), *((family, 2048) for family in FAMILIES)])
-def test_wavefront_plain_rows_and_generation_agree_with_surgery(family, batch_tokens, monkeypatch):
+def test_wavefront_plain_rows_and_generation_agree_with_surgery(family, batch_tokens):
     base, donor = two(family)
     together = distillation.with_donor(base, donor)
     conditions = conditions_for(base)
     walked = scores(together, conditions, batch_tokens=batch_tokens)
     written = texts(together, conditions)
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_walks", lambda self, longest: False)
-        same(scores(together, conditions, batch_tokens=batch_tokens), walked, "plain rows")
-        assert texts(together, conditions) == written
+    same(scores(together, conditions, batch_tokens=batch_tokens, path="padded_rows"), walked, "plain rows")
+    assert texts(together, conditions, path="padded_rows") == written
     for i, condition in enumerate(conditions):
         cut = operated(base, donor, condition)
         same(walked[i], scores(cut, [removals(condition)])[0], str(condition))
@@ -787,7 +785,7 @@ def test_a_sliding_window_is_kept_by_plain_rows():
     base = surgery.rough_lens("mistral", sliding_window=4)
     donor = other(base)
     together = distillation.with_donor(base, donor)
-    assert not Engine(together)._walks(9)
+    assert Engine(together).path_for(9) == "padded_rows"
     conditions = expand("L2@donor,whole@donor", base.dims)
     found = scores(together, conditions)
     same(found[1], scores(operated(base, donor, conditions[1]), [parse_condition("baseline")])[0])

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from depthlens.errors import UserError
 from depthlens.models import loading
-from depthlens.models.architectures import FAMILIES
+from depthlens.models.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
