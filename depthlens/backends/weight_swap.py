@@ -17,7 +17,7 @@ What goes along:
 Where the rotary frequencies of the two differ (context extension), whole layers and whole attentions turn queries and
 keys by the donor's; single heads and groups, which share them, by the base's.
 
-A donor that was loaded with ``offload="disk"`` keeps its embeddings in memory, and a layer only while some row passes it.
+A donor that was loaded with ``offload="disk"`` keeps its embeddings in memory, and a layer only while rows pass it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests under conditions, pack by pack: how much is done at once, when it is stored, and what happens without memory.
+"""Requests under conditions, pack by pack: how much is done at once, when it is stored, and what if memory runs out.
 
 A pack is cut so that one condition takes about ten seconds at the most (`work_rate`), and so are the conditions that
 walk through it together. Their answers are stored then, so that no more than that is lost when the work is stopped.

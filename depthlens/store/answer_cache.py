@@ -80,7 +80,7 @@ class AnswerCache:
 
     Args:
         entry: Where the answers are stored; None stores nothing.
-        reference: Digest of what takes the place of parts under ``@mean`` and ``@resample``, by mode; for ``donor``, its
+        reference: Digest of what takes the place of parts under ``@mean`` and ``@resample``, by mode; of ``donor`` its
             fingerprint.
     """
 

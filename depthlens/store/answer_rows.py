@@ -159,11 +159,13 @@ class AnswerRows:
                     self.answers[c][r] = self._answer(c, value, greedy, text)
         return n
 
-    def _answer(self, c: int, value: float, greedy: bool, text: str | None) -> Answer:
+    def _answer(self, c: int, value: Any, greedy: bool | None, text: str | None) -> Answer:
         """An answer from the columns of a part; a condition that is a text is the name of a number."""
         if text is not None:
             return text
-        return value if isinstance(self.conditions[c], str) else LoglikelihoodAnswer(value, greedy)
+        if greedy is None or isinstance(self.conditions[c], str):  # older parts have False beside a number
+            return value
+        return LoglikelihoodAnswer(value, greedy)
 
     @contextmanager
     def _reserved(self, members: list[int], group: list[int], arrived: Callable[[int], Any]) -> Iterator[list[Product]]:
