@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from speed import Likelihoods, matmul_rate, spread, timed
-from tqdm import tqdm
 
 import depthlens as dl
+from depthlens import progress
 from depthlens.ablations import Condition, expand
 from depthlens.analysis import head_effects
 from depthlens.backends.torch import TorchBackend
@@ -102,8 +102,8 @@ def backends(lens: Any, n_docs: int, repeats: int) -> None:
     worst: dict[str, float] = {}
 
     def plain() -> Any:
-        bar = tqdm(total=0, disable=True)
-        return PaddedRows(lens, TorchBackend(lens), 2048).loglikelihood(prepared.requests, conditions, bar)
+        bar = progress.bar(total=0, disable=True)
+        return PaddedRows(lens, TorchBackend(lens), 2048).score(prepared.requests, conditions, bar)
 
     for _ in range(repeats):
         runs = {name: (lambda e=e: prepared.run(e, conditions)) for name, e in engines.items()} | {"torch rows": plain}

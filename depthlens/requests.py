@@ -12,6 +12,11 @@ class LoglikelihoodRequest:
     context: tuple[int, ...]
     continuation: tuple[int, ...]
 
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Tokens that the model reads: it predicts the last token of the continuation and never reads it."""
+        return (*self.context, *self.continuation)[:-1]
+
 
 @dataclass(frozen=True)
 class LoglikelihoodAnswer:

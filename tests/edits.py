@@ -343,7 +343,7 @@ def answers(lens: Lens, store: str | None) -> list:
     opened = AnswerStore(store, lens)
     found: list = []
     for kind, requests in (("loglikelihood", SCORED), ("generate_until", WRITTEN)):
-        engine = Engine(lens, progress=False, kept=opened.entry(kind))
+        engine = Engine(lens, progress=False, cache=opened.entry(kind))
         rows = getattr(engine, kind)(requests, CONDITIONS)
         found += [a if isinstance(a, str) else a.logprob for row in rows for a in row]
     return found

@@ -126,8 +126,8 @@ def scores(lens, conditions, **options):
     return torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
 
 
-def texts(lens, conditions):
-    return Engine(lens, progress=False).generate_until(prompts(), conditions)
+def texts(lens, conditions, **options):
+    return Engine(lens, progress=False, **options).generate_until(prompts(), conditions)
 
 
 def attributes(model):

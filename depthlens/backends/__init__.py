@@ -6,11 +6,14 @@ makes the batches.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from depthlens.arguments import BACKENDS
 from depthlens.backends.protocol import Backend, Means
 from depthlens.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from depthlens.models.lens import Lens
 
 __all__ = ["BACKENDS", "check", "get"]
 
@@ -21,7 +24,7 @@ def check(name: str) -> None:
         raise unknown("backend", name, BACKENDS)
 
 
-def get(name: str, lens: Any, means: Means | None = None) -> Backend:
+def get(name: str, lens: Lens, means: Means | None = None) -> Backend:
     """The backend of a given name over a loaded model.
 
     Raises:

@@ -1,25 +1,29 @@
-"""A second module tree over the same weights, for a library that changes the modules it is given.
-
-TransformerLens replaces submodules and switches the attention kernel; nnsight puts controllers on every module. Given
-``lens.model`` itself, they would change what it returns. A twin is a deep copy whose parameters share the storage of
-the original's, so it costs the module objects and the rotary frequencies, and a weight that is changed in place
-changes for all. Hooks that are on the original at that moment are left behind.
-"""
+"""What every backend gives a Hugging Face model, and what it makes of the model's final states."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from depthlens.backends.protocol import Positions
+from depthlens.models.lens import Lens
 
-def arguments(lens: Any, tokens: Tensor, attention_mask: Tensor, cache: Any, keep_cache: bool) -> dict[str, Any]:
+
+def arguments(
+    lens: Lens,
+    tokens: Int[Tensor, "row pos"],
+    attention_mask: Int[Tensor, "row cached_and_pos"],
+    cache: Any,
+    keep_cache: bool,
+) -> dict[str, Any]:
     """Keyword arguments of the Hugging Face model's forward; see `depthlens.backends.protocol.Backend.forward`.
 
-    Only the last position is unembedded by the model: `logits` unembeds those that are asked for.
+    The model itself unembeds the last position only: `logits` unembeds those that are asked for.
     """
     if cache is None and keep_cache:
         cache = DynamicCache(config=lens.model.config)
@@ -32,14 +36,17 @@ def arguments(lens: Any, tokens: Tensor, attention_mask: Tensor, cache: Any, kee
     }
 
 
-def logits(states: Tensor, unembed: Any, positions: Sequence[Sequence[int]] | None) -> list[Tensor]:
+def logits(
+    states: Float[Tensor, "row pos d_model"], unembed: Callable[[Tensor], Tensor], positions: Positions | None
+) -> list[Float[Tensor, "_ d_vocab"]]:
     """Logits of the positions that are asked for, per row; None: the last one.
 
     Args:
-        states: Final residual stream after the last norm. Shape [row, pos, d_model].
+        states: Final residual stream after the last norm.
         unembed: From states to logits.
         positions: Per row.
     """
-    wanted = [[states.shape[1] - 1]] * len(states) if positions is None else positions
-    picked = torch.cat([states[i, list(p)] for i, p in enumerate(wanted)])
-    return list(unembed(picked).split([len(p) for p in wanted]))
+    # the unembedding costs as much as several layers: only the positions that are asked for go through it
+    positions = [[states.shape[1] - 1]] * len(states) if positions is None else positions
+    picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
+    return list(unembed(picked).split([len(places) for places in positions]))

@@ -12,13 +12,16 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import Condition
 from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means
+from depthlens.backends.protocol import Means, Positions
 from depthlens.backends.torch import RowEdits
-from depthlens.models.architectures import hidden, supported, with_hidden
+from depthlens.models.architectures import hidden, with_hidden
+from depthlens.models.families import supported
+from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
 
 
@@ -27,7 +30,7 @@ class NnsightBackend:
 
     name = "nnsight"
 
-    def __init__(self, lens: Any, means: Means | None = None) -> None:
+    def __init__(self, lens: Lens, means: Means | None = None) -> None:
         self.lens = lens
         self.means = means
         self.model = wrap(lens)
@@ -36,13 +39,13 @@ class NnsightBackend:
     @torch.no_grad()
     def forward(
         self,
-        tokens: Tensor,
-        attention_mask: Tensor,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row cached_and_pos"],
         conditions: Sequence[Condition],
         *,
         cache: Any = None,
-        positions: Sequence[Sequence[int]] | None = None,
-    ) -> tuple[list[Tensor], Any]:
+        positions: Positions | None = None,
+    ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
         edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
@@ -55,7 +58,7 @@ class NnsightBackend:
     def _edit(self, edits: RowEdits) -> None:
         """Inside a trace: read and assign in the order in which the model computes."""
         layers = attrgetter(self.family.layers)(self.model)
-        for i in sorted(edits.layers):
+        for i in edits.layers:
             at, layer = edits.at(i), layers[i]
             resid_pre = layer.input if at.layer is not None else None
             if at.z is not None:

@@ -16,12 +16,14 @@ from typing import Any
 
 import nnsight
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import Ablation, Condition, Dims
-from depthlens.backends.protocol import Means
+from depthlens.backends.protocol import Means, Positions
 from depthlens.errors import UserError
-from depthlens.models.architectures import supported
+from depthlens.models.families import supported
+from depthlens.models.lens import Lens
 from depthlens.models.remote import Overfull
 
 UNEMBED_ROWS = 512  # positions that are unembedded at once there
@@ -41,9 +43,11 @@ class RemoteNnsight:
 
     name = "nnsight"
 
-    def __init__(self, lens: Any, means: Means | None = None) -> None:
+    def __init__(self, lens: Lens, means: Means | None = None) -> None:
+        assert lens.remote is not None
         self.lens = lens
         self.means = means
+        self.remote = lens.remote
         self.model = lens.remote.model
         self.family = supported(type(lens.model).__name__)
         paths = (self.family.attn, self.family.o_proj, self.family.mlp)
@@ -54,13 +58,13 @@ class RemoteNnsight:
 
     def forward(
         self,
-        tokens: Tensor,
-        attention_mask: Tensor,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row cached_and_pos"],
         conditions: Sequence[Condition],
         *,
         cache: Any = None,
-        positions: Sequence[Sequence[int]] | None = None,
-    ) -> tuple[list[Tensor], None]:
+        positions: Positions | None = None,
+    ) -> tuple[list[Float[Tensor, "_ d_vocab"]], None]:
         """See `protocol.Backend.forward`; logits travel here whole, and there is no cache to go on from.
 
         Raises:
@@ -77,7 +81,7 @@ class RemoteNnsight:
         lengths = [len(positions[row]) for row in order]
         rows = torch.arange(len(order)).repeat_interleave(torch.tensor(lengths))
         places = torch.tensor([p for row in order for p in positions[row]], dtype=torch.long)
-        logits = self.lens.remote.attempt(lambda sender: self.send(sender, groups, rows=rows, places=places))
+        logits = self.remote.attempt(lambda sender: self.send(sender, groups, rows=rows, places=places))
         by_row = dict(zip(order, logits.split(lengths), strict=True))
         return [by_row[row] for row in range(len(order))], None
 
@@ -197,7 +201,7 @@ def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> Tensor:
     return torch.tensor([[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)])
 
 
-def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str, batch_tokens: int) -> Means:
+def measure_means(lens: Lens, rows: Sequence[Sequence[int]], name: str, batch_tokens: int) -> Means:
     """`depthlens.engine.references.measure_means` on a server, which sends back sums over the tokens of each trace.
 
     Args:
@@ -217,7 +221,7 @@ def measure_means(lens: Any, rows: Sequence[Sequence[int]], name: str, batch_tok
             batch = batch[:n]
         tokens, real = padded(batch), padded([[1] * len(row) for row in batch])
         try:
-            sums = lens.remote.attempt(lambda sender, t=tokens, m=real: _sums(backend, sender, t, m))
+            sums = backend.remote.attempt(lambda sender, t=tokens, m=real: _sums(backend, sender, t, m))
         except Overfull as e:
             if len(batch) == 1:
                 raise UserError(f"one prompt of {len(batch[0])} tokens is too much for the server: {e}") from e

@@ -15,20 +15,21 @@ Hooks never write into tensors they did not make: they select with ``torch.where
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from depthlens.ablations import Ablation, Condition
 from depthlens.backends import weight_swap
-from depthlens.backends.protocol import Means
+from depthlens.backends.forward_arguments import arguments, logits
+from depthlens.backends.protocol import Means, Positions
 from depthlens.errors import UserError
-from depthlens.models import pairs
 from depthlens.models.architectures import hidden, with_hidden
+from depthlens.models.lens import Donor, Lens
 
 
 class TorchBackend:
@@ -36,59 +37,52 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, lens: Any, means: Means | None = None) -> None:
+    def __init__(self, lens: Lens, means: Means | None = None) -> None:
         self.lens = lens
         self.means = means
 
     @contextmanager
-    def ablate(self, conditions: Sequence[Condition], position_ids: Tensor | None = None) -> Iterator[None]:
+    def ablate(
+        self, conditions: Sequence[Condition], position_ids: Int[Tensor, "#row pos"] | None = None
+    ) -> Iterator[None]:
         """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
 
-        ``position_ids``, of shape [row or 1, pos], are only asked for by ``@resample``.
+        ``position_ids`` are needed by ``@resample`` only.
 
         Raises:
             UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
         """
         edits = RowEdits(conditions, self.lens, self.means, position_ids, self.lens.donor)
-        handles: list[Any] = []
-        try:
-            handles += edits.donations.hook_ends()
+        with ExitStack() as stack:
+            stack.enter_context(edits.donations.embeddings())
             for layer in edits.layers:
-                handles += edits.hook(layer)
+                stack.enter_context(edits.hooked(layer))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @torch.no_grad()
     def forward(
         self,
-        tokens: Tensor,
-        attention_mask: Tensor,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row cached_and_pos"],
         conditions: Sequence[Condition],
         *,
         cache: Any = None,
-        positions: Sequence[Sequence[int]] | None = None,
-    ) -> tuple[list[Tensor], Any]:
+        positions: Positions | None = None,
+    ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
-        model, arch = self.lens.model, self.lens.arch
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        keep_cache = positions is None  # only generation goes on from here
-        with self.ablate(conditions, position_ids):
-            out = model.base_model(
-                input_ids=tokens,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                cache=cache if cache is not None else DynamicCache(config=model.config) if keep_cache else None,
-                use_cache=keep_cache,
-            )
-        states = out.last_hidden_state  # [row, pos, d_model]
-        # the unembedding is as dear as several layers: only the positions asked for go through it
-        wanted = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
-        picked = torch.cat([states[i, list(p)] for i, p in enumerate(wanted)])
-        with weight_swap.ends(self.lens, [c for c, p in zip(conditions, wanted, strict=True) for _ in p]):
-            logits = arch.unembed(picked).split([len(p) for p in wanted])
-        return list(logits), out.cache if keep_cache else None
+        kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
+        del kwargs["logits_to_keep"]  # the model below its unembedding
+        with self.ablate(conditions, kwargs["position_ids"]):
+            out = self.lens.model.base_model(input_ids=tokens, **kwargs)
+        positions = positions or [[tokens.shape[1] - 1]] * len(tokens)
+        donations = weight_swap.RowDonations(
+            [c for c, asked in zip(conditions, positions, strict=True) for _ in asked], self.lens, self.lens.donor
+        )
+        with donations.embeddings():
+            return logits(out.last_hidden_state, self.lens.arch.unembed, positions), kwargs["cache"]
+
+
+Edit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,9 +97,9 @@ class LayerEdits:
     """
 
     layer: Callable[[Tensor, Tensor], Tensor] | None
-    attn: Callable[[Tensor], Tensor] | None
-    mlp: Callable[[Tensor], Tensor] | None
-    z: Callable[[Tensor], Tensor] | None
+    attn: Edit | None
+    mlp: Edit | None
+    z: Edit | None
 
 
 class RowEdits:
@@ -115,24 +109,26 @@ class RowEdits:
         conditions: One per row.
         lens: A loaded model.
         means: What ``@mean`` and ``@resample`` put in place of a part.
-        position_ids: Position of each token in its sequence, which ``@resample`` asks for. Shape [row or 1, pos].
+        position_ids: Position of each token in its sequence, which ``@resample`` needs.
         donor: What ``@donor`` takes weights from; None also where a backend cannot.
+
+    Raises:
+        UserError: a condition does not fit the model, or needs means, a prompt or a donor and there is none.
     """
 
     def __init__(
         self,
         conditions: Sequence[Condition],
-        lens: Any,
+        lens: Lens,
         means: Means | None,
-        position_ids: Tensor | None = None,
-        donor: pairs.Donor | None = None,
+        position_ids: Int[Tensor, "#row pos"] | None = None,
+        donor: Donor | None = None,
     ) -> None:
         self.arch = lens.arch
         self.means = means
         self.position_ids = position_ids
         self.device = lens.device
         self.n_rows = len(conditions)
-        by_layer: dict[int, list[tuple[int, Ablation]]] = {}
         for condition in dict.fromkeys(conditions):
             condition.validate(lens.dims)
             if condition.uses_donor and donor is None:
@@ -143,69 +139,62 @@ class RowEdits:
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
             if condition.uses_resample and position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
+        self.by_layer: dict[int, list[tuple[int, Ablation]]] = {}
         for row, condition in enumerate(conditions):
             for ablation in condition.ablations:
                 if ablation.mode != "donor":
-                    by_layer.setdefault(ablation.layer, []).append((row, ablation))
-        self.by_layer = by_layer
+                    self.by_layer.setdefault(ablation.layer, []).append((row, ablation))
         self.donations = weight_swap.RowDonations(conditions, lens, donor)
-        self.layers = sorted({*by_layer, *self.donations.layers})
+        self.layers = sorted({*self.by_layer, *self.donations.layers})
 
     def at(self, layer: int) -> LayerEdits:
-        """The edits of one layer as functions of tensors, for whatever library brings the tensors."""
-        edits = self.by_layer.get(layer, [])
+        """The edits of one layer as functions of tensors, for whatever library provides the tensors."""
+        return LayerEdits(self._skip(layer), self._replace(layer, "attn"), self._replace(layer, "mlp"), self._z(layer))
 
-        def sublayer(site: str) -> Callable[[Tensor], Tensor] | None:
-            rows = self._rows(edits, site)
-            return self._replace(rows, getattr(self.means, site)[layer] if self.means else None) if rows else None
-
-        skipped = self._rows(edits, "layer")
-        return LayerEdits(
-            layer=self._skip(skipped, layer) if skipped else None,
-            attn=sublayer("attn"),
-            mlp=sublayer("mlp"),
-            z=self._heads(edits, layer) if any(a.site in ("head", "kv") for _, a in edits) else None,
-        )
-
-    def hook(self, layer: int) -> list[Any]:
-        """Register the hooks of one layer; returns their handles."""
+    @contextmanager
+    def hooked(self, layer: int) -> Iterator[None]:
+        """Within the context the rows of one layer are edited by forward hooks."""
         arch, at = self.arch, self.at(layer)
-        handles: list[Any] = self.donations.hook(layer)
-        if at.layer is not None:
+        with ExitStack() as stack:
+            stack.enter_context(self.donations.layer(layer))
+            if (edit_layer := at.layer) is not None:
 
-            def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-                resid_pre = args[0] if args else kwargs["hidden_states"]
-                return with_hidden(output, at.layer(resid_pre, hidden(output)))
+                def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+                    resid_pre = args[0] if args else kwargs["hidden_states"]
+                    return with_hidden(output, edit_layer(resid_pre, hidden(output)))
 
-            handles.append(arch.layers[layer].register_forward_hook(skip, with_kwargs=True))
-        for edit, modules in ((at.attn, arch.attn), (at.mlp, arch.mlp)):
-            if edit is not None:
-                handles.append(
-                    modules[layer].register_forward_hook(
-                        lambda module, args, output, edit=edit: with_hidden(output, edit(hidden(output)))
-                    )
-                )
-        if at.z is not None:
-            handles.append(
-                arch.o_proj[layer].register_forward_pre_hook(lambda module, args: (at.z(args[0]), *args[1:]))
-            )
-        return handles
+                stack.enter_context(arch.layers[layer].register_forward_hook(skip, with_kwargs=True))
+            for edit, modules in ((at.attn, arch.attn), (at.mlp, arch.mlp)):
+                if edit is not None:
 
-    @staticmethod
-    def _rows(edits: list[tuple[int, Ablation]], site: str) -> dict[int, str]:
-        return {row: a.mode for row, a in edits if a.site == site}
+                    def replace(module: nn.Module, args: tuple, output: Any, edit: Edit = edit) -> Any:
+                        return with_hidden(output, edit(hidden(output)))
 
-    def _masks(self, rows: dict[int, str]) -> tuple[Tensor, Tensor]:
-        """Rows that are edited, and those of them that get the mean. Each of shape [row, 1, 1]."""
+                    stack.enter_context(modules[layer].register_forward_hook(replace))
+            if (edit_z := at.z) is not None:
+
+                def replace_z(module: nn.Module, args: tuple) -> tuple:
+                    return edit_z(args[0]), *args[1:]
+
+                stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(replace_z))
+            yield
+
+    def _masks(self, layer: int, site: str) -> tuple[Tensor, Tensor] | None:
+        """Rows that are edited, and those of them that get the mean, each [row, 1, 1]; None where no row is."""
+        modes = {row: a.mode for row, a in self.by_layer.get(layer, []) if a.site == site}
+        if not modes:
+            return None
         edited = torch.zeros(self.n_rows, 1, 1, dtype=torch.bool)
         by_mean = edited.clone()
-        for row, mode in rows.items():
+        for row, mode in modes.items():
             edited[row] = True
             by_mean[row] = mode == "mean"
         return edited.to(self.device), by_mean.to(self.device)
 
-    def _skip(self, rows: dict[int, str], layer: int) -> Callable[[Tensor, Tensor], Tensor]:
-        edited, by_mean = self._masks(rows)
+    def _skip(self, layer: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+        if (masks := self._masks(layer, "layer")) is None:
+            return None
+        edited, by_mean = masks
 
         def edit(resid_pre: Tensor, resid_post: Tensor) -> Tensor:
             new = resid_pre
@@ -215,37 +204,41 @@ class RowEdits:
 
         return edit
 
-    def _replace(self, rows: dict[int, str], mean: Tensor | None) -> Callable[[Tensor], Tensor]:
-        edited, by_mean = self._masks(rows)
+    def _replace(self, layer: int, site: str) -> Edit | None:
+        if (masks := self._masks(layer, site)) is None:
+            return None
+        edited, by_mean = masks
 
         def edit(value: Tensor) -> Tensor:
             new = torch.zeros_like(value)
-            if mean is not None:
-                new = torch.where(by_mean, mean.to(value), new)
+            if self.means is not None:
+                new = torch.where(by_mean, getattr(self.means, site)[layer].to(value), new)
             return torch.where(edited, new, value)
 
         return edit
 
-    def _heads(self, edits: list[tuple[int, Ablation]], layer: int) -> Callable[[Tensor], Tensor]:
+    def _z(self, layer: int) -> Edit | None:
+        edits = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site in ("head", "kv")]
+        if not edits:
+            return None
         dims = self.arch.dims
         edited = torch.zeros(self.n_rows, 1, dims.n_heads, 1, dtype=torch.bool)
         by_mean, by_sample = edited.clone(), edited.clone()
         for row, a in edits:
-            heads = [a.index] if a.site == "head" else dims.query_heads(a.index) if a.site == "kv" else []
-            for head in heads:
+            for head in [a.index] if a.site == "head" else dims.query_heads(a.index):
                 edited[row, :, head] = True
                 by_mean[row, :, head] = a.mode == "mean"
                 by_sample[row, :, head] = a.mode == "resample"
-        edited, by_mean, by_sample = (mask.to(self.device) for mask in (edited, by_mean, by_sample))
         resampled = bool(by_sample.any())
+        edited, by_mean, by_sample = (mask.to(self.device) for mask in (edited, by_mean, by_sample))
 
         def edit(flat: Tensor) -> Tensor:
             z = flat.unflatten(-1, (dims.n_heads, dims.d_head))  # [row, pos, n_heads, d_head]
             new = torch.zeros_like(z)
             if self.means is not None:
                 new = torch.where(by_mean, self.means.z[layer].to(z), new)
-            if resampled:
-                new = torch.where(by_sample, self.means.sampled(layer, self.position_ids).to(z), new)
+                if resampled and self.position_ids is not None:
+                    new = torch.where(by_sample, self.means.sampled(layer, self.position_ids).to(z), new)
             return torch.where(edited, new, z).flatten(-2)
 
         return edit

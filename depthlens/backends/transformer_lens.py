@@ -17,14 +17,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
 from transformers import DynamicCache
 
 from depthlens.ablations import Condition
 from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means
+from depthlens.backends.protocol import Means, Positions
 from depthlens.backends.torch import RowEdits
+from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge
 
 Hook = tuple[str, Callable[..., Tensor | None]]
@@ -35,7 +37,7 @@ class TransformerLensBackend:
 
     name = "transformer_lens"
 
-    def __init__(self, lens: Any, means: Means | None = None) -> None:
+    def __init__(self, lens: Lens, means: Means | None = None) -> None:
         self.lens = lens
         self.means = means
         self.bridge = bridge(lens)
@@ -43,13 +45,13 @@ class TransformerLensBackend:
     @torch.no_grad()
     def forward(
         self,
-        tokens: Tensor,
-        attention_mask: Tensor,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row cached_and_pos"],
         conditions: Sequence[Condition],
         *,
         cache: Any = None,
-        positions: Sequence[Sequence[int]] | None = None,
-    ) -> tuple[list[Tensor], Any]:
+        positions: Positions | None = None,
+    ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
         keep_cache = positions is None  # only generation goes on from here
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache)
@@ -72,7 +74,7 @@ class TransformerLensBackend:
 
     def _hooks(self, edits: RowEdits) -> list[Hook]:
         hooks: list[Hook] = []
-        for layer in sorted(edits.layers):
+        for layer in edits.layers:
             at, block = edits.at(layer), f"blocks.{layer}"
             if at.layer is not None:
                 hooks += _skip(block, at.layer)
@@ -82,10 +84,7 @@ class TransformerLensBackend:
             if at.z is not None:
                 # the bridge splits z into heads by d_model, which is not where latent attention has them
                 hooks.append(
-                    (
-                        f"{block}.attn.hook_z",
-                        lambda z, hook, edit=at.z: edit(z.flatten(2)).view(z.shape),
-                    )
+                    (f"{block}.attn.hook_z", lambda z, hook, edit=at.z: edit(z.flatten(2)).view(z.shape)),
                 )
         return hooks
 

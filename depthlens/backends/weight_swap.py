@@ -17,72 +17,67 @@ What goes along:
 Where the rotary frequencies of the two differ (context extension), whole layers and whole attentions turn queries and
 keys by the donor's; single heads and groups, which share them, by the base's.
 
-A donor that was loaded with ``offload="disk"`` holds its ends, and a layer only while some row passes there.
+A donor that was loaded with ``offload="disk"`` keeps its embeddings in memory, and a layer only while rows pass it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from depthlens.ablations import Ablation, Condition
-from depthlens.models.architectures import supported
-from depthlens.models.pairs import Donor
+from depthlens.models.families import supported
+from depthlens.models.lens import Donor, Lens
 
-Call = Callable[..., Any]
+Forward = Callable[..., Any]
 
 
 @contextmanager
-def ends(lens: Any, conditions: Sequence[Condition]) -> Iterator[None]:
-    """Within the context embedding, final norm and unembedding take rows that are under ``conditions``."""
-    handles = RowDonations(conditions, lens, lens.donor).hook_ends()
-    try:
+def replaced_forwards(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
+    """Within the context these modules have another ``forward``."""
+    with ExitStack() as stack:
+        for module, forward in forwards:
+            own = vars(module).get("forward")  # None: that of its class
+            restore = (delattr, module, "forward") if own is None else (setattr, module, "forward", own)
+            module.forward = forward  # type: ignore[method-assign]  # instances may have a forward of their own
+            stack.callback(*restore)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-class Patch:
-    """A module's ``forward`` replaced; ``remove`` puts back what was there."""
-
-    def __init__(self, module: nn.Module, forward: Call) -> None:
-        self.module = module
-        self.before = vars(module).get("forward")  # None: that of its class
-        module.forward = forward
-
-    def remove(self) -> None:
-        if self.before is None:
-            del self.module.forward
-        else:
-            self.module.forward = self.before
+def unembed(
+    lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row *pos d_model"]
+) -> Float[Tensor, "row *pos d_vocab"]:
+    """Logits of final residual streams, before the last norm; one condition a row."""
+    with RowDonations(conditions, lens, lens.donor).embeddings():
+        return lens.arch.unembed(lens.arch.final_norm(states))
 
 
-class Shares:
+class RowShares:
     """Which parts of a module's output the donor makes, row by row.
 
     Args:
-        mask: True where the donor does. One row stands for batches of any size. Shape [row, part].
+        mask: True where the donor does. One row serves batches of any size. Shape [row, part].
         device: Where the module is.
 
     Attributes:
-        own: Rows that need the base's weights, as an index; None: all of them.
-        given: Rows that need the donor's, likewise.
-        whole: Every row is the donor's in all parts.
-        mixed: Some rows are in some parts only. Shape [row], or None.
+        base_rows: Rows that need the base's weights, as an index; None: all of them.
+        donor_rows: Rows that need the donor's, likewise.
+        all_donor: Every row is the donor's in all parts.
+        mixed: Rows that are the donor's in some parts only. Shape [row], or None.
     """
 
-    def __init__(self, mask: Tensor, device: torch.device) -> None:
+    def __init__(self, mask: Bool[Tensor, "row part"], device: torch.device) -> None:
         some, every = mask.any(1), mask.all(1)
         self.parts = mask.shape[1]
-        self.whole = bool(every.all())
+        self.all_donor = bool(every.all())
         self.mask = mask.to(device)
-        self.own = None if not every.any() else (~every).nonzero()[:, 0].to(device)
-        self.given = None if some.all() else some.nonzero()[:, 0].to(device)
+        self.base_rows = None if not every.any() else (~every).nonzero()[:, 0].to(device)
+        self.donor_rows = None if some.all() else some.nonzero()[:, 0].to(device)
         self.mixed = (some & ~every).to(device) if (some & ~every).any() else None
 
     def by_part(self, x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -95,73 +90,74 @@ def _take(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def _merge(shares: Shares, own: Tensor, given: Tensor, n_rows: int) -> Tensor:
-    """All rows, from those that the base made and those that are given."""
-    if shares.given is None:
-        return given
-    if shares.own is None:
-        return own.index_copy(0, shares.given, given)
-    return _spread(shares, own, n_rows).index_copy_(0, shares.given, given)
+def _merge(shares: RowShares, base: Tensor, donor: Tensor, n_rows: int) -> Tensor:
+    """All rows, from those that the base computed and those that the donor computed."""
+    if shares.donor_rows is None:
+        return donor
+    if shares.base_rows is None:
+        return base.index_copy(0, shares.donor_rows, donor)
+    return _spread(shares, base, n_rows).index_copy_(0, shares.donor_rows, donor)
 
 
-def _spread(shares: Shares, own: Tensor, n_rows: int) -> Tensor:
-    """What the base made at its rows; whatever lies in memory in rows that are wholly the donor's."""
-    return own if shares.own is None else own.new_empty(n_rows, *own.shape[1:]).index_copy_(0, shares.own, own)
+def _spread(shares: RowShares, base: Tensor, n_rows: int) -> Tensor:
+    """What the base computed at its rows; rows that are wholly the donor's are not initialised."""
+    if shares.base_rows is None:
+        return base
+    return base.new_empty(n_rows, *base.shape[1:]).index_copy_(0, shares.base_rows, base)
 
 
-def _outputs(module: nn.Module, other: nn.Module, shares: Shares) -> Call:
+def _outputs(module: nn.Module, donor_module: nn.Module, shares: RowShares) -> Forward:
     """A forward whose output comes from the donor's module in the rows and parts that ask for it."""
     forward = module.forward
 
     def call(x: Tensor) -> Tensor:
-        if shares.whole:
-            return other(x)
-        own, given = forward(_take(x, shares.own)), other(_take(x, shares.given))
+        if shares.all_donor:
+            return donor_module(x)
+        base, donor = forward(_take(x, shares.base_rows)), donor_module(_take(x, shares.donor_rows))
         if shares.mixed is not None:
-            new, mask = shares.by_part(given, shares.given)
-            old, _ = shares.by_part(_take(_spread(shares, own, len(x)), shares.given), shares.given)
-            given = torch.where(mask, new, old).flatten(-2)
-        return _merge(shares, own, given, len(x))
+            new, mask = shares.by_part(donor, shares.donor_rows)
+            old, _ = shares.by_part(_take(_spread(shares, base, len(x)), shares.donor_rows), shares.donor_rows)
+            donor = torch.where(mask, new, old).flatten(-2)
+        return _merge(shares, base, donor, len(x))
 
     return call
 
 
-def _inputs(module: nn.Module, other: nn.Module, shares: Shares) -> Call:
+def _inputs(module: nn.Module, donor_module: nn.Linear, shares: RowShares) -> Forward:
     """A forward of a linear module with the donor's columns for some parts of the input; the bias goes with all."""
-    if shares.mixed is None:
-        return _outputs(module, other, shares)
+    if (mixed := shares.mixed) is None:
+        return _outputs(module, donor_module, shares)
     forward = module.forward
 
     def call(x: Tensor) -> Tensor:
-        def only(donor: bool, rows: Tensor | None) -> Tensor:
+        def only(of_donor: bool, rows: Tensor | None) -> Tensor:
             parts, mask = shares.by_part(_take(x, rows), rows)
-            return torch.where(mask == donor, parts, 0).flatten(-2)
+            return torch.where(mask == of_donor, parts, 0).flatten(-2)
 
-        own, given = forward(only(False, shares.own)), other(only(True, shares.given))
-        mixed = _take(shares.mixed, shares.given).view(-1, *[1] * (x.dim() - 1))
-        if other.bias is not None:
-            given = given - other.bias * mixed
-        old = _take(_spread(shares, own, len(x)), shares.given)
-        return _merge(shares, own, torch.where(mixed, old + given, given), len(x))
+        base, donor = forward(only(False, shares.base_rows)), donor_module(only(True, shares.donor_rows))
+        is_mixed = _take(mixed, shares.donor_rows).view(-1, *[1] * (x.dim() - 1))
+        if donor_module.bias is not None:
+            donor = donor - donor_module.bias * is_mixed
+        old = _take(_spread(shares, base, len(x)), shares.donor_rows)
+        return _merge(shares, base, torch.where(is_mixed, old + donor, donor), len(x))
 
     return call
 
 
 class RowDonations:
-    """Which rows of a batch take which weights from a donor.
+    """Which rows of a batch take weights from a donor.
 
     Args:
-        conditions: One per row; one alone stands for batches of any size.
+        conditions: One per row; a single one serves batches of any size.
         lens: The base model.
         donor: May be None where no condition asks for it.
 
     Attributes:
-        layers: Layers where a row does, sorted.
+        layers: Layers in which a row does, sorted.
     """
 
-    def __init__(self, conditions: Sequence[Condition], lens: Any, donor: Donor | None) -> None:
+    def __init__(self, conditions: Sequence[Condition], lens: Lens, donor: Donor | None) -> None:
         self.lens = lens
-        self.donor = donor
         self.n_rows = len(conditions)
         self.by_layer: dict[int, list[tuple[int, Ablation]]] = {}
         for row, condition in enumerate(conditions):
@@ -169,13 +165,55 @@ class RowDonations:
                 if ablation.mode == "donor":
                     self.by_layer.setdefault(ablation.layer, []).append((row, ablation))
         self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
+        self._donor = donor
 
-    def hook(self, layer: int) -> list[Patch]:
-        """Give the rows of one layer their weights; returns what to remove afterwards."""
-        if layer not in self.by_layer:
-            return []
-        dims, base, other = self.lens.dims, self.lens.arch, self.donor.lens.arch
+    @property
+    def donor(self) -> Donor:
+        assert self._donor is not None, "conditions that take weights are refused where there is no donor"
+        return self._donor
+
+    @contextmanager
+    def layer(self, layer: int) -> Iterator[None]:
+        """Within the context the rows of one layer have their weights."""
+        with replaced_forwards(self._layer_forwards(layer) if layer in self.by_layer else []):
+            yield
+
+    @contextmanager
+    def embeddings(self) -> Iterator[None]:
+        """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
+        forwards: list[tuple[nn.Module, Forward]] = []
+        if -1 in self.by_layer:
+            base, donor = self.lens.arch, self.donor.lens.arch
+            for site, names in (("embed", ("embed",)), ("unembed", ("final_norm", "unembed"))):
+                mask = torch.zeros(self.n_rows, 1, dtype=torch.bool)
+                mask[[row for row, a in self.by_layer[-1] if a.site == site]] = True
+                forwards += self._shared(mask, [(getattr(base, name), getattr(donor, name)) for name in names])
+        with replaced_forwards(forwards):
+            yield
+
+    def _layer_forwards(self, layer: int) -> list[tuple[nn.Module, Forward]]:
+        """Modules of a layer, each with the forward that shares its rows among base and donor."""
+        base, donor = self.lens.arch, self.donor.lens.arch
         family = supported(type(self.lens.model).__name__)
+        heads, kv, attn, mlp = self._masks(layer)
+        forwards = [
+            *self._shared(mlp, [(base.mlp_norm[layer], donor.mlp_norm[layer]), (base.mlp[layer], donor.mlp[layer])]),
+            *self._shared(heads, [(base.o_proj[layer], donor.o_proj[layer])], _inputs),
+            *self._shared(attn, [(base.attn_norm[layer], donor.attn_norm[layer])]),
+        ]
+        for name, module in base.attn[layer].named_modules():
+            if module is not base.o_proj[layer] and next(module.parameters(recurse=False), None) is not None:
+                mask = heads if name in family.per_head else kv if name in family.per_kv_head else attn
+                forwards += self._shared(mask, [(module, donor.attn[layer].get_submodule(name))])
+        if self.donor.own_rotary and attn.any():
+            forwards.append((base.attn[layer], self._with_donor_rotary(base.attn[layer].forward, attn)))
+        if self.donor.lens.stream:
+            forwards.append((base.layers[layer], self._with_donor_resident(base.layers[layer].forward, layer)))
+        return forwards
+
+    def _masks(self, layer: int) -> list[Bool[Tensor, "row part"]]:
+        """Which rows take query heads, key/value heads, the whole attention and the MLP from the donor."""
+        dims = self.lens.dims
         heads, kv, attn, mlp = (
             torch.zeros(self.n_rows, n, dtype=torch.bool) for n in (dims.n_heads, dims.n_kv_heads, 1, 1)
         )
@@ -189,59 +227,38 @@ class RowDonations:
             if a.site == "kv":
                 kv[row, a.index] = True
                 heads[row, list(dims.query_heads(a.index))] = True
-        forwards = [
-            *self._shared(mlp, [(base.mlp_norm[layer], other.mlp_norm[layer]), (base.mlp[layer], other.mlp[layer])]),
-            *self._shared(heads, [(base.o_proj[layer], other.o_proj[layer])], _inputs),
-            *self._shared(attn, [(base.attn_norm[layer], other.attn_norm[layer])]),
-        ]
-        for name, module in base.attn[layer].named_modules():
-            if module is not base.o_proj[layer] and next(module.parameters(recurse=False), None) is not None:
-                mask = heads if name in family.per_head else kv if name in family.per_kv_head else attn
-                forwards += self._shared(mask, [(module, other.attn[layer].get_submodule(name))])
-        if self.donor.own_rotary and attn.any():
-            forwards.append((base.attn[layer], self._turned(base.attn[layer].forward, attn)))
-        if self.donor.lens.stream:
-            forwards.append((base.layers[layer], self._resident(base.layers[layer].forward, layer)))
-        return [Patch(*forward) for forward in forwards]  # what can fail has been done: all or none are patched
-
-    def hook_ends(self) -> list[Patch]:
-        """The same for embedding, final norm and unembedding."""
-        if -1 not in self.by_layer:
-            return []
-        base, other = self.lens.arch, self.donor.lens.arch
-        forwards = []
-        for end, names in (("embed", ("embed",)), ("unembed", ("final_norm", "unembed"))):
-            mask = torch.zeros(self.n_rows, 1, dtype=torch.bool)
-            mask[[row for row, a in self.by_layer[-1] if a.site == end]] = True
-            forwards += self._shared(mask, [(getattr(base, name), getattr(other, name)) for name in names])
-        return [Patch(*forward) for forward in forwards]
+        return [heads, kv, attn, mlp]
 
     def _shared(
-        self, mask: Tensor, pairs: Sequence[tuple[nn.Module, nn.Module]], how: Callable[..., Call] = _outputs
-    ) -> list[tuple[nn.Module, Call]]:
-        """The base's modules of some pairs, each with the forward that shares rows with the donor's; [row, part]."""
+        self,
+        mask: Bool[Tensor, "row part"],
+        modules: Sequence[tuple[nn.Module, nn.Module]],
+        share: Callable[..., Forward] = _outputs,
+    ) -> list[tuple[nn.Module, Forward]]:
+        """Modules of the base, each with the forward that shares its rows with the donor's module."""
         if not mask.any():
             return []
-        shares = Shares(mask, self.lens.device)
-        return [(module, how(module, other, shares)) for module, other in pairs]
+        shares = RowShares(mask, self.lens.device)
+        return [(module, share(module, donor_module, shares)) for module, donor_module in modules]
 
-    def _turned(self, forward: Call, mask: Tensor) -> Call:
+    def _with_donor_rotary(self, forward: Forward, mask: Bool[Tensor, "row 1"]) -> Forward:
         """The attention's forward with the donor's rotary angles in some rows."""
         rotary, rows = self.donor.lens.arch.rotary, mask[..., None].to(self.lens.device)  # [row, 1, 1]
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            own = kwargs["position_embeddings"]  # one tensor, or cosine and sine: each [row or 1, pos, angle]
+            base = kwargs["position_embeddings"]  # one tensor, or cosine and sine: each [row or 1, pos, angle]
             x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            given = rotary(x, position_ids=kwargs["position_ids"])
-            if isinstance(own, Tensor):
-                mixed = torch.where(rows, given, own)
+            donor = rotary(x, position_ids=kwargs["position_ids"])
+            mixed: Tensor | tuple[Tensor, ...]
+            if isinstance(base, Tensor):
+                mixed = torch.where(rows, donor, base)
             else:
-                mixed = tuple(torch.where(rows, g, o) for g, o in zip(given, own, strict=True))
+                mixed = tuple(torch.where(rows, d, b) for d, b in zip(donor, base, strict=True))
             return forward(*args, **kwargs | {"position_embeddings": mixed})
 
         return call
 
-    def _resident(self, forward: Call, layer: int) -> Call:
+    def _with_donor_resident(self, forward: Forward, layer: int) -> Forward:
         """A layer's forward during which the donor's layer is in memory, for calls outside a walk."""
 
         def call(*args: Any, **kwargs: Any) -> Any:

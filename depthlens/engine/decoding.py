@@ -9,9 +9,9 @@ a layer together; attention to the prefix and to a row's own tokens are computed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
@@ -24,6 +24,7 @@ from depthlens.engine.tree_attention import Layout, attend, merge, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.models import fingerprint
 from depthlens.models.architectures import hidden
+from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest
 
 Row = tuple[int, int]  # condition, prompt
@@ -32,21 +33,25 @@ Row = tuple[int, int]  # condition, prompt
 class Writer:
     """What each row has written, and when it is done: end-of-text token, stop string or length, as in lm-eval."""
 
-    def __init__(self, lens: Any, requests: Sequence[GenerateRequest]) -> None:
+    def __init__(self, lens: Lens, requests: Sequence[GenerateRequest]) -> None:
         config = lens.model.generation_config
-        self.eos = fingerprint.ends(config, lens.tokenizer)
+        self.eos = fingerprint.end_tokens(config, lens.tokenizer)
         penalty = fingerprint.penalty(config)
         self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
         self.tokenizer = lens.tokenizer
         self.requests = requests
         self.tokens: dict[Row, list[int]] = {}
 
-    def write(self, rows: list[Row], logits: Tensor) -> list[Row]:
-        """Append each row's likeliest token; returns the rows that go on. Logits of shape [row, d_vocab]."""
+    def write(self, rows: list[Row], logits: Float[Tensor, "row d_vocab"]) -> list[Row]:
+        """Append each row's likeliest token; returns the rows that are not finished.
+
+        Raises:
+            NotFinite: the highest logit of a row is not finite.
+        """
         if self.penalty is not None:
-            seen = [[*self.requests[row[1]].context, *self.tokens.get(row, [])] for row in rows]
+            read = [[*self.requests[row[1]].context, *self.tokens.get(row, [])] for row in rows]
             logits = torch.cat(
-                [self.penalty(torch.tensor([s], device=x.device), x[None]) for s, x in zip(seen, logits, strict=True)]
+                [self.penalty(torch.tensor([t], device=x.device), x[None]) for t, x in zip(read, logits, strict=True)]
             )
         highest, tokens = logits.max(-1)  # NaN is the highest of all
         if not (finite := highest.isfinite()).all():
@@ -54,14 +59,14 @@ class Writer:
             raise NotFinite(row, self.tokens.get(row, ()))
         for row, token in zip(rows, tokens.tolist(), strict=True):
             self.tokens.setdefault(row, []).append(token)
-        return [row for row in rows if not self._done(row)]
+        return [row for row in rows if not self._finished(row)]
 
     def replay(self, row: Row, tokens: Sequence[int]) -> str:
         """The text of a row from tokens chosen elsewhere, as many of them as would have been written here."""
         self.tokens[row] = []
         for token in tokens:
             self.tokens[row].append(token)
-            if self._done(row):
+            if self._finished(row):
                 break
         return self.text(row)
 
@@ -69,7 +74,7 @@ class Writer:
         """The last token of each row."""
         return [self.tokens[row][-1] for row in rows]
 
-    def _done(self, row: Row) -> bool:
+    def _finished(self, row: Row) -> bool:
         tokens, request = self.tokens[row], self.requests[row[1]]
         if tokens[-1] in self.eos or len(tokens) >= request.max_new_tokens:
             return True
@@ -95,43 +100,49 @@ class DecodedRows:
     the clean prefix at a layer are one slice at the end.
 
     Attributes:
-        condition: Condition of each row. Length row.
+        conditions: Condition of each row.
         own: Per layer, keys and values of each row's own tokens. Two of shape [row, n_kv_heads, own + new, d].
         prefix: Per layer, keys and values of the prefix by condition, and those of the clean row under -1. Two of shape
             [n_kv_heads, prefix, d].
         mask: Additive, which own tokens a row sees. Shape [row, 1, 1, own + new].
     """
 
-    def __init__(self, condition: list[int], mask: Tensor, width: int) -> None:
-        self.condition = condition
+    def __init__(self, conditions: list[int], mask: Float[Tensor, "row 1 1 own_and_new"], width: int) -> None:
+        self.conditions = conditions
         self.mask = mask
-        self.slot = width  # where the next written token goes
+        self.slot = width  # where the next written token is stored
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         self.prefix: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """One new token a row: query [row, n_heads, 1, d_head] over prefix, own tokens and itself."""
+    def attention(
+        self,
+        layer: int,
+        query: Float[Tensor, "row n_heads 1 d_head"],
+        key: Float[Tensor, "row n_kv_heads 1 d_head"],
+        value: Float[Tensor, "row n_kv_heads 1 d_value"],
+        scale: float,
+    ) -> Float[Tensor, "row n_heads 1 d_value"]:
+        """Attention of one new token a row to the prefix, the row's own tokens and itself."""
         keys, values = self.own[layer]
         keys[:, :, self.slot], values[:, :, self.slot] = key[:, :, 0], value[:, :, 0]
-        n_kv = key.shape[1]
-        q = query.unflatten(1, (n_kv, -1)).squeeze(3)  # [row, kv, group, d_head]
+        q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
         end = self.slot + 1
         out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, self.mask[..., :end], False)
         if self.prefix:
-            far, far_lse = self._far(layer, q, value.shape[-1], scale)
-            out = merge(out, lse, far, far_lse)
+            out = merge(out, lse, *self._attend_prefix(layer, q, value.shape[-1], scale))
         return out.flatten(1, 2)[:, :, None]
 
-    def _far(self, layer: int, q: Tensor, d_value: int, scale: float) -> tuple[Tensor, Tensor]:
-        """Attention to the prefix, one dense product for all rows that share one."""
+    def _attend_prefix(
+        self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float
+    ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
+        """Attention to the prefix and its log-sum-exp, one dense product for all rows that share a prefix."""
         out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=torch.float32)
         start = 0
         while start < len(q):
-            mine = self._prefix_of(layer, self.condition[start])
+            k, v = self._prefix_of(layer, self.conditions[start])
             end = start + 1
-            while end < len(q) and self._prefix_of(layer, self.condition[end]) is mine:
+            while end < len(q) and self._prefix_of(layer, self.conditions[end])[0] is k:
                 end += 1
-            k, v = mine
             folded = q[start:end].transpose(0, 1).flatten(1, 2)[None]  # [1, kv, row * group, d_head]
             o, s = attend(folded, k[None], v[None], scale, None, False)
             out[start:end] = o[0].unflatten(1, (end - start, -1)).transpose(0, 1)
@@ -145,66 +156,80 @@ class DecodedRows:
     def keep(self, rows: list[int]) -> None:
         """Drop all rows but these."""
         index = torch.tensor(rows, device=self.mask.device)
-        self.condition = [self.condition[i] for i in rows]
+        self.conditions = [self.conditions[i] for i in rows]
         self.mask = self.mask[index]
         for layer, (k, v) in self.own.items():
             self.own[layer] = (k[index], v[index])
 
 
-class Keeping(Layout):
-    """A pack's layout that fills `DecodedRows` with the keys and values it sees.
+class CapturingLayout(Layout):
+    """A pack's layout that fills `DecodedRows` with the keys and values that pass.
 
     Args:
         pack: The prompts.
         lens: A loaded model.
-        paths: Flat indices of each prompt's own tokens, padded. Shape [prompt, own].
-        rows: What is filled.
+        paths: Flat indices of each prompt's own tokens, padded.
+        target: The rows that are filled.
         n_new: Tokens that each row may write.
         clean: Has the keys and values of the clean row, where it was walked before; else they are put there.
     """
 
-    def __init__(self, pack: Pack, lens: Any, paths: Tensor, rows: DecodedRows, n_new: int, clean: CleanRow) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        lens: Lens,
+        paths: Int[Tensor, "prompt own"],
+        target: DecodedRows,
+        n_new: int,
+        clean: CleanRow,
+    ) -> None:
         super().__init__(pack, lens.device, lens.dtype)
         self.paths = paths
-        self.target = rows
+        self.target = target
         self.n_new = n_new
         self.clean = clean
-        self.places: dict[int, list[int]] = {}  # rows by condition
-        for i, c in enumerate(rows.condition):
-            self.places.setdefault(c, []).append(i)
+        self.rows_of: dict[int, list[int]] = {-1: [*range(len(target.conditions))]}  # by condition
+        for i, c in enumerate(target.conditions):
+            self.rows_of.setdefault(c, []).append(i)
         for layer, (key, value) in clean.keys.items():
-            self._take(layer, -1, key, value)
+            self._copy(layer, -1, key, value)
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As `Layout.attention`; what the rows that pass will need again is copied out."""
+        """As `Layout.attention`; what the rows that pass will need again is copied."""
         for i, c in enumerate(self.rows):
-            self._take(layer, c, key[i], value[i])
+            self._copy(layer, c, key[i], value[i])
             if c < 0 and self.clean.layers:
                 self.clean.keys[layer] = key[i].clone(), value[i].clone()
         return super().attention(layer, query, key, value, scale)
 
-    def _take(self, layer: int, condition: int, key: Tensor, value: Tensor) -> None:
-        """Copy keys and values, [n_kv_heads, pos, d], to the rows of a condition; the clean row's (-1) to all rows.
+    def _copy(
+        self,
+        layer: int,
+        condition: int,
+        key: Float[Tensor, "n_kv_heads pos d_head"],
+        value: Float[Tensor, "n_kv_heads pos d_value"],
+    ) -> None:
+        """Copy keys and values to the rows of a condition; those of the clean row (-1) to all rows.
 
-        The clean row comes first and stands for every condition; those that have forked overwrite it.
+        The clean row comes first and fills the rows of every condition; conditions that have forked overwrite theirs.
         """
-        n_rows, width = len(self.target.condition), self.paths.shape[1]
+        width = self.paths.shape[1]
         if layer not in self.target.own:
-            shape = n_rows, len(key), width + self.n_new
+            shape = len(self.target.conditions), len(key), width + self.n_new
             self.target.own[layer] = key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1])
-        mine = self.places.get(condition, []) if condition >= 0 else range(n_rows)
-        for store, new in zip(self.target.own[layer], (key, value), strict=True):
-            own = new[:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
-            at = torch.tensor(mine, device=store.device)
-            store[at, :, :width] = own.repeat(len(mine) // len(own), 1, 1, 1)
+        rows = self.rows_of.get(condition, [])
+        for own, new in zip(self.target.own[layer], (key, value), strict=True):
+            of_prompts = new[:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
+            index = torch.tensor(rows, device=own.device)
+            own[index, :, :width] = of_prompts.repeat(len(rows) // len(of_prompts), 1, 1, 1)
         if self.n_prefix:
-            kept = key[:, : self.n_prefix].clone(), value[:, : self.n_prefix].clone()
-            self.target.prefix.setdefault(layer, {})[condition] = kept
+            prefix = key[:, : self.n_prefix].clone(), value[:, : self.n_prefix].clone()
+            self.target.prefix.setdefault(layer, {})[condition] = prefix
 
 
 @torch.no_grad()
 def decode(
-    lens: Any,
+    lens: Lens,
     backend: TorchBackend,
     pack: Pack,
     conditions: Sequence[Condition],
@@ -224,10 +249,11 @@ def decode(
         conditions: Any number, sorted by the layer at which they fork, the baseline last.
         batch_tokens: Chunk of tokens that pass a layer of the prompts together.
         n_new: Most tokens written.
-        writer: Chooses the tokens and says which rows (condition, prompt) go on.
-        passed: Told after each layer of the prompts, and after each written token, how many tokens have passed a layer.
+        writer: Chooses the tokens and says which rows (condition, prompt) are not finished.
+        passed: Called after each layer of the prompts, and after each written token, with the number of tokens that
+            have passed a layer.
         clean: The clean row of this pack: used where it was walked, else filled.
-        finished: Told which rows (condition, prompt) have come to their end, as they do.
+        finished: Called with the rows (condition, prompt) that are finished, as soon as they are.
     """
     p, n_prompts = len(pack.prefix), len(pack.paths)
     own = [path[p:] for path in pack.paths]
@@ -235,68 +261,62 @@ def decode(
     padded = [path + [0] * (width - len(path)) for path in own]
     paths = torch.tensor(padded, dtype=torch.long, device=lens.device).view(n_prompts, width)
     lengths = torch.tensor([len(path) for path in own], device=lens.device)
-    seen = torch.arange(width + n_new, device=lens.device)
+    slots = torch.arange(width + n_new, device=lens.device)
     mask = torch.zeros(n_prompts, width + n_new, dtype=lens.dtype, device=lens.device)
-    mask.masked_fill_((seen >= lengths[:, None]) & (seen < width), -torch.inf)  # padding between prompt and answer
+    mask.masked_fill_((slots >= lengths[:, None]) & (slots < width), -torch.inf)  # padding between prompt and answer
     alive = [(c, d) for c in range(len(conditions)) for d in range(n_prompts)]
     rows = DecodedRows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width)
-    ends = [path[-1] for path in pack.paths]
-    unique = list(dict.fromkeys(ends))
+    last_tokens = [path[-1] for path in pack.paths]
+    unique = list(dict.fromkeys(last_tokens))
     walk = Wavefront(lens, backend.means, batch_tokens)
     clean = clean or CleanRow(frozenset())
-    layout = Keeping(pack, lens, paths, rows, n_new, clean)
+    layout = CapturingLayout(pack, lens, paths, rows, n_new, clean)
     states = walk.run(pack, conditions, unique, layout, passed, clean=clean)
-    states = states[:, [unique.index(e) for e in ends]].flatten(0, 1)  # [row, d_model]
+    states = states[:, [unique.index(t) for t in last_tokens]].flatten(0, 1)  # [row, d_model]
     position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
-    held = list(alive)  # rows whose keys are held; finished ones leave when a fifth have, since leaving copies
+    cached = list(alive)  # rows whose keys are in memory; finished ones leave when a fifth have, since leaving copies
     while True:
-        going_on = writer.write(alive, _logits(lens, [conditions[c] for c, _ in held], states)[_at(held, alive)])
-        if len(going_on) < len(alive):
-            finished(sorted({*alive} - {*going_on}))
-        if not going_on:
+        cached_conditions = [conditions[c] for c, _ in cached]
+        logits = weight_swap.unembed(lens, cached_conditions, states)
+        unfinished = writer.write(alive, logits[_indices(cached, alive)])
+        if len(unfinished) < len(alive):
+            finished(sorted({*alive} - {*unfinished}))
+        if not unfinished:
             return
-        alive = going_on
-        if len(alive) < 0.8 * len(held):
-            stay = _at(held, alive)
+        alive = unfinished
+        if len(alive) < 0.8 * len(cached):
+            stay = _indices(cached, alive)
             rows.keep(stay)
-            position, held = position[stay], list(alive)
-        states = _step(lens, backend, [conditions[c] for c, _ in held], writer.last(held), position, rows)
+            position, cached = position[stay], list(alive)
+            cached_conditions = [conditions[c] for c, _ in cached]
+        states = _step(lens, backend, cached_conditions, writer.last(cached), position, rows)
         position = position + 1
         rows.slot += 1
-        passed(len(held) * lens.dims.n_layers)
+        passed(len(cached) * lens.dims.n_layers)
 
 
-def _logits(lens: Any, conditions: list[Condition], states: Tensor) -> Tensor:
-    with weight_swap.ends(lens, conditions):
-        return lens.arch.unembed(lens.arch.final_norm(states))
-
-
-def _at(held: list[Row], alive: list[Row]) -> list[int]:
-    """Indices of the rows that go on among those held."""
-    going_on = set(alive)
-    return [i for i, row in enumerate(held) if row in going_on]
+def _indices(cached: list[Row], alive: list[Row]) -> list[int]:
+    """Indices of the rows that are not finished among those in memory."""
+    unfinished = set(alive)
+    return [i for i, row in enumerate(cached) if row in unfinished]
 
 
 def _step(
-    lens: Any,
+    lens: Lens,
     backend: TorchBackend,
     conditions: list[Condition],
     tokens: list[int],
-    position: Tensor,
+    position: Int[Tensor, " row"],
     rows: DecodedRows,
-) -> Tensor:
-    """One token a row through all layers. Shape [row, d_model]."""
+) -> Float[Tensor, "row d_model"]:
+    """One token a row through all layers."""
     arch = lens.arch
-    with walking(lens.model), backend.ablate(conditions, position[:, None]):
+    position_ids = position[:, None]
+    with walking(lens.model), backend.ablate(conditions, position_ids):
         x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
-        rotary = arch.rotary(x, position_ids=position[:, None])
-        for layer in arch.layers:
-            out = layer(
-                x,
-                attention_mask=None,
-                position_embeddings=rotary,
-                position_ids=position[:, None],
-                layout=rows,
+        rotary = arch.rotary(x, position_ids=position_ids)
+        for layer in arch.layers:  # called whole, since conditions that skip it hook the layer itself
+            x = hidden(
+                layer(x, attention_mask=None, position_embeddings=rotary, position_ids=position_ids, layout=rows)
             )
-            x = hidden(out)
     return x[:, 0]

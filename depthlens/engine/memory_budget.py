@@ -8,10 +8,11 @@ free, up to what still gains speed on that kind of device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
+
+from depthlens.models.lens import Lens
 
 # measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
 CPU_BATCH_TOKENS = 2048
@@ -42,7 +43,7 @@ class Budget:
     key_bytes: int
 
 
-def choose(lens: Any, batch_tokens: int | None = None) -> Budget:
+def choose(lens: Lens, batch_tokens: int | None = None) -> Budget:
     """The budget for a model on its device; ``batch_tokens`` overrides the first number."""
     if lens.remote:
         return Budget(batch_tokens or REMOTE_BATCH_TOKENS, 0, 0)
@@ -58,7 +59,7 @@ def choose(lens: Any, batch_tokens: int | None = None) -> Budget:
     )
 
 
-def chunk_bytes(lens: Any) -> int:
+def chunk_bytes(lens: Lens) -> int:
     """About what one token holds while it passes a layer: eight residual streams and four of the widest product."""
     layer = lens.arch.layers[0]
     # experts are stacked [expert, width, d_model]; a token passes few of them, and one width stands for their sum

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import torch
@@ -12,10 +11,11 @@ from depthlens import arguments
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.models.lens import Lens
 
 
 def next_token(
-    lens: Any, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8, backend: str = "torch"
+    lens: Lens, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8, backend: str = "torch"
 ) -> pd.DataFrame:
     """Probability of the next token after a prompt, under the baseline and other conditions.
 
@@ -37,15 +37,16 @@ def next_token(
     tokens = lens.tokenizer(prompt).input_ids if isinstance(prompt, str) else []
     if not tokens:
         raise UserError(f"prompt {prompt!r}: give some text")
-    wanted = expand(conditions, lens.dims) if conditions else [BASELINE]
-    rows = torch.tensor([tokens] * len(wanted), device=lens.device)
+    columns = expand(conditions, lens.dims) if conditions else [BASELINE]
+    rows = torch.tensor([tokens] * len(columns), device=lens.device)
+    last = [[len(tokens) - 1]] * len(columns)
     engine = Engine(lens, backend=backend, progress=False)
-    logits, _ = engine.backend.forward(rows, torch.ones_like(rows), wanted, positions=[[len(tokens) - 1]] * len(wanted))
+    logits, _ = engine.backend.forward(rows, torch.ones_like(rows), columns, positions=last)
     probs = torch.cat(logits).float().softmax(-1)  # [condition, d_vocab]
-    kept = probs.topk(k).indices.flatten().unique()
+    likeliest = probs.topk(k).indices.flatten().unique()
     frame = pd.DataFrame(
-        probs[:, kept].T.cpu().numpy(),
-        index=pd.Index([lens.tokenizer.decode([t]) for t in kept.tolist()], name="token"),
-        columns=[str(c) for c in wanted],
+        probs[:, likeliest].T.cpu().numpy(),
+        index=pd.Index([lens.tokenizer.decode([t]) for t in likeliest.tolist()], name="token"),
+        columns=[str(c) for c in columns],
     )
     return frame.sort_values("baseline", ascending=False)

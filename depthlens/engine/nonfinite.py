@@ -7,8 +7,9 @@ walked once more, to find the layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from depthlens.backends.protocol import Means
 from depthlens.engine import prefix_tree
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
+from depthlens.models.lens import Lens
 
 
 class NotFinite(Exception):
@@ -33,8 +35,23 @@ class NotFinite(Exception):
         self.written = tuple(written)
 
 
-def refuse(lens: Any, means: Means | None, tokens: Sequence[int], condition: Condition, batch_tokens: int) -> NoReturn:
-    """Say where the first number that is not finite came from.
+@contextmanager
+def renumbered(conditions: Sequence[int], requests: Sequence[int]) -> Iterator[None]:
+    """Within the context `NotFinite` counts within a part of the work; outside it, within the whole.
+
+    Args:
+        conditions: Indices of the part's conditions within the whole.
+        requests: Indices of its requests.
+    """
+    try:
+        yield
+    except NotFinite as e:
+        condition, request = e.row
+        raise NotFinite((conditions[condition], requests[request]), e.written) from e
+
+
+def refuse(lens: Lens, means: Means | None, tokens: Sequence[int], condition: Condition, batch_tokens: int) -> NoReturn:
+    """Name the layer and the condition that the first number that is not finite came from.
 
     Args:
         lens: The model.
@@ -46,25 +63,22 @@ def refuse(lens: Any, means: Means | None, tokens: Sequence[int], condition: Con
     Raises:
         UserError: always.
     """
-    what = f"model {lens.name!r} gives numbers that are not finite"
-    fix = "use dtype=float32, or get its weights again" if lens.dtype.itemsize < 4 else "get its weights again"
+    fault = f"model {lens.name!r} gives numbers that are not finite"
     if lens.remote:
-        raise UserError(f"{what} under {condition} on {lens.remote.describe()['host']}; tell who runs the server")
-    found: list[tuple[bool, int]] = []
+        raise UserError(f"{fault} under {condition} on {lens.remote.describe()['host']}; tell who runs the server")
+    fix = "use dtype=float32, or get its weights again" if lens.dtype.itemsize < 4 else "get its weights again"
+    dtype = str(lens.dtype).removeprefix("torch.")
+    faults: list[tuple[int, bool]] = []  # layer, and whether the row is under the condition
 
     def look(layer: int, x: Tensor, rows: list[int]) -> None:
         for row, states in zip(rows, x, strict=True):
             if not states.isfinite().all():
-                found.append((row < 0, layer))
+                faults.append((layer, row >= 0))
 
     pack = prefix_tree.build([tokens], [0])
     Wavefront(lens, means, batch_tokens).run(pack, [condition], range(pack.n_tokens), seen=look)
-    if not found:
-        raise UserError(f"{what} under {condition}, first in the unembedding ({_dtype(lens)}); {fix}")
-    whole, layer = min(found, key=lambda at: (at[1], not at[0]))
-    where = f"the output of layer L{layer}" if layer >= 0 else "the embedding"
-    raise UserError(f"{what} under {'baseline' if whole else condition}, first in {where} ({_dtype(lens)}); {fix}")
-
-
-def _dtype(lens: Any) -> str:
-    return str(lens.dtype).removeprefix("torch.")
+    if not faults:
+        raise UserError(f"{fault} under {condition}, first in the unembedding ({dtype}); {fix}")
+    layer, ablated = min(faults)
+    place = f"the output of layer L{layer}" if layer >= 0 else "the embedding"
+    raise UserError(f"{fault} under {condition if ablated else 'baseline'}, first in {place} ({dtype}); {fix}")

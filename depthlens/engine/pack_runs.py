@@ -1,30 +1,30 @@
-"""Requests under conditions, pack by pack: how much is done at once, what is kept of it, and what gives way.
+"""Requests under conditions, pack by pack: how much is done at once, when it is stored, and what if memory runs out.
 
-A pack is cut so that one condition takes about ten seconds at the most (`pace`), and the conditions that walk through
-it together likewise; what they wrote or scored is kept then, so that no more than that is lost when the work is
-stopped. Running out of memory halves the budget, then the pack, then the group, and goes on.
+A pack is cut so that one condition takes about ten seconds at the most (`work_rate`), and so are the conditions that
+walk through it together. Their answers are stored then, so that no more than that is lost when the work is stopped.
+Where memory runs out, the budget is halved, then the pack, then the group of conditions, and the work continues.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from depthlens.ablations import Condition
 from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.memory_budget import out_of_memory
-from depthlens.engine.wavefront import CleanRow
+from depthlens.engine.wavefront import CleanRow, fork_layer
 from depthlens.engine.work_rate import WorkRate
+from depthlens.models.lens import Lens
+from depthlens.progress import Bar
 from depthlens.store.answer_rows import AnswerRows
 
-# a prefix that requests share is computed once a pack: with so many times its length at least it stays a small part
+# a prefix that requests share is computed once a pack, so that a pack of several times its length spends little on it
 PREFIX_SHARE = 4
 
-Passed = Callable[[int], None]  # told how many more tokens have passed a layer
-Run = Callable[[prefix_tree.Pack, list[int], CleanRow, Passed], None]
+Passed = Callable[[int], None]  # called with the number of tokens that have passed a layer
+Run = Callable[[prefix_tree.Pack, list[int], CleanRow, Passed, int], None]  # the last one is the token budget
 
 
 class PackRuns:
@@ -34,12 +34,12 @@ class PackRuns:
         lens: A loaded model.
         tokens: What is read of each request.
         conditions: All conditions.
-        rows: Their answers; keeps what was done.
-        run: Does the work of a pack under some conditions.
+        rows: Their answers.
+        run: Computes a pack under some conditions within a token budget, and fills ``rows.answers``.
         bar: Moves as tokens pass layers, by rows (request, condition).
         batch_tokens: Token budget of one batch; falls where memory runs out.
-        written: Most tokens that each request writes; None: nothing is written.
-        least_rows: AnswerRows that are worth a batch: fewer are not cut off to save time.
+        max_new: Most tokens that each request writes; None: nothing is written.
+        min_rows: Rows that are worth a batch: fewer are not cut off to save time.
 
     Attributes:
         batch_tokens: The budget, as it is by now.
@@ -47,16 +47,16 @@ class PackRuns:
 
     def __init__(
         self,
-        lens: Any,
+        lens: Lens,
         tokens: Sequence[Sequence[int]],
         conditions: Sequence[Condition],
         rows: AnswerRows,
         run: Run,
-        bar: tqdm,
+        bar: Bar,
         batch_tokens: int,
         *,
-        written: Sequence[int] | None = None,
-        least_rows: int = 1,
+        max_new: Sequence[int] | None = None,
+        min_rows: int = 1,
     ) -> None:
         self.tokens = tokens
         self.conditions = conditions
@@ -64,10 +64,10 @@ class PackRuns:
         self.batch_tokens = batch_tokens
         self._run = run
         self._bar = bar
-        self._written = written or [0] * len(tokens)
-        self._least_rows = least_rows
+        self._max_new = max_new or [0] * len(tokens)
+        self._min_rows = min_rows
         self._n_layers = lens.dims.n_layers
-        self._pace = WorkRate(lens)
+        self._rate = WorkRate(lens)
         self._clean: tuple[tuple[int, ...], CleanRow] = (), CleanRow(frozenset())
 
     def walk(self, group: Sequence[int], room: int) -> None:
@@ -79,55 +79,59 @@ class PackRuns:
         """
 
         def fits(prefix: int) -> int:
-            most = int(self._pace.work / self._n_layers)
-            return min(room, max(most, PREFIX_SHARE * prefix))
+            return min(room, max(int(self._rate.work / self._n_layers), PREFIX_SHARE * prefix))
 
-        for packed in prefix_tree.pack(self.tokens, fits, extra=max(self._written, default=0)):
-            for some in self._in_time(packed, group):
-                self.rows.run(packed.sequences, some, self.do, self._bar.update)
+        for pack in prefix_tree.pack(self.tokens, fits, extra=max(self._max_new, default=0)):
+            for subgroup in self._in_time(pack, group):
+                self.rows.run(pack.sequences, subgroup, self.do, self._bar.update)
 
     def do(self, members: list[int], group: list[int]) -> None:
-        """Compute some requests under some conditions, and keep them."""
-        packed = prefix_tree.build(self.tokens, members)
+        """Compute some requests under some conditions, and store the answers."""
+        pack = prefix_tree.build(self.tokens, members)
         later = [c for c, row in enumerate(self.rows.answers) if any(row[r] is None for r in members)]
-        forks = frozenset(self.conditions[c].first_layer for c in later if c not in group and self.conditions[c])
+        forks = self._forks([c for c in later if c not in group])
         known, clean = self._clean
-        if known != tuple(members) or not forks | {*self._forks(group)} <= clean.layers:
+        if known != tuple(members) or not forks | self._forks(group) <= clean.layers:
             clean = CleanRow(forks)
         self._clean = tuple(members), clean
-        self._giving_way(packed, group, clean)
+        self._run_shrinking(pack, group, clean)
         if not forks:
-            self._clean = (), CleanRow(frozenset())
+            self._forget_clean_row()
 
-    def _forks(self, group: Sequence[int]) -> list[int]:
-        return [self.conditions[c].first_layer for c in group if self.conditions[c]]
+    def _forget_clean_row(self) -> None:
+        self._clean = (), CleanRow(frozenset())
 
-    def _in_time(self, packed: prefix_tree.Pack, group: Sequence[int]) -> Iterator[list[int]]:
+    def _forks(self, group: Sequence[int]) -> frozenset[int]:
+        """Layers at which conditions leave the clean row."""
+        conditions = [self.conditions[c] for c in group]
+        return frozenset(fork_layer(c, self._n_layers) for c in conditions if c)
+
+    def _in_time(self, pack: prefix_tree.Pack, group: Sequence[int]) -> Iterator[list[int]]:
         """Conditions that lack answers in a pack, in groups that take about the time of a pack (half as long again)."""
         answers = self.rows.answers
-        todo = [c for c in group if any(answers[c][r] is None for r in packed.sequences)]
-        least = -(-self._least_rows // len(packed.sequences))  # conditions
+        todo = [c for c in group if any(answers[c][r] is None for r in pack.sequences)]
+        min_conditions = -(-self._min_rows // len(pack.sequences))
         walked = False
         while todo:
-            n, work = least, self._pace.work
-            while n < len(todo) and self._work(packed, todo[: n + 1], walked) <= work:
+            n, work = min_conditions, self._rate.work
+            while n < len(todo) and self._work(pack, todo[: n + 1], walked) <= work:
                 n += 1
-            if len(todo) - n < least or self._work(packed, todo, walked) <= 1.5 * work:
+            if len(todo) - n < min_conditions or self._work(pack, todo, walked) <= 1.5 * work:
                 n = len(todo)
             yield todo[:n]
             todo, walked = todo[n:], True
 
-    def _work(self, packed: prefix_tree.Pack, group: Sequence[int], walked: bool) -> int:
+    def _work(self, pack: prefix_tree.Pack, group: Sequence[int], walked: bool) -> int:
         """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
-        read = sum(self._n_layers - layer for layer in self._forks(group)) + (0 if walked else self._n_layers)
-        written = sum(self._written[r] for r in packed.sequences)
-        return packed.n_tokens * read + self._n_layers * len(group) * written
+        read = sum(self._n_layers - fork_layer(self.conditions[c], self._n_layers) for c in group)
+        written = sum(self._max_new[r] for r in pack.sequences)
+        return pack.n_tokens * (read + (0 if walked else self._n_layers)) + self._n_layers * len(group) * written
 
-    def _giving_way(self, packed: prefix_tree.Pack, group: list[int], clean: CleanRow) -> None:
-        """Run a pack under conditions; when memory runs out halve the pack, or the group, and go on."""
-        members = packed.sequences
+    def _run_shrinking(self, pack: prefix_tree.Pack, group: list[int], clean: CleanRow) -> None:
+        """Run a pack under conditions; where memory runs out, halve the pack, or the group, and continue."""
+        members = pack.sequences
         start, n_rows, done = self._bar.n, len(members) * len(group), 0
-        work = max(1, self._work(packed, group, clean.final is not None))
+        work = max(1, self._work(pack, group, clean.final is not None))
 
         def passed(n: int) -> None:
             nonlocal done
@@ -135,8 +139,8 @@ class PackRuns:
             self._bar.update(start + n_rows * min(done, work) // work - self._bar.n)
 
         try:
-            with self._pace.measured(work):
-                self._run(packed, group, clean, passed)
+            with self._rate.measured(work):
+                self._run(pack, group, clean, passed, self.batch_tokens)
         except (torch.OutOfMemoryError, RuntimeError) as e:
             can_shrink = len(members) > 1 or len(group) > 1 or self.batch_tokens > memory_budget.MIN_BATCH_TOKENS
             if not (out_of_memory(e) and can_shrink):
@@ -145,16 +149,17 @@ class PackRuns:
             self._bar.update(start + n_rows - self._bar.n)
             self.rows.put(members, group)
             return
-        # out here the traceback no longer holds what ran out
-        self._clean = (), CleanRow(frozenset())
+        # outside of the except block: there the traceback would keep the tensors in memory
+        self._forget_clean_row()
         self._bar.update(start - self._bar.n)
         self.batch_tokens = max(memory_budget.MIN_BATCH_TOKENS, self.batch_tokens // 2)
-        halves = (
-            [(half, group) for half in _halves(members)] if len(members) > 1 else [(members, h) for h in _halves(group)]
-        )
+        if len(members) > 1:
+            halves = [(half, group) for half in _halves(members)]
+        else:
+            halves = [(members, half) for half in _halves(group)]
         for fewer_members, fewer_conditions in halves:
-            half = prefix_tree.build(self.tokens, fewer_members)
-            self._giving_way(half, fewer_conditions, CleanRow(frozenset()))
+            smaller = prefix_tree.build(self.tokens, fewer_members)
+            self._run_shrinking(smaller, fewer_conditions, CleanRow(frozenset()))
 
 
 def _halves(items: list[int]) -> list[list[int]]:

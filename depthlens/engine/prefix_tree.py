@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 Tokens = Sequence[int]
 LONG = 256  # tokens of a pack from which on its prefix is worth keeping
@@ -24,7 +25,7 @@ class Branch:
     Attributes:
         tokens: Token ids.
         depths: Position of each token in its sequence.
-        parents: Index in this branch of each token's parent; -1 where it hangs on the prefix.
+        parents: Index in this branch of each token's parent; -1 where that is the end of the prefix.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -65,7 +66,7 @@ class Pack:
 def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], extra: int = 0) -> Iterator[Pack]:
     """Group sequences into packs.
 
-    Sequences are taken in lexicographic order, so that those with a common start lie side by side.
+    Sequences are taken in lexicographic order, so that those with a common start are neighbours.
 
     Args:
         sequences: Token ids.
@@ -73,7 +74,6 @@ def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], ex
             so; a longer sequence gets its own pack.
         extra: Tokens that are charged for each sequence, for what it will write.
     """
-    limit = max_tokens if callable(max_tokens) else lambda prefix: max_tokens
     order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
     group: list[int] = []
     shared = size = 0
@@ -85,7 +85,8 @@ def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], ex
             # mixing prefixes turns a long one into a branch, whose attention is a masked square; short ones may mix,
             # since a layer wants many tokens at once
             loses = size >= LONG and shared > len(tokens) // 2 and common < shared // 2
-            if grown > limit(min(shared, common)) or loses:
+            limit = max_tokens(min(shared, common)) if callable(max_tokens) else max_tokens
+            if grown > limit or loses:
                 yield build(sequences, group)
                 group = []
             else:
@@ -101,43 +102,30 @@ def build(sequences: Sequence[Tokens], group: Sequence[int]) -> Pack:
     """The prefix tree of some of the sequences."""
     members = [sequences[i] for i in group]
     n_prefix = common_prefix(min(members, key=tuple), max(members, key=tuple))
-    branches: list[Branch] = []
-    at_root: dict[int, Branch] = {}
-    children: dict[tuple[int, int, int], int] = {}
-    places: list[list[tuple[Branch, int]]] = []
+    roots: dict[int, Branch] = {}  # by their first token
+    nodes: dict[tuple[int, int, int], int] = {}  # index in its branch, by first token of the branch, parent and token
+    places: list[list[tuple[int, int]]] = []  # by sequence: first token of the branch and index in it
     for tokens in members:
-        place: list[tuple[Branch, int]] = []
-        branch, parent = None, -1
-        for depth in range(n_prefix, len(tokens)):
-            token = tokens[depth]
-            if branch is None:
-                if token not in at_root:
-                    at_root[token] = Branch()
-                    branches.append(at_root[token])
-                branch = at_root[token]
-            key = (id(branch), parent, token)
-            if key not in children:
-                children[key] = len(branch.tokens)
-                branch.tokens.append(token)
-                branch.depths.append(depth)
-                branch.parents.append(parent)
-            parent = children[key]
-            place.append((branch, parent))
+        place: list[tuple[int, int]] = []
+        if len(tokens) > n_prefix:
+            root, parent = tokens[n_prefix], -1
+            branch = roots.setdefault(root, Branch())
+            for depth, token in enumerate(tokens[n_prefix:], start=n_prefix):
+                node = nodes.setdefault((root, parent, token), len(branch.tokens))
+                if node == len(branch.tokens):  # it is new
+                    branch.tokens.append(token)
+                    branch.depths.append(depth)
+                    branch.parents.append(parent)
+                place.append((root, node))
+                parent = node
         places.append(place)
-    branches.sort(key=lambda b: -len(b.tokens))
-    starts, at = {}, n_prefix
-    for branch in branches:
-        starts[id(branch)] = at
-        at += len(branch.tokens)
-    paths = [[*range(n_prefix), *(starts[id(b)] + i for b, i in place)] for place in places]
-    return Pack(list(group), list(members[0][:n_prefix]), branches, paths)
+    ordered = sorted(roots.items(), key=lambda item: -len(item[1].tokens))
+    sizes = [len(branch.tokens) for _, branch in ordered]
+    starts = dict(zip((root for root, _ in ordered), accumulate(sizes, initial=n_prefix), strict=False))
+    paths = [[*range(n_prefix), *(starts[root] + node for root, node in place)] for place in places]
+    return Pack(list(group), list(members[0][:n_prefix]), [branch for _, branch in ordered], paths)
 
 
-def common_prefix(one: Tokens, other: Tokens) -> int:
+def common_prefix(a: Tokens, b: Tokens) -> int:
     """How many tokens two sequences start with in common."""
-    n = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        n += 1
-    return n
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -11,22 +11,23 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from depthlens.ablations import Condition
 from depthlens.backends.remote import RemoteNnsight, padded
 from depthlens.engine.decoding import Writer
 from depthlens.engine.nonfinite import NotFinite
+from depthlens.engine.row_batches import RowBatches
 from depthlens.errors import UserError
+from depthlens.models.lens import Lens
 from depthlens.models.remote import Overfull
+from depthlens.progress import Bar
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 
 
-class RemoteRows:
-    """Requests under conditions, as many of both in one trace as the budget holds; see `padded_rows.PaddedRows`.
+class RemoteRows(RowBatches):
+    """Requests under conditions, as many of both in one trace as the budget holds.
 
     Args:
         lens: A model loaded with ``remote``.
@@ -34,27 +35,24 @@ class RemoteRows:
         batch_tokens: Token budget of one trace (rows x padded length); falls where the server runs out.
     """
 
-    def __init__(self, lens: Any, backend: RemoteNnsight, batch_tokens: int) -> None:
-        self.lens = lens
+    def __init__(self, lens: Lens, backend: RemoteNnsight, batch_tokens: int) -> None:
+        super().__init__(lens, batch_tokens)
         self.backend = backend
-        self.batch_tokens = batch_tokens
 
-    def loglikelihood(
-        self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], bar: tqdm
+    def score(
+        self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], bar: Bar
     ) -> list[list[LoglikelihoodAnswer]]:
-        """See `depthlens.engine.engine.Engine.loglikelihood`."""
+        """See `RowBatches.score`."""
         edits = [self.backend.edits(c) for c in conditions]
-        answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
-        # the last token of a continuation is predicted, never read
-        inputs = [(*q.context, *q.continuation)[:-1] for q in requests]
+        answers = [[LoglikelihoodAnswer(math.nan, False)] * len(requests) for _ in conditions]
 
         def run(members: list[int], group: list[int]) -> None:
-            # causal attention: what stands right of a row's end does not reach it, so that no mask is needed
-            tokens = padded([inputs[r] for r in members])
+            # causal attention: padding to the right of a row's end does not reach it, so that no mask is needed
+            tokens = padded([requests[r].inputs for r in members])
             lengths = torch.tensor([len(requests[r].continuation) for r in members] * len(group))
-            places = [p for r in members for p in range(len(requests[r].context) - 1, len(inputs[r]))]
+            places = [p for r in members for p in range(len(requests[r].context) - 1, len(requests[r].inputs))]
             targets = [t for r in members for t in requests[r].continuation]
-            found = self.lens.remote.attempt(
+            scores = self.backend.remote.attempt(
                 lambda sender: self.backend.send(
                     sender,
                     [(tokens, None, edits[c]) for c in group],
@@ -65,20 +63,18 @@ class RemoteRows:
                 bar,
             )
             rows = [(c, r) for c in group for r in members]
-            for (c, r), logprob, misses in zip(rows, *found.tolist(), strict=True):
+            for (c, r), logprob, misses in zip(rows, *scores.tolist(), strict=True):
                 if not math.isfinite(logprob):
                     raise NotFinite((c, r))
                 answers[c][r] = LoglikelihoodAnswer(logprob, misses == 0)
 
-        self._run([len(t) for t in inputs], len(conditions), run, bar)
+        self._run([len(q.inputs) for q in requests], len(conditions), run, bar)
         return answers
 
-    def generate_until(
-        self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], bar: tqdm
-    ) -> list[list[str]]:
-        """See `depthlens.engine.engine.Engine.generate_until`."""
+    def write(self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], bar: Bar) -> list[list[str]]:
+        """See `RowBatches.write`."""
         edits = [self.backend.edits(c) for c in conditions]
-        texts: list[list[str]] = [[""] * len(requests) for _ in conditions]
+        texts = [[""] * len(requests) for _ in conditions]
         writer = Writer(self.lens, requests)
         options = {
             "do_sample": False,
@@ -90,7 +86,7 @@ class RemoteRows:
         def run(members: list[int], group: list[int]) -> None:
             contexts = [requests[r].context for r in members]
             tokens, mask = padded(contexts, left=True), padded([[1] * len(c) for c in contexts], left=True)
-            found = self.lens.remote.attempt(
+            written = self.backend.remote.attempt(
                 lambda sender: self.backend.send(
                     sender,
                     [(tokens, mask, edits[c]) for c in group],
@@ -100,16 +96,16 @@ class RemoteRows:
                 bar,
             )
             rows = [(c, r) for c in group for r in members]
-            for (c, r), new in zip(rows, found.tolist(), strict=True):
-                texts[c][r] = writer.replay((c, r), new)
+            for row, new in zip(rows, written.tolist(), strict=True):
+                texts[row[0]][row[1]] = writer.replay(row, new)
 
-        with warnings.catch_warnings():  # an invoke is there for every token that may come; often fewer do
+        with warnings.catch_warnings():  # a trace has a step for every token that may be written; often fewer are
             warnings.filterwarnings("ignore", message=".*the loop asked for a step the run did not make")
             self._run([len(q.context) + q.max_new_tokens for q in requests], len(conditions), run, bar)
         return texts
 
     def _run(
-        self, lengths: list[int], n_conditions: int, run: Callable[[list[int], list[int]], None], bar: tqdm
+        self, lengths: list[int], n_conditions: int, run: Callable[[list[int], list[int]], None], bar: Bar
     ) -> None:
         """Run requests under conditions, long ones first; halve the budget when the server runs out."""
         order = sorted(range(len(lengths)), key=lambda r: -lengths[r])

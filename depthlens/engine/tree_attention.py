@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from depthlens.engine.prefix_tree import Branch, Pack
+from depthlens.models.architectures import AttentionLayout
 
 NAME = "depthlens_tree"
 # scores of the unfused path that are held at once: 64 Mi float32 = 256 MiB
@@ -41,7 +43,7 @@ class Layout:
     def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
         self.rows = []
         self.tokens = torch.tensor(pack.tokens, device=device)
-        self.position_ids = torch.tensor([pack.depths], device=device)
+        self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
         self.n_prefix = len(pack.prefix)
         self.buckets: list[tuple[Tensor, Tensor, Tensor]] = []
         start = 0
@@ -49,18 +51,22 @@ class Layout:
             self.buckets.append(_bucket(bucket, start, device, dtype))
             start += sum(len(b.tokens) for b in bucket)
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attention(
+        self,
+        layer: int,
+        query: Float[Tensor, "row n_heads pos d_head"],
+        key: Float[Tensor, "row n_kv_heads pos d_head"],
+        value: Float[Tensor, "row n_kv_heads pos d_value"],
+        scale: float,
+    ) -> Float[Tensor, "row n_heads pos d_value"]:
         """Attention of rows that all have this layout.
 
         Args:
             layer: Layer number (for layouts that keep what they see).
-            query: Shape [row, n_heads, pos, d_head].
-            key: Shape [row, n_kv_heads, pos, d_head].
-            value: Shape [row, n_kv_heads, pos, d_value].
+            query: Query heads.
+            key: Key heads.
+            value: Value heads.
             scale: Factor on the scores.
-
-        Returns:
-            Shape [row, n_heads, pos, d_value].
         """
         n_kv, p = key.shape[1], self.n_prefix
         q = query.unflatten(1, (n_kv, -1))  # [row, kv, group, pos, d_head]
@@ -72,18 +78,23 @@ class Layout:
             out[..., :p, :] = attend(query[:, :, :p], k, v, scale, None, True)[0].unflatten(1, (n_kv, group))
         if pos > p:
             q_own, k_own, v_own = q[..., p:, :], key[:, :, p:], value[:, :, p:]
-            parts = [_own(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
+            parts = [_attend_branches(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
             own, own_lse = torch.cat([o for o, _ in parts], 3), torch.cat([s for _, s in parts], 3)
             if p:
-                far, far_lse = attend(q_own.flatten(2, 3), key[:, :, :p], value[:, :, :p], scale, None, False)
-                own = merge(own, own_lse, far.unflatten(2, (group, -1)), far_lse.unflatten(2, (group, -1)))
+                prefix, lse = attend(q_own.flatten(2, 3), key[:, :, :p], value[:, :, :p], scale, None, False)
+                own = merge(own, own_lse, prefix.unflatten(2, (group, -1)), lse.unflatten(2, (group, -1)))
             out[..., p:, :] = own
         return out.flatten(1, 2)
 
 
-def merge(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+def merge(
+    a: Float[Tensor, "*query d_value"],
+    lse_a: Float[Tensor, "*query"],
+    b: Float[Tensor, "*query d_value"],
+    lse_b: Float[Tensor, "*query"],
+) -> Float[Tensor, "*query d_value"]:
     """Softmax attention over two sets of keys from the attention over each and its log-sum-exp."""
-    return torch.lerp(other, one, torch.sigmoid(one_lse - other_lse)[..., None].to(one.dtype))
+    return torch.lerp(b, a, torch.sigmoid(lse_a - lse_b)[..., None].to(a.dtype))
 
 
 def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
@@ -117,19 +128,26 @@ def _bucket(
     return index.to(device), real.flatten().nonzero()[:, 0].to(device), mask[:, None].to(device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+def attend(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch head key d_head"],
+    v: Float[Tensor, "batch head key d_value"],
+    scale: float,
+    mask: Float[Tensor, "#batch #head #query key"] | None,
+    causal: bool,
+) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
     """Softmax attention that also returns the log of its denominator.
 
     Args:
-        q: Shape [batch, head, query, d_head].
-        k: Shape [batch, head, key, d_head].
-        v: Shape [batch, head, key, d_value].
+        q: Queries.
+        k: Keys.
+        v: Values.
         scale: Factor on the scores.
-        mask: Additive; broadcasts to [batch, head, query, key].
+        mask: Added to the scores.
         causal: Query i sees keys 0..i.
 
     Returns:
-        Output [batch, head, query, d_value] and log-sum-exp of the scores [batch, head, query].
+        Output, and log-sum-exp of the scores.
     """
     if q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -143,8 +161,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, c
         if mask is not None:
             scores = scores + (mask[i : i + step] if mask.shape[0] > 1 else mask)
         if causal:
-            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-            scores = scores.masked_fill(hidden, -torch.inf)
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(future, -torch.inf)
         lse = scores.logsumexp(-1)
         outs.append((scores - lse[..., None]).exp().to(v.dtype) @ v[i : i + step])
         lses.append(lse)
@@ -153,25 +171,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, c
 
 def tree_attention(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
+    query: Float[Tensor, "row n_heads pos d_head"],
+    key: Float[Tensor, "row n_kv_heads pos d_head"],
+    value: Float[Tensor, "row n_kv_heads pos d_value"],
+    attention_mask: None,
     *,
     scaling: float,
-    layout: Any,
+    layout: AttentionLayout,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Transformers' attention interface: hands the projected heads to the layout, which knows who sees whom.
+) -> tuple[Float[Tensor, "row pos n_heads d_value"], None]:
+    """Transformers' attention interface: the layout, which knows which keys each token sees, computes z.
 
     Returns:
-        z of shape [row, pos, n_heads, d_value], and no weights.
+        z, and no weights.
     """
-    return layout.attention(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+    return layout.attention(cast(int, module.layer_idx), query, key, value, scaling).transpose(1, 2), None
 
 
-def _own(q: Tensor, k: Tensor, v: Tensor, scale: float, bucket: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Attention of one bucket's tokens within their branches; output [row, kv, group, token, d_value] and its lse."""
+def _attend_branches(
+    q: Float[Tensor, "row kv group own d_head"],
+    k: Float[Tensor, "row kv own d_head"],
+    v: Float[Tensor, "row kv own d_value"],
+    scale: float,
+    bucket: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Float[Tensor, "row kv group token d_value"], Float[Tensor, "row kv group token"]]:
+    """Attention of one bucket's tokens within their branches, and its log-sum-exp."""
     index, real, mask = bucket
     branches, width = index.shape
     rows, n_kv, group, _, _ = q.shape

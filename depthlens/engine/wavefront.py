@@ -12,21 +12,21 @@ Conditions that are too many to walk together walk in groups. The clean row walk
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
-from depthlens.backends import weight_swap
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import RowEdits
+from depthlens.backends.weight_swap import RowDonations
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
-from depthlens.models import pairs
-from depthlens.models.architectures import hidden
+from depthlens.models.lens import Lens, donor_layers
 
 
 @dataclass
@@ -47,6 +47,11 @@ class CleanRow:
     final: Tensor | None = None
 
 
+def fork_layer(condition: Condition, n_layers: int) -> int:
+    """The layer at which a condition leaves the clean row; ``n_layers`` for the baseline, which never does."""
+    return n_layers if condition.first_layer is None else condition.first_layer
+
+
 class Wavefront:
     """Final residual streams of one pack under many conditions.
 
@@ -56,7 +61,7 @@ class Wavefront:
         batch_tokens: Rows go through a layer in chunks of at most so many tokens.
     """
 
-    def __init__(self, lens: Any, means: Means | None, batch_tokens: int) -> None:
+    def __init__(self, lens: Lens, means: Means | None, batch_tokens: int) -> None:
         self.lens = lens
         self.arch = lens.arch
         self.means = means
@@ -72,51 +77,52 @@ class Wavefront:
         passed: Callable[[int], None] = lambda n: None,
         seen: Callable[[int, Tensor, list[int]], None] = lambda layer, x, rows: None,
         clean: CleanRow | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "condition position d_model"]:
         """Walk one pack.
 
         Args:
             pack: The prefix tree.
             conditions: Any number.
-            positions: Flat indices whose final states are wanted.
+            positions: Flat indices whose final states are returned.
             layout: A layout of the pack that keeps the keys and values it sees; None: nothing is kept.
-            passed: Told after each layer how many tokens have passed it.
-            seen: Shown after the embedding (-1) and each layer the residual streams and whose rows they are: indices of
-                conditions, -1 for the clean one.
+            passed: Called after each layer with the number of tokens that have passed it.
+            seen: Called after the embedding (layer -1) and after each layer with the residual streams, of shape
+                [row, pos, d_model], and whose rows they are: indices of conditions, -1 for the clean row.
             clean: The clean row of this pack, for the same positions: used where it was walked, else filled.
 
         Returns:
-            Final residual stream, before the last norm. Shape [condition, position, d_model].
+            Final residual stream, before the last norm.
         """
         layout = layout or Layout(pack, self.lens.device, self.lens.dtype)
         clean = clean or CleanRow(frozenset())
         walked = clean.final is not None
+        n_layers = len(self.arch.layers)
         x = self.arch.embed(layout.tokens)[None]
-        given = pairs.touched(conditions)
         rotary = self.arch.rotary(x, position_ids=layout.position_ids)
         wanted = torch.tensor(positions, device=self.lens.device)
         open_rows: list[int] = [] if walked else [-1]  # condition of each row of x; -1: clean
         x = x[: len(open_rows)]
-        aside: dict[int, Tensor] = {}  # rows standing aside, [pos, d_model]
-        forks = [c.first_layer for c in conditions if c]
-        last = len(self.arch.layers) - 1
+        aside: dict[int, Tensor] = {}  # rows that skip layers, by condition; each [pos, d_model]
+        forks = [fork_layer(condition, n_layers) for condition in conditions]
+        from_donor = donor_layers(conditions)
         seen(-1, x, open_rows)
         with walking(self.lens.model):
-            for layer in range(min(forks, default=last + 1) if walked else 0, last + 1):
+            for layer in range(min(forks, default=n_layers) if walked else 0, n_layers):
                 if layer in clean.layers and not walked:
                     clean.inputs[layer] = x[0].clone()  # x holds other rows, too
                 for c, condition in enumerate(conditions):
-                    if condition.first_layer == layer:
+                    if forks[c] == layer:
                         start = clean.inputs[layer] if walked else x[0]
                         aside[c] = start if layer else self._embedded(layout.tokens, start, condition)
                 x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
                 x, open_rows = self._join(x, open_rows, conditions, layer, aside)
-                keep = wanted if layer == last else None
-                with self.lens.resident(layer), self._donor(layer, given):
+                keep = wanted if layer == n_layers - 1 else None
+                donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
+                with self.lens.resident(layer), donor:
                     x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
                 passed(len(open_rows) * pack.n_tokens)
                 seen(layer, x, open_rows)
-        if not walked:
+        if clean.final is None:
             clean.final = x[0]
         row_of = {c: i for i, c in enumerate(open_rows)}
         finals = [
@@ -125,30 +131,24 @@ class Wavefront:
         ]
         return torch.stack(finals)
 
-    def _embedded(self, tokens: Tensor, clean: Tensor, condition: Condition) -> Tensor:
-        """What a row that forks at layer 0 starts with. Shape [pos, d_model]."""
+    def _embedded(
+        self, tokens: Int[Tensor, " pos"], clean: Float[Tensor, "pos d_model"], condition: Condition
+    ) -> Float[Tensor, "pos d_model"]:
+        """A row that forks off before the first layer, which may read another embedding."""
         if not any(a.site == "embed" for a in condition.ablations):
             return clean
-        with weight_swap.ends(self.lens, [condition]):
+        with RowDonations([condition], self.lens, self.lens.donor).embeddings():
             return self.arch.embed(tokens[None])[0]
 
-    def _donor(self, layer: int, touched: list[int]) -> AbstractContextManager[None]:
-        return self.lens.donor.resident(layer, touched) if touched else nullcontext()
-
     def _skips(self, condition: Condition, layer: int) -> str | None:
-        """The mode in which a condition does without the whole layer, if it does."""
+        """The mode in which a condition replaces the whole layer, if it does."""
         whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and a.mode != "donor")
         return next((a.mode for a in whole), None)
 
     def _leave(
-        self,
-        x: Tensor,
-        rows: list[int],
-        conditions: Sequence[Condition],
-        layer: int,
-        aside: dict[int, Tensor],
+        self, x: Tensor, rows: list[int], conditions: Sequence[Condition], layer: int, aside: dict[int, Tensor]
     ) -> tuple[Tensor, list[int]]:
-        """Rows that skip this layer step aside; standing aside, a mean is added to them."""
+        """Move rows that skip this layer to ``aside``, where a mean is added to them if they ask for it."""
         stay = []
         for i, c in enumerate(rows):
             if c >= 0 and self._skips(conditions[c], layer):
@@ -156,19 +156,14 @@ class Wavefront:
             else:
                 stay.append(i)
         for c in aside:
-            if self._skips(conditions[c], layer) == "mean":
+            if self.means is not None and self._skips(conditions[c], layer) == "mean":
                 aside[c] = aside[c] + self.means.layer[layer].to(x)
         return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
 
     def _join(
-        self,
-        x: Tensor,
-        rows: list[int],
-        conditions: Sequence[Condition],
-        layer: int,
-        aside: dict[int, Tensor],
+        self, x: Tensor, rows: list[int], conditions: Sequence[Condition], layer: int, aside: dict[int, Tensor]
     ) -> tuple[Tensor, list[int]]:
-        """Rows standing aside that do not skip this layer go on with the others."""
+        """Move rows from ``aside`` that do not skip this layer back among the others."""
         back = [c for c in aside if not self._skips(conditions[c], layer)]
         if not back:
             return x, rows
@@ -176,40 +171,21 @@ class Wavefront:
 
     def _layer(
         self,
-        x: Tensor,
+        x: Float[Tensor, "row pos d_model"],
         rows: list[int],
         conditions: Sequence[Condition],
         layer: int,
         layout: Layout,
         rotary: Any,
-        keep: Tensor | None,
-    ) -> Tensor:
+        keep: Int[Tensor, " kept"] | None,
+    ) -> Float[Tensor, "row kept d_model"]:
         """One layer for all open rows, in chunks; with ``keep``, its output at those positions only."""
-        arch = self.arch
         size = max(1, self.batch_tokens // x.shape[1])
         out = x.new_empty(len(x), x.shape[1] if keep is None else len(keep), x.shape[2])
         for start in range(0, len(x), size):
-            chunk = x[start : start + size]
             layout.rows = rows[start : start + size]
-            mine = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
-            edits = RowEdits(mine, self.lens, self.means, layout.position_ids, self.lens.donor)
-            handles = edits.hook(layer) if layer in edits.layers else []
-            try:
-                normed = arch.attn_norm[layer](chunk)
-                attn_out = hidden(
-                    arch.attn[layer](
-                        hidden_states=normed,
-                        attention_mask=None,
-                        position_embeddings=rotary,
-                        position_ids=layout.position_ids,
-                        layout=layout,
-                    )
-                )
-                if keep is not None:
-                    chunk, attn_out = chunk[:, keep], attn_out[:, keep]
-                resid_mid = chunk + attn_out
-                out[start : start + size] = resid_mid + hidden(arch.mlp[layer](arch.mlp_norm[layer](resid_mid)))
-            finally:
-                for handle in handles:
-                    handle.remove()
+            chunk_conditions = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
+            edits = RowEdits(chunk_conditions, self.lens, self.means, layout.position_ids, self.lens.donor)
+            with edits.hooked(layer) if layer in edits.layers else nullcontext():
+                _, _, out[start : start + size] = self.arch.step(layer, x[start : start + size], layout, rotary, keep)
         return out

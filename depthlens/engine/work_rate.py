@@ -1,8 +1,8 @@
-"""How much work is done at once, so that little is lost when it is stopped: about ten seconds of it.
+"""How much work is done at once: about ten seconds of it, so that little is lost when it is stopped.
 
-Work is counted in tokens that pass a layer. The rate at which they pass is measured with every pack, and the next one
-is cut to fit. What reads weights from files is not counted as work: it costs the same however much is computed with
-them, so that where reading takes long a pack lasts a few times as long as that.
+Work is counted in tokens that pass a layer. The rate at which they pass is measured with every pack, and the next pack
+is cut to fit. The reading of weights from files is not counted as work, because it takes the same time however much is
+computed with them. Where it takes long, a pack lasts a few times as long as the reading.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
 
+from depthlens.models.lens import Lens
 from depthlens.store import answer_cache
 
 READS = 4  # a pack lasts at least so many times as long as the reading of weights for it
-TRIED = 2048  # width of the square matrix that is multiplied to guess the rate of the first pack
+WIDTH = 2048  # of the square matrix that is multiplied to estimate the rate of the first pack
 SHARE = 0.8  # of the rate of matrix products, which a layer reaches
 
 
@@ -29,8 +29,9 @@ class WorkRate:
         lens: A loaded model.
     """
 
-    def __init__(self, lens: Any) -> None:
-        self._streams = [one.stream for one in (lens, *([lens.donor.lens] if lens.donor else [])) if one.stream]
+    def __init__(self, lens: Lens) -> None:
+        models = [lens, lens.donor.lens] if lens.donor else [lens]
+        self._streams = [model.stream for model in models if model.stream]
         n_parameters = sum(p.numel() for p in lens.arch.layers[0].parameters())
         # tokens that pass a layer a second
         self._rate = SHARE * products(lens.device, lens.dtype) / (2 * max(1, n_parameters))
@@ -59,7 +60,7 @@ class WorkRate:
 def products(device: torch.device, dtype: torch.dtype) -> float:
     """Rate of matrix products on a device, in floating point operations a second, tried once (20 ms on two cores)."""
     rows = 256
-    x, weight = (torch.ones(n, TRIED, device=device, dtype=dtype) for n in (rows, TRIED))
+    x, weight = (torch.ones(n, WIDTH, device=device, dtype=dtype) for n in (rows, WIDTH))
 
     def seconds() -> float:
         start = time.monotonic()
@@ -67,4 +68,4 @@ def products(device: torch.device, dtype: torch.dtype) -> float:
         return max(1e-9, time.monotonic() - start)
 
     seconds()  # the first product of a process takes longer
-    return 2 * rows * TRIED**2 / min(seconds() for _ in range(3))
+    return 2 * rows * WIDTH**2 / min(seconds() for _ in range(3))

@@ -44,7 +44,7 @@ def attribute(
     weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
-    kept: AnswerCache | None = None,
+    cache: AnswerCache | None = None,
 ) -> tuple[Float[Tensor, "request n_layers n_heads"], Float[Tensor, " request"]]:
     """Estimate by how much log p(continuation | context) changes when one head is removed.
 
@@ -56,7 +56,7 @@ def attribute(
         weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
         progress: Show a bar.
-        kept: Where estimates are found and kept, batch by batch; its entry must be of this mode, means and weights.
+        cache: Where estimates are read and stored, batch by batch; its entry must be of this mode, means and weights.
 
     Returns:
         Estimated changes in nats, and the clean log-probabilities; both of the weighted sum where there are weights.
@@ -104,7 +104,7 @@ def attribute(
             start += len(batch)
 
     names = ["clean", *dims.head_names]
-    values = (kept or AnswerCache()).numbers(
+    values = (cache or AnswerCache()).numbers(
         asked, names, measure, desc="attribution", unit="request", progress=progress
     )
     clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()

@@ -25,9 +25,8 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
-from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
-from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_ends, with_donor
+from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_embeddings, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 
@@ -83,16 +82,16 @@ def transplant(
         for name, chosen in single.items()
         for layer, i in arguments.heads(name, chosen)
     ]
-    parts += [Ablation(-1, end, mode="donor") for end in ENDS * ends]
+    parts += [Ablation(-1, end, mode="donor") for end in (ENDS if ends else ())]
     condition = Condition(tuple(parts)).validate(base.dims)
     if base.model in _TRANSPLANTED:
         fix = "name all parts in one transplant, or leave the first one"
         raise UserError(f"model {base.name!r} is inside a transplant already; {fix}")
-    together = with_donor(base, donor)
-    warn_of_ends(together, [condition])
+    with_parts = with_donor(base, donor)
+    warn_of_embeddings(with_parts, [condition])
     _TRANSPLANTED.add(base.model)
     try:
-        with TorchBackend(together).ablate([condition]):
+        with TorchBackend(with_parts).ablate([condition]):
             yield condition
     finally:
         _TRANSPLANTED.discard(base.model)
@@ -136,8 +135,8 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
                 moved = [_moved(one[name], other[name]) for *_, name, _ in (places[i] for i in chosen)]
             yield chosen, np.array(moved)
 
-    kept = AnswerStore(store, base, donor).entry("deltas", method="weight deltas")
-    values = kept.numbers(places, _MEASURES, measure, desc="weight deltas", unit="matrix")
+    cache = AnswerStore(store, base, donor).entry("deltas", method="weight deltas")
+    values = cache.numbers(places, _MEASURES, measure, desc="weight deltas", unit="matrix")
     table = pd.DataFrame(places, columns=["layer", "site", "matrix", "n_parameters"]).astype({"layer": "Int64"})
     return table.assign(**dict(zip(_MEASURES, values.T, strict=True)))
 
@@ -230,9 +229,9 @@ def activation_deltas(
                         found[i, layer] = [_apart(a, b) for a, b in states]
             yield some, found.reshape(len(some), -1)
 
-    kept = AnswerStore(store, base, donor).entry("deltas", method="activation deltas")
+    cache = AnswerStore(store, base, donor).entry("deltas", method="activation deltas")
     names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
-    values = kept.numbers(rows, names, measure, desc="activation deltas", unit="prompt")
+    values = cache.numbers(rows, names, measure, desc="activation deltas", unit="prompt")
     values = values.reshape(len(rows), n_layers, len(_PARTS), len(_MEASURES))
     found = []
     for layer in range(n_layers):
@@ -259,18 +258,9 @@ class _Walk:
         """Take one prompt through a layer; attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
         arch, layout, x = self.lens.arch, self.layouts[i], self.x[i]
         with walking(self.lens.model):
-            attn_out = hidden(
-                arch.attn[layer](
-                    hidden_states=arch.attn_norm[layer](x),
-                    attention_mask=None,
-                    position_embeddings=arch.rotary(x, position_ids=layout.position_ids),
-                    position_ids=layout.position_ids,
-                    layout=layout,
-                )
-            )
-        mlp_out = hidden(arch.mlp[layer](arch.mlp_norm[layer](x + attn_out)))
-        self.x[i] = x + attn_out + mlp_out
-        return attn_out, mlp_out, self.x[i]
+            parts = arch.step(layer, x, layout, arch.rotary(x, position_ids=layout.position_ids))
+        self.x[i] = parts[-1]
+        return parts
 
 
 def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:

@@ -44,10 +44,9 @@ from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.measured import one_by_one
-from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
-from depthlens.store.answer_cache import AnswerStore, Where, describe
+from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
 
 LENS = ("probability", "rank", "entropy")
@@ -98,10 +97,10 @@ def depth_geometry(
         *(f"{measure} {depth}" for depth in depths for measure in LENS),
     ]
     answers = AnswerStore(store, lens)
-    kept = answers.entry("geometry", method=f"geometry, lens at {lens_positions}")
+    cache = answers.entry("geometry", method=f"geometry, lens at {lens_positions}")
     bar = f"geometry of {lens.name}"
     values = one_by_one(
-        kept, rows, names, lambda i: _measure(lens, rows[i], lens_positions), desc=bar, unit="text", progress=progress
+        cache, rows, names, lambda i: _measure(lens, rows[i], lens_positions), desc=bar, unit="text", progress=progress
     )
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
     by_depth = by_depth.reshape(len(rows), len(depths), len(LENS))
@@ -113,7 +112,7 @@ def depth_geometry(
         "texts": {"source": "embedded" if texts is None else "given", "n": len(rows), "digest": digest},
         "max_tokens": max_tokens,
         "lens_positions": lens_positions,
-        "store": describe([kept]),
+        "store": cache_usage([cache]),
         **provenance.environment(),
         **provenance.where_and_when(),
     }
@@ -240,11 +239,11 @@ def layer_effects(
         found = _effects(lens, rows[i], skip_first, splits[i], reduce, batch_tokens)
         return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
 
-    kept = AnswerStore(store, lens).entry("geometry", method=f"effects, {reduce}, spare {skip_first}")
+    cache = AnswerStore(store, lens).entry("geometry", method=f"effects, {reduce}, spare {skip_first}")
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
     bar = f"effects of layers of {lens.name}"
-    values = one_by_one(kept, cases, names, measure, desc=bar, unit="text", progress=progress)
+    values = one_by_one(cache, cases, names, measure, desc=bar, unit="text", progress=progress)
     return _table(["layer", "later", "where"], "effect", places, values)
 
 
@@ -256,14 +255,16 @@ def _effects(
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device, lens.dtype)
     x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
+    rotary = lens.arch.rotary(x, position_ids=layout.position_ids)
     position = torch.arange(len(tokens), device=lens.device)[:, None]
     skipped = torch.stack([position >= skip_first, (position >= skip_first) & (position < split)])  # [where, pos, 1]
     size, found = max(1, batch_tokens // len(tokens)), np.full((2, n_layers, n_layers), np.nan)
     with walking(lens.model):
         for layer in range(n_layers):
             with lens.resident(layer):
-                added = torch.cat([_added(lens, layer, rows, layout) for rows in x.split(size)], 1)
-            out = x + added[0] + added[1]
+                steps = [lens.arch.step(layer, rows, layout, rotary) for rows in x.split(size)]
+            attn_out, mlp_out, out = (torch.cat(parts) for parts in zip(*steps, strict=True))
+            added = torch.stack([attn_out, mlp_out])  # [sublayer, row, pos, d_model]
             clean = added[:, 0].float().sum(0)
             norm = clean.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
             for row in range(1, len(x)):
@@ -276,17 +277,6 @@ def _effects(
     if not x[0].isfinite().all():
         nonfinite.refuse(lens, None, tokens, BASELINE, batch_tokens)
     return found
-
-
-def _added(
-    lens: Lens, layer: int, x: Float[Tensor, "row pos d_model"], layout: Layout
-) -> Float[Tensor, "2 row pos d_model"]:
-    """What a layer's attention and MLP add to residual streams."""
-    arch = lens.arch
-    places = {"position_ids": layout.position_ids, "layout": layout, "attention_mask": None}
-    rotary = arch.rotary(x, position_ids=layout.position_ids)
-    attn_out = hidden(arch.attn[layer](hidden_states=arch.attn_norm[layer](x), position_embeddings=rotary, **places))
-    return torch.stack([attn_out, hidden(arch.mlp[layer](arch.mlp_norm[layer](x + attn_out)))])
 
 
 def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:

@@ -26,7 +26,7 @@ from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settl
 from depthlens.experiments.worked_solutions import KINDS, Solution
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, describe
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 
 Cell = tuple[int, str]  # solution, kind of token
 
@@ -73,7 +73,7 @@ def reasoning_scores(
     source = tasks_record(names, chosen)
     of = {kind: [i for i, cell in enumerate(cells) if cell[1] == kind] for kind in KINDS}
     record = scores_record(lens, answers, method, source)
-    record["store"] = describe([cache])
+    record["store"] = cache_usage([cache])
     record["n_unclear"] = sum(s.n_unclear for s in solved)
     record["baseline"] = {
         kind: {"n_tokens": int(n_tokens[rows].sum()), "nats_per_token": float(clean[rows].mean())}
@@ -114,7 +114,7 @@ def _exact(
     cache: AnswerCache,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses [cell, n_layers, n_heads] and clean log-probabilities [cell], summed over the tokens of each cell."""
-    engine = Engine(lens, batch_tokens=options["batch_tokens"], progress=options["progress"], kept=cache)
+    engine = Engine(lens, batch_tokens=options["batch_tokens"], progress=options["progress"], cache=cache)
     spans = [(c, span) for c, (s, kind) in enumerate(cells) for span in solved[s].spans if span.kind == kind]
     requests = [solved[cells[c][0]].request(span) for c, span in spans]
     by_span, clean_by_span = single(lens, engine, requests, removed)
@@ -135,7 +135,9 @@ def _attributed(
     """The same, estimated."""
     requests, weights = zip(*(_weighted(solved[s], kind) for s, kind in cells), strict=True)
     batch_tokens, progress = options["batch_tokens"], options["progress"]
-    change, clean = attribute(lens, requests, weights=weights, batch_tokens=batch_tokens, progress=progress, kept=cache)
+    change, clean = attribute(
+        lens, requests, weights=weights, batch_tokens=batch_tokens, progress=progress, cache=cache
+    )
     return -change.numpy(), clean.numpy()
 
 

@@ -39,7 +39,7 @@ from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, describe
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
@@ -102,14 +102,14 @@ def retrieval_scores(
         source = {"n_needles": n_needles, "depths": list(depths), "context_lengths": list(context_lengths)}
         source["seed"] = chosen["seed"]
     answers = AnswerStore(chosen["store"], lens)
-    engine = Engine(lens, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], kept=answers.entry(label))
+    engine = Engine(lens, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], cache=answers.entry(label))
     recalled = _recalled(lens, engine, needles)
     record = scores_record(lens, answers, method, source)
     record["needles"] = {"asked": len(needles), "recalled": len(recalled), "groups": _groups(needles, recalled)}
     if method == COPY_PASTE:
         cache = answers.entry(label, method="copy-paste score")
         values = copy_paste(lens, recalled, chosen["progress"], cache)
-        record["store"] = describe([engine.kept, cache])
+        record["store"] = cache_usage([engine.cache, cache])
         scores = HeadScores.of_cases("copy-paste score", "", values, record, tested=False)
         assert scores.low is not None and scores.high is not None  # `of_cases` gives every score an interval
         return replace(scores, low=scores.low.clip(0, 1), high=scores.high.clip(0, 1))
@@ -118,17 +118,17 @@ def retrieval_scores(
     if method == ATTRIBUTION:
         cache = answers.entry(label, method="attribution zero")
         change, _ = attribute(
-            lens, requests, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], kept=cache
+            lens, requests, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], cache=cache
         )
-        record["store"] = describe([engine.kept, cache])
+        record["store"] = cache_usage([engine.cache, cache])
         name, losses = f"{name}, by attribution", -change.numpy()
     elif given_removed is None:
         losses, _ = single(lens, engine, requests, removed)
-        record["store"] = describe([engine.kept])
+        record["store"] = cache_usage([engine.cache])
     else:
         assert removed is not None  # `_removed` returns the heads of given_removed
         losses = added(lens, engine, requests, removed)
-        record |= {"given_removed": [str(heads_condition([h])) for h in removed], "store": describe([engine.kept])}
+        record |= {"given_removed": [str(heads_condition([h])) for h in removed], "store": cache_usage([engine.cache])}
         name = f"{name} after {len(removed) - 1} other heads"
     n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
     return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True, heads=removed)
@@ -164,7 +164,7 @@ def recalled_needles(
     """
     arguments.loaded(lens)
     cache = AnswerStore(store, lens).entry("needles")
-    return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, kept=cache), needles)
+    return _recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, cache=cache), needles)
 
 
 def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from depthlens.ablations import Condition, expand
 from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
-from depthlens.engine.references import Reference, of_task
+from depthlens.engine.references import Reference, task_reference
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution
 from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
@@ -21,7 +21,7 @@ from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, describe
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.prepared_task import Prepared
 
@@ -134,7 +134,7 @@ def _attributed(lens: Lens, names: str | Sequence[str], ablate: list[str], mode:
             means=(lambda: reference.measure(lens)) if reference else None,
             batch_tokens=options["batch_tokens"],
             progress=options["progress"],
-            kept=cache,
+            cache=cache,
         )
         change = change.unflatten(-1, (of_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
         estimates = [
@@ -217,7 +217,7 @@ def condition_sweep(
     if any(c.uses_resample for c in conditions):
         lens.needs_weights("@resample")
     backend, batch_tokens = chosen["backend"], chosen["batch_tokens"]
-    both = pairs.together(lens, donor, conditions, backend)
+    both = pairs.join_donor(lens, donor, conditions, backend)
     answers = AnswerStore(chosen["store"], both)  # its errors come before the tasks are made
     if not isinstance(tasks, dict) or not tasks:
         tasks = load_tasks([] if isinstance(tasks, dict) else tasks, chosen)
@@ -231,7 +231,7 @@ def condition_sweep(
         if reference is not None and cache.lacks(view.requests, conditions):
             means = reference.measure(both)
         engine = Engine(
-            both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], kept=cache
+            both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], cache=cache
         )
         return view.run(engine, conditions), cache
 
@@ -259,9 +259,9 @@ def _result(
     caches: list[AnswerCache] = []
     for view in views:
         needed = bool(prompts) or any(c.uses_mean for c in conditions)
-        reference = of_task(view.name, view.requests) if needed else None
+        reference = task_reference(view.name, view.requests) if needed else None
         runs = []
-        for reference_prompt in reference.sampled(prompts) if reference and prompts else [reference]:
+        for reference_prompt in reference.with_prompts(prompts) if reference and prompts else [reference]:
             answers, cache = run(view, reference_prompt)
             runs.append(_frame(lens.name, view, conditions, answers))
             caches.append(cache)
@@ -279,7 +279,7 @@ def _result(
         "tasks": records,
         "conditions": [str(c) for c in conditions],
         **record,
-        "store": describe(caches),
+        "store": cache_usage(caches),
         **provenance.environment(),
         **provenance.where_and_when(),
     }

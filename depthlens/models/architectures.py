@@ -7,14 +7,30 @@ not a wrong number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
-from depthlens.models.families import FAMILIES, Family, supported
+from depthlens.models.families import supported
 
-__all__ = ["FAMILIES", "Architecture", "Family", "bind", "hidden", "supported", "with_hidden"]
+
+@runtime_checkable
+class AttentionLayout(Protocol):
+    """Which keys each token of a batch sees: the model's attention modules call it."""
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `depthlens.engine.tree_attention.Layout.attention`."""
+        ...
+
+
+@runtime_checkable
+class TokenLayout(AttentionLayout, Protocol):
+    """The same with the position of each token in its sequence, of shape [1, pos]."""
+
+    position_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,7 @@ class Architecture:
     """A family bound to one model: its real modules and sizes."""
 
     dims: Dims
-    embed: nn.Module
+    embed: nn.Embedding
     layers: tuple[nn.Module, ...]
     attn_norm: tuple[nn.Module, ...]
     attn: tuple[nn.Module, ...]
@@ -33,6 +49,41 @@ class Architecture:
     final_norm: nn.Module
     unembed: nn.Module
 
+    def step(
+        self,
+        layer: int,
+        x: Float[Tensor, "row pos d_model"],
+        layout: TokenLayout,
+        rotary: Any,
+        keep: Int[Tensor, " kept"] | None = None,
+    ) -> tuple[Float[Tensor, "row kept d_model"], Float[Tensor, "row kept d_model"], Float[Tensor, "row kept d_model"]]:
+        """Take residual streams through one layer: ``resid_mid = x + attn_out``, ``resid_post = resid_mid + mlp_out``.
+
+        Args:
+            layer: Layer number.
+            x: Residual streams before the layer.
+            layout: Positions of the tokens and which keys they see.
+            rotary: What `rotary` makes of these positions.
+            keep: Positions whose outputs are computed; None: all.
+
+        Returns:
+            ``attn_out``, ``mlp_out`` and ``resid_post``.
+        """
+        attn_out = hidden(
+            self.attn[layer](
+                hidden_states=self.attn_norm[layer](x),
+                attention_mask=None,
+                position_embeddings=rotary,
+                position_ids=layout.position_ids,
+                layout=layout,
+            )
+        )
+        if keep is not None:
+            x, attn_out = x[:, keep], attn_out[:, keep]
+        resid_mid = x + attn_out
+        mlp_out = hidden(self.mlp[layer](self.mlp_norm[layer](resid_mid)))
+        return attn_out, mlp_out, resid_mid + mlp_out
+
 
 def bind(model: nn.Module) -> Architecture:
     """Find the parts of a Hugging Face causal language model and check their shapes.
@@ -42,7 +93,7 @@ def bind(model: nn.Module) -> Architecture:
     """
     name = type(model).__name__
     family = supported(name)
-    config = model.config
+    config: Any = model.config
 
     def find(root: nn.Module, path: str) -> nn.Module:
         try:
@@ -51,8 +102,8 @@ def bind(model: nn.Module) -> Architecture:
             fix = "correct its row in depthlens/models/families.py"
             raise UserError(f"{name} has no module {path!r}; {fix}") from e
 
-    layers = tuple(find(model, family.layers))
-    o_proj = tuple(find(layer, family.o_proj) for layer in layers)
+    layers = tuple(cast(nn.ModuleList, find(model, family.layers)))
+    o_proj = tuple(cast(nn.Linear, find(layer, family.o_proj)) for layer in layers)
     n_heads, d_model = config.num_attention_heads, config.hidden_size
     # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
     d_head = o_proj[0].in_features // n_heads
@@ -61,7 +112,7 @@ def bind(model: nn.Module) -> Architecture:
     n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
     arch = Architecture(
         dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head),
-        embed=find(model, family.embed),
+        embed=cast(nn.Embedding, find(model, family.embed)),
         layers=layers,
         attn_norm=tuple(find(layer, family.attn_norm) for layer in layers),
         attn=tuple(find(layer, family.attn) for layer in layers),
@@ -76,12 +127,12 @@ def bind(model: nn.Module) -> Architecture:
     return arch
 
 
-def _check(name: str, config: object, arch: Architecture) -> None:
+def _check(name: str, config: Any, arch: Architecture) -> None:
     dims = arch.dims
 
-    def expect(what: str, found: object, wanted: object) -> None:
-        if found != wanted:
-            raise UserError(f"{name}: {what} is {found}, expected {wanted}; see depthlens/models/families.py")
+    def expect(what: str, value: object, expected: object) -> None:
+        if value != expected:
+            raise UserError(f"{name}: {what} is {value}, expected {expected}; see depthlens/models/families.py")
 
     expect("number of layers", dims.n_layers, config.num_hidden_layers)
     expect("n_heads modulo n_kv_heads", dims.n_heads % dims.n_kv_heads, 0)

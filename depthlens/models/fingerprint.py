@@ -141,7 +141,7 @@ def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> di
     }
 
 
-def ends(config: GenerationConfig, tokenizer: Any) -> list[int]:
+def end_tokens(config: GenerationConfig, tokenizer: Any) -> list[int]:
     """Tokens that end a text, sorted: those of the generation configuration, else the tokenizer's."""
     eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     return sorted({*eos} if isinstance(eos, (list, tuple)) else {eos} - {None})
@@ -159,7 +159,7 @@ def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
         about = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     else:  # version, truncation and padding come first, and encoding leaves its last ones there
         about = backend.to_str().partition('"added_tokens"')[2]
-    rules = [ends(config, tokenizer), penalty(config), getattr(tokenizer, "clean_up_tokenization_spaces", None)]
+    rules = [end_tokens(config, tokenizer), penalty(config), getattr(tokenizer, "clean_up_tokenization_spaces", None)]
     return xxhash.xxh3_128_hexdigest(f"{rules} {about}".encode())
 
 

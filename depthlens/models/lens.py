@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthlens.ablations import Dims
+from depthlens.ablations import Condition, Dims
 from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint
 from depthlens.models.offload import Stream
+
+if TYPE_CHECKING:  # slow to import
+    from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from depthlens.models.remote import Remote
 
 
 @dataclass(eq=False)
@@ -37,8 +41,8 @@ class Lens:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stream: Stream | None = field(default=None, repr=False)
-    remote: Any = field(default=None, repr=False)
-    donor: Any = field(default=None, repr=False)
+    remote: Remote | None = field(default=None, repr=False)
+    donor: Donor | None = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,12 +85,12 @@ class Lens:
     def identify(self) -> fingerprint.Identity:
         """Which model this is as it is now: of every weight and whatever else decides what it computes."""
         if self.remote:
-            found = self.remote.identify(self.name)
+            identity = self.remote.identify(self.name)
         else:
-            found = fingerprint.of_model(self.model, self.stream.checksums() if self.stream else None)
+            identity = fingerprint.of_model(self.model, self.stream.checksums() if self.stream else None)
         kernel = self.model.config._attn_implementation
-        beside = fingerprint.settings(self.model.generation_config, self.tokenizer, kernel)
-        return replace(found, settings=beside)
+        settings = fingerprint.settings(self.model.generation_config, self.tokenizer, kernel)
+        return replace(identity, settings=settings)
 
     @property
     def fingerprint(self) -> str:
@@ -97,7 +101,7 @@ class Lens:
         return self.identify().fingerprint
 
     @cached_property
-    def bridge(self) -> Any:
+    def bridge(self) -> TransformerBridge:
         """A TransformerLens `TransformerBridge` over the same weights, made on first use; ``model`` stays as it is.
 
         Raises:
@@ -108,7 +112,7 @@ class Lens:
         return bridge(self)
 
     @cached_property
-    def nnsight(self) -> Any:
+    def nnsight(self) -> TransformersModel:
         """An nnsight `TransformersModel` over the same weights, made on first use; ``model`` stays as it is.
 
         Of a remote model it is the one that sweeps use: ``model = lens.nnsight``, then ``with model.trace(prompt,
@@ -125,14 +129,15 @@ class Lens:
 
     def describe(self, fingerprint: str | None = None) -> dict[str, object]:
         """What a record must hold to name this model again; its fingerprint, where it was taken already, is given."""
+        dtype, device = str(self.dtype).removeprefix("torch."), self.remote.device if self.remote else str(self.device)
         return {
             "name": self.name,
             "class": type(self.model).__name__,
             "fingerprint": fingerprint or self.fingerprint,
             "n_parameters": sum(p.numel() for p in self.model.parameters()),
             "dims": vars(self.dims),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.remote.device if self.remote else str(self.device),
+            "dtype": dtype,
+            "device": device,
             "offload": "disk" if self.stream else None,
             "remote": self.remote.describe() if self.remote else None,
             "attention_kernel": self.model.config._attn_implementation,
@@ -146,3 +151,49 @@ class Lens:
             f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "
             f"{str(self.dtype).removeprefix('torch.')} on {where})"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Donor:
+    """A model that fits a base model, see `depthlens.models.pairs.with_donor`.
+
+    Attributes:
+        lens: The donor, in memory or offloaded.
+        notes: Where it differs from the base in more than weights, for the record.
+        own_embeddings: Which of ``embed`` and ``unembed`` differ from the base's.
+        own_rotary: Whether its rotary frequencies differ from the base's.
+    """
+
+    lens: Lens
+    notes: tuple[str, ...]
+    own_embeddings: tuple[str, ...]
+    own_rotary: bool
+
+    def resident(self, layer: int, layers: Sequence[int]) -> AbstractContextManager[None]:
+        """Within the context a layer's weights are in memory, if it is one of the sorted ``layers``.
+
+        The next of these is read meanwhile.
+        """
+        if layer not in layers or not self.lens.stream:
+            return nullcontext()
+        return self.lens.stream.resident(layer, next((n for n in layers if n > layer), self.lens.dims.n_layers))
+
+    def layer_bytes(self, conditions: Sequence[Condition]) -> int:
+        """Bytes of the layers that the conditions take from an offloaded donor."""
+        return len(donor_layers(conditions)) * self.lens.stream.layer_bytes if self.lens.stream else 0
+
+
+def donor_layers(conditions: Sequence[Condition]) -> list[int]:
+    """Layers that take weights from the donor under some condition, sorted."""
+    return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
+
+
+@contextmanager
+def donor_layers_resident(donor: Donor | None, conditions: Sequence[Condition]) -> Iterator[None]:
+    """Within the context every layer that the conditions take from the donor is in memory, as decoding needs it."""
+    layers = donor_layers(conditions)
+    with ExitStack() as stack:
+        if donor is not None:
+            for layer in layers:
+                stack.enter_context(donor.resident(layer, layers))
+        yield

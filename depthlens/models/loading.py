@@ -1,7 +1,7 @@
 """From a name to a model that can be taken apart: ``load(name) -> Lens``.
 
 A name is an alias (``depthlens models`` lists them), an organism (`depthlens.organisms`), a Hugging Face hub id, a
-directory or a ``.gguf`` file.
+directory or a ``.gguf`` file. `depthlens.models.sources` finds what it stands for; here is one loader for each kind.
 Weights are read from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 """
 
@@ -10,32 +10,32 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from huggingface_hub import errors as hub
 from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from depthlens.errors import UserError, unknown
-from depthlens.models import adapters, architectures, embedded, sources
+from depthlens import arguments
+from depthlens.errors import UserError
+from depthlens.models import adapters, devices, embedded, sources
+from depthlens.models.families import supported
 from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
 from depthlens.models.offload import Checkpoint, Stream
-from depthlens.models.registry import NAMED, Named, table
+from depthlens.models.sources import Source
 from depthlens.organisms import builder
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEVICES = ("auto", "cpu", "cuda", "mps")
-__all__ = ["DEVICES", "DTYPES", "NAMED", "Lens", "Named", "load", "table"]
 
 
 def load(
@@ -60,68 +60,124 @@ def load(
 
     Raises:
         UserError: the name cannot be found or read, is not a supported architecture, dtype or device do not exist here,
-            or a remote model cannot be reached. The message says what to do.
+            matrix products on the device are wrong, or a remote model cannot be reached. The message says what to do.
     """
-    if not isinstance(dtype, str) or dtype not in ("auto", *DTYPES):
-        raise unknown("dtype", dtype, ["auto", *DTYPES])
-    if offload not in (None, "disk"):
-        raise UserError(f"offload {offload!r}: give 'disk', or leave it out to hold the whole model in memory")
-    where = _device(device)
-    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    arguments.check(dtype=dtype, offload=offload, device=device)
+    place = devices.torch_device(device)
     if remote not in (False, True, "local"):
         raise UserError(f"remote {remote!r}: give True, 'local' to simulate a server here, or leave it out")
     if remote and offload:
         raise UserError(f"offload {offload!r} is for weights that are read here; leave it or remote out")
-    if remote:
-        from depthlens.models import remote as server  # slow to import
     if remote == "local":
-        return Lens(str(name), *server.simulated(load(name, dtype=dtype, device=device)))
+        from depthlens.models.remote import simulated  # slow to import
+
+        return simulated(load(name, dtype=dtype, device=device))
     if remote and (dtype, device) != ("auto", "auto"):
         raise UserError(f"dtype {dtype!r} and device {device!r} of a remote model are the server's; leave them out")
-    if isinstance(name, str) and builder.is_name(name):
+    if place.type == "mps":
+        devices.check_linear(place)
+    source = sources.find(name, weights=not remote)
+    if source.kind == sources.BUILT and (offload or remote):
         if offload:
-            raise UserError(f"offload {offload!r}: model {name!r} is built in memory; leave offload out")
-        if remote:
-            raise UserError(f"model {name!r} is built here and on no server; leave remote out, or give 'local'")
-        built = builder.build(**vars(builder.parse(name)))
-        return Lens(name, built.model.to(where, DTYPES.get(dtype, torch.float32)), built.tokenizer)
-    found = sources.find(name, weights=not remote)
-    found = found if remote else sources.probe(found)  # a server's models are its own to know
-    made = {"embedded": embedded.smollm2, "adapter": lambda: adapters.merged(name)}
-    folder, gguf = str(made[found.kind]()) if found.kind in made else found.place, found.gguf
+            raise UserError(f"offload {offload!r}: model {source.name!r} is built in memory; leave offload out")
+        raise UserError(f"model {source.name!r} is built here and on no server; leave remote out, or give 'local'")
+    if source.kind == sources.BUILT:
+        return _build_organism(source, place, DTYPES.get(dtype, torch.float32))
     if remote:
-        if gguf:
-            raise UserError(f"model file {name!r}: a server holds models by hub id; give that, or remote='local'")
-        served = server.find(folder)  # before anything is downloaded
-    if offload and gguf:
+        return _load_remote(_with_folder(source))
+    source = _with_folder(sources.probe(source))  # a server's models are its own to know
+    chosen = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
+    return _load_offloaded(source, place, chosen) if offload else _load_whole(source, place, chosen)
+
+
+def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) -> Lens:
+    organism = builder.build(**vars(builder.parse(source.name)))
+    return Lens(source.name, organism.model.to(device, dtype), organism.tokenizer)
+
+
+def _load_whole(source: Source, device: torch.device, dtype: torch.dtype | str) -> Lens:
+    """A model from a directory, the hub or a .gguf file, with all its weights in memory."""
+    with _explained(source.name):
+        _, tokenizer = _read_config(source)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.place,
+            use_safetensors=None if source.gguf else True,
+            dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_hub_options(source),
+        )
+    _refuse_unfilled(source.name, info)
+    with _fitting(source.name, device):
+        model.to(device)
+    return Lens(source.name, model, tokenizer)
+
+
+def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | str) -> Lens:
+    """A model from a directory or the hub whose layers stay in their files."""
+    if source.gguf:
         fix = "convert it once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
-        raise UserError(f"model file {name!r}: layers can be read from safetensors only; {fix}")
+        raise UserError(f"model file {source.name!r}: layers can be read from safetensors only; {fix}")
+    with _explained(source.name):
+        config, tokenizer = _read_config(source)
+        checkpoint = Checkpoint(source.place, config)
+        model, info = checkpoint.skeleton(dtype)
+    _refuse_unfilled(source.name, info)
+    with _fitting(source.name, device):
+        stream = Stream(model, checkpoint, device)
+    return Lens(source.name, model, tokenizer, stream)
+
+
+def _load_remote(source: Source) -> Lens:
+    """A model whose weights are on a server."""
+    from depthlens.models import remote  # slow to import
+
+    if source.gguf:
+        raise UserError(f"model file {source.name!r}: a server holds models by hub id; give that, or remote='local'")
+    served = remote.find(source.place)  # before anything is downloaded
+    with _explained(source.name):
+        config, tokenizer = _read_config(source)
+        skeleton = remote.skeleton(source.place, config, tokenizer, None)
+    return Lens(source.name, skeleton._module, tokenizer, remote=remote.Remote(skeleton, served))
+
+
+def _with_folder(source: Source) -> Source:
+    """The source with the folder of an embedded model, which is made on first use."""
+    if source.kind == "embedded":
+        return replace(source, place=str(embedded.smollm2()))
+    return replace(source, place=str(adapters.merged(source.name))) if source.kind == "adapter" else source
+
+
+def _hub_options(source: Source) -> dict[str, Any]:
+    """Arguments that transformers' loaders share."""
     # left to itself, transformers asks on the terminal whether to run code that came with a model
-    source: dict[str, object] = {"trust_remote_code": False} | ({"gguf_file": gguf} if gguf else {})
-    source |= {"local_files_only": True} if found.only_cached else {}
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if source.gguf:
+        options["gguf_file"] = source.gguf
+    if source.only_cached:
+        options["local_files_only"] = True
+    return options
+
+
+def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a model of a supported class."""
+    config = AutoConfig.from_pretrained(source.place, **_hub_options(source))
+    if source.gguf:
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
+    else:
+        name = (config.architectures or ["(not named in config.json)"])[0]
+    supported(name)
+    return config, AutoTokenizer.from_pretrained(source.place, **_hub_options(source))
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Within the context transformers is silent, and what it raises about files and memory ends in one line."""
     verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # what it would report is checked below, in one line
+    hf_logging.set_verbosity_error()  # what it would report is checked afterwards, in one line
     hf_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(folder, **source)
-        named = [_class(config)] if gguf else config.architectures or ["(not named in config.json)"]
-        architectures.supported(named[0])
-        tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-        wanted = DTYPES[dtype] if dtype != "auto" else _auto_dtype(where)
-        if remote:
-            held = server.skeleton(folder, config, tokenizer, None)
-        elif offload:
-            checkpoint = Checkpoint(folder, config)
-            model, loaded = checkpoint.skeleton(wanted)
-        else:
-            model, loaded = AutoModelForCausalLM.from_pretrained(
-                folder,
-                use_safetensors=None if gguf else True,
-                dtype=wanted,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **source,
-            )
+        yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError, struct.error, hub.HTTPError) as e:
@@ -133,24 +189,23 @@ def load(
     finally:
         hf_logging.set_verbosity(verbosity)
         hf_logging.enable_progress_bar()
-    if remote:
-        return Lens(name, held._module, tokenizer, remote=server.Remote(held, served))
-    _refuse_unfilled(name, loaded)
+
+
+@contextmanager
+def _fitting(name: str, device: torch.device) -> Iterator[None]:
+    """Within the context a GPU that is too small for a model ends in one line."""
     try:
-        stream = Stream(model, checkpoint, where) if offload else None
-        if not stream:
-            model.to(where)
+        yield
     except torch.cuda.OutOfMemoryError as e:
-        fault = f"model {name!r} does not fit into the memory of {where}"
+        fault = f"model {name!r} does not fit into the memory of {device}"
         raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or device=cpu") from e
-    return Lens(name, model, tokenizer, stream)
 
 
 def _refuse_unfilled(name: str, loaded: dict[str, Any]) -> None:
     """Refuse a model some of whose weights the file did not give: transformers fills them at random."""
-    for key, found, wanted in sorted(loaded["mismatched_keys"]):
+    for key, shape, expected in sorted(loaded["mismatched_keys"]):
         raise UserError(
-            f"model {name!r}: its weight {key} has shape {list(found)}, its config.json wants {list(wanted)}; "
+            f"model {name!r}: its weight {key} has shape {list(shape)}, its config.json wants {list(expected)}; "
             "get the whole model again"
         )
     if missing := sorted(loaded["missing_keys"]):
@@ -160,31 +215,3 @@ def _refuse_unfilled(name: str, loaded: dict[str, Any]) -> None:
         )
     if spare := sorted(loaded["unexpected_keys"]):
         log.warning("model %r: %d weights in the file are not used, e.g. %s", name, len(spare), spare[0])
-
-
-def _class(config: object) -> str:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
-
-
-def _device(device: str) -> torch.device:
-    if not isinstance(device, str):
-        raise unknown("device", device, [*DEVICES, "cuda:N"])
-    if device == "auto":
-        apple = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
-    kind, _, index = device.partition(":")
-    if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())):
-        raise unknown("device", device, [*DEVICES, "cuda:N"])
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r}: torch finds no CUDA GPU here; use device=cpu")
-    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device 'mps': torch finds no Apple GPU here; use device=cpu")
-    return torch.device(device)
-
-
-def _auto_dtype(device: torch.device) -> torch.dtype | str:
-    return torch.float32 if device.type == "cpu" else "auto"

@@ -41,7 +41,8 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from depthlens.errors import UserError
-from depthlens.models import architectures, fingerprint
+from depthlens.models import fingerprint
+from depthlens.models.families import supported
 
 # also raised before a sweep starts
 NO_GENERATION = (
@@ -138,7 +139,7 @@ class Stream:
         self.tensors = checkpoint.tensors
         self._paths = checkpoint.paths
         self._read_as: tuple[Any, list[tuple[str, bytes]]] = ((), [])  # state of the files, checksums of the layers
-        self._prefix = architectures.supported(type(model).__name__).layers + "."
+        self._prefix = supported(type(model).__name__).layers + "."
         self.layers = tuple(model.get_submodule(self._prefix.removesuffix(".")))
         self._thread = ThreadPoolExecutor(1, "depthlens-offload")
         self._ahead: tuple[int, Future[None]] | None = None
@@ -185,7 +186,7 @@ class Stream:
 
     def _fill(self, device: torch.device) -> None:
         """Read what is always held; compute the rotary frequencies, which no file holds."""
-        family = architectures.supported(type(self.model).__name__)
+        family = supported(type(self.model).__name__)
         rotary = self.model.get_submodule(family.rotary)
         self.model.set_submodule(family.rotary, type(rotary)(self.model.config).to(device))
         missing = self._load(self._keys[None])

@@ -13,8 +13,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -26,7 +25,7 @@ from depthlens import arguments
 from depthlens.ablations import Condition
 from depthlens.errors import UserError, unknown
 from depthlens.models import loading
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Donor, Lens
 from depthlens.organisms import builder
 
 log = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     return loading.load(donor, dtype=dtype, device=str(base.device), offload=None if built else "disk")
 
 
-def warn_of_ends(lens: Lens, conditions: Sequence[Condition]) -> None:
+def warn_of_embeddings(lens: Lens, conditions: Sequence[Condition]) -> None:
     """Say where embedding or unembedding differ and no condition takes them along: then all layers are not the donor.
 
     Args:
@@ -105,7 +104,7 @@ def warn_of_ends(lens: Lens, conditions: Sequence[Condition]) -> None:
         conditions: All that are run.
     """
     taken = {a.site for c in conditions for a in c.ablations}
-    left = [end for end in lens.donor.ends if end not in taken]
+    left = [end for end in lens.donor.own_embeddings if end not in taken]
     if left and any(c.uses_donor for c in conditions):
         fix = f"add {' and '.join(f'{end}@donor' for end in left)}, or whole@donor, to take them along"
         log.warning(
@@ -113,7 +112,7 @@ def warn_of_ends(lens: Lens, conditions: Sequence[Condition]) -> None:
         )
 
 
-def together(
+def join_donor(
     lens: Lens,
     donor: str | os.PathLike[str] | Lens | None,
     conditions: Sequence[Condition],
@@ -125,7 +124,7 @@ def together(
     if donor is not None:
         if not any(c.uses_donor for c in conditions):
             raise UserError(f"donor {both.donor.lens.name!r} is used by @donor conditions only; give both, or neither")
-        warn_of_ends(both, conditions)
+        warn_of_embeddings(both, conditions)
     return both
 
 
@@ -234,54 +233,9 @@ def _compare_tokenizers(same: Any, base: Any, donor: Any) -> list[str]:
     return notes
 
 
-@dataclass(frozen=True, eq=False)
-class Donor:
-    """A model that fits a base model, see `depthlens.models.pairs.with_donor`.
-
-    Attributes:
-        lens: The donor, in memory or offloaded.
-        notes: Where it differs from the base in more than weights, for the record.
-        ends: Which of ``embed`` and ``unembed`` differ from the base's.
-        own_rotary: Whether its rotary frequencies differ from the base's.
-    """
-
-    lens: Any
-    notes: tuple[str, ...]
-    ends: tuple[str, ...]
-    own_rotary: bool
-
-    def resident(self, layer: int, touched: Sequence[int]) -> AbstractContextManager[None]:
-        """Within the context a layer's weights are in memory, where it is one of the sorted layers ``touched``.
-
-        The next of these is read meanwhile.
-        """
-        if layer not in touched or not self.lens.stream:
-            return nullcontext()
-        return self.lens.stream.resident(layer, next((x for x in touched if x > layer), self.lens.dims.n_layers))
-
-    def held_bytes(self, conditions: Sequence[Condition]) -> int:
-        """What `held` brings into memory."""
-        return len(touched(conditions)) * self.lens.stream.layer_bytes if self.lens.stream else 0
-
-
 def require(lens: Any, conditions: Sequence[Condition], backend: str = "torch") -> None:
     """Refuse a condition that asks for a donor where there is none, or where the backend cannot transplant."""
     asked = next((c for c in conditions if c.uses_donor), None)
     if asked and (lens.donor is None or backend != "torch"):
         fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
         raise UserError(f"condition {asked} takes weights from a donor; {fix}")
-
-
-def touched(conditions: Sequence[Condition]) -> list[int]:
-    """Layers with weights of the donor under some condition, sorted."""
-    return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
-
-
-@contextmanager
-def held(donor: Donor | None, conditions: Sequence[Condition]) -> Iterator[None]:
-    """Within the context every layer that the conditions take from the donor is in memory, as decoding needs it."""
-    layers = touched(conditions)
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(donor.resident(layer, layers))
-        yield

@@ -28,7 +28,6 @@ from nnsight.intervention.backends.local import LocalSimulationBackend
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.schema.config import CONFIG
 from nnsight.schema.response import ResponseModel, Status
-from torch import nn
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
@@ -37,7 +36,8 @@ from websocket import WebSocketException
 from depthlens import provenance
 from depthlens.errors import UserError
 from depthlens.models import fingerprint
-from depthlens.models.architectures import supported
+from depthlens.models.families import supported
+from depthlens.models.lens import Lens
 
 log = logging.getLogger(__name__)
 
@@ -238,10 +238,10 @@ def skeleton(
     return model
 
 
-def simulated(lens: Any) -> tuple[nn.Module, PreTrainedTokenizerBase, None, Remote]:
-    """A loaded model as one that only a simulated server has: what `Lens` takes after the name."""
-    held = skeleton(lens.name, lens.model.config, lens.tokenizer, lens.model.generation_config)
-    return held._module, lens.tokenizer, None, Remote(lens.nnsight, None)
+def simulated(lens: Lens) -> Lens:
+    """A loaded model as one that only a simulated server has."""
+    model = skeleton(lens.name, lens.model.config, lens.tokenizer, lens.model.generation_config)._module
+    return Lens(lens.name, model, lens.tokenizer, remote=Remote(lens.nnsight, None))
 
 
 def _deployed(status: dict[str, Any]) -> list[dict[str, Any]]:

@@ -133,7 +133,8 @@ def probe(source: Source) -> Source:
         if not only_cached:
             try:
                 # a name server that is silent has no timeout but that of a thread which nobody waits for
-                ThreadPool(1).apply_async(get_hf_file_metadata, (hf_hub_url(*file),), {"timeout": seconds}).get(seconds)
+                with ThreadPool(1) as pool:
+                    pool.apply_async(get_hf_file_metadata, (hf_hub_url(*file),), {"timeout": seconds}).get(seconds)
             except (hub.HTTPError, ConnectionError, NoAnswer) as e:
                 if getattr(e, "response", None) is not None:
                     raise  # it is an answer

@@ -1,10 +1,11 @@
 """What a store holds of one model and question, as answers to requests under conditions.
 
-A row's address is all that decides its answer: the model's fingerprint, dtype, kind of device, backend, version of the
-engine's arithmetic (these make the entry), the condition with what stands in for the removed part, and the request's
-token ids, in which task, examples, document and option have already gone. So another number of documents, another
-metric of the same answers or another notebook asks for the same rows, and only what is missing is computed. Numbers
-that are measured of single texts (`AnswerCache.numbers`) are rows, too: a number's name stands where conditions do.
+The address of a row is all that decides its answer: the model's fingerprint, dtype, kind of device, backend and the
+version of the engine's arithmetic (these make the entry), the condition with what takes the place of the removed part,
+and the request's token ids, which task, examples, document and option have determined. So another number of documents,
+another metric of the same answers or another notebook asks for the same rows, and only missing rows are computed.
+Numbers that are measured of single texts (`AnswerCache.numbers`) are rows as well: a number's name takes the place of
+the condition.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
 from depthlens.errors import Interrupted
-from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.parts import Entry, Store, open_store
 
@@ -30,41 +31,80 @@ log = logging.getLogger(__name__)
 
 # of the engine's arithmetic: raise it when a change moves scores by more than rounding
 NUMERICS = 1
-# what is computed is kept about so often, in seconds: stopping loses no more
+# answers are stored about so often, in seconds: stopping loses no more than that
 KEEP_SECONDS = 10.0
 Where = str | os.PathLike[str] | Store | None
 
 
+@runtime_checkable
+class ModelIdentity(Protocol):
+    """Which model it is, see `depthlens.models.fingerprint.Identity`."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def obstacle(self) -> str | None: ...
+    @property
+    def settings(self) -> dict[str, str]: ...
+
+
+@runtime_checkable
+class IdentifiedModel(Protocol):
+    """What the store needs to know of a loaded model, see `depthlens.models.lens.Lens`."""
+
+    name: str
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def remote(self) -> object | None: ...
+    @property
+    def donor(self) -> DonorModel | None: ...
+    def bind(self) -> None: ...
+    def identify(self) -> ModelIdentity: ...
+    def describe(self, fingerprint: str | None = None) -> dict[str, object]: ...
+
+
+@runtime_checkable
+class DonorModel(Protocol):
+    """See `depthlens.models.lens.Donor`."""
+
+    @property
+    def lens(self) -> IdentifiedModel: ...
+
+
 class AnswerCache:
-    """Answers of one model to one kind of question; without a store it keeps nothing and finds nothing.
+    """Answers of one model to one kind of question; without a store it stores nothing and has no answers.
 
     Args:
-        entry: Where they are kept; None keeps nothing.
-        reference: Digest of what stands in for parts under ``@mean`` and ``@resample``, by mode; ``donor``'s is its
+        entry: Where the answers are stored; None stores nothing.
+        reference: Digest of what takes the place of parts under ``@mean`` and ``@resample``, by mode; of ``donor`` its
             fingerprint.
     """
 
-    def __init__(self, entry: Entry | None = None, reference: dict[str, str] | None = None) -> None:
+    def __init__(self, entry: Entry | None = None, reference: Mapping[str, str] | None = None) -> None:
         self.entry = entry
         self.reference = reference or {}
-        self._asked: list[AnswerRows] = []
+        self._rows: list[AnswerRows] = []
 
     @property
     def n_read(self) -> int:
-        """AnswerRows that were found."""
-        return sum(rows.n_read for rows in self._asked)
+        """Answers that were read."""
+        return sum(rows.n_read for rows in self._rows)
 
     @property
     def n_computed(self) -> int:
-        """AnswerRows that were computed."""
-        return sum(rows.n_computed for rows in self._asked)
+        """Answers that were computed."""
+        return sum(rows.n_computed for rows in self._rows)
 
     def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
-        """Start on requests under conditions, with what is known already."""
-        self._asked.append(self._look(requests, conditions))
-        return self._asked[-1]
+        """Answers to requests under conditions, with what is known already."""
+        self._rows.append(self._look_up(requests, conditions))
+        return self._rows[-1]
 
-    def _look(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
+    def _look_up(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
         return AnswerRows(self.entry, requests, conditions, [self.address(c) for c in conditions])
 
     def numbers(
@@ -77,31 +117,31 @@ class AnswerCache:
         unit: str = "text",
         progress: bool = False,
     ) -> np.ndarray:
-        """Numbers by name of each case (a request, a text), measured where they are not known; shape [case, name].
+        """Numbers by name of each case (a request, a text), measured where they are not stored; shape [case, name].
 
         Args:
-            cases: Their `digest` must say all that decides the numbers, beside what the entry says.
+            cases: The `digest` of a case must contain all that decides its numbers and is not part of the entry.
             names: One for each number of a case.
-            measure: Given the places of cases, yields some of them with their numbers, shape [some, name].
-            desc: What the bar says.
+            measure: Takes indices of cases and yields some of them with their numbers, shape [some, name].
+            desc: Text of the bar.
             unit: What a case is, for the bar.
             progress: Show a bar.
 
         Raises:
-            Interrupted: Ctrl-C; says what is kept.
+            Interrupted: Ctrl-C; the message says what is stored.
         """
         if not cases or not names:
             return np.empty((len(cases), len(names)))
         rows = self.rows(cases, names)
 
-        def run(members: list[int], group: list[int]) -> None:
+        def compute(members: list[int], group: list[int]) -> None:
             waiting: list[int] = []
             last = time.monotonic()
             try:
                 for some, values in measure(members):
-                    for case, row in zip(some, values.tolist(), strict=True):
-                        for name, value in enumerate(row):
-                            rows.answers[name][case] = LoglikelihoodAnswer(value, False)
+                    for case, numbers in zip(some, values.tolist(), strict=True):
+                        for name, number in enumerate(numbers):
+                            rows.answers[name][case] = number
                     waiting += some
                     bar.update(len(some))
                     if time.monotonic() - last > KEEP_SECONDS:
@@ -110,22 +150,22 @@ class AnswerCache:
             finally:
                 rows.put(waiting, range(len(names)))
 
-        def came(n: int) -> None:
+        def arrived(n: int) -> None:
             bar.held(n // len(names))
 
         known = rows.n_known // len(names)
         with bars.bar(total=len(cases), initial=known, desc=desc, unit=unit, disable=not progress) as bar:
-            rows.watched(bar)
+            rows.show_on(bar)
             try:
-                rows.run(range(len(cases)), range(len(names)), run, came)
-                rows.finish(run, came)
+                rows.run(range(len(cases)), range(len(names)), compute, arrived)
+                rows.finish(compute, arrived)
             except KeyboardInterrupt:
-                raise Interrupted(rows.kept_so_far()) from None
-        return np.array([[answer.logprob for answer in row] for row in rows.answers]).T
+                raise Interrupted(rows.stored_so_far()) from None
+        return np.array(rows.answers).T
 
     def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:
         """Whether an answer to some request under some condition is missing."""
-        return not self.entry or bool(self._look(requests, conditions).unfinished)
+        return not self.entry or bool(self._look_up(requests, conditions).unfinished)
 
     def address(self, condition: Condition | str) -> str:
         """A condition's text with what it depends on; other names of values stand for themselves."""
@@ -138,26 +178,29 @@ class AnswerCache:
 class AnswerStore:
     """A store as one model sees it; make one for each experiment.
 
-    The model is identified once, when it is first asked for: reading the weights of an offloaded one takes long, and
-    what is wrong with the request is told before.
+    The model is identified once, when it is first asked for, because reading the weights of an offloaded model takes
+    long and errors in the request are reported before.
 
     Args:
-        store: See `depthlens.store.parts.open_store`; what is wrong with it is told at once.
+        store: See `depthlens.store.parts.open_store`, which reports errors in it at once.
         lens: A loaded model.
-        second: Another model that every value depends on; one whose parts are transplanted (``lens.donor``) is seen by
-            itself.
+        second: Another model that every value depends on. A model whose parts are transplanted (``lens.donor``) need
+            not be named.
     """
 
-    def __init__(self, store: Where, lens: Any, second: Any = None) -> None:
+    def __init__(self, store: Where, lens: IdentifiedModel, second: IdentifiedModel | None = None) -> None:
         self._opened = open_store(store)
-        every = {"model": lens, "donor": lens.donor.lens if lens.donor else None, "second": second}
-        self._models = {role: one for role, one in every.items() if one is not None}
-        for one in self._models.values():
-            one.bind()
+        self._models = {"model": lens}
+        if lens.donor:
+            self._models["donor"] = lens.donor.lens
+        if second is not None:
+            self._models["second"] = second
+        for model in self._models.values():
+            model.bind()
 
     @cached_property
-    def _identities(self) -> dict[str, Any]:
-        return {role: one.identify() for role, one in self._models.items()}
+    def _identities(self) -> dict[str, ModelIdentity]:
+        return {role: model.identify() for role, model in self._models.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -171,23 +214,28 @@ class AnswerStore:
 
     @cached_property
     def store(self) -> Store | None:
-        """None where there is none, or where what a model computes cannot be told from what it holds.
+        """None where there is none, or where a model's fingerprint does not cover all that decides its answers.
 
-        Hooks, replaced methods and code of one's own are such cases; a warning names the first.
+        Hooks, replaced methods and code of the user are such cases; a warning names the first.
         """
-        for role, its in self._identities.items() if self._opened else ():
-            if its.obstacle:
+        for role, identity in self._identities.items() if self._opened else ():
+            if identity.obstacle:
                 name = self._models[role].name
-                log.warning("store: model %s %s; results are neither read nor kept", name, its.obstacle)
+                log.warning("store: model %s %s; results are neither read nor kept", name, identity.obstacle)
                 return None
         if self._opened and not self._opened.writable:
             log.warning("store %s is read-only: answers are read, and new ones are not kept", self._opened.location)
         return self._opened
 
     def entry(
-        self, label: str, *, backend: str = "torch", method: str = "exact", reference: dict[str, str] | None = None
+        self,
+        label: str,
+        *,
+        backend: str = "torch",
+        method: str = "exact",
+        reference: Mapping[str, str] | None = None,
     ) -> AnswerCache:
-        """What the store holds of the model and a question; one that keeps nothing where there is no store.
+        """What the store holds of the model and a question; a cache that stores nothing where there is no store.
 
         Args:
             label: Task, or what else is asked.
@@ -197,33 +245,33 @@ class AnswerStore:
         """
         if self.store is None:
             return AnswerCache()
-        lens = self._models["model"]
-        about = lens.describe(self.fingerprint)
+        lens, identity = self._models["model"], self._identities["model"]
+        about = lens.describe(identity.fingerprint)
         shared = {
-            "fingerprint": self.fingerprint,
+            "fingerprint": identity.fingerprint,
             "dtype": about["dtype"],
             "device": "remote" if lens.remote else lens.device.type,
             "backend": backend,
             "method": method,
             "numerics": NUMERICS,
-            **self._identities["model"].settings,
+            **identity.settings,
         }
-        if second := self._models.get("second"):
-            shared["second"] = [self._identities["second"].fingerprint, str(second.dtype)]
+        if "second" in self._models:
+            shared["second"] = [self._identities["second"].fingerprint, str(self._models["second"].dtype)]
         made = {"model": lens.name, "class": about["class"], "device": about["device"], "label": label}
         made |= provenance.environment() | provenance.where_and_when()
-        stands_in = {"donor": self.donor_fingerprint} if self.donor_fingerprint else {}
-        return AnswerCache(self.store.entry(shared, label, made), (reference or {}) | stands_in)
+        donor = {"donor": self.donor_fingerprint} if self.donor_fingerprint else {}
+        return AnswerCache(self.store.entry(shared, label, made), {**(reference or {}), **donor})
 
 
-def describe(kept: Sequence[AnswerCache]) -> dict[str, Any] | None:
-    """For the record: where rows came from, how many were read and computed, and the parts that hold them."""
-    entries = [one for one in kept if one.entry]
+def cache_usage(caches: Sequence[AnswerCache]) -> dict[str, Any] | None:
+    """For the record: where answers were stored, how many were read and computed, and the parts that hold them."""
+    entries = [cache.entry for cache in caches if cache.entry]
     if not entries:
         return None
     return {
-        "location": entries[0].entry.store.location,
-        "rows_read": sum(one.n_read for one in entries),
-        "rows_computed": sum(one.n_computed for one in entries),
-        "parts": sorted({f"{k.entry.key}/{k.entry.label}/{name}" for k in entries for name in k.entry.used}),
+        "location": entries[0].store.location,
+        "rows_read": sum(cache.n_read for cache in caches if cache.entry),
+        "rows_computed": sum(cache.n_computed for cache in caches if cache.entry),
+        "parts": sorted({f"{entry.key}/{entry.label}/{name}" for entry in entries for name in entry.used}),
     }

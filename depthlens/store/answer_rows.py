@@ -1,4 +1,4 @@
-"""Requests under conditions on their way: what is known, what is left, who computes what."""
+"""Requests under conditions: which answers are known, which are missing, and which process computes them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,39 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import pyarrow as pa
+
 from depthlens import progress as bars
 from depthlens.ablations import Condition
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.parts import Entry
 from depthlens.store.reservations import Reservations
 
+Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
+Row = tuple[int, int]  # condition, request
+Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
+Compute = Callable[[list[int], list[int]], None]  # fills the answers of a product and calls `AnswerRows.put`
 _WAIT = 0.2  # seconds between looks at what another process has reserved
 
 
+def _ignore(n: int) -> None:
+    pass
+
+
 class AnswerRows:
-    """Requests x conditions on their way: what is known, what is left, who computes what.
+    """Requests x conditions: which answers are known, which are missing, and which process computes them.
 
     Args:
-        entry: Where answers are kept; None keeps nothing.
+        entry: Where answers are stored; None stores nothing.
         requests: What is asked.
-        conditions: Under which conditions; of numbers, their names.
+        conditions: Under which conditions; for numbers, their names.
         addresses: What each condition is called in the store.
 
     Attributes:
         answers: Indexed [condition][request]; None where one is missing.
-        n_known: How many there were at the start.
-        n_read: AnswerRows that were found.
-        n_computed: AnswerRows that were computed.
+        n_known: How many answers were known at the start.
+        n_read: Answers that were read.
+        n_computed: Answers that were computed.
         deferred: Requests and conditions that wait for `finish`.
     """
 
@@ -49,78 +59,75 @@ class AnswerRows:
         self.n_read = 0
         self.n_computed = 0
         self.answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
-        self.deferred: list[tuple[list[int], list[int]]] = []
+        self.deferred: list[Product] = []
         self._reservations: Reservations | None = None
         self._seen: set[str] = set()  # names of parts that were read or written
-        self._early: set[tuple[int, int]] = set()  # rows kept before the others of their pack
-        if entry:
-            self._digests = [digest(q) for q in requests]
-            # equal requests (an option that two documents share) are one row of the store
-            self._at: tuple[dict, dict] = defaultdict(list), defaultdict(list)
-            for index, names in zip(self._at, (self.addresses, self._digests), strict=True):
-                for i, name in enumerate(names):
-                    index[name].append(i)
-        self._n_kept = 0
+        self._kept_early: set[Row] = set()  # before the others of their pack
+        self._digests = [digest(q) for q in requests] if entry else []
+        # equal requests (an option that two documents share) are one row of the store
+        self._conditions_at, self._requests_at = _index(addresses), _index(self._digests)
+        self._n_stored = 0
         self._bar: bars.Bar | None = None
         self.n_known = self._read()
 
-    def watched(self, bar: bars.Bar) -> None:
-        """Show on a bar how many rows are kept, from now on."""
+    def show_on(self, bar: bars.Bar) -> None:
+        """Show on a bar how many rows are stored, from now on."""
         self._bar = bar if self.entry else None
-        self._show()
+        self._count_stored(0)
 
-    def _show(self) -> None:
+    def _count_stored(self, n: int) -> None:
+        self._n_stored += n
         if self._bar is not None:
-            self._bar.kept(self._n_kept)
+            self._bar.kept(self._n_stored)
 
     @property
     def unfinished(self) -> list[int]:
         """Conditions that lack answers."""
         return [c for c, row in enumerate(self.answers) if None in row]
 
-    def kept_so_far(self) -> str:
-        """What is kept now and how to go on, in a line."""
+    def stored_so_far(self) -> str:
+        """How many rows are stored and how to continue, in one line."""
         entry = self.entry
         if not entry:
             return "nothing is kept without a store; with one the same call goes on where it was stopped"
         if not entry.store.writable:
             return f"{entry.store.location} is read-only: nothing that was computed is kept"
-        rows = f"{self._n_kept} of {sum(map(len, self.answers))} rows of {entry.label}"
+        rows = f"{self._n_stored} of {len(self.requests) * len(self.conditions)} rows of {entry.label}"
         return f"{rows} are kept in {entry.store.location}; run the same again to go on"
 
     def run(
         self,
         members: Sequence[int],
         group: Sequence[int],
-        do: Callable[[list[int], list[int]], None],
-        found: Callable[[int], Any] = lambda n: None,
+        compute: Compute,
+        arrived: Callable[[int], Any] = _ignore,
     ) -> None:
-        """Have ``do`` compute what is missing of some requests under some conditions, in products of both.
+        """Have ``compute`` fill in what is missing of some requests under some conditions, in products of both.
 
-        AnswerRows that another process has reserved are left for `finish`. ``do`` fills ``answers`` and calls `put`;
-        ``found`` is told how many rows came from other processes meanwhile.
+        Rows that another process has reserved are left for `finish`. ``arrived`` is called with the number of answers
+        that other processes have stored meanwhile.
         """
-        with self._reserved(list(members), list(group), found) as products:
-            for some, few in products:
-                do(some, few)
+        with self._reserved(list(members), list(group), arrived) as products:
+            for product in products:
+                compute(*product)
 
-    def finish(self, do: Callable[[list[int], list[int]], None], found: Callable[[int], Any] = lambda n: None) -> None:
-        """Wait for rows that other processes had reserved; compute those that they did not."""
+    def finish(self, compute: Compute, arrived: Callable[[int], Any] = _ignore) -> None:
+        """Wait for rows that other processes have reserved; compute those that they gave up."""
         while self.deferred:
             waiting, self.deferred = self.deferred, []
             for members, group in waiting:
-                self.run(members, group, do, found)
+                self.run(members, group, compute, arrived)
             if self.deferred:
                 time.sleep(_WAIT)
 
     def put(self, members: Sequence[int], group: Sequence[int]) -> None:
-        """Keep the answers to some requests under some conditions, but for those that were kept by themselves."""
-        self.keep([(c, r) for c in group for r in members if (c, r) not in self._early])
-        self._early.clear()
+        """Store the answers to some requests under some conditions, but for those that `keep` stored before."""
+        self.keep([(c, r) for c in group for r in members if (c, r) not in self._kept_early])
+        self._kept_early.clear()
 
-    def keep(self, rows: Sequence[tuple[int, int]]) -> None:
-        """Keep the answers of rows (condition, request), before those that they are computed with are `put`."""
-        self._early |= {*rows}
+    def keep(self, rows: Sequence[Row]) -> None:
+        """Store the answers of rows (condition, request), before the others of their product are `put`."""
+        self._kept_early |= {*rows}
         self.n_computed += len(rows)
         if not (self.entry and self.entry.store.writable and rows):
             return
@@ -128,58 +135,63 @@ class AnswerRows:
         conditions, requests = zip(*unique, strict=True)
         name = self.entry.write(conditions, requests, *zip(*map(_columns, unique.values()), strict=True))
         self._seen.add(name)
-        self._n_kept += len(rows)
-        self._show()
+        self._count_stored(len(rows))
 
     def _read(self) -> int:
-        """Fill in what parts that were not read before hold; returns the number of answers that were new."""
+        """Fill in what parts hold that were not read before; returns the number of answers that were new."""
         n = 0
         for name, table in self.entry.fresh(self._seen) if self.entry else ():
             new = self._fill(table)
-            if new:
+            if self.entry and new:
                 self.entry.used.add(name)
             n += new
         self.n_read += n
-        self._n_kept += n
-        self._show()
+        self._count_stored(n)
         return n
 
-    def _fill(self, table: Any) -> int:
+    def _fill(self, table: pa.Table) -> int:
         n = 0
-        wanted, digests = self._at
         columns = [table.column(name).to_pylist() for name in table.schema.names]
         for address, request, value, greedy, text in zip(*columns, strict=True):
-            if address in wanted and request in digests:
-                for c in wanted[address]:
-                    for r in digests[request]:
-                        n += self.answers[c][r] is None
-                        self.answers[c][r] = text if text is not None else LoglikelihoodAnswer(value, greedy)
+            for c in self._conditions_at.get(address, ()):
+                for r in self._requests_at.get(request, ()):
+                    n += self.answers[c][r] is None
+                    self.answers[c][r] = self._answer(c, value, greedy, text)
         return n
 
+    def _answer(self, c: int, value: Any, greedy: bool | None, text: str | None) -> Answer:
+        """An answer from the columns of a part; a condition that is a text is the name of a number."""
+        if text is not None:
+            return text
+        if greedy is None or isinstance(self.conditions[c], str):  # older parts have False beside a number
+            return value
+        return LoglikelihoodAnswer(value, greedy)
+
     @contextmanager
-    def _reserved(
-        self, members: list[int], group: list[int], found: Callable[[int], Any]
-    ) -> Iterator[list[tuple[list[int], list[int]]]]:
+    def _reserved(self, members: list[int], group: list[int], arrived: Callable[[int], Any]) -> Iterator[list[Product]]:
         """Products of requests and conditions that are missing, reserved as long as the context lasts."""
+
+        def missing() -> list[Row]:
+            return [(c, r) for c in group for r in members if self.answers[c][r] is None]
+
         entry = self.entry
         if not (entry and entry.reservations_folder and entry.store.writable):
-            yield self._products([(c, r) for c in group for r in members if self.answers[c][r] is None])
+            yield _products(missing())
             return
 
-        def choose(others: list[dict]) -> tuple[list, dict]:
-            found(self._read())
-            missing = [(c, r) for c in group for r in members if self.answers[c][r] is None]
-            taken = [(set(other["conditions"]), set(other["requests"])) for other in others]
+        def choose(reservations: list[dict]) -> tuple[list[Product], dict]:
+            arrived(self._read())
+            taken = [(set(other["conditions"]), set(other["requests"])) for other in reservations]
             mine, theirs = [], []
-            for c, r in missing:
-                held = any(self.addresses[c] in a and self._digests[r] in b for a, b in taken)
-                (theirs if held else mine).append((c, r))
-            self.deferred += self._products(theirs)
+            for c, r in missing():
+                reserved = any(self.addresses[c] in a and self._digests[r] in b for a, b in taken)
+                (theirs if reserved else mine).append((c, r))
+            self.deferred += _products(theirs)
             reservation = {
                 "conditions": sorted({self.addresses[c] for c, _ in mine}),
                 "requests": sorted({self._digests[r] for _, r in mine}),
             }
-            return self._products(mine), reservation if mine else {}
+            return _products(mine), reservation if mine else {}
 
         with ExitStack() as stack:
             try:
@@ -190,16 +202,24 @@ class AnswerRows:
                 raise entry.store.unwritable(e) from e
             yield products
 
-    @staticmethod
-    def _products(rows: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
-        """AnswerRows as products: conditions that lack the same requests go together."""
-        lacking: dict[int, list[int]] = {}
-        for c, r in rows:
-            lacking.setdefault(c, []).append(r)
-        together: dict[tuple[int, ...], list[int]] = {}
-        for c, requests in lacking.items():
-            together.setdefault(tuple(requests), []).append(c)
-        return [(list(requests), conditions) for requests, conditions in together.items()]
+
+def _index(names: Sequence[str]) -> dict[str, list[int]]:
+    """Where each name is in a sequence."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, name in enumerate(names):
+        places[name].append(i)
+    return places
+
+
+def _products(rows: Sequence[Row]) -> list[Product]:
+    """Rows as products: conditions that lack the same requests are put together."""
+    lacking: dict[int, list[int]] = {}
+    for c, r in rows:
+        lacking.setdefault(c, []).append(r)
+    conditions: dict[tuple[int, ...], list[int]] = {}
+    for c, requests in lacking.items():
+        conditions.setdefault(tuple(requests), []).append(c)
+    return [(list(requests), group) for requests, group in conditions.items()]
 
 
 def digest(request: Any) -> str:
@@ -213,5 +233,8 @@ def digest(request: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _columns(answer: LoglikelihoodAnswer | str) -> tuple[float | None, bool | None, str | None]:
-    return (None, None, answer) if isinstance(answer, str) else (answer.logprob, answer.is_greedy, None)
+def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:
+    """Value, greedy and text of an answer, as a part has them."""
+    if isinstance(answer, str):
+        return None, None, answer
+    return (answer.logprob, answer.is_greedy, None) if isinstance(answer, LoglikelihoodAnswer) else (answer, None, None)

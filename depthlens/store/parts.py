@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import posixpath
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from depthlens.errors import UserError
-from depthlens.paths import writable_folder
+from depthlens.paths import TEMPORARY, writable_folder, write_files
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ class Store:
             if strange := [name for name, _, _ in self._list("") if not name.startswith(".")]:
                 fault = f"store {self.location!r} is a folder with other things in it ({strange[0]}, ...)"
                 raise UserError(f"{fault}; name an empty folder or a new one")
-            self._write("format.json", json.dumps({"format": FORMAT}).encode())
+            self.write_file("format.json", json.dumps({"format": FORMAT}).encode())
             return
         try:
             found = int(json.loads(text)["format"])
@@ -178,7 +177,7 @@ class Store:
         shared = {"address": ADDRESS, **shared}
         key = _key(shared)
         if self.writable and self.about(key) != shared:  # new, or damaged since
-            self._write(f"{key}/about.json", json.dumps(shared, indent=2, sort_keys=True).encode())
+            self.write_file(f"{key}/about.json", json.dumps(shared, indent=2, sort_keys=True).encode())
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
         return Entry(self, key, safe, made)
 
@@ -213,7 +212,7 @@ class Store:
         data = self._read(part.path)
         if data is None:
             raise FileNotFoundError(part.path)
-        if _digest(data) != part.name.removesuffix(".parquet"):
+        if part_digest(data) != part.name.removesuffix(".parquet"):
             raise Damaged(f"its checksum is not that of its {len(data)} bytes")
         try:
             table = pq.read_table(io.BytesIO(data))
@@ -252,7 +251,7 @@ class Store:
         """Temporary files of killed processes and parts set aside, as paths under the store."""
         found = [f"{_DAMAGED}/{name}" for name, _, folder in self._list(_DAMAGED) if not folder]
         inner = (posixpath.relpath(path, self._root) for path in self._fs.find(self._root, detail=False))
-        return [*found, *(path for path in inner if posixpath.basename(path).startswith(".new-"))]
+        return [*found, *(path for path in inner if posixpath.basename(path).startswith(TEMPORARY))]
 
     def remove_leftover(self, path: str) -> None:
         """Delete what `leftovers` named."""
@@ -279,25 +278,15 @@ class Store:
         except OSError as e:
             raise UserError(f"store {self.location!r} cannot be read: {e.strerror or e}") from e
 
-    def _write(self, path: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
+    def write_file(self, path: str, data: bytes) -> None:
+        """Write a file of the store, whole or not at all."""
         try:
             if not self.folder:
                 self._fs.makedirs(posixpath.dirname(self._at(path)), exist_ok=True)
                 self._fs.pipe_file(self._at(path), data)  # object stores show a new object when it is whole
                 return
             target = self.folder / path
-            fresh = target.parent / f".new-{uuid.uuid4().hex}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(fresh, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(fresh, target)
-            finally:
-                fresh.unlink(missing_ok=True)
-            _sync(target.parent)
+            write_files(target.parent, {target.name: lambda file: file.write(data)})
         except OSError as e:
             raise self.unwritable(e) from e
 
@@ -354,8 +343,8 @@ class Entry:
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         data = sink.getvalue()
-        name = f"{_digest(data)}.parquet"
-        self.store._write(f"{self.key}/{self.label}/{name}", data)
+        name = f"{part_digest(data)}.parquet"
+        self.store.write_file(f"{self.key}/{self.label}/{name}", data)
         self.used.add(name)
         return name
 
@@ -369,15 +358,5 @@ def made(table: pa.Table) -> dict[str, Any]:
     return json.loads((table.schema.metadata or {}).get(_MADE, b"{}"))
 
 
-def _digest(data: bytes) -> str:
+def part_digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename last, where the system lets folders be synced."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -20,7 +20,7 @@ from depthlens import paths
 from depthlens.ablations import Dims, expand
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.analysis.stats import SUMMARY_COLUMNS
-from depthlens.models import loading
+from depthlens.models import registry
 from depthlens.runner import execute
 from depthlens.runner.gallery import read_notebook
 from depthlens.runner.parameters import Profiles, declared
@@ -145,7 +145,7 @@ def test_prose_states_no_number_that_code_computes(name):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_name_what_exists(profile):
     """Values for undeclared parameters and of a wrong type are refused by `Profiles` itself."""
-    aliases = {row["alias"] for row in loading.table()}
+    aliases = {row["alias"] for row in registry.table()}
     for name, values in profiles().values(profile).items():
         values = declared(notebook(name), name) | values
         assert values["model"] in aliases

@@ -64,10 +64,6 @@ def scores(lens, conditions, **options):
     )
 
 
-def simulated(lens):
-    return Lens(lens.name, *remote.simulated(lens))
-
-
 @pytest.fixture(scope="module")
 def pair():
     """A model in memory, and the same one as only a simulated server has it."""
@@ -76,7 +72,7 @@ def pair():
     def of(family):
         if family not in kept:
             lens = surgery.rough_lens(family, max_position_embeddings=4096)
-            kept[family] = lens, simulated(lens)
+            kept[family] = lens, remote.simulated(lens)
         return kept[family]
 
     return of

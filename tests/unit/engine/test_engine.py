@@ -7,10 +7,9 @@ import torch
 from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import engine as engine_module
-from depthlens.engine import memory_budget
+from depthlens.engine import memory_budget, packed_trees
 from depthlens.engine.decoding import cut
-from depthlens.engine.engine import Engine
+from depthlens.engine.engine import PATHS, Engine
 from depthlens.engine.next_token import next_token
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -129,24 +128,22 @@ def same(answers, wanted):
     )
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monkeypatch, fast):
+@pytest.mark.parametrize("path", PATHS)
+def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monkeypatch, path):
     conditions = [parse_condition("baseline"), parse_condition("L2"), parse_condition("L1.H0")]
     wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
-    engine = Engine(lens, batch_tokens=4096, progress=False)
-    monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
+    engine = Engine(lens, path=path, batch_tokens=4096, progress=False)
     sizes = cramp(monkeypatch, lens, 100)
     assert same(engine.loglikelihood(requests, conditions), wanted)
     assert max(sizes) > 100 >= sizes[-1]
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_out_of_memory_while_writing_splits_rows_and_loses_nothing(lens, requests, monkeypatch, fast):
+@pytest.mark.parametrize("path", PATHS)
+def test_out_of_memory_while_writing_splits_rows_and_loses_nothing(lens, requests, monkeypatch, path):
     conditions = [parse_condition("baseline"), parse_condition("L2"), parse_condition("L1.H0")]
     asked = [GenerateRequest(q.context, (), 5) for q in requests]
     wanted = Engine(lens, progress=False).generate_until(asked, conditions)
-    engine = Engine(lens, batch_tokens=4096, progress=False)
-    monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
+    engine = Engine(lens, path=path, batch_tokens=4096, progress=False)
     sizes = cramp(monkeypatch, lens, 70)  # all contexts have 81 tokens: one tree of them does not pass
     assert engine.generate_until(asked, conditions) == wanted
     assert max(sizes) > 70 >= sizes[-1]
@@ -186,19 +183,20 @@ class Bar(progress.Bar):
 
 
 @pytest.mark.parametrize("cramped", [False, True])
-@pytest.mark.parametrize("fast", [False, True])
-def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, fast, cramped):
+@pytest.mark.parametrize("path", PATHS)
+def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, path, cramped):
     monkeypatch.setattr("depthlens.progress.bar", Bar)
-    monkeypatch.setattr(Engine, "_walks", lambda self, longest: fast)
     if cramped:
         cramp(monkeypatch, lens, 70)
     conditions = expand("layers", lens.dims)
     total = len(conditions) * len(requests)
-    batch, least = (4096, lens.dims.n_layers) if fast else (200, 2)
-    Engine(lens, batch_tokens=batch).loglikelihood(requests, conditions)
+    batch, least = (4096, lens.dims.n_layers) if path == "wavefront" else (200, 2)
+    Engine(lens, path=path, batch_tokens=batch).loglikelihood(requests, conditions)
     assert Bar.last.n == Bar.last.total == total and len(set(Bar.last.seen)) >= least
     assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
-    Engine(lens, batch_tokens=batch).generate_until([GenerateRequest(q.context, (), 8) for q in requests], conditions)
+    Engine(lens, path=path, batch_tokens=batch).generate_until(
+        [GenerateRequest(q.context, (), 8) for q in requests], conditions
+    )
     assert Bar.last.n == Bar.last.total == total and len(set(Bar.last.seen)) >= least
     assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
 
@@ -216,7 +214,7 @@ ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_fast_path_equals_plain_rows_on_every_family(family, requests, monkeypatch):
+def test_fast_path_equals_plain_rows_on_every_family(family, requests):
     lens = tiny.lens(family)
     conditions = expand(ALL_KINDS, lens.dims)
     # options that share a context, so that the tree branches more than once
@@ -224,18 +222,17 @@ def test_fast_path_equals_plain_rows_on_every_family(family, requests, monkeypat
     written = [GenerateRequest(q.context, ("zz",), 6) for q in asked]
     fast = Engine(lens, batch_tokens=64, progress=False)
     answers, texts = fast.loglikelihood(asked, conditions), fast.generate_until(written, conditions)
-    monkeypatch.setattr(Engine, "_walks", lambda self, longest: False)
-    plain = Engine(lens, progress=False)
+    plain = Engine(lens, path="padded_rows", progress=False)
     assert same(answers, plain.loglikelihood(asked, conditions))
     assert texts == plain.generate_until(written, conditions)
 
 
-def test_fast_path_equals_plain_rows_for_means(lens, requests, monkeypatch):
+def test_fast_path_equals_plain_rows_for_means(lens, requests):
     means = measure_means(lens, [q.context for q in requests], "contexts")
     conditions = expand("L1@mean,L2.attn@mean,L0.mlp@mean,L3.H1@mean,L2.KV0@mean,L1-2@mean,L1@mean+L3", lens.dims)
     answers = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
-    monkeypatch.setattr(Engine, "_walks", lambda self, longest: False)
-    assert same(answers, Engine(lens, means=means, progress=False).loglikelihood(requests, conditions))
+    plain = Engine(lens, path="padded_rows", means=means, progress=False)
+    assert same(answers, plain.loglikelihood(requests, conditions))
 
 
 def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypatch):
@@ -243,7 +240,7 @@ def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypat
     wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
     for state_bytes in (1, 20_000):
         monkeypatch.setattr(memory_budget, "CPU_STATE_BYTES", state_bytes)
-        monkeypatch.setattr(engine_module, "MAX_OPEN_ROWS", 3)
+        monkeypatch.setattr(packed_trees, "MAX_OPEN_ROWS", 3)
         backwards = Engine(lens, batch_tokens=7, progress=False).loglikelihood(requests[::-1], conditions)
         assert same([row[::-1] for row in backwards], wanted)
 
@@ -271,3 +268,14 @@ def test_bad_budget_and_backend_are_refused(lens):
         Engine(lens, batch_tokens=0)
     with pytest.raises(UserError, match="unknown backend 'jax'"):
         Engine(lens, backend="jax")
+
+
+def test_paths_that_do_not_exist_or_do_not_fit_are_refused(lens):
+    with pytest.raises(UserError, match="unknown path 'wave'; did you mean wavefront"):
+        Engine(lens, path="wave")
+    with pytest.raises(UserError, match="path 'wavefront': backend 'nnsight' does not have it"):
+        Engine(lens, backend="nnsight", path="wavefront")
+    windowed = tiny.lens("mistral", sliding_window=8)
+    with pytest.raises(UserError, match="path 'wavefront': 9 tokens, and the attention window is 8"):
+        Engine(windowed, path="wavefront").path_for(9)
+    assert [Engine(windowed).path_for(n) for n in (8, 9)] == list(PATHS)

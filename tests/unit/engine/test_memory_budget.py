@@ -7,6 +7,7 @@ import torch
 
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine
+from depthlens.models.lens import Lens
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,8 @@ def test_what_the_user_asks_for_is_taken(lens, monkeypatch):
 
 def test_a_gpu_gets_its_share_of_what_is_free_and_no_fixed_cap_on_keys(lens, monkeypatch):
     with_free(monkeypatch, 64 << 30)
-    sizes = {"dims": lens.dims, "dtype": lens.dtype, "arch": lens.arch}
-    gpu = type("Lens", (), {"device": torch.device("cuda"), "remote": None, **sizes})
-    chosen = memory_budget.choose(gpu)
+    monkeypatch.setattr(Lens, "device", torch.device("cuda"))
+    chosen = memory_budget.choose(lens)
     assert chosen == memory_budget.Budget(memory_budget.GPU_BATCH_TOKENS, 8 << 30, 16 << 30)
 
 

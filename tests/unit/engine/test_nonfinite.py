@@ -12,6 +12,7 @@ import depthlens as dl
 from depthlens import backends
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
+from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
 from depthlens.organisms import builder
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -100,18 +101,18 @@ def test_what_was_computed_before_stays(tmp_path, monkeypatch):
     monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 13)
     built = builder.build()
     lens = dl.Lens("organism", built.model, built.tokenizer)
-    scored, n = Engine._score_pack, 0
+    walk, n = Wavefront.run, 0
 
-    def score(self, *args):
+    def walked(self, *args, **kwargs):
         nonlocal n
         n += 1
         if n == 3:
             lens.model.model.layers[3].mlp.down_proj.weight[0, 0] = torch.nan
-        scored(self, *args)
+        return walk(self, *args, **kwargs)
 
     options = {"limit": 8, "store": str(tmp_path), "progress": False}
     whole = dl.layer_sweep(lens, "organism_one_hop", **options | {"store": None})
-    monkeypatch.setattr(Engine, "_score_pack", score)
+    monkeypatch.setattr(Wavefront, "run", walked)
     kept = lens.model.model.layers[3].mlp.down_proj.weight[0, 0].item()
     with pytest.raises(UserError, match="layer L3"):
         dl.layer_sweep(lens, "organism_one_hop", **options)

@@ -109,7 +109,7 @@ def test_a_sliding_window_is_kept_by_plain_rows():
     base = surgery.rough_lens("mistral", sliding_window=4)
     donor = other(base)
     together = distillation.with_donor(base, donor)
-    assert not Engine(together)._walks(9)
+    assert Engine(together).path_for(9) == "padded_rows"
     conditions = expand("L2@donor,whole@donor", base.dims)
     found = scores(together, conditions)
     same(found[1], scores(operated(base, donor, conditions[1]), [parse_condition("baseline")])[0])

@@ -10,7 +10,7 @@ from transformers import AddedToken
 
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
-from depthlens.models import loading, pairs
+from depthlens.models import pairs, registry
 from depthlens.models.lens import Lens
 
 
@@ -93,7 +93,7 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
 def test_named_pairs_are_the_studys_and_the_embedded_one():
     found = {(p.base, p.distilled) for p in distillation.PAIRS.values()}
     assert ("smollm2-135m-direct", "smollm2-135m-cot") in found and len(found) == 6
-    sources = {row.alias: row.source for row in loading.NAMED}
+    sources = {row.alias: row.source for row in registry.NAMED}
     for base, distilled in found - {("smollm2-135m-direct", "smollm2-135m-cot")}:
         assert "DeepSeek-R1" in sources[distilled] and "DeepSeek" not in sources[base]
     assert distillation.pair("llama-8b").base == "llama-3.1-8b"

@@ -14,7 +14,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.models import loading
+from depthlens.models import loading, registry
 from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language, weights
 from depthlens.organisms.language import TASKS, read, sample
@@ -311,7 +311,7 @@ def test_an_organism_is_an_ordinary_lens(tmp_path):
     assert vars(loaded.dims) == {"n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "d_model": 256, "d_head": 64}
     assert loaded.model.config.vocab_size == len(loaded.tokenizer) == 100
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
-    assert "organism" in {row.alias for row in loading.NAMED}
+    assert "organism" in {row.alias for row in registry.NAMED}
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
     back = loading.load(tmp_path, device="cpu")

@@ -159,7 +159,7 @@ class TestNothingIsComputedTwice:
     def test_equal_requests_are_one_row(self, lens, tmp_path):
         at = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
         requests = [LoglikelihoodRequest((1, 2), (3,))] * 3
-        first = engine.Engine(lens, progress=False, kept=at).loglikelihood(requests, [dl.parse_condition("baseline")])
+        first = engine.Engine(lens, progress=False, cache=at).loglikelihood(requests, [dl.parse_condition("baseline")])
         assert first[0][0] == first[0][1] == first[0][2]
         assert pd.read_parquet(parts(tmp_path)[0]).shape[0] == 1
         again = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")

@@ -67,7 +67,7 @@ class TestDamage:
         path = parts(at)[0]
         foreign = path.with_name("x.parquet")
         pd.DataFrame({"condition": ["L0"], "value": [1.0]}).to_parquet(foreign)
-        named = foreign.rename(path.with_name(f"{store_parts._digest(foreign.read_bytes())}.parquet"))
+        named = foreign.rename(path.with_name(f"{store_parts.part_digest(foreign.read_bytes())}.parquet"))
         with caplog.at_level(logging.WARNING):
             assert counts(run(lens, at))[1] == 0
         assert not named.exists() and "its columns are condition, value" in caplog.text

@@ -97,7 +97,7 @@ class TestPacksAreBoundedInTime:
     @pytest.fixture
     def no_time(self, monkeypatch):
         monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1e-6)
-        monkeypatch.setattr("depthlens.engine.engine.MIN_DECODED_ROWS", 1)
+        monkeypatch.setattr("depthlens.engine.packed_trees.MIN_DECODED_ROWS", 1)
 
     def test_all_documents_are_one_pack_where_there_is_time(self, lens, tmp_path):
         run(lens, tmp_path, tasks=[CHOICE])
@@ -150,7 +150,7 @@ class TestPacksAreBoundedInTime:
 
     def test_texts_that_have_ended_are_kept_before_their_pack_has(self, lens, tmp_path, monkeypatch):
         monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 0.0)
-        monkeypatch.setattr("depthlens.engine.engine.MIN_DECODED_ROWS", 10**6)  # one pack
+        monkeypatch.setattr("depthlens.engine.packed_trees.MIN_DECODED_ROWS", 10**6)  # one pack
         n_rows = 6 * LIMIT
         result = run(lens, tmp_path, tasks=[WRITTEN])
         assert counts(result) == (0, n_rows)

@@ -1,0 +1,215 @@
+"""The fast path of the engine: requests packed into prefix trees, all conditions on one walk over the layers.
+
+See `depthlens.engine.wavefront` for the walk, `depthlens.engine.decoding` for texts and `depthlens.engine.pack_runs`
+for what happens where time or memory is short.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from depthlens.ablations import Condition
+from depthlens.backends import weight_swap
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine import prefix_tree
+from depthlens.engine.decoding import Row, Writer, decode
+from depthlens.engine.memory_budget import Budget
+from depthlens.engine.nonfinite import NotFinite, renumbered
+from depthlens.engine.pack_runs import PackRuns, Passed
+from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
+from depthlens.models.lens import Lens, donor_layers_resident
+from depthlens.progress import Bar
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.store import answer_cache
+from depthlens.store.answer_rows import AnswerRows
+
+# positions that are unembedded at once: 512 x 49k logits in float32 are 100 MB
+UNEMBED_ROWS = 512
+# how many prompts make a decoding step worth its weights
+MIN_PROMPTS = 16
+# conditions that walk together; more gain nothing, since the clean row they share is by then a small part
+MAX_OPEN_ROWS = 128
+# rows (condition, prompt) that make a decoding step worth its weights
+MIN_DECODED_ROWS = 64
+
+
+class PackedTrees:
+    """Requests under conditions on the fast path; see `depthlens.engine.engine.EnginePath`.
+
+    Args:
+        lens: A loaded model.
+        backend: Hooks and reference means.
+        budget: Bounds on one batch.
+    """
+
+    def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget) -> None:
+        self.lens = lens
+        self.backend = backend
+        self.budget = budget
+        self.batch_tokens = budget.batch_tokens
+
+    def loglikelihood(
+        self,
+        requests: Sequence[LoglikelihoodRequest],
+        conditions: Sequence[Condition],
+        rows: AnswerRows,
+        bar: Bar,
+    ) -> None:
+        """Score every request under every condition."""
+        run = partial(self._score, requests, conditions, rows)
+        packs = PackRuns(self.lens, [q.inputs for q in requests], conditions, rows, run, bar, self.batch_tokens)
+        order = sorted(rows.unfinished, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
+        # every row of a pack lives through all layers: their states bound the size of a pack
+        row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
+        for i in range(0, len(order), MAX_OPEN_ROWS):
+            group = order[i : i + MAX_OPEN_ROWS]
+            packs.walk(group, max(1, self.budget.state_bytes // (len(group) * row_bytes)))
+        rows.finish(packs.do, bar.update)
+        self.batch_tokens = packs.batch_tokens
+
+    def _score(
+        self,
+        requests: Sequence[LoglikelihoodRequest],
+        conditions: Sequence[Condition],
+        rows: AnswerRows,
+        pack: prefix_tree.Pack,
+        group: list[int],
+        clean: CleanRow,
+        passed: Passed,
+        batch_tokens: int,
+    ) -> None:
+        """Log-likelihoods of one pack under a group of conditions."""
+        # sequences share scored positions as they share tokens: each is unembedded once
+        scored: dict[int, int] = {}
+        spans = []
+        for r, path in zip(pack.sequences, pack.paths, strict=True):
+            nodes = path[len(requests[r].context) - 1 :]
+            spans.append([scored.setdefault(n, len(scored)) for n in nodes])
+        walk = Wavefront(self.lens, self.backend.means, batch_tokens)
+        states = walk.run(pack, [conditions[c] for c in group], list(scored), passed=passed, clean=clean)
+        targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=self.lens.device)
+        places = torch.tensor([i for span in spans for i in span], device=self.lens.device)
+        # several conditions at once: a matrix product wants rows, but their logits must stay small
+        step = max(1, UNEMBED_ROWS // len(scored))
+        for i in range(0, len(group), step):
+            chunk = group[i : i + step]
+            with torch.no_grad():
+                logits = weight_swap.unembed(self.lens, [conditions[c] for c in chunk], states[i : i + step]).float()
+            logprobs = logits[:, places, targets] - logits.logsumexp(-1)[:, places]  # [condition, target]
+            greedy = logits.argmax(-1)[:, places] == targets
+            for c, sums, hits in zip(chunk, logprobs.tolist(), greedy.tolist(), strict=True):
+                start = 0
+                for r, span in zip(pack.sequences, spans, strict=True):
+                    end = start + len(span)
+                    if not math.isfinite(sum(sums[start:end])):
+                        raise NotFinite((c, r))
+                    rows.answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[start:end]), all(hits[start:end]))
+                    start = end
+
+    def generate_until(
+        self,
+        requests: Sequence[GenerateRequest],
+        conditions: Sequence[Condition],
+        rows: AnswerRows,
+        bar: Bar,
+    ) -> None:
+        """Write the greedy text of every request under every condition."""
+        contexts = [q.context for q in requests]
+        max_new = [q.max_new_tokens for q in requests]
+        n_layers, donor = self.lens.dims.n_layers, self.lens.donor
+        # by fork, the baseline last: see decoding.DecodedRows
+        order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
+        size, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
+        size = self._size_with_donor([conditions[c] for c in order], size)
+        run = partial(self._write, requests, conditions, rows)
+        packs = PackRuns(
+            self.lens,
+            contexts,
+            conditions,
+            rows,
+            run,
+            bar,
+            self.batch_tokens,
+            max_new=max_new,
+            min_rows=MIN_DECODED_ROWS,
+        )
+        for i in range(0, len(order), size):
+            group = order[i : i + size]
+            with donor_layers_resident(donor, [conditions[c] for c in group]):
+                packs.walk(group, room)
+        with donor_layers_resident(donor, conditions if rows.deferred else []):
+            rows.finish(packs.do, bar.update)
+        self.batch_tokens = packs.batch_tokens
+
+    def _write(
+        self,
+        requests: Sequence[GenerateRequest],
+        conditions: Sequence[Condition],
+        rows: AnswerRows,
+        pack: prefix_tree.Pack,
+        group: list[int],
+        clean: CleanRow,
+        passed: Passed,
+        batch_tokens: int,
+    ) -> None:
+        """Texts of one pack under a group of conditions."""
+        pack_requests = [requests[r] for r in pack.sequences]
+        writer = Writer(self.lens, pack_requests)
+        last_kept = time.monotonic()
+        waiting: list[tuple[int, int]] = []
+
+        def finished(ended: list[Row]) -> None:
+            nonlocal last_kept, waiting
+            for c, d in ended:
+                row = group[c], pack.sequences[d]
+                rows.answers[row[0]][row[1]] = writer.text((c, d))
+                waiting.append(row)
+            # long texts: those that have ended are stored while the others are written
+            if time.monotonic() - last_kept > answer_cache.KEEP_SECONDS:
+                rows.keep(waiting)
+                last_kept, waiting = time.monotonic(), []
+
+        with renumbered(group, pack.sequences):
+            decode(
+                self.lens,
+                self.backend,
+                pack,
+                [conditions[c] for c in group],
+                batch_tokens,
+                max(q.max_new_tokens for q in pack_requests),
+                writer,
+                passed,
+                clean,
+                finished,
+            )
+
+    def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
+        """How many conditions are decoded together, and how many tokens each may hold keys and values for."""
+        dims = self.lens.dims
+        token_bytes = 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize
+        shared = prefix_tree.common_prefix(min(contexts, default=()), max(contexts, default=()))
+        longest = max(map(len, contexts), default=0)
+        enough = shared + min(len(contexts), MIN_PROMPTS) * (longest - shared + n_new)
+        size = n_conditions
+        while size > 1 and self.budget.key_bytes // (size * token_bytes) < enough:
+            size = (size + 1) // 2
+        return size, max(1, self.budget.key_bytes // (size * token_bytes))
+
+    def _size_with_donor(self, ordered: Sequence[Condition], size: int) -> int:
+        """How many conditions in a row are decoded together, so that what they take from a donor fits with the keys.
+
+        One condition's layers are in memory in any case, because text is written with all of them.
+        """
+        donor = self.lens.donor
+        if donor is None:
+            return size
+        single = max((donor.layer_bytes([c]) for c in ordered), default=0)
+        bound = max(single, self.budget.key_bytes)
+        while size > 1 and any(donor.layer_bytes(ordered[i : i + size]) > bound for i in range(0, len(ordered), size)):
+            size = (size + 1) // 2
+        return size

@@ -1,0 +1,64 @@
+"""Devices: which one a name means, and whether matrix products on it can be trusted."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch.nn import functional
+
+from depthlens.errors import UserError
+
+# rows, inputs, outputs of the products that are compared: one row, a narrow product, and one as wide as a small layer
+LINEAR_SHAPES = ((1, 64, 64), (33, 48, 160), (128, 576, 1536))
+# of the largest value: float32 sums differ by 1e-6 of it, and a product that ignores strides by about all of it
+LINEAR_TOLERANCE = 1e-2
+
+
+def torch_device(name: str) -> torch.device:
+    """The device that a name means here.
+
+    Args:
+        name: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        UserError: this machine does not have it.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and not cuda:
+        raise UserError(f"device {name!r}: torch finds no CUDA GPU here; use device=cpu")
+    if index and int(index) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    if kind == "mps" and not mps:
+        raise UserError("device 'mps': torch finds no Apple GPU here; use device=cpu")
+    return torch.device(name)
+
+
+def check_linear(device: torch.device) -> None:
+    """Refuse a device on which ``torch.nn.functional.linear`` differs from the CPU's.
+
+    On MPS torch 2.8.0 returns wrong products of non-contiguous tensors without an error
+    (https://github.com/pytorch/pytorch/issues/161640, TransformerLens pull request 1271). So products of contiguous and
+    of transposed inputs and weights are compared, with a bias.
+
+    Raises:
+        UserError: a product differs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for n_rows, n_in, n_out in LINEAR_SHAPES:
+        x, weight, bias = (torch.randn(*n, generator=generator) for n in ((n_rows, n_in), (n_out, n_in), (n_out,)))
+        expected = x @ weight.T + bias
+        for x_on_device, weight_on_device in itertools.product(_layouts(x, device), _layouts(weight, device)):
+            product = functional.linear(x_on_device, weight_on_device, bias.to(device)).cpu()
+            # not "greater": a NaN is refused as well
+            if not (product - expected).abs().max() <= LINEAR_TOLERANCE * expected.abs().max():
+                fault = f"device {str(device)!r}: torch {torch.__version__} computes wrong matrix products on it"
+                raise UserError(f"{fault}; install torch 2.9 or later, or use device=cpu")
+
+
+def _layouts(matrix: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix on a device, row by row in memory and column by column."""
+    return matrix.to(device), matrix.T.contiguous().to(device).T
