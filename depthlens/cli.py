@@ -237,7 +237,7 @@ def gallery(
     if not folder.strip():
         raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
     say(f"reading the notebooks in {folder}", folder=folder)
-    from depthlens.runner.gallery import gallery as build
+    from depthlens.runner.index import gallery as build
 
     typer.echo(f"Wrote {build(folder)}")
 

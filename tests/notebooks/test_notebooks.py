@@ -22,7 +22,7 @@ from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.analysis.stats import SUMMARY_COLUMNS
 from depthlens.models import loading
 from depthlens.runner import execute
-from depthlens.runner.gallery import read_notebook
+from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}

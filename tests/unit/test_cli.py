@@ -90,7 +90,7 @@ def sweeps(monkeypatch):
 
 def test_help_and_models_free_of_torch():
     program = (
-        "import sys\nfrom depthlens import cli\nfrom depthlens.runner import execute, gallery, pages, parameters\n"
+        "import sys\nfrom depthlens import cli\nfrom depthlens.runner import execute, index, pages, parameters\n"
         "try: cli.main(['--help'])\nexcept SystemExit as e: code = e.code\n"
         "heavy = {'torch', 'transformers', 'lm_eval'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy or code else 0)"
@@ -111,7 +111,7 @@ def test_help_imports_no_notebook_machinery():
 
 def test_version(capsys):
     code, out, _ = call(capsys, "--version")
-    assert code == 0 and out == "depthlens 0.1.0\n"
+    assert code == 0 and out == "depthlens 0.2.0\n"
 
 
 def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, capsys):
