@@ -7,8 +7,8 @@ import functools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import gsm8k
 import lm_eval
 import pandas as pd
 import pytest
@@ -29,38 +29,40 @@ from depthlens.tasks import harness
 pytestmark = pytest.mark.integration
 
 SEED = 3
-GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k"
 # float32 through 30 layers: logits of size 30 drift by up to 1e-4 where batch layout or thread count differ
 LOGIT_TOLERANCE = 1e-3
 LOGPROB_TOLERANCE = 1e-3  # sums over up to ten tokens
 PROMPT = "The capital of France is Paris. The capital of Japan is"
 
-GSM8K_TASK = """
-task: gsm8k_sample
-dataset_path: json
-dataset_kwargs: {{data_files: {{train: {folder}/train.jsonl, test: {folder}/test.jsonl}}, cache_dir: {cache}}}
-output_type: generate_until
-training_split: train
-fewshot_split: train
-test_split: test
-doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
-doc_to_target: "{{{{answer}}}}"
-num_fewshot: 5
-generation_kwargs: {{until: ["Question:", "</s>", "<|im_end|>"], do_sample: false, temperature: 0.0, max_gen_toks: 48}}
-filter_list:
-  - name: strict-match
-    filter: [{{function: regex, regex_pattern: "#### (\\\\-?[0-9\\\\.\\\\,]+)"}}, {{function: take_first}}]
-  - name: flexible-extract
-    filter:
-      - {{function: regex, group_select: -1, regex_pattern: "(-?[$0-9.,]{{2,}})|(-?[0-9]+)"}}
-      - {{function: take_first}}
-metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
-    ignore_case: true
-    regexes_to_ignore: [",", "\\\\$", "(?s).*#### ", "\\\\.$"]
-"""
+# as in lm-eval's own gsm8k, but for shorter answers
+GSM8K_TASK = {
+    "generation_kwargs": {
+        "until": ["Question:", "</s>", "<|im_end|>"],
+        **{"do_sample": False, "temperature": 0.0, "max_gen_toks": 48},
+    },
+    "filter_list": [
+        {
+            "name": "strict-match",
+            "filter": [
+                {"function": "regex", "regex_pattern": r"#### (\-?[0-9\.\,]+)"},
+                {"function": "take_first"},
+            ],
+        },
+        {
+            "name": "flexible-extract",
+            "filter": [
+                {"function": "regex", "group_select": -1, "regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)"},
+                {"function": "take_first"},
+            ],
+        },
+    ],
+    "metric_list": [
+        {
+            **{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True},
+            "regexes_to_ignore": [",", r"\$", "(?s).*#### ", r"\.$"],
+        }
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def lm_evals(reference, task, limit, include_path=None, num_fewshot=None) -> lis
 
 
 def compare(lens, theirs, task, limit, **options) -> dict[tuple[str, int], float]:
-    """Hold our baseline, swept beside a condition, against lm-eval document by document; returns the values."""
+    """Compare our baseline, swept beside a condition, with lm-eval document by document; returns the values."""
     result = condition_sweep(lens, [task], "L7", limit=limit, seed=SEED, progress=False, **options)
     docs = result.docs[result.docs["condition"] == "baseline"]
     ours = {(row.metric, row.doc_id): row.value for row in docs.itertuples()}
@@ -132,9 +134,8 @@ def test_capitals_generative_equals_lm_eval(lens, reference):
     assert sum(values.values()) >= 3
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"{GSM8K} is not there: GSM8K itself is on the hub only")
 def test_gsm8k_equals_lm_eval(lens, reference, tmp_path):
-    (tmp_path / "gsm8k_sample.yaml").write_text(GSM8K_TASK.format(folder=GSM8K, cache=tmp_path / "cache"))
+    gsm8k.write_task(tmp_path, "gsm8k_sample", **GSM8K_TASK)
     options = {"limit": 3, "include_path": tmp_path, "num_fewshot": 2}
     values = compare(lens, lm_evals(reference, "gsm8k_sample", **options), "gsm8k_sample", **options)
     assert {metric for metric, _ in values} == {"exact_match,strict-match", "exact_match,flexible-extract"}
