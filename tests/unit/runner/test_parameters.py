@@ -12,7 +12,7 @@ from depthlens import paths
 from depthlens.errors import UserError
 from depthlens.runner import execute
 from depthlens.runner.parameters import declared, fit
-from depthlens.tasks import harness
+from depthlens.tasks import task_index
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_values_of_the_profile_are_held_against_the_same_rules(suite, tmp_path):
 
 
 def test_the_embedded_tasks_are_known_without_lm_eval():
-    assert paths.embedded_names() == set(harness.task_manager(["capitals"]).all_tasks)
+    assert paths.embedded_names() == set(task_index.task_manager(["capitals"]).all_tasks)
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,7 @@ def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value,
     ],
 )
 def test_values_of_another_type_too(folder, monkeypatch, parameter, value, said):
-    # as in a notebook, where no type checker stands before
-    monkeypatch.setattr(session.harness, "check_limit", inspect.unwrap(session.harness.check_limit))
+    # as in a notebook, where nothing checks types
     with pytest.raises(UserError, match=said):
         inspect.unwrap(dl.setup_notebook)(**({"model": folder, "tasks": TASKS} | {parameter: value}))
 
