@@ -31,9 +31,10 @@ same order with the same settings. Only the answers to word problems differ.
 - 2 to 16 codes in a context;
 - word problems of one and two steps, and their calculations without a story.
 
-The problems have the same form as depthlens' embedded tasks, but none of them is in the test sets. They ask about no capital
-or element of the test sets, codes have other names, and no word problem or expression has the calculation of a test or
-few-shot problem. The word problems use the same templates as the test sets, with other people, things and numbers.
+The problems have the same form as depthlens' embedded tasks, but none of them is in the test sets. They ask about no
+capital or element of the test sets, codes have other names, and no word problem or expression has the calculation of a
+test or few-shot problem. The word problems use the same templates as the test sets, with other people, things and
+numbers.
 
 ## Training
 
@@ -41,8 +42,8 @@ few-shot problem. The word problems use the same templates as the test sets, wit
 
 Rank {rank}, alpha {alpha}, on all seven projections of every layer. AdamW; learning rate {learning_rate:g}
 after {warmup} steps of warm-up, then a cosine schedule down to {final_share:.0%} of it; gradients clipped at {clip:g};
-bf16 autocast. The loss covers only the answers. `training.csv` is the loss curve. It gives the tokens and the loss of each
-step, and by kind of problem the mean loss of answer tokens and the share of problems with an entirely right answer.
+bf16 autocast. The loss covers only the answers. `training.csv` is the loss curve. It gives the tokens and the loss of
+each step, and by kind of problem the mean loss of answer tokens and the share of problems with an entirely right answer.
 
 ## Scores
 

@@ -88,7 +88,7 @@ def names(name: str, value: Any, example: str) -> list[str]:
     if not texts:
         raise UserError(f"{name} {value!r}: give a name or a list of names, e.g. [{example!r}]")
     if repeated := next((text for i, text in enumerate(given) if text in given[:i]), None):
-        raise UserError(f"{name} {repeated!r} is named twice; name it once")
+        raise UserError(f"{name}: {repeated!r} is named twice; name it once")
     return list(given)
 
 

@@ -1,22 +1,24 @@
-"""The command line: ``depthlens sweep``, ``run``, ``gallery``, ``models`` and ``store`` (`store_cli`).
+"""The command line: ``depthlens sweep``, ``run``, ``gallery``, ``models`` and ``store`` (`depthlens.store.commands`).
 
-Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command says in its
-first second what it does. A mistake of the caller ends as one line on stderr and exit code 2; a notebook that fails
-gives exit code 1, Ctrl-C 130.
+Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command prints what it
+does in its first second. A mistake of the caller ends as one line on stderr and exit code 2, a failed notebook gives
+exit code 1, and Ctrl-C gives 130.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
 
+from depthlens import __version__
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 from depthlens.progress import say, text_table
 from depthlens.store import commands
@@ -34,22 +36,30 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(commands.app, name="store")
-_WORST = 5
-_COMMAND: ContextVar[list[str]] = ContextVar("command")  # as it was given, for the record
-_UsageError = typer.BadParameter.__base__  # Typer has its own or Click's, by version
-OutOption = Annotated[str, typer.Option(metavar="DIR", help="Folder for docs.parquet, summary.parquet, record.json.")]
+_N_WORST = 5  # conditions that are printed for each metric
+_COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it, for the record
+# Typer's own class or Click's, depending on the version
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
+# `sweep` passes all its other options on to `depthlens.experiments.sweep.run_sweep`, under the same names
+_OF_COMMAND = ("model", "tasks", "ablate", "out", "overwrite", "store", "json")
+_NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
+OutOption = Annotated[
+    str,
+    typer.Option(metavar="DIR", help="Folder for the results: docs, questions and summary (.parquet) and record.json."),
+]
 StoreOption = Annotated[
     str,
     typer.Option(
         metavar="DIR|URL",
-        help="Where answers are found and kept as they come; none: nowhere. DEPTHLENS_STORE or the user's data folder.",
+        help="Folder or URL that keeps answers, so that nothing is computed twice; none keeps nothing. "
+        "auto is what DEPTHLENS_STORE names, else the user's data folder.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Progress as lines of JSON on standard error.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write progress as lines of JSON to standard error.")]
 
 
 class _RunCommand(TyperCommand):
-    """``-p NAME VALUE``, repeated: Typer cannot declare a repeated pair, so the two are joined first."""
+    """``-p NAME VALUE``, repeated: Typer cannot declare a repeated pair, so each pair is joined to ``NAME=VALUE``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         joined, rest = [], list(args)
@@ -65,10 +75,10 @@ class _RunCommand(TyperCommand):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``depthlens`` script."""
     stop_on_sigterm()
-    given = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+    typed = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        _COMMAND.set(["depthlens", *given])
-        code = app(args=given, prog_name="depthlens", standalone_mode=False)
+        _COMMAND.set(["depthlens", *typed])
+        code = app(args=typed, prog_name="depthlens", standalone_mode=False)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -82,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(code or 0)
 
 
-def _print_version(wanted: bool | None) -> None:
-    if wanted:
-        typer.echo(f"depthlens {metadata.version('depthlens')}")
+def _print_version(value: bool | None) -> None:
+    if value:
+        typer.echo(f"depthlens {__version__}")
         raise typer.Exit
 
 
@@ -100,99 +110,109 @@ def _options(
 
 @app.command()
 def sweep(
-    model: Annotated[str, typer.Argument(help="Alias, hub id, directory or .gguf file; see `depthlens models`.")],
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks of lm-eval or of depthlens.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Short name (see `depthlens models`), Hugging Face id, folder or .gguf file."
+        ),
+    ],
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK...", help="Tasks of depthlens, of lm-eval, or of your own files (--include-path)."
+        ),
+    ],
     ablate: Annotated[
         str,
         typer.Option(
             metavar="WHAT",
-            help="layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions such as L3,L5.H2,L8@mean "
-            "(@mean: a part adds the mean of what it adds, over reference prompts).",
+            help="What to remove, one at a time: layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N], or "
+            "conditions such as L3,L5.H2,L8@mean. @mean puts the mean of what a part adds, over prompts of the task, "
+            "in its place.",
         ),
     ],
     out: OutOption,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what --out holds, if that is not the same sweep.")
-    ] = False,
-    limit: Annotated[str | None, typer.Option(metavar="N", help="Documents per task; all without it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of another sweep in --out.")] = (
+        False
+    ),
+    limit: Annotated[str | None, typer.Option(metavar="N", help="Documents of each task. [default: all]")] = None,
     num_fewshot: Annotated[
-        str | None, typer.Option(metavar="N", help="Examples in the prompt; the task's own without.")
+        str | None, typer.Option(metavar="N", help="Examples in each prompt. [default: what the task says]")
     ] = None,
     include_path: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder with further lm-eval task files.")
+        str | None, typer.Option(metavar="DIR", help="Folder with your own lm-eval task files (YAML).")
     ] = None,
-    backend: Annotated[str, typer.Option(help="torch, transformer_lens or nnsight applies the ablations.")] = "torch",
-    batch_tokens: Annotated[str | None, typer.Option(metavar="N", help="Tokens per batch; chosen without it.")] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="What removes the parts: torch, transformer_lens or nnsight.")
+    ] = "torch",
+    batch_tokens: Annotated[
+        str | None, typer.Option(metavar="N", help="Tokens of one batch. [default: chosen by free memory]")
+    ] = None,
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Wrap prompts in the tokenizer's chat template.")
     ] = False,
-    system_instruction: Annotated[str | None, typer.Option(help="Instruction before everything else.")] = None,
+    system_instruction: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before every prompt.")] = None,
     measure: Annotated[
-        str, typer.Option(help="task: its own metrics; answer_logprob: log-likelihood of the reference answer; both.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; both.",
+        ),
     ] = "task",
-    resample_prompt: Annotated[
-        list[str] | None, typer.Option(help="Prompt whose z @resample conditions put in place; may be repeated.")
+    resample_prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--resample-prompt",
+            metavar="TEXT",
+            help="Prompt whose head outputs @resample conditions put in place; may be repeated.",
+        ),
     ] = None,
     donor: Annotated[
-        str | None, typer.Option(help="Model whose weights @donor conditions put in place, e.g. layers@donor.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Model whose weights @donor conditions put in place, e.g. layers@donor."),
     ] = None,
-    seed: Annotated[str, typer.Option(metavar="N", help="Seed for few-shot examples and sampling.")] = "0",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    seed: Annotated[str, typer.Option(metavar="N", help="Seed of the choice of examples.")] = "0",
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="Type of the weights: auto, float32, bfloat16 or float16.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     offload: Annotated[
-        str | None, typer.Option(help="disk: read layers as the sweep needs them; for models larger than memory.")
+        str | None,
+        typer.Option(metavar="disk", help="disk: read layers when they are needed, for models larger than memory."),
     ] = None,
     remote: Annotated[
-        bool, typer.Option("--remote", help="Leave the weights on NDIF and sweep there; needs NDIF_API_KEY.")
+        bool, typer.Option("--remote", help="Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.")
     ] = False,
     store: StoreOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Ablate parts of a model one condition at a time and score every task under each."""
+    """Remove parts of a model one at a time and score tasks each time.
+
+    Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
+    """
+    options = {name: value for name, value in dict(locals()).items() if name not in _OF_COMMAND}
     from depthlens import arguments
     from depthlens.analysis.result_folder import FILES, claimed
     from depthlens.models import sources
 
-    settings: dict[str, Any] = {
-        "limit": _whole(limit),
-        "num_fewshot": _whole(num_fewshot),
-        "include_path": include_path,
-        "backend": backend,
-        "batch_tokens": _whole(batch_tokens),
-        "apply_chat_template": apply_chat_template,
-        "system_instruction": system_instruction,
-        "measure": measure,
-        "resample_prompts": resample_prompt,
-        "seed": _whole(seed),
-        "dtype": dtype,
-        "device": device,
-        "offload": offload,
-    }
-    arguments.check(**settings, tasks=tasks)
-    settings |= {"donor": donor, "remote": remote}
-    named = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
-    _settle(store, json)
+    options |= {name: _whole(options[name]) for name in _NUMBERS}
+    arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
+    models = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
+    _configure(store, json)
     try:
-        with claimed(
-            out, {"model": model, "tasks": tasks, "ablate": ablate, **settings}, overwrite=overwrite
-        ) as folder:
-            say(
-                f"loading {' and '.join(source.name for source in named)} for {', '.join(tasks)}",
-                model=model,
-                tasks=tasks,
-            )
-            for source in named if not remote else ():
+        asked = {"model": model, "tasks": tasks, "ablate": ablate, **options}
+        with claimed(out, asked, overwrite=overwrite) as folder:
+            names = " and ".join(source.name for source in models)
+            say(f"loading {names} for {', '.join(tasks)}", model=model, tasks=tasks)
+            for source in models if not remote else ():
                 sources.probe(source)
             from depthlens.experiments.sweep import run_sweep
 
-            result = run_sweep(model, tasks, ablate, **settings)
+            result = run_sweep(model, tasks, ablate, **options)
             result.record["command"] = _COMMAND.get()
             result.save(folder, overwrite=overwrite)
-    except Interrupted as stop:
-        typer.echo(f"Interrupted: {stop}", err=True)
-        raise typer.Exit(130) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted: nothing was computed yet", err=True)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"Interrupted: {stop if isinstance(stop, Interrupted) else 'nothing was computed yet'}", err=True)
         raise typer.Exit(130) from None
     typer.echo(summary_text(result))
     typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
@@ -200,27 +220,45 @@ def sweep(
 
 @app.command(cls=_RunCommand)
 def run(
-    names: Annotated[list[str], typer.Argument(metavar="all|NAME...", help="Notebooks, e.g. 00_tour; or all.")],
-    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for notebooks, pages, index.html, record.json.")],
+    names: Annotated[list[str], typer.Argument(metavar="all|NAME...", help="Notebooks, such as 00_tour; or all.")],
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for executed notebooks, their pages, index.html and record.json.")
+    ],
     parameters: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a notebook parameter; may be repeated."),
+        typer.Option(
+            "-p",
+            "--parameter",
+            metavar="NAME VALUE",
+            help="Set a parameter of every notebook that has it; may be repeated.",
+        ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="Named parameter values: smoke, demo or paper.")] = "demo",
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Parameter values: smoke (seconds), demo (minutes) or paper (the study's models, on a GPU).",
+        ),
+    ] = "demo",
     store: StoreOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Execute notebooks headlessly and build web pages with an index over them."""
-    given: dict[str, object] = {}
+    """Execute notebooks and make web pages of them.
+
+    DIR/index.html is there from the start and shows each finding as soon as its notebook has ended.
+
+    Example: depthlens run 00_tour -p limit 20 --out runs/tour
+    """
+    values: dict[str, object] = {}
     for name, _, value in (text.partition("=") for text in parameters or []):
-        if name in given:
+        if name in values:
             raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
-        given[name] = value
-    _settle(store, json)
+        values[name] = value
+    _configure(store, json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
     from depthlens.runner import execute
 
-    report = execute.run(names, out=out, profile=profile, parameters=given)
+    report = execute.run(names, out=out, profile=profile, parameters=values)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:
@@ -233,11 +271,11 @@ def run(
 def gallery(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
 ) -> None:
-    """Rebuild the pages and the index of a folder of executed notebooks."""
+    """Make the web pages of executed notebooks again."""
     if not folder.strip():
         raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
     say(f"reading the notebooks in {folder}", folder=folder)
-    from depthlens.runner.gallery import gallery as build
+    from depthlens.runner.index import gallery as build
 
     typer.echo(f"Wrote {build(folder)}")
 
@@ -251,60 +289,59 @@ def models() -> None:
 
 
 def _whole(text: str | None) -> int | str | None:
-    """A whole number where the text is one, else the text, which the rule of its name refuses."""
+    """A whole number where the text is one, else the text, which the rule of its option refuses."""
     try:
         return None if text is None else int(text)
     except ValueError:
         return text
 
 
-def _settle(store: str, json: bool) -> None:
-    """Tell this process, and the kernels that it starts, which store to use and how to show progress."""
-    import os
-
+def _configure(store: str, json: bool) -> None:
+    """Set the store and the form of progress for this process and for the kernels that it starts."""
     from depthlens import progress
     from depthlens.store import parts as storage
 
     if not store.strip():
-        storage.open_store(store)  # which says what to give
+        storage.open_store(store)  # refuses it with what to give
     if store != storage.DEFAULT:
         local = "://" not in store and not storage.without(store)
         os.environ[storage.ENVIRONMENT] = str(Path(store).expanduser().resolve()) if local else store
-    storage.open_store()  # what is wrong with it is told now
+    storage.open_store()  # a store that cannot be used is refused before anything else is done
     if json:
         os.environ[progress.ENVIRONMENT] = "-"
 
 
 def summary_text(result: Result) -> str:
-    """A sweep's findings for a person: baselines, what cannot be judged, the worst conditions per metric."""
+    """A sweep's findings for a person: baselines, what cannot be judged, the worst conditions of each metric."""
     lines = []
     for base in result.baselines.itertuples():
-        rows = result.summary.query("task == @base.task and metric == @base.metric and condition != 'baseline'")
-        unit = f"{base.task} {base.metric}"
+        name = f"{base.task} {base.metric}"
         interval = f"[{base.ci_low:.3f}, {base.ci_high:.3f}]"
-        lines.append(f"\n{unit}, {base.n} documents: baseline {base.baseline:.3f} {interval}")
+        lines.append(f"\n{name}, {base.n} documents: baseline {base.baseline:.3f} {interval}")
         if base.at_chance:
-            lines.append(f"Warning: {unit} is at chance ({base.chance:.3f}) without any ablation: cannot judge")
+            # a baseline of 0 is at chance also where the metric has no chance level
+            level = "" if base.chance is None or math.isnan(base.chance) else f" ({base.chance:.3f})"
+            lines.append(f"Warning: {name} is at chance{level} without any ablation: cannot judge")
             continue
-        worst = _worst(rows, _higher_is_better(result, base.task, base.metric))
+        rows = result.summary.query("task == @base.task and metric == @base.metric and condition != 'baseline'")
+        higher_is_better = result.record["tasks"][base.task]["metrics"][base.metric]["higher_is_better"]
+        worst = _worst(rows, higher_is_better)
         if not len(worst):
             lines.append("  no condition made it worse")
-        width = max((len(row.condition) for row in worst.itertuples()), default=0)
+        width = max(map(len, worst["condition"]), default=0)
         for row in worst.itertuples():
             change = f"{row.delta:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
             lines.append(f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}")
-    notes = [note for note in result.notes if "cannot judge" not in note]  # those are told above
+    notes = [note for note in result.notes if "cannot judge" not in note]  # those are warnings above
     for task, about in result.record["tasks"].items():
         skipped = about.get("skipped_metrics", {})
         notes += [f"{task}: metric {metric} {why} and is left out" for metric, why in skipped.items()]
-    lines += ["", *(f"Note: {note}" for note in notes)] if notes else []
+    if notes:
+        lines += ["", *(f"Note: {note}" for note in notes)]
     return "\n".join(lines).lstrip("\n")
 
 
 def _worst(rows: pd.DataFrame, higher_is_better: bool) -> pd.DataFrame:
+    """The conditions that harm a metric most, the worst first."""
     harm = -rows["delta"] if higher_is_better else rows["delta"]
-    return rows.loc[harm[harm > 0].sort_values(ascending=False, kind="stable").index[:_WORST]]
-
-
-def _higher_is_better(result: Result, task: str, metric: str) -> bool:
-    return result.record["tasks"][task]["metrics"][metric]["higher_is_better"]
+    return rows.loc[harm[harm > 0].sort_values(ascending=False, kind="stable").index[:_N_WORST]]

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -110,7 +110,7 @@ def say(what: str, **about: Any) -> None:
     print(json.dumps({"status": what, **about}) if as_json else f"{what} ...", file=sys.stderr, flush=True)
 
 
-def text_table(rows: Sequence[dict[str, object]]) -> str:
+def text_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as text columns."""
     columns = list(rows[0])
     cells = [columns, *([str(row[column]) for column in columns] for row in rows)]

@@ -1,3 +1,4 @@
 from .execute import RunReport as RunReport
 from .execute import run as run
+from .index import gallery as gallery
 from .session import setup_notebook as setup_notebook

@@ -1,11 +1,12 @@
-"""Run notebooks headlessly: papermill executes, ``pages`` renders, an index lists what was found.
+"""Run notebooks headlessly: papermill executes them, `pages` renders them, `index` lists their findings.
 
-Everything the caller asked for (notebook names, profile, parameters, output folder) is checked before the
-first cell runs. The kernel is always the interpreter that runs depthlens, whatever kernels the user has
-registered. A notebook that fails keeps what it had computed and does not stop the others; Ctrl-C keeps it.
+Everything the caller asked for (notebook names, profile, parameters, output folder) is checked before the first cell
+runs. The kernel is always the interpreter that runs depthlens, whatever kernels the user has registered. A notebook
+that fails keeps what it has computed and does not stop the others. Ctrl-C keeps it too, and ends the run.
 
-Under OUT: ``NAME.ipynb`` (executed), ``NAME.html``, ``record.json`` (what this call ran, with which versions)
-and ``index.html`` (every notebook in the folder, also from earlier calls).
+Under OUT: ``NAME.ipynb`` (executed), ``NAME.html``, ``record.json`` (what this call ran, with which versions) and
+``index.html`` (every notebook in the folder, also from earlier calls). The index is there before the first notebook
+runs, and is written again at every cell, so that a finding can be read as soon as its notebook has ended.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,12 +34,15 @@ from traitlets import default
 from depthlens import arguments, paths, provenance
 from depthlens.errors import UserError, unknown
 from depthlens.paths import writable_folder
+from depthlens.progress import say
 from depthlens.runner import pages
-from depthlens.runner.gallery import failed_cell, gallery, notebooks_in, read_notebook, write_whole
-from depthlens.runner.parameters import Profiles, assign, declared, sound
+from depthlens.runner.index import Index
+from depthlens.runner.notebook_files import failed_cell, read_notebook, write_whole
+from depthlens.runner.parameters import Profiles, assign, check_values, declared
 from depthlens.runner.progress import RunProgress
+from depthlens.runner.report import NotebookRun, RunReport
 
-# A dead kernel is told in one line by us; without a handler Python would print papermill's own line as well.
+# `_run_one` reports a dead kernel in one line; without a handler Python would print papermill's own line as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 
@@ -50,8 +54,8 @@ class _OwnInterpreter(AsyncKernelManager):
         return "auto" if zmq.has("curve") else "disabled"  # other users of a cluster node share its ports
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-        # As in the parent, but without the SIGINT it sends first, to which kernels answer with a traceback on
-        # the terminal. A kernel in the middle of a cell when the user pressed Ctrl-C is not waited for.
+        # As in the parent, but without the SIGINT that it sends first, because kernels answer it with a traceback on
+        # the terminal. A kernel that is in the middle of a cell when the user presses Ctrl-C is not waited for.
         hurry = now or isinstance(sys.exc_info()[1], KeyboardInterrupt)
         await self.request_shutdown(restart=restart)
         await self.finish_shutdown(waittime=0.2 if hurry else None, restart=restart)
@@ -71,45 +75,6 @@ class _OwnInterpreter(AsyncKernelManager):
                 "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             },
         )
-
-
-@dataclass
-class NotebookRun:
-    """One notebook of a run."""
-
-    name: str
-    parameters: dict[str, object]
-    status: str = "not run"  # then "ok", "failed" or "interrupted"
-    seconds: float | None = None
-    cell: int | None = None  # counted from 1, of the cell that failed
-    error: str | None = None
-    question: str = ""
-    headline: str = ""
-
-
-@dataclass
-class RunReport:
-    """What a run did; the same as OUT/record.json."""
-
-    out: Path
-    profile: str | None
-    started: str
-    finished: str = ""
-    depthlens: str | None = None
-    git_commit: str | None = None
-    python: str = ""
-    versions: dict[str, str | None] = field(default_factory=dict)
-    notebooks: list[NotebookRun] = field(default_factory=list)
-
-    @property
-    def errors(self) -> list[str]:
-        """One line per notebook that failed."""
-        return [run.error for run in self.notebooks if run.status == "failed" and run.error]
-
-    @property
-    def exit_code(self) -> int:
-        states = {run.status for run in self.notebooks}
-        return 130 if "interrupted" in states else 1 if "failed" in states else 0
 
 
 def notebook_names() -> list[str]:
@@ -132,12 +97,19 @@ def run(
     """Execute notebooks of the suite.
 
     Args:
-        names: Names of notebooks, or paths as the shell completes them; or ``"all"``: those the profile orders, else
-            every one.
+        names: Names of notebooks, or paths as the shell completes them; or ``"all"``: those that the profile orders,
+            else every one.
         out: Folder for everything written.
         profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults.
         parameters: Values over the profile's. Text is read as YAML unless the notebook's default is text.
-        progress: Show a bar (on a terminal) or a line per notebook on stderr.
+        progress: Say on stderr where the pages are, and show a bar (on a terminal) or a line per notebook.
+
+    Returns:
+        What was run and how it ended. A notebook that fails raises no error here.
+
+    Raises:
+        UserError: a notebook, profile or parameter that does not exist, a value that a notebook would refuse, or a
+            folder that cannot be written.
     """
     if out is None:
         raise UserError("out None: give the path of a folder, such as runs/mine")
@@ -152,96 +124,106 @@ def run(
     profiles = Profiles(folder / "profiles.yml", defaults)
     selected = _select(names, known, profiles.order(profile))
     profile_values = profiles.values(profile)
-    given = assign(dict(parameters or {}), {name: defaults[name] for name in selected})
+    own_values = assign(dict(parameters or {}), {name: defaults[name] for name in selected})
 
     report = RunReport(out=out, profile=profile, started=_now(), **provenance.environment())
     for name in selected:
-        values = profile_values[name] | given[name]
+        values = profile_values[name] | own_values[name]
         if "out" in defaults[name] and "out" not in values:
             values["out"] = str(out.resolve() / name)
-        sound(defaults[name] | values, name)
+        check_values(defaults[name] | values, name)
         report.notebooks.append(NotebookRun(name, values, question=pages.question(sources[name], name)))
-    notebooks_in(out, without=selected)  # a broken one lying there must not spoil the index at the end
+    index = Index(out, {name: sources[name] for name in selected})
     writable_folder(out)
-
-    with RunProgress(len(selected), enabled=progress) as show:
-        for notebook in report.notebooks:
-            try:
-                _run_one(notebook, folder / f"{notebook.name}.ipynb", report, show)
-            except KeyboardInterrupt:
-                notebook.status = "interrupted"
-                notebook.error = notebook.error or f"notebook {notebook.name} was interrupted"
-                break
-    report.finished = _now()
-    record = asdict(report) | {"out": str(out)}
-    write_whole(out / "record.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
-    gallery(out)
+    index.write()
+    if progress:
+        say(f"writing findings to {index.path} as notebooks end", page=str(index.path))
+    _run_all(report, index, RunProgress(len(selected), enabled=progress))
     return report
 
 
+def _run_all(report: RunReport, index: Index, progress: RunProgress) -> None:
+    """Run the notebooks of a report one after another; whatever ends the run leaves a record and whole pages."""
+    try:
+        with progress:
+            for notebook in report.notebooks:
+                try:
+                    _run_one(notebook, report, index, progress)
+                except KeyboardInterrupt:
+                    notebook.status = "interrupted"
+                    notebook.error = notebook.error or f"notebook {notebook.name} was interrupted"
+                    break
+    finally:
+        report.finished = _now()
+        record = asdict(report) | {"out": str(report.out)}
+        text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+        write_whole(report.out / "record.json", f"{text}\n")
+        index.finish()
+
+
 def _select(names: Sequence[str] | str, known: list[str], order: list[str] | None) -> list[str]:
-    wanted = [names] if isinstance(names, str) else names
-    if not isinstance(wanted, Sequence) or not wanted or not all(isinstance(name, str | Path) for name in wanted):
+    """The names of the notebooks to run, each once."""
+    requested = [names] if isinstance(names, str) else names
+    if (
+        not isinstance(requested, Sequence)
+        or not requested
+        or not all(isinstance(name, str | Path) for name in requested)
+    ):
         raise UserError(f"no notebook named; give 'all' or any of: {', '.join(known)}")
-    if list(wanted) == ["all"]:
+    if list(requested) == ["all"]:
         return order or known
-    found = []
-    for given in wanted:
-        if given == "all":
-            raise UserError("'all' stands alone: give 'all' or names of notebooks, not both")
-        path = Path(str(given))
+    selected = []
+    for name in requested:
+        if name == "all":
+            raise UserError("'all' cannot be combined with names: give 'all' or names of notebooks, not both")
+        path = Path(str(name))
         if path.stem not in known or (path.suffix and path.suffix != ".ipynb"):
-            raise unknown("notebook", path.stem if path.suffix == ".ipynb" else given, known)
+            raise unknown("notebook", path.stem if path.suffix == ".ipynb" else name, known)
         own = paths.notebooks_dir() / f"{path.stem}.ipynb"
-        # the shell completes a path; only a file that was changed is another notebook than the suite's
+        # the shell completes a path; only a file with other content is another notebook than the suite's
         if path.is_file() and not path.samefile(own) and path.read_bytes() != own.read_bytes():
-            fault = f"notebook {str(given)!r} is not the suite's own {path.stem}"
+            fault = f"notebook {str(name)!r} is not the suite's own {path.stem}"
             raise UserError(f"{fault}; give the name {path.stem}, or run this file with papermill")
-        found.append(path.stem)
-    return list(dict.fromkeys(found))
+        selected.append(path.stem)
+    return list(dict.fromkeys(selected))
 
 
-def _run_one(run: NotebookRun, source: Path, report: RunReport, show: RunProgress) -> None:
-    nb = load_notebook_node(str(source))
+def _run_one(run: NotebookRun, report: RunReport, index: Index, progress: RunProgress) -> None:
+    """Execute one notebook; its file is saved at every cell, its page and card when it ends."""
+    nb = load_notebook_node(str(paths.notebooks_dir() / f"{run.name}.ipynb"))
     if run.parameters:
         nb = parameterize_notebook(nb, run.parameters, kernel_name="python3", language="python")
-    target = report.out / f"{run.name}.ipynb"
     started = time.monotonic()
-    current = 0
+    current = 1  # number of the cell that is running
 
     def save() -> None:
         run.seconds = round(time.monotonic() - started, 2)
         run.headline = pages.headline(nb)[0]
         about = {key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")}
         nb.metadata["depthlens"] = asdict(run) | about | {"finished": _now()}
-        write_whole(target, nbformat.writes(nb) + "\n")
+        write_whole(report.out / f"{run.name}.ipynb", nbformat.writes(nb) + "\n")
 
     def on_cell_start(cell: nbformat.NotebookNode, cell_index: int) -> None:
         nonlocal current
-        current = cell_index
-        show.cell(cell_index)
-        save()  # after each cell, so that a killed run leaves what it had
+        current = cell_index + 1
+        progress.cell(current)
+        save()  # so that a killed run leaves what it had
+        index.running(run.name, current, len(nb.cells))
 
     run.status = "interrupted"  # until it has ended otherwise
-    with show.notebook(run, len(nb.cells)):
+    with progress.notebook(run, len(nb.cells)):
         try:
             _execute(nb, on_cell_start)
-        except DeadKernelError:
-            why = "its kernel died (often: out of memory)"
-            run.status, run.cell, run.error = (
-                "failed",
-                current + 1,
-                f"notebook {run.name}, cell {current + 1}: {why}",
-            )
-        else:
             run.status = "ok"
             if failed := failed_cell(nb):
-                run.status, run.cell = "failed", failed[0]
-                run.error = f"notebook {run.name}, cell {failed[0]}: {failed[1]}"
+                run.fail(*failed)
+        except DeadKernelError:
+            run.fail(current, "its kernel died (often: out of memory)")
         finally:
             if run.status == "interrupted":
-                run.error = f"notebook {run.name} was interrupted in cell {current + 1}"
+                run.error = f"notebook {run.name} was interrupted in cell {current}"
             save()
+            index.add(run.name, nb)
 
 
 def _execute(nb: nbformat.NotebookNode, on_cell_start: Callable[..., None]) -> None:

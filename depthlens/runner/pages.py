@@ -13,6 +13,7 @@ import copy
 import html
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,19 +32,42 @@ _SCRIPT = re.compile(r"<script\b.*?(</script\s*>|\Z)", re.DOTALL | re.IGNORECASE
 # Best form first. No widgets and no javascript: neither works without a script.
 _SHOWN = ["text/html", "text/markdown", "image/png", "image/svg+xml", "image/jpeg", "text/plain"]
 _LONG_CODE = 30  # lines; longer code starts folded, because the findings are what the page is read for
+RUNNING, TO_COME = "running", "to come"
+UNFINISHED = (RUNNING, TO_COME)
+RELOAD_SECONDS = 5  # between two looks of a browser at the index of a run
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the index shows of one notebook."""
+    """What the index shows of one notebook.
+
+    Attributes:
+        name: File name without ending.
+        question: The notebook's title.
+        status: ``ok``, ``failed``, ``interrupted`` or ``not run``; in a run also ``running`` or ``to come``.
+        opens: It comes before the others.
+        has_page: ``NAME.html`` exists.
+        headline: Its finding, as HTML.
+        figure: Its first figure, a PNG as base64.
+        error: One line where it did not finish.
+        seconds: How long it ran.
+        detail: What it is doing now.
+        profile: Profile of its parameters.
+        finished: Date and time.
+    """
 
     name: str
     question: str
-    headline: str  # HTML
-    figure: str | None  # base64 PNG
-    status: str  # "ok", "failed", "interrupted" or "not run"
-    error: str | None
-    seconds: float | None
+    status: str
+    opens: bool = False
+    has_page: bool = False
+    headline: str = ""
+    figure: str | None = None
+    error: str | None = None
+    seconds: float | None = None
+    detail: str = ""
+    profile: str | None = None
+    finished: str | None = None
 
 
 def question(nb: NotebookNode, name: str) -> str:
@@ -127,16 +151,32 @@ def notebook_page(nb: NotebookNode, name: str, *, error: str | None = None, foot
 
 
 def index_page(cards: Sequence[Card], *, title: str, subtitle: str = "") -> str:
-    """Render the list of notebooks: question, headline result, first figure, status."""
-    bad = sum(card.status != "ok" for card in cards)
-    count = f"{len(cards)} notebook{'s' * (len(cards) != 1)}" + (f", {bad} not finished" if bad else "")
-    about = " · ".join(part for part in (count, subtitle) if part)
+    """Render the list of notebooks: question, headline result, first figure, status.
+
+    As long as one of them is running or to come, browsers load the page again every few seconds.
+    """
+    counts = Counter(card.status for card in cards)
+    unfinished = [card for card in cards if card.status in UNFINISHED]
+    if unfinished:
+        done = f"{len(cards) - len(unfinished)} of {len(cards)} notebooks done"
+        count = ", ".join([done, *(f"{counts[status]} {status}" for status in UNFINISHED if counts[status])])
+    else:
+        count = f"{len(cards)} notebook" if len(cards) == 1 else f"{len(cards)} notebooks"
+        if n_bad := len(cards) - counts["ok"]:
+            count += f", {n_bad} not finished"
+    about = " · ".join(filter(None, (count, subtitle)))
+    reload = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">\n' if unfinished else ""
+    banner = (
+        f'<p class="banner">A run is writing this page, which reloads itself every {RELOAD_SECONDS} seconds. '
+        "Finished notebooks can be read now.</p>\n"
+    )
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_POLICY}\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_POLICY}\n{reload}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_CSS}{_INDEX_CSS}</style>\n</head>\n<body>\n<main>\n"
         f"<header><h1>{html.escape(title)}</h1>\n"
         f'<p class="quiet">{html.escape(about)}</p></header>\n'
+        + (banner if unfinished else "")
         + "\n".join(_card(card) for card in cards)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -144,27 +184,29 @@ def index_page(cards: Sequence[Card], *, title: str, subtitle: str = "") -> str:
 
 def _card(card: Card) -> str:
     href = html.escape(f"{card.name}.html", quote=True)
-    image = (
-        f'<a class="figure" href="{href}" tabindex="-1"><img alt="First figure of {html.escape(card.name)}" '
-        f'src="data:image/png;base64,{card.figure}"></a>'
-        if card.figure
-        else '<div class="figure none">no figure</div>'
-    )
-    state = card.status.replace(" ", "-")
-    symbol = {"ok": "✓", "failed": "✗"}.get(card.status, "–")
-    took = "" if card.seconds is None else f" · {_seconds(card.seconds)}"
+    question = html.escape(card.question)
+    heading = f'<a href="{href}">{question}</a>' if card.has_page else question
+    if card.figure:
+        image = (
+            f'<a class="figure" href="{href}" tabindex="-1"><img alt="First figure of {html.escape(card.name)}" '
+            f'src="data:image/png;base64,{card.figure}"></a>'
+        )
+    else:
+        image = f'<div class="figure none">{card.status if card.status in UNFINISHED else "no figure"}</div>'
+    symbol = {"ok": "✓", "failed": "✗", RUNNING: "▶"}.get(card.status, "–")
+    took = "" if card.seconds is None else _duration(card.seconds)
+    facts = " · ".join(filter(None, [card.detail, took, html.escape(card.name)]))
     error = f'<p class="banner failed">{html.escape(card.error)}</p>' if card.error else ""
-    result = card.headline or ("" if card.error else '<p class="quiet">No headline result.</p>')
+    no_result = '<p class="quiet">No headline result.</p>' if card.has_page and not card.error else ""
     return (
-        f'<article class="card">\n{image}\n<div class="text">\n'
-        f'<h2><a href="{href}">{html.escape(card.question)}</a></h2>\n'
-        f'{error}<div class="headline">{result}</div>\n'
-        f'<p class="quiet"><span class="status {state}">{symbol} {card.status}</span>{took} · '
-        f"{html.escape(card.name)}</p>\n</div>\n</article>"
+        f'<article class="card">\n{image}\n<div class="text">\n<h2>{heading}</h2>\n'
+        f'{error}<div class="headline">{card.headline or no_result}</div>\n'
+        f'<p class="quiet"><span class="status {card.status.replace(" ", "-")}">{symbol} {card.status}</span> · '
+        f"{facts}</p>\n</div>\n</article>"
     )
 
 
-def _seconds(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
@@ -275,8 +317,9 @@ pre code { font-size: 1em }
 p code, li code, td code { background: var(--panel); padding: .1em .3em; border-radius: 3px }
 pre { margin: 0; overflow-x: auto }
 .quiet { color: var(--soft); font-size: .9rem }
-.banner { border-left: 4px solid var(--bad); background: var(--bad-panel); color: var(--bad);
+.banner { border-left: 4px solid var(--blue); background: var(--panel);
   padding: .6rem .9rem; border-radius: 0 4px 4px 0; overflow-wrap: anywhere }
+.banner.failed { border-left-color: var(--bad); background: var(--bad-panel); color: var(--bad) }
 table { border: 0; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; text-align: right; border: 0; border-bottom: 1px solid var(--line) }
 thead th { border-bottom: 2px solid var(--soft) }

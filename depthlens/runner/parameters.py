@@ -1,13 +1,14 @@
-"""What notebooks can be told: their declared parameters, the profiles, and whether a value fits.
+"""Parameters of notebooks: which ones a notebook declares, their values in a profile, and whether a value is allowed.
 
-The cell tagged ``parameters`` is read as Python, not line by line as papermill does: papermill skips a line
-whose comment holds an equals sign, and a parameter that is skipped could not be refused or checked. A value
-must have the type of the default; numbers may also be null, which the notebooks use for "no limit".
+The cell tagged ``parameters`` is read as Python and not line by line as papermill does, because papermill skips a line
+whose comment contains an equals sign, and a parameter that is skipped could not be checked. A value must have the type
+of the default. Numbers may also be null, which the notebooks use for "no limit".
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,40 +33,45 @@ def declared(nb: NotebookNode, name: str) -> dict[str, object]:
     try:
         body = ast.parse(cells[0].source).body
     except SyntaxError as error:
-        raise UserError(
-            f"notebook {name}: its parameters cell is not Python (line {error.lineno}); repair it"
-        ) from None
-    found: dict[str, object] = {}
+        line = error.lineno
+        raise UserError(f"notebook {name}: its parameters cell is not Python (line {line}); repair it") from None
+    parameters: dict[str, object] = {}
     for statement in body:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         for target in targets:
             if isinstance(target, ast.Name):
-                found[target.id] = _literal(getattr(statement, "value", None))
-    return found
+                parameters[target.id] = _literal(getattr(statement, "value", None))
+    return parameters
 
 
-def assign(given: Mapping[str, object], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
-    """Hand each given parameter to the notebooks that declare it, checked against their defaults.
+def assign(values: Mapping[str, object], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
+    """For each notebook those of the values whose parameters it declares, checked against its defaults.
 
     Args:
-        given: Parameter values; text is read as YAML unless the default is text.
+        values: Values by parameter; text is read as YAML unless the default is text.
         defaults: For each notebook its declared parameters.
+
+    Raises:
+        UserError: a parameter that no notebook declares, or a value of another type than the default.
     """
-    every = sorted({parameter for known in defaults.values() for parameter in known})
-    for parameter in given:
-        if parameter not in every:
-            raise UserError(
-                f"no selected notebook has a parameter {parameter!r}; {', '.join(defaults)} "
-                f"{'declares' if len(defaults) == 1 else 'declare'}: {', '.join(every) or 'none'}"
-            )
+    declared_somewhere = sorted({parameter for known in defaults.values() for parameter in known})
+    for parameter in values:
+        if parameter not in declared_somewhere:
+            verb = "declares" if len(defaults) == 1 else "declare"
+            listed = f"{', '.join(defaults)} {verb}: {', '.join(declared_somewhere) or 'none'}"
+            raise UserError(f"no selected notebook has a parameter {parameter!r}; {listed}")
     return {
-        name: {p: fit(value, known[p], p, name) for p, value in given.items() if p in known}
+        name: {p: fit(value, known[p], p, name) for p, value in values.items() if p in known}
         for name, known in defaults.items()
     }
 
 
 def fit(value: object, default: object, parameter: str, notebook: str) -> object:
-    """Return the value as the notebook shall see it, or say why it cannot be."""
+    """The value as the notebook gets it.
+
+    Raises:
+        UserError: it cannot be read, or has another type than the default.
+    """
     parsed = _parse(value, default) if isinstance(value, str) and not isinstance(default, str) else value
     if parsed is not _UNREADABLE and _same_type(parsed, default):
         return float(parsed) if isinstance(default, float) and isinstance(parsed, int) else parsed
@@ -73,8 +79,8 @@ def fit(value: object, default: object, parameter: str, notebook: str) -> object
     raise UserError(f"parameter {parameter} = {value!r} of notebook {notebook} must be {_kind(default)}{example}")
 
 
-def sound(values: Mapping[str, object], notebook: str) -> None:
-    """Hold the values that a notebook will run with against what can be known without running it.
+def check_values(values: Mapping[str, object], notebook: str) -> None:
+    """Refuse values that `depthlens.setup_notebook` would refuse, as far as no model or device is needed to know.
 
     A notebook checks its parameters in its first cells, but a kernel takes seconds to get there.
 
@@ -83,7 +89,7 @@ def sound(values: Mapping[str, object], notebook: str) -> None:
         notebook: For the error.
 
     Raises:
-        UserError: the first value that `depthlens.setup_notebook` refuses and that needs no model or device to check.
+        UserError: the first value that is not allowed.
     """
     try:
         for name, value in values.items():
@@ -93,29 +99,23 @@ def sound(values: Mapping[str, object], notebook: str) -> None:
         for name in MODELS:
             for model in _texts(values.get(name)):
                 sources.probe(sources.find(model))
-        _known_tasks([task for name in TASKS for task in _texts(values.get(name))], values.get("include_path"))
+        _check_tasks([task for name in TASKS for task in _texts(values.get(name))], values.get("include_path"))
     except UserError as error:
         raise UserError(f"notebook {notebook}: {error}") from None
 
 
 def _texts(value: object) -> list[str]:
-    return [value] if isinstance(value, str) else [x for x in value if isinstance(x, str)] if _is_list(value) else []
+    items = value if isinstance(value, list | tuple) else [value]
+    return [item for item in items if isinstance(item, str)]
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _known_tasks(names: list[str], include_path: object) -> None:
-    """Refuse tasks that nobody has; only for those that are not embedded lm-eval's index is made."""
+def _check_tasks(names: list[str], include_path: object) -> None:
+    """Refuse tasks that do not exist; lm-eval is imported only where one is not embedded, because that is slow."""
     embedded = paths.embedded_names()
     if others := [name for name in names if name not in embedded]:
-        from depthlens.tasks import harness  # slow to import
+        from depthlens.tasks.task_index import task_manager
 
-        manager = harness.task_manager(others, str(Path(str(include_path)).resolve()) if include_path else None)
-        for name in others:
-            if name not in manager.task_index:
-                raise unknown("task", name, sorted(manager.all_tasks), "your own YAML files need include_path")
+        task_manager(others, str(include_path) if include_path else None)
 
 
 class Profiles:
@@ -132,7 +132,7 @@ class Profiles:
             raise UserError(f"{path} must map profile names to notebooks and their parameters")
 
     def order(self, profile: str | None) -> list[str] | None:
-        """Which notebooks ``all`` means under a profile; None where it means every one."""
+        """The notebooks that ``all`` means under a profile; None where it means every one."""
         order = self._profile(profile).get("_order")
         for name in order or []:
             if name not in self._defaults:
@@ -140,7 +140,7 @@ class Profiles:
         return list(order) if order else None
 
     def values(self, profile: str | None) -> dict[str, dict[str, object]]:
-        """For every notebook the profile's parameter values, its own over those for all."""
+        """For every notebook the profile's parameter values; its own replace those under ``_all``."""
         content = self._profile(profile)
         where = f"profile {profile} of {self._path}"
         values: dict[str, dict[str, object]] = {}
@@ -171,16 +171,14 @@ def _literal(node: ast.expr | None) -> object:
 
 
 def _parse(text: str, default: object) -> object:
+    """The value that a text means where ``default`` is no text; ``_UNREADABLE`` where it means none."""
     if isinstance(default, float):
-        try:
-            return float(text)  # YAML takes 1e-3 for text
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            return float(text)  # YAML reads 1e-3 as text
     if text.strip() in ("null", "~", "None"):
         return None
     names = isinstance(default, list) and default and all(isinstance(item, str) for item in default)
-    try:
-        # In a list of names, `no` and `1` are names too.
+    try:  # in a list of names, `no` and `1` are names too
         value = yaml.load(text, yaml.BaseLoader) if names else yaml.safe_load(text)
     except yaml.YAMLError:
         return _UNREADABLE
@@ -201,8 +199,10 @@ def _same_type(value: object, default: object) -> bool:
 
 
 def _kind(default: object) -> str:
+    """In words, what a value must be to have the type of a default."""
     if isinstance(default, list) and default:
-        return f"a list of {_kind(default[0]).removeprefix('a ')}{'' if isinstance(default[0], str) else 's'}"
+        item = _kind(default[0]).removeprefix("a ")
+        return f"a list of {item}" if isinstance(default[0], str) else f"a list of {item}s"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
     return names.get(type(default), "readable YAML" if default is None or default is ANY else "a mapping")
 

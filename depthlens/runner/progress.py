@@ -1,8 +1,8 @@
 """What a run of notebooks shows while it lasts: which notebook and cell, and the bar of the work in that cell.
 
-Kernels are other processes. Their bars (`progress`) append lines to a file that DEPTHLENS_PROGRESS names, and the last
-one is shown here. Without a terminal there is a line a notebook; with ``DEPTHLENS_PROGRESS=-`` every change is a line
-of JSON on standard error, the kernels' among them.
+Kernels are other processes. Their bars (`depthlens.progress`) append lines to a file that DEPTHLENS_PROGRESS names, and
+the last line is shown here. Without a terminal there are two lines for each notebook. With ``DEPTHLENS_PROGRESS=-``
+every change is a line of JSON on standard error, and so are those of the kernels.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 from tqdm import tqdm
 
 from depthlens import progress
+from depthlens.runner.report import NotebookRun
 
-EVERY = 0.5  # seconds between looks
+EVERY = 0.5  # seconds between two refreshes
 
 
 class RunProgress:
@@ -30,9 +31,9 @@ class RunProgress:
     def __init__(self, total: int, *, enabled: bool) -> None:
         self._total, self._enabled, self._started = total, enabled, 0
         self._bar: tqdm | None = None
-        self._run: Any = None
+        self._name = ""
         self._cells = 0
-        self._read = 0
+        self._read = 0  # bytes of the kernels' file
 
     def __enter__(self) -> RunProgress:
         self._before = os.environ.get(progress.ENVIRONMENT)
@@ -44,22 +45,21 @@ class RunProgress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is None:
-            del os.environ[progress.ENVIRONMENT]
-        else:
+        os.environ.pop(progress.ENVIRONMENT)
+        if self._before is not None:
             os.environ[progress.ENVIRONMENT] = self._before
         self._file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def notebook(self, run: Any, n_cells: int) -> Iterator[None]:
-        """Show a notebook (`runner.NotebookRun`) as long as it runs."""
+    def notebook(self, run: NotebookRun, n_cells: int) -> Iterator[None]:
+        """Show a notebook as long as it runs."""
         self._started += 1
-        self._run, self._cells = run, n_cells
+        self._name, self._cells = run.name, n_cells
         label = f"[{self._started}/{self._total}] {run.name}"
         if not self._enabled:
             yield
         elif self._json:
-            with self._looking():
+            with self._following():
                 self._say(cell=0, status="running")
                 yield
             self._say(cell=run.cell, status=run.status, seconds=run.seconds)
@@ -68,7 +68,7 @@ class RunProgress:
             with tqdm(total=n_cells, desc=label, unit="cell", bar_format=form) as bar:
                 self._bar = bar
                 try:
-                    with self._looking():
+                    with self._following():
                         yield
                 finally:
                     bar.n = run.cell or (n_cells if run.status == "ok" else bar.n)
@@ -80,53 +80,54 @@ class RunProgress:
             yield
             print(f"{label}: {run.status} after {run.seconds:.1f} s", file=sys.stderr, flush=True)
 
-    def cell(self, index: int) -> None:
-        """A cell has started, counted from 0."""
+    def cell(self, number: int) -> None:
+        """A cell has started, counted from 1."""
         if self._bar is not None:
-            self._bar.n = index + 1
+            self._bar.n = number
         elif self._enabled and self._json:
-            self._say(cell=index + 1, status="running")
+            self._say(cell=number, status="running")
 
     @contextlib.contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Look at what kernels write: a cell may take minutes, and a clock that stands still looks like a hang."""
+    def _following(self) -> Iterator[None]:
+        """Show what kernels write while a cell runs: it may take minutes, and a bar that never changes looks hung."""
         stop = threading.Event()
 
-        def look() -> None:
+        def follow() -> None:
             while not stop.wait(EVERY):
-                self._look()
+                self.refresh()
 
-        clock = threading.Thread(target=look, daemon=True)
-        clock.start()
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
         try:
             yield
         finally:
             stop.set()
-            clock.join()
-            self._look()
+            thread.join()
+            self.refresh()
 
-    def _look(self) -> None:
+    def refresh(self) -> None:
+        """Show the lines that kernels have written since the last call; a line without its end waits."""
         with open(self._file, "rb") as file:
             file.seek(self._read)
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
-        lines = [json.loads(line) for line in whole.splitlines()]
+        states = [json.loads(line) for line in whole.splitlines()]
         if self._bar is None:
-            for line in lines:
-                self._say(**line)
+            for state in states:
+                self._say(**state)
         else:
-            if lines:
-                self._bar.set_postfix_str(shown(lines[-1]), refresh=False)
+            if states:
+                self._bar.set_postfix_str(bar_text(states[-1]), refresh=False)
             self._bar.refresh()
 
     def _say(self, **about: Any) -> None:
-        line = {"notebook": self._run.name, "cells": self._cells, **about}
+        line = {"notebook": self._name, "cells": self._cells, **about}
         print(json.dumps(line), file=sys.stderr, flush=True)
 
 
-def shown(line: dict[str, Any]) -> str:
-    """A line of a bar, for people: what, how far, how fast, how long still."""
+def bar_text(line: dict[str, Any]) -> str:
+    """The state of a kernel's bar for people: what, how far, how fast, how long still."""
     text = f" | {line['what']} {line['done']}/{line['total']} {line['unit']}s"
     if line["per_second"]:
         text += f", {line['per_second']:.3g}/s"

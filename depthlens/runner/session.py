@@ -1,7 +1,7 @@
-"""The first cells of a notebook: check every parameter before anything heavy runs, say what runs where, load.
+"""The first cells of a notebook: check every parameter, load the model, print versions, device and seed.
 
-A notebook run by hand, by papermill or by ``depthlens run`` passes through here, so a wrong value stops it in
-its first second with one line that names the value, what is allowed and the fix.
+Every notebook calls `setup_notebook`, whether a person, papermill or ``depthlens run`` executes it. A wrong value thus
+stops a notebook in its first second with one line that names the value, what is allowed and the fix.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def setup_notebook(
     arguments.check(tasks=tasks, include_path=include_path, out=out)
     if out is not None:
         writable_folder(out)
-    found = sources.find(model, weights=not remote)
+    source = sources.find(model, weights=not remote)
     if not remote:
-        sources.probe(found)
-    most = arguments.documents(limit)
-    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
+        sources.probe(source)
+    n_docs = arguments.documents(limit)
+    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=n_docs)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -75,9 +75,9 @@ def setup_notebook(
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
     commit = provenance.git_commit() or "none"
-    where = f"{about['device']} of {about['remote']['host']}" if lens.remote else about["device"]
+    where = f"{about['device']} of {lens.remote.describe()['host']}" if lens.remote else about["device"]
     print(
         f"{versions} | git {commit} | {about['name']} {about['dtype']} on {where}, "
-        f"attention {about['attention_kernel']} | seed {seed} | fingerprint {about['fingerprint'][:12]}"
+        f"attention {about['attention_kernel']} | seed {seed} | fingerprint {str(about['fingerprint'])[:12]}"
     )
     return lens

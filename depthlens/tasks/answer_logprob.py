@@ -1,12 +1,12 @@
 """The likelihood of a task's reference answers: one continuous score per document for every kind of task.
 
 Accuracy is too coarse for the effect of one head on a few documents, and writing text is slow. ``answer_logprob`` is
-log p(reference answer | prompt) in nats, teacher-forced, with the task's own prompt: the correct option of a
-multiple-choice task, the continuation of a cloze task, and for a task that is written the reference answer (for
-worked problems such as GSM8K the whole solution), set off by the task's ``target_delimiter`` as in its examples.
+log p(reference answer | prompt) in nats, teacher-forced, with the task's own prompt. The reference answer is the
+correct option of a multiple-choice task, the continuation of a cloze task, and the reference text of a written task
+(for worked problems such as GSM8K the whole solution), after the task's ``target_delimiter`` as in its examples.
 
-Limits: it says how likely the model finds this wording, not whether it would find the answer by itself; long answers
-weigh more than short ones.
+Limits: it measures how likely the model finds this wording, and not whether the model would find the answer by itself.
+Long answers weigh more than short ones.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from lm_eval.api.instance import Instance
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB, LEAST_NATS
+from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
 from depthlens.tasks.encoding import Encoder
-from depthlens.tasks.prepared_task import Prepared
+from depthlens.tasks.prepared_task import Prepared, by_document
 
 
 class Answers:
-    """A prepared task seen as its reference answers; runs and scores like `harness.Prepared`.
+    """The reference answers of a prepared task; runs and scores like `prepared_task.Prepared`.
 
     ``chat`` says whether the task was prepared with a chat template.
 
@@ -35,10 +36,10 @@ class Answers:
         name: Task name.
         output_type: ``loglikelihood``, whatever the task's own.
         requests: One per document.
-        asked: See `prepared.Prepared`.
+        asked: See `prepared_task.Prepared`.
         texts: The answers by document.
         pairs: Prompt and answer as text, by document, as they are encoded.
-        cut: Tokens cut from the left of each prompt, since prompt and answer are longer than the model reads.
+        cut: Tokens cut from the left of each prompt, because prompt and answer are longer than the model reads.
 
     Raises:
         UserError: the task has no reference answer (perplexity tasks), or one that is not among its options.
@@ -46,27 +47,26 @@ class Answers:
 
     output_type = "loglikelihood"
 
-    def __init__(self, lens: Any, prepared: Prepared, *, chat: bool = False) -> None:
+    def __init__(self, lens: Lens, prepared: Prepared, *, chat: bool = False) -> None:
         self.name = prepared.name
         self.prepared = prepared
         self.asked = prepared.asked
         self.skipped: dict[str, str] = {}
         config = prepared.task.config
-        # in a chat the template sets the answer off, as in lm-eval
+        # in a chat the template separates the answer from the prompt, as in lm-eval
         self.delimiter = "" if chat and not config.gen_prefix else config.target_delimiter
         self.texts: dict[int, str] = {}
         self.pairs: dict[int, tuple[str, str]] = {}
         self.requests: list[LoglikelihoodRequest] = []
         encoder = Encoder(lens)
-        for doc_id, group in _by_doc(prepared).items():
+        for doc_id, group in by_document(prepared.task.instances).items():
             context, answer = self._pair(group)
             self.texts[doc_id] = answer.strip()
             self.pairs[doc_id] = context, answer
-            instance = Instance("loglikelihood", group[0].doc, (context, answer), 0, (self.name, doc_id, 1))
-            self.requests += encoder.requests(instance)
+            self.requests.append(encoder.pair(self.name, context, answer))
         self.cut = encoder.cut
-        if not any(prepared.cut):  # else it has been told
-            truncation.tell(self.name, self.cut, encoder.max_length)
+        if not any(prepared.cut):  # else `harness.prepare` has warned
+            truncation.warn(self.name, self.cut, encoder.max_length)
 
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[LoglikelihoodAnswer]]:
         """Answers of the engine, indexed [condition][document]."""
@@ -78,7 +78,7 @@ class Answers:
             yield ANSWER_LOGPROB, doc_id, answer.logprob, text
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
-        """What a record must hold; see `harness.Prepared.describe`."""
+        """The task's entry in a record; see `prepared_task.Prepared.describe`."""
         about = self.prepared.describe(docs.iloc[:0])
         info = {"higher_is_better": True, "chance": None, "binary": False, "least": LEAST_NATS}
         return about | truncation.counted(self.cut) | {"metrics": {ANSWER_LOGPROB: info}}
@@ -101,16 +101,6 @@ class Answers:
         target = task.doc_to_target(doc)
         target = target[0] if isinstance(target, list) else target
         if not isinstance(target, str) or not target.strip():
-            raise UserError(
-                f"task {self.name}: document {group[0].doc_id} has no reference answer; {ANSWER_LOGPROB} needs one"
-            )
+            fault = f"document {group[0].doc_id} has no reference answer"
+            raise UserError(f"task {self.name}: {fault}; {ANSWER_LOGPROB} needs one")
         return group[0].args[0], self.delimiter + target
-
-
-def _by_doc(prepared: Prepared) -> dict[int, list[Instance]]:
-    by_doc: dict[int, list[Instance]] = {}
-    for instance in prepared.task.instances:
-        by_doc.setdefault(instance.doc_id, []).append(instance)
-    for group in by_doc.values():
-        group.sort(key=lambda i: i.idx)
-    return by_doc

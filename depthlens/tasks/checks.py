@@ -1,9 +1,9 @@
 """Tasks and their documents, checked before a model is loaded or anything is computed.
 
-lm-eval scores what it is given: an answer that is not among the options is wrong in every document, a name that is no
-field is taken for the text itself, a metric that a kind of task does not have is left out. Such numbers look like a
-model's. Here all documents that are to be run are looked at, and the first few are scored once with made-up answers,
-so that a function that raises is heard of now and not after hours.
+lm-eval scores what it is given. An answer that is not among the options is wrong in every document, a name that is not
+a field becomes the text itself, and a metric that a kind of task does not have is left out. The resulting numbers look
+like a model's. This module therefore checks all documents that are to be run, and scores the first few once with
+made-up answers, so that a function that raises is reported now and not after hours.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from depthlens.tasks.encoding import check_generation, quiet
 from depthlens.tasks.prepared_task import Prepared
 
 N_REHEARSED = 3  # documents that are scored with made-up answers
-# per kind of task, what lm-eval's own scoring yields
+# metrics of lm-eval's own scoring by kind of task
 YIELDS = {
     "multiple_choice": "acc acc_norm acc_bytes acc_mutual_info exact_match f1 mcc brier_score likelihood".split(),
     "loglikelihood": ["acc", "perplexity"],
     "loglikelihood_rolling": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
 }
-# of written answers these are of the whole set, and need one reference answer a document
+# for written answers these are metrics of the whole set, and need one reference answer for each document
 _OF_SETS = {"f1", "mcc", "bleu", "chrf", "chrf++", "ter", "bypass"}
 _OF_LIKELIHOODS = {m for metrics in YIELDS.values() for m in metrics} - {"exact_match"} - _OF_SETS | {"acc_all"}
 
@@ -34,12 +34,12 @@ _OF_LIKELIHOODS = {m for metrics in YIELDS.values() for m in metrics} - {"exact_
 def check(name: str, task: Any, limit: int | None = None) -> None:
     """Check a task: its settings, every document that is to be run, and its scoring.
 
-    The choice of few-shot examples has to be seeded again after it.
+    The check draws few-shot examples, so their seed has to be set again after it.
 
     Args:
         name: Task name.
         task: A loaded task.
-        limit: First so many documents; None for all.
+        limit: Number of documents, from the first on; None: all.
 
     Raises:
         UserError: names the document, the field and what is allowed.
@@ -50,7 +50,7 @@ def check(name: str, task: Any, limit: int | None = None) -> None:
 
 
 def settings(name: str, task: Any) -> None:
-    """Refuse metrics that the kind of task does not have, generation options, and fields that are not there."""
+    """Refuse metrics that the kind of task does not have, generation options, and fields that do not exist."""
     config = task.config
     if task.OUTPUT_TYPE == "generate_until":
         check_generation(name, config.generation_kwargs or {})
@@ -61,38 +61,40 @@ def settings(name: str, task: Any) -> None:
     fields = ", ".join(task.features)
     for key, value in (("doc_to_text", config.doc_to_text), ("doc_to_target", config.doc_to_target)):
         choice = key == "doc_to_target" and task.OUTPUT_TYPE == "multiple_choice"  # may be an option: see `documents`
-        if isinstance(value, str) and value.isidentifier() and value not in task.features and not choice:
-            raise UserError(
-                f"task {name}: {key} {value!r} names no field of its documents; "
-                f"fields: {fields}; a fixed text is written \"{{{{'{value}'}}}}\""
-            )
+        if not choice and _unknown_field(value, task):
+            fix = f"fields: {fields}; write a fixed text as \"{{{{'{value}'}}}}\""
+            raise UserError(f"task {name}: {key} {value!r} names no field of its documents; {fix}")
 
 
 def _metric(name: str, task: Any, entry: dict[str, Any]) -> None:
+    """Refuse a metric that lm-eval does not compute for this kind of task."""
     metric, kind = entry["metric"], task.OUTPUT_TYPE
-    known = metric if isinstance(metric, str) else metric.__name__
-    if kind in YIELDS and (known not in YIELDS[kind] or callable(metric)):
-        raise UserError(f"task {name}: {kind} tasks have no metric {known!r}; they have {', '.join(YIELDS[kind])}")
+    label = metric if isinstance(metric, str) else metric.__name__
+    if kind in YIELDS and (label not in YIELDS[kind] or callable(metric)):
+        raise UserError(f"task {name}: {kind} tasks have no metric {label!r}; they have {', '.join(YIELDS[kind])}")
     if kind != "generate_until" or callable(metric) or entry.get("hf_evaluate"):
         return
-    if (known in _OF_LIKELIHOODS and not callable(entry.get("aggregation"))) or (
-        task.multiple_target and known in _OF_LIKELIHOODS | _OF_SETS
-    ):
-        several = " with several accepted answers" if known in _OF_SETS else ""
-        raise UserError(
-            f"task {name}: written answers{several} have no metric {known!r}; "
-            "use exact_match, or a function of your own (metric: !function module.name)"
-        )
+    no_likelihoods = label in _OF_LIKELIHOODS and not callable(entry.get("aggregation"))
+    if no_likelihoods or (task.multiple_target and label in _OF_LIKELIHOODS | _OF_SETS):
+        answers = "written answers" + (" with several accepted answers" if label in _OF_SETS else "")
+        fix = "use exact_match, or a function of your own (metric: !function module.name)"
+        raise UserError(f"task {name}: {answers} have no metric {label!r}; {fix}")
+
+
+def _unknown_field(value: Any, task: Any) -> bool:
+    """Whether a setting is the name of a field that the documents do not have."""
+    return isinstance(value, str) and value.isidentifier() and value not in task.features
 
 
 def documents(name: str, task: Any, limit: int | None = None) -> None:
-    """Refuse documents that lm-eval would score as wrong whatever the model says; the arguments as in `check`."""
+    """Refuse documents that lm-eval would score as wrong whatever the model answers; for arguments see `check`."""
     if type(task) is ConfigurableTask and not len(task.eval_docs):
         raise UserError(f"task {name}: its test or validation split holds no documents")
     if not _as_lm_eval(task):
         return  # only its own code knows what its documents mean
-    seen = getattr(task, "depthlens_checked", 0)  # by an earlier call
-    for doc_id, doc in islice(enumerate(task.eval_docs), seen, None if limit is None else max(seen, limit)):
+    n_checked = getattr(task, "depthlens_checked", 0)  # by an earlier call
+    end = None if limit is None else max(n_checked, limit)
+    for doc_id, doc in islice(enumerate(task.eval_docs), n_checked, end):
         where = f"task {name}, document {doc_id}"
         with blaming(f"{where}: its question, answer or options cannot be made", "correct the document or the YAML"):
             fault = _fault(task, doc)
@@ -107,24 +109,31 @@ def _as_lm_eval(task: Any) -> bool:
 
 
 def _fault(task: Any, doc: Any) -> str | None:
+    """What is wrong with a document, in words; None where nothing is."""
     kind, config = task.OUTPUT_TYPE, task.config
     text = task.doc_to_text(doc)
     if not isinstance(text, str) and not task.multiple_input:
         return f"{_named('doc_to_text', config.doc_to_text)} gives {text!r}; it must give text"
     choice = config.doc_to_choice
-    if isinstance(choice, str) and choice.isidentifier() and choice not in task.features:
+    if _unknown_field(choice, task):
         return f"doc_to_choice {choice!r} names no field; fields: {', '.join(task.features)}"
-    options = task.doc_to_choice(doc) if choice is not None else None
+    options: Any = task.doc_to_choice(doc) if choice is not None else None
     if kind == "multiple_choice" or options is not None:
-        least = 2 if kind == "multiple_choice" else 1
-        if not isinstance(options, list) or len(options) < least or not all(isinstance(o, str) for o in options):
-            return f"{_named('doc_to_choice', choice)} gives {options!r}; it must give a list of at least {least} texts"
+        n_min = 2 if kind == "multiple_choice" else 1
+        if not isinstance(options, list) or len(options) < n_min or not all(isinstance(o, str) for o in options):
+            return f"{_named('doc_to_choice', choice)} gives {options!r}; it must give a list of at least {n_min} texts"
     if kind == "multiple_choice" and task.multiple_input:
-        return _among(_named("doc_to_text", config.doc_to_text), [text], options)
-    target, named = task.doc_to_target(doc), _named("doc_to_target", config.doc_to_target)
+        return _not_an_option(_named("doc_to_text", config.doc_to_text), [text], options)
+    return _target_fault(task, task.doc_to_target(doc), options)
+
+
+def _target_fault(task: Any, target: Any, options: list[str] | None) -> str | None:
+    """What is wrong with the reference answer of a document; None where nothing is."""
+    kind, literal = task.OUTPUT_TYPE, task.config.doc_to_target
+    named = _named("doc_to_target", literal)
     if kind in ("loglikelihood", "loglikelihood_rolling"):
         return None if isinstance(target, str) and target else f"{named} gives {target!r}; it must give a text to score"
-    several, literal = isinstance(target, list), config.doc_to_target
+    several = isinstance(target, list)
     if several and options is None and not task.multiple_target and isinstance(literal, str) and "{" in literal:
         return None  # an answer such as "[1, 2]", which lm-eval reads as a list and compares as text
     if target is None or target == []:
@@ -134,12 +143,13 @@ def _fault(task: Any, doc: Any) -> str | None:
     answers = target if several else [target]
     if options is None:
         return f"{named} gives {target!r}; every answer must be text" if any(a is None for a in answers) else None
-    if isinstance(literal, str) and literal.isidentifier() and literal not in (*task.features, *options):
+    if _unknown_field(literal, task) and literal not in options:
         return f"{named} names no field and no option; fields: {', '.join(task.features)}; options: {_some(options)}"
-    return _among(named, answers, options, by_text=kind == "multiple_choice" and not several)
+    return _not_an_option(named, answers, options, by_text=kind == "multiple_choice" and not several)
 
 
-def _among(named: str, answers: Sequence[Any], options: Sequence[str], *, by_text: bool = True) -> str | None:
+def _not_an_option(named: str, answers: Sequence[Any], options: Sequence[str], *, by_text: bool = True) -> str | None:
+    """What is wrong with answers that must be numbers of options or, ``by_text``, options themselves."""
     for answer in answers:
         if not (isinstance(answer, int) and 0 <= answer < len(options)) and not (by_text and answer in options):
             return f"{named} gives {answer!r}; allowed: {_allowed(options, by_text=by_text)}"
@@ -147,7 +157,8 @@ def _among(named: str, answers: Sequence[Any], options: Sequence[str], *, by_tex
 
 
 def _allowed(options: Sequence[str], *, by_text: bool = True) -> str:
-    return f"a whole number from 0 to {len(options) - 1}" + (f", or one of {_some(options)}" if by_text else "")
+    numbers = f"a whole number from 0 to {len(options) - 1}"
+    return f"{numbers}, or one of {_some(options)}" if by_text else numbers
 
 
 def _named(key: str, value: Any) -> str:
@@ -161,10 +172,10 @@ def _some(options: Sequence[Any]) -> str:
 
 
 def rehearse(name: str, task: Any, limit: int | None = None) -> None:
-    """Score the first documents with made-up answers: the reference answer is written, then nothing.
+    """Score the first documents with made-up answers: first the reference answer, then an empty one.
 
     Raises:
-        UserError: what the task's functions raise, or a task of which no metric has a value per document.
+        UserError: the task's functions raise, or no metric of the task has a value per document.
     """
     n = N_REHEARSED if limit is None else min(limit, N_REHEARSED)
     with blaming(f"task {name}: its prompts cannot be made", "correct its YAML file or its documents"), quiet():
@@ -175,14 +186,13 @@ def rehearse(name: str, task: Any, limit: int | None = None) -> None:
             check_generation(name, instance.args[1])
     prepared = Prepared(name, task, task.OUTPUT_TYPE, [], [1] * len(instances))
     with quiet():
-        for answers in _answers(task):
-            found = list(prepared.score(answers))
-    if not found:
+        values = [list(prepared.score(answers)) for answers in _made_up_answers(task)]
+    if not values[-1]:
         skipped = ", ".join(prepared.skipped) or "none"
         raise UserError(f"task {name}: no metric has a value per document ({skipped})")
 
 
-def _answers(task: Any) -> list[list[Any]]:
+def _made_up_answers(task: Any) -> list[list[Any]]:
     if task.OUTPUT_TYPE != "generate_until":
         return [[LoglikelihoodAnswer(-1.0 - i.idx, False) for i in task.instances]]
     texts = [str(task.doc_to_target(i.doc)) for i in task.instances]

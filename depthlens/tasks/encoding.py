@@ -1,7 +1,7 @@
 """lm-eval requests as token ids, encoded, truncated and stopped exactly as lm-eval's ``hf`` model does.
 
 The rules (context and continuation encoded together, BOS, truncation from the left, rolling windows, chat templates)
-are not written again here: an `HFLM` around our module is asked for them.
+are not repeated here, because an `HFLM` around our module applies them.
 """
 
 from __future__ import annotations
@@ -13,50 +13,61 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from depthlens.errors import UserError
+from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
-# settings that mean greedy decoding; any other would be ignored silently
+# values that mean greedy decoding; any other value would be ignored silently
 _GREEDY = {"do_sample": (False, None), "temperature": (0, 0.0, None)}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 class Encoder(HFLM):
-    """lm-eval's own model class over our module, which notes what it would have scored and scores nothing.
+    """lm-eval's own model class over our module; it records what it would score instead of scoring it.
 
     Attributes:
-        cut: Tokens cut from the left of each prompt encoded so far, since the model cannot read it whole.
+        cut: Tokens cut from the left of each prompt encoded so far, because the model cannot read it whole.
     """
 
-    def __init__(self, lens: Any) -> None:
+    def __init__(self, lens: Lens) -> None:
         with quiet():
             super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20)
         self.cut: list[int] = []
+        self._recorded: list[tuple[Any, list[int], list[int]]] = []
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        self.recorded = requests
+        self._recorded = requests
         return [(0.0, False)] * len(requests)
 
-    def requests(self, instance: Any) -> list[LoglikelihoodRequest] | list[GenerateRequest]:
-        """What lm-eval asks a model for one instance: one request, or one a window for rolling log-likelihood.
+    def requests(self, instance: Instance) -> list[LoglikelihoodRequest] | list[GenerateRequest]:
+        """The requests that lm-eval makes for one instance: one, or one for each window of rolling log-likelihood.
 
         Raises:
             UserError: the task samples, sets an option that is not supported, or an answer is too long for the model.
         """
-        if instance.request_type == "generate_until":
-            with quiet():
-                asked = generation(self, instance)
-            full = len(asked.context) == self.max_length - asked.max_new_tokens
-            self.cut.append(len(self.tok_batch_encode([instance.args[0]])[0][0]) - len(asked.context) if full else 0)
-            return [asked]
+        if instance.request_type != "generate_until":
+            return self._loglikelihoods(instance)
+        with quiet():
+            request = generation(self, instance)
+            n_tokens = len(self.tok_batch_encode([instance.args[0]])[0][0])
+        self.cut.append(n_tokens - len(request.context))
+        return [request]
+
+    def pair(self, name: str, context: str, continuation: str) -> LoglikelihoodRequest:
+        """The request for log p(continuation | context) of two texts; ``name`` is for messages."""
+        (request,) = self._loglikelihoods(Instance("loglikelihood", {}, (context, continuation), 0, (name, 0, 1)))
+        return request
+
+    def _loglikelihoods(self, instance: Instance) -> list[LoglikelihoodRequest]:
         with quiet():
             getattr(self, instance.request_type)([instance], disable_tqdm=True)
-        name = instance.task_name
-        self.cut += [max(0, len(before) + len(after) - self.max_length - 1) for _, before, after in self.recorded]
-        return [loglikelihood(self, name, context, continuation) for _, context, continuation in self.recorded]
+        windows = [(context, continuation) for _, context, continuation in self._recorded]
+        self.cut += [max(0, len(before) + len(after) - self.max_length - 1) for before, after in windows]
+        return [loglikelihood(self, instance.task_name, before, after) for before, after in windows]
 
 
 def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Sequence[int]) -> LoglikelihoodRequest:
@@ -74,7 +85,7 @@ def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Seq
     return LoglikelihoodRequest(tokens[:split], tokens[split:])
 
 
-def generation(lm: HFLM, instance: Any) -> GenerateRequest:
+def generation(lm: HFLM, instance: Instance) -> GenerateRequest:
     """A prompt and its stop rules, as `HFLM.generate_until` reads them.
 
     Raises:
@@ -95,11 +106,11 @@ def generation(lm: HFLM, instance: Any) -> GenerateRequest:
 
 
 def check_generation(name: str, settings: dict[str, Any]) -> None:
-    """Refuse settings of a written task that would be ignored or cannot be.
+    """Refuse settings of a written task that would be ignored or that are not possible.
 
     Raises:
-        UserError: sampling, an option that is not supported, a length that is no number of tokens, or stop strings that
-            are no text.
+        UserError: sampling, an option that is not supported, a length that is not a number of tokens, or stop strings
+            that are not text.
     """
     for key, value in settings.items():
         if key in _GREEDY and value not in _GREEDY[key]:
@@ -113,15 +124,15 @@ def check_generation(name: str, settings: dict[str, Any]) -> None:
         raise UserError(f"task {name}: until {until!r}: give a text or a list of texts")
 
 
-def check_tokens(lens: Any, name: str, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> None:
+def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> None:
     """Refuse tokens that the model has no embedding for.
 
     Raises:
         UserError: names the token, the task and the number of rows.
     """
     rows = lens.model.get_input_embeddings().weight.shape[0]
-    for asked in requests:
-        tokens = (*asked.context, *getattr(asked, "continuation", ()))
+    for request in requests:
+        tokens = (*request.context, *getattr(request, "continuation", ()))
         if (token := max(tokens)) >= rows:
             text = lens.tokenizer.decode([token])
             raise UserError(
@@ -132,7 +143,7 @@ def check_tokens(lens: Any, name: str, requests: Sequence[LoglikelihoodRequest |
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what lm-eval and datasets log and draw about work of milliseconds; what they raise still passes."""
+    """Silence the logs and bars of lm-eval and datasets about work of milliseconds; errors still pass."""
     logs = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels, bars = [log.level for log in logs], datasets.is_progress_bar_enabled()
     for log in logs:

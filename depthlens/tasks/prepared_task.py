@@ -1,7 +1,7 @@
-"""A task made ready for one model: what the engine is asked, and how its answers become values.
+"""A task made ready for one model: the requests for the engine, and how its answers become values.
 
-Filters and ``process_results`` are lm-eval's own; what a task's functions raise is told in one line that names the
-document.
+Filters and ``process_results`` are lm-eval's own. An error that a task's functions raise becomes one line that names
+the document.
 
 **Chance** is the accuracy of guessing. Among options: the mean, over the documents that are run, of the right options'
 share of all. For written answers (``exact_match``): the share of the commonest reference answer over *all* documents
@@ -12,10 +12,12 @@ Other metrics have none.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -26,6 +28,12 @@ from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, Loglikeliho
 from depthlens.tasks import truncation
 
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+# perplexity metrics: the name of what we report of each document, and its unit in nats
+_RATES = {
+    "word_perplexity": ("nats_per_word", 1.0),
+    "byte_perplexity": ("nats_per_byte", 1.0),
+    "bits_per_byte": ("bits_per_byte", math.log(2)),
+}
 
 
 @dataclass
@@ -36,19 +44,19 @@ class Prepared:
         name: Task name.
         task: The lm-eval task, its instances built.
         output_type: lm-eval's: ``multiple_choice``, ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``.
-        requests: What the engine is asked, in order of the instances (rolling windows side by side).
+        requests: For the engine, in the order of the instances (rolling windows side by side).
         windows: Per instance, how many of ``requests`` belong to it (1 except for rolling log-likelihood).
         skipped: Metrics that have no value per document, and why.
         cut: Tokens that were cut from the left of each prompt that the model cannot read whole.
-        commonest: Share of the commonest reference answer of a written task, see the module; else None.
-        asked: What the documents ask, see `depthlens.analysis.questions`.
-        source: Files that the task is made of, see `depthlens.tasks.task_files.source`.
+        commonest: Share of the commonest reference answer of a written task (see the module); else None.
+        asked: The questions of the documents, see `depthlens.analysis.questions`.
+        source: The files of the task, see `depthlens.tasks.data_files.source`.
     """
 
     name: str
     task: Any
     output_type: str
-    requests: list[LoglikelihoodRequest] | list[GenerateRequest]
+    requests: Sequence[LoglikelihoodRequest | GenerateRequest]
     windows: list[int]
     skipped: dict[str, str] = field(default_factory=dict)
     cut: list[int] = field(default_factory=list)
@@ -58,38 +66,36 @@ class Prepared:
 
     @cached_property
     def docs(self) -> dict[int, Any]:
+        """Documents by number."""
         return {i.doc_id: i.doc for i in self.task.instances}
 
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Any]]:
         """Answers of the engine, indexed [condition][request]."""
-        kind = engine.generate_until if self.output_type == "generate_until" else engine.loglikelihood
-        return kind(self.requests, conditions, desc=self.name)
+        answer: Callable[..., list[list[Any]]] = engine.loglikelihood
+        if self.output_type == "generate_until":
+            answer = engine.generate_until
+        return answer(self.requests, conditions, desc=self.name)
 
     def score(self, answers: Sequence[Any]) -> Iterator[tuple[str, int, float, str]]:
-        """Judge one condition's answers with lm-eval: yields (metric, doc_id, value, response).
+        """Score one condition's answers with lm-eval: yields (metric, doc_id, value, response).
 
         Raises:
             UserError: the task's own functions or filters raise, or return no dictionary of numbers.
         """
-        instances = self.task.instances
-        done = iter(answers)
-        for instance, n in zip(instances, self.windows, strict=True):
-            got = [next(done) for _ in range(n)]
-            instance.resps = [self._response(got)] * (instance.repeats or 1)
+        remaining = iter(answers)
+        for instance, n_windows in zip(self.task.instances, self.windows, strict=True):
+            instance.resps = [self._response(list(islice(remaining, n_windows)))] * (instance.repeats or 1)
             instance.filtered_resps = {}
         with blaming(f"task {self.name}: its filters cannot be applied to the answers", "correct the filters"):
             self.task.apply_filters()
-        by_doc: dict[int, list[Any]] = {}
-        for instance in instances:
-            by_doc.setdefault(instance.doc_id, []).append(instance)
-        filters = list(instances[0].filtered_resps)
+        instances = by_document(self.task.instances)
+        filters = list(self.task.instances[0].filtered_resps)
         for key in filters:
-            for doc_id, group in by_doc.items():
-                group.sort(key=lambda i: i.idx)
-                for metric, number in self._judge(doc_id, group, [i.filtered_resps[key] for i in group]):
-                    yield metric if len(filters) == 1 else f"{metric},{key}", doc_id, number, self._text(group)
+            for doc_id, group in instances.items():
+                for metric, value in self._score_document(doc_id, group, [i.filtered_resps[key] for i in group]):
+                    yield metric if len(filters) == 1 else f"{metric},{key}", doc_id, value, self._text(group)
 
-    def _judge(self, doc_id: int, group: list[Any], answers: list[Any]) -> list[tuple[str, float]]:
+    def _score_document(self, doc_id: int, group: list[Any], answers: list[Any]) -> list[tuple[str, float]]:
         where = f"task {self.name}, document {doc_id}"
         with blaming(f"{where}: scoring the answer {_short(group[0].resps[0])} fails", "correct the task's scoring"):
             results = self.task.process_results(group[0].doc, answers)
@@ -99,12 +105,15 @@ class Prepared:
             values = [self._value(metric, value) for metric, value in results.items()]
         return [value for value in values if value is not None]
 
-    def _response(self, got: list[Any]) -> Any:
+    def _response(self, answers: list[Any]) -> Any:
+        """The engine's answers to one instance, as lm-eval's models return them."""
         if self.output_type == "loglikelihood_rolling":
-            return sum(a.logprob for a in got)
-        return (got[0].logprob, got[0].is_greedy) if isinstance(got[0], LoglikelihoodAnswer) else got[0]
+            return sum(answer.logprob for answer in answers)
+        (answer,) = answers
+        return (answer.logprob, answer.is_greedy) if isinstance(answer, LoglikelihoodAnswer) else answer
 
     def _text(self, group: list[Any]) -> str:
+        """The answer to one document, as text."""
         if self.output_type == "generate_until":
             return group[0].resps[0]
         if self.output_type == "multiple_choice":
@@ -112,15 +121,12 @@ class Prepared:
         return str(group[0].resps[0])
 
     def _value(self, metric: str, value: Any) -> tuple[str, float] | None:
-        """One number per document, or None for metrics that exist on the whole set only."""
+        """A metric's value of one document, and its name; None for metrics that exist on the whole set only."""
         if isinstance(value, (tuple, list)):
-            # (log-likelihood, weight) of perplexity metrics: nats per unit of this document
-            if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
-                unit = "word" if metric.startswith("word") else "byte"
-                bits = metric == "bits_per_byte"
-                return f"{'bits' if bits else 'nats'}_per_{unit}", -value[0] / value[1] / (
-                    0.6931471805599453 if bits else 1
-                )
+            if metric in _RATES:
+                name, unit = _RATES[metric]
+                loglikelihood, n_pieces = value  # words or bytes
+                return name, -loglikelihood / n_pieces / unit
             self.skipped[metric] = "has no value per document"
             return None
         if metric == "perplexity":  # a cloze task's log-likelihood, which lm-eval turns into perplexity at the end
@@ -131,7 +137,7 @@ class Prepared:
         return None
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
-        """What a record must hold of this task; ``docs`` are its rows, for the metrics that came out."""
+        """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
         better = self.task.higher_is_better()
         config = self.task.config
         metrics = {}
@@ -140,7 +146,7 @@ class Prepared:
             name = metric.split(",")[0]
             metrics[metric] = {
                 "higher_is_better": bool(better.get(name, not name.startswith(("nats", "bits")))),
-                "chance": self._chance(name),
+                "chance": self.chance(name),
                 "binary": bool(values.isin([0.0, 1.0]).all()),
             }
         return {
@@ -154,19 +160,27 @@ class Prepared:
             "skipped_metrics": self.skipped,
         }
 
-    def _chance(self, metric: str) -> float | None:
-        """See the module."""
+    def chance(self, metric: str) -> float | None:
+        """The score of guessing (see the module); None for metrics that have none."""
         if self.output_type == "multiple_choice" and metric in _AMONG_OPTIONS:
-            counts = Counter(i.doc_id for i in self.task.instances)
+            n_instances = Counter(i.doc_id for i in self.task.instances)
             # mutual-information variants ask each option twice, with and without its context
-            per = 2 if "acc_mutual_info" in self.task.higher_is_better() else 1
+            per_option = 2 if "acc_mutual_info" in self.task.higher_is_better() else 1
             targets = {doc_id: self.task.doc_to_target(doc) for doc_id, doc in self.docs.items()}
-            right = {doc_id: len(set(t)) if isinstance(t, list) else 1 for doc_id, t in targets.items()}
-            return sum(per * right[doc_id] / n for doc_id, n in counts.items()) / len(counts)
+            n_right = {doc_id: len(set(t)) if isinstance(t, list) else 1 for doc_id, t in targets.items()}
+            return sum(per_option * n_right[doc_id] / n for doc_id, n in n_instances.items()) / len(n_instances)
         if self.output_type == "generate_until" and metric == "exact_match":
             return self.commonest
         greedy = ("loglikelihood", "acc"), ("multiple_choice", "exact_match")
         return 0.0 if (self.output_type, metric) in greedy else None
+
+
+def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
+    """The instances of each document, in the order of its options."""
+    groups: dict[int, list[Any]] = {}
+    for instance in instances:
+        groups.setdefault(instance.doc_id, []).append(instance)
+    return {doc_id: sorted(group, key=lambda i: i.idx) for doc_id, group in groups.items()}
 
 
 def commonest_answer(task: Any) -> float:
@@ -175,18 +189,18 @@ def commonest_answer(task: Any) -> float:
     return max(counts.values()) / counts.total()
 
 
-def asked(name: str, task: Any) -> pd.DataFrame:
-    """What the documents of a task ask, as far as its instances go; one row per document."""
+def questions(name: str, task: Any) -> pd.DataFrame:
+    """The questions, reference answers and options of the documents that have instances; one row per document."""
     docs = {instance.doc_id: instance.doc for instance in task.instances}
     rows = [(name, doc_id, *_question(task, doc)) for doc_id, doc in docs.items()]
     return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices"])
 
 
 def _question(task: Any, doc: Any) -> tuple[str, str, list[str] | None]:
-    """Of one document, as text: the question without examples, the reference answer, and options where there are.
+    """Of one document, as text: the question without examples, the reference answer, and the options if it has some.
 
-    Several accepted answers are joined by ``" | "``. Where the options stand in the prompt (Winogrande), they are the
-    sentences to choose from, and the question is what follows them.
+    Several accepted answers are joined by ``" | "``. Where the options are parts of the prompt (Winogrande), they are
+    the sentences to choose from, and the question is what follows them.
     """
     text, target = task.doc_to_text(doc), task.doc_to_target(doc)
     options = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None

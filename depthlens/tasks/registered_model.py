@@ -30,7 +30,7 @@ class DepthlensLM(HFLM):
         device: See `depthlens.load`; None chooses, and so does a CUDA device where there is none.
         backend: What applies the condition.
         batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
-        reference: Text file, one prompt a line, over which ``@mean`` takes the mean of what a part adds.
+        mean_prompts: Text file with one prompt a line, over which ``@mean`` takes the mean of what a part adds.
         donor: Model whose weights ``@donor`` puts in place.
         kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
 
@@ -46,24 +46,26 @@ class DepthlensLM(HFLM):
         device: str | None = None,
         backend: str = "torch",
         batch_tokens: int | None = None,
-        reference: str | None = None,
+        mean_prompts: str | None = None,
         donor: str | Lens | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         **kwargs: Any,
     ) -> None:
-        own, peer = (set(inspect.signature(cls.__init__).parameters) for cls in (DepthlensLM, HFLM))
+        own, inherited = (set(inspect.signature(cls.__init__).parameters) for cls in (DepthlensLM, HFLM))
         for name in kwargs:
-            if name not in peer:  # lm-eval's class would take it, and do nothing with it
-                raise unknown("model argument", name, sorted((own | peer) - {"self", "kwargs"}), "(in --model_args)")
+            if name not in inherited:  # lm-eval's class would accept it and do nothing with it
+                allowed = sorted((own | inherited) - {"self", "kwargs"})
+                raise unknown("model argument", name, allowed, "(in --model_args)")
         arguments.check(backend=backend, batch_tokens=batch_tokens)
         if pretrained is None:
             raise UserError("no model is named; add pretrained=NAME to the model's arguments")
-        lens = pretrained
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            device = None  # lm-eval's command line says cuda:0 where the user said nothing; its hf model does the same
-        if not isinstance(lens, Lens):
-            lens = loading.load(lens, dtype=dtype, device=device or "auto")
+            device = None  # lm-eval's command line passes cuda:0 by default; its own hf model ignores it likewise
+        if isinstance(pretrained, Lens):
+            lens = pretrained
+        else:
+            lens = loading.load(pretrained, dtype=dtype, device=device or "auto")
         self.condition = parse_condition(condition).validate(lens.dims)
         lens = lens if donor is None else pairs.with_donor(lens, donor)
         pairs.require(lens, [self.condition], backend)
@@ -71,9 +73,10 @@ class DepthlensLM(HFLM):
             raise UserError(f"condition {condition}: @resample is for dl.head_sweep; use @mean, or nothing to remove")
         means = None
         if self.condition.uses_mean:
-            if reference is None:
-                raise UserError(f"condition {condition} needs reference=FILE, a text file with one prompt a line")
-            means = measure_means(lens, [lens.tokenizer(line).input_ids for line in _lines(reference)], reference)
+            if mean_prompts is None:
+                raise UserError(f"condition {condition} needs mean_prompts=FILE, a text file with one prompt a line")
+            prompts = [lens.tokenizer(line).input_ids for line in _lines(mean_prompts)]
+            means = measure_means(lens, prompts, mean_prompts)
         self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
         with encoding.quiet():
             super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20, **kwargs)
@@ -81,9 +84,9 @@ class DepthlensLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        asked = [encoding.loglikelihood(self, "of this run", before, after) for _, before, after in requests]
+        pairs_of_tokens = [encoding.loglikelihood(self, "of this run", before, after) for _, before, after in requests]
         self.engine.progress = not disable_tqdm
-        answers = self.engine.loglikelihood(asked, [self.condition])[0]
+        answers = self.engine.loglikelihood(pairs_of_tokens, [self.condition])[0]
         for (text, _, _), answer in zip(requests, answers, strict=True):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, (answer.logprob, answer.is_greedy))
@@ -110,8 +113,8 @@ def _lines(path: str) -> list[str]:
         with open(path, encoding="utf-8") as file:
             lines = [line.rstrip("\n") for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
-        fault = f"reference {path!r} cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}"
+        fault = f"mean_prompts {path!r} cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}"
         raise UserError(f"{fault}; give a text file with one prompt a line") from e
     if not lines:
-        raise UserError(f"reference {path!r} has no prompts; give a text file with one prompt a line")
+        raise UserError(f"mean_prompts {path!r} has no prompts; give a text file with one prompt a line")
     return lines

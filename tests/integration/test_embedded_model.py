@@ -7,8 +7,8 @@ import functools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import gsm8k
 import lm_eval
 import pandas as pd
 import pytest
@@ -24,12 +24,11 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
-from depthlens.tasks import harness
+from depthlens.tasks import harness, task_index
 
 pytestmark = pytest.mark.integration
 
 SEED = 3
-GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k"
 # float32 through 30 layers: transformers' own logits of size 30 differ from float64's by up to 1e-4, and by 2.3e-3
 # without layer 10 (measured on an Intel Xeon); another batch layout, thread count or processor moves them as far
 LOGIT_TOLERANCE = 5e-3
@@ -37,32 +36,35 @@ LOGPROB_TOLERANCE = 5e-3  # sums over up to ten tokens
 CHANGED = 0.1  # the least by which removing a layer moves some logit
 PROMPT = "The capital of France is Paris. The capital of Japan is"
 
-GSM8K_TASK = """
-task: gsm8k_sample
-dataset_path: json
-dataset_kwargs: {{data_files: {{train: {folder}/train.jsonl, test: {folder}/test.jsonl}}, cache_dir: {cache}}}
-output_type: generate_until
-training_split: train
-fewshot_split: train
-test_split: test
-doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
-doc_to_target: "{{{{answer}}}}"
-num_fewshot: 5
-generation_kwargs: {{until: ["Question:", "</s>", "<|im_end|>"], do_sample: false, temperature: 0.0, max_gen_toks: 48}}
-filter_list:
-  - name: strict-match
-    filter: [{{function: regex, regex_pattern: "#### (\\\\-?[0-9\\\\.\\\\,]+)"}}, {{function: take_first}}]
-  - name: flexible-extract
-    filter:
-      - {{function: regex, group_select: -1, regex_pattern: "(-?[$0-9.,]{{2,}})|(-?[0-9]+)"}}
-      - {{function: take_first}}
-metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
-    ignore_case: true
-    regexes_to_ignore: [",", "\\\\$", "(?s).*#### ", "\\\\.$"]
-"""
+# as in lm-eval's own gsm8k, but for shorter answers
+GSM8K_TASK = {
+    "generation_kwargs": {
+        "until": ["Question:", "</s>", "<|im_end|>"],
+        **{"do_sample": False, "temperature": 0.0, "max_gen_toks": 48},
+    },
+    "filter_list": [
+        {
+            "name": "strict-match",
+            "filter": [
+                {"function": "regex", "regex_pattern": r"#### (\-?[0-9\.\,]+)"},
+                {"function": "take_first"},
+            ],
+        },
+        {
+            "name": "flexible-extract",
+            "filter": [
+                {"function": "regex", "group_select": -1, "regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)"},
+                {"function": "take_first"},
+            ],
+        },
+    ],
+    "metric_list": [
+        {
+            **{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True},
+            "regexes_to_ignore": [",", r"\$", "(?s).*#### ", r"\.$"],
+        }
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def lm_evals(reference, task, limit, include_path=None, num_fewshot=None) -> lis
     return lm_eval.simple_evaluate(
         model=reference,
         tasks=[task],
-        task_manager=harness.task_manager([task], str(include_path) if include_path else None),
+        task_manager=task_index.task_manager([task], str(include_path) if include_path else None),
         limit=limit,
         num_fewshot=num_fewshot,
         random_seed=SEED,
@@ -101,7 +103,7 @@ def lm_evals(reference, task, limit, include_path=None, num_fewshot=None) -> lis
 
 
 def compare(lens, theirs, task, limit, **options) -> dict[tuple[str, int], float]:
-    """Hold our baseline, swept beside a condition, against lm-eval document by document; returns the values."""
+    """Compare our baseline, swept beside a condition, with lm-eval document by document; returns the values."""
     result = condition_sweep(lens, [task], "L7", limit=limit, seed=SEED, progress=False, **options)
     docs = result.docs[result.docs["condition"] == "baseline"]
     ours = {(row.metric, row.doc_id): row.value for row in docs.itertuples()}
@@ -134,9 +136,8 @@ def test_capitals_generative_equals_lm_eval(lens, reference):
     assert sum(values.values()) >= 3
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"{GSM8K} is not there: GSM8K itself is on the hub only")
 def test_gsm8k_equals_lm_eval(lens, reference, tmp_path):
-    (tmp_path / "gsm8k_sample.yaml").write_text(GSM8K_TASK.format(folder=GSM8K, cache=tmp_path / "cache"))
+    gsm8k.write_task(tmp_path, "gsm8k_sample", **GSM8K_TASK)
     options = {"limit": 3, "include_path": tmp_path, "num_fewshot": 2}
     values = compare(lens, lm_evals(reference, "gsm8k_sample", **options), "gsm8k_sample", **options)
     assert {metric for metric, _ in values} == {"exact_match,strict-match", "exact_match,flexible-extract"}

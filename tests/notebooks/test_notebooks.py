@@ -9,6 +9,7 @@ import io
 import re
 import tokenize
 
+import gsm8k
 import nbformat
 import papermill
 import pytest
@@ -22,7 +23,7 @@ from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.analysis.stats import SUMMARY_COLUMNS
 from depthlens.models import registry
 from depthlens.runner import execute
-from depthlens.runner.gallery import read_notebook
+from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
@@ -231,28 +232,18 @@ def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_reasoning_takes_a_written_task_of_ones_own_alone(tmp_path):
-    """The GSM8K sample beside the checkout, on a random model: nothing is solved, and every sentence says so."""
-    sample = paths.notebooks_dir().parents[1] / "shared" / "data" / "gsm8k"
-    if not sample.is_dir():
-        pytest.skip(f"{sample} is absent: no GSM8K sample to run")
-    files = {split: str(sample / f"{split}.jsonl") for split in ("train", "test")}
-    task = {
-        "task": "gsm8k_local",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": files, "cache_dir": str(tmp_path / "cache")},
-        **{"training_split": "train", "test_split": "test", "fewshot_split": "train"},
-        "output_type": "generate_until",
-        "doc_to_text": "Question: {{question}}\nAnswer:",
-        "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["Question:"], "do_sample": False, "max_gen_toks": 6},
-        "metric_list": [{"metric": "exact_match", "regexes_to_ignore": ["(?s).*#### "]}],
-    }
-    (tmp_path / "gsm8k_local.yaml").write_text(yaml.safe_dump(task))
-    given = {"tasks": ["gsm8k_local"], "knowledge": [], "include_path": str(tmp_path), "limit": 2, "num_fewshot": 0}
-    model = str(tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096))
-    report = execute.run(
-        "03_reasoning", out=tmp_path / "out", profile=None, parameters={**given, "model": model}, progress=False
+    """Documents of GSM8K on a random model: it solves none, and every sentence says so."""
+    gsm8k.write_task(
+        tmp_path,
+        "gsm8k_local",
+        generation_kwargs={"until": ["Question:"], "do_sample": False, "max_gen_toks": 6},
+        metric_list=[{"metric": "exact_match", "regexes_to_ignore": ["(?s).*#### "]}],
     )
+    parameters = {
+        "model": str(tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)),
+        **{"tasks": ["gsm8k_local"], "knowledge": [], "include_path": str(tmp_path), "limit": 2, "num_fewshot": 0},
+    }
+    report = execute.run("03_reasoning", out=tmp_path / "out", profile=None, parameters=parameters, progress=False)
     assert report.errors == []
     (run,) = report.notebooks
     assert "cannot be judged" in run.headline and "gsm8k_local exact_match: at chance, cannot judge" in run.headline

@@ -33,7 +33,7 @@ RUN = [
     (run("00_tour.md"), "unknown notebook '00_tour.md'; did you mean 00_tour?"),
     (run(""), "unknown notebook ''; allowed: 00_tour"),
     (run("{changed}"), "is not the suite's own 00_tour; give the name 00_tour, or run this file with papermill"),
-    (run("all", "00_tour"), "'all' stands alone: give 'all' or names of notebooks, not both"),
+    (run("all", "00_tour"), "'all' cannot be combined with names: give 'all' or names of notebooks, not both"),
     (run("00_tour", "--profile", "smoek"), "unknown profile 'smoek'; did you mean smoke?"),
     (run("00_tour", "-p", "layers", "5"), "no selected notebook has a parameter 'layers'; 00_tour declares: "),
     (run("00_tour", "-p", "limit", "many"), "parameter limit = 'many' of notebook 00_tour must be a whole number"),

@@ -37,7 +37,7 @@ NAMES = [
 TASKS = [
     ({"tasks": ["capitals_continuatoin"]}, "unknown task 'capitals_continuatoin'; did you mean capitals_continuation"),
     ({"tasks": [TASK, "stnemele"]}, "unknown task 'stnemele'; "),
-    ({"tasks": ["hellaswag"]}, "task hellaswag: its data cannot be had (HF_HUB_OFFLINE=1"),
+    ({"tasks": ["hellaswag"]}, "task hellaswag: its data cannot be downloaded (HF_HUB_OFFLINE=1"),
     ({"tasks": [""]}, "task ['']: give a name or a list of names"),
     ({"tasks": [TASK, TASK]}, f"task '{TASK}' is named twice; name it once"),
     ({"tasks": ["123"]}, "unknown task '123'; "),

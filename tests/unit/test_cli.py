@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import depthlens as dl
 from depthlens import cli, paths
 from depthlens.errors import UserError
 from depthlens.models import registry
@@ -39,19 +40,20 @@ class FakeResult:
                 "skipped_metrics": {"f1": "has no value per document"},
             },
             "hard": {"metrics": {"acc": {"higher_is_better": True}}},
+            "unsolved": {"metrics": {"pass": {"higher_is_better": True}}},
         }
     }
     baselines = pd.DataFrame(
         {
             "model": "m",
-            "task": ["capitals", "capitals", "hard"],
-            "metric": ["acc", "loss", "acc"],
+            "task": ["capitals", "capitals", "hard", "unsolved"],
+            "metric": ["acc", "loss", "acc", "pass"],
             "n": 50,
-            "baseline": [0.8, 1.5, 0.26],
-            "ci_low": [0.7, 1.0, 0.15],
-            "ci_high": [0.9, 2.0, 0.4],
-            "chance": [0.25, None, 0.25],
-            "at_chance": [False, False, True],
+            "baseline": [0.8, 1.5, 0.26, 0.0],
+            "ci_low": [0.7, 1.0, 0.15, 0.0],
+            "ci_high": [0.9, 2.0, 0.4, 0.1],
+            "chance": [0.25, None, 0.25, None],  # a baseline of 0 is at chance whether chance is known or not
+            "at_chance": [False, False, True, True],
         }
     )
     summary = pd.DataFrame(
@@ -90,7 +92,7 @@ def sweeps(monkeypatch):
 
 def test_help_and_models_free_of_torch():
     program = (
-        "import sys\nfrom depthlens import cli\nfrom depthlens.runner import execute, gallery, pages, parameters\n"
+        "import sys\nfrom depthlens import cli\nfrom depthlens.runner import execute, index, pages, parameters\n"
         "try: cli.main(['--help'])\nexcept SystemExit as e: code = e.code\n"
         "heavy = {'torch', 'transformers', 'lm_eval'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy or code else 0)"
@@ -111,7 +113,7 @@ def test_help_imports_no_notebook_machinery():
 
 def test_version(capsys):
     code, out, _ = call(capsys, "--version")
-    assert code == 0 and out == "depthlens 0.1.0\n"
+    assert code == 0 and out == f"depthlens {dl.__version__}\n"
 
 
 def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, capsys):
@@ -192,6 +194,7 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
     assert lines[1] == "  L1  0.200  -0.600 [-0.700, -0.500]  adjusted p = 0.004"
     assert lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""  # loss: up is worse
     assert "Warning: hard acc is at chance (0.250)" in text and "cannot judge" in text and "L77" not in text
+    assert "Warning: unsolved pass is at chance without any ablation: cannot judge" in lines and "nan" not in text
     assert lines[-5:-2] == [
         "",
         "Note: capitals acc: 50 documents are too few",  # the one at chance is told where its numbers would be

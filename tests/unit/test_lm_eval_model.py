@@ -95,10 +95,10 @@ def test_a_tokenizer_without_chat_template_is_refused(lens):
 
 
 def test_mean_needs_a_reference_file(lens, manager, tmp_path):
-    with pytest.raises(UserError, match="needs reference=FILE"):
+    with pytest.raises(UserError, match="needs mean_prompts=FILE"):
         evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L1@mean"})
     (tmp_path / "prompts.txt").write_text("one prompt\nanother\n")
-    args = {"pretrained": lens, "condition": "L1@mean", "reference": str(tmp_path / "prompts.txt")}
+    args = {"pretrained": lens, "condition": "L1@mean", "mean_prompts": str(tmp_path / "prompts.txt")}
     ours = evaluate("depthlens", manager, model_args=args)
     assert ours != evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L1"})
 
@@ -112,8 +112,11 @@ def test_bad_condition_is_refused(lens, manager):
     ("arguments", "said"),
     [
         ({"conditon": "L1"}, "unknown model argument 'conditon'; did you mean condition"),
-        ({"condition": "L1@mean", "reference": "no/such.txt"}, "reference 'no/such.txt' cannot be read: No such file"),
-        ({"condition": "L1@mean", "reference": "EMPTY"}, "has no prompts; give a text file with one prompt a line"),
+        (
+            {"condition": "L1@mean", "mean_prompts": "no/such.txt"},
+            "mean_prompts 'no/such.txt' cannot be read: No such file",
+        ),
+        ({"condition": "L1@mean", "mean_prompts": "EMPTY"}, "has no prompts; give a text file with one prompt a line"),
         ({"batch_tokens": 0}, "batch_tokens 0: give a whole number"),
         ({"backend": "jax"}, "unknown backend 'jax'"),
         ({"condition": "L1@donor"}, "takes weights from a donor; give donor=NAME"),

@@ -12,8 +12,8 @@ import tiny
 
 import depthlens as dl
 from depthlens import cli, progress
-from depthlens.runner.execute import NotebookRun
-from depthlens.runner.progress import RunProgress, shown
+from depthlens.runner.progress import RunProgress, bar_text
+from depthlens.runner.report import NotebookRun
 
 CHOICE = "capitals_continuation"
 
@@ -115,7 +115,7 @@ class TestRun:
         monkeypatch.setattr("depthlens.runner.progress.EVERY", 0.02)
         run = self.notebook()
         with RunProgress(2, enabled=True) as show, show.notebook(run, 7):
-            show.cell(2)
+            show.cell(3)
             self.write(done=3)
             time.sleep(0.2)
             run.status = "ok"
@@ -128,7 +128,7 @@ class TestRun:
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
         run = self.notebook()
         with RunProgress(1, enabled=True) as show, show.notebook(run, 7):
-            show.cell(0)
+            show.cell(1)
             self.write()
             run.status, run.seconds = "ok", 1.5
         told = lines(capsys.readouterr().err)
@@ -145,18 +145,16 @@ class TestRun:
 
     def test_half_a_line_waits_for_its_end(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
-        run = self.notebook()
         with RunProgress(1, enabled=True) as show:
-            show._run = run
             with open(os.environ[progress.ENVIRONMENT], "a") as file:
                 file.write('{"what": "ta')
-            show._look()
+            show.refresh()
             assert capsys.readouterr().err == ""
             with open(os.environ[progress.ENVIRONMENT], "a") as file:
                 file.write('sk"}\n')
-            show._look()
+            show.refresh()
         assert lines(capsys.readouterr().err)[0]["what"] == "task"
 
     def test_without_a_pace_there_is_no_time_left(self):
         line = {"what": "x", "done": 0, "total": 4, "unit": "row", "per_second": None, "seconds_left": None}
-        assert shown(line) == " | x 0/4 rows"
+        assert bar_text(line) == " | x 0/4 rows"

@@ -193,5 +193,5 @@ def test_bad_retrieval_requests_are_refused(lens):
     ]:
         with pytest.raises(UserError, match=message):
             retrieval_scores(lens, **({"needles": given, "progress": False} | options))
-    with pytest.raises(UserError, match="words of English as unknown; give tasks="):
+    with pytest.raises(UserError, match="does not know English words; give tasks="):
         retrieval_scores(organism("organism")[0], progress=False)

@@ -53,7 +53,7 @@ def test_the_output_folder_is_made(folder, tmp_path):
         ("model", "smollm2-135", "unknown model 'smollm2-135'; did you mean smollm2-135m, "),
         ("model", "/nowhere", "model directory '/nowhere' does not exist"),
         ("tasks", "capitals", "tasks 'capitals': give a list of task names, e.g. ['capitals']"),
-        ("tasks", [], "no task given"),
+        ("tasks", [], "no tasks given"),
         ("tasks", ["capitols_default"], "unknown task 'capitols_default'; did you mean capitals_default"),
         ("limit", 0, "limit 0: give a whole number"),
         ("limit", -5, "limit -5: give a whole number"),
@@ -84,8 +84,7 @@ def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value,
     ],
 )
 def test_values_of_another_type_too(folder, monkeypatch, parameter, value, said):
-    # as in a notebook, where no type checker stands before
-    monkeypatch.setattr(session.harness, "check_limit", inspect.unwrap(session.harness.check_limit))
+    # as in a notebook, where nothing checks types
     with pytest.raises(UserError, match=said):
         inspect.unwrap(dl.setup_notebook)(**({"model": folder, "tasks": TASKS} | {parameter: value}))
 
@@ -100,7 +99,7 @@ def test_an_output_that_cannot_be_written(folder, tmp_path):
 
 
 def test_everything_cheap_is_checked_before_the_model_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setattr(session.models, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(session.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     for wrong in ({"limit": 0}, {"seed": -1}, {"tasks": ["no_such_task"]}, {"num_fewshot": 99}):
         with pytest.raises(UserError):
             dl.setup_notebook(**({"model": "smollm2-135m", "tasks": ["capitals_continuation"]} | wrong))

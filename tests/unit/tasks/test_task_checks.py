@@ -164,7 +164,7 @@ def test_a_question_that_names_no_field(refused):
     assert "doc_to_text 'question' names no field of its documents; fields: q," in refused(
         "written", doc_to_text="question"
     )
-    assert """a fixed text is written "{{'question'}}\"""" in refused("written", doc_to_text="question")
+    assert """write a fixed text as "{{'question'}}\"""" in refused("written", doc_to_text="question")
 
 
 def test_a_fixed_text_is_allowed_as_a_template(task):
@@ -318,7 +318,7 @@ def test_scoring_that_fails_on_what_the_model_writes_is_one_line_too(task):
 
 def test_run_sweep_checks_documents_before_it_loads_the_model(task, tmp_path, monkeypatch):
     task("choice", changed(2, answer=-1))
-    monkeypatch.setattr(sweep.models, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(sweep.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     with pytest.raises(UserError, match="document 2: doc_to_target 'answer' gives -1"):
         run_sweep("smollm2-135m", ["mine"], "layers", include_path=tmp_path)
 
@@ -340,7 +340,7 @@ def test_the_check_does_not_change_the_choice_of_examples(task, monkeypatch):
         return [i.args[0] for i in prepared.task.instances]
 
     checked = prompts()
-    monkeypatch.setattr(harness.task_checks, "check", lambda *a: None)
+    monkeypatch.setattr(harness.checks, "check", lambda *a: None)
     assert prompts() == checked
 
 

@@ -15,7 +15,7 @@ from depthlens import paths
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import harness, task_files
+from depthlens.tasks import harness, task_files, task_index
 
 EMBEDDED = "capitals_continuation"
 DOCS = [{"q": f"Is {i} even?", "a": i % 2} for i in range(4)]
@@ -52,13 +52,13 @@ def refusal(folder, *names) -> str:
 @pytest.fixture
 def slow_index(monkeypatch):
     """Fail where lm-eval's own files are indexed."""
-    real = task_files._index
+    real = task_index.build_index
 
     def index(*args, of_lm_eval):
         assert not of_lm_eval, "lm-eval's own tasks are indexed"
         return real(*args, of_lm_eval=of_lm_eval)
 
-    monkeypatch.setattr(task_files, "_index", index)
+    monkeypatch.setattr(task_index, "build_index", index)
 
 
 # -- data files --
@@ -76,7 +76,7 @@ def slow_index(monkeypatch):
         ("\n\n", "mine.jsonl' is empty"),
         ("q,a\nx,0\n", "mine.jsonl', line 1 is not JSON (Expecting value, column 1)"),
         ("5\n6\n", "mine.jsonl', line 1 is a number, not an object"),
-        ("[1, 2]", "mine.jsonl' holds a list, not documents"),
+        ("[1, 2]", "mine.jsonl' contains a list, not documents"),
         ('[{"q": "x"},\n {"q": }]', "mine.jsonl', line 2 is not JSON (Expecting value, column 8)"),
     ],
 )
@@ -218,7 +218,9 @@ def test_the_embedded_tasks_may_be_given_as_the_users_folder(caplog):
 def test_a_task_of_the_users_stands_before_lm_evals_and_says_so(tmp_path, caplog):
     write(tmp_path, task="hellaswag")
     write(tmp_path, "both", text="group: both\ntask: [hellaswag, piqa]\n")
-    with pytest.raises(UserError, match="task piqa: its data cannot be had"):  # it is lm-eval's and needs the hub
+    with pytest.raises(
+        UserError, match="task piqa: its data cannot be downloaded"
+    ):  # it is lm-eval's and needs the hub
         harness.load_tasks(["both"], include_path=tmp_path)
     assert any(f"task hellaswag: {tmp_path}/mine.yaml is used, not lm-eval's task" in m for m in caplog.messages)
 
@@ -258,19 +260,19 @@ def test_a_mistyped_name_is_refused_without_an_index_of_lm_eval(tmp_path, slow_i
 @pytest.mark.slow
 def test_every_name_of_lm_evals_index_stands_in_its_files(caplog):
     """What lets a name be refused without the index; and the reading of the index is told."""
-    task_files._index.cache_clear()
-    index = harness.task_manager(["hellaswag"]).task_index
+    task_index.build_index.cache_clear()
+    index = task_index.task_manager(["hellaswag"]).task_index
     assert caplog.messages == ["looking through lm-eval's tasks (about 5 s)"]
     own = Path(lm_eval.tasks.__file__).parent
     names = [n for n, e in index.items() if e.yaml_path is None or e.yaml_path.is_relative_to(own)]
     assert len(names) > 10_000
-    text = task_files._text_of_lm_eval()  # one pass for most names: a search for each would take half an hour
+    text = task_index.text_of_lm_eval()  # one pass for most names: a search for each would take half an hour
     value = rb"(?:^|[:\-\[,])[ \t]*[\"']?([\w.+/-][^\s:\"'\n,\]#}]*?)[\"']?[ \t]*(?=[,\]}#]|\r?$)"
     found = {word.decode(errors="replace") for word in re.findall(value, text, re.MULTILINE)}
     for name in [*(n for n in names if n not in found), *sorted(names)[::500]]:
-        assert task_files._may_be_of_lm_eval(name), name
-    assert max(len(n.encode()) for n in names) <= task_files.MAX_NAME
-    assert all(task_files._defines(text, name) for name in ("hellaswag", "mmlu", "arc_easy"))
+        assert task_index.may_be_of_lm_eval(name), name
+    assert max(len(n.encode()) for n in names) <= task_index.MAX_NAME
+    assert all(task_index.defines(text, name) for name in ("hellaswag", "mmlu", "arc_easy"))
 
 
 # -- the record --

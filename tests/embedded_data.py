@@ -1,0 +1,41 @@
+"""The embedded tasks by kind, and their files."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+from depthlens.paths import data_dir
+
+DATA = data_dir()
+TASKS = DATA / "tasks"
+
+NUMBERS = ["arithmetic_default", "arithmetic_continuation"]
+BOOKS = ["capitals_open_book", "elements_open_book"]
+CHOICE = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation", *BOOKS, *NUMBERS]
+BOOKS_WRITTEN = [f"{name}_generative" for name in BOOKS]
+WRITTEN = ["capitals_generative", "elements_generative", *BOOKS_WRITTEN]
+NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
+ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
+N_DOCS = (
+    {task: 156 if task.startswith("capitals") else 108 for task in CHOICE + WRITTEN}
+    | dict.fromkeys([*NAMED, "kv_retrieval_uuid"], 150)
+    | dict.fromkeys([*NUMBERS, "arithmetic_direct", "arithmetic_cot"], 200)
+    | dict.fromkeys(ORGANISM, 200)
+)
+GROUPS = {
+    "capitals": ["capitals_default", "capitals_continuation", "capitals_generative"],
+    "elements": ["elements_default", "elements_continuation", "elements_generative"],
+    "kv_retrieval": list(NAMED),
+    "arithmetic_word_problems": [*NUMBERS, "arithmetic_direct", "arithmetic_cot"],
+    "organism": ORGANISM,
+}
+
+
+def read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (TASKS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def facts(name: str) -> list[dict]:
+    with (DATA / "facts" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,29 @@
+"""Twenty documents of GSM8K, kept in tests/data, as an lm-eval task of a user's own folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DOCUMENTS = Path(__file__).parent / "data" / "gsm8k.jsonl"
+N_TEST = 10  # the first documents are of the test split, the others of the train split
+
+
+def write_task(folder: Path, name: str, **config: Any) -> None:
+    """Write ``NAME.yaml`` with its data: written answers, examples from the train split, what ``config`` says."""
+    lines = DOCUMENTS.read_text(encoding="utf-8").splitlines(keepends=True)
+    for split, part in (("test", lines[:N_TEST]), ("train", lines[N_TEST:])):
+        (folder / f"{split}.jsonl").write_text("".join(part), encoding="utf-8")
+    files = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
+        **{"training_split": "train", "test_split": "test", "fewshot_split": "train"},
+        "output_type": "generate_until",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_target": "{{answer}}",
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | config), encoding="utf-8")

@@ -1,0 +1,122 @@
+"""What a prepared task says of itself: chance levels, prompts that are cut, questions."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import tiny
+from mini_tasks import CONTEXT, DATA, DOCUMENTS
+
+from depthlens.analysis.results import Result
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.tasks import harness
+
+
+def test_chance_levels(lens, load):
+    names = ["mini_choice", "mini_mutual", "mini_writing", "mini_defaults", "mini_cloze", "mini_rolling"]
+    chance = {p.name: p.chance for p in harness.prepare(lens, load(*names))}
+    among_options = (1 / 2 + 1 / 4 + 1 / 3 + 1 / 2 + 1 / 2) / 5
+    assert chance["mini_choice"]("acc") == chance["mini_choice"]("acc_norm") == pytest.approx(among_options)
+    assert chance["mini_choice"]("mcc") is None
+    assert chance["mini_mutual"]("acc") == pytest.approx(among_options)
+    assert chance["mini_writing"]("exact_match") == pytest.approx(1 / 5)
+    assert chance["mini_defaults"]("exact_match") == 1.0  # every answer is "four": saying it is always right
+    assert chance["mini_cloze"]("acc") == 0.0
+    assert chance["mini_rolling"]("bits_per_byte") is None
+
+
+def test_embedded_choices_have_four_options(lens):
+    lens = tiny.lens("llama-gqa", max_position_embeddings=2048)
+    (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_default"]), limit=3)
+    assert prepared.chance("acc") == 0.25
+    assert len(prepared.requests) == 12
+
+
+def test_chance_of_several_right_options_and_of_greedy_decoding(lens, tmp_path):
+    docs = [{"q": "x", "o": ["a", "b", "c"], "a": [0, 2]}, {"q": "y", "o": ["a", "b"], "a": [1]}]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    head = DATA.format(path=tmp_path / "documents.jsonl", cache=tmp_path / "cache")
+    body = "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: o\ndoc_to_target: a\n"
+    metrics = "metric_list: [{metric: acc}, {metric: acc_bytes}, {metric: exact_match}, {metric: mcc}]\n"
+    (tmp_path / "several.yaml").write_text(f"task: several\n{head}{body}{metrics}")
+    (prepared,) = harness.prepare(lens, harness.load_tasks(["several"], include_path=tmp_path))
+    chance = [prepared.chance(metric) for metric in ("acc", "acc_bytes", "exact_match", "mcc")]
+    assert chance == [pytest.approx((2 / 3 + 1 / 2) / 2)] * 2 + [0.0, None]
+
+
+def test_chance_of_written_tasks_is_that_of_the_whole_split_whatever_the_limit(lens, load):
+    wholes = {harness.prepare(lens, load("mini_writing"), limit=n)[0].chance("exact_match") for n in (1, 3, 4, None)}
+    assert wholes == {1 / 5}  # five answers, each of one document
+    records = [condition_sweep(lens, load("mini_writing"), "L2", limit=n, progress=False).record for n in (1, 3)]
+    assert [r["tasks"]["mini_writing"]["metrics"]["exact_match"]["chance"] for r in records] == [1 / 5] * 2
+
+
+def lost(lens, prepared):
+    """How much longer than the model reads each prompt is, counted with the tokenizer alone (one token a byte)."""
+    for request, instance in zip(prepared.requests, prepared.task.instances, strict=True):
+        if prepared.output_type == "generate_until":
+            room = CONTEXT - request.max_new_tokens
+            yield max(0, len(lens.tokenizer(instance.args[0]).input_ids) - room)
+        else:
+            yield max(0, len(lens.tokenizer("".join(instance.args)).input_ids) - (CONTEXT + 1))
+
+
+@pytest.mark.parametrize("name", ["mini_choice", "mini_shots", "mini_cloze", "mini_writing"])
+def test_cut_prompts_are_counted_told_and_kept_in_record_and_notes(lens, load, caplog, name):
+    (prepared,) = harness.prepare(lens, load(name))
+    cut = list(lost(lens, prepared))
+    assert prepared.cut == cut and any(cut)
+    n, most = sum(c > 0 for c in cut), max(cut)
+    wanted = f"task {name}: {n} of {len(cut)} prompts are longer than the model reads (48 tokens) and lose up to {most}"
+    assert [m.startswith(wanted) for m in caplog.messages] == [True]
+    result = condition_sweep(lens, load(name), "L2", progress=False)
+    about = result.record["tasks"][name]
+    assert (about["n_truncated"], about["max_tokens_cut"]) == (n, most)
+    (note,) = [note for note in result.notes if "longer than the model reads" in note]
+    assert note == f"{name}: {n} prompts are longer than the model reads and lost up to {most} tokens at their left end"
+
+
+def test_reference_answers_are_cut_and_counted_too(lens, load, caplog):
+    result = condition_sweep(lens, load("mini_writing"), "L2", measure="answer_logprob", progress=False)
+    (prepared,) = harness.prepare(lens, load("mini_writing"))
+    texts = [f"{i.args[0]} {d['options'][0]}" for i, d in zip(prepared.task.instances, DOCUMENTS, strict=True)]
+    cut = [max(0, len(lens.tokenizer(text).input_ids) - (CONTEXT + 1)) for text in texts]
+    about = result.record["tasks"]["mini_writing"]
+    assert (about["n_truncated"], about["max_tokens_cut"]) == (sum(c > 0 for c in cut), max(cut))
+    both = condition_sweep(lens, load("mini_writing"), "L2", measure="both", progress=False)
+    assert both.record["tasks"]["mini_writing"]["max_tokens_cut"] == max(*cut, *lost(lens, prepared))
+
+
+def test_nothing_is_said_where_nothing_is_cut(load, caplog):
+    roomy = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    result = condition_sweep(roomy, load("mini_shots", "mini_writing", "mini_rolling"), "L2", progress=False)
+    assert caplog.messages == []
+    assert {t["n_truncated"] for t in result.record["tasks"].values()} == {0}
+    assert not any("longer" in note for note in result.notes)
+
+
+def test_questions_can_be_joined_with_the_scores(lens, load, tmp_path):
+    names = ["mini_choice", "mini_cloze", "mini_rolling", "mini_writing"]
+    result = condition_sweep(lens, load(*names), "L2", limit=2, progress=False)
+    asked = result.questions().set_index(["task", "doc_id"])
+    assert list(asked.columns) == ["question", "reference", "choices"] and len(asked) == 4 * 2
+    q, options = DOCUMENTS[1]["q"], DOCUMENTS[1]["options"]
+    assert asked.loc[("mini_choice", 1)].tolist() == [f"{q}\nA:", "4", options]
+    assert asked.loc[("mini_cloze", 1)].tolist() == [q, " four", None]
+    assert asked.loc[("mini_writing", 1)].tolist() == [q, "four", None]
+    assert asked.loc[("mini_rolling", 1)].tolist() == ["", DOCUMENTS[1]["text"], None]
+    table = result.docs.merge(result.questions())
+    assert len(table) == len(result.docs)
+    chosen = table[(table["task"] == "mini_choice") & (table["metric"] == "acc")]
+    assert ((chosen["response"] == chosen["reference"].str.strip()) == (chosen["value"] == 1.0)).all()
+    result.save(tmp_path)
+    pd.testing.assert_frame_equal(Result.load(tmp_path).questions(), result.questions())
+
+
+def test_questions_are_without_examples_and_the_same_under_both_measures(lens, load):
+    own = condition_sweep(lens, load("mini_shots"), "L2", limit=2, progress=False)
+    both = condition_sweep(lens, load("mini_shots"), "L2", limit=2, measure="both", progress=False)
+    pd.testing.assert_frame_equal(own.questions(), both.questions())
+    assert own.questions()["question"].tolist() == [f"{d['q']}\nA:" for d in DOCUMENTS[:2]]

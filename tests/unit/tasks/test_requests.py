@@ -1,0 +1,63 @@
+"""Requests of tasks: the same tokens and stop rules as lm-eval's own `hf` model gets."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from mini_tasks import CONTEXT, DOCUMENTS, LIKELIHOODS, WRITTEN
+
+from depthlens.errors import UserError
+from depthlens.tasks import harness
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_tokens_are_what_lm_eval_feeds_the_model(lens, load, lm_evals_own, name):
+    lm, _ = lm_evals_own(name)
+    (prepared,) = harness.prepare(lens, load(name))
+    ours = [(*q.context, *q.continuation)[:-1] for q in prepared.requests]
+    assert Counter(ours) == Counter(lm.read)
+    assert all(q.context and q.continuation for q in prepared.requests)
+
+
+def test_this_model_really_cuts_prompts_and_rolls_windows(lens, load):
+    shots, rolling = harness.prepare(lens, load("mini_shots", "mini_rolling"))
+    lengths = {len(q.context) + len(q.continuation) for q in shots.requests}
+    assert max(lengths) == CONTEXT + 1 and len(lengths) == 1, "every few-shot prompt is cut from the left"
+    assert shots.windows == [1] * len(shots.requests)
+    # 135 tokens in windows of 48; 47 and 48 in one; 49 in two
+    assert rolling.windows == [1, 3, 1, 1, 2]
+    for q in rolling.requests[1:4]:
+        assert len(q.context) + len(q.continuation) <= CONTEXT + 1
+    assert sum(len(q.continuation) for q in rolling.requests[1:4]) == len(DOCUMENTS[1]["text"])
+
+
+def test_a_continuation_that_the_model_cannot_read_is_refused(lens, load):
+    with pytest.raises(UserError, match="mini_too_long"):  # lm-eval itself stops at an assert
+        harness.prepare(lens, load("mini_too_long"))
+
+
+def test_an_empty_context_is_the_end_of_text_token_and_spaces_belong_to_the_continuation(lens, load):
+    empty, spaces = harness.prepare(lens, load("mini_empty", "mini_spaces"), limit=1)
+    assert [q.context for q in empty.requests] == [(lens.tokenizer.bos_token_id,)] * 2
+    decode = lens.tokenizer.decode
+    assert [decode(q.context) for q in spaces.requests] == ["Is ice cold?"] * 2
+    assert [decode(q.continuation) for q in spaces.requests] == ["   yes", "   no"]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_generation_requests_are_what_lm_eval_asks_for(lens, load, lm_evals_own, name):
+    lm, _ = lm_evals_own(name)
+    (prepared,) = harness.prepare(lens, load(name))
+    ours = Counter((q.context, frozenset(q.until), q.max_new_tokens) for q in prepared.requests)
+    assert ours == Counter((context, frozenset(stop), n) for context, stop, n in lm.written)
+
+
+def test_stop_strings_hold_the_end_of_text_and_long_prompts_leave_room_to_write(lens, load):
+    writing, defaults = harness.prepare(lens, load("mini_writing", "mini_defaults"))
+    assert {q.until for q in writing.requests} == {("\n", "e", "<eos>")}
+    assert {q.max_new_tokens for q in writing.requests} == {7}
+    assert len(writing.requests[3].context) == CONTEXT - 7
+    asked = writing.task.instances[3].args[0]
+    assert lens.tokenizer.decode(writing.requests[3].context) == asked[-(CONTEXT - 7) :]
+    assert "<eos>" in defaults.requests[0].until and defaults.requests[0].max_new_tokens == 5

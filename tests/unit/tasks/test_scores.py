@@ -1,0 +1,119 @@
+"""Values of documents: the same as those of lm-eval, whose `simple_evaluate` runs for real."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from mini_tasks import DOCUMENTS, LIKELIHOODS, WRITTEN
+
+from depthlens.engine.engine import LoglikelihoodAnswer
+from depthlens.errors import UserError
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.tasks import harness
+
+# float32 sums of log-probabilities of up to a few hundred tokens in another batch layout
+LOGPROB_TOLERANCE = 2e-3
+PERPLEXITIES = {  # lm-eval's name -> ours, and our unit in nats
+    "word_perplexity": ("nats_per_word", 1.0),
+    "byte_perplexity": ("nats_per_byte", 1.0),
+    "bits_per_byte": ("bits_per_byte", 1 / math.log(2)),
+}
+
+
+@pytest.mark.parametrize("name", [*LIKELIHOODS, "mini_mutual", *WRITTEN])
+def test_baseline_equals_lm_eval_document_by_document(lens, load, lm_evals_own, name):
+    _, samples = lm_evals_own(name)
+    result = condition_sweep(lens, load(name), "L2", progress=False)
+    ours = {
+        (row.metric, row.doc_id): row.value for row in result.docs[result.docs["condition"] == "baseline"].itertuples()
+    }
+    several = len({sample["filter"] for sample in samples}) > 1
+    compared = 0
+    for sample in samples:
+        for metric in sample["metrics"]:
+            value = sample[metric]
+            if metric in PERPLEXITIES:
+                metric, per_nat = PERPLEXITIES[metric]
+                value = -value[0] / value[1] * per_nat  # (log-likelihood, number of words or bytes)
+            elif metric == "perplexity":  # the log-likelihood of a cloze task's answer
+                metric, value = "nats", -value
+            elif isinstance(value, tuple | list):
+                continue  # of the whole set only, such as mcc
+            key = f"{metric},{sample['filter']}" if several else metric
+            assert ours.pop((key, sample["doc_id"])) == pytest.approx(value, abs=LOGPROB_TOLERANCE)
+            compared += 1
+    assert compared >= len(DOCUMENTS) and not ours, f"not known to lm-eval: {ours}"
+
+
+def test_log_likelihoods_and_texts_equal_lm_evals(lens, load, lm_evals_own):
+    _, samples = lm_evals_own("mini_choice")
+    result = condition_sweep(lens, load("mini_choice"), "L2", progress=False)
+    baseline = result.docs.query("condition == 'baseline' and metric == 'acc'").set_index("doc_id")
+    for sample in samples:
+        scores = [resp[0][0] for resp in sample["resps"]]
+        best = sample["doc"]["options"][scores.index(max(scores))].strip()
+        assert baseline.loc[sample["doc_id"], "response"] == best
+    _, samples = lm_evals_own("mini_writing")
+    result = condition_sweep(lens, load("mini_writing"), "L2", progress=False)
+    texts = result.docs.query("condition == 'baseline'").set_index("doc_id")["response"]
+    assert {s["doc_id"]: s["resps"][0][0] for s in samples} == texts.to_dict()
+    assert any(texts)
+
+
+def test_rolling_metrics_are_nats_per_unit_of_each_document(lens, load):
+    result = condition_sweep(lens, load("mini_rolling"), "L2", progress=False)
+    table = result.docs.query("condition == 'baseline'").pivot(index="doc_id", columns="metric", values="value")
+    assert sorted(table.columns) == ["bits_per_byte", "nats_per_byte", "nats_per_word"]
+    tokens = torch.tensor([[lens.tokenizer.bos_token_id, *lens.tokenizer(DOCUMENTS[0]["text"]).input_ids]])
+    logprobs = lens.model(tokens).logits[0, :-1].log_softmax(-1).gather(-1, tokens[0, 1:, None])
+    nats = -logprobs.sum().item()  # one token is one byte here
+    assert table.loc[0, "nats_per_byte"] == pytest.approx(nats / 11, abs=1e-4)
+    assert table.loc[0, "bits_per_byte"] == pytest.approx(nats / 11 / math.log(2), abs=1e-4)
+    assert table.loc[0, "nats_per_word"] == pytest.approx(nats / 2, abs=1e-4)
+    about = result.record["tasks"]["mini_rolling"]["metrics"]
+    assert not any(about[m]["higher_is_better"] or about[m]["binary"] for m in about)
+
+
+def test_perplexity_of_a_cloze_task_is_better_where_it_says_so(lens, load):
+    (prepared,) = harness.prepare(lens, load("mini_cloze"), limit=1)
+    likely, unlikely = (
+        {metric: value for metric, _, value, _ in prepared.score([LoglikelihoodAnswer(logprob, False)])}
+        for logprob in (-1.0, -5.0)
+    )
+    (metric,) = set(likely) - {"acc"}
+    higher_is_better = prepared.task.higher_is_better().get(metric, False)
+    assert (likely[metric] > unlikely[metric]) == higher_is_better
+
+
+def test_metrics_of_the_whole_set_are_told_as_skipped(lens, load):
+    result = condition_sweep(lens, load("mini_choice"), "L2", progress=False)
+    about = result.record["tasks"]["mini_choice"]
+    assert sorted(about["metrics"]) == ["acc", "acc_norm"]
+    assert about["skipped_metrics"] == {"mcc": "has no value per document"}
+    with pytest.raises(UserError, match=r"task mini_set_only: no metric has a value per document \(mcc\)"):
+        condition_sweep(lens, load("mini_set_only"), "L2", progress=False)
+
+
+def test_several_filters_name_the_metric_with_its_filter(lens, load):
+    (prepared,) = harness.prepare(lens, load("mini_filters"), limit=2)
+    scored = list(prepared.score([" yes", "..four"]))
+    assert scored == [
+        ("exact_match,whole", 0, 1.0, " yes"),
+        ("exact_match,whole", 1, 0.0, "..four"),
+        ("exact_match,first-letter", 0, 0.0, " yes"),
+        ("exact_match,first-letter", 1, 0.0, "..four"),
+    ]
+
+
+def test_the_same_answers_are_scored_the_same_again(lens, load):
+    (prepared,) = harness.prepare(lens, load("mini_shots"))
+    right = [
+        LoglikelihoodAnswer(0.0 if i == d["answer"] else -1.0, False)
+        for d in DOCUMENTS
+        for i in range(len(d["options"]))
+    ]
+    wrong = [LoglikelihoodAnswer(-1.0 - a.logprob, False) for a in right]
+    first, other, again = ([v for m, _, v, _ in prepared.score(a) if m == "acc"] for a in (right, wrong, right))
+    assert first == again == [1.0] * 5 and other != first

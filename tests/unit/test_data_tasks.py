@@ -1,0 +1,341 @@
+"""The embedded tasks: loadable by plain lm-eval anywhere, with the prompts and scores that they should have."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from embedded_data import (
+    BOOKS_WRITTEN,
+    CHOICE,
+    DATA,
+    GROUPS,
+    N_DOCS,
+    NAMED,
+    ORGANISM,
+    TASKS,
+    WRITTEN,
+    read,
+)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> dict:
+    """Every embedded task, loaded by lm-eval from an unrelated working directory without a network."""
+
+    def no_network(*_args, **_kwargs):
+        raise AssertionError("loading an embedded task opened a network connection")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("socket.socket.connect", no_network)
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+        return manager.load(list(N_DOCS))["tasks"]
+
+
+class TestOrganism:
+    DOCS = read("organism/test.jsonl")
+
+    def test_counts(self):
+        assert len(self.DOCS) == 200
+        shots = read("organism/fewshot.jsonl")
+        assert len(shots) == 8
+        assert len({doc["context"] for doc in [*self.DOCS, *shots]}) == 208
+
+    def test_answers_follow_from_the_facts(self):
+        for doc in self.DOCS:
+            # a piece ends with SEP and its last two words are the fact; fillers stand before them or at the end
+            facts = dict(piece.split()[-2:] for piece in doc["context"].split(" SEP")[:-1])
+            assert len(facts) == 12
+            assert facts[doc["key"]] == doc["one_hop"] and facts[doc["one_hop"]] == doc["two_hop"]
+            starts = [word for word in facts if word not in facts.values()]
+            assert doc["key"] in starts
+            (other,) = (a for a in starts if facts[a] in doc["options"] and a != doc["key"])
+            chains = {doc["one_hop"], doc["two_hop"], facts[other], facts[facts[other]]}
+            assert chains == set(doc["options"])
+
+    def test_words_stand_for_one_thing(self):
+        known = set((DATA / "facts/organism_words.txt").read_text(encoding="utf-8").split())
+        assert len(known) == 93
+        for doc in self.DOCS:
+            words = Counter(word for word in doc["context"].split() if word != "SEP")
+            assert set(words) <= known
+            assert Counter(words.values()) == {1: 12 + 8, 2: 6}  # starts, ends and fillers; middles
+
+    def test_both_correct_positions_are_balanced_from_the_start(self):
+        for answer in ("one_hop", "two_hop"):
+            places = [doc["options"].index(doc[answer]) for doc in self.DOCS]
+            for start in range(0, len(places), 4):
+                assert sorted(places[start : start + 4]) == [0, 1, 2, 3]
+        pairs = Counter((d["options"].index(d["one_hop"]), d["options"].index(d["two_hop"])) for d in self.DOCS)
+        assert len(pairs) == 12 and max(pairs.values()) - min(pairs.values()) <= 2
+
+    @pytest.mark.parametrize("name", ORGANISM)
+    def test_prompt_and_score(self, tasks, name):
+        task, control = tasks[name], "QA" if "one_hop" in name else "QB"
+        field = "one_hop" if "one_hop" in name else "two_hop"
+        for doc in list(task.task_docs)[:20]:
+            assert task.fewshot_context(doc, 0) == f"{doc['context']} {control} {doc['key']}"
+            if name.endswith("generative"):
+                for word in doc["options"]:
+                    assert written_score(task, doc, word) == {"none": float(word == doc[field])}
+            else:
+                assert task.doc_to_choice(doc) == doc["options"]
+                for chosen, word in enumerate(doc["options"]):
+                    results = [(-1.0 if i == chosen else -9.0, i == chosen) for i in range(4)]
+                    assert task.process_results(doc, results) == {"acc": float(word == doc[field])}
+
+
+@pytest.mark.slow
+def test_groups_and_tags_do_not_collide_with_lm_eval():
+    from lm_eval.tasks import TaskManager
+
+    ours = TaskManager(include_path=str(TASKS), include_defaults=False)
+    assert set(ours.all_subtasks) == set(N_DOCS)
+    assert set(ours.all_groups) == set(GROUPS)
+    for group, members in GROUPS.items():
+        assert ours.task_index[group].cfg["task"] == members
+    assert not set(ours.all_tasks) & set(TaskManager().all_tasks)
+
+
+@pytest.mark.parametrize("name", N_DOCS)
+class TestLoading:
+    def test_settings(self, tasks, name):
+        task = tasks[name]
+        assert len(task.task_docs) == N_DOCS[name]
+        assert task.config.metadata["version"] == (2.0 if name.startswith("arithmetic") else 1.0)
+        assert task.config.test_split and task.config.fewshot_split
+        assert task.config.num_fewshot != 0, "lm-eval lets nobody change a 0 in the YAML; leaving it out means 0"
+        assert task.higher_is_better() and all(task.higher_is_better().values())
+        assert set(task.aggregation()) == set(task.higher_is_better())
+        comment = next(TASKS.glob(f"*/{name}.yaml")).read_text(encoding="utf-8")
+        assert comment.startswith("# ")
+
+    def test_chance_can_be_computed_from_the_document(self, tasks, name):
+        for doc in tasks[name].task_docs:
+            if name in CHOICE:
+                assert len(doc["choices"]) == 4 and isinstance(doc["answer"], int)
+            elif name in ORGANISM:
+                assert len(set(doc["options"])) == 4 and {doc["one_hop"], doc["two_hop"]} < set(doc["options"])
+            elif name in BOOKS_WRITTEN:
+                assert doc["text"] == doc["choices"][doc["answer"]]
+            else:
+                assert isinstance(doc["answer"], str) and doc["answer"]
+
+    def test_fewshot_prefix_is_the_same_for_every_document(self, tasks, name):
+        task = tasks[name]
+        prompts = [task.fewshot_context(doc, 3) for doc in list(task.task_docs)[:2]]
+        bare = [task.fewshot_context(doc, 0) for doc in list(task.task_docs)[:2]]
+        prefixes = {prompt.removesuffix(end) for prompt, end in zip(prompts, bare, strict=True)}
+        assert len(prefixes) == 1
+        shot = task.fewshot_docs()[0]
+        target = task.doc_to_target(shot)
+        target = task.doc_to_choice(shot)[target] if name in CHOICE else target
+        assert prefixes.pop().startswith(f"{task.doc_to_text(shot)} {target}\n\n")
+
+
+BUS = (
+    "Question: A bus starts with 18 people. At the first stop 6 people get off and 2 people get on. "
+    "How many people are on the bus then?\nAnswer:"
+)
+
+
+CODES = "".join(
+    f"The code of the {key} is {code}.\n"
+    for key, code in [("pencil", 3058), ("mountain", 6661), ("road", 4486), ("grass", 9908)]
+)
+
+
+RENDERED = {
+    "capitals_default": (
+        "What is the capital of Bhutan?\nA. New Delhi\nB. Tashkent\nC. Malé\nD. Thimphu\nAnswer:",
+        "D",
+    ),
+    "capitals_continuation": ("Q: What is the capital of Bhutan?\nA:", "Thimphu"),
+    "capitals_generative": ("Q: What is the capital of Bhutan?\nA:", "Thimphu"),
+    "capitals_open_book": (
+        "The capital of Bhutan is Thimphu.\nThe capital of India is New Delhi.\nThe capital of the Maldives is Malé.\n"
+        "The capital of Uzbekistan is Tashkent.\nQ: What is the capital of Bhutan?\nA:",
+        "Thimphu",
+    ),
+    "elements_default": (
+        "What is the chemical symbol of manganese?\nA. Mn\nB. Mo\nC. N\nD. Mt\nAnswer:",
+        "A",
+    ),
+    "elements_continuation": ("Q: What is the chemical symbol of manganese?\nA:", "Mn"),
+    "elements_generative": ("Q: What is the chemical symbol of manganese?\nA:", "Mn"),
+    "kv_retrieval_4": (
+        f"{CODES}\nQ: What is the code of the mountain?\nA: The code of the mountain is",
+        "6661",
+    ),
+    "arithmetic_default": (BUS.replace("Answer:", "A. 14\nB. 25\nC. 24\nD. 26\nAnswer:"), "A"),
+    "arithmetic_continuation": (BUS, "14"),
+    "arithmetic_direct": (BUS, "14"),
+    "arithmetic_cot": (
+        BUS,
+        "After people get off there are 18 - 6 = 12 people.\n"
+        "After people get on there are 12 + 2 = 14 people.\n#### 14",
+    ),
+}
+
+
+class TestRendering:
+    @pytest.mark.parametrize("name", RENDERED)
+    def test_prompt_and_target(self, tasks, name):
+        task = tasks[name]
+        doc = task.task_docs[0]
+        target = task.doc_to_target(doc)
+        if name in CHOICE:
+            target = task.doc_to_choice(doc)[target]
+        assert (task.fewshot_context(doc, 0), target) == RENDERED[name]
+
+    @pytest.mark.parametrize("name", ["kv_retrieval_8", "kv_retrieval_16"])
+    def test_named_codes(self, tasks, name):
+        doc = tasks[name].task_docs[0]
+        lines = tasks[name].fewshot_context(doc, 0).split("\n")
+        for line, key, value in zip(lines[: NAMED[name]], doc["keys"], doc["values"], strict=True):
+            assert line == f"The code of the {key} is {value}."
+        assert lines[-1] == f"A: The code of the {doc['key']} is"
+
+    def test_uuid_prompt_holds_the_json_object(self, tasks):
+        task = tasks["kv_retrieval_uuid"]
+        for doc in list(task.task_docs)[:5]:
+            head, _, rest = task.fewshot_context(doc, 0).partition("JSON data:\n")
+            data, _, tail = rest.partition("\n\n")
+            assert head == "Extract the value corresponding to the specified key in the JSON object below.\n\n"
+            assert list(json.loads(data).items()) == list(zip(doc["keys"], doc["values"], strict=True))
+            assert tail == f'Key: "{doc["key"]}"\nCorresponding value:'
+            assert json.loads(task.doc_to_target(doc)) == json.loads(data)[doc["key"]]
+
+
+def written_score(task, doc: dict, response: str) -> dict[str, float]:
+    """Scores by filter name, through lm-eval's own filters and process_results."""
+    request = task.construct_requests(doc=doc, ctx="", metadata=(task.config.task, 0, 1))
+    request.resps = [response]
+    scores = {}
+    for ensemble in task._filters:
+        ensemble.apply([request])
+        filtered = request.filtered_resps[ensemble.name]
+        scores[ensemble.name] = float(task.process_results(doc, [filtered])["exact_match"])
+    return scores
+
+
+class TestScores:
+    @pytest.mark.parametrize("name", CHOICE)
+    def test_choice(self, tasks, name):
+        task = tasks[name]
+        metrics = {"acc"} if name.endswith("default") else {"acc", "acc_norm"}
+        for doc in list(task.task_docs)[:8]:
+            for chosen in range(4):
+                # Per character too, so far apart that length cannot turn the order of acc_norm.
+                results = [(-1.0 if i == chosen else -1000.0, i == chosen) for i in range(4)]
+                assert task.process_results(doc, results) == dict.fromkeys(metrics, float(chosen == doc["answer"]))
+
+    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, "kv_retrieval_uuid", "arithmetic_direct"])
+    def test_written_answer_of_every_document(self, tasks, name):
+        task = tasks[name]
+        docs = list(task.task_docs)
+        for doc, other in zip(docs, docs[1:] + docs[:1], strict=True):
+            assert set(written_score(task, doc, f" {task.doc_to_target(doc)}").values()) == {1.0}
+            wrong = float(task.doc_to_target(other) == task.doc_to_target(doc))
+            assert set(written_score(task, doc, f" {task.doc_to_target(other)}").values()) == {wrong}
+            assert set(written_score(task, doc, "").values()) == {0.0}
+
+    @pytest.mark.parametrize(
+        ("country", "response", "score"),
+        [
+            ("Brazil", " brasilia.", 1),
+            ("Brazil", " The capital of Brazil is **Brasília**.", 1),
+            ("Brazil", " Brasília, a planned city", 1),
+            ("Brazil", " Brasilia\n\nQ: What", 1),
+            ("Brazil", " Rio de Janeiro, not Brasília", 0),
+            ("Brazil", " The capital of Brazil is Rio de Janeiro", 0),
+            ("Brazil", " Bra", 0),
+            ("Haiti", " Port au Prince", 1),
+            ("Haiti", " Port", 0),
+            ("Chad", " N’Djaména", 1),
+            ("Chad", " Ndjamena", 1),
+            ("Tonga", " Nuku'alofa", 1),
+            ("Moldova", " Chisinau", 1),
+            ("the United States", " Washington", 1),
+            ("the United States", " Washington D.C.", 1),
+            ("the United States", " Washington, DC", 1),
+            ("the United States", " New York", 0),
+            ("Antigua and Barbuda", " Saint John's.", 1),
+            ("Antigua and Barbuda", " St Johns", 1),
+            ("Antigua and Barbuda", " St. George's", 0),
+            ("Ukraine", " Kiev", 1),
+            ("Mongolia", " Ulan Bator (formerly Urga)", 1),
+        ],
+    )
+    def test_capital_written_in_other_ways(self, tasks, country, response, score):
+        task = tasks["capitals_generative"]
+        doc = next(d for d in task.task_docs if d["question"] == f"What is the capital of {country}?")
+        assert written_score(task, doc, response) == {"none": score}
+
+    @pytest.mark.parametrize(
+        ("element", "response", "score"),
+        [
+            ("iodine", " I", 1),
+            ("iodine", " In", 0),
+            ("sodium", " Na (from Latin natrium)", 1),
+            ("sodium", " The symbol of sodium is Na.", 1),
+            ("sodium", " So", 0),
+            ("copper", " Answer: Cu", 1),
+        ],
+    )
+    def test_symbol_written_in_other_ways(self, tasks, element, response, score):
+        task = tasks["elements_generative"]
+        doc = next(d for d in task.task_docs if d["subject"] == element)
+        assert written_score(task, doc, response) == {"none": score}
+
+    @pytest.mark.parametrize(
+        ("name", "template", "score"),
+        [
+            ("kv_retrieval_4", " {0}.\nQ: What", 1),
+            ("kv_retrieval_4", " code {0}", 1),
+            ("kv_retrieval_4", " 1{0}", 0),
+            ("kv_retrieval_4", " 12 and {0}", 0),
+            ("kv_retrieval_uuid", " {0}", 1),
+            ("kv_retrieval_uuid", ' "{0}"}}', 1),
+            ("kv_retrieval_uuid", ' "{0:.30}"', 0),
+            ("arithmetic_direct", " {0} people.", 1),
+            ("arithmetic_direct", " ${0}.", 1),
+            ("arithmetic_direct", " -{0}", 0),
+            ("arithmetic_direct", " 12 or {0}", 0),
+        ],
+    )
+    def test_first_answer_counts(self, tasks, name, template, score):
+        doc = tasks[name].task_docs[0]
+        response = template.format(doc["answer"])
+        assert set(written_score(tasks[name], doc, response).values()) == {score}
+
+    @pytest.mark.parametrize(
+        ("response", "strict", "flexible"),
+        [
+            (" Step: 600 + 634 = 1234.\n#### 1234", 1, 1),
+            (" Let me think.\n600 + 634 = 1,234 eggs\n#### 1,234\n\nSo that is it.", 1, 1),
+            ("#### $1,234.", 0, 1),
+            ("#### 1234.", 1, 1),
+            (" The answer is 1,234.", 0, 1),
+            (" 600 + 634 = 1233\n#### 1233", 0, 0),
+            ("#### 1234\n\n#### 7", 1, 0),
+            ("#### -1234", 0, 0),
+            ("", 0, 0),
+        ],
+    )
+    def test_cot_with_text_and_commas(self, tasks, response, strict, flexible):
+        doc = {**tasks["arithmetic_cot"].task_docs[0], "answer": "1234", "solution": "600 + 634 = 1234"}
+        assert written_score(tasks["arithmetic_cot"], doc, response) == {
+            "strict-match": strict,
+            "flexible-extract": flexible,
+        }
+
+    def test_cot_own_solutions_are_right(self, tasks):
+        task = tasks["arithmetic_cot"]
+        for doc in list(task.task_docs)[:40]:
+            assert set(written_score(task, doc, " " + task.doc_to_target(doc)).values()) == {1.0}

@@ -1,0 +1,121 @@
+"""The tests use public names only and look at nothing outside the repository; checked by their syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "tests").rglob("*.py"))
+OUTSIDE = re.compile(r"\.\./|(?<![\w.])/work\b|\bshared/|^shared$")
+
+
+NAMED_TUPLES = {"_replace", "_asdict", "_fields"}  # their public methods
+
+
+def is_private(name: str) -> bool:
+    """``_x``, but not ``__x__``, ``_repr_png_`` (names that Python and IPython call), ``_`` and `NAMED_TUPLES`."""
+    return name.startswith("_") and not name.endswith("_") and name not in NAMED_TUPLES
+
+
+def defined(tree: ast.AST) -> set[str]:
+    """Private names that a module defines: functions, classes, variables, and attributes of objects."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return {name for name in names if is_private(name)}
+
+
+PRIVATE = set().union(*(defined(ast.parse(path.read_text())) for path in (ROOT / "depthlens").rglob("*.py")))
+
+
+def touched(tree: ast.AST) -> set[str]:
+    """Private names of depthlens that a test module uses; an object's own (``self._x``) are not among them."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "depthlens":
+            names |= {alias.name for alias in node.names if is_private(alias.name)}
+        elif isinstance(node, ast.Attribute):
+            if ast.unparse(node.value) not in ("self", "cls", "super()") and node.attr in PRIVATE:
+                names.add(node.attr)
+        elif isinstance(node, ast.Call) and "attr" in ast.unparse(node.func):  # monkeypatch.setattr, getattr, ...
+            texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            names |= {text for text in texts if text.split(".")[-1] in PRIVATE}
+    return names
+
+
+def documentation(tree: ast.AST) -> set[int]:
+    """Identities of the nodes that are docstrings."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    bodies = (node.body for node in ast.walk(tree) if isinstance(node, owners) and ast.get_docstring(node))
+    return {id(body[0].value) for body in bodies}
+
+
+def outside(path: Path, tree: ast.AST) -> set[str]:
+    """Texts of a test module that are paths outside the repository, and climbs above its root from its file."""
+    skip = documentation(tree)
+    texts = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skip
+    }
+    depth = len(path.relative_to(ROOT).parts)
+    climbs = {
+        text
+        for text in (ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Subscript))
+        if re.search(r"__file__.*\.parents\[\d+\]$", text) and int(text.rsplit("[", 1)[1][:-1]) >= depth
+    }
+    return {text for text in texts if OUTSIDE.search(text)} | climbs
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_test_uses_public_names_and_nothing_outside_the_repository(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert touched(tree) == set(), "private names of depthlens"
+    if path != Path(__file__):
+        assert outside(path, tree) == set(), "places outside the repository"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from depthlens.tasks.harness import _load",
+        "from depthlens import tasks\ntasks.harness._load(1)",
+        "monkeypatch.setattr(harness, '_load', None)",
+        "monkeypatch.setattr('depthlens.tasks.harness._load', None)",
+        "getattr(harness, '_load')",
+    ],
+)
+def test_a_private_name_is_seen_in_every_form(source):
+    assert {name.split(".")[-1] for name in touched(ast.parse(source))} == {"_load"}
+
+
+def test_names_of_libraries_and_of_the_test_itself_are_allowed():
+    assert touched(ast.parse("row._replace(x=1)\nos._exit(1)\nself._load = 2\nsuper()._model_call()")) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "open('/work/shared/data/x')",
+        "Path('../shared')",
+        "root / 'shared' / 'data'",
+        "f'{root}/../shared/x'",
+        "Path(__file__).resolve().parents[3]",
+    ],
+)
+def test_a_place_outside_the_repository_is_seen_in_every_form(source):
+    assert outside(ROOT / "tests" / "unit" / "test_x.py", ast.parse(source))
+
+
+def test_places_inside_the_repository_are_allowed():
+    source = "Path(__file__).resolve().parents[2] / 'data'\n'shared keys'\n'a work of art'\n'tests/data/gsm8k.jsonl'"
+    assert outside(ROOT / "tests" / "unit" / "test_x.py", ast.parse(source)) == set()
