@@ -11,43 +11,6 @@ expression of a notebook cell displays its figure exactly once, in Jupyter and u
 else in a cell write ``display(figure)``.
 """
 
-from depthlens.plots.attention import attention
-from depthlens.plots.blocks import block_map, greedy_curve
-from depthlens.plots.claims import scorecard
-from depthlens.plots.comparison import loss_difference, profile_comparison, recovery_curve
-from depthlens.plots.deltas import activation_deltas, weight_deltas
-from depthlens.plots.geometry import angular_map, effect_map, influence_profile, logit_lens, predictor_scatter
-from depthlens.plots.head_lists import head_overlap, removal_curve
-from depthlens.plots.heads import head_map
-from depthlens.plots.layers import depth_profile, protocol_comparison
-from depthlens.plots.next_token import prediction
-from depthlens.plots.open_book import beyond
-from depthlens.plots.reasoning import first_mistakes, loss_shares
-from depthlens.plots.theme import Plot
+import lazy_loader
 
-__all__ = [
-    "Plot",
-    "activation_deltas",
-    "angular_map",
-    "attention",
-    "beyond",
-    "block_map",
-    "depth_profile",
-    "effect_map",
-    "first_mistakes",
-    "greedy_curve",
-    "head_map",
-    "head_overlap",
-    "influence_profile",
-    "logit_lens",
-    "loss_difference",
-    "loss_shares",
-    "prediction",
-    "predictor_scatter",
-    "profile_comparison",
-    "protocol_comparison",
-    "recovery_curve",
-    "removal_curve",
-    "scorecard",
-    "weight_deltas",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

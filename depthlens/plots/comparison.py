@@ -6,41 +6,26 @@ See `depthlens.plots` for what all figures have in common; the numbers are those
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import ticker
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from depthlens.analysis import depth, model_comparison, recovery
 from depthlens.analysis.layer_profiles import Profile, labels, profiles
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
-from depthlens.plots.heads import unit_of
-from depthlens.plots.theme import (
-    CANNOT_JUDGE,
-    DASHED,
-    DOTTED,
-    GREY,
-    INK,
-    MARKERS,
-    PALETTE,
-    WIDTH,
-    counts,
-    figure,
-    legend,
-    theme,
-)
+from depthlens.plots import panels
+from depthlens.plots.layers import CRITICAL
+from depthlens.plots.panels import ACCURACY, numbers
+from depthlens.plots.sweeps import PROVEN, model_dims, unit_of
+from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, PALETTE, SMALL, counts, figure, legend, theme
 
-PROVEN = f"proven (Holm-adjusted p < {ALPHA})"
-DASH_DOTTED = (0, (6, 2, 1, 2))
 _FAR = 3.0  # times the third largest: from here on a loss without bounds would flatten all others
 _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", recovery.TOP: "layers x to the last"}
 
@@ -63,48 +48,31 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
     """
     if not 1 <= len(results) <= len(PALETTE):
         raise UserError(f"{len(results)} results; give one to {len(PALETTE)}, one a model")
-    found = [profiles(result) for result in results]
-    tables = [depth.centre_of_mass(result, seed=seed).set_index("task") for result in results]
-    tasks = list(dict.fromkeys(p.label for each in found for p in each))
+    models = [profiles(result) for result in results]
+    centres = [depth.centre_of_mass(result, seed=seed).set_index("task") for result in results]
+    tasks = list(dict.fromkeys(p.label for model in models for p in model))
     columns = 1 if len(tasks) <= 4 else 2
-    rows = math.ceil(len(tasks) / columns)
+    n_layers = max(p.n_layers for model in models for p in model)
+    names = [model[0].model for model in models]
     with theme():
-        fig = figure(_title(found) if title is None else title, height=1.75 * rows + 1.3)
-        axes = fig.subplots(rows, columns, sharex=True, squeeze=False)
-        for ax in axes.flat[len(tasks) :]:
-            ax.set_visible(False)
-        for i, (ax, task) in enumerate(zip(axes.flat, tasks, strict=False)):
-            shown = [
-                (style, p, _losses(results[style], p), tables[style].loc[task])
-                for style, each in enumerate(found)
-                for p in each
-                if p.label == task
-            ]
-            for style, profile, losses, _ in shown:
-                _draw_losses(ax, profile, losses, style)
-            _limit(ax, pd.concat([losses for _, _, losses, _ in shown]), shown[0][1].binary, len(shown))
-            for place, (style, profile, _, centre) in enumerate(shown):
-                _draw_centre(ax, profile, centre, style, place)
-            _name(ax, task)
-            ax.set_ylabel(f"loss of\n{unit_of(results[shown[0][0]], *_key(shown[0][1]))}")
-            _layer_axis(ax, max(p.n_layers for _, p, _, _ in shown))
-            if i + columns >= len(tasks):
-                ax.set_xlabel("removed layer")
-                ax.tick_params(labelbottom=True)
-        models = [each[0].model for each in found]
-        handles: list[Any] = [
-            Line2D([], [], color=PALETTE[i], marker=MARKERS[i], ms=5, label=m) for i, m in enumerate(models)
-        ]
-        handles = handles if len(models) > 1 else []
-        handles += [
-            Line2D(
-                [], [], ls="", marker="o", ms=6, color=INK, label=f"critical layer (loss, Holm-adjusted p < {ALPHA})"
-            ),
-            Line2D([], [], color=INK, lw=1.5, marker="|", ms=9, mew=2, label="centre of mass, 95% interval"),
-            Patch(facecolor=INK, alpha=0.2, lw=0, label="95% interval"),
-        ]
-        legend(fig, handles, ncols=3)
-        _despine(fig)
+        default = f"{', '.join(names)}: loss by removed layer, n = {_n_documents(*models)} documents"
+        fig = figure(title, default, height=1.75 * -(-len(tasks) // columns) + 1.3)
+        for ax, task in zip(panels.panels(fig, len(tasks), columns, "removed layer", stacked=True), tasks, strict=True):
+            lines = [(style, p) for style, model in enumerate(models) for p in model if p.label == task]
+            losses = [_losses(results[style], p) for style, p in lines]
+            for (style, profile), table in zip(lines, losses, strict=True):
+                _draw_losses(ax, profile, table, style)
+            first_style, first = lines[0]
+            _limit(ax, pd.concat(losses), first.binary, len(lines))
+            for row, (style, profile) in enumerate(lines):
+                _draw_centre(ax, profile, centres[style].loc[task], style, 0.95 - 0.11 * row)
+            panels.panel_title(ax, task)
+            ax.set_ylabel(f"loss of\n{_unit(results[first_style], first)}")
+            panels.layer_axis(ax, n_layers)
+        keys: list[Artist] = [*panels.series_keys(names, mfc=None)] if len(names) > 1 else []
+        keys.append(panels.mark_key(CRITICAL))
+        keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="|", ms=9, mew=2))
+        legend(fig, [*keys, panels.band_key()], 3)
     return fig
 
 
@@ -122,41 +90,32 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
         UserError: see `depthlens.analysis.model_comparison.difference`.
     """
     table = model_comparison.difference(base, distilled)
-    found = profiles(base)
-    names = found[0].model, profiles(distilled)[0].model
+    tasks = profiles(base)
+    names = tasks[0].model, profiles(distilled)[0].model
+    default = f"{names[0]} minus {names[1]}: difference of the losses by removed layer"
     with theme():
-        n = counts(len(p.documents) for p in found)
-        said = f"{names[0]} minus {names[1]}: difference of the losses by removed layer, n = {n} documents"
-        fig = figure(said if title is None else title, height=1.75 * len(found) + 1.1)
-        axes = fig.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-        for ax, profile in zip(axes, found, strict=True):
+        fig = figure(title, f"{default}, n = {_n_documents(tasks)} documents", height=1.75 * len(tasks) + 1.1)
+        for ax, profile in zip(panels.panels(fig, len(tasks), 1, "removed layer", stacked=True), tasks, strict=True):
             rows = table[table["task"] == profile.label]
-            idle = bool(rows["at_chance"].iloc[0])
-            x, y, low, high = (rows[c].to_numpy(dtype=float) for c in ("layer", "difference", "ci_low", "ci_high"))
+            x, y, low, high = numbers(rows, "layer", "difference", "ci_low", "ci_high")
+            idle, proven = bool(rows["at_chance"].iloc[0]), rows["proven"].to_numpy(dtype=bool)
             colour = GREY if idle else INK
-            ax.axhline(0, color=INK, lw=0.8, zorder=1)
+            panels.level(ax, 0, "zero")
             ax.vlines(x, low, high, color=colour, lw=1, gid="interval")
-            ax.plot(x, y, "o", ms=4, color=colour, mfc="white", mew=0.9, ls="", gid="difference")
-            for sign, style in ((1, 0), (-1, 1)):
-                sure = rows["proven"].to_numpy() & (sign * y > 0)
-                dots = {"ms": 6.5, "color": PALETTE[style], "mec": "white", "mew": 0.5, "ls": ""}
-                ax.plot(x[sure], y[sure], MARKERS[style], gid="proven", **dots)
+            ax.plot(x, y, "o", ms=4, color=colour, mfc="white", mew=0.9, gid="difference")
+            for style, more in enumerate((y > 0, y < 0)):
+                panels.marks(ax, x, y, proven & more, style, "proven")
             if not profile.binary:
-                _far(ax, x, y, low, high)
+                _end_before_far(ax, x, y, low, high)
             if idle:
-                ax.text(1, 0.98, CANNOT_JUDGE, ha="right", va="top", fontsize=8, color=GREY, transform=ax.transAxes)
-            _name(ax, profile.label)
-            ax.set_ylabel(f"difference of losses\n{unit_of(base, *_key(profile))}")
-            _layer_axis(ax, profile.n_layers)
-        axes[-1].set_xlabel("removed layer")
-        solid = {"ls": "", "ms": 6.5}
-        handles = [
-            Line2D([], [], color=PALETTE[0], marker=MARKERS[0], label=f"{names[0]} loses more, {PROVEN}", **solid),
-            Line2D([], [], color=PALETTE[1], marker=MARKERS[1], label=f"{names[1]} loses more, {PROVEN}", **solid),
-            Line2D([], [], color=INK, marker="o", mfc="white", ms=4, lw=1, label="not proven; 95% interval"),
-        ]
-        legend(fig, handles, ncols=2)
-        _despine(fig)
+                panels.note(ax, 1, 0.98, CANNOT_JUDGE, ha="right", va="top", color=GREY)
+            panels.panel_title(ax, profile.label)
+            ax.set_ylabel(f"difference of losses\n{_unit(base, profile)}")
+            panels.layer_axis(ax, profile.n_layers)
+        more_labels = [f"{name} loses more (proven, {PROVEN})" for name in names]
+        keys = panels.series_keys(more_labels, ls="", ms=6, mfc=None)
+        keys.append(panels.line_key("not proven; 95% interval", marker="o", mfc="white", ms=4))
+        legend(fig, keys, 2)
     return fig
 
 
@@ -177,180 +136,134 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
         UserError: see `depthlens.analysis.recovery.transplant_recovery`; or no series of layers.
     """
     table = recovery.transplant_recovery(result, donor, seed=seed)
-    panels = [
-        (task, site, shown)
-        for task, rows in table.groupby("task", sort=False)
-        for site, part in rows.dropna(subset=["first"]).groupby("site", sort=False)
-        if (shown := list(recovery.series(part).values()))
+    groups = [
+        (str(task), str(site), series)
+        for (task, site), rows in table.dropna(subset=["first"]).groupby(["task", "site"], sort=False)
+        if (series := recovery.series(rows))
     ]
-    if not panels:
+    if not groups:
         raise UserError("no series of transplanted layers to draw; sweep bottom@donor, top@donor or layers@donor")
-    columns = min(len(panels), 2)
-    rows = math.ceil(len(panels) / columns)
+    columns = min(len(groups), 2)
     names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
-    said = f"{names[0]} with layers of {names[1]}, n = {'-'.join(map(str, sorted(set(table['n']))))} documents"
+    pairs = {label: pair for pair, label in labels(result).items()}
+    default = f"{names[0]} with layers of {names[1]}, n = {counts(table['n'])} documents"
     with theme():
-        fig = figure(said if title is None else title, height=2.5 * rows + 1.0, width=WIDTH)
-        told: set[str] = set()
-        for i, (task, site, shown) in enumerate(panels):
-            ax = fig.add_subplot(rows, columns, i + 1)
-            metric = shown[0]["metric"].iloc[0]
-            name = next(t for (t, m), label in labels(result).items() if label == task and m == metric)
-            kinds = recovery.series(pd.concat(shown).drop_duplicates("condition"))
-            told |= {name for name in _SERIES for kind in kinds if kind.endswith(name)}
-            unit = unit_of(result, names[0], name, metric)
-            for kind, part in kinds.items():
-                _draw_transplants(ax, part, kind, (0.0, 1.0) if unit == "accuracy" else (-np.inf, np.inf))
-            _draw_references(ax, shown[0].iloc[0], result.metric_info(name, metric)["chance"])
-            _name(ax, task if site == "layer" else f"{task}, {site}")
-            n_layers = result.record.get("model", {}).get("dims", {}).get("n_layers")
-            _layer_axis(ax, n_layers or int(max(part["last"].max() for part in shown)) + 1)
-            if unit != "accuracy" or i % columns == 0:
-                ax.set_ylabel(unit)
-            if unit == "accuracy":
-                ax.set_ylim(-0.02, 1.02)
-                ax.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
-            if i + columns >= len(panels):
-                ax.set_xlabel("layer x")
-            _share_axis(ax, shown[0].iloc[0])
-        legend(fig, _recovery_handles(told), ncols=3)
-        for ax in fig.axes:
-            ax.spines["top"].set_visible(False)
-            ax.spines["right"].set_visible(False)
+        fig = figure(title, default, height=2.5 * -(-len(groups) // columns) + 1.0)
+        for ax, (label, site, series) in zip(panels.panels(fig, len(groups), columns, "layer x"), groups, strict=True):
+            task, metric = pairs[label]
+            unit = unit_of(result, names[0], task, metric)
+            for kind, rows in series.items():
+                _draw_transplants(ax, rows, kind, (0.0, 1.0) if unit == ACCURACY else (-np.inf, np.inf))
+            rows = pd.concat(series.values())
+            levels = rows.iloc[0]
+            panels.level(ax, levels["base"], "base")
+            panels.level(ax, levels["donor"], "donor")
+            panels.level(ax, result.metric_info(task, metric)["chance"], "chance")
+            panels.panel_title(ax, label if site == "layer" else f"{label}, {site}")
+            n_layers = model_dims(result.record, names[0]).get("n_layers")
+            panels.layer_axis(ax, n_layers or int(rows["last"].max()) + 1)
+            panels.score_axis(ax, unit)
+            _share_axis(ax, levels)
+        legend(fig, _recovery_keys({_kind(name) for _, _, series in groups for name in series}), 3)
     return fig
 
 
-def _name(ax: Axes, text: str) -> None:
-    """The title of a panel, smaller where it is long: two panels share the width."""
-    ax.set_title(text, loc="left", fontsize=None if len(text) <= 30 else 9).set_parse_math(False)
+def _unit(result: Result, profile: Profile) -> str:
+    return unit_of(result, profile.model, profile.task, profile.metric)
+
+
+def _n_documents(*models: Sequence[Profile]) -> str:
+    return counts(len(p.documents) for model in models for p in model)
 
 
 def _beside(ax: Axes, text: str, color: str = INK) -> None:
     """A remark up the right side of a panel, where it meets neither title nor data."""
-    ax.text(1.01, 0.5, text, rotation=90, ha="left", va="center", fontsize=8, color=color, transform=ax.transAxes)
-
-
-def _key(profile: Profile) -> tuple[str, str, str]:
-    return profile.model, profile.task, profile.metric
-
-
-def _title(found: Sequence[Sequence[Profile]]) -> str:
-    models = ", ".join(each[0].model for each in found)
-    n = counts(len(p.documents) for each in found for p in each)
-    return f"{models}: loss by removed layer, n = {n} documents"
+    panels.note(ax, 1.01, 0.5, text, rotation=90, ha="left", color=color)
 
 
 def _losses(result: Result, profile: Profile) -> pd.DataFrame:
     """Loss, its interval and whether it is critical, by removed layer."""
     table = result.summary
-    keep = (table["task"] == profile.task) & (table["metric"] == profile.metric) & table["layer"].notna()
-    table = table[keep].sort_values("layer")
-    ends = np.sort(-profile.sign * table[["ci_low", "ci_high"]].to_numpy(), axis=1)
-    loss = -profile.sign * table["delta"].to_numpy()
-    least = result.metric_info(profile.task, profile.metric)["least"]
-    critical = (table["p_adjusted"] < ALPHA).to_numpy() & (loss > least) & (not profile.at_chance)
-    layer = table["layer"].to_numpy(dtype=int)
-    return pd.DataFrame({"layer": layer, "loss": loss, "low": ends[:, 0], "high": ends[:, 1], "critical": critical})
+    chosen = (table["task"] == profile.task) & (table["metric"] == profile.metric) & table["layer"].notna()
+    table = table[chosen].sort_values("layer")
+    layer, *changes, p = numbers(table, "layer", "delta", "ci_low", "ci_high", "p_adjusted")
+    loss, *ends = (-profile.sign * change for change in changes)
+    low, high = np.sort(ends, axis=0)
+    min_loss = result.metric_info(profile.task, profile.metric)["least"]
+    critical = (p < ALPHA) & (loss > min_loss) & (not profile.at_chance)
+    return pd.DataFrame({"layer": layer, "loss": loss, "low": low, "high": high, "critical": critical})
 
 
 def _draw_losses(ax: Axes, profile: Profile, losses: pd.DataFrame, style: int) -> None:
-    colour, marker = GREY if profile.at_chance else PALETTE[style], MARKERS[style]
-    x, y = losses["layer"].to_numpy(), losses["loss"].to_numpy()
-    hatch = {"hatch": "////", "facecolor": "none", "edgecolor": colour, "alpha": 0.5}
-    band = hatch if profile.at_chance else {"color": colour, "alpha": 0.16}
-    ax.fill_between(x, losses["low"], losses["high"], lw=0, **band)
-    ax.axhline(0, color=INK, lw=0.8, zorder=1)
-    ax.plot(x, y, color=colour, lw=1.2, marker=marker, ms=3, mfc="white", mew=0.8, gid="series")
-    dots = {"marker": marker, "ms": 6, "color": colour, "mec": "white", "mew": 0.5, "ls": ""}
-    ax.plot(x[losses["critical"]], y[losses["critical"]], gid="critical", **dots)
+    x, y, low, high = numbers(losses, "layer", "loss", "low", "high")
+    panels.level(ax, 0, "zero")
+    panels.curve(ax, x, y, low, high, style, idle=profile.at_chance)
+    panels.marks(ax, x, y, losses["critical"].to_numpy(), style, "critical")
 
 
 def _limit(ax: Axes, losses: pd.DataFrame, binary: bool, n_centres: int) -> None:
     """Choose the range of the axis, with room for the centres above."""
     if not binary:
-        _far(ax, *(losses[c].to_numpy(dtype=float) for c in ("layer", "loss", "low", "high")))
+        _end_before_far(ax, *numbers(losses, "layer", "loss", "low", "high"))
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom, top + (top - bottom) * 0.13 * n_centres)
 
 
-def _far(ax: Axes, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+def _end_before_far(ax: Axes, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
     """Where up to two values are far beyond all others, end the axis before them and write what they are."""
     ranked = np.sort(np.abs(y))
     far = np.abs(y) > (_FAR * ranked[-3] if len(y) > 3 else np.inf)
-    near = ~far
     if not far.any():
         return
-    bottom, top = min(0.0, low[near].min()), max(0.0, high[near].max())
+    bottom, top = min(0.0, low[~far].min()), max(0.0, high[~far].max())
     margin = 0.08 * (top - bottom)
     ax.set_ylim(bottom - margin, top + margin)
     for layer, value in zip(x[far], y[far], strict=True):
         edge, marker = (1, "^") if value > 0 else (0, "v")
         ax.plot([layer], [edge], marker, color=INK, ms=5, clip_on=False, transform=ax.get_xaxis_transform(), gid="far")
-    said = ", ".join(f"L{layer:.0f} {value:.3g}" for layer, value in zip(x[far], y[far], strict=True))
-    _beside(ax, f"beyond the axis: {said}")
+    values = ", ".join(f"L{layer:.0f} {value:.3g}" for layer, value in zip(x[far], y[far], strict=True))
+    _beside(ax, f"beyond the axis: {values}")
 
 
-def _draw_centre(ax: Axes, profile: Profile, centre: pd.Series, style: int, place: int) -> None:
+def _draw_centre(ax: Axes, profile: Profile, centre: pd.Series, style: int, height: float) -> None:
     """The centre of mass on the axis of layers, at the top of the panel; or why there is none."""
-    height = 0.95 - 0.11 * place
     if centre["unplaced"]:
-        said = CANNOT_JUDGE if profile.at_chance else f"{centre['unplaced']}: cannot judge"
-        ax.text(0.995, height, said, ha="right", va="center", fontsize=8, color=GREY, transform=ax.transAxes)
+        reason = CANNOT_JUDGE if profile.at_chance else f"{centre['unplaced']}: cannot judge"
+        panels.note(ax, 0.995, height, reason, ha="right", color=GREY)
         return
     at = centre[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float) * (profile.n_layers - 1)
-    line = {"color": PALETTE[style], "transform": ax.get_xaxis_transform()}
-    ax.plot(at[1:], [height] * 2, lw=1.5, solid_capstyle="butt", **line)
-    ax.plot(at[:1], [height], marker="|", ms=9, mew=2, gid="centre", **line)
+    look: dict[str, Any] = {"color": PALETTE[style], "transform": ax.get_xaxis_transform()}
+    ax.plot(at[1:], [height] * 2, lw=1.5, solid_capstyle="butt", **look)
+    ax.plot(at[:1], [height], marker="|", ms=9, mew=2, gid="centre", **look)
 
 
-def _draw_transplants(ax: Axes, rows: pd.DataFrame, kind: str, bounds: tuple[float, float]) -> None:
-    style = next(i for i, name in enumerate(_SERIES) if kind.endswith(name))
-    x = rows["last" if kind.endswith(recovery.BOTTOM) else "first"].to_numpy(dtype=float)
-    y, low, high = (rows[c].to_numpy(dtype=float) for c in ("value", "value_low", "value_high"))
-    colour, marker = PALETTE[style], MARKERS[style]
-    ax.fill_between(x, np.clip(low, *bounds), np.clip(high, *bounds), color=colour, alpha=0.13, lw=0)
-    ax.plot(x, y, color=colour, lw=1.2, marker=marker, ms=3, mfc="white", mew=0.8, gid=kind)
-    sure = (rows["p_adjusted"] < ALPHA).to_numpy()
-    ax.plot(x[sure], y[sure], marker, color=colour, ms=5.5, mec="white", mew=0.5, ls="", gid="proven")
+def _kind(name: str) -> str:
+    """The kind of a series of transplants, whose name begins with the site where that is not the whole layer."""
+    return next(kind for kind in _SERIES if name.endswith(kind))
 
 
-def _draw_references(ax: Axes, row: pd.Series, chance: float | None) -> None:
-    ax.axhline(row["base"], color=INK, lw=1, ls=DASHED, zorder=1.5, gid="base")
-    ax.axhline(row["donor"], color=INK, lw=1, ls=DASH_DOTTED, zorder=1.5, gid="donor")
-    if chance is not None:
-        ax.axhline(chance, color=GREY, lw=1, ls=DOTTED, zorder=1.5, gid="chance")
+def _draw_transplants(ax: Axes, rows: pd.DataFrame, name: str, bounds: tuple[float, float]) -> None:
+    kind = _kind(name)
+    style = list(_SERIES).index(kind)
+    changed = "last" if kind == recovery.BOTTOM else "first"
+    x, y, low, high, p = numbers(rows, changed, "value", "value_low", "value_high", "p_adjusted")
+    panels.curve(ax, x, y, np.clip(low, *bounds), np.clip(high, *bounds), style, gid=name)
+    panels.marks(ax, x, y, p < ALPHA, style, "proven")
 
 
-def _share_axis(ax: Axes, row: pd.Series) -> None:
+def _share_axis(ax: Axes, levels: pd.Series) -> None:
     """The share of the gap on the right, or that there is no gap to share."""
-    if row["no_gap"]:
+    if levels["no_gap"]:
         _beside(ax, "no gap: cannot judge", color=GREY)
         return
-    base, gap = row["base"], row["donor"] - row["base"]
+    base, gap = levels["base"], levels["donor"] - levels["base"]
     right = ax.secondary_yaxis("right", functions=(lambda v: (v - base) / gap, lambda s: base + s * gap))
     right.set_yticks([0, 0.5, 1])
-    right.set_ylabel("share of the gap", fontsize=8)
+    right.set_ylabel("share of the gap", fontsize=SMALL)
 
 
-def _recovery_handles(told: set[str]) -> list[Any]:
-    handles: list[Any] = [
-        Line2D([], [], color=PALETTE[i], marker=MARKERS[i], ms=5, mfc="white", label=f"{label} transplanted")
-        for i, (kind, label) in enumerate(_SERIES.items())
-        if kind in told
-    ]
-    handles.append(Line2D([], [], color=INK, ls=DASHED, lw=1, label="base"))
-    handles.append(Line2D([], [], color=INK, ls=DASH_DOTTED, lw=1, label="donor"))
-    handles.append(Line2D([], [], color=GREY, ls=DOTTED, lw=1, label="chance"))
-    handles.append(Line2D([], [], ls="", marker="o", ms=5.5, color=INK, label=f"not the base: {PROVEN}"))
-    handles.append(Patch(facecolor=INK, alpha=0.2, lw=0, label="95% interval"))
-    return handles
-
-
-def _layer_axis(ax: Axes, n_layers: int) -> None:
-    ax.set_xlim(-0.7, n_layers - 0.3)
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12 if ax.get_gridspec().ncols == 1 else 7))
-
-
-def _despine(fig: Figure) -> None:
-    for ax in fig.axes:
-        ax.spines[["top", "right"]].set_visible(False)
+def _recovery_keys(kinds: set[str]) -> list[Artist]:
+    series = panels.series_keys(f"{label} transplanted" for label in _SERIES.values())
+    keys: list[Artist] = [key for kind, key in zip(_SERIES, series, strict=True) if kind in kinds]
+    keys += [panels.level_key(kind) for kind in ("base", "donor", "chance")]
+    return [*keys, panels.mark_key(f"differs from the base ({PROVEN})"), panels.band_key()]

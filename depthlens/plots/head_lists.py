@@ -5,7 +5,6 @@ See `depthlens.plots` for what all figures have in common, `depthlens.experiment
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,27 +12,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.removal_curve import RemovalCurve, overlap
 from depthlens.errors import UserError
-from depthlens.plots.heads import unit_of
+from depthlens.plots import panels
+from depthlens.plots.panels import numbers
+from depthlens.plots.sweeps import unit_of
 from depthlens.plots.theme import (
     CANNOT_JUDGE,
     DASHED,
-    DOTTED,
     GREY,
     INK,
-    MARKERS,
+    PALE,
     PALETTE,
+    SMALL,
     WIDTH,
     counts,
     figure,
@@ -42,10 +41,10 @@ from depthlens.plots.theme import (
 )
 
 OUTSIDE = "worse than every random draw"
-_NAMED = 10  # heads of each list, and all that are on both
+MAX_NAMED = 10  # heads of each list; all that are on both are named, too
 
 
-def removal_curve(curve: Any, *, title: str | None = None) -> Figure:
+def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Figure:
     """Score by number of removed heads: one panel a task, one line a list, against random heads of the same layers.
 
     The shaded range holds all random draws of a list, the thin line is their mean. Markers are filled where the list is
@@ -53,110 +52,90 @@ def removal_curve(curve: Any, *, title: str | None = None) -> Figure:
     intervals of the score itself.
 
     Args:
-        curve: A `depthlens.analysis.removal_curve.RemovalCurve`.
+        curve: From `depthlens.removal_curve`.
         title: Above the figure; by default the model and the numbers of draws and documents.
 
     Raises:
         UserError: more lists than can be told apart.
     """
     arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "curve")
-    tests, lists = curve.tests, list(dict.fromkeys(curve.points["list"]))
+    lists = list(dict.fromkeys(curve.points["list"]))
     if len(lists) > len(PALETTE):
         raise UserError(f"{len(lists)} lists; a panel shows up to {len(PALETTE)}, draw fewer: {', '.join(lists)}")
-    bases = {(row.task, row.metric): row for row in curve.result.baselines.itertuples()}
+    bases = curve.result.baselines.to_dict("records")
     columns = min(len(bases), 3) if len(bases) != 4 else 2
-    rows = math.ceil(len(bases) / columns)
+    rows = -(-len(bases) // columns)
     width = WIDTH if columns > 1 else 0.75 * WIDTH
     with theme():
-        fig = figure(_title(curve) if title is None else title, height=2.6 * rows + 1.1, width=width)
-        for i, (key, base) in enumerate(bases.items()):
-            ax = fig.add_subplot(rows, columns, i + 1)
-            unit = unit_of(curve.result, base.model, *key)
+        fig = figure(title, _title(curve), height=2.6 * rows + 1.1, width=width)
+        axes = panels.panels(fig, len(bases), columns, "heads removed together")
+        for ax, base in zip(axes, bases, strict=True):
+            points, bands, tests = (_of_task(t, base) for t in (curve.points, curve.band, curve.tests))
             for style, name in enumerate(lists):
-                where = {"list": name, "task": key[0], "metric": key[1]}
-                points, band, test = (_rows(table, where) for table in (curve.points, curve.band, tests))
-                _draw_list(ax, points, band, test.iloc[0], style, (style - (len(lists) - 1) / 2) * 0.08)
-            _draw_levels(ax, base, unit)
-            said = _verdict(_rows(tests, {"task": key[0], "metric": key[1]}), round(15 * (width / columns - 0.5)))
-            ax.text(0, 1.02, said, fontsize=8, va="bottom", transform=ax.transAxes, parse_math=False)
-            ax.set_title(base.task, loc="left", pad=11 * (said.count("\n") + 1) + 5).set_parse_math(False)
-            if i + columns >= len(bases):
-                ax.set_xlabel("heads removed together")
-            if unit != "accuracy" or i % columns == 0:
-                ax.set_ylabel(unit)
-        legend(fig, _handles(curve, lists), ncols=3 if width == WIDTH else 2)
-        for ax in fig.axes:
-            ax.spines[["top", "right"]].set_visible(False)
+                aside = (style - (len(lists) - 1) / 2) * 0.08  # so that lists do not hide each other's bars
+                drawn, band, test = (table[table["list"] == name] for table in (points, bands, tests))
+                _draw_list(ax, drawn, band, test.iloc[0], style, aside)
+            panels.level(ax, base["baseline"], "baseline")
+            panels.level(ax, base["chance"], "chance")
+            panels.score_axis(ax, unit_of(curve.result, base["model"], base["task"], base["metric"]))
+            panels.whole_numbers(ax.xaxis, 9)
+            verdict = _verdict(tests, round(15 * (width / columns - 0.5)))
+            panels.note(ax, 0, 1.02, verdict, va="bottom")
+            panels.panel_title(ax, base["task"], pad=11 * (verdict.count("\n") + 1) + 5)
+        legend(fig, _keys(curve, lists), 3 if width == WIDTH else 2)
     return fig
 
 
-def _rows(table: pd.DataFrame, where: dict[str, str]) -> pd.DataFrame:
-    return table[(table[list(where)] == pd.Series(where)).all(axis=1)]
+def _of_task(table: pd.DataFrame, base: dict[Any, Any]) -> pd.DataFrame:
+    return table[(table["task"] == base["task"]) & (table["metric"] == base["metric"])]
 
 
-def _title(curve: Any) -> str:
+def _title(curve: RemovalCurve) -> str:
     models = ", ".join(curve.result.docs["model"].unique())
     count = counts(curve.result.baselines["n"])
     draws = int(curve.band["n_draws"].min())
     return f"{models}: first k heads of a list removed, {draws} random draws, n = {count} documents"
 
 
-def _draw_list(ax: Axes, points: pd.DataFrame, band: pd.DataFrame, test: Any, style: int, aside: float) -> None:
-    """One list and its random heads; bars stand a little aside, so that lists do not hide each other."""
-    colour, marker = GREY if test.at_chance else PALETTE[style], MARKERS[style]
-    k = points["k"].to_numpy(dtype=float)
-    value, low, high = (points[c].to_numpy(dtype=float) for c in ("value", "ci_low", "ci_high"))
-    hatch = {"facecolor": "none", "edgecolor": colour, "hatch": "////", "alpha": 0.5}
-    look = hatch if test.at_chance else {"color": colour, "alpha": 0.16}
-    ax.fill_between(band["k"], band["low"], band["high"], lw=0, gid="band", **look)
-    ax.plot(band["k"], band["mean"], color=colour, lw=0.7, alpha=0.8, gid="random")
+def _draw_list(ax: Axes, points: pd.DataFrame, bands: pd.DataFrame, test: pd.Series, style: int, aside: float) -> None:
+    """One list, drawn ``aside`` of the whole numbers, and its random heads."""
+    colour = panels.colour_of(style, test["at_chance"])
+    k, value, low, high = numbers(points, "k", "value", "ci_low", "ci_high")
+    drawn, lowest, highest, mean = numbers(bands, "k", "low", "high", "mean")
+    panels.band(ax, drawn, lowest, highest, style, test["at_chance"], gid="band")
+    ax.plot(drawn, mean, color=colour, lw=0.7, alpha=0.8, gid="random")
     ax.vlines(k + aside, low, high, color=colour, lw=0.8)
-    ax.plot(k + aside, value, color=colour, lw=1.4, marker=marker, ms=4.5, mfc="white", mew=0.9, gid="list")
-    edges = band.set_index("k").reindex(points["k"])
-    outside = (value < edges["low"]) if test.higher_is_better else (value > edges["high"])
-    if (outside := outside.to_numpy()).any() and not test.at_chance:
-        ax.plot(k[outside] + aside, value[outside], marker, color=colour, ms=5, mew=0.9, gid="outside")
-
-
-def _draw_levels(ax: Axes, base: Any, unit: str) -> None:
-    ax.axhline(base.baseline, color=INK, lw=1, ls=DASHED, zorder=1.5, gid="baseline")
-    if math.isfinite(base.chance):
-        ax.axhline(base.chance, color=GREY, lw=1, ls=DOTTED, zorder=1.5, gid="chance")
-    if unit == "accuracy":
-        ax.set_ylim(-0.02, 1.02)
-        ax.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=9))
+    ax.plot(k + aside, value, color=colour, marker=panels.MARKERS[style], gid="list", **panels.LINE)
+    lowest, highest = numbers(bands.set_index("k").reindex(points["k"]), "low", "high")
+    outside = (value < lowest) if test["higher_is_better"] else (value > highest)
+    if not test["at_chance"]:
+        panels.marks(ax, k + aside, value, outside, style, "outside")
 
 
 def _verdict(tests: pd.DataFrame, width: int) -> str:
     if tests["at_chance"].all():
         return CANNOT_JUDGE
-    found = ", ".join(f"{row.list} p = {row.p_value:.2g}".replace(" ", "\xa0") for row in tests.itertuples())
-    return textwrap.fill(f"against random: {found}", width).replace("\xa0", " ")
+    p_values = (f"{name} p = {p:.2g}".replace(" ", "\xa0") for name, p in tests[["list", "p_value"]].to_numpy())
+    return textwrap.fill(f"against random: {', '.join(p_values)}", width).replace("\xa0", " ")
 
 
-def _handles(curve: Any, lists: Sequence[str]) -> list[Artist]:
-    handles: list[Artist] = [
-        Line2D([], [], color=PALETTE[i], marker=MARKERS[i], ms=4.5, mfc="white", label=f"{name}, with 95% interval")
-        for i, name in enumerate(lists)
-    ]
-    handles.append(Line2D([], [], ls="", marker="o", ms=5, color=INK, label=OUTSIDE))
-    handles.append(Patch(fc=INK, alpha=0.2, lw=0, label="random heads of the same layers: all draws"))
-    handles.append(Line2D([], [], color=INK, lw=0.7, label="their mean"))
-    handles.append(Line2D([], [], color=INK, lw=1, ls=DASHED, label="baseline"))
+def _keys(curve: RemovalCurve, lists: Sequence[str]) -> list[Artist]:
+    keys: list[Artist] = [*panels.series_keys(f"{name}, with 95% interval" for name in lists)]
+    keys.append(panels.mark_key(OUTSIDE))
+    keys.append(panels.band_key("random heads of the same layers: all draws"))
+    keys.append(panels.line_key("mean of these draws", lw=0.7))
+    keys.append(panels.level_key("baseline"))
     if np.isfinite(curve.result.baselines["chance"]).any():
-        handles.append(Line2D([], [], color=GREY, lw=1, ls=DOTTED, label="chance"))
-    return handles
+        keys.append(panels.level_key("chance"))
+    return keys
 
 
 def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Figure:
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
-    Named are the first ten of each list, and in bold those on both.
-
-    The p-value is the probability that two random lists of k heads share at least as many
-    (`depthlens.analysis.removal_curve.overlap`). Dashed lines lie between the last head on a list and the first that
-    is not.
+    The first ten heads of each list are named, and in bold those on both. Dashed lines separate the heads on a list
+    from the others. The p-value is the probability that two random lists of k heads share at least as many
+    (`depthlens.analysis.removal_curve.overlap`).
 
     Args:
         a: Scores for the x axis.
@@ -167,82 +146,103 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     Raises:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
     """
-    from depthlens.analysis.removal_curve import overlap
-
     if a.values.shape != b.values.shape:
         raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
-    both = np.isfinite(a.values) & np.isfinite(b.values)
-    n = int(both.sum())
+    scored = np.isfinite(a.values) & np.isfinite(b.values)
+    n = int(scored.sum())
     if not (type(k) is int and 1 <= k < n):
         raise UserError(f"k {k!r}: {n} heads have both scores; give a whole number from 1 to {max(n - 1, 1)}")
-    a, b = (replace(s, values=np.where(both, s.values, np.nan)) for s in (a, b))
+    a, b = (replace(s, values=np.where(scored, s.values, np.nan)) for s in (a, b))
     tops = a.top(k), b.top(k)
-    found = overlap(*tops, n)
-    model = a.record.get("model", {}).get("name", "")
-    said = f"{found.n} of the top {k} heads are on both lists; {found.expected:.2g} expected by chance"
-    said = f"{model}: {said}, hypergeometric p = {found.p_value:.2g} ({n} heads)".removeprefix(": ")
     shared = set(tops[0]) & set(tops[1])
-    kinds = [
-        (f"top {k}: {a.name}", set(tops[0]) - shared, PALETTE[0], "o", "top"),
-        (f"top {k}: {b.name}", set(tops[1]) - shared, PALETTE[1], "s", "top"),
-        ("on both lists", shared, INK, "D", "both"),
-    ]
+    listed = sorted({*tops[0], *tops[1]})
+    others = scored.copy()
+    others[tuple(np.transpose(listed))] = False
     with theme():
-        fig = figure(said if title is None else title, height=5.2)
+        fig = figure(title, _overlap_title(a, tops, n), height=5.2)
         ax = fig.subplots()
-        others = both.copy()
-        others[tuple(zip(*tops[0], *tops[1], strict=True))] = False
-        small = {"ms": 3, "color": "#B0B0B0", "mew": 0, "label": "other heads"}
-        ax.plot(a.values[others], b.values[others], "o", gid="others", **small)
-        large = {"ms": 6, "mec": "white", "mew": 0.5}
-        for label, heads, colour, marker, gid in kinds:
+        ax.plot(a.values[others], b.values[others], "o", ms=3, color=PALE, mew=0, label="other heads", gid="others")
+        for label, heads, colour, marker, gid in (
+            (f"top {k}: {a.name}", set(tops[0]) - shared, PALETTE[0], "o", "top"),
+            (f"top {k}: {b.name}", set(tops[1]) - shared, PALETTE[1], "s", "top"),
+            ("on both lists", shared, INK, "D", "both"),
+        ):
             x, y = ([s.values[head] for head in sorted(heads)] for s in (a, b))
-            ax.plot(x, y, marker, color=colour, label=label, gid=gid, **large)
+            ax.plot(x, y, marker, color=colour, ms=6, mec="white", mew=0.5, label=label, gid=gid)
         for s, line in ((a, ax.axvline), (b, ax.axhline)):
-            ranked = np.sort(s.values[both])[::-1]
+            ranked = np.sort(s.values[scored])[::-1]
             line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=DASHED, zorder=1, gid="cut")
         ax.margins(0.08)
-        for s, name in ((a, ax.set_xlabel), (b, ax.set_ylabel)):
-            name(s.name + (f" ({s.unit})" if s.unit else ""))
-        legend(fig, ax.get_legend_handles_labels()[0], ncols=2)
-        ax.spines[["top", "right"]].set_visible(False)
+        ax.set(**{f"{axis}label": s.name + (f" ({s.unit})" if s.unit else "") for axis, s in (("x", a), ("y", b))})
+        legend(fig, ax.get_legend_handles_labels()[0], 2)
         fig.draw_without_rendering()  # lays the figure out, so that names can be put where there is room
-        dots = {head: (float(a.values[head]), float(b.values[head])) for head in sorted({*tops[0], *tops[1]})}
-        _name_dots(ax, dots, {*tops[0][:_NAMED], *tops[1][:_NAMED], *shared}, shared)
+        places = {head: (float(a.values[head]), float(b.values[head])) for head in listed}
+        _name_dots(ax, places, {*tops[0][:MAX_NAMED], *tops[1][:MAX_NAMED], *shared}, shared, fig.dpi)
     return fig
 
 
-def _name_dots(ax: Axes, dots: dict[Head, tuple[float, float]], named: set[Head], bold: set[Head]) -> None:
+def _overlap_title(a: HeadScores, tops: tuple[list[Head], list[Head]], n: int) -> str:
+    common = overlap(*tops, n)
+    model = a.record.get("model", {}).get("name", "")
+    counted = f"{common.n} of the top {len(tops[0])} heads are on both lists; {common.expected:.2g} expected by chance"
+    return f"{model}: {counted}, hypergeometric p = {common.p_value:.2g} ({n} heads)".removeprefix(": ")
+
+
+def _name_dots(
+    ax: Axes, places: dict[Head, tuple[float, float]], named: set[Head], bold: set[Head], dpi: int | float
+) -> None:
     """Name dots at the nearest free place, outermost first, with a line where that is not next to it."""
-    point = ax.get_figure().dpi / 72
+    point = dpi / 72
     frame = ax.get_window_extent()
-    at = {head: ax.transData.transform(place) / point for head, place in dots.items()}
     low, high = np.array([frame.x0, frame.y0]) / point, np.array([frame.x1, frame.y1]) / point
+    at = {head: ax.transData.transform(place) / point for head, place in places.items()}
     taken = [np.array([*(xy - 4), *(xy + 4)]) for xy in at.values()]  # boxes: left, bottom, right, top
     middle = np.mean(list(at.values()), axis=0)
     for head in sorted(named, key=lambda h: -float(np.linalg.norm(at[h] - middle))):
-        name, xy = f"L{head[0]}H{head[1]}", at[head]
-        size = np.array([5.6 * len(name) + 2, 10.0])
-        boxes = []
-        for distance in (5, 12, 20, 30, 42, 56, 72, 90):
-            for turn in np.arange(16) * np.pi / 8:
-                way = np.array([np.cos(turn), np.sin(turn)])
-                centre = xy + way * distance + way * size / 2
-                box = np.array([*(centre - size / 2), *(centre + size / 2)])
-                if (box[:2] >= low).all() and (box[2:] <= high).all():
-                    crossed = sum(_overlaps(box, other) for other in taken)
-                    boxes.append((crossed, distance, tuple(box)))
-            if boxes and min(boxes)[0] == 0:
-                break
-        _, distance, box = min(boxes, key=lambda b: b[:2])
-        taken.append(np.array(box))
-        middle_of_box = (np.array(box[:2]) + np.array(box[2:])) / 2
-        style = {"fontsize": 8, "ha": "center", "va": "center", "fontweight": "bold" if head in bold else "normal"}
+        name = f"L{head[0]}.H{head[1]}"
+        distance, box = _free_box(at[head], np.array([5.4 * len(name) + 2, 10.0]), low, high, taken)
+        taken.append(box)
         line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 3} if distance > 5 else None
-        offset = {"xytext": middle_of_box - xy, "textcoords": "offset points"}
-        text = ax.annotate(name, dots[head], **offset, arrowprops=line, gid="name", **style)
+        text = ax.annotate(
+            name,
+            places[head],
+            xytext=tuple((box[:2] + box[2:]) / 2 - at[head]),
+            textcoords="offset points",
+            arrowprops=line,
+            fontsize=SMALL,
+            ha="center",
+            va="center",
+            fontweight="bold" if head in bold else "normal",
+            gid="name",
+        )
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
-def _overlaps(one: np.ndarray, other: np.ndarray) -> bool:
-    return bool((one[:2] < other[2:]).all() and (other[:2] < one[2:]).all())
+def _free_box(
+    dot: np.ndarray, size: np.ndarray, low: np.ndarray, high: np.ndarray, taken: Sequence[np.ndarray]
+) -> tuple[int, np.ndarray]:
+    """The nearest box of a size around a dot that crosses the fewest others, and its distance.
+
+    Args:
+        dot: Its place. Shape [2].
+        size: Width and height. Shape [2].
+        low: Lower left corner of the panel. Shape [2].
+        high: Upper right corner. Shape [2].
+        taken: Boxes in use: left, bottom, right, top. Each of shape [4].
+    """
+    boxes: list[tuple[int, int, np.ndarray]] = []
+    for distance in (5, 12, 20, 30, 42, 56, 72, 90):
+        for turn in np.arange(16) * np.pi / 8:
+            way = np.array([np.cos(turn), np.sin(turn)])
+            centre = dot + way * distance + way * size / 2
+            box = np.array([*(centre - size / 2), *(centre + size / 2)])
+            if (box[:2] >= low).all() and (box[2:] <= high).all():
+                boxes.append((sum(_overlaps(box, other) for other in taken), distance, box))
+        if any(crossed == 0 for crossed, *_ in boxes):
+            break
+    _, distance, box = min(boxes, key=lambda place: place[:2])
+    return distance, box
+
+
+def _overlaps(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool((a[:2] < b[2:]).all() and (b[:2] < a[2:]).all())

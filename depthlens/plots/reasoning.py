@@ -1,31 +1,33 @@
-"""Figures of reasoning in depth: where each task's losses lie, and what goes wrong first in written solutions.
+"""Figures of reasoning in depth: where in depth each task's losses are, and what goes wrong first in solutions.
 
 See `depthlens.plots` for what all figures have in common.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from matplotlib import ticker
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from depthlens.analysis import depth, solution_errors
 from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.plots.theme import EMPTY, INK, PALETTE, WIDTH, counts, figure, legend, theme
+from depthlens.plots import panels
+from depthlens.plots.theme import EMPTY, INK, PALETTE, counts, figure, legend, theme
 
 _CAP = 3  # times an even share: where the colours end, since one early layer can hold nearly everything
+_THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
 
 
 def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> Figure:
-    """Where the losses lie: one row a task and metric, one column a removed layer, each row adding up to one.
+    """Where in depth the losses are: one row a task and metric, one column a removed layer; each row adds up to one.
 
     Colour is the share of the row's summed loss (red; blue where a removal helps), the diamond its centre of mass with
-    a 95% interval. Shares make metrics of any unit comparable: how much is lost in all, they do not show.
+    a 95% interval. Shares make metrics of any unit comparable. They do not show how much is lost in all.
 
     Args:
         result: A layer sweep.
@@ -35,53 +37,35 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> F
     Raises:
         UserError: the result has no single-layer conditions.
     """
-    found, centres = profiles(result), depth.centre_of_mass(result, seed=seed)
-    n_layers, n = found[0].n_layers, counts(len(p.documents) for p in found)
-    grid = np.full((len(found), n_layers), np.nan)
-    for row, profile in enumerate(found):
+    rows, centres = profiles(result), depth.centre_of_mass(result, seed=seed)
+    n_layers, n = rows[0].n_layers, counts(len(p.documents) for p in rows)
+    grid = np.full((len(rows), n_layers), np.nan)
+    for row, profile in enumerate(rows):
         if not profile.unplaced:
             grid[row, profile.layers] = profile.loss.mean(0) / profile.loss.mean(0).sum()
-    named = f"{found[0].model}: share of each row's losses, n = {n} documents"
     with theme():
-        fig = figure(named if title is None else title, height=0.4 * len(found) + 1.6)
+        default = f"{rows[0].model}: share of each row's losses, n = {n} documents"
+        fig = figure(title, default, height=0.4 * len(rows) + 1.6)
         ax = fig.subplots()
-        ax.set_facecolor(EMPTY)
-        x, y = np.arange(n_layers + 1) - 0.5, np.arange(len(found) + 1) - 0.5
-        colours = {
-            "cmap": "RdBu_r",
-            "vmin": -_CAP / n_layers,
-            "vmax": _CAP / n_layers,
-            "edgecolors": "white",
-            "linewidth": 0.5,
-        }
-        mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(grid), gid="shares", **colours)
-        for row, (profile, centre) in enumerate(zip(found, centres.itertuples(), strict=True)):
+        limit = _CAP / n_layers
+        mesh = panels.cells(ax, grid, (-limit, limit), cmap="RdBu_r", gid="shares")
+        places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
+        for row, (profile, (centre, *interval)) in enumerate(zip(rows, places, strict=True)):
             if profile.unplaced:
-                text = f"{profile.unplaced}: cannot judge"
-                hatch = {"hatch": "////", "fc": "none", "ec": "#A0A0A0", "lw": 0}
-                ax.add_patch(Rectangle((-0.5, row - 0.5), n_layers, 1, **hatch))
-                box = {"fc": "white", "ec": "none", "pad": 1.5}
-                ax.text(n_layers / 2 - 0.5, row, text, ha="center", va="center", fontsize=8, bbox=box)
+                panels.hatch(ax, row - 0.5, 1, n_layers, f"{profile.unplaced}: cannot judge")
                 continue
-            at = [v * (n_layers - 1) for v in (centre.centre, centre.ci_low, centre.ci_high)]
             for width, colour in ((3.5, "white"), (1.5, INK)):  # the line stands out from any cell
-                ax.plot(at[1:], [row, row], color=colour, lw=width, solid_capstyle="butt")
-            ax.plot(at[0], row, "D", color=INK, mec="white", ms=6, gid="centre")
+                ax.plot(interval, [row, row], color=colour, lw=width, solid_capstyle="butt")
+            ax.plot(centre, row, "D", color=INK, mec="white", ms=6, gid="centre")
         for third in (1, 2):
-            ax.axvline(np.ceil(third * n_layers / 3) - 0.5, color=INK, lw=0.8, ls=(0, (2, 2)))
-        ax.set_yticks(range(len(found)), [p.label.replace(" ", "\n", 1) for p in found])
-        ax.set(xlabel="removed layer", xlim=(x[0], x[-1]), ylim=(y[-1], y[0]))
-        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12))
-        ax.tick_params(length=0)
-        place = {"orientation": "horizontal", "aspect": 45, "fraction": 0.06, "pad": 0.02, "extend": "both"}
-        bar = fig.colorbar(mesh, ax=ax, label="share of the row's summed loss", **place)
-        bar.outline.set_visible(False)
-        marks = [Line2D([], [], color=INK, lw=0.8, ls=(0, (2, 2)), label="thirds of the depth")]
-        if not all(p.unplaced for p in found):
-            marks += [Line2D([], [], color=INK, marker="D", mec="white", ms=6, label="centre of mass, 95% interval")]
-        legend(fig, marks)
-        for side in ax.spines.values():
-            side.set_visible(False)
+            ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
+        panels.name_rows(ax, [p.label.replace(" ", "\n", 1) for p in rows])
+        ax.set_xlabel("removed layer")
+        panels.colour_bar(mesh, ax, "share of the row's summed loss", extend="both")
+        keys = [panels.line_key("thirds of the depth", **_THIRDS)]
+        if not all(p.unplaced for p in rows):
+            keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="D", mec="white", ms=6))
+        legend(fig, keys)
     return fig
 
 
@@ -101,20 +85,18 @@ def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Figure:
         raise UserError(f"the whole model solves none of {n} problems, so that no layer's removal can break any")
     if shares.empty:
         raise UserError("no condition removes a single layer; give the result of a layer sweep")
-    named = f"First mistake without one layer, in the {n_solved} of {n} problems that the whole model solves"
+    default = f"First mistake without one layer, in the {n_solved} of {n} problems that the whole model solves"
     with theme():
-        fig = figure(named if title is None else title, height=3.0, width=WIDTH)
+        fig = figure(title, default, height=3.0)
         ax = fig.subplots()
         floor = np.zeros(len(shares))
-        handles = []
+        keys = []
         for kind, colour in zip((solution_errors.RIGHT, *solution_errors.MISTAKES), (EMPTY, *PALETTE), strict=True):
             ax.bar(shares.index, shares[kind], 0.92, bottom=floor, color=colour, lw=0)
-            handles.append(Patch(facecolor=colour, label="still right" if kind == solution_errors.RIGHT else kind))
+            keys.append(Patch(facecolor=colour, label="still right" if kind == solution_errors.RIGHT else kind))
             floor += shares[kind].to_numpy()
         ax.set(xlabel="removed layer", ylabel="share of these problems", ylim=(0, 1))
         ax.set_xlim(shares.index.min() - 0.6, shares.index.max() + 0.6)
-        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12))
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-        legend(fig, handles, ncols=5)
+        panels.whole_numbers(ax.xaxis)
+        legend(fig, keys, 5)
     return fig

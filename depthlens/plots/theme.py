@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -25,10 +24,12 @@ from scipy.optimize import isotonic_regression
 PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73")  # lightness 46, 71, 0, 58 of 100
 MARKERS = ("o", "s", "^", "D")
 INK, GREY = "#262626", "#767676"  # the grey keeps 4.5:1 on white, the least that small text needs
+PALE = "#B0B0B0"  # what must not draw attention: hatching, dots of other heads
 EMPTY = "#E8E8E8"  # a cell without a number
 SCORES = "mako_r"  # numbers from 0 up: perceptually uniform, light to dark, so that it also prints in grey
 WIDTH = 7.0  # inches: both columns of a page
-DASHED, DOTTED = (0, (5, 3)), (0, (1, 2))
+SMALL = 8  # points: no text is smaller
+DASHED, DOTTED, DASH_DOTTED = (0, (5, 3)), (0, (1, 2)), (0, (6, 2, 1, 2))
 CANNOT_JUDGE = "at chance: cannot judge"
 
 
@@ -44,40 +45,35 @@ class Plot(Figure):
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Seaborn's ticks theme with text of 8 to 9 pt, for everything drawn inside."""
+    """Seaborn's ticks theme with text of 8 to 9 pt and two spines, for everything drawn inside."""
     look = {"font.family": "DejaVu Sans", "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "text.usetex": False}
-    sizes = {f"{part}size": 8 for part in ("xtick.label", "ytick.label", "legend.font")}
+    look |= {"axes.spines.top": False, "axes.spines.right": False}
+    sizes = {f"{part}size": SMALL for part in ("xtick.label", "ytick.label", "legend.font")}
     sizes |= {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9}
     with sns.axes_style("ticks", rc=look), sns.plotting_context("paper", rc=sizes):
         yield
 
 
-def figure(title: str, *, height: float, width: float = WIDTH) -> Plot:
-    """An empty figure (sizes in inches) with a title that is wrapped to its width."""
+def figure(title: str | None, default: str, *, height: float, width: float = WIDTH) -> Plot:
+    """An empty figure (sizes in inches) with a title, or the default one for None, that is wrapped to its width."""
     fig = Plot(figsize=(round(width, 2), round(height, 2)), dpi=200, layout="constrained")
     # "n = 50" is one word
-    if text := textwrap.fill(title.replace(" = ", "\xa0=\xa0"), round(90 * width / WIDTH)).replace("\xa0", " "):
+    text = (default if title is None else title).replace(" = ", "\xa0=\xa0")
+    if text := textwrap.fill(text, round(90 * width / WIDTH)).replace("\xa0", " "):
         fig.suptitle(text, fontsize=10, x=0.01, ha="left").set_parse_math(False)
     return fig
 
 
-def legend(fig: Figure, handles: Sequence[Artist], **options: Any) -> None:
+def legend(fig: Figure, handles: Sequence[Artist], ncols: int | None = None) -> None:
     """One legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise."""
-    options = {"ncols": 4 if len(handles) <= 4 else 3, "columnspacing": 1.4} | options
-    fig.legend(handles=handles, loc="outside lower center", frameon=False, **options)
+    ncols = ncols or (4 if len(handles) <= 4 else 3)
+    fig.legend(handles=handles, loc="outside lower center", frameon=False, ncols=ncols, columnspacing=1.4)
 
 
 def counts(sizes: Iterable[int]) -> str:
     """Numbers of documents in words: ``16``, or ``4 to 16`` where they differ."""
     sizes = list(sizes)
     return " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-
-
-def varying(keys: Sequence[dict[str, str]]) -> list[str]:
-    """The fields that tell series or panels apart; not the metric where the others already do."""
-    fields = [f for f in keys[0] if len({key[f] for key in keys}) > 1]
-    others = [f for f in fields if f != "metric"]
-    return others if len({tuple(key[f] for f in others) for key in keys}) == len(keys) else fields
 
 
 def spread(places: ArrayLike, sizes: ArrayLike, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
@@ -87,13 +83,13 @@ def spread(places: ArrayLike, sizes: ArrayLike, low: float = -np.inf, high: floa
     isotonic regression solves exactly.
 
     Args:
-        places: Where each label would like its middle to be, in rising order.
-        sizes: Length of each label along the line.
+        places: Where each label would like its middle to be, in rising order. Shape [label].
+        sizes: Length of each label along the line. Shape [label].
         low: No label begins before.
         high: No label ends after, as far as they fit.
 
     Returns:
-        The middle of each label.
+        The middle of each label. Shape [label].
     """
     places, sizes = np.asarray(places, dtype=float), np.asarray(sizes, dtype=float)
     if not len(places):
@@ -111,16 +107,16 @@ def round_up(value: float) -> float:
     return float(f"{math.ceil(round(value / step, 6)) * step:.2g}")
 
 
-def ink_on(colour: tuple[float, ...]) -> str:
+def ink_on(colour: Iterable[float]) -> str:
     """Black or white, whichever stands out from a filled area (relative luminance, WCAG 2.2)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in list(colour)[:3]]
     return "black" if float(np.dot(linear, [0.2126, 0.7152, 0.0722])) > 0.18 else "white"
 
 
 def visible(token: str, *, space: str = "␣", font: str = "DejaVu Sans") -> str:
     """Text with its white space shown, and characters that the font lacks as their code points."""
-    shown = token.replace(" ", space).replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if ord(c) in _characters(font) else f"\\u{ord(c):04x}" for c in shown) or "(empty)"
+    marked = token.replace(" ", space).replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if ord(c) in _characters(font) else f"\\u{ord(c):04x}" for c in marked) or "(empty)"
 
 
 @cache

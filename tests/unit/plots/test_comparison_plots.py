@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 
+from depthlens import plots
 from depthlens.analysis import depth, model_comparison
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.plots import layers
+from depthlens.plots import theme
 
 N_LAYERS, N = 12, 40
 EARLY = np.array([0.9, 0.8, 0.6, *[0.0] * 9])
@@ -54,7 +55,7 @@ def transplants(*, own=0.2, goal=0.9):
 
 def test_profiles_side_by_side_with_their_centres():
     base, distilled = sweep(EARLY), sweep(LATE, model="distilled")
-    fig = layers.profile_comparison(base, distilled)
+    fig = plots.profile_comparison(base, distilled)
     lines, centres, critical = (by_gid(fig, gid) for gid in ("series", "centre", "critical"))
     for line, centre, dots, result in zip(lines, centres, critical, (base, distilled), strict=True):
         np.testing.assert_allclose(line.get_ydata(), -result.summary["delta"].iloc[1:])
@@ -69,11 +70,11 @@ def test_profiles_side_by_side_with_their_centres():
 
 
 def test_a_profile_at_chance_has_no_centre():
-    fig = layers.profile_comparison(sweep(EARLY, base=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d"))
-    assert texts(fig).count(layers.CANNOT_JUDGE) == 1
-    assert len(by_gid(fig, "centre")) == 1 and by_gid(fig, "series")[0].get_color() == layers.GREY
+    fig = plots.profile_comparison(sweep(EARLY, base=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d"))
+    assert texts(fig).count(theme.CANNOT_JUDGE) == 1
+    assert len(by_gid(fig, "centre")) == 1 and by_gid(fig, "series")[0].get_color() == theme.GREY
     check(fig)
-    nothing = layers.profile_comparison(sweep(EARLY * 0))
+    nothing = plots.profile_comparison(sweep(EARLY * 0))
     assert "no loss to place in depth: cannot judge" in texts(nothing) and by_gid(nothing, "centre") == []
 
 
@@ -83,7 +84,7 @@ def test_tasks_of_one_model_share_the_axis_of_layers():
     for layer, loss in enumerate([300.0, 9.0, 6.0, *[1.0] * 9]):
         values[f"L{layer}"] = layer, -5 - loss + rng.normal(0, 0.3, N)
     result = concat([sweep(EARLY), result_of(values, task="solutions", metric="answer_logprob", chance=None)])
-    fig = layers.profile_comparison(result)
+    fig = plots.profile_comparison(result)
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["sums", "solutions"]
     assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
     assert "loss of\nanswer_logprob (nats)" in texts(fig)
@@ -95,7 +96,7 @@ def test_tasks_of_one_model_share_the_axis_of_layers():
 
 def test_profile_refusals():
     with pytest.raises(UserError, match="0 results; give one to 4, one a model"):
-        layers.profile_comparison()
+        plots.profile_comparison()
 
 
 # -- difference ----------------------------------------------------------------------------------------
@@ -104,21 +105,21 @@ def test_profile_refusals():
 def test_the_difference_is_drawn_and_proven_layers_are_marked_by_who_loses():
     base, distilled = sweep(EARLY), sweep(LATE, model="distilled")
     table = model_comparison.difference(base, distilled)
-    fig = layers.loss_difference(base, distilled)
+    fig = plots.loss_difference(base, distilled)
     (line,), (more, less) = by_gid(fig, "difference"), by_gid(fig, "proven")
     np.testing.assert_allclose(line.get_ydata(), table["difference"])
     assert (more.get_xdata().tolist(), less.get_xdata().tolist()) == ([0, 1, 2], [9, 10, 11])
     bars = next(c for ax in fig.axes for c in ax.collections if c.get_gid() == "interval")
     np.testing.assert_allclose([s[:, 1] for s in bars.get_segments()], table[["ci_low", "ci_high"]])
-    assert "base loses more, proven" in texts(fig) and "distilled loses more, proven" in texts(fig)
+    assert "base loses more (proven" in texts(fig) and "distilled loses more (proven" in texts(fig)
     check(fig)
 
 
 def test_a_difference_that_cannot_be_judged_marks_nothing():
-    fig = layers.loss_difference(sweep(EARLY, base=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d"))
-    assert layers.CANNOT_JUDGE in texts(fig)
-    assert [len(line.get_xdata()) for line in by_gid(fig, "proven")] == [0, 0]
-    assert by_gid(fig, "difference")[0].get_color() == layers.GREY
+    fig = plots.loss_difference(sweep(EARLY, base=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d"))
+    assert theme.CANNOT_JUDGE in texts(fig)
+    assert by_gid(fig, "proven") == []
+    assert by_gid(fig, "difference")[0].get_color() == theme.GREY
     check(fig)
 
 
@@ -127,7 +128,7 @@ def test_a_difference_that_cannot_be_judged_marks_nothing():
 
 def test_recovery_curves_with_base_and_donor():
     result, donor = transplants()
-    fig = layers.recovery_curve(result, donor)
+    fig = plots.recovery_curve(result, donor)
     (alone,), (bottom,), (top,) = (
         by_gid(fig, f"{kind}") for kind in ("of one layer", "from the bottom", "from the top")
     )
@@ -137,10 +138,10 @@ def test_recovery_curves_with_base_and_donor():
     assert by_gid(fig, "base")[0].get_ydata()[0] == 0.2 and by_gid(fig, "donor")[0].get_ydata()[0] == 0.9
     assert "share of the gap" in texts(fig) and "base with layers of donor, n = 40 documents" in texts(fig)
     check(fig)
-    assert "no gap: cannot judge" in texts(layers.recovery_curve(*transplants(own=0.85, goal=0.875)))
+    assert "no gap: cannot judge" in texts(plots.recovery_curve(*transplants(own=0.85, goal=0.875)))
     single = result.select(conditions=["L3@donor"])
     with pytest.raises(UserError, match="no series of transplanted layers"):
-        layers.recovery_curve(single, donor)
+        plots.recovery_curve(single, donor)
 
 
 # -- what training changed -----------------------------------------------------------------------------
@@ -157,35 +158,35 @@ def cells(fig, gid):
 
 
 def test_weight_deltas_by_matrix_and_layer():
-    fig = layers.weight_deltas(moved(), title="T")
+    fig = plots.weight_deltas(moved(), title="T")
     np.testing.assert_allclose(cells(fig, "weights")[1], 0.01 * np.arange(6) + 0.1)
     assert cells(fig, "outside").mask.ravel().tolist() == [True, False], "an infinite change has no colour"
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["q", "k", "v"]
     assert [t.get_text() for t in fig.axes[1].get_yticklabels()] == ["embed", "unembed"]
     check(fig)
-    cosine = layers.weight_deltas(moved(), value="cosine")
+    cosine = plots.weight_deltas(moved(), value="cosine")
     np.testing.assert_allclose(cells(cosine, "weights")[0], 0.001 * np.arange(6), atol=1e-12)
     equal = moved().assign(relative=0.0)
-    check(layers.weight_deltas(equal[equal["layer"].notna()]))
+    check(plots.weight_deltas(equal[equal["layer"].notna()]))
     with pytest.raises(UserError, match="unknown value 'relativ'; did you mean relative"):
-        layers.weight_deltas(moved(), value="relativ")
+        plots.weight_deltas(moved(), value="relativ")
     with pytest.raises(UserError, match="the table lacks column matrix; it has layer"):
-        layers.weight_deltas(moved().drop(columns="matrix"))
+        plots.weight_deltas(moved().drop(columns="matrix"))
     with pytest.raises(UserError, match="no matrix in a layer"):
-        layers.weight_deltas(moved().iloc[-2:])
+        plots.weight_deltas(moved().iloc[-2:])
 
 
 def test_activation_deltas_by_layer():
     rows = [(la, p, 8, 0.1 * la, 0.09 * la, 0.11 * la, 1, 0.99, 1) for p in ("attn_out", "mlp_out") for la in range(5)]
     columns = ["layer", "part", "n", "relative", "relative_low", "relative_high", "cosine", "cosine_low", "cosine_high"]
     table = pd.DataFrame(rows, columns=columns)
-    fig = layers.activation_deltas(table)
+    fig = plots.activation_deltas(table)
     assert len(by_gid(fig, "relative")) == len(by_gid(fig, "cosine")) == 2
     np.testing.assert_allclose(by_gid(fig, "relative")[0].get_ydata(), 0.1 * np.arange(5))
     assert "n = 8 shared prompts" in texts(fig)
     check(fig)
-    check(layers.activation_deltas(table.assign(relative_low=np.nan, relative_high=np.nan)))  # one prompt
+    check(plots.activation_deltas(table.assign(relative_low=np.nan, relative_high=np.nan)))  # one prompt
     with pytest.raises(UserError, match="5 parts; a panel shows up to 4"):
-        layers.activation_deltas(pd.concat([table.assign(part=f"p{i}") for i in range(5)]))
+        plots.activation_deltas(pd.concat([table.assign(part=f"p{i}") for i in range(5)]))
     with pytest.raises(UserError, match="no rows"):
-        layers.activation_deltas(table.iloc[:0])
+        plots.activation_deltas(table.iloc[:0])

@@ -1,26 +1,22 @@
-"""Figures: what is drawn, what is said, and that nothing leaks into pyplot or the settings."""
+"""Depth profiles and protocols side by side: what is drawn and what is written."""
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
-import warnings
 
 import matplotlib as mpl
 import matplotlib.image
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import by_gid, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
-from matplotlib.colors import to_rgb
-from nbclient import NotebookClient
+from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 
+from depthlens import plots
 from depthlens.analysis import stats
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.plots import layers, next_token, theme
+from depthlens.plots import theme
+from depthlens.plots.layers import CRITICAL
 
 mpl.use("agg")  # else the first figure resolves the backend, which looks like a changed setting
 N_LAYERS, N = 6, 40
@@ -55,21 +51,12 @@ def protocols() -> Result:
     )
 
 
-def draw(fig) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a missing glyph or a layout that does not fit
-        png, size = fig._repr_png_()
-    image = matplotlib.image.imread(io.BytesIO(png))
-    assert image.shape[1] == 2 * size["width"] and image.shape[0] == 2 * size["height"]
-    return image
-
-
 # -- depth_profile -------------------------------------------------------------------------------------
 
 
 def test_profile_draws_the_summary():
     result = sweep()
-    fig = layers.depth_profile(result)
+    fig = plots.depth_profile(result)
     (line,), (critical,) = by_gid(fig, "series"), by_gid(fig, "critical")
     table = result.summary.iloc[1:]
     np.testing.assert_array_equal(line.get_xdata(), range(N_LAYERS))
@@ -87,47 +74,47 @@ def test_profile_draws_the_summary():
     assert ax.get_xlabel() == "removed layer"
     shown = texts(fig)
     assert "tiny, capitals: one layer removed at a time, n = 40 documents" in shown
-    for said in ("95% interval", "baseline", "chance", layers.CRITICAL):
+    for said in ("95% interval", "baseline", "chance", CRITICAL):
         assert said in shown
-    assert layers.CANNOT_JUDGE not in shown
-    draw(fig)
+    assert theme.CANNOT_JUDGE not in shown
+    check(fig)
 
 
 def test_delta():
     result = sweep()
-    fig = layers.depth_profile(result, value="delta", title="My title")
+    fig = plots.depth_profile(result, value="delta", title="My title")
     (line,) = by_gid(fig, "series")
     np.testing.assert_allclose(line.get_ydata(), result.summary["delta"].iloc[1:])
     assert by_gid(fig, "baseline")[0].get_ydata()[0] == 0 and by_gid(fig, "chance") == []
     assert fig.axes[0].get_ylabel() == "change of accuracy from baseline"
     assert fig.get_suptitle() == "My title"
-    draw(fig)
+    check(fig)
 
 
 def test_chance_is_said_and_never_marked(protocols):
-    fig = layers.depth_profile(protocols)
-    assert texts(fig).count(layers.CANNOT_JUDGE) == 1
+    fig = plots.depth_profile(protocols)
+    assert texts(fig).count(theme.CANNOT_JUDGE) == 1
     lines = by_gid(fig, "series")
     assert len(lines) == 3 and len(by_gid(fig, "critical")) == 2
-    assert [line.get_color() for line in lines].count(layers.GREY) == 1
+    assert [line.get_color() for line in lines].count(theme.GREY) == 1
     hatched = [c for c in fig.axes[0].collections if c.get_hatch()]
     assert len(hatched) == 1
-    draw(fig)
-    alone = layers.depth_profile(protocols, tasks="default")
-    assert layers.CANNOT_JUDGE in texts(alone) and by_gid(alone, "critical") == []
-    assert layers.CRITICAL not in texts(alone)
+    check(fig)
+    alone = plots.depth_profile(protocols, tasks="default")
+    assert theme.CANNOT_JUDGE in texts(alone) and by_gid(alone, "critical") == []
+    assert CRITICAL not in texts(alone)
 
 
 def test_series_differ_in_colour_and_marker(protocols):
     result = concat([protocols.select(tasks=["continuation", "generative"]), sweep("continuation", site=".attn")])
-    lines = by_gid(layers.depth_profile(result), "series")
+    lines = by_gid(plots.depth_profile(result), "series")
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
 
 
 def test_labels_at_the_line_ends_do_not_touch(protocols):
     more = concat([sweep(f"task_{i}") for i in range(4)])  # four equal lines: their ends coincide
-    for fig in (layers.depth_profile(more), layers.depth_profile(protocols)):
-        draw(fig)
+    for fig in (plots.depth_profile(more), plots.depth_profile(protocols)):
+        check(fig)
         ax = fig.axes[0]
         boxes = [t.get_window_extent() for t in ax.texts]
         assert len(boxes) in (3, 4)
@@ -138,48 +125,64 @@ def test_labels_at_the_line_ends_do_not_touch(protocols):
 
 def test_sites_are_series_of_their_own():
     result = concat([sweep(), sweep(site=".attn"), sweep(site=".mlp")])
-    fig = layers.depth_profile(result)
+    fig = plots.depth_profile(result)
     assert len(by_gid(fig, "series")) == 3 and len(fig.axes) == 1
     assert all(name in texts(fig) for name in ("whole layer", "attention", "MLP"))
     assert "one layer or part of it removed" in fig.get_suptitle()
-    mean = layers.depth_profile(sweep(site=".mlp@mean"))
-    assert "MLP of one layer replaced by its mean" in mean.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("condition", "done"),
+    [
+        ("", "one layer removed at a time"),
+        ("@mean", "one layer replaced by the mean of what it adds at a time"),
+        ("@donor", "one layer replaced by the donor's at a time"),
+        (".mlp@mean", "MLP of one layer replaced by the mean of what it adds at a time"),
+        (".attn@donor", "attention of one layer replaced by the donor's at a time"),
+    ],
+)
+def test_the_title_says_what_takes_a_layers_place(condition, done):
+    assert f"tiny, capitals: {done}," in plots.depth_profile(sweep(site=condition)).get_suptitle().replace("\n", " ")
+
+
+def test_modes_are_series_of_their_own():
+    fig = plots.depth_profile(concat([sweep(), sweep(site="@donor")]))
+    assert "one layer removed or replaced at a time" in fig.get_suptitle()
+    assert [t.get_text() for t in fig.axes[0].texts] == ["removed", "donor"]
 
 
 def test_many_series_become_small_multiples(protocols):
     result = concat([protocols, *(sweep(f"kv_{i}") for i in range(4))])
-    fig = layers.depth_profile(result)
+    fig = plots.depth_profile(result)
     assert len(fig.axes) == 7
     assert [ax.get_title(loc="left") for ax in fig.axes][:3] == ["continuation", "default", "generative"]
     assert {ax.get_ylim() for ax in fig.axes} == {(-0.02, 1.02)}
-    assert texts(fig).count(layers.CANNOT_JUDGE) == 1
-    image = draw(fig)
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    assert (border[:, :3] == 1).all(), "something is cut off at the edge"
+    assert texts(fig).count(theme.CANNOT_JUDGE) == 1
+    check(fig)
 
 
 def test_units_do_not_share_an_axis():
     graded = sweep("summaries", "rouge", info={"higher_is_better": True, "chance": None})
     graded = Result(graded.docs.assign(value=graded.docs["value"] * 37.5), graded.record)
-    fig = layers.depth_profile(concat([sweep(), graded]))
+    fig = plots.depth_profile(concat([sweep(), graded]))
     assert [ax.get_ylabel() for ax in fig.axes] == ["accuracy", "rouge"]
     assert fig.axes[1].get_ylim()[1] > 1.02
-    draw(fig)
+    check(fig)
 
 
 def test_lower_is_better_marks_the_rise():
     result = sweep(metric="error", info={"higher_is_better": False, "chance": None})
     flipped = Result(result.docs.assign(value=1 - result.docs["value"]), result.record)
-    (critical,) = by_gid(layers.depth_profile(flipped), "critical")
+    (critical,) = by_gid(plots.depth_profile(flipped), "critical")
     assert critical.get_xdata().tolist() == [0, 3]
-    assert by_gid(layers.depth_profile(result), "critical") == []  # fewer errors are no loss
+    assert by_gid(plots.depth_profile(result), "critical") == []  # fewer errors are no loss
 
 
 def test_layers_that_were_not_removed_are_gaps():
     result = sweep().select(conditions=["L0", "L3", "L4"])
-    (line,) = by_gid(layers.depth_profile(result), "series")
+    (line,) = by_gid(plots.depth_profile(result), "series")
     assert np.flatnonzero(np.isfinite(line.get_ydata())).tolist() == [0, 3, 4]
-    alone = [c for c in layers.depth_profile(result).axes[0].collections if hasattr(c, "get_segments")]
+    alone = [c for c in plots.depth_profile(result).axes[0].collections if hasattr(c, "get_segments")]
     assert [segment[0][0] for segment in alone[0].get_segments()] == [0]  # L0 has no neighbours: a bar
 
 
@@ -188,9 +191,9 @@ def test_other_conditions_are_left_out():
     block = result.docs[result.docs["condition"] == "L3"].assign(condition="L3-4", layer=pd.NA)
     head = result.docs[result.docs["condition"] == "L3"].assign(condition="L3.H1", head=1)
     mixed = Result(pd.concat([result.docs, block, head]), result.record)
-    (line,) = by_gid(layers.depth_profile(mixed), "series")
+    (line,) = by_gid(plots.depth_profile(mixed), "series")
     assert len(line.get_xdata()) == N_LAYERS
-    for call in (layers.depth_profile, layers.protocol_comparison):
+    for call in (plots.depth_profile, plots.protocol_comparison):
         with pytest.raises(UserError, match=r"no condition removes a single layer \(L3-4, L3.H1\)"):
             call(mixed.select(conditions=["L3-4", "L3.H1"]))
 
@@ -205,14 +208,22 @@ def test_other_conditions_are_left_out():
 )
 def test_profile_refusals(options, message):
     with pytest.raises(UserError, match=message):
-        layers.depth_profile(sweep(), **options)
+        plots.depth_profile(sweep(), **options)
+
+
+def test_statistics_decide_what_is_critical():
+    few = sweep()
+    few = Result(few.docs[few.docs["doc_id"] < 4], few.record)
+    assert few.summary["delta"].min() == -1.0
+    assert stats.smallest_p(4, N_LAYERS) > 0.05
+    assert by_gid(plots.depth_profile(few), "critical") == []
 
 
 # -- protocol_comparison -------------------------------------------------------------------------------
 
 
 def test_comparison(protocols):
-    fig = layers.protocol_comparison(protocols)
+    fig = plots.protocol_comparison(protocols)
     ax, bar = fig.axes
     grid = ax.collections[0].get_array()
     assert grid.shape == (3, N_LAYERS)
@@ -224,109 +235,22 @@ def test_comparison(protocols):
     assert dots == [(0, 0), (0, 3), (2, 0), (2, 3)]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["continuation", "default", "generative"]
     assert bar.get_xlabel() == "change of accuracy from baseline"
-    assert texts(fig).count(layers.CANNOT_JUDGE) == 1 and "baseline 0.90" in texts(fig)
-    draw(fig)
+    assert texts(fig).count(theme.CANNOT_JUDGE) == 1 and "baseline 0.90" in texts(fig)
+    check(fig)
 
 
 def test_comparison_shows_gains_as_rings():
     result = sweep(base=0.6)
     values = np.where(result.docs["condition"] == "L5", 1.0, result.docs["value"])
-    fig = layers.protocol_comparison(Result(result.docs.assign(value=values), result.record))
+    fig = plots.protocol_comparison(Result(result.docs.assign(value=values), result.record))
     (ring,) = by_gid(fig, "gain")
     assert ring.get_xdata()[0] == 5 and ring.get_markerfacecolor() == "none"
     assert "significant gain" in texts(fig)
 
 
 def test_comparison_of_chance_alone_and_of_units():
-    draw(layers.protocol_comparison(sweep(base=0.25)))
+    check(plots.protocol_comparison(sweep(base=0.25)))
     graded = sweep("summaries", "rouge", info={"higher_is_better": True, "chance": None})
     graded = Result(graded.docs.assign(value=graded.docs["value"] * 0.5), graded.record)
     with pytest.raises(UserError, match="cannot show accuracy, rouge together"):
-        layers.protocol_comparison(concat([sweep(), graded]))
-
-
-# -- prediction ----------------------------------------------------------------------------------------
-
-
-def test_prediction():
-    tokens = [" Paris", "\n", " $x$", " 巴", ""]
-    fig = next_token.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
-    (ax,) = fig.axes
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["␣Paris", "⏎", "␣$x$", "␣\\u5df4", "(empty)"]
-    points = {line.get_label(): line.get_xdata().tolist() for line in ax.get_lines()}
-    assert points == {"before": [0.6, 0.2, 0.1, 0.05, 0], "after L3": [0.1, 0.3, 0.2, 0.05, 0]}
-    top, bottom = ax.get_ylim()[1], ax.get_ylim()[0]
-    assert top < bottom  # first token on top
-    draw(fig)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "before", "after", "message"),
-    [
-        ([], [], [], "0 tokens"),
-        (["a", "b"], [0.1], [0.1], r"2 tokens, probabilities of shape \(1,\)"),
-        (["a"], [0.1], [1.7], "probabilities run from 0.1 to 1.7; allowed: 0 to 1"),
-        (["a"], [float("nan")], [0.5], "allowed: 0 to 1"),
-    ],
-)
-def test_prediction_refusals(tokens, before, after, message):
-    with pytest.raises(UserError, match=message):
-        next_token.prediction(tokens, before, after)
-
-
-# -- print, colour blindness, notebooks ----------------------------------------------------------------
-
-
-def lightness(colour: str) -> float:
-    """CIE L* of a colour: what is left of it in greyscale."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-    y = float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-    return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
-
-
-def test_colours_differ_in_greyscale():
-    levels = [lightness(c) for c in layers.PALETTE]
-    assert min(abs(a - b) for a, b in itertools.combinations(levels, 2)) > 10, levels
-    assert max(levels) < 75, "a line must stand out from white paper"
-    assert len(set(layers.MARKERS)) == len(layers.PALETTE)
-
-
-def test_no_text_is_below_8_points_at_page_width(protocols):
-    figures = [layers.depth_profile(protocols), layers.protocol_comparison(protocols)]
-    figures.append(next_token.prediction(["a"], [0.1], [0.2]))
-    for fig in figures:
-        assert fig.get_size_inches()[0] <= layers.WIDTH
-        sizes = [t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()]
-        assert sizes and min(sizes) >= 8
-
-
-def test_statistics_decide_what_is_critical():
-    few = sweep()
-    few = Result(few.docs[few.docs["doc_id"] < 4], few.record)
-    assert few.summary["delta"].min() == -1.0
-    assert stats.smallest_p(4, N_LAYERS) > 0.05
-    assert by_gid(layers.depth_profile(few), "critical") == []
-
-
-NOTEBOOK = """
-from depthlens import plots
-{setup}
-plots.prediction(["a", "b"], [0.5, 0.2], [0.1, 0.6])
-"""
-
-
-def test_a_notebook_cell_shows_its_figure_exactly_once():
-    """In a kernel without any setup, and in one where pyplot and its inline backend are active."""
-    setups = ["", "import matplotlib.pyplot as plt; plt.plot([1]); plt.close()", "%matplotlib inline"]
-    cells = [nbformat.v4.new_code_cell(NOTEBOOK.format(setup=setup)) for setup in setups]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    for cell in notebook.cells:
-        images = [o["data"]["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
-        assert len(images) == 1
-        assert base64.b64decode(images[0]).startswith(b"\x89PNG")
-
-
-def test_numbers_of_documents_in_words():
-    assert theme.counts([16]) == theme.counts(n for n in (16, 16)) == "16"
-    assert theme.counts([6, 4, 16]) == "4 to 16"
+        plots.protocol_comparison(concat([sweep(), graded]))
