@@ -43,7 +43,8 @@ numbers.
 Rank {rank}, alpha {alpha}, on all seven projections of every layer. AdamW; learning rate {learning_rate:g}
 after {warmup} steps of warm-up, then a cosine schedule down to {final_share:.0%} of it; gradients clipped at {clip:g};
 bf16 autocast. The loss covers only the answers. `training.csv` is the loss curve. It gives the tokens and the loss of
-each step, and by kind of problem the mean loss of answer tokens and the share of problems with an entirely right answer.
+each step, and by kind of problem the mean loss of answer tokens and the share of problems with an entirely right
+answer.
 
 ## Scores
 
