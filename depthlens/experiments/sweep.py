@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import pandas as pd
 
@@ -21,10 +21,12 @@ from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.prepared_task import Prepared
 
+LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", "attribution")
 HEAD_MODES = ("zero", "mean", "resample")
 
@@ -47,10 +49,9 @@ def layer_sweep(
     Raises:
         UserError: for anything asked for that does not exist.
     """
-    conditions = {"layer": "layers", "attn": "attn", "mlp": "mlp"}
-    if site not in conditions:
-        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(conditions)}")
-    return condition_sweep(lens, tasks, conditions[site], **options)
+    if site not in LAYER_SITES:
+        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(LAYER_SITES)}")
+    return condition_sweep(lens, tasks, "layers" if site == "layer" else site, **options)
 
 
 def head_sweep(
@@ -129,7 +130,7 @@ def _attributed(lens: Lens, names: str | Sequence[str], ablate: list[str], mode:
         )
         change, clean = attribution.attribute(
             lens,
-            view.requests,
+            cast(Sequence[LoglikelihoodRequest], view.requests),  # those of reference answers
             mode=mode,
             means=(lambda: reference.measure(lens)) if reference else None,
             batch_tokens=options["batch_tokens"],
@@ -220,7 +221,7 @@ def condition_sweep(
     both = pairs.join_donor(lens, donor, conditions, backend)
     answers = AnswerStore(chosen["store"], both)  # its errors come before the tasks are made
     if not isinstance(tasks, dict) or not tasks:
-        tasks = load_tasks([] if isinstance(tasks, dict) else tasks, chosen)
+        tasks = load_tasks(cast(Sequence[str], tasks), chosen)  # which refuses an empty dict
     views = _views(lens, tasks, chosen)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
