@@ -1,33 +1,39 @@
-# depthlens: `make demo` and `make test` each build .venv when something is missing, and are quick when nothing is.
+# depthlens. Each target that needs .venv makes it, or installs into it what pyproject.toml asks for, only when it must.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.depthlens-installed
+# what `make check` tests: the packages without engine and models, and only their quick tests
+QUICK := $(wildcard tests/unit/test_*.py) tests/unit/analysis tests/unit/tasks tests/unit/runner tests/unit/store
 IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: demo test lab lint clean help
+.PHONY: demo test check lab lint clean help
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
-demo: $(STAMP)  ## run the first notebooks on the embedded model; leaves runs/demo/index.html
+demo: $(STAMP)  ## run three notebooks on the embedded model; runs/demo/index.html shows findings as they come
 	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo
 
-test: lint  ## lint, then all tests
+test: lint  ## lint and types, then all tests
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest tests/integration tests/notebooks
+
+check: lint  ## lint and types, then the quick tests: under two minutes
+	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses 2 --dist worksteal
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab notebooks
 
-lint: $(STAMP)  ## ruff over package, tests and notebooks
+lint: $(STAMP)  ## ruff over package, tests and notebooks; mypy over the package
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 clean:  ## remove caches and build leftovers; keeps .venv and runs/
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf
 
-# A half-made .venv (no working pip) is repaired in place; a working one is only installed into.
+# A .venv without a working pip is repaired in place.
 $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 && exit 0; \
 	for python in "$(PYTHON)" python3.13 python3.12 python3.11; do \
@@ -36,6 +42,6 @@ $(STAMP): pyproject.toml
 	    "$$python" -m venv $(VENV) && exit 0; \
 	    echo "make: '$$python -m venv' failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; \
 	done; \
-	echo "make: depthlens needs Python 3.11, 3.12 or 3.13; none found: install one or name it, make PYTHON=/path/to/python" >&2; exit 1
+	echo "make: depthlens needs Python 3.11, 3.12 or 3.13; none was found; install one or name it: make PYTHON=/path/to/python" >&2; exit 1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

@@ -1,6 +1,6 @@
-"""What is removed: ablations and conditions as plain data, their text form, and their check against a model.
+"""Ablations and conditions as plain data, their text form, and their check against a model.
 
-A condition is a frozen set of ablations, written the same way on the command line, in tables and in plots::
+A condition is a frozen set of ablations. Its text form is the same on the command line, in tables and in plots::
 
     baseline      nothing removed
     L12           layer skipped: its output is its input                          (mode skip)
@@ -14,10 +14,10 @@ A condition is a frozen set of ablations, written the same way on the command li
                   its input plus that mean; L12.attn@mean and L12.mlp@mean likewise
     L12.H3@mean   z replaced by its mean over the reference set (heads and KV groups)
     L12.H3@resample   z replaced by that of a stated reference prompt at the same position (heads and KV groups)
-    L12.H3@donor  the part keeps its place and gets the weights of a donor model (any of the above, see `donors`)
+    L12.H3@donor  the part gets the weights of a donor model (any of the above, see `depthlens.models.pairs`)
     embed@donor, unembed@donor   the donor's embedding; its final norm and unembedding
 
-No torch in here: conditions are hashable, travel through JSON as their text form and can be built anywhere.
+Conditions are hashable, travel through JSON as their text form, and need no torch.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from itertools import groupby, permutations
 
 from depthlens.errors import UserError
 
-ENDS = ("embed", "unembed")  # outside the layers
+ENDS = ("embed", "unembed")  # sites outside the layers
 SITES = ("layer", "attn", "mlp", "head", "kv", *ENDS)
-MODES = ("skip", "zero", "mean", "resample", "donor")
 GRAMMAR = "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional @mean or @donor, joined by +"
 
 _PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?|(embed|unembed))(?:@(\w+))?")
@@ -39,7 +38,7 @@ _PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?|(embed
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of a model, which conditions are checked against (`d_head`: width of one head's ``z``)."""
+    """The sizes of a model, against which conditions are checked; ``d_head`` is the width of one head's ``z``."""
 
     n_layers: int
     n_heads: int
@@ -78,9 +77,9 @@ class Ablation:
 
     def __post_init__(self) -> None:
         for name in ("layer", "index"):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not hasattr(number, "__index__"):
-                raise UserError(f"{name} {number!r} of an ablation: give a whole number")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise UserError(f"{name} {value!r} of an ablation: give a whole number")
         if self.site not in SITES:
             raise UserError(f"unknown ablation site {self.site!r}; allowed: {', '.join(SITES)}")
         if self.site in ENDS and self.mode != "donor":
@@ -88,7 +87,9 @@ class Ablation:
         removal = "skip" if self.site == "layer" else "zero"
         if not self.mode:
             object.__setattr__(self, "mode", removal)
-        allowed = (removal, "mean", *(("resample",) if self.site in ("head", "kv") else ()), "donor")
+        allowed = [removal, "mean", "resample", "donor"]
+        if self.site not in ("head", "kv"):
+            allowed.remove("resample")
         if self.mode not in allowed:
             raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {', '.join(allowed)}")
         if self.site in ENDS:
@@ -97,20 +98,23 @@ class Ablation:
             raise UserError(f"layer {self.layer} is negative; layers count from 0")
         if (self.index >= 0) != (self.site in ("head", "kv")):
             fault = f"index {self.index} does not fit site {self.site!r}"
-            raise UserError(f"{fault}: heads and KV groups have one")
+            raise UserError(f"{fault}; heads and KV groups have one, other sites -1")
 
     def __str__(self) -> str:
-        return ("" if self.site in ENDS else f"L{self.layer}") + self._suffix
+        if self.site in ENDS:
+            return self.site + self.mode_suffix
+        part = {"layer": "", "head": f".H{self.index}", "kv": f".KV{self.index}"}.get(self.site, f".{self.site}")
+        return f"L{self.layer}{part}{self.mode_suffix}"
 
     @property
-    def _suffix(self) -> str:
-        own = {"layer": "", "head": f".H{self.index}", "kv": f".KV{self.index}"} | {end: end for end in ENDS}
-        return own.get(self.site, f".{self.site}") + ("" if self.mode in ("skip", "zero") else f"@{self.mode}")
+    def mode_suffix(self) -> str:
+        """``@mean`` and the like; "" for a removal."""
+        return "" if self.mode in ("skip", "zero") else f"@{self.mode}"
 
     def covers(self, other: Ablation, dims: Dims | None = None) -> bool:
-        """Whether ``self`` leaves ``other`` nothing to do (membership of a group needs ``dims``).
+        """Whether ``other`` has no effect beside ``self`` (membership of a KV group needs ``dims``).
 
-        What comes from a donor can still be removed: ``L2@donor`` does not cover ``L2.H1``, but ``L2`` does.
+        A part that comes from a donor can still be removed: ``L2@donor`` does not cover ``L2.H1``, but ``L2`` does.
         """
         if self.layer != other.layer or self == other:
             return False
@@ -129,14 +133,14 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Condition:
-    """A frozen set of ablations, kept sorted; the empty one is the baseline."""
+    """A frozen set of ablations in sorted order; the empty one is the baseline."""
 
     ablations: tuple[Ablation, ...] = ()
 
     def __post_init__(self) -> None:
-        for one in self.ablations:
-            if not isinstance(one, Ablation):
-                raise UserError(f"condition of {one!r}: give ablations, or parse_condition a text with depthlens.parse")
+        for item in self.ablations:
+            if not isinstance(item, Ablation):
+                raise UserError(f"condition of {item!r}: give ablations, or a text to depthlens.parse_condition")
         ordered = tuple(sorted(self.ablations))
         if len(set(ordered)) != len(ordered):
             raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
@@ -145,22 +149,20 @@ class Condition:
 
     def _refuse_overlap(self, dims: Dims | None) -> None:
         for _, group in groupby(self.ablations, lambda a: a.layer):
-            for one, other in permutations(group, 2):
-                if one.covers(other, dims):
-                    fault = f"condition {self}: {other} has no effect of its own beside {one}"
+            for ablation, other in permutations(group, 2):
+                if ablation.covers(other, dims):
+                    fault = f"condition {self}: {other} has no effect of its own beside {ablation}"
                     raise UserError(f"{fault}; drop one of the two")
 
     def __str__(self) -> str:
-        if not self.ablations:
-            return "baseline"
-        return "+".join(_runs(self.ablations))
+        return "+".join(_block_texts(self.ablations)) or "baseline"
 
     def __bool__(self) -> bool:
         return bool(self.ablations)
 
     @property
     def layer(self) -> int | None:
-        """The layer, where all ablations lie in one."""
+        """The layer, where all ablations are in the same one."""
         layers = {a.layer for a in self.ablations}
         return layers.pop() if len(layers) == 1 and min(layers) >= 0 else None
 
@@ -171,39 +173,38 @@ class Condition:
 
     @property
     def first_layer(self) -> int | None:
-        """The first layer that the condition touches: everything below it equals the baseline (0 for the ends)."""
+        """The first layer that the condition changes; layers below equal the baseline (0 for the embeddings)."""
         return max(0, self.ablations[0].layer) if self.ablations else None
 
     @property
     def uses_mean(self) -> bool:
+        """Whether an ablation has the mode ``mean``."""
         return any(a.mode == "mean" for a in self.ablations)
 
     @property
     def uses_resample(self) -> bool:
+        """Whether an ablation has the mode ``resample``."""
         return any(a.mode == "resample" for a in self.ablations)
 
     @property
     def uses_donor(self) -> bool:
+        """Whether an ablation has the mode ``donor``."""
         return any(a.mode == "donor" for a in self.ablations)
 
     def validate(self, dims: Dims) -> Condition:
         """Check every ablation against a model; returns self.
 
         Raises:
-            UserError: naming the part that does not exist and the range that does.
+            UserError: a part does not exist in the model.
         """
-
-        def within(what: str, index: int, count: int) -> None:
-            if index >= count:
-                fault = f"condition {self}: {what} {index} does not exist"
-                raise UserError(f"{fault}; {what.split()[-1]}s are 0..{count - 1}")
-
         for a in self.ablations:
-            within("layer", a.layer, dims.n_layers)
-            if a.site == "head":
-                within("head", a.index, dims.n_heads)
-            if a.site == "kv":
-                within("KV group", a.index, dims.n_kv_heads)
+            parts = [("layer", a.layer, dims.n_layers)]
+            parts += [("head", a.index, dims.n_heads)] if a.site == "head" else []
+            parts += [("KV group", a.index, dims.n_kv_heads)] if a.site == "kv" else []
+            for kind, index, count in parts:
+                if index >= count:
+                    fault = f"condition {self}: {kind} {index} does not exist"
+                    raise UserError(f"{fault}; {kind.split()[-1]}s are 0..{count - 1}")
         self._refuse_overlap(dims)
         return self
 
@@ -211,22 +212,17 @@ class Condition:
 BASELINE = Condition()
 
 
-def _runs(ablations: tuple[Ablation, ...]) -> list[str]:
-    """Text of each ablation, runs of consecutive whole layers of one mode joined into ``L8-11``."""
-    texts: list[str] = []
-    i = 0
-    while i < len(ablations):
-        a, j = ablations[i], i
-        if a.site == "layer":
-            while (
-                j + 1 < len(ablations)
-                and ablations[j + 1].site == "layer"
-                and ablations[j + 1].mode == a.mode
-                and ablations[j + 1].layer == ablations[j].layer + 1
-            ):
-                j += 1
-        texts.append(str(a) if i == j else f"L{a.layer}-{ablations[j].layer}{a._suffix}")
-        i = j + 1
+def _block_texts(ablations: tuple[Ablation, ...]) -> list[str]:
+    """Text of each ablation; consecutive whole layers of one mode are joined to a block such as ``L8-11``."""
+
+    def block(item: tuple[int, Ablation]) -> tuple:
+        i, ablation = item
+        return (ablation.mode, ablation.layer - i) if ablation.site == "layer" else (i,)
+
+    blocks = [[ablation for _, ablation in group] for _, group in groupby(enumerate(ablations), block)]
+    texts = []
+    for first, *others in blocks:
+        texts.append(f"L{first.layer}-{others[-1].layer}{first.mode_suffix}" if others else str(first))
     return texts
 
 
@@ -234,7 +230,7 @@ def parse_condition(text: str) -> Condition:
     """Parse the text form of a condition; ``str`` of the result is its canonical form.
 
     Raises:
-        UserError: naming the part that does not follow the grammar.
+        UserError: a part does not follow the grammar.
     """
     if not isinstance(text, str):
         raise UserError(f"condition {text!r}: write {GRAMMAR}")
@@ -245,57 +241,57 @@ def parse_condition(text: str) -> Condition:
         match = _PART.fullmatch(part.strip())
         if not match:
             raise UserError(f"condition {text!r}: cannot read {part.strip()!r}; write {GRAMMAR}")
-        first, last, place, head, kv, end, mode = match.groups()
+        first, last, part_of_layer, head, kv, embedding, mode = match.groups()
         if mode not in (None, "mean", "resample", "donor"):
             fix = "write @mean, @resample or @donor, or nothing to remove"
             raise UserError(f"condition {text!r}: unknown mode '@{mode}'; {fix}")
-        if end:
-            ablations.append(Ablation(-1, end, mode=mode or ""))
+        if embedding:
+            ablations.append(Ablation(-1, embedding, mode=mode or ""))
             continue
-        lo, hi = int(first), int(last or first)
-        if hi < lo:
-            raise UserError(f"condition {text!r}: block {lo}-{hi} runs backwards; write L{hi}-{lo}")
-        if last and place:
+        start, end = int(first), int(last or first)
+        if end < start:
+            raise UserError(f"condition {text!r}: block {start}-{end} runs backwards; write L{end}-{start}")
+        if last and part_of_layer:
             raise UserError(f"condition {text!r}: a block is of whole layers; join sublayers with +")
-        site = "head" if head else "kv" if kv else place or "layer"
+        site = "head" if head else "kv" if kv else part_of_layer or "layer"
         index = int(head or kv or -1)
-        ablations += [Ablation(layer, site, index, mode or "") for layer in range(lo, hi + 1)]
+        ablations += [Ablation(layer, site, index, mode or "") for layer in range(start, end + 1)]
     return Condition(tuple(ablations))
 
 
 def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]:
-    """Turn what the user asks to ablate into conditions, baseline first.
+    """The conditions that a specification means, baseline first.
 
     Args:
         spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional mode as in
             ``layers@mean``: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``; ``blocks:N`` (all contiguous blocks of
             2..N layers and single layers); ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers;
             ``bottom:N`` and ``top:N`` grow by N layers, in the end to all);
-            ``whole@donor`` (every layer and both ends: the donor itself).
+            ``whole@donor`` (every layer and both embeddings: the donor itself).
         dims: The model's sizes.
 
     Raises:
-        UserError: unknown word, malformed condition, or a part the model does not have.
+        UserError: unknown word, malformed condition, or a part that the model does not have.
     """
-    words = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
+    allowed = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
     if not isinstance(spec, Iterable) or isinstance(spec, Mapping):
-        raise UserError(f"ablate {spec!r}: give {words}")
+        raise UserError(f"ablate {spec!r}: give {allowed}")
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
     if not items:
-        raise UserError(f"nothing to ablate in {spec!r}; give {words}")
+        raise UserError(f"nothing to ablate in {spec!r}; give {allowed}")
     if wrong := [item for item in items if not isinstance(item, str | Condition)]:
-        raise UserError(f"ablate {wrong[0]!r}: give {words}, each as a text")
-    conditions = {BASELINE: None}  # in order, each once
+        raise UserError(f"ablate {wrong[0]!r}: give {allowed}, each as a text")
+    conditions = [BASELINE]
     for item in items:
-        found = [item]
-        if isinstance(item, str):
-            found = _whole(*item.strip().partition("@")[::2], dims) or [parse_condition(item)]
-        conditions |= {condition.validate(dims): None for condition in found}
-    return list(conditions)
+        if isinstance(item, Condition):
+            conditions.append(item)
+        else:
+            conditions += _expand_word(*item.strip().partition("@")[::2], dims) or [parse_condition(item)]
+    return list(dict.fromkeys(condition.validate(dims) for condition in conditions))
 
 
-def _whole(word: str, mode: str, dims: Dims) -> list[Condition] | None:
-    """Conditions of a whole-model word, or None where ``word`` is not one."""
+def _expand_word(word: str, mode: str, dims: Dims) -> list[Condition] | None:
+    """The conditions of a word such as ``layers``; None where ``word`` is not one."""
     layers = range(dims.n_layers)
     name, _, size = word.partition(":")
     if name == "blocks" or (name in ("bottom", "top") and ":" in word):
@@ -315,7 +311,8 @@ def _whole(word: str, mode: str, dims: Dims) -> list[Condition] | None:
     elif word == "whole":
         if mode != "donor":
             raise UserError(f"{word!r} can only be taken from a donor; write whole@donor")
-        parts = [[Ablation(layer, mode=mode) for layer in layers] + [Ablation(-1, end, mode=mode) for end in ENDS]]
+        embeddings = [Ablation(-1, site, mode=mode) for site in ENDS]
+        parts = [[Ablation(layer, mode=mode) for layer in layers] + embeddings]
     elif word == "layers":
         parts = [[Ablation(layer, mode=mode)] for layer in layers]
     elif word in ("attn", "mlp"):

@@ -1,7 +1,7 @@
-"""What callers may hand over: one rule for each name of an argument, the same in Python, notebooks and commands.
+"""Checks of arguments: one rule for each name of an argument, the same in Python, notebooks and commands.
 
-A rule refuses with one line that names the value, what is allowed and the fix. Only what can be told without loading
-anything is told here: whether a task has so many documents, or a machine such a device, is seen later. No torch.
+A rule refuses a value with one line that names the value, what is allowed and the fix. Rules load nothing: whether a
+task has so many documents, or a machine has such a device, is checked later. No torch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "both")
-MOST_SEEDS = 2**32
+N_SEEDS = 2**32
 
 
 def loaded(lens: Any) -> None:
-    """Refuse what is not a loaded model, first of all the name of one."""
+    """Refuse a value that is not a loaded model, such as the name of one."""
     if isinstance(lens, str | os.PathLike):
         name = os.fspath(lens)
         raise UserError(f"lens {name!r} is the name of a model; load it first: dl.load({name!r})")
@@ -33,45 +33,45 @@ def loaded(lens: Any) -> None:
 
 
 def result(value: Any, name: str = "result") -> None:
-    """Refuse what is not the result of a sweep."""
+    """Refuse a value that is not the result of a sweep."""
     if not (hasattr(value, "docs") and hasattr(value, "record")):
         fix = "give what a sweep returned, or dl.Result.load(folder)"
         raise UserError(f"{name} is a {type(value).__name__}, not the result of a sweep; {fix}")
 
 
 def made_by(value: Any, field: str, what: str, name: str) -> None:
-    """Refuse what lacks a field that the wanted object has; ``what`` says where to get one."""
+    """Refuse a value without the field ``field``; ``what`` says which object is needed and where to get one."""
     if not hasattr(value, field):
         raise UserError(f"{name} is a {type(value).__name__}; give {what}")
 
 
 def chosen(name: str, value: Any, known: Iterable[Any]) -> list[str]:
-    """One name or several out of those that there are.
+    """One name or several of the known ones, as a list.
 
     Raises:
-        UserError: none, or one that is not there.
+        UserError: no name, or one that is not known.
     """
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not names:
         raise UserError(f"{name} {value!r}: give a name or a list of names out of: {', '.join(map(str, known))}")
     known = list(known)
-    for one in names:
-        if one not in known:
-            raise unknown(name, one, known)
+    for item in names:
+        if item not in known:
+            raise unknown(name, item, known)
     return list(names)
 
 
-def whole(name: str, value: Any, least: int, most: int | None = None, *, of: str = "", fix: str = "") -> None:
-    """Refuse what is not a whole number from ``least``, up to ``most`` if there is one."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        span = f" from {least} to {most}" if most is not None else f", at least {least}"
+def whole(name: str, value: Any, low: int, high: int | None = None, *, of: str = "", fix: str = "") -> None:
+    """Refuse a value that is not a whole number from ``low`` up to ``high``, both included."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        span = f" from {low} to {high}" if high is not None else f", at least {low}"
         raise UserError(f"{name} {value!r}: give a whole number{of}{span}{fix}")
 
 
-def number(name: str, value: Any, least: int | float, most: int | float = math.inf, *, fix: str = "") -> None:
-    """Refuse what is not a number within bounds; NaN never is."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        span = f"from {least:g} to {most:g}" if most < math.inf else f"at least {least:g}"
+def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> None:
+    """Refuse a value that is not a number from ``low`` to ``high``, both included; NaN is not."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        span = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
         raise UserError(f"{name} {value!r}: give a number, {span}{fix}")
 
 
@@ -79,31 +79,30 @@ def names(name: str, value: Any, example: str) -> list[str]:
     """A text, or several, as a list.
 
     Raises:
-        UserError: it is neither, has none, one that is not a text or is empty, or one twice.
+        UserError: no text, one that is empty, one that occurs twice, or a value of another type.
     """
-    given = [value] if isinstance(value, str) else value
-    if isinstance(given, Sequence) and not given:
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, Sequence) and not texts:
         raise UserError(f"no {name} given; name at least one, e.g. {example}")
-    texts = isinstance(given, Sequence) and all(isinstance(text, str) and text.strip() for text in given)
-    if not texts:
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{name} {value!r}: give a name or a list of names, e.g. [{example!r}]")
-    if repeated := next((text for i, text in enumerate(given) if text in given[:i]), None):
+    if repeated := next((text for i, text in enumerate(texts) if text in texts[:i]), None):
         raise UserError(f"{name}: {repeated!r} is named twice; name it once")
-    return list(given)
+    return list(texts)
 
 
 def layers(name: str, value: Any, n_layers: int) -> list[int]:
-    """Layers as a list; any iterable of whole numbers will do.
+    """Layers as a list, from any iterable of whole numbers.
 
     Raises:
-        UserError: it is not several, or has something else in it than layers of the model.
+        UserError: it is not iterable, or contains something else than layers of the model.
     """
-    given = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [None]
-    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in given):
+    numbers = _items(value)
+    if numbers is None or not all(map(_is_whole, numbers)):
         raise UserError(f"{name} {value!r}: give a list of layers, e.g. [3, 4]")
-    if wrong := [n for n in given if not 0 <= n < n_layers]:
-        raise UserError(f"{name} {value!r}: layer {wrong[0]} does not exist; layers are 0..{n_layers - 1}")
-    return [int(n) for n in given]
+    if missing := [n for n in numbers if not 0 <= n < n_layers]:
+        raise UserError(f"{name} {value!r}: layer {missing[0]} does not exist; layers are 0..{n_layers - 1}")
+    return [int(n) for n in numbers]
 
 
 def heads(name: str, value: Any) -> list[tuple[int, int]]:
@@ -112,24 +111,35 @@ def heads(name: str, value: Any) -> list[tuple[int, int]]:
     Raises:
         UserError: it is not a list of such pairs.
     """
-    given = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [None]
-    found = []
-    for head in given:
-        pair = tuple(head) if isinstance(head, Sequence) and not isinstance(head, str) else ()
-        if len(pair) != 2 or any(isinstance(n, bool) or not hasattr(n, "__index__") or n < 0 for n in pair):
-            raise UserError(f"{name} {value!r}: give a list of heads as (layer, head), e.g. [(3, 0)]")
-        found.append((int(pair[0]), int(pair[1])))
-    return found
+    pairs = _items(value)
+    if pairs is None or not all(_is_pair(pair) for pair in pairs):
+        raise UserError(f"{name} {value!r}: give a list of heads as (layer, head), e.g. [(3, 0)]")
+    return [(int(layer), int(head)) for layer, head in pairs]
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is two whole numbers from 0."""
+    return isinstance(value, Sequence) and len(value) == 2 and all(_is_whole(n) and n >= 0 for n in value)
+
+
+def _items(value: Any) -> list[Any] | None:
+    """The items of an iterable that is not a text."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else None
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, also of NumPy's types; a bool is not."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def documents(limit: int | None) -> int | None:
-    """A limit that any machine can count to; more documents than a task has are all of them."""
+    """A limit that any machine can count to; more documents than a task has mean all of them."""
     return None if limit is None else min(limit, sys.maxsize)
 
 
-def check(**given: Any) -> None:
-    """Hold values against the rules of their names; a name without a rule is a mistake of ours."""
-    for name, value in given.items():
+def check(**values: Any) -> None:
+    """Check values against the rules of their names; a name without a rule is a mistake of ours."""
+    for name, value in values.items():
         RULES[name](name, value)
 
 
@@ -150,7 +160,7 @@ def _batch_tokens(name: str, value: Any) -> None:
 
 
 def _seed(name: str, value: Any) -> None:
-    whole(name, value, 0, MOST_SEEDS - 1)
+    whole(name, value, 0, N_SEEDS - 1)
 
 
 def _flag(name: str, value: Any) -> None:
@@ -165,8 +175,8 @@ def _text(name: str, value: Any) -> None:
 
 def _folder(name: str, value: Any) -> None:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or not Path(value).is_dir():
-        shown = os.fspath(value) if isinstance(value, os.PathLike) else value
-        raise UserError(f"{name} {shown!r} is not a folder; give the folder with your task YAML files")
+        path = os.fspath(value) if isinstance(value, os.PathLike) else value
+        raise UserError(f"{name} {path!r} is not a folder; give the folder with your task YAML files")
 
 
 def _out(name: str, value: Any) -> None:
@@ -197,8 +207,7 @@ def _offload(name: str, value: Any) -> None:
 
 
 def _prompts(name: str, value: Any) -> None:
-    texts = isinstance(value, Sequence) and not isinstance(value, str)
-    if not texts or not all(isinstance(text, str) and text.strip() for text in value):
+    if _items(value) is None or not all(isinstance(text, str) and text.strip() for text in value):
         raise UserError(f"{name} {value!r}: give a list of prompts, none of them empty")
 
 

@@ -1,7 +1,7 @@
-"""Mistakes of the caller, told in one line: the value, what is allowed, the fix.
+"""Errors of the caller as one line: the value, what is allowed, the fix.
 
-The command line turns a ``UserError`` into one line and exit code 2. Every other exception is a bug of ours
-and keeps its traceback.
+The command line turns a ``UserError`` into one line and exit code 2. Every other exception is a bug of ours and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class UserError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of long work; the message says what is kept and how to go on."""
+    """Ctrl-C in the middle of long work; the message says what is stored and how to go on."""
 
 
 def stop_on_sigterm() -> None:
-    """From now on SIGTERM ends long work as Ctrl-C does: what is kept is said, and files are left whole."""
+    """From now on SIGTERM ends long work as Ctrl-C does: with a message about what is stored, and with whole files."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
@@ -34,26 +34,27 @@ def stop_on_sigterm() -> None:
 
 
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:
-    """Build the error for a name that is not in a list, with the nearest allowed names first.
+    """The error for a name that is not in a list, with the most similar allowed names.
 
     Args:
-        kind: What the value names, e.g. ``"task"``.
-        value: The value given.
-        allowed: All values that would have been accepted.
-        fix: What to do about it, appended as a sentence.
+        kind: The kind of thing that the value names, e.g. ``"task"``.
+        value: The wrong name.
+        allowed: All names that would have been accepted.
+        fix: What to do about it.
     """
     names = [str(a) for a in allowed]
     near = difflib.get_close_matches(str(value), names, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else f"allowed: {', '.join(names[:12]) or 'none'}"
     if not near and len(names) > 12:
         hint += f" and {len(names) - 12} more"
-    tail = "" if not fix else f" {fix}" if near else f"; {fix}"
-    return UserError(f"unknown {kind} {value!r}; {hint}{tail}")
+    if fix:
+        hint += f" {fix}" if near else f"; {fix}"
+    return UserError(f"unknown {kind} {value!r}; {hint}")
 
 
 @contextlib.contextmanager
 def blaming(fault: str, fix: str) -> Iterator[None]:
-    """Tell in one line whatever files or functions of the user raise; the error itself stays as the cause.
+    """Turn any error that files or functions of the user raise into a one-line `UserError` with that cause.
 
     Args:
         fault: What failed, e.g. ``"task mine, document 3: scoring fails"``.
@@ -64,20 +65,19 @@ def blaming(fault: str, fix: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{fault} ({told(error)}); {fix}") from error
+        raise UserError(f"{fault} ({one_line(error)}); {fix}") from error
 
 
-def told(error: BaseException) -> str:
-    """An error in one line: its kind, the line of the user's own Python file that raised it, and its message."""
-    library = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    library.add(str(Path(__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-    own = [f for f in frames if not any(f.filename.startswith(folder) for folder in library)]
+def one_line(error: BaseException) -> str:
+    """An error in one line: its type, the line of the user's own Python file that raised it, and its message."""
+    libraries = (*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")), "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, str(Path(__file__).parent)))]
     place = f" at {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
     message = first_line(error)
     return f"{type(error).__name__}{place}" + (f": {message}" if message else "")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something."""
+    """The first line of an error's message that is not empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -37,7 +37,7 @@ def main() -> None:
         import depthlens.tasks.registered_model  # noqa: F401 - registers the model
 
         # each of lm-eval's commands imports the class from there
-        lm_eval.tasks.TaskManager = _with_ours(lm_eval.tasks.TaskManager, embedded)  # type: ignore[misc]
+        lm_eval.tasks.TaskManager = _with_ours(lm_eval.tasks.TaskManager, embedded)
         parser.execute(options)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -68,7 +68,7 @@ def _check(options: Any) -> bool:
 def _with_ours(manager: type, embedded: bool) -> type:
     """lm-eval's task manager, which also finds the embedded tasks, or finds only these, which takes no time."""
 
-    class TaskManager(manager):  # type: ignore[misc, valid-type]
+    class TaskManager(manager):
         def __init__(self, *args: Any, include_path: Any = None, **kwargs: Any) -> None:
             folders = [include_path] if isinstance(include_path, str | Path) else list(include_path or ())
             for folder in folders:

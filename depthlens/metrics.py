@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-# nats: about 5% of an answer's probability; a smaller change is not worth a name, however sure
+# nats: about 5% of an answer's probability; a smaller change is never called critical, however certain it is
 LEAST_NATS = 0.05
-
-
 ANSWER_LOGPROB = "answer_logprob"  # the metric of `depthlens.tasks.answer_logprob`
 
 

@@ -1,6 +1,6 @@
-"""Folders: where the files of the package are, whether a folder can be written, and files that are written whole.
+"""Folders: where the package's data files and notebooks are, whether a folder can be written, and atomic writes.
 
-A checkout has the package's files beside it, a wheel inside it.
+In a checkout these files are beside the package, in a wheel they are inside it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def tasks_dir() -> Path:
 
 
 def embedded_names() -> set[str]:
-    """Names of the embedded tasks and groups, from their files: lm-eval knows them too, but is slow to import."""
+    """Names of the embedded tasks and groups, read from their files because lm-eval is slow to import."""
     texts = (path.read_text(encoding="utf-8") for path in tasks_dir().rglob("*.yaml"))
     return {name for text in texts for name in re.findall(r"^(?:task|group): *(\w+) *$", text, re.MULTILINE)}
 
@@ -45,10 +45,10 @@ def notebooks_dir() -> Path:
 
 
 def writable_folder(path: Path | str) -> Path:
-    """Make a folder and try it, so that a wrong path is known before hours of work, not after.
+    """Make a folder and try to write to it, so that a wrong path is reported before hours of work and not after.
 
     Raises:
-        UserError: it has no name, it or a part of the path is a file, or it cannot be made or written.
+        UserError: the path is empty, it or a part of it is a file, or the folder cannot be made or written.
     """
     if not isinstance(path, str | Path) or "\0" in str(path):
         raise UserError(f"folder {path!r}: give the path of a folder, such as runs/mine")
@@ -99,7 +99,7 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
-    """The one line for a folder that cannot be written."""
+    """The error for a folder that cannot be written."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return UserError(f"cannot write to {str(folder)!r}: it, or a part of the path, is a file; name a folder")
     reason = error.strerror or error

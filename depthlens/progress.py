@@ -1,8 +1,8 @@
 """One progress bar for all long work: rows done, rows/s and time left, also in a notebook that runs headlessly.
 
-Rows that a store already held are not counted into the pace. With DEPTHLENS_PROGRESS every change is also a line of
-JSON, for programs: ``-`` writes to standard error in place of the bar, a path appends to that file, which is how
-``depthlens run`` shows the bar of the notebook that is running.
+Rows that a store already has do not count as work done, so the rate is that of new rows. With DEPTHLENS_PROGRESS every
+change is also a line of JSON for programs: ``-`` writes it to standard error instead of the bar, and a path appends it
+to that file. ``depthlens run`` shows the bar of the running notebook in this way.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ EVERY = 0.5  # seconds between lines
 
 
 class Bar(tqdm):
-    """A tqdm bar that also tells its state as JSON lines, where it is asked to."""
+    """A tqdm bar that also writes its state as lines of JSON where DEPTHLENS_PROGRESS says so."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sink = os.environ.get(ENVIRONMENT, "")
-        self._told = 0.0
+        self._written = 0.0
         self._kept: int | None = None
         hidden = kwargs.pop("disable", False)
         self._silent = hidden or not self._sink
         super().__init__(*args, disable=hidden, file=_Nowhere() if self._sink == "-" else None, **kwargs)
-        self._tell()
+        self._write_state()
 
     def update(self, n: int = 1) -> bool | None:
         """Move on by ``n`` rows."""
-        shown = super().update(n)
-        if not self._silent and time.monotonic() - self._told >= EVERY:
-            self._tell()
-        return shown
+        displayed = super().update(n)
+        if not self._silent and time.monotonic() - self._written >= EVERY:
+            self._write_state()
+        return displayed
 
     def held(self, n: int) -> None:
         """Move on by ``n`` rows that were computed before, or elsewhere."""
@@ -51,16 +51,16 @@ class Bar(tqdm):
         self.set_postfix_str(f"{n} kept", refresh=False)
 
     def close(self) -> None:
-        """End the bar; its last state is always told."""
+        """End the bar; its last state is always written."""
         if not self._silent:
-            self._tell()
+            self._write_state()
             self._silent = True
         super().close()
 
-    def _tell(self) -> None:
+    def _write_state(self) -> None:
         if self._silent:
             return
-        self._told = time.monotonic()
+        self._written = time.monotonic()
         state = self.format_dict
         elapsed, new = state["elapsed"], state["n"] - state["initial"]
         rate = new / elapsed if elapsed > 0 and new > 0 else None
@@ -85,7 +85,7 @@ class Bar(tqdm):
 
 
 class _Nowhere:
-    """Takes what tqdm draws and drops it."""
+    """A file that discards what tqdm draws."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -100,10 +100,10 @@ def bar(**kwargs: Any) -> Bar:
 
 
 def say(what: str, **about: Any) -> None:
-    """Tell what begins now.
+    """Print to standard error what begins now.
 
     Args:
-        what: In words, as ``"loading smollm2-135m"``.
+        what: In words, such as ``"loading smollm2-135m"``.
         about: The same as values, for the line of JSON.
     """
     as_json = os.environ.get(ENVIRONMENT) == "-"

@@ -1,4 +1,4 @@
-"""What made a result: versions, commit, machine and time, for every record that is written."""
+"""The origin of a result, for its record: versions, commit, machine and time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def version(distribution: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, marked when files differ from it; None for an installed package."""
+    """The commit of the checkout, with ``-dirty`` when files differ from it; None for an installed package."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -32,7 +32,7 @@ def git_commit() -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return None  # no git here: the record says so by null
+        return None  # git is not installed
     return done.stdout.strip() or None
 
 
@@ -43,5 +43,5 @@ def environment() -> dict[str, Any]:
 
 
 def where_and_when() -> dict[str, str]:
-    """The machine and the time, which two equal runs may differ in."""
+    """The machine and the time, in which two equal runs may differ."""
     return {"platform": platform.platform(), "time": datetime.now(UTC).isoformat(timespec="seconds")}

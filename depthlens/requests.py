@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers, as token ids; no torch, no tasks."""
+"""Requests to an engine and its answers, as token ids; no torch, no tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LoglikelihoodRequest:
-    """Ask for log p(continuation | context); both are token ids and neither is empty."""
+    """A request for log p(continuation | context); both are token ids and neither is empty."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -20,7 +20,7 @@ class LoglikelihoodRequest:
 
 @dataclass(frozen=True)
 class LoglikelihoodAnswer:
-    """Sum of log-probabilities in nats, and whether greedy decoding would write it; answers `LoglikelihoodRequest`."""
+    """Answer to a `LoglikelihoodRequest`: sum of log-probabilities in nats, and whether greedy decoding writes it."""
 
     logprob: float
     is_greedy: bool
@@ -28,12 +28,12 @@ class LoglikelihoodAnswer:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Ask for the greedy text after a context, cut before the first stop string.
+    """A request for the greedy text after a context, up to the first stop string.
 
     Attributes:
         context: Token ids.
         until: Stop strings.
-        max_new_tokens: Tokens written at the most.
+        max_new_tokens: Greatest number of tokens to write.
     """
 
     context: tuple[int, ...]

@@ -53,7 +53,9 @@ class _OwnInterpreter(AsyncKernelManager):
     def _encrypted_where_possible(self) -> str:
         return "auto" if zmq.has("curve") else "disabled"  # other users of a cluster node share its ports
 
-    async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+    async def shutdown_kernel(  # type: ignore[override]  # the class above declares the form without async
+        self, now: bool = False, restart: bool = False
+    ) -> None:
         # As in the parent, but without the SIGINT that it sends first, because kernels answer it with a traceback on
         # the terminal. A kernel that is in the middle of a cell when the user presses Ctrl-C is not waited for.
         hurry = now or isinstance(sys.exc_info()[1], KeyboardInterrupt)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
@@ -130,7 +131,9 @@ def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest 
     Raises:
         UserError: names the token, the task and the number of rows.
     """
-    rows = lens.model.get_input_embeddings().weight.shape[0]
+    weight = lens.model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    rows = weight.shape[0]
     for request in requests:
         tokens = (*request.context, *getattr(request, "continuation", ()))
         if (token := max(tokens)) >= rows:

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetNotFoundError
 from lm_eval.api.task import ConfigurableTask
 
 from depthlens import arguments
-from depthlens.errors import UserError, blaming, first_line, told
+from depthlens.errors import UserError, blaming, first_line, one_line
 from depthlens.models.lens import Lens
 from depthlens.tasks import checks, data_files, encoding, task_files, truncation
 from depthlens.tasks.encoding import quiet
@@ -161,7 +161,9 @@ def _unloadable(manager: Any, name: str, include_path: str | Path | None, error:
                 return UserError(f"task {name}: its data has no split {split!r}, only {known}; correct {where}")
     if hasattr(task, "multiple_target"):
         checks.documents(name, task, 1)  # lm-eval was trying the first document
-    return UserError(f"task {name}: lm-eval cannot use its YAML file or its documents ({told(error)}); correct {where}")
+    return UserError(
+        f"task {name}: lm-eval cannot use its YAML file or its documents ({one_line(error)}); correct {where}"
+    )
 
 
 def _makes_a_task(frame: FrameType) -> bool:

@@ -132,7 +132,7 @@ SWEEPS = [
     (lambda e: dl.Ablation("x"), "layer 'x' of an ablation: give a whole number"),
     (lambda e: dl.Ablation(-1), "layer -1 is negative; layers count from 0"),
     (lambda e: dl.Ablation(1, "x"), "unknown ablation site 'x'; allowed: layer"),
-    (lambda e: dl.Condition(("L1",)), "condition of 'L1': give ablations, or parse a text"),
+    (lambda e: dl.Condition(("L1",)), "condition of 'L1': give ablations, or a text to depthlens.parse_condition"),
     (lambda e: dl.next_token(e.lens, ""), "prompt '': give some text"),
     (lambda e: dl.next_token(e.lens, None), "prompt None: give some text"),
     (lambda e: dl.next_token("organism", "x"), "lens 'organism' is the name of a model; load it first"),
@@ -193,7 +193,7 @@ HEADS = [
     ),
     (
         head_sweep(method="attribution", resample_prompts=["x"]),
-        "resample_prompts ['x']: attribution puts no prompt in place of a head; ",
+        "resample_prompts ['x']: attribution puts no prompt in place; ",
     ),
     (
         head_sweep(method="attribution", mode="resample"),
@@ -208,8 +208,8 @@ HEADS = [
         "backend 'nnsight': attribution runs with 'torch' only; leave",
     ),
     (head_sweep(method="attribution", limit="x"), "limit 'x': give a whole number of documents"),
-    (retrieval(method="guess"), "unknown method 'guess'; allowed: copy, exact, attribution"),
-    (retrieval(heads=[(0, 0)]), "heads are given with method 'copy'; only 'exact' removes heads"),
+    (retrieval(method="guess"), "unknown method 'guess'; allowed: copy_paste, exact, attribution"),
+    (retrieval(heads=[(0, 0)]), "heads with method 'copy_paste': only 'exact' removes heads"),
     (retrieval(heads=3, method="exact"), "heads 3: give a list of heads as (layer, head), e.g. [(3, 0)]"),
     (retrieval(heads=[], method="exact"), "heads names 0 heads; give at least one"),
     (retrieval(heads=["L1.H1"], method="exact"), "heads ['L1.H1']: give a list of heads as (layer, head)"),
@@ -221,7 +221,7 @@ HEADS = [
     ),
     (
         retrieval(given_removed=[(0, 0), (0, 1)]),
-        "given_removed with method 'copy_paste'; only 'exact' removes several heads",
+        "given_removed with method 'copy_paste': only 'exact' removes several heads",
     ),
     (retrieval(needles=[]), "no needles; give at least one"),
     (retrieval(needles=["x"]), "no needles; give at least one, from depthlens.tasks.needles"),
@@ -238,7 +238,7 @@ HEADS = [
     (reasoning(tasks=TASK), "worked solutions need a generative task"),
     (reasoning(tasks=None), "tasks None: give a name or a list of names"),
     (reasoning(method="copy_paste"), "unknown method 'copy_paste'; allowed: exact, attribution"),
-    (reasoning(method="attribution", heads=[(0, 0)]), "heads are given with method 'attribution'; only 'exact'"),
+    (reasoning(method="attribution", heads=[(0, 0)]), "heads with method 'attribution': only 'exact'"),
 ]
 
 REMOVAL = [
@@ -301,7 +301,7 @@ PARAMETERS = [
     (start(model=["organism"]), "model ['organism']: give an alias"),
     (start(tasks=None), "tasks None: give a list of task names"),
     (start(tasks="capitals"), "tasks 'capitals': give a list of task names, e.g. ['capitals']"),
-    (start(tasks=[3]), "task [3]: give a name or a list of names"),
+    (start(tasks=[3]), "tasks [3]: give a name or a list of names"),
     (start(limit=True), "limit True: give a whole number of documents"),
     (start(limit=0), "limit 0: give a whole number of documents"),
     (start(num_fewshot=99), "num_fewshot 99: "),

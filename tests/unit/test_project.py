@@ -75,10 +75,21 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lab", "lint", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "lint", "clean"])
 def test_make_targets_exist(target):
     done = make("--dry-run", target)
     assert done.returncode == 0, done.stderr
+
+
+def test_make_lint_checks_types():
+    assert "-m ruff check ." in make("--dry-run", "lint").stdout and "-m mypy" in make("--dry-run", "lint").stdout
+
+
+def test_make_check_runs_the_quick_tests_and_make_test_runs_all():
+    check, test = make("--dry-run", "check").stdout, make("--dry-run", "test").stdout
+    assert 'tests/unit/runner tests/unit/store -m "not slow"' in check and "tests/unit/test_cli.py" in check
+    assert "-m mypy" in check and "-m mypy" in test
+    assert "not slow" not in test and "tests/integration tests/notebooks" in test
 
 
 def test_make_demo_is_the_documented_command():
@@ -110,8 +121,8 @@ def test_make_without_a_fitting_python_says_so_in_one_line(tmp_path):
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if "Error" not in line]
     assert told == [
-        "make: depthlens needs Python 3.11, 3.12 or 3.13; none found: "
-        "install one or name it, make PYTHON=/path/to/python"
+        "make: depthlens needs Python 3.11, 3.12 or 3.13; none was found; "
+        "install one or name it: make PYTHON=/path/to/python"
     ]
 
 

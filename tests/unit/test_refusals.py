@@ -16,6 +16,7 @@ import sys
 import types
 
 import jaxtyping
+import mini_tasks
 import nbformat
 import pytest
 import tiny
@@ -188,16 +189,17 @@ def test_the_same_sweep_without_a_mistake_works(call, model, tmp_path):
     ]
 
 
-def test_more_documents_than_there_are_mean_all(call, tmp_path):
+def test_more_documents_than_there_are_mean_all(call, model, tmp_path):
+    folder = mini_tasks.write(tmp_path)
+
     def n_docs(limit):
         out = tmp_path / str(limit)
-        code, _, told = call(
-            ["sweep", "organism", "organism_two_hop", "--ablate", "L1", "--limit", limit, "--out", out]
-        )
+        arguments = ["sweep", model, "mini_choice", "--include-path", folder, "--ablate", "L1", "--limit", limit]
+        code, _, told = call([*arguments, "--out", out])
         assert code == 0, told
-        return json.loads((out / "record.json").read_text())["tasks"]["organism_two_hop"]["n_docs"]
+        return json.loads((out / "record.json").read_text())["tasks"]["mini_choice"]["n_docs"]
 
-    assert n_docs(10**4) == n_docs(10**20)
+    assert n_docs(10**4) == n_docs(10**20) == len(mini_tasks.DOCUMENTS)
 
 
 @pytest.mark.parametrize("word", ["none", "None", "NONE"])
