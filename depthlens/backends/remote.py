@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -144,7 +145,10 @@ class RemoteNnsight:
         unembed = attrgetter(self.family.unembed)(self.model)
         n_rows, width = sum(len(tokens) for tokens, _, _ in groups), groups[0][0].shape[1]
         # the model itself unembeds the last position only
-        settings = options | {"max_new_tokens": n_new} if n_new else {"use_cache": False, "logits_to_keep": 1}
+        settings = {"use_cache": False, "logits_to_keep": 1}
+        if n_new:
+            settings = (options or {}) | {"max_new_tokens": n_new}
+        rows, places = (torch.zeros(0, dtype=torch.long) if x is None else x for x in (rows, places))
         run = self.model.generate if n_new else self.model.trace
         answer: Any = None
         with torch.no_grad(), run(**settings, backend=sender) as tracer:
@@ -190,7 +194,7 @@ def _heads(ablations: Sequence[Ablation], layer: int, dims: Dims, means: Means |
     for a in ablations:
         if a.site in ("head", "kv"):
             for head in [a.index] if a.site == "head" else dims.query_heads(a.index):
-                values[head] = means.z[layer, head].cpu() if a.mode == "mean" else torch.zeros(dims.d_head)
+                values[head] = means.z[layer, head].cpu() if means and a.mode == "mean" else torch.zeros(dims.d_head)
     return ("z", layer, list(values), torch.stack(list(values.values()))) if values else None
 
 
@@ -221,7 +225,7 @@ def measure_means(lens: Lens, rows: Sequence[Sequence[int]], name: str, batch_to
             batch = batch[:n]
         tokens, real = padded(batch), padded([[1] * len(row) for row in batch])
         try:
-            sums = backend.remote.attempt(lambda sender, t=tokens, m=real: _sums(backend, sender, t, m))
+            sums = backend.remote.attempt(partial(_sums, backend, tokens, real))
         except Overfull as e:
             if len(batch) == 1:
                 raise UserError(f"one prompt of {len(batch[0])} tokens is too much for the server: {e}") from e
@@ -236,7 +240,7 @@ def measure_means(lens: Lens, rows: Sequence[Sequence[int]], name: str, batch_to
     return Means(name, means["layer"], means["attn"], means["mlp"], z)
 
 
-def _sums(backend: RemoteNnsight, sender: Any, tokens: Tensor, real: Tensor) -> dict[str, Tensor]:
+def _sums(backend: RemoteNnsight, tokens: Tensor, real: Tensor, sender: Any) -> dict[str, Tensor]:
     """Sums of every site over the real tokens, each of shape [n_layers, width of the site]."""
     parts = backend.parts
     sums: Any = None

@@ -107,7 +107,7 @@ def _caching(cache: DynamicCache, layer: int) -> list[Hook]:
 
     def keys(k: Tensor, hook: Any) -> Tensor:
         new.append(k)
-        past = cache.layers[layer]
+        past: Any = cache.layers[layer]
         return torch.cat([past.keys, k], dim=2) if past.is_initialized else k
 
     def values(v: Tensor, hook: Any) -> Tensor:

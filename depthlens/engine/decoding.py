@@ -9,6 +9,7 @@ a layer together; attention to the prefix and to a row's own tokens are computed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -83,7 +84,8 @@ class Writer:
 
     def text(self, row: Row) -> str:
         """What a row has written, cut before its first stop string."""
-        return cut(self.tokenizer.decode(self.tokens[row], skip_special_tokens=True), self.requests[row[1]].until)
+        text = cast(str, self.tokenizer.decode(self.tokens[row], skip_special_tokens=True))
+        return cut(text, self.requests[row[1]].until)
 
 
 def cut(text: str, until: Sequence[str]) -> str:

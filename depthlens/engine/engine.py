@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from depthlens import backends, progress
 from depthlens.ablations import Condition
@@ -27,7 +27,6 @@ from depthlens.store.answer_cache import AnswerCache
 from depthlens.store.answer_rows import AnswerRows
 
 PATHS = ("wavefront", "padded_rows")
-Request = TypeVar("Request", LoglikelihoodRequest, GenerateRequest)
 
 
 @runtime_checkable
@@ -177,7 +176,7 @@ class Engine:
     @contextmanager
     def _working(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[LoglikelihoodRequest] | Sequence[GenerateRequest],
         conditions: Sequence[Condition],
         tokens: Sequence[Sequence[int]],
         desc: str,
@@ -193,8 +192,8 @@ class Engine:
             try:
                 yield rows, bar
             except NotFinite as e:
-                c, r = e.row
-                read = (*tokens[r], *e.written)
-                nonfinite.refuse(self.lens, self.backend.means, read, conditions[c], self.batch_tokens)
+                condition, request = e.row
+                read = (*tokens[request], *e.written)
+                nonfinite.refuse(self.lens, self.backend.means, read, conditions[condition], self.batch_tokens)
             except KeyboardInterrupt:
                 raise Interrupted(rows.stored_so_far()) from None

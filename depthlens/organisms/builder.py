@@ -77,7 +77,8 @@ class Options:
         return PREFIX + (":" + ",".join(parts) if parts else "")
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "True or False"}
+KINDS: dict[str, Any] = {field.name: type(field.default) for field in fields(Options)}  # type of each option
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "True or False"}
 
 
 @dataclass(frozen=True)
@@ -166,14 +167,13 @@ def build(**options: Any) -> Organism:
     Raises:
         UserError: an unknown option, or a value that it cannot have.
     """
-    kinds = {f.name: f.type for f in fields(Options)}
     for key, value in options.items():
-        if key not in kinds:
-            raise unknown("organism option", key, kinds)
-        if kinds[key] == "float" and type(value) is int:
+        if key not in KINDS:
+            raise unknown("organism option", key, KINDS)
+        if KINDS[key] is float and type(value) is int:
             options[key] = float(value)
-        elif type(value).__name__ != kinds[key]:
-            raise UserError(f"organism option {key}={value!r}: give {_KINDS[kinds[key]]}")
+        elif type(value) is not KINDS[key]:
+            raise UserError(f"organism option {key}={value!r}: give {_KIND_NAMES[KINDS[key]]}")
     chosen = Options(**options)
     heads = truth(chosen)
     roles = {(h.layer, h.head): h.role for h in heads.heads}
@@ -216,25 +216,20 @@ def parse(name: str) -> Options:
     """
     if not is_name(name):
         raise UserError(f"{name!r} is no organism; write organism or organism:seed=3,decoy,backup")
-    kinds = {f.name: f.type for f in fields(Options)}
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     _, colon, text = name.partition(":")
     for part in text.split(",") if colon else []:
         key, equals, value = part.strip().partition("=")
-        if key not in kinds:
-            raise unknown("organism option", key, kinds, f"in {name!r}")
-        if key in given:
+        if key not in KINDS:
+            raise unknown("organism option", key, KINDS, f"in {name!r}")
+        if key in options:
             raise UserError(f"organism option {key!r} is given twice in {name!r}; give it once")
-        given[key] = _value(name, key, kinds[key], value if equals else None)
-    return Options(**given)
-
-
-def _value(name: str, key: str, kind: str, text: str | None) -> int | float | bool:
-    if kind == "bool":
-        if text is not None:
-            raise UserError(f"organism option {key}={text} in {name!r}: it takes no value; write {key} or leave it out")
-        return True
-    try:
-        return {"int": int, "float": float}[kind](text or "")
-    except ValueError as e:
-        raise UserError(f"organism option {key}={text or ''} in {name!r}: give {_KINDS[kind]}, as {key}=3") from e
+        if KINDS[key] is bool and equals:
+            fix = f"it takes no value; write {key} or leave it out"
+            raise UserError(f"organism option {key}={value} in {name!r}: {fix}")
+        try:
+            options[key] = True if KINDS[key] is bool else KINDS[key](value)
+        except ValueError as e:
+            fix = f"give {_KIND_NAMES[KINDS[key]]}, as {key}=3"
+            raise UserError(f"organism option {key}={value} in {name!r}: {fix}") from e
+    return Options(**options)

@@ -182,7 +182,8 @@ class AnswerRows:
         def choose(reservations: list[dict]) -> tuple[list[Product], dict]:
             arrived(self._read())
             taken = [(set(other["conditions"]), set(other["requests"])) for other in reservations]
-            mine, theirs = [], []
+            mine: list[Row] = []
+            theirs: list[Row] = []
             for c, r in missing():
                 reserved = any(self.addresses[c] in a and self._digests[r] in b for a, b in taken)
                 (theirs if reserved else mine).append((c, r))

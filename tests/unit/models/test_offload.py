@@ -17,7 +17,7 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
-from depthlens.models import loading
+from depthlens.models import devices, loading
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.runner import session
 from depthlens.tasks import harness
@@ -109,7 +109,7 @@ def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored,
 
 
 def test_auto_dtype_is_the_checkpoints_own_where_it_is_for_a_whole_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_auto_dtype", lambda device: "auto")  # as on a GPU
+    monkeypatch.setattr(devices, "auto_dtype", lambda device: "auto")  # as on a GPU
     tiny.model("llama-gqa").bfloat16().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     lens = loading.load(tmp_path, device="cpu", offload="disk")
@@ -153,7 +153,7 @@ def test_sweeps_by_name_and_notebooks_hand_the_option_on(saved, monkeypatch):
     monkeypatch.setattr(harness, "load_tasks", lambda *a, **k: {})
     for call in (
         lambda: sweep.run_sweep(saved(), [TASK], "layers", offload="disk"),
-        lambda: session.start(saved(), [TASK], offload="disk"),
+        lambda: session.setup_notebook(saved(), [TASK], offload="disk"),
     ):
         with pytest.raises(Loading) as caught:
             call()
@@ -169,7 +169,7 @@ def reads(monkeypatch):
     count, most = Counter(), [0]
 
     def watch(lens):
-        read, drop = lens.stream._read, lens.stream._drop
+        read, drop = lens.stream.read, lens.stream.drop
 
         def reading(layer):
             count[layer] += 1
@@ -178,12 +178,11 @@ def reads(monkeypatch):
 
         def dropping(layer):
             """Wait for what is being read ahead, so that it is never counted while another layer is half gone."""
-            if lens.stream._ahead:
-                lens.stream._ahead[1].exception()
+            lens.stream.wait()
             drop(layer)
 
-        monkeypatch.setattr(lens.stream, "_read", reading)
-        monkeypatch.setattr(lens.stream, "_drop", dropping)
+        monkeypatch.setattr(lens.stream, "read", reading)
+        monkeypatch.setattr(lens.stream, "drop", dropping)
         return lens
 
     return watch, count, most
@@ -214,7 +213,7 @@ def test_the_next_layer_is_read_while_one_is_in_use(saved, reads):
     watch, count, _ = reads
     lens = watch(loading.load(saved(), offload="disk"))
     with lens.resident(3):
-        lens.stream._ahead[1].result()
+        lens.stream.wait()
         assert layers_in_memory(lens) == [3, 4]
         with lens.resident(3):  # as when a layer is called whole within a walk
             pass
@@ -250,7 +249,8 @@ def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call)
     with pytest.raises(type(error)):
         logits(lens) if whole_call else scores(lens, conditions)
     handle.remove()
-    assert layers_in_memory(lens) == [] and lens.stream._ahead is None
+    lens.stream.wait()
+    assert layers_in_memory(lens) == []
     assert torch.equal(scores(lens, conditions), wanted)
 
 
