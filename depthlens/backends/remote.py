@@ -66,7 +66,7 @@ class RemoteNnsight:
         cache: Any = None,
         positions: Positions | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], None]:
-        """See `protocol.Backend.forward`; logits travel here whole, and there is no cache to go on from.
+        """See `protocol.Backend.forward`; whole logits are sent here, and there is no cache to continue from.
 
         Raises:
             UserError: a condition does not fit the model or asks for means that were not given.
@@ -102,17 +102,17 @@ class RemoteNnsight:
         by_layer: dict[int, list[Ablation]] = {}
         for ablation in condition.ablations:
             by_layer.setdefault(ablation.layer, []).append(ablation)
-        found: list[Edit] = []
+        edits: list[Edit] = []
         for layer, ablations in sorted(by_layer.items()):
             if edit := _heads(ablations, layer, self.lens.dims, self.means):
-                found.append(edit)
+                edits.append(edit)
             for site in ("attn", "mlp", "layer"):  # no two of these overlap within a condition
                 for a in ablations:
                     if a.site == site:
                         # a slice is copied: of a view the whole tensor would travel
                         mean = getattr(self.means, site)[layer].clone().cpu() if a.mode == "mean" else torch.zeros(())
-                        found.append((site, layer, [], mean))
-        return found
+                        edits.append((site, layer, [], mean))
+        return edits
 
     def send(
         self,
@@ -179,12 +179,12 @@ class RemoteNnsight:
                     else:
                         answer = nnsight.save(torch.zeros(2, n_rows, dtype=torch.float64))
                         slices = zip(picked.split(step), rows.split(step), targets.split(step), strict=True)
-                        for some, at, wanted in slices:
-                            logits = unembed(some).float()
-                            wanted = wanted.to(logits.device)
-                            logprob = logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
-                            missed = logits.argmax(-1) != wanted
-                            answer.index_add_(1, at, torch.stack([logprob.double(), missed.double()]).cpu())
+                        for chunk, chunk_rows, chunk_targets in slices:
+                            logits = unembed(chunk).float()
+                            token = chunk_targets.to(logits.device)
+                            logprob = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
+                            missed = logits.argmax(-1) != token
+                            answer.index_add_(1, chunk_rows, torch.stack([logprob.double(), missed.double()]).cpu())
         return answer
 
 

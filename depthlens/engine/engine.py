@@ -39,24 +39,12 @@ class EnginePath(Protocol):
 
     batch_tokens: int
 
-    def loglikelihood(
-        self,
-        requests: Sequence[LoglikelihoodRequest],
-        conditions: Sequence[Condition],
-        rows: AnswerRows,
-        bar: progress.Bar,
-    ) -> None:
-        """Score every request under every condition."""
+    def loglikelihood(self, rows: AnswerRows, bar: progress.Bar) -> None:
+        """Score every request of some rows under every condition."""
         ...
 
-    def generate_until(
-        self,
-        requests: Sequence[GenerateRequest],
-        conditions: Sequence[Condition],
-        rows: AnswerRows,
-        bar: progress.Bar,
-    ) -> None:
-        """Write the greedy text of every request under every condition."""
+    def generate_until(self, rows: AnswerRows, bar: progress.Bar) -> None:
+        """Write the greedy text of every request of some rows under every condition."""
         ...
 
 
@@ -124,7 +112,7 @@ class Engine:
         inputs = [q.inputs for q in requests]
         with self._working(requests, conditions, inputs, desc) as (rows, bar):
             path = self._path(max(map(len, inputs), default=0))
-            path.loglikelihood(requests, conditions, rows, bar)
+            path.loglikelihood(rows, bar)
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
@@ -144,7 +132,7 @@ class Engine:
             raise UserError(offload.NO_GENERATION)
         with self._working(requests, conditions, [q.context for q in requests], desc) as (rows, bar):
             path = self._path(max((len(q.context) + q.max_new_tokens for q in requests), default=0))
-            path.generate_until(requests, conditions, rows, bar)
+            path.generate_until(rows, bar)
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 

@@ -69,7 +69,7 @@ class Identity:
     Attributes:
         fingerprint: Equal for models that compute the same, wherever they were loaded from.
         obstacle: What the fingerprint does not cover, as a sentence without its subject; None where it covers all.
-        settings: What decides answers beside the model: how it writes text, its attention kernel, torch's precision.
+        settings: What else decides answers: how it writes text, its attention kernel, torch's precision.
     """
 
     fingerprint: str
@@ -127,7 +127,7 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, bytes]]:
 
 
 def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> dict[str, str]:
-    """What decides answers beside the model.
+    """What decides answers and is not part of the model.
 
     Args:
         config: How the model generates.
@@ -153,7 +153,7 @@ def penalty(config: GenerationConfig) -> float:
 
 
 def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
-    """Hash of what, beside the model, decides a written text: tokenizer, tokens that end it, repetition penalty."""
+    """Hash of what decides a written text and is not part of the model: tokenizer, end tokens, repetition penalty."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         about = json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -216,7 +216,7 @@ def _configuration(config: PreTrainedConfig) -> str:
 
 
 def _structure(model: nn.Module) -> Iterator[str]:
-    """A line a module: its name, its class and what it holds beside tensors and modules."""
+    """A line a module: its name, its class and its attributes that are neither tensors nor modules."""
     shared: dict[int, str] = {}  # configurations, which most modules hold
     for name, module in model.named_modules(remove_duplicate=False):
         own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING and k != "forward"}

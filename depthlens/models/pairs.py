@@ -1,9 +1,9 @@
 """Pairs of models that differ in their weights alone: named ones, and the check of any two models.
 
 A donor must have the base model's class, sizes, weights by name and shape, settings of its layers, and vocabulary:
-every token that text is made of has the same number, and the merges are the same. Then a layer of one model works in the
-other. Some differences are harmless and are recorded, because distilled models have them: added (special) tokens with
-other names, another chat template, another splitting of text before the merges, a longer context (other rotary
+every token that text is made of has the same number, and the merges are the same. Then a layer of one model works in
+the other. Some differences are harmless and are recorded, because distilled models have them: added (special) tokens
+with other names, another chat template, another splitting of text before the merges, a longer context (other rotary
 frequencies), untied embeddings. Text is always encoded by the base model's tokenizer.
 """
 
@@ -67,7 +67,7 @@ def pair(name: str) -> Pair:
 
 
 def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
-    """The same model with a donor beside it, for conditions such as ``L12@donor``.
+    """The same model with a donor, for conditions such as ``L12@donor``.
 
     Args:
         base: A loaded model; it stays as it is.

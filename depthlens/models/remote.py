@@ -59,7 +59,7 @@ class Served:
     Attributes:
         host: The server's address.
         key: The server's own name of the model: wrapper class, hub id, revision and task.
-        versions: Of python, nnsight, torch and transformers there, as far as it tells.
+        versions: Of python, nnsight, torch and transformers there, as far as the server reports them.
         api_key: The NDIF key, if there is one.
     """
 
@@ -176,7 +176,7 @@ def _refusal(served: Served, error: RemoteError) -> Exception | None:
 
 
 class Sending(RemoteBackend):
-    """nnsight's own way to a server; counts bytes, and tells a progress bar instead of the terminal."""
+    """nnsight's own way to a server; counts bytes, and reports to a progress bar instead of the terminal."""
 
     def __init__(self, served: Served, kernel: str, traffic: Traffic, bar: tqdm | None) -> None:
         env = {"attn_implementation": kernel}  # else it is what the request before asked for
@@ -211,13 +211,13 @@ def find(source: str) -> Served:
     if not api_key and host == NDIF:
         raise UserError(f"remote=True needs an NDIF API key; {GET_A_KEY}; remote='local' tries a script without one")
     models = _deployed(_ask(host, "/status"))
-    mine = [m for m in models if m["repo_id"].lower() == source.lower()]
-    if not mine:
+    deployments = [m for m in models if m["repo_id"].lower() == source.lower()]
+    if not deployments:
         names = sorted({m["repo_id"] for m in models})
         served = f"it serves {', '.join(names[:8])}" if names else "it serves no language model now"
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise UserError(f"model {source!r} is not served by {host}; {served}{more}; nnsight.status() lists all")
-    first = min(mine, key=lambda m: m["application_state"] != "RUNNING")
+    first = min(deployments, key=lambda m: m["application_state"] != "RUNNING")
     return Served(host, first["model_key"], _versions(_ask(host, "/env"), host), api_key)
 
 

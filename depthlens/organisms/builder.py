@@ -1,4 +1,4 @@
-"""Organisms: models whose circuits were planted by hand, so that what a method finds can be held against the truth.
+"""Organisms: models whose circuits were planted by hand, so that what a method finds can be compared with the truth.
 
 A LLaMA-architecture model of 6 layers x 4 heads answers a one-hop question (``QA``) with one circuit and a two-hop
 question (``QB``) with another; both need the previous-token head. No weight is trained (`planting` says how they are
@@ -118,21 +118,21 @@ class Truth:
         Raises:
             UserError: no head has this role.
         """
-        found = {h.role: (h.layer, h.head) for h in self.heads}
-        if role not in found:
-            raise unknown("role", role, found)
-        return found[role]
+        places = {h.role: (h.layer, h.head) for h in self.heads}
+        if role not in places:
+            raise unknown("role", role, places)
+        return places[role]
 
     def needed(self, task: str) -> frozenset[Head]:
         """Heads each of which the task cannot do without."""
         return self._where("needed", task)
 
     def needed_together(self, task: str) -> frozenset[Head]:
-        """Heads that stand in for each other: the task fails without all of them, not without one."""
+        """Heads that replace each other: the task fails without all of them, but not without a single one."""
         return self._where("needed_together", task)
 
     def copies(self, task: str) -> frozenset[Head]:
-        """Heads that attend to the answer where it stands in the prompt, needed or not."""
+        """Heads that attend to the answer in the prompt, needed or not."""
         return self._where("copies", task)
 
     def _where(self, field: str, task: str) -> frozenset[Head]:
@@ -188,16 +188,16 @@ def truth(organism: str | Options) -> Truth:
         UserError: not the name of an organism.
     """
     options = parse(organism) if isinstance(organism, str) else organism
-    one, two = ("one_hop",), ("two_hop",)
-    retrieval: dict[str, Any] = {"copies": one, "needed_together" if options.backup else "needed": one}
+    one_hop, two_hop = ("one_hop",), ("two_hop",)
+    retrieval: dict[str, Any] = {"copies": one_hop, "needed_together" if options.backup else "needed": one_hop}
     heads = [
         PlantedHead(1, 2, "previous_token", needed=TASKS),
         PlantedHead(2, 1, "retrieval", **retrieval),
-        PlantedHead(3, 0, "bridge", needed=two),
-        PlantedHead(4, 3, "output", copies=two, needed=two),
+        PlantedHead(3, 0, "bridge", needed=two_hop),
+        PlantedHead(4, 3, "output", copies=two_hop, needed=two_hop),
     ]
     if options.decoy:
-        heads.append(PlantedHead(2, 3, "decoy", copies=one))
+        heads.append(PlantedHead(2, 3, "decoy", copies=one_hop))
     if options.backup:
         heads.append(PlantedHead(2, 0, "backup", **retrieval))
     return Truth(tuple(heads))

@@ -123,11 +123,12 @@ def test_an_exception_inside_one_leaves_all_whole(who, lens, alone):
 def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
     means = backend_table.reference_of(lens)
     # a mean of the wrong width: fails at the MLP of layer 3, in the middle of the pass
-    backend = backends.get(name, lens, replace(means, mlp=torch.zeros(5, 3)))
-    conditions = [parse_condition("L1"), parse_condition("L3.attn@mean")]
+    wrong = torch.zeros(5, 3)
+    backend = backends.get(name, lens, replace(means, layer=wrong, attn=wrong, mlp=wrong))
+    conditions = [parse_condition("L1.H0"), parse_condition("L3.H1@mean")]
     wanted = logits(backend, conditions)
     with pytest.raises(RuntimeError, match="must match the size"):
-        logits(backend, [parse_condition("L1"), parse_condition("L3.mlp@mean")])
+        logits(backend, [parse_condition("L1.H0"), parse_condition("L3.mlp@mean")])
     assert torch.equal(logits(backend, conditions), wanted)
     for other in HANDLES:
         assert torch.equal(ask(lens, other), alone[other]), other

@@ -139,9 +139,9 @@ def test_sampling_is_seeded_and_sized():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "n 0: give a whole number from 1"),
+        ({"n": 0}, "n 0: give a whole number, at least 1"),
         ({"n_chains": 31}, "n_chains 31: give a whole number from 1 to 30"),
-        ({"n_fillers": -1}, "n_fillers -1: give a whole number from 0"),
+        ({"n_fillers": -1}, "n_fillers -1: give a whole number, at least 0"),
         ({"task": "three_hop"}, "unknown organism task 'three_hop'"),
     ],
 )
