@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from depthlens import arguments
 from depthlens.arguments import BACKENDS
 from depthlens.backends.protocol import Backend, Means
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.models.lens import Lens
 
-__all__ = ["BACKENDS", "check", "get"]
-
-
-def check(name: str) -> None:
-    """Raise a `UserError` for a name that is not a backend."""
-    if name not in BACKENDS:
-        raise unknown("backend", name, BACKENDS)
+__all__ = ["BACKENDS", "get"]
 
 
 def get(name: str, lens: Lens, means: Means | None = None) -> Backend:
@@ -30,7 +25,7 @@ def get(name: str, lens: Lens, means: Means | None = None) -> Backend:
     Raises:
         UserError: for a name that is not a backend, or a model that the backend does not support.
     """
-    check(name)
+    arguments.check(backend=name)
     if lens.remote:
         if name == "transformer_lens":
             raise UserError(f"backend {name!r}: a remote model is reached through nnsight; leave backend out")

@@ -60,7 +60,7 @@ class NnsightBackend:
         layers = attrgetter(self.family.layers)(self.model)
         for i in edits.layers:
             at, layer = edits.at(i), layers[i]
-            resid_pre = layer.input if at.layer is not None else None
+            resid_pre: Any = layer.input if at.layer is not None else None
             if at.z is not None:
                 o_proj = attrgetter(self.family.o_proj)(layer)
                 o_proj.input = at.z(o_proj.input)

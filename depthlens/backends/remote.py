@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -65,7 +66,7 @@ class RemoteNnsight:
         cache: Any = None,
         positions: Positions | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], None]:
-        """See `protocol.Backend.forward`; logits travel here whole, and there is no cache to go on from.
+        """See `protocol.Backend.forward`; whole logits are sent here, and there is no cache to continue from.
 
         Raises:
             UserError: a condition does not fit the model or asks for means that were not given.
@@ -101,17 +102,17 @@ class RemoteNnsight:
         by_layer: dict[int, list[Ablation]] = {}
         for ablation in condition.ablations:
             by_layer.setdefault(ablation.layer, []).append(ablation)
-        found: list[Edit] = []
+        edits: list[Edit] = []
         for layer, ablations in sorted(by_layer.items()):
             if edit := _heads(ablations, layer, self.lens.dims, self.means):
-                found.append(edit)
+                edits.append(edit)
             for site in ("attn", "mlp", "layer"):  # no two of these overlap within a condition
                 for a in ablations:
                     if a.site == site:
                         # a slice is copied: of a view the whole tensor would travel
                         mean = getattr(self.means, site)[layer].clone().cpu() if a.mode == "mean" else torch.zeros(())
-                        found.append((site, layer, [], mean))
-        return found
+                        edits.append((site, layer, [], mean))
+        return edits
 
     def send(
         self,
@@ -144,7 +145,10 @@ class RemoteNnsight:
         unembed = attrgetter(self.family.unembed)(self.model)
         n_rows, width = sum(len(tokens) for tokens, _, _ in groups), groups[0][0].shape[1]
         # the model itself unembeds the last position only
-        settings = options | {"max_new_tokens": n_new} if n_new else {"use_cache": False, "logits_to_keep": 1}
+        settings = {"use_cache": False, "logits_to_keep": 1}
+        if n_new:
+            settings = (options or {}) | {"max_new_tokens": n_new}
+        rows, places = (torch.zeros(0, dtype=torch.long) if x is None else x for x in (rows, places))
         run = self.model.generate if n_new else self.model.trace
         answer: Any = None
         with torch.no_grad(), run(**settings, backend=sender) as tracer:
@@ -175,12 +179,12 @@ class RemoteNnsight:
                     else:
                         answer = nnsight.save(torch.zeros(2, n_rows, dtype=torch.float64))
                         slices = zip(picked.split(step), rows.split(step), targets.split(step), strict=True)
-                        for some, at, wanted in slices:
-                            logits = unembed(some).float()
-                            wanted = wanted.to(logits.device)
-                            logprob = logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
-                            missed = logits.argmax(-1) != wanted
-                            answer.index_add_(1, at, torch.stack([logprob.double(), missed.double()]).cpu())
+                        for chunk, chunk_rows, chunk_targets in slices:
+                            logits = unembed(chunk).float()
+                            token = chunk_targets.to(logits.device)
+                            logprob = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
+                            missed = logits.argmax(-1) != token
+                            answer.index_add_(1, chunk_rows, torch.stack([logprob.double(), missed.double()]).cpu())
         return answer
 
 
@@ -190,7 +194,7 @@ def _heads(ablations: Sequence[Ablation], layer: int, dims: Dims, means: Means |
     for a in ablations:
         if a.site in ("head", "kv"):
             for head in [a.index] if a.site == "head" else dims.query_heads(a.index):
-                values[head] = means.z[layer, head].cpu() if a.mode == "mean" else torch.zeros(dims.d_head)
+                values[head] = means.z[layer, head].cpu() if means and a.mode == "mean" else torch.zeros(dims.d_head)
     return ("z", layer, list(values), torch.stack(list(values.values()))) if values else None
 
 
@@ -221,7 +225,7 @@ def measure_means(lens: Lens, rows: Sequence[Sequence[int]], name: str, batch_to
             batch = batch[:n]
         tokens, real = padded(batch), padded([[1] * len(row) for row in batch])
         try:
-            sums = backend.remote.attempt(lambda sender, t=tokens, m=real: _sums(backend, sender, t, m))
+            sums = backend.remote.attempt(partial(_sums, backend, tokens, real))
         except Overfull as e:
             if len(batch) == 1:
                 raise UserError(f"one prompt of {len(batch[0])} tokens is too much for the server: {e}") from e
@@ -236,7 +240,7 @@ def measure_means(lens: Lens, rows: Sequence[Sequence[int]], name: str, batch_to
     return Means(name, means["layer"], means["attn"], means["mlp"], z)
 
 
-def _sums(backend: RemoteNnsight, sender: Any, tokens: Tensor, real: Tensor) -> dict[str, Tensor]:
+def _sums(backend: RemoteNnsight, tokens: Tensor, real: Tensor, sender: Any) -> dict[str, Tensor]:
     """Sums of every site over the real tokens, each of shape [n_layers, width of the site]."""
     parts = backend.parts
     sums: Any = None

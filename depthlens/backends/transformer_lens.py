@@ -53,7 +53,7 @@ class TransformerLensBackend:
         positions: Positions | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
-        keep_cache = positions is None  # only generation goes on from here
+        keep_cache = positions is None  # only generation continues from it
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache)
         cache = kwargs["cache"]
         final: list[Tensor] = []
@@ -107,7 +107,7 @@ def _caching(cache: DynamicCache, layer: int) -> list[Hook]:
 
     def keys(k: Tensor, hook: Any) -> Tensor:
         new.append(k)
-        past = cache.layers[layer]
+        past: Any = cache.layers[layer]
         return torch.cat([past.keys, k], dim=2) if past.is_initialized else k
 
     def values(v: Tensor, hook: Any) -> Tensor:

@@ -44,7 +44,7 @@ def replaced_forwards(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator
         for module, forward in forwards:
             own = vars(module).get("forward")  # None: that of its class
             restore = (delattr, module, "forward") if own is None else (setattr, module, "forward", own)
-            module.forward = forward  # type: ignore[method-assign]  # instances may have a forward of their own
+            module.forward = forward
             stack.callback(*restore)
         yield
 

@@ -9,6 +9,7 @@ a layer together; attention to the prefix and to a row's own tokens are computed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -83,7 +84,8 @@ class Writer:
 
     def text(self, row: Row) -> str:
         """What a row has written, cut before its first stop string."""
-        return cut(self.tokenizer.decode(self.tokens[row], skip_special_tokens=True), self.requests[row[1]].until)
+        text = cast(str, self.tokenizer.decode(self.tokens[row], skip_special_tokens=True))
+        return cut(text, self.requests[row[1]].until)
 
 
 def cut(text: str, until: Sequence[str]) -> str:
@@ -234,11 +236,10 @@ def decode(
     pack: Pack,
     conditions: Sequence[Condition],
     batch_tokens: int,
-    n_new: int,
     writer: Writer,
-    passed: Callable[[int], None] = lambda n: None,
-    clean: CleanRow | None = None,
-    finished: Callable[[list[Row]], None] = lambda rows: None,
+    passed: Callable[[int], None],
+    clean: CleanRow,
+    finished: Callable[[list[Row]], None],
 ) -> None:
     """Write tokens for every prompt of a pack under every condition.
 
@@ -248,14 +249,13 @@ def decode(
         pack: The prompts.
         conditions: Any number, sorted by the layer at which they fork, the baseline last.
         batch_tokens: Chunk of tokens that pass a layer of the prompts together.
-        n_new: Most tokens written.
         writer: Chooses the tokens and says which rows (condition, prompt) are not finished.
         passed: Called after each layer of the prompts, and after each written token, with the number of tokens that
             have passed a layer.
         clean: The clean row of this pack: used where it was walked, else filled.
         finished: Called with the rows (condition, prompt) that are finished, as soon as they are.
     """
-    p, n_prompts = len(pack.prefix), len(pack.paths)
+    p, n_prompts, n_new = len(pack.prefix), len(pack.paths), max(q.max_new_tokens for q in writer.requests)
     own = [path[p:] for path in pack.paths]
     width = max(map(len, own))
     padded = [path + [0] * (width - len(path)) for path in own]
@@ -269,7 +269,6 @@ def decode(
     last_tokens = [path[-1] for path in pack.paths]
     unique = list(dict.fromkeys(last_tokens))
     walk = Wavefront(lens, backend.means, batch_tokens)
-    clean = clean or CleanRow(frozenset())
     layout = CapturingLayout(pack, lens, paths, rows, n_new, clean)
     states = walk.run(pack, conditions, unique, layout, passed, clean=clean)
     states = states[:, [unique.index(t) for t in last_tokens]].flatten(0, 1)  # [row, d_model]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from depthlens import backends, progress
 from depthlens.ablations import Condition
@@ -27,7 +27,6 @@ from depthlens.store.answer_cache import AnswerCache
 from depthlens.store.answer_rows import AnswerRows
 
 PATHS = ("wavefront", "padded_rows")
-Request = TypeVar("Request", LoglikelihoodRequest, GenerateRequest)
 
 
 @runtime_checkable
@@ -40,24 +39,12 @@ class EnginePath(Protocol):
 
     batch_tokens: int
 
-    def loglikelihood(
-        self,
-        requests: Sequence[LoglikelihoodRequest],
-        conditions: Sequence[Condition],
-        rows: AnswerRows,
-        bar: progress.Bar,
-    ) -> None:
-        """Score every request under every condition."""
+    def loglikelihood(self, rows: AnswerRows, bar: progress.Bar) -> None:
+        """Score every request of some rows under every condition."""
         ...
 
-    def generate_until(
-        self,
-        requests: Sequence[GenerateRequest],
-        conditions: Sequence[Condition],
-        rows: AnswerRows,
-        bar: progress.Bar,
-    ) -> None:
-        """Write the greedy text of every request under every condition."""
+    def generate_until(self, rows: AnswerRows, bar: progress.Bar) -> None:
+        """Write the greedy text of every request of some rows under every condition."""
         ...
 
 
@@ -125,7 +112,7 @@ class Engine:
         inputs = [q.inputs for q in requests]
         with self._working(requests, conditions, inputs, desc) as (rows, bar):
             path = self._path(max(map(len, inputs), default=0))
-            path.loglikelihood(requests, conditions, rows, bar)
+            path.loglikelihood(rows, bar)
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
@@ -145,7 +132,7 @@ class Engine:
             raise UserError(offload.NO_GENERATION)
         with self._working(requests, conditions, [q.context for q in requests], desc) as (rows, bar):
             path = self._path(max((len(q.context) + q.max_new_tokens for q in requests), default=0))
-            path.generate_until(requests, conditions, rows, bar)
+            path.generate_until(rows, bar)
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
@@ -177,7 +164,7 @@ class Engine:
     @contextmanager
     def _working(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[LoglikelihoodRequest] | Sequence[GenerateRequest],
         conditions: Sequence[Condition],
         tokens: Sequence[Sequence[int]],
         desc: str,
@@ -193,8 +180,8 @@ class Engine:
             try:
                 yield rows, bar
             except NotFinite as e:
-                c, r = e.row
-                read = (*tokens[r], *e.written)
-                nonfinite.refuse(self.lens, self.backend.means, read, conditions[c], self.batch_tokens)
+                condition, request = e.row
+                read = (*tokens[request], *e.written)
+                nonfinite.refuse(self.lens, self.backend.means, read, conditions[condition], self.batch_tokens)
             except KeyboardInterrupt:
                 raise Interrupted(rows.stored_so_far()) from None

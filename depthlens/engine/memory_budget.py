@@ -62,7 +62,7 @@ def choose(lens: Lens, batch_tokens: int | None = None) -> Budget:
 def chunk_bytes(lens: Lens) -> int:
     """About what one token holds while it passes a layer: eight residual streams and four of the widest product."""
     layer = lens.arch.layers[0]
-    # experts are stacked [expert, width, d_model]; a token passes few of them, and one width stands for their sum
+    # experts are stacked [expert, width, d_model]; a token passes few of them, and one width is about their sum
     widest = max(p.shape[-2] for p in layer.parameters() if p.dim() >= 2)
     return lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest)
 

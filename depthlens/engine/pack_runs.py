@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from depthlens.ablations import Condition
 from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.wavefront import CleanRow, fork_layer
@@ -33,8 +32,7 @@ class PackRuns:
     Args:
         lens: A loaded model.
         tokens: What is read of each request.
-        conditions: All conditions.
-        rows: Their answers.
+        rows: Their answers under all conditions.
         run: Computes a pack under some conditions within a token budget, and fills ``rows.answers``.
         bar: Moves as tokens pass layers, by rows (request, condition).
         batch_tokens: Token budget of one batch; falls where memory runs out.
@@ -49,17 +47,15 @@ class PackRuns:
         self,
         lens: Lens,
         tokens: Sequence[Sequence[int]],
-        conditions: Sequence[Condition],
         rows: AnswerRows,
         run: Run,
         bar: Bar,
         batch_tokens: int,
-        *,
         max_new: Sequence[int] | None = None,
         min_rows: int = 1,
     ) -> None:
         self.tokens = tokens
-        self.conditions = conditions
+        self.conditions = rows.conditions
         self.rows = rows
         self.batch_tokens = batch_tokens
         self._run = run

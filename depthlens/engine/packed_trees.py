@@ -24,7 +24,7 @@ from depthlens.engine.pack_runs import PackRuns, Passed
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
 from depthlens.models.lens import Lens, donor_layers_resident
 from depthlens.progress import Bar
-from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store import answer_cache
 from depthlens.store.answer_rows import AnswerRows
 
@@ -53,16 +53,10 @@ class PackedTrees:
         self.budget = budget
         self.batch_tokens = budget.batch_tokens
 
-    def loglikelihood(
-        self,
-        requests: Sequence[LoglikelihoodRequest],
-        conditions: Sequence[Condition],
-        rows: AnswerRows,
-        bar: Bar,
-    ) -> None:
+    def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
-        run = partial(self._score, requests, conditions, rows)
-        packs = PackRuns(self.lens, [q.inputs for q in requests], conditions, rows, run, bar, self.batch_tokens)
+        run, conditions = partial(self._score, rows), rows.conditions
+        packs = PackRuns(self.lens, [q.inputs for q in rows.requests], rows, run, bar, self.batch_tokens)
         order = sorted(rows.unfinished, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
         # every row of a pack lives through all layers: their states bound the size of a pack
         row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
@@ -74,8 +68,6 @@ class PackedTrees:
 
     def _score(
         self,
-        requests: Sequence[LoglikelihoodRequest],
-        conditions: Sequence[Condition],
         rows: AnswerRows,
         pack: prefix_tree.Pack,
         group: list[int],
@@ -84,6 +76,7 @@ class PackedTrees:
         batch_tokens: int,
     ) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
+        requests, conditions = rows.requests, rows.conditions
         # sequences share scored positions as they share tokens: each is unembedded once
         scored: dict[int, int] = {}
         spans = []
@@ -111,33 +104,18 @@ class PackedTrees:
                     rows.answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[start:end]), all(hits[start:end]))
                     start = end
 
-    def generate_until(
-        self,
-        requests: Sequence[GenerateRequest],
-        conditions: Sequence[Condition],
-        rows: AnswerRows,
-        bar: Bar,
-    ) -> None:
+    def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
         """Write the greedy text of every request under every condition."""
-        contexts = [q.context for q in requests]
-        max_new = [q.max_new_tokens for q in requests]
+        conditions = rows.conditions
+        contexts = [q.context for q in rows.requests]
+        max_new = [q.max_new_tokens for q in rows.requests]
         n_layers, donor = self.lens.dims.n_layers, self.lens.donor
         # by fork, the baseline last: see decoding.DecodedRows
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         size, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_donor([conditions[c] for c in order], size)
-        run = partial(self._write, requests, conditions, rows)
-        packs = PackRuns(
-            self.lens,
-            contexts,
-            conditions,
-            rows,
-            run,
-            bar,
-            self.batch_tokens,
-            max_new=max_new,
-            min_rows=MIN_DECODED_ROWS,
-        )
+        run = partial(self._write, rows)
+        packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, max_new, MIN_DECODED_ROWS)
         for i in range(0, len(order), size):
             group = order[i : i + size]
             with donor_layers_resident(donor, [conditions[c] for c in group]):
@@ -148,8 +126,6 @@ class PackedTrees:
 
     def _write(
         self,
-        requests: Sequence[GenerateRequest],
-        conditions: Sequence[Condition],
         rows: AnswerRows,
         pack: prefix_tree.Pack,
         group: list[int],
@@ -158,7 +134,7 @@ class PackedTrees:
         batch_tokens: int,
     ) -> None:
         """Texts of one pack under a group of conditions."""
-        pack_requests = [requests[r] for r in pack.sequences]
+        pack_requests = [rows.requests[r] for r in pack.sequences]
         writer = Writer(self.lens, pack_requests)
         last_kept = time.monotonic()
         waiting: list[tuple[int, int]] = []
@@ -175,18 +151,8 @@ class PackedTrees:
                 last_kept, waiting = time.monotonic(), []
 
         with renumbered(group, pack.sequences):
-            decode(
-                self.lens,
-                self.backend,
-                pack,
-                [conditions[c] for c in group],
-                batch_tokens,
-                max(q.max_new_tokens for q in pack_requests),
-                writer,
-                passed,
-                clean,
-                finished,
-            )
+            conditions = [rows.conditions[c] for c in group]
+            decode(self.lens, self.backend, pack, conditions, batch_tokens, writer, passed, clean, finished)
 
     def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
         """How many conditions are decoded together, and how many tokens each may hold keys and values for."""

@@ -41,37 +41,23 @@ class RowBatches(ABC):
     def write(self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], bar: Bar) -> list[list[str]]:
         """Texts, indexed [condition][request]; see `depthlens.engine.engine.Engine.generate_until`."""
 
-    def loglikelihood(
-        self,
-        requests: Sequence[LoglikelihoodRequest],
-        conditions: Sequence[Condition],
-        rows: AnswerRows,
-        bar: Bar,
-    ) -> None:
+    def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
-        self._answer(self.score, requests, [len(q.inputs) for q in requests], conditions, rows, bar)
+        self._answer(self.score, [len(q.inputs) for q in rows.requests], rows, bar)
 
-    def generate_until(
-        self,
-        requests: Sequence[GenerateRequest],
-        conditions: Sequence[Condition],
-        rows: AnswerRows,
-        bar: Bar,
-    ) -> None:
+    def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
         """Write the greedy text of every request under every condition."""
-        lengths = [len(q.context) + q.max_new_tokens for q in requests]
-        with donor_layers_resident(self.lens.donor, conditions):
-            self._answer(self.write, requests, lengths, conditions, rows, bar)
+        with donor_layers_resident(self.lens.donor, rows.conditions):
+            self._answer(self.write, [len(q.context) + q.max_new_tokens for q in rows.requests], rows, bar)
 
     def _answer(
         self,
         compute: Callable[[Sequence[Any], Sequence[Condition], Bar], list[list[Any]]],
-        requests: Sequence[Any],
         lengths: Sequence[int],
-        conditions: Sequence[Condition],
         rows: AnswerRows,
         bar: Bar,
     ) -> None:
+        requests, conditions = rows.requests, rows.conditions
         rate, n_layers = WorkRate(self.lens), self.lens.dims.n_layers
 
         def do(members: list[int], group: list[int]) -> None:

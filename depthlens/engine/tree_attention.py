@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 
 from depthlens.engine.prefix_tree import Branch, Pack
 from depthlens.models.architectures import AttentionLayout
@@ -227,9 +227,10 @@ AttentionInterface.register(NAME, tree_attention)
 @contextmanager
 def walking(model: nn.Module) -> Iterator[None]:
     """Within the context the model's attention modules use tree attention and need ``layout=``."""
-    before = model.config._attn_implementation
+    config = cast(PreTrainedConfig, model.config)
+    before = config._attn_implementation
     try:
-        model.config._attn_implementation = NAME
+        config._attn_implementation = NAME
         yield
     finally:
-        model.config._attn_implementation = before
+        config._attn_implementation = before

@@ -1,9 +1,9 @@
 """The fast path: walk the layers once, all conditions together.
 
-The clean row goes through the layers of one pack. At layer l every condition whose first ablation lies there forks
-off the clean row, and all open rows go through the next layer together. A row that skips a layer stands aside while
-the others pass. So each layer is visited once for all conditions, a single-layer sweep costs half its naive layer
-passes, and only the positions that are asked for are unembedded. The scores are those of `backends.torch`.
+The clean row goes through the layers of one pack. At layer l every condition whose first ablation is there forks off
+the clean row, and all open rows go through the next layer together. A row that skips a layer waits while the others
+pass. So each layer is visited once for all conditions, a single-layer sweep costs half its naive layer passes, and only
+the positions that are asked for are unembedded. The scores are those of `depthlens.backends.torch`.
 
 Conditions that are too many to walk together walk in groups. The clean row walks with the first one and is kept
 (`CleanRow`), so that the others fork off it at once.
@@ -99,7 +99,7 @@ class Wavefront:
         n_layers = len(self.arch.layers)
         x = self.arch.embed(layout.tokens)[None]
         rotary = self.arch.rotary(x, position_ids=layout.position_ids)
-        wanted = torch.tensor(positions, device=self.lens.device)
+        final_positions = torch.tensor(positions, device=self.lens.device)
         open_rows: list[int] = [] if walked else [-1]  # condition of each row of x; -1: clean
         x = x[: len(open_rows)]
         aside: dict[int, Tensor] = {}  # rows that skip layers, by condition; each [pos, d_model]
@@ -116,7 +116,7 @@ class Wavefront:
                         aside[c] = start if layer else self._embedded(layout.tokens, start, condition)
                 x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
                 x, open_rows = self._join(x, open_rows, conditions, layer, aside)
-                keep = wanted if layer == n_layers - 1 else None
+                keep = final_positions if layer == n_layers - 1 else None
                 donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
                     x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
@@ -126,7 +126,7 @@ class Wavefront:
             clean.final = x[0]
         row_of = {c: i for i, c in enumerate(open_rows)}
         finals = [
-            aside[c][wanted] if c in aside else x[row_of[c]] if condition else clean.final
+            aside[c][final_positions] if c in aside else x[row_of[c]] if condition else clean.final
             for c, condition in enumerate(conditions)
         ]
         return torch.stack(finals)

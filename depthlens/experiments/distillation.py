@@ -87,11 +87,12 @@ def transplant(
     if base.model in _TRANSPLANTED:
         fix = "name all parts in one transplant, or leave the first one"
         raise UserError(f"model {base.name!r} is inside a transplant already; {fix}")
-    with_parts = with_donor(base, donor)
-    warn_of_embeddings(with_parts, [condition])
+    joined = with_donor(base, donor)
+    if joined.donor:
+        warn_of_embeddings(joined.donor, [condition])
     _TRANSPLANTED.add(base.model)
     try:
-        with TorchBackend(with_parts).ablate([condition]):
+        with TorchBackend(joined).ablate([condition]):
             yield condition
     finally:
         _TRANSPLANTED.discard(base.model)

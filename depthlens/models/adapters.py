@@ -1,9 +1,10 @@
 """Embedded models with a trained adapter: merged once, then a model like any other.
 
 The adapters (LoRA, a few MB each) travel with the package under ``data/adapters/<name>``; ``data/train_adapters.py``
-trained them, and the README.md beside each says on what. On first use one is merged into its base by peft, W + (alpha /
-r) B A in float32, and saved as plain safetensors in the user cache. So fingerprints, reading from disk layer by layer
-and taking layers out of it as a donor work as for every folder. The folder's name carries a hash of adapter and base.
+trained them, and a README.md in each folder says on what. On first use an adapter is merged into its base
+by peft, W + (alpha / r) B A in float32, and saved as plain safetensors in the user cache. So fingerprints, reading from
+disk layer by layer and taking layers out of it as a donor work as for every folder. The folder's name has a hash of
+adapter and base.
 """
 
 from __future__ import annotations

@@ -37,6 +37,11 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def auto_dtype(device: torch.device) -> torch.dtype | str:
+    """float32 on a CPU; elsewhere ``auto``, which transformers reads as the checkpoint's own."""
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
 def check_linear(device: torch.device) -> None:
     """Refuse a device on which ``torch.nn.functional.linear`` differs from the CPU's.
 

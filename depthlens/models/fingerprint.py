@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Identity:
     Attributes:
         fingerprint: Equal for models that compute the same, wherever they were loaded from.
         obstacle: What the fingerprint does not cover, as a sentence without its subject; None where it covers all.
-        settings: What decides answers beside the model: how it writes text, its attention kernel, torch's precision.
+        settings: What else decides answers: how it writes text, its attention kernel, torch's precision.
     """
 
     fingerprint: str
@@ -127,7 +127,7 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, bytes]]:
 
 
 def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> dict[str, str]:
-    """What decides answers beside the model.
+    """What decides answers and is not part of the model.
 
     Args:
         config: How the model generates.
@@ -153,7 +153,7 @@ def penalty(config: GenerationConfig) -> float:
 
 
 def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
-    """Hash of what, beside the model, decides a written text: tokenizer, tokens that end it, repetition penalty."""
+    """Hash of what decides a written text and is not part of the model: tokenizer, end tokens, repetition penalty."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         about = json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -174,7 +174,7 @@ def _checksum(tensor: Tensor) -> bytes:
     if data.device.type != "cpu":
         return xxhash.xxh3_128_digest(about + mixed_sum(data).to_bytes(8, "little"))
     digest = xxhash.xxh3_128(about)
-    digest.update(data.numpy())
+    digest.update(cast(Any, data.numpy()))
     return digest.digest()
 
 
@@ -216,14 +216,14 @@ def _configuration(config: PreTrainedConfig) -> str:
 
 
 def _structure(model: nn.Module) -> Iterator[str]:
-    """A line a module: its name, its class and what it holds beside tensors and modules."""
+    """A line a module: its name, its class and its attributes that are neither tensors nor modules."""
     shared: dict[int, str] = {}  # configurations, which most modules hold
     for name, module in model.named_modules(remove_duplicate=False):
-        held = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING and k != "forward"}
+        own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING and k != "forward"}
         try:
-            values = [f"{key}={_text(value, shared)}" for key, value in sorted(held.items())]
+            values = [f"{key}={_text(value, shared)}" for key, value in sorted(own.items())]
         except _Unaddressable as e:
-            raise _Unaddressable(f"{_called(name, module)} holds {e}") from e
+            raise _Unaddressable(f"{_name_of(name, module)} holds {e}") from e
         yield f"{name} {type(module).__module__}.{type(module).__qualname__} {' '.join(values)}"
 
 
@@ -264,23 +264,24 @@ def _changed_code(model: nn.Module) -> str | None:
         if module.training and (
             not type(module).__module__.startswith("torch.nn.") or "dropout" in type(module).__name__.lower()
         ):
-            return f"is in training mode ({_called(name, module)}); call model.eval()"
+            return f"is in training mode ({_name_of(name, module)}); call model.eval()"
         if any(getattr(module, hooks) for hooks in _HOOKS):
-            return f"has hooks on {_called(name, module)}"
+            return f"has hooks on {_name_of(name, module)}"
         own = vars(module).get("forward")
         if own is not None and not hasattr(own, _OURS):
-            return f"has a forward method of its own in {_called(name, module)}"
+            return f"has a forward method of its own in {_name_of(name, module)}"
         kind = type(module)
         if kind not in checked:
             checked[kind] = _changed_class(kind)
         if checked[kind]:
-            return f"has {_called(name, module)} {checked[kind]}"
+            return f"has {_name_of(name, module)} {checked[kind]}"
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if type(tensor) not in _TENSORS:
                 return f"has {name}.{key} of {type(tensor).__module__}.{type(tensor).__qualname__}, not a plain tensor"
-    kernel = AttentionInterface().get(model.config._attn_implementation)
+    name = cast(PreTrainedConfig, model.config)._attn_implementation
+    kernel = AttentionInterface().get(name)
     if kernel is not None and not _of_library(kernel):
-        return f"has attention kernel {model.config._attn_implementation!r} of {kernel.__module__}"
+        return f"has attention kernel {name!r} of {kernel.__module__}"
     return None
 
 
@@ -308,5 +309,5 @@ def _of_library(value: Any) -> bool:
     return module.partition(".")[0] in LIBRARIES or isinstance(value, BuiltinFunctionType)
 
 
-def _called(name: str, module: nn.Module) -> str:
+def _name_of(name: str, module: nn.Module) -> str:
     return name or type(module).__name__

@@ -1,4 +1,4 @@
-"""What went wrong between a model's name and its files, told in one line with the fix."""
+"""Errors between a model's name and its files, each as one line with the fix."""
 
 from __future__ import annotations
 

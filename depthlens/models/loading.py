@@ -13,12 +13,13 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import errors as hub
 from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
@@ -86,20 +87,22 @@ def load(
     if remote:
         return _load_remote(_with_folder(source))
     source = _with_folder(sources.probe(source))  # a server's models are its own to know
-    chosen = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
+    chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
     return _load_offloaded(source, place, chosen) if offload else _load_whole(source, place, chosen)
 
 
 def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) -> Lens:
     organism = builder.build(**vars(builder.parse(source.name)))
-    return Lens(source.name, organism.model.to(device, dtype), organism.tokenizer)
+    cast(nn.Module, organism.model).to(device, dtype)
+    return Lens(source.name, organism.model, organism.tokenizer)
 
 
 def _load_whole(source: Source, device: torch.device, dtype: torch.dtype | str) -> Lens:
     """A model from a directory, the hub or a .gguf file, with all its weights in memory."""
     with _explained(source.name):
         _, tokenizer = _read_config(source)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
+        model, info = loader.from_pretrained(
             source.place,
             use_safetensors=None if source.gguf else True,
             dtype=dtype,

@@ -1,8 +1,9 @@
 """Models larger than memory: layers stay in their safetensors files and are read one ahead of the walk.
 
-Embedding, final norm and unembedding are held; a layer's weights are in memory while it is in use, and those of the
-next layer are read meanwhile in a thread. So a walk over the layers (`wavefront`) needs two layers and the activations,
-and reads each layer once. A layer that is called as a module (``lens.model(...)``, rows, means) is read for the call.
+Embedding, final norm and unembedding stay in memory. A layer's weights are in memory while it is in use, and a thread
+reads those of the next layer meanwhile. So a walk over the layers (`depthlens.engine.wavefront`) needs memory for two
+layers and the activations, and reads each layer once. A layer that is called as a module (``lens.model(...)``, rows,
+means) is read for the call.
 
 Transformers does what it does for a whole model, on the weights of one layer: `from_pretrained` builds the model on
 the meta device from the names and shapes in the files, so that missing, spare and mismatched weights are found before
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -98,7 +99,8 @@ class Checkpoint:
             key: torch.empty(stored.shape, dtype=_STORED[stored.dtype], device="meta")
             for key, stored in self.tensors.items()
         }
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)].from_pretrained(
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
+        return model_class.from_pretrained(
             None,
             config=self.config,
             state_dict=empty,
@@ -140,16 +142,17 @@ class Stream:
         self._paths = checkpoint.paths
         self._read_as: tuple[Any, list[tuple[str, bytes]]] = ((), [])  # state of the files, checksums of the layers
         self._prefix = supported(type(model).__name__).layers + "."
-        self.layers = tuple(model.get_submodule(self._prefix.removesuffix(".")))
+        self.layers = tuple(cast(nn.ModuleList, model.get_submodule(self._prefix.removesuffix("."))))
         self._thread = ThreadPoolExecutor(1, "depthlens-offload")
         self._ahead: tuple[int, Future[None]] | None = None
         self._in_use: set[int] = set()
         self.waited = 0.0
+        self._mapping = cast("list[WeightConverter | WeightRenaming]", get_model_conversion_mapping(model))
         self._loading = LoadStateDictConfig(
             dtype=model.dtype,
             # a map that names the disk makes transformers read one tensor at a time; no weight's name starts with "-"
             device_map={"": device, "-": "disk"},
-            weight_mapping=get_model_conversion_mapping(model),
+            weight_mapping=self._mapping,
         )
         # a layer that is out of memory has these again: module, name of its weight, the weight on the meta device
         self._meta: list[list[tuple[nn.Module, str, Tensor]]] = [
@@ -160,7 +163,7 @@ class Stream:
             ]
             for layer in self.layers
         ]
-        self.layer_bytes = max(sum(tensor.nbytes for _, _, tensor in held) for held in self._meta)
+        self.layer_bytes = max(sum(tensor.nbytes for _, _, tensor in weights) for weights in self._meta)
         self._keys = self._by_layer()
         self._fill(device)
         for i, layer in enumerate(self.layers):
@@ -173,9 +176,8 @@ class Stream:
 
     def _by_layer(self) -> dict[int | None, list[str]]:
         """Names in the files by the layer that they end up in."""
-        mapping = self._loading.weight_mapping
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
         state = self.model.state_dict()
         keys: dict[int | None, list[str]] = {}
         for key in self.tensors:
@@ -203,24 +205,26 @@ class Stream:
         bar = hf_logging.is_progress_bar_enabled()
         hf_logging.disable_progress_bar()
         try:
-            wanted = {key: self.tensors[key] for key in keys}
-            info, _ = convert_and_load_state_dict_in_model(self.model, wanted, self._loading)
+            tensors = {key: self.tensors[key] for key in keys}
+            info, _ = convert_and_load_state_dict_in_model(self.model, tensors, self._loading)
         finally:
             if bar:
                 hf_logging.enable_progress_bar()
         return info.missing_keys
 
-    def _read(self, layer: int) -> None:
+    def read(self, layer: int) -> None:
+        """Bring a layer into memory."""
         try:
             missing = self._load(self._keys[layer])
             if left := [key for key in missing if self._layer_of(key) == layer]:
                 raise RuntimeError(f"layer {layer} was read without {left}")
             self.layers[layer].requires_grad_(False)
         except BaseException:
-            self._drop(layer)
+            self.drop(layer)
             raise
 
-    def _drop(self, layer: int) -> None:
+    def drop(self, layer: int) -> None:
+        """Take a layer out of memory."""
         for module, name, tensor in self._meta[layer]:
             setattr(module, name, tensor)
 
@@ -237,33 +241,38 @@ class Stream:
             return
         start = time.monotonic()
         if not self._take(layer):
-            self._read(layer)
+            self.read(layer)
         self.waited += time.monotonic() - start
         self._in_use.add(layer)
         following = layer + 1 if following is None else following
         try:
             if following < len(self.layers):
-                self._ahead = (following, self._thread.submit(self._read, following))
+                self._ahead = (following, self._thread.submit(lambda: self.read(following)))
             yield
         except BaseException:
             self._take(None)
             raise
         finally:
             self._in_use.remove(layer)
-            self._drop(layer)
+            self.drop(layer)
 
     def _take(self, layer: int | None) -> bool:
-        """Wait for the layer that is being read ahead; if it is not the one wanted, drop it."""
+        """Wait for the layer that is being read ahead; drop it if it is another layer than this one."""
         if self._ahead is None:
             return False
         ahead, future = self._ahead
-        failed = future.exception()  # waits
+        error = future.exception()  # waits
         self._ahead = None
-        if ahead == layer and failed is not None:
-            raise failed
-        if ahead != layer and failed is None:
-            self._drop(ahead)
+        if ahead == layer and error is not None:
+            raise error
+        if ahead != layer and error is None:
+            self.drop(ahead)
         return ahead == layer
+
+    def wait(self) -> None:
+        """Wait for the layer that is being read ahead, if there is one."""
+        if self._ahead is not None:
+            self._ahead[1].exception()
 
     def checksums(self) -> list[tuple[str, bytes]]:
         """Checksums of every parameter and buffer; the layers are read once, and again when a file was changed."""
@@ -273,14 +282,14 @@ class Stream:
             by_layer.setdefault(self._layer_of(name), []).append(name)
         state = sorted(by_layer.items(), key=str), [_state(path) for path in self._paths]
         if self._read_as[0] != state:
-            found: list[tuple[str, bytes]] = []
+            of_layers: list[tuple[str, bytes]] = []
             for layer in range(len(self.layers)):
                 with self.resident(layer):
                     names = by_layer.get(layer, [])
-                    found += fingerprint.checksums((n, self.model.get_parameter_or_buffer(n)) for n in names)
-            self._read_as = state, found
-        held = [(name, named[name]) for name in by_layer.get(None, [])]
-        return self._read_as[1] + fingerprint.checksums(held)
+                    of_layers += fingerprint.checksums((n, self.model.get_parameter_or_buffer(n)) for n in names)
+            self._read_as = state, of_layers
+        outside = [(name, named[name]) for name in by_layer.get(None, [])]
+        return self._read_as[1] + fingerprint.checksums(outside)
 
     def _read_when_called(self, i: int, layer: nn.Module) -> None:
         """A layer that is called whole, outside a walk, has its weights during the call."""

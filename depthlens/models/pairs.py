@@ -1,10 +1,10 @@
-"""Two models that differ in their weights alone: which ones are named, and whether two given ones are such a pair.
+"""Pairs of models that differ in their weights alone: named ones, and the check of any two models.
 
 A donor must have the base model's class, sizes, weights by name and shape, settings of its layers, and vocabulary:
-every token that text is made of under the same number, joined by the same merges. Then a layer of one can stand in the
-other. Some differences do no harm and are noted, since distilled models have them: added (special) tokens under other
-names, another chat template, splitting of text before the merges, a longer context (other rotary frequencies), untied
-embeddings. Text is always encoded by the base model's tokenizer.
+every token that text is made of has the same number, and the merges are the same. Then a layer of one model works in
+the other. Some differences are harmless and are recorded, because distilled models have them: added (special) tokens
+with other names, another chat template, another splitting of text before the merges, a longer context (other rotary
+frequencies), untied embeddings. Text is always encoded by the base model's tokenizer.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from depthlens import arguments
 from depthlens.ablations import Condition
@@ -29,6 +29,7 @@ from depthlens.models.lens import Donor, Lens
 from depthlens.organisms import builder
 
 log = logging.getLogger(__name__)
+Same = Callable[[str, object, object], None]  # refuses two values that differ
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def pair(name: str) -> Pair:
 
 
 def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
-    """The same model with a donor beside it, for conditions such as ``L12@donor``.
+    """The same model with a donor, for conditions such as ``L12@donor``.
 
     Args:
         base: A loaded model; it stays as it is.
@@ -82,9 +83,9 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     arguments.loaded(base)
     base.needs_weights("@donor")
     donor = load_donor(base, donor)
-    together = copy.copy(base)
-    together.donor = compare(base, donor)
-    return together
+    joined = copy.copy(base)
+    joined.donor = compare(base, donor)
+    return joined
 
 
 def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
@@ -96,20 +97,18 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     return loading.load(donor, dtype=dtype, device=str(base.device), offload=None if built else "disk")
 
 
-def warn_of_embeddings(lens: Lens, conditions: Sequence[Condition]) -> None:
-    """Say where embedding or unembedding differ and no condition takes them along: then all layers are not the donor.
+def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
+    """Warn where embedding or unembedding differ and no condition takes them: all layers are not the donor then.
 
     Args:
-        lens: From `with_donor`.
+        donor: From `with_donor`.
         conditions: All that are run.
     """
     taken = {a.site for c in conditions for a in c.ablations}
-    left = [end for end in lens.donor.own_embeddings if end not in taken]
+    left = [site for site in donor.own_embeddings if site not in taken]
     if left and any(c.uses_donor for c in conditions):
-        fix = f"add {' and '.join(f'{end}@donor' for end in left)}, or whole@donor, to take them along"
-        log.warning(
-            "donor %r differs in %s too, which stay the base's; %s", lens.donor.lens.name, " and ".join(left), fix
-        )
+        fix = f"add {' and '.join(f'{site}@donor' for site in left)}, or whole@donor, to take them along"
+        log.warning("donor %r differs in %s too, which stay the base's; %s", donor.lens.name, " and ".join(left), fix)
 
 
 def join_donor(
@@ -118,14 +117,27 @@ def join_donor(
     conditions: Sequence[Condition],
     backend: str,
 ) -> Lens:
-    """The model with its donor, where conditions ask for one; nothing asked for is ignored."""
-    both = lens if donor is None else with_donor(lens, donor)
-    require(both, conditions, backend)
-    if donor is not None:
+    """The model with its donor, where conditions ask for one.
+
+    Raises:
+        UserError: conditions need a donor and there is none, or there is one that no condition uses.
+    """
+    joined = lens if donor is None else with_donor(lens, donor)
+    require(joined, conditions, backend)
+    if donor is not None and joined.donor is not None:
+        name = joined.donor.lens.name
         if not any(c.uses_donor for c in conditions):
-            raise UserError(f"donor {both.donor.lens.name!r} is used by @donor conditions only; give both, or neither")
-        warn_of_embeddings(both, conditions)
-    return both
+            raise UserError(f"donor {name!r} is used by @donor conditions only; give both, or neither")
+        warn_of_embeddings(joined.donor, conditions)
+    return joined
+
+
+def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch") -> None:
+    """Refuse a condition that asks for a donor where there is none, or where the backend cannot transplant."""
+    asked = next((c for c in conditions if c.uses_donor), None)
+    if asked and (lens.donor is None or backend != "torch"):
+        fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
+        raise UserError(f"condition {asked} takes weights from a donor; {fix}")
 
 
 def compare(base: Lens, donor: Lens) -> Donor:
@@ -136,22 +148,42 @@ def compare(base: Lens, donor: Lens) -> Donor:
         donor: Another, of the same dtype and on the same device.
 
     Returns:
-        The donor, with what is to be noted.
+        The donor, with its harmless differences.
 
     Raises:
-        UserError: naming the first difference that makes them none.
+        UserError: naming the first difference that makes them no pair.
     """
     base.needs_weights("a comparison with another model")
     donor.needs_weights("a donor")
     names = f"base {base.name!r} and donor {donor.name!r}"
 
-    def same(what: str, one: object, other: object) -> None:
-        if one != other:
-            fault = f"{names} are no pair: {what} {one} in the base, {other} in the donor"
+    def same(what: str, of_base: object, of_donor: object) -> None:
+        if of_base != of_donor:
+            fault = f"{names} are no pair: {what} {of_base} in the base, {of_donor} in the donor"
             raise UserError(f"{fault}; a donor differs in its weights alone")
 
     if donor.model is base.model:
         raise UserError(f"{names} are one loaded model; load the donor apart")
+    _compare_modules(same, base, donor)
+    notes = _compare_tokenizers(same, base.tokenizer, donor.tokenizer)
+    same("dtype is", *(str(lens.dtype).removeprefix("torch.") for lens in (base, donor)))
+    same("device is", *(str(lens.device) for lens in (base, donor)))
+    embeddings = tuple(
+        site
+        for site, parts in (("embed", ["embed"]), ("unembed", ["final_norm", "unembed"]))
+        if not all(_equal_weights(getattr(base.arch, name), getattr(donor.arch, name)) for name in parts)
+    )
+    own_rotary = _rotary(base) != _rotary(donor)
+    if own_rotary:
+        notes.insert(0, "rotary frequencies differ; they go with whole layers and attentions")
+    if embeddings:
+        taken = "+".join(f"{site}@donor" for site in embeddings)
+        notes.insert(0, f"{' and '.join(embeddings)} differ; a condition takes them along by {taken}")
+    return Donor(donor, tuple(notes), embeddings, own_rotary)
+
+
+def _compare_modules(same: Same, base: Lens, donor: Lens) -> None:
+    """Refuse two models whose modules differ in more than their weights."""
     same("class is", type(base.model).__name__, type(donor.model).__name__)
     for size, value in vars(base.dims).items():
         same(f"{size} is", value, getattr(donor.dims, size))
@@ -161,19 +193,12 @@ def compare(base: Lens, donor: Lens) -> Donor:
         same(f"shape of {key} is", *(shape.get(key, "missing") for shape in shapes))
     # read by attention at run time, not kept in a module (DeepSeek)
     same("rope_interleave is", *(getattr(lens.model.config, "rope_interleave", None) for lens in (base, donor)))
-    for one, other in zip(_computing(base), _computing(donor), strict=True):
-        for (name, mine), (_, its) in zip(one.named_modules(), other.named_modules(), strict=True):
-            same(f"a module {name or type(one).__name__} is", type(mine).__name__, type(its).__name__)
-            for key, value in _settings(mine).items():
-                same(f"{key} of {name or type(one).__name__} is", value, _settings(its).get(key))
-    added = _compare_tokenizers(same, base.tokenizer, donor.tokenizer)
-    same("dtype is", *(str(lens.dtype).removeprefix("torch.") for lens in (base, donor)))
-    same("device is", *(str(lens.device) for lens in (base, donor)))
-    ends = tuple(end for end in ("embed", "unembed") if not _equal_end(base.arch, donor.arch, end))
-    turned = _rotary(base) != _rotary(donor)
-    notes = [f"{' and '.join(ends)} differ; a condition takes them along by {'+'.join(f'{e}@donor' for e in ends)}"]
-    notes = notes * bool(ends) + ["rotary frequencies differ; they go with whole layers and attentions"] * turned
-    return Donor(donor, (*notes, *added), ends, turned)
+    for layer, its_layer in zip(_computing(base), _computing(donor), strict=True):
+        for (name, module), (_, its_module) in zip(layer.named_modules(), its_layer.named_modules(), strict=True):
+            name = name or type(layer).__name__
+            same(f"a module {name} is", type(module).__name__, type(its_module).__name__)
+            for key, value in _settings(module).items():
+                same(f"{key} of {name} is", value, _settings(its_module).get(key))
 
 
 def _computing(lens: Lens) -> list[nn.Module]:
@@ -181,19 +206,14 @@ def _computing(lens: Lens) -> list[nn.Module]:
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    """Numbers and words that a module computes by; dropout and padding act in training only."""
+    """Numbers and words that a module computes by; dropout and padding matter in training only."""
     plain = (bool, int, float, str, type(None))
     idle = {"training", "attention_dropout", "padding_idx", "p"}
     return {k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_") and k not in idle}
 
 
-def _equal_end(one: Any, other: Any, end: str) -> bool:
-    names = ("embed",) if end == "embed" else ("final_norm", "unembed")
-    return all(
-        torch.equal(a, b)
-        for name in names
-        for a, b in zip(getattr(one, name).parameters(), getattr(other, name).parameters(), strict=True)
-    )
+def _equal_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def _rotary(lens: Lens) -> tuple[object, ...]:
@@ -203,8 +223,8 @@ def _rotary(lens: Lens) -> tuple[object, ...]:
     return frequencies, getattr(rotary, "attention_scaling", None), getattr(rotary, "rope_type", None)
 
 
-def _compare_tokenizers(same: Any, base: Any, donor: Any) -> list[str]:
-    """Refuse two tokenizers that make other tokens of text; return harmless differences."""
+def _compare_tokenizers(same: Same, base: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase) -> list[str]:
+    """Refuse two tokenizers that encode text as different tokens; return harmless differences."""
     added = [{i: str(t) for i, t in tok.added_tokens_decoder.items()} for tok in (base, donor)]
     pieces = [{i: t for t, i in tok.get_vocab().items()} for tok in (base, donor)]
     for i in sorted({*pieces[0], *pieces[1]} - {*added[0], *added[1]}):
@@ -218,24 +238,16 @@ def _compare_tokenizers(same: Any, base: Any, donor: Any) -> list[str]:
     renamed = [i for i in sorted({*added[0], *added[1]}) if added[0].get(i) != added[1].get(i)]
     if renamed:
         i = renamed[0]
-        one, other = (f"{a[i]!r}" if i in a else "absent" for a in added)
-        notes.append(f"{len(renamed)} added tokens differ, e.g. {i} is {one} in the base, {other} in the donor")
+        of_base, of_donor = (f"{a[i]!r}" if i in a else "absent" for a in added)
+        notes.append(f"{len(renamed)} added tokens differ, e.g. {i} is {of_base} in the base, {of_donor} in the donor")
     parts = [json.loads(tok.backend_tokenizer.to_str()) for tok in (base, donor) if hasattr(tok, "backend_tokenizer")]
     if len(parts) == 2:
         merges = [[" ".join(m) if isinstance(m, list) else m for m in p["model"].get("merges") or []] for p in parts]
-        for n, (one, other) in enumerate(zip_longest(*merges)):
-            same(f"merge {n} of the tokenizer is", repr(one), repr(other))
+        for n, pair_of_merges in enumerate(zip_longest(*merges)):
+            same(f"merge {n} of the tokenizer is", *map(repr, pair_of_merges))
         for part in ("normalizer", "pre_tokenizer"):
             if parts[0][part] != parts[1][part]:
                 notes.append(f"the tokenizers' {part} differ; text is encoded by the base's")
     if base.chat_template != donor.chat_template:
         notes.append("chat templates differ; prompts are wrapped by the base's")
     return notes
-
-
-def require(lens: Any, conditions: Sequence[Condition], backend: str = "torch") -> None:
-    """Refuse a condition that asks for a donor where there is none, or where the backend cannot transplant."""
-    asked = next((c for c in conditions if c.uses_donor), None)
-    if asked and (lens.donor is None or backend != "torch"):
-        fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
-        raise UserError(f"condition {asked} takes weights from a donor; {fix}")

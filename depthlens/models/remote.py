@@ -34,7 +34,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from websocket import WebSocketException
 
 from depthlens import provenance
-from depthlens.errors import UserError
+from depthlens.errors import UserError, first_line
 from depthlens.models import fingerprint
 from depthlens.models.families import supported
 from depthlens.models.lens import Lens
@@ -59,7 +59,7 @@ class Served:
     Attributes:
         host: The server's address.
         key: The server's own name of the model: wrapper class, hub id, revision and task.
-        versions: Of python, nnsight, torch and transformers there, as far as it tells.
+        versions: Of python, nnsight, torch and transformers there, as far as the server reports them.
         api_key: The NDIF key, if there is one.
     """
 
@@ -113,10 +113,10 @@ class Remote:
         """Which model it is: by name, server and configuration; of a simulated server by its weights."""
         edited = "has edits made by nnsight" if self.model._edits else None
         if self.served is None:
-            held = fingerprint.of_model(self.model._module)
-            return fingerprint.Identity(f"remote:{held.fingerprint}", edited)
-        told = fingerprint.of_config(self.model._module.config, name, self.served.host, self.served.key)
-        return fingerprint.Identity(f"remote:{told}", edited)
+            digest = fingerprint.of_model(self.model._module).fingerprint
+        else:
+            digest = fingerprint.of_config(self.model._module.config, name, self.served.host, self.served.key)
+        return fingerprint.Identity(f"remote:{digest}", edited)
 
     def describe(self) -> dict[str, Any]:
         """What a record must hold of the server."""
@@ -142,39 +142,41 @@ class Remote:
                 return trace(LocalSimulationBackend(self.model))
             finally:
                 sys.path[:] = paths  # the simulation puts them back in another order
+        served = self.served
         for pause in (*PAUSES, None):
-            backend = Sending(self.served, self.model.attn_implementation, self.traffic, bar)
+            backend = Sending(served, self.model.attn_implementation, self.traffic, bar)
             self.traffic.traces += 1
             try:
                 return trace(backend)
             except RemoteError as error:
                 if not isinstance(error.__cause__, httpx.TransportError):
-                    if (told := self._told(error)) is None:
+                    if (refusal := _refusal(served, error)) is None:
                         raise
-                    raise told from error
+                    raise refusal from error
                 broken: Exception = error
             except (OSError, WebSocketException, httpx.HTTPError) as error:
                 broken = error
             if pause is not None:
                 time.sleep(pause)
-        raise _unreachable(self.served.host, broken) from broken
+        raise _unreachable(served.host, broken) from broken
 
-    def _told(self, error: RemoteError) -> Exception | None:
-        """What to raise for what the server says; None for a traceback: our block failed there, which is a bug."""
-        host, text = self.served.host, str(error)
-        response = getattr(error.__cause__, "response", None)
-        first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-        if "out of memory" in text or "exceeded the execution timeout" in text:
-            return Overfull(text.strip().splitlines()[-1])
-        if "Traceback (most recent call last)" in text:
-            return None
-        if "API key" in text or (response is not None and response.status_code in (401, 403)):
-            return UserError(f"{host} refuses the NDIF API key ({first}); {GET_A_KEY}")
-        return UserError(f"{host} did not run {self.served.key.partition(':')[2]} ({first}); try again later")
+
+def _refusal(served: Served, error: RemoteError) -> Exception | None:
+    """What to raise for what the server answers; None for a traceback: our block failed there, which is a bug."""
+    text = str(error)
+    response = getattr(error.__cause__, "response", None)
+    if "out of memory" in text or "exceeded the execution timeout" in text:
+        return Overfull(text.strip().splitlines()[-1])
+    if "Traceback (most recent call last)" in text:
+        return None
+    reason = first_line(error) or "no reason given"
+    if "API key" in text or (response is not None and response.status_code in (401, 403)):
+        return UserError(f"{served.host} refuses the NDIF API key ({reason}); {GET_A_KEY}")
+    return UserError(f"{served.host} did not run {served.key.partition(':')[2]} ({reason}); try again later")
 
 
 class Sending(RemoteBackend):
-    """nnsight's own way to a server; counts bytes, and tells a progress bar instead of the terminal."""
+    """nnsight's own way to a server; counts bytes, and reports to a progress bar instead of the terminal."""
 
     def __init__(self, served: Served, kernel: str, traffic: Traffic, bar: tqdm | None) -> None:
         env = {"attn_implementation": kernel}  # else it is what the request before asked for
@@ -209,13 +211,13 @@ def find(source: str) -> Served:
     if not api_key and host == NDIF:
         raise UserError(f"remote=True needs an NDIF API key; {GET_A_KEY}; remote='local' tries a script without one")
     models = _deployed(_ask(host, "/status"))
-    mine = [m for m in models if m["repo_id"].lower() == source.lower()]
-    if not mine:
+    deployments = [m for m in models if m["repo_id"].lower() == source.lower()]
+    if not deployments:
         names = sorted({m["repo_id"] for m in models})
         served = f"it serves {', '.join(names[:8])}" if names else "it serves no language model now"
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise UserError(f"model {source!r} is not served by {host}; {served}{more}; nnsight.status() lists all")
-    first = min(mine, key=lambda m: m["application_state"] != "RUNNING")
+    first = min(deployments, key=lambda m: m["application_state"] != "RUNNING")
     return Served(host, first["model_key"], _versions(_ask(host, "/env"), host), api_key)
 
 
@@ -246,15 +248,15 @@ def simulated(lens: Lens) -> Lens:
 
 def _deployed(status: dict[str, Any]) -> list[dict[str, Any]]:
     """Causal language models that run on a server or are about to, each at its main revision."""
-    found = []
+    deployed = []
     for name, about in status.get("deployments", {}).items():
         about = {"model_key": name, "application_state": "UNHEALTHY"} | about
         up = about.get("deployment_level") in ("HOT", "WARM") and about.get("repo_id")
         writes = about.get("task") in (None, "text-generation") and about.get("revision") in (None, "main")
         wrapper = about["model_key"].partition(":")[0].rpartition(".")[2]
         if up and writes and wrapper in ("TransformersModel", "LanguageModel"):
-            found.append(about)
-    return found
+            deployed.append(about)
+    return deployed
 
 
 def _ask(host: str, path: str) -> dict[str, Any]:
@@ -268,9 +270,9 @@ def _ask(host: str, path: str) -> dict[str, Any]:
         answer = None
     if response.is_success and isinstance(answer, dict):
         return answer
-    said = f": {answer['detail']}" if isinstance(answer, dict) and "detail" in answer else ""
+    detail = f": {answer['detail']}" if isinstance(answer, dict) and "detail" in answer else ""
     fix = "try again later, or set NDIF_HOST to another server"
-    raise UserError(f"{host} does not answer as an NDIF server ({response.status_code}{said}); {fix}")
+    raise UserError(f"{host} does not answer as an NDIF server ({response.status_code}{detail}); {fix}")
 
 
 def _unreachable(host: str, error: Exception) -> UserError:

@@ -1,4 +1,4 @@
-"""What a model's name stands for, and whether depthlens can take that model apart: known before anything heavy runs.
+"""Which model a name means, and whether depthlens can take that model apart: known before anything heavy runs.
 
 A mistake in a name should not cost the import of torch, an index of tasks or the download of a tokenizer. `find` looks
 at files that are here, `probe` asks the hub for ``config.json`` alone, once and for at most `SECONDS`: the hub's own
@@ -48,14 +48,14 @@ class Source:
 
 
 def find(name: Any, *, weights: bool = True) -> Source:
-    """What a name stands for; of files that are here, also whether the class is one that depthlens knows.
+    """Which model a name means; for local files, also whether the class is one that depthlens knows.
 
     Args:
         name: Alias, organism, hub id, directory or ``.gguf`` file.
         weights: Whether a directory must hold weights.
 
     Raises:
-        UserError: it stands for nothing, or for a folder or file that cannot be used.
+        UserError: it means nothing, or a folder or file that cannot be used.
     """
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(name, str) or not name.strip():
@@ -149,11 +149,11 @@ def probe(source: Source) -> Source:
     return replace(source, only_cached=only_cached)
 
 
-def _seconds(given: str | float) -> float:
+def _seconds(setting: str | float) -> float:
     try:
-        return float(given)
+        return float(setting)
     except ValueError:
-        raise UserError(f"HF_HUB_ETAG_TIMEOUT {given!r}: give a number of seconds") from None
+        raise UserError(f"HF_HUB_ETAG_TIMEOUT {setting!r}: give a number of seconds") from None
 
 
 def _known_class(name: str, path: Path) -> None:
@@ -167,11 +167,11 @@ def _known_class(name: str, path: Path) -> None:
         fault = f"model {name!r} cannot be read: its config.json names no model_type"
         raise UserError(f"{fault}; give a folder written by save_pretrained")
     named = config.get("architectures")
-    found = str(named[0]) if isinstance(named, list) and named else "(not named in config.json)"
-    if found not in FAMILIES and config.get("auto_map"):
+    class_name = str(named[0]) if isinstance(named, list) and named else "(not named in config.json)"
+    if class_name not in FAMILIES and config.get("auto_map"):
         fault = f"model {name!r} brings code of its own, which depthlens never runs"
         raise UserError(f"{fault}; supported: {', '.join(FAMILIES)}")
-    supported(found)
+    supported(class_name)
 
 
 def _known_gguf(name: str, path: Path) -> None:
@@ -186,10 +186,12 @@ def _known_gguf(name: str, path: Path) -> None:
             raise ValueError("it holds no weights, or does not say how many layers it has")
         key, start = head[32 : 32 + length], 32 + length
         if key != b"general.architecture":
-            return  # it stands first in the files that are made today; elsewhere it is read later
+            return  # it comes first in the files that are made today; elsewhere it is read later
         kind, size = struct.unpack_from("<IQ", head, start)
-        found = head[start + 12 : start + 12 + size].decode() if kind == 8 else "?"
+        architecture = head[start + 12 : start + 12 + size].decode() if kind == 8 else "?"
     except (struct.error, ValueError) as e:
         raise UserError(f"model file {name!r} cannot be read: it is not a GGUF file ({e}); get it again") from e
-    if found not in GGUF:
-        raise UserError(f"architecture {found} of model file {name!r} is not supported; supported: {', '.join(GGUF)}")
+    if architecture not in GGUF:
+        raise UserError(
+            f"architecture {architecture} of model file {name!r} is not supported; supported: {', '.join(GGUF)}"
+        )

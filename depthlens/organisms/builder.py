@@ -1,4 +1,4 @@
-"""Organisms: models whose circuits were planted by hand, so that what a method finds can be held against the truth.
+"""Organisms: models whose circuits were planted by hand, so that what a method finds can be compared with the truth.
 
 A LLaMA-architecture model of 6 layers x 4 heads answers a one-hop question (``QA``) with one circuit and a two-hop
 question (``QB``) with another; both need the previous-token head. No weight is trained (`planting` says how they are
@@ -77,7 +77,8 @@ class Options:
         return PREFIX + (":" + ",".join(parts) if parts else "")
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "True or False"}
+KINDS: dict[str, Any] = {field.name: type(field.default) for field in fields(Options)}  # type of each option
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "True or False"}
 
 
 @dataclass(frozen=True)
@@ -117,21 +118,21 @@ class Truth:
         Raises:
             UserError: no head has this role.
         """
-        found = {h.role: (h.layer, h.head) for h in self.heads}
-        if role not in found:
-            raise unknown("role", role, found)
-        return found[role]
+        places = {h.role: (h.layer, h.head) for h in self.heads}
+        if role not in places:
+            raise unknown("role", role, places)
+        return places[role]
 
     def needed(self, task: str) -> frozenset[Head]:
         """Heads each of which the task cannot do without."""
         return self._where("needed", task)
 
     def needed_together(self, task: str) -> frozenset[Head]:
-        """Heads that stand in for each other: the task fails without all of them, not without one."""
+        """Heads that replace each other: the task fails without all of them, but not without a single one."""
         return self._where("needed_together", task)
 
     def copies(self, task: str) -> frozenset[Head]:
-        """Heads that attend to the answer where it stands in the prompt, needed or not."""
+        """Heads that attend to the answer in the prompt, needed or not."""
         return self._where("copies", task)
 
     def _where(self, field: str, task: str) -> frozenset[Head]:
@@ -166,14 +167,13 @@ def build(**options: Any) -> Organism:
     Raises:
         UserError: an unknown option, or a value that it cannot have.
     """
-    kinds = {f.name: f.type for f in fields(Options)}
     for key, value in options.items():
-        if key not in kinds:
-            raise unknown("organism option", key, kinds)
-        if kinds[key] == "float" and type(value) is int:
+        if key not in KINDS:
+            raise unknown("organism option", key, KINDS)
+        if KINDS[key] is float and type(value) is int:
             options[key] = float(value)
-        elif type(value).__name__ != kinds[key]:
-            raise UserError(f"organism option {key}={value!r}: give {_KINDS[kinds[key]]}")
+        elif type(value) is not KINDS[key]:
+            raise UserError(f"organism option {key}={value!r}: give {_KIND_NAMES[KINDS[key]]}")
     chosen = Options(**options)
     heads = truth(chosen)
     roles = {(h.layer, h.head): h.role for h in heads.heads}
@@ -188,16 +188,16 @@ def truth(organism: str | Options) -> Truth:
         UserError: not the name of an organism.
     """
     options = parse(organism) if isinstance(organism, str) else organism
-    one, two = ("one_hop",), ("two_hop",)
-    retrieval: dict[str, Any] = {"copies": one, "needed_together" if options.backup else "needed": one}
+    one_hop, two_hop = ("one_hop",), ("two_hop",)
+    retrieval: dict[str, Any] = {"copies": one_hop, "needed_together" if options.backup else "needed": one_hop}
     heads = [
         PlantedHead(1, 2, "previous_token", needed=TASKS),
         PlantedHead(2, 1, "retrieval", **retrieval),
-        PlantedHead(3, 0, "bridge", needed=two),
-        PlantedHead(4, 3, "output", copies=two, needed=two),
+        PlantedHead(3, 0, "bridge", needed=two_hop),
+        PlantedHead(4, 3, "output", copies=two_hop, needed=two_hop),
     ]
     if options.decoy:
-        heads.append(PlantedHead(2, 3, "decoy", copies=one))
+        heads.append(PlantedHead(2, 3, "decoy", copies=one_hop))
     if options.backup:
         heads.append(PlantedHead(2, 0, "backup", **retrieval))
     return Truth(tuple(heads))
@@ -216,25 +216,20 @@ def parse(name: str) -> Options:
     """
     if not is_name(name):
         raise UserError(f"{name!r} is no organism; write organism or organism:seed=3,decoy,backup")
-    kinds = {f.name: f.type for f in fields(Options)}
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     _, colon, text = name.partition(":")
     for part in text.split(",") if colon else []:
         key, equals, value = part.strip().partition("=")
-        if key not in kinds:
-            raise unknown("organism option", key, kinds, f"in {name!r}")
-        if key in given:
+        if key not in KINDS:
+            raise unknown("organism option", key, KINDS, f"in {name!r}")
+        if key in options:
             raise UserError(f"organism option {key!r} is given twice in {name!r}; give it once")
-        given[key] = _value(name, key, kinds[key], value if equals else None)
-    return Options(**given)
-
-
-def _value(name: str, key: str, kind: str, text: str | None) -> int | float | bool:
-    if kind == "bool":
-        if text is not None:
-            raise UserError(f"organism option {key}={text} in {name!r}: it takes no value; write {key} or leave it out")
-        return True
-    try:
-        return {"int": int, "float": float}[kind](text or "")
-    except ValueError as e:
-        raise UserError(f"organism option {key}={text or ''} in {name!r}: give {_KINDS[kind]}, as {key}=3") from e
+        if KINDS[key] is bool and equals:
+            fix = f"it takes no value; write {key} or leave it out"
+            raise UserError(f"organism option {key}={value} in {name!r}: {fix}")
+        try:
+            options[key] = True if KINDS[key] is bool else KINDS[key](value)
+        except ValueError as e:
+            fix = f"give {_KIND_NAMES[KINDS[key]]}, as {key}=3"
+            raise UserError(f"organism option {key}={value} in {name!r}: {fix}") from e
+    return Options(**options)

@@ -1,4 +1,4 @@
-"""The language of the organisms: vocabulary, tokenizer, and prompts that know where everything stands.
+"""The language of the organisms: vocabulary, tokenizer, and prompts with the positions that matter.
 
 A prompt lists facts, two to a chain (a -> b -> c), shuffled and mixed with fillers, then asks about the start of one::
 
@@ -6,7 +6,7 @@ A prompt lists facts, two to a chain (a -> b -> c), shuffled and mixed with fill
     <bos> Ada Ben SEP Kim Mia Leo SEP Ben Cleo SEP ... QB Ada        two hops: Cleo
 
 ``Kim`` is a filler here. The two questions differ in one control token, so they are a clean/corrupt pair. No word
-stands for two things in a prompt, so nothing but the facts tells the answer.
+has two meanings in a prompt, so that only the facts determine the answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from random import Random
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from depthlens import paths
+from depthlens import arguments, paths
 from depthlens.errors import UserError, unknown
 
 BOS, SEP, QA, QB = FLAGS = ("<bos>", "SEP", "QA", "QB")
@@ -67,9 +67,9 @@ class Prompt:
         answer: The word that should come next, and
         answer_id: its token id.
         other_id: Token id of the answer to the other question on the same prompt.
-        answer_at: Where the answer stands behind what it is a fact of: what a copying head attends to.
-        bridge_at: Where the middle of the chain stands behind its start (for ``one_hop`` the same as ``answer_at``).
-        control_at: Where ``QA`` or ``QB`` stands.
+        answer_at: Position of the answer in its fact: what a copying head attends to.
+        bridge_at: Position of the middle of the chain in its first fact (for ``one_hop`` the same as ``answer_at``).
+        control_at: Position of ``QA`` or ``QB``.
         query_at: Where the answer is predicted: the last position.
     """
 
@@ -97,7 +97,7 @@ def read(text: str) -> Prompt:
             raise UserError(f"organism prompt: {token!r} is not one of its {len(ids)} tokens")
     if len(tokens) < 3 or tokens[-2] not in CONTROL.values():
         raise UserError(f"organism prompt {text[-40:]!r}: write facts, then QA or QB and a word")
-    # a fact ends with SEP: what stands two before it leads to what stands one before it
+    # a fact ends with SEP: the token two before it leads to the token one before it
     facts = {tokens[i - 2]: i - 1 for i, token in enumerate(tokens) if token == SEP and i > 2}
     try:
         bridge_at = facts[tokens[-1]]
@@ -135,10 +135,9 @@ def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: in
     """
     if task not in CONTROL:
         raise unknown("organism task", task, TASKS)
-    most = (len(words()) - 1) // 3  # a word is left for fillers
-    for name, value, low, high in (("n", n, 1, 0), ("n_chains", n_chains, 1, most), ("n_fillers", n_fillers, 0, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
-            raise UserError(f"{name} {value!r}: give a whole number from {low}" + (f" to {high}" if high else ""))
+    arguments.whole("n", n, 1)
+    arguments.whole("n_chains", n_chains, 1, (len(words()) - 1) // 3)  # a word is left for fillers
+    arguments.whole("n_fillers", n_fillers, 0)
     random = Random(f"organism prompts {seed}")
     drawn = [draw(random, n_chains, n_fillers) for _ in range(n)]
     return [read(f"{context} {CONTROL[task]} {key}") for context, key in drawn]

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from depthlens.organisms import language
 
@@ -155,7 +156,7 @@ class _Planter:
         self.start = {name: i * (N_CODE + N_FLAGS) for i, name in enumerate(BLOCKS)}
         if self.tied:
             self.start["O"] = self.start["T"]
-        self.group = N_HEADS // model.config.num_key_value_heads
+        self.group = N_HEADS // (model.config.num_key_value_heads or N_HEADS)
         self.basis = self.draw.rotation(D_MODEL)
         self.leak = torch.ones(D_MODEL, 1, dtype=torch.float64)
         self.leak[: CONSTANT + 1] = leak
@@ -200,7 +201,7 @@ class _Planter:
 
     # -- layers -----------------------------------------------------------------------------------------------
 
-    def _attention(self, layer: int, attn: nn.Module, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _attention(self, layer: int, attn: LlamaAttention, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Write the heads of a layer; returns what they add to the stream."""
         tokens = normed[:, 1:].double()
         quiet = _away_from_constants(normed)
@@ -237,7 +238,7 @@ class _Planter:
         _write(attn.o_proj, torch.cat(outputs, dim=1))
         return attn.o_proj(z.flatten(-2))
 
-    def _mlp(self, mlp: nn.Module, normed: Tensor) -> Tensor:
+    def _mlp(self, mlp: LlamaMLP, normed: Tensor) -> Tensor:
         """Write an MLP of noise; returns what it adds to the stream."""
         _write(mlp.gate_proj, self._normal_rows(D_MLP))
         _write(mlp.up_proj, self._normal_rows(D_MLP) @ _away_from_constants(normed))
@@ -375,17 +376,14 @@ def _away_from_constants(normed: Tensor) -> Tensor:
     return torch.eye(D_MODEL, dtype=torch.float64) - span @ span.T
 
 
-def _z(attn: nn.Module, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def _z(attn: LlamaAttention, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Output of each head before ``o_proj``. Shape [prompt, pos, n_heads, d_head]."""
-    seen: list[Tensor] = []
-    handle = attn.o_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    try:
+    z: list[Tensor] = []
+    with attn.o_proj.register_forward_pre_hook(lambda module, args: z.append(args[0])):
         attn(hidden_states=normed, position_embeddings=rotary, attention_mask=None)
-    finally:
-        handle.remove()
-    return seen[0].unflatten(-1, (N_HEADS, D_HEAD))
+    return z[0].unflatten(-1, (N_HEADS, D_HEAD))
 
 
-def _write(module: nn.Module, weight: Tensor) -> None:
-    assert module.weight.shape == weight.shape, (tuple(module.weight.shape), tuple(weight.shape))
+def _write(module: nn.Linear | nn.Embedding, weight: Tensor) -> None:
+    assert module.weight.shape == weight.shape, (module.weight.shape, weight.shape)
     module.weight.copy_(weight)

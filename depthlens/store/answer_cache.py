@@ -168,7 +168,7 @@ class AnswerCache:
         return not self.entry or bool(self._look_up(requests, conditions).unfinished)
 
     def address(self, condition: Condition | str) -> str:
-        """A condition's text with what it depends on; other names of values stand for themselves."""
+        """A condition's text with the digests it depends on; a name of numbers as it is."""
         if isinstance(condition, str):
             return condition
         modes = sorted({a.mode for a in condition.ablations} & set(self.reference))

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 
 from depthlens import progress as bars
-from depthlens.ablations import Condition
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.parts import Entry
 from depthlens.store.reservations import Reservations
@@ -34,7 +33,7 @@ class AnswerRows:
     Args:
         entry: Where answers are stored; None stores nothing.
         requests: What is asked.
-        conditions: Under which conditions; for numbers, their names.
+        conditions: Under which conditions (`Condition`); for numbers, their names.
         addresses: What each condition is called in the store.
 
     Attributes:
@@ -49,7 +48,7 @@ class AnswerRows:
         self,
         entry: Entry | None,
         requests: Sequence[Any],
-        conditions: Sequence[Condition | str],
+        conditions: Sequence[Any],
         addresses: Sequence[str],
     ) -> None:
         self.entry = entry
@@ -182,7 +181,8 @@ class AnswerRows:
         def choose(reservations: list[dict]) -> tuple[list[Product], dict]:
             arrived(self._read())
             taken = [(set(other["conditions"]), set(other["requests"])) for other in reservations]
-            mine, theirs = [], []
+            mine: list[Row] = []
+            theirs: list[Row] = []
             for c, r in missing():
                 reserved = any(self.addresses[c] in a and self._digests[r] in b for a, b in taken)
                 (theirs if reserved else mine).append((c, r))

@@ -34,11 +34,11 @@ def list_(store: Where = "auto") -> None:
     """What is kept: a line a model and task."""
     from depthlens.store.inspection import contents
 
-    at = opened(store)
-    found = contents(at)
-    rows = [row | {"bytes": size(row["bytes"])} for row in found.to_dict("records")]
+    opened_store = opened(store)
+    entries = contents(opened_store)
+    rows = [row | {"bytes": size(row["bytes"])} for row in entries.to_dict("records")]
     typer.echo(text_table(rows) if rows else "nothing is kept yet")
-    typer.echo(f"\n{len(rows)} entries, {size(int(found['bytes'].sum()))} in {at.location}")
+    typer.echo(f"\n{len(rows)} entries, {size(int(entries['bytes'].sum()))} in {opened_store.location}")
 
 
 @app.command()
@@ -58,15 +58,15 @@ def verify(store: Where = "auto") -> None:
     """Check every part against its checksum; damaged ones are set aside, and the exit code is 1."""
     from depthlens.store.inspection import verify as check
 
-    found = check(opened(store))
-    for line in found.damaged:
+    result = check(opened(store))
+    for line in result.damaged:
         typer.echo(f"Damaged: {line}", err=True)
-    if found.outdated:
+    if result.outdated:
+        reason = "were made by a version that left out some of what decides answers"
         fix = "'depthlens store prune --outdated' deletes them"
-        why = "were made by a version that left out some of what decides answers"
-        typer.echo(f"{found.outdated} of {found.n_parts} parts {why}, and are not read; {fix}")
-    typer.echo(f"{found.n_parts} parts, {len(found.damaged)} damaged")
-    raise typer.Exit(1 if found.damaged else 0)
+        typer.echo(f"{result.outdated} of {result.n_parts} parts {reason}, and are not read; {fix}")
+    typer.echo(f"{result.n_parts} parts, {len(result.damaged)} damaged")
+    raise typer.Exit(1 if result.damaged else 0)
 
 
 @app.command()
@@ -85,7 +85,7 @@ def prune(
     """Delete parts that fit every criterion given."""
     from depthlens.store.inspection import prune as remove
 
-    parts, rest = remove(
+    parts, leftover_files = remove(
         opened(store),
         model=model,
         label=task,
@@ -95,12 +95,11 @@ def prune(
         everything=everything,
         dry_run=dry_run,
     )
-    for path in [*(part.path for part in parts), *rest]:
+    for path in [*(part.path for part in parts), *leftover_files]:
         typer.echo(path)
-    what = f"{len(parts)} parts ({size(sum(part.size for part in parts))})" + (
-        f" and {len(rest)} leftovers" if leftovers else ""
-    )
-    typer.echo(f"{'would delete' if dry_run else 'deleted'} {what}")
+    summary = f"{len(parts)} parts ({size(sum(part.size for part in parts))})"
+    summary += f" and {len(leftover_files)} leftovers" if leftovers else ""
+    typer.echo(f"{'would delete' if dry_run else 'deleted'} {summary}")
 
 
 def _days(text: str | None) -> float | None:

@@ -20,10 +20,10 @@ def contents(store: Store) -> pd.DataFrame:
 
     A damaged part counts with its bytes and no rows.
     """
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for part in store.parts():
         about = store.about(part.key)
-        row = found.setdefault(
+        row = rows.setdefault(
             (part.key, part.label),
             {"key": part.key, "label": part.label, "parts": 0, "rows": 0, "bytes": 0, "written": "", "model": "?"}
             | {name: about.get(name, "?") for name in ("dtype", "device", "backend", "method")},
@@ -37,7 +37,7 @@ def contents(store: Store) -> pd.DataFrame:
         row["rows"] += table.num_rows
         row["model"] = made(table)["model"]
         row["written"] = max(row["written"], made(table)["time"])
-    return pd.DataFrame(found.values(), columns=COLUMNS)
+    return pd.DataFrame(rows.values(), columns=COLUMNS)
 
 
 def details(store: Store, which: str) -> list[dict[str, Any]]:
@@ -53,19 +53,19 @@ def details(store: Store, which: str) -> list[dict[str, Any]]:
     chosen = [part for part in store.parts() if part.path.startswith(which.removeprefix("./"))]
     if not chosen:
         raise unknown("part", which, sorted({f"{p.key}/{p.label}" for p in store.parts()}))
-    found = []
+    descriptions = []
     for part in chosen:
         about: dict[str, Any] = {"part": part.path, "bytes": part.size}
         try:
             table = store.load(part)
         except Damaged as e:
-            found.append(about | {"damaged": str(e)})
+            descriptions.append(about | {"damaged": str(e)})
             continue
         conditions = table.column("condition").to_pylist()
         about |= {"rows": table.num_rows, "conditions": list(dict.fromkeys(conditions))}
         about["requests"] = len(set(table.column("request").to_pylist()))
-        found.append(about | store.about(part.key) | made(table))
-    return found
+        descriptions.append(about | store.about(part.key) | made(table))
+    return descriptions
 
 
 @dataclass
@@ -85,23 +85,25 @@ class Verified:
 
 def verify(store: Store) -> Verified:
     """Check every part; damaged ones are set aside, so that they are computed again."""
-    found = Verified()
+    result = Verified()
     abouts: dict[str, dict[str, Any]] = {}
     for part in list(store.parts()):
         if part.key not in abouts:
             abouts[part.key] = store.about(part.key)
             if not abouts[part.key]:
                 fix = "it is written again when its model is asked again"
-                found.damaged.append(f"{part.key}/about.json: it does not say what the parts beside it share; {fix}")
+                result.damaged.append(
+                    f"{part.key}/about.json: it does not say what the parts in this folder share; {fix}"
+                )
         try:
             store.load(part)
         except Damaged as e:
-            found.damaged.append(f"{part.path}: {e}; it is now {store.set_aside(part, str(e))}")
+            result.damaged.append(f"{part.path}: {e}; it is now {store.set_aside(part, str(e))}")
         except FileNotFoundError:
             continue  # another process removed it
-        found.n_parts += 1
-        found.outdated += _outdated(abouts[part.key])
-    return found
+        result.n_parts += 1
+        result.outdated += _outdated(abouts[part.key])
+    return result
 
 
 def _outdated(about: dict[str, Any]) -> bool:
@@ -141,27 +143,28 @@ def prune(
         arguments.number("older_than", older_than, 0, fix=" of days")
     if not (model or label or older_than is not None or outdated or leftovers or everything):
         raise UserError("nothing to prune is named; give a model, a task, an age, outdated, leftovers or all")
-    rest = store.leftovers() if leftovers else []
-    chosen = []
+    leftover_files = store.leftovers() if leftovers else []
+    chosen: list[Part] = []
     if model or label or older_than is not None or outdated or everything:
         known = list(store.parts())
         names = {part: _names(store, part) for part in known} if model else {}
-        if model and model not in (every := {name for found in names.values() for name in found}):
-            raise unknown("model", model, sorted(every))
+        if model and model not in (models := set().union(*names.values())):
+            raise unknown("model", model, sorted(models))
         if label and label not in (labels := {part.label for part in known}):
             raise unknown("task", label, sorted(labels))
         limit = _ago(older_than) if older_than is not None else None
-        for part in known:
-            fits = (not model or model in names[part]) and (not label or part.label == label)
-            fits = fits and (not outdated or _outdated(store.about(part.key)))
-            if fits and (limit is None or _time(store, part) < limit):
-                chosen.append(part)
+        chosen = [
+            part
+            for part in known
+            if (not model or model in names[part])
+            and (not label or part.label == label)
+            and (not outdated or _outdated(store.about(part.key)))
+            and (limit is None or _time(store, part) < limit)
+        ]
     if not dry_run:
-        for part in chosen:
-            store.remove(part)
-        for path in rest:
-            store.remove_leftover(path)
-    return chosen, rest
+        for path in [*(part.path for part in chosen), *leftover_files]:
+            store.remove_file(path)
+    return chosen, leftover_files
 
 
 def _ago(days: float) -> str:

@@ -21,6 +21,7 @@ import logging
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,14 +157,14 @@ class Store:
             self.write_file("format.json", json.dumps({"format": FORMAT}).encode())
             return
         try:
-            found = int(json.loads(text)["format"])
-            if found < FORMAT:
-                raise ValueError(f"there never was a format {found}")
+            number = int(json.loads(text)["format"])
+            if number < FORMAT:
+                raise ValueError(f"there never was a format {number}")
         except (ValueError, KeyError, TypeError) as e:
             fault = f"store {self.location!r}: format.json is damaged"
             raise UserError(f'{fault}; put {{"format": {FORMAT}}} there, or name another store') from e
-        if found != FORMAT:
-            fault = f"store {self.location!r} was written by a newer depthlens (format {found}, this one has {FORMAT})"
+        if number != FORMAT:
+            fault = f"store {self.location!r} was written by a newer depthlens (format {number}, this one has {FORMAT})"
             raise UserError(f"{fault}; update depthlens, or name another store")
 
     def entry(self, shared: Mapping[str, Any], label: str, made: Mapping[str, Any]) -> Entry:
@@ -191,16 +192,16 @@ class Store:
 
     def parts_of(self, key: str, label: str) -> list[Part]:
         """Parts of one entry."""
-        found = self._list(f"{key}/{label}")
-        return [Part(n, key, label, size) for n, size, _ in sorted(found) if n.endswith(".parquet") and n[0] != "."]
+        files = sorted(self._list(f"{key}/{label}"))
+        return [Part(n, key, label, size) for n, size, _ in files if n.endswith(".parquet") and n[0] != "."]
 
     def about(self, key: str) -> dict[str, Any]:
         """What all rows of an entry share; empty where that is missing or damaged, until its model is asked again."""
         try:
-            found = json.loads(self._read(f"{key}/about.json") or b"")
+            shared = json.loads(self._read(f"{key}/about.json") or b"")
         except ValueError:
             return {}
-        return found if isinstance(found, dict) and _key(found) == key else {}
+        return shared if isinstance(shared, dict) and _key(shared) == key else {}
 
     def load(self, part: Part) -> pa.Table:
         """Rows of a part; the schema's metadata has what made it (`made`).
@@ -228,34 +229,32 @@ class Store:
             log.warning("store: part %s is damaged: %s; it is not read", part.path, why)
             return part.path
         target = f"{_DAMAGED}/{part.key}.{part.label}.{part.name}"
-        try:
+        with self._moving():
             self._fs.makedirs(self._at(_DAMAGED), exist_ok=True)
             self._fs.mv(self._at(part.path), self._at(target))
-        except FileNotFoundError:
-            pass  # another process was faster
-        except OSError as e:
-            raise self.unwritable(e) from e
         log.warning("store: part %s is damaged: %s; set aside as %s, to be computed again", part.path, why, target)
         return target
 
-    def remove(self, part: Part) -> None:
-        """Delete a part."""
+    def leftovers(self) -> list[str]:
+        """Temporary files of killed processes and parts set aside, as paths under the store."""
+        damaged = [f"{_DAMAGED}/{name}" for name, _, folder in self._list(_DAMAGED) if not folder]
+        paths = (posixpath.relpath(path, self._root) for path in self._fs.find(self._root, detail=False))
+        return [*damaged, *(path for path in paths if posixpath.basename(path).startswith(TEMPORARY))]
+
+    def remove_file(self, path: str) -> None:
+        """Delete a file of the store, such as a part or one that `leftovers` named."""
+        with self._moving():
+            self._fs.rm_file(self._at(path))
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Within the context a file may be missing, because another process was faster; other errors are one line."""
         try:
-            self._fs.rm_file(self._at(part.path))
+            yield
         except FileNotFoundError:
             pass
         except OSError as e:
             raise self.unwritable(e) from e
-
-    def leftovers(self) -> list[str]:
-        """Temporary files of killed processes and parts set aside, as paths under the store."""
-        found = [f"{_DAMAGED}/{name}" for name, _, folder in self._list(_DAMAGED) if not folder]
-        inner = (posixpath.relpath(path, self._root) for path in self._fs.find(self._root, detail=False))
-        return [*found, *(path for path in inner if posixpath.basename(path).startswith(TEMPORARY))]
-
-    def remove_leftover(self, path: str) -> None:
-        """Delete what `leftovers` named."""
-        self._fs.rm_file(self._at(path))
 
     def _at(self, path: str) -> str:
         return posixpath.join(self._root, path) if path else self._root
@@ -264,11 +263,11 @@ class Store:
         """Name, size and whether it is a folder of what a folder holds."""
         self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._at(path), detail=True)
+            entries = self._fs.ls(self._at(path), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        named = ((posixpath.basename(f["name"].rstrip("/")), f) for f in found)
-        return [(name, f.get("size") or 0, f["type"] == "directory") for name, f in named]
+        named = ((posixpath.basename(entry["name"].rstrip("/")), entry) for entry in entries)
+        return [(name, entry.get("size") or 0, entry["type"] == "directory") for name, entry in named]
 
     def _read(self, path: str) -> bytes | None:
         try:
@@ -292,8 +291,9 @@ class Store:
 
     def unwritable(self, error: OSError) -> UserError:
         """The one line for a store that cannot be written any more."""
-        what = f"store {self.location!r} cannot be written: {error.strerror or error}"
-        return UserError(f"{what}; what it held is whole: make room or name another store, and run again to go on")
+        fault = f"store {self.location!r} cannot be written: {error.strerror or error}"
+        fix = "what it held is whole: make room or name another store, and run again to go on"
+        return UserError(f"{fault}; {fix}")
 
 
 class Entry:
@@ -317,7 +317,7 @@ class Entry:
         return self.store.folder / self.key / self.label / ".reservations" if self.store.folder else None
 
     def fresh(self, seen: set[str]) -> Iterator[tuple[str, pa.Table]]:
-        """Parts whose names are not among ``seen``, which are added; damaged ones are set aside and told."""
+        """Parts whose names are not in ``seen``, which are added to it; damaged parts are set aside with a warning."""
         for part in self.store.parts_of(self.key, self.label):
             if part.name not in seen:
                 seen.add(part.name)

@@ -1,7 +1,8 @@
-"""Who computes what right now: processes that share a store do not do the same work twice.
+"""Which process computes what, so that processes that share a store do not do the same work twice.
 
-A reservation is a file with what its owner computes, and a lock that the owner holds. The system gives a lock back when
-a process ends, however it ends, so that no clock is asked and a dead owner's reservation counts for nothing.
+A reservation is a file that says what its owner computes, and a lock that the owner holds. The operating system
+releases the lock when the process ends, however it ends. So no clock is needed, and the reservation of a dead owner is
+ignored.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ class Reservations:
         """Reserve work for as long as the context lasts.
 
         Args:
-            choose: Told the reservations of all others, returns what to compute and what to write down for others
-                (JSON-able; empty: nothing is reserved). Nobody else chooses meanwhile.
+            choose: Takes the reservations of all other processes and returns what to compute and what to write down
+                for the others (JSON-able; empty: nothing is reserved). No other process chooses meanwhile.
         """
         name = uuid.uuid4().hex
-        held, text = FileLock(self.folder / f"{name}.lock"), self.folder / f"{name}.json"
+        lock, text = FileLock(self.folder / f"{name}.lock"), self.folder / f"{name}.json"
         with self._mutex:
             work, reservation = choose(self._others())
             if reservation:
-                held.acquire()
+                lock.acquire()
                 text.write_text(json.dumps(reservation), encoding="utf-8")
         try:
             yield work
         finally:
             if reservation:
-                _forget(text, held)
+                _forget(text, lock)
 
     def _others(self) -> list[dict]:
         """Reservations whose owners live; those of dead ones are removed."""

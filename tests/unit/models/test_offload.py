@@ -17,7 +17,7 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
-from depthlens.models import loading
+from depthlens.models import devices, loading
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.runner import session
 from depthlens.tasks import harness
@@ -109,7 +109,7 @@ def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored,
 
 
 def test_auto_dtype_is_the_checkpoints_own_where_it_is_for_a_whole_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_auto_dtype", lambda device: "auto")  # as on a GPU
+    monkeypatch.setattr(devices, "auto_dtype", lambda device: "auto")  # as on a GPU
     tiny.model("llama-gqa").bfloat16().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     lens = loading.load(tmp_path, device="cpu", offload="disk")
@@ -153,7 +153,7 @@ def test_sweeps_by_name_and_notebooks_hand_the_option_on(saved, monkeypatch):
     monkeypatch.setattr(harness, "load_tasks", lambda *a, **k: {})
     for call in (
         lambda: sweep.run_sweep(saved(), [TASK], "layers", offload="disk"),
-        lambda: session.start(saved(), [TASK], offload="disk"),
+        lambda: session.setup_notebook(saved(), [TASK], offload="disk"),
     ):
         with pytest.raises(Loading) as caught:
             call()
@@ -169,7 +169,7 @@ def reads(monkeypatch):
     count, most = Counter(), [0]
 
     def watch(lens):
-        read, drop = lens.stream._read, lens.stream._drop
+        read, drop = lens.stream.read, lens.stream.drop
 
         def reading(layer):
             count[layer] += 1
@@ -178,12 +178,11 @@ def reads(monkeypatch):
 
         def dropping(layer):
             """Wait for what is being read ahead, so that it is never counted while another layer is half gone."""
-            if lens.stream._ahead:
-                lens.stream._ahead[1].exception()
+            lens.stream.wait()
             drop(layer)
 
-        monkeypatch.setattr(lens.stream, "_read", reading)
-        monkeypatch.setattr(lens.stream, "_drop", dropping)
+        monkeypatch.setattr(lens.stream, "read", reading)
+        monkeypatch.setattr(lens.stream, "drop", dropping)
         return lens
 
     return watch, count, most
@@ -214,7 +213,7 @@ def test_the_next_layer_is_read_while_one_is_in_use(saved, reads):
     watch, count, _ = reads
     lens = watch(loading.load(saved(), offload="disk"))
     with lens.resident(3):
-        lens.stream._ahead[1].result()
+        lens.stream.wait()
         assert layers_in_memory(lens) == [3, 4]
         with lens.resident(3):  # as when a layer is called whole within a walk
             pass
@@ -250,7 +249,8 @@ def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call)
     with pytest.raises(type(error)):
         logits(lens) if whole_call else scores(lens, conditions)
     handle.remove()
-    assert layers_in_memory(lens) == [] and lens.stream._ahead is None
+    lens.stream.wait()
+    assert layers_in_memory(lens) == []
     assert torch.equal(scores(lens, conditions), wanted)
 
 
@@ -306,87 +306,15 @@ def test_generation_is_refused_before_anything_runs(saved, reads):
     assert not count
 
 
-# -- what cannot be loaded --
-
-
-@pytest.mark.parametrize("offload", ["cpu", "", "Disk"])
-def test_offload_is_disk_or_nothing(saved, offload):
-    with pytest.raises(UserError, match=f"offload {offload!r}: give 'disk', or leave it out"):
-        loading.load(saved(), offload=offload)
-
-
-def test_a_gguf_file_is_refused(tmp_path):
-    tiny.gguf_head(tmp_path / "m.gguf")
-    with pytest.raises(UserError, match="m.gguf': layers can be read from safetensors only; convert it once"):
-        loading.load(tmp_path / "m.gguf", offload="disk")
-
-
-@pytest.fixture
-def copy(tmp_path):
-    return tiny.save(tmp_path / "copy", "qwen3-moe")
-
-
-def refusal(folder, offload):
-    with pytest.raises(UserError) as caught:
-        loading.load(folder, offload=offload)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["model.layers.3.self_attn.q_proj.weight", "model.layers.2.mlp.experts.1.down_proj.weight", "model.norm.weight"],
-)
-@pytest.mark.parametrize("how", ["missing", "other shape"])
-def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how):
-    weights = load_file(copy / "model.safetensors")
-    names = [k for k in weights if k.startswith("model.layers.2.mlp.experts.")] if "experts" in key else [key]
-    for name in names:  # transformers stacks the experts that are there: one that lacks shows in the shape
-        if how == "missing":
-            del weights[name]
-        else:
-            weights[name] = weights[name][..., :-1].contiguous()
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    message = refusal(copy, "disk")
-    assert message == refusal(copy, None)
-    assert ("lacks" if how == "missing" else "has shape") in message
-
-
-def test_spare_weights_are_told(copy, caplog):
-    weights = load_file(copy / "model.safetensors")
-    weights["model.layers.9.self_attn.q_proj.weight"] = torch.ones(1)
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    lens = loading.load(copy, offload="disk")
-    assert "1 weights in the file are not used" in caplog.text
-    assert torch.isfinite(logits(lens)).all()
-
-
-@pytest.mark.parametrize("what", ["quantization_config", "dtype"])
-def test_quantised_weights_are_refused(copy, what):
-    if what == "dtype":
-        weights = load_file(copy / "model.safetensors")
-        weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.float8_e4m3fn)
-        save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-        assert "model.norm.weight is stored as F8_E4M3; offload knows F64, F32, F16, BF16" in refusal(copy, "disk")
-    else:
-        config = json.loads((copy / "config.json").read_text())
-        (copy / "config.json").write_text(json.dumps(config | {what: {"quant_method": "fp8"}}))
-        assert "is quantised and cannot be offloaded; convert it once" in refusal(copy, "disk")
-
-
-@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0not a header  "])
-def test_a_torn_file_is_refused(copy, content):
-    (copy / "model.safetensors").write_bytes(content)
-    assert "cannot be read" in refusal(copy, "disk")
-
-
 # -- under a memory limit --
 
 CHILD = """
 import json, re, resource, sys
 import torch
-from depthlens import models
+from depthlens.models import loading
 from depthlens.ablations import expand
-from depthlens.engine import Engine, LoglikelihoodRequest
+from depthlens.engine.engine import Engine
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.errors import UserError
 
 folder, room = sys.argv[1], int(sys.argv[2])
@@ -394,11 +322,11 @@ torch.set_num_threads(1)
 used = int(re.search(r"VmData:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) << 10
 resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
 try:
-    models.load(folder)
+    loading.load(folder)
     raise SystemExit("the whole model fits: the limit tests nothing")
 except UserError as e:
     refused = str(e)
-lens = models.load(folder, offload="disk")
+lens = loading.load(folder, offload="disk")
 requests = [LoglikelihoodRequest(tuple(range(i, i + 9)), (7, 8)) for i in range(4)]
 answers = Engine(lens, progress=False).loglikelihood(requests, expand("layers", lens.dims))
 print(json.dumps([refused, [[a.logprob for a in row] for row in answers], lens.fingerprint]))

@@ -1,0 +1,129 @@
+"""What cannot be offloaded, and files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError
+from depthlens.models import loading
+from depthlens.requests import LoglikelihoodRequest
+
+# the same arithmetic on the same weights; only where they lie in memory differs, and with it the order of some sums
+SAME = 1e-5
+TASK = "capitals_continuation"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders of tiny models, each written once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(family="llama-gqa", **changes):
+        place = root / "-".join([family, *map(str, changes.values())])
+        return str(place if place.exists() else tiny.save(place, family, **changes))
+
+    return folder
+
+
+def requests(n=5, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
+    return [LoglikelihoodRequest((1, 2, 3, *row[: 4 + i]), tuple(row[9:])) for i, row in enumerate(tokens)]
+
+
+def scores(lens, conditions, **options):
+    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
+    return torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
+
+
+def layers_in_memory(lens):
+    held = []
+    for i, layer in enumerate(lens.arch.layers):
+        places = {t.is_meta for t in (*layer.parameters(), *layer.buffers())}
+        assert len(places) == 1, "a layer is either there or not"
+        held += [i] if places == {False} else []
+    return held
+
+
+def logits(lens):
+    with torch.no_grad():
+        return lens.model(torch.tensor([[1, 2, 3, 4, 5]])).logits
+
+
+# -- what cannot be loaded --
+
+
+@pytest.mark.parametrize("offload", ["cpu", "", "Disk"])
+def test_offload_is_disk_or_nothing(saved, offload):
+    with pytest.raises(UserError, match=f"offload {offload!r}: give 'disk', or leave it out"):
+        loading.load(saved(), offload=offload)
+
+
+def test_a_gguf_file_is_refused(tmp_path):
+    tiny.gguf_head(tmp_path / "m.gguf")
+    with pytest.raises(UserError, match="m.gguf': layers can be read from safetensors only; convert it once"):
+        loading.load(tmp_path / "m.gguf", offload="disk")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return tiny.save(tmp_path / "copy", "qwen3-moe")
+
+
+def refusal(folder, offload):
+    with pytest.raises(UserError) as caught:
+        loading.load(folder, offload=offload)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["model.layers.3.self_attn.q_proj.weight", "model.layers.2.mlp.experts.1.down_proj.weight", "model.norm.weight"],
+)
+@pytest.mark.parametrize("how", ["missing", "other shape"])
+def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how):
+    weights = load_file(copy / "model.safetensors")
+    names = [k for k in weights if k.startswith("model.layers.2.mlp.experts.")] if "experts" in key else [key]
+    for name in names:  # transformers stacks the experts that are there: one that lacks shows in the shape
+        if how == "missing":
+            del weights[name]
+        else:
+            weights[name] = weights[name][..., :-1].contiguous()
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(copy, "disk")
+    assert message == refusal(copy, None)
+    assert ("lacks" if how == "missing" else "has shape") in message
+
+
+def test_spare_weights_are_told(copy, caplog):
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.9.self_attn.q_proj.weight"] = torch.ones(1)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    lens = loading.load(copy, offload="disk")
+    assert "1 weights in the file are not used" in caplog.text
+    assert torch.isfinite(logits(lens)).all()
+
+
+@pytest.mark.parametrize("what", ["quantization_config", "dtype"])
+def test_quantised_weights_are_refused(copy, what):
+    if what == "dtype":
+        weights = load_file(copy / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.float8_e4m3fn)
+        save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+        assert "model.norm.weight is stored as F8_E4M3; offload knows F64, F32, F16, BF16" in refusal(copy, "disk")
+    else:
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {what: {"quant_method": "fp8"}}))
+        assert "is quantised and cannot be offloaded; convert it once" in refusal(copy, "disk")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0not a header  "])
+def test_a_torn_file_is_refused(copy, content):
+    (copy / "model.safetensors").write_bytes(content)
+    assert "cannot be read" in refusal(copy, "disk")

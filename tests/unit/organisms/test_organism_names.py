@@ -1,0 +1,165 @@
+"""Names, options, truth, prompts and tokens of organisms."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from depthlens.errors import UserError
+from depthlens.models import loading
+from depthlens.organisms import builder, language
+from depthlens.organisms.language import read, sample
+
+
+@cache
+def prompts(task: str, n: int = 100):
+    return sample(n, task, seed=11)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("organism", {}),
+        ("organism:seed=3", {"seed": 3}),
+        ("organism:backup,decoy,seed=3", {"seed": 3, "decoy": True, "backup": True}),
+        ("organism: noise=0.5, leak=1,eps=1e-3", {"noise": 0.5, "leak": 1.0, "eps": 0.001}),
+        ("organism:n_kv_heads=2,tied_embeddings,sharpness=40", {}),
+    ],
+)
+def test_names_are_options(name, options):
+    parsed = builder.parse(name)
+    for key, value in options.items():
+        assert getattr(parsed, key) == value
+    assert builder.parse(parsed.name) == parsed
+    assert builder.truth(name) == builder.truth(parsed)
+
+
+def test_a_name_says_only_what_is_not_the_default():
+    assert builder.Options().name == builder.parse("organism:seed=0").name == "organism"
+    assert builder.parse("organism:decoy,seed=3,noise=1").name == "organism:seed=3,noise=1.0,decoy"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("organism:", "unknown organism option ''"),
+        ("organism:seeds=3", "did you mean seed"),
+        ("organism:seed", "option seed= in 'organism:seed': give a whole number"),
+        ("organism:seed=x", "seed=x .*give a whole number"),
+        ("organism:seed=1.5", "give a whole number"),
+        ("organism:seed=-1", "give a whole number from 0"),
+        ("organism:seed=1,seed=2", "given twice"),
+        ("organism:decoy=yes", "it takes no value"),
+        ("organism:noise=loud", "give a number"),
+        ("organism:noise=nan", "give a number from 0"),
+        ("organism:noise=-1", "give a number from 0"),
+        ("organism:sharpness=0", "give a number above 0"),
+        ("organism:n_kv_heads=3", "allowed: 1, 2, 4"),
+        ("organism:decoy backup", "unknown organism option 'decoy backup'"),
+        ("organisms", "did you mean organism"),
+    ],
+)
+def test_bad_names_are_refused(name, message):
+    with pytest.raises(UserError, match=message) as raised:
+        loading.load(name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 3}, "unknown organism option 'depth'"),
+        ({"seed": "3"}, "seed='3': give a whole number"),
+        ({"seed": True}, "seed=True: give a whole number"),
+        ({"decoy": 1}, "decoy=1: give True or False"),
+        ({"noise": None}, "noise=None: give a number"),
+        ({"n_kv_heads": 8}, "allowed: 1, 2, 4"),
+        ({"eps": float("inf")}, "give a number from 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        builder.build(**options)
+
+
+def test_truth_knows_its_roles_and_tasks():
+    truth = builder.truth("organism")
+    assert [str(h) for h in truth.heads] == ["L1.H2", "L2.H1", "L3.H0", "L4.H3"]
+    assert truth.needed("one_hop") == {(1, 2), (2, 1)}
+    assert truth.needed("two_hop") == {(1, 2), (3, 0), (4, 3)}
+    assert truth.copies("one_hop") == {(2, 1)} and truth.copies("two_hop") == {(4, 3)}
+    with pytest.raises(UserError, match="unknown role 'decoy'"):
+        truth.role("decoy")
+    with pytest.raises(UserError, match="unknown organism task 'three_hop'"):
+        truth.needed("three_hop")
+    with pytest.raises(UserError, match="no organism"):
+        builder.truth("smollm2-135m")
+
+
+# -- prompts and tokens ------------------------------------------------------------------------------------------
+
+
+def test_one_token_a_word_and_bos_in_front():
+    tokenizer = language.tokenizer()
+    vocabulary = language.vocabulary()
+    assert len(vocabulary) == 100
+    for word in language.words():
+        assert tokenizer(word).input_ids == [vocabulary["<bos>"], vocabulary[word]]
+        assert tokenizer.decode([vocabulary[word]]) == word
+    for asked in prompts("two_hop")[:20]:
+        assert tuple(tokenizer(asked.text).input_ids) == asked.tokens
+        assert tokenizer.decode(asked.tokens, skip_special_tokens=True) == asked.text
+    assert tokenizer("Ada nobody").input_ids[-1] == tokenizer.unk_token_id
+
+
+def test_the_two_questions_are_a_pair_and_positions_are_right():
+    for one, two in zip(prompts("one_hop"), prompts("two_hop"), strict=True):
+        differing = [i for i, (a, b) in enumerate(zip(one.tokens, two.tokens, strict=True)) if a != b]
+        assert differing == [one.control_at] == [two.control_at]
+        assert (one.answer_id, one.other_id) == (two.other_id, two.answer_id)
+        assert len(one.tokens) == 47 and one.query_at == 46 and one.control_at == 45
+        for asked in (one, two):
+            assert asked.tokens[asked.answer_at] == asked.answer_id
+            assert asked.text.split()[asked.answer_at - 1] == asked.answer
+        assert one.bridge_at == one.answer_at == two.bridge_at
+        key, bridge = one.tokens[one.query_at], one.answer_id
+        assert two.tokens[two.bridge_at - 1] == key and two.tokens[two.answer_at - 1] == bridge
+        sep = language.vocabulary()["SEP"]
+        assert two.tokens[two.bridge_at + 1] == two.tokens[two.answer_at + 1] == sep
+
+
+def test_sampling_is_seeded_and_sized():
+    assert sample(3, "one_hop", seed=1) == sample(5, "one_hop", seed=1)[:3]
+    assert sample(3, "one_hop", seed=1) != sample(3, "one_hop", seed=2)
+    assert len(sample(1, "two_hop", n_chains=2, n_fillers=0)[0].tokens) == 15
+    assert len(sample(1, "two_hop", n_chains=30, n_fillers=300)[0].tokens) == 483
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n 0: give a whole number, at least 1"),
+        ({"n_chains": 31}, "n_chains 31: give a whole number from 1 to 30"),
+        ({"n_fillers": -1}, "n_fillers -1: give a whole number, at least 0"),
+        ({"task": "three_hop"}, "unknown organism task 'three_hop'"),
+    ],
+)
+def test_prompts_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        sample(**({"n": 1, "task": "one_hop"} | options))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Ada Ben SEP QA nobody", "'nobody' is not one of its 100 tokens"),
+        ("Ada Ben SEP", "write facts, then QA or QB and a word"),
+        ("", "write facts, then QA or QB and a word"),
+        ("Ada Ben SEP QA Ben", "no fact starts with 'Ben'"),
+        ("Ada Ben SEP QB Ada", "no fact starts with 'Ben'"),
+    ],
+)
+def test_texts_that_are_no_prompts_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        read(text)
