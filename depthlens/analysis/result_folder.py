@@ -90,12 +90,15 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[dict[str
         raise UserError(f"{str(folder)!r} holds another result ({why}); {_FIX}")
 
 
-def write_together(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object]]) -> None:
+def write_together(
+    folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object]], remove: Sequence[str] = ()
+) -> None:
     """Write files into a folder, each replaced at once and none before all are written.
 
     Args:
         folder: It exists.
         writers: What writes each file, by name.
+        remove: Names of files that are deleted once the others are written.
 
     Raises:
         UserError: the folder cannot be written.
@@ -109,6 +112,8 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], obj
                 os.fsync(file.fileno())
         for name, path in temporary.items():
             os.replace(path, folder / name)
+        for name in remove:
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
     finally:

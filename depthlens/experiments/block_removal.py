@@ -23,15 +23,14 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import Ablation, Condition
 from depthlens.analysis.block_removal import Greedy
-from depthlens.analysis.layer_profiles import change
 from depthlens.analysis.results import Result, concat
-from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.stats import BASELINE, change
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.options import EvalOptions
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models.lens import Lens
 
-LEAST = 4  # documents, so that two choose and two judge
+MIN_DOCS = 4  # documents, so that two choose and two judge
 
 
 def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **options: Unpack[EvalOptions]) -> Result:
@@ -142,8 +141,8 @@ def _metric(found: Result, wanted: str | None) -> str:
     if row.at_chance:
         fault = f"{row.task} ({metric}) is at chance with every layer in place"
         raise UserError(f"{fault}: nothing to lose; take another task")
-    if row.n < LEAST:
-        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {LEAST}")
+    if row.n < MIN_DOCS:
+        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {MIN_DOCS}")
     return metric
 
 

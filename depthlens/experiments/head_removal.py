@@ -27,7 +27,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import Head, heads_condition
 from depthlens.analysis import stats
-from depthlens.analysis.removal_curve import RemovalCurve, _interval
+from depthlens.analysis.removal_curve import RemovalCurve, mean_interval
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
@@ -157,7 +157,7 @@ def _assemble(
             for n in [0, *ks]:
                 found = values[str(heads_condition(heads[:n]))]
                 curve.append(found.mean())
-                points.append((name, base.task, base.metric, n, found.mean(), *_interval(found, binary)))
+                points.append((name, base.task, base.metric, n, found.mean(), *mean_interval(found, binary=binary)))
             draws = np.array(
                 [[values[str(heads_condition(order[:n]))].mean() for n in [0, *ks]] for order in rivals[name]]
             )

@@ -64,7 +64,7 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
     if not 1 <= len(results) <= len(PALETTE):
         raise UserError(f"{len(results)} results; give one to {len(PALETTE)}, one a model")
     found = [profiles(result) for result in results]
-    tables = [depth.centre_of_mass(result, seed=seed).set_index("task") for result in results]
+    tables = [depth.centre_of_mass(result, seed=seed).table.set_index("task") for result in results]
     tasks = list(dict.fromkeys(p.label for each in found for p in each))
     columns = 1 if len(tasks) <= 4 else 2
     rows = math.ceil(len(tasks) / columns)
@@ -119,9 +119,9 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
         title: Above the figure; by default the models and the number of documents.
 
     Raises:
-        UserError: see `depthlens.analysis.model_comparison.difference`.
+        UserError: see `depthlens.analysis.compare_models`.
     """
-    table = model_comparison.difference(base, distilled)
+    table = model_comparison.layer_differences(base, distilled)
     found = profiles(base)
     names = found[0].model, profiles(distilled)[0].model
     with theme():
@@ -174,9 +174,9 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
         seed: Of the bootstrap.
 
     Raises:
-        UserError: see `depthlens.analysis.recovery.transplant_recovery`; or no series of layers.
+        UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
     """
-    table = recovery.transplant_recovery(result, donor, seed=seed)
+    table = recovery.transplant_recovery(result, donor, seed=seed).table
     panels = [
         (task, site, shown)
         for task, rows in table.groupby("task", sort=False)
@@ -247,7 +247,7 @@ def _losses(result: Result, profile: Profile) -> pd.DataFrame:
     table = table[keep].sort_values("layer")
     ends = np.sort(-profile.sign * table[["ci_low", "ci_high"]].to_numpy(), axis=1)
     loss = -profile.sign * table["delta"].to_numpy()
-    least = result.metric_info(profile.task, profile.metric)["least"]
+    least = result.metric_info(profile.task, profile.metric)["min_effect"]
     critical = (table["p_adjusted"] < ALPHA).to_numpy() & (loss > least) & (not profile.at_chance)
     layer = table["layer"].to_numpy(dtype=int)
     return pd.DataFrame({"layer": layer, "loss": loss, "low": ends[:, 0], "high": ends[:, 1], "critical": critical})

@@ -155,7 +155,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     Named are the first ten of each list, and in bold those on both.
 
     The p-value is the probability that two random lists of k heads share at least as many
-    (`depthlens.analysis.removal_curve.overlap`). Dashed lines lie between the last head on a list and the first that
+    (`depthlens.analysis.head_overlap`). Dashed lines lie between the last head on a list and the first that
     is not.
 
     Args:
@@ -167,7 +167,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     Raises:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
     """
-    from depthlens.analysis.removal_curve import overlap
+    from depthlens.analysis.head_lists import head_overlap as overlap_of
 
     if a.values.shape != b.values.shape:
         raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
@@ -177,7 +177,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
         raise UserError(f"k {k!r}: {n} heads have both scores; give a whole number from 1 to {max(n - 1, 1)}")
     a, b = (replace(s, values=np.where(both, s.values, np.nan)) for s in (a, b))
     tops = a.top(k), b.top(k)
-    found = overlap(*tops, n)
+    found = overlap_of(*tops, n)
     model = a.record.get("model", {}).get("name", "")
     said = f"{found.n} of the top {k} heads are on both lists; {found.expected:.2g} expected by chance"
     said = f"{model}: {said}, hypergeometric p = {found.p_value:.2g} ({n} heads)".removeprefix(": ")

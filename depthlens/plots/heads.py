@@ -192,7 +192,7 @@ def _of_result(
         better = info["higher_is_better"]
         at = rows["layer"].to_numpy(int), rows["index"].to_numpy(int)
         values, sure = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-        values[at], sure[at] = rows["delta"], (rows["p_adjusted"] < ALPHA) & (rows["delta"].abs() > info["least"])
+        values[at], sure[at] = rows["delta"], (rows["p_adjusted"] < ALPHA) & (rows["delta"].abs() > info["min_effect"])
         loss = (values < 0) if better else (values > 0)
         group = dims["n_heads"] // dims["n_kv_heads"] if site == "head" and dims.get("n_kv_heads") else 1
         key = dict(zip((*GROUP, "site"), (*names[:2], names[2].removesuffix(",none"), part), strict=True)) | {

@@ -189,7 +189,7 @@ def _series(result: Result, tasks: Names, metrics: Names) -> list[_Series]:
         metric = names[2].removesuffix(",none")
         table = rows.set_index("layer").reindex(range(n_layers))
         delta, low, high = (table[c].to_numpy(dtype=float) for c in ("delta", "ci_low", "ci_high"))
-        sure = ((table["p_adjusted"] < ALPHA) & (table["delta"].abs() > info["least"])).to_numpy(dtype=bool)
+        sure = ((table["p_adjusted"] < ALPHA) & (table["delta"].abs() > info["min_effect"])).to_numpy(dtype=bool)
         worse = (delta < 0) if better else (delta > 0)
         unit = "accuracy" if better and shares[names] else metric
         key = dict(zip(FIELDS, (*names[:2], metric, site), strict=True))

@@ -18,7 +18,7 @@ def beyond(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None
     """Loss with the book minus loss without it, by layer.
 
     Args:
-        versus: From `depthlens.analysis.open_book.beyond`.
+        versus: The table of `depthlens.analysis.open_book_losses`.
         unit: Of the losses.
         title: Above the figure.
 

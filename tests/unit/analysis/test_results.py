@@ -139,11 +139,14 @@ def test_critical_alpha(result):
 
 def test_verdicts(result):
     low, high = stats.tango_interval(18, 0, 20)
-    cost = result.verdict("L0", task="capitals")
+    (cost,) = result.describe("L0", tasks="capitals")
     assert cost.startswith(f"L0 costs 0.9 [{-high:.2g}, {-low:.2g}] acc of capitals (p_adjusted = ")
-    assert result.verdict("L1", task="capitals").startswith("L1 shows no proven change of acc of capitals: -0.05 [")
-    assert "at chance: cannot judge" in result.verdict("L1", task="elements")
-    assert result.verdict("L0").count("\n") == 1  # one line per task
+    assert result.describe("L1", tasks="capitals")[0].startswith(
+        "L1 shows no proven change of acc of capitals: -0.05 ["
+    )
+    assert "at chance: cannot judge" in result.describe("L1", tasks="elements")[0]
+    assert len(result.describe("L0")) == 2 and len(result.describe(["L0", "L1"])) == 4  # one for each task
+    assert all(line.endswith(".") for line in result.describe(["L0", "L1"]))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_verdicts(result):
 def test_verdict_knows_the_direction(better, first, second):
     docs = docs_of({"baseline": [1] * 10 + [0] * 10, "L0": [0] * 20, "L1": [1] * 20})
     result = Result(docs, record_of(capitals={"acc": {"higher_is_better": better, "chance": None}}))
-    assert result.verdict("L0").startswith(first) and result.verdict("L1").startswith(second)
+    assert result.describe("L0")[0].startswith(first) and result.describe("L1")[0].startswith(second)
 
 
 def test_too_few_documents_are_said_to_be_too_few():
@@ -163,7 +166,7 @@ def test_too_few_documents_are_said_to_be_too_few():
     assert result.notes == [
         "capitals acc: 5 documents are too few for any loss to reach p_adjusted < 0.05; take about 11"
     ]
-    assert "too few documents to show any loss, take about 11" in result.verdict("L3")
+    assert "too few documents to show any loss, take about 11" in result.describe("L3")[0]
     enough = {name: column * 3 for name, column in values.items()}
     assert Result(docs_of(enough), record_of(capitals={"acc": ACC})).notes == []
 
@@ -171,10 +174,10 @@ def test_too_few_documents_are_said_to_be_too_few():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r: r.verdict("L9"), "unknown condition 'L9'"),
-        (lambda r: r.verdict("baseline"), "name another condition"),
-        (lambda r: r.verdict("L0", task="capital"), "unknown task 'capital'; did you mean capitals"),
-        (lambda r: r.verdict("L0", metric="f1"), "unknown metric 'f1'; allowed: acc"),
+        (lambda r: r.describe("L9"), "unknown condition 'L9'"),
+        (lambda r: r.describe("baseline"), "name another condition"),
+        (lambda r: r.describe("L0", tasks="capital"), "unknown task 'capital'; did you mean capitals"),
+        (lambda r: r.describe("L0", metrics="f1"), "unknown metric 'f1'; allowed: acc"),
         (lambda r: r.select(tasks="nope"), "unknown task 'nope'"),
         (lambda r: r.select(conditions=["L0", "L7"]), "unknown condition 'L7'"),
         (lambda r: Result(r.docs, {}).baselines, "record says nothing of metric 'acc' of task 'capitals'"),
@@ -231,7 +234,7 @@ def test_concat_of_models_and_tasks(result):
     joined = concat([result, other])
     assert len(joined.summary) == 2 * len(result.summary)
     assert "of other" in " ".join(joined.notes)
-    assert "(other)" in joined.verdict("L0", task="capitals")
+    assert [("(other)" in line) for line in joined.describe("L0", tasks="capitals")] == [False, True]
     split = concat([result.select(tasks="capitals"), result.select(tasks="elements")])
     pd.testing.assert_frame_equal(split.summary, result.summary)
     assert split.record["tasks"] == result.record["tasks"]
@@ -447,8 +450,8 @@ def test_nothing_is_written_for_a_result_that_cannot_be_summarised(tmp_path):
     [
         ("docs.parquet", None, "holds no docs.parquet"),
         ("record.json", None, "holds no record.json"),
-        ("docs.parquet", b"not parquet", "cannot read the result"),
-        ("record.json", b"{half", "cannot read the result"),
+        ("docs.parquet", b"not parquet", "cannot read"),
+        ("record.json", b"{half", "cannot read"),
         ("record.json", b"[1]", "not a JSON object"),
     ],
 )
@@ -477,7 +480,7 @@ def test_no_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_a_change_below_the_least_that_counts_is_not_critical_however_sure():
+def test_a_change_below_the_smallest_effect_is_not_critical_however_sure():
     rng = np.random.default_rng(0)
     base = rng.normal(-2, 1, 40)
     rows = [("m", "t", "nats_up", "baseline", None, None, i, v, "") for i, v in enumerate(base)]
@@ -485,8 +488,9 @@ def test_a_change_below_the_least_that_counts_is_not_critical_however_sure():
         values = base - drop + 0.001 * rng.normal(size=40)
         rows += [("m", "t", "nats_up", f"L{layer}", layer, None, i, v, "") for i, v in enumerate(values)]
     docs = pd.DataFrame(rows, columns=DOCS_COLUMNS)
-    for least, wanted in ((0.05, ["L1"]), (None, ["L0", "L1"])):
-        info = {"higher_is_better": True, "chance": None} | ({"least": least} if least else {})
+    # results that were saved before version 0.2 have the smallest effect under the name "least"
+    for smallest, wanted in (({"min_effect": 0.05}, ["L1"]), ({"least": 0.05}, ["L1"]), ({}, ["L0", "L1"])):
+        info = {"higher_is_better": True, "chance": None} | smallest
         found = Result(docs, {"tasks": {"t": {"metrics": {"nats_up": info}}}})
         assert (found.summary["p_adjusted"].dropna() < 1e-6).all()
         assert found.critical()["condition"].tolist() == wanted

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from scipy.stats import norm
 
 from depthlens.analysis.layer_profiles import Profile
 from depthlens.analysis.recovery import transplant_recovery
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.claims import estimates, verdicts
 from depthlens.claims.decision import ABOVE, BELOW, DIFFERENT, Part, Spec
@@ -63,6 +63,10 @@ def result(tasks, *, model="m", seed=0, names=None, chance=CHANCE, n=N_DOCS, **o
     return Result(docs, record)
 
 
+TESTS = ("higher_is_better", "p_value", "at_chance")
+EXCESS = ("excess", "ci_low", "ci_high", "n", "at_chance")
+
+
 def heads(costs, seed=0, n_draws=40, n=N_DOCS):
     """Tables of a removal curve: {list: how much more than random heads it costs}, each on a task of its own."""
     rng = np.random.default_rng(seed)
@@ -81,11 +85,10 @@ def heads(costs, seed=0, n_draws=40, n=N_DOCS):
         tests.append((name, task, "acc", True, p, False))
         excess.append((name, task, "acc", gap.mean(), gap.mean() - half, gap.mean() + half, n, False))
     keys = ["list", "task", "metric"]
-    return SimpleNamespace(
-        tests=pd.DataFrame(tests, columns=[*keys, "higher_is_better", "p_value", "at_chance"]),
-        excess=pd.DataFrame(excess, columns=[*keys, "excess", "ci_low", "ci_high", "n", "at_chance"]),
-        record={"n_draws": n_draws},
-    )
+    tables = pd.DataFrame(), pd.DataFrame(), pd.DataFrame(tests, columns=[*keys, *TESTS])
+    curve = RemovalCurve(*tables, sweep(FLAT), {"n_draws": n_draws})
+    curve.__dict__["excess"] = pd.DataFrame(excess, columns=[*keys, *EXCESS])  # a cached property, known here
+    return curve
 
 
 OWN = {name: f"{name}_task" for name in ("retrieval", "reasoning")}
@@ -184,7 +187,7 @@ def c6_shift(rng):
 
 
 def c6_transplants(rng):
-    table = transplant_recovery(*transplants(0.0, int(rng.integers(2**31)), n=100), n_boot=N_BOOT)
+    table = transplant_recovery(*transplants(0.0, int(rng.integers(2**31)), n=100), n_boot=N_BOOT).table
     return [estimates.recovered(table, N_LAYERS)]
 
 
@@ -309,7 +312,7 @@ def test_several_tasks_count_alike_and_differences_are_told():
 def test_numbers_are_seeded_and_make_a_table():
     evidence = Evidence(likelihood=sweep(FLAT), knowledge=sweep(HALF))
     first, again, other = (judge(evidence, seed=s, n_boot=400) for s in (1, 1, 2))
-    a, b, c = (verdicts.table(x) for x in (first, again, other))
+    a, b, c = (x.table for x in (first, again, other))
     pd.testing.assert_frame_equal(a, b)
     assert not a["ci_low"].equals(c["ci_low"])
     assert list(a["claim"]) == [f"C{i}" for i in range(1, 8)]
@@ -320,15 +323,13 @@ def test_numbers_are_seeded_and_make_a_table():
 def test_a_transplant_of_everything_is_no_transplant():
     own, donor = transplants(0.9, n=200)
     own = Result(own.docs.replace({"condition": {"L0-1@donor": f"L0-{N_LAYERS - 1}@donor"}}), own.record)
-    part = estimates.recovered(transplant_recovery(own, donor, n_boot=N_BOOT), N_LAYERS)
+    part = estimates.recovered(transplant_recovery(own, donor, n_boot=N_BOOT).table, N_LAYERS)
     assert part.effect < 0.5, "only those that recover nothing are left"
     only = own.select(conditions=[f"L0-{N_LAYERS - 1}@donor"])
-    assert "all layers" in estimates.recovered(transplant_recovery(only, donor, n_boot=N_BOOT), N_LAYERS).why
+    assert "all layers" in estimates.recovered(transplant_recovery(only, donor, n_boot=N_BOOT).table, N_LAYERS).why
 
 
 def test_the_tables_of_a_real_removal_curve_are_understood():
-    from depthlens.analysis.removal_curve import RemovalCurve
-
     rng = np.random.default_rng(0)
     n, n_draws, n_heads = 60, 40, 41
     names = ["baseline", *(f"L0.H{h}" for h in range(n_heads))]
