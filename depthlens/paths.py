@@ -1,16 +1,20 @@
-"""Folders: where the files that travel with the package lie, and whether one can be written.
+"""Folders: where the files of the package are, whether a folder can be written, and files that are written whole.
 
-A checkout keeps the package's files beside it, a wheel inside it.
+A checkout has the package's files beside it, a wheel inside it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 from depthlens.errors import UserError
 
+TEMPORARY = ".new-"  # the names of files that are being written start with it
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -59,6 +63,39 @@ def writable_folder(path: Path | str) -> Path:
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder
+
+
+def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object]]) -> None:
+    """Write files into a folder, each whole or not at all, and none before all are written.
+
+    A process that is killed meanwhile leaves the old files, and at worst new ones under temporary names.
+
+    Args:
+        folder: It is made where it does not exist.
+        writers: Writes each file, by name.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {name: folder / f"{TEMPORARY}{uuid.uuid4().hex}" for name in writers}
+    try:
+        for name, write in writers.items():
+            with open(temporary[name], "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    if os.name == "posix":  # a rename is on the disk when its folder is
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:

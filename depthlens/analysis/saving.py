@@ -21,7 +21,7 @@ import pyarrow
 from depthlens.analysis import result_folder
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.errors import UserError, first_line
-from depthlens.paths import writable_folder
+from depthlens.paths import unwritable, writable_folder, write_files
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -102,7 +102,12 @@ class Saveable:
         for name, record in contents.records.items():
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             writers[name] = partial(_write, text.encode())
-        result_folder.write_together(folder, writers, remove=contents.absent)
+        try:
+            write_files(folder, writers)
+            for name in contents.absent:
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from error
 
     @classmethod
     def load(cls: type[T], out: str | Path) -> T:

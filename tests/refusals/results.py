@@ -26,7 +26,7 @@ RESULTS = [
     (lambda e: e.result.select(conditions=[]), "condition []: give a name or a list of names"),
     (lambda e: e.result.describe("baseline"), "the baseline is what the others are compared with; name another"),
     (lambda e: e.result.describe("L99"), "unknown condition 'L99'; "),
-    (lambda e: e.result.describe(3), "condition 3: give a name or a list of names out of: L0, L1"),
+    (lambda e: e.result.describe(3), "condition 3: give a name or a list of names out of: baseline, L0"),
     (lambda e: e.result.describe([]), "condition []: give a name or a list of names"),
     (
         lambda e: e.result.describe(["L1", "baseline"]),

@@ -127,9 +127,9 @@ def test_it_is_seeded_and_refuses_nonsense():
         critical_stability(result, n_boot=50, seed=2).table
     )
     with pytest.raises(UserError, match="alpha 2"):
-        critical_stability(result, alpha=2.0).table
+        critical_stability(result, alpha=2.0)
     with pytest.raises(UserError, match="n_boot 0"):
-        critical_stability(result, n_boot=0).table
+        critical_stability(result, n_boot=0)
 
 
 @pytest.mark.parametrize("continuous", [True, False])

