@@ -66,8 +66,8 @@ class Geometry(Saveable):
     @classmethod
     def from_contents(cls, contents: Contents) -> Geometry:
         """The geometry that was written; see `depthlens.analysis.saving.Saveable`."""
-        tables = [contents.tables[f"{name}.parquet"] for name in TABLES]
-        return cls(*tables, contents.records[RECORD_FILE]["record"])
+        fields: dict[str, Any] = {name: contents.tables[f"{name}.parquet"] for name in TABLES}
+        return cls(**fields, record=contents.records[RECORD_FILE]["record"])
 
 
 def geometry_predictors(geometry: Geometry) -> pd.DataFrame:

@@ -45,15 +45,13 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     dims = chosen.record["model"]["dims"]
     shape = dims["n_layers"], dims["n_heads"]
     at = rows["layer"].to_numpy(int), rows["head"].to_numpy(int)
-    grids = []
-    for column in ("loss", "loss_low", "loss_high"):
-        grids.append(np.full(shape, np.nan))
-        grids[-1][at] = rows[column]
+    values, low, high = (np.full(shape, np.nan) for _ in range(3))
+    values[at], low[at], high[at] = rows["loss"], rows["loss_low"], rows["loss_high"]
     critical = np.zeros(shape, dtype=bool)
     critical[at] = rows["condition"].isin(chosen.critical()["condition"])
     kind = "estimated loss" if chosen.record.get("method") == "attribution" else "loss"
     name = f"{kind} of {metric}, {task}"
-    return HeadScores(name, metric_unit(metric), *grids, int(rows["n"].max()), critical, chosen.record)
+    return HeadScores(name, metric_unit(metric), values, low, high, int(rows["n"].max()), critical, chosen.record)
 
 
 def head_contrast(result: Result, task: str, other_task: str, metric: str | None = None) -> HeadScores:
@@ -155,12 +153,11 @@ def auroc(scores: HeadScores, heads: Collection[Head]) -> float:
     Raises:
         UserError: a head that was not scored, or no head on one of the sides.
     """
-    positive = np.zeros(scores.values.shape, dtype=bool)
+    positive = np.zeros_like(scores.values, dtype=bool)
+    n_layers, n_heads = scores.values.shape
     for layer, head in heads:
-        if not (0 <= layer < positive.shape[0] and 0 <= head < positive.shape[1]):
-            raise UserError(
-                f"head L{layer}.H{head} does not exist; scored are {positive.shape[0]} x {positive.shape[1]}"
-            )
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise UserError(f"head L{layer}.H{head} does not exist; scored are {n_layers} x {n_heads}")
         positive[layer, head] = True
     scored = np.isfinite(scores.values)
     inside, outside = scores.values[positive & scored], scores.values[~positive & scored]

@@ -65,15 +65,17 @@ def head_roles(
             raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {copying.values.shape}")
         if scores is not None and scores.critical is None:
             raise UserError(f"{name} ({scores.name}) was not tested; give losses, e.g. method='exact'")
-    table = copying.frame[["layer", "head", "condition"]].assign(
-        copy=copying.values.ravel(), alone=alone.values.ravel()
-    )
-    table["together"] = np.nan if together is None else together.values.ravel()
+    table = copying.frame[["layer", "head", "condition"]].assign(copy=copying.frame["value"])
     copy = table["copy"] >= copies
-    single = (table["alone"] >= needed) & alone.critical.ravel()
-    joint = copy & (table["together"] >= needed)
-    if together is not None:
-        joint &= together.critical.ravel()
+    for name, scores in (("alone", alone), ("together", together)):
+        table[name] = np.nan if scores is None else scores.frame["value"]
+    single, joint = (
+        np.zeros(len(table), dtype=bool)
+        if scores is None
+        else (scores.frame["value"] >= needed) & scores.frame["critical"]
+        for scores in (alone, together)
+    )
+    joint &= copy
     single &= ~joint | (table["alone"] >= table["together"] / 2)
     table["role"] = [ROLES[key] for key in zip(copy, single, joint, strict=True)]
     if together is None:

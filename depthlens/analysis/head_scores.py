@@ -88,8 +88,8 @@ class HeadScores(Saveable):
         critical = np.zeros(len(flat), dtype=bool)
         min_effect = MIN_NATS if unit == "nats" else 0.0
         critical[measured] = (stats.holm(p) < stats.ALPHA) & (values[measured] > min_effect)
-        grid = [x.reshape(shape) for x in (values, low, high, critical)]
-        return cls(name, unit, *grid[:3], n, grid[3] if tested else None, record)
+        grids = [array.reshape(shape) for array in (values, low, high)]
+        return cls(name, unit, grids[0], grids[1], grids[2], n, critical.reshape(shape) if tested else None, record)
 
     def top(self, k: int) -> list[Head]:
         """The ``k`` highest heads as (layer, head), highest first; equal ones by layer and head.

@@ -72,7 +72,7 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
         sign = 1 if result.metric_info(task, metric)["higher_is_better"] else -1
         base, goal, moved = (sign * x.to_numpy() for x in (scores[BASELINE], of_donor[BASELINE], scores[conditions]))
         shares, no_gap = recovered_shares(base, goal, moved, seed, n_boot)
-        columns = {"task": label, "metric": metric, "condition": conditions}
+        columns: dict[str, Any] = {"task": label, "metric": metric, "condition": conditions}
         columns |= dict(stretches.astype({"first": "Int64", "last": "Int64"}).items())
         columns |= {"n": len(scores), "value": rows["value"]}
         columns |= {f"value_{end}": rows["baseline"] + rows[f"ci_{end}"] for end in ("low", "high")}
@@ -93,7 +93,7 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Args:
         rows: Those of one task from `transplant_recovery`.
     """
-    by_kind = {}
+    by_kind: dict[str, pd.DataFrame] = {}
     for site, part in rows.dropna(subset=["first"]).groupby("site", sort=False):
         kinds = {
             ONE: part[part["first"] == part["last"]].sort_values("first"),

@@ -61,8 +61,8 @@ class RemovalCurve(SaveableWithResult):
     def from_contents(cls, contents: Contents) -> RemovalCurve:
         """The object that was written; see `depthlens.analysis.saving.Saveable`."""
         result = Result.from_contents(contents)
-        tables = [contents.tables[f"{name}.parquet"] for name in TABLES]
-        return cls(*tables, result, cls.own_record(contents, result)["record"])
+        fields: dict[str, Any] = {name: contents.tables[f"{name}.parquet"] for name in TABLES}
+        return cls(**fields, result=result, record=cls.own_record(contents, result)["record"])
 
     def _head(self) -> str:
         lists, tasks = (", ".join(dict.fromkeys(self.tests[column])) for column in ("list", "task"))

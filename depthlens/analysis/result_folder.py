@@ -10,7 +10,7 @@ more before anything is written. No torch, no pandas.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,12 @@ def _differs_from_asked(record: dict[str, Any], asked: Mapping[str, Any]) -> str
     return first_difference(pairs)
 
 
-def first_difference(pairs: Sequence[tuple[str, Any, Any]]) -> str:
-    """The first pair of values that are not equal, in words."""
+def first_difference(pairs: Iterable[tuple[Any, ...]]) -> str:
+    """The first values that are not equal, in words.
+
+    Args:
+        pairs: Name, old value and new value of each.
+    """
     for name, old, new in pairs:
         if old != new:
             return f"{name} {_short(old)}, not {_short(new)}"

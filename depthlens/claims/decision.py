@@ -81,9 +81,9 @@ class Part:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Part:
         """The part that `as_json` wrote."""
-        values = {key: math.nan if value is None else value for key, value in fields.items()}
-        lists = {key: tuple(values[key]) for key in ("tasks", "left")}
-        return cls(**values | lists | {"spec": Spec(**values["spec"])})
+        values: dict[str, Any] = {key: math.nan if value is None else value for key, value in fields.items()}
+        values |= {"spec": Spec(**fields["spec"]), "tasks": tuple(fields["tasks"]), "left": tuple(fields["left"])}
+        return cls(**values)
 
     @property
     def half(self) -> float:

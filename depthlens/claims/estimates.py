@@ -172,8 +172,8 @@ def recovered(table: pd.DataFrame, n_layers: int) -> Part:
     low = rows["recovered"] - wider * (rows["recovered"] - rows["ci_low"])
     high = rows["recovered"] + wider * (rows["ci_high"] - rows["recovered"])
     tasks = tuple(f"{r.task} {r.metric}" for r in rows.drop_duplicates("task").itertuples())
-    numbers = (float(x.max()) for x in (rows["recovered"], low, high))
-    return Part(RECOVERED, *numbers, int(rows["n"].min()), tasks, left)
+    effect = float(rows["recovered"].max())
+    return Part(RECOVERED, effect, float(low.max()), float(high.max()), int(rows["n"].min()), tasks, left)
 
 
 def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[str, str]) -> list[Part]:

@@ -213,6 +213,55 @@ def test_select_keeps_the_baseline_and_says_so(result):
     assert result.select(models="tiny", metrics="acc").summary.equals(result.summary)
 
 
+def test_primary_is_the_first_own_metric_of_each_task():
+    """The second task has the metrics of the first in the other order: each keeps its own first."""
+    values = {"baseline": [1, 1, 0], "L0": [0, 1, 0]}
+    pairs = [("a", "acc"), ("a", "acc_norm"), ("b", "acc_norm"), ("b", "acc"), ("c", "answer_logprob")]
+    pairs += [("d", "answer_logprob"), ("d", "acc")]
+    docs = pd.concat([docs_of(values, task=task, metric=metric) for task, metric in pairs])
+    tasks = {task: {metric: ACC for t, metric in pairs if t == task} for task in "abcd"}
+    result = Result(docs, record_of(**tasks))
+
+    def kept(chosen):
+        return list(dict.fromkeys(chosen.docs[["task", "metric"]].itertuples(index=False, name=None)))
+
+    first = [("a", "acc"), ("b", "acc_norm"), ("c", "answer_logprob"), ("d", "acc")]
+    assert kept(result.primary()) == first
+    assert sorted(kept(result.primary(with_logprob=True))) == sorted([*first, ("d", "answer_logprob")])
+
+
+def test_scores_and_losses_of_documents():
+    values = {"baseline": [1.0, 0.5], "L1": [0.25, 0.5], "L0": [1.0, 1.0]}
+    for better, sign in ((True, 1), (False, -1)):
+        result = Result(docs_of(values), record_of(capitals={"acc": {"higher_is_better": better}}))
+        assert result.scores("capitals", "acc").to_dict("list") == values
+        losses = result.document_losses("capitals", "acc")
+        assert losses.to_dict("list") == {"L1": [0.75 * sign, 0.0], "L0": [0.0, -0.5 * sign]}
+        table = result.losses().set_index("condition")
+        assert table["loss"].to_dict() == losses.mean().to_dict()
+        assert (table["loss_low"] <= table["loss"]).all() and (table["loss"] <= table["loss_high"]).all()
+    with pytest.raises(UserError, match="unknown metric 'f1'"):
+        result.scores("capitals", "f1")
+    two = Result(pd.concat([result.docs, result.docs.assign(model="other")]), result.record)
+    with pytest.raises(UserError, match="there are several models; name one of tiny, other"):
+        two.scores("capitals", "acc")
+    assert two.scores("capitals", "acc", "other").to_dict("list") == values
+
+
+def test_a_whole_result_is_described_by_what_was_removed(result):
+    critical, chance = result.describe()
+    assert critical.startswith("capitals: **1 of 2** conditions proved critical (L0)") and "at chance" in chance
+    assert result.describe(tasks="elements") == [chance]
+    blocks = Result(result.docs.replace({"condition": {"L1": "L0-1"}}), result.record)
+    assert "the largest block without a proven loss is **L0-1**" in blocks.describe(tasks="capitals")[0]
+    heads = result.docs.assign(head=result.docs["layer"] * 0)
+    record = result.record | {"model": {"name": "tiny", "dims": {"n_layers": 2, "n_heads": 1}}}
+    (line,) = Result(heads, record).describe(tasks="capitals")
+    assert line.startswith("loss of acc, capitals: **1 of 2** heads are critical; the highest of 2 heads is L0.H0 with")
+    two = Result(pd.concat([result.docs, result.docs.assign(model="other")]), result.record)
+    assert [line.split(",")[0] for line in two.describe()] == ["tiny", "tiny", "other", "other"]
+
+
 def test_concat_keeps_the_shared_baseline_once(result):
     whole = result.select(tasks="capitals")
     base = whole.docs[whole.docs["condition"] == "baseline"]["value"].tolist()
