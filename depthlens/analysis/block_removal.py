@@ -8,13 +8,11 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from depthlens.analysis.results import Result
-from depthlens.analysis.saving import Contents, SaveableWithResult
-
-STEPS_FILE, GREEDY_FILE = "steps.parquet", "greedy.json"
+from depthlens.analysis.saving import Saveable
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Greedy(SaveableWithResult):
+class Greedy(Saveable):
     """Layers that were removed one after another.
 
     Attributes:
@@ -26,7 +24,8 @@ class Greedy(SaveableWithResult):
         record: task, metric, tolerance.
     """
 
-    FILES: ClassVar[tuple[str, ...]] = (*Result.FILES, STEPS_FILE, GREEDY_FILE)
+    RECORD: ClassVar[str] = "greedy.json"
+    INSIDE: ClassVar[type[Saveable] | None] = Result
     OPTIONAL: ClassVar[tuple[str, ...]] = Result.OPTIONAL
 
     steps: pd.DataFrame
@@ -51,14 +50,3 @@ class Greedy(SaveableWithResult):
             return [f"{task}: no layer can go within {self.record['tolerance']:g} ({self.stopped})."]
         interval = f"{last.delta:+.2g} [{last.ci_low:+.2g}, {last.ci_high:+.2g}], n = {last.n}"
         return [f"{what} with **{n} of {of}** layers gone ({last.removed}): {interval}; {self.stopped}."]
-
-    def contents(self) -> Contents:
-        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
-        return self.contents_with({STEPS_FILE: self.steps}, stopped=self.stopped)
-
-    @classmethod
-    def from_contents(cls, contents: Contents) -> Greedy:
-        """The object that was written; see `depthlens.analysis.saving.Saveable`."""
-        result = Result.from_contents(contents)
-        own = cls.own_record(contents, result)
-        return cls(contents.tables[STEPS_FILE], result, own["stopped"], own["record"])

@@ -11,7 +11,7 @@ correlation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,15 +20,12 @@ from scipy.stats import rankdata
 from depthlens import arguments
 from depthlens.analysis.bootstrap import interval
 from depthlens.analysis.layer_profiles import Profile, drawn, profiles
-from depthlens.analysis.result_folder import RECORD_FILE
-from depthlens.analysis.saving import Contents, Saveable, json_record
+from depthlens.analysis.saving import Saveable
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
-
-TABLES = ("distances", "influences", "logit_lens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,31 +40,15 @@ class Geometry(Saveable):
         record: Model, texts and settings.
     """
 
-    FILES: ClassVar[tuple[str, ...]] = (*(f"{name}.parquet" for name in TABLES), RECORD_FILE)
-
     distances: pd.DataFrame
     influences: pd.DataFrame
     logit_lens: pd.DataFrame
     record: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "record", json_record(self.record, allow_nan=True))
-
     @property
     def n_layers(self) -> int:
         """Layers of the model."""
         return len(self.influences)
-
-    def contents(self) -> Contents:
-        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
-        record = {"kind": "Geometry", "record": self.record}
-        return Contents({f"{name}.parquet": getattr(self, name) for name in TABLES}, {RECORD_FILE: record})
-
-    @classmethod
-    def from_contents(cls, contents: Contents) -> Geometry:
-        """The geometry that was written; see `depthlens.analysis.saving.Saveable`."""
-        fields: dict[str, Any] = {name: contents.tables[f"{name}.parquet"] for name in TABLES}
-        return cls(**fields, record=contents.records[RECORD_FILE]["record"])
 
 
 def geometry_predictors(geometry: Geometry) -> pd.DataFrame:

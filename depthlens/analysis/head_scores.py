@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ import pandas as pd
 from depthlens.ablations import Head
 from depthlens.analysis import stats
 from depthlens.analysis.result_folder import RECORD_FILE
-from depthlens.analysis.saving import Contents, Saveable, json_record
+from depthlens.analysis.saving import Contents, Saveable
 from depthlens.errors import UserError
 from depthlens.metrics import MIN_NATS
 
@@ -41,8 +41,6 @@ class HeadScores(Saveable):
         record: Model, task and settings: what is needed to repeat it.
     """
 
-    FILES: ClassVar[tuple[str, ...]] = (SCORES_FILE, RECORD_FILE)
-
     name: str
     unit: str
     values: np.ndarray
@@ -59,7 +57,7 @@ class HeadScores(Saveable):
             array = getattr(self, field)
             if array is not None and array.shape != self.values.shape:
                 raise UserError(f"{field} has shape {array.shape}, the scores {self.values.shape}; give equal shapes")
-        object.__setattr__(self, "record", json_record(self.record, allow_nan=True))
+        super().__post_init__()
 
     @classmethod
     def of_cases(
@@ -130,6 +128,11 @@ class HeadScores(Saveable):
             f"median head has {np.nanmedian(self.values):.3f} (n = {self.n})."
         ]
 
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """Names of the files that `load` needs."""
+        return (SCORES_FILE, RECORD_FILE)
+
     def contents(self) -> Contents:
         """What is to be written; see `depthlens.analysis.saving.Saveable`."""
         return Contents({SCORES_FILE: self.frame}, {RECORD_FILE: {"kind": "HeadScores", **self.entry()}})
@@ -185,16 +188,11 @@ class ReasoningScores(Saveable):
         record: What all four share.
     """
 
-    FILES: ClassVar[tuple[str, ...]] = (*(f"{kind}.parquet" for kind in KINDS), RECORD_FILE)
-
     computed: HeadScores
     copied: HeadScores
     text: HeadScores
     contrast: HeadScores
     record: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "record", json_record(self.record, allow_nan=True))
 
     @property
     def kinds(self) -> dict[str, HeadScores]:
@@ -207,6 +205,11 @@ class ReasoningScores(Saveable):
     def describe(self) -> list[str]:
         """How each kind of scores is spread over the heads: one sentence each."""
         return [sentence for scores in self.kinds.values() for sentence in scores.describe()]
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """Names of the files that `load` needs."""
+        return (*(f"{kind}.parquet" for kind in KINDS), RECORD_FILE)
 
     def contents(self) -> Contents:
         """What is to be written; see `depthlens.analysis.saving.Saveable`."""

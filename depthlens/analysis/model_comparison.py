@@ -27,7 +27,7 @@ Reference: [1] Bonett, Price 2012, Journal of Educational and Behavioral Statist
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -37,15 +37,12 @@ from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import N_BOOT, interval
 from depthlens.analysis.depth import centre, third_losses
 from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, paired_profiles
-from depthlens.analysis.result_folder import RECORD_FILE
-from depthlens.analysis.saving import Contents
 from depthlens.analysis.stats import ALPHA
-from depthlens.analysis.tables import TABLE_FILE, DescribedTable, record_of
+from depthlens.analysis.tables import DescribedTable, record_of
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-THIRDS_FILE, CENTRES_FILE = "thirds.parquet", "centres.parquet"
 Pairs = list[tuple[Profile, Profile]]
 
 
@@ -64,23 +61,8 @@ class ModelComparison(DescribedTable):
             ci_low, ci_high, unplaced (why there is none: "MODEL: at chance"; "" if there is one).
     """
 
-    FILES: ClassVar[tuple[str, ...]] = (TABLE_FILE, THIRDS_FILE, CENTRES_FILE, RECORD_FILE)
-
     thirds: pd.DataFrame
     centres: pd.DataFrame
-
-    def contents(self) -> Contents:
-        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
-        contents = super().contents()
-        contents.tables |= {THIRDS_FILE: self.thirds, CENTRES_FILE: self.centres}
-        return contents
-
-    @classmethod
-    def from_contents(cls, contents: Contents) -> ModelComparison:
-        """The comparison that was written; see `depthlens.analysis.saving.Saveable`."""
-        record, tables = contents.records[RECORD_FILE], contents.tables
-        own = tables[TABLE_FILE], record["sentences"], record["record"]
-        return cls(*own, tables[THIRDS_FILE], tables[CENTRES_FILE])
 
 
 def compare_models(

@@ -15,15 +15,12 @@ import pandas as pd
 from depthlens.ablations import heads_condition
 from depthlens.analysis import stats
 from depthlens.analysis.results import Result
-from depthlens.analysis.saving import Contents, SaveableWithResult, json_record
+from depthlens.analysis.saving import Saveable
 from depthlens.errors import UserError, unknown
-
-TABLES = ("points", "band", "tests")
-CURVE_FILE = "removal_curve.json"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RemovalCurve(SaveableWithResult):
+class RemovalCurve(Saveable):
     """Scores of tasks as the first k heads of lists are removed, and as random heads are.
 
     Attributes:
@@ -35,7 +32,8 @@ class RemovalCurve(SaveableWithResult):
         record: Lists, draws and settings.
     """
 
-    FILES: ClassVar[tuple[str, ...]] = (*Result.FILES, *(f"{name}.parquet" for name in TABLES), CURVE_FILE)
+    RECORD: ClassVar[str] = "removal_curve.json"
+    INSIDE: ClassVar[type[Saveable] | None] = Result
     OPTIONAL: ClassVar[tuple[str, ...]] = Result.OPTIONAL
 
     points: pd.DataFrame
@@ -44,25 +42,11 @@ class RemovalCurve(SaveableWithResult):
     result: Result
     record: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "record", json_record(self.record, allow_nan=True))
-
     def __repr__(self) -> str:
         return f"{self._head()}\n{self._rounded().to_string(index=False)}"
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(self._head())}</p>{self._rounded().to_html(index=False, border=0)}"
-
-    def contents(self) -> Contents:
-        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
-        return self.contents_with({f"{name}.parquet": getattr(self, name) for name in TABLES})
-
-    @classmethod
-    def from_contents(cls, contents: Contents) -> RemovalCurve:
-        """The object that was written; see `depthlens.analysis.saving.Saveable`."""
-        result = Result.from_contents(contents)
-        fields: dict[str, Any] = {name: contents.tables[f"{name}.parquet"] for name in TABLES}
-        return cls(**fields, result=result, record=cls.own_record(contents, result)["record"])
 
     def _head(self) -> str:
         lists, tasks = (", ".join(dict.fromkeys(self.tests[column])) for column in ("list", "task"))

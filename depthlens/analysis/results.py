@@ -47,7 +47,6 @@ class Result(Saveable):
         asked: What `questions` reads; None where it is not known.
     """
 
-    FILES: ClassVar[tuple[str, ...]] = (DOCS_FILE, RECORD_FILE)
     OPTIONAL: ClassVar[tuple[str, ...]] = (questions.FILE,)
 
     docs: pd.DataFrame

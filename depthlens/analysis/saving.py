@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 import pandas as pd
 import pyarrow
@@ -22,9 +22,6 @@ from depthlens.analysis import result_folder
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.errors import UserError, first_line
 from depthlens.paths import unwritable, writable_folder, write_files
-
-if TYPE_CHECKING:
-    from depthlens.analysis.results import Result
 
 T = TypeVar("T", bound="Saveable")
 _CIRCUMSTANCES = ("depthlens", "git_commit", "platform", "python", "store", "time", "versions")  # of a record
@@ -46,24 +43,62 @@ class Contents:
 
 
 class Saveable:
-    """An object that a folder can hold.
+    """A dataclass that a folder can hold: its tables as Parquet files named after their fields, the rest as JSON.
 
     Attributes:
-        FILES: Names of the files that `load` needs.
-        OPTIONAL: Names of files that it reads where they exist.
+        RECORD: Name of its own JSON file.
+        OPTIONAL: Names of files that `load` reads where they exist.
+        INSIDE: Class of its field ``result``, if it has one.
     """
 
-    FILES: ClassVar[tuple[str, ...]]
+    RECORD: ClassVar[str] = RECORD_FILE
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    INSIDE: ClassVar[type[Saveable] | None] = None
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    record: dict[str, Any]
+    result: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "record", json_record(self.record, allow_nan=True))
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """Names of the files that `load` needs; the last is its own JSON file."""
+        inside = cls.INSIDE.files() if cls.INSIDE else ()
+        return (*inside, *(f"{f.name}.parquet" for f in fields(cls) if f.type == "pd.DataFrame"), cls.RECORD)
 
     def contents(self) -> Contents:
         """What is to be written."""
-        raise NotImplementedError
+        contents = self.result.contents() if self.INSIDE else Contents()
+        own: dict[str, Any] = {"kind": type(self).__name__}
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            if isinstance(value, pd.DataFrame):
+                contents.tables[f"{name}.parquet"] = value
+            elif isinstance(value, Saveable):
+                own["of"] = _digest(value.record)
+            else:
+                own[name] = value
+        contents.records[self.RECORD] = own
+        return contents
 
     @classmethod
     def from_contents(cls: type[T], contents: Contents) -> T:
-        """The object that was written."""
-        raise NotImplementedError
+        """The object that was written.
+
+        Raises:
+            UserError: it was saved beside another result, which was replaced since.
+        """
+        own = contents.records[cls.RECORD]
+        values: dict[str, Any] = {}
+        for name in (f.name for f in fields(cls)):
+            if name == "result" and cls.INSIDE:
+                values[name] = cls.INSIDE.from_contents(contents)
+                if own["of"] != _digest(values[name].record):
+                    raise UserError(f"{cls.RECORD} and {RECORD_FILE} belong to different results; make it again")
+            else:
+                file = f"{name}.parquet"
+                values[name] = contents.tables[file] if file in contents.tables else own[name]
+        return cls(**values)
 
     def differs(self, folder: Path, record: dict) -> str:
         """In what the object that a folder holds differs from this one, "" if in nothing.
@@ -72,11 +107,17 @@ class Saveable:
             folder: The folder.
             record: Its ``record.json``. A `KeyError` or `TypeError` says that it belongs to an object of another kind.
         """
-        own = self.contents().records[RECORD_FILE]
+        if self.INSIDE:
+            if difference := self.result.differs(folder, record):
+                return difference
+            if not (folder / self.RECORD).exists():
+                return ""
+            record = json.loads((folder / self.RECORD).read_text(encoding="utf-8"))
+        own = self.contents().records[self.RECORD]
         if record.get("kind", own["kind"]) != own["kind"]:
             raise KeyError("kind")
         return record_difference(record["record"], own["record"]) or result_folder.first_difference(
-            [(key, record.get(key), own[key]) for key in own if key in ("name", "unit")]
+            (key, record.get(key), own[key]) for key in ("name", "unit") if key in own
         )
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> None:
@@ -120,10 +161,10 @@ class Saveable:
         if not isinstance(out, str | Path):
             raise UserError(f"folder {out!r}: give the folder that {writer} wrote")
         folder = Path(out)
-        if missing := [name for name in cls.FILES if not (folder / name).is_file()]:
+        if missing := [name for name in cls.files() if not (folder / name).is_file()]:
             raise UserError(f"{str(folder)!r} holds no {missing[0]}; give a folder that {writer} wrote")
         contents = Contents()
-        names = (*cls.FILES, *(name for name in cls.OPTIONAL if (folder / name).is_file()))
+        names = (*cls.files(), *(name for name in cls.OPTIONAL if (folder / name).is_file()))
         try:
             for name in names:
                 if name.endswith(".parquet"):
@@ -135,51 +176,13 @@ class Saveable:
         for name, record in contents.records.items():
             if not isinstance(record, dict):
                 raise UserError(f"{name} in {str(folder)!r} is not a JSON object; make it again")
-            if (kind := record.get("kind", cls.__name__)) != cls.__name__ and cls.FILES[-1] == name:
+            if (kind := record.get("kind", cls.__name__)) != cls.__name__ and cls.RECORD == name:
                 raise UserError(f"{str(folder)!r} holds a {kind}, not a {cls.__name__}; read it with {kind}.load")
         try:
             return cls.from_contents(contents)
         except (KeyError, TypeError, AttributeError) as error:
             fault = f"{str(folder)!r} does not hold what {writer} writes ({type(error).__name__}: {first_line(error)})"
             raise UserError(f"{fault}; make it again") from error
-
-
-class SaveableWithResult(Saveable):
-    """An object with a `depthlens.Result` inside, whose files are written unchanged beside its own.
-
-    The last of `FILES` is its own JSON file.
-    """
-
-    result: Result
-    record: dict[str, Any]
-
-    def differs(self, folder: Path, record: dict) -> str:
-        """See `Saveable.differs`; the result is compared first, then the object's own record."""
-        if difference := self.result.differs(folder, record):
-            return difference
-        own = folder / self.FILES[-1]
-        if not own.exists():
-            return ""
-        return record_difference(json.loads(own.read_text(encoding="utf-8"))["record"], self.record)
-
-    def contents_with(self, tables: dict[str, pd.DataFrame], **entries: Any) -> Contents:
-        """The files of the result, these tables and a record with these entries."""
-        contents = self.result.contents()
-        own = {"kind": type(self).__name__, **entries, "record": self.record, "result": _digest(self.result.record)}
-        records = contents.records | {self.FILES[-1]: own}
-        return Contents(contents.tables | tables, records, contents.absent)
-
-    @classmethod
-    def own_record(cls, contents: Contents, result: Result) -> dict[str, Any]:
-        """The object's own JSON file.
-
-        Raises:
-            UserError: it was saved beside another result, which was replaced since.
-        """
-        own = contents.records[cls.FILES[-1]]
-        if own["result"] != _digest(result.record):
-            raise UserError(f"{cls.FILES[-1]} and {RECORD_FILE} belong to different results; make it again")
-        return own
 
 
 def json_record(record: dict, *, allow_nan: bool = False) -> dict:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from depthlens.analysis.result_folder import RECORD_FILE
-from depthlens.analysis.saving import Contents, Saveable, json_record
+from depthlens.analysis.saving import Saveable
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-TABLE_FILE = "table.parquet"
 _OF_RESULT = ("model", "seed", "limit", "measure")  # entries of a sweep's record that a table keeps
 
 
@@ -28,15 +26,13 @@ class DescribedTable(Saveable):
         record: Model, tasks and settings.
     """
 
-    FILES: ClassVar[tuple[str, ...]] = (TABLE_FILE, RECORD_FILE)
-
     table: pd.DataFrame
     sentences: Sequence[str]
     record: dict[str, Any]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", self.table.reset_index(drop=True))
-        object.__setattr__(self, "record", json_record(self.record, allow_nan=True))
+        super().__post_init__()
 
     def describe(self) -> list[str]:
         """What the numbers say, one sentence each."""
@@ -47,17 +43,6 @@ class DescribedTable(Saveable):
 
     def _repr_html_(self) -> str:
         return self.table.round(3).to_html(index=False, border=0)
-
-    def contents(self) -> Contents:
-        """What is to be written; see `Saveable`."""
-        record = {"kind": type(self).__name__, "sentences": self.describe(), "record": self.record}
-        return Contents({TABLE_FILE: self.table}, {RECORD_FILE: record})
-
-    @classmethod
-    def from_contents(cls, contents: Contents) -> DescribedTable:
-        """The object that was written; see `Saveable`."""
-        record = contents.records[RECORD_FILE]
-        return cls(contents.tables[TABLE_FILE], record["sentences"], record["record"])
 
 
 def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_folder_as_it_was(name, t
 def test_a_damaged_folder_is_one_line(name, tmp_path):
     made = MADE[name]()
     made.save(tmp_path)
-    own = made.FILES[-1]
+    own = made.RECORD
     for content, message in (("{half", f"cannot read {own} in "), ("[1]", f"{own} in .* is not a JSON object")):
         (tmp_path / own).write_text(content)
         with pytest.raises(UserError, match=message) as caught:
