@@ -90,7 +90,7 @@ def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
     )
     options = {"limit": n_docs, "num_fewshot": 0, "measure": "answer_logprob", "store": None, "progress": False}
     sweeps = [dl.head_sweep(lens, task, method=method, **options) for method in ("exact", "attribution")]
-    row = head_effects.agreement(*sweeps).iloc[0]
+    row = head_effects.head_agreement(*sweeps).iloc[0]
     print(f"  Spearman over {row.n_heads} heads {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]", flush=True)
 
 

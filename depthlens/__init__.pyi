@@ -18,6 +18,7 @@ from .analysis.removal_curve import RemovalCurve as RemovalCurve
 from .analysis.results import Result as Result
 from .analysis.results import concat as concat
 from .analysis.stability import critical_stability as critical_stability
+from .engine.engine import Engine as Engine
 from .engine.next_token import next_token as next_token
 from .errors import UserError as UserError
 from .experiments.attention_patterns import attention_pattern as attention_pattern

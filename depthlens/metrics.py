@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-# nats: about 5% of an answer's probability; a smaller change is never called critical, however certain it is
-LEAST_NATS = 0.05
 ANSWER_LOGPROB = "answer_logprob"  # the metric of `depthlens.tasks.answer_logprob`
+MIN_NATS = 0.05  # nats: about 5% of an answer's probability. A smaller change is not called an effect, however sure
 
 
 def metric_unit(metric: str) -> str:

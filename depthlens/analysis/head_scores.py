@@ -1,4 +1,4 @@
-"""One number per attention head, with its interval, and what two or three kinds of numbers say together.
+"""One number per attention head, with its interval.
 
 A score is a mean over cases (needles that were recalled, worked solutions). Its 95% interval is Student's t over the
 cases, or the rule of three where all cases agree; where a score is tested against 0, heads are called critical after
@@ -7,27 +7,26 @@ Holm's correction over all heads tested (`depthlens.analysis.stats`). No torch i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from depthlens.ablations import Head
-from depthlens.analysis import result_folder, stats
+from depthlens.analysis import stats
+from depthlens.analysis.result_folder import RECORD_FILE
+from depthlens.analysis.saving import Contents, Saveable
 from depthlens.errors import UserError
-from depthlens.metrics import LEAST_NATS
-from depthlens.paths import writable_folder
+from depthlens.metrics import MIN_NATS
 
-SCORES_FILE, RECORD_FILE = "heads.parquet", "record.json"
-_CIRCUMSTANCES = ("depthlens", "git_commit", "platform", "python", "store", "time", "versions")  # of a record
+SCORES_FILE = "heads.parquet"
+_ARRAYS = ("low", "high", "critical")
 
 
 @dataclass(frozen=True, eq=False)
-class HeadScores:
+class HeadScores(Saveable):
     """One number per head.
 
     Attributes:
@@ -37,7 +36,7 @@ class HeadScores:
         low: Lower ends of the 95% intervals. Shape [n_layers, n_heads].
         high: Upper ends. Shape [n_layers, n_heads].
         n: Cases that the values are means over.
-        critical: Above 0 after Holm's correction and, in nats, at least `LEAST_NATS`, where tested. Shape
+        critical: Above 0 after Holm's correction and, in nats, at least `MIN_NATS`, where tested. Shape
             [n_layers, n_heads].
         record: Model, task and settings: what is needed to repeat it.
     """
@@ -54,10 +53,11 @@ class HeadScores:
     def __post_init__(self) -> None:
         if self.values.ndim != 2:
             raise UserError(f"scores of heads have shape {self.values.shape}; give [n_layers, n_heads]")
-        for field in ("low", "high", "critical"):
-            other = getattr(self, field)
-            if other is not None and other.shape != self.values.shape:
-                raise UserError(f"{field} has shape {other.shape}, the scores {self.values.shape}; give equal shapes")
+        for field in _ARRAYS:
+            array = getattr(self, field)
+            if array is not None and array.shape != self.values.shape:
+                raise UserError(f"{field} has shape {array.shape}, the scores {self.values.shape}; give equal shapes")
+        super().__post_init__()
 
     @classmethod
     def of_cases(
@@ -84,10 +84,10 @@ class HeadScores:
         low[measured], high[measured], p = stats.paired_t(chosen, float(np.ptp(chosen)))
         values[measured] = chosen.mean(1)
         critical = np.zeros(len(flat), dtype=bool)
-        least = LEAST_NATS if unit == "nats" else 0.0
-        critical[measured] = (stats.holm(p) < stats.ALPHA) & (values[measured] > least)
-        grid = [x.reshape(shape) for x in (values, low, high, critical)]
-        return cls(name, unit, *grid[:3], n, grid[3] if tested else None, record)
+        min_effect = MIN_NATS if unit == "nats" else 0.0
+        critical[measured] = (stats.holm(p) < stats.ALPHA) & (values[measured] > min_effect)
+        grids = [array.reshape(shape) for array in (values, low, high)]
+        return cls(name, unit, grids[0], grids[1], grids[2], n, critical.reshape(shape) if tested else None, record)
 
     def top(self, k: int) -> list[Head]:
         """The ``k`` highest heads as (layer, head), highest first; equal ones by layer and head.
@@ -109,55 +109,62 @@ class HeadScores:
         table["condition"] = [f"L{a}.H{b}" for a, b in zip(layer, head, strict=True)]
         table["value"] = self.values.ravel()
         for column in ("low", "high"):
-            found = getattr(self, column)
-            table[column] = np.nan if found is None else found.ravel()
+            bounds = getattr(self, column)
+            table[column] = np.nan if bounds is None else bounds.ravel()
         table["critical"] = pd.array([None] * len(table) if self.critical is None else self.critical.ravel(), "boolean")
         return table
 
-    def save(self, out: str | Path, *, overwrite: bool = False) -> None:
-        """Write the table and the record into folder ``out``.
-
-        Args:
-            out: A folder, made where there is none.
-            overwrite: Replace what the folder holds. Without it, only the same scores are replaced.
-
-        Raises:
-            UserError: the folder cannot be written, or holds other scores or files of something else.
-        """
-        folder = writable_folder(out)
-        if not overwrite:
-            result_folder.refuse_other(folder, (SCORES_FILE, RECORD_FILE), self._differs)
-        about = {"name": self.name, "unit": self.unit, "n": self.n, "record": self.record}
-        about["known"] = [f for f in ("low", "high", "critical") if getattr(self, f) is not None]
-        (folder / RECORD_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        self.frame.to_parquet(folder / SCORES_FILE, index=False)
-
-    def _differs(self, about: dict) -> str:
-        """In what scores that were saved differ from these; "" if in nothing."""
-        old, new = about["record"], self.record
-        model = [(r.get("model") or {}).get("fingerprint") for r in (old, new)]
-        pairs = [("scores", about["name"], self.name), ("model fingerprint", *model)]
-        keys = [key for key in (*old, *new) if key not in ("model", "baseline", *_CIRCUMSTANCES)]
-        return result_folder.first_difference([*pairs, *((key, old.get(key), new.get(key)) for key in keys)])
+    def describe(self) -> list[str]:
+        """How the scores are spread over the heads: one sentence."""
+        (layer, head), *_ = self.top(1)
+        value = f"{self.values[layer, head]:.2f}"
+        if self.low is not None and self.high is not None:
+            value += f" [{self.low[layer, head]:.2f}, {self.high[layer, head]:.2f}]"
+        unit = f" {self.unit}" if self.unit else ""
+        n_measured = int(np.isfinite(self.values).sum())
+        tested = "" if self.critical is None else f"**{int(self.critical.sum())} of {n_measured}** heads are critical; "
+        return [
+            f"{self.name}: {tested}the highest of {n_measured} heads is L{layer}.H{head} with {value}{unit}, the "
+            f"median head has {np.nanmedian(self.values):.3f} (n = {self.n})."
+        ]
 
     @classmethod
-    def load(cls, out: str | Path) -> HeadScores:
-        """Read a folder that `save` wrote.
+    def files(cls) -> tuple[str, ...]:
+        """Names of the files that `load` needs."""
+        return (SCORES_FILE, RECORD_FILE)
 
-        Raises:
-            UserError: a file is missing.
-        """
-        folder = Path(out)
-        for name in (SCORES_FILE, RECORD_FILE):
-            if not (folder / name).is_file():
-                raise UserError(f"{str(folder)!r} holds no {name}; give a folder that HeadScores.save wrote")
-        about = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        table = pd.read_parquet(folder / SCORES_FILE)
-        shape = (table["layer"].max() + 1, table["head"].max() + 1)
-        grid = {f: table[f].to_numpy().astype(float).reshape(shape) for f in ("value", "low", "high")}
-        low, high = (grid[f] if f in about["known"] else None for f in ("low", "high"))
-        critical = table["critical"].to_numpy(dtype=bool).reshape(shape) if "critical" in about["known"] else None
-        return cls(about["name"], about["unit"], grid["value"], low, high, about["n"], critical, about["record"])
+    def contents(self) -> Contents:
+        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
+        return Contents({SCORES_FILE: self.frame}, {RECORD_FILE: {"kind": "HeadScores", **self.entry()}})
+
+    @classmethod
+    def from_contents(cls, contents: Contents) -> HeadScores:
+        """The scores that were written; see `depthlens.analysis.saving.Saveable`."""
+        return cls.from_frame(contents.tables[SCORES_FILE], contents.records[RECORD_FILE])
+
+    def entry(self) -> dict[str, Any]:
+        """What is written besides `frame`: name, unit, n, the arrays that are known, and the record."""
+        known = [field for field in _ARRAYS if getattr(self, field) is not None]
+        return {"name": self.name, "unit": self.unit, "n": self.n, "known": known, "record": self.record}
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, entry: dict[str, Any]) -> HeadScores:
+        """The scores of a `frame` and an `entry`."""
+        shape = (frame["layer"].max() + 1, frame["head"].max() + 1)
+        grid = {
+            name: frame[name].to_numpy(dtype=float, na_value=np.nan).reshape(shape) for name in ("value", "low", "high")
+        }
+        arrays = {name: grid[name] if name in entry["known"] else None for name in ("low", "high")}
+        critical = frame["critical"].to_numpy(dtype=bool).reshape(shape) if "critical" in entry["known"] else None
+        return cls(
+            entry["name"],
+            entry["unit"],
+            grid["value"],
+            **arrays,
+            n=entry["n"],
+            critical=critical,
+            record=entry["record"],
+        )
 
     def __repr__(self) -> str:
         first = ", ".join(
@@ -166,8 +173,11 @@ class HeadScores:
         return f"HeadScores({self.name}{', ' + self.unit if self.unit else ''}, n = {self.n}: {first}, ...)"
 
 
+KINDS = ("computed", "copied", "text", "contrast")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class ReasoningScores:
+class ReasoningScores(Saveable):
     """Loss per token, in nats, that removing a head causes on three kinds of tokens of worked solutions.
 
     Attributes:
@@ -182,92 +192,36 @@ class ReasoningScores:
     copied: HeadScores
     text: HeadScores
     contrast: HeadScores
-    record: dict
+    record: dict[str, Any]
+
+    @property
+    def kinds(self) -> dict[str, HeadScores]:
+        """The four scores by name."""
+        return {kind: getattr(self, kind) for kind in KINDS}
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name}: {getattr(self, name)!r}" for name in ("computed", "copied", "text", "contrast"))
+        return "\n".join(f"{kind}: {scores!r}" for kind, scores in self.kinds.items())
 
+    def describe(self) -> list[str]:
+        """How each kind of scores is spread over the heads: one sentence each."""
+        return [sentence for scores in self.kinds.values() for sentence in scores.describe()]
 
-COPIES, NEEDED = 0.1, 0.1  # score, nats per token
-ROLES = {
-    (True, True, False): "copies and is needed",
-    (True, True, True): "copies and is needed",
-    (True, False, True): "needed only together",
-    (True, False, False): "attends but is not needed",
-    (False, True, False): "needed but does not copy",
-    (False, False, False): "neither",
-}
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """Names of the files that `load` needs."""
+        return (*(f"{kind}.parquet" for kind in KINDS), RECORD_FILE)
 
+    def contents(self) -> Contents:
+        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
+        entries = {kind: scores.entry() for kind, scores in self.kinds.items()}
+        record = {"kind": "ReasoningScores", "scores": entries, "record": self.record}
+        return Contents({f"{kind}.parquet": scores.frame for kind, scores in self.kinds.items()}, {RECORD_FILE: record})
 
-def roles(
-    copying: HeadScores,
-    alone: HeadScores,
-    together: HeadScores | None = None,
-    *,
-    copies: float = COPIES,
-    needed: float = NEEDED,
-) -> pd.DataFrame:
-    """What each head is for a task, from what it attends to and what its removal costs, alone and with others.
-
-    - *copies and is needed*: high copy-paste score, and its removal costs something;
-    - *needed only together*: high score, and its removal costs something when the other copying heads are gone, but
-      alone less than half of that: a backup, or what has one;
-    - *attends but is not needed*: high score, and neither removal costs anything: a decoy;
-    - *needed but does not copy*: low score, yet its removal costs something: it does other work for the task;
-    - *neither*.
-
-    A removal costs something where its loss is significant (Holm) and at least ``needed``. Costing nothing is not
-    proven by a loss that is not significant: look at the intervals, and at n.
-
-    Args:
-        copying: `depthlens.retrieval_scores` with ``method="copy_paste"``.
-        alone: The same with ``method="exact"``: loss when this head is removed.
-        together: The same with ``among`` = the copying heads: loss when this one is removed after all others; None
-            leaves backups and decoys in one role, "attends but is not needed alone".
-        copies: Copy-paste score from which on a head counts as copying (0.1 in Wu et al. 2024).
-        needed: Loss in nats per token from which on a head counts as needed.
-
-    Returns:
-        One row a head: layer, head, condition, copy, alone, together (NaN where not tested), role.
-
-    Raises:
-        UserError: scores of different shapes, or losses that were not tested.
-    """
-    for name, scores in (("alone", alone), ("together", together)):
-        if scores is not None and scores.values.shape != copying.values.shape:
-            raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {copying.values.shape}")
-        if scores is not None and scores.critical is None:
-            raise UserError(f"{name} ({scores.name}) was not tested; give losses, e.g. method='exact'")
-    table = copying.frame[["layer", "head", "condition"]].assign(
-        copy=copying.values.ravel(), alone=alone.values.ravel()
-    )
-    table["together"] = np.nan if together is None else together.values.ravel()
-    copy = table["copy"] >= copies
-    single = (table["alone"] >= needed) & alone.critical.ravel()
-    joint = copy & (table["together"] >= needed)
-    if together is not None:
-        joint &= together.critical.ravel()
-    single &= ~joint | (table["alone"] >= table["together"] / 2)
-    table["role"] = [ROLES[key] for key in zip(copy, single, joint, strict=True)]
-    if together is None:
-        table["role"] = table["role"].replace(ROLES[True, False, False], f"{ROLES[True, False, False]} alone")
-    return table
-
-
-def judged(named: dict[str, Collection[Head]], true: Collection[Head]) -> pd.DataFrame:
-    """Heads that methods name, against those that are known to matter: what each method misses and names wrongly.
-
-    Args:
-        named: Heads by method.
-        true: Heads that matter.
-
-    Returns:
-        One row a method: named, missed, wrong (as "L2.H1, L2.H3", or "none").
-    """
-    known = set(true)
-    rows = {
-        method: {"named": set(heads), "missed": known - set(heads), "wrong": set(heads) - known}
-        for method, heads in named.items()
-    }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.map(lambda heads: ", ".join(f"L{a}.H{b}" for a, b in sorted(heads)) or "none")
+    @classmethod
+    def from_contents(cls, contents: Contents) -> ReasoningScores:
+        """The scores that were written; see `depthlens.analysis.saving.Saveable`."""
+        record = contents.records[RECORD_FILE]
+        scores = {
+            kind: HeadScores.from_frame(contents.tables[f"{kind}.parquet"], record["scores"][kind]) for kind in KINDS
+        }
+        return cls(**scores, record=record["record"])

@@ -1,16 +1,7 @@
-"""One task's scores by removed layer, document by document, and the bootstrap over documents that reads them.
+"""One task's scores by removed layer, document by document.
 
-A mean over documents is redrawn with its documents (Efron & Tibshirani 1993, chapter 13). Two things make the
-percentile interval honest where documents are few or hardly anything changes:
-
-* its levels are moved outwards as far as Student's t is from the normal distribution (the *expanded* percentile
-  interval of Hesterberg 2015, The American Statistician 69:371-386);
-* with right and wrong answers, two imaginary documents are drawn along, one that is lost at a layer taken at random and
-  one that is won at one. This is the idea of Agresti & Coull (1998, The American Statistician 52:119-126), made for
-  pairs by Bonett & Price (2012, J. Educ. Behav. Stat. 37:479-488): that nothing changed on n documents does not prove
-  that nothing ever changes, so no interval has zero width.
-
-Documents are drawn jointly for all profiles that have the same ones, since a question is easy or hard under every
+`profiles` makes them from a layer sweep, `drawn` takes their bootstrap means (`depthlens.analysis.bootstrap`).
+Documents are drawn jointly for all profiles that have the same ones, because a question is easy or hard under every
 protocol and for every model.
 """
 
@@ -19,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats as sps
+import pandas as pd
 
 from depthlens import arguments
 from depthlens.analysis import stats
-from depthlens.analysis.results import Result
+from depthlens.analysis.bootstrap import draws, imaginary
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.errors import UserError
 
-N_BOOT = 1000
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
 _OF_TASK = ("version", "num_fewshot", "output_type")
 _OF_RUN = ("seed", "apply_chat_template", "system_instruction")
 THIRDS = ("first third", "middle third", "last third")
@@ -78,28 +71,30 @@ class Profile:
 
     @property
     def depth(self) -> np.ndarray:
-        """Where the removed layers lie: 0 the first of the model, 1 the last. Shape [layer]."""
+        """Depth of the removed layers: 0 is the first layer of the model, 1 the last. Shape [layer]."""
         return self.layers / max(self.n_layers - 1, 1)
 
     @cached_property
     def thirds(self) -> np.ndarray:
-        """Which third of the model's depth each removed layer lies in: 0, 1 or 2. Shape [layer].
+        """The third of the model's depth that each removed layer is in: 0, 1 or 2. Shape [layer].
 
         Raises:
             UserError: a third without layers.
         """
-        third = third_of(self.layers, self.n_layers)
+        third = layer_third(self.layers, self.n_layers)
         if missing := [name for i, name in enumerate(THIRDS) if i not in third]:
             fault = f"task {self.task}: no layer of the {missing[0]} was removed ({self.n_layers} layers)"
             raise UserError(f"{fault}; sweep all layers of a model of at least three")
         return third
 
-    def idle(self, scale: str) -> str:
-        """Why there is nothing to tell on one of `depthlens.analysis.depth.SCALES`, "" if there is.
+    def unusable(self, scale: str) -> str:
+        """Why there is nothing to say on one of `depthlens.analysis.depth.SCALES`, "" if there is.
 
-        A share of the losses needs losses that can be placed; the other scales need a score above chance.
+        A share of the losses needs losses that can be placed. The other scales need a score above chance.
         """
-        return self.unplaced if scale == "importance" else AT_CHANCE * self.at_chance
+        if scale == "importance":
+            return self.unplaced
+        return AT_CHANCE if self.at_chance else ""
 
     @cached_property
     def unplaced(self) -> str:
@@ -117,15 +112,20 @@ class Profile:
         return "" if total.mean() > 0 and p < ALPHA else NO_LOSS
 
 
-def third_of(layers: Any, n_layers: int) -> Any:
-    """Which third of the depth of a model layers lie in: 0, 1 or 2. Whole numbers, or an array or Series of them."""
+def layer_third(layers: Any, n_layers: int) -> Any:
+    """The third of a model's depth that layers are in: 0, 1 or 2.
+
+    Args:
+        layers: A whole number, or an array or Series of them.
+        n_layers: Of the model.
+    """
     return layers * 3 // n_layers
 
 
-def parts_of(n_layers: int) -> list[str]:
+def third_conditions(n_layers: int) -> list[str]:
     """The thirds of a model's layers as conditions, first to last: ``L0-9``, ``L10-19``, ``L20-29`` of 30 layers."""
-    layers = [[layer for layer in range(n_layers) if third_of(layer, n_layers) == third] for third in range(3)]
-    return [f"L{part[0]}-{part[-1]}" if len(part) > 1 else f"L{part[0]}" for part in layers if part]
+    thirds = pd.Series(range(n_layers)).groupby(layer_third(np.arange(n_layers), n_layers)).agg(["min", "max"])
+    return [f"L{first}-{last}" if last > first else f"L{first}" for first, last in thirds.itertuples(index=False)]
 
 
 def labels(result: Result) -> dict[tuple[str, str], str]:
@@ -144,98 +144,58 @@ def profiles(result: Result) -> list[Profile]:
     arguments.result(result)
     if len(models := result.docs["model"].unique()) > 1:
         raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")
-    return [_profile(result, row, labels(result)[row.task, row.metric]) for row in result.baselines.itertuples()]
+    names = labels(result)
+    return [_profile(result, row, names[row.task, row.metric]) for row in result.baselines.itertuples()]
 
 
-def _profile(result: Result, row: object, label: str) -> Profile:
-    docs = result.docs[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric)]
-    single = docs[docs["layer"].notna() & docs["head"].isna()]
-    if single["condition"].nunique() != single["layer"].nunique() or not len(single):
+def _profile(result: Result, row: Any, label: str) -> Profile:
+    conditions = result.docs.loc[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric)]
+    conditions = conditions.drop_duplicates("condition").set_index("condition")
+    single = conditions.loc[conditions["layer"].notna() & conditions["head"].isna(), "layer"].sort_values()
+    if single.duplicated().any() or not len(single):
         raise UserError(f"task {row.task} has not one condition a layer; give the result of a layer sweep")
-    values = single.pivot(index="doc_id", columns="layer", values="value")
-    base = docs[docs["condition"] == BASELINE].set_index("doc_id")["value"].loc[values.index]
-    layers = values.columns.to_numpy(dtype=int)
     info = result.metric_info(row.task, row.metric)
     sign = 1.0 if info["higher_is_better"] else -1.0
-    values, documents, base = sign * values.to_numpy(), tuple(map(int, base.index)), sign * base.to_numpy()
+    scores = sign * result.scores(row.task, row.metric)
+    values, base = scores[list(single.index)].to_numpy(), scores[BASELINE].to_numpy()
     floor = sign * info["chance"] if info["chance"] is not None else None
     if floor is None and values.min() >= 0 and base.min() >= 0:
         floor = 0.0
-    n_layers = result.record.get("model", {}).get("dims", {}).get("n_layers", layers.max() + 1)
-    binary = stats.is_binary(np.abs(np.append(values, base)))
-    names = row.model, row.task, row.metric, label
-    return Profile(*names, values, base, layers, documents, int(n_layers), floor, binary, row.at_chance, sign)
+    return Profile(
+        model=row.model,
+        task=row.task,
+        metric=row.metric,
+        label=label,
+        values=values,
+        base=base,
+        layers=single.to_numpy(dtype=int),
+        documents=tuple(map(int, scores.index)),
+        n_layers=result.n_layers,
+        floor=floor,
+        binary=stats.is_binary(np.abs(np.append(values, base))),
+        at_chance=row.at_chance,
+        sign=sign,
+    )
 
 
-def draws(n: int, n_boot: int, seed: int) -> np.ndarray:
-    """How often each document is drawn: the sample itself, then bootstrap draws. Shape [1 + n_boot, document]."""
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
-    return np.vstack([np.ones(n), counts])  # counts and not shares: sums of 0/1 values stay exact, so ties stay ties
-
-
-def drawn(found: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Mean loss and mean score of the whole model for every profile: of the sample itself, then of bootstrap draws.
 
     Returns:
         A pair for each profile, of shapes [1 + n_boot, layer] and [1 + n_boot].
     """
-    chosen: dict[tuple[int, ...], np.ndarray] = {}
+    counts_of: dict[tuple[int, ...], np.ndarray] = {}
     means = []
-    for i, profile in enumerate(found):
+    for i, profile in enumerate(chosen):
         n = len(profile.documents)
-        if profile.documents not in chosen:
-            chosen[profile.documents] = draws(n, n_boot, seed + len(chosen))
-        counts = chosen[profile.documents]
+        if profile.documents not in counts_of:
+            counts_of[profile.documents] = draws(n, n_boot, seed + len(counts_of))
+        counts = counts_of[profile.documents]
         loss, base = counts @ profile.loss / n, counts @ profile.base / n
         if profile.binary:
             loss[1:] += imaginary(loss[1:].shape, np.random.default_rng([seed, i])) / n
         means.append((loss, base))
     return means
-
-
-def imaginary(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """What two imaginary documents, each lost or won at one layer, add to summed losses. Shape [draw, layer]."""
-    n_draws, n_layers = shape
-    added = np.zeros(shape)
-    for loss in (1, -1):
-        times = rng.poisson(1, n_draws)  # how often a document is drawn
-        at = np.repeat(np.arange(n_draws), times), np.repeat(rng.integers(0, n_layers, n_draws), times)
-        np.add.at(added, at, loss)
-    return added
-
-
-def interval(values: np.ndarray, n: int) -> np.ndarray:
-    """Expanded 95% percentile interval of bootstrap draws over n documents.
-
-    Draws without a value, such as a share of something that is not above 0, are left out.
-
-    Args:
-        values: The sample's own value first, then the draws. Shape [1 + n_boot, ...].
-        n: Number of documents.
-
-    Returns:
-        Lower and upper ends. Shape [2, ...]; NaN for one document.
-    """
-    if n < 2 or np.isnan(values[1:]).all():
-        return np.full((2, *values.shape[1:]), np.nan)
-    level = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf(0.025, n - 1))
-    return np.nanquantile(values[1:], [level, 1 - level], axis=0)
-
-
-def ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
-    """``over / under``, NaN where ``under`` is not above 0."""
-    return np.divide(over, under, out=np.full(np.broadcast(over, under).shape, np.nan), where=under > 0)
-
-
-def change(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float, float]:
-    """Mean of ``other`` minus ``one`` over paired documents, interval and p-value, as `stats.summarise` finds them."""
-    gap = other - one
-    if not stats.is_binary(np.abs([one, other])):
-        low, high, p = stats.paired_t(gap[None], float(np.ptp([one, other])))
-        return float(gap.mean()), float(low[0]), float(high[0]), float(p[0])
-    lost, gained = int((gap < 0).sum()), int((gap > 0).sum())
-    low, high = stats.tango_interval(lost, gained, len(gap))
-    return float(gap.mean()), float(low), float(high), float(stats.mcnemar_p(lost, gained))
 
 
 def comparable(one: Result, other: Result) -> None:
@@ -248,27 +208,43 @@ def comparable(one: Result, other: Result) -> None:
         if len(models := result.docs["model"].unique()) > 1:
             raise UserError(f"a result has models {', '.join(models)}; choose one with select(models=...)")
     names = [str(result.docs["model"].iloc[0]) for result in (one, other)]
-    keys = [list(labels(result)) for result in (one, other)]
-    same("metrics", "", [(name, [f"{m} of {t}" for t, m in k]) for name, k in zip(names, keys, strict=True)])
-    both = [("", _OF_RUN, one.record, other.record)]
-    both += [(f"task {t}: ", _OF_TASK, one.record["tasks"][t], other.record["tasks"][t]) for t in dict(keys[0])]
-    for where, fields, a, b in both:
+    metrics = [[f"{metric} of {task}" for task, metric in labels(result)] for result in (one, other)]
+    same("metrics", "", names, metrics)
+    pairs = [("", _OF_RUN, one.record, other.record)]
+    tasks = dict.fromkeys(task for task, _ in labels(one))
+    pairs += [(f"task {t}: ", _OF_TASK, one.record["tasks"][t], other.record["tasks"][t]) for t in tasks]
+    for where, fields, a, b in pairs:
         for field in fields:
             if a.get(field) != b.get(field):
-                found = f"{field} is {a.get(field)!r} for {names[0]} and {b.get(field)!r} for {names[1]}"
-                raise UserError(f"{where}{found}; run both alike")
+                fault = f"{field} is {a.get(field)!r} for {names[0]} and {b.get(field)!r} for {names[1]}"
+                raise UserError(f"{where}{fault}; run both alike")
 
 
-def same(what: str, task: str, found: Sequence[tuple[str, Sequence]]) -> None:
-    """Refuse lists of two models that differ, with what only one of them has.
+def paired_profiles(base: Result, distilled: Result) -> list[tuple[Profile, Profile]]:
+    """Profiles of two models, task by task, after a check that they can be compared.
 
     Raises:
-        UserError: naming up to three of these.
+        UserError: naming what differs.
     """
-    (one, here), (other, there) = found
-    for first, second, a, b in ((one, other, here, there), (other, one, there, here)):
-        if extra := [str(x) for x in a if x not in set(b)]:
-            shown = ", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
+    comparable(base, distilled)
+    by_task = {(p.task, p.metric): p for p in profiles(distilled)}
+    pairs = [(p, by_task[p.task, p.metric]) for p in profiles(base)]
+    for a, b in pairs:
+        conditions = [list(r.scores(a.task, a.metric)) for r in (base, distilled)]
+        same("conditions", a.task, [a.model, b.model], conditions)
+        same("documents", a.task, [a.model, b.model], [a.documents, b.documents])
+    return pairs
+
+
+def same(what: str, task: str, models: Sequence[str], values: Sequence[Sequence]) -> None:
+    """Refuse lists of two models that differ.
+
+    Raises:
+        UserError: naming up to three values that only one of them has.
+    """
+    for i, j in ((0, 1), (1, 0)):
+        if extra := [str(x) for x in values[i] if x not in set(values[j])]:
+            examples = ", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
             where = f"task {task}: " if task else ""
-            fault = f"{where}{what} {shown} of {first} are missing for {second}"
+            fault = f"{where}{what} {examples} of {models[i]} are missing for {models[j]}"
             raise UserError(f"{fault}; run both alike, or choose with select(...)")

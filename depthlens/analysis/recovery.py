@@ -12,32 +12,31 @@ here, not that the ability is elsewhere.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import ENDS, parse_condition
 from depthlens.analysis import stats
-from depthlens.analysis.layer_profiles import (
-    N_BOOT,
-    change,
-    comparable,
-    draws,
-    imaginary,
-    interval,
-    labels,
-    ratio,
-    same,
-)
-from depthlens.analysis.results import Result
+from depthlens.analysis.bootstrap import N_BOOT, draws, imaginary, interval, ratio
+from depthlens.analysis.layer_profiles import comparable, labels, same
 from depthlens.analysis.stats import ALPHA, BASELINE
+from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from depthlens.analysis.results import Result
 
 NO_GAP = "the donor is not proven better than the base"
 ONE, BOTTOM, TOP = "of one layer", "from the bottom", "from the top"
 
 
-def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> DescribedTable:
     """What share of the gap between base and donor each transplant recovers.
 
     Args:
@@ -50,7 +49,8 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
         One row a task and transplant: task, metric, condition, site, first, last (the layers that it changes, where
         these are one stretch of one site, else missing), n, value, value_low, value_high (score, with the interval of
         its difference from the base), base, donor, recovered, ci_low, ci_high, p_adjusted (of the difference from the
-        base; Holm's correction over the sweep), no_gap ("" or why no share is given).
+        base; Holm's correction over the sweep), no_gap ("" or why no share is given). It is described by sentences on
+        the best of each series of transplants, and on the smallest that surely recovers half of the gap.
 
     Raises:
         UserError: no transplants; or the results differ in tasks, metrics, documents or settings.
@@ -64,26 +64,24 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
     summary = result.summary.set_index(["task", "metric", "condition"])
     tables = []
     for (task, metric), label in labels(result).items():
-        scores, others = (_scores(r, task, metric) for r in (result, donor))
+        scores, of_donor = (r.scores(task, metric) for r in (result, donor))
         models = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
-        same("documents", task, list(zip(models, (list(scores.index), list(others.index)), strict=True)))
-        rows = summary.loc[[(task, metric, c) for c in conditions]]
-        table = pd.DataFrame([_stretch(c) for c in conditions], columns=["site", "first", "last"])
-        table = table.astype({"first": "Int64", "last": "Int64"})
-        table.insert(0, "condition", conditions)
-        value, base = rows["value"].to_numpy(), rows["baseline"].to_numpy()
-        table = table.assign(n=len(scores), value=value)
-        table["value_low"], table["value_high"] = (base + rows[c].to_numpy() for c in ("ci_low", "ci_high"))
-        table = table.assign(base=base, donor=others[BASELINE].mean())
+        same("documents", task, models, [list(scores.index), list(of_donor.index)])
+        rows = summary.loc[[(task, metric, c) for c in conditions]].reset_index()
+        stretches = pd.DataFrame([_stretch(c) for c in conditions], columns=["site", "first", "last"])
         sign = 1 if result.metric_info(task, metric)["higher_is_better"] else -1
-        own, goal, given = (sign * x.to_numpy() for x in (scores[BASELINE], others[BASELINE], scores[conditions]))
-        shares, no_gap = _shares(own, goal, given, seed, n_boot)
-        table[["recovered", "ci_low", "ci_high"]] = shares
-        table = table.assign(p_adjusted=rows["p_adjusted"].to_numpy(), no_gap=no_gap)
-        table.insert(0, "task", label)
-        table.insert(1, "metric", metric)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        base, goal, moved = (sign * x.to_numpy() for x in (scores[BASELINE], of_donor[BASELINE], scores[conditions]))
+        shares, no_gap = recovered_shares(base, goal, moved, seed, n_boot)
+        columns: dict[str, Any] = {"task": label, "metric": metric, "condition": conditions}
+        columns |= dict(stretches.astype({"first": "Int64", "last": "Int64"}).items())
+        columns |= {"n": len(scores), "value": rows["value"]}
+        columns |= {f"value_{end}": rows["baseline"] + rows[f"ci_{end}"] for end in ("low", "high")}
+        columns |= {"base": rows["baseline"], "donor": of_donor[BASELINE].mean()}
+        columns |= dict(zip(("recovered", "ci_low", "ci_high"), shares.T, strict=True))
+        tables.append(pd.DataFrame(columns | {"p_adjusted": rows["p_adjusted"], "no_gap": no_gap}))
+    table = pd.concat(tables, ignore_index=True)
+    record = record_of("transplant_recovery", result, donor, bootstrap_seed=seed, n_boot=n_boot)
+    return DescribedTable(table, _sentences(table), record)
 
 
 def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -95,7 +93,7 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Args:
         rows: Those of one task from `transplant_recovery`.
     """
-    found = {}
+    by_kind: dict[str, pd.DataFrame] = {}
     for site, part in rows.dropna(subset=["first"]).groupby("site", sort=False):
         kinds = {
             ONE: part[part["first"] == part["last"]].sort_values("first"),
@@ -103,78 +101,74 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
             TOP: part[part["last"] == part["last"].max()].sort_values("first"),
         }
         where = "" if site == "layer" else f"{site} "
-        found |= {f"{where}{kind}": chosen for kind, chosen in kinds.items() if len(chosen) > 1}
-    return found
+        by_kind |= {f"{where}{kind}": chosen for kind, chosen in kinds.items() if len(chosen) > 1}
+    return by_kind
 
 
-def recovery_findings(table: pd.DataFrame) -> list[str]:
-    """What transplants recover, in sentences: the best of each series, and the least that surely gives half.
-
-    Args:
-        table: From `transplant_recovery`.
-    """
+def _sentences(table: pd.DataFrame) -> list[str]:
     lines = []
-    # numbered anew: rows of two tables that were joined may share their numbers
-    for task, rows in table.reset_index(drop=True).groupby("task", sort=False):
+    for task, rows in table.groupby("task", sort=False):
         base, donor, n = rows[["base", "donor", "n"]].iloc[0]
         levels = f"base {base:.2f}, donor {donor:.2f}, n = {n:.0f}"
         if why := rows["no_gap"].iloc[0]:
             lines.append(f"{task}: {why}, cannot judge transplants ({levels}).")
             continue
-        told = series(rows)
-        for kind, chosen in told.items():
+        by_kind = series(rows)
+        for kind, chosen in by_kind.items():
             lines.append(f"{task}, transplants {kind}: {_best(chosen)} ({levels}).")
-            half = chosen[(chosen["ci_low"] >= 0.5) & (chosen["p_adjusted"] < ALPHA)]
-            if kind.endswith(ONE):
-                continue
-            if not len(half):
-                lines.append(f"{task}, transplants {kind}: none surely recovers half of the gap.")
-                continue
-            least = half.loc[(half["last"] - half["first"]).idxmin()]
-            lines.append(
-                f"{task}, transplants {kind}: half of the gap is surely recovered from **{least['condition']}** on, "
-                f"{_share(least)}."
-            )
-        rest = rows.drop(index=[i for chosen in told.values() for i in chosen.index])
+            if not kind.endswith(ONE):
+                lines.append(f"{task}, transplants {kind}: {_half(chosen)}.")
+        rest = rows.drop(index=[i for chosen in by_kind.values() for i in chosen.index])
         for row in rest.itertuples():
             proven = "" if row.p_adjusted < ALPHA else ", no proven change"
             lines.append(f"{task}: {row.condition} recovers {_share(row._asdict())} of the gap{proven} ({levels}).")
     return lines
 
 
+def _half(chosen: pd.DataFrame) -> str:
+    """The smallest transplant of a series that surely recovers half of the gap."""
+    enough = chosen[(chosen["ci_low"] >= 0.5) & (chosen["p_adjusted"] < ALPHA)]
+    if not len(enough):
+        return "none surely recovers half of the gap"
+    smallest = enough.loc[(enough["last"] - enough["first"]).idxmin()]
+    return f"half of the gap is surely recovered from **{smallest['condition']}** on, {_share(smallest)}"
+
+
 def _best(chosen: pd.DataFrame) -> str:
     smallest_first = chosen.assign(layers=chosen["last"] - chosen["first"]).sort_values("layers", kind="stable")
     best = chosen.loc[smallest_first["recovered"].idxmax()]
-    said = f"{best['condition']} recovers {_share(best)} of the gap"
+    amount = f"{best['condition']} recovers {_share(best)} of the gap"
     if best["p_adjusted"] < ALPHA and best["recovered"] > 0:
-        return f"**{said}**, the most of {len(chosen)}"
-    return f"none of {len(chosen)} is proven to help; {said}"
+        return f"**{amount}**, the most of {len(chosen)}"
+    return f"none of {len(chosen)} is proven to help; {amount}"
 
 
-def _share(row: pd.Series | dict) -> str:
+def _share(row: Mapping[Any, Any] | pd.Series) -> str:
     return f"{row['recovered']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
 
 
-def _shares(own: np.ndarray, goal: np.ndarray, given: np.ndarray, seed: int, n_boot: int) -> tuple[np.ndarray, str]:
+def recovered_shares(
+    base: np.ndarray, goal: np.ndarray, moved: np.ndarray, seed: int, n_boot: int
+) -> tuple[np.ndarray, str]:
     """Recovered shares with their intervals [condition, 3], NaN and a reason where there is no gap.
 
     Args:
-        own: Scores of the base. Shape [document].
+        base: Scores of the base. Shape [document].
         goal: Scores of the donor. Shape [document].
-        given: Scores under each transplant. Shape [document, condition].
+        moved: Scores under each transplant. Shape [document, condition].
         seed: Of the bootstrap.
         n_boot: Number of draws.
     """
-    n, number = given.shape
-    gap, *_, p = change(own, goal)
+    n, n_conditions = moved.shape
+    gap, *_, p = stats.change(base, goal)
     if not (gap > 0 and p < ALPHA):
-        return np.full((number, 3), np.nan), NO_GAP
+        return np.full((n_conditions, 3), np.nan), NO_GAP
     counts = draws(n, n_boot, seed)
-    gained = counts @ (given - own[:, None])
-    if stats.is_binary(np.abs(np.column_stack([own, goal, given]))):
+    gained = counts @ (moved - base[:, None])
+    if stats.is_binary(np.abs(np.column_stack([base, goal, moved]))):
         rng = np.random.default_rng([seed, 1])
-        gained[1:] += np.hstack([imaginary((n_boot, 1), rng) for _ in range(number)])
-    share = ratio(gained, (counts @ (goal - own))[:, None])
+        gained[1:] += np.hstack([imaginary((n_boot, 1), rng) for _ in range(n_conditions)])
+    share = ratio(gained, (counts @ (goal - base))[:, None])
     return np.column_stack([share[0], *interval(share, n)]), ""
 
 
@@ -185,9 +179,3 @@ def _stretch(condition: str) -> tuple[str, int | None, int | None]:
     if len(sites) > 1 or sites & {"head", "kv", *ENDS} or layers != list(range(layers[0], layers[-1] + 1)):
         return "+".join(sorted(sites)), None, None
     return sites.pop(), layers[0], layers[-1]
-
-
-def _scores(result: Result, task: str, metric: str) -> pd.DataFrame:
-    """Documents x conditions."""
-    docs = result.docs[(result.docs["task"] == task) & (result.docs["metric"] == metric)]
-    return docs.pivot(index="doc_id", columns="condition", values="value")

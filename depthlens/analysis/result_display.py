@@ -1,42 +1,50 @@
-"""The few rows of a summary that a result shows when it is printed: the damage first, a fair share for every metric."""
+"""What a result says when it is printed: its worst losses, sentences on single conditions, and notes.
+
+The damage comes first, and every metric has a fair share of the rows.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from depthlens.analysis.stats import BASELINE, GROUP
+from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
+from depthlens.errors import UserError
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
 
 ROWS = 12
 _COLUMNS = ["condition", *GROUP, "n", "value", "delta", "ci_low", "ci_high", "p_adjusted"]
 
 
-def shown(summary: pd.DataFrame, losses: Sequence[float] | None) -> tuple[str, pd.DataFrame, list[str]]:
-    """What to print of a summary.
-
-    Args:
-        summary: See `depthlens.analysis.results.Result`.
-        losses: Of its conditions without the baselines, positive for worse; None where that is not known.
+def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
+    """What to print of a result.
 
     Returns:
-        A headline; a table, group by group (model, task and metric), each with its baseline and its worst losses; and a
-        line on how much is left out.
+        A headline; a table, group by group (model, task and metric), each with its baseline and its worst losses; and
+        lines on how much is left out and on what limits the conclusions.
     """
+    summary = result.summary
+    try:
+        notes, losses = result.notes, result.losses()["loss"].tolist()
+    except UserError as error:  # an incomplete record must not hide the table, though it does not say what is worse
+        notes, losses = [str(error)], None
     counts = {c: summary[c].nunique() for c in ("model", "task", "metric", "condition")}
     sizes = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
     ordered = _by_loss(summary, losses)
     n_groups = len(ordered[GROUP].drop_duplicates())
-    most = max(ROWS, min(2 * n_groups, 2 * ROWS))
+    n_rows = max(ROWS, min(2 * n_groups, 2 * ROWS))
     # a fair share: the first row of every group, then the second of every group, and so on
-    chosen = ordered.groupby(GROUP, sort=False).cumcount().sort_values(kind="stable").index[:most]
+    chosen = ordered.groupby(GROUP, sort=False).cumcount().sort_values(kind="stable").index[:n_rows]
     table = ordered.loc[sorted(chosen), _COLUMNS].round({"value": 3, "delta": 3, "ci_low": 3, "ci_high": 3})
     table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
-    rest = [f"{len(ordered) - most} more rows in result.summary"] if len(ordered) > most else []
+    rest = [f"{len(ordered) - n_rows} more rows in result.summary"] if len(ordered) > n_rows else []
     order = "in the order of the sweep" if losses is None else "worst loss of each task and metric first"
-    return f"Result of {sizes}; {order}", table, rest
+    return f"Result of {sizes}; {order}", table, rest + notes
 
 
 def _by_loss(summary: pd.DataFrame, losses: Sequence[float] | None) -> pd.DataFrame:
@@ -50,19 +58,73 @@ def _by_loss(summary: pd.DataFrame, losses: Sequence[float] | None) -> pd.DataFr
     return ordered.drop(columns=["_place", "_loss"])
 
 
-def truncation_notes(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:
-    """One line per task whose prompts were cut, of a result's record and of those it was joined from.
+def notes(result: Result) -> list[str]:
+    """What limits the conclusions: tasks at chance, too few documents, cut prompts, selections."""
+    several = result.docs["model"].nunique() > 1
+    lines = [cannot_judge(row, several=several) for row in result.baselines.itertuples() if row.at_chance]
+    for row in result.baselines.itertuples():
+        if not row.at_chance and (needed := result.needed_documents[row.model, row.task, row.metric]):
+            lines.append(
+                f"{_name(row, several)}: {row.n} documents are too few for any loss to reach "
+                f"p_adjusted < {ALPHA}; take about {needed}"
+            )
+    lines += dict.fromkeys(_truncation_notes(result.record))
+    if count := result.record.get("selected_conditions"):
+        lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
+    return lines
+
+
+def cannot_judge(row: Any, *, several: bool) -> str:
+    """Why nothing can be concluded from a task at chance.
 
     Args:
-        record: Of a result.
-        several: Whether results of several models were joined, so that the model has to be named.
+        row: Of `depthlens.Result.baselines`.
+        several: Whether there are several models, so that the model has to be named.
     """
+    has_chance = not math.isnan(row.chance)  # else the task has no chance level, and its baseline is 0
+    why = f"chance {row.chance:.2g}, p = {row.p_chance:.2g}" if has_chance else "nothing to lose"
+    return f"{_name(row, several)} is at chance: cannot judge (baseline {row.baseline:.2g}, {why}, n = {row.n})"
+
+
+def sentence(result: Result, row: Any) -> str:
+    """What one condition costs, in plain words.
+
+    Args:
+        result: The result.
+        row: Of its `depthlens.Result.losses`.
+    """
+    several = result.docs["model"].nunique() > 1
+    if row.at_chance:
+        return f"{row.condition}: {cannot_judge(row, several=several)}."
+    where = f"{row.metric} of {row.task}{f' ({row.model})' if several else ''}"
+    if not row.p_adjusted < ALPHA:
+        needed = result.needed_documents[row.model, row.task, row.metric]
+        few = f"; too few documents to show any loss, take about {needed}" if needed else ""
+        return (
+            f"{row.condition} shows no proven change of {where}: {row.delta:+.2g} "
+            f"[{row.ci_low:.2g}, {row.ci_high:.2g}] (p_adjusted = {row.p_adjusted:.2g}{few})."
+        )
+    low, high = (row.ci_low, row.ci_high) if row.delta > 0 else (-row.ci_high, -row.ci_low)
+    amount = f"{abs(row.delta):.2g} [{low:.2g}, {high:.2g}]"
+    if (row.loss > 0) == (row.delta < 0):  # higher is better
+        text = f"{'costs' if row.loss > 0 else 'adds'} {amount} {where}"
+    else:
+        text = f"{'worsens' if row.loss > 0 else 'improves'} {where} by {amount}"
+    return f"{row.condition} {text} (p_adjusted = {row.p_adjusted:.2g})."
+
+
+def _name(row: Any, several: bool) -> str:
+    return f"{row.task} {row.metric}" + (f" of {row.model}" if several else "")
+
+
+def _truncation_notes(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:
+    """One line per task whose prompts were cut, of a result's record and of those it was joined from."""
     parts = record.get("parts", ())
     several = several or len({str(part.get("model")) for part in parts}) > 1
     for part in parts:
-        yield from truncation_notes(part, several=several)
-    for task, about in () if parts else record.get("tasks", {}).items():
-        if n := about.get("n_truncated"):
+        yield from _truncation_notes(part, several=several)
+    for task, entry in () if parts else record.get("tasks", {}).items():
+        if n := entry.get("n_truncated"):
             of = f" of {record['model']['name']}" if several and "model" in record else ""
-            lost = f"lost up to {about['max_tokens_cut']} tokens at their left end"
+            lost = f"lost up to {entry['max_tokens_cut']} tokens at their left end"
             yield f"{task}{of}: {n} prompts are longer than the model reads and {lost}"

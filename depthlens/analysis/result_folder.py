@@ -10,18 +10,16 @@ more before anything is written. No torch, no pandas.
 from __future__ import annotations
 
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from depthlens.ablations import Dims, expand
 from depthlens.errors import UserError
-from depthlens.paths import unwritable, writable_folder
+from depthlens.paths import writable_folder
 
 DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
 SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
@@ -90,32 +88,6 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[dict[str
         raise UserError(f"{str(folder)!r} holds another result ({why}); {_FIX}")
 
 
-def write_together(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object]]) -> None:
-    """Write files into a folder, each replaced at once and none before all are written.
-
-    Args:
-        folder: It exists.
-        writers: What writes each file, by name.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    temporary = {name: folder / f".{name}.{uuid.uuid4().hex}" for name in writers}
-    try:
-        for name, write in writers.items():
-            with open(temporary[name], "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-
-
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """In what the records of two sweeps differ, beside time, machine and versions; "" if in nothing."""
     models = [record.get("model") or {} for record in (old, new)]
@@ -151,8 +123,12 @@ def _differs_from_asked(record: dict[str, Any], asked: Mapping[str, Any]) -> str
     return first_difference(pairs)
 
 
-def first_difference(pairs: Sequence[tuple[str, Any, Any]]) -> str:
-    """The first pair of values that are not equal, in words."""
+def first_difference(pairs: Iterable[tuple[Any, ...]]) -> str:
+    """The first values that are not equal, in words.
+
+    Args:
+        pairs: Name, old value and new value of each.
+    """
     for name, old, new in pairs:
         if old != new:
             return f"{name} {_short(old)}, not {_short(new)}"

@@ -1,44 +1,44 @@
 """What a sweep found: the score of every document under every condition, and the record needed to repeat it.
 
-``docs`` and ``record`` are the only state; the summary, the baselines and every verdict are computed from
-them, so that a table can never disagree with the documents below it. On disk a result is one folder with
-``docs.parquet``, ``questions.parquet``, ``summary.parquet`` (for readers without depthlens) and ``record.json``.
+``docs`` and ``record`` are the only state. The summary, the baselines and every sentence are computed from them, so
+that a table can never disagree with the documents below it. On disk a result is one folder with ``docs.parquet``,
+``questions.parquet``, ``summary.parquet`` (for readers without depthlens) and ``record.json``.
 
-A task is **at chance** when its baseline is not above chance at the 0.05 level (one-sided exact binomial
-test), or when its 0/1 baseline is 0 whatever chance is. Too few documents to tell are thus at chance, too:
-such a task has nothing to lose, or too little to show a loss, and no condition on it is called harmless or
-critical.
+A task is **at chance** when its baseline is not above chance at the 0.05 level (one-sided exact binomial test, or t
+test for scores that are not 0 or 1), or when its 0/1 baseline is 0 whatever chance is. A task with too few documents to
+tell is at chance, too: it has nothing to lose, or too little to show a loss, and no condition on it is called harmless
+or critical.
 """
 
 from __future__ import annotations
 
 import html
-import json
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
-import pyarrow
 import pyarrow.parquet
 
 from depthlens import arguments
-from depthlens.analysis import questions, result_display, result_folder, stats
-from depthlens.analysis.result_folder import DOCS_FILE, FILES, RECORD_FILE, SUMMARY_FILE
+from depthlens.analysis import findings, head_effects, questions, records, result_display, result_folder, stats
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FILE
+from depthlens.analysis.saving import Contents, Saveable, json_record
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
-from depthlens.errors import UserError, unknown
-from depthlens.paths import writable_folder
+from depthlens.errors import UserError, first_line, unknown
+from depthlens.metrics import ANSWER_LOGPROB
 
 DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
 _DTYPES = {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Result:
+class Result(Saveable):
     """Scores of documents x conditions, with everything derived from them.
 
     Attributes:
@@ -47,8 +47,10 @@ class Result:
         asked: What `questions` reads; None where it is not known.
     """
 
+    OPTIONAL: ClassVar[tuple[str, ...]] = (questions.FILE,)
+
     docs: pd.DataFrame
-    record: dict
+    record: dict[str, Any]
     asked: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
@@ -56,11 +58,7 @@ class Result:
             kinds = f"{type(self.docs).__name__} and {type(self.record).__name__}"
             raise UserError(f"a result is made of a table of documents and a record, not of {kinds}; give these two")
         object.__setattr__(self, "docs", _normalise(self.docs))
-        # Through JSON once: a result in memory equals the same result read back.
-        try:
-            object.__setattr__(self, "record", json.loads(json.dumps(self.record, allow_nan=False)))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the record cannot be written as JSON: {error}; leave out what is not a value") from error
+        object.__setattr__(self, "record", json_record(self.record))
         if self.asked is not None:
             object.__setattr__(self, "asked", questions.normalise(self.asked))
 
@@ -68,8 +66,11 @@ class Result:
         """What each document asks, to be joined with `docs`: ``result.docs.merge(result.questions())``.
 
         ``question`` is the document's own text, without examples and chat template; ``reference`` the right answer
-        (several accepted ones joined by ``" | "``); ``choices`` the options, or None. A folder of an older depthlens
-        and a result made from tables have none, which is told as a `UserError`. See `depthlens.analysis.questions`.
+        (several accepted ones joined by ``" | "``); ``choices`` the options, or None. See
+        `depthlens.analysis.questions`.
+
+        Raises:
+            UserError: there are none, as in a folder of an older depthlens or a result made from tables.
         """
         if self.asked is None:
             raise UserError(f"this result holds no questions (no {questions.FILE}); run the sweep again to have them")
@@ -82,30 +83,30 @@ class Result:
 
     @cached_property
     def baselines(self) -> pd.DataFrame:
-        """One row per (model, task, metric): unablated score, its interval, and whether it is at chance."""
+        """One row per (model, task, metric): score of the whole model, its interval, and whether it is at chance."""
         rows = []
         base = self.docs[self.docs["condition"] == BASELINE]
         for (model, task, metric), group in base.groupby(GROUP, sort=False):
-            values = group["value"].to_numpy()
             info = self.metric_info(task, metric)
-            binary, chance, better = stats.is_binary(values), info["chance"], info["higher_is_better"]
-            if binary:
-                low, high = stats.proportion_interval(int(values.sum()), len(values))
-            else:
-                low, high = stats.mean_interval(values)
-            p = math.nan
-            if chance is not None:  # a lower-is-better score beats chance where its complement does
-                p = stats.above_chance(*((values, float(chance)) if better else (1 - values, 1.0 - chance)))
-            floor = binary and better and not values.any()
-            at_chance = bool(floor or (chance is not None and not p < ALPHA))
-            rows.append((model, task, metric, len(values), values.mean(), low, high, chance, p, at_chance))
+            row = stats.baseline(group["value"].to_numpy(), info["chance"], info["higher_is_better"])
+            rows.append((model, task, metric, *row))
         columns = [*GROUP, "n", "baseline", "ci_low", "ci_high", "chance", "p_chance", "at_chance"]
         return pd.DataFrame(rows, columns=columns).astype({"chance": "float64"})
 
-    def metric_info(self, task: str, metric: str) -> dict:
-        """What the record says of a metric: ``higher_is_better`` (True if unsaid), ``chance`` (or None), ``least``.
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model: by the record, else up to the last layer that was removed."""
+        n_layers = self.record.get("model", {}).get("dims", {}).get("n_layers")
+        return int(self.docs["layer"].fillna(-1).max()) + 1 if n_layers is None else int(n_layers)
 
-        ``least`` is the smallest change worth a name: of a continuous score, tiny changes can be significant, too.
+    def metric_info(self, task: str, metric: str) -> dict[str, Any]:
+        """Properties of a metric: ``higher_is_better`` (True if unsaid), ``chance`` (or None) and ``min_effect``.
+
+        ``min_effect`` is the smallest change that is called an effect, because tiny changes of a continuous score can
+        be significant, too. Results that were saved before version 0.2 have it under the name ``least``, which is read.
+
+        Raises:
+            UserError: the record has no such metric.
         """
         try:
             info = self.record["tasks"][task]["metrics"][metric]
@@ -114,25 +115,79 @@ class Result:
                 f"the record says nothing of metric {metric!r} of task {task!r}; "
                 "record['tasks'][task]['metrics'][metric] needs higher_is_better and chance"
             ) from None
-        return {"higher_is_better": True, "chance": None, "least": 0.0, **info}
+        return {"higher_is_better": True, "chance": None, "min_effect": info.get("least", 0.0), **info}
 
     @property
     def notes(self) -> list[str]:
-        """What stands between numbers and conclusions: tasks at chance, too few documents, cut prompts, selections."""
-        notes = [_cannot_judge(row, self._name(row)) for row in self.baselines.itertuples() if row.at_chance]
-        for row in self.baselines.itertuples():
-            if not row.at_chance and (needed := self._needed[row.model, row.task, row.metric]):
-                notes.append(
-                    f"{self._name(row)}: {row.n} documents are too few for any loss to reach "
-                    f"p_adjusted < {ALPHA}; take about {needed}"
-                )
-        notes += dict.fromkeys(result_display.truncation_notes(self.record))
-        if count := self.record.get("selected_conditions"):
-            notes.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
-        return notes
+        """What limits the conclusions: tasks at chance, too few documents, cut prompts, selections."""
+        return result_display.notes(self)
+
+    def scores(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+        """Scores of one task and metric.
+
+        Args:
+            task: Its name.
+            metric: Its name.
+            model: Which model; may be left out where there is one.
+
+        Returns:
+            Documents (rows, by rising id) x conditions (columns, in the order of the sweep).
+
+        Raises:
+            UserError: there is no such task, metric or model, or several models and none is named.
+        """
+        docs = self.docs
+        for column, name in (("model", model), ("task", task), ("metric", metric)):
+            name = _only(docs, column, name)
+            docs = docs[docs[column] == name]
+        table = docs.pivot(index="doc_id", columns="condition", values="value")
+        return table[list(dict.fromkeys(docs["condition"]))]
+
+    def document_losses(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+        """What each condition costs on each document: baseline minus score, the other way round where lower is better.
+
+        Args:
+            task: See `scores`.
+            metric: See `scores`.
+            model: See `scores`.
+
+        Returns:
+            Documents (rows, by rising id) x conditions without the baseline (columns); positive values are worse.
+
+        Raises:
+            UserError: see `scores`.
+        """
+        scores = self.scores(task, metric, model)
+        sign = 1.0 if self.metric_info(task, metric)["higher_is_better"] else -1.0
+        return -sign * scores.drop(columns=BASELINE).sub(scores[BASELINE], axis=0)
+
+    def losses(self) -> pd.DataFrame:
+        """What each condition costs: the rows of `summary` without baselines, and the sign settled for every metric.
+
+        Returns:
+            The columns of `summary`, and ``loss`` (positive is worse), ``loss_low``, ``loss_high`` (95% interval),
+            ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline).
+        """
+        return self._losses.copy()
+
+    @cached_property
+    def _losses(self) -> pd.DataFrame:
+        table = self.summary[self.summary["condition"] != BASELINE]
+        of_base = self.baselines[[*GROUP, "chance", "p_chance", "at_chance"]]
+        infos = [self.metric_info(row.task, row.metric) for row in of_base.itertuples()]
+        of_base = of_base.assign(
+            _better=[info["higher_is_better"] for info in infos], min_effect=[info["min_effect"] for info in infos]
+        )
+        table = table.merge(of_base, on=GROUP, how="left")
+        better = table.pop("_better").astype(bool)
+        return table.assign(
+            loss=np.where(better, -table["delta"], table["delta"]),
+            loss_low=np.where(better, -table["ci_high"], table["ci_low"]),
+            loss_high=np.where(better, -table["ci_low"], table["ci_high"]),
+        )
 
     def critical(self, alpha: float = ALPHA) -> pd.DataFrame:
-        """Rows of the summary whose loss is significant after Holm's correction (and not below the metric's least).
+        """Rows of the summary whose loss is significant after Holm's correction (and above the metric's min_effect).
 
         A task at chance yields no row and a warning that names it.
 
@@ -141,24 +196,46 @@ class Result:
         """
         if not isinstance(alpha, int | float) or not 0 < alpha < 1:
             raise UserError(f"alpha {alpha!r} is not between 0 and 1; 0.05 is usual")
+        several = self.docs["model"].nunique() > 1
         for row in self.baselines.itertuples():
             if row.at_chance:
-                warnings.warn(_cannot_judge(row, self._name(row)), stacklevel=2)
-        table = self._judged
-        found = (table["p_adjusted"] < alpha) & (table["loss"] > table["least"]) & ~table["at_chance"]
-        return table.loc[found, stats.SUMMARY_COLUMNS].reset_index(drop=True)
+                warnings.warn(result_display.cannot_judge(row, several=several), stacklevel=2)
+        table = self._losses
+        critical = (table["p_adjusted"] < alpha) & (table["loss"] > table["min_effect"]) & ~table["at_chance"]
+        return table.loc[critical, stats.SUMMARY_COLUMNS].reset_index(drop=True)
 
-    def verdict(self, condition: str, task: str | None = None, metric: str | None = None) -> str:
-        """Say in plain words what a condition costs: one sentence (a line) per model, task and metric."""
-        if condition == BASELINE:
+    def head_losses(self, task: str | None = None, metric: str | None = None) -> HeadScores:
+        """Loss that removing each head causes, of a head sweep; see `depthlens.analysis.head_effects.head_losses`."""
+        return head_effects.head_losses(self, _only(self.docs, "task", task), metric)
+
+    def describe(
+        self,
+        conditions: str | Sequence[str] | None = None,
+        *,
+        tasks: str | Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
+    ) -> list[str]:
+        """What the result says, one sentence each.
+
+        Args:
+            conditions: What each of these costs: a sentence per condition, model, task and metric. None describes the
+                whole result: for a head sweep how many heads are critical and which costs most, for a block sweep the
+                largest block without a proven loss, and otherwise the critical conditions of each task.
+            tasks: Of these tasks only.
+            metrics: Of these metrics only.
+
+        Raises:
+            UserError: a condition, task or metric that the result does not have.
+        """
+        result = self if tasks is None and metrics is None else self.select(tasks=tasks, metrics=metrics)
+        if conditions is None:
+            return findings.describe(result)
+        table = result.losses()
+        names = arguments.chosen("condition", conditions, result.docs["condition"].unique())
+        if BASELINE in names:
             raise UserError("the baseline is what the others are compared with; name another condition")
-        table = self._judged
-        for column, wanted in (("condition", condition), ("task", task), ("metric", metric)):
-            if wanted is not None or column == "condition":
-                if wanted not in list(table[column]):
-                    raise unknown(column, wanted, [v for v in table[column].unique() if v != BASELINE])
-                table = table[table[column] == wanted]
-        return "\n".join(self._sentence(row) for row in table.itertuples())
+        rows = table[table["condition"].isin(names)]
+        return [result_display.sentence(result, row) for row in rows.itertuples()]
 
     def select(
         self,
@@ -172,144 +249,85 @@ class Result:
 
         Holm's correction then runs over the conditions that are left. Choose them before looking at their
         scores: choosing the largest effects and correcting for those alone would call noise critical. The
-        selection is written into the record and told by `notes`.
+        selection is written into the record and stated by `notes`.
         """
         docs, record = self.docs, self.record
         choice = {"model": models, "task": tasks, "metric": metrics, "condition": conditions}
-        for column, wanted in choice.items():
-            if wanted is None:
+        for column, value in choice.items():
+            if value is None:
                 continue
-            names = arguments.chosen(column, wanted, docs[column].unique())
+            names = arguments.chosen(column, value, docs[column].unique())
             docs = docs[docs[column].isin([*names, BASELINE] if column == "condition" else names)]
         if conditions is not None:
-            kept = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
-            record = {**record, "selected_conditions": kept}
+            n_selected = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
+            record = {**record, "selected_conditions": n_selected}
         if "tasks" in record:
             record = {**record, "tasks": {t: v for t, v in record["tasks"].items() if t in set(docs["task"])}}
         return Result(docs, record, self.asked)
 
-    def save(self, out: str | Path, *, overwrite: bool = False) -> None:
-        """Write the files into folder ``out``, each replaced at once and none before all are written.
+    def select_pairs(self, pairs: Collection[tuple[str, str]]) -> Result:
+        """Keep some pairs of task and metric."""
+        chosen = pd.MultiIndex.from_frame(self.docs[["task", "metric"]]).isin(list(pairs))
+        return Result(self.docs[chosen], self.record, self.asked)
+
+    def primary(self, *, with_logprob: bool = False) -> Result:
+        """Keep the first metric of each task.
 
         Args:
-            out: A folder, made where there is none.
-            overwrite: Replace what the folder holds. Without it, only a result of the same sweep is replaced.
+            with_logprob: Keep ``answer_logprob`` beside it, where it was measured.
 
-        Raises:
-            UserError: ``out`` is a file, cannot be written, or holds another result or files of something else.
+        Returns:
+            A result with the first metric of each task that is not ``answer_logprob``, or ``answer_logprob`` where it
+            is the only one.
         """
-        summary, folder = self.summary, writable_folder(out)
-        if not overwrite:
-            result_folder.refuse_other(folder, FILES, lambda record: self._differs(record, folder))
-        text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
-        writers: dict[str, Callable[[IO[bytes]], object]] = {
-            DOCS_FILE: lambda file: self.docs.to_parquet(file, index=False),
-            SUMMARY_FILE: lambda file: summary.to_parquet(file, index=False),
-            RECORD_FILE: lambda file: file.write(text.encode()),
-        }
-        if self.asked is not None:
-            writers[questions.FILE] = lambda file: self.questions().to_parquet(file, index=False)
-        result_folder.write_together(folder, writers)
-        if self.asked is None:  # those of an older result are not ours
-            (folder / questions.FILE).unlink(missing_ok=True)
+        base = self.docs.loc[self.docs["condition"] == BASELINE, ["task", "metric"]].drop_duplicates()
+        is_logprob = base["metric"] == ANSWER_LOGPROB
+        first = base.assign(_last=is_logprob).sort_values("_last", kind="stable").drop_duplicates("task")
+        chosen = pd.concat([first, base[is_logprob]]) if with_logprob else first
+        return self.select_pairs(list(chosen[["task", "metric"]].itertuples(index=False, name=None)))
 
-    def _differs(self, record: dict, folder: Path) -> str:
-        """In what the result that lies in a folder differs from this one; "" if in nothing."""
-        if why := result_folder.difference(record, self.record):
-            return why
+    def contents(self) -> Contents:
+        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
+        tables = {DOCS_FILE: self.docs, SUMMARY_FILE: self.summary}
+        if self.asked is None:
+            return Contents(tables, {RECORD_FILE: self.record}, (questions.FILE,))
+        return Contents({**tables, questions.FILE: self.questions()}, {RECORD_FILE: self.record})
+
+    @classmethod
+    def from_contents(cls, contents: Contents) -> Result:
+        """The result that was written; see `depthlens.analysis.saving.Saveable`."""
+        return cls(contents.tables[DOCS_FILE], contents.records[RECORD_FILE], contents.tables.get(questions.FILE))
+
+    def differs(self, folder: Path, record: dict[str, Any]) -> str:
+        """In what the result in a folder differs from this one, "" if in nothing; see `Saveable.differs`."""
+        if difference := result_folder.difference(record, self.record):
+            return difference
         path = folder / DOCS_FILE
         n = pyarrow.parquet.read_metadata(path).num_rows if path.exists() else len(self.docs)
         return "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
 
-    @classmethod
-    def load(cls, out: str | Path) -> Result:
-        """Read a folder that `save` wrote.
+    @cached_property
+    def needed_documents(self) -> dict[tuple[str, str, str], int | None]:
+        """Documents without which no loss of a 0/1 metric can be significant; None where there are enough.
 
-        Raises:
-            UserError: a file is missing or is not what `save` writes.
+        The keys are (model, task, metric).
         """
-        if not isinstance(out, str | Path):
-            raise UserError(f"folder {out!r}: give the folder that a sweep wrote")
-        folder = Path(out)
-        for name in (DOCS_FILE, RECORD_FILE):
-            if not (folder / name).is_file():
-                raise UserError(f"{str(folder)!r} holds no {name}; give a folder that a sweep wrote")
-        try:
-            docs = pd.read_parquet(folder / DOCS_FILE)
-            record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-            asked = pd.read_parquet(folder / questions.FILE) if (folder / questions.FILE).is_file() else None
-        except (OSError, pyarrow.ArrowException, ValueError) as error:
-            fault = f"cannot read the result in {str(folder)!r}: {_line(error)}"
-            raise UserError(f"{fault}; run the sweep again") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{RECORD_FILE} in {str(folder)!r} is not a JSON object; run the sweep again")
-        return cls(docs, record, asked)
-
-    @cached_property
-    def _judged(self) -> pd.DataFrame:
-        """The summary without baselines, with ``loss`` (positive = worse), the ``least`` that counts, ``at_chance``."""
-        table = self.summary[self.summary["condition"] != BASELINE]
-        table = table.merge(self.baselines[[*GROUP, "chance", "p_chance", "at_chance"]], on=GROUP, how="left")
-        infos = [self.metric_info(r.task, r.metric) for r in table.itertuples()]
-        losses = [-d if i["higher_is_better"] else d for d, i in zip(table["delta"], infos, strict=True)]
-        return table.assign(loss=losses, least=[i["least"] for i in infos])
-
-    @cached_property
-    def _needed(self) -> dict[tuple[str, str, str], int | None]:
-        """Documents without which no loss of a 0/1 metric can be significant; None where there are enough."""
         needed: dict[tuple[str, str, str], int | None] = {}
-        for key, group in self.docs.groupby(GROUP, sort=False):
-            needed[key] = None
+        for (model, task, metric), group in self.docs.groupby(GROUP, sort=False):
             base = group.loc[group["condition"] == BASELINE, "value"]
-            right, m = int(base.sum()), group["condition"].nunique() - 1
-            losable = self.metric_info(*key[1:])["higher_is_better"] and stats.is_binary(group["value"])
-            if losable and m and right:
-                enough = next(k for k in range(1, 1000) if stats.smallest_p(k, m) < ALPHA)
-                if right < enough:
-                    needed[key] = math.ceil(enough * len(base) / right)
+            can_lose = self.metric_info(task, metric)["higher_is_better"] and stats.is_binary(group["value"])
+            n_conditions = group["condition"].nunique() - 1
+            needed[model, task, metric] = stats.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
         return needed
 
-    def _name(self, row: object) -> str:
-        model = f" of {row.model}" if self.docs["model"].nunique() > 1 else ""
-        return f"{row.task} {row.metric}{model}"
-
-    def _sentence(self, row: object) -> str:
-        if row.at_chance:
-            return f"{row.condition}: {_cannot_judge(row, self._name(row))}"
-        better = self.metric_info(row.task, row.metric)["higher_is_better"]
-        model = f" ({row.model})" if self.docs["model"].nunique() > 1 else ""
-        where = f"{row.metric} of {row.task}{model}"
-        if not row.p_adjusted < ALPHA:
-            needed = self._needed[row.model, row.task, row.metric]
-            few = f"; too few documents to show any loss, take about {needed}" if needed else ""
-            return (
-                f"{row.condition} shows no proven change of {where}: {row.delta:+.2g} "
-                f"[{row.ci_low:.2g}, {row.ci_high:.2g}] (p_adjusted = {row.p_adjusted:.2g}{few})"
-            )
-        low, high = (row.ci_low, row.ci_high) if row.delta > 0 else (-row.ci_high, -row.ci_low)
-        amount = f"{abs(row.delta):.2g} [{low:.2g}, {high:.2g}]"
-        if better:
-            text = f"{'costs' if row.loss > 0 else 'adds'} {amount} {where}"
-        else:
-            text = f"{'worsens' if row.loss > 0 else 'improves'} {where} by {amount}"
-        return f"{row.condition} {text} (p_adjusted = {row.p_adjusted:.2g})"
-
-    def _displayed(self) -> tuple[str, pd.DataFrame, list[str]]:
-        try:
-            notes, losses = self.notes, self._judged["loss"].tolist()
-        except UserError as error:  # an incomplete record must not hide the table, though it does not say what is worse
-            notes, losses = [str(error)], None
-        head, table, rest = result_display.shown(self.summary, losses)
-        return head, table, rest + notes
-
     def __repr__(self) -> str:
-        head, table, rest = self._displayed()
-        return "\n".join([head, table.to_string(index=False), *rest])
+        head, table, lines = result_display.displayed(self)
+        return "\n".join([head, table.to_string(index=False), *lines])
 
     def _repr_html_(self) -> str:
-        head, table, rest = self._displayed()
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in rest)
-        return f"<p>{html.escape(head)}</p>{table.to_html(index=False, border=0)}{lines}"
+        head, table, lines = result_display.displayed(self)
+        paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+        return f"<p>{html.escape(head)}</p>{table.to_html(index=False, border=0)}{paragraphs}"
 
 
 def concat(results: Sequence[Result]) -> Result:
@@ -324,8 +342,8 @@ def concat(results: Sequence[Result]) -> Result:
     """
     if not isinstance(results, Sequence) or not results:
         raise UserError("no results to join; give at least one, in a list")
-    for one in results:
-        arguments.result(one)
+    for result in results:
+        arguments.result(result)
     key = [*GROUP, "condition", "doc_id"]
     docs = pd.concat([r.docs for r in results], ignore_index=True)
     docs = docs.drop_duplicates([*key, "value"], ignore_index=True)
@@ -336,35 +354,15 @@ def concat(results: Sequence[Result]) -> Result:
             f"the results disagree on {len(clash)} scores, first on {row['model']} {row['task']} "
             f"{row['metric']} {row['condition']} document {row['doc_id']}; join results of the same settings"
         )
-    records = [r.record for r in results]
-    record = _agreed(records)
-    record["tasks"] = _joined_tasks(records)
-    record["parts"] = records
-    if any("selected_conditions" in r for r in records):
+    parts = [r.record for r in results]
+    record = records.agreed(parts)
+    record["tasks"] = records.joined_tasks(parts)
+    record["parts"] = parts
+    if any("selected_conditions" in r for r in parts):
         record["selected_conditions"] = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
     joined = Result(docs, record, questions.joined(r.asked for r in results))
     _ = joined.summary  # documents that do not match are told here, not at the first plot
     return joined
-
-
-def _joined_tasks(records: Sequence[dict]) -> dict[str, dict]:
-    tasks: dict[str, dict] = {}
-    for task in dict.fromkeys(t for r in records for t in r.get("tasks", {})):
-        entries = [r["tasks"][task] for r in records if task in r.get("tasks", {})]
-        for field in ("version", "num_fewshot", "output_type"):
-            values = [e.get(field) for e in entries]
-            if any(v != values[0] for v in values):
-                raise UserError(f"the results disagree on {field} of task {task!r}: {values}; name them apart")
-        made_of = [sorted(e["sha256"].values()) for e in entries if "sha256" in e]
-        if any(hashes != made_of[0] for hashes in made_of):
-            raise UserError(f"the results disagree on the files of task {task!r} (sha256); run the older one again")
-        metrics: dict[str, dict] = {}
-        for metric, info in ((m, i) for e in entries for m, i in e.get("metrics", {}).items()):
-            known = metrics.setdefault(metric, dict(info))
-            if any(known.get(k) != info.get(k) for k in ("higher_is_better", "chance")):
-                raise UserError(f"the results disagree on metric {metric!r} of task {task!r}; name them apart")
-        tasks[task] = {**_agreed(entries), "metrics": metrics}
-    return tasks
 
 
 def _normalise(docs: pd.DataFrame) -> pd.DataFrame:
@@ -380,20 +378,16 @@ def _normalise(docs: pd.DataFrame) -> pd.DataFrame:
     try:
         return docs[DOCS_COLUMNS].astype({**text, **_DTYPES}).reset_index(drop=True)
     except (TypeError, ValueError) as error:
-        raise UserError(f"the table of documents has a column of the wrong type: {_line(error)}") from error
+        raise UserError(f"the table of documents has a column of the wrong type: {first_line(error)}") from error
 
 
-def _agreed(records: Sequence[dict]) -> dict:
-    """The entries that are the same in all records."""
-    first = records[0]
-    return {k: v for k, v in first.items() if all(k in r and r[k] == v for r in records)}
-
-
-def _cannot_judge(row: object, name: str) -> str:
-    judged = row.chance == row.chance  # NaN: the task has no chance level, its baseline is 0
-    why = f"chance {row.chance:.2g}, p = {row.p_chance:.2g}" if judged else "nothing to lose"
-    return f"{name} is at chance: cannot judge (baseline {row.baseline:.2g}, {why}, n = {row.n})"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _only(docs: pd.DataFrame, column: str, name: str | None) -> str:
+    """The name that is asked for, or the only one that there is."""
+    names = list(docs[column].unique())
+    if name is None:
+        if len(names) > 1:
+            raise UserError(f"there are several {column}s; name one of {', '.join(names)}")
+        return names[0]
+    if name not in names:
+        raise unknown(column, name, names)
+    return name

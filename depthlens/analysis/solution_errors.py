@@ -24,14 +24,19 @@ import operator
 import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal, DivisionByZero, InvalidOperation
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from depthlens.analysis.layer_profiles import N_BOOT, THIRDS, draws, interval, third_of
-from depthlens.analysis.results import Result
+from depthlens.analysis.bootstrap import N_BOOT, draws, interval
+from depthlens.analysis.layer_profiles import THIRDS, layer_third
 from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.analysis.text_numbers import WORDS, numbers
 from depthlens.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
 
 RIGHT = "right"
 MISTAKES = ("miscopied", "miscomputed", "otherwise", "no steps")
@@ -110,43 +115,52 @@ def _calculate(node: ast.expr) -> Decimal:
     raise ValueError(f"{ast.unparse(node)} is not a sum")
 
 
-def classify(result: Result, task: str, questions: Sequence[str]) -> pd.DataFrame:
+def classify_solutions(
+    result: Result, task: str, questions: Sequence[str], *, seed: int = 0, n_boot: int = N_BOOT
+) -> DescribedTable:
     """What every written solution of a task is: right, or its first mistake.
 
     Args:
         result: A sweep that has the task, scored as the task says; its first metric decides what is right.
         task: Name of the task.
         questions: Its problems as text, by document id.
+        seed: Of the bootstrap over documents.
+        n_boot: Number of draws.
 
     Returns:
         One row a condition and document: condition, layer, doc_id, kind, solved (right with nothing removed), response.
+        It is described by one sentence a depth third: how many solved problems stay solved, and what goes wrong first
+        in the others.
 
     Raises:
-        UserError: the result has not that task, it is not written, or it has more documents than there are questions.
+        UserError: the result does not have that task, it is not written, or it has more documents than there are
+            questions.
     """
     if task not in set(result.docs["task"]):
         raise unknown("task", task, result.docs["task"].unique())
-    kind = result.record["tasks"][task].get("output_type", "generate_until")
-    if kind != "generate_until":
-        raise UserError(f"task {task} is {kind}; mistakes are looked for in what a model writes")
+    output_type = result.record["tasks"][task].get("output_type", "generate_until")
+    if output_type != "generate_until":
+        raise UserError(f"task {task} is {output_type}; mistakes are looked for in what a model writes")
     metric = result.docs.loc[result.docs["task"] == task, "metric"].iloc[0]
     table = result.select(tasks=task, metrics=metric).docs
     if (last := table["doc_id"].max()) >= len(questions):
         raise UserError(f"{len(questions)} questions of task {task}, and the result has document {last}; give them all")
-    kinds = [
+    table["kind"] = [
         RIGHT if row.value == 1 else first_mistake(row.response, questions[row.doc_id]) for row in table.itertuples()
     ]
-    table = table.assign(kind=kinds)
-    base = table[table["condition"] == BASELINE].set_index("doc_id")["kind"] == RIGHT
-    table["solved"] = table["doc_id"].map(base)
-    return table[["condition", "layer", "doc_id", "kind", "solved", "response"]].reset_index(drop=True)
+    right = table[table["condition"] == BASELINE].set_index("doc_id")["kind"] == RIGHT
+    table["solved"] = table["doc_id"].map(right)
+    table = table[["condition", "layer", "doc_id", "kind", "solved", "response"]].reset_index(drop=True)
+    lines = sentences(table, result.n_layers, seed=seed, n_boot=n_boot)
+    record = record_of("classify_solutions", result, task=task, bootstrap_seed=seed, n_boot=n_boot)
+    return DescribedTable(table, lines, record)
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
     """Share of the problems solved with nothing removed that end as each kind, by removed layer (rows).
 
     Args:
-        table: From `classify`.
+        table: Of `classify_solutions`.
 
     Returns:
         Columns ``right`` and `MISTAKES`; without rows where no problem is solved or no single layer was removed.
@@ -160,7 +174,7 @@ def by_third(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int =
     """Share of the problems solved with nothing removed that end as each kind, by depth third of the removed layer.
 
     Args:
-        table: From `classify`.
+        table: Of `classify_solutions`.
         n_layers: Of the model.
         seed: Of the bootstrap over documents.
         n_boot: Number of draws.
@@ -171,7 +185,7 @@ def by_third(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int =
     single = table[table["solved"] & table["layer"].notna()]
     rows = []
     for i, third in enumerate(THIRDS):
-        part = single[third_of(single["layer"].astype(int), n_layers) == i]
+        part = single[layer_third(single["layer"].astype(int), n_layers) == i]
         if part.empty:
             continue
         counts = pd.crosstab(part["doc_id"], part["kind"]).reindex(columns=[RIGHT, *MISTAKES], fill_value=0)
@@ -183,18 +197,24 @@ def by_third(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int =
     return pd.DataFrame(rows, columns=["third", "kind", "share", "ci_low", "ci_high", "n"])
 
 
-def findings(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int = N_BOOT) -> list[str]:
-    """One sentence a depth third: how many solved problems stay solved, and what goes wrong first in the others."""
-    shares = by_third(table, n_layers, seed=seed, n_boot=n_boot)
+def sentences(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int = N_BOOT) -> list[str]:
+    """One sentence a depth third: how many solved problems stay solved, and what goes wrong first in the others.
+
+    Args:
+        table: See `by_third`.
+        n_layers: See `by_third`.
+        seed: See `by_third`.
+        n_boot: See `by_third`.
+    """
     n, n_solved = (t["doc_id"].nunique() for t in (table, table[table["solved"]]))
     if n_solved < 2:
         return [f"The whole model solves {n_solved or 'none'} of {n} problems: too few to see what a removal breaks."]
     lines = []
-    for third, part in shares.groupby("third", sort=False):
-        ends = {row.kind: f"{row.share:.0%} [{row.ci_low:.0%}, {row.ci_high:.0%}]" for row in part.itertuples()}
-        wrong = ", ".join(f"{ends[kind]} {kind}" for kind in MISTAKES)
+    for third, part in by_third(table, n_layers, seed=seed, n_boot=n_boot).groupby("third", sort=False):
+        shares = {row.kind: f"{row.share:.0%} [{row.ci_low:.0%}, {row.ci_high:.0%}]" for row in part.itertuples()}
+        wrong = ", ".join(f"{shares[kind]} {kind}" for kind in MISTAKES)
         lines.append(
-            f"Without one layer of the {third}, {ends[RIGHT]} of the {n_solved} problems that the whole model solves "
+            f"Without one layer of the {third}, {shares[RIGHT]} of the {n_solved} problems that the whole model solves "
             f"stay solved; by their first mistake, {wrong}."
         )
     return lines

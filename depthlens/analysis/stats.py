@@ -23,6 +23,9 @@ Fagerland, Lydersen, Laake 2013, BMC Med Res Methodol 13:91. [3] Holm 1979, Scan
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -48,18 +51,18 @@ def is_binary(values: ArrayLike) -> bool:
     return bool(np.all((values == 0) | (values == 1)))
 
 
-def proportion_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson score interval [4] of a proportion."""
-    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
+    low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)
 
 
-def mean_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+def mean_interval(values: ArrayLike) -> tuple[float, float]:
     """Student t interval of a mean; (NaN, NaN) for one value, which says nothing about spread."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float("nan"), float("nan")
-    half = sps.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = sps.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -82,7 +85,7 @@ def mcnemar_p(lost: Counts, gained: Counts) -> np.ndarray:
     return np.asarray(np.minimum(1.0, 2 * sps.binom.cdf(np.minimum(lost, gained), lost + gained, 0.5)))
 
 
-def tango_interval(lost: Counts, gained: Counts, n: int, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+def tango_interval(lost: Counts, gained: Counts, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Tango's score interval [1] of the paired difference ``(gained - lost) / n``, for arrays of counts.
 
     The interval holds every difference d that the score test does not reject, |T(d)| <= z, where
@@ -110,53 +113,119 @@ def tango_interval(lost: Counts, gained: Counts, n: int, level: float = LEVEL) -
             low, high = np.where(above, middle, low), np.where(above, high, middle)
         return ((low + high) / 2).reshape(shape)
 
-    z = sps.norm.ppf((1 + level) / 2)
+    z = sps.norm.ppf((1 + LEVEL) / 2)
     return root(z), root(-z)
 
 
-def paired_t(differences: np.ndarray, spread: float, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def paired_t(differences: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paired t interval and two-sided p-value for each row of differences [n_conditions, n_docs].
 
     Where all differences of a row are equal there is no variance to divide by. Then p is that of the exact
     sign-flip test, ``2**(1 - n)`` (1 if the differences are 0), and the interval is the rule of three [5]:
-    with confidence ``level`` at most a share ``1 - ((1 - level) / 2)**(1 / n)`` of documents differs
+    with 95% confidence at most a share ``1 - 0.025**(1 / n)`` of documents differs
     otherwise, each by no more than ``spread``.
 
     Args:
         differences: Condition minus baseline per document.
         spread: Largest minus smallest value of the metric seen in any condition.
-        level: Confidence level.
 
     Returns:
         Lower ends, upper ends, p-values.
     """
     n = differences.shape[1]
     mean = differences.mean(axis=1)
-    slack = spread * (1 - ((1 - level) / 2) ** (1 / n))
+    slack = spread * (1 - ((1 - LEVEL) / 2) ** (1 / n))
     low, high = mean - slack, mean + slack
     p = np.where(mean == 0, 1.0, 2.0 ** (1 - n))
     # Differences that should be equal differ by rounding; a variance made of rounding would give p = 0.
     varies = np.ptp(differences, axis=1) > 1e-9 * spread
     if varies.any():
         test = sps.ttest_1samp(differences[varies], 0.0, axis=1)
-        interval = test.confidence_interval(level)
+        interval = test.confidence_interval(LEVEL)
         low[varies], high[varies], p[varies] = interval.low, interval.high, test.pvalue
     return low, high, p
 
 
+def paired_change(base: np.ndarray, others: np.ndarray, *, binary: bool) -> tuple[np.ndarray, ...]:
+    """Change of the mean score from the baseline to each condition, over the same documents.
+
+    Args:
+        base: Scores at baseline. Shape [n_docs].
+        others: Scores under each condition. Shape [n_conditions, n_docs].
+        binary: Whether all scores are 0 or 1 (or all 0 or -1, of a score whose sign was turned).
+
+    Returns:
+        Differences, lower bounds, upper bounds and p-values, each of shape [n_conditions].
+    """
+    differences = others - base
+    if not binary:
+        return differences.mean(axis=1), *paired_t(differences, float(np.ptp(np.vstack([base, others]))))
+    lost, gained = (differences < 0).sum(axis=1), (differences > 0).sum(axis=1)
+    low, high = tango_interval(lost, gained, len(base))
+    return (gained - lost) / len(base), low, high, mcnemar_p(lost, gained)
+
+
+def change(base: np.ndarray, other: np.ndarray) -> tuple[float, float, float, float]:
+    """`paired_change` of one condition: difference, lower bound, upper bound, p-value. Both have shape [n_docs]."""
+    values = paired_change(base, other[None], binary=is_binary(np.abs([base, other])))
+    delta, low, high, p = (float(value[0]) for value in values)
+    return delta, low, high, p
+
+
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm's step-down adjusted p-values [3]: the i-th smallest of m (from 0) times m - i, never falling."""
+    """Holm's step-down adjusted p-values [3]: the i-th smallest of m (from 0) times m - i, never falling.
+
+    Args:
+        p_values: Shape [..., m]; each row is one family of tests.
+    """
     # Not statsmodels' multipletests: it collects garbage on every call, which takes longer than all the rest.
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p, axis=-1, kind="stable")
+    steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    np.put_along_axis(adjusted, order, np.minimum(1.0, np.maximum.accumulate(steps, axis=-1)), -1)
     return adjusted
 
 
 def smallest_p(n_right: int, n_conditions: int) -> float:
     """Smallest Holm-adjusted McNemar p-value that a loss can reach: all ``n_right`` documents lost."""
     return min(1.0, n_conditions * 2.0 ** (1 - n_right))
+
+
+def needed_documents(base: np.ndarray, n_conditions: int) -> int | None:
+    """Documents without which no loss of a 0/1 metric can be significant; None where there are enough.
+
+    Args:
+        base: Right (1) or wrong (0) at baseline. Shape [n_docs].
+        n_conditions: Conditions that are compared with it.
+    """
+    n_right = int(base.sum())
+    if not n_right or not n_conditions:
+        return None
+    enough = next(k for k in range(1, 1000) if smallest_p(k, n_conditions) < ALPHA)
+    return math.ceil(enough * len(base) / n_right) if n_right < enough else None
+
+
+def baseline(values: np.ndarray, chance: int | float | None, higher_is_better: bool) -> tuple[Any, ...]:
+    """Score of the whole model, its 95% interval, and whether it is at chance.
+
+    Args:
+        values: Scores. Shape [n_docs].
+        chance: Of guessing; None where there is no such level.
+        higher_is_better: Of the metric.
+
+    Returns:
+        Number of documents, mean, lower bound, upper bound, chance, p-value of a mean better than chance (NaN without
+        a chance level), and whether the score is at chance.
+    """
+    binary = is_binary(values)
+    low, high = proportion_interval(int(values.sum()), len(values)) if binary else mean_interval(values)
+    p = math.nan
+    if chance is not None:  # a lower-is-better score beats chance where its complement does
+        p = above_chance(values, float(chance)) if higher_is_better else above_chance(1 - values, 1.0 - chance)
+    nothing_right = binary and higher_is_better and not values.any()
+    at_chance = bool(nothing_right or (chance is not None and not p < ALPHA))
+    return len(values), values.mean(), low, high, chance, p, at_chance
 
 
 def summarise(docs: pd.DataFrame) -> pd.DataFrame:
@@ -178,21 +247,11 @@ def summarise(docs: pd.DataFrame) -> pd.DataFrame:
 def _summarise_group(key: tuple[str, str, str], group: pd.DataFrame) -> pd.DataFrame:
     where = f"{key[1]} {key[2]} of {key[0]}"
     values, first = _matrix(group, where)
-    base, n = values[0], values.shape[1]
-    others = values[1:]
-    differences = others - base
-    if is_binary(values):
-        lost, gained = (differences < 0).sum(axis=1), (differences > 0).sum(axis=1)
-        low, high = tango_interval(lost, gained, n)
-        p = mcnemar_p(lost, gained)
-        delta = (gained - lost) / n
-    else:
-        low, high, p = paired_t(differences, float(np.ptp(values)))
-        delta = differences.mean(axis=1)
+    delta, low, high, p = paired_change(values[0], values[1:], binary=is_binary(values))
     table = group.iloc[first][[*GROUP, "condition", "layer", "head"]].reset_index(drop=True)
-    table["n"] = n
+    table["n"] = values.shape[1]
     table["value"] = values.mean(axis=1)
-    table["baseline"] = base.mean()
+    table["baseline"] = values[0].mean()
     for column, blank, rest in [
         ("delta", 0.0, delta), ("ci_low", 0.0, low), ("ci_high", 0.0, high),
         ("p_value", np.nan, p), ("p_adjusted", np.nan, holm(p)),

@@ -1,7 +1,7 @@
-"""Results by kinds of document: the same sweep, apart for documents that differ in a field of theirs.
+"""Results by kinds of document: the same sweep, apart for documents that differ in one of their fields.
 
-Where in a context the asked key stands, how many steps a problem has, whether a model knows an answer without help: a
-task's documents have such fields, and a sweep of all of them already holds the answer for each kind.
+The fields of a task's documents say where in a context the asked key is, how many steps a problem has, or whether a
+model knows an answer without help. A sweep of all documents already holds the answer for each kind.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
 
 
-def kinds_of(task: Any, field: str, names: Mapping[Any, str] | None = None) -> dict[int, str]:
-    """The kind of each document, by a field of it.
+def kinds_by_value(task: Any, field: str, names: Mapping[Any, str] | None = None) -> dict[int, str]:
+    """The kind of each document, by the value of one of its fields.
 
     Args:
-        task: A task from `depthlens.tasks.harness.load_tasks`.
+        task: A task from `depthlens.load_tasks`.
         field: Name of the field.
         names: What to call each value; values that are not named are left out. None: ``field value``.
 
@@ -29,36 +29,35 @@ def kinds_of(task: Any, field: str, names: Mapping[Any, str] | None = None) -> d
     Raises:
         UserError: the documents have no such field, or none has a value that is named.
     """
-    found: dict[int, str] = {}
+    kinds: dict[int, str] = {}
     for doc_id, doc in enumerate(task.eval_docs):
         if field not in doc:
             raise unknown(f"field of the documents of {task.config.task}", field, list(doc))
         if names is None or doc[field] in names:
-            found[doc_id] = f"{field} {doc[field]}" if names is None else names[doc[field]]
-    if not found:
+            kinds[doc_id] = f"{field} {doc[field]}" if names is None else names[doc[field]]
+    if not kinds:
         raise UserError(f"no document of {task.config.task} has a {field} among {', '.join(map(str, names or ()))}")
-    return found
+    return kinds
 
 
-def thirds(task: Any, field: str) -> dict[int, str]:
+def kinds_by_third(task: Any, field: str) -> dict[int, str]:
     """The kind of each document by the size of a number in it: ``first``, ``middle`` or ``last`` third of its range.
 
     Raises:
-        UserError: see `kinds_of`, or the field holds no numbers.
+        UserError: see `kinds_by_value`, or the field holds no numbers.
     """
     values = sorted({doc[field] for doc in task.eval_docs if isinstance(doc.get(field), int | float)})
     if not values:
-        raise UserError(f"field {field!r} of the documents of {task.config.task} holds no numbers; use kinds_of")
+        raise UserError(f"field {field!r} of the documents of {task.config.task} holds no numbers; use kinds_by_value")
     low, span = values[0], values[-1] - values[0] or 1
-    words = ("first", "middle", "last")
-    names = {v: f"{field} in the {words[min(2, int(3 * (v - low) / span))]} third" for v in values}
-    found = kinds_of(task, field, names)
-    order = [f"{field} in the {word} third" for word in words]
-    return dict(sorted(found.items(), key=lambda item: (order.index(item[1]), item[0])))
+    thirds = [f"{field} in the {third} third" for third in ("first", "middle", "last")]
+    names = {value: thirds[min(2, int(3 * (value - low) / span))] for value in values}
+    kinds = kinds_by_value(task, field, names)
+    return dict(sorted(kinds.items(), key=lambda item: (thirds.index(item[1]), item[0])))
 
 
-def split(result: Result, task: str, kinds: Mapping[int, str]) -> Result:
-    """One task of a result as several, one a kind of document: ``task, kind``.
+def split_by_kind(result: Result, task: str, kinds: Mapping[int, str]) -> Result:
+    """One task of a result as several, one per kind of document: ``task, kind``.
 
     Args:
         result: Any result that holds the task.
@@ -66,26 +65,26 @@ def split(result: Result, task: str, kinds: Mapping[int, str]) -> Result:
         kinds: Kind by document id; documents without one are left out.
 
     Returns:
-        A result of its own, of that task alone; p-values are corrected within each kind.
+        A result of that task alone; p-values are corrected within each kind.
 
     Raises:
         UserError: the result has no such task, or no document with a kind.
     """
-    one = result.select(tasks=task)
-    kind = one.docs["doc_id"].map(dict(kinds))
-    docs = one.docs[kind.notna()].assign(task=task + ", " + kind[kind.notna()])
+    chosen = result.select(tasks=task)
+    docs = _renamed(chosen.docs, kinds)
     if docs.empty:
-        n = one.docs["doc_id"].nunique()
+        n = chosen.docs["doc_id"].nunique()
         raise UserError(f"none of the {n} documents of {task} in the result has a kind")
-    found = set(docs["task"])
-    names = [name for name in dict.fromkeys(f"{task}, {k}" for k in kinds.values()) if name in found]
-    docs = pd.concat([docs[docs["task"] == name] for name in names])
-    about = one.record["tasks"][task]
     counts = docs.groupby("task")["doc_id"].nunique()
-    tasks = {name: about | {"n_docs": int(counts[name])} for name in names}
-    asked = None
-    if one.asked is not None:
-        asked = one.questions()
-        kind = asked["doc_id"].map(dict(kinds))
-        asked = asked[kind.notna()].assign(task=task + ", " + kind[kind.notna()])
-    return Result(docs, one.record | {"tasks": tasks, "split": task}, asked)
+    names = [name for name in dict.fromkeys(f"{task}, {kind}" for kind in kinds.values()) if name in counts]
+    docs = pd.concat([docs[docs["task"] == name] for name in names])
+    tasks = {name: chosen.record["tasks"][task] | {"n_docs": int(counts[name])} for name in names}
+    asked = None if chosen.asked is None else _renamed(chosen.questions(), kinds)
+    return Result(docs, chosen.record | {"tasks": tasks, "split": task}, asked)
+
+
+def _renamed(table: pd.DataFrame, kinds: Mapping[int, str]) -> pd.DataFrame:
+    """The rows of documents with a kind, which is added to the task's name."""
+    kind = table["doc_id"].map(dict(kinds))
+    table = table[kind.notna()]
+    return table.assign(task=table["task"] + ", " + kind[kind.notna()])

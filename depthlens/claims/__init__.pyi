@@ -2,7 +2,7 @@ from .registry import CLAIMS as CLAIMS
 from .registry import Claim as Claim
 from .registry import Evidence as Evidence
 from .verdicts import Verdict as Verdict
+from .verdicts import Verdicts as Verdicts
 from .verdicts import headline as headline
 from .verdicts import heterogeneity as heterogeneity
 from .verdicts import judge as judge
-from .verdicts import table as table

@@ -1,8 +1,8 @@
-"""An estimate of a claim held against what was fixed before any result was seen: one rule for all claims.
+"""The rule that compares an estimate of a claim with what was fixed before any result was seen.
 
-The rule is in `Part.verdict`. An interval that lies on one side of the threshold decides, however wide it is. One that
-holds the threshold says "undecided" where it is narrow enough to show an effect that matters, and "cannot judge" where
-it is not: then there are too few documents to expect an answer. So there are below 30, where no interval counts: in
+The rule is in `Part.verdict`. An interval on one side of the threshold decides, however wide it is. An interval that
+contains the threshold means "undecided" where it is narrow enough to show an effect that matters, and "cannot judge"
+where it is not, because there are too few documents to expect an answer. Below 30 documents no interval counts: in
 simulations with the truth at the threshold of C1, 20 documents called it supported in 7% of samples, 30 or more in
 less than 5%.
 """
@@ -10,14 +10,15 @@ less than 5%.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from depthlens.analysis.stats import ALPHA
 
 SUPPORTED, CONTRADICTED, UNDECIDED, CANNOT = "supported", "contradicted", "undecided", "cannot judge"
 ABOVE, BELOW, DIFFERENT = 1, -1, 0
-LEAST = 30  # documents
-_MOST = 100  # times the documents at hand; an estimate of what would do is no plan beyond that
+MIN_DOCS = 30
+_MOST_TIMES = 100  # the documents at hand: a plan for more is not given
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Spec:
     Attributes:
         what: The effect, as a noun phrase.
         unit: Of the effect.
-        threshold: That the claim speaks of.
+        threshold: The value that the claim compares the effect with.
         side: `ABOVE` or `BELOW` the threshold, or `DIFFERENT` from it.
         matters: The least distance from the threshold that matters.
     """
@@ -72,6 +73,18 @@ class Part:
     p_against: float = 0.0
     why: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        """The part as JSON has it: None for NaN."""
+        fields = asdict(self)
+        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields.items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Part:
+        """The part that `as_json` wrote."""
+        values: dict[str, Any] = {key: math.nan if value is None else value for key, value in fields.items()}
+        values |= {"spec": Spec(**fields["spec"]), "tasks": tuple(fields["tasks"]), "left": tuple(fields["left"])}
+        return cls(**values)
+
     @property
     def half(self) -> float:
         """Half the width of the interval."""
@@ -86,7 +99,7 @@ class Part:
         can be judged yet.
         """
         spec = self.spec
-        if self.why or self.n < LEAST or not math.isfinite(self.low + self.high):
+        if self.why or self.n < MIN_DOCS or not math.isfinite(self.low + self.high):
             return CANNOT
         low, high = self.low - spec.threshold, self.high - spec.threshold
         if spec.side == DIFFERENT:
@@ -101,23 +114,23 @@ class Part:
 
     @property
     def wide(self) -> bool:
-        """Whether the interval is all that stands between the estimate and a verdict."""
+        """Whether the width of the interval is the only reason why there is no verdict."""
         return self.verdict == CANNOT and not self.why and math.isfinite(self.half)
 
     @property
     def needed(self) -> int | None:
-        """About how many documents would do, as the width falls with the square root of their number.
+        """About how many documents would be enough, because the width falls with the square root of their number.
 
         At least 30; else enough for half the interval to be what matters or, if it is already, the measured distance
         from the threshold. None where no number of documents helps, or more than a hundred times as many.
         """
         if not (self.wide or self.verdict == UNDECIDED):
             return None
-        if self.n < LEAST and not self.low <= self.spec.threshold <= self.high:
-            return LEAST
+        if self.n < MIN_DOCS and not self.low <= self.spec.threshold <= self.high:
+            return MIN_DOCS
         goal = self.spec.matters if self.wide else abs(self.effect - self.spec.threshold)
-        if not self.n or goal * math.sqrt(_MOST) < self.half:
+        if not self.n or goal * math.sqrt(_MOST_TIMES) < self.half:
             return None
         documents = math.ceil(round(self.n * (self.half / goal) ** 2, 6))
-        # not more than there are: where the estimate is not in the middle of its interval, or p alone is missing
-        return max(documents, LEAST) if max(documents, LEAST) > self.n else None
+        # None: the estimate is not in the middle of its interval, or only the p-value is missing
+        return max(documents, MIN_DOCS) if max(documents, MIN_DOCS) > self.n else None

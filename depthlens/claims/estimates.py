@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,14 +24,24 @@ from scipy import stats as sps
 
 from depthlens.ablations import parse_condition
 from depthlens.analysis import stats
+from depthlens.analysis.bootstrap import interval, ratio
 from depthlens.analysis.depth import centre, third_losses
-from depthlens.analysis.layer_profiles import Profile, drawn, ratio
+from depthlens.analysis.layer_profiles import Profile, drawn
 from depthlens.analysis.stats import ALPHA
 from depthlens.claims.decision import ABOVE, BELOW, DIFFERENT, Part, Spec
 from depthlens.metrics import metric_unit
 
 _RELATIVE, _SHARE = "of the score above chance", "of all loss"
 Statistic = Callable[[Profile, np.ndarray, np.ndarray], np.ndarray]
+
+
+class Term(NamedTuple):
+    """The mean of a statistic over tasks, with its sign in a sum."""
+
+    sign: int
+    tasks: Sequence[Profile]
+    statistic: Statistic
+
 
 MEDIAN = Spec("the median loss of a layer beyond the first tenth", _RELATIVE, 0.1, BELOW, 0.1)
 FIRST = Spec("the mean loss of a first-tenth layer minus that of the others", _RELATIVE, 0.0, ABOVE, 0.2)
@@ -47,21 +57,6 @@ RECOVERED = Spec("the most that a transplant recovers", "of the gap", 0.0, ABOVE
 TREND = Spec("the mean loss of a last-third layer minus that of a first-third layer", _RELATIVE, 0.0, BELOW, 0.1)
 
 
-def ends(values: np.ndarray, n: int, level: float) -> tuple[float, float]:
-    """Expanded percentile interval of draws over n documents at any level; see `layer_profiles.interval`.
-
-    Args:
-        values: The sample's own value first, then the draws. Shape [1 + n_boot].
-        n: Number of documents.
-        level: Of confidence.
-    """
-    if n < 2 or np.isnan(values[1:]).all():
-        return math.nan, math.nan
-    tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf((1 - level) / 2, n - 1))
-    low, high = np.nanquantile(values[1:], [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def relative(profile: Profile, loss: np.ndarray, base: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Loss of each chosen layer as a share of what the whole model scores above chance. Shape [draw, layer]."""
     return ratio(loss[:, chosen], (base - profile.floor)[:, None])
@@ -72,18 +67,14 @@ def first_tenth(profile: Profile) -> np.ndarray:
     return profile.layers < max(2, math.ceil(profile.n_layers / 10))
 
 
-def by_third(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Mean relative loss of the layers of each third. Shape [draw, 3]."""
-    return third_losses(profile, loss, base, "above_chance")
-
-
 def first_share(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
     """The first third's share of the summed loss. Shape [draw]."""
     return third_losses(profile, loss, base, "importance")[:, 0]
 
 
-def _trend(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
-    thirds = by_third(profile, loss, base)
+def depth_difference(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Mean relative loss of the layers of the last third minus that of the first. Shape [draw]."""
+    thirds = third_losses(profile, loss, base, "above_chance")
     return thirds[:, 2] - thirds[:, 0]
 
 
@@ -97,8 +88,10 @@ def few_harmful(likelihood: Sequence[Profile], *, seed: int, n_boot: int) -> lis
         first = first_tenth(profile)
         return relative(profile, loss, base, first).mean(1) - relative(profile, loss, base, ~first).mean(1)
 
-    parts = [(MEDIAN, [(1, likelihood, median)]), (FIRST, [(1, likelihood, ahead)])]
-    return [_part(spec, terms, False, 2, seed, n_boot) for spec, terms in parts]
+    return [
+        _part(spec, [Term(1, likelihood, statistic)], n_parts=2, seed=seed, n_boot=n_boot)
+        for spec, statistic in ((MEDIAN, median), (FIRST, ahead))
+    ]
 
 
 def generation_costs_more(
@@ -109,47 +102,52 @@ def generation_costs_more(
     def beyond(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
         return relative(profile, loss, base, profile.thirds > 0).mean(1)
 
-    return [_part(PROTOCOL, [(1, generation, beyond), (-1, likelihood, beyond)], False, 1, seed, n_boot)]
+    terms = [Term(1, generation, beyond), Term(-1, likelihood, beyond)]
+    return [_part(PROTOCOL, terms, seed=seed, n_boot=n_boot)]
 
 
-def shallow(spec: Spec, found: Sequence[Profile], *, seed: int, n_boot: int) -> Part:
+def shallow(spec: Spec, tasks: Sequence[Profile], *, seed: int, n_boot: int) -> Part:
     """One part of C3: the first third holds more than half of all loss."""
-    return _part(spec, [(1, found, first_share)], True, 2, seed, n_boot)
+    return _part(spec, [Term(1, tasks, first_share)], placed=True, n_parts=2, seed=seed, n_boot=n_boot)
 
 
 def reasoning_deeper(
     knowledge: Sequence[Profile], reasoning: Sequence[Profile], *, seed: int, n_boot: int
 ) -> list[Part]:
-    """C4: a larger share lies beyond the first third for reasoning. Shares add up to 1, so the first third tells."""
-    return [_part(DEEPER, [(1, knowledge, first_share), (-1, reasoning, first_share)], True, 1, seed, n_boot)]
+    """C4: a larger share is beyond the first third for reasoning.
+
+    Shares add up to 1, so the difference is that of the first third's shares, the other way round.
+    """
+    terms = [Term(1, knowledge, first_share), Term(-1, reasoning, first_share)]
+    return [_part(DEEPER, terms, placed=True, seed=seed, n_boot=n_boot)]
 
 
-def depth_trend(found: Sequence[Profile], *, seed: int, n_boot: int) -> list[Part]:
+def depth_trend(tasks: Sequence[Profile], *, seed: int, n_boot: int) -> list[Part]:
     """C7: a layer of the last third costs less than one of the first."""
-    return [_part(TREND, [(1, found, _trend)], False, 1, seed, n_boot)]
+    return [_part(TREND, [Term(1, tasks, depth_difference)], seed=seed, n_boot=n_boot)]
 
 
-def trends(found: Sequence[Profile], *, seed: int, n_boot: int) -> tuple[list[Profile], np.ndarray]:
+def trends(tasks: Sequence[Profile], *, seed: int, n_boot: int) -> tuple[list[Profile], np.ndarray]:
     """The difference that C7 is about for each task that has it: the sample's and every draw's. [1 + n_boot, task]."""
-    used, _ = usable(found, placed=False)
+    used, _ = usable(tasks, placed=False)
     means = drawn(used, seed=seed, n_boot=n_boot)
-    values = [_trend(p, *m) for p, m in zip(used, means, strict=True)]
+    values = [depth_difference(p, *m) for p, m in zip(used, means, strict=True)]
     return used, np.stack(values, axis=1) if used else np.empty((1 + n_boot, 0))
 
 
 def moved(base: Sequence[Profile], distilled: Sequence[Profile], *, seed: int, n_boot: int) -> Part:
     """One part of C6: the centre of mass of the losses moved; of the tasks whose losses both models let us place."""
-    ok = {(p.task, p.metric) for p in base if not p.unplaced} & {
-        (p.task, p.metric) for p in distilled if not p.unplaced
-    }
+    pairs = [(a, b) for a, b in zip(base, distilled, strict=True) if not (a.unplaced or b.unplaced)]
     left = tuple(f"{p.label}: {p.unplaced} in {p.model}" for p in [*base, *distilled] if p.unplaced)
-    one, other = ([p for p in found if (p.task, p.metric) in ok] for found in (base, distilled))
-    if not ok:
+    if not pairs:
         n = min(len(p.documents) for p in [*base, *distilled])
         return Part(SHIFT, n=n, left=left, why="; ".join(left))
 
-    terms = [(sign, found, lambda profile, loss, _: centre(profile, loss)) for sign, found in ((1, other), (-1, one))]
-    return replace(_part(SHIFT, terms, True, 2, seed, n_boot), left=left)
+    def position(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+        return centre(profile, loss)
+
+    terms = [Term(1, [b for _, b in pairs], position), Term(-1, [a for a, _ in pairs], position)]
+    return replace(_part(SHIFT, terms, placed=True, n_parts=2, seed=seed, n_boot=n_boot), left=left)
 
 
 def recovered(table: pd.DataFrame, n_layers: int) -> Part:
@@ -163,19 +161,19 @@ def recovered(table: pd.DataFrame, n_layers: int) -> Part:
         table: From `depthlens.analysis.recovery.transplant_recovery`.
         n_layers: Of the base model.
     """
-    part = table[[not _everything(c, n_layers) for c in table["condition"]]]
-    if not len(part):
+    rows = table[[not _everything(c, n_layers) for c in table["condition"]]]
+    if not len(rows):
         return Part(RECOVERED, why="every transplant takes all layers; transplant some of them")
-    left = tuple(f"{r.task}: {r.no_gap}" for r in part.drop_duplicates("task").itertuples() if r.no_gap)
-    part = part[part["no_gap"] == ""]
-    if not len(part):
+    left = tuple(f"{r.task}: {r.no_gap}" for r in rows.drop_duplicates("task").itertuples() if r.no_gap)
+    rows = rows[rows["no_gap"] == ""]
+    if not len(rows):
         return Part(RECOVERED, n=int(table["n"].min()), left=left, why="; ".join(left))
-    wider = sps.norm.ppf(1 - ALPHA / 4 / len(part)) / sps.norm.ppf(1 - ALPHA / 2)
-    low = part["recovered"] - wider * (part["recovered"] - part["ci_low"])
-    high = part["recovered"] + wider * (part["ci_high"] - part["recovered"])
-    tasks = tuple(f"{r.task} {r.metric}" for r in part.drop_duplicates("task").itertuples())
-    numbers = (float(x.max()) for x in (part["recovered"], low, high))
-    return Part(RECOVERED, *numbers, int(part["n"].min()), tasks, left)
+    wider = sps.norm.ppf(1 - ALPHA / 4 / len(rows)) / sps.norm.ppf(1 - ALPHA / 2)
+    low = rows["recovered"] - wider * (rows["recovered"] - rows["ci_low"])
+    high = rows["recovered"] + wider * (rows["ci_high"] - rows["recovered"])
+    tasks = tuple(f"{r.task} {r.metric}" for r in rows.drop_duplicates("task").itertuples())
+    effect = float(rows["recovered"].max())
+    return Part(RECOVERED, effect, float(low.max()), float(high.max()), int(rows["n"].min()), tasks, left)
 
 
 def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[str, str]) -> list[Part]:
@@ -206,7 +204,7 @@ def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[
         elif n < 2:
             why = f"{test.task}: one document"
         wider = 1.0 if n < 2 else float(sps.t.ppf(1 - ALPHA / 2 / m, n - 1) / sps.t.ppf(1 - ALPHA / 2, n - 1))
-        low, high = (cost.excess + wider * (end - cost.excess) for end in (cost.ci_low, cost.ci_high))
+        low, high = (cost.excess + wider * (bound - cost.excess) for bound in (cost.ci_low, cost.ci_high))
         tasks = (f"{test.task} {test.metric}",)
         against = min(1.0, m * (1 + 1 / (1 + n_draws) - float(test.p_value)))
         parts.append(
@@ -215,44 +213,48 @@ def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[
     return parts
 
 
-def usable(found: Sequence[Profile], *, placed: bool) -> tuple[list[Profile], tuple[str, ...]]:
+def usable(tasks: Sequence[Profile], *, placed: bool) -> tuple[list[Profile], tuple[str, ...]]:
     """Profiles that a statistic can be taken of, and why the others cannot.
 
     Args:
-        found: All of them.
+        tasks: All of them.
         placed: Whether it takes a proven loss (shares of importance) or a chance level (relative losses).
     """
     used, left = [], []
-    for p in found:
-        why = p.idle("importance" if placed else "above_chance")
+    for p in tasks:
+        why = p.unusable("importance" if placed else "above_chance")
         if not why and not placed and p.floor is None:
             why = f"{p.metric} has no chance level"
-        used += [] if why else [p]
-        left += [f"{p.label}: {why}"] if why else []
+        if why:
+            left.append(f"{p.label}: {why}")
+        else:
+            used.append(p)
     return used, tuple(left)
 
 
-def _part(
-    spec: Spec,
-    terms: Sequence[tuple[int, Sequence[Profile], Statistic]],
-    placed: bool,
-    parts: int,
-    seed: int,
-    n_boot: int,
-) -> Part:
-    """Sum of signed terms, each the mean of a statistic over tasks, drawn jointly; ``parts`` share the error rate."""
-    chosen = [usable(found, placed=placed) for _, found, _ in terms]
-    left = tuple(dict.fromkeys(why for _, out in chosen for why in out))
-    n = min((len(p.documents) for _, found, _ in terms for p in found), default=0)
+def _part(spec: Spec, terms: Sequence[Term], *, seed: int, n_boot: int, placed: bool = False, n_parts: int = 1) -> Part:
+    """Sum of signed terms, each the mean of a statistic over tasks, drawn jointly.
+
+    Args:
+        spec: What was fixed beforehand.
+        terms: The terms.
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+        placed: See `usable`.
+        n_parts: Parts of the claim, which share the error rate.
+    """
+    chosen = [usable(term.tasks, placed=placed) for term in terms]
+    left = tuple(dict.fromkeys(why for _, reasons in chosen for why in reasons))
     if not all(used for used, _ in chosen):
+        n = min((len(p.documents) for term in terms for p in term.tasks), default=0)
         return Part(spec, n=n, left=left, why="; ".join(left) or "no task")
     every = [p for used, _ in chosen for p in used]
     means = iter(drawn(every, seed=seed, n_boot=n_boot))
     values = np.zeros(1 + n_boot)
-    for (sign, _, statistic), (used, _) in zip(terms, chosen, strict=True):
-        values += sign * np.mean([statistic(p, *next(means)) for p in used], axis=0)
+    for term, (used, _) in zip(terms, chosen, strict=True):
+        values += term.sign * np.mean([term.statistic(p, *next(means)) for p in used], axis=0)
     n = min(len(p.documents) for p in every)
-    low, high = ends(values, n, 1 - ALPHA / parts)
+    low, high = map(float, interval(values, n, ALPHA / n_parts))
     tasks = tuple(dict.fromkeys(f"{p.task} {p.metric}" for p in every))
     return Part(spec, float(values[0]), low, high, n, tasks, left, why="" if n > 1 else "one document")
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from depthlens import arguments
-from depthlens.analysis.depth import primary
-from depthlens.analysis.layer_profiles import Profile, comparable, labels, profiles, same
+from depthlens.analysis.layer_profiles import Profile, paired_profiles, profiles
 from depthlens.analysis.recovery import transplant_recovery
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.claims import estimates as tests
 from depthlens.claims.decision import Part, Spec
@@ -28,6 +27,7 @@ SWEEPS = {
     "pairs": "the same layer sweep of a base model and of its distilled one, on a reasoning task",
     "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the same task",
 }
+SWEEP_FIELDS = ("likelihood", "generation", "knowledge", "retrieval", "reasoning")  # of the model that is judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,7 @@ class Evidence:
         knowledge: Layer sweep of knowledge tasks.
         retrieval: Layer sweep of retrieval tasks.
         reasoning: Layer sweep of reasoning tasks.
-        heads: A `depthlens.analysis.removal_curve.RemovalCurve`, or anything with its ``tests``, ``excess`` and
-            ``record["n_draws"]``.
+        heads: A `depthlens.RemovalCurve`.
         head_tasks: The task that each list of ``heads`` is for, by the list's name.
         pairs: Layer sweeps of a base model and of its distilled one, alike in all else.
         transplants: Sweep of the base over conditions with ``@donor``, see `depthlens.analysis.recovery`.
@@ -57,17 +56,14 @@ class Evidence:
     knowledge: Result | None = None
     retrieval: Result | None = None
     reasoning: Result | None = None
-    heads: Any = None
+    heads: RemovalCurve | None = None
     head_tasks: dict[str, str] | None = None
     pairs: tuple[Result, Result] | None = None
     transplants: Result | None = None
 
     def __post_init__(self) -> None:
-        sweeps = {
-            name: getattr(self, name) for name in ("likelihood", "generation", "knowledge", "retrieval", "reasoning")
-        }
-        for name, sweep in (sweeps | {"transplants": self.transplants}).items():
-            if sweep is not None:
+        for name in (*SWEEP_FIELDS, "transplants"):
+            if (sweep := getattr(self, name)) is not None:
                 arguments.result(sweep, name)
         if self.pairs is not None:
             if not isinstance(self.pairs, tuple | list) or len(self.pairs) != 2:
@@ -75,7 +71,7 @@ class Evidence:
                 raise UserError(f"pairs is a {kind}; give two layer sweeps, of the base and of its distilled model")
             for sweep in self.pairs:
                 arguments.result(sweep, "one of pairs")
-        models = sorted({m for r in self._sweeps for m in r.docs["model"].unique()})
+        models = sorted({m for r in self.sweeps for m in r.docs["model"].unique()})
         if len(models) > 1:
             raise UserError(f"the sweeps are of models {', '.join(models)}; judge one model at a time")
         if self.heads is None:
@@ -90,13 +86,13 @@ class Evidence:
                 raise unknown("list and task", f"{heads}: {task}", [f"{a}: {b}" for a, b in pairs])
 
     @property
-    def _sweeps(self) -> list[Result]:
-        found = (self.likelihood, self.generation, self.knowledge, self.retrieval, self.reasoning)
-        return [r for r in found if r is not None]
+    def sweeps(self) -> list[Result]:
+        """The layer sweeps of the model that is judged."""
+        return [sweep for name in SWEEP_FIELDS if (sweep := getattr(self, name)) is not None]
 
     def all_profiles(self) -> list[Profile]:
         """Profiles of every sweep of the model, each task and metric once."""
-        return list({(p.task, p.metric): p for r in self._sweeps for p in _profiles(r)}.values())
+        return list({(p.task, p.metric): p for r in self.sweeps for p in _profiles(r)}.values())
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,9 +104,9 @@ class Claim:
         statement: The claim, in our words.
         test: Documents, statistic, threshold and correction, in plain words.
         parts: The test: evidence, seed and n_boot to estimates; None where evidence is missing.
-        needs: The fields of `Evidence` it takes; one of them will do where ``any_of``.
+        needs: The fields of `Evidence` it takes; one of them is enough where ``any_of``.
         any_of: See ``needs``.
-        specs: What stands for the parts where evidence is missing.
+        specs: Of the parts; they are named where evidence is missing.
     """
 
     id: str
@@ -131,7 +127,7 @@ class Claim:
 
 
 def _profiles(result: Result | None) -> list[Profile]:
-    return [] if result is None else profiles(primary(result))
+    return [] if result is None else profiles(result.primary())
 
 
 def _c1(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
@@ -139,8 +135,8 @@ def _c1(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
 
 
 def _c2(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    found = _profiles(evidence.likelihood), _profiles(evidence.generation)
-    return tests.generation_costs_more(*found, seed=seed, n_boot=n_boot)
+    likelihood, generation = _profiles(evidence.likelihood), _profiles(evidence.generation)
+    return tests.generation_costs_more(likelihood, generation, seed=seed, n_boot=n_boot)
 
 
 def _c3(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
@@ -151,31 +147,30 @@ def _c3(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
 
 
 def _c4(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    found = _profiles(evidence.knowledge), _profiles(evidence.reasoning)
-    return tests.reasoning_deeper(*found, seed=seed, n_boot=n_boot)
+    knowledge, reasoning = _profiles(evidence.knowledge), _profiles(evidence.reasoning)
+    return tests.reasoning_deeper(knowledge, reasoning, seed=seed, n_boot=n_boot)
 
 
 def _c5(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    own, heads = evidence.head_tasks or {}, evidence.heads
-    if len(own) < 2:
-        name = next(iter(own), "no list")
+    curve, task_of_list = evidence.heads, evidence.head_tasks or {}
+    if curve is None or len(task_of_list) < 2:
+        name = next(iter(task_of_list), "no list")
         return [Part(tests.HEADS, why=f"{name} is alone; give a list for retrieval and one for reasoning")]
-    return tests.separate(heads.tests, heads.excess, int(heads.record["n_draws"]), own)
+    return tests.separate(curve.tests, curve.excess, int(curve.record["n_draws"]), task_of_list)
 
 
 def _c6(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    base, distilled = map(primary, evidence.pairs)
-    comparable(base, distilled)
-    one, other = profiles(base), {(p.task, p.metric): p for p in profiles(distilled)}
-    two = [other[p.task, p.metric] for p in one]
-    for a, b in zip(one, two, strict=True):
-        same("documents", a.task, [(a.model, a.documents), (b.model, b.documents)])
-        same("layers", a.task, [(a.model, list(a.layers)), (b.model, list(b.layers))])
-    transplants = primary(evidence.transplants)
-    donor = distilled.select(task=list(dict.fromkeys(task for task, _ in labels(transplants))))
-    recovery = transplant_recovery(transplants, donor, seed=seed, n_boot=n_boot)
-    moved = tests.moved(one, two, seed=seed, n_boot=n_boot)
-    return [moved, tests.recovered(recovery, one[0].n_layers)]
+    if evidence.pairs is None or evidence.transplants is None:
+        return [
+            Part(spec, why="no sweeps of a base and of its distilled model") for spec in (tests.SHIFT, tests.RECOVERED)
+        ]
+    base, distilled = (sweep.primary() for sweep in evidence.pairs)
+    pairs = paired_profiles(base, distilled)
+    transplants = evidence.transplants.primary()
+    donor = distilled.select(tasks=list(transplants.docs["task"].unique()))
+    recovery = transplant_recovery(transplants, donor, seed=seed, n_boot=n_boot).table
+    moved = tests.moved([a for a, _ in pairs], [b for _, b in pairs], seed=seed, n_boot=n_boot)
+    return [moved, tests.recovered(recovery, base.n_layers)]
 
 
 def _c7(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
@@ -184,7 +179,7 @@ def _c7(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
 
 _BOOT = "Documents are drawn with replacement, jointly for tasks that share them, and tasks combined by their mean."
 _TWO = "Both have to hold; their intervals have level 97.5% (Bonferroni)."
-_WIDE = "No verdict below 30 documents, nor where the interval holds the threshold and half its width exceeds"
+_WIDE = "No verdict below 30 documents, nor where the interval contains the threshold and half its width exceeds"
 
 CLAIMS = (
     Claim(
@@ -239,8 +234,8 @@ CLAIMS = (
         "C6",
         "Distillation reshapes where reasoning lives in depth; transplanting distilled parts moves reasoning accuracy.",
         f"{_BOOT} (a) The centre of mass of the losses, distilled minus base, is not 0; contradicted where the "
-        "interval holds 0 and lies within 0.05 of depth. (b) The most that any transplant short of all layers recovers "
-        "of the gap between base and distilled, which has to be proven, is above 0 (simultaneous intervals). "
+        "interval contains 0 and is within 0.05 of depth. (b) The most that any transplant short of all layers "
+        "recovers of the gap between base and distilled, which has to be proven, is above 0 (simultaneous intervals). "
         f"{_TWO} {_WIDE} 0.05 of depth or 0.25 of the gap.",
         _c6,
         ("pairs", "transplants"),
@@ -250,7 +245,8 @@ CLAIMS = (
         "C7",
         "Very deep layers are on the whole less effective than early ones; how much varies by task, metric and model.",
         f"{_BOOT} The mean relative loss of layers of the last third minus that of the first third is below 0 (95% "
-        f"interval), over every task given that is not at chance. How much tasks differ is told apart. {_WIDE} 0.10.",
+        "interval), over every task given that is not at chance. How much tasks differ is a question of its own. "
+        f"{_WIDE} 0.10.",
         _c7,
         ("likelihood", "generation", "knowledge", "retrieval", "reasoning"),
         (tests.TREND,),

@@ -23,9 +23,8 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import Ablation, Condition
 from depthlens.analysis.block_removal import Greedy
-from depthlens.analysis.layer_profiles import change
 from depthlens.analysis.results import Result, concat
-from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.stats import BASELINE, change
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.options import EvalOptions
 from depthlens.experiments.sweep import condition_sweep

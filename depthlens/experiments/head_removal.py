@@ -27,8 +27,9 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import Head, heads_condition
 from depthlens.analysis import stats
-from depthlens.analysis.removal_curve import RemovalCurve, _interval
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
+from depthlens.analysis.stats import mean_interval
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
@@ -157,7 +158,7 @@ def _assemble(
             for n in [0, *ks]:
                 scores = values[str(heads_condition(heads[:n]))]
                 curve.append(scores.mean())
-                points.append((name, base.task, base.metric, n, scores.mean(), *_interval(scores, binary)))
+                points.append((name, base.task, base.metric, n, scores.mean(), *mean_interval(scores, binary=binary)))
             draws = np.array(
                 [[values[str(heads_condition(order[:n]))].mean() for n in [0, *ks]] for order in rivals[name]]
             )

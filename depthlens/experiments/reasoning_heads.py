@@ -86,8 +86,9 @@ def reasoning_scores(
 
     index = {cell: i for i, cell in enumerate(cells)}
     gap = losses[[index[s, "computed"] for s in with_both]] - losses[[index[s, "copied"] for s in with_both]]
-    single_kinds = [scores(f"{kind} tokens", losses[of[kind]]) for kind in KINDS]
-    return ReasoningScores(*single_kinds, scores("computed minus copied tokens", gap), record)
+    computed, copied, text = (scores(f"{kind} tokens", losses[of[kind]]) for kind in KINDS)
+    contrast = scores("computed minus copied tokens", gap)
+    return ReasoningScores(computed, copied, text, contrast, record)
 
 
 def _with_both_kinds(tasks: Sequence[str], solved: Sequence[Solution], cells: Sequence[Cell]) -> list[int]:

@@ -14,7 +14,8 @@ from matplotlib.patches import Patch
 
 from depthlens import arguments
 from depthlens.analysis import stats
-from depthlens.analysis.block_removal import Greedy, block_table
+from depthlens.analysis.block_losses import block_table
+from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.results import Result
 from depthlens.plots import panels
 from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALETTE, figure, legend, theme

@@ -37,14 +37,14 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Figur
     """One row a claim: verdict, statement, effect with its interval against the threshold, documents.
 
     Args:
-        verdicts: From `depthlens.claims.verdicts.judge`.
+        verdicts: Of `depthlens.claims.judge`.
         title: Above the figure; by default how many claims came out how.
 
     Raises:
         UserError: no verdicts.
     """
     if not isinstance(verdicts, Sequence) or not verdicts or not all(isinstance(v, Verdict) for v in verdicts):
-        raise UserError("no verdicts to draw; give those of depthlens.claims.verdicts.judge")
+        raise UserError("no verdicts to draw; give those of depthlens.claims.judge")
     with theme():
         fig = figure(title, headline(verdicts), height=0.92 * len(verdicts) + 0.9)
         axes = fig.subplots(len(verdicts), len(_WIDTHS), width_ratios=_WIDTHS, squeeze=False)

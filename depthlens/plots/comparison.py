@@ -49,7 +49,7 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
     if not 1 <= len(results) <= len(PALETTE):
         raise UserError(f"{len(results)} results; give one to {len(PALETTE)}, one a model")
     models = [profiles(result) for result in results]
-    centres = [depth.centre_of_mass(result, seed=seed).set_index("task") for result in results]
+    centres = [depth.centre_of_mass(result, seed=seed).table.set_index("task") for result in results]
     tasks = list(dict.fromkeys(p.label for model in models for p in model))
     columns = 1 if len(tasks) <= 4 else 2
     n_layers = max(p.n_layers for model in models for p in model)
@@ -87,9 +87,9 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
         title: Above the figure; by default the models and the number of documents.
 
     Raises:
-        UserError: see `depthlens.analysis.model_comparison.difference`.
+        UserError: see `depthlens.analysis.compare_models`.
     """
-    table = model_comparison.difference(base, distilled)
+    table = model_comparison.layer_differences(base, distilled)
     tasks = profiles(base)
     names = tasks[0].model, profiles(distilled)[0].model
     default = f"{names[0]} minus {names[1]}: difference of the losses by removed layer"
@@ -133,9 +133,9 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
         seed: Of the bootstrap.
 
     Raises:
-        UserError: see `depthlens.analysis.recovery.transplant_recovery`; or no series of layers.
+        UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
     """
-    table = recovery.transplant_recovery(result, donor, seed=seed)
+    table = recovery.transplant_recovery(result, donor, seed=seed).table
     groups = [
         (str(task), str(site), series)
         for (task, site), rows in table.dropna(subset=["first"]).groupby(["task", "site"], sort=False)
@@ -189,7 +189,7 @@ def _losses(result: Result, profile: Profile) -> pd.DataFrame:
     layer, *changes, p = numbers(table, "layer", "delta", "ci_low", "ci_high", "p_adjusted")
     loss, *ends = (-profile.sign * change for change in changes)
     low, high = np.sort(ends, axis=0)
-    min_loss = result.metric_info(profile.task, profile.metric)["least"]
+    min_loss = result.metric_info(profile.task, profile.metric)["min_effect"]
     critical = (p < ALPHA) & (loss > min_loss) & (not profile.at_chance)
     return pd.DataFrame({"layer": layer, "loss": loss, "low": low, "high": high, "critical": critical})
 

@@ -13,7 +13,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from depthlens.analysis.geometry import Geometry, agreement, aligned
+from depthlens.analysis.geometry import Geometry, aligned, geometry_agreement
 from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
@@ -136,17 +136,17 @@ def predictor_scatter(
     named. Tasks at chance are grey.
 
     Args:
-        predictors: From `depthlens.analysis.geometry.predictors`.
+        predictors: From `depthlens.analysis.geometry_predictors`.
         result: A layer sweep of the same model.
         title: Above the figure.
         seed: Of the bootstrap.
         n_boot: Number of draws.
 
     Raises:
-        UserError: see `depthlens.analysis.geometry.agreement`.
+        UserError: see `depthlens.analysis.geometry_agreement`.
     """
     rows = profiles(result)
-    rho = agreement(predictors, result, seed=seed, n_boot=n_boot).set_index(["task", "predictor"])
+    rho = geometry_agreement(predictors, result, seed=seed, n_boot=n_boot).table.set_index(["task", "predictor"])
     names = [c for c in predictors.columns if c != "layer"]
     if not names:
         raise UserError("the table has no predictors beside column layer; give at least one")

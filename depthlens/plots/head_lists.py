@@ -19,8 +19,9 @@ from matplotlib.patheffects import withStroke
 
 from depthlens import arguments
 from depthlens.ablations import Head
+from depthlens.analysis import head_lists
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.removal_curve import RemovalCurve, overlap
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.errors import UserError
 from depthlens.plots import panels
 from depthlens.plots.panels import numbers
@@ -135,7 +136,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
 
     The first ten heads of each list are named, and in bold those on both. Dashed lines separate the heads on a list
     from the others. The p-value is the probability that two random lists of k heads share at least as many
-    (`depthlens.analysis.removal_curve.overlap`).
+    (`depthlens.analysis.head_overlap`).
 
     Args:
         a: Scores for the x axis.
@@ -182,7 +183,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
 
 
 def _overlap_title(a: HeadScores, tops: tuple[list[Head], list[Head]], n: int) -> str:
-    common = overlap(*tops, n)
+    common = head_lists.head_overlap(*tops, n)
     model = a.record.get("model", {}).get("name", "")
     counted = f"{common.n} of the top {len(tops[0])} heads are on both lists; {common.expected:.2g} expected by chance"
     return f"{model}: {counted}, hypergeometric p = {common.p_value:.2g} ({n} heads)".removeprefix(": ")

@@ -21,7 +21,7 @@ def beyond(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None
     The scale is linear near 0 and logarithmic beyond, because one layer may cost many times what all others do.
 
     Args:
-        versus: From `depthlens.analysis.open_book.beyond`.
+        versus: The table of `depthlens.analysis.open_book_losses`.
         unit: Of the losses.
         title: Above the figure.
 

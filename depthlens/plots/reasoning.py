@@ -37,7 +37,7 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> F
     Raises:
         UserError: the result has no single-layer conditions.
     """
-    rows, centres = profiles(result), depth.centre_of_mass(result, seed=seed)
+    rows, centres = profiles(result), depth.centre_of_mass(result, seed=seed).table
     n_layers, n = rows[0].n_layers, counts(len(p.documents) for p in rows)
     grid = np.full((len(rows), n_layers), np.nan)
     for row, profile in enumerate(rows):
@@ -73,7 +73,7 @@ def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     """What becomes of the solved problems without each layer: still right, or by what goes wrong first.
 
     Args:
-        table: From `depthlens.analysis.solution_errors.classify`.
+        table: Of `depthlens.analysis.classify_solutions`.
         title: Above the figure.
 
     Raises:

@@ -98,7 +98,7 @@ def _sweep(result: Result, rows: pd.DataFrame) -> Sweep:
     model, task, metric = (str(first[field]) for field in GROUP)
     info = result.metric_info(task, metric)
     better = bool(info["higher_is_better"])
-    proven = (rows["p_adjusted"] < ALPHA) & (rows["delta"].abs() > info["least"]) & ~rows["at_chance"]
+    proven = (rows["p_adjusted"] < ALPHA) & (rows["delta"].abs() > info["min_effect"]) & ~rows["at_chance"]
     loss = (rows["delta"] < 0) if better else (rows["delta"] > 0)
     rows = rows.assign(critical=proven & loss, gain=proven & ~loss)
     key = {field: str(first[field]) for field in FIELDS} | {"metric": metric.removesuffix(",none")}

@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.metrics import ANSWER_LOGPROB, LEAST_NATS
+from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
@@ -80,7 +80,7 @@ class Answers:
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; see `prepared_task.Prepared.describe`."""
         about = self.prepared.describe(docs.iloc[:0])
-        info = {"higher_is_better": True, "chance": None, "binary": False, "least": LEAST_NATS}
+        info = {"higher_is_better": True, "chance": None, "binary": False, "min_effect": MIN_NATS}
         return about | truncation.counted(self.cut) | {"metrics": {ANSWER_LOGPROB: info}}
 
     def _pair(self, group: list[Instance]) -> tuple[str, str]:

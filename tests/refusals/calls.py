@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import depthlens as dl
 from depthlens.analysis import geometry
-from depthlens.analysis.removal_curve import overlap
+from depthlens.analysis.head_lists import head_overlap
 from depthlens.experiments import attention_patterns
 from depthlens.models import pairs
 
@@ -142,7 +142,10 @@ SWEEPS = [
     (lambda e: dl.depth_geometry(e.lens, lens_positions=0), "lens_positions 0: give a whole number, at least 1"),
     (lambda e: dl.layer_effects("organism"), "lens 'organism' is the name of a model; load it first"),
     (lambda e: dl.layer_effects(e.lens, seed=-1), "seed -1: give a whole number from 0"),
-    (lambda e: geometry.predictors(3), "g is a int; give what depthlens.experiments.geometry.depth_geometry returned"),
+    (
+        lambda e: geometry.geometry_predictors(3),
+        "geometry is a int; give what depthlens.experiments.geometry.depth_geometry returned",
+    ),
     (lambda e: dl.next_token(e.lens, "x", ["L99"]), "condition L99: layer 99 does not exist; layers are 0..4"),
 ]
 
@@ -257,8 +260,8 @@ REMOVAL = [
     (removal(measure="both"), "measure 'both': a curve has one measure; give 'task' or 'answer_logprob'"),
     (removal(metric="f1"), "unknown metric of task organism_one_hop 'f1'; "),
     (removal(tasks=None), "tasks None: give a name or a list of names"),
-    (lambda e: overlap([], [], 3), "give at least one head, each once"),
-    (lambda e: overlap("x", [(0, 0)], 3), "list 'x': give a list of heads as (layer, head)"),
+    (lambda e: head_overlap([], [], 3), "give at least one head, each once"),
+    (lambda e: head_overlap("x", [(0, 0)], 3), "list 'x': give a list of heads as (layer, head)"),
 ]
 
 DONORS = [
@@ -292,7 +295,7 @@ GEOMETRY = [
     (lambda e: dl.depth_geometry(e.lens, max_tokens=1), "max_tokens 1"),
     (lambda e: dl.layer_effects(e.lens, reduce="sum"), "unknown reduce 'sum'; "),
     (lambda e: dl.layer_effects(e.lens, limit=1, skip_first=-1), "skip_first -1: "),
-    (lambda e: geometry.agreement("x", e.result), "predictors is a str; give a table such as"),
+    (lambda e: geometry.geometry_agreement("x", e.result), "predictors is a str; give a table such as"),
 ]
 
 # as papermill hands them over: a notebook's first cells pass them on to `start`

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import depthlens as dl
 from depthlens.analysis import head_effects
-from depthlens.analysis.block_removal import block_table
-from depthlens.analysis.head_scores import roles
+from depthlens.analysis.block_losses import block_table
+from depthlens.analysis.head_lists import head_roles
 from depthlens.analysis.recovery import transplant_recovery
 from depthlens.store.parts import open_store
 
@@ -24,12 +24,16 @@ RESULTS = [
     (lambda e: e.result.select(conditions=["L99"]), "unknown condition 'L99'; "),
     (lambda e: e.result.select(conditions=[3]), "unknown condition 3; "),
     (lambda e: e.result.select(conditions=[]), "condition []: give a name or a list of names"),
-    (lambda e: e.result.verdict("baseline"), "the baseline is what the others are compared with; name another"),
-    (lambda e: e.result.verdict("L99"), "unknown condition 'L99'; "),
-    (lambda e: e.result.verdict(None), "unknown condition None; "),
-    (lambda e: e.result.verdict(["L1"]), "unknown condition ['L1']; "),
-    (lambda e: e.result.verdict("L1", task="x"), "unknown task 'x'; "),
-    (lambda e: e.result.verdict("L1", metric="f1"), "unknown metric 'f1'; "),
+    (lambda e: e.result.describe("baseline"), "the baseline is what the others are compared with; name another"),
+    (lambda e: e.result.describe("L99"), "unknown condition 'L99'; "),
+    (lambda e: e.result.describe(3), "condition 3: give a name or a list of names out of: baseline, L0"),
+    (lambda e: e.result.describe([]), "condition []: give a name or a list of names"),
+    (
+        lambda e: e.result.describe(["L1", "baseline"]),
+        "the baseline is what the others are compared with; name another",
+    ),
+    (lambda e: e.result.describe("L1", tasks="x"), "unknown task 'x'; "),
+    (lambda e: e.result.describe("L1", metrics="f1"), "unknown metric 'f1'; "),
     *(
         (lambda e, x=x: e.result.critical(x), f"alpha {x!r} is not between 0 and 1; 0.05 is usual")
         for x in (-1, 2, "x", None, float("nan"), True)
@@ -39,8 +43,8 @@ RESULTS = [
     (lambda e: dl.critical_stability(e.result, n_boot=0), "n_boot 0: give a whole number, at least 1; 500 is usual"),
     (lambda e: dl.critical_stability(e.result, n_boot="x"), "n_boot 'x': give a whole number"),
     (lambda e: dl.critical_stability(e.result, seed=-1), "seed -1: give a whole number from 0"),
-    (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that a sweep wrote"),
-    (lambda e: dl.Result.load(3), "folder 3: give the folder that a sweep wrote"),
+    (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
+    (lambda e: dl.Result.load(3), "folder 3: give the folder that Result.save wrote"),
     (lambda e: dl.Result(3, {}), "a result is made of a table of documents and a record, not of int and dict; give"),
     (lambda e: dl.Result(e.result.docs, 3), "not of DataFrame and int; give these two"),
     (lambda e: dl.Result(e.result.docs.drop(columns="value"), {}), "lacks column value; it needs exactly"),
@@ -57,10 +61,10 @@ RESULTS = [
         for k in (0, -1, 99, None, "3", True, 1.5)
     ),
     (lambda e: dl.HeadScores.load("/nowhere"), "'/nowhere' holds no heads.parquet; give a folder that HeadScores"),
-    (lambda e: head_effects.losses(e.result), "conditions that are not one head each; give the result of a head"),
-    (lambda e: head_effects.agreement(e.result, e.heads), "have different heads or documents; sweep the same"),
+    (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
+    (lambda e: head_effects.head_agreement(e.result, e.heads), "have different heads or documents; sweep the same"),
     (lambda e: head_effects.auroc(e.scores, [(99, 0)]), "head L99.H0 does not exist; scored are 6 x 4"),
-    (lambda e: roles(e.scores, e.scores), "was not tested; give losses, e.g. method='exact'"),
+    (lambda e: head_roles(e.scores, e.scores), "was not tested; give losses, e.g. method='exact'"),
     (lambda e: block_table(e.heads), "the result has no blocks of layers; make it with block_sweep"),
     (lambda e: dl.analysis.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
     (lambda e: dl.analysis.loss_by_third("x"), f"result {KIND}"),
@@ -86,8 +90,8 @@ PLOTS = [
     (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
     (lambda e: dl.plots.removal_curve(e.result), "curve is a Result; give what depthlens.removal_curve returned"),
     (lambda e: dl.plots.greedy_curve(e.result), "greedy is a Result; give what depthlens.greedy_removal returned"),
-    (lambda e: dl.plots.scorecard("x"), "no verdicts to draw; give those of depthlens.claims.verdicts.judge"),
-    (lambda e: dl.plots.scorecard([]), "no verdicts to draw; give those of depthlens.claims.verdicts.judge"),
+    (lambda e: dl.plots.scorecard("x"), "no verdicts to draw; give those of depthlens.claims.judge"),
+    (lambda e: dl.plots.scorecard([]), "no verdicts to draw; give those of depthlens.claims.judge"),
 ]
 
 
@@ -103,7 +107,7 @@ CLAIMS = [
     (lambda e: Evidence(pairs=(e.result, "x")), f"one of pairs {KIND}"),
     (lambda e: Evidence(heads=e.result), "heads is a Result; give what depthlens.removal_curve returned"),
     (lambda e: Evidence(likelihood=e.result, generation=renamed(e)), "the sweeps are of models organism, other; judge"),
-    (lambda e: dl.claims.judge("x"), "evidence is a str; give depthlens.claims.verdicts.Evidence(...)"),
+    (lambda e: dl.claims.judge("x"), "evidence is a str; give depthlens.claims.Evidence(...)"),
     (lambda e: dl.claims.judge(Evidence(), n_boot=10), "n_boot 10: give a whole number, at least 200; the tails"),
     (lambda e: dl.claims.judge(Evidence(), n_boot="x"), "n_boot 'x': give a whole number"),
     (lambda e: dl.claims.judge(Evidence(likelihood=e.result), seed=-1), "seed -1: give a whole number from 0"),

@@ -72,7 +72,7 @@ def test_critical_conditions_and_findings_in_words():
     assert "guess" not in found
     (row,) = depth.critical_overlap(result).itertuples()
     assert set(row.only_task.split(", ")) == set(found["early"]) - set(found["late"])
-    early, _, guess = depth.findings(result)
+    early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** conditions proved critical (L0, L1, L2" in early
     assert "at chance, cannot judge" in guess
 
@@ -82,12 +82,10 @@ def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     docs = pd.concat([result.docs, result.docs.assign(metric="acc_norm")])
     record = {"tasks": {"early": {"metrics": {m: {"chance": 0.25} for m in ("acc", "acc_norm")}}}}
     both = Result(docs, record)
-    assert (
-        depth.judged(both) == list(dict.fromkeys(depth.loss_by_third(both)["task"])) == ["early acc", "early acc_norm"]
-    )
     found = depth.critical_by_task(both)
+    assert list(found) == list(dict.fromkeys(depth.loss_by_third(both)["task"])) == ["early acc", "early acc_norm"]
     assert found["early acc"] == found["early acc_norm"] == depth.critical_by_task(result)["early"]
-    assert [line.partition(":")[0] for line in depth.findings(both)] == ["early acc", "early acc_norm"]
-    assert list(depth.primary(both).docs["metric"].unique()) == ["acc"]
+    assert [line.partition(":")[0] for line in both.describe()] == ["early acc", "early acc_norm"]
+    assert list(both.primary().docs["metric"].unique()) == ["acc"]
     with pytest.raises(UserError, match="not one condition a layer"):
         depth.loss_by_third(Result(result.docs.assign(layer=pd.NA), result.record))

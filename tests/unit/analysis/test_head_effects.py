@@ -40,18 +40,18 @@ def effect():
 
 
 def test_losses_are_positive_where_the_score_falls(effect):
-    found = head_effects.losses(sweep(effect))
+    found = sweep(effect).head_losses()
     assert found.values == pytest.approx(-effect, abs=0.01) and found.unit == "nats" and found.n == N_DOCS
     assert found.top(2) == [(1, 2), (2, 0)]
     assert set(zip(*np.nonzero(found.critical), strict=True)) == {(1, 2), (2, 0)}
     assert (found.low <= found.values).all() and (found.values <= found.high).all()
-    worse_is_up = head_effects.losses(sweep(-effect, metric="nats", better=False))
+    worse_is_up = sweep(-effect, metric="nats", better=False).head_losses()
     assert worse_is_up.values == pytest.approx(-effect, abs=0.01) and (worse_is_up.low <= worse_is_up.high).all()
-    assert head_effects.losses(sweep(effect, method="attribution")).name.startswith("estimated loss")
+    assert sweep(effect, method="attribution").head_losses().name.startswith("estimated loss")
 
 
 def test_heads_that_were_not_swept_have_no_loss(effect):
-    found = head_effects.losses(sweep(effect, heads=[(1, h) for h in range(N_HEADS)]))
+    found = sweep(effect, heads=[(1, h) for h in range(N_HEADS)]).head_losses()
     assert np.isnan(found.values[[0, 2]]).all() and np.isfinite(found.values[1]).all()
     assert found.top(1) == [(1, 2)]
 
@@ -62,29 +62,29 @@ def test_what_cannot_be_told_apart_is_asked_for(effect):
         sweep(effect).record | {"tasks": sweep(effect).record["tasks"] | sweep(effect, task="u").record["tasks"]},
     )
     with pytest.raises(UserError, match="several tasks; name one of t, u"):
-        head_effects.losses(two)
-    assert head_effects.losses(two, "u").values[1, 2] > 1
+        two.head_losses()
+    assert two.head_losses("u").values[1, 2] > 1
     with pytest.raises(UserError, match="unknown task 'v'"):
-        head_effects.losses(two, "v")
+        two.head_losses("v")
     layers = sweep(effect)
     docs = layers.docs.assign(head=pd.array([None] * len(layers.docs), dtype="Int64"))
     with pytest.raises(UserError, match="not one head each"):
-        head_effects.losses(Result(docs, layers.record))
+        Result(docs, layers.record).head_losses()
 
 
 def test_agreement_is_spearmans_with_an_interval(effect):
     rng = np.random.default_rng(1)
     spread = rng.normal(size=effect.shape)
-    same = head_effects.agreement(sweep(spread), sweep(spread * 3, method="attribution", seed=0)).iloc[0]
+    same = head_effects.head_agreement(sweep(spread), sweep(spread * 3, method="attribution", seed=0)).iloc[0]
     assert same.spearman == pytest.approx(1) and same.ci_low > 0.95 and same.n_heads == N_LAYERS * N_HEADS
-    opposite = head_effects.agreement(sweep(spread), sweep(-spread)).iloc[0]
+    opposite = head_effects.head_agreement(sweep(spread), sweep(-spread)).iloc[0]
     assert opposite.spearman == pytest.approx(-1)
-    noisy = head_effects.agreement(sweep(0 * spread, noise=1, seed=2), sweep(0 * spread, noise=1, seed=3)).iloc[0]
+    noisy = head_effects.head_agreement(sweep(0 * spread, noise=1, seed=2), sweep(0 * spread, noise=1, seed=3)).iloc[0]
     assert noisy.ci_low < noisy.spearman < noisy.ci_high and noisy.ci_high - noisy.ci_low > 0.2
     with pytest.raises(UserError, match="share no task"):
-        head_effects.agreement(sweep(spread), sweep(spread, task="u"))
+        head_effects.head_agreement(sweep(spread), sweep(spread, task="u"))
     with pytest.raises(UserError, match="different heads"):
-        head_effects.agreement(sweep(spread), sweep(spread, heads=[(0, 0)]))
+        head_effects.head_agreement(sweep(spread), sweep(spread, heads=[(0, 0)]))
 
 
 def test_auroc(effect):

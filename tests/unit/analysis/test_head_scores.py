@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from depthlens.analysis.head_scores import HeadScores, roles
+from depthlens.analysis.head_lists import head_roles
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.errors import UserError
 
 
@@ -59,6 +60,6 @@ def test_means_intervals_and_verdicts_over_cases():
 def test_roles_need_losses_of_the_same_heads():
     scores = made_scores()
     with pytest.raises(UserError, match="alone has shape"):
-        roles(scores, made_scores(values=np.zeros((1, 2)), critical=None))
+        head_roles(scores, made_scores(values=np.zeros((1, 2)), critical=None))
     with pytest.raises(UserError, match="was not tested"):
-        roles(scores, made_scores(critical=None))
+        head_roles(scores, made_scores(critical=None))

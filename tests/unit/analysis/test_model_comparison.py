@@ -7,53 +7,15 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from made_sweeps import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
-from depthlens.analysis import depth, layer_profiles, model_comparison, recovery, stats
-from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
+from depthlens.analysis import bootstrap, depth, layer_profiles, model_comparison, stats
+from depthlens.analysis.model_comparison import compare_models
+from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 
-N_LAYERS, N = 9, 60
-EARLY = np.array([0.9, 0.7, 0.5, 0.1, 0.05, 0, 0, 0, 0])
-LATE = EARLY[::-1]
-DEPTH = np.arange(N_LAYERS) / (N_LAYERS - 1)
 # Coverage is binomial: with 300 samples of a 95% interval it stays above 0.91 with probability 0.998.
 SAMPLES, LEAST_COVERAGE, MOST_FALSE = 300, 0.91, 0.09
-
-
-def sweep(
-    losses, *, accuracy=0.9, task="sums", metric="acc", model="base", n=N, chance=0.0, seed=0, suffix="", record=()
-):
-    """Right answers at a rate of ``accuracy``, lost independently at each layer with the probability ``losses``."""
-    rng = np.random.default_rng(seed)
-    right = rng.random(n) < accuracy
-    values = {"baseline": (None, right)}
-    for layer, loss in enumerate(losses):
-        values[f"L{layer}{suffix}"] = layer, right & (rng.random(n) >= loss)
-    return result_of(values, task=task, metric=metric, model=model, chance=chance, record=dict(record))
-
-
-def result_of(values, *, task="sums", metric="acc", model="base", chance=0.0, better=True, record=None):
-    """values: {condition: (layer, one value a document)}."""
-    rows = [
-        (model, task, metric, condition, layer, None, doc, float(v), "")
-        for condition, (layer, scores) in values.items()
-        for doc, v in enumerate(scores)
-    ]
-    about = {"version": 1, "num_fewshot": 0, "metrics": {metric: {"higher_is_better": better, "chance": chance}}}
-    dims = {"dims": {"n_layers": N_LAYERS}}
-    return Result(
-        pd.DataFrame(rows, columns=DOCS_COLUMNS), {"model": dims, "tasks": {task: about}, "seed": 0} | (record or {})
-    )
-
-
-def nats(losses, *, model="base", task="sums", n=N, seed=0, noise=0.5):
-    """Log-likelihoods around -5 nats that fall by ``losses`` on average."""
-    rng = np.random.default_rng(seed)
-    base = -5 + rng.normal(0, 1, n)
-    values = {"baseline": (None, base)}
-    for layer, loss in enumerate(losses):
-        values[f"L{layer}"] = layer, base - loss + rng.normal(0, noise, n)
-    return result_of(values, task=task, metric="answer_logprob", model=model, chance=None)
 
 
 # -- difference by layer -------------------------------------------------------------------------------
@@ -61,7 +23,7 @@ def nats(losses, *, model="base", task="sums", n=N, seed=0, noise=0.5):
 
 def test_difference_of_differences_by_layer():
     base, distilled = sweep(EARLY), sweep(LATE, model="distilled", seed=1)
-    table = model_comparison.difference(base, distilled)
+    table = model_comparison.layer_differences(base, distilled)
     losses = [-r.summary["delta"].iloc[1:].to_numpy() for r in (base, distilled)]
     np.testing.assert_allclose(table["base"], losses[0])
     np.testing.assert_allclose(table["distilled"], losses[1])
@@ -69,7 +31,7 @@ def test_difference_of_differences_by_layer():
     assert (table["ci_low"] <= table["difference"]).all() and (table["difference"] <= table["ci_high"]).all()
     assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 6, 7, 8]
     np.testing.assert_allclose(table["p_adjusted"], stats.holm(table["p_value"]))
-    swapped = model_comparison.difference(distilled, base)
+    swapped = model_comparison.layer_differences(distilled, base)
     np.testing.assert_allclose(swapped["difference"], -table["difference"])
     np.testing.assert_allclose(swapped["ci_low"], -table["ci_high"])
     np.testing.assert_allclose(swapped["p_value"], table["p_value"])
@@ -77,7 +39,7 @@ def test_difference_of_differences_by_layer():
 
 def test_continuous_scores_are_compared_by_a_paired_t_test():
     base, distilled = nats(EARLY * 3), nats(LATE * 3, model="distilled", seed=1)
-    table = model_comparison.difference(base, distilled)
+    table = model_comparison.layer_differences(base, distilled)
     changes = [
         r.docs.pivot(index="doc_id", columns="condition", values="value").pipe(lambda t: t["baseline"] - t["L2"])
         for r in (base, distilled)
@@ -101,7 +63,7 @@ def test_intervals_and_tests_hold_their_level_for_sparse_and_for_equal_losses(n)
     for name, (a, lost_a, b, lost_b) in cases.items():
         rights = [rng.random((SAMPLES, n)) < x for x in (a, b)]
         loss = [r & (rng.random(r.shape) < x) for r, x in zip(rights, (lost_a, lost_b), strict=True)]
-        low, high, p = model_comparison._counts((loss[0].astype(int) - loss[1]).T)
+        low, high, p = model_comparison.whole_number_test((loss[0].astype(int) - loss[1]).T)
         truth = a * lost_a - b * lost_b
         covered = ((low <= truth) & (truth <= high)).mean()
         assert covered >= LEAST_COVERAGE, f"{name}: the interval covers in {covered:.2f} of samples"
@@ -113,19 +75,21 @@ def test_intervals_and_tests_hold_their_level_for_sparse_and_for_equal_losses(n)
 
 
 def test_the_sign_flip_test_is_exact():
-    assert model_comparison._flip_p(5, 0, 3) == pytest.approx(float(stats.mcnemar_p(1, 4)))
+    assert model_comparison.sign_flip_p(5, 0, 3) == pytest.approx(float(stats.mcnemar_p(1, 4)))
     signs = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1)  # all ways to flip three ones and two twos
     sums = np.abs(np.array([1, 1, 1, 2, 2]) @ signs)
     for total in (1, 3, 5, 7):
-        assert model_comparison._flip_p(3, 2, total) == pytest.approx((sums >= total).mean())
-    assert model_comparison._flip_p(0, 0, 0) == 1.0
+        assert model_comparison.sign_flip_p(3, 2, total) == pytest.approx((sums >= total).mean())
+    assert model_comparison.sign_flip_p(0, 0, 0) == 1.0
 
 
 def test_the_family_of_layers_has_few_false_alarms_under_the_null():
     """Equal profiles: at most 5% of comparisons call any layer proven (and simulation error)."""
     losses = np.linspace(0.6, 0, N_LAYERS)
     false = [
-        model_comparison.difference(sweep(losses, seed=2 * i), sweep(losses, model="d", seed=2 * i + 1))["proven"].any()
+        model_comparison.layer_differences(sweep(losses, seed=2 * i), sweep(losses, model="d", seed=2 * i + 1))[
+            "proven"
+        ].any()
         for i in range(100)
     ]
     assert np.mean(false) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 100)
@@ -133,28 +97,28 @@ def test_the_family_of_layers_has_few_false_alarms_under_the_null():
 
 def test_nothing_lost_is_no_proof_of_equality():
     base, distilled = sweep(EARLY * 0, n=20), sweep(EARLY * 0, model="distilled", n=20)
-    table = model_comparison.difference(base, distilled)
+    table = model_comparison.layer_differences(base, distilled)
     assert (table["difference"] == 0).all() and (table["p_value"] == 1).all() and not table["proven"].any()
     assert (table["ci_high"] > 0.05).all() and (table["ci_low"] < -0.05).all()
-    thirds = model_comparison.by_third(base, distilled)
+    thirds = compare_models(base, distilled, scale="score").thirds
     assert (thirds["ci_low"] < 0).all() and (thirds["ci_high"] > 0).all()
-    (row,) = model_comparison.centre_difference(base, distilled).itertuples()
+    (row,) = compare_models(base, distilled).centres.itertuples()
     assert (
         math.isnan(row.shift) and row.unplaced == f"base: {layer_profiles.NO_LOSS}; distilled: {layer_profiles.NO_LOSS}"
     )
-    said = "\n".join(model_comparison.findings(base, distilled))
+    said = "\n".join(compare_models(base, distilled).describe())
     assert "cannot judge whether the losses moved" in said and "proven to cost distilled more" in said
 
 
 def test_a_model_at_chance_is_not_judged():
     base = sweep(EARLY, accuracy=0.2, chance=0.25)
     distilled = sweep(LATE, model="distilled", chance=0.25)
-    table = model_comparison.difference(base, distilled)
+    table = model_comparison.layer_differences(base, distilled)
     assert set(table["at_chance"]) == {"base"} and table["p_adjusted"].isna().all() and not table["proven"].any()
-    assert model_comparison.by_third(base, distilled).empty
-    (row,) = model_comparison.centre_difference(base, distilled).itertuples()
+    assert compare_models(base, distilled, scale="score").thirds.empty
+    (row,) = compare_models(base, distilled).centres.itertuples()
     assert row.unplaced == "base: at chance" and math.isnan(row.base) and row.distilled > 0.5
-    scores, verdict = model_comparison.findings(base, distilled)
+    scores, verdict = compare_models(base, distilled).describe()
     assert "distilled scores" in scores and "base at chance, cannot judge" in verdict
 
 
@@ -171,7 +135,7 @@ def test_thirds_on_three_scales():
         "importance": [x.reshape(3, 3).sum(1) / x.sum() for x in loss],
     }
     for scale, (a, b) in wanted.items():
-        table = model_comparison.by_third(base, distilled, scale=scale)
+        table = compare_models(base, distilled, scale=scale).thirds
         np.testing.assert_allclose(table["base"], a)
         np.testing.assert_allclose(table["distilled"], b)
         np.testing.assert_allclose(table["difference"], a - b)
@@ -179,15 +143,15 @@ def test_thirds_on_three_scales():
         single = depth.loss_by_third(base, scale=scale)
         np.testing.assert_allclose(single["loss"], a)
     with pytest.raises(UserError, match="unknown scale 'share'"):
-        model_comparison.by_third(base, distilled, scale="share")
+        compare_models(base, distilled, scale="share")
     with pytest.raises(UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
-        model_comparison.by_third(nats(EARLY), nats(EARLY, model="d"), scale="above_chance")
+        compare_models(nats(EARLY), nats(EARLY, model="d"), scale="above_chance")
 
 
 def test_the_centre_of_mass_is_the_mean_depth_of_the_losses():
     for result in (sweep(LATE, n=100), nats(LATE * 3, n=100)):
         loss = -result.summary["delta"].iloc[1:].to_numpy()
-        (row,) = depth.centre_of_mass(result).itertuples()
+        (row,) = depth.centre_of_mass(result).table.itertuples()
         assert row.centre == pytest.approx(loss @ DEPTH / loss.sum())
         truth = LATE @ DEPTH / LATE.sum()
         assert row.ci_low < truth < row.ci_high and row.ci_high - row.ci_low < 0.1
@@ -196,12 +160,12 @@ def test_the_centre_of_mass_is_the_mean_depth_of_the_losses():
 def test_a_shifted_profile_moves_the_centre_by_the_shift():
     one, two = np.zeros(N_LAYERS), np.zeros(N_LAYERS)
     one[1:4] = two[4:7] = 0.6
-    (row,) = model_comparison.centre_difference(sweep(one, n=200), sweep(two, model="d", n=200, seed=1)).itertuples()
+    (row,) = compare_models(sweep(one, n=200), sweep(two, model="d", n=200, seed=1)).centres.itertuples()
     assert row.ci_low < 3 / (N_LAYERS - 1) < row.ci_high and row.shift == pytest.approx(row.distilled - row.base)
     assert row.ci_high - row.ci_low < 0.1
-    said = "\n".join(model_comparison.findings(sweep(one), sweep(two, model="d", seed=1)))
+    said = "\n".join(compare_models(sweep(one), sweep(two, model="d", seed=1)).describe())
     assert "moved **deeper**" in said and "L1, L2, L3" in said and "L4, L5, L6" in said
-    back = "\n".join(model_comparison.findings(sweep(two), sweep(one, model="d", seed=1)))
+    back = "\n".join(compare_models(sweep(two), sweep(one, model="d", seed=1)).describe())
     assert "moved **towards the first layers**" in back
 
 
@@ -221,12 +185,12 @@ def test_equal_profiles_have_no_proven_shift_and_intervals_cover():
         found = [drawn_profile(losses, 40, rng) for losses in (EARLY, EARLY, LATE)]
         means = layer_profiles.drawn(found, seed=i, n_boot=300)
         a, b, c = (depth.centre(p, m[0]) for p, m in zip(found, means, strict=True))
-        low, high = layer_profiles.interval(b - a, 40)
+        low, high = bootstrap.interval(b - a, 40)
         false += low > 0 or high < 0
-        low, high = layer_profiles.interval(c - a, 40)
+        low, high = bootstrap.interval(c - a, 40)
         covered += low <= truth <= high
         one, twin = (depth.third_losses(p, *m, "score") for p, m in zip(found[:2], means[:2], strict=True))
-        low, high = layer_profiles.interval(one - twin, 40)
+        low, high = bootstrap.interval(one - twin, 40)
         third += ((low > 0) | (high < 0)).mean()
     error = 2.5 * math.sqrt(0.05 * 0.95 / n_samples)
     assert false / n_samples <= 0.05 + error and third / n_samples <= 0.05 + error
@@ -237,7 +201,9 @@ def test_gains_weigh_against_losses_and_noise_does_not_pull_to_the_middle():
     """Layers that do nothing must not count: with losses below 0 counted as 0 the centre would be above 0.1."""
     losses = np.zeros(N_LAYERS)
     losses[0] = 1.0
-    centres = [depth.centre_of_mass(nats(losses, seed=i, noise=0.5), n_boot=50)["centre"].item() for i in range(40)]
+    centres = [
+        depth.centre_of_mass(nats(losses, seed=i, noise=0.5), n_boot=50).table["centre"].item() for i in range(40)
+    ]
     assert np.mean(centres) == pytest.approx(0.0, abs=0.06)  # three standard errors
 
 
@@ -245,7 +211,7 @@ def test_several_tasks_of_one_model_are_compared():
     knowledge, reasoning = sweep(EARLY, task="facts", seed=1), nats(LATE * 4, task="solutions")
     idle = sweep(EARLY, task="guess", accuracy=0.2, chance=0.25)
     result = concat([knowledge, reasoning, idle])
-    centres = depth.centre_of_mass(result).set_index("task")
+    centres = depth.centre_of_mass(result).table.set_index("task")
     assert centres.loc["guess", "unplaced"] == "at chance" and math.isnan(centres.loc["guess", "centre"])
     (row,) = depth.centre_differences(result).itertuples()
     assert (row.task, row.other) == ("facts", "solutions")
@@ -254,14 +220,17 @@ def test_several_tasks_of_one_model_are_compared():
     gaps = depth.third_differences(result)
     assert gaps["difference"].sum() == pytest.approx(0), "shares of each task add up to 1"
     assert gaps["ci_low"].iloc[0] > 0 > gaps["ci_high"].iloc[2]
-    facts, solutions, guess, pair = depth.depth_findings(result)
-    assert "guess: at chance, cannot judge" in guess and "facts lies **less deep** than solutions" in pair
+    facts, solutions, guess, pair = depth.centre_of_mass(result).describe()
+    assert (
+        "guess: at chance, cannot judge" in guess
+        and "The losses of facts are **less deep** than those of solutions" in pair
+    )
     assert "of the model's depth (n = 60)" in facts and solutions.startswith("solutions")
 
 
 def test_selected_layers_keep_their_depth():
     result = sweep(LATE).select(conditions=["L6", "L7", "L8"])
-    (row,) = depth.centre_of_mass(result).itertuples()
+    (row,) = depth.centre_of_mass(result).table.itertuples()
     assert row.centre > 6 / (N_LAYERS - 1)
     with pytest.raises(UserError, match="no layer of the first third was removed"):
         depth.loss_by_third(result)
@@ -274,7 +243,9 @@ def test_lower_is_better_counts_the_rise_as_a_loss():
         for c, g in right.docs.groupby("condition", sort=False)
     }
     wrong = result_of(values, better=False, chance=None)
-    assert depth.centre_of_mass(wrong)["centre"].item() == pytest.approx(depth.centre_of_mass(right)["centre"].item())
+    assert depth.centre_of_mass(wrong).table["centre"].item() == pytest.approx(
+        depth.centre_of_mass(right).table["centre"].item()
+    )
 
 
 # -- refusals ------------------------------------------------------------------------------------------
@@ -296,12 +267,7 @@ def test_lower_is_better_counts_the_rise_as_a_loss():
     ],
 )
 def test_sweeps_that_differ_are_refused(other, message):
-    for compare in (
-        model_comparison.difference,
-        model_comparison.by_third,
-        model_comparison.centre_difference,
-        model_comparison.findings,
-    ):
+    for compare in (model_comparison.layer_differences, compare_models):
         with pytest.raises(UserError, match=message):
             compare(sweep(EARLY), other)
 
@@ -310,105 +276,8 @@ def test_examples_that_differ_and_several_models_are_refused():
     base, other = sweep(EARLY), sweep(EARLY, model="d")
     record = other.record | {"tasks": {"sums": other.record["tasks"]["sums"] | {"num_fewshot": 4}}}
     with pytest.raises(UserError, match="task sums: num_fewshot is 0 for base and 4 for d"):
-        model_comparison.difference(base, Result(other.docs, record))
+        model_comparison.layer_differences(base, Result(other.docs, record))
     both = Result(pd.concat([base.docs, other.docs]), base.record)
-    for call in (lambda: model_comparison.difference(both, base), lambda: depth.centre_of_mass(both)):
-        with pytest.raises(UserError, match=r"has models base, d; choose one with select\(model=...\)"):
+    for call in (lambda: model_comparison.layer_differences(both, base), lambda: depth.centre_of_mass(both).table):
+        with pytest.raises(UserError, match=r"has models base, d; choose one with select\(models=...\)"):
             call()
-
-
-# -- transplants ---------------------------------------------------------------------------------------
-
-
-def transplants(shares, *, n=N, own=0.2, goal=0.9, seed=0, extra=()):
-    """Base and donor on the same documents; under a condition a share of what only the donor knows is known, too."""
-    rng = np.random.default_rng(seed)
-    base = rng.random(n) < own
-    donor = base | (rng.random(n) < (goal - own) / (1 - own))
-    values = {"baseline": (None, base)}
-    for condition, share in shares.items():
-        values[condition] = None, base | (donor & (rng.random(n) < share))
-    values |= dict(extra)
-    return result_of(values), result_of({"baseline": (None, donor)}, model="donor")
-
-
-SHARES = {"L0@donor": 0.0, "L8@donor": 0.3, "L0-4@donor": 0.2, "L0-8@donor": 1.0, "L5-8@donor": 0.8, "L2.H1@donor": 0.0}
-
-
-def test_recovered_shares_have_their_true_value_and_place():
-    result, donor = transplants(SHARES, n=200)
-    table = recovery.transplant_recovery(result, donor).set_index("condition")
-    for condition, share in SHARES.items():
-        row = table.loc[condition]
-        assert row["ci_low"] <= share <= row["ci_high"], condition
-        gap = row["donor"] - row["base"]
-        assert row["recovered"] == pytest.approx((row["value"] - row["base"]) / gap)
-    assert table.loc["L0-8@donor", "recovered"] == 1.0
-    unchanged = table.loc["L0@donor"]
-    assert unchanged["recovered"] == 0 and unchanged["ci_low"] < 0 < unchanged["ci_high"], "no change is no proof"
-    assert table.loc["L5-8@donor", ["first", "last"]].tolist() == [5, 8] and table.loc["L2.H1@donor", "site"] == "head"
-    assert table["first"].isna().tolist() == [False] * 5 + [True]
-    kinds = {kind: rows["condition"].tolist() for kind, rows in recovery.series(table.reset_index()).items()}
-    assert kinds == {
-        "of one layer": ["L0@donor", "L8@donor"],
-        "from the bottom": ["L0@donor", "L0-4@donor", "L0-8@donor"],
-        "from the top": ["L0-8@donor", "L5-8@donor", "L8@donor"],
-    }
-
-
-JOINED = (("L0@donor", "L8@donor"), ("L2.H1@donor",))
-
-
-def test_recovery_in_words():
-    result, donor = transplants(SHARES, n=200)
-    said = recovery.recovery_findings(recovery.transplant_recovery(result, donor))
-    assert any("from the top: half of the gap is surely recovered from **L5-8@donor** on" in line for line in said)
-    assert any("L2.H1@donor recovers 0.00" in line and "no proven change" in line for line in said)
-    ties = {"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}
-    said = recovery.recovery_findings(recovery.transplant_recovery(*transplants(ties)))
-    assert "**L0-4@donor recovers 1.00" in said[0], "of equal ones the smaller"
-    assert any(line.startswith("sums: L8.attn@donor recovers 0.00") for line in said), "one alone makes no series"
-    few = {c: SHARES[c] for c in ("L0@donor", "L0-4@donor")} | {"L1@donor": 0.0}
-    said = recovery.recovery_findings(recovery.transplant_recovery(*transplants(few, n=40)))
-    assert any("none surely recovers half" in line for line in said)
-
-
-def test_tables_that_were_joined_lose_no_sentence():
-    """Their rows are numbered alike: the head stands where the first layer stands in the other table."""
-    tables = [recovery.transplant_recovery(*transplants({c: SHARES[c] for c in kept})) for kept in JOINED]
-    assert [list(t.index) for t in tables] == [[0, 1], [0]]
-    said = recovery.recovery_findings(pd.concat(tables))
-    assert any(line.startswith("sums: L2.H1@donor recovers") for line in said)
-
-
-def test_intervals_of_recovered_shares_cover():
-    rng, n, n_samples, share, covered, known = np.random.default_rng(0), 40, 300, 0.3, 0, 0
-    for seed in range(n_samples):
-        base = rng.random(n) < 0.2
-        donor = base | (rng.random(n) < 0.8)
-        given = base | (donor & (rng.random(n) < share))
-        scores = (x.astype(float) for x in (base, donor, given[:, None]))
-        ((_, low, high),), no_gap = recovery._shares(*scores, seed, 300)
-        known += not no_gap
-        covered += low <= share <= high
-    assert known == n_samples and covered / n_samples >= 0.95 - 2.5 * math.sqrt(0.05 * 0.95 / n_samples)
-
-
-def test_without_a_gap_nothing_is_recovered():
-    result, donor = transplants(SHARES, own=0.9, goal=0.92)
-    table = recovery.transplant_recovery(result, donor)
-    assert table["recovered"].isna().all() and set(table["no_gap"]) == {recovery.NO_GAP}
-    assert table["value"].notna().all()
-    (line,) = recovery.recovery_findings(table)
-    assert "not proven better than the base, cannot judge transplants" in line
-
-
-def test_recovery_reads_transplants_only_and_refuses_other_documents():
-    result, donor = transplants(SHARES, extra={"L3": (3, np.zeros(N))}.items())
-    table = recovery.transplant_recovery(result, donor)
-    assert set(table["condition"]) == set(SHARES)
-    with pytest.raises(UserError, match="no condition takes a part from a donor"):
-        recovery.transplant_recovery(sweep(EARLY), donor)
-    other = transplants(SHARES, n=N - 1)[1]
-    with pytest.raises(UserError, match="task sums: documents 59 of base are missing for donor"):
-        recovery.transplant_recovery(result, other)

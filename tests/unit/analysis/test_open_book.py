@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 
-from depthlens.analysis import open_book
+from depthlens.analysis import depth, open_book
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.plots.layers import beyond as draw
+from depthlens.plots.open_book import beyond as draw
 
 CLOSED, OPENED, N, LAYERS = "closed", "open", 30, 6
 ANSWER_LOGPROB = "answer_logprob"
@@ -29,7 +29,7 @@ def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, flo
                 ("m", task, ANSWER_LOGPROB, f"L{layer}{site}", layer, pd.NA, i, v, "") for i, v in enumerate(values)
             ]
     columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    about = {"metrics": {ANSWER_LOGPROB: {"higher_is_better": True, "chance": None, "least": 0.05}}}
+    about = {"metrics": {ANSWER_LOGPROB: {"higher_is_better": True, "chance": None, "min_effect": 0.05}}}
     record = {"tasks": dict.fromkeys(losses, about), "model": {"dims": {"n_layers": LAYERS}}}
     return Result(pd.DataFrame(rows, columns=columns), record)
 
@@ -42,7 +42,7 @@ def both() -> Result:
 
 
 def test_what_the_book_is_worth(both):
-    (row,) = open_book.book_worth(both, CLOSED, OPENED).itertuples()
+    (row,) = open_book.open_book_gain(both, CLOSED, OPENED).table.itertuples()
     docs = both.docs[both.docs["condition"] == "baseline"].pivot(index="doc_id", columns="task", values="value")
     test = sps.ttest_rel(docs[OPENED], docs[CLOSED])
     assert (row.metric, row.n) == (ANSWER_LOGPROB, N) and row.difference == pytest.approx(
@@ -54,7 +54,8 @@ def test_what_the_book_is_worth(both):
 
 
 def test_what_serves_the_finding_and_what_the_knowing(both):
-    table = open_book.beyond(both, CLOSED, OPENED)
+    losses = open_book.open_book_losses(both, CLOSED, OPENED)
+    table = losses.table
     assert list(table["condition"]) == [f"L{i}" for i in range(LAYERS)]
     values = {t: g.pivot(index="doc_id", columns="condition", values="value") for t, g in both.docs.groupby("task")}
     for row in table.itertuples():
@@ -64,12 +65,15 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
         assert (row.closed, row.opened) == pytest.approx((one.mean(), other.mean()))
     proven = table[table["p_adjusted"] < 0.05]
     assert dict(zip(proven["condition"], proven["difference"] > 0, strict=True)) == {"L1": True, "L3": False}
-    lines = open_book.book_findings(open_book.book_worth(both, CLOSED, OPENED), table)
-    assert lines[1].endswith("(they serve the finding): L1.") and lines[2].endswith("(they serve the knowing): L3.")
+    finding, knowing = losses.describe()
+    assert finding.endswith("(they serve finding the answer): L1.")
+    assert knowing.endswith("(they serve knowing the answer): L3.")
+    (gain,) = open_book.open_book_gain(both, CLOSED, OPENED).describe()
+    assert gain.startswith("The book changes the whole model's score by **+0.") and "nats of the right answer" in gain
 
 
 def test_the_figure_of_it(both):
-    fig = draw(open_book.beyond(both, CLOSED, OPENED))
+    fig = draw(open_book.open_book_losses(both, CLOSED, OPENED).table)
     (ax,) = fig.axes
     drawn = {round(float(x)): line for line in ax.lines if line.get_gid() == "gap" for x in line.get_xdata()}
     assert sorted(drawn) == list(range(LAYERS)) and ax.get_xlabel() == "layer"
@@ -78,7 +82,7 @@ def test_the_figure_of_it(both):
 
 
 def test_where_the_losses_lie(both):
-    first, second = open_book.findings(both)
+    first, second = depth.describe_first_third(both)
     # 3.1 of 5.3 nats, and 4.5 of 4.8
     assert first.startswith("closed: the first third of the layers holds **5") and first.endswith("more than half.")
     assert second.startswith("open: ") and "more than half" in second
@@ -92,7 +96,8 @@ class TestSites:
         return Result(docs, attn.record)
 
     def test_attentions_share(self):
-        table = open_book.site_losses(self.joined())
+        shares = open_book.site_losses(self.joined())
+        table = shares.table
         assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
         whole = table[table["third"] == "all"].set_index("task")
         assert whole["share"][CLOSED] == pytest.approx(0.25, abs=0.05)
@@ -100,7 +105,7 @@ class TestSites:
         assert (whole["ci_low"] < whole["share"]).all() and (whole["share"] < whole["ci_high"]).all()
         parts = table[(table["third"] != "all") & (table["task"] == CLOSED)]
         assert parts["attn"].sum() == pytest.approx(whole["attn"][CLOSED])
-        closed, opened = open_book.site_findings(table)
+        closed, opened = shares.describe()
         assert closed.startswith("closed: attention holds **2") and opened.startswith("open: attention holds **7")
 
     def test_both_sites_are_needed(self, both):
@@ -110,11 +115,11 @@ class TestSites:
 
 def test_mistakes(both):
     with pytest.raises(UserError, match="unknown task 'x'"):
-        open_book.book_worth(both, "x", OPENED)
+        open_book.open_book_gain(both, "x", OPENED)
     with pytest.raises(UserError, match="have no metric 'acc' in common; sweep with measure='both'"):
-        open_book.beyond(both, CLOSED, OPENED, metric="acc")
+        open_book.open_book_losses(both, CLOSED, OPENED, metric="acc")
     fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record)
     with pytest.raises(UserError, match="were asked other documents; give both the same limit"):
-        open_book.beyond(fewer, CLOSED, OPENED)
+        open_book.open_book_losses(fewer, CLOSED, OPENED)
     with pytest.raises(UserError, match="of no single layer"):
-        draw(open_book.beyond(both, CLOSED, OPENED).iloc[:0])
+        draw(open_book.open_book_losses(both, CLOSED, OPENED).table.iloc[:0])

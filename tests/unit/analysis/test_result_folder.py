@@ -197,7 +197,7 @@ def test_head_scores_and_results_do_not_replace_each_other(result, tmp_path):
     with pytest.raises(UserError, match="holds a record.json of something else"):
         result.save(tmp_path / "scores")
     for name, record, said in [
-        ("b", scores.record, "scores a, not b"),
+        ("b", scores.record, "name a, not b"),
         ("a", {"model": {"fingerprint": "2"}, "limit": 2}, "model fingerprint 1, not 2"),
         ("a", {"model": {"fingerprint": "1"}, "limit": 3}, "limit 2, not 3"),
     ]:

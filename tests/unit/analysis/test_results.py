@@ -1,56 +1,26 @@
-"""Results: derived numbers, verdicts, the round trip through disk, and every refusal."""
+"""Results: derived numbers, sentences, selections, joined results, and every refusal."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from made_results import ACC, capitals_and_elements, docs_of, record_of
 
 from depthlens.analysis import stats
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
-from depthlens.paths import writable_folder
-
-ACC = {"higher_is_better": True, "chance": 0.25, "binary": True}
-
-
-def docs_of(values: dict[str, list[float]], *, task="capitals", metric="acc", model="tiny") -> pd.DataFrame:
-    rows = []
-    for condition, column in values.items():
-        layer = int(condition[1:].split(".")[0]) if condition != "baseline" else pd.NA
-        for doc_id, value in enumerate(column):
-            rows.append((model, task, metric, condition, layer, pd.NA, doc_id, float(value), f"é{value}"))
-    return pd.DataFrame(rows, columns=DOCS_COLUMNS)
-
-
-def record_of(**tasks: dict) -> dict:
-    entry = {"version": 1, "num_fewshot": 0, "output_type": "multiple_choice"}
-    return {
-        "model": {"name": "tiny", "n_layers": 4},
-        "seed": 0,
-        "tasks": {task: {**entry, "metrics": metrics} for task, metrics in tasks.items()},
-    }
 
 
 @pytest.fixture
 def result() -> Result:
-    """`capitals` 18/20 at baseline, L0 fatal, L1 harmless; `elements` 5/20, which is chance."""
-    good = [1] * 18 + [0, 0]
-    docs = pd.concat(
-        [
-            docs_of({"baseline": good, "L0": [0] * 20, "L1": [0] + good[1:]}),
-            docs_of({"baseline": [1] * 5 + [0] * 15, "L0": [0] * 20, "L1": [1] * 20}, task="elements"),
-        ]
-    )
-    return Result(docs, record_of(capitals={"acc": ACC}, elements={"acc": ACC}))
+    return capitals_and_elements()
 
 
 # -- what is derived -----------------------------------------------------------------------------------
@@ -139,11 +109,14 @@ def test_critical_alpha(result):
 
 def test_verdicts(result):
     low, high = stats.tango_interval(18, 0, 20)
-    cost = result.verdict("L0", task="capitals")
+    (cost,) = result.describe("L0", tasks="capitals")
     assert cost.startswith(f"L0 costs 0.9 [{-high:.2g}, {-low:.2g}] acc of capitals (p_adjusted = ")
-    assert result.verdict("L1", task="capitals").startswith("L1 shows no proven change of acc of capitals: -0.05 [")
-    assert "at chance: cannot judge" in result.verdict("L1", task="elements")
-    assert result.verdict("L0").count("\n") == 1  # one line per task
+    assert result.describe("L1", tasks="capitals")[0].startswith(
+        "L1 shows no proven change of acc of capitals: -0.05 ["
+    )
+    assert "at chance: cannot judge" in result.describe("L1", tasks="elements")[0]
+    assert len(result.describe("L0")) == 2 and len(result.describe(["L0", "L1"])) == 4  # one for each task
+    assert all(line.endswith(".") for line in result.describe(["L0", "L1"]))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +126,7 @@ def test_verdicts(result):
 def test_verdict_knows_the_direction(better, first, second):
     docs = docs_of({"baseline": [1] * 10 + [0] * 10, "L0": [0] * 20, "L1": [1] * 20})
     result = Result(docs, record_of(capitals={"acc": {"higher_is_better": better, "chance": None}}))
-    assert result.verdict("L0").startswith(first) and result.verdict("L1").startswith(second)
+    assert result.describe("L0")[0].startswith(first) and result.describe("L1")[0].startswith(second)
 
 
 def test_too_few_documents_are_said_to_be_too_few():
@@ -163,7 +136,7 @@ def test_too_few_documents_are_said_to_be_too_few():
     assert result.notes == [
         "capitals acc: 5 documents are too few for any loss to reach p_adjusted < 0.05; take about 11"
     ]
-    assert "too few documents to show any loss, take about 11" in result.verdict("L3")
+    assert "too few documents to show any loss, take about 11" in result.describe("L3")[0]
     enough = {name: column * 3 for name, column in values.items()}
     assert Result(docs_of(enough), record_of(capitals={"acc": ACC})).notes == []
 
@@ -171,10 +144,10 @@ def test_too_few_documents_are_said_to_be_too_few():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r: r.verdict("L9"), "unknown condition 'L9'"),
-        (lambda r: r.verdict("baseline"), "name another condition"),
-        (lambda r: r.verdict("L0", task="capital"), "unknown task 'capital'; did you mean capitals"),
-        (lambda r: r.verdict("L0", metric="f1"), "unknown metric 'f1'; allowed: acc"),
+        (lambda r: r.describe("L9"), "unknown condition 'L9'"),
+        (lambda r: r.describe("baseline"), "name another condition"),
+        (lambda r: r.describe("L0", tasks="capital"), "unknown task 'capital'; did you mean capitals"),
+        (lambda r: r.describe("L0", metrics="f1"), "unknown metric 'f1'; allowed: acc"),
         (lambda r: r.select(tasks="nope"), "unknown task 'nope'"),
         (lambda r: r.select(conditions=["L0", "L7"]), "unknown condition 'L7'"),
         (lambda r: Result(r.docs, {}).baselines, "record says nothing of metric 'acc' of task 'capitals'"),
@@ -210,6 +183,55 @@ def test_select_keeps_the_baseline_and_says_so(result):
     assert result.select(models="tiny", metrics="acc").summary.equals(result.summary)
 
 
+def test_primary_is_the_first_own_metric_of_each_task():
+    """The second task has the metrics of the first in the other order: each keeps its own first."""
+    values = {"baseline": [1, 1, 0], "L0": [0, 1, 0]}
+    pairs = [("a", "acc"), ("a", "acc_norm"), ("b", "acc_norm"), ("b", "acc"), ("c", "answer_logprob")]
+    pairs += [("d", "answer_logprob"), ("d", "acc")]
+    docs = pd.concat([docs_of(values, task=task, metric=metric) for task, metric in pairs])
+    tasks = {task: {metric: ACC for t, metric in pairs if t == task} for task in "abcd"}
+    result = Result(docs, record_of(**tasks))
+
+    def kept(chosen):
+        return list(dict.fromkeys(chosen.docs[["task", "metric"]].itertuples(index=False, name=None)))
+
+    first = [("a", "acc"), ("b", "acc_norm"), ("c", "answer_logprob"), ("d", "acc")]
+    assert kept(result.primary()) == first
+    assert sorted(kept(result.primary(with_logprob=True))) == sorted([*first, ("d", "answer_logprob")])
+
+
+def test_scores_and_losses_of_documents():
+    values = {"baseline": [1.0, 0.5], "L1": [0.25, 0.5], "L0": [1.0, 1.0]}
+    for better, sign in ((True, 1), (False, -1)):
+        result = Result(docs_of(values), record_of(capitals={"acc": {"higher_is_better": better}}))
+        assert result.scores("capitals", "acc").to_dict("list") == values
+        losses = result.document_losses("capitals", "acc")
+        assert losses.to_dict("list") == {"L1": [0.75 * sign, 0.0], "L0": [0.0, -0.5 * sign]}
+        table = result.losses().set_index("condition")
+        assert table["loss"].to_dict() == losses.mean().to_dict()
+        assert (table["loss_low"] <= table["loss"]).all() and (table["loss"] <= table["loss_high"]).all()
+    with pytest.raises(UserError, match="unknown metric 'f1'"):
+        result.scores("capitals", "f1")
+    two = Result(pd.concat([result.docs, result.docs.assign(model="other")]), result.record)
+    with pytest.raises(UserError, match="there are several models; name one of tiny, other"):
+        two.scores("capitals", "acc")
+    assert two.scores("capitals", "acc", "other").to_dict("list") == values
+
+
+def test_a_whole_result_is_described_by_what_was_removed(result):
+    critical, chance = result.describe()
+    assert critical.startswith("capitals: **1 of 2** conditions proved critical (L0)") and "at chance" in chance
+    assert result.describe(tasks="elements") == [chance]
+    blocks = Result(result.docs.replace({"condition": {"L1": "L0-1"}}), result.record)
+    assert "the largest block without a proven loss is **L0-1**" in blocks.describe(tasks="capitals")[0]
+    heads = result.docs.assign(head=result.docs["layer"] * 0)
+    record = result.record | {"model": {"name": "tiny", "dims": {"n_layers": 2, "n_heads": 1}}}
+    (line,) = Result(heads, record).describe(tasks="capitals")
+    assert line.startswith("loss of acc, capitals: **1 of 2** heads are critical; the highest of 2 heads is L0.H0 with")
+    two = Result(pd.concat([result.docs, result.docs.assign(model="other")]), result.record)
+    assert [line.split(",")[0] for line in two.describe()] == ["tiny", "tiny", "other", "other"]
+
+
 def test_concat_keeps_the_shared_baseline_once(result):
     whole = result.select(tasks="capitals")
     base = whole.docs[whole.docs["condition"] == "baseline"]["value"].tolist()
@@ -231,7 +253,7 @@ def test_concat_of_models_and_tasks(result):
     joined = concat([result, other])
     assert len(joined.summary) == 2 * len(result.summary)
     assert "of other" in " ".join(joined.notes)
-    assert "(other)" in joined.verdict("L0", task="capitals")
+    assert [("(other)" in line) for line in joined.describe("L0", tasks="capitals")] == [False, True]
     split = concat([result.select(tasks="capitals"), result.select(tasks="elements")])
     pd.testing.assert_frame_equal(split.summary, result.summary)
     assert split.record["tasks"] == result.record["tasks"]
@@ -302,174 +324,6 @@ def test_display_of_many_tasks_stays_short():
     assert "56 more rows in result.summary" in repr(Result(docs, record))
 
 
-# -- disk ----------------------------------------------------------------------------------------------
-
-
-def test_round_trip_is_exact(result, tmp_path):
-    result.save(tmp_path / "a" / "b")
-    files = sorted(p.name for p in (tmp_path / "a" / "b").iterdir())
-    assert files == ["docs.parquet", "record.json", "summary.parquet"]
-    back = Result.load(tmp_path / "a" / "b")
-    pd.testing.assert_frame_equal(back.docs, result.docs, check_exact=True)
-    pd.testing.assert_frame_equal(back.summary, result.summary, check_exact=True)
-    assert back.record == result.record
-    written = pd.read_parquet(tmp_path / "a" / "b" / "summary.parquet")
-    pd.testing.assert_frame_equal(written, result.summary, check_exact=True)
-    assert str(written["layer"].dtype) == "Int64"
-
-
-def asked_of(task="capitals", n=20, **columns) -> pd.DataFrame:
-    """Questions of a task, and of one more document than was scored."""
-    ids = range(n + 1)
-    table = {"task": task, "doc_id": ids, "question": [f"Q{i}?" for i in ids], "reference": [f"r{i}" for i in ids]}
-    return pd.DataFrame(table | {"choices": [["a", f"r{i}"] for i in ids]} | columns)
-
-
-def test_questions_travel_with_a_result(result, tmp_path):
-    whole = Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
-    asked = whole.questions()
-    assert len(asked) == 40 and asked.columns.tolist() == ["task", "doc_id", "question", "reference", "choices"]
-    whole.save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "docs.parquet", "questions.parquet", "record.json", "summary.parquet",
-    ]  # fmt: skip
-    pd.testing.assert_frame_equal(Result.load(tmp_path).questions(), asked)
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "questions.parquet")[["question"]], asked[["question"]])
-    one = whole.select(tasks="elements", conditions=["L0"])
-    assert set(one.questions()["task"]) == {"elements"} and one.questions()["choices"].tolist() == [None] * 20
-    joined = concat([whole.select(tasks="capitals"), whole.select(tasks="elements"), whole])
-    pd.testing.assert_frame_equal(joined.questions(), asked)
-
-
-def test_a_result_without_questions_says_so(result, tmp_path):
-    result.save(tmp_path)  # as a folder that version 0.1 wrote
-    old = Result.load(tmp_path)
-    with pytest.raises(
-        UserError, match=r"this result holds no questions \(no questions.parquet\); run the sweep again"
-    ):
-        old.questions()
-    assert concat([old, result]).asked is None
-
-
-def test_questions_of_an_older_result_are_not_left_beside_another(result, tmp_path):
-    Result(result.docs, result.record, asked_of()).save(tmp_path)
-    result.save(tmp_path)
-    assert not (tmp_path / "questions.parquet").exists()
-
-
-def test_results_that_ask_something_else_are_not_joined(result):
-    one = result.select(tasks="capitals")
-    other = asked_of(question=[f"Q{i}!" for i in range(21)])
-    with pytest.raises(UserError, match="disagree on what document 0 of task 'capitals' asks"):
-        concat([Result(one.docs, one.record, asked_of()), Result(one.docs, one.record, other)])
-
-
-def test_a_table_of_questions_that_lacks_a_column(result):
-    with pytest.raises(UserError, match="the table of questions lacks column reference"):
-        Result(result.docs, result.record, asked_of().drop(columns="reference"))
-
-
-def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
-    cut = {"n_truncated": 3, "max_tokens_cut": 17}
-    one = result.select(tasks="capitals")
-    tasks = {t: v | cut for t, v in one.record["tasks"].items()}
-    one = Result(one.docs, one.record | {"tasks": tasks})
-    note = "capitals: 3 prompts are longer than the model reads and lost up to 17 tokens at their left end"
-    assert one.notes.count(note) == 1
-    assert concat([one, result.select(tasks="elements")]).notes.count(note) == 1
-    assert concat([concat([one, one]), one]).notes.count(note) == 1
-    other = Result(one.docs.assign(model="small"), one.record | {"model": {"name": "small", "n_layers": 4}})
-    named = [n for n in concat([one, other]).notes if n.endswith(note.partition(":")[2])]
-    assert named == [note.replace("capitals", f"capitals of {name}") for name in ("tiny", "small")]
-
-
-def test_save_replaces_an_older_result(result, tmp_path):
-    result.save(tmp_path)
-    smaller = result.select(tasks="capitals")
-    smaller.save(str(tmp_path), overwrite=True)
-    assert len(Result.load(str(tmp_path)).docs) == len(smaller.docs)
-
-
-@pytest.mark.parametrize("failing", ["docs.parquet", "summary.parquet", "record.json"])
-def test_full_disk_leaves_the_older_result_whole(result, tmp_path, monkeypatch, failing):
-    result.select(tasks="capitals").save(tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    order, calls, real = ["docs.parquet", "summary.parquet", "record.json"], [], os.fsync
-
-    def full(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == order.index(failing) + 1:
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write to .*No space left on device"):
-        result.save(tmp_path, overwrite=True)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-def test_unusable_folders(result, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    for out, message in [
-        (file, "is a file; name a folder"),
-        (file / "below", "is a file; name a folder"),
-        (Path("/proc/depthlens"), "cannot write to '/proc/depthlens'"),
-    ]:
-        for act in (result.save, writable_folder):
-            with pytest.raises(UserError, match=message) as caught:
-                act(out)
-            assert "\n" not in str(caught.value)
-    assert file.read_text() == "mine"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
-def test_read_only_folder(result, tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="Permission denied"):
-        result.save(tmp_path, overwrite=True)
-
-
-def test_writable_folder_leaves_nothing(tmp_path):
-    assert writable_folder(tmp_path / "new") == tmp_path / "new"
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_nothing_is_written_for_a_result_that_cannot_be_summarised(tmp_path):
-    broken = Result(docs_of({"L0": [1, 0]}), {})
-    with pytest.raises(UserError, match="no 'baseline'"):
-        broken.save(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("docs.parquet", None, "holds no docs.parquet"),
-        ("record.json", None, "holds no record.json"),
-        ("docs.parquet", b"not parquet", "cannot read the result"),
-        ("record.json", b"{half", "cannot read the result"),
-        ("record.json", b"[1]", "not a JSON object"),
-    ],
-)
-def test_load_refuses_what_save_did_not_write(result, tmp_path, name, content, message):
-    result.save(tmp_path)
-    if content is None:
-        (tmp_path / name).unlink()
-    else:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        Result.load(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_load_names_a_missing_column(result, tmp_path):
-    result.save(tmp_path)
-    result.docs.drop(columns=["response"]).to_parquet(tmp_path / "docs.parquet")
-    with pytest.raises(UserError, match="lacks column response"):
-        Result.load(tmp_path)
-
-
 def test_no_torch():
     modules = "depthlens.analysis.stats, depthlens.analysis.results, depthlens.plots"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
@@ -477,7 +331,7 @@ def test_no_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_a_change_below_the_least_that_counts_is_not_critical_however_sure():
+def test_a_change_below_the_smallest_effect_is_not_critical_however_sure():
     rng = np.random.default_rng(0)
     base = rng.normal(-2, 1, 40)
     rows = [("m", "t", "nats_up", "baseline", None, None, i, v, "") for i, v in enumerate(base)]
@@ -485,8 +339,9 @@ def test_a_change_below_the_least_that_counts_is_not_critical_however_sure():
         values = base - drop + 0.001 * rng.normal(size=40)
         rows += [("m", "t", "nats_up", f"L{layer}", layer, None, i, v, "") for i, v in enumerate(values)]
     docs = pd.DataFrame(rows, columns=DOCS_COLUMNS)
-    for least, wanted in ((0.05, ["L1"]), (None, ["L0", "L1"])):
-        info = {"higher_is_better": True, "chance": None} | ({"least": least} if least else {})
+    # results that were saved before version 0.2 have the smallest effect under the name "least"
+    for smallest, wanted in (({"min_effect": 0.05}, ["L1"]), ({"least": 0.05}, ["L1"]), ({}, ["L0", "L1"])):
+        info = {"higher_is_better": True, "chance": None} | smallest
         found = Result(docs, {"tasks": {"t": {"metrics": {"nats_up": info}}}})
         assert (found.summary["p_adjusted"].dropna() < 1e-6).all()
         assert found.critical()["condition"].tolist() == wanted

@@ -11,7 +11,14 @@ import pytest
 import depthlens as dl
 from depthlens.analysis import solution_errors
 from depthlens.analysis.results import Result
-from depthlens.analysis.solution_errors import by_layer, by_third, equations, findings, first_mistake
+from depthlens.analysis.solution_errors import (
+    by_layer,
+    by_third,
+    classify_solutions,
+    equations,
+    first_mistake,
+    sentences,
+)
 from depthlens.errors import UserError
 
 EGGS = "Question: Kate has 10 eggs and Emma has 8. They share them among two children.\nAnswer:"
@@ -98,7 +105,7 @@ def test_shares_are_of_the_problems_that_the_whole_model_solves():
     assert thirds.loc[("first third", C), "share"] == 0.25
     assert thirds.loc[("last third", M), "share"] == 0.5
     assert (thirds["ci_low"] <= thirds["share"]).all() and (thirds["share"] <= thirds["ci_high"]).all()
-    lines = findings(table(SWEPT), 6)
+    lines = sentences(table(SWEPT), 6)
     assert len(lines) == 3 and "last third, 50% [" in lines[2] and "of the 4 problems" in lines[2]
     assert re.search(r"50% \[\d+%, \d+%\] miscomputed", lines[2])
     assert by_third(table(SWEPT), 6, seed=1).equals(by_third(table(SWEPT), 6, seed=1))
@@ -107,7 +114,9 @@ def test_shares_are_of_the_problems_that_the_whole_model_solves():
 def test_where_nothing_is_solved_nothing_is_counted():
     unsolved = table(SWEPT | {"baseline": [M] * 5})
     assert by_layer(unsolved).empty and by_third(unsolved, 6).empty
-    assert findings(unsolved, 6) == ["The whole model solves none of 5 problems: too few to see what a removal breaks."]
+    assert sentences(unsolved, 6) == [
+        "The whole model solves none of 5 problems: too few to see what a removal breaks."
+    ]
     with pytest.raises(UserError, match="solves none"):
         dl.plots.first_mistakes(unsolved)
 
@@ -141,7 +150,9 @@ def written(kind="generate_until", documents=(0, 1)):
 
 
 def test_classify_reads_what_was_written():
-    found = solution_errors.classify(written(), "cot", QUESTIONS)
+    solutions = classify_solutions(written(), "cot", QUESTIONS)
+    found = solutions.table
+    assert solutions.describe() == solution_errors.sentences(found, 1)
     assert len(found) == 4 and not (found["response"] == "the reference").any()
     assert list(found["kind"]) == ["right", "right", "miscomputed", "miscopied"]  # no 8 in the second question
     assert found["solved"].all()
@@ -149,8 +160,8 @@ def test_classify_reads_what_was_written():
 
 def test_what_cannot_be_classified_is_refused():
     with pytest.raises(UserError, match="unknown task 'gsm8k'"):
-        solution_errors.classify(written(), "gsm8k", QUESTIONS)
+        classify_solutions(written(), "gsm8k", QUESTIONS)
     with pytest.raises(UserError, match="is multiple_choice; mistakes are looked for in what a model writes"):
-        solution_errors.classify(written("multiple_choice"), "cot", QUESTIONS)
+        classify_solutions(written("multiple_choice"), "cot", QUESTIONS)
     with pytest.raises(UserError, match="2 questions of task cot, and the result has document 9"):
-        solution_errors.classify(written(documents=(0, 9)), "cot", QUESTIONS)
+        classify_solutions(written(documents=(0, 9)), "cot", QUESTIONS)

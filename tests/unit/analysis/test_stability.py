@@ -3,19 +3,21 @@
 import subprocess
 import sys
 import time
-import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from depthlens.analysis import stats
+from depthlens.analysis.bootstrap import draws
 from depthlens.analysis.results import Result
-from depthlens.analysis.stability import COLUMNS, critical, critical_findings
+from depthlens.analysis.stability import COLUMNS, critical_in_resamples, critical_stability
 from depthlens.errors import UserError
 
 
-def sweep(lost, *, n=60, base=0.9, seed=0, better=True, continuous=False, chance=0.25, least=0.0, model="m", task="t"):
+def sweep(
+    lost, *, n=60, base=0.9, seed=0, better=True, continuous=False, chance=0.25, min_effect=0.0, model="m", task="t"
+):
     """A sweep of layers with these probabilities of losing a right answer (or so many nats, if continuous)."""
     rng = np.random.default_rng(seed)
     whole = rng.standard_normal(n) if continuous else (rng.random(n) < base).astype(float)
@@ -30,7 +32,7 @@ def sweep(lost, *, n=60, base=0.9, seed=0, better=True, continuous=False, chance
     docs = pd.concat([t.astype({"layer": "Int64"}) for t in tables])
     docs["value"] = docs["value"] if better else (-docs["value"] if continuous else 1 - docs["value"])
     docs = docs.assign(model=model, task=task, metric="x", head=None, response="")
-    info = {"higher_is_better": better, "chance": None if continuous else chance, "least": least}
+    info = {"higher_is_better": better, "chance": None if continuous else chance, "min_effect": min_effect}
     return Result(docs, {"tasks": {task: {"metrics": {"x": info}}}})
 
 
@@ -41,7 +43,7 @@ LOST = [0.8, 0.0, 0.4, 0.0, 0.05, 0.2]
 @pytest.mark.parametrize("continuous", [True, False])
 def test_the_conditions_and_losses_are_those_of_the_summary(better, continuous):
     result = sweep(LOST, better=better, continuous=continuous, chance=0.25 if better else 0.75)
-    table = critical(result, n_boot=50)
+    table = critical_stability(result, n_boot=50).table
     wanted = result.critical()
     assert list(table.columns) == COLUMNS
     assert set(table["condition"]) == set(wanted["condition"]) >= {"L0", "L2"}
@@ -55,14 +57,11 @@ def test_the_conditions_and_losses_are_those_of_the_summary(better, continuous):
 
 @pytest.mark.parametrize("continuous", [True, False])
 def test_a_resample_is_tested_as_the_sample_would_be(continuous):
-    result = sweep(LOST, continuous=continuous, n=30, least=0.02)
+    result = sweep(LOST, continuous=continuous, n=30, min_effect=0.02)
     values = result.docs.pivot(index="condition", columns="doc_id", values="value")
     loss = (values.loc["baseline"] - values.drop(index="baseline")).to_numpy()
-    from depthlens.analysis.layer_profiles import draws
-    from depthlens.analysis.stability import _resampled
-
     counts = draws(30, 20, 3)
-    again, mean = _resampled(loss, counts, not continuous, 0.05, 0.02)
+    again, mean = critical_in_resamples(loss, counts, not continuous, 0.05, 0.02)
     for row, found, means in zip(counts.astype(int), again, mean, strict=True):
         drawn = np.repeat(loss, row, axis=1)
         p = stats.paired_t(drawn, 9.0)[2] if continuous else stats.mcnemar_p((drawn > 0).sum(1), (drawn < 0).sum(1))
@@ -71,7 +70,7 @@ def test_a_resample_is_tested_as_the_sample_would_be(continuous):
 
 
 def test_stability_is_high_far_from_the_border_and_about_half_at_it():
-    far = critical(sweep([0.8, 0.0, 0.0], n=60)).set_index("condition")
+    far = critical_stability(sweep([0.8, 0.0, 0.0], n=60)).table.set_index("condition")
     assert far.loc["L0", "stability"] > 0.99
     assert far.loc["L0", "rank_low"] == far.loc["L0", "rank_high"] == 1
     n = 60
@@ -81,7 +80,7 @@ def test_stability_is_high_far_from_the_border_and_about_half_at_it():
     docs = docs.melt("doc_id", var_name="condition").assign(model="m", task="t", metric="x", response="", head=None)
     docs["layer"] = docs["condition"].map({"L0": 0, "L1": 1, "L2": 2}).astype("Int64")
     result = Result(docs, {"tasks": {"t": {"metrics": {"x": {"higher_is_better": True, "chance": 0.25}}}}})
-    (row,) = critical(result, n_boot=4000).itertuples()
+    (row,) = critical_stability(result, n_boot=4000).table.itertuples()
     # the number of lost documents in a resample is binomial
     from scipy.stats import binom
 
@@ -91,44 +90,46 @@ def test_stability_is_high_far_from_the_border_and_about_half_at_it():
 def test_nothing_is_critical_at_chance_or_without_loss():
     guess = sweep(LOST, base=0.25)
     with pytest.warns(UserWarning, match="at chance"):
-        assert critical(guess, n_boot=20).empty
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (line,) = critical_findings(guess, n_boot=20)
+        assert critical_stability(guess, n_boot=20).table.empty
+    with pytest.warns(UserWarning, match="at chance"):
+        (line,) = critical_stability(guess, n_boot=20).describe()
     assert "at chance, cannot judge" in line
-    none = critical(sweep([0.0] * 4), n_boot=20)
-    assert none.empty and list(none.columns) == COLUMNS
-    assert (
-        "**0 of 4** conditions critical (n = 60): none is proven" in critical_findings(sweep([0.0] * 4), n_boot=20)[0]
-    )
+    nothing = critical_stability(sweep([0.0] * 4), n_boot=20)
+    assert nothing.table.empty and list(nothing.table.columns) == COLUMNS
+    assert "**0 of 4** conditions critical (n = 60): none is proven" in nothing.describe()[0]
 
 
-def test_losses_below_the_least_are_not_critical():
-    tiny = sweep([0.02, 1.0], continuous=True, n=4000, least=0.05)
-    assert list(critical(tiny, n_boot=20)["condition"]) == ["L1"]
+def test_losses_below_the_smallest_effect_are_not_critical():
+    tiny = sweep([0.02, 1.0], continuous=True, n=4000, min_effect=0.05)
+    assert list(critical_stability(tiny, n_boot=20).table["condition"]) == ["L1"]
 
 
 def test_every_model_and_task_has_its_own_rows_and_sentence():
     results = [sweep(LOST, model=m, task=t, seed=i) for i, (m, t) in enumerate([("a", "x"), ("a", "y"), ("b", "x")])]
     record = {"tasks": {k: v for r in results for k, v in r.record["tasks"].items()}}
     both = Result(pd.concat([r.docs for r in results]), record)
-    table = critical(both, n_boot=50)
-    alone = critical(results[1], n_boot=50)
+    stability = critical_stability(both, n_boot=50)
+    table = stability.table
+    alone = critical_stability(results[1], n_boot=50).table
     part = table[(table["model"] == "a") & (table["task"] == "y")].reset_index(drop=True)
     pd.testing.assert_frame_equal(part, alone)
-    lines = critical_findings(both, n_boot=50)
+    lines = stability.describe()
     assert [line.split(":")[0] for line in lines] == ["a, x x", "a, y x", "b, x x"]
     assert "L0 costs 0." in lines[0] and "of resamples, rank 1 [1, 1] of 6" in lines[0]
 
 
 def test_it_is_seeded_and_refuses_nonsense():
     result = sweep(LOST)
-    pd.testing.assert_frame_equal(critical(result, n_boot=50, seed=1), critical(result, n_boot=50, seed=1))
-    assert not critical(result, n_boot=50, seed=1).equals(critical(result, n_boot=50, seed=2))
+    pd.testing.assert_frame_equal(
+        critical_stability(result, n_boot=50, seed=1).table, critical_stability(result, n_boot=50, seed=1).table
+    )
+    assert not critical_stability(result, n_boot=50, seed=1).table.equals(
+        critical_stability(result, n_boot=50, seed=2).table
+    )
     with pytest.raises(UserError, match="alpha 2"):
-        critical(result, alpha=2.0)
+        critical_stability(result, alpha=2.0)
     with pytest.raises(UserError, match="n_boot 0"):
-        critical(result, n_boot=0)
+        critical_stability(result, n_boot=0)
 
 
 @pytest.mark.parametrize("continuous", [True, False])
@@ -136,7 +137,7 @@ def test_hundreds_of_conditions_take_seconds(continuous):
     result = sweep([0.5, *np.linspace(0, 0.3, 299)], n=200, continuous=continuous)
     _ = result.summary
     start = time.process_time()
-    assert len(critical(result)) > 50
+    assert len(critical_stability(result).table) > 50
     assert time.process_time() - start < 5
 
 

@@ -1,121 +1,27 @@
 """The study's claims on synthetic sweeps where each is true, false, at its threshold, unanswerable or unasked."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm
+from made_claims import EARLY, FEW, FIRST, FLAT, HALF, LATE, N_LAYERS, OWN, THIRD, heads, result, sweep, transplants
 
-from depthlens.analysis.layer_profiles import Profile
-from depthlens.analysis.recovery import transplant_recovery
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
-from depthlens.claims import estimates, verdicts
-from depthlens.claims.decision import ABOVE, BELOW, DIFFERENT, Part, Spec
+from depthlens.claims import verdicts
 from depthlens.claims.verdicts import CLAIMS, Evidence, heterogeneity, judge
 from depthlens.errors import UserError
 from depthlens.plots.claims import CHIPS, scorecard
 
-N_LAYERS, N_DOCS, SIMULATIONS, N_BOOT = 12, 40, 200, 200
-BASE, CHANCE, GAIN = 0.9, 0.25, 0.1
-FIRST, REST = np.arange(N_LAYERS) < 2, np.arange(N_LAYERS) >= 2
-THIRD = np.arange(N_LAYERS) * 3 // N_LAYERS
-
-
-def answers(loss, rng, n=N_DOCS, base=BASE, hardness=None):
-    """0/1 answers of the whole model [document] and without each layer [document, layer], of these expected losses.
-
-    A right answer is lost and a wrong one won, both at random; a document easily lost at one layer is so at all.
-    """
-    hardness = rng.standard_normal(n) if hardness is None else hardness
-    whole = norm.cdf(hardness) < base  # a hard document is answered wrongly, and lost easily where it is not
-    gain = np.where(np.asarray(loss) >= 0, GAIN, GAIN - np.asarray(loss) / (1 - base))
-    lost = (np.asarray(loss) + (1 - base) * gain) / base
-    fragile = rng.standard_normal(n)
-    noise = np.sqrt(0.3) * fragile[:, None] + np.sqrt(0.7) * rng.standard_normal((n, len(loss)))
-    flip = norm.cdf(noise) < np.where(whole[:, None], lost, gain)
-    return whole.astype(float), np.where(flip, ~whole[:, None], whole[:, None]).astype(float)
-
-
-def profile(loss, rng, *, name="task", model="m", chance=CHANCE, **options):
-    whole, without = answers(loss, rng, **options)
-    layers, ids = np.arange(len(loss)), tuple(range(len(whole)))
-    return Profile(model, name, "acc", name, without, whole, layers, ids, len(loss), chance, True, False, 1.0)
-
-
-def result(tasks, *, model="m", seed=0, names=None, chance=CHANCE, n=N_DOCS, **options):
-    """A sweep; tasks: {name: expected loss of each condition}."""
-    parts, record = [], {"model": {"dims": {"n_layers": N_LAYERS}}, "seed": 0, "tasks": {}}
-    for i, (task, loss) in enumerate(tasks.items()):
-        whole, without = answers(loss, np.random.default_rng([seed, i]), n=n, **options)
-        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": chance}}}
-        conditions = names or [f"L{layer}" for layer in range(len(loss))]
-        layers = [int(c[1:]) if c[1:].isdigit() else None for c in conditions]
-        for name, layer, value in zip(["baseline", *conditions], [None, *layers], [whole, *without.T], strict=True):
-            parts.append(pd.DataFrame({"condition": name, "layer": layer, "doc_id": np.arange(n), "value": value}))
-            parts[-1]["task"] = task
-    docs = pd.concat([p.astype({"layer": "Int64"}) for p in parts]).assign(
-        model=model, metric="acc", head=None, response=""
-    )
-    return Result(docs, record)
-
-
-def heads(costs, seed=0, n_draws=40, n=N_DOCS):
-    """Tables of a removal curve: {list: how much more than random heads it costs}, each on a task of its own."""
-    rng = np.random.default_rng(seed)
-    tests, excess = [], []
-    for name, cost in costs.items():
-        task = f"{name}_task"
-        hardness = rng.standard_normal(n)
-
-        def scores(accuracy, hardness=hardness):
-            return norm.cdf(0.6 * hardness + 0.8 * rng.standard_normal(n)) < accuracy
-
-        own, draws = scores(0.8 - cost), np.array([scores(0.8) for _ in range(n_draws)])
-        gap = draws.mean(0) - own
-        p = (1 + (draws.mean(1) <= own.mean()).sum()) / (1 + n_draws)
-        half = 2.023 * gap.std(ddof=1) / np.sqrt(n)  # Student's t for 40 documents
-        tests.append((name, task, "acc", True, p, False))
-        excess.append((name, task, "acc", gap.mean(), gap.mean() - half, gap.mean() + half, n, False))
-    keys = ["list", "task", "metric"]
-    return SimpleNamespace(
-        tests=pd.DataFrame(tests, columns=[*keys, "higher_is_better", "p_value", "at_chance"]),
-        excess=pd.DataFrame(excess, columns=[*keys, "excess", "ci_low", "ci_high", "n", "at_chance"]),
-        record={"n_draws": n_draws},
-    )
-
-
-OWN = {name: f"{name}_task" for name in ("retrieval", "reasoning")}
-
-
-def transplants(share, seed=0, n=N_DOCS, n_conditions=6, base=0.3, donor=0.7):
-    """Sweep of the base over transplants (the first recovers ``share`` of the gap, the others nothing), and donor."""
-    names = [f"L{i}-{i + 1}@donor" for i in range(n_conditions)]
-    losses = np.zeros(n_conditions)
-    losses[0] = -share * (donor - base)
-    hardness = np.random.default_rng([seed, 9]).standard_normal(n)
-    options = {"seed": seed, "n": n, "hardness": hardness, "chance": None}
-    own = result({"reason": losses}, names=names, base=base, **options)
-    return own, result({"reason": np.zeros(N_LAYERS)}, model="d", base=donor, **options)
-
-
-# layer profiles: expected loss of accuracy (0.65 above chance)
-EARLY = np.where(THIRD == 0, 0.5, 0.03)
-LATE = np.where(THIRD == 0, 0.03, 0.45)
-FLAT = np.full(N_LAYERS, 0.2)
-HALF = np.where(THIRD == 0, 0.2, 0.1)  # the first third holds half of all loss
-FEW = np.where(FIRST, 0.55, 0.0)
+N_BOOT = 200
 
 
 def verdict(claim, **evidence):
     return {v.claim.id: v for v in judge(Evidence(**evidence), n_boot=400)}[claim]
-
-
-def sweep(loss, name="task", seed=0, **options):
-    return result({name: loss}, seed=seed, **options)
 
 
 def distilled(base, donor, share, n=200):
@@ -174,100 +80,6 @@ def test_a_claim_gets_the_verdict_that_the_truth_asks_for(claim, wanted, evidenc
     assert "\n" not in found.sentence and found.sentence.startswith(f"{claim} {wanted}: ")
 
 
-SPECS = [*estimates.SHALLOW.values()]
-
-
-def c6_shift(rng):
-    loss = np.where(THIRD == 0, 0.3, 0.1)
-    one, other = profile(loss, rng, base=0.6, chance=0.0), profile(loss, rng, base=0.8, chance=0.0)
-    return [estimates.moved([one], [other], seed=0, n_boot=N_BOOT)]
-
-
-def c6_transplants(rng):
-    table = transplant_recovery(*transplants(0.0, int(rng.integers(2**31)), n=100), n_boot=N_BOOT)
-    return [estimates.recovered(table, N_LAYERS)]
-
-
-def c5(rng, costs):
-    curve = heads(costs, int(rng.integers(2**31)))
-    return estimates.separate(curve.tests, curve.excess, 40, OWN)
-
-
-def test_costs_in_nats_are_said_to_be():
-    curve = heads({"retrieval": 0.5, "reasoning": 0.5})
-    for table in (curve.tests, curve.excess):
-        table.loc[table["list"] == "reasoning", "metric"] = "answer_logprob"
-    one, other = estimates.separate(curve.tests, curve.excess, 40, OWN)
-    assert (one.spec.unit, other.spec.unit) == ("of the score", "nats")
-
-
-OPTIONS = {"seed": 0, "n_boot": N_BOOT}
-# every part of a claim exactly at its threshold while the others hold, so that nothing else prevents "supported"
-NULLS = {
-    "C1 median": lambda r: estimates.few_harmful([profile(np.where(FIRST, 0.55, 0.065), r)], **OPTIONS),
-    "C1 first": lambda r: estimates.few_harmful([profile(np.full(N_LAYERS, 0.02), r)], **OPTIONS),
-    "C2": lambda r: estimates.generation_costs_more(
-        [profile(np.full(N_LAYERS, 0.13), r)],
-        [profile(np.full(N_LAYERS, 0.12), r, base=0.6, chance=0.0)],
-        **OPTIONS,
-    ),
-    "C3": lambda r: [
-        estimates.shallow(SPECS[0], [profile(HALF, r)], **OPTIONS),
-        estimates.shallow(SPECS[1], [profile(EARLY, r)], **OPTIONS),
-    ],
-    "C4": lambda r: estimates.reasoning_deeper([profile(HALF, r)], [profile(HALF, r, base=0.7)], **OPTIONS),
-    "C4 two tasks": lambda r: estimates.reasoning_deeper(
-        [profile(EARLY, r), profile(HALF, r)], [profile(HALF, r), profile(EARLY, r)], **OPTIONS
-    ),
-    "C5 one list": lambda r: c5(r, {"retrieval": 0.5, "reasoning": 0.0}),
-    "C5 none": lambda r: c5(r, {"retrieval": 0.0, "reasoning": 0.0}),
-    "C6 shift": c6_shift,
-    "C6 transplants": c6_transplants,
-    "C7": lambda r: estimates.depth_trend([profile(FLAT, r)], **OPTIONS),
-}
-
-
-def rates(null, seed=0):
-    """How often each verdict is given where the truth lies at the threshold."""
-    count = dict.fromkeys(verdicts.VERDICTS, 0)
-    for i in range(SIMULATIONS):
-        count[verdicts.combined(NULLS[null](np.random.default_rng([seed, i])))] += 1
-    return {name: n / SIMULATIONS for name, n in count.items()}
-
-
-@pytest.mark.parametrize("null", NULLS)
-def test_a_claim_at_its_threshold_is_hardly_ever_supported(null):
-    assert rates(null)["supported"] <= 0.05
-
-
-def test_one_part_follows_the_one_rule():
-    def part(low, high, side, **options):
-        return Part(Spec("x", "u", 0.0, side, 0.1), (low + high) / 2, low, high, 100, ("t acc",), **options)
-
-    for side, low, high, wanted in [
-        (ABOVE, 0.01, 0.9, "supported"),
-        (ABOVE, -0.9, -0.01, "contradicted"),
-        (ABOVE, -0.05, 0.1, "undecided"),
-        (ABOVE, -0.2, 0.1, "cannot judge"),
-        (BELOW, -0.9, -0.01, "supported"),
-        (BELOW, 0.01, 0.9, "contradicted"),
-        (DIFFERENT, -0.03, -0.01, "supported"),
-        (DIFFERENT, 0.2, 0.3, "supported"),
-        (DIFFERENT, -0.05, 0.05, "contradicted"),
-        (DIFFERENT, -0.05, 0.11, "undecided"),
-        (DIFFERENT, -0.2, 0.3, "cannot judge"),
-    ]:
-        assert part(low, high, side).verdict == wanted, (side, low, high)
-    assert part(0.01, 0.1, ABOVE, p=0.2).verdict == "undecided", "the interval is not enough where a test is asked for"
-    assert part(0.5, 0.6, ABOVE, why="t: at chance").verdict == "cannot judge"
-    assert part(-0.2, 0.2, ABOVE).needed == 400, "half the width needs four times the documents"
-    assert part(-0.04, 0.06, ABOVE).needed == 2500, "0.05 wide on either side and 0.01 from the threshold"
-    few = replace(part(0.01, 0.9, ABOVE), n=20)
-    assert few.verdict == "cannot judge" and few.needed == 30, "below 30 documents no interval counts"
-    assert part(-0.05, 0.05, ABOVE).needed is None, "no number of documents is known to do"
-    assert part(0.01, 0.9, ABOVE).needed is None
-
-
 def test_missing_evidence_says_what_to_run():
     found = judge(Evidence(), n_boot=200)
     assert [v.claim.id for v in found] == [f"C{i}" for i in range(1, 8)] == [c.id for c in CLAIMS]
@@ -309,7 +121,7 @@ def test_several_tasks_count_alike_and_differences_are_told():
 def test_numbers_are_seeded_and_make_a_table():
     evidence = Evidence(likelihood=sweep(FLAT), knowledge=sweep(HALF))
     first, again, other = (judge(evidence, seed=s, n_boot=400) for s in (1, 1, 2))
-    a, b, c = (verdicts.table(x) for x in (first, again, other))
+    a, b, c = (x.table for x in (first, again, other))
     pd.testing.assert_frame_equal(a, b)
     assert not a["ci_low"].equals(c["ci_low"])
     assert list(a["claim"]) == [f"C{i}" for i in range(1, 8)]
@@ -317,18 +129,7 @@ def test_numbers_are_seeded_and_make_a_table():
     assert first[0].ci_low <= first[0].effect <= first[0].ci_high
 
 
-def test_a_transplant_of_everything_is_no_transplant():
-    own, donor = transplants(0.9, n=200)
-    own = Result(own.docs.replace({"condition": {"L0-1@donor": f"L0-{N_LAYERS - 1}@donor"}}), own.record)
-    part = estimates.recovered(transplant_recovery(own, donor, n_boot=N_BOOT), N_LAYERS)
-    assert part.effect < 0.5, "only those that recover nothing are left"
-    only = own.select(conditions=[f"L0-{N_LAYERS - 1}@donor"])
-    assert "all layers" in estimates.recovered(transplant_recovery(only, donor, n_boot=N_BOOT), N_LAYERS).why
-
-
 def test_the_tables_of_a_real_removal_curve_are_understood():
-    from depthlens.analysis.removal_curve import RemovalCurve
-
     rng = np.random.default_rng(0)
     n, n_draws, n_heads = 60, 40, 41
     names = ["baseline", *(f"L0.H{h}" for h in range(n_heads))]

@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 import depthlens as dl
+from depthlens.analysis import block_losses
 from depthlens.errors import UserError
-from depthlens.experiments import block_removal
 from depthlens.plots.blocks import block_map, greedy_curve
 
 CHOICE = "organism_one_hop"
@@ -58,26 +58,26 @@ class TestBlockSweep:
             dl.block_sweep(lens, CHOICE, max_size=size, limit=1)
 
     def test_table_and_findings(self, swept):
-        table = block_removal.block_table(swept)
+        table = block_losses.block_table(swept)
         assert len(table) == 2 * (6 + 5 + 4)
         row = table[(table["condition"] == "L3-5") & (table["task"] == CHOICE)].iloc[0]
         assert (row["start"], row["size"]) == (3, 3) and row["loss"] == pytest.approx(-row["delta"])
         # the one-hop circuit ends in layer 2; what lies after it can go
-        one_hop = next(line for line in block_removal.block_findings(swept) if line.startswith(CHOICE))
+        one_hop = next(line for line in block_losses.describe_blocks(swept) if line.startswith(CHOICE))
         assert "**L3-5** (3 layers; up to 3 were tried)" in one_hop
 
     def test_where_nothing_is_proven_no_block_is_said_to_be_free(self, lens):
         few = dl.block_sweep(lens, CHOICE, max_size=2, limit=4, progress=False)
         assert not few.summary["p_adjusted"].lt(0.05).any()
-        (line,) = (found for found in block_removal.block_findings(few) if "(acc)" in found)
+        (line,) = (found for found in block_losses.describe_blocks(few) if "(acc)" in found)
         assert line.endswith(
-            "none of 11 blocks of up to 2 layers shows a proven loss: which of them can go cannot be told (n = 4)."
+            "of 11 blocks of up to 2 layers shows a proven loss, so it cannot be said which of them can go (n = 4)."
         )
 
     def test_a_result_without_blocks(self, lens):
         heads = dl.condition_sweep(lens, CHOICE, ["L1.H1"], limit=4, progress=False)
         with pytest.raises(UserError, match="the result has no blocks of layers"):
-            block_removal.block_table(heads)
+            block_losses.block_table(heads)
 
     def test_the_figure(self, swept):
         fig = block_map(swept)
@@ -110,7 +110,7 @@ class TestGreedy:
         assert steps["delta"].iloc[-1] < -0.3 <= steps["delta"].iloc[:-1].min()
         # the circuit has its two heads in layers 1 and 2
         assert not {1, 2} & set(greedy.removed) and len(greedy.removed) >= 2
-        assert f"**{len(greedy.removed)} of 6** layers gone" in greedy.finding()
+        assert f"**{len(greedy.removed)} of 6** layers gone" in greedy.describe()[0]
         assert f"one more ({steps['removed'].iloc[-1]}) costs" in greedy.stopped
 
     def test_choosing_and_judging_documents_are_apart(self, greedy):
@@ -130,7 +130,7 @@ class TestGreedy:
             lens, CHOICE, tolerance=0.0, metric="answer_logprob", measure="answer_logprob", limit=8, progress=False
         )
         assert found.removed == [] or found.steps["delta"].iloc[1] >= 0
-        assert "layer" in found.finding()
+        assert "layer" in found.describe()[0]
 
     def test_a_store_keeps_the_steps(self, lens, tmp_path):
         options = {"tolerance": 0.3, "max_layers": 2, "limit": 8, "store": str(tmp_path), "progress": False}

@@ -16,7 +16,7 @@ from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture f
 from scipy import stats as sps
 from scipy.stats import spearmanr
 
-from depthlens.analysis import geometry as geometry_analysis
+from depthlens.analysis.geometry import geometry_agreement, geometry_predictors
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
@@ -46,7 +46,7 @@ def found():
     """Geometry, effects and predictors of one tiny model, for what needs any."""
     lens = tiny.lens("llama-gqa")
     g = geo.depth_geometry(lens, TEXTS, progress=False)
-    return g, geo.layer_effects(lens, TEXTS, progress=False), geometry_analysis.predictors(g)
+    return g, geo.layer_effects(lens, TEXTS, progress=False), geometry_predictors(g)
 
 
 def streams(lens, text):
@@ -378,7 +378,7 @@ def test_predictors_are_one_row_a_layer(found):
 
 def test_agreement_is_spearman_with_an_interval():
     cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
-    table = geometry_analysis.agreement(cheap.sample(frac=1, random_state=1), sweep()).set_index("predictor")
+    table = geometry_agreement(cheap.sample(frac=1, random_state=1), sweep()).table.set_index("predictor")
     assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
     loss = [COSTLY[0] - a for a in COSTLY[1]]
     for name in ("good", "poor"):
@@ -387,19 +387,17 @@ def test_agreement_is_spearman_with_an_interval():
         assert -1 <= row["ci_low"] <= row["spearman"] <= row["ci_high"] + ROUNDING <= 1 + 2 * ROUNDING
     assert table.loc["good", "spearman"] == pytest.approx(1)
     assert np.isnan(table.loc["flat", "spearman"])
-    assert geometry_analysis.agreement(cheap, sweep(), seed=3).equals(
-        geometry_analysis.agreement(cheap, sweep(), seed=3)
-    )
-    assert geometry_analysis.agreement(cheap, sweep({"guess": GUESS})).empty
+    assert geometry_agreement(cheap, sweep(), seed=3).table.equals(geometry_agreement(cheap, sweep(), seed=3).table)
+    assert geometry_agreement(cheap, sweep({"guess": GUESS})).table.empty
 
 
 def test_agreement_of_what_does_not_fit_raises(found):
     with pytest.raises(UserError, match="removed layer 3 has no predictors"):
-        geometry_analysis.agreement(found[2].head(3), sweep())
+        geometry_agreement(found[2].head(3), sweep())
     with pytest.raises(UserError, match="lack column layer"):
-        geometry_analysis.agreement(found[2].drop(columns="layer"), sweep())
+        geometry_agreement(found[2].drop(columns="layer"), sweep())
     with pytest.raises(UserError, match="2 layers were removed; correlate at least 3"):
-        geometry_analysis.agreement(found[2], sweep(layers=(0, 4)))
+        geometry_agreement(found[2], sweep(layers=(0, 4)))
 
 
 # -- figures -------------------------------------------------------------------------------------------
@@ -472,7 +470,7 @@ def test_predictor_scatter_has_a_row_a_task_and_says_what_cannot_be_judged(found
     for dot, name in zip(dots[:3], cheap.columns[1:], strict=True):
         assert dot.get_xdata().tolist() == cheap[name].tolist()
         np.testing.assert_allclose(dot.get_ydata(), loss, atol=1 / N_DOCS)
-    row = geometry_analysis.agreement(cheap, result).iloc[0]
+    row = geometry_agreement(cheap, result).table.iloc[0]
     assert f"ρ = {row['spearman']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in texts(fig)
     assert texts(fig).count("at chance: cannot judge") == 3 and "loss (accuracy)" in texts(fig)
     assert {t.get_text() for t in by_gid(fig, "name")} == {"L0", "L1"}, "the layers that cost most are named"

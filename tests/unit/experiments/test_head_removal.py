@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from depthlens.analysis.removal_curve import overlap
+from depthlens.analysis.head_lists import head_overlap
 from depthlens.errors import UserError
 from depthlens.experiments.head_removal import draw, removal_curve
 from depthlens.experiments.sweep import condition_sweep
@@ -105,7 +105,7 @@ def test_planted_lists_separate_on_their_own_task_alone(curve):
     }  # fmt: skip
     assert found["p_value"]["one-hop", ONE] == pytest.approx(1 / 11) and found["p_value"]["noise", ONE] == 1
     assert found["value"]["two-hop", TWO] < 0.5 < found["random"]["two-hop", TWO]
-    told = curve.verdict().splitlines()
+    told = curve.describe()
     assert len(told) == 6 + 3
     assert "one-hop on organism_one_hop (acc): separates from random heads" in told[0]
     assert "against 1 [1, 1] of 10 draws" in told[0] and told[0].endswith("outside the band at k = 1, 2.")
@@ -120,7 +120,7 @@ def test_at_chance_nothing_is_judged(organism):
     broken = Lens("broken", built.model, built.tokenizer)
     broken.arch.o_proj[1].weight.zero_()
     found = removal_curve(broken, ONE, {"any": [(2, 1)]}, k=1, n_draws=10, limit=N_DOCS, progress=False)
-    assert "the whole model is at chance, cannot judge" in found.verdict()
+    assert "the whole model is at chance, cannot judge" in found.describe()[0]
     assert found.tests["at_chance"].all()
 
 
@@ -173,23 +173,23 @@ def test_overlap_is_that_of_all_lists_counted():
     """Chance by hand: every list of two heads out of six against a fixed one of three."""
     heads = [(layer, head) for layer in range(2) for head in range(3)]
     one, other = heads[:3], [heads[0], heads[1]]
-    found = overlap(one, other, len(heads))
+    found = head_overlap(one, other, len(heads))
     common = [len(set(one) & set(rival)) for rival in combinations(heads, 2)]
     assert found.n == 2 and found.heads == ((0, 0), (0, 1)) and found.jaccard == 2 / 3
     assert found.expected == pytest.approx(np.mean(common)) and found.p_value == pytest.approx(
         np.mean(np.array(common) >= 2)
     )
     assert "2 heads in common, no more than chance explains (1 expected, p = 0.2)" in str(found)
-    nothing = overlap(one, heads[3:5], len(heads))
+    nothing = head_overlap(one, heads[3:5], len(heads))
     assert nothing.n == 0 and nothing.p_value == pytest.approx(1) and nothing.jaccard == 0
-    long = overlap([(i, 0) for i in range(10)], [(i, 0) for i in range(1, 11)], 270)
+    long = head_overlap([(i, 0) for i in range(10)], [(i, 0) for i in range(1, 11)], 270)
     assert long.p_value < 1e-10 and "more than chance explains" in str(long)
 
 
 def test_bad_lists_are_refused():
     for one, n in [([], 6), ([(0, 0), (0, 0)], 6), ([(0, 0), (0, 1)], 1)]:
         with pytest.raises(UserError, match="give at least one head, each once"):
-            overlap(one, [(0, 0)], n)
+            head_overlap(one, [(0, 0)], n)
 
 
 def test_a_curve_prints_as_a_few_lines(curve):

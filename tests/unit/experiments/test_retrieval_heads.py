@@ -9,7 +9,7 @@ import torch
 from by_hand import attentions, logprobs, random_tokens
 
 import depthlens as dl
-from depthlens.analysis.head_scores import roles
+from depthlens.analysis.head_lists import head_roles
 from depthlens.errors import UserError
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.retrieval_heads import copy_paste, retrieval_scores
@@ -100,14 +100,14 @@ def test_decoy_and_backup_are_told_apart():
     assert set(among) == truth.copies("one_hop")
     together = retrieval_scores(lens, needles=given, method="exact", given_removed=among, progress=False)
     assert np.isfinite(together.values).sum() == len(among) and len(together.top(len(among))) == len(among)
-    found = roles(copying, alone, together, copies=0.5).set_index(["layer", "head"])["role"]
+    found = head_roles(copying, alone, together, copies=0.5).set_index(["layer", "head"])["role"]
     by_role = {role: set(group.index) for role, group in found.groupby(found)}
     assert by_role.pop("attends but is not needed") == {truth.role("decoy")}
     assert by_role.pop("needed only together") == truth.needed_together("one_hop")
     assert by_role.pop("needed but does not copy") == truth.needed("one_hop") == {truth.role("previous_token")}
     assert set(by_role) == {"neither"}
     # without the joint removal backups cannot be told from decoys, and the role says so
-    blind = roles(copying, alone, copies=0.5, needed=0.5).set_index(["layer", "head"])["role"]
+    blind = head_roles(copying, alone, copies=0.5, needed=0.5).set_index(["layer", "head"])["role"]
     assert set(blind[blind == "attends but is not needed alone"].index) == truth.copies("one_hop")
 
 

@@ -59,7 +59,7 @@ def test_profiles_side_by_side_with_their_centres():
     lines, centres, critical = (by_gid(fig, gid) for gid in ("series", "centre", "critical"))
     for line, centre, dots, result in zip(lines, centres, critical, (base, distilled), strict=True):
         np.testing.assert_allclose(line.get_ydata(), -result.summary["delta"].iloc[1:])
-        at = depth.centre_of_mass(result)["centre"].item() * (N_LAYERS - 1)
+        at = depth.centre_of_mass(result).table["centre"].item() * (N_LAYERS - 1)
         assert centre.get_xdata()[0] == pytest.approx(at)
         assert dots.get_xdata().tolist() == result.critical()["layer"].tolist()
     assert lines[0].get_color() != lines[1].get_color() and lines[0].get_marker() != lines[1].get_marker()
@@ -104,7 +104,7 @@ def test_profile_refusals():
 
 def test_the_difference_is_drawn_and_proven_layers_are_marked_by_who_loses():
     base, distilled = sweep(EARLY), sweep(LATE, model="distilled")
-    table = model_comparison.difference(base, distilled)
+    table = model_comparison.layer_differences(base, distilled)
     fig = plots.loss_difference(base, distilled)
     (line,), (more, less) = by_gid(fig, "difference"), by_gid(fig, "proven")
     np.testing.assert_allclose(line.get_ydata(), table["difference"])

@@ -12,7 +12,7 @@ from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture f
 from made_up_heads import SIZES, N, names, planted, record, scores
 
 from depthlens import plots
-from depthlens.analysis.removal_curve import RemovalCurve, overlap
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.errors import UserError
 from depthlens.plots import theme
@@ -118,7 +118,7 @@ def test_overlap_says_what_the_lists_share():
     values[a.top(1)[0]] = 2.5
     b = scores(values, b.name, "nats", sizes=SIZES[0])
     fig = plots.head_overlap(a, b, k=5)
-    found = overlap(a.top(5), b.top(5), 270)
+    found = head_overlap(a.top(5), b.top(5), 270)
     assert found.n == 1
     title = fig.get_suptitle().replace("\n", " ")
     assert f"tiny: 1 of the top 5 heads are on both lists; {found.expected:.2g} expected by chance" in title

@@ -1,0 +1,150 @@
+"""Lists of heads: the roles of heads, what two lists share, and what lists miss of heads that are known to matter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats as sps
+
+from depthlens import arguments
+from depthlens.ablations import Head
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.stats import ALPHA
+from depthlens.errors import UserError
+
+COPIES, NEEDED = 0.1, 0.1  # score, nats per token
+ROLES = {
+    (True, True, False): "copies and is needed",
+    (True, True, True): "copies and is needed",
+    (True, False, True): "needed only together",
+    (True, False, False): "attends but is not needed",
+    (False, True, False): "needed but does not copy",
+    (False, False, False): "neither",
+}
+
+
+def head_roles(
+    copying: HeadScores,
+    alone: HeadScores,
+    together: HeadScores | None = None,
+    *,
+    copies: float = COPIES,
+    needed: float = NEEDED,
+) -> pd.DataFrame:
+    """What each head is for a task, from what it attends to and what its removal costs, alone and with others.
+
+    - *copies and is needed*: high copy-paste score, and its removal costs something;
+    - *needed only together*: high score, and its removal costs something when the other copying heads are gone, but
+      alone less than half of that: a backup, or what has one;
+    - *attends but is not needed*: high score, and neither removal costs anything: a decoy;
+    - *needed but does not copy*: low score, yet its removal costs something: it does other work for the task;
+    - *neither*.
+
+    A removal costs something where its loss is significant (Holm) and at least ``needed``. Costing nothing is not
+    proven by a loss that is not significant: look at the intervals, and at n.
+
+    Args:
+        copying: `depthlens.retrieval_scores` with ``method="copy_paste"``.
+        alone: The same with ``method="exact"``: loss when this head is removed.
+        together: The same with ``given_removed`` = the copying heads: loss when this one is removed after all others;
+            None leaves backups and decoys in one role, "attends but is not needed alone".
+        copies: Copy-paste score from which on a head counts as copying (0.1 in Wu et al. 2024).
+        needed: Loss in nats per token from which on a head counts as needed.
+
+    Returns:
+        One row a head: layer, head, condition, copy, alone, together (NaN where not tested), role.
+
+    Raises:
+        UserError: scores of different shapes, or losses that were not tested.
+    """
+    for name, scores in (("alone", alone), ("together", together)):
+        if scores is not None and scores.values.shape != copying.values.shape:
+            raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {copying.values.shape}")
+        if scores is not None and scores.critical is None:
+            raise UserError(f"{name} ({scores.name}) was not tested; give losses, e.g. method='exact'")
+    table = copying.frame[["layer", "head", "condition"]].assign(copy=copying.frame["value"])
+    copy = table["copy"] >= copies
+    for name, scores in (("alone", alone), ("together", together)):
+        table[name] = np.nan if scores is None else scores.frame["value"]
+    single, joint = (
+        np.zeros(len(table), dtype=bool)
+        if scores is None
+        else (scores.frame["value"] >= needed) & scores.frame["critical"]
+        for scores in (alone, together)
+    )
+    joint &= copy
+    single &= ~joint | (table["alone"] >= table["together"] / 2)
+    table["role"] = [ROLES[key] for key in zip(copy, single, joint, strict=True)]
+    if together is None:
+        table["role"] = table["role"].replace(ROLES[True, False, False], f"{ROLES[True, False, False]} alone")
+    return table
+
+
+def compare_with_truth(named: dict[str, Collection[Head]], true: Collection[Head]) -> pd.DataFrame:
+    """What each method of finding heads misses and names wrongly, where the heads that matter are known.
+
+    Args:
+        named: Heads by method.
+        true: Heads that matter.
+
+    Returns:
+        One row a method: named, missed, wrong (as "L2.H1, L2.H3", or "none").
+    """
+    known = set(true)
+    rows = {
+        method: {"named": set(heads), "missed": known - set(heads), "wrong": set(heads) - known}
+        for method, heads in named.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.map(lambda heads: ", ".join(f"L{a}.H{b}" for a, b in sorted(heads)) or "none")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much two lists of heads have in common.
+
+    Attributes:
+        n: Heads on both.
+        expected: How many two random lists of these lengths have in common on average.
+        p_value: Probability that two random lists have at least ``n`` in common (hypergeometric).
+        jaccard: Heads on both, as a share of heads on either.
+        heads: The common ones.
+    """
+
+    n: int
+    expected: float
+    p_value: float
+    jaccard: float
+    heads: tuple[Head, ...]
+
+    def __str__(self) -> str:
+        amount = "more than" if self.p_value < ALPHA else "no more than"
+        test = f"{self.expected:.2g} expected, p = {self.p_value:.2g}"
+        return f"{self.n} heads in common, {amount} chance explains ({test})"
+
+
+def head_overlap(a: Sequence[Head], b: Sequence[Head], n_heads_in_all: int) -> Overlap:
+    """Compare two lists of heads of one model.
+
+    Chance here means any heads of the model. Two lists that only prefer the same layers overlap more than that.
+
+    Args:
+        a: Heads as (layer, head).
+        b: Heads as (layer, head).
+        n_heads_in_all: n_layers x n_heads of the model.
+
+    Raises:
+        UserError: an empty list, a head twice, or more heads than there are.
+    """
+    sets = [set(arguments.heads("list", heads)) for heads in (a, b)]
+    for heads, unique in zip((a, b), sets, strict=True):
+        if not heads or len(unique) < len(heads) or len(unique) > n_heads_in_all:
+            fault = f"a list of {len(heads)} heads, {len(unique)} of them different, of {n_heads_in_all}"
+            raise UserError(f"{fault}; give at least one head, each once")
+    common, lengths = sets[0] & sets[1], [len(heads) for heads in sets]
+    p = float(sps.hypergeom.sf(len(common) - 1, n_heads_in_all, *lengths))
+    expected, jaccard = lengths[0] * lengths[1] / n_heads_in_all, len(common) / len(sets[0] | sets[1])
+    return Overlap(len(common), expected, p, jaccard, tuple(sorted(common)))

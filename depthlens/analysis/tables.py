@@ -1,0 +1,55 @@
+"""A table of numbers together with what it says in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from depthlens.analysis.saving import Saveable
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
+_OF_RESULT = ("model", "seed", "limit", "measure")  # entries of a sweep's record that a table keeps
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DescribedTable(Saveable):
+    """A table of numbers, the sentences that it supports, and the settings needed to repeat it.
+
+    Attributes:
+        table: The numbers. The function that made it lists the columns.
+        sentences: What they say; see `describe`.
+        record: Model, tasks and settings.
+    """
+
+    table: pd.DataFrame
+    sentences: Sequence[str]
+    record: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", self.table.reset_index(drop=True))
+        super().__post_init__()
+
+    def describe(self) -> list[str]:
+        """What the numbers say, one sentence each."""
+        return list(self.sentences)
+
+    def __repr__(self) -> str:
+        return self.table.round(3).to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        return self.table.round(3).to_html(index=False, border=0)
+
+
+def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]:
+    """The record of a table: the function that made it, what it was made from, and its settings."""
+    sources = [
+        {key: result.record[key] for key in _OF_RESULT if key in result.record}
+        | {"tasks": sorted(set(result.docs["task"]))}
+        for result in results
+    ]
+    return {"made_by": made_by, "made_from": sources, **settings}
