@@ -9,7 +9,6 @@ import textwrap
 
 import numpy as np
 from matplotlib import ticker
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from depthlens import arguments
@@ -17,11 +16,11 @@ from depthlens.analysis import stats
 from depthlens.analysis.block_removal import Greedy, block_table
 from depthlens.analysis.results import Result
 from depthlens.plots import panels
-from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALETTE, figure, legend, themed
+from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALETTE, Plot, figure, themed, with_legend
 
 
 @themed
-def block_map(result: Result, *, title: str | None = None) -> Figure:
+def block_map(result: Result, *, title: str | None = None) -> Plot:
     """Loss by removing every contiguous block: one panel a task and metric, first layer of the block by its size.
 
     A dot marks blocks whose loss is significant after Holm's correction. A task at chance is hatched.
@@ -56,13 +55,14 @@ def block_map(result: Result, *, title: str | None = None) -> Figure:
         panels.panel_title(ax, textwrap.shorten(name, 100), fontsize=9)
         ax.set(xlabel="first layer of the block", ylabel="layers", ylim=(0.5, largest + 0.5))
     dot = panels.mark_key("proven loss (Holm-corrected)", marker=".")
-    legend(fig, [dot, Patch(facecolor=EMPTY, label="no such block")])
-    return fig
+    return with_legend(fig, [dot, Patch(facecolor=EMPTY, label="no such block")])
 
 
 @themed
-def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Figure:
-    """Change as layers go one after another: on the documents that judge, with its interval, and on those that chose.
+def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Plot:
+    """Change of the score as layers are removed one after another.
+
+    One line is the half of the documents that judges, with its interval, the other the half that chose the layers.
 
     Args:
         greedy: From `depthlens.greedy_removal`.
@@ -70,7 +70,7 @@ def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Figure:
     """
     arguments.made_by(greedy, "steps", "what depthlens.greedy_removal returned", "greedy")
     steps, record = greedy.steps, greedy.record
-    default = f"Layers removed one after another: {record['task']}, {steps['n'].iloc[0]} documents judge"
+    default = f"Layers removed one after another: {record['task']}, judged on {steps['n'].iloc[0]} documents"
     x, delta, low, high, chosen = panels.numbers(steps, "step", "delta", "ci_low", "ci_high", "chosen_by")
     low[0] = high[0] = 0.0  # with nothing removed nothing changes
     better = greedy.result.metric_info(record["task"], record["metric"])["higher_is_better"]
@@ -87,5 +87,4 @@ def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Figure:
     judging, choosing = panels.series_keys(["judging half of the documents", "choosing half"])
     choosing.set_linestyle("--")
     levels = panels.level_keys(fig, tolerance=f"tolerance {record['tolerance']:g}")
-    legend(fig, [judging, panels.band_key(colour=PALETTE[0]), choosing, *levels])
-    return fig
+    return with_legend(fig, [judging, panels.band_key(colour=PALETTE[0]), choosing, *levels])

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -19,7 +18,7 @@ from depthlens.claims.decision import ABOVE, BELOW, CANNOT, CONTRADICTED, SUPPOR
 from depthlens.claims.verdicts import Verdict, headline
 from depthlens.errors import UserError
 from depthlens.plots import panels
-from depthlens.plots.theme import DASHED, EMPTY, GREY, INK, PALETTE, SMALL, figure, ink_on, legend, themed
+from depthlens.plots.theme import DASHED, EMPTY, GREY, INK, PALETTE, SMALL, Plot, figure, ink_on, themed, with_legend
 
 CHIPS = {
     SUPPORTED: ("✓", PALETTE[0]),
@@ -34,7 +33,7 @@ _CLAIMED = "#CFE3F1"
 
 
 @themed
-def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Figure:
+def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
     """One row a claim: verdict, statement, effect with its interval against the threshold, documents.
 
     Args:
@@ -61,8 +60,7 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Figur
         *panels.level_keys(fig),
         Patch(facecolor=_CLAIMED, lw=0, label="claimed side"),
     ]
-    legend(fig, keys)
-    return fig
+    return with_legend(fig, keys)
 
 
 def _chip(ax: Axes, verdict: Verdict) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from depthlens.analysis import depth, model_comparison, recovery
 from depthlens.analysis.layer_profiles import Profile, labels, profiles
@@ -25,7 +24,7 @@ from depthlens.plots import panels
 from depthlens.plots.effects import PROVEN, model_dims, unit_of
 from depthlens.plots.layers import CRITICAL
 from depthlens.plots.panels import ACCURACY, numbers
-from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, PALETTE, SMALL, counts, figure, legend, themed
+from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, PALETTE, SMALL, Plot, counts, figure, themed, with_legend
 
 _FAR = 3.0  # times the third largest: from here on a loss without bounds would flatten all others
 _BOOK = {1: (PALETTE[0], "^"), -1: (PALETTE[1], "v")}  # colour and marker by the sign of open minus closed
@@ -33,7 +32,7 @@ _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", reco
 
 
 @themed
-def profile_comparison(*results: Result, title: str | None = None, seed: int = 0) -> Figure:
+def profile_comparison(*results: Result, title: str | None = None, seed: int = 0) -> Plot:
     """What removing each layer costs, one panel a task and one line a model, with the centre of mass of every profile.
 
     Filled markers are critical layers, bands 95% intervals. The bar at the top of a panel is the centre of mass with
@@ -62,23 +61,27 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
     for ax, task in zip(panels.panels(fig, len(tasks), columns, "removed layer", stacked=True), tasks, strict=True):
         lines = [(style, p) for style, model in enumerate(models) for p in model if p.label == task]
         losses = [_losses(results[style], p) for style, p in lines]
-        for (style, profile), table in zip(lines, losses, strict=True):
-            _draw_losses(ax, profile, table, style)
+        panels.level(ax, 0, "zero")
+        for (style, p), (x, loss, low, high, critical) in zip(lines, losses, strict=True):
+            panels.curve(ax, x, [loss, low, high], style, idle=p.at_chance)
+            panels.marks(ax, x, loss, critical.astype(bool), style, "critical")
         first_style, first = lines[0]
-        _limit(ax, pd.concat(losses), first.binary, len(lines))
-        for row, (style, profile) in enumerate(lines):
-            _draw_centre(ax, profile, centres[style].loc[task], style, 0.95 - 0.11 * row)
+        if not first.binary:
+            _end_before_far(ax, *np.hstack(losses)[:4])
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(bottom, top + (top - bottom) * 0.13 * len(lines))  # room for the centres of mass
+        for row, (style, p) in enumerate(lines):
+            _draw_centre(ax, p, centres[style].loc[task], style, 0.95 - 0.11 * row)
         panels.panel_title(ax, task)
         ax.set_ylabel(f"loss of\n{_unit(results[first_style], first)}")
         panels.layer_axis(ax, n_layers)
     keys = panels.series_keys(names, mfc=None) if len(names) > 1 else []
     centre = panels.line_key("centre of mass, 95% interval", lw=1.5, marker="|", ms=9, mew=2)
-    legend(fig, [*keys, panels.mark_key(CRITICAL), centre, panels.band_key()], 3)
-    return fig
+    return with_legend(fig, [*keys, panels.mark_key(CRITICAL), centre, panels.band_key()], 3)
 
 
 @themed
-def loss_difference(base: Result, distilled: Result, *, title: str | None = None) -> Figure:
+def loss_difference(base: Result, distilled: Result, *, title: str | None = None) -> Plot:
     """Loss of base minus loss of distilled by removed layer, one panel a task: above 0 the base needs the layer more.
 
     Bars are 95% intervals; markers are filled where the difference is proven after Holm's correction.
@@ -116,12 +119,11 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
     more_labels = [f"{name} loses more (proven, {PROVEN})" for name in names]
     keys = panels.series_keys(more_labels, ls="", ms=6, mfc=None)
     keys.append(panels.line_key("not proven; 95% interval", marker="o", mfc="white", ms=4))
-    legend(fig, keys, 2)
-    return fig
+    return with_legend(fig, keys, 2)
 
 
 @themed
-def recovery_curve(result: Result, donor: Result, *, title: str | None = None, seed: int = 0) -> Figure:
+def recovery_curve(result: Result, donor: Result, *, title: str | None = None, seed: int = 0) -> Plot:
     """Score of a base model as layers of a donor are put in place: each alone, from the bottom, and from the top.
 
     One panel a task and site. Reference lines are the base, the donor and chance; markers are filled where a transplant
@@ -169,12 +171,11 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
     series_keys = panels.series_keys(f"{label} transplanted" for label in _SERIES.values())
     keys = [key for kind, key in zip(_SERIES, series_keys, strict=True) if kind in kinds]
     differs = panels.mark_key(f"differs from the base ({PROVEN})")
-    legend(fig, [*keys, *panels.level_keys(fig), differs, panels.band_key()], 3)
-    return fig
+    return with_legend(fig, [*keys, *panels.level_keys(fig), differs, panels.band_key()], 3)
 
 
 @themed
-def beyond(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None) -> Figure:
+def beyond(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None) -> Plot:
     """Loss with the book minus loss without it, by layer.
 
     The scale is linear near 0 and logarithmic beyond, because one layer may cost many times what all others do.
@@ -193,7 +194,7 @@ def beyond(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None
     layer, gap, low, high = panels.numbers(rows, "layer", "difference", "ci_low", "ci_high")
     proven = (rows["p_adjusted"] < ALPHA).to_numpy()
     inner = max(0.05, float(np.quantile(np.abs(gap), 0.75)))
-    fig = figure(title, f"Loss with the book beyond the loss without it, n = {rows['n'].max()}", height=2.9)
+    fig = figure(title, f"Loss with the book minus loss without it, n = {rows['n'].max()}", height=2.9)
     ax = fig.subplots()
     ax.set_yscale("symlog", linthresh=inner, linscale=1.0)
     panels.level(ax, 0, "no change")
@@ -214,8 +215,7 @@ def beyond(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None
         for book, (colour, marker) in zip(("with", "without"), _BOOK.values(), strict=True)
     ]
     keys.append(panels.mark_key("open marker: not proven", color=GREY, mfc="white"))
-    legend(fig, [*keys, panels.line_key("95% interval", color=GREY, lw=1.2)])
-    return fig
+    return with_legend(fig, [*keys, panels.line_key("95% interval", color=GREY, lw=1.2)])
 
 
 def _unit(result: Result, profile: Profile) -> str:
@@ -231,32 +231,17 @@ def _beside(ax: Axes, text: str, color: str = INK) -> None:
     panels.note(ax, 1.01, 0.5, text, rotation=90, ha="left", color=color)
 
 
-def _losses(result: Result, profile: Profile) -> pd.DataFrame:
-    """Loss, its interval and whether it is critical, by removed layer."""
+def _losses(result: Result, profile: Profile) -> np.ndarray:
+    """Removed layers, their losses, both ends of the intervals, and whether each is critical. Shape [5, layer]."""
     table = result.summary
     chosen = (table["task"] == profile.task) & (table["metric"] == profile.metric) & table["layer"].notna()
-    table = table[chosen].sort_values("layer")
-    layer, *changes, p = numbers(table, "layer", "delta", "ci_low", "ci_high", "p_adjusted")
+    layer, *changes, p = numbers(
+        table[chosen].sort_values("layer"), "layer", "delta", "ci_low", "ci_high", "p_adjusted"
+    )
     loss, *ends = (-profile.sign * change for change in changes)
-    low, high = np.sort(ends, axis=0)
     min_loss = result.metric_info(profile.task, profile.metric)["least"]
     critical = (p < ALPHA) & (loss > min_loss) & (not profile.at_chance)
-    return pd.DataFrame({"layer": layer, "loss": loss, "low": low, "high": high, "critical": critical})
-
-
-def _draw_losses(ax: Axes, profile: Profile, losses: pd.DataFrame, style: int) -> None:
-    x, y, low, high = numbers(losses, "layer", "loss", "low", "high")
-    panels.level(ax, 0, "zero")
-    panels.curve(ax, x, [y, low, high], style, idle=profile.at_chance)
-    panels.marks(ax, x, y, losses["critical"].to_numpy(), style, "critical")
-
-
-def _limit(ax: Axes, losses: pd.DataFrame, binary: bool, n_centres: int) -> None:
-    """Choose the range of the axis, with room for the centres above."""
-    if not binary:
-        _end_before_far(ax, *numbers(losses, "layer", "loss", "low", "high"))
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(bottom, top + (top - bottom) * 0.13 * n_centres)
+    return np.array([layer, loss, *np.sort(ends, axis=0), critical])
 
 
 def _end_before_far(ax: Axes, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:

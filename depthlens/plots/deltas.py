@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from depthlens.errors import UserError, unknown
 from depthlens.plots import panels
-from depthlens.plots.theme import PALETTE, figure, legend, round_up, themed
+from depthlens.plots.theme import PALETTE, Plot, figure, round_up, themed, with_legend
 
 _WEIGHTS = {"relative": "size of the change relative to the weights", "cosine": "1 − cosine of old and new weights"}
 _ACTIVATIONS = {"relative": "size of the difference\nrelative to the base's", "cosine": "cosine of base and donor"}
@@ -20,7 +19,7 @@ _FIX = "give some deltas"
 
 
 @themed
-def weight_deltas(deltas: pd.DataFrame, *, value: str = "relative", title: str | None = None) -> Figure:
+def weight_deltas(deltas: pd.DataFrame, *, value: str = "relative", title: str | None = None) -> Plot:
     """How much training changed each weight matrix: a map of matrices by layer, with those outside the layers beside.
 
     Args:
@@ -64,7 +63,7 @@ def weight_deltas(deltas: pd.DataFrame, *, value: str = "relative", title: str |
 
 
 @themed
-def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Figure:
+def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot:
     """How far two models' activations are apart by layer: size of the difference and cosine, one line a part.
 
     Args:
@@ -90,5 +89,4 @@ def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Figu
         panels.level(ax, _SAME[measure], "no change")
         panels.layer_axis(ax, int(deltas["layer"].max()) + 1)
         ax.set(xlabel="layer", ylabel=label)
-    legend(fig, [*panels.series_keys(parts), *panels.level_keys(fig), panels.band_key()])
-    return fig
+    return with_legend(fig, [*panels.series_keys(parts), *panels.level_keys(fig), panels.band_key()])

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from depthlens.analysis.geometry import Geometry, agreement, aligned
 from depthlens.analysis.layer_profiles import profiles
@@ -21,7 +20,7 @@ from depthlens.errors import UserError
 from depthlens.plots import panels
 from depthlens.plots.effects import unit_of
 from depthlens.plots.panels import numbers
-from depthlens.plots.theme import CANNOT_JUDGE, INK, SMALL, WIDTH, counts, figure, legend, round_up, themed
+from depthlens.plots.theme import CANNOT_JUDGE, INK, SMALL, WIDTH, Plot, counts, figure, round_up, themed, with_legend
 
 _LENSES = {"probability": "probability of\nthe final top-1 token", "entropy": "entropy (nats)"}
 _PREDICTORS = {
@@ -34,18 +33,19 @@ _NAMED = 2  # layers with the largest losses, named in a scatter
 
 
 @themed
-def angular_map(geometry: Geometry, *, title: str | None = None) -> Figure:
+def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
     """Angular distance between the input and the output of every block of layers, by first layer and size.
 
-    The dot in each row is the block of that size whose removal turns the stream least: the one that pruning by angular
-    distance takes out (Gromov et al. 2024).
+    The dot in each row is the block of that size whose input and output are nearest in angle: the one that pruning by
+    angular distance removes (Gromov et al. 2024).
 
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
     """
     table, n_layers = geometry.distances, geometry.n_layers
-    grid = _grid(table, "size", "layer", "distance").reindex(index=range(1, n_layers + 1), columns=range(n_layers))
+    grid = table.pivot(index="size", columns="layer", values="distance")
+    grid = grid.reindex(index=range(1, n_layers + 1), columns=range(n_layers)).astype(float)
     best = table.loc[table.groupby("size")["distance"].idxmin()]
     fig = figure(title, _title(geometry, "angular distance of blocks"), height=4.4, width=0.75 * WIDTH)
     ax = fig.subplots()
@@ -55,12 +55,11 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Figure:
     ax.plot(*numbers(best, "layer", "size"), ls="", gid="best", **dot)
     ax.set(xlabel="first layer of the block", ylabel="layers in the block", ylim=(0.5, n_layers + 0.5))
     panels.colour_bar(mesh, ax, "angular distance of the block's input and output (1: opposite)")
-    legend(fig, [panels.mark_key("smallest of its size", **dot)])
-    return fig
+    return with_legend(fig, [panels.mark_key("smallest of its size", **dot)])
 
 
 @themed
-def influence_profile(geometry: Geometry, *, title: str | None = None) -> Figure:
+def influence_profile(geometry: Geometry, *, title: str | None = None) -> Plot:
     """Block influence by layer, with its interval, and the angular distance that the layer alone makes.
 
     Args:
@@ -73,12 +72,12 @@ def influence_profile(geometry: Geometry, *, title: str | None = None) -> Figure
         (geometry.influences, ("layer", "influence", *ends), "block influence\n(1 − mean cosine over tokens)"),
         (single, ("layer", "distance", *ends), "angular distance\n(last token)"),
     ]
-    return _curves(title, _title(geometry, "how far each layer turns the stream"), parts, "layer")
+    return _curves(title, _title(geometry, "how much each layer changes the residual stream"), parts, "layer")
 
 
 @themed
-def logit_lens(geometry: Geometry, *, title: str | None = None) -> Figure:
-    """What the unembedding reads from the stream by depth: probability of the final top-1 token, and entropy.
+def logit_lens(geometry: Geometry, *, title: str | None = None) -> Plot:
+    """What the unembedding reads from the residual stream by depth: probability of the final top-1 token, and entropy.
 
     Args:
         geometry: From `depthlens.depth_geometry`.
@@ -91,7 +90,7 @@ def logit_lens(geometry: Geometry, *, title: str | None = None) -> Figure:
 
 
 @themed
-def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Figure:
+def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
     """How much skipping one layer changes what each later one adds: at all positions, and at future ones only.
 
     Both panels share one scale. It ends at the largest effect, or at the 95th percentile of all where a few are far
@@ -113,8 +112,8 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Figure:
     fig = figure(title, f"Effect of a skipped layer on later ones{count}", height=4.3)
     axes = fig.subplots(1, 2, sharey=True)
     for ax, (where, name) in zip(axes, _WHERE.items(), strict=True):
-        grid = _grid(effects[effects["where"] == where], "layer", "later", "effect")
-        grid = grid.reindex(index=layers, columns=layers)
+        grid = effects[effects["where"] == where].pivot(index="layer", columns="later", values="effect")
+        grid = grid.reindex(index=layers, columns=layers).astype(float)
         mesh = panels.cells(ax, grid.to_numpy(), (0, top), empty="white", gid=where)
         ax.set(xlabel="later layer", xlim=(0.5, len(layers) - 0.5), ylim=(len(layers) - 1.5, -0.5))
         panels.panel_title(ax, name)
@@ -127,7 +126,7 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Figure:
 @themed
 def predictor_scatter(
     predictors: pd.DataFrame, result: Result, *, title: str | None = None, seed: int = 0, n_boot: int = 2000
-) -> Figure:
+) -> Plot:
     """Loss of removing each layer against its cheap numbers: one row a task, one column a predictor, one dot a layer.
 
     Above each panel is Spearman's correlation with its bootstrap interval over documents; the layers that cost most are
@@ -191,13 +190,9 @@ def _title(geometry: Geometry, what: str) -> str:
     return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
 
 
-def _grid(table: pd.DataFrame, rows: str, columns: str, values: str) -> pd.DataFrame:
-    return table.pivot(index=rows, columns=columns, values=values).astype(float)
-
-
 def _curves(
     title: str | None, default: str, parts: Sequence[tuple[pd.DataFrame, tuple[str, ...], str]], xlabel: str
-) -> Figure:
+) -> Plot:
     """A panel for each part, a table with its columns and label: a line with its interval, on an axis from 0."""
     fig = figure(title, default, height=2.9)
     for style, (ax, (table, columns, label)) in enumerate(zip(fig.subplots(1, len(parts)), parts, strict=True)):
@@ -206,5 +201,4 @@ def _curves(
         ax.set_ylim(0, 1.05 * np.nanmax(values))
         panels.whole_numbers(ax.xaxis, 7)
         ax.set(xlabel=xlabel, ylabel=label)
-    legend(fig, [panels.band_key("95% interval over texts")])
-    return fig
+    return with_legend(fig, [panels.band_key("95% interval over texts")])

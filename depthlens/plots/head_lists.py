@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from depthlens import arguments
@@ -25,7 +24,7 @@ from depthlens.errors import UserError
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import unit_of
 from depthlens.plots.panels import numbers
-from depthlens.plots.theme import GREY, INK, PALE, PALETTE, SMALL, figure, legend, themed
+from depthlens.plots.theme import GREY, INK, PALE, PALETTE, SMALL, Plot, figure, themed, with_legend
 
 OUTSIDE = "worse than every random draw"
 _DISTANCES = (5, 12, 20, 30, 42, 56, 72, 90)  # points from a dot to its name
@@ -33,7 +32,7 @@ MAX_NAMED = 10  # heads of each list; all that are on both are named, too
 
 
 @themed
-def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Figure:
+def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     """Score by number of removed heads: one panel a task, one line a list, against random heads of the same layers.
 
     The shaded range holds all random draws of a list, the thin line is their mean. Markers are filled where the list is
@@ -77,8 +76,7 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Figure:
         panels.line_key("mean of these draws", lw=0.7),
         *panels.level_keys(fig),
     ]
-    legend(fig, keys, 3 if width == theme.WIDTH else 2)
-    return fig
+    return with_legend(fig, keys, 3 if width == theme.WIDTH else 2)
 
 
 def _of_task(table: pd.DataFrame, base: dict[Any, Any]) -> pd.DataFrame:
@@ -108,7 +106,7 @@ def _verdict(tests: pd.DataFrame, width: int) -> str:
 
 
 @themed
-def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Figure:
+def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Plot:
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
     The first ten heads of each list are named, and in bold those on both. Dashed lines separate the heads on a list
@@ -151,7 +149,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
         line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=theme.DASHED, zorder=1, gid="cut")
     ax.margins(0.08)
     ax.set(**{f"{axis}label": s.name + (f" ({s.unit})" if s.unit else "") for axis, s in (("x", a), ("y", b))})
-    legend(fig, ax.get_legend_handles_labels()[0], 2)
+    with_legend(fig, ax.get_legend_handles_labels()[0], 2)
     fig.draw_without_rendering()  # lays the figure out, so that names can be put where there is room
     places = {head: (float(a.values[head]), float(b.values[head])) for head in listed}
     _name_dots(ax, places, {*tops[0][:MAX_NAMED], *tops[1][:MAX_NAMED], *shared}, shared, fig.dpi)

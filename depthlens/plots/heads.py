@@ -23,7 +23,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Colormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from depthlens import arguments
@@ -33,7 +32,7 @@ from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import PROVEN, Effects, Names, group_size, sweep_effects, sweep_title, varying
-from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALE, SMALL, figure, legend, themed
+from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALE, SMALL, Plot, figure, themed, with_legend
 
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL = f"critical head (loss, {PROVEN})"
@@ -76,7 +75,7 @@ def head_map(
     metrics: Names = None,
     top: int | None = None,
     title: str | None = None,
-) -> Figure:
+) -> Plot:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
     A dot is a critical head, a ring a significant gain. A task at chance shows no differences, because there are none
@@ -126,8 +125,7 @@ def head_map(
         look = {"fraction": fraction, "shrink": 0.8, "aspect": 8 * across, "extendfrac": 0.03}
         bar = panels.colour_bar(mesh, [axes[i] for i in group], scale.label, extend=scale.extend, **look)
         bar.ax.locator_params(nbins=8)
-    legend(fig, keys, max(1, min(len(keys), key_columns)))
-    return fig
+    return with_legend(fig, keys, max(1, min(len(keys), key_columns)))
 
 
 # -- what is drawn -------------------------------------------------------------------------------------

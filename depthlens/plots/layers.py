@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from depthlens.analysis import depth, solution_errors
@@ -20,23 +19,10 @@ from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import GROUP
 from depthlens.errors import UserError
-from depthlens.plots import panels
+from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, PROVEN, Effects, Names, sweep_effects, sweep_title, varying
 from depthlens.plots.panels import ACCURACY
-from depthlens.plots.theme import (
-    CANNOT_JUDGE,
-    EMPTY,
-    GREY,
-    INK,
-    MARKERS,
-    PALETTE,
-    SMALL,
-    counts,
-    figure,
-    legend,
-    spread,
-    themed,
-)
+from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, GREY, INK, SMALL, Plot, figure, themed, with_legend
 
 CRITICAL = f"critical layer (loss, {PROVEN})"
 MAX_OVERLAID = 4  # series in one panel; more are drawn side by side
@@ -48,7 +34,7 @@ _SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", 
 @themed
 def depth_profile(
     result: Result, *, tasks: Names = None, metrics: Names = None, value: str = "value", title: str | None = None
-) -> Figure:
+) -> Plot:
     """Score by removed layer, with the 95% interval of the difference from baseline as a band.
 
     Dashed lines are baselines, dotted lines chance, filled markers critical layers. Up to four series share a
@@ -90,14 +76,13 @@ def depth_profile(
     keys = panels.series_keys(labels, mfc=None) if len(groups) > 1 and 1 < len(labels) and overlaid else []
     if panels.drawn(fig, "critical"):
         keys.append(panels.mark_key(CRITICAL))
-    legend(fig, [*keys, *panels.level_keys(fig), panels.band_key()])
-    return fig
+    return with_legend(fig, [*keys, *panels.level_keys(fig), panels.band_key()])
 
 
 @themed
 def protocol_comparison(
     result: Result, *, tasks: Names = None, metrics: Names = None, title: str | None = None
-) -> Figure:
+) -> Plot:
     """One row per task and metric, one column per removed layer: which layers matter under which protocol.
 
     Colour is the difference from baseline: white none, red worse, blue better. A dot is a critical layer, a
@@ -131,12 +116,11 @@ def protocol_comparison(
     keys = [panels.mark_key(CRITICAL, ms=4)]
     if panels.drawn(fig, "gain"):
         keys.append(panels.mark_key("significant gain", ms=4, mfc="none"))
-    legend(fig, keys)
-    return fig
+    return with_legend(fig, keys)
 
 
 @themed
-def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> Figure:
+def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> Plot:
     """Where in depth the losses are: one row a task and metric, one column a removed layer; each row adds up to one.
 
     Colour is the share of the row's summed loss (red; blue where a removal helps), the diamond its centre of mass with
@@ -151,7 +135,7 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> F
         UserError: the result has no single-layer conditions.
     """
     rows, centres = profiles(result), depth.centre_of_mass(result, seed=seed)
-    n_layers, n = rows[0].n_layers, counts(len(p.documents) for p in rows)
+    n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
     grid = np.full((len(rows), n_layers), np.nan)
     for row, profile in enumerate(rows):
         if not profile.unplaced:
@@ -174,12 +158,11 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> F
     keys = [panels.line_key("thirds of the depth", **_THIRDS)]
     if not all(p.unplaced for p in rows):
         keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="D", mec="white", ms=6))
-    legend(fig, keys)
-    return fig
+    return with_legend(fig, keys)
 
 
 @themed
-def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Figure:
+def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Plot:
     """What becomes of the solved problems without each layer: still right, or by what goes wrong first.
 
     Args:
@@ -200,15 +183,14 @@ def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     ax = fig.subplots()
     floor = np.zeros(len(shares))
     keys = []
-    for kind, colour in zip((solution_errors.RIGHT, *solution_errors.MISTAKES), (EMPTY, *PALETTE), strict=True):
+    for kind, colour in zip((solution_errors.RIGHT, *solution_errors.MISTAKES), (EMPTY, *theme.PALETTE), strict=True):
         ax.bar(shares.index, shares[kind], 0.92, bottom=floor, color=colour, lw=0)
         keys.append(Patch(facecolor=colour, label="still right" if kind == solution_errors.RIGHT else kind))
         floor += shares[kind].to_numpy()
     ax.set(xlabel="removed layer", ylabel="share of these problems", ylim=(0, 1))
     ax.set_xlim(shares.index.min() - 0.6, shares.index.max() + 0.6)
     panels.whole_numbers(ax.xaxis)
-    legend(fig, keys, 5)
-    return fig
+    return with_legend(fig, keys, 5)
 
 
 def _label(effects: Effects, fields: Sequence[str]) -> str:
@@ -253,10 +235,10 @@ def _name_lines(ax: Axes, group: Sequence[Effects], styles: Sequence[int], field
         lines.append((last, _label(e, fields) + (f"\n{CANNOT_JUDGE}" if e.at_chance else ""), style, e.at_chance))
     lines.sort(key=lambda line: line[0])
     line_height = (high - low) * 0.065  # 8 pt of an axis some 2.3 inches high
-    places = spread([last for last, *_ in lines], [line_height * (1 + text.count("\n")) for _, text, *_ in lines])
+    places = theme.spread([last for last, *_ in lines], [line_height * (1 + text.count("\n")) for _, text, *_ in lines])
     right = ax.get_yaxis_transform()
     for place, (_, text, style, idle) in zip(places, lines, strict=True):
         colour = panels.colour_of(style, idle)
-        ax.plot([1.02], [place], marker=MARKERS[style], ms=5, color=colour, transform=right, clip_on=False)
+        ax.plot([1.02], [place], marker=theme.MARKERS[style], ms=5, color=colour, transform=right, clip_on=False)
         panels.note(ax, 1.04, place, text, color=GREY if idle else INK, transform=right)
     ax.set_ylim(low, high)

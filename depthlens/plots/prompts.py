@@ -1,11 +1,11 @@
-"""Figures of one prompt: where one head looks, and which token comes next.
+"""Figures of one prompt: what one head attends to, and which token comes next.
 
 Attention is drawn as a static figure, so that it survives every export and needs no network. Short prompts are drawn as
 a map of all queries and keys. Long ones are drawn for one query: the prompt as text, every token shaded by the
 attention weight that the query gives it. From a thousand tokens on, stretches without weight are left out, and the
 figure says how much weight they have in all.
 
-Attention is causal: no token looks at a later one. A row of weights sums to 1, or to less where the model has a sink
+Attention is causal: no token attends to a later one. A row of weights sums to 1, or to less where the model has a sink
 outside the prompt.
 """
 
@@ -20,13 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from depthlens.errors import UserError
 from depthlens.plots import panels, theme
-from depthlens.plots.theme import EMPTY, GREY, INK, PALE, PALETTE, SMALL, figure, legend, themed
+from depthlens.plots.theme import EMPTY, GREY, INK, PALE, PALETTE, SMALL, Plot, figure, themed, with_legend
 
 MAP_TOKENS = 60  # more do not fit a page in 8 pt
 STRIP_TOKENS = 800  # a longer prompt is shown in excerpts
@@ -41,8 +40,8 @@ _ATTENDED, _CONTEXT = 0.05, 12  # of an excerpt: share of the largest weight, an
 @themed
 def attention(
     tokens: Sequence[str], weights: ArrayLike, head: str, *, query: int | None = None, title: str | None = None
-) -> Figure:
-    """Attention of one head on one prompt: all queries and keys, or the prompt shaded by what one query looks at.
+) -> Plot:
+    """Attention of one head on one prompt: all queries and keys, or the prompt shaded by what one query attends to.
 
     Args:
         tokens: Text of each token of the prompt; white space is made visible.
@@ -81,13 +80,13 @@ def _check(n: int, weights: np.ndarray, query: int | None) -> None:
     queries = np.arange(n) if weights.ndim == 2 else np.array([query or 0]) % n
     if (ahead := np.argwhere((rows > 0) & (np.arange(n) > queries[:, None]))).size:
         fault = f"query {queries[ahead[0, 0]]} attends to the later token {ahead[0, 1]}"
-        raise UserError(f"{fault}; give causal weights as [query, key]: rows are the tokens that look")
+        raise UserError(f"{fault}; give causal weights as [query, key]: rows are the attending tokens")
     if query is None and n > MAP_TOKENS:
-        fix = "choose a token that looks with query=, e.g. query=-1 for the last"
+        fix = "choose an attending token with query=, e.g. query=-1 for the last"
         raise UserError(f"{n} tokens do not fit a map of up to {MAP_TOKENS}; {fix}")
 
 
-def _map(tokens: Sequence[str], weights: np.ndarray, title: str | None, default: str) -> Figure:
+def _map(tokens: Sequence[str], weights: np.ndarray, title: str | None, default: str) -> Plot:
     n, names = len(tokens), [_short(theme.visible(t, space="·"), _MAP_CHARS) for t in tokens]
     room = 0.075 * max(map(len, names)) + 0.35  # inches for the names
     size = min(theme.WIDTH - room, max(2.8, 0.25 * n))
@@ -101,17 +100,17 @@ def _map(tokens: Sequence[str], weights: np.ndarray, title: str | None, default:
     panels.name_rows(ax, names)
     turned: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center_baseline", "rotation_mode": "anchor"}
     ax.set_xticks(range(n), names, parse_math=False, **turned)
-    ax.set(xlabel="attended token (key)", ylabel="token that looks (query)", aspect="equal")
+    ax.set(xlabel="attended token (key)", ylabel="attending token (query)", aspect="equal")
     ax.tick_params(pad=2)
     ax.spines[["left", "bottom"]].set_visible(True)
-    # the half above the diagonal is empty: no token looks ahead
+    # the half above the diagonal is empty: no token attends to a later one
     bar = fig.colorbar(mesh, cax=ax.inset_axes((0.55, 0.93, 0.4, 0.03)), orientation="horizontal", label=UNIT)
     bar.outline.set_visible(False)
     bar.ax.locator_params(nbins=3)
     return fig
 
 
-def _strip(tokens: Sequence[str], row: np.ndarray, query: int, title: str | None, default: str) -> Figure:
+def _strip(tokens: Sequence[str], row: np.ndarray, query: int, title: str | None, default: str) -> Plot:
     pieces = list(_flow(tokens, row, query, 72 * (theme.WIDTH - 0.1)))
     scale = ScalarMappable(Normalize(0, theme.round_up(float(row.max())) or 1.0), colormaps[theme.SCORES])
     fig = figure(title, default, height=((pieces[-1].line + 1) * _PITCH) / 72 + 1.5)
@@ -121,10 +120,10 @@ def _strip(tokens: Sequence[str], row: np.ndarray, query: int, title: str | None
     largest = ", ".join(f"{_short(theme.visible(tokens[i]), _MAP_CHARS)} (token {i}) {row[i]:.2f}" for i in top)
     panels.panel_title(ax, f"largest weights: {largest}", fontsize=SMALL)
     panels.colour_bar(scale, ax, UNIT, fraction=0.1, shrink=0.6)
-    keys = [panels.mark_key("token that looks (query)", marker="s", ms=8, mfc="none", mew=1.2)]
+    keys = [panels.mark_key("attending token (query)", marker="s", ms=8, mfc="none", mew=1.2)]
     if query + 1 < len(tokens):
         keys.append(panels.mark_key("grey text: later tokens, which the query does not see", marker=""))
-    legend(fig, keys)
+    with_legend(fig, keys)
     fig.draw_without_rendering()  # lays the figure out; from here on a unit of the axes is a point of the page
     place = ax.get_window_extent()
     ax.set(xlim=(0, 72 * place.width / fig.dpi), ylim=(72 * place.height / fig.dpi, 0))
@@ -207,7 +206,7 @@ def prediction(
     *,
     condition: str = "the ablation",
     title: str | None = None,
-) -> Figure:
+) -> Plot:
     """Probability of each next token before and after an ablation, first token on top.
 
     Args:
@@ -240,5 +239,4 @@ def prediction(
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", color=EMPTY, lw=0.6, zorder=0)
     ax.spines["left"].set_visible(False)
-    legend(fig, ax.get_lines()[::-1])
-    return fig
+    return with_legend(fig, ax.get_lines()[::-1])

@@ -44,7 +44,7 @@ class Plot(Figure):
         return buffer.getvalue(), {"width": round(width), "height": round(height)}
 
 
-def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def themed(draw: Callable[P, Plot]) -> Callable[P, Plot]:
     """Draw a figure in seaborn's ticks theme with text of 8 to 9 pt and two spines."""
     look = {"font.family": "DejaVu Sans", "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "text.usetex": False}
     look |= {"axes.spines.top": False, "axes.spines.right": False}
@@ -52,7 +52,7 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     sizes |= {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9}
 
     @wraps(draw)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Plot:
         with sns.axes_style("ticks", rc=look), sns.plotting_context("paper", rc=sizes):
             return draw(*args, **kwargs)
 
@@ -69,10 +69,11 @@ def figure(title: str | None, default: str, *, height: float, width: float = WID
     return fig
 
 
-def legend(fig: Figure, handles: Sequence[Artist], ncols: int | None = None) -> None:
-    """One legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise."""
-    ncols = ncols or (4 if len(handles) <= 4 else 3)
-    fig.legend(handles=handles, loc="outside lower center", frameon=False, ncols=ncols, columnspacing=1.4)
+def with_legend(fig: Plot, keys: Sequence[Artist], ncols: int | None = None) -> Plot:
+    """The figure with one legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise."""
+    ncols = ncols or (4 if len(keys) <= 4 else 3)
+    fig.legend(handles=keys, loc="outside lower center", frameon=False, ncols=ncols, columnspacing=1.4)
+    return fig
 
 
 def counts(sizes: Iterable[int]) -> str:
