@@ -104,9 +104,9 @@ def protocol_comparison(
     limit = max(0.1, math.ceil(np.nanmax(np.abs(grid)) * 10) / 10) if np.isfinite(grid).any() else 1.0
     fields = varying([e.key for e in effects])
     names, idle = [_label(e, fields) for e in effects], [CANNOT_JUDGE if e.at_chance else "" for e in effects]
-    cmap = "RdBu" if effects[0].worse < 0 else "RdBu_r"
+    cmap, label = "RdBu" if effects[0].worse < 0 else "RdBu_r", f"change of {effects[0].unit} from baseline"
     fig = figure(title, sweep_title(effects, _SEVERAL), height=0.34 * len(effects) + 1.6)
-    ax = panels.layer_rows(fig, grid, limit, names, idle, cmap=cmap, label=f"change of {effects[0].unit} from baseline")
+    ax = panels.layer_rows(fig, grid, limit, names, idle, cmap=cmap, gid="changes", label=label)
     for row, e in enumerate(effects):
         for layer in np.flatnonzero(e.critical | e.gain):
             ink = "white" if abs(e.values[layer]) > 0.6 * limit else "black"
@@ -144,8 +144,8 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> P
     fig = figure(title, default, height=0.4 * len(rows) + 1.6)
     names = [p.label.replace(" ", "\n", 1) for p in rows]
     idle = [p.unplaced and f"{p.unplaced}: cannot judge" for p in rows]
-    scale = {"cmap": "RdBu_r", "label": "share of the row's summed loss", "extend": "both"}
-    ax = panels.layer_rows(fig, grid, _CAP / n_layers, names, idle, **scale)
+    look = {"cmap": "RdBu_r", "gid": "shares", "label": "share of the row's summed loss", "extend": "both"}
+    ax = panels.layer_rows(fig, grid, _CAP / n_layers, names, idle, **look)
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (profile, (centre, *interval)) in enumerate(zip(rows, places, strict=True)):
         if profile.unplaced:

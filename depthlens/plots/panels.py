@@ -211,7 +211,15 @@ def hatch(ax: Axes, row: Number, n_rows: int, n_columns: int, text: str = "") ->
 
 
 def layer_rows(
-    fig: Figure, grid: np.ndarray, limit: float, names: Sequence[str], idle: Sequence[str], **options: Any
+    fig: Figure,
+    grid: np.ndarray,
+    limit: float,
+    names: Sequence[str],
+    idle: Sequence[str],
+    *,
+    cmap: str,
+    gid: str,
+    **bar: Any,
 ) -> Axes:
     """A map with a named row for each task and a column for each removed layer, and the scale of its changes.
 
@@ -221,16 +229,18 @@ def layer_rows(
         limit: The change at the ends of the colours.
         names: Of the rows.
         idle: Why a row has no numbers: it is hatched; "" where it has.
-        **options: ``cmap``, the colours, and ``label``, of the scale, with options of the scale for matplotlib.
+        cmap: The colours.
+        gid: Name of the map.
+        **bar: Of the scale: its ``label``, and other options for matplotlib.
     """
     ax = fig.subplots()
-    mesh = cells(ax, grid, (-limit, limit), cmap=options.pop("cmap"))
+    mesh = cells(ax, grid, (-limit, limit), cmap=cmap, gid=gid)
     for row, why in enumerate(idle):
         if why:
             hatch(ax, row - 0.5, 1, grid.shape[1], why)
     name_rows(ax, names)
     ax.set_xlabel("removed layer")
-    colour_bar(mesh, ax, **options)
+    colour_bar(mesh, ax, **bar)
     return ax
 
 
