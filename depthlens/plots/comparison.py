@@ -235,9 +235,8 @@ def _losses(result: Result, profile: Profile) -> np.ndarray:
     """Removed layers, their losses, both ends of the intervals, and whether each is critical. Shape [5, layer]."""
     table = result.summary
     chosen = (table["task"] == profile.task) & (table["metric"] == profile.metric) & table["layer"].notna()
-    layer, *changes, p = numbers(
-        table[chosen].sort_values("layer"), "layer", "delta", "ci_low", "ci_high", "p_adjusted"
-    )
+    rows = table[chosen].sort_values("layer")
+    layer, *changes, p = numbers(rows, "layer", "delta", "ci_low", "ci_high", "p_adjusted")
     loss, *ends = (-profile.sign * change for change in changes)
     min_loss = result.metric_info(profile.task, profile.metric)["least"]
     critical = (p < ALPHA) & (loss > min_loss) & (not profile.at_chance)

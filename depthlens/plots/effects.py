@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -71,6 +71,10 @@ class Effects:
     chance: float = math.nan
     at_chance: bool = False
     tested: bool = True
+
+    def as_change(self) -> Effects:
+        """The same as changes from a baseline of 0."""
+        return replace(self, unit=f"change of {self.unit} from baseline", baseline=0.0, chance=math.nan)
 
     def label(self, fields: Sequence[str]) -> str:
         return ", ".join(self.key[f] for f in fields)

@@ -178,18 +178,10 @@ def _name_dots(
         distance, box = _free_box(at[head], np.array([5.4 * len(name) + 2, 10.0]), low, high, taken)
         taken.append(box)
         line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 3} if distance > 5 else None
-        text = ax.annotate(
-            name,
-            places[head],
-            xytext=tuple((box[:2] + box[2:]) / 2 - at[head]),
-            textcoords="offset points",
-            arrowprops=line,
-            fontsize=SMALL,
-            ha="center",
-            va="center",
-            fontweight="bold" if head in bold else "normal",
-            gid="name",
-        )
+        place = tuple((box[:2] + box[2:]) / 2 - at[head])
+        look: dict[str, Any] = {"fontsize": SMALL, "ha": "center", "va": "center", "arrowprops": line, "gid": "name"}
+        look["fontweight"] = "bold" if head in bold else "normal"
+        text = ax.annotate(name, places[head], xytext=place, textcoords="offset points", **look)
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 

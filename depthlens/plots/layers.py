@@ -53,24 +53,23 @@ def depth_profile(
     if value not in ("value", "delta"):
         raise UserError(f"value {value!r} is not known; allowed: 'value', 'delta'")
     effects = sweep_effects(result, tasks, metrics, _SITES, _FIX)
+    if value == "delta":
+        effects = [e.as_change() for e in effects]
     groups, across, within = _groups(effects)
     labels = list(dict.fromkeys(_label(e, within) for e in effects))
     overlaid = len(labels) <= MAX_OVERLAID
     columns = {1: 1, 2: 2, 4: 2}.get(len(groups), 3)
     fig = figure(title, sweep_title(effects, _SEVERAL), height=2.2 * math.ceil(len(groups) / columns) + 1.1)
     for ax, group in zip(panels.panels(fig, len(groups), columns, "removed layer"), groups, strict=True):
-        styles = [labels.index(_label(e, within)) if overlaid else 0 for e in group]
-        for e, style in zip(group, styles, strict=True):
-            _draw_curve(ax, e, style, value)
+        lines = [(e, labels.index(_label(e, within)) if overlaid else 0) for e in group]
+        for e, style in lines:
+            _draw_line(ax, e, style)
         panels.layer_axis(ax, max(len(e.values) for e in group))
-        if value == "value":
-            panels.score_axis(ax, group[0].unit)
-        else:
-            ax.set_ylabel(f"change of {group[0].unit} from baseline")
+        panels.score_axis(ax, group[0].unit)
         if len(groups) > 1:
             panels.panel_title(ax, _label(group[0], across))
         elif len(group) > 1:
-            _name_lines(ax, group, styles, within, value)
+            _name_lines(ax, lines, within)
         if any(e.at_chance for e in group) and (len(groups) > 1 or len(group) == 1):
             panels.note(ax, 1, 0.95, CANNOT_JUDGE, ha="right", color=GREY)
     keys = panels.series_keys(labels, mfc=None) if len(groups) > 1 and 1 < len(labels) and overlaid else []
@@ -104,7 +103,7 @@ def protocol_comparison(
     limit = max(0.1, math.ceil(np.nanmax(np.abs(grid)) * 10) / 10) if np.isfinite(grid).any() else 1.0
     fields = varying([e.key for e in effects])
     names, idle = [_label(e, fields) for e in effects], [CANNOT_JUDGE if e.at_chance else "" for e in effects]
-    cmap, label = "RdBu" if effects[0].worse < 0 else "RdBu_r", f"change of {effects[0].unit} from baseline"
+    cmap, label = "RdBu" if effects[0].worse < 0 else "RdBu_r", effects[0].as_change().unit
     fig = figure(title, sweep_title(effects, _SEVERAL), height=0.34 * len(effects) + 1.6)
     ax = panels.layer_rows(fig, grid, limit, names, idle, cmap=cmap, gid="changes", label=label)
     for row, e in enumerate(effects):
@@ -212,33 +211,28 @@ def _groups(effects: list[Effects]) -> tuple[list[list[Effects]], list[str], lis
     return list(groups.values()), outer, inner
 
 
-def _draw_curve(ax: Axes, e: Effects, style: int, value: str) -> None:
-    base = e.baseline if value == "value" else 0.0
-    x, y, low, high = np.arange(len(e.values)), base + e.values, base + e.low, base + e.high
-    if e.unit == ACCURACY and value == "value":
-        low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    panels.curve(ax, x, [y, low, high], style, idle=e.at_chance)
-    panels.marks(ax, x, y, e.critical, style, "critical")
-    if value == "value":
-        panels.level(ax, base, "baseline", color=panels.colour_of(style, e.at_chance))
-        panels.level(ax, e.chance, "chance")
-    else:
-        panels.level(ax, 0, "zero")
+def _draw_line(ax: Axes, e: Effects, style: int) -> None:
+    x, curve = np.arange(len(e.values)), e.baseline + np.array([e.values, e.low, e.high])
+    if e.unit == ACCURACY:
+        curve[1:] = np.clip(curve[1:], 0, 1)
+    panels.curve(ax, x, curve, style, idle=e.at_chance)
+    panels.marks(ax, x, curve[0], e.critical, style, "critical")
+    panels.level(ax, e.baseline, "baseline", color=panels.colour_of(style, e.at_chance))
+    panels.level(ax, e.chance, "chance")
 
 
-def _name_lines(ax: Axes, group: Sequence[Effects], styles: Sequence[int], fields: Sequence[str], value: str) -> None:
+def _name_lines(ax: Axes, lines: Sequence[tuple[Effects, int]], fields: Sequence[str]) -> None:
     """Name each line at its right end, spread so that names do not touch."""
     low, high = ax.get_ylim()
-    lines = []
-    for e, style in zip(group, styles, strict=True):
-        last = e.values[np.isfinite(e.values)][-1] + (e.baseline if value == "value" else 0)
-        lines.append((last, _label(e, fields) + (f"\n{CANNOT_JUDGE}" if e.at_chance else ""), style, e.at_chance))
-    lines.sort(key=lambda line: line[0])
     line_height = (high - low) * 0.065  # 8 pt of an axis some 2.3 inches high
-    places = theme.spread([last for last, *_ in lines], [line_height * (1 + text.count("\n")) for _, text, *_ in lines])
+    last = [e.baseline + e.values[np.isfinite(e.values)][-1] for e, _ in lines]
+    order = np.argsort(last, kind="stable")
+    places = theme.spread(np.sort(last), [line_height * (2 if lines[i][0].at_chance else 1) for i in order])
     right = ax.get_yaxis_transform()
-    for place, (_, text, style, idle) in zip(places, lines, strict=True):
-        colour = panels.colour_of(style, idle)
-        ax.plot([1.02], [place], marker=theme.MARKERS[style], ms=5, color=colour, transform=right, clip_on=False)
-        panels.note(ax, 1.04, place, text, color=GREY if idle else INK, transform=right)
+    for place, i in zip(places, order, strict=True):
+        e, style = lines[i]
+        look: dict[str, Any] = {"color": panels.colour_of(style, e.at_chance), "transform": right, "clip_on": False}
+        ax.plot([1.02], [place], marker=theme.MARKERS[style], ms=5, **look)
+        text = _label(e, fields) + (f"\n{CANNOT_JUDGE}" if e.at_chance else "")
+        panels.note(ax, 1.04, place, text, color=GREY if e.at_chance else INK, transform=right)
     ax.set_ylim(low, high)

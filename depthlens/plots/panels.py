@@ -30,15 +30,10 @@ from depthlens.plots.theme import DASHED, DOTTED, EMPTY, GREY, INK, MARKERS, PAL
 Number = int | float
 ACCURACY = "accuracy"
 LINE: dict[str, Any] = {"lw": 1.2, "ms": 3.5, "mfc": "white", "mew": 0.8}
-_LEVELS: dict[str, dict[str, Any]] = {
-    "baseline": {"color": INK, "ls": DASHED},
-    "base": {"color": INK, "ls": DASHED},
-    "donor": {"color": INK, "ls": theme.DASH_DOTTED},
-    "threshold": {"color": INK, "ls": DASHED},
-    "chance": {"color": GREY, "ls": DOTTED},
-    "no change": {"color": GREY, "ls": DOTTED},
-    "tolerance": {"color": GREY, "ls": DOTTED},
-}
+_REFERENCE, _NOTHING = {"color": INK, "ls": DASHED}, {"color": GREY, "ls": DOTTED}
+_LEVELS: dict[str, dict[str, Any]] = dict.fromkeys(("baseline", "base", "threshold"), _REFERENCE)
+_LEVELS |= {"donor": {"color": INK, "ls": theme.DASH_DOTTED}}
+_LEVELS |= dict.fromkeys(("chance", "no change", "tolerance"), _NOTHING)
 
 
 # -- panels and axes -----------------------------------------------------------------------------------
@@ -121,7 +116,7 @@ def band(
 
 
 def curve(
-    ax: Axes, x: np.ndarray, values: Sequence[np.ndarray], style: int, *, idle: Any = False, **options: Any
+    ax: Axes, x: np.ndarray, values: np.ndarray | Sequence[np.ndarray], style: int, *, idle: Any = False, **options: Any
 ) -> None:
     """A line with open markers and its interval as a band.
 

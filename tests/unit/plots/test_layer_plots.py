@@ -85,7 +85,7 @@ def test_delta():
     fig = plots.depth_profile(result, value="delta", title="My title")
     (line,) = by_gid(fig, "series")
     np.testing.assert_allclose(line.get_ydata(), result.summary["delta"].iloc[1:])
-    assert by_gid(fig, "zero")[0].get_ydata()[0] == 0 and by_gid(fig, "chance") == []
+    assert by_gid(fig, "baseline")[0].get_ydata()[0] == 0 and by_gid(fig, "chance") == []
     assert fig.axes[0].get_ylabel() == "change of accuracy from baseline"
     assert fig.get_suptitle() == "My title"
     check(fig)
