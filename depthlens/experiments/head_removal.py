@@ -27,9 +27,8 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import Head, heads_condition
 from depthlens.analysis import stats
-from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.removal_curve import RemovalCurve, mean_interval
 from depthlens.analysis.results import Result
-from depthlens.analysis.stats import mean_interval
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep

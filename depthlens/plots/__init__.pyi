@@ -1,7 +1,7 @@
-from .attention_weights import attention as attention
 from .blocks import block_map as block_map
 from .blocks import greedy_curve as greedy_curve
 from .claims import scorecard as scorecard
+from .comparison import beyond as beyond
 from .comparison import loss_difference as loss_difference
 from .comparison import profile_comparison as profile_comparison
 from .comparison import recovery_curve as recovery_curve
@@ -16,9 +16,9 @@ from .head_lists import head_overlap as head_overlap
 from .head_lists import removal_curve as removal_curve
 from .heads import head_map as head_map
 from .layers import depth_profile as depth_profile
+from .layers import first_mistakes as first_mistakes
+from .layers import loss_shares as loss_shares
 from .layers import protocol_comparison as protocol_comparison
-from .next_token import prediction as prediction
-from .open_book import beyond as beyond
-from .reasoning import first_mistakes as first_mistakes
-from .reasoning import loss_shares as loss_shares
+from .prompts import attention as attention
+from .prompts import prediction as prediction
 from .theme import Plot as Plot

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -19,7 +18,7 @@ from depthlens.claims.decision import ABOVE, BELOW, CANNOT, CONTRADICTED, SUPPOR
 from depthlens.claims.verdicts import Verdict, headline
 from depthlens.errors import UserError
 from depthlens.plots import panels
-from depthlens.plots.theme import DASHED, EMPTY, GREY, INK, PALETTE, SMALL, figure, ink_on, legend, theme
+from depthlens.plots.theme import DASHED, EMPTY, GREY, INK, PALETTE, SMALL, Plot, figure, ink_on, themed, with_legend
 
 CHIPS = {
     SUPPORTED: ("✓", PALETTE[0]),
@@ -33,7 +32,8 @@ _REASON = 150  # characters in all, as many as fit beside a statement
 _CLAIMED = "#CFE3F1"
 
 
-def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Figure:
+@themed
+def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
     """One row a claim: verdict, statement, effect with its interval against the threshold, documents.
 
     Args:
@@ -45,24 +45,22 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Figur
     """
     if not isinstance(verdicts, Sequence) or not verdicts or not all(isinstance(v, Verdict) for v in verdicts):
         raise UserError("no verdicts to draw; give those of depthlens.claims.judge")
-    with theme():
-        fig = figure(title, headline(verdicts), height=0.92 * len(verdicts) + 0.9)
-        axes = fig.subplots(len(verdicts), len(_WIDTHS), width_ratios=_WIDTHS, squeeze=False)
-        for (chip, statement, effect, documents), verdict in zip(axes, verdicts, strict=True):
-            for ax in (chip, statement, documents):
-                ax.set_axis_off()
-            _chip(chip, verdict)
-            panels.note(statement, 0, 0.5, textwrap.fill(verdict.claim.statement, _STATEMENT), color=INK)
-            _effect(effect, verdict)
-            n = f"n = {verdict.n}" if verdict.n else "–"
-            panels.note(documents, 0.1, 0.5, n, color=INK if verdict.n else GREY)
-        keys = [
-            panels.line_key("effect, corrected interval", marker="o", ms=4, lw=1.4),
-            panels.level_key("threshold"),
-            Patch(facecolor=_CLAIMED, lw=0, label="claimed side"),
-        ]
-        legend(fig, keys)
-    return fig
+    fig = figure(title, headline(verdicts), height=0.92 * len(verdicts) + 0.9)
+    axes = fig.subplots(len(verdicts), len(_WIDTHS), width_ratios=_WIDTHS, squeeze=False)
+    for (chip, statement, effect, documents), verdict in zip(axes, verdicts, strict=True):
+        for ax in (chip, statement, documents):
+            ax.set_axis_off()
+        _chip(chip, verdict)
+        panels.note(statement, 0, 0.5, textwrap.fill(verdict.claim.statement, _STATEMENT), color=INK)
+        _effect(effect, verdict)
+        n = f"n = {verdict.n}" if verdict.n else "–"
+        panels.note(documents, 0.1, 0.5, n, color=INK if verdict.n else GREY)
+    keys = [
+        panels.line_key("effect, corrected interval", marker="o", ms=4, lw=1.4),
+        *panels.level_keys(fig),
+        Patch(facecolor=_CLAIMED, lw=0, label="claimed side"),
+    ]
+    return with_legend(fig, keys)
 
 
 def _chip(ax: Axes, verdict: Verdict) -> None:

@@ -1,4 +1,4 @@
-"""Figures that compare depth: profiles with their centres of mass, two models' losses, transplants of layers.
+"""Figures that compare depth: profiles with their centres of mass, two models' losses, the open book, transplants.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.depth`,
 `depthlens.analysis.model_comparison` and `depthlens.analysis.recovery`.
@@ -6,14 +6,14 @@ See `depthlens.plots` for what all figures have in common; the numbers are those
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
+from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from depthlens.analysis import depth, model_comparison, recovery
 from depthlens.analysis.layer_profiles import Profile, labels, profiles
@@ -21,16 +21,18 @@ from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 from depthlens.plots import panels
+from depthlens.plots.effects import PROVEN, model_dims, unit_of
 from depthlens.plots.layers import CRITICAL
 from depthlens.plots.panels import ACCURACY, numbers
-from depthlens.plots.sweeps import PROVEN, model_dims, unit_of
-from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, PALETTE, SMALL, counts, figure, legend, theme
+from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, PALETTE, SMALL, Plot, counts, figure, themed, with_legend
 
 _FAR = 3.0  # times the third largest: from here on a loss without bounds would flatten all others
+_BOOK = {1: (PALETTE[0], "^"), -1: (PALETTE[1], "v")}  # colour and marker by the sign of open minus closed
 _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", recovery.TOP: "layers x to the last"}
 
 
-def profile_comparison(*results: Result, title: str | None = None, seed: int = 0) -> Figure:
+@themed
+def profile_comparison(*results: Result, title: str | None = None, seed: int = 0) -> Plot:
     """What removing each layer costs, one panel a task and one line a model, with the centre of mass of every profile.
 
     Filled markers are critical layers, bands 95% intervals. The bar at the top of a panel is the centre of mass with
@@ -54,29 +56,32 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
     columns = 1 if len(tasks) <= 4 else 2
     n_layers = max(p.n_layers for model in models for p in model)
     names = [model[0].model for model in models]
-    with theme():
-        default = f"{', '.join(names)}: loss by removed layer, n = {_n_documents(*models)} documents"
-        fig = figure(title, default, height=1.75 * -(-len(tasks) // columns) + 1.3)
-        for ax, task in zip(panels.panels(fig, len(tasks), columns, "removed layer", stacked=True), tasks, strict=True):
-            lines = [(style, p) for style, model in enumerate(models) for p in model if p.label == task]
-            losses = [_losses(results[style], p) for style, p in lines]
-            for (style, profile), table in zip(lines, losses, strict=True):
-                _draw_losses(ax, profile, table, style)
-            first_style, first = lines[0]
-            _limit(ax, pd.concat(losses), first.binary, len(lines))
-            for row, (style, profile) in enumerate(lines):
-                _draw_centre(ax, profile, centres[style].loc[task], style, 0.95 - 0.11 * row)
-            panels.panel_title(ax, task)
-            ax.set_ylabel(f"loss of\n{_unit(results[first_style], first)}")
-            panels.layer_axis(ax, n_layers)
-        keys: list[Artist] = [*panels.series_keys(names, mfc=None)] if len(names) > 1 else []
-        keys.append(panels.mark_key(CRITICAL))
-        keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="|", ms=9, mew=2))
-        legend(fig, [*keys, panels.band_key()], 3)
-    return fig
+    default = f"{', '.join(names)}: loss by removed layer, n = {_n_documents(*models)} documents"
+    fig = figure(title, default, height=1.75 * math.ceil(len(tasks) / columns) + 1.3)
+    for ax, task in zip(panels.panels(fig, len(tasks), columns, "removed layer", stacked=True), tasks, strict=True):
+        lines = [(style, p) for style, model in enumerate(models) for p in model if p.label == task]
+        losses = [_losses(results[style], p) for style, p in lines]
+        panels.level(ax, 0, "zero")
+        for (style, p), (x, loss, low, high, critical) in zip(lines, losses, strict=True):
+            panels.curve(ax, x, [loss, low, high], style, idle=p.at_chance)
+            panels.marks(ax, x, loss, critical.astype(bool), style, "critical")
+        first_style, first = lines[0]
+        if not first.binary:
+            _end_before_far(ax, *np.hstack(losses)[:4])
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(bottom, top + (top - bottom) * 0.13 * len(lines))  # room for the centres of mass
+        for row, (style, p) in enumerate(lines):
+            _draw_centre(ax, p, centres[style].loc[task], style, 0.95 - 0.11 * row)
+        panels.panel_title(ax, task)
+        ax.set_ylabel(f"loss of\n{_unit(results[first_style], first)}")
+        panels.layer_axis(ax, n_layers)
+    keys = panels.series_keys(names, mfc=None) if len(names) > 1 else []
+    centre = panels.line_key("centre of mass, 95% interval", lw=1.5, marker="|", ms=9, mew=2)
+    return with_legend(fig, [*keys, panels.mark_key(CRITICAL), centre, panels.band_key()], 3)
 
 
-def loss_difference(base: Result, distilled: Result, *, title: str | None = None) -> Figure:
+@themed
+def loss_difference(base: Result, distilled: Result, *, title: str | None = None) -> Plot:
     """Loss of base minus loss of distilled by removed layer, one panel a task: above 0 the base needs the layer more.
 
     Bars are 95% intervals; markers are filled where the difference is proven after Holm's correction.
@@ -92,34 +97,33 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
     table = model_comparison.layer_differences(base, distilled)
     tasks = profiles(base)
     names = tasks[0].model, profiles(distilled)[0].model
-    default = f"{names[0]} minus {names[1]}: difference of the losses by removed layer"
-    with theme():
-        fig = figure(title, f"{default}, n = {_n_documents(tasks)} documents", height=1.75 * len(tasks) + 1.1)
-        for ax, profile in zip(panels.panels(fig, len(tasks), 1, "removed layer", stacked=True), tasks, strict=True):
-            rows = table[table["task"] == profile.label]
-            x, y, low, high = numbers(rows, "layer", "difference", "ci_low", "ci_high")
-            idle, proven = bool(rows["at_chance"].iloc[0]), rows["proven"].to_numpy(dtype=bool)
-            colour = GREY if idle else INK
-            panels.level(ax, 0, "zero")
-            ax.vlines(x, low, high, color=colour, lw=1, gid="interval")
-            ax.plot(x, y, "o", ms=4, color=colour, mfc="white", mew=0.9, gid="difference")
-            for style, more in enumerate((y > 0, y < 0)):
-                panels.marks(ax, x, y, proven & more, style, "proven")
-            if not profile.binary:
-                _end_before_far(ax, x, y, low, high)
-            if idle:
-                panels.note(ax, 1, 0.98, CANNOT_JUDGE, ha="right", va="top", color=GREY)
-            panels.panel_title(ax, profile.label)
-            ax.set_ylabel(f"difference of losses\n{_unit(base, profile)}")
-            panels.layer_axis(ax, profile.n_layers)
-        more_labels = [f"{name} loses more (proven, {PROVEN})" for name in names]
-        keys = panels.series_keys(more_labels, ls="", ms=6, mfc=None)
-        keys.append(panels.line_key("not proven; 95% interval", marker="o", mfc="white", ms=4))
-        legend(fig, keys, 2)
-    return fig
+    default = f"{' minus '.join(names)}: difference of the losses by removed layer, n = {_n_documents(tasks)} documents"
+    fig = figure(title, default, height=1.75 * len(tasks) + 1.1)
+    for ax, profile in zip(panels.panels(fig, len(tasks), 1, "removed layer", stacked=True), tasks, strict=True):
+        rows = table[table["task"] == profile.label]
+        x, y, low, high = numbers(rows, "layer", "difference", "ci_low", "ci_high")
+        idle, proven = bool(rows["at_chance"].iloc[0]), rows["proven"].to_numpy(dtype=bool)
+        colour = GREY if idle else INK
+        panels.level(ax, 0, "zero")
+        ax.vlines(x, low, high, color=colour, lw=1, gid="interval")
+        ax.plot(x, y, "o", ms=4, color=colour, mfc="white", mew=0.9, gid="difference")
+        for style, more in enumerate((y > 0, y < 0)):
+            panels.marks(ax, x, y, proven & more, style, "proven")
+        if not profile.binary:
+            _end_before_far(ax, x, y, low, high)
+        if idle:
+            panels.note(ax, 1, 0.98, CANNOT_JUDGE, ha="right", va="top", color=GREY)
+        panels.panel_title(ax, profile.label)
+        ax.set_ylabel(f"difference of losses\n{_unit(base, profile)}")
+        panels.layer_axis(ax, profile.n_layers)
+    more_labels = [f"{name} loses more (proven, {PROVEN})" for name in names]
+    keys = panels.series_keys(more_labels, ls="", ms=6, mfc=None)
+    keys.append(panels.line_key("not proven; 95% interval", marker="o", mfc="white", ms=4))
+    return with_legend(fig, keys, 2)
 
 
-def recovery_curve(result: Result, donor: Result, *, title: str | None = None, seed: int = 0) -> Figure:
+@themed
+def recovery_curve(result: Result, donor: Result, *, title: str | None = None, seed: int = 0) -> Plot:
     """Score of a base model as layers of a donor are put in place: each alone, from the bottom, and from the top.
 
     One panel a task and site. Reference lines are the base, the donor and chance; markers are filled where a transplant
@@ -147,25 +151,71 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
     names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
     pairs = {label: pair for pair, label in labels(result).items()}
     default = f"{names[0]} with layers of {names[1]}, n = {counts(table['n'])} documents"
-    with theme():
-        fig = figure(title, default, height=2.5 * -(-len(groups) // columns) + 1.0)
-        for ax, (label, site, series) in zip(panels.panels(fig, len(groups), columns, "layer x"), groups, strict=True):
-            task, metric = pairs[label]
-            unit = unit_of(result, names[0], task, metric)
-            for kind, rows in series.items():
-                _draw_transplants(ax, rows, kind, (0.0, 1.0) if unit == ACCURACY else (-np.inf, np.inf))
-            rows = pd.concat(series.values())
-            levels = rows.iloc[0]
-            panels.level(ax, levels["base"], "base")
-            panels.level(ax, levels["donor"], "donor")
-            panels.level(ax, result.metric_info(task, metric)["chance"], "chance")
-            panels.panel_title(ax, label if site == "layer" else f"{label}, {site}")
-            n_layers = model_dims(result.record, names[0]).get("n_layers")
-            panels.layer_axis(ax, n_layers or int(rows["last"].max()) + 1)
-            panels.score_axis(ax, unit)
-            _share_axis(ax, levels)
-        legend(fig, _recovery_keys({_kind(name) for _, _, series in groups for name in series}), 3)
-    return fig
+    fig = figure(title, default, height=2.5 * math.ceil(len(groups) / columns) + 1.0)
+    for ax, (label, site, series) in zip(panels.panels(fig, len(groups), columns, "layer x"), groups, strict=True):
+        task, metric = pairs[label]
+        unit = unit_of(result, names[0], task, metric)
+        for kind, rows in series.items():
+            _draw_transplants(ax, rows, kind, (0.0, 1.0) if unit == ACCURACY else (-np.inf, np.inf))
+        rows = pd.concat(series.values())
+        levels = rows.iloc[0]
+        panels.level(ax, levels["base"], "base")
+        panels.level(ax, levels["donor"], "donor")
+        panels.level(ax, result.metric_info(task, metric)["chance"], "chance")
+        panels.panel_title(ax, label if site == "layer" else f"{label}, {site}")
+        n_layers = model_dims(result.record, names[0]).get("n_layers")
+        panels.layer_axis(ax, n_layers or int(rows["last"].max()) + 1)
+        panels.score_axis(ax, unit)
+        _share_axis(ax, levels)
+    kinds = {_kind(name) for _, _, series in groups for name in series}
+    series_keys = panels.series_keys(f"{label} transplanted" for label in _SERIES.values())
+    keys = [key for kind, key in zip(_SERIES, series_keys, strict=True) if kind in kinds]
+    differs = panels.mark_key(f"differs from the base ({PROVEN})")
+    return with_legend(fig, [*keys, *panels.level_keys(fig), differs, panels.band_key()], 3)
+
+
+@themed
+def beyond(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None) -> Plot:
+    """Loss with the book minus loss without it, by layer.
+
+    The scale is linear near 0 and logarithmic beyond, because one layer may cost many times what all others do.
+
+    Args:
+        versus: From `depthlens.analysis.open_book_losses`.
+        unit: Of the losses.
+        title: Above the figure.
+
+    Raises:
+        UserError: no rows, or rows that are of no single layer.
+    """
+    if versus.empty or versus["layer"].isna().any():
+        raise UserError("the table has rows that are of no single layer, or none; give that of a layer sweep")
+    rows = versus.sort_values("layer")
+    layer, gap, low, high = panels.numbers(rows, "layer", "difference", "ci_low", "ci_high")
+    proven = (rows["p_adjusted"] < ALPHA).to_numpy()
+    inner = max(0.05, float(np.quantile(np.abs(gap), 0.75)))
+    fig = figure(title, f"Loss with the book minus loss without it, n = {rows['n'].max()}", height=2.9)
+    ax = fig.subplots()
+    ax.set_yscale("symlog", linthresh=inner, linscale=1.0)
+    panels.level(ax, 0, "no change")
+    for side, (colour, marker) in _BOOK.items():
+        here = np.sign(gap) == side
+        ax.vlines(layer[here], low[here], high[here], color=colour, lw=1.2, alpha=0.6)
+        for at, fill in ((here & ~proven, "white"), (here & proven, colour)):
+            ax.plot(layer[at], gap[at], marker, color=colour, mfc=fill, ms=5, gid="gap")
+    panels.layer_axis(ax, int(layer.max()) + 1)
+    ax.set(xlabel="layer", ylabel=f"open minus closed ({unit})")
+    ticks = [t for t in (0, inner, 1, 10, 100) if t <= max(inner, np.abs([low, high]).max())]
+    ticks = [t for i, t in enumerate(ticks) if i == 0 or t >= 2 * ticks[i - 1]]
+    ax.set_yticks(sorted({s * t for t in ticks for s in _BOOK}))
+    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:+.2g}" if value else "0"))
+    ax.yaxis.set_minor_locator(ticker.NullLocator())
+    keys = [
+        panels.mark_key(f"costs more {book} the book", color=colour, marker=marker)
+        for book, (colour, marker) in zip(("with", "without"), _BOOK.values(), strict=True)
+    ]
+    keys.append(panels.mark_key("open marker: not proven", color=GREY, mfc="white"))
+    return with_legend(fig, [*keys, panels.line_key("95% interval", color=GREY, lw=1.2)])
 
 
 def _unit(result: Result, profile: Profile) -> str:
@@ -181,32 +231,16 @@ def _beside(ax: Axes, text: str, color: str = INK) -> None:
     panels.note(ax, 1.01, 0.5, text, rotation=90, ha="left", color=color)
 
 
-def _losses(result: Result, profile: Profile) -> pd.DataFrame:
-    """Loss, its interval and whether it is critical, by removed layer."""
+def _losses(result: Result, profile: Profile) -> np.ndarray:
+    """Removed layers, their losses, both ends of the intervals, and whether each is critical. Shape [5, layer]."""
     table = result.summary
     chosen = (table["task"] == profile.task) & (table["metric"] == profile.metric) & table["layer"].notna()
-    table = table[chosen].sort_values("layer")
-    layer, *changes, p = numbers(table, "layer", "delta", "ci_low", "ci_high", "p_adjusted")
+    rows = table[chosen].sort_values("layer")
+    layer, *changes, p = numbers(rows, "layer", "delta", "ci_low", "ci_high", "p_adjusted")
     loss, *ends = (-profile.sign * change for change in changes)
-    low, high = np.sort(ends, axis=0)
     min_loss = result.metric_info(profile.task, profile.metric)["min_effect"]
     critical = (p < ALPHA) & (loss > min_loss) & (not profile.at_chance)
-    return pd.DataFrame({"layer": layer, "loss": loss, "low": low, "high": high, "critical": critical})
-
-
-def _draw_losses(ax: Axes, profile: Profile, losses: pd.DataFrame, style: int) -> None:
-    x, y, low, high = numbers(losses, "layer", "loss", "low", "high")
-    panels.level(ax, 0, "zero")
-    panels.curve(ax, x, y, low, high, style, idle=profile.at_chance)
-    panels.marks(ax, x, y, losses["critical"].to_numpy(), style, "critical")
-
-
-def _limit(ax: Axes, losses: pd.DataFrame, binary: bool, n_centres: int) -> None:
-    """Choose the range of the axis, with room for the centres above."""
-    if not binary:
-        _end_before_far(ax, *numbers(losses, "layer", "loss", "low", "high"))
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(bottom, top + (top - bottom) * 0.13 * n_centres)
+    return np.array([layer, loss, *np.sort(ends, axis=0), critical])
 
 
 def _end_before_far(ax: Axes, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
@@ -247,7 +281,7 @@ def _draw_transplants(ax: Axes, rows: pd.DataFrame, name: str, bounds: tuple[flo
     style = list(_SERIES).index(kind)
     changed = "last" if kind == recovery.BOTTOM else "first"
     x, y, low, high, p = numbers(rows, changed, "value", "value_low", "value_high", "p_adjusted")
-    panels.curve(ax, x, y, np.clip(low, *bounds), np.clip(high, *bounds), style, gid=name)
+    panels.curve(ax, x, [y, *np.clip([low, high], *bounds)], style, gid=name)
     panels.marks(ax, x, y, p < ALPHA, style, "proven")
 
 
@@ -260,10 +294,3 @@ def _share_axis(ax: Axes, levels: pd.Series) -> None:
     right = ax.secondary_yaxis("right", functions=(lambda v: (v - base) / gap, lambda s: base + s * gap))
     right.set_yticks([0, 0.5, 1])
     right.set_ylabel("share of the gap", fontsize=SMALL)
-
-
-def _recovery_keys(kinds: set[str]) -> list[Artist]:
-    series = panels.series_keys(f"{label} transplanted" for label in _SERIES.values())
-    keys: list[Artist] = [key for kind, key in zip(_SERIES, series, strict=True) if kind in kinds]
-    keys += [panels.level_key(kind) for kind in ("base", "donor", "chance")]
-    return [*keys, panels.mark_key(f"differs from the base ({PROVEN})"), panels.band_key()]

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from depthlens.errors import UserError, unknown
 from depthlens.plots import panels
-from depthlens.plots.theme import PALETTE, figure, legend, round_up, theme
+from depthlens.plots.theme import PALETTE, Plot, figure, round_up, themed, with_legend
 
 _WEIGHTS = {"relative": "size of the change relative to the weights", "cosine": "1 − cosine of old and new weights"}
 _ACTIVATIONS = {"relative": "size of the difference\nrelative to the base's", "cosine": "cosine of base and donor"}
@@ -19,7 +18,8 @@ _SAME = {"relative": 0, "cosine": 1}  # where nothing has changed
 _FIX = "give some deltas"
 
 
-def weight_deltas(deltas: pd.DataFrame, *, value: str = "relative", title: str | None = None) -> Figure:
+@themed
+def weight_deltas(deltas: pd.DataFrame, *, value: str = "relative", title: str | None = None) -> Plot:
     """How much training changed each weight matrix: a map of matrices by layer, with those outside the layers beside.
 
     Args:
@@ -45,25 +45,25 @@ def weight_deltas(deltas: pd.DataFrame, *, value: str = "relative", title: str |
     grid = inside.pivot(index="matrix", columns="layer", values="change").reindex(index=names, columns=range(n_layers))
     # cosines of equal weights differ from 1 by rounding
     limits = 0, round_up(float(table["change"].max())) if table["change"].max() > 1e-9 else 1.0
-    with theme():
-        fig = figure(title, "Change of the weights", height=0.24 * max(len(names), len(outside)) + 1.5)
-        ratios = [n_layers, max(1.0, n_layers / 30)] if len(outside) else [1]
-        axes = fig.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
-        mesh = panels.cells(axes[0], grid.to_numpy(dtype=float), limits, gid="weights")
-        panels.name_rows(axes[0], names)
-        axes[0].set_xlabel("layer")
-        if len(outside):
-            panels.cells(axes[1], outside[["change"]].to_numpy(dtype=float), limits, gid="outside", empty="none")
-            panels.name_rows(axes[1], list(outside["matrix"]))
-            axes[1].yaxis.tick_right()
-            axes[1].set_xticks([])
-            axes[1].tick_params(length=0)
-            axes[1].set_ylim(len(names) - 0.5, -0.5)  # cells as high as those of the layers
-        panels.colour_bar(mesh, axes, _WEIGHTS[value])
+    fig = figure(title, "Change of the weights", height=0.24 * max(len(names), len(outside)) + 1.5)
+    ratios = [n_layers, max(1.0, n_layers / 30)] if len(outside) else [1]
+    axes = fig.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+    mesh = panels.cells(axes[0], grid.to_numpy(dtype=float), limits, gid="weights")
+    panels.name_rows(axes[0], names)
+    axes[0].set_xlabel("layer")
+    if len(outside):
+        panels.cells(axes[1], outside[["change"]].to_numpy(dtype=float), limits, gid="outside", empty="none")
+        panels.name_rows(axes[1], list(outside["matrix"]))
+        axes[1].yaxis.tick_right()
+        axes[1].set_xticks([])
+        axes[1].tick_params(length=0)
+        axes[1].set_ylim(len(names) - 0.5, -0.5)  # cells as high as those of the layers
+    panels.colour_bar(mesh, axes, _WEIGHTS[value])
     return fig
 
 
-def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Figure:
+@themed
+def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot:
     """How far two models' activations are apart by layer: size of the difference and cosine, one line a part.
 
     Args:
@@ -80,15 +80,13 @@ def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Figu
     if len(parts) > len(PALETTE):
         raise UserError(f"{len(parts)} parts; a panel shows up to {len(PALETTE)}: {', '.join(map(str, parts))}")
     count = f", n = {deltas['n'].max()} shared prompts" if "n" in deltas else ""
-    with theme():
-        fig = figure(title, f"Change of the activations{count}", height=3.1)
-        for ax, (measure, label) in zip(fig.subplots(1, 2), _ACTIVATIONS.items(), strict=True):
-            for style, part in enumerate(parts):
-                rows = deltas[deltas["part"] == part].sort_values("layer")
-                x, y, low, high = panels.numbers(rows, "layer", *columns[measure])
-                panels.curve(ax, x, y, low, high, style, gid=measure)
-            panels.level(ax, _SAME[measure], "no change")
-            panels.layer_axis(ax, int(deltas["layer"].max()) + 1)
-            ax.set(xlabel="layer", ylabel=label)
-        legend(fig, [*panels.series_keys(parts), panels.level_key("no change"), panels.band_key()])
-    return fig
+    fig = figure(title, f"Change of the activations{count}", height=3.1)
+    for ax, (measure, label) in zip(fig.subplots(1, 2), _ACTIVATIONS.items(), strict=True):
+        for style, part in enumerate(parts):
+            rows = deltas[deltas["part"] == part].sort_values("layer")
+            x, *values = panels.numbers(rows, "layer", *columns[measure])
+            panels.curve(ax, x, values, style, gid=measure)
+        panels.level(ax, _SAME[measure], "no change")
+        panels.layer_axis(ax, int(deltas["layer"].max()) + 1)
+        ax.set(xlabel="layer", ylabel=label)
+    return with_legend(fig, [*panels.series_keys(parts), *panels.level_keys(fig), panels.band_key()])

@@ -5,22 +5,22 @@ See `depthlens.plots` for what all figures have in common, `depthlens.experiment
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from depthlens.analysis.geometry import Geometry, aligned, geometry_agreement
 from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 from depthlens.plots import panels
+from depthlens.plots.effects import unit_of
 from depthlens.plots.panels import numbers
-from depthlens.plots.sweeps import unit_of
-from depthlens.plots.theme import CANNOT_JUDGE, INK, SMALL, WIDTH, counts, figure, legend, round_up, theme
+from depthlens.plots.theme import CANNOT_JUDGE, INK, SMALL, WIDTH, Plot, counts, figure, round_up, themed, with_legend
 
 _LENSES = {"probability": "probability of\nthe final top-1 token", "entropy": "entropy (nats)"}
 _PREDICTORS = {
@@ -32,33 +32,34 @@ _WHERE = {"all": "skipped at all positions", "future": "skipped before t, measur
 _NAMED = 2  # layers with the largest losses, named in a scatter
 
 
-def angular_map(geometry: Geometry, *, title: str | None = None) -> Figure:
+@themed
+def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
     """Angular distance between the input and the output of every block of layers, by first layer and size.
 
-    The dot in each row is the block of that size whose removal turns the stream least: the one that pruning by angular
-    distance takes out (Gromov et al. 2024).
+    The dot in each row is the block of that size whose input and output are nearest in angle: the one that pruning by
+    angular distance removes (Gromov et al. 2024).
 
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
     """
     table, n_layers = geometry.distances, geometry.n_layers
-    grid = _grid(table, "size", "layer", "distance").reindex(index=range(1, n_layers + 1), columns=range(n_layers))
+    grid = table.pivot(index="size", columns="layer", values="distance")
+    grid = grid.reindex(index=range(1, n_layers + 1), columns=range(n_layers)).astype(float)
     best = table.loc[table.groupby("size")["distance"].idxmin()]
-    with theme():
-        fig = figure(title, _title(geometry, "angular distance of blocks"), height=4.4, width=0.75 * WIDTH)
-        ax = fig.subplots()
-        limits = 0, round_up(float(table["distance"].max())) or 1.0
-        mesh = panels.cells(ax, grid.to_numpy(), limits, first_row=1, empty="white", gid="distances")
-        dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
-        ax.plot(*numbers(best, "layer", "size"), ls="", gid="best", **dot)
-        ax.set(xlabel="first layer of the block", ylabel="layers in the block", ylim=(0.5, n_layers + 0.5))
-        panels.colour_bar(mesh, ax, "angular distance of the block's input and output (1: opposite)")
-        legend(fig, [panels.mark_key("smallest of its size", **dot)])
-    return fig
+    fig = figure(title, _title(geometry, "angular distance of blocks"), height=4.4, width=0.75 * WIDTH)
+    ax = fig.subplots()
+    limits = 0, round_up(float(table["distance"].max())) or 1.0
+    mesh = panels.cells(ax, grid.to_numpy(), limits, first_row=1, empty="white", gid="distances")
+    dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
+    ax.plot(*numbers(best, "layer", "size"), ls="", gid="best", **dot)
+    ax.set(xlabel="first layer of the block", ylabel="layers in the block", ylim=(0.5, n_layers + 0.5))
+    panels.colour_bar(mesh, ax, "angular distance of the block's input and output (1: opposite)")
+    return with_legend(fig, [panels.mark_key("smallest of its size", **dot)])
 
 
-def influence_profile(geometry: Geometry, *, title: str | None = None) -> Figure:
+@themed
+def influence_profile(geometry: Geometry, *, title: str | None = None) -> Plot:
     """Block influence by layer, with its interval, and the angular distance that the layer alone makes.
 
     Args:
@@ -66,34 +67,30 @@ def influence_profile(geometry: Geometry, *, title: str | None = None) -> Figure
         title: Above the figure.
     """
     single = geometry.distances[geometry.distances["size"] == 1]
-    with theme():
-        fig = figure(title, _title(geometry, "how far each layer turns the stream"), height=2.9)
-        left, right = fig.subplots(1, 2)
-        _from_zero(left, geometry.influences, ["layer", "influence", "ci_low", "ci_high"], 0)
-        _from_zero(right, single, ["layer", "distance", "ci_low", "ci_high"], 1)
-        left.set(xlabel="layer", ylabel="block influence\n(1 − mean cosine over tokens)")
-        right.set(xlabel="layer", ylabel="angular distance\n(last token)")
-        legend(fig, [panels.band_key("95% interval over texts")])
-    return fig
+    ends = ("ci_low", "ci_high")
+    parts = [
+        (geometry.influences, ("layer", "influence", *ends), "block influence\n(1 − mean cosine over tokens)"),
+        (single, ("layer", "distance", *ends), "angular distance\n(last token)"),
+    ]
+    return _curves(title, _title(geometry, "how much each layer changes the residual stream"), parts, "layer")
 
 
-def logit_lens(geometry: Geometry, *, title: str | None = None) -> Figure:
-    """What the unembedding reads from the stream by depth: probability of the final top-1 token, and entropy.
+@themed
+def logit_lens(geometry: Geometry, *, title: str | None = None) -> Plot:
+    """What the unembedding reads from the residual stream by depth: probability of the final top-1 token, and entropy.
 
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
     """
-    with theme():
-        fig = figure(title, _title(geometry, "logit lens"), height=2.9)
-        for style, (ax, (name, label)) in enumerate(zip(fig.subplots(1, 2), _LENSES.items(), strict=True)):
-            _from_zero(ax, geometry.logit_lens, ["depth", name, f"{name}_low", f"{name}_high"], style)
-            ax.set(xlabel="layers passed (0: the embedding)", ylabel=label)
-        legend(fig, [panels.band_key("95% interval over texts")])
-    return fig
+    parts = [
+        (geometry.logit_lens, ("depth", name, f"{name}_low", f"{name}_high"), label) for name, label in _LENSES.items()
+    ]
+    return _curves(title, _title(geometry, "logit lens"), parts, "layers passed (0: the embedding)")
 
 
-def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Figure:
+@themed
+def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
     """How much skipping one layer changes what each later one adds: at all positions, and at future ones only.
 
     Both panels share one scale. It ends at the largest effect, or at the 95th percentile of all where a few are far
@@ -112,24 +109,24 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Figure:
     largest, usual = float(effects["effect"].max()), float(effects["effect"].quantile(0.95))
     top = round_up(largest if largest < 2 * usual else usual) or 1.0
     count = f", n = {effects['n'].max()} texts" if "n" in effects else ""
-    with theme():
-        fig = figure(title, f"Effect of a skipped layer on later ones{count}", height=4.3)
-        axes = fig.subplots(1, 2, sharey=True)
-        for ax, (where, name) in zip(axes, _WHERE.items(), strict=True):
-            grid = _grid(effects[effects["where"] == where], "layer", "later", "effect")
-            grid = grid.reindex(index=layers, columns=layers)
-            mesh = panels.cells(ax, grid.to_numpy(), (0, top), empty="white", gid=where)
-            ax.set(xlabel="later layer", xlim=(0.5, len(layers) - 0.5), ylim=(len(layers) - 1.5, -0.5))
-            panels.panel_title(ax, name)
-        axes[0].set_ylabel("skipped layer")
-        label = "change of what the later layer adds, relative to its size"
-        panels.colour_bar(mesh, axes, label, extend="max" if largest > top else "neither")
+    fig = figure(title, f"Effect of a skipped layer on later ones{count}", height=4.3)
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, (where, name) in zip(axes, _WHERE.items(), strict=True):
+        grid = effects[effects["where"] == where].pivot(index="layer", columns="later", values="effect")
+        grid = grid.reindex(index=layers, columns=layers).astype(float)
+        mesh = panels.cells(ax, grid.to_numpy(), (0, top), empty="white", gid=where)
+        ax.set(xlabel="later layer", xlim=(0.5, len(layers) - 0.5), ylim=(len(layers) - 1.5, -0.5))
+        panels.panel_title(ax, name)
+    axes[0].set_ylabel("skipped layer")
+    label = "change of what the later layer adds, relative to its size"
+    panels.colour_bar(mesh, axes, label, extend="max" if largest > top else "neither")
     return fig
 
 
+@themed
 def predictor_scatter(
     predictors: pd.DataFrame, result: Result, *, title: str | None = None, seed: int = 0, n_boot: int = 2000
-) -> Figure:
+) -> Plot:
     """Loss of removing each layer against its cheap numbers: one row a task, one column a predictor, one dot a layer.
 
     Above each panel is Spearman's correlation with its bootstrap interval over documents; the layers that cost most are
@@ -151,27 +148,26 @@ def predictor_scatter(
     if not names:
         raise UserError("the table has no predictors beside column layer; give at least one")
     n = counts(len(p.documents) for p in rows)
-    with theme():
-        default = f"{rows[0].model}: loss of each layer against cheap numbers, n = {n} documents"
-        fig = figure(title, default, height=2.0 * len(rows) + 0.6)
-        axes = fig.subplots(len(rows), len(names), squeeze=False, sharex="col", sharey="row")
-        for row, profile in zip(axes, rows, strict=True):
-            table, loss = aligned(predictors, profile), profile.loss.mean(0)
-            for ax, name in zip(row, names, strict=True):
-                (x,) = numbers(table, name)
-                panels.level(ax, 0, "no change")
-                colour = panels.colour_of(0, profile.at_chance)
-                ax.plot(x, loss, "o", ms=4, color=colour, mfc="white", mew=0.9, gid="layers")
-                if not profile.at_chance:
-                    _name_layers(ax, x, loss, profile.layers)
-                verdict = CANNOT_JUDGE if profile.at_chance else _rho(rho.loc[(profile.label, name)])
-                panels.panel_title(ax, verdict, fontsize=SMALL)
-                ax.margins(0.12)
-            unit = unit_of(result, profile.model, profile.task, profile.metric)
-            row[0].set_ylabel(f"{profile.label}\nloss ({unit})").set_parse_math(False)
-        for ax, name in zip(axes[-1], names, strict=True):
-            ax.set_xlabel(_PREDICTORS.get(name, str(name)))
-            ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=4))
+    default = f"{rows[0].model}: loss of each layer against cheap numbers, n = {n} documents"
+    fig = figure(title, default, height=2.0 * len(rows) + 0.6)
+    axes = fig.subplots(len(rows), len(names), squeeze=False, sharex="col", sharey="row")
+    for row, profile in zip(axes, rows, strict=True):
+        table, loss = aligned(predictors, profile), profile.loss.mean(0)
+        for ax, name in zip(row, names, strict=True):
+            (x,) = numbers(table, name)
+            panels.level(ax, 0, "no change")
+            colour = panels.colour_of(0, profile.at_chance)
+            ax.plot(x, loss, "o", ms=4, color=colour, mfc="white", mew=0.9, gid="layers")
+            if not profile.at_chance:
+                _name_layers(ax, x, loss, profile.layers)
+            verdict = CANNOT_JUDGE if profile.at_chance else _rho(rho.loc[(profile.label, name)])
+            panels.panel_title(ax, verdict, fontsize=SMALL)
+            ax.margins(0.12)
+        unit = unit_of(result, profile.model, profile.task, profile.metric)
+        row[0].set_ylabel(f"{profile.label}\nloss ({unit})").set_parse_math(False)
+    for ax, name in zip(axes[-1], names, strict=True):
+        ax.set_xlabel(_PREDICTORS.get(name, str(name)))
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=4))
     return fig
 
 
@@ -194,13 +190,15 @@ def _title(geometry: Geometry, what: str) -> str:
     return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
 
 
-def _grid(table: pd.DataFrame, rows: str, columns: str, values: str) -> pd.DataFrame:
-    return table.pivot(index=rows, columns=columns, values=values).astype(float)
-
-
-def _from_zero(ax: Axes, table: pd.DataFrame, columns: list[str], style: int) -> None:
-    """A line with its interval, on an axis from 0; the line is named for its column."""
-    x, y, low, high = numbers(table, *columns)
-    panels.curve(ax, x, y, low, high, style, gid=columns[1])
-    ax.set_ylim(0, 1.05 * np.nanmax([y, high]))
-    panels.whole_numbers(ax.xaxis, 7)
+def _curves(
+    title: str | None, default: str, parts: Sequence[tuple[pd.DataFrame, tuple[str, ...], str]], xlabel: str
+) -> Plot:
+    """A panel for each part, a table with its columns and label: a line with its interval, on an axis from 0."""
+    fig = figure(title, default, height=2.9)
+    for style, (ax, (table, columns, label)) in enumerate(zip(fig.subplots(1, len(parts)), parts, strict=True)):
+        x, *values = numbers(table, *columns)
+        panels.curve(ax, x, values, style, gid=columns[1])
+        ax.set_ylim(0, 1.05 * np.nanmax(values))
+        panels.whole_numbers(ax.xaxis, 7)
+        ax.set(xlabel=xlabel, ylabel=label)
+    return with_legend(fig, [panels.band_key("95% interval over texts")])

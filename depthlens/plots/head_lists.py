@@ -5,6 +5,7 @@ See `depthlens.plots` for what all figures have in common, `depthlens.experiment
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from depthlens import arguments
@@ -23,29 +22,18 @@ from depthlens.analysis import head_lists
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.errors import UserError
-from depthlens.plots import panels
+from depthlens.plots import panels, theme
+from depthlens.plots.effects import unit_of
 from depthlens.plots.panels import numbers
-from depthlens.plots.sweeps import unit_of
-from depthlens.plots.theme import (
-    CANNOT_JUDGE,
-    DASHED,
-    GREY,
-    INK,
-    PALE,
-    PALETTE,
-    SMALL,
-    WIDTH,
-    counts,
-    figure,
-    legend,
-    theme,
-)
+from depthlens.plots.theme import GREY, INK, PALE, PALETTE, SMALL, Plot, figure, themed, with_legend
 
 OUTSIDE = "worse than every random draw"
+_DISTANCES = (5, 12, 20, 30, 42, 56, 72, 90)  # points from a dot to its name
 MAX_NAMED = 10  # heads of each list; all that are on both are named, too
 
 
-def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Figure:
+@themed
+def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     """Score by number of removed heads: one panel a task, one line a list, against random heads of the same layers.
 
     The shaded range holds all random draws of a list, the thin line is their mean. Markers are filled where the list is
@@ -65,37 +53,35 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Figure:
         raise UserError(f"{len(lists)} lists; a panel shows up to {len(PALETTE)}, draw fewer: {', '.join(lists)}")
     bases = curve.result.baselines.to_dict("records")
     columns = min(len(bases), 3) if len(bases) != 4 else 2
-    rows = -(-len(bases) // columns)
-    width = WIDTH if columns > 1 else 0.75 * WIDTH
-    with theme():
-        fig = figure(title, _title(curve), height=2.6 * rows + 1.1, width=width)
-        axes = panels.panels(fig, len(bases), columns, "heads removed together")
-        for ax, base in zip(axes, bases, strict=True):
-            points, bands, tests = (_of_task(t, base) for t in (curve.points, curve.band, curve.tests))
-            for style, name in enumerate(lists):
-                aside = (style - (len(lists) - 1) / 2) * 0.08  # so that lists do not hide each other's bars
-                drawn, band, test = (table[table["list"] == name] for table in (points, bands, tests))
-                _draw_list(ax, drawn, band, test.iloc[0], style, aside)
-            panels.level(ax, base["baseline"], "baseline")
-            panels.level(ax, base["chance"], "chance")
-            panels.score_axis(ax, unit_of(curve.result, base["model"], base["task"], base["metric"]))
-            panels.whole_numbers(ax.xaxis, 9)
-            verdict = _verdict(tests, round(15 * (width / columns - 0.5)))
-            panels.note(ax, 0, 1.02, verdict, va="bottom")
-            panels.panel_title(ax, base["task"], pad=11 * (verdict.count("\n") + 1) + 5)
-        legend(fig, _keys(curve, lists), 3 if width == WIDTH else 2)
-    return fig
+    width = theme.WIDTH if columns > 1 else 0.75 * theme.WIDTH
+    models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
+    drawn = f"{models}: first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
+    fig = figure(title, f"{drawn}, n = {n} documents", height=2.6 * math.ceil(len(bases) / columns) + 1.1, width=width)
+    for ax, base in zip(panels.panels(fig, len(bases), columns, "heads removed together"), bases, strict=True):
+        points, bands, tests = (_of_task(t, base) for t in (curve.points, curve.band, curve.tests))
+        for style, name in enumerate(lists):
+            aside = (style - (len(lists) - 1) / 2) * 0.08  # so that lists do not hide each other's bars
+            rows, band, test = (table[table["list"] == name] for table in (points, bands, tests))
+            _draw_list(ax, rows, band, test.iloc[0], style, aside)
+        panels.level(ax, base["baseline"], "baseline")
+        panels.level(ax, base["chance"], "chance")
+        panels.score_axis(ax, unit_of(curve.result, base["model"], base["task"], base["metric"]))
+        panels.whole_numbers(ax.xaxis, 9)
+        verdict = _verdict(tests, round(15 * (width / columns - 0.5)))
+        panels.note(ax, 0, 1.02, verdict, va="bottom")
+        panels.panel_title(ax, base["task"], pad=11 * (verdict.count("\n") + 1) + 5)
+    keys = [
+        *panels.series_keys(f"{name}, with 95% interval" for name in lists),
+        panels.mark_key(OUTSIDE),
+        panels.band_key("random heads of the same layers: all draws"),
+        panels.line_key("mean of these draws", lw=0.7),
+        *panels.level_keys(fig),
+    ]
+    return with_legend(fig, keys, 3 if width == theme.WIDTH else 2)
 
 
 def _of_task(table: pd.DataFrame, base: dict[Any, Any]) -> pd.DataFrame:
     return table[(table["task"] == base["task"]) & (table["metric"] == base["metric"])]
-
-
-def _title(curve: RemovalCurve) -> str:
-    models = ", ".join(curve.result.docs["model"].unique())
-    count = counts(curve.result.baselines["n"])
-    draws = int(curve.band["n_draws"].min())
-    return f"{models}: first k heads of a list removed, {draws} random draws, n = {count} documents"
 
 
 def _draw_list(ax: Axes, points: pd.DataFrame, bands: pd.DataFrame, test: pd.Series, style: int, aside: float) -> None:
@@ -115,23 +101,13 @@ def _draw_list(ax: Axes, points: pd.DataFrame, bands: pd.DataFrame, test: pd.Ser
 
 def _verdict(tests: pd.DataFrame, width: int) -> str:
     if tests["at_chance"].all():
-        return CANNOT_JUDGE
+        return theme.CANNOT_JUDGE
     p_values = (f"{name} p = {p:.2g}".replace(" ", "\xa0") for name, p in tests[["list", "p_value"]].to_numpy())
     return textwrap.fill(f"against random: {', '.join(p_values)}", width).replace("\xa0", " ")
 
 
-def _keys(curve: RemovalCurve, lists: Sequence[str]) -> list[Artist]:
-    keys: list[Artist] = [*panels.series_keys(f"{name}, with 95% interval" for name in lists)]
-    keys.append(panels.mark_key(OUTSIDE))
-    keys.append(panels.band_key("random heads of the same layers: all draws"))
-    keys.append(panels.line_key("mean of these draws", lw=0.7))
-    keys.append(panels.level_key("baseline"))
-    if np.isfinite(curve.result.baselines["chance"]).any():
-        keys.append(panels.level_key("chance"))
-    return keys
-
-
-def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Figure:
+@themed
+def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Plot:
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
     The first ten heads of each list are named, and in bold those on both. Dashed lines separate the heads on a list
@@ -159,26 +135,25 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     listed = sorted({*tops[0], *tops[1]})
     others = scored.copy()
     others[tuple(np.transpose(listed))] = False
-    with theme():
-        fig = figure(title, _overlap_title(a, tops, n), height=5.2)
-        ax = fig.subplots()
-        ax.plot(a.values[others], b.values[others], "o", ms=3, color=PALE, mew=0, label="other heads", gid="others")
-        for label, heads, colour, marker, gid in (
-            (f"top {k}: {a.name}", set(tops[0]) - shared, PALETTE[0], "o", "top"),
-            (f"top {k}: {b.name}", set(tops[1]) - shared, PALETTE[1], "s", "top"),
-            ("on both lists", shared, INK, "D", "both"),
-        ):
-            x, y = ([s.values[head] for head in sorted(heads)] for s in (a, b))
-            ax.plot(x, y, marker, color=colour, ms=6, mec="white", mew=0.5, label=label, gid=gid)
-        for s, line in ((a, ax.axvline), (b, ax.axhline)):
-            ranked = np.sort(s.values[scored])[::-1]
-            line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=DASHED, zorder=1, gid="cut")
-        ax.margins(0.08)
-        ax.set(**{f"{axis}label": s.name + (f" ({s.unit})" if s.unit else "") for axis, s in (("x", a), ("y", b))})
-        legend(fig, ax.get_legend_handles_labels()[0], 2)
-        fig.draw_without_rendering()  # lays the figure out, so that names can be put where there is room
-        places = {head: (float(a.values[head]), float(b.values[head])) for head in listed}
-        _name_dots(ax, places, {*tops[0][:MAX_NAMED], *tops[1][:MAX_NAMED], *shared}, shared, fig.dpi)
+    fig = figure(title, _overlap_title(a, tops, n), height=5.2)
+    ax = fig.subplots()
+    ax.plot(a.values[others], b.values[others], "o", ms=3, color=PALE, mew=0, label="other heads", gid="others")
+    for label, heads, colour, marker, gid in (
+        (f"top {k}: {a.name}", set(tops[0]) - shared, PALETTE[0], "o", "top"),
+        (f"top {k}: {b.name}", set(tops[1]) - shared, PALETTE[1], "s", "top"),
+        ("on both lists", shared, INK, "D", "both"),
+    ):
+        x, y = ([s.values[head] for head in sorted(heads)] for s in (a, b))
+        ax.plot(x, y, marker, color=colour, ms=6, mec="white", mew=0.5, label=label, gid=gid)
+    for s, line in ((a, ax.axvline), (b, ax.axhline)):
+        ranked = np.sort(s.values[scored])[::-1]
+        line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=theme.DASHED, zorder=1, gid="cut")
+    ax.margins(0.08)
+    ax.set(**{f"{axis}label": s.name + (f" ({s.unit})" if s.unit else "") for axis, s in (("x", a), ("y", b))})
+    with_legend(fig, ax.get_legend_handles_labels()[0], 2)
+    fig.draw_without_rendering()  # lays the figure out, so that names can be put where there is room
+    places = {head: (float(a.values[head]), float(b.values[head])) for head in listed}
+    _name_dots(ax, places, {*tops[0][:MAX_NAMED], *tops[1][:MAX_NAMED], *shared}, shared, fig.dpi)
     return fig
 
 
@@ -204,46 +179,32 @@ def _name_dots(
         distance, box = _free_box(at[head], np.array([5.4 * len(name) + 2, 10.0]), low, high, taken)
         taken.append(box)
         line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 3} if distance > 5 else None
-        text = ax.annotate(
-            name,
-            places[head],
-            xytext=tuple((box[:2] + box[2:]) / 2 - at[head]),
-            textcoords="offset points",
-            arrowprops=line,
-            fontsize=SMALL,
-            ha="center",
-            va="center",
-            fontweight="bold" if head in bold else "normal",
-            gid="name",
-        )
+        place = tuple((box[:2] + box[2:]) / 2 - at[head])
+        look: dict[str, Any] = {"fontsize": SMALL, "ha": "center", "va": "center", "arrowprops": line, "gid": "name"}
+        look["fontweight"] = "bold" if head in bold else "normal"
+        text = ax.annotate(name, places[head], xytext=place, textcoords="offset points", **look)
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
 def _free_box(
     dot: np.ndarray, size: np.ndarray, low: np.ndarray, high: np.ndarray, taken: Sequence[np.ndarray]
 ) -> tuple[int, np.ndarray]:
-    """The nearest box of a size around a dot that crosses the fewest others, and its distance.
+    """The box of a size around a dot that crosses the fewest others, and of these the nearest; and its distance.
 
     Args:
         dot: Its place. Shape [2].
-        size: Width and height. Shape [2].
+        size: Width and height of the box. Shape [2].
         low: Lower left corner of the panel. Shape [2].
         high: Upper right corner. Shape [2].
         taken: Boxes in use: left, bottom, right, top. Each of shape [4].
     """
-    boxes: list[tuple[int, int, np.ndarray]] = []
-    for distance in (5, 12, 20, 30, 42, 56, 72, 90):
-        for turn in np.arange(16) * np.pi / 8:
-            way = np.array([np.cos(turn), np.sin(turn)])
-            centre = dot + way * distance + way * size / 2
-            box = np.array([*(centre - size / 2), *(centre + size / 2)])
-            if (box[:2] >= low).all() and (box[2:] <= high).all():
-                boxes.append((sum(_overlaps(box, other) for other in taken), distance, box))
-        if any(crossed == 0 for crossed, *_ in boxes):
-            break
-    _, distance, box = min(boxes, key=lambda place: place[:2])
-    return distance, box
-
-
-def _overlaps(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool((a[:2] < b[2:]).all() and (b[:2] < a[2:]).all())
+    turns = np.arange(16) * np.pi / 8
+    ways = np.tile(np.stack([np.cos(turns), np.sin(turns)], axis=1), (len(_DISTANCES), 1))  # [box, axis]
+    distances = np.repeat(_DISTANCES, len(turns))
+    centres = dot + ways * (distances[:, None] + size / 2)
+    boxes = np.hstack([centres - size / 2, centres + size / 2])
+    inside = (boxes[:, :2] >= low).all(axis=1) & (boxes[:, 2:] <= high).all(axis=1)
+    others = np.array(taken)
+    crossed = ((boxes[:, None, :2] < others[:, 2:]) & (others[:, :2] < boxes[:, None, 2:])).all(axis=2).sum(axis=1)
+    best = np.lexsort((distances, crossed, ~inside))[0]
+    return int(distances[best]), boxes[best]

@@ -14,16 +14,15 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Colormap, Normalize
-from matplotlib.figure import Figure
+from matplotlib.colors import Colormap
 from matplotlib.patches import Patch, Rectangle
 
 from depthlens import arguments
@@ -31,28 +30,14 @@ from depthlens.ablations import Head
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.plots import panels
-from depthlens.plots.sweeps import PROVEN, Names, Sweep, sweep_title, sweeps, varying
-from depthlens.plots.theme import (
-    CANNOT_JUDGE,
-    EMPTY,
-    INK,
-    PALE,
-    SCORES,
-    SMALL,
-    WIDTH,
-    counts,
-    figure,
-    ink_on,
-    legend,
-    round_up,
-    spread,
-    theme,
-)
+from depthlens.plots import panels, theme
+from depthlens.plots.effects import PROVEN, Effects, Names, group_size, sweep_effects, sweep_title, varying
+from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALE, SMALL, Plot, figure, themed, with_legend
 
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
+_TOP_LOSSES, _TOP_SCORES = ("largest loss", "largest losses"), ("highest score", "highest scores")
 _GROUP_LINE = "#8C8C8C"
 _FAR = 2.0  # times the 99th percentile: a largest value from here on does not end the scale
 _MANY = 0.2  # share of heads that are marked
@@ -61,33 +46,10 @@ _NAME = 38.0  # points: width of a name such as L17.H24
 
 
 @dataclass(frozen=True)
-class HeadPanel:
-    """One panel; arrays are of shape [n_layers, n_heads], NaN (or False) where a head was not removed."""
-
-    key: dict[str, str]
-    unit: str
-    values: np.ndarray
-    worse: int  # sign of a loss; 0 for scores from 0 to 1
-    critical: np.ndarray
-    gain: np.ndarray
-    n: int
-    group: int = 1  # query heads that share keys and values
-    part: str = "head"  # or KV group
-    baseline: float = math.nan
-    at_chance: bool = False
-    tested: bool = True
-
-    def top(self, k: int) -> list[Head]:
-        """The k heads with the largest loss or score above 0, by layer and head."""
-        ranked = np.where(np.isfinite(self.values), self.values * (self.worse or 1), -np.inf).ravel()
-        order = [i for i in np.argsort(-ranked, kind="stable")[:k] if ranked[i] > 0]
-        return [] if self.at_chance else sorted(divmod(int(i), self.values.shape[1]) for i in order)
-
-
-@dataclass(frozen=True)
 class Layout:
-    """Sizes of the panels of a figure, in inches, and which heads are named above each."""
+    """Which panels are in each row, their sizes in inches, and which heads are named above each."""
 
+    rows: list[Sequence[int]]
     columns: int
     width: float
     wide: float
@@ -105,6 +67,7 @@ class Layout:
         return (50.0 if self.upright else _LINE + 10) if any(self.named) else 0.0
 
 
+@themed
 def head_map(
     scores: Result | HeadScores | Sequence[HeadScores],
     *,
@@ -112,7 +75,7 @@ def head_map(
     metrics: Names = None,
     top: int | None = None,
     title: str | None = None,
-) -> Figure:
+) -> Plot:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
     A dot is a critical head, a ring a significant gain. A task at chance shows no differences, because there are none
@@ -138,72 +101,45 @@ def head_map(
     if top is not None and not (type(top) is int and 1 <= top <= MAX_TOP):
         raise UserError(f"top {top!r}: give a whole number of heads from 1 to {MAX_TOP}")
     units: dict[tuple[str, int], list[int]] = {}
-    for i, panel in enumerate(heads):
-        units.setdefault((panel.unit, panel.worse), []).append(i)
+    for i, e in enumerate(heads):
+        units.setdefault((e.unit, e.worse), []).append(i)
     apart = any(len(group) > 1 for group in units.values())  # then a unit begins a row of its own, else a scale a panel
-    n_layers, n_heads = (max(panel.values.shape[i] for panel in heads) for i in (0, 1))
-    columns = _columns(len(heads), n_layers, n_heads)
-    groups = list(units.values()) if apart else [[*range(len(heads))]]
-    rows = [group[i : i + columns] for group in groups for i in range(0, len(group), columns)]
-    layout = _layout(heads, columns, len(rows), top or 0)
+    layout = _layout(heads, list(units.values()) if apart else [[*range(len(heads))]], top or 0)
     keys = _keys(heads, top if any(layout.named) else None)
     key_columns = max(1, int(layout.width / 2.3))
-    height = len(rows) * (layout.high + layout.room / 72 + 0.75) + 0.85 * (len(units) if apart else 1)
-    with theme():
-        height += 0.2 * math.ceil(len(keys) / key_columns) + 0.35
-        fig = figure(title, default, height=height, width=layout.width)
-        grid = fig.add_gridspec(len(rows), columns)
-        axes = {i: fig.add_subplot(grid[r, c]) for r, row in enumerate(rows) for c, i in enumerate(row)}
-        fields = varying([panel.key for panel in heads])
-        for group in units.values():
-            across = min(len(group), columns) * layout.wide
-            scale = Scale.of([heads[i] for i in group], int(14 * across))
-            for i in group:
-                mesh = _draw_map(axes[i], heads[i], scale, layout)
-                _name_heads(axes[i], heads[i], layout.named[i], layout)
-                _titles(axes[i], heads[i], fields, layout.room)
-            # a bar of 0.1 inches, whatever the panels above it measure
-            place: dict[str, Any] = {
-                "fraction": 0.1 / layout.high / math.ceil(len(group) / columns),
-                "shrink": 0.8,
-                "extendfrac": 0.03,
-            }
-            place |= {"aspect": 8 * across, "extend": scale.extend}
-            bar = panels.colour_bar(mesh, [axes[i] for i in group], scale.label, **place)
-            bar.ax.locator_params(nbins=8)
-        legend(fig, keys, max(1, min(len(keys), key_columns)))
-    return fig
+    height = len(layout.rows) * (layout.high + layout.room / 72 + 0.75) + 0.85 * (len(units) if apart else 1)
+    height += 0.2 * math.ceil(len(keys) / key_columns) + 0.35
+    fig = figure(title, default, height=height, width=layout.width)
+    grid = fig.add_gridspec(len(layout.rows), layout.columns)
+    axes = {i: fig.add_subplot(grid[r, c]) for r, row in enumerate(layout.rows) for c, i in enumerate(row)}
+    fields = varying([e.key for e in heads])
+    for group in units.values():
+        across = min(len(group), layout.columns) * layout.wide
+        scale = _scale([heads[i] for i in group], int(14 * across))
+        for i in group:
+            mesh = _draw_map(axes[i], heads[i], scale, layout)
+            _name_heads(axes[i], heads[i], layout.named[i], layout)
+            _titles(axes[i], heads[i], fields, layout.room)
+        # a bar of 0.1 inches, whatever the panels above it measure
+        fraction = 0.1 / layout.high / math.ceil(len(group) / layout.columns)
+        look = {"fraction": fraction, "shrink": 0.8, "aspect": 8 * across, "extendfrac": 0.03}
+        bar = panels.colour_bar(mesh, [axes[i] for i in group], scale.label, extend=scale.extend, **look)
+        bar.ax.locator_params(nbins=8)
+    return with_legend(fig, keys, max(1, min(len(keys), key_columns)))
 
 
 # -- what is drawn -------------------------------------------------------------------------------------
 
 
-def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[HeadPanel], str]:
+def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[Effects], str]:
     """The panels of a head sweep, one per model, task, metric and kind of removal; and what all have in common."""
-    found = sweeps(result, tasks, metrics, ["head", "kv"], "a single head; sweep heads or kv")
+    heads = sweep_effects(result, tasks, metrics, ("head", "kv"), "sweep heads or kv")
     how = " (estimated by attribution)" if result.record.get("method") == "attribution" else ""
-    return [_of_sweep(s) for s in found], sweep_title(found, "one head or KV group", how)
+    title = sweep_title(heads, "one head or KV group", how)
+    return [replace(e, unit=f"change of {e.unit} from baseline") for e in heads], title
 
 
-def _of_sweep(s: Sweep) -> HeadPanel:
-    part, rows = s.key["site"], s.rows
-    known = s.dims.get("n_layers", 0), s.dims.get("n_heads" if part == "head" else "n_kv_heads", 0)
-    shape = tuple(max(int(rows[c].max()) + 1, n) for c, n in zip(("layer", "index"), known, strict=True))
-    at = rows["layer"].to_numpy(int), rows["index"].to_numpy(int)
-    values, critical, gain = np.full(shape, np.nan), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    for grid, column in ((values, "delta"), (critical, "critical"), (gain, "gain")):
-        grid[at] = rows[column]
-    group = _group_size(s.dims) if part == "head" else 1
-    unit = f"change of {s.unit} from baseline"
-    marked = critical, gain, s.n, group, part, s.baseline, s.at_chance
-    return HeadPanel(s.key, unit, values, -1 if s.better else 1, *marked)
-
-
-def _group_size(dims: dict[str, int]) -> int:
-    return dims["n_heads"] // dims["n_kv_heads"] if dims.get("n_kv_heads") else 1
-
-
-def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[HeadPanel], str]:
+def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[Effects], str]:
     """One panel per score; scores that were tested against 0, or that pass below it, are losses."""
     if not scores:
         raise UserError("no scores; give at least one")
@@ -214,17 +150,23 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[HeadPanel], str]:
         if not len(finite):
             raise UserError(f"{s.name}: no head has a score; give scores of at least one")
         worse = int(s.critical is not None or finite.min() < 0 or finite.max() > 1)
-        none = np.zeros(s.values.shape, dtype=bool)
-        critical = none if s.critical is None else s.critical
-        model = s.record.get("model", {})
-        what = s.name if len(scores) == 1 else "loss" if worse else "score"
-        key, unit = {"model": model.get("name", ""), "name": s.name}, what + (f" ({s.unit})" if s.unit else "")
-        group, tested = _group_size(model.get("dims", {})), s.critical is not None
-        heads.append(HeadPanel(key, unit, s.values, worse, critical, none, s.n, group, tested=tested))
-    models, names = (list(dict.fromkeys(panel.key[f] for panel in heads)) for f in ("model", "name"))
+        none, model = np.zeros(s.values.shape, dtype=bool), s.record.get("model", {})
+        key = {"model": model.get("name", ""), "name": s.name}
+        unit = (s.name if len(scores) == 1 else "loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
+        arrays = s.values, s.values, s.values, none if s.critical is None else s.critical, none
+        tested, group = s.critical is not None, group_size(model.get("dims", {}))
+        heads.append(Effects(key, unit, worse, *arrays, s.n, group, tested=tested))
+    models, names = (list(dict.fromkeys(e.key[f] for e in heads)) for f in ("model", "name"))
     what = names[0] if len(names) == 1 else "scores of heads"
-    count = counts(panel.n for panel in heads)
+    count = theme.counts(e.n for e in heads)
     return heads, f"{', '.join(filter(None, models))}: {what}, n = {count}".removeprefix(": ")
+
+
+def _top(e: Effects, k: int) -> list[Head]:
+    """The k heads with the largest loss or score above 0, by layer and head."""
+    ranked = np.where(np.isfinite(e.values), e.values * (e.worse or 1), -np.inf).ravel()
+    order = [i for i in np.argsort(-ranked, kind="stable")[:k] if ranked[i] > 0]
+    return [] if e.at_chance else sorted(divmod(int(i), e.values.shape[1]) for i in order)
 
 
 def _columns(n_panels: int, n_layers: int, n_heads: int) -> int:
@@ -234,86 +176,84 @@ def _columns(n_panels: int, n_layers: int, n_heads: int) -> int:
     return 3 if n_panels > 4 and n_layers <= 12 else 2
 
 
-def _layout(heads: Sequence[HeadPanel], columns: int, n_rows: int, top: int) -> Layout:
-    n_layers, n_heads = (max(panel.values.shape[i] for panel in heads) for i in (0, 1))
-    width = min(WIDTH, max(4.8, columns * (0.45 * n_layers + 0.9)))
+def _layout(heads: Sequence[Effects], groups: Sequence[Sequence[int]], top: int) -> Layout:
+    n_layers, n_heads = (max(e.values.shape[i] for e in heads) for i in (0, 1))
+    columns = _columns(len(heads), n_layers, n_heads)
+    rows = [group[i : i + columns] for group in groups for i in range(0, len(group), columns)]
+    width = min(theme.WIDTH, max(4.8, columns * (0.45 * n_layers + 0.9)))
     wide = width / columns - 0.65
-    high = min(max(n_heads * min(wide / n_layers, 0.22), 1.1), max(1.6, 8.2 / n_rows - 0.7))
-    return Layout(columns, width, wide, high, [panel.top(top) for panel in heads])
+    high = min(max(n_heads * min(wide / n_layers, 0.22), 1.1), max(1.6, 8.2 / len(rows) - 0.7))
+    return Layout(rows, columns, width, wide, high, [_top(e, top) for e in heads])
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """Colours of one unit."""
 
     cmap: Colormap
-    norm: Normalize
+    low: float
+    high: float
     label: str
     extend: str = "neither"
 
-    @classmethod
-    def of(cls, heads: Sequence[HeadPanel], width: int) -> Scale:
-        """One scale for all panels of a unit, centred at 0 for changes; its label is ``width`` characters wide."""
-        values = np.concatenate([p.values[np.isfinite(p.values)] for p in heads if not p.at_chance] or [[0.0]])
-        unit, worse, size = heads[0].unit, heads[0].worse, np.abs(values)
-        smallest = 0.1 if "accuracy" in unit and worse else 0.0  # a document or two must not fill the scale
-        limit = max(round_up(float(size.max())), smallest) or 1.0
-        if not worse:
-            return cls(colormaps[SCORES], Normalize(0, limit), unit)
-        usual, far = float(np.quantile(size, 0.99)), float(values[np.argmax(size)])
-        if abs(far) > _FAR * usual:
-            limit = max(round_up(max(usual, abs(far) / 3)), smallest)
-        below, above = int((values < -limit).sum()), int((values > limit).sum())
-        extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(
-            (below > 0, above > 0), "both"
-        )
-        label = textwrap.fill(unit, width)
-        if beyond := below + above:
-            which = "1 head is beyond, at" if beyond == 1 else f"{beyond} heads are beyond, up to"
-            limits = f"colours end at ±{limit:.2g}: {which}\xa0{far:.2g}".replace("-", "−")
-            label += "\n" + textwrap.fill(limits, width)
-        cmap = colormaps[LOSS_IS_NEGATIVE if worse < 0 else LOSS_IS_POSITIVE]
-        return cls(cmap, Normalize(-limit, limit), label, extend)
+
+def _scale(heads: Sequence[Effects], width: int) -> Scale:
+    """One scale for all panels of a unit, centred at 0 for changes; its label is ``width`` characters wide."""
+    values = np.concatenate([e.values[np.isfinite(e.values)] for e in heads if not e.at_chance] or [[0.0]])
+    unit, worse, size = heads[0].unit, heads[0].worse, np.abs(values)
+    smallest = 0.1 if "accuracy" in unit and worse else 0.0  # a document or two must not fill the scale
+    limit = max(theme.round_up(float(size.max())), smallest) or 1.0
+    if not worse:
+        return Scale(colormaps[theme.SCORES], 0.0, limit, unit)
+    usual, far = float(np.quantile(size, 0.99)), float(values[np.argmax(size)])
+    if abs(far) > _FAR * usual:
+        limit = max(theme.round_up(max(usual, abs(far) / 3)), smallest)
+    below, above = int((values < -limit).sum()), int((values > limit).sum())
+    label = textwrap.fill(unit, width)
+    if beyond := below + above:
+        which = "1 head is beyond, at" if beyond == 1 else f"{beyond} heads are beyond, up to"
+        limits = f"colours end at ±{limit:.2g}: {which}\xa0{far:.2g}".replace("-", "−")
+        label += "\n" + textwrap.fill(limits, width)
+    extend = ("neither", "min", "max", "both")[(below > 0) + 2 * (above > 0)]
+    return Scale(colormaps[LOSS_IS_NEGATIVE if worse < 0 else LOSS_IS_POSITIVE], -limit, limit, label, extend)
 
 
 # -- drawing -------------------------------------------------------------------------------------------
 
 
-def _draw_map(ax: Axes, panel: HeadPanel, scale: Scale, layout: Layout) -> QuadMesh:
+def _draw_map(ax: Axes, e: Effects, scale: Scale, layout: Layout) -> QuadMesh:
     """Cells, marks and axes."""
-    n_layers, n_heads = panel.values.shape
+    n_layers, n_heads = e.values.shape
     wide, high = 72 * layout.wide / n_layers, 72 * layout.high / n_heads  # points: size of a cell
-    if panel.at_chance or not np.isfinite(panel.values).all():  # not judged, or not removed
-        panels.hatch(ax, -0.5, n_heads, n_layers, CANNOT_JUDGE if panel.at_chance else "")
-    values = np.full_like(panel.values, np.nan) if panel.at_chance else panel.values
-    edges = "white" if min(wide, high) > 7 and not panel.at_chance else "none"
-    limits = float(scale.norm.vmin or 0), float(scale.norm.vmax or 1)
-    mesh = panels.cells(ax, values.T, limits, cmap=scale.cmap, edgecolors=edges)
+    if e.at_chance or not np.isfinite(e.values).all():  # not judged, or not removed
+        panels.hatch(ax, -0.5, n_heads, n_layers, CANNOT_JUDGE if e.at_chance else "")
+    values = np.full_like(e.values, np.nan) if e.at_chance else e.values
+    edges = "white" if min(wide, high) > 7 and not e.at_chance else "none"
+    mesh = panels.cells(ax, values.T, (scale.low, scale.high), cmap=scale.cmap, edgecolors=edges)
     size = min(4.0, max(1.4, 0.5 * min(wide, high)))
-    if (panel.critical | panel.gain).mean() > _MANY:
+    if (e.critical | e.gain).mean() > _MANY:
         size *= 0.6  # so that the colours are seen
-    for kind, marked in (("critical", panel.critical), ("gain", panel.gain)):
+    for kind, marked in (("critical", e.critical), ("gain", e.gain)):
         look = {"ms": size, "mew": 0} if kind == "critical" else {"ms": size + 0.5, "mfc": "none", "mew": 0.8}
-        inks = [ink_on(scale.cmap(scale.norm(value))) for value in panel.values[marked]]
+        inks = [theme.ink_on(mesh.to_rgba(value)) for value in e.values[marked]]
         for ink in set(inks):
             layers, heads = np.argwhere(marked)[np.array(inks) == ink].T
             ax.plot(layers, heads, "o", color=ink, gid=kind, **look)
-    for border in range(panel.group, n_heads, panel.group) if panel.group > 1 else ():
+    for border in range(e.group, n_heads, e.group) if e.group > 1 else ():
         ax.axhline(border - 0.5, color=_GROUP_LINE, lw=0.5, gid="group")
-    ax.set(xlabel="layer", ylabel=panel.part)
-    step = 1 if high > 10 else panel.group * 2 ** max(0, math.ceil(math.log2(11 / high / panel.group)))
+    ax.set(xlabel="layer", ylabel=e.key.get("site", "head"))
+    step = 1 if high > 10 else e.group * 2 ** max(0, math.ceil(math.log2(11 / high / e.group)))
     ax.set_yticks(range(0, n_heads, step))
     return mesh
 
 
-def _name_heads(ax: Axes, panel: HeadPanel, heads: Sequence[Head], layout: Layout) -> None:
+def _name_heads(ax: Axes, e: Effects, heads: Sequence[Head], layout: Layout) -> None:
     """Frame heads and name them above the map, with a line from name to cell."""
-    n_layers, n_heads = panel.values.shape
+    n_layers, n_heads = e.values.shape
     point = n_layers / (72 * layout.wide)  # of the page, in layers
     sizes = np.full(len(heads), (_LINE if layout.upright else _NAME) * point)
-    places = spread([layer for layer, _ in heads], sizes, -0.5, n_layers - 0.5)
+    places = theme.spread([layer for layer, _ in heads], sizes, -0.5, n_layers - 0.5)
     foot = -0.5 - 9 * n_heads / (72 * layout.high)  # 9 points above the map
-    letter = "H" if panel.part == "head" else "KV"
+    letter = "H" if e.key.get("site") != "KV group" else "KV"
     for place, (layer, head) in zip(places, heads, strict=True):
         frame = Rectangle((layer - 0.5, head - 0.5), 1, 1, fc="none", ec=INK, lw=1, zorder=3, gid="top")
         ax.add_patch(frame).set_clip_on(False)
@@ -325,29 +265,27 @@ def _name_heads(ax: Axes, panel: HeadPanel, heads: Sequence[Head], layout: Layou
     ax.set(xlim=(-0.5, n_layers - 0.5), ylim=(n_heads - 0.5, -0.5))
 
 
-def _titles(ax: Axes, panel: HeadPanel, fields: Sequence[str], room: float) -> None:
+def _titles(ax: Axes, e: Effects, fields: Sequence[str], room: float) -> None:
     if fields:
-        panels.panel_title(ax, ", ".join(panel.key[field] for field in fields), pad=room + 4)
-    if math.isfinite(panel.baseline):
-        baseline = f"baseline {panel.baseline:.2f}".replace("-", "−")
+        panels.panel_title(ax, e.label(fields), pad=room + 4)
+    if math.isfinite(e.baseline):
+        baseline = f"baseline {e.baseline:.2f}".replace("-", "−")
         ax.set_title(baseline, loc="right", pad=room + 4, fontsize=SMALL)
 
 
-def _keys(heads: Sequence[HeadPanel], top: int | None) -> list[Artist]:
-    judged = [panel for panel in heads if not panel.at_chance]
+def _keys(heads: Sequence[Effects], top: int | None) -> list[Artist]:
+    judged = [e for e in heads if not e.at_chance]
     keys: list[Artist] = []
-    if any(panel.tested for panel in judged):
+    if any(e.tested for e in judged):
         keys.append(panels.mark_key(CRITICAL, ms=4))
-    if any(panel.gain.any() for panel in judged):
+    if any(e.gain.any() for e in judged):
         keys.append(panels.mark_key("significant gain", ms=4, mfc="none"))
     if top is not None:
-        one, several = (
-            ("largest loss", "losses") if any(panel.worse for panel in judged) else ("highest score", "scores")
-        )
-        label = f"the {one}" if top == 1 else f"the {top} {one.split()[0]} {several}"
+        one, several = _TOP_LOSSES if any(e.worse for e in judged) else _TOP_SCORES
+        label = f"the {one}" if top == 1 else f"the {top} {several}"
         keys.append(panels.mark_key(label, marker="s", ms=7, mfc="none"))
-    if any(panel.group > 1 for panel in heads):
+    if any(e.group > 1 for e in heads):
         keys.append(panels.line_key("between KV groups", color=_GROUP_LINE, lw=0.8))
-    if any(not np.isfinite(panel.values).all() for panel in judged):
+    if any(not np.isfinite(e.values).all() for e in judged):
         keys.append(Patch(fc=EMPTY, ec=PALE, hatch="////", lw=0, label="not measured"))
     return keys

@@ -1,63 +1,40 @@
-"""What each removed layer costs: depth profiles, and protocols side by side; see `depthlens.plots`."""
+"""What each removed layer costs: profiles, protocols side by side, shares of the losses, first mistakes.
+
+See `depthlens.plots` for what all figures have in common.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from depthlens.analysis import depth, solution_errors
+from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import GROUP
 from depthlens.errors import UserError
-from depthlens.plots import panels
-from depthlens.plots.panels import ACCURACY, numbers
-from depthlens.plots.sweeps import FIELDS, PROVEN, Names, Sweep, sweep_title, sweeps, varying
-from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, MARKERS, SMALL, figure, legend, spread, theme
+from depthlens.plots import panels, theme
+from depthlens.plots.effects import FIELDS, PROVEN, Effects, Names, sweep_effects, sweep_title, varying
+from depthlens.plots.panels import ACCURACY
+from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, GREY, INK, SMALL, Plot, figure, themed, with_legend
 
 CRITICAL = f"critical layer (loss, {PROVEN})"
 MAX_OVERLAID = 4  # series in one panel; more are drawn side by side
+_CAP = 3  # times an even share: where the colours end, since one early layer can hold nearly everything
+_THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
+_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", "one layer or part of it"
 
 
-@dataclass(frozen=True)
-class LayerCurve:
-    """One line of a profile; arrays are of shape [n_layers], NaN (or False) where a layer was not removed."""
-
-    sweep: Sweep
-    delta: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    critical: np.ndarray
-    gain: np.ndarray
-
-    @property
-    def unit(self) -> str:
-        return self.sweep.unit
-
-    @property
-    def at_chance(self) -> bool:
-        return self.sweep.at_chance
-
-    def label(self, fields: Sequence[str]) -> str:
-        return self.sweep.label(fields or ["task"])
-
-    def last(self, value: str) -> float:
-        """The value at the last layer that was removed."""
-        return self.delta[np.isfinite(self.delta)][-1] + (self.sweep.baseline if value == "value" else 0)
-
-
+@themed
 def depth_profile(
-    result: Result,
-    *,
-    tasks: Names = None,
-    metrics: Names = None,
-    value: str = "value",
-    title: str | None = None,
-) -> Figure:
+    result: Result, *, tasks: Names = None, metrics: Names = None, value: str = "value", title: str | None = None
+) -> Plot:
     """Score by removed layer, with the 95% interval of the difference from baseline as a band.
 
     Dashed lines are baselines, dotted lines chance, filled markers critical layers. Up to four series share a
@@ -75,33 +52,36 @@ def depth_profile(
     """
     if value not in ("value", "delta"):
         raise UserError(f"value {value!r} is not known; allowed: 'value', 'delta'")
-    profiles = _layer_curves(result, tasks, metrics)
-    groups, across, within = _groups(profiles)
-    labels = list(dict.fromkeys(p.label(within) for p in profiles))
+    effects = sweep_effects(result, tasks, metrics, _SITES, _FIX)
+    if value == "delta":
+        effects = [e.as_change() for e in effects]
+    groups, across, within = _groups(effects)
+    labels = list(dict.fromkeys(_label(e, within) for e in effects))
     overlaid = len(labels) <= MAX_OVERLAID
     columns = {1: 1, 2: 2, 4: 2}.get(len(groups), 3)
-    rows = math.ceil(len(groups) / columns)
-    with theme():
-        fig = figure(title, _title(profiles), height=3.3 if rows == 1 else 2.1 * rows + 0.9)
-        for ax, group in zip(panels.panels(fig, len(groups), columns, "removed layer"), groups, strict=True):
-            styles = [labels.index(p.label(within)) if overlaid else 0 for p in group]
-            for profile, style in zip(group, styles, strict=True):
-                _draw_curve(ax, profile, style, value)
-            panels.layer_axis(ax, len(group[0].delta))
-            _value_axis(ax, group[0].unit, value)
-            if len(groups) > 1:
-                panels.panel_title(ax, group[0].label(across))
-            elif len(group) > 1:
-                _label_ends(ax, group, styles, within, value)
-            if any(p.at_chance for p in group) and (len(groups) > 1 or len(group) == 1):
-                panels.note(ax, 1, 0.95, CANNOT_JUDGE, ha="right", color=GREY)
-        legend(fig, _keys(profiles, labels if len(groups) > 1 and 1 < len(labels) and overlaid else [], value))
-    return fig
+    fig = figure(title, sweep_title(effects, _SEVERAL), height=2.2 * math.ceil(len(groups) / columns) + 1.1)
+    for ax, group in zip(panels.panels(fig, len(groups), columns, "removed layer"), groups, strict=True):
+        lines = [(e, labels.index(_label(e, within)) if overlaid else 0) for e in group]
+        for e, style in lines:
+            _draw_line(ax, e, style)
+        panels.layer_axis(ax, max(len(e.values) for e in group))
+        panels.score_axis(ax, group[0].unit)
+        if len(groups) > 1:
+            panels.panel_title(ax, _label(group[0], across))
+        elif len(group) > 1:
+            _name_lines(ax, lines, within)
+        if any(e.at_chance for e in group) and (len(groups) > 1 or len(group) == 1):
+            panels.note(ax, 1, 0.95, CANNOT_JUDGE, ha="right", color=GREY)
+    keys = panels.series_keys(labels, mfc=None) if len(groups) > 1 and 1 < len(labels) and overlaid else []
+    if panels.drawn(fig, "critical"):
+        keys.append(panels.mark_key(CRITICAL))
+    return with_legend(fig, [*keys, *panels.level_keys(fig), panels.band_key()])
 
 
+@themed
 def protocol_comparison(
     result: Result, *, tasks: Names = None, metrics: Names = None, title: str | None = None
-) -> Figure:
+) -> Plot:
     """One row per task and metric, one column per removed layer: which layers matter under which protocol.
 
     Colour is the difference from baseline: white none, red worse, blue better. A dot is a critical layer, a
@@ -116,118 +96,143 @@ def protocol_comparison(
     Raises:
         UserError: an unknown task or metric, no condition that is a single layer, or several units.
     """
-    profiles = _layer_curves(result, tasks, metrics)
-    unit, better = profiles[0].unit, profiles[0].sweep.better
-    if len(units := {p.unit: None for p in profiles}) > 1:
+    effects = sweep_effects(result, tasks, metrics, _SITES, _FIX)
+    if len(units := {e.unit: None for e in effects}) > 1:
         raise UserError(f"one colour scale cannot show {', '.join(units)} together; choose with metrics=[...]")
-    grid = np.array([np.full_like(p.delta, np.nan) if p.at_chance else p.delta for p in profiles])
+    grid = pd.DataFrame([e.values * np.nan if e.at_chance else e.values for e in effects]).to_numpy(dtype=float)
     limit = max(0.1, math.ceil(np.nanmax(np.abs(grid)) * 10) / 10) if np.isfinite(grid).any() else 1.0
-    with theme():
-        fig = figure(title, _title(profiles), height=0.34 * len(profiles) + 1.6)
-        ax = fig.subplots()
-        mesh = panels.cells(ax, grid, (-limit, limit), cmap="RdBu" if better else "RdBu_r")
-        for row, profile in enumerate(profiles):
-            _draw_row(ax, profile, row, limit)
-        fields = varying([p.sweep.key for p in profiles])
-        panels.name_rows(ax, [p.label(fields) for p in profiles])
-        ax.set_xlabel("removed layer")
-        panels.colour_bar(mesh, ax, f"change of {unit} from baseline")
-        keys = [panels.mark_key(CRITICAL, ms=4)]
-        if any(p.gain.any() for p in profiles):
-            keys.append(panels.mark_key("significant gain", mfc="none"))
-        legend(fig, keys)
-    return fig
+    fields = varying([e.key for e in effects])
+    names, idle = [_label(e, fields) for e in effects], [CANNOT_JUDGE if e.at_chance else "" for e in effects]
+    cmap, label = "RdBu" if effects[0].worse < 0 else "RdBu_r", effects[0].as_change().unit
+    fig = figure(title, sweep_title(effects, _SEVERAL), height=0.34 * len(effects) + 1.6)
+    ax = panels.layer_rows(fig, grid, limit, names, idle, cmap=cmap, gid="changes", label=label)
+    for row, e in enumerate(effects):
+        for layer in np.flatnonzero(e.critical | e.gain):
+            ink = "white" if abs(e.values[layer]) > 0.6 * limit else "black"
+            fill, gid = (ink, "critical") if e.critical[layer] else ("none", "gain")
+            ax.plot(layer, row, "o", color=ink, mfc=fill, ms=4, gid=gid)
+        ax.text(grid.shape[1] - 0.2, row, f"baseline {e.baseline:.2f}", va="center", fontsize=SMALL)
+    keys = [panels.mark_key(CRITICAL, ms=4)]
+    if panels.drawn(fig, "gain"):
+        keys.append(panels.mark_key("significant gain", ms=4, mfc="none"))
+    return with_legend(fig, keys)
 
 
-def _layer_curves(result: Result, tasks: Names, metrics: Names) -> list[LayerCurve]:
-    """The single-layer sweeps of a result."""
-    what = "a single layer; sweep layers, attn or mlp"
-    found = sweeps(result, tasks, metrics, ["layer", "attn", "mlp"], what)
-    n_layers = max(max(int(s.rows["layer"].max()) + 1, s.dims.get("n_layers", 0)) for s in found)
-    profiles = []
-    for s in found:
-        rows = s.rows.set_index("layer").reindex(range(n_layers))
-        marked = (rows[column].eq(True).to_numpy(dtype=bool) for column in ("critical", "gain"))
-        profiles.append(LayerCurve(s, *numbers(rows, "delta", "ci_low", "ci_high"), *marked))
-    return profiles
+@themed
+def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> Plot:
+    """Where in depth the losses are: one row a task and metric, one column a removed layer; each row adds up to one.
+
+    Colour is the share of the row's summed loss (red; blue where a removal helps), the diamond its centre of mass with
+    a 95% interval. Shares make metrics of any unit comparable. They do not show how much is lost in all.
+
+    Args:
+        result: A layer sweep.
+        title: Above the figure.
+        seed: Of the bootstrap.
+
+    Raises:
+        UserError: the result has no single-layer conditions.
+    """
+    rows, centres = profiles(result), depth.centre_of_mass(result, seed=seed).table
+    n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
+    grid = np.full((len(rows), n_layers), np.nan)
+    for row, profile in enumerate(rows):
+        if not profile.unplaced:
+            grid[row, profile.layers] = profile.loss.mean(0) / profile.loss.mean(0).sum()
+    default = f"{rows[0].model}: share of each row's losses, n = {n} documents"
+    fig = figure(title, default, height=0.4 * len(rows) + 1.6)
+    names = [p.label.replace(" ", "\n", 1) for p in rows]
+    idle = [p.unplaced and f"{p.unplaced}: cannot judge" for p in rows]
+    look = {"cmap": "RdBu_r", "gid": "shares", "label": "share of the row's summed loss", "extend": "both"}
+    ax = panels.layer_rows(fig, grid, _CAP / n_layers, names, idle, **look)
+    places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
+    for row, (profile, (centre, *interval)) in enumerate(zip(rows, places, strict=True)):
+        if profile.unplaced:
+            continue
+        for width, colour in ((3.5, "white"), (1.5, INK)):  # the line stands out from any cell
+            ax.plot(interval, [row, row], color=colour, lw=width, solid_capstyle="butt")
+        ax.plot(centre, row, "D", color=INK, mec="white", ms=6, gid="centre")
+    for third in (1, 2):
+        ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
+    keys = [panels.line_key("thirds of the depth", **_THIRDS)]
+    if not all(p.unplaced for p in rows):
+        keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="D", mec="white", ms=6))
+    return with_legend(fig, keys)
 
 
-def _title(profiles: Sequence[LayerCurve]) -> str:
-    return sweep_title([p.sweep for p in profiles], "one layer or part of it")
+@themed
+def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Plot:
+    """What becomes of the solved problems without each layer: still right, or by what goes wrong first.
+
+    Args:
+        table: Of `depthlens.analysis.classify_solutions`.
+        title: Above the figure.
+
+    Raises:
+        UserError: the whole model solves none of the problems, or no single layer was removed.
+    """
+    shares = solution_errors.by_layer(table)
+    n, n_solved = (t["doc_id"].nunique() for t in (table, table[table["solved"]]))
+    if not n_solved:
+        raise UserError(f"the whole model solves none of {n} problems, so that no layer's removal can break any")
+    if shares.empty:
+        raise UserError("no condition removes a single layer; give the result of a layer sweep")
+    default = f"First mistake without one layer, in the {n_solved} of {n} problems that the whole model solves"
+    fig = figure(title, default, height=3.0)
+    ax = fig.subplots()
+    floor = np.zeros(len(shares))
+    keys = []
+    for kind, colour in zip((solution_errors.RIGHT, *solution_errors.MISTAKES), (EMPTY, *theme.PALETTE), strict=True):
+        ax.bar(shares.index, shares[kind], 0.92, bottom=floor, color=colour, lw=0)
+        keys.append(Patch(facecolor=colour, label="still right" if kind == solution_errors.RIGHT else kind))
+        floor += shares[kind].to_numpy()
+    ax.set(xlabel="removed layer", ylabel="share of these problems", ylim=(0, 1))
+    ax.set_xlim(shares.index.min() - 0.6, shares.index.max() + 0.6)
+    panels.whole_numbers(ax.xaxis)
+    return with_legend(fig, keys, 5)
 
 
-def _groups(profiles: list[LayerCurve]) -> tuple[list[list[LayerCurve]], list[str], list[str]]:
-    """Profiles to overlay in each panel, and the fields that differ across panels and within them."""
+def _label(effects: Effects, fields: Sequence[str]) -> str:
+    return effects.label(fields or ["task"])
+
+
+def _groups(effects: list[Effects]) -> tuple[list[list[Effects]], list[str], list[str]]:
+    """Effects to overlay in each panel, and the fields that differ across panels and within them."""
     for across in ([], ["model", "task"], GROUP, FIELDS):
-        groups: dict[tuple[str, ...], list[LayerCurve]] = {}
-        for p in profiles:
-            groups.setdefault((p.unit, *(p.sweep.key[f] for f in across)), []).append(p)
+        groups: dict[tuple[str, ...], list[Effects]] = {}
+        for e in effects:
+            groups.setdefault((e.unit, *(e.key[f] for f in across)), []).append(e)
         if max(map(len, groups.values())) <= MAX_OVERLAID:
             break
-    fields = varying([p.sweep.key for p in profiles])
+    fields = varying([e.key for e in effects])
     outer, inner = [f for f in fields if f in across], [f for f in fields if f not in across]
     if len(groups) > 1 and not outer:  # split by unit alone: the metric tells the panels apart
         outer, inner = ["metric"], [f for f in inner if f != "metric"]
     return list(groups.values()), outer, inner
 
 
-def _draw_curve(ax: Axes, p: LayerCurve, style: int, value: str) -> None:
-    x, base = np.arange(len(p.delta)), p.sweep.baseline if value == "value" else 0.0
-    y, low, high = base + p.delta, base + p.low, base + p.high
-    if p.unit == ACCURACY and value == "value":
-        low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    panels.curve(ax, x, y, low, high, style, idle=p.at_chance)
-    panels.marks(ax, x, y, p.critical, style, "critical")
-    if value == "value":
-        panels.level(ax, base, "baseline", color=panels.colour_of(style, p.at_chance))
-        panels.level(ax, p.sweep.chance, "chance")
-    else:
-        panels.level(ax, 0, "zero", gid="baseline")
+def _draw_line(ax: Axes, e: Effects, style: int) -> None:
+    x, curve = np.arange(len(e.values)), e.baseline + np.array([e.values, e.low, e.high])
+    if e.unit == ACCURACY:
+        curve[1:] = np.clip(curve[1:], 0, 1)
+    panels.curve(ax, x, curve, style, idle=e.at_chance)
+    panels.marks(ax, x, curve[0], e.critical, style, "critical")
+    panels.level(ax, e.baseline, "baseline", color=panels.colour_of(style, e.at_chance))
+    panels.level(ax, e.chance, "chance")
 
 
-def _value_axis(ax: Axes, unit: str, value: str) -> None:
-    if value == "value":
-        panels.score_axis(ax, unit)
-    else:
-        ax.set_ylabel(f"change of {unit} from baseline")
-
-
-def _label_ends(
-    ax: Axes, group: Sequence[LayerCurve], styles: Sequence[int], fields: Sequence[str], value: str
-) -> None:
+def _name_lines(ax: Axes, lines: Sequence[tuple[Effects, int]], fields: Sequence[str]) -> None:
     """Name each line at its right end, spread so that names do not touch."""
     low, high = ax.get_ylim()
-    line = (high - low) * 0.065  # 8 pt of an axis some 2.3 inches high
-    ends = sorted(zip(group, styles, strict=True), key=lambda end: end[0].last(value))
-    places = spread([p.last(value) for p, _ in ends], [line * (2 if p.at_chance else 1) for p, _ in ends])
+    line_height = (high - low) * 0.065  # 8 pt of an axis some 2.3 inches high
+    last = [e.baseline + e.values[np.isfinite(e.values)][-1] for e, _ in lines]
+    order = np.argsort(last, kind="stable")
+    places = theme.spread(np.sort(last), [line_height * (2 if lines[i][0].at_chance else 1) for i in order])
     right = ax.get_yaxis_transform()
-    for place, (p, style) in zip(places, ends, strict=True):
-        colour = panels.colour_of(style, p.at_chance)
-        ax.plot([1.02], [place], marker=MARKERS[style], ms=5, color=colour, transform=right, clip_on=False)
-        text = p.label(fields) + (f"\n{CANNOT_JUDGE}" if p.at_chance else "")
-        panels.note(ax, 1.04, place, text, color=GREY if p.at_chance else INK, transform=right)
+    for place, i in zip(places, order, strict=True):
+        e, style = lines[i]
+        look: dict[str, Any] = {"color": panels.colour_of(style, e.at_chance), "transform": right, "clip_on": False}
+        ax.plot([1.02], [place], marker=theme.MARKERS[style], ms=5, **look)
+        text = _label(e, fields) + (f"\n{CANNOT_JUDGE}" if e.at_chance else "")
+        panels.note(ax, 1.04, place, text, color=GREY if e.at_chance else INK, transform=right)
     ax.set_ylim(low, high)
-
-
-def _draw_row(ax: Axes, p: LayerCurve, row: int, limit: float) -> None:
-    n_layers = len(p.delta)
-    if p.at_chance:
-        panels.hatch(ax, row - 0.5, 1, n_layers, CANNOT_JUDGE)
-    for layer in np.flatnonzero(p.critical | p.gain):
-        ink = "white" if abs(p.delta[layer]) > 0.6 * limit else "black"
-        if p.critical[layer]:
-            ax.plot(layer, row, "o", color=ink, ms=4, gid="critical")
-        else:
-            ax.plot(layer, row, "o", color=ink, ms=4.5, mfc="none", gid="gain")
-    ax.text(n_layers - 0.2, row, f"baseline {p.sweep.baseline:.2f}", va="center", fontsize=SMALL)
-
-
-def _keys(profiles: Sequence[LayerCurve], names: Sequence[str], value: str) -> list[Artist]:
-    keys: list[Artist] = [*panels.series_keys(names, mfc=None)]
-    if any(p.critical.any() for p in profiles):
-        keys.append(panels.mark_key(CRITICAL))
-    if value == "value":
-        keys.append(panels.level_key("baseline"))
-        if any(math.isfinite(p.sweep.chance) for p in profiles):
-            keys.append(panels.level_key("chance"))
-    return [*keys, panels.band_key()]

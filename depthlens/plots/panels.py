@@ -24,33 +24,16 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike
 
 from depthlens.errors import UserError
-from depthlens.plots.theme import (
-    DASH_DOTTED,
-    DASHED,
-    DOTTED,
-    EMPTY,
-    GREY,
-    INK,
-    MARKERS,
-    PALE,
-    PALETTE,
-    SCORES,
-    SMALL,
-)
+from depthlens.plots import theme
+from depthlens.plots.theme import DASHED, DOTTED, EMPTY, GREY, INK, MARKERS, PALE, PALETTE, SMALL
 
 Number = int | float
 ACCURACY = "accuracy"
 LINE: dict[str, Any] = {"lw": 1.2, "ms": 3.5, "mfc": "white", "mew": 0.8}
-_LEVELS: dict[str, dict[str, Any]] = {
-    "baseline": {"color": INK, "ls": DASHED},
-    "base": {"color": INK, "ls": DASHED},
-    "donor": {"color": INK, "ls": DASH_DOTTED},
-    "threshold": {"color": INK, "ls": DASHED},
-    "chance": {"color": GREY, "ls": DOTTED},
-    "no change": {"color": GREY, "ls": DOTTED},
-    "tolerance": {"color": GREY, "ls": DOTTED},
-    "zero": {"color": INK, "lw": 0.8},
-}
+_REFERENCE, _NOTHING = {"color": INK, "ls": DASHED}, {"color": GREY, "ls": DOTTED}
+_LEVELS: dict[str, dict[str, Any]] = dict.fromkeys(("baseline", "base", "threshold"), _REFERENCE)
+_LEVELS |= {"donor": {"color": INK, "ls": theme.DASH_DOTTED}}
+_LEVELS |= dict.fromkeys(("chance", "no change", "tolerance"), _NOTHING)
 
 
 # -- panels and axes -----------------------------------------------------------------------------------
@@ -112,6 +95,11 @@ def note(ax: Axes, x: Number, y: Number, text: str, **options: Any) -> None:
 # -- curves, marks and levels --------------------------------------------------------------------------
 
 
+def drawn(fig: Figure, gid: str) -> bool:
+    """Whether a figure has an artist of this name."""
+    return any(artist.get_gid() == gid for artist in fig.findobj())
+
+
 def colour_of(style: int, idle: Any = False) -> str:
     """The colour of a series: grey where nothing can be judged."""
     return GREY if idle else PALETTE[style]
@@ -128,37 +116,26 @@ def band(
 
 
 def curve(
-    ax: Axes,
-    x: np.ndarray,
-    y: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    style: int,
-    *,
-    idle: Any = False,
-    gid: str = "series",
-    **options: Any,
+    ax: Axes, x: np.ndarray, values: np.ndarray | Sequence[np.ndarray], style: int, *, idle: Any = False, **options: Any
 ) -> None:
     """A line with open markers and its interval as a band.
 
     Args:
         ax: The panel.
         x: Places along the x axis. Shape [point].
-        y: Values; NaN leaves a gap. Shape [point].
-        low: Lower ends of the intervals. Shape [point].
-        high: Upper ends. Shape [point].
+        values: The values (NaN leaves a gap), and the ends of their intervals. Shape [3, point].
         style: Number of the series.
         idle: Whether the series cannot be judged: it is drawn in grey.
-        gid: Name of the line; the band is named ``"GID band"``.
-        **options: Of the line, for matplotlib.
+        **options: Of the line, for matplotlib; ``gid``, its name, also names the band, ``"GID band"``.
     """
-    band(ax, x, low, high, style, idle, gid=f"{gid} band")
+    y, low, high = values
+    look = {**LINE, "gid": "series", "color": colour_of(style, idle), **options}
+    band(ax, x, low, high, style, idle, gid=f"{look['gid']} band")
     known = np.pad(np.isfinite(y), 1)
     alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a band has no width at a point without neighbours
-    colour = colour_of(style, idle)
     if alone.any():
-        ax.vlines(x[alone], low[alone], high[alone], color=colour, lw=1)
-    ax.plot(x, y, color=colour, marker=MARKERS[style], gid=gid, **{**LINE, **options})
+        ax.vlines(x[alone], low[alone], high[alone], color=look["color"], lw=1)
+    ax.plot(x, y, marker=MARKERS[style], **look)
 
 
 def marks(ax: Axes, x: np.ndarray, y: np.ndarray, where: np.ndarray, style: int, gid: str) -> None:
@@ -169,9 +146,10 @@ def marks(ax: Axes, x: np.ndarray, y: np.ndarray, where: np.ndarray, style: int,
 
 
 def level(ax: Axes, value: Number | None, kind: str, **options: Any) -> None:
-    """A horizontal line at a value of one of these kinds: baseline, base, donor, chance, no change, tolerance, zero."""
+    """A horizontal line at a value that is there: of a kind that has a key, or at zero."""
+    look = _LEVELS.get(kind, {"color": INK, "lw": 0.8})
     if value is not None and math.isfinite(value):
-        ax.axhline(value, **{"lw": 1, "zorder": 1.5, "gid": kind, **_LEVELS[kind], **options})
+        ax.axhline(value, **{"lw": 1, "zorder": 1.5, "gid": kind, **look, **options})
 
 
 # -- maps ----------------------------------------------------------------------------------------------
@@ -182,7 +160,7 @@ def cells(
     grid: np.ndarray,
     limits: tuple[Number, Number],
     *,
-    cmap: str | Colormap = SCORES,
+    cmap: str | Colormap = theme.SCORES,
     first_row: int = 0,
     empty: str = EMPTY,
     **options: Any,
@@ -227,6 +205,40 @@ def hatch(ax: Axes, row: Number, n_rows: int, n_columns: int, text: str = "") ->
         ax.text(*middle, text, ha="center", va="center", fontsize=SMALL, bbox=box)
 
 
+def layer_rows(
+    fig: Figure,
+    grid: np.ndarray,
+    limit: float,
+    names: Sequence[str],
+    idle: Sequence[str],
+    *,
+    cmap: str,
+    gid: str,
+    **bar: Any,
+) -> Axes:
+    """A map with a named row for each task and a column for each removed layer, and the scale of its changes.
+
+    Args:
+        fig: Where it is added.
+        grid: Changes. Shape [task, layer].
+        limit: The change at the ends of the colours.
+        names: Of the rows.
+        idle: Why a row has no numbers: it is hatched; "" where it has.
+        cmap: The colours.
+        gid: Name of the map.
+        **bar: Of the scale: its ``label``, and other options for matplotlib.
+    """
+    ax = fig.subplots()
+    mesh = cells(ax, grid, (-limit, limit), cmap=cmap, gid=gid)
+    for row, why in enumerate(idle):
+        if why:
+            hatch(ax, row - 0.5, 1, grid.shape[1], why)
+    name_rows(ax, names)
+    ax.set_xlabel("removed layer")
+    colour_bar(mesh, ax, **bar)
+    return ax
+
+
 def colour_bar(mesh: Any, axes: Axes | Iterable[Axes], label: str, **options: Any) -> Colorbar:
     """The scale of a map below its panels."""
     axes = [axes] if isinstance(axes, Axes) else list(axes)
@@ -255,8 +267,9 @@ def mark_key(label: str, **options: Any) -> Line2D:
     return Line2D([], [], label=label, **{"color": INK, "ls": "", "marker": "o", "ms": 6, **options})
 
 
-def level_key(kind: str, label: str = "") -> Line2D:
-    return line_key(label or kind, **_LEVELS[kind])
+def level_keys(fig: Figure, **labels: str) -> list[Line2D]:
+    """Keys of all levels that a figure has, named for their kinds unless ``labels`` say otherwise."""
+    return [line_key(labels.get(kind, kind), **look) for kind, look in _LEVELS.items() if drawn(fig, kind)]
 
 
 def band_key(label: str = "95% interval", colour: str = INK) -> Patch:

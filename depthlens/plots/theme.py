@@ -1,6 +1,6 @@
 """What all figures share: paper size, colours, markers, fonts, and how text is made to fit.
 
-The theme is seaborn's, set through a context manager: global settings stay as they are. Figures do not belong to
+The theme is seaborn's and holds while a figure is drawn: global settings stay as they are. Figures do not belong to
 pyplot. Colours are those of Okabe and Ito (2008, jfly.uni-koeln.de/color) that differ in lightness, too.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, wraps
+from typing import ParamSpec
 
 import numpy as np
 import seaborn as sns
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
+P = ParamSpec("P")
 PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73")  # lightness 46, 71, 0, 58 of 100
 MARKERS = ("o", "s", "^", "D")
 INK, GREY = "#262626", "#767676"  # the grey keeps 4.5:1 on white, the least that small text needs
@@ -43,15 +44,19 @@ class Plot(Figure):
         return buffer.getvalue(), {"width": round(width), "height": round(height)}
 
 
-@contextmanager
-def theme() -> Iterator[None]:
-    """Seaborn's ticks theme with text of 8 to 9 pt and two spines, for everything drawn inside."""
+def themed(draw: Callable[P, Plot]) -> Callable[P, Plot]:
+    """Draw a figure in seaborn's ticks theme with text of 8 to 9 pt and two spines."""
     look = {"font.family": "DejaVu Sans", "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "text.usetex": False}
     look |= {"axes.spines.top": False, "axes.spines.right": False}
     sizes = {f"{part}size": SMALL for part in ("xtick.label", "ytick.label", "legend.font")}
     sizes |= {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9}
-    with sns.axes_style("ticks", rc=look), sns.plotting_context("paper", rc=sizes):
-        yield
+
+    @wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Plot:
+        with sns.axes_style("ticks", rc=look), sns.plotting_context("paper", rc=sizes):
+            return draw(*args, **kwargs)
+
+    return inner
 
 
 def figure(title: str | None, default: str, *, height: float, width: float = WIDTH) -> Plot:
@@ -64,10 +69,11 @@ def figure(title: str | None, default: str, *, height: float, width: float = WID
     return fig
 
 
-def legend(fig: Figure, handles: Sequence[Artist], ncols: int | None = None) -> None:
-    """One legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise."""
-    ncols = ncols or (4 if len(handles) <= 4 else 3)
-    fig.legend(handles=handles, loc="outside lower center", frameon=False, ncols=ncols, columnspacing=1.4)
+def with_legend(fig: Plot, keys: Sequence[Artist], ncols: int | None = None) -> Plot:
+    """The figure with one legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise."""
+    ncols = ncols or (4 if len(keys) <= 4 else 3)
+    fig.legend(handles=keys, loc="outside lower center", frameon=False, ncols=ncols, columnspacing=1.4)
+    return fig
 
 
 def counts(sizes: Iterable[int]) -> str:

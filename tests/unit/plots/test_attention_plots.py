@@ -116,7 +116,7 @@ def test_a_very_long_prompt_is_shown_in_excerpts():
         (["a"] * 4, causal(4)[2], {"query": 1}, "query 1 attends to the later token 2"),
         (["a"] * 4, causal(4) * 3, {}, "the largest row sums to 3; give attention weights after the softmax"),
         (["a"] * 4, causal(4) - 0.5, {}, "weights run from -0.5"),
-        (["a"] * 61, causal(61), {}, "61 tokens do not fit a map of up to 60; choose a token that looks with query="),
+        (["a"] * 61, causal(61), {}, "61 tokens do not fit a map of up to 60; choose an attending token with query="),
     ],
 )
 def test_attention_refusals(tokens, weights, options, message):

@@ -12,7 +12,7 @@ import pytest
 from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 
 from depthlens import plots
-from depthlens.analysis import stats
+from depthlens.analysis import depth, stats
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
 from depthlens.plots import theme
@@ -254,3 +254,28 @@ def test_comparison_of_chance_alone_and_of_units():
     graded = Result(graded.docs.assign(value=graded.docs["value"] * 0.5), graded.record)
     with pytest.raises(UserError, match="cannot show accuracy, rouge together"):
         plots.protocol_comparison(concat([sweep(), graded]))
+
+
+# -- shares of the losses ------------------------------------------------------------------------------
+
+
+def test_every_row_of_shares_adds_up_to_one_with_its_centre():
+    result = concat([sweep("solved"), sweep("guess", base=0.25)])
+    fig = plots.loss_shares(result)
+    (ax, bar) = fig.axes
+    (mesh,) = by_gid(fig, "shares")
+    grid = mesh.get_array()
+    assert grid[0].sum() == pytest.approx(1) and grid.mask[1].all(), "a row at chance has no losses to place"
+    losses = -result.select(tasks="solved").summary["delta"].iloc[1:].to_numpy()
+    np.testing.assert_allclose(grid[0], losses / losses.sum())
+    low, high = mesh.get_clim()
+    assert low == -high == pytest.approx(-3 / N_LAYERS), "one early layer must not hide all others"
+    (centre,) = by_gid(fig, "centre")
+    place = depth.centre_of_mass(result).set_index("task")["centre"]["solved"]
+    assert centre.get_xdata()[0] == pytest.approx(place * (N_LAYERS - 1))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["solved", "guess"]
+    assert [t.get_text() for t in ax.texts] == [theme.CANNOT_JUDGE]
+    assert bar.get_xlabel() == "share of the row's summed loss" and "thirds of the depth" in texts(fig)
+    check(fig)
+    nothing = plots.loss_shares(sweep("guess", base=0.25))
+    assert by_gid(nothing, "centre") == [] and "centre of mass" not in texts(nothing)
