@@ -12,6 +12,7 @@ from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture f
 from made_up_heads import SIZES, N, names, planted, record, scores
 
 from depthlens import plots
+from depthlens.analysis.head_lists import head_overlap
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.errors import UserError
