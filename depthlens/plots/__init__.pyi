@@ -1,8 +1,8 @@
 from .blocks import block_map as block_map
 from .blocks import greedy_curve as greedy_curve
 from .claims import scorecard as scorecard
-from .comparison import beyond as beyond
 from .comparison import loss_difference as loss_difference
+from .comparison import open_book_losses as open_book_losses
 from .comparison import profile_comparison as profile_comparison
 from .comparison import recovery_curve as recovery_curve
 from .deltas import activation_deltas as activation_deltas

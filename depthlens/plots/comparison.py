@@ -175,8 +175,8 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
 
 
 @themed
-def beyond(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None) -> Plot:
-    """Loss with the book minus loss without it, by layer.
+def open_book_losses(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None) -> Plot:
+    """Loss in the open-book task minus loss in the closed-book one, by layer.
 
     The scale is linear near 0 and logarithmic beyond, because one layer may cost many times what all others do.
 

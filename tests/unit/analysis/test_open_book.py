@@ -10,7 +10,7 @@ from scipy import stats as sps
 from depthlens.analysis import depth, open_book
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.plots.open_book import beyond as draw
+from depthlens.plots import open_book_losses as draw
 
 CLOSED, OPENED, N, LAYERS = "closed", "open", 30, 6
 ANSWER_LOGPROB = "answer_logprob"
