@@ -72,11 +72,11 @@ def test_profile_draws_the_summary():
     assert band[:, 1].max() <= 1.0  # an accuracy
     assert ax.get_ylim() == (-0.02, 1.02) and ax.get_ylabel() == "accuracy"
     assert ax.get_xlabel() == "removed layer"
-    shown = texts(fig)
-    assert "tiny, capitals: one layer removed at a time, n = 40 documents" in shown
-    for said in ("95% interval", "baseline", "chance", CRITICAL):
-        assert said in shown
-    assert theme.CANNOT_JUDGE not in shown
+    written = texts(fig)
+    assert "tiny, capitals: one layer removed at a time, n = 40 documents" in written
+    for label in ("95% interval", "baseline", "chance", CRITICAL):
+        assert label in written
+    assert theme.CANNOT_JUDGE not in written
     check(fig)
 
 
@@ -91,7 +91,7 @@ def test_delta():
     check(fig)
 
 
-def test_chance_is_said_and_never_marked(protocols):
+def test_chance_is_written_and_never_marked(protocols):
     fig = plots.depth_profile(protocols)
     assert texts(fig).count(theme.CANNOT_JUDGE) == 1
     lines = by_gid(fig, "series")
