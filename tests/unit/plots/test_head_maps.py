@@ -29,7 +29,7 @@ from depthlens import plots
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 from depthlens.plots import theme
-from depthlens.plots.heads import CRITICAL
+from depthlens.plots.heads import CRITICAL_HEAD
 
 
 def test_map_draws_the_summary():
@@ -50,7 +50,7 @@ def test_map_draws_the_summary():
     assert bars(fig) == ["change of accuracy from baseline"]
     written = texts(fig)
     assert "tiny, kv_retrieval: one head removed at a time, n = 40 documents" in written.replace("\n", " ")
-    for label in (CRITICAL, "the 2 largest losses", "between KV groups", "baseline 0.90"):
+    for label in (CRITICAL_HEAD, "the 2 largest losses", "between KV groups", "baseline 0.90"):
         assert label in written
     assert "not measured" not in written and "gain" not in written
     assert [line.get_ydata()[0] for line in by_gid(fig, "group")] == [1.5]
@@ -148,7 +148,7 @@ def test_scores_run_from_zero_and_losses_around_it():
     assert cells.get_clim() == (0, 0.83) and cells.cmap.name == "mako_r"
     assert bars(fig) == ["copy-paste score"] and names(fig) == ["L2.H1"]
     assert "tiny: copy-paste score, n = 25" in texts(fig) and "highest score" in texts(fig)
-    assert CRITICAL not in texts(fig), "nothing was tested"
+    assert CRITICAL_HEAD not in texts(fig), "nothing was tested"
     check(fig)
     critical = values > 0.5
     fig = plots.head_map(scores(values, "loss on needle tokens", "nats", critical))
@@ -170,7 +170,7 @@ def test_chance_is_written_and_never_marked():
     assert len(by_gid(fig, "hatch")) == 1 and points(fig, "critical") == [(1, 2), (3, 0)]
     check(fig)
     alone = plots.head_map(result, tasks="hard", top=1)
-    assert CRITICAL not in texts(alone) and names(alone) == []
+    assert CRITICAL_HEAD not in texts(alone) and names(alone) == []
     check(alone)
 
 

@@ -16,7 +16,7 @@ from depthlens.analysis import depth, stats
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
 from depthlens.plots import theme
-from depthlens.plots.layers import CRITICAL
+from depthlens.plots.layers import CRITICAL_LAYER
 
 mpl.use("agg")  # else the first figure resolves the backend, which looks like a changed setting
 N_LAYERS, N = 6, 40
@@ -74,7 +74,7 @@ def test_profile_draws_the_summary():
     assert ax.get_xlabel() == "removed layer"
     written = texts(fig)
     assert "tiny, capitals: one layer removed at a time, n = 40 documents" in written
-    for label in ("95% interval", "baseline", "chance", CRITICAL):
+    for label in ("95% interval", "baseline", "chance", CRITICAL_LAYER):
         assert label in written
     assert theme.CANNOT_JUDGE not in written
     check(fig)
@@ -102,7 +102,7 @@ def test_chance_is_written_and_never_marked(protocols):
     check(fig)
     alone = plots.depth_profile(protocols, tasks="default")
     assert theme.CANNOT_JUDGE in texts(alone) and by_gid(alone, "critical") == []
-    assert CRITICAL not in texts(alone)
+    assert CRITICAL_LAYER not in texts(alone)
 
 
 def test_series_differ_in_colour_and_marker(protocols):
