@@ -22,7 +22,7 @@ from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 from depthlens.plots import panels
 from depthlens.plots.effects import PROVEN, model_dims, unit_of
-from depthlens.plots.layers import CRITICAL
+from depthlens.plots.layers import CRITICAL_LAYER
 from depthlens.plots.panels import ACCURACY, numbers
 from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, PALETTE, SMALL, Plot, counts, figure, themed, with_legend
 
@@ -58,7 +58,7 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
     names = [model[0].model for model in models]
     default = f"{', '.join(names)}: loss by removed layer, n = {_n_documents(*models)} documents"
     fig = figure(title, default, height=1.75 * math.ceil(len(tasks) / columns) + 1.3)
-    for ax, task in zip(panels.panels(fig, len(tasks), columns, "removed layer", stacked=True), tasks, strict=True):
+    for ax, task in zip(panels.grid(fig, len(tasks), columns, "removed layer", stacked=True), tasks, strict=True):
         lines = [(style, p) for style, model in enumerate(models) for p in model if p.label == task]
         losses = [_losses(results[style], p) for style, p in lines]
         panels.level(ax, 0, "zero")
@@ -77,7 +77,7 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
         panels.layer_axis(ax, n_layers)
     keys = panels.series_keys(names, mfc=None) if len(names) > 1 else []
     centre = panels.line_key("centre of mass, 95% interval", lw=1.5, marker="|", ms=9, mew=2)
-    return with_legend(fig, [*keys, panels.mark_key(CRITICAL), centre, panels.band_key()], 3)
+    return with_legend(fig, [*keys, panels.mark_key(CRITICAL_LAYER), centre, panels.band_key()], 3)
 
 
 @themed
@@ -99,7 +99,7 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
     names = tasks[0].model, profiles(distilled)[0].model
     default = f"{' minus '.join(names)}: difference of the losses by removed layer, n = {_n_documents(tasks)} documents"
     fig = figure(title, default, height=1.75 * len(tasks) + 1.1)
-    for ax, profile in zip(panels.panels(fig, len(tasks), 1, "removed layer", stacked=True), tasks, strict=True):
+    for ax, profile in zip(panels.grid(fig, len(tasks), 1, "removed layer", stacked=True), tasks, strict=True):
         rows = table[table["task"] == profile.label]
         x, y, low, high = numbers(rows, "layer", "difference", "ci_low", "ci_high")
         idle, proven = bool(rows["at_chance"].iloc[0]), rows["proven"].to_numpy(dtype=bool)
@@ -152,11 +152,11 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
     pairs = {label: pair for pair, label in labels(result).items()}
     default = f"{names[0]} with layers of {names[1]}, n = {counts(table['n'])} documents"
     fig = figure(title, default, height=2.5 * math.ceil(len(groups) / columns) + 1.0)
-    for ax, (label, site, series) in zip(panels.panels(fig, len(groups), columns, "layer x"), groups, strict=True):
+    for ax, (label, site, series) in zip(panels.grid(fig, len(groups), columns, "layer x"), groups, strict=True):
         task, metric = pairs[label]
         unit = unit_of(result, names[0], task, metric)
-        for kind, rows in series.items():
-            _draw_transplants(ax, rows, kind, (0.0, 1.0) if unit == ACCURACY else (-np.inf, np.inf))
+        for name, rows in series.items():
+            _draw_transplants(ax, rows, name, (0.0, 1.0) if unit == ACCURACY else (-np.inf, np.inf))
         rows = pd.concat(series.values())
         levels = rows.iloc[0]
         panels.level(ax, levels["base"], "base")
@@ -167,9 +167,9 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
         panels.layer_axis(ax, n_layers or int(rows["last"].max()) + 1)
         panels.score_axis(ax, unit)
         _share_axis(ax, levels)
-    kinds = {_kind(name) for _, _, series in groups for name in series}
-    series_keys = panels.series_keys(f"{label} transplanted" for label in _SERIES.values())
-    keys = [key for kind, key in zip(_SERIES, series_keys, strict=True) if kind in kinds]
+    drawn = {_style(name) for _, _, series in groups for name in series}
+    keys = panels.series_keys(f"{label} transplanted" for label in _SERIES.values())
+    keys = [key for style, key in enumerate(keys) if style in drawn]
     differs = panels.mark_key(f"differs from the base ({PROVEN})")
     return with_legend(fig, [*keys, *panels.level_keys(fig), differs, panels.band_key()], 3)
 
@@ -271,18 +271,16 @@ def _draw_centre(ax: Axes, profile: Profile, centre: pd.Series, style: int, heig
     ax.plot(at[:1], [height], marker="|", ms=9, mew=2, gid="centre", **look)
 
 
-def _kind(name: str) -> str:
-    """The kind of a series of transplants, whose name begins with the site where that is not the whole layer."""
-    return next(kind for kind in _SERIES if name.endswith(kind))
+def _style(name: str) -> int:
+    """The number of a series of transplants, whose name begins with the site where that is not the whole layer."""
+    return next(style for style, kind in enumerate(_SERIES) if name.endswith(kind))
 
 
 def _draw_transplants(ax: Axes, rows: pd.DataFrame, name: str, bounds: tuple[float, float]) -> None:
-    kind = _kind(name)
-    style = list(_SERIES).index(kind)
-    changed = "last" if kind == recovery.BOTTOM else "first"
+    changed = "last" if name.endswith(recovery.BOTTOM) else "first"
     x, y, low, high, p = numbers(rows, changed, "value", "value_low", "value_high", "p_adjusted")
-    panels.curve(ax, x, [y, *np.clip([low, high], *bounds)], style, gid=name)
-    panels.marks(ax, x, y, p < ALPHA, style, "proven")
+    panels.curve(ax, x, [y, *np.clip([low, high], *bounds)], _style(name), gid=name)
+    panels.marks(ax, x, y, p < ALPHA, _style(name), "proven")
 
 
 def _share_axis(ax: Axes, levels: pd.Series) -> None:

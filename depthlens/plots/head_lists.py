@@ -57,7 +57,7 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
     drawn = f"{models}: first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
     fig = figure(title, f"{drawn}, n = {n} documents", height=2.6 * math.ceil(len(bases) / columns) + 1.1, width=width)
-    for ax, base in zip(panels.panels(fig, len(bases), columns, "heads removed together"), bases, strict=True):
+    for ax, base in zip(panels.grid(fig, len(bases), columns, "heads removed together"), bases, strict=True):
         points, bands, tests = (_of_task(t, base) for t in (curve.points, curve.band, curve.tests))
         for style, name in enumerate(lists):
             aside = (style - (len(lists) - 1) / 2) * 0.08  # so that lists do not hide each other's bars

@@ -35,7 +35,7 @@ from depthlens.plots.effects import PROVEN, Effects, Names, group_size, sweep_ef
 from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALE, SMALL, Plot, figure, themed, with_legend
 
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
-CRITICAL = f"critical head (loss, {PROVEN})"
+CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
 _TOP_LOSSES, _TOP_SCORES = ("largest loss", "largest losses"), ("highest score", "highest scores")
 _GROUP_LINE = "#8C8C8C"
@@ -277,7 +277,7 @@ def _keys(heads: Sequence[Effects], top: int | None) -> list[Artist]:
     judged = [e for e in heads if not e.at_chance]
     keys: list[Artist] = []
     if any(e.tested for e in judged):
-        keys.append(panels.mark_key(CRITICAL, ms=4))
+        keys.append(panels.mark_key(CRITICAL_HEAD, ms=4))
     if any(e.gain.any() for e in judged):
         keys.append(panels.mark_key("significant gain", ms=4, mfc="none"))
     if top is not None:

@@ -24,11 +24,11 @@ from depthlens.plots.effects import FIELDS, PROVEN, Effects, Names, sweep_effect
 from depthlens.plots.panels import ACCURACY
 from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, GREY, INK, SMALL, Plot, figure, themed, with_legend
 
-CRITICAL = f"critical layer (loss, {PROVEN})"
+CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
 MAX_OVERLAID = 4  # series in one panel; more are drawn side by side
 _CAP = 3  # times an even share: where the colours end, since one early layer can hold nearly everything
 _THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
-_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", "one layer or part of it"
+_LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", "one layer or part of it"
 
 
 @themed
@@ -52,7 +52,7 @@ def depth_profile(
     """
     if value not in ("value", "delta"):
         raise UserError(f"value {value!r} is not known; allowed: 'value', 'delta'")
-    effects = sweep_effects(result, tasks, metrics, _SITES, _FIX)
+    effects = sweep_effects(result, tasks, metrics, _LAYER_SITES, _FIX)
     if value == "delta":
         effects = [e.as_change() for e in effects]
     groups, across, within = _groups(effects)
@@ -60,7 +60,7 @@ def depth_profile(
     overlaid = len(labels) <= MAX_OVERLAID
     columns = {1: 1, 2: 2, 4: 2}.get(len(groups), 3)
     fig = figure(title, sweep_title(effects, _SEVERAL), height=2.2 * math.ceil(len(groups) / columns) + 1.1)
-    for ax, group in zip(panels.panels(fig, len(groups), columns, "removed layer"), groups, strict=True):
+    for ax, group in zip(panels.grid(fig, len(groups), columns, "removed layer"), groups, strict=True):
         lines = [(e, labels.index(_label(e, within)) if overlaid else 0) for e in group]
         for e, style in lines:
             _draw_line(ax, e, style)
@@ -74,7 +74,7 @@ def depth_profile(
             panels.note(ax, 1, 0.95, CANNOT_JUDGE, ha="right", color=GREY)
     keys = panels.series_keys(labels, mfc=None) if len(groups) > 1 and 1 < len(labels) and overlaid else []
     if panels.drawn(fig, "critical"):
-        keys.append(panels.mark_key(CRITICAL))
+        keys.append(panels.mark_key(CRITICAL_LAYER))
     return with_legend(fig, [*keys, *panels.level_keys(fig), panels.band_key()])
 
 
@@ -96,7 +96,7 @@ def protocol_comparison(
     Raises:
         UserError: an unknown task or metric, no condition that is a single layer, or several units.
     """
-    effects = sweep_effects(result, tasks, metrics, _SITES, _FIX)
+    effects = sweep_effects(result, tasks, metrics, _LAYER_SITES, _FIX)
     if len(units := {e.unit: None for e in effects}) > 1:
         raise UserError(f"one colour scale cannot show {', '.join(units)} together; choose with metrics=[...]")
     grid = pd.DataFrame([e.values * np.nan if e.at_chance else e.values for e in effects]).to_numpy(dtype=float)
@@ -112,7 +112,7 @@ def protocol_comparison(
             fill, gid = (ink, "critical") if e.critical[layer] else ("none", "gain")
             ax.plot(layer, row, "o", color=ink, mfc=fill, ms=4, gid=gid)
         ax.text(grid.shape[1] - 0.2, row, f"baseline {e.baseline:.2f}", va="center", fontsize=SMALL)
-    keys = [panels.mark_key(CRITICAL, ms=4)]
+    keys = [panels.mark_key(CRITICAL_LAYER, ms=4)]
     if panels.drawn(fig, "gain"):
         keys.append(panels.mark_key("significant gain", ms=4, mfc="none"))
     return with_legend(fig, keys)

@@ -39,7 +39,7 @@ _LEVELS |= dict.fromkeys(("chance", "no change", "tolerance"), _NOTHING)
 # -- panels and axes -----------------------------------------------------------------------------------
 
 
-def panels(fig: Figure, n: int, columns: int, xlabel: str, *, stacked: bool = False) -> list[Axes]:
+def grid(fig: Figure, n: int, columns: int, xlabel: str, *, stacked: bool = False) -> list[Axes]:
     """Axes of n panels in rows, with the x axis named at the foot of each column.
 
     Args:

@@ -87,8 +87,8 @@ def points(fig, gid):
 
 
 def mesh(ax):
-    (found,) = [c for c in ax.collections if isinstance(c, mpl.collections.QuadMesh)]
-    return found
+    (only,) = [c for c in ax.collections if isinstance(c, mpl.collections.QuadMesh)]
+    return only
 
 
 def maps(fig):

@@ -72,10 +72,12 @@ def test_attention_of_one_query_shades_the_prompt():
         fig
     )
     check(fig)
-    one = plots.attention(PROMPT, weights[-1], "L9.H6")  # [key]: of the last token
-    assert "what token 12 (:) attends to" in one.get_suptitle()
-    two = plots.attention(PROMPT, weights, "L9.H6", query=-1)
-    np.testing.assert_array_equal(by_gid(one, "weights")[0].get_facecolor(), by_gid(two, "weights")[0].get_facecolor())
+    last = plots.attention(PROMPT, weights[-1], "L9.H6")  # [key]: of the last token
+    assert "what token 12 (:) attends to" in last.get_suptitle()
+    chosen = plots.attention(PROMPT, weights, "L9.H6", query=-1)
+    np.testing.assert_array_equal(
+        by_gid(last, "weights")[0].get_facecolor(), by_gid(chosen, "weights")[0].get_facecolor()
+    )
 
 
 def test_a_long_prompt_wraps_within_the_page():
@@ -83,9 +85,9 @@ def test_a_long_prompt_wraps_within_the_page():
     weights = np.full(400, 1 / 400)
     fig = plots.attention(tokens, weights, "L17.H24", title="Long")
     check(fig)
-    found = strip(fig)
-    assert len(found) == 400 and fig.get_suptitle() == "Long"
-    places = [t.get_window_extent() for t in found]
+    drawn = strip(fig)
+    assert len(drawn) == 400 and fig.get_suptitle() == "Long"
+    places = [t.get_window_extent() for t in drawn]
     assert max(p.x1 for p in places) <= fig.bbox.x1
     by_line = itertools.groupby(places, key=lambda p: round((p.y0 + p.y1) / 2 / 10))
     for _, line in by_line:
@@ -100,7 +102,7 @@ def test_a_very_long_prompt_is_shown_in_excerpts():
     fig = plots.attention([f" {i}" for i in range(4096)], weights, "L17.H24", query=4000)
     shown = [int(t.get_text()) for t in strip(fig)]
     assert {0, 1500, 1501, 4000, 1495, 1505} <= {*shown} and len(shown) < 120
-    assert "[2474 tokens: 0.10]" in texts(fig), "what is left out is said, with the weight it holds"
+    assert "[2474 tokens: 0.10]" in texts(fig), "the figure says what is left out, with its weight"
     assert "[83 tokens]" in texts(fig)
     check(fig)
 

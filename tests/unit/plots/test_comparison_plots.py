@@ -63,9 +63,9 @@ def test_profiles_side_by_side_with_their_centres():
         assert centre.get_xdata()[0] == pytest.approx(at)
         assert dots.get_xdata().tolist() == result.critical()["layer"].tolist()
     assert lines[0].get_color() != lines[1].get_color() and lines[0].get_marker() != lines[1].get_marker()
-    shown = texts(fig)
-    assert "base, distilled: loss by removed layer, n = 40 documents" in shown
-    assert "loss of\naccuracy" in shown and "centre of mass, 95% interval" in shown
+    written = texts(fig)
+    assert "base, distilled: loss by removed layer, n = 40 documents" in written
+    assert "loss of\naccuracy" in written and "centre of mass, 95% interval" in written
     check(fig)
 
 

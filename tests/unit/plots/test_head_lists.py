@@ -75,10 +75,10 @@ def test_curve_draws_lists_bands_and_levels():
     assert [line.get_ydata()[0] for line in by_gid(fig, "baseline")] == [0.9, 0.9]
     assert [line.get_ydata()[0] for line in by_gid(fig, "chance")] == [0.25, 0.25]
     assert fig.axes[0].get_ylabel() == "accuracy"
-    shown = texts(fig)
-    assert "tiny: first k heads of a list removed, 20 random draws, n = 40 documents" in shown
-    for said in ("retrieval p = 0.048", "reasoning p = 0.6", "worse than every random draw", "chance", "95% interval"):
-        assert said in shown
+    written = texts(fig)
+    assert "tiny: first k heads of a list removed, 20 random draws, n = 40 documents" in written
+    for label in ("retrieval p = 0.048", "reasoning p = 0.6", "worse than every random draw", "chance", "95% interval"):
+        assert label in written
     check(fig)
 
 
@@ -88,8 +88,8 @@ def test_curve_of_one_and_of_three_tasks():
     check(three)
     assert len(three.axes) == 3
     for ax in three.axes:  # the p-values stand above their own panel
-        (said,) = ax.texts
-        assert said.get_window_extent().x1 <= ax.get_window_extent().x1 + 20
+        (p_values,) = ax.texts
+        assert p_values.get_window_extent().x1 <= ax.get_window_extent().x1 + 20
 
 
 def test_curve_where_lower_is_better_marks_the_rise():
@@ -98,7 +98,7 @@ def test_curve_where_lower_is_better_marks_the_rise():
     assert outside.get_ydata().tolist() == [1 - v for v in FALL[1:]]
 
 
-def test_curve_at_chance_is_grey_and_said():
+def test_curve_at_chance_is_grey_and_written():
     fig = plots.removal_curve(curve(("kv_retrieval",), ("retrieval",), base=0.25, chance=0.25, at_chance=True))
     assert theme.CANNOT_JUDGE in texts(fig) and "retrieval p =" not in texts(fig) and by_gid(fig, "outside") == []
     assert [line.get_color() for line in by_gid(fig, "list")] == [theme.GREY]
@@ -119,11 +119,11 @@ def test_overlap_says_what_the_lists_share():
     values[a.top(1)[0]] = 2.5
     b = scores(values, b.name, "nats", sizes=SIZES[0])
     fig = plots.head_overlap(a, b, k=5)
-    found = head_overlap(a.top(5), b.top(5), 270)
-    assert found.n == 1
+    common = head_overlap(a.top(5), b.top(5), 270)
+    assert common.n == 1
     title = fig.get_suptitle().replace("\n", " ")
-    assert f"tiny: 1 of the top 5 heads are on both lists; {found.expected:.2g} expected by chance" in title
-    assert f"hypergeometric p = {found.p_value:.2g} (270 heads)" in title
+    assert f"tiny: 1 of the top 5 heads are on both lists; {common.expected:.2g} expected by chance" in title
+    assert f"hypergeometric p = {common.p_value:.2g} (270 heads)" in title
     (ax,) = fig.axes
     assert ax.get_xlabel() == "copy-paste score" and ax.get_ylabel() == "loss on computed tokens (nats)"
     (shared,) = by_gid(fig, "both")
@@ -142,12 +142,12 @@ def test_overlap_names_do_not_touch(sizes):
     a, b = planted(sizes, 3), planted(sizes, 4, loss=True)
     fig = plots.head_overlap(a, b, k=12)
     check(fig)
-    found = by_gid(fig, "name")
+    labels = by_gid(fig, "name")
     both = {*a.top(12)} & {*b.top(12)}
-    assert {t.get_text() for t in found} == {f"L{la}.H{h}" for la, h in {*a.top(10), *b.top(10), *both}}
-    boxes = [mpl.text.Text.get_window_extent(t) for t in found]  # without the lines to the dots
+    assert {t.get_text() for t in labels} == {f"L{la}.H{h}" for la, h in {*a.top(10), *b.top(10), *both}}
+    boxes = [mpl.text.Text.get_window_extent(t) for t in labels]  # without the lines to the dots
     close = 2  # pixels of 200 per inch: the room for a name is estimated from its number of characters
-    assert not any(one.padded(-close).overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert not any(a.padded(-close).overlaps(b) for a, b in itertools.combinations(boxes, 2))
     frame = fig.axes[0].get_window_extent()
     assert all(frame.x0 - close <= box.x0 and box.x1 <= frame.x1 + close for box in boxes)
 

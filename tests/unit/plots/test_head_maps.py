@@ -29,7 +29,7 @@ from depthlens import plots
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 from depthlens.plots import theme
-from depthlens.plots.heads import CRITICAL
+from depthlens.plots.heads import CRITICAL_HEAD
 
 
 def test_map_draws_the_summary():
@@ -48,11 +48,11 @@ def test_map_draws_the_summary():
     assert sorted(p.get_xy() for p in by_gid(fig, "top")) == [(0.5, 1.5), (2.5, -0.5)]
     assert ax.get_ylabel() == "head" and ax.get_ylim() == (N_HEADS - 0.5, -0.5)
     assert bars(fig) == ["change of accuracy from baseline"]
-    shown = texts(fig)
-    assert "tiny, kv_retrieval: one head removed at a time, n = 40 documents" in shown.replace("\n", " ")
-    for said in (CRITICAL, "the 2 largest losses", "between KV groups", "baseline 0.90"):
-        assert said in shown
-    assert "not measured" not in shown and "gain" not in shown
+    written = texts(fig)
+    assert "tiny, kv_retrieval: one head removed at a time, n = 40 documents" in written.replace("\n", " ")
+    for label in (CRITICAL_HEAD, "the 2 largest losses", "between KV groups", "baseline 0.90"):
+        assert label in written
+    assert "not measured" not in written and "gain" not in written
     assert [line.get_ydata()[0] for line in by_gid(fig, "group")] == [1.5]
     check(fig)
     assert plots.head_map(result, title="Mine").get_suptitle() == "Mine"
@@ -63,14 +63,14 @@ def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
     flipped = Result(down.docs.assign(value=1 - down.docs["value"]), down.record)
     for result in (sweep(), flipped):
         fig = plots.head_map(result)
-        found = mesh(maps(fig)[0])
-        red, _, blue, _ = found.cmap(found.norm(found.get_array()[2, 1]))
+        cells = mesh(maps(fig)[0])
+        red, _, blue, _ = cells.cmap(cells.norm(cells.get_array()[2, 1]))
         assert red > 2 * blue, "a loss must be red"
         assert points(fig, "critical") == [(1, 2), (3, 0)]
     gain = sweep(base=0.5, kept={(2, 3): 1.9})
     fig = plots.head_map(gain, top=3)
-    found = mesh(maps(fig)[0])
-    red, _, blue, _ = found.cmap(found.norm(found.get_array()[3, 2]))
+    cells = mesh(maps(fig)[0])
+    red, _, blue, _ = cells.cmap(cells.norm(cells.get_array()[3, 2]))
     assert blue > 2 * red and points(fig, "gain") == [(2, 3)] and points(fig, "critical") == []
     assert "significant gain" in texts(fig)
     assert names(fig) == [], "only losses are among the largest losses"
@@ -78,11 +78,11 @@ def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
 
 def test_a_mark_stands_out_from_its_cell():
     fig = plots.head_map(logprobs())
-    found = mesh(maps(fig)[0])
+    cells = mesh(maps(fig)[0])
     for gid in ("critical", "gain"):
         for line in by_gid(fig, gid):
             for layer, head in line.get_xydata().astype(int):
-                cell = found.cmap(found.norm(found.get_array()[head, layer]))
+                cell = cells.cmap(cells.norm(cells.get_array()[head, layer]))
                 assert abs(luminance(cell) - luminance(to_rgb(line.get_color()))) > 0.15
     assert points(fig, "critical") == [(1, 2)] and points(fig, "gain") == [(4, 1)]
 
@@ -144,23 +144,23 @@ def test_scores_run_from_zero_and_losses_around_it():
     values = np.full((N_LAYERS, N_HEADS), 0.01)
     values[2, 1] = 0.83
     fig = plots.head_map(scores(values), top=1)
-    found = mesh(maps(fig)[0])
-    assert found.get_clim() == (0, 0.83) and found.cmap.name == "mako_r"
+    cells = mesh(maps(fig)[0])
+    assert cells.get_clim() == (0, 0.83) and cells.cmap.name == "mako_r"
     assert bars(fig) == ["copy-paste score"] and names(fig) == ["L2.H1"]
     assert "tiny: copy-paste score, n = 25" in texts(fig) and "highest score" in texts(fig)
-    assert CRITICAL not in texts(fig), "nothing was tested"
+    assert CRITICAL_HEAD not in texts(fig), "nothing was tested"
     check(fig)
     critical = values > 0.5
     fig = plots.head_map(scores(values, "loss on needle tokens", "nats", critical))
-    found = mesh(maps(fig)[0])
-    low, high = found.get_clim()
-    assert low == -high and found.cmap.name == "vlag" and points(fig, "critical") == [(2, 1)]
+    cells = mesh(maps(fig)[0])
+    low, high = cells.get_clim()
+    assert low == -high and cells.cmap.name == "vlag" and points(fig, "critical") == [(2, 1)]
     assert bars(fig)[0].startswith("loss on needle tokens (nats)")
     untested = plots.head_map(scores(values - 0.05, "contrast", "nats"))
     assert mesh(maps(untested)[0]).cmap.name == "vlag", "values below 0 need a scale with a middle"
 
 
-def test_chance_is_said_and_never_marked():
+def test_chance_is_written_and_never_marked():
     result = concat([sweep(), sweep("hard", base=0.25)])
     fig = plots.head_map(result, top=2)
     judged, hard = maps(fig)
@@ -170,7 +170,7 @@ def test_chance_is_said_and_never_marked():
     assert len(by_gid(fig, "hatch")) == 1 and points(fig, "critical") == [(1, 2), (3, 0)]
     check(fig)
     alone = plots.head_map(result, tasks="hard", top=1)
-    assert CRITICAL not in texts(alone) and names(alone) == []
+    assert CRITICAL_HEAD not in texts(alone) and names(alone) == []
     check(alone)
 
 
@@ -251,7 +251,7 @@ def test_other_conditions_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "message"),
+    ("scores_or_sweep", "options", "message"),
     [
         (sweep(), {"tasks": "kv_retrival"}, "unknown task 'kv_retrival'; did you mean kv_retrieval"),
         (sweep(), {"metrics": ["f1"]}, "unknown metric 'f1'"),
@@ -262,6 +262,6 @@ def test_other_conditions_are_left_out():
         ([], {}, "no scores; give at least one"),
     ],
 )
-def test_map_refusals(given, options, message):
+def test_map_refusals(scores_or_sweep, options, message):
     with pytest.raises(UserError, match=message):
-        plots.head_map(given, **options)
+        plots.head_map(scores_or_sweep, **options)

@@ -16,7 +16,7 @@ from depthlens.analysis import depth, stats
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
 from depthlens.plots import theme
-from depthlens.plots.layers import CRITICAL
+from depthlens.plots.layers import CRITICAL_LAYER
 
 mpl.use("agg")  # else the first figure resolves the backend, which looks like a changed setting
 N_LAYERS, N = 6, 40
@@ -72,11 +72,11 @@ def test_profile_draws_the_summary():
     assert band[:, 1].max() <= 1.0  # an accuracy
     assert ax.get_ylim() == (-0.02, 1.02) and ax.get_ylabel() == "accuracy"
     assert ax.get_xlabel() == "removed layer"
-    shown = texts(fig)
-    assert "tiny, capitals: one layer removed at a time, n = 40 documents" in shown
-    for said in ("95% interval", "baseline", "chance", CRITICAL):
-        assert said in shown
-    assert theme.CANNOT_JUDGE not in shown
+    written = texts(fig)
+    assert "tiny, capitals: one layer removed at a time, n = 40 documents" in written
+    for label in ("95% interval", "baseline", "chance", CRITICAL_LAYER):
+        assert label in written
+    assert theme.CANNOT_JUDGE not in written
     check(fig)
 
 
@@ -91,7 +91,7 @@ def test_delta():
     check(fig)
 
 
-def test_chance_is_said_and_never_marked(protocols):
+def test_chance_is_written_and_never_marked(protocols):
     fig = plots.depth_profile(protocols)
     assert texts(fig).count(theme.CANNOT_JUDGE) == 1
     lines = by_gid(fig, "series")
@@ -102,7 +102,7 @@ def test_chance_is_said_and_never_marked(protocols):
     check(fig)
     alone = plots.depth_profile(protocols, tasks="default")
     assert theme.CANNOT_JUDGE in texts(alone) and by_gid(alone, "critical") == []
-    assert CRITICAL not in texts(alone)
+    assert CRITICAL_LAYER not in texts(alone)
 
 
 def test_series_differ_in_colour_and_marker(protocols):
@@ -271,7 +271,7 @@ def test_every_row_of_shares_adds_up_to_one_with_its_centre():
     low, high = mesh.get_clim()
     assert low == -high == pytest.approx(-3 / N_LAYERS), "one early layer must not hide all others"
     (centre,) = by_gid(fig, "centre")
-    place = depth.centre_of_mass(result).set_index("task")["centre"]["solved"]
+    place = depth.centre_of_mass(result).table.set_index("task")["centre"]["solved"]
     assert centre.get_xdata()[0] == pytest.approx(place * (N_LAYERS - 1))
     assert [t.get_text() for t in ax.get_yticklabels()] == ["solved", "guess"]
     assert [t.get_text() for t in ax.texts] == [theme.CANNOT_JUDGE]
