@@ -177,13 +177,7 @@ class CapturingLayout(Layout):
     """
 
     def __init__(
-        self,
-        pack: Pack,
-        lens: Lens,
-        paths: Int[Tensor, "prompt own"],
-        target: DecodedRows,
-        n_new: int,
-        clean: CleanRow,
+        self, pack: Pack, lens: Lens, paths: Int[Tensor, "prompt own"], target: DecodedRows, n_new: int, clean: CleanRow
     ) -> None:
         super().__init__(pack, lens.device, lens.dtype)
         self.paths = paths

@@ -53,9 +53,7 @@ def choose(lens: Lens, batch_tokens: int | None = None) -> Budget:
         batch_tokens = max(MIN_BATCH_TOKENS, min(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, fits))
     states, keys = free // STATE_SHARE, free // KEY_SHARE
     return Budget(
-        batch_tokens,
-        min(states, CPU_STATE_BYTES) if on_cpu else states,
-        min(keys, CPU_KEY_BYTES) if on_cpu else keys,
+        batch_tokens, min(states, CPU_STATE_BYTES) if on_cpu else states, min(keys, CPU_KEY_BYTES) if on_cpu else keys
     )
 
 

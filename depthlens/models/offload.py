@@ -247,7 +247,7 @@ class Stream:
         following = layer + 1 if following is None else following
         try:
             if following < len(self.layers):
-                self._ahead = (following, self._thread.submit(lambda: self.read(following)))
+                self._ahead = (following, self._thread.submit(self.read, following))
             yield
         except BaseException:
             self._take(None)

@@ -112,10 +112,7 @@ def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
 
 
 def join_donor(
-    lens: Lens,
-    donor: str | os.PathLike[str] | Lens | None,
-    conditions: Sequence[Condition],
-    backend: str,
+    lens: Lens, donor: str | os.PathLike[str] | Lens | None, conditions: Sequence[Condition], backend: str
 ) -> Lens:
     """The model with its donor, where conditions ask for one.
 
