@@ -1,7 +1,7 @@
 """Which model a name means, and whether depthlens can take that model apart: known before anything heavy runs.
 
-A mistake in a name should not cost the import of torch, an index of tasks or the download of a tokenizer. `find` looks
-at files that are here, `probe` asks the hub for ``config.json`` alone, once and for at most `SECONDS`: the hub's own
+A mistake in a name should not cost the import of torch, an index of tasks or the download of a tokenizer. So `find`
+looks at local files, and `probe` asks the hub for ``config.json`` alone, once and for at most `SECONDS`. The hub's own
 client asks six times with pauses of up to 8 seconds, for every file.
 """
 
@@ -106,7 +106,7 @@ def _on_disk(name: str, path: Path, weights: bool) -> Source | None:
 def probe(source: Source) -> Source:
     """Ask the hub for the configuration of a model that is there, and refuse a class that depthlens does not know.
 
-    What the hub said once is not asked again.
+    An answer of the hub is remembered.
 
     Returns:
         The source, with ``only_cached`` settled.
