@@ -21,11 +21,11 @@ from typing import Any
 from depthlens.errors import UserError, unknown
 from depthlens.models.families import FAMILIES, GGUF, supported
 from depthlens.models.registry import NAMED
+from depthlens.organisms import options
 
 log = logging.getLogger(__name__)
 
 SECONDS = 3.0  # for the hub to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
-BUILT = "organism"  # what names of planted models begin with
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def find(name: Any, *, weights: bool = True) -> Source:
     if not isinstance(name, str) or not name.strip():
         kinds = "an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
         raise UserError(f"model {name!r}: give {kinds}")
-    if name.partition(":")[0] == BUILT:
-        return Source(name, BUILT)
+    if options.is_name(name):
+        return Source(name, "organism")
     for row in NAMED:
         if row.alias == name:
             made = row.source in ("embedded", "adapter")
