@@ -119,9 +119,9 @@ class RemoteNnsight:
         sender: Any,
         groups: Sequence[Group],
         *,
-        rows: Tensor | None = None,
-        places: Tensor | None = None,
-        targets: Tensor | None = None,
+        rows: Int[Tensor, " asked"] | None = None,
+        places: Int[Tensor, " asked"] | None = None,
+        targets: Int[Tensor, " asked"] | None = None,
         n_new: int = 0,
         options: dict[str, Any] | None = None,
     ) -> Tensor:
@@ -130,9 +130,9 @@ class RemoteNnsight:
         Args:
             sender: nnsight's backend.
             groups: All of one width; rows are counted through them.
-            rows: Which rows are asked for something, as often as they are. Shape [asked].
-            places: At which position. Shape [asked].
-            targets: Token that is predicted there; None asks for logits. Shape [asked].
+            rows: Rows of the positions that are asked for.
+            places: These positions.
+            targets: Token that is predicted at each; None asks for logits.
             n_new: Tokens to write after each row; 0 asks for the above.
             options: Of Hugging Face's ``generate``.
 
@@ -198,8 +198,8 @@ def _heads(ablations: Sequence[Ablation], layer: int, dims: Dims, means: Means |
     return ("z", layer, list(values), torch.stack(list(values.values()))) if values else None
 
 
-def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> Tensor:
-    """Rows filled up with zeros. Shape [row, pos]."""
+def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> Int[Tensor, "row pos"]:
+    """Rows filled up with zeros."""
     width = max(map(len, rows))
     fill = [[0] * (width - len(row)) for row in rows]
     return torch.tensor([[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)])

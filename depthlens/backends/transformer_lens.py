@@ -83,9 +83,7 @@ class TransformerLensBackend:
                     hooks.append((f"{block}.{name}", lambda value, hook, edit=edit: edit(value)))
             if at.z is not None:
                 # the bridge splits z into heads by d_model, which is not where latent attention has them
-                hooks.append(
-                    (f"{block}.attn.hook_z", lambda z, hook, edit=at.z: edit(z.flatten(2)).view(z.shape)),
-                )
+                hooks.append((f"{block}.attn.hook_z", lambda z, hook, edit=at.z: edit(z.flatten(2)).view(z.shape)))
         return hooks
 
 
@@ -95,10 +93,7 @@ def _skip(block: str, edit: Callable[[Tensor, Tensor], Tensor]) -> list[Hook]:
     def put(resid_post: Tensor, hook: Any) -> Tensor:
         return edit(resid_pre.pop(), resid_post)
 
-    return [
-        (f"{block}.hook_resid_pre", lambda resid, hook: resid_pre.append(resid)),
-        (f"{block}.hook_resid_post", put),
-    ]
+    return [(f"{block}.hook_resid_pre", lambda resid, hook: resid_pre.append(resid)), (f"{block}.hook_resid_post", put)]
 
 
 def _caching(cache: DynamicCache, layer: int) -> list[Hook]:

@@ -1,9 +1,10 @@
 """Greedy decoding of many (condition, prompt) rows at once, over keys and values that they share.
 
-The prompts of a pack are walked as one prefix tree (`wavefront`), late start included, and each layer's keys and
-values are kept: those of the common prefix once a condition, or once for all conditions that have not forked yet;
-those of a prompt's own tokens row by row, with room for what it will write. A decoding step then runs all rows through
-a layer together; attention to the prefix and to a row's own tokens are computed apart and merged. Finished rows leave.
+The prompts of a pack are walked as one prefix tree (`depthlens.engine.wavefront`), and each layer's keys and values
+are kept. Those of the common prefix are kept once a condition, or once for all conditions that have not forked yet.
+Those of a prompt's own tokens are kept row by row, with room for what the row will write. A decoding step then runs all
+rows through a layer together. Attention to the prefix and attention to a row's own tokens are computed separately and
+merged. Finished rows leave.
 """
 
 from __future__ import annotations
@@ -177,13 +178,7 @@ class CapturingLayout(Layout):
     """
 
     def __init__(
-        self,
-        pack: Pack,
-        lens: Lens,
-        paths: Int[Tensor, "prompt own"],
-        target: DecodedRows,
-        n_new: int,
-        clean: CleanRow,
+        self, pack: Pack, lens: Lens, paths: Int[Tensor, "prompt own"], target: DecodedRows, n_new: int, clean: CleanRow
     ) -> None:
         super().__init__(pack, lens.device, lens.dtype)
         self.paths = paths

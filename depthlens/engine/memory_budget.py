@@ -1,8 +1,8 @@
 """How much is computed at once, chosen from the memory that is free.
 
-Three numbers rule memory: the tokens that pass a layer together, the residual streams that the open rows of a pack
-hold from layer to layer, and the keys and values of the rows that are decoded together. Each gets a share of what is
-free, up to what still gains speed on that kind of device.
+Three numbers determine memory: the tokens that pass a layer together, the residual streams that the open rows of a pack
+keep from layer to layer, and the keys and values of the rows that are decoded together. Each gets a share of the free
+memory, up to the size that still gains speed on that kind of device.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from depthlens.models.lens import Lens
 # measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 65536
-# a server is shared and its memory not known: at 8192 tokens the widest part of LLaMA-70B makes 3 GB in bfloat16
+# a server is shared and its memory is unknown: at 8192 tokens the widest part of LLaMA-70B takes 3 GB in bfloat16
 REMOTE_BATCH_TOKENS = 8192
-# below this a layer's weights cost more to read than its arithmetic; memory that does not do for it does for nothing
+# below this a layer's weights cost more to read than its arithmetic; with less memory nothing can be computed
 MIN_BATCH_TOKENS = 64
-# on a CPU more of either gains little: with these a sweep of the embedded model stays 2 GiB above its weights
+# on a CPU more of either gains little: with these a sweep of the embedded model takes 2 GiB more than its weights
 CPU_STATE_BYTES = 512 << 20
 CPU_KEY_BYTES = 1 << 30
-# shares of the free memory; a pack holds its states about twice while rows join, a step copies keys as rows leave
+# shares of the free memory: a pack needs its states about twice while rows join, a step copies keys as rows leave
 CHUNK_SHARE, STATE_SHARE, KEY_SHARE = 4, 8, 4
 
 
@@ -53,9 +53,7 @@ def choose(lens: Lens, batch_tokens: int | None = None) -> Budget:
         batch_tokens = max(MIN_BATCH_TOKENS, min(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, fits))
     states, keys = free // STATE_SHARE, free // KEY_SHARE
     return Budget(
-        batch_tokens,
-        min(states, CPU_STATE_BYTES) if on_cpu else states,
-        min(keys, CPU_KEY_BYTES) if on_cpu else keys,
+        batch_tokens, min(states, CPU_STATE_BYTES) if on_cpu else states, min(keys, CPU_KEY_BYTES) if on_cpu else keys
     )
 
 

@@ -1,8 +1,8 @@
 """Many token sequences as few prefix trees, so that tokens which sequences share are computed once.
 
 A pack is a tree: a *prefix* that all its sequences share (few-shot examples), then *branches* (questions), which may
-branch again (answer options). Laid out flat, prefix first, each token knows its parent; it attends to its
-ancestors and itself, and its position is its depth, exactly as in a row of its own. Branches never see each other,
+branch again (answer options). In the flat layout, which starts with the prefix, each token has a parent. It attends to
+its ancestors and itself, and its position is its depth, exactly as in a row of its own. Branches never see each other,
 so attention is computed as prefix (dense) plus own branch (masked), not as one large masked square.
 
 No torch in here.

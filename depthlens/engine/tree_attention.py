@@ -1,7 +1,7 @@
 """Attention over a packed prefix tree: every token sees the prefix and its ancestors, nothing else.
 
-The softmax over both parts is computed apart and merged exactly by their log-sum-exp (as in FlashAttention,
-arXiv 2205.14135, and Hydragen, arXiv 2402.05099): the prefix part is one dense product for all branches at once,
+The softmax over both parts is computed separately and merged exactly by their log-sum-exp (as in FlashAttention,
+arXiv 2205.14135, and Hydragen, arXiv 2402.05099). The prefix part is one dense product for all branches at once, and
 the own part is small. Query heads that share a key/value head are folded into the query axis, so keys are never copied.
 Registered with transformers' attention interface; any family that calls it can be walked.
 """

@@ -46,7 +46,7 @@ def transplant(
     mlp: Iterable[int] = (),
     heads: Iterable[tuple[int, int]] = (),
     kv: Iterable[tuple[int, int]] = (),
-    ends: bool = False,
+    embeddings: bool = False,
 ) -> Iterator[Condition]:
     """Within the context ``base.model`` computes with parts of the donor; after it the base is as it was.
 
@@ -61,7 +61,7 @@ def transplant(
         mlp: Layers whose MLP is transplanted.
         heads: Single query heads, as (layer, head).
         kv: Key/value heads with the query heads that read them, as (layer, group).
-        ends: Also the embedding, the final norm and the unembedding: with all layers this is the donor itself.
+        embeddings: Also the embedding, the final norm and the unembedding: with all layers this is the donor itself.
 
     Yields:
         The condition that is in force; nothing asked for is the baseline.
@@ -82,7 +82,7 @@ def transplant(
         for name, chosen in single.items()
         for layer, i in arguments.heads(name, chosen)
     ]
-    parts += [Ablation(-1, end, mode="donor") for end in (ENDS if ends else ())]
+    parts += [Ablation(-1, end, mode="donor") for end in (ENDS if embeddings else ())]
     condition = Condition(tuple(parts)).validate(base.dims)
     if base.model in _TRANSPLANTED:
         fix = "name all parts in one transplant, or leave the first one"

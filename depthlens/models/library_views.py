@@ -1,20 +1,30 @@
-"""A second module tree over the same weights, for a library that changes the modules it is given."""
+"""A second module tree over the same weights, for a library that changes the modules it is given.
+
+TransformerLens replaces submodules and switches the attention kernel; nnsight puts controllers on every module. Applied
+to ``lens.model`` itself, they would change what it returns. So they get a deep copy whose parameters share the storage
+of the original's. The copy costs the module objects and the rotary frequencies, and a weight that is changed in place
+changes for all.
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nnsight import TransformersModel
 from torch import nn
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel
 
 from depthlens.errors import UserError
 
+if TYPE_CHECKING:
+    from depthlens.models.lens import Lens
 
-def twin(lens: Any, library: str) -> nn.Module:
-    """A copy of ``lens.model`` whose parameters share the original's storage.
+
+def shared_copy(lens: Lens, library: str) -> PreTrainedModel:
+    """A copy of ``lens.model`` whose parameters share the original's storage, without its hooks.
 
     Args:
         lens: A loaded model.
@@ -29,9 +39,9 @@ def twin(lens: Any, library: str) -> nn.Module:
             f"model {lens.name!r} is loaded with its weights left on disk, which {library} cannot use; "
             "use backend 'torch', or load the model without offload"
         )
-    # new Parameter objects: moving or casting the twin then leaves the original where it is
+    # new Parameter objects: moving or casting the copy then leaves the original where it is
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lens.model.parameters()}
-    model = copy.deepcopy(lens.model, shared)
+    model: PreTrainedModel = copy.deepcopy(lens.model, shared)
     for module in model.modules():
         vars(module).pop("forward", None)  # a transplant that is in force belongs to the original too
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -43,7 +53,7 @@ def twin(lens: Any, library: str) -> nn.Module:
     return model
 
 
-def bridge(lens: Any) -> TransformerBridge:
+def bridge(lens: Lens) -> TransformerBridge:
     """A `TransformerBridge` over the weights of a loaded model.
 
     Whatever is done to it (hooks, compatibility mode, another device) leaves ``lens.model`` as it is.
@@ -54,7 +64,7 @@ def bridge(lens: Any) -> TransformerBridge:
     name = type(lens.model).__name__
     if name not in SUPPORTED_ARCHITECTURES:
         raise UserError(f"TransformerLens does not support {name}; use backend 'torch' or 'nnsight'")
-    model = twin(lens, "TransformerLens")
+    model = shared_copy(lens, "TransformerLens")
     tokenizer = copy.deepcopy(lens.tokenizer)
     # else the bridge loads the tokenizer a second time, by its name, which a .gguf file does not allow
     tokenizer.init_kwargs = {"name_or_path": lens.name, **tokenizer.init_kwargs, "add_bos_token": True}
@@ -67,7 +77,7 @@ def bridge(lens: Any) -> TransformerBridge:
     return made
 
 
-def wrap(lens: Any) -> TransformersModel:
+def wrap(lens: Lens) -> TransformersModel:
     """An nnsight model over the weights of a loaded model.
 
     Whatever is done to it (edits, another device) leaves ``lens.model`` as it is.
@@ -76,4 +86,4 @@ def wrap(lens: Any) -> TransformersModel:
         UserError: the weights are not in memory.
     """
     # nnsight pads on the left and sets a pad token: on a tokenizer of its own
-    return TransformersModel(twin(lens, "nnsight"), tokenizer=copy.deepcopy(lens.tokenizer))
+    return TransformersModel(shared_copy(lens, "nnsight"), tokenizer=copy.deepcopy(lens.tokenizer))

@@ -78,11 +78,11 @@ def load(
     if place.type == "mps":
         devices.check_linear(place)
     source = sources.find(name, weights=not remote)
-    if source.kind == sources.BUILT and (offload or remote):
+    if source.kind == "organism":
         if offload:
             raise UserError(f"offload {offload!r}: model {source.name!r} is built in memory; leave offload out")
-        raise UserError(f"model {source.name!r} is built here and on no server; leave remote out, or give 'local'")
-    if source.kind == sources.BUILT:
+        if remote:
+            raise UserError(f"model {source.name!r} is built here and on no server; leave remote out, or give 'local'")
         return _build_organism(source, place, DTYPES.get(dtype, torch.float32))
     if remote:
         return _load_remote(_with_folder(source))

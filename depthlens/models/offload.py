@@ -5,11 +5,11 @@ reads those of the next layer meanwhile. So a walk over the layers (`depthlens.e
 layers and the activations, and reads each layer once. A layer that is called as a module (``lens.model(...)``, rows,
 means) is read for the call.
 
-Transformers does what it does for a whole model, on the weights of one layer: `from_pretrained` builds the model on
+Transformers processes the weights of one layer as it does those of a whole model. `from_pretrained` builds the model on
 the meta device from the names and shapes in the files, so that missing, spare and mismatched weights are found before
-anything is read; `convert_and_load_state_dict_in_model` renames, stacks experts, converts the dtype and places.
-Accelerate's disk offload is not used: its hooks read a module's weights for every call, so for every chunk of a layer,
-and experts are first written to disk again in the form in which the model holds them.
+anything is read. `convert_and_load_state_dict_in_model` renames weights, stacks experts, converts the dtype and moves
+the result to the device. Accelerate's disk offload is not used, because its hooks read a module's weights for every
+call (for every chunk of a layer), and it first writes experts to disk again in the form that the model has.
 
 Files are read with ``pread``. Mapping them into memory would reserve the whole file, which the system refuses where
 memory is limited. A layer whose experts are stored one by one takes about twice its size while they are stacked.
@@ -247,7 +247,7 @@ class Stream:
         following = layer + 1 if following is None else following
         try:
             if following < len(self.layers):
-                self._ahead = (following, self._thread.submit(lambda: self.read(following)))
+                self._ahead = (following, self._thread.submit(self.read, following))
             yield
         except BaseException:
             self._take(None)

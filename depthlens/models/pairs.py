@@ -26,7 +26,7 @@ from depthlens.ablations import Condition
 from depthlens.errors import UserError, unknown
 from depthlens.models import loading
 from depthlens.models.lens import Donor, Lens
-from depthlens.organisms import builder
+from depthlens.organisms import options
 
 log = logging.getLogger(__name__)
 Same = Callable[[str, object, object], None]  # refuses two values that differ
@@ -92,7 +92,7 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     """A donor by name, or as it was loaded; see `with_donor`."""
     if isinstance(donor, Lens):
         return donor
-    built = isinstance(donor, str) and builder.is_name(donor)  # has no files to read from
+    built = isinstance(donor, str) and options.is_name(donor)  # has no files to read from
     dtype = str(base.dtype).removeprefix("torch.")
     return loading.load(donor, dtype=dtype, device=str(base.device), offload=None if built else "disk")
 
@@ -112,10 +112,7 @@ def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
 
 
 def join_donor(
-    lens: Lens,
-    donor: str | os.PathLike[str] | Lens | None,
-    conditions: Sequence[Condition],
-    backend: str,
+    lens: Lens, donor: str | os.PathLike[str] | Lens | None, conditions: Sequence[Condition], backend: str
 ) -> Lens:
     """The model with its donor, where conditions ask for one.
 

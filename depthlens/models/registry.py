@@ -27,29 +27,13 @@ NAMED = (
     Named("qwen3-8b-base", "Qwen/Qwen3-8B-Base", "Qwen3", "8B", "study; base of the pair below"),
     Named("deepseek-r1-qwen3-8b", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "Qwen3", "8B", "study; distilled"),
     Named("qwen2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "Qwen2", "1.5B", "study; base of the pair below"),
-    Named(
-        "deepseek-r1-qwen-1.5b",
-        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
-        "Qwen2",
-        "1.5B",
-        "study; distilled",
-    ),
+    Named("deepseek-r1-qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "Qwen2", "1.5B", "study; distilled"),
     Named("qwen2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "Qwen2", "7B", "study; base of the pair below"),
     Named("deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"),
     Named(
-        "llama-3.3-70b-instruct",
-        "meta-llama/Llama-3.3-70B-Instruct",
-        "LLaMA",
-        "70B",
-        "study; base of the pair below",
+        "llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", "LLaMA", "70B", "study; base of the pair below"
     ),
-    Named(
-        "deepseek-r1-llama-70b",
-        "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",
-        "LLaMA",
-        "70B",
-        "study; distilled",
-    ),
+    Named("deepseek-r1-llama-70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "LLaMA", "70B", "study; distilled"),
 )
 
 

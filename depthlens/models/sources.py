@@ -1,7 +1,7 @@
 """Which model a name means, and whether depthlens can take that model apart: known before anything heavy runs.
 
-A mistake in a name should not cost the import of torch, an index of tasks or the download of a tokenizer. `find` looks
-at files that are here, `probe` asks the hub for ``config.json`` alone, once and for at most `SECONDS`: the hub's own
+A mistake in a name should not cost the import of torch, an index of tasks or the download of a tokenizer. So `find`
+looks at local files, and `probe` asks the hub for ``config.json`` alone, once and for at most `SECONDS`. The hub's own
 client asks six times with pauses of up to 8 seconds, for every file.
 """
 
@@ -21,11 +21,11 @@ from typing import Any
 from depthlens.errors import UserError, unknown
 from depthlens.models.families import FAMILIES, GGUF, supported
 from depthlens.models.registry import NAMED
+from depthlens.organisms import options
 
 log = logging.getLogger(__name__)
 
 SECONDS = 3.0  # for the hub to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
-BUILT = "organism"  # what names of planted models begin with
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def find(name: Any, *, weights: bool = True) -> Source:
     if not isinstance(name, str) or not name.strip():
         kinds = "an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
         raise UserError(f"model {name!r}: give {kinds}")
-    if name.partition(":")[0] == BUILT:
-        return Source(name, BUILT)
+    if options.is_name(name):
+        return Source(name, "organism")
     for row in NAMED:
         if row.alias == name:
             made = row.source in ("embedded", "adapter")
@@ -106,7 +106,7 @@ def _on_disk(name: str, path: Path, weights: bool) -> Source | None:
 def probe(source: Source) -> Source:
     """Ask the hub for the configuration of a model that is there, and refuse a class that depthlens does not know.
 
-    What the hub said once is not asked again.
+    An answer of the hub is remembered.
 
     Returns:
         The source, with ``only_cached`` settled.

@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from depthlens.organisms import language
+from depthlens.organisms.options import Options
 
 N_LAYERS, N_HEADS, D_MODEL, D_HEAD, D_MLP = 6, 4, 256, 64, 256
 MAX_POSITIONS = 8192
@@ -59,28 +60,12 @@ MATCH = {
 }
 
 
-def plant(
-    roles: Mapping[tuple[int, int], str],
-    *,
-    seed: int,
-    noise: float,
-    leak: float,
-    eps: float,
-    n_kv_heads: int,
-    tied_embeddings: bool,
-    sharpness: float,
-) -> LlamaForCausalLM:
-    """A float32 model with the given heads planted; for the options see `depthlens.organisms.builder.build`.
+def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCausalLM:
+    """A float32 model with the given heads planted.
 
     Args:
         roles: Role by (layer, head): ``previous_token`` or a key of ``MATCH``.
-        seed: Of everything drawn.
-        noise: Mean norm that each other part writes, in units of 8.
-        leak: Factor on the noise that falls into the blocks.
-        eps: Noise on planted weights, relative to their norm.
-        n_kv_heads: Key/value heads.
-        tied_embeddings: One matrix for embedding and unembedding.
-        sharpness: Attention logits of a perfect match.
+        options: What else the model is built from.
     """
     config = LlamaConfig(
         vocab_size=len(language.vocabulary()),
@@ -88,11 +73,11 @@ def plant(
         intermediate_size=D_MLP,
         num_hidden_layers=N_LAYERS,
         num_attention_heads=N_HEADS,
-        num_key_value_heads=n_kv_heads,
+        num_key_value_heads=options.n_kv_heads,
         head_dim=D_HEAD,
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-        tie_word_embeddings=tied_embeddings,
+        tie_word_embeddings=options.tied_embeddings,
         bos_token_id=language.vocabulary()[language.BOS],
         eos_token_id=language.vocabulary()[language.EOS],
         pad_token_id=language.vocabulary()[language.PAD],
@@ -102,7 +87,7 @@ def plant(
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # how sums are shared out among threads decides their last bits
-        _Planter(model, roles, seed, noise, leak, eps, sharpness).run()
+        _Planter(model, roles, options).run()
     finally:
         torch.set_num_threads(threads)
     return model
@@ -139,28 +124,19 @@ class _Planter:
     Matrices are made in block coordinates; ``basis`` turns them into the model's.
     """
 
-    def __init__(
-        self,
-        model: LlamaForCausalLM,
-        roles: Mapping[tuple[int, int], str],
-        seed: int,
-        noise: float,
-        leak: float,
-        eps: float,
-        sharpness: float,
-    ) -> None:
-        self.model, self.roles, self.draw = model, roles, _Draw(seed)
-        self.written, self.eps, self.sharpness = noise * UNIT, eps, sharpness
-        self.tied = model.config.tie_word_embeddings
+    def __init__(self, model: LlamaForCausalLM, roles: Mapping[tuple[int, int], str], options: Options) -> None:
+        self.model, self.roles, self.draw = model, roles, _Draw(options.seed)
+        self.written, self.eps, self.sharpness = options.noise * UNIT, options.eps, options.sharpness
+        self.tied = options.tied_embeddings
         self.amplitude = TIED_AMPLITUDE if self.tied else AMPLITUDE
         self.start = {name: i * (N_CODE + N_FLAGS) for i, name in enumerate(BLOCKS)}
         if self.tied:
             self.start["O"] = self.start["T"]
-        self.group = N_HEADS // (model.config.num_key_value_heads or N_HEADS)
+        self.group = N_HEADS // options.n_kv_heads
         self.basis = self.draw.rotation(D_MODEL)
         self.leak = torch.ones(D_MODEL, 1, dtype=torch.float64)
-        self.leak[: CONSTANT + 1] = leak
-        prompts = [p for task in language.TASKS for p in language.sample(N_CALIBRATION, task, seed=-1 - seed)]
+        self.leak[: CONSTANT + 1] = options.leak
+        prompts = [p for task in language.TASKS for p in language.sample(N_CALIBRATION, task, seed=-1 - options.seed)]
         self.tokens = torch.tensor([p.tokens for p in prompts])
 
     def run(self) -> None:

@@ -228,12 +228,7 @@ class AnswerStore:
         return self._opened
 
     def entry(
-        self,
-        label: str,
-        *,
-        backend: str = "torch",
-        method: str = "exact",
-        reference: Mapping[str, str] | None = None,
+        self, label: str, *, backend: str = "torch", method: str = "exact", reference: Mapping[str, str] | None = None
     ) -> AnswerCache:
         """What the store holds of the model and a question; a cache that stores nothing where there is no store.
 

@@ -45,11 +45,7 @@ class AnswerRows:
     """
 
     def __init__(
-        self,
-        entry: Entry | None,
-        requests: Sequence[Any],
-        conditions: Sequence[Any],
-        addresses: Sequence[str],
+        self, entry: Entry | None, requests: Sequence[Any], conditions: Sequence[Any], addresses: Sequence[str]
     ) -> None:
         self.entry = entry
         self.requests = requests
@@ -95,11 +91,7 @@ class AnswerRows:
         return f"{rows} are kept in {entry.store.location}; run the same again to go on"
 
     def run(
-        self,
-        members: Sequence[int],
-        group: Sequence[int],
-        compute: Compute,
-        arrived: Callable[[int], Any] = _ignore,
+        self, members: Sequence[int], group: Sequence[int], compute: Compute, arrived: Callable[[int], Any] = _ignore
     ) -> None:
         """Have ``compute`` fill in what is missing of some requests under some conditions, in products of both.
 

@@ -5,11 +5,12 @@ A store is a folder, or any URL that fsspec opens::
     format.json                      {"format": 1}
     KEY/about.json                   what all rows below it share; KEY is the hash of it
     KEY/LABEL/DIGEST.parquet         one part: rows (condition, request) -> value, greedy, text; DIGEST is its hash
-    KEY/LABEL/.reservations/               who is computing what right now (`reservations`; in local folders only)
-    damaged/                         parts that were no longer what their name says
+    KEY/LABEL/.reservations/         which process computes what now (`reservations`; in local folders only)
+    damaged/                         parts that no longer are what their names say
 
-Scores and summaries are never stored: they are computed from these rows every time. Nothing is ever changed in place,
-so a killed process leaves whole parts and at worst a temporary file, whose name starts with a dot.
+A log-likelihood has a value and whether it is greedy, a number only a value, a written answer only a text. Scores and
+summaries are never stored, because they are computed from these rows every time. No file is changed in place, so a
+killed process leaves whole parts and at worst a temporary file, whose name starts with a dot.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ import torch
 
 from depthlens import backends, cli
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.backends import transformer_lens as tl_backend
 from depthlens.backends.protocol import Backend
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
+from depthlens.models import library_views, loading
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 OTHERS = ("transformer_lens", "nnsight")
@@ -193,7 +193,7 @@ def test_the_command_line_takes_a_backend(name, tmp_path, capsys):
 
 
 def test_a_wrong_backend_is_one_line_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep.models, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     with pytest.raises(SystemExit) as ended:
         call = ["sweep", "smollm2-135m", "capitals_continuation", "--ablate", "layers", "--backend", "nnsigt"]
         cli.main([*call, "--out", str(tmp_path / "out")])
@@ -270,7 +270,7 @@ def test_the_study_s_way_removes_the_whole_group(family, z_of):
 
 
 def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backends_that_do(lens, monkeypatch):
-    monkeypatch.delitem(tl_backend.SUPPORTED_ARCHITECTURES, "LlamaForCausalLM")
+    monkeypatch.delitem(library_views.SUPPORTED_ARCHITECTURES, "LlamaForCausalLM")
     fresh = surgery.rough_lens("llama-gqa")
     said = "TransformerLens does not support LlamaForCausalLM; use backend 'torch' or 'nnsight'"
     with pytest.raises(UserError, match=re.escape(said)):

@@ -21,6 +21,7 @@ from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.models import loading
+from depthlens.models.architectures import Architecture
 from depthlens.paths import data_dir
 from depthlens.plots import geometry as plots
 
@@ -154,7 +155,7 @@ def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
                 assert not [ref for ref in alive if ref() is not None], "states of an earlier text are still held"
             out = make(*args)
             calls.append(len(args[1]) if make is states else None)
-            alive.extend(weakref.ref(x) for x in (out if isinstance(out, list) else [out]))
+            alive.extend(weakref.ref(x) for x in out)
             return out
 
         return made
@@ -169,7 +170,7 @@ def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
         assert not [ref for ref in alive if ref() is not None], "rows of an earlier text are still held"
         return effects(*args)
 
-    monkeypatch.setattr(geo, "_added", watched(geo._added))
+    monkeypatch.setattr(Architecture, "step", watched(Architecture.step))
     monkeypatch.setattr(geo, "_effects", of_text)
     geo.layer_effects(lens, TEXTS, progress=False)
     assert len(calls) == 3 + 3 * lens.dims.n_layers, "all rows of a short text pass a layer together"

@@ -76,7 +76,7 @@ def test_no_part_is_the_base_exactly_and_all_parts_are_the_donor(family):
     with distillation.transplant(base, donor) as condition:
         assert str(condition) == "baseline"
         assert torch.equal(logits(base.model), clean)
-    with distillation.transplant(base, donor, layers=range(5), ends=True) as condition:
+    with distillation.transplant(base, donor, layers=range(5), embeddings=True) as condition:
         assert str(condition) == "embed@donor+unembed@donor+L0-4@donor"
         same(logits(base.model), wanted)
     with distillation.transplant(base, donor, layers=range(5)):
@@ -88,7 +88,7 @@ def test_no_part_is_the_base_exactly_and_all_parts_are_the_donor(family):
 def test_tied_and_untied_embeddings_make_a_pair():
     base = surgery.rough_lens("qwen2", tie_word_embeddings=True)
     donor = other(tiny.lens("qwen2"))
-    with distillation.transplant(base, donor, layers=range(5), ends=True):
+    with distillation.transplant(base, donor, layers=range(5), embeddings=True):
         same(logits(base.model), logits(donor.model))
 
 
@@ -98,7 +98,7 @@ def test_other_rotary_frequencies_go_with_whole_layers(family):
     donor = other(surgery.rough_lens(family, rope_parameters={"rope_type": "default", "rope_theta": 50.0}))
     together = distillation.with_donor(base, donor)
     assert together.donor.own_rotary and "rotary frequencies differ" in together.donor.notes[-1]
-    with distillation.transplant(base, donor, layers=range(5), ends=True):
+    with distillation.transplant(base, donor, layers=range(5), embeddings=True):
         same(logits(base.model), logits(donor.model))
     conditions = expand("whole@donor,L2.H1@donor,L1", base.dims)
     found = scores(together, conditions)
@@ -147,7 +147,10 @@ def test_after_an_exception_the_base_is_bit_equal_and_nothing_is_left_on_it(fold
     base = loading.load(folders("llama-gqa"))
     donor = loading.load(folders("llama-gqa", moved=True), offload="disk" if streamed else None)
     clean, before, shape = logits(base.model), weights_of(base.model), attributes(base.model)
-    with pytest.raises(ZeroDivisionError), distillation.transplant(base, donor, layers=[1], heads=[(2, 3)], ends=True):
+    with (
+        pytest.raises(ZeroDivisionError),
+        distillation.transplant(base, donor, layers=[1], heads=[(2, 3)], embeddings=True),
+    ):
         assert float((logits(base.model) - clean).abs().max()) > SAME
         raise ZeroDivisionError
     assert torch.equal(logits(base.model), clean) and attributes(base.model) == shape
