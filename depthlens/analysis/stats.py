@@ -122,15 +122,15 @@ def paired_t(differences: np.ndarray, spread: float) -> tuple[np.ndarray, np.nda
 
     Where all differences of a row are equal there is no variance to divide by. Then p is that of the exact
     sign-flip test, ``2**(1 - n)`` (1 if the differences are 0), and the interval is the rule of three [5]:
-    with 95% confidence at most a share ``1 - 0.025**(1 / n)`` of documents differs
-    otherwise, each by no more than ``spread``.
+    with 95% confidence at most a share ``1 - 0.025**(1 / n)`` of documents differs otherwise, each by no more than
+    ``spread``.
 
     Args:
         differences: Condition minus baseline per document.
         spread: Largest minus smallest value of the metric seen in any condition.
 
     Returns:
-        Lower ends, upper ends, p-values.
+        Lower bounds, upper bounds, p-values.
     """
     n = differences.shape[1]
     mean = differences.mean(axis=1)
