@@ -7,8 +7,8 @@ uses intervals of level ``1 - 0.05 / m`` (Bonferroni), so that the chance of any
 at 5%.
 
 Both scales are defined in `depthlens.analysis.depth`. The *relative loss*, ``loss / (baseline - chance)``, says how
-much a removal costs. The *share of importance*, a third's part of the summed loss of all layers, says where the losses are.
-Tasks at chance, and for shares tasks without a proven loss, are left out by name.
+much a removal costs. The *share of importance*, a third's part of the summed loss of all layers, says where the losses
+are. Tasks at chance, and for shares tasks without a proven loss, are left out by name.
 """
 
 from __future__ import annotations
