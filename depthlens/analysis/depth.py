@@ -1,20 +1,21 @@
 """What a layer sweep says about depth: losses by depth third, centres of mass, agreement of two tasks' profiles.
 
-Intervals are percentile bootstraps over documents (`depthlens.analysis.layer_profiles`); documents are drawn jointly
-for tasks that share them, since the same question is easy or hard under every protocol. Tasks at chance are left out: a
-loss cannot be told where there is nothing to lose.
+Intervals are percentile bootstraps over documents (`depthlens.analysis.bootstrap`). Documents are drawn jointly for
+tasks that share them, because the same question is easy or hard under every protocol. Tasks at chance are left out,
+because they have nothing to lose.
 
 Losses of several tasks can be compared on three scales:
 
 * ``score``: in the metric's own unit. For two models on one task, not for two tasks.
 * ``above_chance``: as a share of what the whole model scores above chance; 0: nothing is lost, 1: the task falls to
-  guessing. It says *how much* a removal costs. ``answer_logprob`` has no such share: a log-likelihood has no floor.
+  guessing. It says *how much* a removal costs. ``answer_logprob`` has no such share, because a log-likelihood has no
+  floor.
 * ``importance``: as a share of the summed loss of all removed layers, so that the thirds of a task add up to 1. It
   says *where* a task's losses are, for every metric, and so does the centre of mass. A removal that helps counts as a
   negative loss in both: counted as 0, the noise of layers that do nothing would draw every task to the middle.
 
 Limit of ``importance`` and of the centre: where one early layer breaks the model altogether, it holds most of all
-loss (in nats above all). Sweeping or selecting the other layers asks where the rest lies.
+loss (above all in nats). Sweep or select the other layers to see where the rest is.
 """
 
 from __future__ import annotations
@@ -106,9 +107,9 @@ def third_differences(
         UserError: see `loss_by_third`.
     """
     rows = []
-    for (one, a), (other, b) in itertools.combinations(_thirds(result, scale, seed, n_boot), 2):
-        low, high = interval(a - b, min(len(one.documents), len(other.documents)))
-        rows += [(one.label, other.label, *row) for row in zip(THIRDS, (a - b)[0], low, high, strict=True)]
+    for (first, a), (second, b) in itertools.combinations(_thirds(result, scale, seed, n_boot), 2):
+        low, high = interval(a - b, min(len(first.documents), len(second.documents)))
+        rows += [(first.label, second.label, *row) for row in zip(THIRDS, (a - b)[0], low, high, strict=True)]
     return pd.DataFrame(rows, columns=["task", "other", "third", "difference", "ci_low", "ci_high"])
 
 
@@ -198,9 +199,9 @@ def centre_differences(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -
     placed = [p for p in profiles(result) if not p.unplaced]
     centres = [centre(p, loss) for p, (loss, _) in zip(placed, drawn(placed, seed=seed, n_boot=n_boot), strict=True)]
     rows = []
-    for (one, a), (other, b) in itertools.combinations(zip(placed, centres, strict=True), 2):
-        low, high = interval(a - b, min(len(one.documents), len(other.documents)))
-        rows.append((one.label, other.label, (a - b)[0], float(low), float(high)))
+    for (first, a), (second, b) in itertools.combinations(zip(placed, centres, strict=True), 2):
+        low, high = interval(a - b, min(len(first.documents), len(second.documents)))
+        rows.append((first.label, second.label, (a - b)[0], float(low), float(high)))
     return pd.DataFrame(rows, columns=["task", "other", "difference", "ci_low", "ci_high"])
 
 
@@ -222,13 +223,13 @@ def rank_agreement(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd
     """
     rows = []
     usable = [p for p in profiles(result) if not p.at_chance]
-    for one, other in itertools.combinations(usable, 2):
-        counts = [draws(len(p.documents), n_boot, seed) for p in (one, other)]
-        if one.documents != other.documents:
-            counts[1] = draws(len(other.documents), n_boot, seed + 1)
-        a, b = (pd.DataFrame(c @ p.values).rank(axis=1) for c, p in zip(counts, (one, other), strict=True))
+    for pair in itertools.combinations(usable, 2):
+        first, second = pair
+        seeds = [seed, seed if first.documents == second.documents else seed + 1]
+        counts = [draws(len(p.documents), n_boot, s) for p, s in zip(pair, seeds, strict=True)]
+        a, b = (pd.DataFrame(c @ p.values).rank(axis=1) for c, p in zip(counts, pair, strict=True))
         rho = a.corrwith(b, axis=1).to_numpy()
-        rows.append((one.label, other.label, rho[0], *percentile_interval(rho)))
+        rows.append((first.label, second.label, rho[0], *percentile_interval(rho)))
     return pd.DataFrame(rows, columns=["task", "other", "spearman", "ci_low", "ci_high"])
 
 

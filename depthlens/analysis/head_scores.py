@@ -33,8 +33,8 @@ class HeadScores(Saveable):
         name: What is measured, e.g. "copy-paste score".
         unit: "" or "nats".
         values: Shape [n_layers, n_heads]; NaN where a head was not measured.
-        low: Lower ends of the 95% intervals. Shape [n_layers, n_heads].
-        high: Upper ends. Shape [n_layers, n_heads].
+        low: Lower bounds of the 95% intervals. Shape [n_layers, n_heads].
+        high: Upper bounds. Shape [n_layers, n_heads].
         n: Cases that the values are means over.
         critical: Above 0 after Holm's correction and, in nats, at least `MIN_NATS`, where tested. Shape
             [n_layers, n_heads].
@@ -181,8 +181,8 @@ class ReasoningScores(Saveable):
     """Loss per token, in nats, that removing a head causes on three kinds of tokens of worked solutions.
 
     Attributes:
-        computed: On numbers that stand nowhere before.
-        copied: On numbers that stand in the question or earlier in the solution.
+        computed: On numbers that occur nowhere before.
+        copied: On numbers that occur in the question or earlier in the solution.
         text: On everything else.
         contrast: Computed minus copied, over the solutions that have both.
         record: What all four share.

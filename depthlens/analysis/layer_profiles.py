@@ -198,25 +198,25 @@ def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np
     return means
 
 
-def comparable(one: Result, other: Result) -> None:
+def comparable(a: Result, b: Result) -> None:
     """Check that two results are of one model each, and of the same tasks and metrics asked alike.
 
     Raises:
         UserError: naming what differs.
     """
-    for result in (one, other):
+    for result in (a, b):
         if len(models := result.docs["model"].unique()) > 1:
             raise UserError(f"a result has models {', '.join(models)}; choose one with select(models=...)")
-    names = [str(result.docs["model"].iloc[0]) for result in (one, other)]
-    metrics = [[f"{metric} of {task}" for task, metric in labels(result)] for result in (one, other)]
+    names = [str(result.docs["model"].iloc[0]) for result in (a, b)]
+    metrics = [[f"{metric} of {task}" for task, metric in labels(result)] for result in (a, b)]
     same("metrics", "", names, metrics)
-    pairs = [("", _OF_RUN, one.record, other.record)]
-    tasks = dict.fromkeys(task for task, _ in labels(one))
-    pairs += [(f"task {t}: ", _OF_TASK, one.record["tasks"][t], other.record["tasks"][t]) for t in tasks]
-    for where, fields, a, b in pairs:
+    pairs = [("", _OF_RUN, a.record, b.record)]
+    tasks = dict.fromkeys(task for task, _ in labels(a))
+    pairs += [(f"task {t}: ", _OF_TASK, a.record["tasks"][t], b.record["tasks"][t]) for t in tasks]
+    for where, fields, first, second in pairs:
         for field in fields:
-            if a.get(field) != b.get(field):
-                fault = f"{field} is {a.get(field)!r} for {names[0]} and {b.get(field)!r} for {names[1]}"
+            if first.get(field) != second.get(field):
+                fault = f"{field} is {first.get(field)!r} for {names[0]} and {second.get(field)!r} for {names[1]}"
                 raise UserError(f"{where}{fault}; run both alike")
 
 

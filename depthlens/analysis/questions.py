@@ -1,7 +1,7 @@
 """What the documents of a result ask: the table behind `Result.questions`.
 
-On disk it is a file of its own, ``questions.parquet``, beside ``docs.parquet``: a document is scored under every
-condition and metric, so as a column there its question would stand in hundreds of rows.
+On disk it is a file of its own, ``questions.parquet``, beside ``docs.parquet``. A document is scored under every
+condition and metric, so a column of ``docs.parquet`` would repeat its question in hundreds of rows.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How far transplants carry a base model towards its donor, as a share of the gap between the two.
+"""How much of the gap between a base model and its donor transplants close.
 
 A transplant is a condition that takes parts from a donor (``L0-11@donor``, see `depthlens.ablations`). With mean
 scores over the same documents it recovers ``(transplant - base) / (donor - base)``: 0 is the base, 1 the donor, below 0
 worse than either. Intervals are percentile bootstraps over documents, drawn jointly for all three
-(`depthlens.analysis.layer_profiles`). The share is given where the donor is proven better than the base: without a gap
-there is nothing to recover, and a ratio of noise could be anything.
+(`depthlens.analysis.bootstrap`). The share is given where the donor is proven better than the base: without a gap there
+is nothing to recover, and a ratio of noise could be anything.
 
-Limit: what is transplanted meets layers that were trained with other ones. A low share says that the parts do not work
-here, not that the ability is elsewhere.
+Limit: the transplanted parts work beside layers that they were not trained with. A low share says that the parts do not
+work there, not that the ability is elsewhere.
 """
 
 from __future__ import annotations

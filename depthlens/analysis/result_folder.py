@@ -1,10 +1,10 @@
-"""The folder that a sweep writes: whether it is free, holds the same sweep or another, and who writes to it now.
+"""The folder that a sweep writes to: whether it is free, holds the same sweep or another, and who writes to it now.
 
-A result that took hours should not be lost to a repeated ``--out``. A folder is free where it holds none of the files
-that would be written. One that holds the same sweep (model, tasks, conditions and every setting that decides a score)
-is written again: the answers are found in the store, so this costs little. Everything else is refused, unless the
-caller says that it is to be replaced. The check is made before a model is loaded, as far as the record tells, and once
-more before anything is written. No torch, no pandas.
+A repeated ``--out`` must not destroy a result that took hours. A folder is free where it holds none of the files that
+would be written. A folder with the same sweep (model, tasks, conditions and every setting that decides a score) is
+written again, which costs little because the answers are in the store. Every other folder is refused, unless the caller
+asks to replace its content. The check is made before a model is loaded, as far as the record allows, and once more
+before anything is written. This module imports neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ _DERIVED = ("metrics", "skipped_metrics")  # of a task's entry: computed from th
 
 @contextmanager
 def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
-    """Have a sweep's folder for oneself; other processes are refused it as long as the context lasts.
+    """Reserve the folder of a sweep: other processes are refused it until the context ends.
 
     Args:
-        out: The folder; made where there is none.
-        asked: What is to be swept: model, tasks, ablate, num_fewshot, dtype, donor and `SETTINGS`, as they were given.
-        overwrite: Whatever it holds is to be replaced.
+        out: The folder. It is made where there is none.
+        asked: What is to be swept: model, tasks, ablate, num_fewshot, dtype, donor and `SETTINGS`, as the caller named
+            them.
+        overwrite: Replace whatever it holds.
 
     Raises:
         UserError: it cannot be written, another process is writing to it, or it holds something else.
@@ -66,15 +67,15 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[dict[str
 
     Args:
         folder: The folder.
-        files: What is to be written, the record among them.
-        differs: Given the record that is there, says in what it differs; "" if in nothing. A ``KeyError`` or
-            ``TypeError`` says that it is a record of another kind.
+        files: Names of the files that are to be written, the record among them.
+        differs: Says in what the record of the folder differs from the new one, "" if in nothing. A ``KeyError`` or
+            ``TypeError`` means that it is a record of another kind.
 
     Raises:
-        UserError: it does.
+        UserError: the folder holds something else.
     """
-    found = [name for name in files if (folder / name).exists()]
-    if not found:
+    existing = [name for name in files if (folder / name).exists()]
+    if not existing:
         return
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
@@ -82,14 +83,14 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[dict[str
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, UserError):
             raise
-        name = RECORD_FILE if RECORD_FILE in found else found[0]
+        name = RECORD_FILE if RECORD_FILE in existing else existing[0]
         raise UserError(f"{str(folder)!r} holds a {name} of something else; {_FIX}") from e
     if why:
         raise UserError(f"{str(folder)!r} holds another result ({why}); {_FIX}")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In what the records of two sweeps differ, beside time, machine and versions; "" if in nothing."""
+    """In what the records of two sweeps differ, besides time, machine and versions; "" if in nothing."""
     models = [record.get("model") or {} for record in (old, new)]
     pairs = [(f"model {key}", *(model.get(key) for model in models)) for key in ("name", "fingerprint", "dtype")]
     if pairs[1][1] is not None:
@@ -106,7 +107,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _differs_from_asked(record: dict[str, Any], asked: Mapping[str, Any]) -> str:
-    """The same, of what can be told before anything is loaded."""
+    """In what a record differs from a sweep of which nothing is loaded yet; "" if in nothing that is known."""
     model, tasks = record["model"], list(asked["tasks"])
     pairs: list[tuple[str, Any, Any]] = [("model", model["name"], asked["model"])]
     if why := first_difference(pairs):

@@ -4,7 +4,7 @@ A solution is read as its equations in order (``53 - 12 = 41``, also GSM8K's ``5
 fails decides:
 
 ``right``        the task scores the answer as right
-``miscopied``    an operand stands neither in the question (as digits or as a word) nor earlier in the solution
+``miscopied``    an operand is neither in the question (as digits or as a word) nor earlier in the solution
 ``miscomputed``  every operand is known, but the equation is false
 ``otherwise``    every equation holds, and the answer is wrong: steps are missing, needless or of the wrong kind, or the
                  answer is not the last result
@@ -13,8 +13,8 @@ fails decides:
 Losses are counted on the documents that the whole model solves: the share of these that end as each mistake when a
 layer is removed.
 
-Limits: a number that nobody told the model (7 days a week, 100 for per cent) counts as miscopied in a wrong solution;
-what is calculated in words is not seen; a wrong plan that is carried out well is ``otherwise``, whatever led to it.
+Limits: a number that is not in the question (7 days a week, 100 for per cent) counts as miscopied in a wrong solution.
+Calculations in words are not recognised. A wrong plan that is carried out well is ``otherwise``, whatever led to it.
 """
 
 from __future__ import annotations

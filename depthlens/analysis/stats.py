@@ -122,15 +122,15 @@ def paired_t(differences: np.ndarray, spread: float) -> tuple[np.ndarray, np.nda
 
     Where all differences of a row are equal there is no variance to divide by. Then p is that of the exact
     sign-flip test, ``2**(1 - n)`` (1 if the differences are 0), and the interval is the rule of three [5]:
-    with 95% confidence at most a share ``1 - 0.025**(1 / n)`` of documents differs
-    otherwise, each by no more than ``spread``.
+    with 95% confidence at most a share ``1 - 0.025**(1 / n)`` of documents differs otherwise, each by no more than
+    ``spread``.
 
     Args:
         differences: Condition minus baseline per document.
         spread: Largest minus smallest value of the metric seen in any condition.
 
     Returns:
-        Lower ends, upper ends, p-values.
+        Lower bounds, upper bounds, p-values.
     """
     n = differences.shape[1]
     mean = differences.mean(axis=1)
@@ -245,10 +245,11 @@ def summarise(docs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summarise_group(key: tuple[str, str, str], group: pd.DataFrame) -> pd.DataFrame:
-    where = f"{key[1]} {key[2]} of {key[0]}"
-    values, first = _matrix(group, where)
+    values = _matrix(group, f"{key[1]} {key[2]} of {key[0]}")
+    table = group.drop_duplicates("condition").set_index("condition", drop=False).loc[list(values.index)]
+    table = table[[*GROUP, "condition", "layer", "head"]].reset_index(drop=True)
+    values = values.to_numpy()
     delta, low, high, p = paired_change(values[0], values[1:], binary=is_binary(values))
-    table = group.iloc[first][[*GROUP, "condition", "layer", "head"]].reset_index(drop=True)
     table["n"] = values.shape[1]
     table["value"] = values.mean(axis=1)
     table["baseline"] = values[0].mean()
@@ -260,40 +261,31 @@ def _summarise_group(key: tuple[str, str, str], group: pd.DataFrame) -> pd.DataF
     return table
 
 
-def _matrix(group: pd.DataFrame, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values [n_conditions, n_docs], baseline first, and the position of each condition's first row."""
-    codes, names = pd.factorize(group["condition"])
-    names = [str(name) for name in names]
+def _matrix(group: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Scores, conditions (baseline first) x documents; refuses what cannot be compared."""
+    names = sorted(group["condition"].unique(), key=lambda name: name != BASELINE)
     if BASELINE not in names:
         raise UserError(f"{where} has no {BASELINE!r} condition to compare with; add it to the sweep")
-    values = group["value"].to_numpy(dtype=float)
-    bad = np.flatnonzero(~np.isfinite(values))
+    bad = group[~np.isfinite(group["value"])]
     if len(bad):
-        row = group.iloc[bad[0]]
+        row = bad.iloc[0]
         raise UserError(
-            f"condition {row['condition']!r}: {where} is {values[bad[0]]} on document {row['doc_id']} "
+            f"condition {row['condition']!r}: {where} is {row['value']} on document {row['doc_id']} "
             f"({len(bad)} such values); run in float32 or leave the condition out"
         )
-    order = np.array([names.index(BASELINE), *(i for i, name in enumerate(names) if name != BASELINE)])
-    rank = np.argsort(order)  # position of each condition in the result
-    doc_codes, doc_ids = pd.factorize(group["doc_id"])
-    counts = np.zeros((len(names), len(doc_ids)), dtype=np.int64)
-    np.add.at(counts, (rank[codes], doc_codes), 1)
-    if (counts > 1).any():
-        c, d = np.argwhere(counts > 1)[0]
+    repeated = group[group.duplicated(["condition", "doc_id"])]
+    if len(repeated):
+        row = repeated.iloc[0]
         raise UserError(
-            f"condition {names[order[c]]!r}: {where} has document {doc_ids[d]} more than once; keep one row"
+            f"condition {row['condition']!r}: {where} has document {row['doc_id']} more than once; keep one row"
         )
-    differs = np.argwhere(counts != counts[0])
+    table = group.pivot(index="condition", columns="doc_id", values="value").loc[names, group["doc_id"].unique()]
+    differs = np.argwhere((table.isna() != table.loc[BASELINE].isna()).to_numpy())
     if len(differs):
         c, d = differs[0]
-        state = "lacks document" if counts[0, d] else "has a document that the baseline lacks:"
+        state = "has a document that the baseline lacks:" if np.isnan(table.iloc[0, d]) else "lacks document"
         raise UserError(
-            f"condition {names[order[c]]!r}: {where} {state} {doc_ids[d]}; "
+            f"condition {names[c]!r}: {where} {state} {table.columns[d]}; "
             "every condition needs the documents of the baseline"
         )
-    matrix = np.empty(counts.shape)
-    matrix[rank[codes], doc_codes] = values
-    first = np.full(len(names), len(values))
-    np.minimum.at(first, rank[codes], np.arange(len(values)))
-    return matrix, first
+    return table

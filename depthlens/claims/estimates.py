@@ -1,14 +1,14 @@
 """The tests behind the study's claims: profiles in, estimates with intervals out. What they mean: `depthlens.claims`.
 
 Each claim is one estimate or several (`depthlens.claims.decision`), all fixed before any result was seen. Documents are
-drawn with replacement (`depthlens.analysis.layer_profiles`), jointly where tasks share them; several tasks are combined
-by the mean over tasks within each draw. Intervals are expanded percentile intervals (Hesterberg 2015). A claim of m
-parts uses intervals of level ``1 - 0.05 / m`` (Bonferroni), so that the chance of any false statement about its parts
-stays at 5%.
+drawn with replacement (`depthlens.analysis.bootstrap`), jointly where tasks share them. Several tasks are combined by
+the mean over tasks within each draw. Intervals are expanded percentile intervals (Hesterberg 2015). A claim of m parts
+uses intervals of level ``1 - 0.05 / m`` (Bonferroni), so that the chance of any false statement about its parts stays
+at 5%.
 
-Two scales, both defined in `depthlens.analysis.depth`: the *relative loss*, ``loss / (baseline - chance)``, says how
-much a removal costs; the *share of importance*, a third's part of the summed loss of all layers, says where the losses
-lie. Tasks at chance, and for shares tasks without a proven loss, are left out by name.
+Both scales are defined in `depthlens.analysis.depth`. The *relative loss*, ``loss / (baseline - chance)``, says how
+much a removal costs. The *share of importance*, a third's part of the summed loss of all layers, says where the losses
+are. Tasks at chance, and for shares tasks without a proven loss, are left out by name.
 """
 
 from __future__ import annotations
@@ -153,12 +153,12 @@ def moved(base: Sequence[Profile], distilled: Sequence[Profile], *, seed: int, n
 def recovered(table: pd.DataFrame, n_layers: int) -> Part:
     """One part of C6: some transplant recovers more than nothing of the gap.
 
-    The largest of m true shares lies between the largest lower and the largest upper end of m simultaneous intervals.
+    The largest of m true shares is between the largest lower and the largest upper bound of m simultaneous intervals.
     These are the intervals of the table, widened on both sides by the ratio of the normal quantiles of the corrected
     level (``1 - 0.05 / 2m``) and of 95%. A transplant of every layer is left out: it *is* the donor.
 
     Args:
-        table: From `depthlens.analysis.recovery.transplant_recovery`.
+        table: Of `depthlens.analysis.transplant_recovery`.
         n_layers: Of the base model.
     """
     rows = table[[not _everything(c, n_layers) for c in table["condition"]]]
@@ -179,9 +179,9 @@ def recovered(table: pd.DataFrame, n_layers: int) -> Part:
 def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[str, str]) -> list[Part]:
     """C5: every list costs more than random heads of the same layers, on its own task.
 
-    The interval is over documents with the draws as they are (Student's t, widened to the corrected level); that
-    other draws could have come out otherwise is what the rank test over draws is for, Holm-corrected over lists. The
-    rank from the other end has to be as extreme before a list is said to cost less than random heads.
+    The interval is over documents with the draws as they are (Student's t, widened to the corrected level). The rank
+    test over draws, Holm-corrected over lists, accounts for the choice of the draws. A list is said to cost less than
+    random heads only where its rank from the other side is as extreme.
 
     Args:
         tests: Of `depthlens.analysis.removal_curve.RemovalCurve`.

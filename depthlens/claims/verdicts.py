@@ -134,7 +134,9 @@ class Verdicts(list[Verdict], Saveable):
         return cls(verdicts, record["record"])
 
 
-def judge(evidence: Evidence, *, claims: Sequence[str] | None = None, seed: int = 0, n_boot: int = N_BOOT) -> Verdicts:
+def judge(
+    evidence: Evidence, *, claims: str | Sequence[str] | None = None, seed: int = 0, n_boot: int = N_BOOT
+) -> Verdicts:
     """Judge the claims.
 
     Args:

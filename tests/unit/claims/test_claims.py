@@ -93,6 +93,17 @@ def test_missing_evidence_says_what_to_run():
     assert verdicts.headline(found) == "0 of 7 claims supported, 0 contradicted, 0 undecided, 7 cannot be judged."
 
 
+def test_some_claims_are_judged_alone():
+    evidence = Evidence(knowledge=sweep(EARLY), reasoning=sweep(LATE, "gsm", 1))
+    every = judge(evidence, n_boot=200)
+    (c4,) = judge(evidence, claims="C4", n_boot=200)
+    assert c4.sentence == every[3].sentence
+    two = judge(evidence, claims=["C4", "C2"], n_boot=200)
+    assert [v.claim.id for v in two] == ["C2", "C4"] and two.describe()[0].startswith("1 of 2 claims supported")
+    with pytest.raises(UserError, match="unknown claim 'C8'"):
+        judge(evidence, claims=["C8"])
+
+
 def test_tasks_at_chance_are_left_out_by_name():
     both = result({"good": EARLY, "guess": EARLY}, seed=4)
     docs = both.docs.copy()
