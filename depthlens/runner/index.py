@@ -37,7 +37,7 @@ def gallery(folder: Path | str) -> Path:
 
 
 class Index:
-    """The cards of a folder's notebooks: those that lie there, and those that a run is going to write.
+    """The cards of a folder's notebooks: those that are there, and those that a run is going to write.
 
     Attributes:
         path: The file of the index.
@@ -80,7 +80,7 @@ class Index:
         self.write()
 
     def finish(self) -> Path:
-        """Write all pages that `add` did not write and the last index; what has not run is told as such."""
+        """Write all pages that `add` did not write, and the last index, where nothing is running or to come."""
         for name, nb in self._earlier.items():
             self._write_page(name, nb)
         for name, card in self.cards.items():

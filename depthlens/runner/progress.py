@@ -26,7 +26,7 @@ EVERY = 0.5  # seconds between two refreshes
 
 
 class RunProgress:
-    """Progress over ``total`` notebooks; a context that tells kernels where to write theirs."""
+    """Progress over ``total`` notebooks; within its context kernels write theirs to a file that it reads."""
 
     def __init__(self, total: int, *, enabled: bool) -> None:
         self._total, self._enabled, self._started = total, enabled, 0

@@ -89,7 +89,7 @@ def _unknown_field(value: Any, task: Any) -> bool:
 def documents(name: str, task: Any, limit: int | None = None) -> None:
     """Refuse documents that lm-eval would score as wrong whatever the model answers; for arguments see `check`."""
     if type(task) is ConfigurableTask and not len(task.eval_docs):
-        raise UserError(f"task {name}: its test or validation split holds no documents")
+        raise UserError(f"task {name}: its test or validation split has no documents; correct its data or its splits")
     if not _as_lm_eval(task):
         return  # only its own code knows what its documents mean
     n_checked = getattr(task, "depthlens_checked", 0)  # by an earlier call

@@ -107,7 +107,7 @@ def prepare(
             asked = questions(name, task)
         encoder.cut.clear()
         requests = [encoder.requests(instance) for instance in task.instances]
-        one = Prepared(
+        ready = Prepared(
             name,
             task,
             task.OUTPUT_TYPE,
@@ -118,9 +118,9 @@ def prepare(
             asked=asked,
             source=getattr(task, "depthlens_source", {}),
         )
-        encoding.check_tokens(lens, name, one.requests)
-        truncation.warn(name, one.cut, encoder.max_length)
-        prepared.append(one)
+        encoding.check_tokens(lens, name, ready.requests)
+        truncation.warn(name, ready.cut, encoder.max_length)
+        prepared.append(ready)
     return prepared
 
 
@@ -157,8 +157,9 @@ def _unloadable(manager: Any, name: str, include_path: str | Path | None, error:
         splits = (config.test_split, config.validation_split, config.training_split, config.fewshot_config.split)
         for split in splits:
             if split is not None and split not in task.dataset:
-                known = ", ".join(map(str, task.dataset))
-                return UserError(f"task {name}: its data has no split {split!r}, only {known}; correct {where}")
+                splits_of_data = ", ".join(map(str, task.dataset))
+                fault = f"its data has no split {split!r}, only {splits_of_data}"
+                return UserError(f"task {name}: {fault}; correct {where}")
     if hasattr(task, "multiple_target"):
         checks.documents(name, task, 1)  # lm-eval was trying the first document
     return UserError(

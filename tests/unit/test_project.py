@@ -143,7 +143,8 @@ def test_wheel_carries_data_and_notebooks(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("depthlens-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "depthlens/cli.py" in names and not [n for n in names if n.startswith(("tests/", "data/", "notebooks/"))]
+    assert {"depthlens/cli.py", "depthlens/runner/templates/index.html.j2"} <= set(names)
+    assert not [n for n in names if n.startswith(("tests/", "data/", "notebooks/"))]
     for folder, inside in (("data", "_data"), ("notebooks", "_notebooks")):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and ".ipynb_checkpoints" not in path.parts:

@@ -135,7 +135,7 @@ def test_options_that_name_no_field(refused):
 def test_a_task_whose_documents_are_all_left_out(refused):
     functions = "def none(docs):\n    return docs.select([])\n"
     said = refused("choice", functions=functions, process_docs="!function utils.none")
-    assert said == "task mine: its test or validation split holds no documents"
+    assert said == "task mine: its test or validation split has no documents; correct its data or its splits"
 
 
 def test_only_documents_that_run_are_checked(task):
