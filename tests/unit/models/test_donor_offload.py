@@ -33,14 +33,14 @@ def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
 def watched(lens, monkeypatch):
     """Layers of a streamed model as they are in memory at each call of one of their projections, and all reads."""
     seen, read = [], []
-    before = offload.Stream._read
+    before = offload.Stream.read
 
     def reading(self, layer):
         if self is lens.stream:
             read.append(layer)
         before(self, layer)
 
-    monkeypatch.setattr(offload.Stream, "_read", reading)
+    monkeypatch.setattr(offload.Stream, "read", reading)
     for i, layer in enumerate(lens.arch.layers):
         layer.mlp.register_forward_hook(lambda m, a, o, i=i: seen.append((i, layers_in_memory(lens))))
     return seen, read
