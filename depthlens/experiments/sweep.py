@@ -101,7 +101,7 @@ def head_sweep(
     if not ablate:
         raise UserError("layers is empty; name at least one layer, or leave it out for all")
     if method == "attribution":
-        if resample_prompts is not None:
+        if resample_prompts is not None and mode != "resample":
             fix = "leave them out, or use method='exact' and mode='resample'"
             raise UserError(f"resample_prompts {resample_prompts!r}: attribution puts no prompt in place; {fix}")
         return _attributed(lens, tasks, ablate, mode, settled(options, measure=ANSWER_LOGPROB))
