@@ -147,10 +147,10 @@ class RemovalCurve(Saveable):
         tail = f"of {self.record['n_draws']} draws from the same layers, p = {row.p_value:.2g}"
         if not row.separates:
             return f"{where}: does not separate from random heads; {numbers} {tail}."
-        outside = self._outside(row)
+        outside = self.outside_band(row)
         return f"{where}: separates from random heads; {numbers} {tail}; outside the band at k = {outside}."
 
-    def _outside(self, row: Any) -> str:
+    def outside_band(self, row: Any) -> str:
         """The k at which a list is worse than every draw."""
         points, band = (
             table[(table["list"] == row.list) & (table["task"] == row.task)].set_index("k")

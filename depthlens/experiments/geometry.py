@@ -137,7 +137,7 @@ def angular_distance(a: Float[Tensor, "*row d_model"], b: Float[Tensor, "*row d_
 @torch.no_grad()
 def _measure(lens: Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarray:
     """Distances by size and layer, influences by layer and the logit lens by depth of one text, one after another."""
-    states = _states(lens, tokens)
+    states = residual_streams(lens, tokens)
     last = torch.stack([x[-1] for x in states])  # [depth, d_model]
     distances = torch.cat([angular_distance(last[:-size], last[size:]) for size in range(1, len(states))])
     pairs = zip(states, states[1:], strict=False)
@@ -146,7 +146,7 @@ def _measure(lens: Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarr
     return np.concatenate([distances.numpy(), 1 - torch.stack(cosines).numpy(), lenses])
 
 
-def _states(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
+def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
     """Residual streams of one text on the CPU: after the embedding and after each layer, before the final norm."""
     states: list[Tensor] = []
     pack = prefix_tree.build([tokens], [0])
@@ -236,7 +236,7 @@ def layer_effects(
     places = [(s, later, where) for where in WHERE for s in range(n_layers) for later in range(s + 1, n_layers)]
 
     def measure(i: int) -> np.ndarray:
-        found = _effects(lens, rows[i], skip_first, splits[i], reduce, batch_tokens)
+        found = text_effects(lens, rows[i], skip_first, splits[i], reduce, batch_tokens)
         return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
 
     cache = AnswerStore(store, lens).entry("geometry", method=f"effects, {reduce}, spare {skip_first}")
@@ -248,7 +248,7 @@ def layer_effects(
 
 
 @torch.no_grad()
-def _effects(
+def text_effects(
     lens: Lens, tokens: Sequence[int], skip_first: int, split: int, reduce: str, batch_tokens: int
 ) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""

@@ -134,7 +134,7 @@ def _attributed(
     cache: AnswerCache,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same, estimated."""
-    requests, weights = zip(*(_weighted(solved[s], kind) for s, kind in cells), strict=True)
+    requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
     batch_tokens, progress = options["batch_tokens"], options["progress"]
     change, clean = attribute(
         lens, requests, weights=weights, batch_tokens=batch_tokens, progress=progress, cache=cache
@@ -142,7 +142,7 @@ def _attributed(
     return -change.numpy(), clean.numpy()
 
 
-def _weighted(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest, list[float]]:
+def weighted_tokens(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest, list[float]]:
     """The whole solution as one continuation, in which the tokens of one kind count."""
     n = len(solution.text.request.context)
     weights = [0.0] * len(solution.text.request.continuation)

@@ -7,26 +7,23 @@ import math
 import weakref
 from itertools import combinations
 
+import geometries
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
 from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
+from geometries import TEXTS
 from scipy import stats as sps
-from scipy.stats import spearmanr
 
-from depthlens.analysis.geometry import geometry_agreement, geometry_predictors
-from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.models import loading
 from depthlens.models.architectures import Architecture
 from depthlens.paths import data_dir
-from depthlens.plots import geometry as plots
 
 FAMILIES = ("llama-gqa", "qwen3", "deepseek-v3")
-TEXTS = ["The tide turned before noon.", "Nobody saw the heron.", "One, two, and then many more of them."]
 # float32 on both sides; the walk sums attention in another order than transformers' own kernels
 SAME = 2e-5
 # a t interval of three values is 2.5 standard deviations wide to each side, and so are their errors
@@ -44,10 +41,7 @@ def lens(request):
 
 @pytest.fixture(scope="module")
 def found():
-    """Geometry, effects and predictors of one tiny model, for what needs any."""
-    lens = tiny.lens("llama-gqa")
-    g = geo.depth_geometry(lens, TEXTS, progress=False)
-    return g, geo.layer_effects(lens, TEXTS, progress=False), geometry_predictors(g)
+    return geometries.measured()
 
 
 def streams(lens, text):
@@ -160,9 +154,9 @@ def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
 
         return made
 
-    states, effects = geo._states, geo._effects
+    states, effects = geo.residual_streams, geo.text_effects
     lens = tiny.lens("llama-gqa")
-    monkeypatch.setattr(geo, "_states", watched(states))
+    monkeypatch.setattr(geo, "residual_streams", watched(states))
     geo.depth_geometry(lens, TEXTS, progress=False)
     assert calls == [len(t) for t in TEXTS], "each text is walked once"
 
@@ -171,7 +165,7 @@ def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
         return effects(*args)
 
     monkeypatch.setattr(Architecture, "step", watched(Architecture.step))
-    monkeypatch.setattr(geo, "_effects", of_text)
+    monkeypatch.setattr(geo, "text_effects", of_text)
     geo.layer_effects(lens, TEXTS, progress=False)
     assert len(calls) == 3 + 3 * lens.dims.n_layers, "all rows of a short text pass a layer together"
 
@@ -273,12 +267,12 @@ def test_a_layer_that_adds_nothing_has_no_effect():
 
 
 def test_the_model_is_as_it_was(lens):
-    before, kernel = lens.fingerprint, lens.model.config._attn_implementation
+    before, config = lens.fingerprint, dict(vars(lens.model.config))
     logits = streams(lens, TEXTS[0])[1]  # transformers leaves hooks of its own behind, to collect hidden states
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lens.model.modules()]
     geo.depth_geometry(lens, TEXTS, progress=False)
     geo.layer_effects(lens, TEXTS, progress=False)
-    assert lens.fingerprint == before and lens.model.config._attn_implementation == kernel
+    assert lens.fingerprint == before and vars(lens.model.config) == config
     assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lens.model.modules()]
     assert torch.equal(streams(lens, TEXTS[0])[1], logits)
 
@@ -347,141 +341,3 @@ def test_embedded_texts_are_what_they_should_be():
     assert geo.plain_texts() == [row["text"] for row in rows]
     g = geo.depth_geometry(tiny.lens("llama-gqa"), limit=3, max_tokens=16, progress=False)
     assert g.record["texts"]["source"] == "embedded" and (g.distances["n"] == 3).all()
-
-
-# -- prediction ----------------------------------------------------------------------------------------
-
-N_LAYERS, N_DOCS = 5, 80
-COSTLY, GUESS = (0.9, [0.3, 0.5, 0.7, 0.8, 0.85]), (0.3, [0.3] * N_LAYERS)
-
-
-def sweep(tasks=None, layers=range(N_LAYERS)):
-    """Result with the accuracy of the whole model and without each layer, for each task."""
-    rows, record = [], {"model": {"name": "m", "dims": {"n_layers": N_LAYERS}}, "tasks": {}}
-    for task, (base, without) in ({"sums": COSTLY, "guess": GUESS} if tasks is None else tasks).items():
-        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": 0.25, "binary": True}}}
-        for layer in (None, *layers):
-            name, accuracy = ("baseline", base) if layer is None else (f"L{layer}", without[layer])
-            right = np.random.default_rng(0).permutation(N_DOCS) < round(accuracy * N_DOCS)
-            rows += [("m", task, "acc", name, layer, None, i, float(v), "") for i, v in enumerate(right)]
-    return Result(pd.DataFrame(rows, columns=DOCS_COLUMNS), record)
-
-
-def test_predictors_are_one_row_a_layer(found):
-    g, _, table = found
-    assert table.columns.tolist() == ["layer", "block_influence", "angular_distance", "entropy_drop"]
-    assert table["layer"].tolist() == list(range(g.n_layers))
-    assert table["block_influence"].tolist() == g.influences["influence"].tolist()
-    assert table["angular_distance"].tolist() == g.distances.query("size == 1")["distance"].tolist()
-    entropy = g.logit_lens["entropy"].tolist()
-    np.testing.assert_allclose(table["entropy_drop"], [a - b for a, b in zip(entropy, entropy[1:], strict=False)])
-
-
-def test_agreement_is_spearman_with_an_interval():
-    cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
-    table = geometry_agreement(cheap.sample(frac=1, random_state=1), sweep()).table.set_index("predictor")
-    assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
-    loss = [COSTLY[0] - a for a in COSTLY[1]]
-    for name in ("good", "poor"):
-        row = table.loc[name]
-        assert row["spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
-        assert -1 <= row["ci_low"] <= row["spearman"] <= row["ci_high"] + ROUNDING <= 1 + 2 * ROUNDING
-    assert table.loc["good", "spearman"] == pytest.approx(1)
-    assert np.isnan(table.loc["flat", "spearman"])
-    assert geometry_agreement(cheap, sweep(), seed=3).table.equals(geometry_agreement(cheap, sweep(), seed=3).table)
-    assert geometry_agreement(cheap, sweep({"guess": GUESS})).table.empty
-
-
-def test_agreement_of_what_does_not_fit_raises(found):
-    with pytest.raises(UserError, match="removed layer 3 has no predictors"):
-        geometry_agreement(found[2].head(3), sweep())
-    with pytest.raises(UserError, match="lack column layer"):
-        geometry_agreement(found[2].drop(columns="layer"), sweep())
-    with pytest.raises(UserError, match="2 layers were removed; correlate at least 3"):
-        geometry_agreement(found[2], sweep(layers=(0, 4)))
-
-
-# -- figures -------------------------------------------------------------------------------------------
-
-
-def test_angular_map_marks_the_best_block_of_each_size(found):
-    g = found[0]
-    fig = plots.angular_map(g)
-    check(fig)
-    (mesh,), (best,) = by_gid(fig, "distances"), by_gid(fig, "best")
-    grid = np.ma.filled(mesh.get_array().reshape(g.n_layers, g.n_layers).astype(float), np.nan)
-    for row in g.distances.itertuples():
-        assert grid[row.size - 1, row.layer] == row.distance
-    assert np.isnan(grid).sum() == g.n_layers * (g.n_layers - 1) / 2
-    assert best.get_ydata().tolist() == list(range(1, g.n_layers + 1))
-    assert best.get_xdata().tolist() == np.nanargmin(grid, axis=1).tolist()
-    ax = fig.axes[0]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("first layer of the block", "layers in the block")
-    assert "n = 3 texts" in texts(fig) and "tiny-llama-gqa" in texts(fig)
-
-
-def test_influence_profile_draws_both_measures_with_bands(found):
-    fig = plots.influence_profile(found[0])
-    check(fig)
-    (influence,), (distance,) = by_gid(fig, "influence"), by_gid(fig, "distance")
-    assert influence.get_ydata().tolist() == found[0].influences["influence"].tolist()
-    assert distance.get_ydata().tolist() == found[0].distances.query("size == 1")["distance"].tolist()
-    assert len(by_gid(fig, "influence band")) == len(by_gid(fig, "distance band")) == 1
-    assert [ax.get_xlabel() for ax in fig.axes] == ["layer", "layer"]
-    assert all(ax.get_ylim()[0] == 0 for ax in fig.axes) and "block influence" in texts(fig)
-
-
-def test_logit_lens_draws_probability_and_entropy_by_depth(found):
-    fig = plots.logit_lens(found[0], title="My lens")
-    check(fig)
-    for name in ("probability", "entropy"):
-        (line,) = by_gid(fig, name)
-        assert line.get_xdata().tolist() == list(range(found[0].n_layers + 1))
-        assert line.get_ydata().tolist() == found[0].logit_lens[name].tolist()
-        assert len(by_gid(fig, f"{name} band")) == 1
-    assert "My lens" in texts(fig) and "entropy (nats)" in texts(fig) and "final top-1 token" in texts(fig)
-
-
-def test_effect_map_has_a_panel_for_all_and_for_future_positions(found):
-    table = found[1]
-    fig = plots.effect_map(table)
-    check(fig)
-    scales = set()
-    for where in geo.WHERE:
-        (mesh,) = by_gid(fig, where)
-        scales.add(mesh.get_clim())
-        grid = mesh.get_array().reshape(N_LAYERS, N_LAYERS)
-        for row in table[table["where"] == where].itertuples():
-            assert grid[row.layer, row.later] == row.effect
-    assert len(scales) == 1, "both panels share one scale"
-    assert fig.axes[0].get_ylabel() == "skipped layer" and fig.axes[1].get_xlabel() == "later layer"
-    with pytest.raises(UserError, match="lacks column effect"):
-        plots.effect_map(table.drop(columns="effect"))
-    with pytest.raises(UserError, match="no rows"):
-        plots.effect_map(table.iloc[:0])
-
-
-def test_predictor_scatter_has_a_row_a_task_and_says_what_cannot_be_judged(found):
-    result, cheap = sweep(), found[2]
-    fig = plots.predictor_scatter(cheap, result)
-    check(fig)
-    dots = by_gid(fig, "layers")
-    assert len(dots) == len(fig.axes) == 2 * 3
-    loss = [COSTLY[0] - a for a in COSTLY[1]]
-    for dot, name in zip(dots[:3], cheap.columns[1:], strict=True):
-        assert dot.get_xdata().tolist() == cheap[name].tolist()
-        np.testing.assert_allclose(dot.get_ydata(), loss, atol=1 / N_DOCS)
-    row = geometry_agreement(cheap, result).table.iloc[0]
-    assert f"ρ = {row['spearman']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in texts(fig)
-    assert texts(fig).count("at chance: cannot judge") == 3 and "loss (accuracy)" in texts(fig)
-    assert {t.get_text() for t in by_gid(fig, "name")} == {"L0", "L1"}, "the layers that cost most are named"
-    with pytest.raises(UserError, match="no predictors beside column layer"):
-        plots.predictor_scatter(cheap[["layer"]], result)
-
-
-def test_figures_of_one_text_have_no_bands_but_are_drawn():
-    lens = tiny.lens("llama-gqa")
-    g = geo.depth_geometry(lens, TEXTS[:1], progress=False)
-    for draw in (plots.angular_map, plots.influence_profile, plots.logit_lens):
-        check(draw(g))
-    check(plots.effect_map(geo.layer_effects(lens, TEXTS[:1], progress=False)))

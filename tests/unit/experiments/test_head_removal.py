@@ -140,11 +140,11 @@ def test_answer_logprob_and_chosen_k(organism):
 def test_a_score_that_falls_when_things_get_better_is_judged_the_other_way_round(curve):
     """A lower-is-better view of the same documents: the list is now outside where it is above the band."""
     rows = curve.tests[(curve.tests["list"] == "one-hop") & (curve.tests["task"] == ONE)]
-    assert curve._outside(next(rows.itertuples())) == "1, 2"
+    assert curve.outside_band(next(rows.itertuples())) == "1, 2"
     flipped = replace(curve, points=curve.points.assign(value=-curve.points["value"]))
     flipped = replace(flipped, band=curve.band.assign(low=-curve.band["high"], high=-curve.band["low"]))
-    assert flipped._outside(next(rows.assign(higher_is_better=False).itertuples())) == "1, 2"
-    assert flipped._outside(next(rows.itertuples())) == "no single k"
+    assert flipped.outside_band(next(rows.assign(higher_is_better=False).itertuples())) == "1, 2"
+    assert flipped.outside_band(next(rows.itertuples())) == "no single k"
 
 
 def test_bad_requests_are_refused():

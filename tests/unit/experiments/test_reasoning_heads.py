@@ -70,9 +70,9 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
 
 def reasoning_scores_of(lens, solution):
     """Attributed loss summed over the tokens of all kinds."""
-    from depthlens.experiments.reasoning_heads import _weighted
+    from depthlens.experiments.reasoning_heads import weighted_tokens
 
-    requests, weights = zip(*(_weighted(solution, kind) for kind in worked_solutions.KINDS), strict=True)
+    requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
     return -attribute(lens, requests, weights=weights)[0].numpy().sum(0)
 
 

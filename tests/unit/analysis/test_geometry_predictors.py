@@ -1,0 +1,56 @@
+"""How well cheap geometry predicts the losses of removed layers."""
+
+from __future__ import annotations
+
+import geometries
+import numpy as np
+import pandas as pd
+import pytest
+from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
+from geometries import COSTLY, GUESS, N_LAYERS, sweep
+from scipy.stats import spearmanr
+
+from depthlens.analysis.geometry import geometry_agreement
+from depthlens.errors import UserError
+
+# float64: what is left of 1e-16 after a few operations
+ROUNDING = 1e-12
+
+
+@pytest.fixture(scope="module")
+def found():
+    return geometries.measured()
+
+
+def test_predictors_are_one_row_a_layer(found):
+    g, _, table = found
+    assert table.columns.tolist() == ["layer", "block_influence", "angular_distance", "entropy_drop"]
+    assert table["layer"].tolist() == list(range(g.n_layers))
+    assert table["block_influence"].tolist() == g.influences["influence"].tolist()
+    assert table["angular_distance"].tolist() == g.distances.query("size == 1")["distance"].tolist()
+    entropy = g.logit_lens["entropy"].tolist()
+    np.testing.assert_allclose(table["entropy_drop"], [a - b for a, b in zip(entropy, entropy[1:], strict=False)])
+
+
+def test_agreement_is_spearman_with_an_interval():
+    cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
+    table = geometry_agreement(cheap.sample(frac=1, random_state=1), sweep()).table.set_index("predictor")
+    assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
+    loss = [COSTLY[0] - a for a in COSTLY[1]]
+    for name in ("good", "poor"):
+        row = table.loc[name]
+        assert row["spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
+        assert -1 <= row["ci_low"] <= row["spearman"] <= row["ci_high"] + ROUNDING <= 1 + 2 * ROUNDING
+    assert table.loc["good", "spearman"] == pytest.approx(1)
+    assert np.isnan(table.loc["flat", "spearman"])
+    assert geometry_agreement(cheap, sweep(), seed=3).table.equals(geometry_agreement(cheap, sweep(), seed=3).table)
+    assert geometry_agreement(cheap, sweep({"guess": GUESS})).table.empty
+
+
+def test_agreement_of_what_does_not_fit_raises(found):
+    with pytest.raises(UserError, match="removed layer 3 has no predictors"):
+        geometry_agreement(found[2].head(3), sweep())
+    with pytest.raises(UserError, match="lack column layer"):
+        geometry_agreement(found[2].drop(columns="layer"), sweep())
+    with pytest.raises(UserError, match="2 layers were removed; correlate at least 3"):
+        geometry_agreement(found[2], sweep(layers=(0, 4)))
