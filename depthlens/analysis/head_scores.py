@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,8 @@ class HeadScores(Saveable):
             [n_layers, n_heads].
         record: Model, task and settings: what is needed to repeat it.
     """
+
+    TABLES: ClassVar[tuple[str, ...]] = (SCORES_FILE,)
 
     name: str
     unit: str
@@ -74,20 +76,14 @@ class HeadScores(Saveable):
             heads: Heads that were measured; None for all. The others become NaN.
         """
         n, *shape = cases.shape
-        flat = cases.reshape(n, -1).T.astype(float)  # [head, case]
-        measured = np.ones(len(flat), dtype=bool)
-        if heads is not None:
-            measured[:] = False
-            measured[[layer * shape[1] + head for layer, head in heads]] = True
-        values, low, high = (np.full(len(flat), np.nan) for _ in range(3))
-        chosen = flat[measured]
-        low[measured], high[measured], p = stats.paired_t(chosen, float(np.ptp(chosen)))
-        values[measured] = chosen.mean(1)
-        critical = np.zeros(len(flat), dtype=bool)
-        min_effect = MIN_NATS if unit == "nats" else 0.0
-        critical[measured] = (stats.holm(p) < stats.ALPHA) & (values[measured] > min_effect)
-        grids = [array.reshape(shape) for array in (values, low, high)]
-        return cls(name, unit, grids[0], grids[1], grids[2], n, critical.reshape(shape) if tested else None, record)
+        at = tuple(np.transpose(heads) if heads is not None else np.indices(shape).reshape(2, -1))
+        by_head = np.ascontiguousarray(cases[:, at[0], at[1]].T, dtype=float)  # [head, case]
+        values, low, high = (np.full(shape, np.nan) for _ in range(3))
+        values[at] = by_head.mean(1)
+        low[at], high[at], p = stats.paired_t(by_head, float(np.ptp(by_head)))
+        critical = np.zeros(shape, dtype=bool)
+        critical[at] = (stats.holm(p) < stats.ALPHA) & (values[at] > (MIN_NATS if unit == "nats" else 0.0))
+        return cls(name, unit, values, low, high, n, critical if tested else None, record)
 
     def top(self, k: int) -> list[Head]:
         """The ``k`` highest heads as (layer, head), highest first; equal ones by layer and head.
@@ -127,11 +123,6 @@ class HeadScores(Saveable):
             f"{self.name}: {tested}the highest of {n_measured} heads is L{layer}.H{head} with {value}{unit}, the "
             f"median head has {np.nanmedian(self.values):.3f} (n = {self.n})."
         ]
-
-    @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """Names of the files that `load` needs."""
-        return (SCORES_FILE, RECORD_FILE)
 
     def contents(self) -> Contents:
         """What is to be written; see `depthlens.analysis.saving.Saveable`."""
@@ -188,6 +179,8 @@ class ReasoningScores(Saveable):
         record: What all four share.
     """
 
+    TABLES: ClassVar[tuple[str, ...]] = tuple(f"{kind}.parquet" for kind in KINDS)
+
     computed: HeadScores
     copied: HeadScores
     text: HeadScores
@@ -205,11 +198,6 @@ class ReasoningScores(Saveable):
     def describe(self) -> list[str]:
         """How each kind of scores is spread over the heads: one sentence each."""
         return [sentence for scores in self.kinds.values() for sentence in scores.describe()]
-
-    @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """Names of the files that `load` needs."""
-        return (*(f"{kind}.parquet" for kind in KINDS), RECORD_FILE)
 
     def contents(self) -> Contents:
         """What is to be written; see `depthlens.analysis.saving.Saveable`."""

@@ -48,11 +48,13 @@ class Saveable:
     Attributes:
         RECORD: Name of its own JSON file.
         OPTIONAL: Names of files that `load` reads where they exist.
+        TABLES: Names of the Parquet files, where they are not its fields.
         INSIDE: Class of its field ``result``, if it has one.
     """
 
     RECORD: ClassVar[str] = RECORD_FILE
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    TABLES: ClassVar[tuple[str, ...] | None] = None
     INSIDE: ClassVar[type[Saveable] | None] = None
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     record: dict[str, Any]
@@ -65,6 +67,8 @@ class Saveable:
     def files(cls) -> tuple[str, ...]:
         """Names of the files that `load` needs; the last is its own JSON file."""
         inside = cls.INSIDE.files() if cls.INSIDE else ()
+        if cls.TABLES is not None:
+            return (*inside, *cls.TABLES, cls.RECORD)
         return (*inside, *(f"{f.name}.parquet" for f in fields(cls) if f.type == "pd.DataFrame"), cls.RECORD)
 
     def contents(self) -> Contents:

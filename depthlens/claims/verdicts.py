@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -87,6 +87,8 @@ class Verdicts(list[Verdict], Saveable):
         record: Seed and number of draws.
     """
 
+    TABLES: ClassVar[tuple[str, ...]] = (VERDICTS_FILE,)
+
     def __init__(self, verdicts: Iterable[Verdict] = (), record: dict[str, Any] | None = None) -> None:
         super().__init__(verdicts)
         self.record = json_record(record or {})
@@ -111,11 +113,6 @@ class Verdicts(list[Verdict], Saveable):
     def _rounded(self) -> pd.DataFrame:
         numbers = {"effect": 2, "ci_low": 2, "ci_high": 2}
         return self.table[["claim", "verdict", "what", *numbers, "threshold", "unit", "n"]].round(numbers)
-
-    @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """Names of the files that `load` needs."""
-        return (VERDICTS_FILE, RECORD_FILE)
 
     def contents(self) -> Contents:
         """What is to be written; see `depthlens.analysis.saving.Saveable`."""
