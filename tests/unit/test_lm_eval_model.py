@@ -112,7 +112,10 @@ def test_bad_condition_is_refused(lens, manager):
     ("arguments", "said"),
     [
         ({"conditon": "L1"}, "unknown model argument 'conditon'; did you mean condition"),
-        ({"condition": "L1@mean", "mean_prompts": "no/such.txt"}, "mean_prompts 'no/such.txt' cannot be read: No such file"),
+        (
+            {"condition": "L1@mean", "mean_prompts": "no/such.txt"},
+            "mean_prompts 'no/such.txt' cannot be read: No such file",
+        ),
         ({"condition": "L1@mean", "mean_prompts": "EMPTY"}, "has no prompts; give a text file with one prompt a line"),
         ({"batch_tokens": 0}, "batch_tokens 0: give a whole number"),
         ({"backend": "jax"}, "unknown backend 'jax'"),
