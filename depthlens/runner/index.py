@@ -7,6 +7,7 @@ them, says which one is running, and reloads itself.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from nbformat import NotebookNode
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 from depthlens.runner import pages
-from depthlens.runner.notebook_files import notebooks_in, run_state, write_whole
+from depthlens.runner.notebook_files import notebooks_in, read_notebook, run_state, write_whole
 
 
 def gallery(folder: Path | str) -> Path:
@@ -81,12 +82,16 @@ class Index:
 
     def finish(self) -> Path:
         """Write all pages that `add` did not write, and the last index, where nothing is running or to come."""
+        for name, card in self.cards.items():
+            if card.status == pages.RUNNING:
+                self.cards[name] = replace(card, status="interrupted", detail="")
+            elif card.status == pages.TO_COME:
+                self.cards[name] = replace(card, status="not run")
+                with contextlib.suppress(UserError):  # an earlier run may have left a result, which still counts
+                    self._earlier[name] = read_notebook(self.path.with_name(f"{name}.ipynb"))
+                    self.cards[name] = _card(name, self._earlier[name])
         for name, nb in self._earlier.items():
             self._write_page(name, nb)
-        for name, card in self.cards.items():
-            if card.status in pages.UNFINISHED:
-                status = "not run" if card.status == pages.TO_COME else "interrupted"
-                self.cards[name] = replace(card, status=status, detail="")
         return self.write()
 
     def write(self) -> Path:

@@ -74,7 +74,9 @@ def test_the_page_of_a_notebook_is_there_when_its_card_links_to_it(suite, tmp_pa
     execute.run(["00_good", "01_bad", "02_plain"], out=tmp_path / "out", progress=False)
 
 
-def test_an_interrupted_run_says_so_and_no_longer_reloads(suite, tmp_path, monkeypatch):
+@pytest.fixture
+def stops(suite, monkeypatch):
+    """A notebook of the suite in whose second cell the user presses Ctrl-C."""
     write(suite, "03_stops", new_markdown_cell("# Stopped?"), code("print('begun')"), code("1"))
     real = execute.NBClientEngine.execute_notebook
 
@@ -85,12 +87,24 @@ def test_an_interrupted_run_says_so_and_no_longer_reloads(suite, tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(execute.NBClientEngine, "execute_notebook", interrupted)
-    report = execute.run(["02_plain", "03_stops", "00_good"], out=tmp_path / "out", progress=False)
+    return "03_stops"
+
+
+def test_an_interrupted_run_says_so_and_no_longer_reloads(stops, tmp_path):
+    report = execute.run(["02_plain", stops, "00_good"], out=tmp_path / "out", progress=False)
     text = (tmp_path / "out" / "index.html").read_text()
     assert report.exit_code == 130
     assert statuses(text) == {"00_good": "not run", "02_plain": "ok", "03_stops": "interrupted"}
     assert REFRESH not in text and "3 notebooks, 2 not finished" in text
     assert "03_stops was interrupted in cell 2" in text and 'href="00_good.html"' not in text
+
+
+def test_an_interrupted_run_leaves_the_results_of_an_earlier_one(stops, tmp_path):
+    execute.run(["02_plain"], out=tmp_path / "out", progress=False)
+    report = execute.run([stops, "02_plain"], out=tmp_path / "out", progress=False)
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert [run.status for run in report.notebooks] == ["interrupted", "not run"]
+    assert statuses(text) == {"02_plain": "ok", "03_stops": "interrupted"} and "&lt;b&gt;7&lt;/b&gt; layers" in text
 
 
 def test_a_run_that_breaks_leaves_a_page_that_says_so(suite, tmp_path, monkeypatch):
@@ -110,7 +124,7 @@ def test_an_earlier_result_is_not_shown_as_that_of_the_run(suite, tmp_path, vers
     versions.clear()
     execute.run(["02_plain", "01_bad"], out=tmp_path / "out", progress=False)
     assert statuses(versions[0]) == {"01_bad": "to come", "02_plain": "to come"}
-    assert "<b>7</b> layers" not in versions[0]
+    assert "7&lt;/b&gt; layers" not in versions[0]
 
 
 def test_the_path_of_the_page_is_said_when_the_run_begins(suite, tmp_path, capfd):

@@ -36,6 +36,7 @@ def test_no_task_and_no_folder(tmp_path):
         harness.load_tasks(["capitals"], include_path=tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_data_that_is_not_cached_is_refused_without_a_network():
     assert datasets.config.HF_HUB_OFFLINE, "the tests run with HF_HUB_OFFLINE=1"
     with pytest.raises(UserError, match="task hellaswag: its data cannot be downloaded .*HF_HUB_OFFLINE=1") as raised:

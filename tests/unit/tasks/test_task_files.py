@@ -215,6 +215,7 @@ def test_the_embedded_tasks_may_be_given_as_the_users_folder(caplog):
     assert caplog.messages == []
 
 
+@pytest.mark.slow
 def test_a_task_of_the_users_stands_before_lm_evals_and_says_so(tmp_path, caplog):
     write(tmp_path, task="hellaswag")
     write(tmp_path, "both", text="group: both\ntask: [hellaswag, piqa]\n")
