@@ -156,7 +156,8 @@ class RowEdits:
         """Within the context the rows of one layer are edited by forward hooks."""
         arch, at = self.arch, self.at(layer)
         with ExitStack() as stack:
-            stack.enter_context(self.donations.layer(layer))
+            if layer in self.donations.layers:
+                stack.enter_context(self.donations.layer(layer))
             if (edit_layer := at.layer) is not None:
 
                 def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

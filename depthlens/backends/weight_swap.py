@@ -23,7 +23,7 @@ A donor that was loaded with ``offload="disk"`` keeps its embeddings in memory, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -172,14 +172,11 @@ class RowDonations:
         assert self._donor is not None, "conditions that take weights are refused where there is no donor"
         return self._donor
 
-    @contextmanager
-    def layer(self, layer: int) -> Iterator[None]:
-        """Within the context the rows of one layer have their weights."""
-        with replaced_forwards(self._layer_forwards(layer) if layer in self.by_layer else []):
-            yield
+    def layer(self, layer: int) -> AbstractContextManager[None]:
+        """Within the context the rows of one of the ``layers`` have their weights."""
+        return replaced_forwards(self._layer_forwards(layer))
 
-    @contextmanager
-    def embeddings(self) -> Iterator[None]:
+    def embeddings(self) -> AbstractContextManager[None]:
         """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
         forwards: list[tuple[nn.Module, Forward]] = []
         if -1 in self.by_layer:
@@ -188,8 +185,7 @@ class RowDonations:
                 mask = torch.zeros(self.n_rows, 1, dtype=torch.bool)
                 mask[[row for row, a in self.by_layer[-1] if a.site == site]] = True
                 forwards += self._shared(mask, [(getattr(base, name), getattr(donor, name)) for name in names])
-        with replaced_forwards(forwards):
-            yield
+        return replaced_forwards(forwards)
 
     def _layer_forwards(self, layer: int) -> list[tuple[nn.Module, Forward]]:
         """Modules of a layer, each with the forward that shares its rows among base and donor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -15,6 +16,7 @@ from depthlens.engine import engine, references, wavefront
 from depthlens.experiments import result_attention
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store import answer_cache, answer_rows
+from depthlens.store import parts as store_parts
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ class TestNothingIsComputedTwice:
                 patch.setattr(nn.Module, "__call__", None)
                 again = measure(3, **given)
             assert third.equals(without) and again.equals(without)
-        for changed in ({}, {"over": "mean"}, {"spare": 1}, {"seed": 1}):  # each is a part of the address
+        for changed in ({}, {"reduce": "mean"}, {"skip_first": 1}, {"seed": 1}):  # each is a part of the address
             without = dl.layer_effects(lens, texts, **changed, **quiet | {"store": None})
             assert dl.layer_effects(lens, texts, **changed, **quiet).equals(without)
         moved = dl.weight_deltas(lens, other, store=None)
@@ -164,3 +166,28 @@ class TestNothingIsComputedTwice:
         assert pd.read_parquet(parts(tmp_path)[0]).shape[0] == 1
         again = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
         assert not again.lacks(requests, [dl.parse_condition("baseline")])
+
+
+class TestNumbers:
+    def numbers(self, entry, measure):
+        return answer_cache.AnswerCache(entry).numbers(["a", "b"], ["x", "y"], measure, desc="numbers")
+
+    def entry(self, folder):
+        return store_parts.open_store(str(folder)).entry({"dtype": "float32"}, "numbers", {"model": "m"})
+
+    def test_a_number_is_a_value_alone(self, tmp_path):
+        written = np.array([[1.5, np.inf], [-0.0, 2.0]])
+        entry = self.entry(tmp_path)
+        assert np.array_equal(self.numbers(entry, lambda members: [(members, written)]), written)
+        (part,) = entry.store.parts()
+        table = entry.store.load(part)
+        assert table.column("greedy").null_count == table.column("text").null_count == 4
+        assert np.array_equal(
+            self.numbers(self.entry(tmp_path), lambda members: pytest.fail("measured again")), written
+        )
+
+    def test_older_parts_that_say_false_beside_a_number_are_read(self, tmp_path):
+        digests = [answer_rows.digest(case) for case in ("a", "b")]
+        self.entry(tmp_path).write(["x", "x", "y", "y"], digests * 2, [1.0, 2.0, 3.0, 4.0], [False] * 4, [None] * 4)
+        found = self.numbers(self.entry(tmp_path), lambda members: pytest.fail("measured again"))
+        assert np.array_equal(found, [[1.0, 3.0], [2.0, 4.0]])
