@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import nbformat
 
 from depthlens.errors import UserError
+from depthlens.paths import write_files
 
 _MAX_MESSAGE = 400  # characters of an error message that are shown
 
@@ -40,15 +40,9 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader finds the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_files(path.parent, {path.name: lambda file: file.write(text.encode())})
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 

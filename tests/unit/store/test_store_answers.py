@@ -112,7 +112,7 @@ class TestNothingIsComputedTwice:
             # what the store has of a baseline was computed in other batches, which may round otherwise
             pd.testing.assert_frame_equal(first, without, rtol=0, atol=1e-5)
             assert second.equals(first)
-        for method in ("copy", "exact", "attribution"):
+        for method in ("copy_paste", "exact", "attribution"):
             record = dl.retrieval_scores(lens, "organism_one_hop", method=method, **options).record["store"]
             assert record["rows_read"] > 0 == record["rows_computed"] and record["parts"]
 
