@@ -361,7 +361,7 @@ def concat(results: Sequence[Result]) -> Result:
     if any("selected_conditions" in r for r in parts):
         record["selected_conditions"] = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
     joined = Result(docs, record, questions.joined(r.asked for r in results))
-    _ = joined.summary  # documents that do not match are told here, not at the first plot
+    _ = joined.summary  # documents that do not match are refused here, not at the first plot
     return joined
 
 

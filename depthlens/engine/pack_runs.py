@@ -1,6 +1,6 @@
 """Requests under conditions, pack by pack: how much is done at once, when it is stored, and what if memory runs out.
 
-A pack is cut so that one condition takes about ten seconds at the most (`work_rate`), and so are the conditions that
+A pack is cut so that one condition takes at most about ten seconds (`work_rate`), and so are the conditions that
 walk through it together. Their answers are stored then, so that no more than that is lost when the work is stopped.
 Where memory runs out, the budget is halved, then the pack, then the group of conditions, and the work continues.
 """
@@ -71,7 +71,7 @@ class PackRuns:
 
         Args:
             group: Indices of conditions.
-            room: Distinct tokens of a pack at the most, and what is written after them.
+            room: Largest number of distinct tokens in a pack, and of tokens written after them.
         """
 
         def fits(prefix: int) -> int:

@@ -70,7 +70,8 @@ def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], ex
 
     Args:
         sequences: Token ids.
-        max_tokens: Distinct tokens of a pack at the most, or a function of the length of its common prefix that says
+        max_tokens: Largest number of distinct tokens in a pack, or a function of the length of its common prefix that
+        says
             so; a longer sequence gets its own pack.
         extra: Tokens that are charged for each sequence, for what it will write.
     """

@@ -79,7 +79,7 @@ def depth_geometry(
         texts: Any texts; None: those of `plain_texts`.
         limit: Only the first so many.
         max_tokens: Of longer texts, only the first so many tokens are read.
-        lens_positions: The logit lens reads so many positions of a text at the most, evenly spread, the last among
+        lens_positions: The logit lens reads at most so many positions of a text, evenly spread, the last among
             them: at every depth a position costs as much as several layers.
         store: Where the numbers of single texts are found and kept; see `depthlens.layer_sweep`.
         progress: Show a bar.

@@ -1,7 +1,7 @@
 r"""Which heads copy from the context: by where they look, and by what their removal costs.
 
 **Copy-paste score** (Wu et al. 2024, arXiv 2404.15574). While the model writes a needle k that is in its context, a
-head scores at each step where its top-1 attended position lies in the needle *and* holds the token being written::
+head scores at each step where its top-1 attended position is in the needle *and* holds the token being written::
 
     score(h) = mean over recalled needles of  1 / |k| * #{steps t : argmax_j a_h(t, j) in needle, x_j = written token}
 

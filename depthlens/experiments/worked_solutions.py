@@ -115,7 +115,7 @@ def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, i
     Args:
         solution: The worked solution.
         question: What was asked.
-        examples: What stands before the question.
+        examples: What comes before the question.
     """
     known = {value for _, _, value in numbers(question)}
     words = re.findall(r"[a-z]+", question.lower())

@@ -1,8 +1,8 @@
 """From a name to a model that can be taken apart: ``load(name) -> Lens``.
 
 A name is an alias (``depthlens models`` lists them), an organism (`depthlens.organisms`), a Hugging Face hub id, a
-directory or a ``.gguf`` file. `depthlens.models.sources` finds what it stands for; here is one loader for each kind.
-Weights are read from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
+directory or a ``.gguf`` file. `depthlens.models.sources` finds what it names; this module has one loader for each kind
+of source. Weights are read from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The scorecard of the study's claims: verdicts in, a `Figure` out that was neither shown nor saved.
 
-Verdicts are told apart by word and symbol, and by fills that differ in lightness, so that they read in grey, too. Every
+Verdicts differ in word, symbol and lightness, so that they can be read in grey, too. Every
 effect has an axis of its own, because units differ; its threshold is the dashed line, and the claimed side is shaded.
 """
 

@@ -46,7 +46,7 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
         seed: Of the bootstrap of the centres.
 
     Raises:
-        UserError: no results or more than can be told apart, or results that are not layer sweeps of one model.
+        UserError: no results or more than there are colours, or results that are not layer sweeps of one model.
     """
     if not 1 <= len(results) <= len(PALETTE):
         raise UserError(f"{len(results)} results; give one to {len(PALETTE)}, one a model")

@@ -72,7 +72,7 @@ def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot
         title: Above the figure; by default with the number of prompts, where the table has it (``n``).
 
     Raises:
-        UserError: a missing column, no rows, or more parts than can be told apart.
+        UserError: a missing column, no rows, or more parts than there are colours.
     """
     columns = {measure: (measure, f"{measure}_low", f"{measure}_high") for measure in _ACTIVATIONS}
     panels.require(deltas, ("layer", "part", *sum(columns.values(), ())), _FIX)

@@ -41,7 +41,7 @@ class Effects:
     was not removed.
 
     Attributes:
-        key: What tells it apart from others: of a sweep the value of each of `FIELDS`, in words.
+        key: What distinguishes it from others: of a sweep the value of each of `FIELDS`, in words.
         unit: Of the values.
         worse: Sign of a loss; 0 for scores from 0 to 1.
         values: Changes from baseline, or scores.

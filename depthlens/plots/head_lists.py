@@ -45,7 +45,7 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
         title: Above the figure; by default the model and the numbers of draws and documents.
 
     Raises:
-        UserError: more lists than can be told apart.
+        UserError: more lists than there are colours.
     """
     arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "curve")
     lists = list(dict.fromkeys(curve.points["list"]))

@@ -1,10 +1,10 @@
 """Layer x head maps of losses and scores.
 
-Changes from baseline are coloured from red (worse) over white (none) to blue (better), scores from 0 to 1 from light to
-dark; both scales are perceptually uniform and told apart by colour-blind readers and in grey (seaborn's vlag and mako).
-One scale holds for all panels of a unit. It ends at the largest value, or earlier where a few heads are far beyond the
-rest, which would otherwise look white; the figure then says so. Heads are named as in conditions: L9.H6 is head 6 of
-layer 9.
+Changes from baseline are coloured from red (worse) over white (none) to blue (better), scores from 0 to 1 from light
+to dark; both scales are perceptually uniform, and colour-blind readers and grey prints distinguish them (seaborn's
+vlag and mako). One scale holds for all panels of a unit. It ends at the largest value, or earlier where a few heads
+are far beyond the rest, which would otherwise look white; the figure then says so. Heads are named as in conditions:
+L9.H6 is head 6 of layer 9.
 
 See `depthlens.plots` for what all figures have in common.
 """

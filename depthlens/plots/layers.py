@@ -206,7 +206,7 @@ def _groups(effects: list[Effects]) -> tuple[list[list[Effects]], list[str], lis
             break
     fields = varying([e.key for e in effects])
     outer, inner = [f for f in fields if f in across], [f for f in fields if f not in across]
-    if len(groups) > 1 and not outer:  # split by unit alone: the metric tells the panels apart
+    if len(groups) > 1 and not outer:  # split by unit alone: the metric names the panels
         outer, inner = ["metric"], [f for f in inner if f != "metric"]
     return list(groups.values()), outer, inner
 
