@@ -5,7 +5,6 @@ from .depth import critical_overlap as critical_overlap
 from .depth import describe_first_third as describe_first_third
 from .depth import loss_by_third as loss_by_third
 from .depth import rank_agreement as rank_agreement
-from .depth import third_differences as third_differences
 from .geometry import geometry_agreement as geometry_agreement
 from .geometry import geometry_predictors as geometry_predictors
 from .head_effects import auroc as auroc

@@ -88,31 +88,6 @@ def loss_by_third(result: Result, *, scale: str = "above_chance", seed: int = 0,
     return pd.DataFrame(rows, columns=["task", "third", "loss", "ci_low", "ci_high"])
 
 
-def third_differences(
-    result: Result, *, scale: str = "importance", seed: int = 0, n_boot: int = N_BOOT
-) -> pd.DataFrame:
-    """How much more of its losses one task has in a depth third than another, for every two tasks.
-
-    Args:
-        result: A layer sweep.
-        scale: ``importance`` or ``above_chance``; see `SCALES`.
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
-
-    Returns:
-        One row a pair of tasks that can be judged and third: task, other, third, difference (task minus other),
-        ci_low, ci_high.
-
-    Raises:
-        UserError: see `loss_by_third`.
-    """
-    rows = []
-    for (first, a), (second, b) in itertools.combinations(_thirds(result, scale, seed, n_boot), 2):
-        low, high = interval(a - b, min(len(first.documents), len(second.documents)))
-        rows += [(first.label, second.label, *row) for row in zip(THIRDS, (a - b)[0], low, high, strict=True)]
-    return pd.DataFrame(rows, columns=["task", "other", "third", "difference", "ci_low", "ci_high"])
-
-
 def describe_first_third(result: Result, *, seed: int = 0) -> list[str]:
     """One sentence a task: how much of its losses the first third of the layers holds (claim C3)."""
     shares = loss_by_third(result, scale="importance", seed=seed)
