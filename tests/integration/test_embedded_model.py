@@ -222,7 +222,7 @@ import resource, sys
 import psutil, torch
 import depthlens as dl
 from depthlens.ablations import expand
-from depthlens.engine import Engine
+from depthlens.engine.engine import Engine
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 lens = dl.load("smollm2-135m")

@@ -209,7 +209,7 @@ def test_index_lists_every_notebook(smoke):
     out, report = smoke
     index = (out / "index.html").read_text()
     for run in report.notebooks:
-        assert f'href="{run.name}.html"' in index and html.escape(run.question) in index
+        assert f'href="{run.name}.html"' in index and run.question in html.unescape(index)
     assert index.count("data:image/png;base64,") == len(NAMES) and "No headline result" not in index
 
 
