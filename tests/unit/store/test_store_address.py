@@ -135,6 +135,7 @@ class TestIdentity:
         lens.model.model.norm.weight[3] += 1
         assert lens.identify() != first
 
+    @pytest.mark.slow
     def test_the_checksum_for_other_devices_sees_every_changed_byte_and_place(self):
         chance = random.Random(0)
         for _ in range(300):
@@ -147,6 +148,7 @@ class TestIdentity:
             assert (fingerprint.mixed_sum(turned) == fingerprint.mixed_sum(data)) == turned.equal(data)
             assert fingerprint.mixed_sum(torch.cat([data, data.new_zeros(8)])) != fingerprint.mixed_sum(data)
 
+    @pytest.mark.slow
     def test_values_that_bfloat16_leaves_are_told_apart_where_they_change_places(self):
         """Of float32 words that are bfloat16 numbers half of the bits are zero, where a weaker sum would collide."""
         values = torch.arange(4096).bfloat16().unique().float()

@@ -110,6 +110,7 @@ def child(body: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
 
 
+@pytest.mark.slow
 class TestNoRoom:
     def test_no_room_is_one_line_and_nothing_is_torn(self, lens, tmp_path, small_packs):
         """A limit on the size of files stands for a full disk: writes fail in the middle."""
