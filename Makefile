@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.depthlens-installed
-# what `make check` tests: the packages without engine and models, and only their quick tests
+# what `make check` tests: the packages that need no model, and only their quick tests
 QUICK := $(filter-out %/test_refusals.py %/test_lm_eval_model.py, $(wildcard tests/unit/test_*.py)) \
-         tests/unit/analysis tests/unit/tasks tests/unit/runner tests/unit/store
+         tests/unit/analysis tests/unit/claims tests/unit/tasks tests/unit/runner
 IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .PHONY: demo test check lab lint clean help
