@@ -1,12 +1,13 @@
-"""Knowledge against retrieval: the same questions with and without a book, and which sublayers each needs.
+"""Knowledge and retrieval: the same questions closed-book and open-book, and which sublayers each needs.
 
 A closed-book task asks what only the weights know. Its open-book twin asks the same documents in the same order with
 the facts in the prompt. Everything is paired, document by document:
 
-* `open_book_gain`: what the book adds to the whole model;
-* `open_book_losses`: what a layer costs with the open book beyond what it costs with the closed one. A positive
-  difference says that the layer serves finding the answer in the book, a negative one that it serves knowing it. Paired
-  t per layer, Holm over layers (`depthlens.analysis.stats`);
+* `open_book_gain`: how much better the whole model scores open-book;
+* `open_book_losses`: how much more a layer costs open-book than closed-book. A layer with a positive difference helps
+  to
+  find the answer in the prompt, a layer with a negative one helps to recall it. Paired t per layer, Holm over layers
+  (`depthlens.analysis.stats`);
 * `site_losses`: how the losses of single sublayers divide between attention and MLPs.
 
 Limit: a model that knows the answer may use it although it could read it, so that an open book is not retrieval alone.
@@ -34,12 +35,12 @@ SITES = ("attn", "mlp")
 
 
 def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
-    """What the book adds to the whole model's scores.
+    """How much better the whole model scores open-book than closed-book.
 
     Args:
         result: A sweep of both tasks.
-        closed: The task without a book.
-        opened: The task with it.
+        closed: The closed-book task.
+        opened: The open-book task.
 
     Returns:
         One row a metric that both have: metric, closed, opened, difference, ci_low, ci_high, p_value, n. It is
@@ -56,25 +57,25 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
         unit = " nats of the right answer" if metric == ANSWER_LOGPROB else f" of {metric}"
         proven = "" if low > 0 or high < 0 else ", not proven"
         amount = f"**{gain:+.2f}** [{low:+.2f}, {high:+.2f}]{unit} (n = {len(without)}){proven}"
-        lines.append(f"The book changes the whole model's score by {amount}.")
+        lines.append(f"The facts in the prompt change the whole model's score by {amount}.")
     columns = ["metric", "closed", "opened", "difference", "ci_low", "ci_high", "p_value", "n"]
     record = record_of("open_book_gain", result, closed=closed, opened=opened)
     return DescribedTable(pd.DataFrame(rows, columns=columns), lines, record)
 
 
 def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANSWER_LOGPROB) -> DescribedTable:
-    """What each condition costs with the open book beyond what it costs with the closed one.
+    """How much more each condition costs open-book than closed-book.
 
     Args:
         result: A sweep of both tasks.
-        closed: The task without a book.
-        opened: The task with it.
+        closed: The closed-book task.
+        opened: The open-book task.
         metric: A metric of both whose higher values are better.
 
     Returns:
         One row a condition: condition, layer, closed and opened (mean losses), difference (opened minus closed),
-        ci_low, ci_high, p_value, p_adjusted (Holm), n. It is described by two sentences: the layers that cost more with
-        the book, and those that cost more without it.
+        ci_low, ci_high, p_value, p_adjusted (Holm), n. It is described by two sentences: the layers that cost more
+        open-book, and those that cost more closed-book.
 
     Raises:
         UserError: see `open_book_gain`.
@@ -99,8 +100,8 @@ def _serves(table: pd.DataFrame) -> list[str]:
     finding = ", ".join(proven.loc[proven["difference"] > 0, "condition"]) or "none"
     knowing = ", ".join(proven.loc[proven["difference"] < 0, "condition"]) or "none"
     return [
-        f"Layers that cost more with the book than without (they serve finding the answer): {finding}.",
-        f"Layers that cost more without the book than with it (they serve knowing the answer): {knowing}.",
+        f"Layers that cost more open-book (they help to find the answer in the prompt): {finding}.",
+        f"Layers that cost more closed-book (they help to recall the answer): {knowing}.",
     ]
 
 

@@ -194,7 +194,7 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = "nats", title: str | N
     layer, gap, low, high = panels.numbers(rows, "layer", "difference", "ci_low", "ci_high")
     proven = (rows["p_adjusted"] < ALPHA).to_numpy()
     inner = max(0.05, float(np.quantile(np.abs(gap), 0.75)))
-    fig = figure(title, f"Loss with the book minus loss without it, n = {rows['n'].max()}", height=2.9)
+    fig = figure(title, f"Loss in the open-book minus loss in the closed-book task, n = {rows['n'].max()}", height=2.9)
     ax = fig.subplots()
     ax.set_yscale("symlog", linthresh=inner, linscale=1.0)
     panels.level(ax, 0, "no change")
@@ -211,8 +211,8 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = "nats", title: str | N
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:+.2g}" if value else "0"))
     ax.yaxis.set_minor_locator(ticker.NullLocator())
     keys = [
-        panels.mark_key(f"costs more {book} the book", color=colour, marker=marker)
-        for book, (colour, marker) in zip(("with", "without"), _BOOK.values(), strict=True)
+        panels.mark_key(f"costs more in the {book}-book task", color=colour, marker=marker)
+        for book, (colour, marker) in zip(("open", "closed"), _BOOK.values(), strict=True)
     ]
     keys.append(panels.mark_key("open marker: not proven", color=GREY, mfc="white"))
     return with_legend(fig, [*keys, panels.line_key("95% interval", color=GREY, lw=1.2)])

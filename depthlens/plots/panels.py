@@ -82,7 +82,7 @@ def score_axis(ax: Axes, unit: str) -> None:
 
 def panel_title(ax: Axes, text: str, **options: Any) -> None:
     """A title on the left, smaller where it is long because two panels share the width of a page."""
-    size = None if len(text) <= 35 else 9
+    size = None if len(text) <= 35 else 9 if len(text) <= 45 else SMALL
     ax.set_title(text, loc="left", **{"fontsize": size, **options}).set_parse_math(False)
 
 

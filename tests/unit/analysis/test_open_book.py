@@ -66,8 +66,8 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
     proven = table[table["p_adjusted"] < 0.05]
     assert dict(zip(proven["condition"], proven["difference"] > 0, strict=True)) == {"L1": True, "L3": False}
     finding, knowing = losses.describe()
-    assert finding.endswith("(they serve finding the answer): L1.")
-    assert knowing.endswith("(they serve knowing the answer): L3.")
+    assert finding.endswith("(they help to find the answer in the prompt): L1.")
+    assert knowing.endswith("(they help to recall the answer): L3.")
     (gain,) = open_book.open_book_gain(both, CLOSED, OPENED).describe()
     assert gain.startswith("The book changes the whole model's score by **+0.") and "nats of the right answer" in gain
 
