@@ -69,7 +69,10 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
     assert finding.endswith("(they help to find the answer in the prompt): L1.")
     assert knowing.endswith("(they help to recall the answer): L3.")
     (gain,) = open_book.open_book_gain(both, CLOSED, OPENED).describe()
-    assert gain.startswith("The book changes the whole model's score by **+0.") and "nats of the right answer" in gain
+    assert (
+        gain.startswith("The facts in the prompt change the whole model's score by **+0.")
+        and "nats of the right answer" in gain
+    )
 
 
 def test_the_figure_of_it(both):
