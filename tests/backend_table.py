@@ -136,3 +136,10 @@ if __name__ == "__main__":
     before, rest = DOCS.read_text().split(BEGIN)
     DOCS.write_text(before + BEGIN + "\n" + render(whole()) + END + rest.split(END)[1])
     print(f"Wrote {DOCS}")
+
+
+def batch_logits(backend, conditions):
+    """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
+    rows = TOKENS.repeat(len(conditions), 1)
+    wanted = [range(len(TOKENS))] * len(rows)
+    return torch.stack(backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted)[0])

@@ -34,3 +34,15 @@ def folders(tmp_path_factory):
         return str(place)
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders of tiny models, each written once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(family="llama-gqa", **changes):
+        place = root / "-".join([family, *map(str, changes.values())])
+        return str(place if place.exists() else tiny.save(place, family, **changes))
+
+    return folder

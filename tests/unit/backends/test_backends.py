@@ -9,6 +9,7 @@ import pytest
 import surgery
 import tiny
 import torch
+from backend_table import batch_logits
 
 from depthlens import backends, cli
 from depthlens.ablations import BASELINE, expand, parse_condition
@@ -24,13 +25,6 @@ OTHERS = ("transformer_lens", "nnsight")
 # float32 rounding of one order of operations against another, over five layers with logits of order 10
 TOLERANCE = backend_table.TOLERANCE
 TOKENS = backend_table.TOKENS
-
-
-def logits(backend, conditions):
-    """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
-    rows = TOKENS.repeat(len(conditions), 1)
-    wanted = [range(len(TOKENS))] * len(rows)
-    return torch.stack(backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted)[0])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +89,7 @@ def test_variants_of_a_family(family, changes):
     conditions = [BASELINE, parse_condition("L1"), parse_condition("L0.H1+L2.attn+L3.mlp")]
     cut = [surgery.cut(lens, c, None)(TOKENS[None], use_cache=False).logits[0] for c in conditions]
     for name in backends.BACKENDS:
-        drift = (logits(backends.get(name, lens), conditions) - torch.stack(cut)).abs().max().item()
+        drift = (batch_logits(backends.get(name, lens), conditions) - torch.stack(cut)).abs().max().item()
         assert drift < TOLERANCE, f"{name}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
 
 
@@ -158,7 +152,7 @@ def test_a_cached_step_equals_the_whole_sequence(name, family):
     _, cache = backend.forward(rows[:, 6:8], mask[:, :8], conditions, cache=cache)
     last, cache = backend.forward(rows[:, 8:], mask, conditions, cache=cache)
     assert cache.get_seq_length() == len(TOKENS)
-    assert torch.allclose(torch.cat(last), logits(backend, conditions)[:, -1], atol=TOLERANCE)
+    assert torch.allclose(torch.cat(last), batch_logits(backend, conditions)[:, -1], atol=TOLERANCE)
 
 
 def test_a_cache_that_the_bridge_does_not_fill_is_an_error(lens, monkeypatch):
@@ -218,7 +212,7 @@ def z_of(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(torch.nn.functional, "linear", spy)
-            logits(backend, conditions)
+            batch_logits(backend, conditions)
         (z,) = seen
         return z.unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
 
@@ -261,7 +255,9 @@ def test_the_study_s_way_removes_the_whole_group(family, z_of):
     z = z_of(TorchBackend(variant), variant, 2, [BASELINE])[0]
     assert torch.equal(z[:, heads], torch.zeros_like(z[:, heads]))  # its side effect: every sibling is silent
     for name in backends.BACKENDS:
-        one, whole = logits(backends.get(name, lens), [parse_condition("L2.H1"), parse_condition(f"L2.KV{group}")])
+        one, whole = batch_logits(
+            backends.get(name, lens), [parse_condition("L2.H1"), parse_condition(f"L2.KV{group}")]
+        )
         assert torch.allclose(whole, damaged, atol=TOLERANCE), name
         assert (one - damaged).abs().max() > 0.1, name
 
@@ -292,7 +288,7 @@ def test_conditions_that_do_not_fit_are_refused(lens, name):
     backend = backends.get(name, lens)
     for text, said in (("L9", "layer 9 does not exist"), ("L1.attn@mean", "needs the means")):
         with pytest.raises(UserError, match=said):
-            logits(backend, [BASELINE, parse_condition(text)])
+            batch_logits(backend, [BASELINE, parse_condition(text)])
 
 
 def test_backends_are_offered_by_name(lens):

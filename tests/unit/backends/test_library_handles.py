@@ -10,6 +10,7 @@ import pytest
 import surgery
 import tiny
 import torch
+from backend_table import batch_logits
 
 from depthlens import backends
 from depthlens.ablations import BASELINE, parse_condition
@@ -19,13 +20,6 @@ OTHERS = ("transformer_lens", "nnsight")
 # float32 rounding of one order of operations against another, over five layers with logits of order 10
 TOLERANCE = backend_table.TOLERANCE
 TOKENS = backend_table.TOKENS
-
-
-def logits(backend, conditions):
-    """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
-    rows = TOKENS.repeat(len(conditions), 1)
-    wanted = [range(len(TOKENS))] * len(rows)
-    return torch.stack(backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted)[0])
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +120,10 @@ def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
     wrong = torch.zeros(5, 3)
     backend = backends.get(name, lens, replace(means, layer=wrong, attn=wrong, mlp=wrong))
     conditions = [parse_condition("L1.H0"), parse_condition("L3.H1@mean")]
-    wanted = logits(backend, conditions)
+    wanted = batch_logits(backend, conditions)
     with pytest.raises(RuntimeError, match="must match the size"):
-        logits(backend, [parse_condition("L1.H0"), parse_condition("L3.mlp@mean")])
-    assert torch.equal(logits(backend, conditions), wanted)
+        batch_logits(backend, [parse_condition("L1.H0"), parse_condition("L3.mlp@mean")])
+    assert torch.equal(batch_logits(backend, conditions), wanted)
     for other in HANDLES:
         assert torch.equal(ask(lens, other), alone[other]), other
 
@@ -137,7 +131,7 @@ def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
 def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alone):
     lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
     conditions = [BASELINE, parse_condition("L1.H2")]
-    wanted = {name: logits(backends.get(name, lens), conditions) for name in backends.BACKENDS}
+    wanted = {name: batch_logits(backends.get(name, lens), conditions) for name in backends.BACKENDS}
     lens.bridge.add_hook("blocks.1.hook_mlp_out", lambda x, hook: x * 0)
     with lens.nnsight.edit(inplace=True):
         lens.nnsight.model.layers[1].mlp.output = lens.nnsight.model.layers[1].mlp.output * 0
@@ -145,7 +139,7 @@ def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alo
     assert not torch.allclose(ask(lens, "nnsight"), alone["nnsight"], atol=0.1)
     assert torch.equal(ask(lens, "model"), alone["model"])
     for name in backends.BACKENDS:
-        assert torch.equal(logits(backends.get(name, lens), conditions), wanted[name]), name
+        assert torch.equal(batch_logits(backends.get(name, lens), conditions), wanted[name]), name
     lens.bridge.reset_hooks()
     lens.nnsight.clear_edits()
     for who in HANDLES:

@@ -11,6 +11,7 @@ import pytest
 import surgery
 import tiny
 import torch
+from remote_models import FAMILIES, KINDS, TASK, TOKENS, TOLERANCE, every_kind, requests, scores
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
@@ -22,36 +23,7 @@ from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns, sweep
 from depthlens.models import loading, remote
 from depthlens.models.lens import Lens
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
-
-TASK = "capitals_continuation"
-FAMILIES = ("llama-gqa", "qwen3", "deepseek-v3")
-# float32 rounding of one order of operations against another, over five layers
-TOLERANCE = backend_table.TOLERANCE
-TOKENS = backend_table.TOKENS
-KINDS = {kind: text for kind, text in backend_table.KINDS.items() if "resample" not in kind}
-WORDS = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
-
-
-def requests(n=5):
-    draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
-    return [LoglikelihoodRequest((1, 2, 3, *row[: 4 + i]), tuple(row[9 - i % 3 :])) for i, row in enumerate(tokens)]
-
-
-def every_kind(dims):
-    conditions = [expand(word + mode, dims) for mode in ("", "@mean") for word in WORDS if ":" not in word or not mode]
-    return list(dict.fromkeys(c for found in conditions for c in found)) + [
-        parse_condition("L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3")
-    ]
-
-
-def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
-    return (
-        torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64),
-        [[a.is_greedy for a in row] for row in answers],
-    )
+from depthlens.requests import GenerateRequest
 
 
 @pytest.fixture(scope="module")

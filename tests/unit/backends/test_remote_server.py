@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from remote_models import FAMILIES, TASK, TOLERANCE, every_kind, requests, scores
 
 from depthlens import cli
 from depthlens.ablations import BASELINE, expand, parse_condition
@@ -25,37 +26,8 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.models import loading, remote
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest
 from depthlens.runner import session
-
-TASK = "capitals_continuation"
-FAMILIES = ("llama-gqa", "qwen3", "deepseek-v3")
-# float32 rounding of one order of operations against another, over five layers
-TOLERANCE = backend_table.TOLERANCE
-KINDS = {kind: text for kind, text in backend_table.KINDS.items() if "resample" not in kind}
-WORDS = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
-
-
-def requests(n=5):
-    draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
-    return [LoglikelihoodRequest((1, 2, 3, *row[: 4 + i]), tuple(row[9 - i % 3 :])) for i, row in enumerate(tokens)]
-
-
-def every_kind(dims):
-    conditions = [expand(word + mode, dims) for mode in ("", "@mean") for word in WORDS if ":" not in word or not mode]
-    return list(dict.fromkeys(c for found in conditions for c in found)) + [
-        parse_condition("L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3")
-    ]
-
-
-def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
-    return (
-        torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64),
-        [[a.is_greedy for a in row] for row in answers],
-    )
-
 
 # --- a server --------------------------------------------------------------------------------------------------------
 

@@ -9,46 +9,8 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.models import loading
-from depthlens.requests import LoglikelihoodRequest
-
-# the same arithmetic on the same weights; only where they lie in memory differs, and with it the order of some sums
-SAME = 1e-5
-TASK = "capitals_continuation"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Folders of tiny models, each written once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(family="llama-gqa", **changes):
-        place = root / "-".join([family, *map(str, changes.values())])
-        return str(place if place.exists() else tiny.save(place, family, **changes))
-
-    return folder
-
-
-def requests(n=5, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
-    return [LoglikelihoodRequest((1, 2, 3, *row[: 4 + i]), tuple(row[9:])) for i, row in enumerate(tokens)]
-
-
-def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
-    return torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
-
-
-def layers_in_memory(lens):
-    held = []
-    for i, layer in enumerate(lens.arch.layers):
-        places = {t.is_meta for t in (*layer.parameters(), *layer.buffers())}
-        assert len(places) == 1, "a layer is either there or not"
-        held += [i] if places == {False} else []
-    return held
 
 
 def logits(lens):
