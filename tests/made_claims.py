@@ -1,108 +1,192 @@
-"""Synthetic evidence for the study's claims: sweeps and removal curves whose truth is known."""
+"""Synthetic profiles for the study's claims: under every view and few-shot seed, of models whose truth is known.
+
+A document is broken by the removal of a layer with a stated probability. What is broken is broken under every protocol:
+a choice becomes a guess, and what is written becomes wrong, often so that no answer can be parsed. Formats are lost
+apart from that. Nats fall by what a broken answer costs, token by token.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
-import pandas as pd
 from scipy.stats import norm
 
+from depthlens.analysis import stats
 from depthlens.analysis.layer_profiles import Profile
-from depthlens.analysis.removal_curve import RemovalCurve
-from depthlens.analysis.results import Result
+from depthlens.claims import distilled, layers
+from depthlens.claims.estimates import Sweeps
 
-N_LAYERS, N_DOCS = 12, 40
-BASE, CHANCE, GAIN = 0.9, 0.25, 0.1
-FIRST, REST = np.arange(N_LAYERS) < 2, np.arange(N_LAYERS) >= 2
-THIRD = np.arange(N_LAYERS) * 3 // N_LAYERS
+N_LAYERS = 18
+LAYERS = np.arange(N_LAYERS)
+THIRD = LAYERS * 3 // N_LAYERS
+CHANCE, UNPARSED = 0.25, 0.7  # of a guess among four options; of what a broken model writes
+SUFFIXES = ("", "[1:]", "@mean")
+MODEL, CONTROL = "model", "control"
 
 
-def answers(loss, rng, n=N_DOCS, base=BASE, hardness=None):
-    """0/1 answers of the whole model [document] and without each layer [document, layer], of these expected losses.
+@dataclass(frozen=True)
+class Task:
+    """What the removal of each layer does to one task.
 
-    A right answer is lost and a wrong one won, both at random; a document easily lost at one layer is so at all.
+    Attributes:
+        name: Of the task.
+        broken: Probability that a document breaks, by layer. Shape [layer].
+        protocol: ``choice``, ``written`` or ``nats`` (per answer token).
+        base: Score of the whole model.
+        formats: Probability that a written answer loses its format though it is right. Shape [layer] or a number.
+        questions: Tasks with the same questions have the same name here.
     """
-    hardness = rng.standard_normal(n) if hardness is None else hardness
-    whole = norm.cdf(hardness) < base  # a hard document is answered wrongly, and lost easily where it is not
-    gain = np.where(np.asarray(loss) >= 0, GAIN, GAIN - np.asarray(loss) / (1 - base))
-    lost = (np.asarray(loss) + (1 - base) * gain) / base
-    fragile = rng.standard_normal(n)
-    noise = np.sqrt(0.3) * fragile[:, None] + np.sqrt(0.7) * rng.standard_normal((n, len(loss)))
-    flip = norm.cdf(noise) < np.where(whole[:, None], lost, gain)
-    return whole.astype(float), np.where(flip, ~whole[:, None], whole[:, None]).astype(float)
+
+    name: str
+    broken: np.ndarray
+    protocol: str
+    base: float
+    formats: np.ndarray | float
+    questions: str
 
 
-def profile(loss, rng, *, name="task", model="m", chance=CHANCE, **options):
-    whole, without = answers(loss, rng, **options)
-    layers, ids = np.arange(len(loss)), tuple(range(len(whole)))
-    return Profile(model, name, "acc", name, without, whole, layers, ids, len(loss), chance, True, False, 1.0)
+@dataclass
+class World:
+    """Draws of documents; tasks of the same questions share what makes a document hard, and what makes it fragile.
+
+    Attributes:
+        rng: Of all draws.
+        n: Documents of each task.
+        seed_sd: Standard deviation between few-shot seeds, of the latent score.
+    """
+
+    rng: np.random.Generator
+    n: int
+    seed_sd: float
+    hard: dict[str, np.ndarray] = field(default_factory=dict)
+    fragile: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def sweeps(self, *tasks: Task, model: str = MODEL, seeds: int = 3) -> Sweeps:
+        """Profiles by view, one a few-shot seed."""
+        return [self._sweep(tasks, model).__getitem__ for _ in range(seeds)]
+
+    def _sweep(self, tasks: tuple[Task, ...], model: str) -> dict[str, list[Profile]]:
+        by_view: dict[str, list[Profile]] = {suffix: [] for suffix in SUFFIXES}
+        for task in tasks:
+            base, values, parsed = self._scores(task)
+            for i, suffix in enumerate(SUFFIXES):
+                at = slice(i * N_LAYERS, (i + 1) * N_LAYERS)
+                by_view[suffix].append(self._profile(task, model, base, values[:, at], parsed[:, at]))
+        return by_view
+
+    def _profile(self, task: Task, model: str, base: np.ndarray, values: np.ndarray, parsed: np.ndarray) -> Profile:
+        floor = {"choice": CHANCE, "written": 0.0, "nats": None}[task.protocol]
+        binary = floor is not None
+        documents = tuple(f"{task.questions}:{i}" for i in range(self.n))
+        return Profile(
+            model=model,
+            task=task.name,
+            metric="acc" if binary else "token_logprob",
+            label=task.name,
+            values=values,
+            base=base,
+            layers=LAYERS,
+            documents=documents,
+            n_layers=N_LAYERS,
+            floor=floor,
+            binary=binary,
+            at_chance=binary and not stats.above_chance(base, float(floor)) < stats.ALPHA,
+            sign=1.0,
+            parsed=None if parsed.all() else parsed,
+        )
+
+    def _scores(self, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores of the whole model [document], without layers, and whether these were parsed [document, condition]."""
+        rng, n = self.rng, self.n
+        hard = self.hard.setdefault(task.questions, rng.standard_normal(n))
+        fragile = self.fragile.setdefault(task.questions, rng.standard_normal((n, 1)))
+        shift = self.seed_sd * rng.standard_normal(2)
+        latent = np.sqrt(0.8) * hard + np.sqrt(0.2) * rng.standard_normal(n)  # a seed decides a part of each document
+        right = norm.cdf(latent) < norm.cdf(norm.ppf(task.base) + shift[0])
+        m = len(SUFFIXES) * N_LAYERS
+        rate = np.tile(np.clip(task.broken, 1e-9, 1 - 1e-9), len(SUFFIXES))
+        noise = np.sqrt(0.4) * fragile + np.sqrt(0.6) * rng.standard_normal((n, m))
+        broken = norm.cdf(noise) < norm.cdf(norm.ppf(rate) + shift[1])
+        parsed = np.ones((n, m), dtype=bool)
+        if task.protocol == "nats":
+            whole = -np.exp(0.5 * latent)  # skewed, as surprisals are
+            return whole, whole[:, None] - broken * np.exp(0.5 * rng.standard_normal((n, m))), parsed
+        if task.protocol == "choice":
+            after = np.where(broken, rng.random((n, m)) < CHANCE, right[:, None])
+        else:
+            lost = rng.random((n, m)) < np.tile(np.broadcast_to(task.formats, N_LAYERS), len(SUFFIXES))
+            parsed = ~lost & ~(broken & (rng.random((n, m)) < UNPARSED))
+            after = right[:, None] & ~broken & parsed
+        return right.astype(float), after.astype(float), parsed
 
 
-def result(tasks, *, model="m", seed=0, names=None, chance=CHANCE, n=N_DOCS, **options):
-    """A sweep; tasks: {name: expected loss of each condition}."""
-    parts, record = [], {"model": {"dims": {"n_layers": N_LAYERS}}, "seed": 0, "tasks": {}}
-    for i, (task, loss) in enumerate(tasks.items()):
-        whole, without = answers(loss, np.random.default_rng([seed, i]), n=n, **options)
-        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": chance}}}
-        conditions = names or [f"L{layer}" for layer in range(len(loss))]
-        layers = [int(c[1:]) if c[1:].isdigit() else None for c in conditions]
-        for name, layer, value in zip(["baseline", *conditions], [None, *layers], [whole, *without.T], strict=True):
-            parts.append(pd.DataFrame({"condition": name, "layer": layer, "doc_id": np.arange(n), "value": value}))
-            parts[-1]["task"] = task
-    docs = pd.concat([p.astype({"layer": "Int64"}) for p in parts]).assign(
-        model=model, metric="acc", head=None, response=""
-    )
-    return Result(docs, record)
+# probability that a document breaks, by layer
+EARLY = np.where(LAYERS < 2, 0.9, np.where(THIRD == 0, 0.4, 0.03))
+LATE = np.where(LAYERS < 2, 0.9, np.where(THIRD == 0, 0.03, 0.3))
+FLAT = np.where(LAYERS < 2, 0.9, 0.15)
+FEW = np.where(LAYERS < 2, 0.9, 0.01)
+NONE = np.zeros(N_LAYERS)
+# task, protocol and questions of each role
+ROLES = {
+    "letters": ("facts_letters", "choice", "facts"),
+    "generation": ("facts_written", "written", "facts"),
+    "continuation": ("facts", "choice", "facts"),
+    "retrieval": ("kv", "choice", "kv"),
+    "text": ("text", "choice", "text"),
+    "reasoning": ("sums", "written", "sums"),
+    "copying": ("copies", "written", "sums"),
+    "reasoning_choice": ("sums_choice", "choice", "sums"),
+    "reasoning_tokens": ("sums_choice", "nats", "sums"),
+    "knowledge_tokens": ("facts", "nats", "facts"),
+    "control_reasoning": ("sums_choice", "choice", "sums"),
+    "control_knowledge": ("facts", "choice", "facts"),
+}
 
 
-TESTS = ("higher_is_better", "p_value", "at_chance")
-EXCESS = ("excess", "ci_low", "ci_high", "n", "at_chance")
+def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.15) -> dict[str, Sweeps]:
+    """Sweeps of every role.
+
+    Args:
+        broken: How often documents break by layer, for all roles or by role ("rest": all others).
+        n: Documents of each task.
+        seed: Of the draws.
+        seeds: Few-shot seeds.
+        formats: Share of written answers that lose their format, by layer.
+        base: Score of the whole model, for all roles or by role.
+        seed_sd: See `World`.
+    """
+    world = World(np.random.default_rng(seed), n, seed_sd)
+
+    def of(values, role):
+        return values.get(role, values.get("rest")) if isinstance(values, dict) else values
+
+    return {
+        role: world.sweeps(
+            Task(name, of(broken, role), protocol, of(base, role), formats, questions),
+            model=CONTROL if role.startswith("control") else MODEL,
+            seeds=seeds,
+        )
+        for role, (name, protocol, questions) in ROLES.items()
+    }
 
 
-def heads(costs, seed=0, n_draws=40, n=N_DOCS):
-    """Tables of a removal curve: {list: how much more than random heads it costs}, each on a task of its own."""
-    rng = np.random.default_rng(seed)
-    tests, excess = [], []
-    for name, cost in costs.items():
-        task = f"{name}_task"
-        hardness = rng.standard_normal(n)
-
-        def scores(accuracy, hardness=hardness):
-            return norm.cdf(0.6 * hardness + 0.8 * rng.standard_normal(n)) < accuracy
-
-        own, draws = scores(0.8 - cost), np.array([scores(0.8) for _ in range(n_draws)])
-        gap = draws.mean(0) - own
-        p = (1 + (draws.mean(1) <= own.mean()).sum()) / (1 + n_draws)
-        half = 2.023 * gap.std(ddof=1) / np.sqrt(n)  # Student's t for 40 documents
-        tests.append((name, task, "acc", True, p, False))
-        excess.append((name, task, "acc", gap.mean(), gap.mean() - half, gap.mean() + half, n, False))
-    keys = ["list", "task", "metric"]
-    tables = pd.DataFrame(), pd.DataFrame(), pd.DataFrame(tests, columns=[*keys, *TESTS])
-    curve = RemovalCurve(*tables, sweep(FLAT), {"n_draws": n_draws})
-    curve.__dict__["excess"] = pd.DataFrame(excess, columns=[*keys, *EXCESS])  # a cached property, known here
-    return curve
-
-
-OWN = {name: f"{name}_task" for name in ("retrieval", "reasoning")}
-
-
-def transplants(share, seed=0, n=N_DOCS, n_conditions=6, base=0.3, donor=0.7):
-    """Sweep of the base over transplants (the first recovers ``share`` of the gap, the others nothing), and donor."""
-    names = [f"L{i}-{i + 1}@donor" for i in range(n_conditions)]
-    losses = np.zeros(n_conditions)
-    losses[0] = -share * (donor - base)
-    hardness = np.random.default_rng([seed, 9]).standard_normal(n)
-    options = {"seed": seed, "n": n, "hardness": hardness, "chance": None}
-    own = result({"reason": losses}, names=names, base=base, **options)
-    return own, result({"reason": np.zeros(N_LAYERS)}, model="d", base=donor, **options)
-
-
-# layer profiles: expected loss of accuracy (0.65 above chance)
-EARLY = np.where(THIRD == 0, 0.5, 0.03)
-LATE = np.where(THIRD == 0, 0.03, 0.45)
-FLAT = np.full(N_LAYERS, 0.2)
-HALF = np.where(THIRD == 0, 0.2, 0.1)  # the first third holds half of all loss
-FEW = np.where(FIRST, 0.55, 0.0)
-
-
-def sweep(loss, name="task", seed=0, **options):
-    return result({name: loss}, seed=seed, **options)
+def parts(claim: str, of: dict[str, Sweeps], **options):
+    """The parts of a claim on layers, or of the shift of C6."""
+    if claim == "C1":
+        return layers.few_harmful({name: of[name] for name in ("letters", "continuation")}, **options)
+    if claim == "C2":
+        return layers.generation_costs_more(of["letters"], of["generation"], **options)
+    if claim == "C3":
+        roles = {"knowledge": "continuation", "retrieval": "retrieval"}
+        return [layers.shallow(name, of[role], of["text"], **options) for name, role in roles.items()]
+    if claim == "C4":
+        names = ("reasoning", "copying", "reasoning_tokens", "knowledge_tokens")
+        guard = [*of["reasoning_choice"], *of["continuation"]]
+        return layers.reasoning_deeper(*(of[name] for name in names), guard, **options)
+    if claim == "C6":
+        names = ("reasoning_choice", "continuation", "control_reasoning", "control_knowledge")
+        return [distilled.shifted(*(of[name] for name in names), **options)]
+    assert claim == "C7", claim
+    names = ("letters", "continuation", "generation", "retrieval", "reasoning", "reasoning_choice")
+    return layers.depth_trend([of[name] for name in names], **options)

@@ -13,6 +13,8 @@ percentile interval honest where documents are few or hardly anything changes:
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import stats as sps
 
@@ -21,10 +23,13 @@ from depthlens.analysis.stats import ALPHA
 N_BOOT = 1000
 
 
+@lru_cache(maxsize=16)  # all parts of a claim, and all its views, draw the same documents
 def draws(n: int, n_boot: int, seed: int) -> np.ndarray:
     """How often each document is drawn: the sample itself, then bootstrap draws. Shape [1 + n_boot, document]."""
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
-    return np.vstack([np.ones(n), counts])  # counts and not shares: sums of 0/1 values stay exact, so ties stay ties
+    counts = np.vstack([np.ones(n), counts])  # counts and not shares: sums of 0/1 values stay exact, so ties stay ties
+    counts.setflags(write=False)
+    return counts
 
 
 def imaginary(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

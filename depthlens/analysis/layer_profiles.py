@@ -8,7 +8,7 @@ protocol and for every model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ class Profile:
         binary: Whether all scores are 0 or 1.
         at_chance: See `depthlens.analysis.results`.
         sign: -1 where the sign was turned, else 1.
+        parsed: Whether an answer could be taken from what was written, with each layer removed. Shape [document,
+            layer]; None where every answer could.
     """
 
     model: str
@@ -63,6 +65,18 @@ class Profile:
     binary: bool
     at_chance: bool
     sign: float
+    parsed: np.ndarray | None = None
+
+    def beyond(self, n: int) -> Profile:
+        """The profile without the first ``n`` layers of the model.
+
+        Raises:
+            UserError: no other layer was removed.
+        """
+        if not (kept := self.layers >= n).any():
+            raise UserError(f"task {self.task}: only layers below {n} were removed; sweep all layers")
+        parsed = None if self.parsed is None else self.parsed[:, kept]
+        return replace(self, values=self.values[:, kept], layers=self.layers[kept], parsed=parsed)
 
     @property
     def loss(self) -> np.ndarray:
@@ -135,8 +149,13 @@ def labels(result: Result) -> dict[tuple[str, str], str]:
     return {(t, m): f"{t} {m.removesuffix(',none')}" if tasks.count(t) > 1 else t for t, m in pairs}
 
 
-def profiles(result: Result) -> list[Profile]:
+def profiles(result: Result, suffix: str | None = None) -> list[Profile]:
     """One profile a task and metric of a result of one model.
+
+    Args:
+        result: A layer sweep.
+        suffix: Which conditions, of a sweep that removes each layer in several ways: those whose text is a layer and
+            this, such as "", ``[1:]`` or ``@mean``. None: there is one a layer.
 
     Raises:
         UserError: several models, or conditions that are not one a layer.
@@ -145,19 +164,28 @@ def profiles(result: Result) -> list[Profile]:
     if len(models := result.docs["model"].unique()) > 1:
         raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")
     names = labels(result)
-    return [_profile(result, row, names[row.task, row.metric]) for row in result.baselines.itertuples()]
+    return [_profile(result, row, names[row.task, row.metric], suffix) for row in result.baselines.itertuples()]
 
 
-def _profile(result: Result, row: Any, label: str) -> Profile:
-    conditions = result.docs.loc[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric)]
-    conditions = conditions.drop_duplicates("condition").set_index("condition")
+def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profile:
+    rows = result.docs.loc[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric)]
+    conditions = rows.drop_duplicates("condition").set_index("condition")
     single = conditions.loc[conditions["layer"].notna() & conditions["head"].isna(), "layer"].sort_values()
+    if suffix is not None:
+        single = single[[name == f"L{layer}{suffix}" for name, layer in single.items()]]
+        if not len(single):
+            fault = f"task {row.task} has no condition L0{suffix}, L1{suffix} and so on"
+            raise UserError(f"{fault}; sweep layers{suffix}")
     if single.duplicated().any() or not len(single):
         raise UserError(f"task {row.task} has not one condition a layer; give the result of a layer sweep")
     info = result.metric_info(row.task, row.metric)
     sign = 1.0 if info["higher_is_better"] else -1.0
     scores = sign * result.scores(row.task, row.metric)
     values, base = scores[list(single.index)].to_numpy(), scores[BASELINE].to_numpy()
+    parsed = None
+    if "parsed" in rows and not rows["parsed"].all():
+        table = rows.pivot(index="doc_id", columns="condition", values="parsed")
+        parsed = table.loc[scores.index, list(single.index)].to_numpy(dtype=bool)
     floor = sign * info["chance"] if info["chance"] is not None else None
     if floor is None and values.min() >= 0 and base.min() >= 0:
         floor = 0.0
@@ -175,6 +203,7 @@ def _profile(result: Result, row: Any, label: str) -> Profile:
         binary=stats.is_binary(np.abs(np.append(values, base))),
         at_chance=row.at_chance,
         sign=sign,
+        parsed=parsed,
     )
 
 

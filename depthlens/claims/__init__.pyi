@@ -4,5 +4,4 @@ from .registry import Evidence as Evidence
 from .verdicts import Verdict as Verdict
 from .verdicts import Verdicts as Verdicts
 from .verdicts import headline as headline
-from .verdicts import heterogeneity as heterogeneity
 from .verdicts import judge as judge

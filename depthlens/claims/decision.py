@@ -1,10 +1,9 @@
 """The rule that compares an estimate of a claim with what was fixed before any result was seen.
 
-The rule is in `Part.verdict`. An interval on one side of the threshold decides, however wide it is. An interval that
-contains the threshold means "undecided" where it is narrow enough to show an effect that matters, and "cannot judge"
-where it is not, because there are too few documents to expect an answer. Below 30 documents no interval counts: in
-simulations with the truth at the threshold of C1, 20 documents called it supported in 7% of samples, 30 or more in
-less than 5%.
+The rule is in `Part.verdict`. An interval on one side of the threshold passes or fails, however wide it is. A pass
+counts only if every view of the data agrees in sign, see `VIEWS`, and if at least `MIN_SEEDS` few-shot seeds or
+templates were measured. An interval that contains the threshold means "undecided" where the documents give 80% power at
+the least effect that matters, and "cannot judge" where they do not. Below 30 documents no interval counts.
 """
 
 from __future__ import annotations
@@ -13,12 +12,39 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scipy import stats as sps
+
 from depthlens.analysis.stats import ALPHA
 
 SUPPORTED, CONTRADICTED, UNDECIDED, CANNOT = "supported", "contradicted", "undecided", "cannot judge"
 ABOVE, BELOW, DIFFERENT = 1, -1, 0
 MIN_DOCS = 30
+MIN_SEEDS = 3
+POWER = 0.8
 _MOST_TIMES = 100  # the documents at hand: a plan for more is not given
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to compute every effect.
+
+    Attributes:
+        name: As in tables and sentences.
+        suffix: What stands behind a layer in the conditions of the sweep: "", ``[1:]`` or ``@mean``.
+        left_out: Number of first layers that are left out.
+    """
+
+    name: str
+    suffix: str
+    left_out: int
+
+
+ALL = View("all layers", "", 0)
+DEEPER_LAYERS = View("without L0 and L1", "", 2)
+SPARED = View("first token spared", "[1:]", 0)
+MEAN = View("mean ablation", "@mean", 0)
+VIEWS = (ALL, DEEPER_LAYERS, SPARED, MEAN)
 
 
 @dataclass(frozen=True)
@@ -30,7 +56,9 @@ class Spec:
         unit: Of the effect.
         threshold: The value that the claim compares the effect with.
         side: `ABOVE` or `BELOW` the threshold, or `DIFFERENT` from it.
-        matters: The least distance from the threshold that matters.
+        matters: The least distance from the threshold that matters; power is planned for it.
+        margin: Of `DIFFERENT`: the distance from the threshold that has to be exceeded.
+        main: The view that decides; None of an effect that has no views.
     """
 
     what: str
@@ -38,99 +66,174 @@ class Spec:
     threshold: float
     side: int
     matters: float
+    margin: float = 0.0
+    main: View | None = ALL
 
     @property
     def claimed(self) -> str:
         """The claimed side in words."""
+        if self.side == DIFFERENT and self.margin:
+            return f"more than {self.margin:g} from {self.threshold:g}"
         return f"{ {ABOVE: 'above', BELOW: 'below', DIFFERENT: 'other than'}[self.side] } {self.threshold:g}"
+
+    def passes(self, low: float, high: float) -> bool:
+        """Whether a whole interval, or an estimate given as both of its ends, is on the claimed side."""
+        low, high = low - self.threshold, high - self.threshold
+        if self.side == DIFFERENT:
+            return low > self.margin or high < -self.margin
+        return low > 0 if self.side == ABOVE else high < 0
+
+    def fails(self, low: float, high: float) -> bool:
+        """Whether it is on the other side."""
+        low, high = low - self.threshold, high - self.threshold
+        if self.side == DIFFERENT:
+            return max(-low, high) < (self.margin or self.matters)
+        return high < 0 if self.side == ABOVE else low > 0
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views, that which decides first. If it leaves layers out, so do all but `ALL`."""
+        if self.main is None:
+            return ()
+        left_out = self.main.left_out
+        others = [v if v in (ALL, DEEPER_LAYERS) else View(v.name, v.suffix, left_out) for v in VIEWS if v != self.main]
+        return self.main, *others
 
 
 @dataclass(frozen=True)
-class Part:
-    """An estimate, and what it says of its part of a claim.
+class Estimate:
+    """An effect under one view.
 
     Attributes:
-        spec: What was fixed beforehand.
-        effect: Estimate; NaN where there is none.
-        low: Lower end of its corrected interval.
+        view: Its name; "" where the effect has no views.
+        effect: NaN where there is none.
+        low: Lower end of its interval.
         high: Upper end.
         n: Documents; the fewest of the tasks.
+        seeds: Few-shot seeds or templates; the fewest of the sweeps.
+        se: Standard error, from which the power is planned.
+        critical: How many standard errors are between the effect and the end of its interval.
         tasks: ``task metric`` of each that was used.
         left: Why others were left out.
-        p: Adjusted p-value of a further test that has to be below 0.05 to support; 0 where there is none.
-        p_against: The same to contradict.
         why: Why there is no estimate, or why it cannot count; "" if it counts.
     """
 
-    spec: Spec
+    view: str = ""
     effect: float = math.nan
     low: float = math.nan
     high: float = math.nan
     n: int = 0
+    seeds: int = 0
+    se: float = math.nan
+    critical: float = math.nan
     tasks: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
-    p: float = 0.0
-    p_against: float = 0.0
     why: str = ""
 
+    @property
+    def counts(self) -> bool:
+        """Whether there are an effect and an interval that count."""
+        return not self.why and self.n >= MIN_DOCS and math.isfinite(self.effect + self.low + self.high)
+
     def as_json(self) -> dict[str, Any]:
-        """The part as JSON has it: None for NaN."""
+        """The estimate as JSON has it: None for NaN."""
         fields = asdict(self)
         return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields.items()}
 
     @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Estimate:
+        """The estimate that `as_json` wrote."""
+        values: dict[str, Any] = {key: math.nan if value is None else value for key, value in fields.items()}
+        return cls(**values | {"tasks": tuple(fields["tasks"]), "left": tuple(fields["left"])})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a claim: what was fixed beforehand, and the estimates of its effect.
+
+    Attributes:
+        spec: What was fixed beforehand.
+        main: The estimate that decides.
+        others: Those of the other views.
+        p: Adjusted p-value of a further test that has to be below 0.05 to support; 0 where there is none.
+        p_against: The same to contradict.
+    """
+
+    spec: Spec
+    main: Estimate
+    others: tuple[Estimate, ...] = ()
+    p: float = 0.0
+    p_against: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The part as JSON has it."""
+        others = [e.as_json() for e in self.others]
+        return {"spec": asdict(self.spec), "main": self.main.as_json(), "others": others} | {
+            name: getattr(self, name) for name in ("p", "p_against")
+        }
+
+    @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Part:
         """The part that `as_json` wrote."""
-        values: dict[str, Any] = {key: math.nan if value is None else value for key, value in fields.items()}
-        values |= {"spec": Spec(**fields["spec"]), "tasks": tuple(fields["tasks"]), "left": tuple(fields["left"])}
-        return cls(**values)
+        spec = fields["spec"]
+        spec = Spec(**spec | {"main": None if spec["main"] is None else View(**spec["main"])})
+        others = tuple(Estimate.from_json(e) for e in fields["others"])
+        return cls(spec, Estimate.from_json(fields["main"]), others, fields["p"], fields["p_against"])
 
     @property
-    def half(self) -> float:
-        """Half the width of the interval."""
-        return (self.high - self.low) / 2
+    def holds(self) -> tuple[str, ...]:
+        """Views under which the effect is on the claimed side."""
+        return tuple(e.view for e in (self.main, *self.others) if e.view and self.spec.passes(e.effect, e.effect))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Views that have no effect because they were not swept, and seeds that are too few."""
+        lacks = [f"the view {e.view}" for e in self.others if not e.n]
+        if self.spec.main is not None and self.main.seeds < MIN_SEEDS:
+            lacks.append(f"{MIN_SEEDS} few-shot seeds")
+        return tuple(lacks)
+
+    @property
+    def passes(self) -> bool:
+        """Whether the deciding interval is on the claimed side, whatever other views say."""
+        return self.main.counts and self.spec.passes(self.main.low, self.main.high) and self.p < ALPHA
 
     @property
     def verdict(self) -> str:
-        """Supported or contradicted where the whole interval is on one side of the threshold.
+        """Supported or contradicted where the deciding interval is on one side, and no view disagrees in sign.
 
-        `DIFFERENT` is supported where the interval excludes the threshold, and contradicted where the whole interval is
-        nearer to it than what matters. Else too wide an interval (half of it more than what matters) says that nothing
-        can be judged yet.
+        `DIFFERENT` is contradicted where the whole interval is within the margin (or within what matters if there is
+        none).
         """
-        spec = self.spec
-        if self.why or self.n < MIN_DOCS or not math.isfinite(self.low + self.high):
+        main, spec = self.main, self.spec
+        if not main.counts:
             return CANNOT
-        low, high = self.low - spec.threshold, self.high - spec.threshold
-        if spec.side == DIFFERENT:
-            yes, no = low > 0 or high < 0, max(-low, high) < spec.matters
-        else:
-            yes, no = (low > 0, high < 0) if spec.side == ABOVE else (high < 0, low > 0)
-        if yes and self.p < ALPHA:
+        if self.passes and not self.missing and all(spec.passes(e.effect, e.effect) for e in self.others):
             return SUPPORTED
-        if no and self.p_against < ALPHA:
+        effects = [e.effect for e in self.others if math.isfinite(e.effect)]
+        if spec.fails(main.low, main.high) and self.p_against < ALPHA and all(spec.fails(e, e) for e in effects):
             return CONTRADICTED
-        return CANNOT if self.half > spec.matters else UNDECIDED
+        crosses = not (spec.passes(main.low, main.high) or spec.fails(main.low, main.high))
+        return CANNOT if crosses and self.planned > main.n else UNDECIDED
 
     @property
-    def wide(self) -> bool:
-        """Whether the width of the interval is the only reason why there is no verdict."""
-        return self.verdict == CANNOT and not self.why and math.isfinite(self.half)
+    def planned(self) -> int:
+        """Documents for 80% power at the least effect that matters; the standard error falls with their square root.
+
+        ``n ((critical + z_0.8) se / matters)^2``, at least 30.
+        """
+        main = self.main
+        if not math.isfinite(main.se + main.critical):
+            return 0
+        ratio = (main.critical + sps.norm.ppf(POWER)) * main.se / self.spec.matters
+        return max(MIN_DOCS, math.ceil(main.n * ratio**2 - _ROUNDING))
 
     @property
     def needed(self) -> int | None:
-        """About how many documents would be enough, because the width falls with the square root of their number.
+        """Documents that would decide, where too few are the only reason for "cannot judge"; see `planned`.
 
-        At least 30; else enough for half the interval to be what matters or, if it is already, the measured distance
-        from the threshold. None where no number of documents helps, or more than a hundred times as many.
+        None also where they are more than a hundred times as many.
         """
-        if not (self.wide or self.verdict == UNDECIDED):
+        if self.verdict != CANNOT or self.main.why or not math.isfinite(self.main.se):
             return None
-        if self.n < MIN_DOCS and not self.low <= self.spec.threshold <= self.high:
-            return MIN_DOCS
-        goal = self.spec.matters if self.wide else abs(self.effect - self.spec.threshold)
-        if not self.n or goal * math.sqrt(_MOST_TIMES) < self.half:
-            return None
-        documents = math.ceil(round(self.n * (self.half / goal) ** 2, 6))
-        # None: the estimate is not in the middle of its interval, or only the p-value is missing
-        return max(documents, MIN_DOCS) if max(documents, MIN_DOCS) > self.n else None
+        return self.planned if self.main.n < self.planned <= _MOST_TIMES * self.main.n else None

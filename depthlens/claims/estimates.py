@@ -1,65 +1,84 @@
-"""The tests behind the study's claims: profiles in, estimates with intervals out. What they mean: `depthlens.claims`.
+"""Effects of layer profiles with their intervals, under every view of `depthlens.claims.decision`.
 
-Each claim is one estimate or several (`depthlens.claims.decision`), all fixed before any result was seen. Documents are
-drawn with replacement (`depthlens.analysis.bootstrap`), jointly where tasks share them. Several tasks are combined by
-the mean over tasks within each draw. Intervals are expanded percentile intervals (Hesterberg 2015). A claim of m parts
-uses intervals of level ``1 - 0.05 / m`` (Bonferroni), so that the chance of any false statement about its parts stays
-at 5%.
+Documents are drawn with replacement (`depthlens.analysis.bootstrap`), jointly where tasks and few-shot seeds share
+them. Several tasks are combined by the mean over tasks within each draw, and several seeds by the mean over seeds. The
+variance between seeds is added to that of the draws (`widened`). Intervals are expanded percentile intervals of 95%
+(Hesterberg 2015). All parts of a claim have to pass, so none needs a correction for the others (an intersection-union
+test, Berger 1982, Technometrics 24:295-300); a claim is contradicted by one part, whose error level is 2.5% on each
+side.
 
-Both scales are defined in `depthlens.analysis.depth`. The *relative loss*, ``loss / (baseline - chance)``, says how
-much a removal costs. The *share of importance*, a third's part of the summed loss of all layers, says where the losses
-are. Tasks at chance, and for shares tasks without a proven loss, are left out by name.
+*Relative loss* is ``loss / (baseline - floor)``, where the floor is what a broken model scores. The *share* of a third
+is its part of the summed loss of all layers. Tasks at chance, and for shares tasks without a proven loss, are left out
+by name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 from scipy import stats as sps
 
-from depthlens.ablations import parse_condition
-from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import interval, ratio
-from depthlens.analysis.depth import centre, third_losses
 from depthlens.analysis.layer_profiles import Profile, drawn
 from depthlens.analysis.stats import ALPHA
-from depthlens.claims.decision import ABOVE, BELOW, DIFFERENT, Part, Spec
-from depthlens.metrics import metric_unit
+from depthlens.claims.decision import Estimate, Part, Spec, View
+from depthlens.errors import UserError
 
-_RELATIVE, _SHARE = "of the score above chance", "of all loss"
-Statistic = Callable[[Profile, np.ndarray, np.ndarray], np.ndarray]
+Source = Callable[[str], list[Profile]]  # from what stands behind a layer in the conditions of a sweep to its profiles
+Sweeps = Sequence[Source]  # one a few-shot seed or template
+Statistic = Callable[[Profile, np.ndarray, np.ndarray], np.ndarray]  # profile, loss, baseline to [draw, ...]
 
 
-class Term(NamedTuple):
-    """The mean of a statistic over tasks, with its sign in a sum."""
+@dataclass(frozen=True)
+class Term:
+    """The mean of a statistic over the tasks of some sweeps, with its sign in a sum.
+
+    Attributes:
+        sign: 1 or -1.
+        sweeps: One a few-shot seed or template.
+        statistic: Of one profile.
+        placed: Whether it needs a proven loss (shares) or a score above chance (relative losses).
+        guard: Sweeps whose scores have to be above chance for the same tasks, where the metric has no chance level.
+    """
 
     sign: int
-    tasks: Sequence[Profile]
+    sweeps: Sweeps
     statistic: Statistic
+    placed: bool = False
+    guard: Sweeps = ()
 
 
-MEDIAN = Spec("the median loss of a layer beyond the first tenth", _RELATIVE, 0.1, BELOW, 0.1)
-FIRST = Spec("the mean loss of a first-tenth layer minus that of the others", _RELATIVE, 0.0, ABOVE, 0.2)
-PROTOCOL = Spec("the mean loss beyond the first third, generation minus likelihood", _RELATIVE, 0.0, ABOVE, 0.1)
-SHALLOW = {
-    name: Spec(f"the first third's share of importance for {name}", _SHARE, 0.5, ABOVE, 0.15)
-    for name in ("knowledge", "retrieval")
-}
-DEEPER = Spec("the share beyond the first third, reasoning minus knowledge", _SHARE, 0.0, ABOVE, 0.15)
-HEADS = Spec("the cost of the list beyond random heads", "of the score", 0.0, ABOVE, 0.1)
-SHIFT = Spec("the shift of the centre of the losses, distilled minus base", "of depth", 0.0, DIFFERENT, 0.05)
-RECOVERED = Spec("the most that a transplant recovers", "of the gap", 0.0, ABOVE, 0.25)
-TREND = Spec("the mean loss of a last-third layer minus that of a first-third layer", _RELATIVE, 0.0, BELOW, 0.1)
+@dataclass(frozen=True)
+class Draws:
+    """A sum of terms for the sample itself and for every draw.
+
+    Attributes:
+        values: Shape [1 + n_boot, ...].
+        n: Documents; the fewest of the tasks.
+        seeds: The fewest of the terms.
+        tasks: ``task metric`` of each that was used.
+        left: Why others were left out.
+        why: Why there are no values; "" if there are.
+    """
+
+    values: np.ndarray
+    n: int
+    seeds: int
+    tasks: tuple[str, ...]
+    left: tuple[str, ...]
+    why: str = ""
+
+    def without_effect(self, view: str) -> Estimate:
+        """An estimate that has the facts about the draws, and no numbers."""
+        return Estimate(view, n=self.n, seeds=self.seeds, tasks=self.tasks, left=self.left, why=self.why)
 
 
-def relative(profile: Profile, loss: np.ndarray, base: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Loss of each chosen layer as a share of what the whole model scores above chance. Shape [draw, layer]."""
-    return ratio(loss[:, chosen], (base - profile.floor)[:, None])
+def relative(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Loss of each layer as a share of what the whole model scores above the floor. Shape [draw, layer]."""
+    return ratio(loss, (base - float(profile.floor or 0.0))[:, None])
 
 
 def first_tenth(profile: Profile) -> np.ndarray:
@@ -67,201 +86,230 @@ def first_tenth(profile: Profile) -> np.ndarray:
     return profile.layers < max(2, math.ceil(profile.n_layers / 10))
 
 
+def beyond_first_third(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Mean relative loss of the layers of the middle and last third. Shape [draw]."""
+    return relative(profile, loss, base)[:, profile.thirds > 0].mean(1)
+
+
 def first_share(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
     """The first third's share of the summed loss. Shape [draw]."""
-    return third_losses(profile, loss, base, "importance")[:, 0]
+    return ratio(loss[:, profile.thirds == 0].sum(1), loss.sum(1))
+
+
+def deep_share(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """The share beyond the first third of the summed loss. Shape [draw]."""
+    return 1 - first_share(profile, loss, base)
 
 
 def depth_difference(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
     """Mean relative loss of the layers of the last third minus that of the first. Shape [draw]."""
-    thirds = third_losses(profile, loss, base, "above_chance")
-    return thirds[:, 2] - thirds[:, 0]
+    of_layer = relative(profile, loss, base)
+    return of_layer[:, profile.thirds == 2].mean(1) - of_layer[:, profile.thirds == 0].mean(1)
 
 
-def few_harmful(likelihood: Sequence[Profile], *, seed: int, n_boot: int) -> list[Part]:
-    """C1: most layers cost little under likelihood, and the first ones cost more."""
-
-    def median(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
-        return np.median(relative(profile, loss, base, ~first_tenth(profile)), axis=1)
-
-    def ahead(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
-        first = first_tenth(profile)
-        return relative(profile, loss, base, first).mean(1) - relative(profile, loss, base, ~first).mean(1)
-
-    return [
-        _part(spec, [Term(1, likelihood, statistic)], n_parts=2, seed=seed, n_boot=n_boot)
-        for spec, statistic in ((MEDIAN, median), (FIRST, ahead))
-    ]
-
-
-def generation_costs_more(
-    likelihood: Sequence[Profile], generation: Sequence[Profile], *, seed: int, n_boot: int
-) -> list[Part]:
-    """C2: middle and deep layers cost more under generation than under likelihood."""
-
-    def beyond(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
-        return relative(profile, loss, base, profile.thirds > 0).mean(1)
-
-    terms = [Term(1, generation, beyond), Term(-1, likelihood, beyond)]
-    return [_part(PROTOCOL, terms, seed=seed, n_boot=n_boot)]
-
-
-def shallow(spec: Spec, tasks: Sequence[Profile], *, seed: int, n_boot: int) -> Part:
-    """One part of C3: the first third holds more than half of all loss."""
-    return _part(spec, [Term(1, tasks, first_share)], placed=True, n_parts=2, seed=seed, n_boot=n_boot)
-
-
-def reasoning_deeper(
-    knowledge: Sequence[Profile], reasoning: Sequence[Profile], *, seed: int, n_boot: int
-) -> list[Part]:
-    """C4: a larger share is beyond the first third for reasoning.
-
-    Shares add up to 1, so the difference is that of the first third's shares, the other way round.
-    """
-    terms = [Term(1, knowledge, first_share), Term(-1, reasoning, first_share)]
-    return [_part(DEEPER, terms, placed=True, seed=seed, n_boot=n_boot)]
-
-
-def depth_trend(tasks: Sequence[Profile], *, seed: int, n_boot: int) -> list[Part]:
-    """C7: a layer of the last third costs less than one of the first."""
-    return [_part(TREND, [Term(1, tasks, depth_difference)], seed=seed, n_boot=n_boot)]
-
-
-def trends(tasks: Sequence[Profile], *, seed: int, n_boot: int) -> tuple[list[Profile], np.ndarray]:
-    """The difference that C7 is about for each task that has it: the sample's and every draw's. [1 + n_boot, task]."""
-    used, _ = usable(tasks, placed=False)
-    means = drawn(used, seed=seed, n_boot=n_boot)
-    values = [depth_difference(p, *m) for p, m in zip(used, means, strict=True)]
-    return used, np.stack(values, axis=1) if used else np.empty((1 + n_boot, 0))
-
-
-def moved(base: Sequence[Profile], distilled: Sequence[Profile], *, seed: int, n_boot: int) -> Part:
-    """One part of C6: the centre of mass of the losses moved; of the tasks whose losses both models let us place."""
-    pairs = [(a, b) for a, b in zip(base, distilled, strict=True) if not (a.unplaced or b.unplaced)]
-    left = tuple(f"{p.label}: {p.unplaced} in {p.model}" for p in [*base, *distilled] if p.unplaced)
-    if not pairs:
-        n = min(len(p.documents) for p in [*base, *distilled])
-        return Part(SHIFT, n=n, left=left, why="; ".join(left))
-
-    def position(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
-        return centre(profile, loss)
-
-    terms = [Term(1, [b for _, b in pairs], position), Term(-1, [a for a, _ in pairs], position)]
-    return replace(_part(SHIFT, terms, placed=True, n_parts=2, seed=seed, n_boot=n_boot), left=left)
-
-
-def recovered(table: pd.DataFrame, n_layers: int) -> Part:
-    """One part of C6: some transplant recovers more than nothing of the gap.
-
-    The largest of m true shares is between the largest lower and the largest upper bound of m simultaneous intervals.
-    These are the intervals of the table, widened on both sides by the ratio of the normal quantiles of the corrected
-    level (``1 - 0.05 / 2m``) and of 95%. A transplant of every layer is left out: it *is* the donor.
-
-    Args:
-        table: Of `depthlens.analysis.transplant_recovery`.
-        n_layers: Of the base model.
-    """
-    rows = table[[not _everything(c, n_layers) for c in table["condition"]]]
-    if not len(rows):
-        return Part(RECOVERED, why="every transplant takes all layers; transplant some of them")
-    left = tuple(f"{r.task}: {r.no_gap}" for r in rows.drop_duplicates("task").itertuples() if r.no_gap)
-    rows = rows[rows["no_gap"] == ""]
-    if not len(rows):
-        return Part(RECOVERED, n=int(table["n"].min()), left=left, why="; ".join(left))
-    wider = sps.norm.ppf(1 - ALPHA / 4 / len(rows)) / sps.norm.ppf(1 - ALPHA / 2)
-    low = rows["recovered"] - wider * (rows["recovered"] - rows["ci_low"])
-    high = rows["recovered"] + wider * (rows["ci_high"] - rows["recovered"])
-    tasks = tuple(f"{r.task} {r.metric}" for r in rows.drop_duplicates("task").itertuples())
-    effect = float(rows["recovered"].max())
-    return Part(RECOVERED, effect, float(low.max()), float(high.max()), int(rows["n"].min()), tasks, left)
-
-
-def separate(tests: pd.DataFrame, excess: pd.DataFrame, n_draws: int, own: dict[str, str]) -> list[Part]:
-    """C5: every list costs more than random heads of the same layers, on its own task.
-
-    The interval is over documents with the draws as they are (Student's t, widened to the corrected level). The rank
-    test over draws, Holm-corrected over lists, accounts for the choice of the draws. A list is said to cost less than
-    random heads only where its rank from the other side is as extreme.
-
-    Args:
-        tests: Of `depthlens.analysis.removal_curve.RemovalCurve`.
-        excess: Of the same.
-        n_draws: Random rivals of each list.
-        own: The task of each list.
-    """
-    m = len(own)
-    rows = [(name, _row(tests, name, task), _row(excess, name, task)) for name, task in own.items()]
-    p_adjusted = stats.holm([float(test.p_value) for _, test, _ in rows])
-    parts = []
-    for (name, test, cost), p in zip(rows, p_adjusted, strict=True):
-        unit = metric_unit(test.metric) or HEADS.unit
-        spec = replace(HEADS, what=f"the cost of {name} beyond random heads", unit=unit)
-        n, why = int(cost.n), ""
-        if bool(test.at_chance):
-            why = f"{test.task}: at chance"
-        elif not m / (1 + n_draws) < ALPHA:
-            why = f"{n_draws} random draws cannot reach p < {ALPHA} for {m} lists; give n_draws={math.ceil(m / ALPHA)}"
-        elif n < 2:
-            why = f"{test.task}: one document"
-        wider = 1.0 if n < 2 else float(sps.t.ppf(1 - ALPHA / 2 / m, n - 1) / sps.t.ppf(1 - ALPHA / 2, n - 1))
-        low, high = (cost.excess + wider * (bound - cost.excess) for bound in (cost.ci_low, cost.ci_high))
-        tasks = (f"{test.task} {test.metric}",)
-        against = min(1.0, m * (1 + 1 / (1 + n_draws) - float(test.p_value)))
-        parts.append(
-            Part(spec, float(cost.excess), float(low), float(high), n, tasks, p=float(p), p_against=against, why=why)
-        )
-    return parts
-
-
-def usable(tasks: Sequence[Profile], *, placed: bool) -> tuple[list[Profile], tuple[str, ...]]:
-    """Profiles that a statistic can be taken of, and why the others cannot.
-
-    Args:
-        tasks: All of them.
-        placed: Whether it takes a proven loss (shares of importance) or a chance level (relative losses).
-    """
+def usable(chosen: Sequence[Profile], term: Term, view: View) -> tuple[list[Profile], list[str]]:
+    """Profiles that a term can be taken of, and why the others cannot."""
     used, left = [], []
-    for p in tasks:
-        why = p.unusable("importance" if placed else "above_chance")
-        if not why and not placed and p.floor is None:
-            why = f"{p.metric} has no chance level"
+    guards = {p.task: p for sweep in term.guard for p in sweep(view.suffix) if p.floor is not None}
+    for profile in chosen:
+        why = profile.unusable("importance" if term.placed else "above_chance")
+        if not why and profile.floor is None:
+            if not term.placed:
+                why = f"{profile.metric} has no floor"
+            elif profile.task not in guards:
+                why = f"no accuracy of {profile.task} says that the model can do it"
+            elif guards[profile.task].at_chance:
+                why = f"accuracy {guards[profile.task].base.mean():.2f} is at chance"
         if why:
-            left.append(f"{p.label}: {why}")
+            left.append(f"{profile.label}: {why}")
         else:
-            used.append(p)
-    return used, tuple(left)
+            used.append(profile)
+    return used, left
 
 
-def _part(spec: Spec, terms: Sequence[Term], *, seed: int, n_boot: int, placed: bool = False, n_parts: int = 1) -> Part:
-    """Sum of signed terms, each the mean of a statistic over tasks, drawn jointly.
+def of_tasks(sweeps: Sweeps, tasks: Collection[str]) -> Sweeps:
+    """Sweeps of some of their tasks."""
+
+    def only(sweep: Source) -> Source:
+        return lambda suffix: [p for p in sweep(suffix) if p.task in tasks]
+
+    return [only(sweep) for sweep in sweeps]
+
+
+def of_view(sweeps: Sweeps, view: View) -> list[list[Profile]]:
+    """The profiles of every seed.
+
+    Raises:
+        UserError: the view was not swept, or seeds have other tasks.
+    """
+    chosen = [[p.beyond(view.left_out) for p in sweep(view.suffix)] for sweep in sweeps]
+    for found in chosen[1:]:
+        if [p.label for p in found] != [p.label for p in chosen[0]]:
+            raise UserError("the few-shot seeds have other tasks; run the same tasks with every seed")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Profiles that the terms of a sum can be taken of, by term, and by seed.
+
+    Attributes:
+        terms: The terms, each with its profiles.
+        n: Documents; the fewest of the tasks.
+        seeds: The fewest of the terms.
+        left: Why tasks were left out.
+    """
+
+    terms: list[tuple[Term, list[list[Profile]]]]
+    n: int
+    seeds: int
+    left: tuple[str, ...]
+
+    @property
+    def every(self) -> list[Profile]:
+        """All profiles."""
+        return [p for _, by_seed in self.terms for found in by_seed for p in found]
+
+    def draws(self, values: np.ndarray) -> Draws:
+        """What was drawn of them, [seed, 1 + n_boot, ...]."""
+        tasks = tuple(dict.fromkeys(f"{p.task} {p.metric}" for p in self.every))
+        why = "" if self.n > 1 else "one document"
+        return Draws(widened(values, self.n), self.n, self.seeds, tasks, self.left, why)
+
+    @property
+    def none(self) -> Draws:
+        """Draws without values."""
+        return Draws(np.empty(0), self.n, self.seeds, (), self.left, "; ".join(self.left) or "no task")
+
+
+def choose(terms: Sequence[Term], view: View) -> Chosen:
+    """The profiles of a view that each term can be taken of. A task is left out for every seed if it is for one.
+
+    Raises:
+        UserError: see `of_view`; or terms have several seeds, but not equally many.
+    """
+    kept: list[tuple[Term, list[list[Profile]]]] = []
+    left: list[str] = []
+    every: list[Profile] = []
+    for term in terms:
+        by_seed = of_view(term.sweeps, view)
+        checked = [usable(found, term, view) for found in by_seed]
+        labels = set.intersection(*({p.label for p in used} for used, _ in checked))
+        left += [why for _, reasons in checked for why in reasons]
+        kept.append((term, [[p for p in used if p.label in labels] for used, _ in checked]))
+        every += [p for found in (kept[-1][1] if labels else by_seed) for p in found]
+    counts = sorted({len(found) for _, found in kept} - {1})
+    if len(counts) > 1:
+        raise UserError(f"sweeps have {' and '.join(map(str, counts))} few-shot seeds; run all with the same")
+    seeds = min((len(found) for _, found in kept), default=1)
+    return Chosen(kept, min((len(p.documents) for p in every), default=0), seeds, tuple(dict.fromkeys(left)))
+
+
+def draw(terms: Sequence[Term], view: View, *, seed: int, n_boot: int, apart: bool = False) -> Draws:
+    """A sum of terms under one view, with documents drawn jointly for all of them.
 
     Args:
-        spec: What was fixed beforehand.
         terms: The terms.
+        view: The view.
         seed: Of the bootstrap.
         n_boot: Number of draws.
-        placed: See `usable`.
-        n_parts: Parts of the claim, which share the error rate.
+        apart: Give the values of the terms side by side and not their sum, shape [1 + n_boot, term]; terms without a
+            usable task are left out, and do not leave the sum without a value.
+
+    Raises:
+        UserError: see `choose`.
     """
-    chosen = [usable(term.tasks, placed=placed) for term in terms]
-    left = tuple(dict.fromkeys(why for _, reasons in chosen for why in reasons))
-    if not all(used for used, _ in chosen):
-        n = min((len(p.documents) for term in terms for p in term.tasks), default=0)
-        return Part(spec, n=n, left=left, why="; ".join(left) or "no task")
-    every = [p for used, _ in chosen for p in used]
-    means = iter(drawn(every, seed=seed, n_boot=n_boot))
-    values = np.zeros(1 + n_boot)
-    for term, (used, _) in zip(terms, chosen, strict=True):
-        values += term.sign * np.mean([term.statistic(p, *next(means)) for p in used], axis=0)
-    n = min(len(p.documents) for p in every)
-    low, high = map(float, interval(values, n, ALPHA / n_parts))
-    tasks = tuple(dict.fromkeys(f"{p.task} {p.metric}" for p in every))
-    return Part(spec, float(values[0]), low, high, n, tasks, left, why="" if n > 1 else "one document")
+    chosen = choose(terms, view)
+    if apart:
+        chosen = replace(chosen, terms=[(term, found) for term, found in chosen.terms if found[0]])
+    if not chosen.terms or not all(found[0] for _, found in chosen.terms):
+        return chosen.none
+    means = iter(drawn(chosen.every, seed=seed, n_boot=n_boot))
+    # [seed, 1 + n_boot, ...] by term; what has one seed stands beside what has several
+    values = [
+        term.sign * np.stack([np.mean([term.statistic(p, *next(means)) for p in found], axis=0) for found in by_seed])
+        for term, by_seed in chosen.terms
+    ]
+    return chosen.draws(np.stack(np.broadcast_arrays(*values), axis=-1) if apart else sum(values[1:], start=values[0]))
 
 
-def _everything(condition: str, n_layers: int) -> bool:
-    return {a.layer for a in parse_condition(condition).ablations if a.site == "layer"} >= set(range(n_layers))
+def widened(by_seed: np.ndarray, n: int) -> np.ndarray:
+    """Draws of a mean over few-shot seeds whose spread includes that between seeds.
+
+    All seeds ask the same documents. With S seeds, v_doc the variance of the mean over draws of documents, v_within
+    the part of it that comes from draws of the single seeds around their mean, and v_seed the variance between the
+    seeds' own effects divided by S, the variance of the mean is ``max(v_doc, v_doc - v_within + v_seed)``: v_seed
+    contains v_within once more. Its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110-114). A
+    bootstrap over three seeds would understate their variance by a third, and would have no tails.
+
+    Args:
+        by_seed: The sample's own value first, then the draws. Shape [seed, 1 + n_boot, ...].
+        n: Documents.
+
+    Returns:
+        Shape [1 + n_boot, ...]; deviations from the first are widened.
+    """
+    n_seeds, values = len(by_seed), by_seed.mean(axis=0)
+    if n_seeds < 2 or n < 2:
+        return values
+    of_mean = np.nanvar(values[1:], axis=0, ddof=1)
+    within = np.nanvar(by_seed[:, 1:] - values[1:], axis=1, ddof=0).sum(0) / (n_seeds - 1) / n_seeds
+    between = by_seed[:, 0].var(axis=0, ddof=1) / n_seeds
+    shared = np.maximum(of_mean - within, 0.0)
+    total = np.maximum(of_mean, shared + between)
+    spread = shared**2 / (n - 1) + between**2 / (n_seeds - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing varies
+        degrees = np.where(shared + between > of_mean, np.minimum(n - 1, total**2 / spread), n - 1)
+        factor = np.sqrt(total / of_mean) * sps.t.ppf(1 - ALPHA / 2, degrees) / sps.t.ppf(1 - ALPHA / 2, n - 1)
+    return values[:1] + (values - values[:1]) * np.where(np.isfinite(factor), factor, 1.0)
 
 
-def _row(table: pd.DataFrame, name: str, task: str) -> Any:
-    return next(table[(table["list"] == name) & (table["task"] == task)].itertuples())
+def estimate(draws: Draws, view: str) -> Estimate:
+    """A scalar effect with its interval."""
+    if not draws.values.size:
+        return draws.without_effect(view)
+    low, high = map(float, interval(draws.values, draws.n))
+    critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.n - 1, 1)))
+    se = (high - low) / 2 / critical
+    blank = draws.without_effect(view)
+    return replace(blank, effect=float(draws.values[0]), low=low, high=high, se=se, critical=critical)
+
+
+def viewed(spec: Spec, of: Callable[[View], Estimate | None]) -> Part:
+    """A part of a claim: its estimate under every view. A view that was not swept has none, and says so.
+
+    ``of`` gives None for a view under which the effect has no meaning.
+    """
+    estimates = []
+    for view in spec.views:
+        try:
+            estimates.append(of(view))
+        except UserError as e:
+            estimates.append(Estimate(view.name, why=str(e)))
+    main, *others = estimates
+    return Part(spec, main or Estimate(why="has no meaning here"), tuple(e for e in others if e is not None))
+
+
+def part(spec: Spec, terms: Sequence[Term], *, seed: int, n_boot: int) -> Part:
+    """A part of a claim whose effect is a sum of terms."""
+    return viewed(spec, lambda view: estimate(draw(terms, view, seed=seed, n_boot=n_boot), view.name))
+
+
+def bounds_of_all(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """Simultaneous 95% bounds of several effects, by the largest deviation over draws in standard errors.
+
+    Each side has 97.5% (Westfall & Young 1993; Romano & Wolf 2005, Econometrica 73:1237-1282, single step).
+
+    Args:
+        draws: The sample's own values first. Shape [1 + n_boot, part].
+        n: Documents.
+
+    Returns:
+        Lower bounds, upper bounds (shape [part]), the critical number of standard errors, standard errors [part].
+    """
+    se = np.nanstd(draws[1:], axis=0, ddof=1)
+    deviations = (draws[1:] - draws[0]) / np.where(se > 0, se, np.inf)
+    tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf(ALPHA / 2, n - 1)) if n > 1 else 0.0
+    over, under = (float(np.nanquantile(x.max(1), 1 - tail)) for x in (deviations, -deviations))
+    # an effect lies as far below its estimate as draws lie above it, and the other way round
+    return draws[0] - over * se, draws[0] + under * se, max(over, under), se

@@ -1,77 +1,93 @@
 """The seven claims of the study, each with its test stated before any result was seen, and the evidence they take.
 
-The arithmetic is in `depthlens.claims.estimates`, the verdicts in `depthlens.claims`.
+The arithmetic is in `depthlens.claims.layers`, `depthlens.claims.heads` and `depthlens.claims.distilled`, the verdicts
+in `depthlens.claims.verdicts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import cast
 
 from depthlens import arguments
-from depthlens.analysis.layer_profiles import Profile, paired_profiles, profiles
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.recovery import transplant_recovery
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
-from depthlens.claims import estimates as tests
-from depthlens.claims.decision import Part, Spec
+from depthlens.claims import distilled, heads, layers
+from depthlens.claims.decision import Estimate, Part, Spec
+from depthlens.claims.estimates import Sweeps, of_tasks
 from depthlens.errors import UserError, unknown
 
 SWEEPS = {
-    "likelihood": "a layer sweep of a task scored by likelihood, e.g. mmlu_continuation",
-    "generation": "a layer sweep of the same questions with generated answers, e.g. mmlu_generative",
-    "knowledge": "a layer sweep of a knowledge task, e.g. mmlu",
-    "retrieval": "a layer sweep of a retrieval task, e.g. kv_retrieval",
-    "reasoning": "a layer sweep of a reasoning task, e.g. gsm8k",
-    "heads": "depthlens.removal_curve with a list of retrieval heads and one of reasoning heads, n_draws=40",
-    "pairs": "the same layer sweep of a base model and of its distilled one, on a reasoning task",
-    "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the same task",
+    "letters": "a sweep of a task whose options are lettered, e.g. mmlu",
+    "continuation": "a sweep of a knowledge task scored by its answers' text, e.g. mmlu_continuation",
+    "generation": "a sweep of the prompts of letters with written letters, e.g. mmlu_generative",
+    "retrieval": "a sweep of a retrieval task with options, e.g. kv_retrieval_4_continuation",
+    "text": "a sweep of plain text with options, e.g. plain_text_continuation",
+    "reasoning": "a sweep of a reasoning task with written solutions, e.g. gsm8k",
+    "copying": "a sweep of a task that asks to copy such a solution, e.g. solution_copy",
+    "reasoning_choice": "a sweep of a reasoning task with options, e.g. arithmetic_continuation",
+    "tokens": "a sweep of the tasks of continuation and reasoning_choice with measure='token_logprob'",
+    "heads": "depthlens.removal_curve with a list of retrieval heads and one of reasoning heads, measure='both'",
+    "control": "sweeps of the control model on the tasks of continuation and reasoning_choice",
+    "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the reasoning task",
 }
-SWEEP_FIELDS = ("likelihood", "generation", "knowledge", "retrieval", "reasoning")  # of the model that is judged
+Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
+MODEL_FIELDS = tuple(SWEEPS)[:9]  # sweeps of the model that is judged
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Results that the claims are judged by; what is missing leaves its claims unjudged. One model throughout.
+    """Results that the claims are judged by; what is missing leaves its claims unjudged.
 
-    Of a task with several metrics the first is used.
+    Every sweep is ``condition_sweep(lens, tasks, ["layers", "layers[1:]", "layers@mean"])``: the views of
+    `depthlens.claims.decision`. A field takes one result, or a sequence of results of several few-shot seeds. Of a task
+    with several metrics the first is used.
 
     Attributes:
-        likelihood: Layer sweep of tasks scored by likelihood.
-        generation: Layer sweep of the same questions (or of reasoning) with generated answers.
-        knowledge: Layer sweep of knowledge tasks.
-        retrieval: Layer sweep of retrieval tasks.
-        reasoning: Layer sweep of reasoning tasks.
+        letters: Tasks whose options are lettered; the likeliest letter is the answer.
+        continuation: Knowledge tasks; the likeliest answer text is the answer.
+        generation: The prompts of ``letters``; the model writes the letter.
+        retrieval: Retrieval tasks with options.
+        text: Plain text with options, the control of knowledge and retrieval.
+        reasoning: Reasoning tasks with written solutions.
+        copying: Solutions of equal length to be copied, the control of ``reasoning``.
+        reasoning_choice: Reasoning tasks with options.
+        tokens: The tasks of ``continuation`` and ``reasoning_choice`` in nats per answer token.
         heads: A `depthlens.RemovalCurve`.
         head_tasks: The task that each list of ``heads`` is for, by the list's name.
-        pairs: Layer sweeps of a base model and of its distilled one, alike in all else.
-        transplants: Sweep of the base over conditions with ``@donor``, see `depthlens.analysis.recovery`.
+        head_scores: What chose the heads of each list.
+        control: Sweeps of a model that was fine-tuned from the same base with the same budget, but not on reasoning.
+        transplants: Sweep of the base over conditions with ``@donor``; the donor is the model that is judged.
 
     Raises:
         UserError: sweeps of different models, or ``head_tasks`` that do not fit ``heads``.
     """
 
-    likelihood: Result | None = None
-    generation: Result | None = None
-    knowledge: Result | None = None
-    retrieval: Result | None = None
-    reasoning: Result | None = None
+    letters: Seeds = None
+    continuation: Seeds = None
+    generation: Seeds = None
+    retrieval: Seeds = None
+    text: Seeds = None
+    reasoning: Seeds = None
+    copying: Seeds = None
+    reasoning_choice: Seeds = None
+    tokens: Seeds = None
     heads: RemovalCurve | None = None
     head_tasks: dict[str, str] | None = None
-    pairs: tuple[Result, Result] | None = None
+    head_scores: dict[str, HeadScores] | None = None
+    control: Seeds = None
     transplants: Result | None = None
 
     def __post_init__(self) -> None:
-        for name in (*SWEEP_FIELDS, "transplants"):
-            if (sweep := getattr(self, name)) is not None:
+        for name in (*MODEL_FIELDS, "control", "transplants"):
+            for sweep in self.results(name):
                 arguments.result(sweep, name)
-        if self.pairs is not None:
-            if not isinstance(self.pairs, tuple | list) or len(self.pairs) != 2:
-                kind = type(self.pairs).__name__
-                raise UserError(f"pairs is a {kind}; give two layer sweeps, of the base and of its distilled model")
-            for sweep in self.pairs:
-                arguments.result(sweep, "one of pairs")
-        models = sorted({m for r in self.sweeps for m in r.docs["model"].unique()})
+        models = sorted({m for name in MODEL_FIELDS for r in self.results(name) for m in r.docs["model"].unique()})
         if len(models) > 1:
             raise UserError(f"the sweeps are of models {', '.join(models)}; judge one model at a time")
         if self.heads is None:
@@ -81,18 +97,29 @@ class Evidence:
         if self.head_tasks is None:
             known = ", ".join(f"{heads!r}" for heads in dict.fromkeys(heads for heads, _ in pairs))
             raise UserError(f"heads without head_tasks; say the task that each list is for, by its name ({known})")
-        for heads, task in self.head_tasks.items():
-            if (heads, task) not in pairs:
-                raise unknown("list and task", f"{heads}: {task}", [f"{a}: {b}" for a, b in pairs])
+        for name, task in self.head_tasks.items():
+            if (name, task) not in pairs:
+                raise unknown("list and task", f"{name}: {task}", [f"{a}: {b}" for a, b in pairs])
+
+    def results(self, name: str) -> list[Result]:
+        """The results of a field, one a few-shot seed; none where the field was not given."""
+        value = getattr(self, name)
+        if value is None:
+            return []
+        return [*value] if isinstance(value, list | tuple) else [value]
+
+    def sweeps(self, name: str, like: str | None = None) -> Sweeps:
+        """The profiles of a field, of the tasks of the field ``like``."""
+        sweeps = [lru_cache(partial(profiles, result.primary())) for result in self.results(name)]
+        if like is None:
+            return sweeps
+        return of_tasks(sweeps, {str(task) for result in self.results(like) for task in result.docs["task"].unique()})
 
     @property
-    def sweeps(self) -> list[Result]:
-        """The layer sweeps of the model that is judged."""
-        return [sweep for name in SWEEP_FIELDS if (sweep := getattr(self, name)) is not None]
-
-    def all_profiles(self) -> list[Profile]:
-        """Profiles of every sweep of the model, each task and metric once."""
-        return list({(p.task, p.metric): p for r in self.sweeps for p in _profiles(r)}.values())
+    def models(self) -> list[str]:
+        """Names of the models."""
+        names = (*MODEL_FIELDS, "control", "transplants")
+        return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,10 +130,10 @@ class Claim:
         id: ``C1`` to ``C7``.
         statement: The claim, in our words.
         test: Documents, statistic, threshold and correction, in plain words.
-        parts: The test: evidence, seed and n_boot to estimates; None where evidence is missing.
+        parts: The test: evidence, seed and n_boot to estimates.
         needs: The fields of `Evidence` it takes; one of them is enough where ``any_of``.
-        any_of: See ``needs``.
         specs: Of the parts; they are named where evidence is missing.
+        any_of: See ``needs``.
     """
 
     id: str
@@ -126,130 +153,141 @@ class Claim:
         return [] if self.any_of and len(lacks) < len(self.needs) else lacks
 
 
-def _profiles(result: Result | None) -> list[Profile]:
-    return [] if result is None else profiles(result.primary())
-
-
 def _c1(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    return tests.few_harmful(_profiles(evidence.likelihood), seed=seed, n_boot=n_boot)
+    protocols = {name: evidence.sweeps(name) for name in ("letters", "continuation")}
+    return layers.few_harmful(protocols, seed=seed, n_boot=n_boot)
 
 
 def _c2(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    likelihood, generation = _profiles(evidence.likelihood), _profiles(evidence.generation)
-    return tests.generation_costs_more(likelihood, generation, seed=seed, n_boot=n_boot)
+    letters, written = evidence.sweeps("letters"), evidence.sweeps("generation")
+    return layers.generation_costs_more(letters, written, seed=seed, n_boot=n_boot)
 
 
 def _c3(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
+    text = evidence.sweeps("text")
+    roles = {"knowledge": "continuation", "retrieval": "retrieval"}
     return [
-        tests.shallow(spec, _profiles(getattr(evidence, name)), seed=seed, n_boot=n_boot)
-        for name, spec in tests.SHALLOW.items()
+        layers.shallow(name, evidence.sweeps(field), text, seed=seed, n_boot=n_boot) for name, field in roles.items()
     ]
 
 
 def _c4(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    knowledge, reasoning = _profiles(evidence.knowledge), _profiles(evidence.reasoning)
-    return tests.reasoning_deeper(knowledge, reasoning, seed=seed, n_boot=n_boot)
+    return layers.reasoning_deeper(
+        evidence.sweeps("reasoning"),
+        evidence.sweeps("copying"),
+        evidence.sweeps("tokens", "reasoning_choice"),
+        evidence.sweeps("tokens", "continuation"),
+        [*evidence.sweeps("reasoning_choice"), *evidence.sweeps("continuation")],
+        seed=seed,
+        n_boot=n_boot,
+    )
 
 
 def _c5(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    curve, task_of_list = evidence.heads, evidence.head_tasks or {}
-    if curve is None or len(task_of_list) < 2:
-        name = next(iter(task_of_list), "no list")
-        return [Part(tests.HEADS, why=f"{name} is alone; give a list for retrieval and one for reasoning")]
-    return tests.separate(curve.tests, curve.excess, int(curve.record["n_draws"]), task_of_list)
+    curve, own = cast(RemovalCurve, evidence.heads), evidence.head_tasks or {}
+    if len(own) < 2:
+        name = next(iter(own), "no list")
+        return [Part(heads.COSTS, Estimate(why=f"{name} is alone; give a list for retrieval and one for reasoning"))]
+    return heads.specific_heads(curve, own, evidence.head_scores or {})
 
 
 def _c6(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    if evidence.pairs is None or evidence.transplants is None:
-        return [
-            Part(spec, why="no sweeps of a base and of its distilled model") for spec in (tests.SHIFT, tests.RECOVERED)
-        ]
-    base, distilled = (sweep.primary() for sweep in evidence.pairs)
-    pairs = paired_profiles(base, distilled)
-    transplants = evidence.transplants.primary()
-    donor = distilled.select(tasks=list(transplants.docs["task"].unique()))
+    transplants = cast(Result, evidence.transplants).primary()
+    donor = evidence.results("reasoning")[0].primary().select(tasks=list(transplants.docs["task"].unique()))
     recovery = transplant_recovery(transplants, donor, seed=seed, n_boot=n_boot).table
-    moved = tests.moved([a for a, _ in pairs], [b for _, b in pairs], seed=seed, n_boot=n_boot)
-    return [moved, tests.recovered(recovery, base.n_layers)]
+    shift = distilled.shifted(
+        evidence.sweeps("reasoning_choice"),
+        evidence.sweeps("continuation"),
+        evidence.sweeps("control", "reasoning_choice"),
+        evidence.sweeps("control", "continuation"),
+        seed=seed,
+        n_boot=n_boot,
+    )
+    return [shift, distilled.recovered(recovery, transplants.n_layers)]
+
+
+_TREND = ("letters", "continuation", "generation", "retrieval", "reasoning", "reasoning_choice")
 
 
 def _c7(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    return tests.depth_trend(evidence.all_profiles(), seed=seed, n_boot=n_boot)
+    roles: Sequence[Sweeps] = [evidence.sweeps(name) for name in _TREND]
+    return layers.depth_trend(roles, seed=seed, n_boot=n_boot)
 
 
-_BOOT = "Documents are drawn with replacement, jointly for tasks that share them, and tasks combined by their mean."
-_TWO = "Both have to hold; their intervals have level 97.5% (Bonferroni)."
-_WIDE = "No verdict below 30 documents, nor where the interval contains the threshold and half its width exceeds"
+_BOTH = "Both have to hold."
 
 CLAIMS = (
     Claim(
         "C1",
         "Under likelihood metrics most single layers can be removed with little loss; only the first few are critical.",
-        f"{_BOOT} Relative loss is loss / (baseline - chance). (a) Its median over layers beyond the first tenth (at "
-        "least 2 layers) is below 0.10. (b) Its mean over the first tenth minus that over the others is above 0. "
-        f"{_TWO} {_WIDE} 0.10 or 0.20.",
+        "Under each of two likelihood protocols (letters, answer texts): (a) of the layers beyond the first tenth, "
+        "more than half are shown to cost under 10% of the score above guessing (simultaneous 95% bounds). (b) Every "
+        "one of them costs less than half of the mean of the first tenth (at least 2 layers). All four have to hold. "
+        "One later layer that is shown to cost more contradicts.",
         _c1,
-        ("likelihood",),
-        (tests.MEDIAN, tests.FIRST),
+        ("letters", "continuation"),
+        tuple(spec for name in ("letters", "continuation") for spec in (layers.HARMLESS[name], layers.RIVAL[name])),
     ),
     Claim(
         "C2",
         "Under generation middle and deep layers become indispensable: the metric decides which layers look important.",
-        f"{_BOOT} The mean relative loss of layers of the middle and last third under generation, minus that under "
-        f"likelihood, is above 0 (95% interval). {_WIDE} 0.10.",
+        "The same prompts and documents, answered by the likeliest letter and by a written letter. The mean relative "
+        "loss of the layers beyond the first third, written minus likeliest, is above 0, (a) for all answers and (b) "
+        f"where the written answer can be parsed, so that a lost format does not count as a lost answer. {_BOTH}",
         _c2,
-        ("likelihood", "generation"),
-        (tests.PROTOCOL,),
+        ("letters", "generation"),
+        (layers.PROTOCOL, layers.WRONG),
     ),
     Claim(
         "C3",
         "Knowledge and retrieval depend mostly on shallow layers.",
-        f"{_BOOT} The first third's share of the summed loss of all layers is above 1/2, (a) for knowledge and (b) for "
-        f"retrieval. Tasks without a proven summed loss are left out. {_TWO} {_WIDE} 0.15.",
+        "Without L0 and L1: the first third's share of the summed loss is larger than for plain text of the same "
+        f"length, which needs neither, (a) for knowledge and (b) for retrieval. {_BOTH}",
         _c3,
-        ("knowledge", "retrieval"),
-        tuple(tests.SHALLOW.values()),
+        ("continuation", "retrieval", "text"),
+        tuple(layers.SHALLOW.values()),
     ),
     Claim(
         "C4",
         "Reasoning accuracy depends mostly on middle and deep layers, more than knowledge does.",
-        f"{_BOOT} The middle and last thirds' share of the summed loss of all layers, reasoning minus knowledge, is "
-        f"above 0 (95% interval). Tasks without a proven summed loss are left out. {_WIDE} 0.15.",
+        "The share of the summed loss beyond the first third is (a) larger for written solutions than for copying a "
+        "solution of the same length, (b) larger for reasoning than for knowledge per answer token, both with options, "
+        "and (c) above 1/2 for written solutions. All three have to hold.",
         _c4,
-        ("knowledge", "reasoning"),
-        (tests.DEEPER,),
+        ("continuation", "reasoning", "copying", "reasoning_choice", "tokens"),
+        (layers.BEYOND_COPYING, layers.BEYOND_KNOWLEDGE, layers.MOSTLY_DEEP),
     ),
     Claim(
         "C5",
         "A few attention heads carry retrieval and a few carry reasoning: removing those hurts far more than others.",
-        "For each list of heads on its own task, per document: the mean score over random heads of the same layers "
-        "minus the score without the list, mean over k. It is above 0 (t interval over documents, Bonferroni over "
-        "lists), and the list's curve ranks below its random draws with p < 0.05 (Holm over lists). All lists have to. "
-        f"{_WIDE} 0.10.",
+        "Heads are chosen on other documents than those that test them. (a) Removing a list costs more than 3 times "
+        "what random lists of all heads of the same layers cost, and more than 95% of them (the list is a possible "
+        "draw). (b) Two lists together cost more on their own tasks than on each other's. In accuracy and in nats; all "
+        "have to hold.",
         _c5,
         ("heads",),
-        (tests.HEADS,),
+        (heads.COSTS, heads.OWN_TASK),
     ),
     Claim(
         "C6",
         "Distillation reshapes where reasoning lives in depth; transplanting distilled parts moves reasoning accuracy.",
-        f"{_BOOT} (a) The centre of mass of the losses, distilled minus base, is not 0; contradicted where the "
-        "interval contains 0 and is within 0.05 of depth. (b) The most that any transplant short of all layers "
-        "recovers of the gap between base and distilled, which has to be proven, is above 0 (simultaneous intervals). "
-        f"{_TWO} {_WIDE} 0.05 of depth or 0.25 of the gap.",
+        "In accuracy: (a) the centre of mass of the losses moved by more than 0.05 of depth on reasoning, beyond its "
+        "move on knowledge and beyond what a fine-tune of the same budget without reasoning causes; contradicted if it "
+        "moved by less. (b) The most that a transplant short of all layers recovers of the gap between base and "
+        f"distilled model is above 0 (simultaneous intervals). {_BOTH}",
         _c6,
-        ("pairs", "transplants"),
-        (tests.SHIFT, tests.RECOVERED),
+        ("continuation", "reasoning", "reasoning_choice", "control", "transplants"),
+        (distilled.SHIFT, distilled.RECOVERED),
     ),
     Claim(
         "C7",
         "Very deep layers are on the whole less effective than early ones; how much varies by task, metric and model.",
-        f"{_BOOT} The mean relative loss of layers of the last third minus that of the first third is below 0 (95% "
-        "interval), over every task given that is not at chance. How much tasks differ is a question of its own. "
-        f"{_WIDE} 0.10.",
+        "Without L0 and L1, over every task that is not at chance: (a) the mean relative loss of a layer of the last "
+        "third is below that of a layer of the first third; (b) this difference varies between tasks by more than "
+        f"sampling noise (generalised Cochran's Q; contradicted if its standard deviation is below 0.05). {_BOTH}",
         _c7,
-        ("likelihood", "generation", "knowledge", "retrieval", "reasoning"),
-        (tests.TREND,),
+        _TREND,
+        (layers.TREND, layers.SPREAD),
         any_of=True,
     ),
 )

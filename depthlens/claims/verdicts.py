@@ -1,12 +1,12 @@
 """The study's claims C1-C7 as tests that any model can pass or fail, and the verdicts of sweeps on them.
 
 Every claim was fixed before any result was seen: its statement, statistic, threshold and error rate are in
-`depthlens.claims.registry`, the arithmetic in `depthlens.claims.estimates`. One rule for all: a claim is **supported**
-where the whole interval of its effect is on the claimed side of the threshold, **contradicted** where the whole
-interval is on the other side, and **undecided** where the interval contains the threshold although it is narrow enough
-to show an effect that matters. Otherwise the verdict is **cannot judge**: the interval is too wide for that, there are
-fewer than 30 documents, a task is at chance or a sweep is missing. Of several parts all have to be supported, and one
-contradicted part contradicts the claim.
+`depthlens.claims.registry`. One rule for all, in `depthlens.claims.decision`: a claim is **supported** where every
+deciding interval is on the claimed side of its threshold, every view of the data agrees in sign, and three few-shot
+seeds were measured. It is **contradicted** where one deciding interval is on the other side and no view disagrees. It
+is **undecided** where an interval contains the threshold although the documents give 80% power at an effect that
+matters, or where views disagree or are missing. Otherwise the verdict is **cannot judge**: too few documents, a task at
+chance, or a missing sweep.
 
 Limits: a verdict is about the model and tasks given, not about models. Each claim is an answer to its own question at
 the 5% level; the seven are not corrected for one another.
@@ -19,24 +19,32 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, ClassVar
 
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.bootstrap import interval
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.analysis.saving import Contents, Saveable, json_record
-from depthlens.analysis.stats import ALPHA
-from depthlens.claims import estimates as tests
-from depthlens.claims.decision import CANNOT, CONTRADICTED, DIFFERENT, MIN_DOCS, SUPPORTED, UNDECIDED, Part
+from depthlens.claims.decision import (
+    CANNOT,
+    CONTRADICTED,
+    DIFFERENT,
+    MIN_DOCS,
+    SUPPORTED,
+    UNDECIDED,
+    Estimate,
+    Part,
+)
 from depthlens.claims.registry import CLAIMS, SWEEPS, Claim, Evidence
 
 VERDICTS_FILE = "verdicts.parquet"
 N_BOOT = 2000
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, CANNOT)
-COLUMNS = ("verdict", "what", "effect", "ci_low", "ci_high", "threshold", "unit", "n", "tasks", "needed", "sentence")
+COLUMNS = (
+    "verdict", "what", "effect", "ci_low", "ci_high", "threshold", "unit", "n", "seeds", "holds", "fails", "tasks",
+    "needed", "sentence",
+)  # fmt: skip
 _WORST_FIRST = (CONTRADICTED, CANNOT, UNDECIDED, SUPPORTED)
 
 
@@ -55,6 +63,9 @@ class Verdict:
         what: What the effect is.
         claimed: The side of the threshold that is claimed, e.g. "below 0.1".
         n: Documents; the fewest of the tasks.
+        seeds: Few-shot seeds or templates.
+        holds: Views under which every part is on its claimed side.
+        fails: Views under which some part is not, or was not measured.
         tasks: ``task metric`` of each that was used.
         sentence: One line with all numbers, of every part.
         needed: About how many documents would decide it; None where more documents would not.
@@ -71,6 +82,9 @@ class Verdict:
     what: str
     claimed: str
     n: int
+    seeds: int
+    holds: tuple[str, ...]
+    fails: tuple[str, ...]
     tasks: tuple[str, ...]
     sentence: str
     needed: int | None
@@ -96,9 +110,26 @@ class Verdicts(list[Verdict], Saveable):
     @property
     def table(self) -> pd.DataFrame:
         """One row a claim: claim, and what `Verdict` has: `COLUMNS`."""
-        rows = [[v.claim.id, *(getattr(v, c) if c != "tasks" else ", ".join(v.tasks) for c in COLUMNS)] for v in self]
+        rows = [[v.claim.id, *map(_cell, (getattr(v, c) for c in COLUMNS))] for v in self]
         numbers = dict.fromkeys(("effect", "ci_low", "ci_high"), "float64") | {"needed": "Int64"}
         return pd.DataFrame(rows, columns=["claim", *COLUMNS]).astype(numbers)
+
+    @property
+    def parts(self) -> pd.DataFrame:
+        """One row a part of a claim and view.
+
+        The columns are claim, part, what, view, effect, ci_low, ci_high, threshold, unit, n, seeds, verdict (of the
+        part) and why.
+        """
+        rows = [
+            (v.claim.id, "abcdefgh"[i], p.spec.what, e.view, e.effect, e.low, e.high, p.spec.threshold, p.spec.unit,
+             e.n, e.seeds, p.verdict if e is p.main else "", e.why)
+            for v in self
+            for i, p in enumerate(v.parts)
+            for e in (p.main, *p.others)
+        ]  # fmt: skip
+        columns = ["claim", "part", "what", "view", "effect", "ci_low", "ci_high", "threshold", "unit", "n", "seeds"]
+        return pd.DataFrame(rows, columns=[*columns, "verdict", "why"])
 
     def describe(self) -> list[str]:
         """How many claims came out how, then one sentence a claim with all its numbers."""
@@ -112,7 +143,7 @@ class Verdicts(list[Verdict], Saveable):
 
     def _rounded(self) -> pd.DataFrame:
         numbers = {"effect": 2, "ci_low": 2, "ci_high": 2}
-        return self.table[["claim", "verdict", "what", *numbers, "threshold", "unit", "n"]].round(numbers)
+        return self.table[["claim", "verdict", "what", *numbers, "threshold", "unit", "n", "holds"]].round(numbers)
 
     def contents(self) -> Contents:
         """What is to be written; see `depthlens.analysis.saving.Saveable`."""
@@ -148,14 +179,13 @@ def judge(
     Raises:
         UserError: an unknown claim, too few draws, or a result that is not the sweep that its field asks for.
     """
-    arguments.made_by(evidence, "likelihood", "depthlens.claims.Evidence(...)", "evidence")
+    arguments.made_by(evidence, "letters", "depthlens.claims.Evidence(...)", "evidence")
     arguments.whole("n_boot", n_boot, 200, fix="; the tails of an interval need them")
     arguments.check(seed=seed)
     ids = [claim.id for claim in CLAIMS]
     chosen = ids if claims is None else arguments.chosen("claim", claims, ids)
     verdicts = (verdict_of(c, _parts(c, evidence, seed, n_boot)) for c in CLAIMS if c.id in chosen)
-    models = sorted({model for sweep in evidence.sweeps for model in sweep.docs["model"].unique()})
-    return Verdicts(verdicts, {"models": models, "seed": seed, "n_boot": n_boot})
+    return Verdicts(verdicts, {"models": evidence.models, "seed": seed, "n_boot": n_boot})
 
 
 def headline(verdicts: Sequence[Verdict]) -> str:
@@ -167,33 +197,14 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def heterogeneity(evidence: Evidence, *, seed: int = 0, n_boot: int = N_BOOT) -> str:
-    """Whether the depth trend of C7 differs between tasks: one sentence.
-
-    It does where the interval of the difference of two tasks excludes 0, Bonferroni-corrected over all pairs.
-    """
-    tasks, values = tests.trends(evidence.all_profiles(), seed=seed, n_boot=n_boot)
-    if len(tasks) < 2:
-        count = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
-        return f"Only {count} can be judged: nothing to compare the trend between."
-    names = [f"{p.task} {p.metric}" for p in tasks]
-    lowest, highest = values[0].argmin(), values[0].argmax()
-    pairs = list(combinations(range(len(tasks)), 2))
-    differ = []
-    for i, j in pairs:
-        n = min(len(tasks[k].documents) for k in (i, j))
-        low, high = interval(values[:, i] - values[:, j], n, ALPHA / len(pairs))
-        if low > 0 or high < 0:
-            differ.append(f"{names[i]} and {names[j]}")
-    span = f"from {values[0, lowest]:+.2f} ({names[lowest]}) to {values[0, highest]:+.2f} ({names[highest]})"
-    verdict = f"provably differs between {'; '.join(differ)}" if differ else "does not provably differ between tasks"
-    return f"The depth trend runs {span} {tests.TREND.unit} and {verdict} ({len(tasks)} tasks)."
+def _cell(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, tuple) else value
 
 
 def _parts(claim: Claim, evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
     if missing := claim.missing(evidence):
         why = ("; or " if claim.any_of else "; and ").join(f"{SWEEPS[name]} ({name}=)" for name in missing)
-        return [Part(spec, why=f"run {why}") for spec in claim.specs]
+        return [Part(spec, Estimate(why=f"run {why}")) for spec in claim.specs]
     return claim.parts(evidence, seed, n_boot)
 
 
@@ -201,16 +212,20 @@ def verdict_of(claim: Claim, parts: Sequence[Part]) -> Verdict:
     """The verdict that the parts of a claim give."""
     worst = combined(parts)
     binding = min((p for p in parts if p.verdict == worst), key=_margin)
-    known = math.isfinite(binding.effect)
+    main = binding.main
+    known = math.isfinite(main.effect)
     effect, low, high = (
-        value if known and math.isfinite(value) else None for value in (binding.effect, binding.low, binding.high)
+        value if known and math.isfinite(value) else None for value in (main.effect, main.low, main.high)
     )
-    needed = [p.needed for p in parts if p.verdict in (CANNOT, UNDECIDED)]
-    enough = max((n for n in needed if n is not None), default=None)
-    if None in needed or worst not in (CANNOT, UNDECIDED):
-        enough = None
+    needed = [p.needed for p in parts if p.verdict == CANNOT]
+    enough = None if None in needed or worst != CANNOT else max((n for n in needed if n is not None), default=None)
     reasons = "; ".join(dict.fromkeys(_part_sentence(p) for p in parts))
-    more = f"; about {enough} documents would be enough" if enough else ""
+    views = list(dict.fromkeys(e.view for p in parts for e in (p.main, *p.others) if e.view))
+    holds = tuple(v for v in views if all(v in p.holds for p in parts if any(v == e.view for e in (p.main, *p.others))))
+    missing = list(dict.fromkeys(lack for p in parts for lack in p.missing))
+    more = f"; about {enough} documents would give 80% power" if enough else ""
+    if worst == UNDECIDED and missing and all(p.passes for p in parts):
+        more += f"; every test passes, but {' and '.join(missing)} are missing"
     return Verdict(
         claim=claim,
         verdict=worst,
@@ -221,8 +236,11 @@ def verdict_of(claim: Claim, parts: Sequence[Part]) -> Verdict:
         unit=binding.spec.unit,
         what=binding.spec.what,
         claimed=binding.spec.claimed,
-        n=binding.n,
-        tasks=binding.tasks,
+        n=main.n,
+        seeds=main.seeds,
+        holds=holds,
+        fails=tuple(v for v in views if v not in holds),
+        tasks=main.tasks,
         sentence=f"{claim.id} {worst}: {reasons}{more}.",
         needed=enough,
         parts=tuple(parts),
@@ -236,19 +254,23 @@ def combined(parts: Sequence[Part]) -> str:
 
 def _margin(part: Part) -> float:
     """How far an estimate is on the claimed side, in half widths of its interval."""
-    gap = part.effect - part.spec.threshold
-    gap = abs(gap) if part.spec.side == DIFFERENT else gap * part.spec.side
-    return gap / part.half if part.half > 0 else math.inf if math.isfinite(part.effect) else -math.inf
+    gap = part.main.effect - part.spec.threshold
+    gap = abs(gap) - part.spec.margin if part.spec.side == DIFFERENT else gap * part.spec.side
+    half = (part.main.high - part.main.low) / 2
+    return gap / half if half > 0 else math.inf if math.isfinite(part.main.effect) else -math.inf
 
 
 def _part_sentence(part: Part) -> str:
-    if not math.isfinite(part.effect):
-        why = part.why or f"{part.spec.what} has no interval"
-        return f"{why} (n = {part.n})" if part.n else why
-    spec = part.spec
-    test = f", p_adjusted = {part.p:.2g}" if part.p else ""
-    text = f"{spec.what} is {part.effect:.2f} [{part.low:.2f}, {part.high:.2f}] {spec.unit}, claimed {spec.claimed}"
-    text += f" (n = {part.n}{test}, {', '.join(part.tasks)})"
-    text += (", too few documents" if part.n < MIN_DOCS else ", too wide to decide") if part.wide else ""
-    text += f", but {part.why}" if part.why else ""
-    return text + (f"; left out: {'; '.join(part.left)}" if part.left else "")
+    spec, main = part.spec, part.main
+    if not math.isfinite(main.effect):
+        why = main.why or f"{spec.what} has no interval"
+        return f"{why} (n = {main.n})" if main.n else why
+    test = f", p = {part.p:.2g}" if part.p else ""
+    text = f"{spec.what} is {main.effect:.2f} [{main.low:.2f}, {main.high:.2f}] {spec.unit}, claimed {spec.claimed}"
+    text += f" (n = {main.n}{test}, {', '.join(main.tasks)})"
+    if part.verdict == CANNOT and not main.why:
+        text += ", too few documents" if main.n < MIN_DOCS else ", too wide to decide"
+    text += f", but {main.why}" if main.why else ""
+    against = [f"{e.effect:.2f} with {e.view}" for e in part.others if e.n and e.view not in part.holds]
+    text += f"; it is {' and '.join(against)}" if part.passes and against else ""
+    return text + (f"; left out: {'; '.join(main.left)}" if main.left else "")

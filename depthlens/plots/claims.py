@@ -26,7 +26,7 @@ CHIPS = {
     UNDECIDED: ("?", "#FFFFFF"),
     CANNOT: ("–", EMPTY),
 }
-_WIDTHS = (1.4, 2.9, 2.2, 0.6)  # of the verdict, the statement, the effect and the number of documents
+_WIDTHS = (1.4, 2.9, 2.2, 0.9)  # of the verdict, the statement, the effect, and the documents and views
 _STATEMENT, _EFFECT = 44, 40  # characters in a line
 _REASON = 150  # characters in all, as many as fit beside a statement
 _CLAIMED = "#CFE3F1"
@@ -34,7 +34,7 @@ _CLAIMED = "#CFE3F1"
 
 @themed
 def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
-    """One row a claim: verdict, statement, effect with its interval against the threshold, documents.
+    """One row a claim: verdict, statement, effect with its interval against the threshold, documents and views.
 
     Args:
         verdicts: Of `depthlens.claims.judge`.
@@ -53,14 +53,23 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
         _chip(chip, verdict)
         panels.note(statement, 0, 0.5, textwrap.fill(verdict.claim.statement, _STATEMENT), color=INK)
         _effect(effect, verdict)
-        n = f"n = {verdict.n}" if verdict.n else "–"
-        panels.note(documents, 0.1, 0.5, n, color=INK if verdict.n else GREY)
+        panels.note(documents, 0.1, 0.5, _measured(verdict), color=INK if verdict.n else GREY)
     keys = [
-        panels.line_key("effect, corrected interval", marker="o", ms=4, lw=1.4),
+        panels.line_key("effect, 95% interval", marker="o", ms=4, lw=1.4),
         *panels.level_keys(fig),
         Patch(facecolor=_CLAIMED, lw=0, label="claimed side"),
     ]
     return with_legend(fig, keys)
+
+
+def _measured(verdict: Verdict) -> str:
+    """How many documents and seeds, and under how many views the claim holds."""
+    if not verdict.n:
+        return "–"
+    lines = [f"n = {verdict.n}", f"{verdict.seeds} seed{'s' * (verdict.seeds != 1)}"]
+    if views := len(verdict.holds) + len(verdict.fails):
+        lines.append(f"holds in {len(verdict.holds)}\nof {views} views")
+    return "\n".join(lines)
 
 
 def _chip(ax: Axes, verdict: Verdict) -> None:

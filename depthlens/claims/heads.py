@@ -1,0 +1,105 @@
+"""The claim on heads, C5, as estimates: tables of a removal curve in, parts of the claim out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from scipy import stats as sps
+
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.stats import ALPHA
+from depthlens.claims.decision import ABOVE, Estimate, Part, Spec
+from depthlens.metrics import metric_unit
+
+COSTS = Spec("the cost of a list minus 3 times that of random heads", "of the score", 0.0, ABOVE, 0.1, main=None)
+OWN_TASK = Spec("the cost of two lists on their own tasks minus on each other's", "of the score", 0.0, ABOVE, 0.1,
+                main=None)  # fmt: skip
+_MATTERS_NATS = 0.5
+
+
+def specific_heads(curve: RemovalCurve, own: Mapping[str, str], scores: Mapping[str, HeadScores]) -> list[Part]:
+    """C5: every list costs at least 3 times what random heads of the same layers cost, and mostly on its own task.
+
+    In every metric of the curve: accuracy as well as nats.
+
+    Args:
+        curve: Removal of the lists; random lists are drawn from all heads of the same layers.
+        own: The task of each list.
+        scores: What chose the heads of each list; its documents must not be those of the curve.
+    """
+    n_draws = int(curve.record["n_draws"])
+    reused = {name: _reused(curve, name, task, scores) for name, task in own.items()}
+    parts = []
+    for name, task in own.items():
+        for row in curve.ratio[(curve.ratio["list"] == name) & (curve.ratio["task"] == task)].itertuples():
+            test = _only(curve.tests, list=name, task=task, metric=row.metric)
+            p, why = float(test.p_value), reused[name] or _unable(curve, task, row.metric)
+            if not 1 / (1 + n_draws) < ALPHA:
+                why = why or f"{n_draws} random lists cannot reach p < {ALPHA}; give n_draws={math.ceil(1 / ALPHA)}"
+            spec = _spec(COSTS, f"the cost of {name} heads minus 3 times that of random heads", row.metric)
+            against = 1 + 1 / (1 + n_draws) - p
+            parts.append(Part(spec, _estimate(row, f"{task} {row.metric}", why), p=p, p_against=against))
+    names = list(own)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            rows = curve.interactions
+            rows = rows[(rows["list"] == first) & (rows["other"] == second)]
+            rows = rows[(rows["task"] == own[first]) & (rows["rival"] == own[second])]
+            for row in rows.itertuples():
+                unable = [_unable(curve, own[name], row.metric) for name in (first, second)]
+                why = next((w for w in (reused[first], reused[second], *unable) if w), "")
+                what = f"the cost of {first} and {second} heads on their own task minus on the other's"
+                tasks = f"{own[first]}, {own[second]} {row.metric}"
+                parts.append(Part(_spec(OWN_TASK, what, row.metric), _estimate(row, tasks, why)))
+    return parts
+
+
+def _spec(spec: Spec, what: str, metric: str) -> Spec:
+    unit = metric_unit(metric)
+    return Spec(what, unit or spec.unit, spec.threshold, spec.side, _MATTERS_NATS if unit else spec.matters, main=None)
+
+
+def _estimate(row: Any, tasks: str, why: str) -> Estimate:
+    n = int(row.n)
+    critical = float(sps.t.ppf(1 - ALPHA / 2, max(n - 1, 1)))
+    se = (row.ci_high - row.ci_low) / 2 / critical
+    effect, low, high = (float(x) for x in (row.effect, row.ci_low, row.ci_high))
+    return Estimate("", effect, low, high, n, 1, float(se), critical, (tasks,), why=why)
+
+
+def _unable(curve: RemovalCurve, task: str, metric: str) -> str:
+    """Why nothing can be said on a task; a likelihood says nothing where the model cannot do the task."""
+    rows = curve.tests[curve.tests["task"] == task].drop_duplicates("metric")
+    scored = rows[[not metric_unit(m) for m in rows["metric"]]]
+    if not len(scored):
+        return f"no accuracy of {task} says that the model can do it; measure both"
+    chance = scored[scored["at_chance"]]
+    return f"{task}: at chance" if len(chance) == len(scored) or metric in set(chance["metric"]) else ""
+
+
+def _reused(curve: RemovalCurve, name: str, task: str, scores: Mapping[str, HeadScores]) -> str:
+    """Why a list was not chosen apart from the documents that test it; "" if it was."""
+    if name not in scores:
+        return f"say what chose the heads of {name} (head_scores=)"
+    record = scores[name].record
+    if task not in record.get("tasks", ()):
+        return ""
+    tested = set(curve.result.docs.loc[curve.result.docs["task"] == task, "doc_id"])
+    chosen = record.get("samples")
+    chosen = chosen.get(task) if isinstance(chosen, Mapping) else chosen
+    if chosen is None:
+        limit = record.get("limit")
+        chosen = range(int(limit)) if limit is not None else tested
+    if both := sorted(tested & set(chosen)):
+        return f"{len(both)} documents of {task} both chose and test the heads of {name}; use other samples"
+    return ""
+
+
+def _only(table: pd.DataFrame, **values: str) -> Any:
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return next(table.itertuples())

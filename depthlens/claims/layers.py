@@ -1,0 +1,225 @@
+"""The claims on layers: C1, C2, C3, C4 and C7 as estimates. What they mean: `depthlens.claims.registry`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy import optimize
+from scipy import stats as sps
+
+from depthlens.analysis.bootstrap import draws as document_draws
+from depthlens.analysis.bootstrap import interval, ratio
+from depthlens.analysis.layer_profiles import Profile
+from depthlens.analysis.stats import ALPHA
+from depthlens.claims import estimates
+from depthlens.claims.decision import ABOVE, BELOW, DEEPER_LAYERS, DIFFERENT, Estimate, Part, Spec, View
+from depthlens.claims.estimates import Draws, Sweeps, Term
+
+_RELATIVE, _SHARE = "of the score above the floor", "of all loss"
+SMALL_LOSS = 0.10
+_APART = "the two protocols have other documents; run both on the same"
+
+HARMLESS = {
+    name: Spec(f"the share of layers beyond the first tenth shown to cost under {SMALL_LOSS:.0%}, {name}", "of layers",
+               0.5, ABOVE, 0.25)
+    for name in ("letters", "continuation")
+}  # fmt: skip
+RIVAL = {
+    name: Spec(f"the costliest later layer minus half of the first tenth's mean, {name}", _RELATIVE, 0.0, BELOW, 0.2)
+    for name in ("letters", "continuation")
+}
+PROTOCOL = Spec(
+    "the mean loss beyond the first third, written letter minus likeliest letter", _RELATIVE, 0.0, ABOVE, 0.1
+)
+WRONG = Spec("the same where the written answer can be parsed", _RELATIVE, 0.0, ABOVE, 0.1)
+SHALLOW = {
+    name: Spec(f"the first third's share for {name} minus that for plain text", _SHARE, 0.0, ABOVE, 0.15,
+               main=DEEPER_LAYERS)
+    for name in ("knowledge", "retrieval")
+}  # fmt: skip
+BEYOND_COPYING = Spec("the share beyond the first third, reasoning minus copying a solution", _SHARE, 0.0, ABOVE, 0.15)
+BEYOND_KNOWLEDGE = Spec(
+    "the share beyond the first third per token, reasoning minus knowledge", _SHARE, 0.0, ABOVE, 0.15
+)
+MOSTLY_DEEP = Spec("the share beyond the first third for reasoning", _SHARE, 0.5, ABOVE, 0.15)
+TREND = Spec("the mean loss of a last-third layer minus that of a first-third layer", _RELATIVE, 0.0, BELOW, 0.1,
+             main=DEEPER_LAYERS)  # fmt: skip
+SPREAD = Spec("the standard deviation of that difference between tasks", _RELATIVE, 0.0, DIFFERENT, 0.05,
+              main=DEEPER_LAYERS)  # fmt: skip
+
+
+def few_harmful(by_protocol: dict[str, Sweeps], *, seed: int, n_boot: int) -> list[Part]:
+    """C1 under each likelihood protocol: most later layers are shown to be harmless, and none rivals the first."""
+    parts = []
+    for name, sweeps in by_protocol.items():
+
+        def harmless(view: View, sweeps: Sweeps = sweeps) -> Estimate:
+            return _harmless(estimates.draw([Term(1, sweeps, _later)], view, seed=seed, n_boot=n_boot), view)
+
+        def rival(view: View, sweeps: Sweeps = sweeps) -> Estimate | None:
+            if not any(estimates.first_tenth(p).any() for found in estimates.of_view(sweeps, view) for p in found):
+                return None  # no layer of the first tenth is left
+            return _largest(estimates.draw([Term(1, sweeps, _against_first)], view, seed=seed, n_boot=n_boot), view)
+
+        parts += [estimates.viewed(HARMLESS[name], harmless), estimates.viewed(RIVAL[name], rival)]
+    return parts
+
+
+def _later(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    return estimates.relative(profile, loss, base)[:, ~estimates.first_tenth(profile)]
+
+
+def _against_first(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    of_layer, first = estimates.relative(profile, loss, base), estimates.first_tenth(profile)
+    return of_layer[:, ~first] - of_layer[:, first].mean(1, keepdims=True) / 2
+
+
+def _harmless(draws: Draws, view: View) -> Estimate:
+    """The share of layers under `SMALL_LOSS`; its interval is from those shown to be, to those not shown to be over."""
+    if not draws.values.size:
+        return estimates.estimate(draws, view.name)
+    low, high, critical, se = estimates.bounds_of_all(draws.values, draws.n)
+    shown, seem, over = (high < SMALL_LOSS).mean(), (draws.values[0] < SMALL_LOSS).mean(), (low > SMALL_LOSS).mean()
+    # power: for one layer in the middle of the standard errors that costs nothing, in the share's unit
+    scale = HARMLESS["letters"].matters / SMALL_LOSS
+    typical = float(np.median(se)) * scale
+    return Estimate(
+        view.name, float(seem), float(shown), float(1 - over), draws.n, draws.seeds, typical, critical, draws.tasks,
+        draws.left, draws.why,
+    )  # fmt: skip
+
+
+def _largest(draws: Draws, view: View) -> Estimate:
+    """The largest of several effects, between the largest of simultaneous lower and the largest of single upper bounds.
+
+    All single upper bounds have to be on one side to support, which needs no correction (intersection-union); one of
+    the lower bounds is enough to contradict, which does.
+    """
+    if not draws.values.size:
+        return estimates.estimate(draws, view.name)
+    low, _, _, se = estimates.bounds_of_all(draws.values, draws.n)
+    high = interval(draws.values, draws.n)[1]
+    worst = int(np.argmax(high))
+    critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.n - 1, 1)))
+    return Estimate(
+        view.name, float(draws.values[0].max()), float(low.max()), float(high.max()), draws.n, draws.seeds,
+        float(se[worst]), critical, draws.tasks, draws.left, draws.why,
+    )  # fmt: skip
+
+
+def generation_costs_more(letters: Sweeps, written: Sweeps, *, seed: int, n_boot: int) -> list[Part]:
+    """C2: of identical prompts, beyond the first third; in all, and where the written answer could be parsed."""
+    terms = [Term(1, written, estimates.beyond_first_third), Term(-1, letters, estimates.beyond_first_third)]
+    parsed = estimates.viewed(WRONG, lambda view: _where_parsed(terms, view, seed, n_boot))
+    # a broken writer often writes what cannot be parsed, and where it can be less is broken: too little contradicts
+    # nothing
+    return [estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot), replace(parsed, p_against=1.0)]
+
+
+def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> Estimate:
+    """The difference of relative losses, pooled over pairs of document and layer whose written answer was parsed."""
+    chosen = estimates.choose(terms, view)
+    by_seed = []
+    for written, letters in zip(*(found for _, found in chosen.terms), strict=True):
+        of_task = []
+        by_documents = {p.documents: p for p in letters}
+        for i, profile in enumerate(p for p in written if p.documents in by_documents):
+            counts = document_draws(len(profile.documents), n_boot, seed + i)
+            deep = profile.thirds > 0
+            parsed = np.ones_like(profile.values) if profile.parsed is None else profile.parsed.astype(float)
+            both = (_pooled(p, parsed[:, deep], deep, counts) for p in (profile, by_documents[profile.documents]))
+            of_task.append(np.subtract(*both))
+        if not of_task:
+            return estimates.estimate(replace(chosen.none, why=chosen.none.why if chosen.left else _APART), view.name)
+        by_seed.append(np.mean(of_task, axis=0))
+    return estimates.estimate(chosen.draws(np.stack(by_seed)), view.name)
+
+
+def _pooled(profile: Profile, parsed: np.ndarray, deep: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Loss over what there was to lose, both summed over parsed documents and layers. Shape [draw]."""
+    over_floor = (profile.base - float(profile.floor or 0.0))[:, None]
+    lost = (profile.loss[:, deep] * parsed).sum(1)
+    return ratio(counts @ lost, counts @ (over_floor * parsed).sum(1))
+
+
+def shallow(name: str, sweeps: Sweeps, text: Sweeps, *, seed: int, n_boot: int) -> Part:
+    """One part of C3: the first third holds a larger share of the losses than for plain text."""
+    terms = [Term(1, sweeps, estimates.first_share, placed=True), Term(-1, text, estimates.first_share, placed=True)]
+    return estimates.part(SHALLOW[name], terms, seed=seed, n_boot=n_boot)
+
+
+def reasoning_deeper(
+    reasoning: Sweeps, copying: Sweeps, reasoning_tokens: Sweeps, knowledge_tokens: Sweeps, guard: Sweeps,
+    *, seed: int, n_boot: int,
+) -> list[Part]:  # fmt: skip
+    """C4: deeper than copying as long a text, deeper than knowledge token by token, and mostly deep in itself."""
+
+    def share(sign: int, sweeps: Sweeps) -> Term:
+        return Term(sign, sweeps, estimates.deep_share, placed=True, guard=guard)
+
+    return [
+        estimates.part(BEYOND_COPYING, [share(1, reasoning), share(-1, copying)], seed=seed, n_boot=n_boot),
+        estimates.part(
+            BEYOND_KNOWLEDGE, [share(1, reasoning_tokens), share(-1, knowledge_tokens)], seed=seed, n_boot=n_boot
+        ),
+        estimates.part(MOSTLY_DEEP, [share(1, reasoning)], seed=seed, n_boot=n_boot),
+    ]
+
+
+def depth_trend(roles: Sequence[Sweeps], *, seed: int, n_boot: int) -> list[Part]:
+    """C7: a layer of the last third costs less than one of the first, and how much differs between tasks."""
+    terms = [Term(1, sweeps, estimates.depth_difference) for sweeps in _one_task_each(roles)]
+
+    def trend(view: View) -> Estimate:
+        draws = estimates.draw(terms, view, seed=seed, n_boot=n_boot, apart=True)
+        values = draws.values.mean(1) if draws.values.size else draws.values
+        return estimates.estimate(replace(draws, values=values), view.name)
+
+    def spread(view: View) -> Estimate:
+        return _between_tasks(estimates.draw(terms, view, seed=seed, n_boot=n_boot, apart=True), view)
+
+    return [estimates.viewed(TREND, trend), estimates.viewed(SPREAD, spread)]
+
+
+def _one_task_each(roles: Sequence[Sweeps]) -> list[Sweeps]:
+    """Sweeps of one task each; a task that several roles have counts once."""
+    found: dict[str, Sweeps] = {}
+    for sweeps in roles:
+        for task in dict.fromkeys(p.task for sweep in sweeps for p in sweep(TREND.views[0].suffix)):
+            found.setdefault(task, estimates.of_tasks(sweeps, {task}))
+    return list(found.values())
+
+
+def _between_tasks(draws: Draws, view: View) -> Estimate:
+    """The standard deviation of an effect between tasks beyond sampling noise, with its Q-profile interval.
+
+    Cochran's Q generalised to estimates that share documents: with V the covariance of the tasks' estimates over
+    draws and ``Q(t) = e' (V + t^2 I)^-1 e``, e the residuals from the weighted mean, Q(t) has the distribution of
+    Hotelling's T^2 with n - 1 degrees of freedom at the true t (Viechtbauer 2007, Statistics in Medicine 26:37-52). The
+    estimate is the t at which Q is its median.
+    """
+    blank = draws.without_effect(view.name)
+    if not draws.values.size or draws.values.shape[1] < 2:
+        return replace(blank, why=draws.why or "one task: nothing to compare the trend between")
+    effects, cov = draws.values[0], np.cov(draws.values[1:], rowvar=False)
+    m, n = len(effects), draws.n
+    if n <= m:
+        return replace(blank, why=f"{n} documents for {m} tasks")
+    scale = (n - 1) * (m - 1) / (n - m + 1)
+
+    def excess(t: float, quantile: float) -> float:
+        weights = np.linalg.inv(cov + t**2 * np.eye(m))
+        rest = effects - (weights @ effects).sum() / weights.sum()
+        return float(rest @ weights @ rest) - scale * float(sps.f.ppf(quantile, m - 1, n - m + 1))
+
+    def solve(quantile: float) -> float:
+        top = 10 * (float(np.ptp(effects)) + float(np.sqrt(np.trace(cov))))
+        return 0.0 if excess(0.0, quantile) <= 0 else float(optimize.brentq(excess, 0.0, top, args=(quantile,)))
+
+    low, middle, high = (solve(quantile) for quantile in (1 - ALPHA / 2, 0.5, ALPHA / 2))
+    critical = float(sps.norm.ppf(1 - ALPHA / 2))
+    # power: the noise of one task's effect, against which a spread has to show
+    se = float(np.sqrt(np.trace(cov) / m))
+    return replace(blank, effect=middle, low=low, high=high, se=se, critical=critical)
