@@ -59,7 +59,7 @@ class Profile:
     values: np.ndarray
     base: np.ndarray
     layers: np.ndarray
-    documents: tuple[int, ...]
+    documents: tuple[int | str, ...]
     n_layers: int
     floor: float | None
     binary: bool

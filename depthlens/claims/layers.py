@@ -56,7 +56,9 @@ def few_harmful(by_protocol: dict[str, Sweeps], *, seed: int, n_boot: int) -> li
     for name, sweeps in by_protocol.items():
 
         def harmless(view: View, sweeps: Sweeps = sweeps) -> Estimate:
-            return _harmless(estimates.draw([Term(1, sweeps, _later)], view, seed=seed, n_boot=n_boot), view)
+            term = Term(1, sweeps, _later)
+            least = _least_error(estimates.choose([term], view))
+            return _harmless(estimates.draw([term], view, seed=seed, n_boot=n_boot), least, view)
 
         def rival(view: View, sweeps: Sweeps = sweeps) -> Estimate | None:
             if not any(estimates.first_tenth(p).any() for found in estimates.of_view(sweeps, view) for p in found):
@@ -76,18 +78,43 @@ def _against_first(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np.n
     return of_layer[:, ~first] - of_layer[:, first].mean(1, keepdims=True) / 2
 
 
-def _harmless(draws: Draws, view: View) -> Estimate:
-    """The share of layers under `SMALL_LOSS`; its interval is from those shown to be, to those not shown to be over."""
+def _least_error(chosen: estimates.Chosen) -> float:
+    """The least standard error of the mean over tasks of a layer's relative loss if it were `SMALL_LOSS`.
+
+    A layer that happened to lose little in the sample varies little there, so that its own standard error would call
+    it harmless too often. A loss of right and wrong answers whose mean is m varies by at least m (1 - m). This is the
+    idea of score tests: the variance is that under the hypothesis.
+    """
+    ((_, by_seed),) = chosen.terms
+    over_floor = [(p, max(float(p.base.mean()) - float(p.floor or 0.0), 1e-9)) for p in by_seed[0]]
+    squares = [SMALL_LOSS * (1 - SMALL_LOSS * over) / over / len(p.documents) for p, over in over_floor]
+    return float(np.sqrt(sum(squares)) / len(squares)) if squares else 0.0
+
+
+def _harmless(draws: Draws, least: float, view: View) -> Estimate:
+    """The share of layers under `SMALL_LOSS`; its interval is from those shown to be, to those not shown to be over.
+
+    Layers that are shown leave the others with a smaller family, until no more are shown (step-down, Romano & Wolf
+    2005).
+    """
     if not draws.values.size:
         return estimates.estimate(draws, view.name)
-    low, high, critical, se = estimates.bounds_of_all(draws.values, draws.n)
-    shown, seem, over = (high < SMALL_LOSS).mean(), (draws.values[0] < SMALL_LOSS).mean(), (low > SMALL_LOSS).mean()
-    # power: for one layer in the middle of the standard errors that costs nothing, in the share's unit
-    scale = HARMLESS["letters"].matters / SMALL_LOSS
-    typical = float(np.median(se)) * scale
-    return Estimate(
-        view.name, float(seem), float(shown), float(1 - over), draws.n, draws.seeds, typical, critical, draws.tasks,
-        draws.left, draws.why,
+    values, m = draws.values, draws.values.shape[1]
+    low, _, _, se = estimates.bounds_of_all(values, draws.n)
+    se, shown, critical = np.maximum(se, least), np.zeros(m, dtype=bool), 0.0
+    while not shown.all():
+        _, _, of_rest, _ = estimates.bounds_of_all(values[:, ~shown], draws.n)
+        critical = critical or of_rest
+        more = ~shown & (values[0] + of_rest * se < SMALL_LOSS)
+        if not more.any():
+            break
+        shown |= more
+    seem, over = (values[0] < SMALL_LOSS).mean(), (low > SMALL_LOSS).mean()
+    # power: for a layer with the median standard error that costs nothing, in the unit of the share
+    typical = float(np.median(se)) * HARMLESS["letters"].matters / SMALL_LOSS
+    return replace(
+        draws.without_effect(view.name), effect=float(seem), low=float(shown.mean()), high=float(1 - over), se=typical,
+        critical=critical,
     )  # fmt: skip
 
 
@@ -178,7 +205,7 @@ def depth_trend(roles: Sequence[Sweeps], *, seed: int, n_boot: int) -> list[Part
         return estimates.estimate(replace(draws, values=values), view.name)
 
     def spread(view: View) -> Estimate:
-        return _between_tasks(estimates.draw(terms, view, seed=seed, n_boot=n_boot, apart=True), view)
+        return between_tasks(estimates.draw(terms, view, seed=seed, n_boot=n_boot, apart=True), view)
 
     return [estimates.viewed(TREND, trend), estimates.viewed(SPREAD, spread)]
 
@@ -192,7 +219,7 @@ def _one_task_each(roles: Sequence[Sweeps]) -> list[Sweeps]:
     return list(found.values())
 
 
-def _between_tasks(draws: Draws, view: View) -> Estimate:
+def between_tasks(draws: Draws, view: View) -> Estimate:
     """The standard deviation of an effect between tasks beyond sampling noise, with its Q-profile interval.
 
     Cochran's Q generalised to estimates that share documents: with V the covariance of the tasks' estimates over

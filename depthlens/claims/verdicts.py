@@ -93,6 +93,22 @@ class Verdict:
     def __repr__(self) -> str:
         return self.sentence
 
+    @property
+    def numbers(self) -> tuple[str, str, str]:
+        """Effect, interval and claimed side as texts; empty where there is no effect."""
+        if self.effect is None or self.ci_low is None or self.ci_high is None:
+            return "", "", ""
+        return f"{self.effect:.2f} {self.unit}", f"[{self.ci_low:.2f}, {self.ci_high:.2f}]", self.claimed
+
+    @property
+    def under(self) -> str:
+        """Under how many views the claim holds, and under which it does not."""
+        views = len(self.holds) + len(self.fails)
+        if not views or self.effect is None:
+            return ""
+        rest = f", not {', '.join(self.fails)}" if self.fails and self.holds else ""
+        return f"{len(self.holds)} of {views} views{rest}"
+
 
 class Verdicts(list[Verdict], Saveable):
     """Verdicts, one a claim, which print as a table.
@@ -136,14 +152,17 @@ class Verdicts(list[Verdict], Saveable):
         return [headline(self), *(verdict.sentence for verdict in self)]
 
     def __repr__(self) -> str:
-        return f"{headline(self)}\n{self._rounded().to_string(index=False, na_rep='')}"
+        return f"{headline(self)}\n{self.overview.to_string(index=False)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(headline(self))}</p>{self._rounded().to_html(index=False, border=0, na_rep='')}"
+        return f"<p>{html.escape(headline(self))}</p>{self.overview.to_html(index=False, border=0)}"
 
-    def _rounded(self) -> pd.DataFrame:
-        numbers = {"effect": 2, "ci_low": 2, "ci_high": 2}
-        return self.table[["claim", "verdict", "what", *numbers, "threshold", "unit", "n", "holds"]].round(numbers)
+    @property
+    def overview(self) -> pd.DataFrame:
+        """What fits a glance, one row a claim: claim, verdict, effect, interval, claimed, n, seeds, holds under."""
+        rows = [(v.claim.id, v.verdict, *v.numbers, v.n or "", v.seeds or "", v.under) for v in self]
+        columns = ["claim", "verdict", "effect", "95% interval", "claimed", "n", "seeds", "holds under"]
+        return pd.DataFrame(rows, columns=columns)
 
     def contents(self) -> Contents:
         """What is to be written; see `depthlens.analysis.saving.Saveable`."""
