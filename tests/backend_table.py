@@ -49,6 +49,7 @@ KINDS = {
     "mlp @noise": "L2.mlp@noise",
     "head @noise": "L2.H1@noise",
     "KV [1:]@noise": "L2.KV0[1:]@noise",
+    "sum [n:]": "L0.H1[1:]+L1.attn[3:]+L2[2:]@mean+L3.KV0@mean+L4.mlp",
     "nested": "L0.H1@noise+L1.attn[3:]+L2[2:]@mean+L2.mlp@noise+L3.KV0@noise",
 }
 WAYS = {

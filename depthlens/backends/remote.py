@@ -161,14 +161,15 @@ class RemoteNnsight:
         rows, places = (torch.zeros(0, dtype=torch.long) if x is None else x for x in (rows, places))
         run = self.model.generate if n_new else self.model.trace
         answer: Any = None
+        # where tokens stand: those that are read at first, then one more at each step; a comment within the block would
+        # shift the lines that nnsight counts
         with torch.no_grad(), run(**settings, backend=sender) as tracer:
             for tokens, mask, n_context, edits in groups:
+                real = torch.ones_like(tokens) if mask is None else mask
+                read, ends = (real.cumsum(-1) - 1).clamp(min=0), torch.tensor(n_context)[:, None]
                 with tracer.invoke(input_ids=tokens, attention_mask=mask):
-                    # where the tokens of a step stand: those of the prompts first, then one a step
-                    real = torch.ones_like(tokens) if mask is None else mask
-                    position = (real.cumsum(-1) - 1).clamp(min=0)
-                    ends = torch.tensor(n_context)[:, None]
-                    for _ in tracer.iter[: max(1, n_new) if edits else 0]:
+                    for n_written in tracer.iter[: max(1, n_new) if edits else 0]:
+                        position = read[:, -1:] + n_written if n_written else read
                         kinds = (position > 0) * (1 + (position >= ends).long())
                         for site, i, heads, value, start in edits:
                             layer, attn, o_proj, mlp = parts[i]
@@ -187,7 +188,6 @@ class RemoteNnsight:
                                 active = (position[:, :, None] >= start).to(old.device)
                                 new = torch.where(active, new, old)
                                 part.output = (new, *out[1:]) if isinstance(out, tuple) else new
-                        position = position[:, -1:] + 1
             with tracer.invoke():
                 if n_new:
                     answer = nnsight.save(tracer.result[:, width:].cpu())
@@ -286,7 +286,6 @@ def _sums(backend: RemoteNnsight, tokens: Tensor, weights: Tensor, sender: Any) 
             ):
                 value = value[0] if isinstance(value, tuple) else value
                 value = value - resid_pre if site == "layer" else value
-                # [token_class, row * pos] times [row * pos, width]
                 by_class = weights.to(value.device).flatten(0, 1).T @ value.double().flatten(0, 1)
                 sums[site].append(by_class.cpu())
     return {site: torch.stack(values) for site, values in sums.items()}
