@@ -1,8 +1,8 @@
 """Texts over which ``@mean`` takes means: documents of a task that are not evaluated, without examples.
 
 A text is the prompt of a document with no worked examples before it, and its reference answer. Documents of the
-few-shot, training and validation splits come first, then those of the evaluation split that are not evaluated. A
-document whose text equals one that is evaluated is left out.
+few-shot, training and validation splits come first, then those of the evaluation split that are not evaluated, the last
+one first. A document whose text equals one that is evaluated is left out.
 
 Why so: a mean over the evaluated prompts would hold what is asked of the model, and one over prompts with examples is a
 mean of examples (92% of the text of GSM8K with five of them).
@@ -97,9 +97,11 @@ def _candidates(prepared: Prepared) -> Iterator[tuple[str, Any]]:
     ):
         if split not in (None, evaluated):
             sources.append((kind, docs()))
-    for kind, docs in sources:
-        yield from ((kind, doc) for doc in docs)
-    yield from (("not evaluated", doc) for i, doc in enumerate(task.eval_docs) if i not in prepared.docs)
+    for kind, of_split in sources:
+        yield from ((kind, doc) for doc in of_split)
+    # from the end: documents are evaluated from the first on, so that another number of them has the same reference
+    docs = task.eval_docs
+    yield from (("not evaluated", docs[i]) for i in reversed(range(len(docs))) if i not in prepared.docs)
 
 
 def _text(prepared: Prepared, group: list[Instance], before_answer: str) -> tuple[str, str]:
