@@ -14,6 +14,9 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
                   its input plus that mean; L12.attn@mean and L12.mlp@mean likewise
     L12.H3@mean   z replaced by its mean over the reference set (heads and KV groups)
     L12.H3@resample   z replaced by that of a stated reference prompt at the same position (heads and KV groups)
+    L12.H3@noise  the part stays, and noise of the norm of what it writes is added to it (any of the first five rows);
+                  L12.H3@noise3 draws it with seed 3 in place of 0
+    L12[1:]       the part is ablated from position 1 on, so that the first token is spared; L12.H3[1:]@mean likewise
     L12.H3@donor  the part gets the weights of a donor model (any of the above, see `depthlens.models.pairs`)
     embed@donor, unembed@donor   the donor's embedding; its final norm and unembedding
 
@@ -26,14 +29,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, permutations
+from typing import TypedDict
 
 from depthlens.errors import UserError
 
 ENDS = ("embed", "unembed")  # sites outside the layers
 SITES = ("layer", "attn", "mlp", "head", "kv", *ENDS)
-GRAMMAR = "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional @mean or @donor, joined by +"
+MODES = ("mean", "resample", "noise", "donor")  # those that are written; removal is not
+GRAMMAR = (
+    "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on) and an optional "
+    "@mean, @noise or @donor, joined by +"
+)
 
-_PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?|(embed|unembed))(?:@(\w+))?")
+_PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?|(embed|unembed))")
+_SUFFIX = re.compile(r"(.*?)(?:\[(\d+):\])?(?:@(.*))?", re.DOTALL)  # what is ablated, from where on, and how
 
 
 @dataclass(frozen=True)
@@ -66,17 +75,22 @@ class Ablation:
         site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``embed`` or ``unembed``.
         index: Head or KV group for the sites ``head`` and ``kv``, else -1.
         mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean`` (of what the part adds; of a head or KV
-            group: of its ``z``), ``resample`` (heads and KV groups), or ``donor`` (all sites, and the only mode of
-            ``embed`` and ``unembed``).
+            group: of its ``z``), ``resample`` (heads and KV groups), ``noise`` (added to what the part writes, which
+            stays), or ``donor`` (all sites, and the only mode of ``embed`` and ``unembed``).
+        start: First position at which the part is ablated, counted from 0 in each token sequence; 1 spares the first
+            token. Under ``donor`` always 0.
+        seed: Of the noise; 0 for other modes.
     """
 
     layer: int
     site: str = "layer"
     index: int = -1
     mode: str = ""
+    start: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("layer", "index"):
+        for name in ("layer", "index", "start", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not hasattr(value, "__index__"):
                 raise UserError(f"{name} {value!r} of an ablation: give a whole number")
@@ -87,7 +101,7 @@ class Ablation:
         removal = "skip" if self.site == "layer" else "zero"
         if not self.mode:
             object.__setattr__(self, "mode", removal)
-        allowed = [removal, "mean", "resample", "donor"]
+        allowed = [removal, *MODES]
         if self.site not in ("head", "kv"):
             allowed.remove("resample")
         if self.mode not in allowed:
@@ -99,27 +113,43 @@ class Ablation:
         if (self.index >= 0) != (self.site in ("head", "kv")):
             fault = f"index {self.index} does not fit site {self.site!r}"
             raise UserError(f"{fault}; heads and KV groups have one, other sites -1")
+        self._check_start_and_seed()
+
+    def _check_start_and_seed(self) -> None:
+        for name in ("start", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)} of an ablation is negative; give a whole number from 0")
+        if self.start and self.mode == "donor":
+            raise UserError(f"{self}: a donor's part computes at all positions; leave [{self.start}:] out")
+        if self.seed and self.mode != "noise":
+            raise UserError(f"seed {self.seed} does not fit mode {self.mode!r}; only noise has one, leave it out")
 
     def __str__(self) -> str:
         if self.site in ENDS:
-            return self.site + self.mode_suffix
+            return self.site + self.suffix
         part = {"layer": "", "head": f".H{self.index}", "kv": f".KV{self.index}"}.get(self.site, f".{self.site}")
-        return f"L{self.layer}{part}{self.mode_suffix}"
+        return f"L{self.layer}{part}{self.suffix}"
 
     @property
-    def mode_suffix(self) -> str:
-        """``@mean`` and the like; "" for a removal."""
-        return "" if self.mode in ("skip", "zero") else f"@{self.mode}"
+    def suffix(self) -> str:
+        """``[1:]@mean`` and the like; "" for a removal at all positions."""
+        places = f"[{self.start}:]" if self.start else ""
+        mode = "" if self.mode in ("skip", "zero") else f"@{self.mode}{self.seed or ''}"
+        return places + mode
 
     def covers(self, other: Ablation, dims: Dims | None = None) -> bool:
         """Whether ``other`` has no effect beside ``self`` (membership of a KV group needs ``dims``).
 
         A part that comes from a donor can still be removed: ``L2@donor`` does not cover ``L2.H1``, but ``L2`` does.
+        So can a part of one that gets noise, and one whose whole is spared at some position: ``L2[1:]`` does not cover
+        ``L2.H1``. The same part cannot be ablated in two ways.
         """
         if self.layer != other.layer or self == other:
             return False
         if self.site == other.site:
             return self.index == other.index
+        if self.mode == "noise" or other.start < self.start:
+            return False
         if self.mode == "donor" and other.mode != "donor":
             return False
         if self.site == "layer":
@@ -145,6 +175,8 @@ class Condition:
         if len(set(ordered)) != len(ordered):
             raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
         object.__setattr__(self, "ablations", ordered)
+        if {"noise", "donor"} <= {a.mode for a in ordered}:
+            raise UserError(f"condition {self}: @noise and @donor do not go together; drop one of the two")
         self._refuse_overlap(None)
 
     def _refuse_overlap(self, dims: Dims | None) -> None:
@@ -187,6 +219,16 @@ class Condition:
         return any(a.mode == "resample" for a in self.ablations)
 
     @property
+    def uses_positions(self) -> bool:
+        """Whether what it does at a token depends on where the token stands."""
+        return any(a.start or a.mode in ("mean", "resample", "noise") for a in self.ablations)
+
+    @property
+    def uses_noise(self) -> bool:
+        """Whether an ablation has the mode ``noise``."""
+        return any(a.mode == "noise" for a in self.ablations)
+
+    @property
     def uses_donor(self) -> bool:
         """Whether an ablation has the mode ``donor``."""
         return any(a.mode == "donor" for a in self.ablations)
@@ -212,17 +254,25 @@ class Condition:
 BASELINE = Condition()
 
 
+class _How(TypedDict):
+    """How a part is ablated, see `Ablation`."""
+
+    mode: str
+    start: int
+    seed: int
+
+
 def _block_texts(ablations: tuple[Ablation, ...]) -> list[str]:
-    """Text of each ablation; consecutive whole layers of one mode are joined to a block such as ``L8-11``."""
+    """Text of each ablation; consecutive whole layers ablated alike are joined to a block such as ``L8-11``."""
 
     def block(item: tuple[int, Ablation]) -> tuple:
         i, ablation = item
-        return (ablation.mode, ablation.layer - i) if ablation.site == "layer" else (i,)
+        return (ablation.suffix, ablation.layer - i) if ablation.site == "layer" else (i,)
 
     blocks = [[ablation for _, ablation in group] for _, group in groupby(enumerate(ablations), block)]
     texts = []
     for first, *others in blocks:
-        texts.append(f"L{first.layer}-{others[-1].layer}{first.mode_suffix}" if others else str(first))
+        texts.append(f"L{first.layer}-{others[-1].layer}{first.suffix}" if others else str(first))
     return texts
 
 
@@ -238,36 +288,48 @@ def parse_condition(text: str) -> Condition:
         return BASELINE
     ablations: list[Ablation] = []
     for part in text.strip().split("+"):
-        match = _PART.fullmatch(part.strip())
+        named, how = _split(part.strip())
+        match = _PART.fullmatch(named)
         if not match:
             raise UserError(f"condition {text!r}: cannot read {part.strip()!r}; write {GRAMMAR}")
-        first, last, part_of_layer, head, kv, embedding, mode = match.groups()
-        if mode not in (None, "mean", "resample", "donor"):
-            fix = "write @mean, @resample or @donor, or nothing to remove"
-            raise UserError(f"condition {text!r}: unknown mode '@{mode}'; {fix}")
+        first, last, part_of_layer, head, kv, embedding = match.groups()
+        if how["mode"] and how["mode"] not in MODES:
+            fix = "write @mean, @resample, @noise (or @noise3, with seed 3) or @donor, or nothing to remove"
+            raise UserError(f"condition {text!r}: unknown mode '@{how['mode']}'; {fix}")
         if embedding:
-            ablations.append(Ablation(-1, embedding, mode=mode or ""))
+            ablations.append(Ablation(-1, embedding, **how))
             continue
-        start, end = int(first), int(last or first)
-        if end < start:
-            raise UserError(f"condition {text!r}: block {start}-{end} runs backwards; write L{end}-{start}")
+        bottom, top = int(first), int(last or first)
+        if top < bottom:
+            raise UserError(f"condition {text!r}: block {bottom}-{top} runs backwards; write L{top}-{bottom}")
         if last and part_of_layer:
             raise UserError(f"condition {text!r}: a block is of whole layers; join sublayers with +")
         site = "head" if head else "kv" if kv else part_of_layer or "layer"
         index = int(head or kv or -1)
-        ablations += [Ablation(layer, site, index, mode or "") for layer in range(start, end + 1)]
+        ablations += [Ablation(layer, site, index, **how) for layer in range(bottom, top + 1)]
     return Condition(tuple(ablations))
+
+
+def _split(text: str) -> tuple[str, _How]:
+    """What is ablated (a part, or a word such as ``layers``), and the mode, start and seed that follow it."""
+    match = _SUFFIX.fullmatch(text)
+    assert match  # its last groups are optional and its first takes the rest
+    named, start, mode = match[1], int(match[2] or 0), match[3] or ""
+    seeded = re.fullmatch(r"noise(\d+)", mode)
+    if match[3] == "":
+        named = text  # an @ with nothing after it: nothing reads as a part
+    return named, {"mode": "noise" if seeded else mode, "start": start, "seed": int(seeded[1]) if seeded else 0}
 
 
 def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]:
     """The conditions that a specification means, baseline first.
 
     Args:
-        spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional mode as in
-            ``layers@mean``: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``; ``blocks:N`` (all contiguous blocks of
-            2..N layers and single layers); ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers;
-            ``bottom:N`` and ``top:N`` grow by N layers, in the end to all);
-            ``whole@donor`` (every layer and both embeddings: the donor itself).
+        spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional first position
+            and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
+            ``heads``, ``kv``; ``blocks:N`` (all contiguous blocks of 2..N layers and single layers); ``bottom`` and
+            ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by N layers, in
+            the end to all); ``whole@donor`` (every layer and both embeddings: the donor itself).
         dims: The model's sizes.
 
     Raises:
@@ -286,11 +348,11 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
         if isinstance(item, Condition):
             conditions.append(item)
         else:
-            conditions += _expand_word(*item.strip().partition("@")[::2], dims) or [parse_condition(item)]
+            conditions += _expand_word(*_split(item.strip()), dims) or [parse_condition(item)]
     return list(dict.fromkeys(condition.validate(dims) for condition in conditions))
 
 
-def _expand_word(word: str, mode: str, dims: Dims) -> list[Condition] | None:
+def _expand_word(word: str, how: _How, dims: Dims) -> list[Condition] | None:
     """The conditions of a word such as ``layers``; None where ``word`` is not one."""
     layers = range(dims.n_layers)
     name, _, size = word.partition(":")
@@ -300,26 +362,26 @@ def _expand_word(word: str, mode: str, dims: Dims) -> list[Condition] | None:
             raise UserError(f"{fault}; give {name}:N with N from 1 to {dims.n_layers}")
     if name == "blocks":
         parts = [
-            [Ablation(layer, mode=mode) for layer in range(start, start + n)]
+            [Ablation(layer, **how) for layer in range(start, start + n)]
             for n in range(1, int(size) + 1)
             for start in range(dims.n_layers - n + 1)
         ]
     elif name in ("bottom", "top"):
         lengths = [*range(int(size or 1), dims.n_layers, int(size or 1)), dims.n_layers]
         runs = [layers[:n] if name == "bottom" else layers[-n:] for n in lengths]
-        parts = [[Ablation(layer, mode=mode) for layer in run] for run in runs]
+        parts = [[Ablation(layer, **how) for layer in run] for run in runs]
     elif word == "whole":
-        if mode != "donor":
+        if how["mode"] != "donor":
             raise UserError(f"{word!r} can only be taken from a donor; write whole@donor")
-        embeddings = [Ablation(-1, site, mode=mode) for site in ENDS]
-        parts = [[Ablation(layer, mode=mode) for layer in layers] + embeddings]
+        embeddings = [Ablation(-1, site, **how) for site in ENDS]
+        parts = [[Ablation(layer, **how) for layer in layers] + embeddings]
     elif word == "layers":
-        parts = [[Ablation(layer, mode=mode)] for layer in layers]
+        parts = [[Ablation(layer, **how)] for layer in layers]
     elif word in ("attn", "mlp"):
-        parts = [[Ablation(layer, word, mode=mode)] for layer in layers]
+        parts = [[Ablation(layer, word, **how)] for layer in layers]
     elif word in ("heads", "kv"):
         site, count = ("head", dims.n_heads) if word == "heads" else ("kv", dims.n_kv_heads)
-        parts = [[Ablation(layer, site, i, mode)] for layer in layers for i in range(count)]
+        parts = [[Ablation(layer, site, i, **how)] for layer in layers for i in range(count)]
     else:
         return None
     return [Condition(tuple(p)) for p in parts]

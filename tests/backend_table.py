@@ -42,6 +42,15 @@ KINDS = {
     "KV @resample": "L2.KV0@resample",
     "block": "L1-2",
     "sum": "L0.H1+L2.attn+L3",
+    "layer [1:]": "L2[1:]",
+    "head [1:]@mean": "L2.H1[1:]@mean",
+    "layer @noise": "L2@noise",
+    "attn @noise": "L2.attn@noise3",
+    "mlp @noise": "L2.mlp@noise",
+    "head @noise": "L2.H1@noise",
+    "KV [1:]@noise": "L2.KV0[1:]@noise",
+    "sum [n:]": "L0.H1[1:]+L1.attn[3:]+L2[2:]@mean+L3.KV0@mean+L4.mlp",
+    "nested": "L0.H1@noise+L1.attn[3:]+L2[2:]@mean+L2.mlp@noise+L3.KV0@noise",
 }
 WAYS = {
     "torch, wavefront": "torch",
@@ -50,26 +59,26 @@ WAYS = {
     "nnsight": "nnsight",
 }
 TOKENS = torch.randint(0, 256, (9,), generator=torch.Generator().manual_seed(0))
+N_CONTEXT = 6  # of TOKENS; the others are an answer
 REFERENCE = [TOKENS.tolist(), [1, 2, 3]]  # prompts for the means
+ANSWERS = [[9, 8, 7, 6], [5]]  # after these prompts
 SAMPLE = [7, 80, 33, 120, 9, 41]  # prompt for resampling, shorter than TOKENS
 Table = dict[str, dict[str, dict[str, float | None]]]  # way, family, kind
 
 
 def reference_of(lens):
     """What @mean and @resample put in place."""
-    return sample(lens, measure_means(lens, REFERENCE, "two prompts"), SAMPLE, "one prompt")
+    return sample(lens, measure_means(lens, REFERENCE, "two prompts", ANSWERS), SAMPLE, "one prompt")
 
 
 def logits(way: str, lens, means, conditions):
     """Logits of TOKENS under each condition. Shape [condition, pos, d_vocab]."""
     if way == "torch, wavefront":
-        (packed,) = prefix_tree.pack([TOKENS.tolist()], 4096)
+        tokens = TOKENS.tolist()
+        (packed,) = prefix_tree.pack([prefix_tree.marked(tokens[:N_CONTEXT], tokens[N_CONTEXT:])], 4096)
         states = wavefront.Wavefront(lens, means, 4096).run(packed, conditions, packed.paths[0])
         return lens.arch.unembed(lens.arch.final_norm(states))
-    rows = TOKENS.repeat(len(conditions), 1)
-    backend = backends.get(WAYS[way], lens, means)
-    out, _ = backend.forward(rows, torch.ones_like(rows), conditions, positions=[range(len(TOKENS))] * len(rows))
-    return torch.stack(out)
+    return batch_logits(backends.get(WAYS[way], lens, means), conditions)
 
 
 @cache
@@ -78,7 +87,7 @@ def measure(family: str) -> dict[str, dict[str, float | None]]:
     lens = surgery.rough_lens(family)
     means = reference_of(lens)
     conditions = [BASELINE, *(parse_condition(text) for text in KINDS.values())]
-    reference = torch.stack([surgery.cut(lens, c, means)(TOKENS[None], use_cache=False).logits[0] for c in conditions])
+    reference = torch.stack([surgery.logits(lens, c, means, TOKENS, N_CONTEXT) for c in conditions])
     effect = (reference[1:] - reference[0]).abs().amax((1, 2))
     assert effect.min() > 0.1, f"{family}: a condition hardly changes anything, so that nothing is tested"
     found: dict[str, dict[str, float | None]] = {}
@@ -142,4 +151,6 @@ def batch_logits(backend, conditions):
     """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
     rows = TOKENS.repeat(len(conditions), 1)
     wanted = [range(len(TOKENS))] * len(rows)
-    return torch.stack(backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted)[0])
+    n_context = [N_CONTEXT] * len(rows)
+    out, _ = backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted, n_context=n_context)
+    return torch.stack(out)

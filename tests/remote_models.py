@@ -14,7 +14,7 @@ FAMILIES = ("llama-gqa", "qwen3", "deepseek-v3")
 # float32 rounding of one order of operations against another, over five layers
 TOLERANCE = backend_table.TOLERANCE
 TOKENS = backend_table.TOKENS
-KINDS = {kind: text for kind, text in backend_table.KINDS.items() if "resample" not in kind}
+KINDS = {k: text for k, text in backend_table.KINDS.items() if "@resample" not in text and "@noise" not in text}
 WORDS = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
 
 
@@ -27,8 +27,18 @@ def requests(n=5):
 def every_kind(dims):
     conditions = [expand(word + mode, dims) for mode in ("", "@mean") for word in WORDS if ":" not in word or not mode]
     return list(dict.fromkeys(c for found in conditions for c in found)) + [
-        parse_condition("L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3")
+        parse_condition(text)
+        for text in (
+            "L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3",
+            "L1[1:]",
+            "L0.H1[1:]+L0.H2[9:]@mean+L2.attn[2:]@mean+L3[11:]",
+        )
     ]
+
+
+def contexts_and_answers():
+    """For `measure_means`."""
+    return [q.context for q in requests()], "contexts", [q.continuation for q in requests()]
 
 
 def scores(lens, conditions, **options):

@@ -1,13 +1,14 @@
-"""An independent reference for every kind of condition: the part is cut out of a copy of the model, by no hook.
+"""An independent reference for every kind of condition: parts of a copy of the model give way to modules, by no hook.
 
-Whole layers, attention and MLPs give way to modules that return what is put in place; heads to zeroed columns of
-``o_proj`` and what these would have multiplied, added to its output.
+Whole layers, attention and MLPs give way to modules that compute them and return something else; ``o_proj`` to one that
+adds head by head. The noise is drawn and scaled here again.
 """
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import tiny
 import torch
 from torch import nn
@@ -26,71 +27,132 @@ def rough_lens(family: str, **changes: object):
     return lens
 
 
-class Layer(nn.Module):
-    """Its output is its input, plus what a layer adds on average."""
+def noise(seed, layer, site, index, n, width):
+    """What ``@noise`` draws at the first n positions, of shape [n, width]: 256 positions a generator."""
+    number = ("layer", "attn", "mlp", "head", "kv").index(site)
+    drawn = [
+        np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, layer, number, index + 1, block])))
+        for block in range(n // 256 + 1)
+    ]
+    return torch.tensor(np.concatenate([g.standard_normal((256, width), dtype=np.float32) for g in drawn]))[:n]
 
-    def __init__(self, mean):
+
+class Part(nn.Module):
+    """A part that is another one at the positions from ``start`` on.
+
+    Args:
+        part: What is computed; None: nothing.
+        start: First position.
+        put: Put in place of what it adds, by class of the token, of shape [3, width]; None: noise is added.
+        noise: Noise by position.
+    """
+
+    def __init__(self, part, start, put, drawn):
         super().__init__()
-        self.mean = mean
+        self.part, self.start, self.put, self.drawn = part, start, put, drawn
+        self.n_context = None
 
+    def edit(self, added):
+        """What is added instead. Shape [1, pos, width]."""
+        position = torch.arange(added.shape[1])
+        if self.put is None:
+            drawn = self.drawn[position]
+            new = added + drawn / drawn.norm(dim=-1, keepdim=True) * added.norm(dim=-1, keepdim=True)
+        else:
+            kinds = [0 if p == 0 else 1 if p < self.n_context else 2 for p in position.tolist()]
+            new = self.put[kinds][None]
+        return torch.cat([added[:, : self.start], new[:, self.start :]], 1)
+
+
+class Layer(Part):
     def forward(self, hidden_states, *args, **kwargs):
-        return hidden_states + self.mean
+        out = self.part(hidden_states, *args, **kwargs)
+        return hidden_states + self.edit(out - hidden_states)
 
 
-class Sublayer(nn.Module):
-    """The same contribution at every position, in the form the sublayer has it."""
+class Sublayer(Part):
+    """In the form the sublayer has it."""
 
-    def __init__(self, mean, with_weights: bool):
+    def forward(self, *args, **kwargs):
+        out = self.part(*args, **kwargs)
+        return (self.edit(out[0]), None) if isinstance(out, tuple) else self.edit(out)
+
+
+class Heads(nn.Module):
+    """``o_proj`` of heads one by one: what each adds to the residual stream is computed alone and then summed."""
+
+    def __init__(self, o_proj, n_heads):
         super().__init__()
-        self.mean, self.with_weights = mean, with_weights
-
-    def forward(self, hidden_states, *args, **kwargs):
-        out = torch.zeros_like(hidden_states) + self.mean
-        return (out, None) if self.with_weights else out
-
-
-class Head(nn.Module):
-    """``o_proj`` without one head, plus what it makes of a given z [pos or 1, d_head]."""
-
-    def __init__(self, o_proj, head, z):
-        super().__init__()
-        d_head = z.shape[-1]
-        columns = slice(head * d_head, (head + 1) * d_head)
-        self.inner = o_proj
-        while not isinstance(o_proj, nn.Linear):  # a head of this layer was cut before
-            o_proj = o_proj.inner
-        self.added = z @ o_proj.weight.data[:, columns].T
-        o_proj.weight.data[:, columns] = 0
+        self.weight, self.bias = o_proj.weight, o_proj.bias
+        self.columns = o_proj.weight.detach().unflatten(1, (n_heads, -1))  # [d_model, head, d_head]
+        self.edits = []  # heads, start, what is put in place (a function of z and positions)
 
     def forward(self, z):
-        return self.inner(z) + self.added[[self._place(p) for p in range(z.shape[1])]]
+        z = z.unflatten(-1, (self.columns.shape[1], -1))
+        added = torch.einsum("rphd,mhd->rphm", z, self.columns)
+        for heads, start, put in self.edits:
+            new = put(z[:, :, heads], self.columns[:, heads])
+            added = added.clone()
+            added[:, start:, heads] = torch.einsum("rphd,mhd->rphm", new, self.columns[:, heads])[:, start:]
+        return added.sum(2) + (0 if self.bias is None else self.bias)
 
-    def _place(self, position):
-        """The same position of the reference; past its end it is read again from its second token on."""
-        n = len(self.added)
-        while position >= n > 1:
-            position -= n - 1
-        return min(position, n - 1)
+
+def wrapped(position, sample):
+    """The same position of a sample; past its end it is read again from its second token on."""
+    n = len(sample)
+    while position >= n > 1:
+        position -= n - 1
+    return min(position, n - 1)
 
 
-def cut(lens, condition, means):
-    """A copy of ``lens.model`` under a condition."""
+def new_z(lens, a, heads, means, n_context):
+    """What takes the place of z of some heads, as a function of z and their columns."""
+
+    def put(z, columns):
+        n = z.shape[1]
+        if a.mode == "mean":
+            kinds = [0 if p == 0 else 1 if p < n_context else 2 for p in range(n)]
+            return means.z[a.layer][kinds][:, heads][None]
+        if a.mode == "resample":
+            sample = means.sample[a.layer]
+            return sample[[wrapped(p, sample) for p in range(n)]][:, heads][None]
+        if a.mode == "noise":
+            drawn = noise(a.seed, a.layer, a.site, a.index, n, z.shape[2] * z.shape[3]).view(1, *z.shape[1:])
+            size, wanted = (torch.einsum("rphd,mhd->rpm", x, columns).norm(dim=-1) for x in (drawn, z))
+            return z + drawn * (wanted / size)[:, :, None, None]
+        return torch.zeros_like(z)
+
+    return put
+
+
+def cut(lens, condition, means, n_context=10**6):
+    """A copy of ``lens.model`` under a condition; prompts have so many tokens."""
     model = copy.deepcopy(lens.model)
-    for a in condition.ablations:
-        layer, by_mean = model.model.layers[a.layer], a.mode == "mean"
-        if a.site == "layer":
-            model.model.layers[a.layer] = Layer(means.layer[a.layer] if by_mean else 0.0)
-        elif a.site == "attn":
-            layer.self_attn = Sublayer(means.attn[a.layer] if by_mean else 0.0, with_weights=True)
-        elif a.site == "mlp":
-            layer.mlp = Sublayer(means.mlp[a.layer] if by_mean else 0.0, with_weights=False)
+    widest = 600
+    for a in sorted(condition.ablations, key=lambda a: a.site == "layer"):  # a layer's parts before the layer
+        layer = model.model.layers[a.layer]
+        if a.site in ("head", "kv"):
+            heads = [a.index] if a.site == "head" else list(lens.dims.query_heads(a.index))
+            if not isinstance(layer.self_attn.o_proj, Heads):
+                layer.self_attn.o_proj = Heads(layer.self_attn.o_proj, lens.dims.n_heads)
+            layer.self_attn.o_proj.edits.append((heads, a.start, new_z(lens, a, heads, means, n_context)))
+            continue
+        put = drawn = None
+        if a.mode == "noise":
+            drawn = noise(a.seed, a.layer, a.site, a.index, widest, lens.dims.d_model)
         else:
-            group = range(a.index, a.index + 1) if a.site == "head" else lens.dims.query_heads(a.index)
-            for head in group:
-                z = torch.zeros(1, lens.dims.d_head)
-                if a.mode == "mean":
-                    z = means.z[a.layer, head][None]
-                elif a.mode == "resample":
-                    z = means.sample[a.layer, :, head]
-                layer.self_attn.o_proj = Head(layer.self_attn.o_proj, head, z)
+            put = getattr(means, a.site)[a.layer] if a.mode == "mean" else torch.zeros(3, lens.dims.d_model)
+        if a.site == "layer":
+            model.model.layers[a.layer] = part = Layer(layer, a.start, put, drawn)
+        else:
+            name = {"attn": "self_attn", "mlp": "mlp"}[a.site]
+            part = Sublayer(getattr(layer, name), a.start, put, drawn)
+            setattr(layer, name, part)
+        part.n_context = n_context
     return model
+
+
+def logits(lens, condition, means, tokens, n_context=10**6):
+    """Logits of the model that was cut. Shape [pos, d_vocab]."""
+    with torch.no_grad():
+        return cut(lens, condition, means, n_context)(tokens[None], use_cache=False).logits[0]

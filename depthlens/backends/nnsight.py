@@ -17,8 +17,8 @@ from torch import Tensor
 
 from depthlens.ablations import Condition
 from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means, Positions
-from depthlens.backends.torch import RowEdits
+from depthlens.backends.protocol import Means, Places, Positions
+from depthlens.backends.row_edits import RowEdits
 from depthlens.models.architectures import hidden, with_hidden
 from depthlens.models.families import supported
 from depthlens.models.lens import Lens
@@ -45,10 +45,12 @@ class NnsightBackend:
         *,
         cache: Any = None,
         positions: Positions | None = None,
+        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
-        edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
+        places = Places.of_rows(kwargs["position_ids"], n_context)
+        edits = RowEdits(conditions, self.lens, self.means, places)
         final_norm = attrgetter(self.family.final_norm)(self.model)
         with self.model.trace(input_ids=tokens, **kwargs):
             self._edit(edits)

@@ -6,21 +6,57 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from depthlens.ablations import Condition
 
 Positions = Sequence[Sequence[int]]  # by row
+# what a token can be, in the order of the means' axis: the first of its sequence (which draws attention whatever it
+# is), another one of the prompt, or one of an answer (scored or written)
+TOKEN_CLASSES = ("first", "prompt", "answer")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of a batch stand; padding is not counted.
+
+    Attributes:
+        position_ids: Index of each token in its own sequence. Shape [#row, pos].
+        classes: Index of each token's class in `TOKEN_CLASSES`. Shape [#row, pos].
+    """
+
+    position_ids: Int[Tensor, "#row pos"]
+    classes: Int[Tensor, "#row pos"]
+
+    @classmethod
+    def of(cls, position_ids: Int[Tensor, "#row pos"], in_answer: Bool[Tensor, "#row pos"]) -> Places:
+        """Places of tokens some of which are of answers."""
+        return cls(position_ids, (position_ids > 0) * (1 + in_answer.long()))
+
+    @classmethod
+    def of_rows(cls, position_ids: Int[Tensor, "#row pos"], n_context: Sequence[int] | None = None) -> Places:
+        """Places of rows whose prompts have so many tokens each; None: there are no answers."""
+        if n_context is None:
+            return cls.of(position_ids, torch.zeros_like(position_ids, dtype=torch.bool))
+        return cls.of(position_ids, position_ids >= torch.tensor([*n_context], device=position_ids.device)[:, None])
+
+    def at(self, keep: Int[Tensor, " kept"]) -> Places:
+        """Some of the positions of every row."""
+        return Places(self.position_ids[:, keep], self.classes[:, keep])
 
 
 @dataclass(frozen=True)
 class Means:
     """What ``@mean`` and ``@resample`` ablations put in place of a part, from a named reference.
 
+    The means are by class of the token, see `TOKEN_CLASSES`: one mean over all positions would hold a part of the first
+    token's state, which is larger than others by orders of magnitude.
+
     Attributes:
         name: What the reference set is, for the record.
-        layer: Mean over all positions of what each whole layer adds to the residual stream.
+        layer: Mean of what each whole layer adds to the residual stream.
         attn: Mean output of each attention sublayer.
         mlp: Mean output of each MLP sublayer.
         z: Mean output of each head before ``o_proj``.
@@ -28,11 +64,16 @@ class Means:
     """
 
     name: str
-    layer: Float[Tensor, "n_layers d_model"]
-    attn: Float[Tensor, "n_layers d_model"]
-    mlp: Float[Tensor, "n_layers d_model"]
-    z: Float[Tensor, "n_layers n_heads d_head"]
+    layer: Float[Tensor, "n_layers token_class d_model"]
+    attn: Float[Tensor, "n_layers token_class d_model"]
+    mlp: Float[Tensor, "n_layers token_class d_model"]
+    z: Float[Tensor, "n_layers token_class n_heads d_head"]
     sample: Float[Tensor, "n_layers pos n_heads d_head"] | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are means, and not only a sample."""
+        return self.layer.shape[1] > 0
 
     def sampled(self, layer: int, position_ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos n_heads d_head"]:
         """What ``@resample`` puts at some positions of a layer: the reference prompt's z at the same ones.
@@ -61,6 +102,7 @@ class Backend(Protocol):
         *,
         cache: Any = None,
         positions: Positions | None = None,
+        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """Run rows of tokens, each under its own condition.
 
@@ -70,6 +112,8 @@ class Backend(Protocol):
             conditions: One per row.
             cache: What an earlier call returned; the rows continue from there. None starts anew.
             positions: Per row, the positions in ``tokens`` whose logits are returned; None: the last one.
+            n_context: Per row, how many tokens its prompt has, cached ones included; the others are of an answer.
+                None: all are of prompts.
 
         Returns:
             Logits per row, each of shape [n_positions, d_vocab], and the cache.

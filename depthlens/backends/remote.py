@@ -19,19 +19,23 @@ import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from depthlens.ablations import Ablation, Condition, Dims
-from depthlens.backends.protocol import Means, Positions
+from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places, Positions
 from depthlens.errors import UserError
 from depthlens.models.families import supported
 from depthlens.models.lens import Lens
 from depthlens.models.remote import Overfull
 
 UNEMBED_ROWS = 512  # positions that are unembedded at once there
-NO_RESAMPLE = "@resample is not done remotely; use @mean, or nothing to remove, or load the model without remote"
+NOT_REMOTE = "is not done remotely; use @mean, or nothing to remove, or load the model without remote"
 
-Edit = tuple[str, int, list[int], Tensor]  # site (layer, z, attn, mlp), layer, heads, what is added or put in place
-Group = tuple[Tensor, Tensor | None, list[Edit]]  # tokens and mask, each [row, pos], and what is done to these rows
+# site (layer, z, attn, mlp), layer, heads, what is added or put in place by class of the token ([1 or token_class, d],
+# of heads [token_class, head, d]), and the first position (of heads [head, 1])
+Edit = tuple[str, int, list[int], Tensor, Tensor]
+# tokens and mask, each [row, pos], how many tokens each row's prompt has, and what is done to these rows
+Group = tuple[Tensor, Tensor | None, list[int], list[Edit]]
 
 
 class RemoteNnsight:
@@ -65,6 +69,7 @@ class RemoteNnsight:
         *,
         cache: Any = None,
         positions: Positions | None = None,
+        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], None]:
         """See `protocol.Backend.forward`; whole logits are sent here, and there is no cache to continue from.
 
@@ -77,7 +82,11 @@ class RemoteNnsight:
         by_condition: dict[Condition, list[int]] = {}
         for row, condition in enumerate(conditions):
             by_condition.setdefault(condition, []).append(row)
-        groups = [(tokens[at].cpu(), attention_mask[at].cpu(), self.edits(c)) for c, at in by_condition.items()]
+        n_context = [attention_mask.shape[1]] * len(tokens) if n_context is None else n_context
+        groups: list[Group] = [
+            (tokens[at].cpu(), attention_mask[at].cpu(), [n_context[row] for row in at], self.edits(c))
+            for c, at in by_condition.items()
+        ]
         order = [row for at in by_condition.values() for row in at]
         lengths = [len(positions[row]) for row in order]
         rows = torch.arange(len(order)).repeat_interleave(torch.tensor(lengths))
@@ -93,11 +102,12 @@ class RemoteNnsight:
             UserError: it does not fit the model, or asks for means and none were given.
         """
         condition.validate(self.lens.dims)
-        if condition.uses_resample:
-            raise UserError(f"condition {condition}: {NO_RESAMPLE}")
+        for mode, used in (("@resample", condition.uses_resample), ("@noise", condition.uses_noise)):
+            if used:
+                raise UserError(f"condition {condition}: {mode} {NOT_REMOTE}")
         if condition.uses_donor:
             raise UserError(f"condition {condition} needs both models' weights here; load them without remote")
-        if condition.uses_mean and self.means is None:
+        if condition.uses_mean and (self.means is None or not self.means.measured):
             raise UserError(f"condition {condition} needs the means of a reference set and none was given")
         by_layer: dict[int, list[Ablation]] = {}
         for ablation in condition.ablations:
@@ -110,8 +120,8 @@ class RemoteNnsight:
                 for a in ablations:
                     if a.site == site:
                         # a slice is copied: of a view the whole tensor would travel
-                        mean = getattr(self.means, site)[layer].clone().cpu() if a.mode == "mean" else torch.zeros(())
-                        edits.append((site, layer, [], mean))
+                        mean = getattr(self.means, site)[layer].clone().cpu() if a.mode == "mean" else torch.zeros(1, 1)
+                        edits.append((site, layer, [], mean, torch.tensor(a.start)))
         return edits
 
     def send(
@@ -143,7 +153,7 @@ class RemoteNnsight:
         parts, n_heads, step = self.parts, self.lens.dims.n_heads, UNEMBED_ROWS
         final_norm = attrgetter(self.family.final_norm)(self.model)
         unembed = attrgetter(self.family.unembed)(self.model)
-        n_rows, width = sum(len(tokens) for tokens, _, _ in groups), groups[0][0].shape[1]
+        n_rows, width = sum(len(group[0]) for group in groups), groups[0][0].shape[1]
         # the model itself unembeds the last position only
         settings = {"use_cache": False, "logits_to_keep": 1}
         if n_new:
@@ -151,22 +161,32 @@ class RemoteNnsight:
         rows, places = (torch.zeros(0, dtype=torch.long) if x is None else x for x in (rows, places))
         run = self.model.generate if n_new else self.model.trace
         answer: Any = None
+        # where tokens stand: those that are read at first, then one more at each step; a comment within the block would
+        # shift the lines that nnsight counts
         with torch.no_grad(), run(**settings, backend=sender) as tracer:
-            for tokens, mask, edits in groups:
+            for tokens, mask, n_context, edits in groups:
+                real = torch.ones_like(tokens) if mask is None else mask
+                read, ends = (real.cumsum(-1) - 1).clamp(min=0), torch.tensor(n_context)[:, None]
                 with tracer.invoke(input_ids=tokens, attention_mask=mask):
-                    for _ in tracer.iter[: max(1, n_new) if edits else 0]:
-                        for site, i, heads, value in edits:
+                    for n_written in tracer.iter[: max(1, n_new) if edits else 0]:
+                        position = read[:, -1:] + n_written if n_written else read
+                        kinds = (position > 0) * (1 + (position >= ends).long())
+                        for site, i, heads, value, start in edits:
                             layer, attn, o_proj, mlp = parts[i]
+                            kind = kinds.clamp(max=len(value) - 1)
                             if site == "z":
                                 z = o_proj.input.unflatten(-1, (n_heads, -1)).clone()
-                                z[:, :, heads] = value.to(z)
+                                active = (position[:, :, None, None] >= start).to(z.device)
+                                z[:, :, heads] = torch.where(active, value[kind].to(z), z[:, :, heads])
                                 o_proj.input = z.flatten(-2)
                             else:
                                 part = {"layer": layer, "attn": attn, "mlp": mlp}[site]
                                 resid_pre = layer.input if site == "layer" else None
                                 out = part.output
                                 old = out[0] if isinstance(out, tuple) else out
-                                new = (torch.zeros_like(old) if resid_pre is None else resid_pre) + value.to(old)
+                                new = (torch.zeros_like(old) if resid_pre is None else resid_pre) + value[kind].to(old)
+                                active = (position[:, :, None] >= start).to(old.device)
+                                new = torch.where(active, new, old)
                                 part.output = (new, *out[1:]) if isinstance(out, tuple) else new
             with tracer.invoke():
                 if n_new:
@@ -190,12 +210,15 @@ class RemoteNnsight:
 
 def _heads(ablations: Sequence[Ablation], layer: int, dims: Dims, means: Means | None) -> Edit | None:
     """One edit for all heads of a layer that are removed."""
+    zero = torch.zeros(len(TOKEN_CLASSES), dims.d_head)
     values: dict[int, Tensor] = {}
+    starts: list[list[int]] = []
     for a in ablations:
         if a.site in ("head", "kv"):
             for head in [a.index] if a.site == "head" else dims.query_heads(a.index):
-                values[head] = means.z[layer, head].cpu() if means and a.mode == "mean" else torch.zeros(dims.d_head)
-    return ("z", layer, list(values), torch.stack(list(values.values()))) if values else None
+                values[head] = means.z[layer, :, head].cpu() if means and a.mode == "mean" else zero
+                starts.append([a.start])
+    return ("z", layer, list(values), torch.stack(list(values.values()), 1), torch.tensor(starts)) if values else None
 
 
 def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> Int[Tensor, "row pos"]:
@@ -205,43 +228,50 @@ def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> Int[Tensor, 
     return torch.tensor([[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)])
 
 
-def measure_means(lens: Lens, rows: Sequence[Sequence[int]], name: str, batch_tokens: int) -> Means:
-    """`depthlens.engine.references.measure_means` on a server, which sends back sums over the tokens of each trace.
+def sums_by_class(
+    lens: Lens, texts: Sequence[tuple[list[int], int]], batch_tokens: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What `depthlens.engine.references.measure_means` needs: the server sends back sums over the tokens of each trace.
 
     Args:
         lens: A model loaded with ``remote``.
-        rows: Token ids of the reference prompts, at least one of them.
-        name: What the set is, kept in the record.
+        texts: Token ids, and how many of them are of the prompt.
         batch_tokens: Token budget of one trace.
+
+    Returns:
+        Sums of every site over the tokens of each class, of shape [n_layers, token_class, width], and their numbers.
     """
-    backend, dims = RemoteNnsight(lens), lens.dims
-    todo = deque([sorted((list(row) for row in rows if len(row)), key=len, reverse=True)])
+    backend = RemoteNnsight(lens)
+    todo = deque([sorted(texts, key=lambda text: -len(text[0]))])
     total: dict[str, Tensor] = {}
+    n_tokens = torch.zeros(len(TOKEN_CLASSES), dtype=torch.float64)
     while todo:
         batch = todo.popleft()
-        n = max(1, batch_tokens // len(batch[0]))
+        longest = len(batch[0][0])
+        n = max(1, batch_tokens // longest)
         if len(batch) > n:
             todo.appendleft(batch[n:])
             batch = batch[:n]
-        tokens, real = padded(batch), padded([[1] * len(row) for row in batch])
+        rows, n_context = [tokens for tokens, _ in batch], [n for _, n in batch]
+        tokens, real = padded(rows), padded([[1] * len(row) for row in rows])
+        places = Places.of_rows(torch.arange(longest).expand(len(rows), -1), n_context)
+        weights = F.one_hot(places.classes, len(TOKEN_CLASSES)) * real[:, :, None]  # [row, pos, token_class]
         try:
-            sums = backend.remote.attempt(partial(_sums, backend, tokens, real))
+            sums = backend.remote.attempt(partial(_sums, backend, tokens, weights.double()))
         except Overfull as e:
             if len(batch) == 1:
-                raise UserError(f"one prompt of {len(batch[0])} tokens is too much for the server: {e}") from e
-            batch_tokens = len(batch) // 2 * len(batch[0])
+                raise UserError(f"one prompt of {longest} tokens is too much for the server: {e}") from e
+            batch_tokens = len(batch) // 2 * longest
             todo.appendleft(batch)
             continue
+        n_tokens += weights.sum((0, 1))
         for site, value in sums.items():
             total[site] = total.get(site, 0) + value
-    n_tokens = sum(map(len, rows))
-    means = {site: (value / n_tokens).float() for site, value in total.items()}
-    z = means["z"].unflatten(-1, (dims.n_heads, dims.d_head))
-    return Means(name, means["layer"], means["attn"], means["mlp"], z)
+    return total, n_tokens
 
 
-def _sums(backend: RemoteNnsight, tokens: Tensor, real: Tensor, sender: Any) -> dict[str, Tensor]:
-    """Sums of every site over the real tokens, each of shape [n_layers, width of the site]."""
+def _sums(backend: RemoteNnsight, tokens: Tensor, weights: Tensor, sender: Any) -> dict[str, Tensor]:
+    """Weighted sums of every site, each of shape [n_layers, token_class, width]; weights [row, pos, token_class]."""
     parts = backend.parts
     sums: Any = None
     with torch.no_grad(), backend.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender):
@@ -256,6 +286,6 @@ def _sums(backend: RemoteNnsight, tokens: Tensor, real: Tensor, sender: Any) -> 
             ):
                 value = value[0] if isinstance(value, tuple) else value
                 value = value - resid_pre if site == "layer" else value
-                keep = real.to(value.device)[:, :, None]
-                sums[site].append((value.double() * keep).sum((0, 1)).cpu())
+                by_class = weights.to(value.device).flatten(0, 1).T @ value.double().flatten(0, 1)
+                sums[site].append(by_class.cpu())
     return {site: torch.stack(values) for site, values in sums.items()}

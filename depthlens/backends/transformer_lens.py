@@ -24,8 +24,8 @@ from transformers import DynamicCache
 
 from depthlens.ablations import Condition
 from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means, Positions
-from depthlens.backends.torch import RowEdits
+from depthlens.backends.protocol import Means, Places, Positions
+from depthlens.backends.row_edits import RowEdits
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge
 
@@ -51,13 +51,15 @@ class TransformerLensBackend:
         *,
         cache: Any = None,
         positions: Positions | None = None,
+        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
         keep_cache = positions is None  # only generation continues from it
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache)
         cache = kwargs["cache"]
         final: list[Tensor] = []
-        hooks = self._hooks(RowEdits(conditions, self.lens, self.means, kwargs["position_ids"]))
+        places = Places.of_rows(kwargs["position_ids"], n_context)
+        hooks = self._hooks(RowEdits(conditions, self.lens, self.means, places))
         hooks.append(("ln_final.hook_out", lambda states, hook: final.append(states)))
         if keep_cache and isinstance(self.bridge.blocks[0].attn, MLAAttentionBridge):
             hooks += [hook for layer in range(self.lens.dims.n_layers) for hook in _caching(cache, layer)]

@@ -19,6 +19,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
+from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.prefix_tree import Pack
@@ -306,7 +307,9 @@ def _step(
     """One token a row through all layers."""
     arch = lens.arch
     position_ids = position[:, None]
-    with walking(lens.model), backend.ablate(conditions, position_ids):
+    # what is read here was written: no token is one of a prompt
+    places = Places.of_rows(position_ids, [0] * len(position_ids))
+    with walking(lens.model), backend.ablate(conditions, places):
         x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
         rotary = arch.rotary(x, position_ids=position_ids)
         for layer in arch.layers:  # called whole, since conditions that skip it hook the layer itself

@@ -109,9 +109,8 @@ class Engine:
             UserError: a condition needs a donor and there is none, or an answer is not finite.
             Interrupted: Ctrl-C; the message says what is stored.
         """
-        inputs = [q.inputs for q in requests]
-        with self._working(requests, conditions, inputs, desc) as (rows, bar):
-            path = self._path(max(map(len, inputs), default=0))
+        with self._working(requests, conditions, desc) as (rows, bar):
+            path = self._path(max((len(q.inputs) for q in requests), default=0))
             path.loglikelihood(rows, bar)
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
@@ -130,7 +129,7 @@ class Engine:
         """
         if self.lens.stream:
             raise UserError(offload.NO_GENERATION)
-        with self._working(requests, conditions, [q.context for q in requests], desc) as (rows, bar):
+        with self._working(requests, conditions, desc) as (rows, bar):
             path = self._path(max((len(q.context) + q.max_new_tokens for q in requests), default=0))
             path.generate_until(rows, bar)
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
@@ -166,7 +165,6 @@ class Engine:
         self,
         requests: Sequence[LoglikelihoodRequest] | Sequence[GenerateRequest],
         conditions: Sequence[Condition],
-        tokens: Sequence[Sequence[int]],
         desc: str,
     ) -> Iterator[tuple[AnswerRows, progress.Bar]]:
         """Answers with what is known already, and a bar; an answer that is not finite and Ctrl-C end in one line."""
@@ -180,8 +178,9 @@ class Engine:
             try:
                 yield rows, bar
             except NotFinite as e:
-                condition, request = e.row
-                read = (*tokens[request], *e.written)
-                nonfinite.refuse(self.lens, self.backend.means, read, conditions[condition], self.batch_tokens)
+                condition, request = conditions[e.row[0]], requests[e.row[1]]
+                answer = e.written if isinstance(request, GenerateRequest) else request.continuation[:-1]
+                read = request.context, condition, self.batch_tokens, answer
+                nonfinite.refuse(self.lens, self.backend.means, *read)
             except KeyboardInterrupt:
                 raise Interrupted(rows.stored_so_far()) from None

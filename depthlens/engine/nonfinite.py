@@ -50,15 +50,23 @@ def renumbered(conditions: Sequence[int], requests: Sequence[int]) -> Iterator[N
         raise NotFinite((conditions[condition], requests[request]), e.written) from e
 
 
-def refuse(lens: Lens, means: Means | None, tokens: Sequence[int], condition: Condition, batch_tokens: int) -> NoReturn:
+def refuse(
+    lens: Lens,
+    means: Means | None,
+    prompt: Sequence[int],
+    condition: Condition,
+    batch_tokens: int,
+    answer: Sequence[int] = (),
+) -> NoReturn:
     """Name the layer and the condition that the first number that is not finite came from.
 
     Args:
         lens: The model.
         means: Reference means, if the condition needs them.
-        tokens: What the model had read.
+        prompt: What the model had read of the prompt.
         condition: What it ran under.
         batch_tokens: Token budget.
+        answer: What it had read of an answer, or written.
 
     Raises:
         UserError: always.
@@ -75,7 +83,7 @@ def refuse(lens: Lens, means: Means | None, tokens: Sequence[int], condition: Co
             if not states.isfinite().all():
                 faults.append((layer, row >= 0))
 
-    pack = prefix_tree.build([tokens], [0])
+    pack = prefix_tree.build([prefix_tree.marked(prompt, answer)], [0])
     Wavefront(lens, means, batch_tokens).run(pack, [condition], range(pack.n_tokens), seen=look)
     if not faults:
         raise UserError(f"{fault} under {condition}, first in the unembedding ({dtype}); {fix}")

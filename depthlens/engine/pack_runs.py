@@ -31,13 +31,14 @@ class PackRuns:
 
     Args:
         lens: A loaded model.
-        tokens: What is read of each request.
+        tokens: What is read of each request, of answers `prefix_tree.marked` or not.
         rows: Their answers under all conditions.
         run: Computes a pack under some conditions within a token budget, and fills ``rows.answers``.
         bar: Moves as tokens pass layers, by rows (request, condition).
         batch_tokens: Token budget of one batch; falls where memory runs out.
         max_new: Most tokens that each request writes; None: nothing is written.
         min_rows: Rows that are worth a batch: fewer are not cut off to save time.
+        among: Indices of the conditions that `walk` is called with; None: all.
 
     Attributes:
         batch_tokens: The budget, as it is by now.
@@ -53,6 +54,7 @@ class PackRuns:
         batch_tokens: int,
         max_new: Sequence[int] | None = None,
         min_rows: int = 1,
+        among: Sequence[int] | None = None,
     ) -> None:
         self.tokens = tokens
         self.conditions = rows.conditions
@@ -62,6 +64,7 @@ class PackRuns:
         self._bar = bar
         self._max_new = max_new or [0] * len(tokens)
         self._min_rows = min_rows
+        self._among = range(len(rows.conditions)) if among is None else among
         self._n_layers = lens.dims.n_layers
         self._rate = WorkRate(lens)
         self._clean: tuple[tuple[int, ...], CleanRow] = (), CleanRow(frozenset())
@@ -84,7 +87,7 @@ class PackRuns:
     def do(self, members: list[int], group: list[int]) -> None:
         """Compute some requests under some conditions, and store the answers."""
         pack = prefix_tree.build(self.tokens, members)
-        later = [c for c, row in enumerate(self.rows.answers) if any(row[r] is None for r in members)]
+        later = [c for c in self._among if any(self.rows.answers[c][r] is None for r in members)]
         forks = self._forks([c for c in later if c not in group])
         known, clean = self._clean
         if known != tuple(members) or not forks | self._forks(group) <= clean.layers:

@@ -55,9 +55,14 @@ class PackedTrees:
 
     def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
+        for tokens, among in _trees(rows):
+            self._score_all(rows, tokens, among, bar)
+
+    def _score_all(self, rows: AnswerRows, tokens: list[tuple[int, ...]], among: list[int], bar: Bar) -> None:
+        """Score every request under some conditions, on the prefix trees of these tokens."""
         run, conditions = partial(self._score, rows), rows.conditions
-        packs = PackRuns(self.lens, [q.inputs for q in rows.requests], rows, run, bar, self.batch_tokens)
-        order = sorted(rows.unfinished, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
+        packs = PackRuns(self.lens, tokens, rows, run, bar, self.batch_tokens, among=among)
+        order = sorted(among, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
         # every row of a pack lives through all layers: their states bound the size of a pack
         row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
         for i in range(0, len(order), MAX_OPEN_ROWS):
@@ -179,3 +184,19 @@ class PackedTrees:
         while size > 1 and any(donor.layer_bytes(ordered[i : i + size]) > bound for i in range(0, len(ordered), size)):
             size = (size + 1) // 2
         return size
+
+
+def _trees(rows: AnswerRows) -> list[tuple[list[tuple[int, ...]], list[int]]]:
+    """Tokens of log-likelihood requests as they share prefix trees, and the conditions that lack answers on each.
+
+    A mean that takes the place of a part depends on whether a token is of the prompt or of the answer. Where requests
+    share a token that is both, conditions with such means walk trees in which it is two tokens.
+    """
+    plain = [q.inputs for q in rows.requests]
+    by_mean = [c for c in rows.unfinished if rows.conditions[c].uses_mean]
+    if not by_mean:
+        return [(plain, rows.unfinished)]
+    marked = [prefix_tree.marked(q.context, q.continuation[:-1]) for q in rows.requests]
+    if prefix_tree.n_nodes(marked) == prefix_tree.n_nodes(plain):
+        return [(marked, rows.unfinished)]
+    return [(plain, [c for c in rows.unfinished if c not in by_mean]), (marked, by_mean)]

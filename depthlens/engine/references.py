@@ -1,6 +1,6 @@
-"""What ``@mean`` and ``@resample`` put in the place of a part: named by its prompts, measured only where it is needed.
+"""What ``@mean`` and ``@resample`` put in the place of a part: named by its texts, measured only where it is needed.
 
-A store addresses an answer by the prompts of its reference, so that nothing has to be measured to find the answer.
+A store addresses an answer by the texts of its reference, so that nothing has to be measured to find the answer.
 """
 
 from __future__ import annotations
@@ -12,59 +12,57 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from depthlens.backends.protocol import Means
+from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places
 from depthlens.engine import memory_budget
 from depthlens.errors import UserError
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.store.answer_rows import digest
 
-N_REFERENCE = 64  # prompts whose mean takes the place of a part under @mean
+Tokens = Sequence[int]
 
 
 class Reference:
-    """What ``@mean`` and ``@resample`` put in place, known by its prompts.
+    """What ``@mean`` and ``@resample`` put in place, known by its texts.
 
     Args:
         name: What it is, for the record.
-        contexts: Token ids of the prompts whose means ``@mean`` puts in place.
+        texts: Token ids of the prompts and answers whose means ``@mean`` puts in place; none where nothing asks for it.
         prompt: Token ids of the prompt whose z ``@resample`` puts in place, if there is one.
         parent: The reference without the prompt: it measures the means once for all prompts.
 
     Attributes:
-        keys: Digest of the prompts, by mode.
+        keys: Digest of the texts and of where their answers begin, by mode.
     """
 
     def __init__(
         self,
         name: str,
-        contexts: Sequence[Sequence[int]],
-        prompt: Sequence[int] | None = None,
+        texts: Sequence[tuple[Tokens, Tokens]],
+        prompt: Tokens | None = None,
         parent: Reference | None = None,
     ) -> None:
         self.name = name
-        self.contexts = contexts
+        self.texts = texts
         self.prompt = prompt
         self.parent = parent
-        self.keys = {"mean": digest(list(contexts)), "resample": digest(prompt)}
+        self.keys = {"mean": digest([(tuple(p), tuple(a)) for p, a in texts]), "resample": digest(prompt)}
         self._means: Means | None = None
 
-    def with_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Reference]:
+    def with_prompts(self, prompts: Sequence[Tokens]) -> list[Reference]:
         """The same with each of the prompts of ``@resample``."""
-        return [Reference(self.name, self.contexts, prompt, self) for prompt in prompts]
+        return [Reference(self.name, self.texts, prompt, self) for prompt in prompts]
 
     def measure(self, lens: Lens) -> Means:
-        """Means over the contexts, with z of the prompt if there is one; the means are measured once."""
+        """Means over the texts, with z of the prompt if there is one; the means are measured once."""
         if self._means is None:
-            self._means = self.parent.measure(lens) if self.parent else measure_means(lens, self.contexts, self.name)
+            self._means = self.parent.measure(lens) if self.parent else self._measure(lens)
         return self._means if self.prompt is None else sample(lens, self._means, self.prompt, self.name)
 
-
-def task_reference(task: str, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> Reference:
-    """The reference of a task: the contexts of its first requests, each once."""
-    contexts = list(dict.fromkeys(q.context for q in requests))[:N_REFERENCE]
-    return Reference(f"{task}: contexts of the first {len(contexts)} requests", contexts)
+    def _measure(self, lens: Lens) -> Means:
+        if not self.texts:
+            return no_means(lens, self.name)
+        return measure_means(lens, [p for p, _ in self.texts], self.name, [a for _, a in self.texts])
 
 
 @torch.no_grad()
@@ -92,31 +90,64 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str) -> Means:
     return replace(means, name=name, sample=z.unflatten(-1, (lens.dims.n_heads, lens.dims.d_head)))
 
 
+def no_means(lens: Lens, name: str) -> Means:
+    """Means of no class of tokens, for references that have a prompt of ``@resample`` only."""
+    dims = lens.dims
+    empty = torch.zeros(dims.n_layers, 0, dims.d_model)
+    return Means(name, empty, empty, empty, torch.zeros(dims.n_layers, 0, dims.n_heads, dims.d_head))
+
+
 @torch.no_grad()
-def measure_means(lens: Lens, prompts: Sequence[Sequence[int]], name: str) -> Means:
-    """Means of every site over all positions of a reference set.
+def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Sequence[Tokens] | None = None) -> Means:
+    """Means of every site over a reference set, by class of the token (`depthlens.backends.protocol.TOKEN_CLASSES`).
+
+    Where the set has no token of the prompt beside the first ones, or no token of an answer, the mean of the other of
+    these two takes its place; where it has first tokens only, theirs does.
 
     Args:
         lens: The model.
         prompts: Token ids of the reference prompts.
         name: What the set is, for the record.
+        answers: Token ids of the answer that follows each prompt; None: no answers.
 
     Raises:
         UserError: the set is empty.
     """
     if not any(map(len, prompts)):
         raise UserError(f"reference set {name!r} for @mean is empty; give at least one prompt")
+    answers = [()] * len(prompts) if answers is None else answers
+    texts = [([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True) if len(p)]
     if lens.remote:
         from depthlens.backends import remote
 
-        return remote.measure_means(lens, prompts, name, memory_budget.choose(lens).batch_tokens)
+        total, n_tokens = remote.sums_by_class(lens, texts, memory_budget.choose(lens).batch_tokens)
+    else:
+        total, n_tokens = _sums_by_class(lens, texts)
+    for lacking, other in ((2, 1), (1, 2), (1, 0), (2, 0)):
+        if not n_tokens[lacking]:
+            n_tokens[lacking] = n_tokens[other]
+            for sums in total.values():
+                sums[:, lacking] = sums[:, other]
+    means = {site: (sums / n_tokens[:, None]).float().to(lens.device) for site, sums in total.items()}
+    z = means["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
+    return Means(name, means["layer"], means["attn"], means["mlp"], z)
+
+
+def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums of every site over the tokens of each class, of shape [n_layers, token_class, width], and their numbers.
+
+    A text is token ids and how many of them are of the prompt.
+    """
     arch, dims = lens.arch, lens.dims
     widths = {"layer": dims.d_model, "attn": dims.d_model, "mlp": dims.d_model, "z": dims.n_heads * dims.d_head}
+    n_classes = len(TOKEN_CLASSES)
     # float64 sums: a float32 running sum over 10^5 positions would lose three digits
-    total = {site: torch.zeros(dims.n_layers, width, dtype=torch.float64) for site, width in widths.items()}
+    total = {site: torch.zeros(dims.n_layers, n_classes, w, dtype=torch.float64) for site, w in widths.items()}
+    n_tokens = torch.zeros(n_classes, dtype=torch.float64)
+    classes = torch.zeros(0, dtype=torch.long)  # of the tokens of the text that is read
 
     def add(site: str, layer: int, value: Tensor) -> None:
-        total[site][layer] += value.double().sum((0, 1)).cpu()
+        total[site][layer].index_add_(0, classes, value[0].double().cpu())
 
     with ExitStack() as stack:
         for i in range(dims.n_layers):
@@ -130,9 +161,8 @@ def measure_means(lens: Lens, prompts: Sequence[Sequence[int]], name: str) -> Me
                 arch.o_proj[i].register_forward_pre_hook(lambda m, a, i=i: add("z", i, a[0])),
             ):
                 stack.enter_context(handle)
-        for prompt in prompts:  # one at a time: no padding, so that every position counts once
-            lens.model.base_model(input_ids=torch.tensor([list(prompt)], device=lens.device), use_cache=False)
-    n = sum(map(len, prompts))
-    means = {site: (value / n).float().to(lens.device) for site, value in total.items()}
-    z = means["z"].unflatten(-1, (dims.n_heads, dims.d_head))
-    return Means(name, means["layer"], means["attn"], means["mlp"], z)
+        for tokens, n_context in texts:  # one at a time: no padding, so that every position counts once
+            classes = Places.of_rows(torch.arange(len(tokens))[None], [n_context]).classes[0]
+            n_tokens += classes.bincount(minlength=n_classes)
+            lens.model.base_model(input_ids=torch.tensor([tokens], device=lens.device), use_cache=False)
+    return total, n_tokens

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
+from depthlens.backends.protocol import Places
 from depthlens.engine.prefix_tree import Branch, Pack
 from depthlens.models.architectures import AttentionLayout
 
@@ -31,6 +32,7 @@ class Layout:
     Attributes:
         tokens: Shape [pos].
         position_ids: Shape [1, pos].
+        places: The same, with the class of each token.
         n_prefix: Number of prefix tokens; they come first.
         buckets: Branches of similar length together, padded: indices of their tokens counted from the end of the
             prefix, shape [branch, own]; which entries are real, shape [branch * own]; and who sees whom (additive
@@ -44,6 +46,7 @@ class Layout:
         self.rows = []
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
+        self.places = Places.of(self.position_ids, torch.tensor([pack.in_answer], device=device))
         self.n_prefix = len(pack.prefix)
         self.buckets: list[tuple[Tensor, Tensor, Tensor]] = []
         start = 0

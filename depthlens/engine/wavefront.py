@@ -2,8 +2,9 @@
 
 The clean row goes through the layers of one pack. At layer l every condition whose first ablation is there forks off
 the clean row, and all open rows go through the next layer together. A row that skips a layer waits while the others
-pass. So each layer is visited once for all conditions, a single-layer sweep costs half its naive layer passes, and only
-the positions that are asked for are unembedded. The scores are those of `depthlens.backends.torch`.
+pass (one that skips it from a later position on passes with them, and then gets back what it skips). So each layer is
+visited once for all conditions, a single-layer sweep costs half its naive layer passes, and only the positions that are
+asked for are unembedded. The scores are those of `depthlens.backends.torch`.
 
 Conditions that are too many to walk together walk in groups. The clean row walks with the first one and is kept
 (`CleanRow`), so that the others fork off it at once.
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
 from depthlens.backends.protocol import Means
-from depthlens.backends.torch import RowEdits
+from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.weight_swap import RowDonations
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
@@ -114,7 +115,7 @@ class Wavefront:
                     if forks[c] == layer:
                         start = clean.inputs[layer] if walked else x[0]
                         aside[c] = start if layer else self._embedded(layout.tokens, start, condition)
-                x, open_rows = self._leave(x, open_rows, conditions, layer, aside)
+                x, open_rows = self._leave(x, open_rows, conditions, layer, aside, layout)
                 x, open_rows = self._join(x, open_rows, conditions, layer, aside)
                 keep = final_positions if layer == n_layers - 1 else None
                 donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
@@ -141,12 +142,18 @@ class Wavefront:
             return self.arch.embed(tokens[None])[0]
 
     def _skips(self, condition: Condition, layer: int) -> str | None:
-        """The mode in which a condition replaces the whole layer, if it does."""
-        whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and a.mode != "donor")
-        return next((a.mode for a in whole), None)
+        """The mode in which a condition does without the whole layer, if it does at all positions."""
+        whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and not a.start)
+        return next((a.mode for a in whole if a.mode in ("skip", "mean")), None)
 
     def _leave(
-        self, x: Tensor, rows: list[int], conditions: Sequence[Condition], layer: int, aside: dict[int, Tensor]
+        self,
+        x: Tensor,
+        rows: list[int],
+        conditions: Sequence[Condition],
+        layer: int,
+        aside: dict[int, Tensor],
+        layout: Layout,
     ) -> tuple[Tensor, list[int]]:
         """Move rows that skip this layer to ``aside``, where a mean is added to them if they ask for it."""
         stay = []
@@ -157,7 +164,7 @@ class Wavefront:
                 stay.append(i)
         for c in aside:
             if self.means is not None and self._skips(conditions[c], layer) == "mean":
-                aside[c] = aside[c] + self.means.layer[layer].to(x)
+                aside[c] = aside[c] + self.means.layer[layer].to(x)[layout.places.classes[0]]
         return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
 
     def _join(
@@ -185,7 +192,13 @@ class Wavefront:
         for start in range(0, len(x), size):
             layout.rows = rows[start : start + size]
             chunk_conditions = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
-            edits = RowEdits(chunk_conditions, self.lens, self.means, layout.position_ids, self.lens.donor)
-            with edits.hooked(layer) if layer in edits.layers else nullcontext():
-                _, _, out[start : start + size] = self.arch.step(layer, x[start : start + size], layout, rotary, keep)
+            edits = RowEdits(chunk_conditions, self.lens, self.means, layout.places, self.lens.donor)
+            chunk = x[start : start + size]
+            with edits.hooked(layer, keep) if layer in edits.layers else nullcontext() as at:
+                _, _, resid_post = self.arch.step(layer, chunk, layout, rotary, keep)
+                if (
+                    at is not None and at.layer is not None
+                ):  # its hook waits for a call of the layer, which a step is not
+                    resid_post = at.layer(chunk if keep is None else chunk[:, keep], resid_post)
+            out[start : start + size] = resid_post
         return out

@@ -5,9 +5,9 @@ clean run estimates what replacing z by r does::
 
     L(z -> r) - L  ~  sum over p of (r_p - z_p) . dL/dz_p
 
-with r = 0 (zero ablation) or the mean of a reference set (mean ablation). All n_layers x n_heads estimates share the
-two passes. Source: Nanda 2023, Attribution Patching (neelnanda.io/mechanistic-interpretability/attribution-patching);
-Kramar et al. 2024, AtP*, arXiv 2403.00745.
+with r = 0 (zero ablation) or the mean of a reference set for tokens of the same class (mean ablation). All
+n_layers x n_heads estimates share the two passes. Source: Nanda 2023, Attribution Patching
+(neelnanda.io/mechanistic-interpretability/attribution-patching); Kramar et al. 2024, AtP*, arXiv 2403.00745.
 
 It misleads where the effect is far from linear, above all behind a saturated softmax (a head that decides alone gets
 too small an estimate), and where heads replace each other. Compare it with an exact sweep of the top heads.
@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.backends.protocol import Means
+from depthlens.backends.protocol import Means, Places
 from depthlens.engine import memory_budget
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown
@@ -124,6 +124,8 @@ def _batch(
     tokens = torch.tensor([[t for q in requests for t in (*q.context, *q.continuation)[:-1]]], device=device)
     # positions that start again tell the model where a sequence ends: attention stays within each, without padding
     position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
+    in_answer = torch.cat([torch.arange(n) >= len(q.context) for q, n in zip(requests, lengths, strict=True)])
+    classes = Places.of(position_ids, in_answer[None].to(device)).classes
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
@@ -159,7 +161,7 @@ def _batch(
         grad = z.grad.unflatten(-1, (dims.n_heads, dims.d_head)).float()  # [1, pos, n_heads, d_head]
         step = -z.detach().unflatten(-1, (dims.n_heads, dims.d_head)).float()
         if means is not None:
-            step = step + means.z[layer]
+            step = step + means.z[layer][classes]
         by_token = (step * grad).sum((0, 3)).cpu()  # [pos, n_heads]
         change[:, layer] = torch.stack([part.sum(0) for part in by_token.split(lengths)])
         z.grad = None

@@ -13,7 +13,7 @@ from depthlens.ablations import Condition, expand
 from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
-from depthlens.engine.references import Reference, task_reference
+from depthlens.engine.references import Reference
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution
 from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
@@ -25,6 +25,7 @@ from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.prepared_task import Prepared
+from depthlens.tasks.reference_texts import reference_of
 
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", "attribution")
@@ -74,8 +75,8 @@ def head_sweep(
         site: ``head`` or ``kv``.
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`).
-        mode: What takes the place of z: ``zero``, the ``mean`` over the prompts of the first 64 documents, or
-            ``resample``: z of a reference prompt at the same position.
+        mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
+            of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
         resample_prompts: Reference prompts for ``resample``; scores are means over them.
         options: `EvalOptions`; ``measure`` is ``both`` by default, and ``answer_logprob`` is all that attribution has.
 
@@ -145,7 +146,7 @@ def _attributed(lens: Lens, names: str | Sequence[str], ablate: list[str], mode:
         return estimates, cache
 
     record = {"ablate": ablate, "method": "attribution"} | recorded(options)
-    return _result(lens, answers, views, conditions, run, record)
+    return _result(lens, answers, views, options, conditions, run, record)
 
 
 def _index(condition: Condition) -> int:
@@ -191,8 +192,9 @@ def condition_sweep(
 ) -> Result:
     """Score tasks under the baseline and every condition of ``ablate``.
 
-    ``@mean`` puts the mean of what a part adds, over the prompts of the first 64 documents of each task, in the place
-    of what it adds (a layer's output becomes its input plus that mean).
+    ``@mean`` puts the mean of what a part adds in the place of what it adds (a layer's output becomes its input plus
+    that mean). There are three means: of first tokens, of prompts and of answers. They are taken over up to 64 texts of
+    each task that are not evaluated and have no examples (`depthlens.tasks.reference_texts`).
 
     Args:
         lens: A loaded model.
@@ -241,13 +243,14 @@ def condition_sweep(
     record["batch_tokens"] = memory_budget.choose(lens, batch_tokens).batch_tokens
     if both.donor:
         record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
-    return _result(lens, answers, views, conditions, run, record, _tokens(lens, conditions, resample_prompts))
+    return _result(lens, answers, views, chosen, conditions, run, record, _tokens(lens, conditions, resample_prompts))
 
 
 def _result(
     lens: Lens,
     store: AnswerStore,
     views: Sequence[Prepared | Answers],
+    options: EvalOptions,
     conditions: Sequence[Condition],
     run: Callable[[Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
     record: dict[str, Any],
@@ -258,9 +261,9 @@ def _result(
     records: dict[str, dict] = {}
     asked: dict[str, pd.DataFrame] = {}
     caches: list[AnswerCache] = []
+    references = _references(lens, views, options, conditions, with_prompts=bool(prompts))
     for view in views:
-        needed = bool(prompts) or any(c.uses_mean for c in conditions)
-        reference = task_reference(view.name, view.requests) if needed else None
+        reference = references.get(view.name)
         runs = []
         for reference_prompt in reference.with_prompts(prompts) if reference and prompts else [reference]:
             answers, cache = run(view, reference_prompt)
@@ -285,6 +288,25 @@ def _result(
         **provenance.where_and_when(),
     }
     return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
+
+
+def _references(
+    lens: Lens,
+    views: Sequence[Prepared | Answers],
+    options: EvalOptions,
+    conditions: Sequence[Condition],
+    *,
+    with_prompts: bool,
+) -> dict[str, Reference]:
+    """What takes the place of parts, by task, where a condition asks for it."""
+    if any(c.uses_mean for c in conditions):
+        chat, system = options["apply_chat_template"], options["system_instruction"]
+        tasks = {view.name: view if isinstance(view, Prepared) else view.prepared for view in views}
+        return {
+            name: reference_of(lens, task, apply_chat_template=chat, system_instruction=system)
+            for name, task in tasks.items()
+        }
+    return {view.name: Reference("resample_prompts", []) for view in views} if with_prompts else {}
 
 
 def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared | Answers]:

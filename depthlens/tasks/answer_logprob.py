@@ -52,15 +52,13 @@ class Answers:
         self.prepared = prepared
         self.asked = prepared.asked
         self.skipped: dict[str, str] = {}
-        config = prepared.task.config
-        # in a chat the template separates the answer from the prompt, as in lm-eval
-        self.delimiter = "" if chat and not config.gen_prefix else config.target_delimiter
+        before_answer = delimiter(prepared.task, chat=chat)
         self.texts: dict[int, str] = {}
         self.pairs: dict[int, tuple[str, str]] = {}
         self.requests: list[LoglikelihoodRequest] = []
         encoder = Encoder(lens)
         for doc_id, group in by_document(prepared.task.instances).items():
-            context, answer = self._pair(group)
+            context, answer = reference_pair(prepared, group, before_answer)
             self.texts[doc_id] = answer.strip()
             self.pairs[doc_id] = context, answer
             self.requests.append(encoder.pair(self.name, context, answer))
@@ -83,24 +81,44 @@ class Answers:
         info = {"higher_is_better": True, "chance": None, "binary": False, "min_effect": MIN_NATS}
         return about | truncation.counted(self.cut) | {"metrics": {ANSWER_LOGPROB: info}}
 
-    def _pair(self, group: list[Instance]) -> tuple[str, str]:
-        """Context and reference answer of one document."""
-        task, doc, kind = self.prepared.task, group[0].doc, self.prepared.output_type
-        if kind == "loglikelihood":
-            return group[0].args
-        if kind == "multiple_choice":
-            gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-            gold = gold[0] if isinstance(gold, list) else gold
-            choices = task.doc_to_choice(doc)
-            index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-            if not isinstance(index, int) or not 0 <= index < len(choices):
-                raise UserError(f"task {self.name}: answer {gold!r} of document {group[0].doc_id} is not an option")
-            return group[index].args
-        if kind != "generate_until":
-            raise UserError(f"task {self.name} ({kind}) has no reference answers; {ANSWER_LOGPROB} needs some")
-        target = task.doc_to_target(doc)
-        target = target[0] if isinstance(target, list) else target
-        if not isinstance(target, str) or not target.strip():
-            fault = f"document {group[0].doc_id} has no reference answer"
-            raise UserError(f"task {self.name}: {fault}; {ANSWER_LOGPROB} needs one")
-        return group[0].args[0], self.delimiter + target
+
+def delimiter(task: Any, *, chat: bool) -> str:
+    """What stands between a prompt and its answer; in a chat the template separates the two, as in lm-eval."""
+    return "" if chat and not task.config.gen_prefix else task.config.target_delimiter
+
+
+def reference_pair(prepared: Prepared, group: list[Instance], before_answer: str) -> tuple[str, str]:
+    """Context and reference answer of one document as text.
+
+    Args:
+        prepared: Its task.
+        group: The document's instances, one an option.
+        before_answer: The `delimiter` of written answers.
+
+    Raises:
+        UserError: there is no reference answer, or it is not among the options.
+    """
+    task, doc, kind, name = prepared.task, group[0].doc, prepared.output_type, prepared.name
+    if kind == "loglikelihood":
+        return group[0].args
+    if kind == "multiple_choice":
+        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        gold = gold[0] if isinstance(gold, list) else gold
+        choices = task.doc_to_choice(doc)
+        index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
+        if not isinstance(index, int) or not 0 <= index < len(choices):
+            raise UserError(f"task {name}: answer {gold!r} of document {group[0].doc_id} is not an option")
+        return group[index].args
+    if kind != "generate_until":
+        raise UserError(f"task {name} ({kind}) has no reference answers; {ANSWER_LOGPROB} needs some")
+    if (target := written_answer(task, doc)) is None:
+        fault = f"document {group[0].doc_id} has no reference answer"
+        raise UserError(f"task {name}: {fault}; {ANSWER_LOGPROB} needs one")
+    return group[0].args[0], before_answer + target
+
+
+def written_answer(task: Any, doc: Any) -> str | None:
+    """The reference answer of a document of a written task; None where it has none."""
+    target = task.doc_to_target(doc)
+    target = target[0] if isinstance(target, list) and target else target
+    return target if isinstance(target, str) and target.strip() else None

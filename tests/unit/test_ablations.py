@@ -27,7 +27,9 @@ DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)
         "L12.H3@resample",
         "L3.KV1@resample",
     ]
-    + ["L4@mean", "L8-11@mean", "L2.attn+L2.mlp", "L0-1+L3+L5.KV0@mean", "L1.attn@mean+L1.mlp"],
+    + ["L4@mean", "L8-11@mean", "L2.attn+L2.mlp", "L0-1+L3+L5.KV0@mean", "L1.attn@mean+L1.mlp"]
+    + ["L12[1:]", "L12.attn[1:]", "L12.H3[1:]@mean", "L8-11[1:]", "L12.KV1[1:]@resample", "L2.mlp[17:]@noise3"]
+    + ["L4@noise", "L8-11[1:]@noise12", "L3.KV0@noise", "L1[1:]+L2", "L1-2[1:]+L3-4[2:]", "L2.H1+L2[1:]"],
 )
 def test_canonical_text_survives_a_round_trip(text):
     assert str(parse_condition(text)) == text
@@ -41,6 +43,11 @@ def test_canonical_text_survives_a_round_trip(text):
         ("L9.H2+L3.H1", "L3.H1+L9.H2"),
         (" L1 + L2 ", "L1-2"),
         ("L1+L2@mean", "L1+L2@mean"),
+        ("L1[0:]", "L1"),
+        ("L1[01:]@noise0", "L1[1:]@noise"),
+        ("L1.H0@noise03", "L1.H0@noise3"),
+        ("L2[1:]+L1[1:]", "L1-2[1:]"),
+        ("L2[1:]+L2.H1", "L2.H1+L2[1:]"),
     ],
 )
 def test_other_spellings_print_canonically(text, canonical):
@@ -52,6 +59,8 @@ def test_random_conditions_round_trip_and_are_hashable():
     parts = [Ablation(layer) for layer in range(6)]
     parts += [Ablation(layer, site, mode=m) for layer in range(6) for site in ("attn", "mlp") for m in ("zero", "mean")]
     parts += [Ablation(layer, "head", h) for layer in range(6) for h in range(4)]
+    parts += [Ablation(layer, start=n) for layer in range(6) for n in (1, 2)]
+    parts += [Ablation(layer, "head", 1, "noise", n, seed) for layer in range(6) for n in (0, 1) for seed in (0, 3)]
     done = 0
     while done < 200:
         try:
@@ -79,6 +88,20 @@ def test_random_conditions_round_trip_and_are_hashable():
         ("L3+L3.H1", "L3.H1 has no effect of its own beside L3"),
         ("L3.attn+L3.H1", "no effect"),
         ("L3+L3@mean", "no effect"),
+        ("L3+L3[1:]", r"L3\[1:\] has no effect of its own beside L3"),
+        ("L3[1:]+L3.H1[2:]", r"L3.H1\[2:\] has no effect of its own beside L3\[1:\]"),
+        ("L3.H1@noise+L3.H1@noise1", "no effect"),
+        ("L3.H1+L3@noise+L4@donor", "@noise and @donor do not go together"),
+        ("L3[1]", "cannot read 'L3\\[1\\]'"),
+        ("L3[:1]", "cannot read"),
+        ("L3[-1:]", "cannot read"),
+        ("L3@mean[1:]", "unknown mode '@mean\\[1:\\]'"),
+        ("L3[1:].H1", "cannot read"),
+        ("L3@", "cannot read 'L3@'"),
+        ("L3@mean3", "unknown mode '@mean3'; write @mean, @resample, @noise"),
+        ("L3@noise-1", "unknown mode '@noise-1'"),
+        ("L3[1:]@donor", r"L3\[1:\]@donor: a donor's part computes at all positions; leave \[1:\] out"),
+        ("embed@noise", "embed can only be taken from a donor"),
     ],
 )
 def test_malformed_conditions_are_refused(text, message):
@@ -134,6 +157,52 @@ def test_expand_puts_the_baseline_first_and_counts_right(spec, count):
     conditions = expand(spec, DIMS)
     assert conditions[0] is BASELINE
     assert len(conditions) == len(set(conditions)) == count + 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "count", "first", "last"),
+    [
+        ("layers[1:]", 6, "L0[1:]", "L5[1:]"),
+        ("layers[1:]@mean", 6, "L0[1:]@mean", "L5[1:]@mean"),
+        ("heads[1:]", 24, "L0.H0[1:]", "L5.H3[1:]"),
+        ("attn[3:]@noise7", 6, "L0.attn[3:]@noise7", "L5.attn[3:]@noise7"),
+        ("kv[0:]@noise", 12, "L0.KV0@noise", "L5.KV1@noise"),
+        ("blocks:3[1:]", 15, "L0[1:]", "L3-5[1:]"),
+        ("bottom:2[1:]@mean", 3, "L0-1[1:]@mean", "L0-5[1:]@mean"),
+    ],
+)
+def test_words_take_a_first_position_and_a_seed(spec, count, first, last):
+    texts = [str(c) for c in expand(spec, DIMS)]
+    assert len(texts) == count + 1 and (texts[1], texts[-1]) == (first, last)
+    assert expand(texts, DIMS) == expand(spec, DIMS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("whole[1:]@donor", "computes at all positions"),
+        ("layers[1]", r"cannot read 'layers\[1\]'"),
+        ("layers@noise1.5", "mode 'noise1.5' does not fit"),
+        ("top:x[1:]", "size 'x' in 'top:x'"),
+    ],
+)
+def test_words_with_a_wrong_position_or_seed_are_refused(spec, message):
+    with pytest.raises(UserError, match=message):
+        expand(spec, DIMS)
+
+
+@pytest.mark.parametrize("options", [{"start": -1}, {"seed": -1}, {"seed": 2}, {"start": 1, "mode": "donor"}])
+def test_a_start_or_seed_that_does_not_fit_is_refused(options):
+    with pytest.raises(UserError, match="is negative|does not fit mode|at all positions"):
+        Ablation(1, **options)
+
+
+def test_where_a_condition_starts_and_its_seed_are_part_of_it():
+    conditions = [parse_condition(t) for t in ("L1", "L1[1:]", "L1[2:]", "L1@noise", "L1@noise1", "L1[1:]@noise1")]
+    assert len(set(conditions)) == len(set(map(str, conditions))) == 6
+    assert {(c.layer, c.first_layer) for c in conditions} == {(1, 1)}
+    assert parse_condition("L1.H2[1:]@noise3").head == 2
+    assert [c.uses_positions for c in conditions] == [False, True, True, True, True, True]
 
 
 def test_expand_mean_words_and_sequences():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.backends.protocol import Means
+from depthlens.backends.protocol import Means, Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -141,34 +141,55 @@ def test_head_ablation_zeroes_one_head_of_z_and_leaves_siblings_bit_equal(lens):
     assert torch.equal(before[1][:, siblings], after[1][:, siblings])
 
 
-def test_mean_ablation_puts_the_reference_mean_in_place(lens):
-    means = measure_means(lens, [TOKENS[0].tolist(), [1, 2, 3]], "two prompts")
+def by_class(seen, lengths):
+    """Means of what was seen of two texts with prompts of these lengths: of first tokens, prompts and answers."""
+    kinds = [[0] + [1] * (n - 1) + [2] * (value.shape[1] - n) for value, n in zip(seen, lengths, strict=True)]
+    rows, classes = torch.cat(seen, 1)[0], torch.tensor(sum(kinds, []))
+    return torch.stack([rows[classes == c].mean(0) for c in range(3)])
+
+
+def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
+    prompt, answer = TOKENS[0].tolist(), [9, 8, 7]
+    means = measure_means(lens, [prompt, [1, 2, 3]], "two texts", [answer, [4]])
     seen = {}
     handles = [
         lens.arch.attn[1].register_forward_hook(lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())),
+        lens.arch.mlp[1].register_forward_hook(lambda m, a, o: seen.setdefault("mlp", []).append(hidden(o).double())),
         lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: seen.setdefault("z", []).append(a[0].double())),
     ]
-    for prompt in (TOKENS, torch.tensor([[1, 2, 3]])):
-        lens.model(prompt)
+    for text in ([*prompt, *answer], [1, 2, 3, 4]):
+        lens.model(torch.tensor([text]))
     for h in handles:
         h.remove()
-    attn = torch.cat(seen["attn"], 1).mean((0, 1))
-    z = torch.cat(seen["z"], 1).mean((0, 1)).view(lens.dims.n_heads, lens.dims.d_head)
-    assert torch.allclose(means.attn[1].double(), attn, atol=1e-5)
-    assert torch.allclose(means.z[1].double(), z, atol=1e-5)
-    received = []
-    with TorchBackend(lens, means).ablate([parse_condition("L1.H2@mean")]):
+    for site in ("attn", "mlp", "z"):
+        wanted = by_class(seen[site], (len(prompt), 3))
+        assert torch.allclose(getattr(means, site)[1].flatten(1).double(), wanted, atol=1e-5), site
+        assert (wanted[0] - wanted[1]).abs().max() > 0.01 and (wanted[1] - wanted[2]).abs().max() > 0.01
+    received, length = [], TOKENS.shape[1]
+    places = Places.of_rows(torch.arange(length)[None], [length - 2])
+    with TorchBackend(lens, means).ablate([parse_condition("L1.H2@mean")], places):
         handle = lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: received.append(a[0]))
         lens.model(TOKENS)
         handle.remove()
     got = received[0].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
-    assert torch.allclose(got[0, :, 2], means.z[1, 2].expand(TOKENS.shape[1], -1))
+    assert torch.allclose(got[0, :, 2], means.z[1, :, 2][[0] + [1] * (length - 3) + [2, 2]])
+
+
+def test_a_class_without_tokens_gets_the_mean_of_another(lens):
+    prompt = TOKENS[0].tolist()
+    prompts_only = measure_means(lens, [prompt], "x")
+    assert torch.equal(prompts_only.attn[:, 2], prompts_only.attn[:, 1])
+    answer_only = measure_means(lens, [prompt[:1]], "x", [prompt[1:]])
+    assert torch.equal(answer_only.attn[:, 1], answer_only.attn[:, 2])
+    assert torch.equal(answer_only.attn, prompts_only.attn)
+    first_only = measure_means(lens, [prompt[:1]], "x")
+    assert torch.equal(first_only.z[:, 1], first_only.z[:, 0]) and torch.equal(first_only.z[:, 2], first_only.z[:, 0])
 
 
 def test_zero_means_turn_mean_ablation_into_removal(lens):
     dims = lens.dims
-    flat = torch.zeros(dims.n_layers, dims.d_model)
-    zero = Means("zeros", flat, flat, flat, torch.zeros(dims.n_layers, dims.n_heads, dims.d_head))
+    flat = torch.zeros(dims.n_layers, 3, dims.d_model)
+    zero = Means("zeros", flat, flat, flat, torch.zeros(dims.n_layers, 3, dims.n_heads, dims.d_head))
     for site in ("", ".attn", ".mlp", ".H1", ".KV0"):
         assert torch.equal(
             logits(lens, parse_condition(f"L2{site}@mean"), means=zero), logits(lens, parse_condition(f"L2{site}"))
@@ -249,11 +270,13 @@ def test_conditions_equal_a_hand_written_forward_pass(family):
 def test_the_mean_of_a_layer_is_that_of_what_it_adds(lens):
     means = measure_means(lens, [TOKENS[0].tolist(), [1, 2, 3]], "two prompts")
     seen = {}
-    with TorchBackend(lens, means).ablate([parse_condition("L1@mean")]):
+    places = Places.of_rows(torch.arange(TOKENS.shape[1])[None])
+    with TorchBackend(lens, means).ablate([parse_condition("L1@mean")], places):
         handle = lens.arch.layers[1].register_forward_hook(
             lambda module, args, kwargs, out: seen.update(pre=args[0] if args else kwargs["hidden_states"], post=out),
             with_kwargs=True,
         )
         lens.model(TOKENS)
         handle.remove()
-    assert torch.allclose(hidden(seen["post"]), seen["pre"] + means.layer[1], atol=1e-6)  # its input plus that mean
+    added = means.layer[1][[0] + [1] * (TOKENS.shape[1] - 1)]
+    assert torch.allclose(hidden(seen["post"]), seen["pre"] + added, atol=1e-6)  # its input plus that mean

@@ -11,7 +11,17 @@ import pytest
 import surgery
 import tiny
 import torch
-from remote_models import FAMILIES, KINDS, TASK, TOKENS, TOLERANCE, every_kind, requests, scores
+from remote_models import (
+    FAMILIES,
+    KINDS,
+    TASK,
+    TOKENS,
+    TOLERANCE,
+    contexts_and_answers,
+    every_kind,
+    requests,
+    scores,
+)
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
@@ -46,15 +56,13 @@ def pair():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_kind_of_condition_equals_a_model_that_was_cut(family, pair):
     whole, far = pair(family)
-    means = measure_means(far, backend_table.REFERENCE, "two prompts")
+    means = measure_means(far, backend_table.REFERENCE, "two prompts", backend_table.ANSWERS)
     conditions = [BASELINE, *(parse_condition(text) for text in KINDS.values())]
-    rows = TOKENS.repeat(len(conditions), 1)
-    positions = [range(len(TOKENS))] * len(rows)
-    logits, _ = RemoteNnsight(far, means).forward(rows, torch.ones_like(rows), conditions, positions=positions)
+    logits = backend_table.batch_logits(RemoteNnsight(far, means), conditions)
     clean = whole.model(TOKENS[None], use_cache=False).logits[0]
     assert (logits[0] - clean).abs().max() < TOLERANCE
     for kind, condition, found in zip(["baseline", *KINDS], conditions, logits, strict=True):
-        wanted = surgery.cut(whole, condition, means)(TOKENS[None], use_cache=False).logits[0]
+        wanted = surgery.logits(whole, condition, means, TOKENS, backend_table.N_CONTEXT)
         assert (found - wanted).abs().max() < TOLERANCE, kind
         assert kind == "baseline" or (found - clean).abs().max() > 0.1, f"{kind} changes nothing"
 
@@ -62,8 +70,8 @@ def test_every_kind_of_condition_equals_a_model_that_was_cut(family, pair):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_and_texts_are_those_of_the_torch_backend(family, pair):
     whole, far = pair(family)
-    contexts = [q.context for q in requests()]
-    here, there = (measure_means(lens, contexts, "contexts") for lens in (whole, far))
+    here, there = (measure_means(lens, *contexts_and_answers()) for lens in (whole, far))
+    assert not torch.allclose(here.z[:, 1], here.z[:, 2], atol=0.01), "prompts and answers have the same mean"
     for site in ("layer", "attn", "mlp", "z"):
         torch.testing.assert_close(getattr(there, site), getattr(here, site), rtol=0, atol=TOLERANCE)
     conditions = every_kind(whole.dims)
@@ -72,7 +80,7 @@ def test_scores_and_texts_are_those_of_the_torch_backend(family, pair):
     assert got[1] == wanted[1]
     assert (wanted[0][1:] - wanted[0][0]).abs().amax(1).min() > 1e-3, "a condition changes nothing"
     asked = [GenerateRequest(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
-    some = conditions[:: len(conditions) // 8]
+    some = [*conditions[:: len(conditions) // 8], *conditions[-3:]]
     texts = [
         Engine(lens, progress=False, means=means).generate_until(asked, some)
         for lens, means in ((whole, here), (far, there))
@@ -109,7 +117,7 @@ def test_an_exception_in_a_trace_leaves_nothing_behind(pair):
     conditions = expand("layers", whole.dims)
     before, path = scores(far, conditions), list(sys.path)
     means = measure_means(far, backend_table.REFERENCE, "two prompts")
-    wrong = type(means)("wrong", *torch.zeros(3, 5, 3).unbind(), means.z)  # of the wrong width
+    wrong = type(means)("wrong", *torch.zeros(3, 5, 3, 3).unbind(), means.z)  # of the wrong width
     with pytest.raises(RuntimeError, match="must match the size"):
         scores(far, [BASELINE, parse_condition("L1"), parse_condition("L3.mlp@mean")], means=wrong)
     after = scores(far, conditions)
@@ -170,6 +178,10 @@ def test_what_goes_through_the_engine_works_too(pair):
         (
             lambda lens: RemoteNnsight(lens).edits(parse_condition("L1.H1@resample")),
             "@resample is not done remotely; use @mean",
+        ),
+        (
+            lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
+            "condition L1@noise: @noise is not done remotely; use @mean",
         ),
         (lambda lens: RemoteNnsight(lens).edits(parse_condition("L1.mlp@mean")), "needs the means of a reference set"),
         (lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L9")]), "layer 9 does not exist"),

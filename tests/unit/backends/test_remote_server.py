@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from remote_models import FAMILIES, TASK, TOLERANCE, every_kind, requests, scores
+from remote_models import FAMILIES, TASK, TOLERANCE, contexts_and_answers, every_kind, requests, scores
 
 from depthlens import cli
 from depthlens.ablations import BASELINE, expand, parse_condition
@@ -68,9 +68,8 @@ def fault(kind, n):
 def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
     whole, far = loading.load(served[family], device="cpu"), loading.load(served[family], remote=True)
     assert {p.device.type for p in (*far.model.parameters(), *far.nnsight._module.parameters())} == {"meta"}
-    contexts = [q.context for q in requests()]
     conditions = every_kind(whole.dims)
-    here, there = (measure_means(lens, contexts, "contexts") for lens in (whole, far))
+    here, there = (measure_means(lens, *contexts_and_answers()) for lens in (whole, far))
     before = vars(far.remote.traffic).copy()
     wanted, got = scores(whole, conditions, means=here), scores(far, conditions, means=there)
     torch.testing.assert_close(got[0], wanted[0], rtol=0, atol=TOLERANCE)
@@ -81,8 +80,10 @@ def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
     assert received < 16 * n_rows + 2000, f"{received} bytes for {n_rows} rows"
     asked = [GenerateRequest(q.context, ("a",), 5) for q in requests()]
     texts = [
-        Engine(lens, progress=False).generate_until(asked, [BASELINE, parse_condition("L1.H1")])
-        for lens in (whole, far)
+        Engine(lens, progress=False, means=means).generate_until(
+            asked, [BASELINE, *map(parse_condition, ("L1.H1", "L1[1:]", "L2@mean"))]
+        )
+        for lens, means in ((whole, here), (far, there))
     ]
     assert texts[0] == texts[1]
 

@@ -15,6 +15,7 @@ from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
 from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.reference_texts import reference_of
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a dozen log-probabilities in another batch layout
 STEP = 2e-3  # of the way to removal: small enough for a straight line, large enough for float32
@@ -39,7 +40,10 @@ def logprob(lens, request, scale=None, towards=None):
         def hook(module, args):
             z = args[0].clone()
             part = slice(head * d, (head + 1) * d)
-            goal = 0 if towards is None else towards[layer, head]
+            goal = 0
+            if towards is not None:
+                n = len(request.context)
+                goal = towards[layer, [0] + [1] * (n - 1) + [2] * (z.shape[1] - n), head]  # [pos, d_head]
             z[..., part] = z[..., part] + fraction * (goal - z[..., part])
             return (z,)
 
@@ -57,7 +61,8 @@ def logprob(lens, request, scale=None, towards=None):
 @pytest.mark.parametrize("mode", ["zero", "mean"])
 def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     lens = tiny.lens(family)
-    means = measure_means(lens, [q.context for q in requests], "contexts") if mode == "mean" else None
+    texts = [q.context for q in requests], "texts", [q.continuation for q in requests]
+    means = measure_means(lens, *texts) if mode == "mean" else None
     estimate, clean = attribute(lens, requests, mode=mode, means=lambda: means)
     towards = means.z if means else None
     assert estimate.shape == (len(requests), lens.dims.n_layers, lens.dims.n_heads)
@@ -176,7 +181,7 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     assert np.allclose(estimated.docs["value"][base], exact.docs["value"][base], atol=LOGPROB_TOLERANCE)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], num_fewshot=0), limit=3)
     view = Answers(lens, prepared)
-    means = measure_means(lens, list(dict.fromkeys(q.context for q in view.requests)), "x") if mode == "mean" else None
+    means = reference_of(lens, prepared).measure(lens) if mode == "mean" else None
     change, _ = attribute(lens, view.requests, mode=mode, means=lambda: means)
     heads = [2] if site == "head" else list(lens.dims.query_heads(2 % lens.dims.n_kv_heads))
     name = "H2" if site == "head" else f"KV{2 % lens.dims.n_kv_heads}"

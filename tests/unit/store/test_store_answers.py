@@ -11,12 +11,14 @@ from stores import CHOICE, LIMIT, counts, parts, run
 from torch import nn
 
 import depthlens as dl
+from depthlens.ablations import parse_condition
 from depthlens.analysis.results import Result
 from depthlens.engine import engine, references, wavefront
 from depthlens.experiments import result_attention
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store import answer_cache, answer_rows
 from depthlens.store import parts as store_parts
+from depthlens.store.answer_cache import AnswerCache
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,22 @@ class TestNothingIsComputedTwice:
         other = run(lens, tmp_path, resample_prompts=["another prompt"], **asked)
         assert counts(other) == (2 * LIMIT * 4, LIMIT * 4)  # @resample alone
         more = run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE], limit=LIMIT + 1)
-        assert counts(more) == (LIMIT * 4, 4 + (LIMIT + 1) * 4)  # other contexts, another mean
+        assert counts(more) == (2 * LIMIT * 4, 2 * 4)  # the mean is over the same texts
+        other = run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE], limit=LIMIT, system_instruction="Be brief.")
+        assert counts(other) == (0, 2 * LIMIT * 4)
+
+    def test_first_positions_seeds_and_references_never_share_an_answer(self, lens, tmp_path):
+        """Nor does the text of an answer that begins at another token."""
+        ablate = ["L1", "L1[1:]", "L1[2:]", "L1@mean", "L1[1:]@mean", "L1@noise", "L1@noise1", "L1[1:]@noise1"]
+        alone = [run(lens, tmp_path, [text], tasks=[CHOICE], limit=1) for text in ablate]
+        assert [counts(result)[1] for result in alone] == [8, *[4] * (len(ablate) - 1)]
+        together = run(lens, tmp_path, ablate, tasks=[CHOICE], limit=1)
+        assert counts(together)[1] == 0
+        texts = [((1, 2, 3), (4,)), ((1, 2), (3, 4)), ((1, 2, 3, 4), ())]
+        conditions = [parse_condition(text) for text in ablate]
+        caches = [AnswerCache(None, references.Reference("x", [text]).keys) for text in texts]
+        addresses = {cache.address(c) for cache in caches for c in conditions}
+        assert len(addresses) == len(ablate) + 2 * (len(texts) - 1)
 
     def test_means_are_not_measured_for_what_is_there(self, lens, tmp_path, monkeypatch):
         run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE])

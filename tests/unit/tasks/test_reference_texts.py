@@ -1,0 +1,157 @@
+"""Over which texts ``@mean`` takes means: not evaluated, without examples, with their reference answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+
+from depthlens.backends.protocol import Means
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.tasks import harness
+from depthlens.tasks.reference_texts import reference_of
+
+N_TEST = 90
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+)
+HEAD = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/test.jsonl, shots: {folder}/shots.jsonl, train: {folder}/train.jsonl}}}}
+test_split: test
+num_fewshot: 2
+"""
+BODIES = {
+    "choice": 'output_type: multiple_choice\ndoc_to_text: "Q: {{q}}"\ndoc_to_choice: "{{o}}"\ndoc_to_target: a\n',
+    "cloze": 'output_type: loglikelihood\ndoc_to_text: "Q: {{q}}"\ndoc_to_target: " {{o[0]}}"\n',
+    "written": 'output_type: generate_until\ndoc_to_text: "Q: {{q}}"\ndoc_to_target: "{{o[1]}}"\n'
+    "generation_kwargs: {until: [x], max_gen_toks: 4}\n",
+    "rolling": 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{q}}"\n'
+    "metric_list: [{metric: word_perplexity}]\n",
+}
+SHOTS, TRAIN = "fewshot_split: shots\n", "training_split: train\n"
+
+
+def doc(kind, i):
+    return {"q": f"{kind} {i}?", "o": [f"yes {i}", f"no {i}"], "a": i % 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    # one of the examples is also a document
+    docs = {
+        "test": [doc("test", i) for i in range(N_TEST)],
+        "shots": [doc("test", 0), *(doc("shot", i) for i in range(4))],
+    }
+    docs["train"] = [doc("train", i) for i in range(9)] + [doc("shot", 1)]
+    for name, rows in docs.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=2048)
+
+
+@pytest.fixture
+def prepared(folder, lens):
+    def of(kind, splits=SHOTS, limit=20, **options):
+        name = f"reference_{kind}"
+        (folder / f"{name}.yaml").write_text(HEAD.format(name=name, folder=folder) + splits + BODIES[kind])
+        return harness.prepare(lens, harness.load_tasks([name], include_path=folder), limit=limit, **options)[0]
+
+    return of
+
+
+def decoded(lens, reference):
+    return [(lens.tokenizer.decode(prompt), lens.tokenizer.decode(answer)) for prompt, answer in reference.texts]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("choice", lambda name, i: (f"Q: {name} {i}?", f" {'no' if i % 2 else 'yes'} {i}")),
+        ("cloze", lambda name, i: (f"Q: {name} {i}?", f" yes {i}")),
+        ("written", lambda name, i: (f"Q: {name} {i}?", f" no {i}")),
+        ("rolling", lambda name, i: ("<bos>", f"{name} {i}?")),
+    ],
+)
+def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, kind, text):
+    task = prepared(kind)
+    reference = reference_of(lens, task)
+    shots = [text("shot", i) for i in range(4)]
+    rest = [text("test", i) for i in range(N_TEST - 1, N_TEST - 61, -1)]
+    assert decoded(lens, reference) == [*shots, *rest]
+    assert reference.name == f"reference_{kind}: 4 few-shot and 60 not evaluated documents, without examples"
+    asked = {lens.tokenizer.decode(q.context) for q in task.requests}
+    assert kind == "rolling" or all(prompt not in asked for prompt, _ in decoded(lens, reference))
+
+
+def test_the_training_split_comes_before_documents_that_are_not_evaluated(lens, prepared):
+    reference = reference_of(lens, prepared("choice", SHOTS + TRAIN, limit=None))
+    assert reference.name == "reference_choice: 4 few-shot and 9 training documents, without examples"
+    prompts = [prompt for prompt, _ in decoded(lens, reference)]
+    assert prompts == [*(f"Q: shot {i}?" for i in range(4)), *(f"Q: train {i}?" for i in range(9))]
+
+
+def test_examples_that_are_written_in_another_way_are_left_out(lens, prepared):
+    splits = 'fewshot_config: {split: shots, doc_to_text: "{{q}} says"}\n' + TRAIN
+    assert reference_of(lens, prepared("choice", splits, limit=None)).name.startswith(
+        "reference_choice: 10 training doc"
+    )
+
+
+def test_another_number_of_documents_has_the_same_reference_as_long_as_there_are_enough(lens, prepared):
+    few, more, most = (reference_of(lens, prepared("choice", limit=n)) for n in (1, 20, 40))
+    assert few.keys == more.keys != most.keys
+    assert few.keys["mean"] != reference_of(lens, prepared("written", limit=1)).keys["mean"]
+
+
+def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkeypatch):
+    said = (
+        "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task with"
+    )
+    with pytest.raises(UserError, match=said):
+        reference_of(lens, prepared("choice", limit=N_TEST - 3))
+    assert len(reference_of(lens, prepared("choice", limit=N_TEST - 4)).texts) == 8
+    monkeypatch.setattr(Engine, "loglikelihood", lambda *a, **k: pytest.fail("the model runs"))
+    task = prepared("choice", limit=None)
+    with pytest.raises(UserError, match="and 4 are left"):
+        condition_sweep(lens, {task.name: task.task}, "L1@mean", progress=False)
+
+
+def test_chat_templates_are_those_of_the_task(lens, prepared, monkeypatch):
+    monkeypatch.setattr(lens.tokenizer, "chat_template", CHAT)
+    options = {"apply_chat_template": True, "system_instruction": "Be brief."}
+    first, *_ = decoded(lens, reference_of(lens, prepared("written", **options), **options))
+    assert first == ("<system>Be brief.\n<user>Q: shot 0?\n<bot>", "no 0")
+
+
+def test_the_record_names_the_reference_and_both_measures_share_it(lens, prepared, monkeypatch):
+    task, measured = prepared("written", limit=2), []
+    measure = "depthlens.engine.references.measure_means"
+    real = reference_of(lens, task).measure(lens)
+    monkeypatch.setattr(measure, lambda *args: measured.append(args) or real)
+    result = condition_sweep(
+        lens, {task.name: task.task}, "L1@mean,L2.H1@mean", limit=2, measure="both", store=None, progress=False
+    )
+    about = result.record["tasks"][task.name]
+    assert about["reference"] == "reference_written: 4 few-shot and 60 not evaluated documents, without examples"
+    assert len(measured) == 1 and isinstance(real, Means) and len(measured[0][1]) == 64
+    plain = condition_sweep(lens, {task.name: task.task}, "L1", limit=2, store=None, progress=False)
+    assert "reference" not in plain.record["tasks"][task.name]
+
+
+def test_resampling_alone_needs_no_documents(lens, prepared):
+    task = prepared("choice", limit=None)
+    options = {"resample_prompts": ["a b"], "store": None, "progress": False}
+    result = condition_sweep(lens, {task.name: task.task}, "L1.H0@resample", **options)
+    assert result.record["resample_prompts"] == ["a b"] and len(result.docs["doc_id"].unique()) == N_TEST
+    with pytest.raises(UserError, match="and 4 are left"):
+        condition_sweep(lens, {task.name: task.task}, "L1.H0@resample,L1@mean", **options)
