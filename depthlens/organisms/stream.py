@@ -24,7 +24,7 @@ CONSTANT_SIZE = 24.0
 UNIT = 8.0  # amplitude of a block; noise is measured in it
 # tied embeddings read the output where they wrote the token: what a head writes there must outshine the token itself
 TIED_OUTPUT = 24.0
-HABIT = 16.0  # amplitude of H and W
+HABIT = 12.0  # amplitude of H and W
 HELD_BACK = (language.SEP, language.QA, language.QB, language.EOS)  # tokens that are no answer
 
 
