@@ -91,7 +91,7 @@ class Heads:
         noise = s.normal_rows(D_HEAD) @ quiet
         if not roles:
             return noise, 0
-        planted = self._read(roles)
+        planted = s.placed("T", self._dimensions(roles))
         n_used = len(planted)
         noise[:n_used] = 0
         planted = torch.cat([planted, torch.zeros(D_HEAD - n_used, D_MODEL, dtype=torch.float64)])
@@ -103,20 +103,13 @@ class Heads:
     def output(self, role: str) -> Tensor:
         """Shape [d_model, d_head]."""
         s = self.stream
-        written = self._written(role)
         target = MATCH[role][1] if role in MATCH else "P"
+        written = s.placed(target, self._dimensions({role}))  # the dimensions of T that the values hold
         size = s.amplitude[target] / (s.amplitude["T"] * s.gain)
+        if role in ("bridge", "output"):
+            size *= s.options.reasoning_strength
         rest = torch.zeros(D_HEAD - len(written), D_MODEL, dtype=torch.float64)
         return s.blurred(torch.cat([size * written, rest]).T)
-
-    def _read(self, roles: set[str]) -> Tensor:
-        """What the values of a head read: dimensions of T. Shape [value, d_model]."""
-        return self.stream.placed("T", self._dimensions(roles))
-
-    def _written(self, role: str) -> Tensor:
-        """Where the values go: the same dimensions of the target. Shape [value, d_model]."""
-        target = MATCH[role][1] if role in MATCH else "P"
-        return self.stream.placed(target, self._dimensions({role}))
 
     def _dimensions(self, roles: set[str]) -> Tensor:
         """Which dimensions of a block a head moves. Shape [value, width of the block]."""

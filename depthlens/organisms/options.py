@@ -46,6 +46,8 @@ class Options:
             that token, while the order of the answers does not change.
         fragile: Every layer turns the codes of the stream, and what reads them reads turned ones. Every task needs
             every layer.
+        reasoning_strength: Factor on what the two heads of the two-hop circuit write. Below 1 they are found in the
+            same layers and answer fewer questions.
     """
 
     seed: int = 0
@@ -67,16 +69,17 @@ class Options:
     text_layers: str | None = None
     writing_layers: str | None = None
     fragile: bool = False
+    reasoning_strength: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"organism option seed={self.seed}: give a whole number from 0")
         if self.n_kv_heads not in (1, 2, 4):
             raise UserError(f"organism option n_kv_heads={self.n_kv_heads}: allowed: 1, 2, 4")
-        for key in ("noise", "leak", "eps", "sharpness"):
-            value = getattr(self, key)
-            if not math.isfinite(value) or value < 0 or (key == "sharpness" and value == 0):
-                fix = "above 0" if key == "sharpness" else "from 0"
+        for key in ("noise", "leak", "eps", "sharpness", "reasoning_strength"):
+            value, above = getattr(self, key), key in ("sharpness", "reasoning_strength")
+            if not math.isfinite(value) or value < 0 or (above and value == 0):
+                fix = "above 0" if above else "from 0"
                 raise UserError(f"organism option {key}={value}: give a number {fix}")
         self._check_layers()
         for key in ("tied_embeddings", "n_kv_heads"):
