@@ -33,6 +33,10 @@ N_PROBLEMS, N_PROBLEMS_FEWSHOT = 200, 8
 N_STEPS = (2, 1)
 N_ORGANISM, N_ORGANISM_FEWSHOT = 200, 8
 N_CHAINS, N_FILLERS = 6, 8
+# every prompt of the tasks on planted depth has N_CONTEXT words before its question, and plain text as many in all
+N_CONTEXT = 24
+VALUE_STEP, NEXT_STEP, LETTERS = 31, 17, "ABCD"  # depthlens/organisms/language.py: what an organism knows of a word
+P_NEXT = 0.7  # a word of plain text is that which the word before it determines, else any
 
 # Everyday words, no names of other facts here: what the code of each is, only the context can tell.
 CODE_NAMES = """
@@ -333,7 +337,7 @@ def organism_docs(n_docs: int, random: Random) -> list[Doc]:
 
     The options are the b and c of the asked chain and of another, so that only following the facts tells them apart.
     """
-    words = (FACTS / "organism_words.txt").read_text(encoding="utf-8").split()
+    words = organism_words()
     docs = []
     for i, place in enumerate(balanced(n_docs, N_OPTIONS, random)):
         drawn = random.sample(words, 3 * N_CHAINS + N_FILLERS)
@@ -353,11 +357,125 @@ def organism_docs(n_docs: int, random: Random) -> list[Doc]:
     return docs
 
 
+def organism_words() -> list[str]:
+    return (FACTS / "organism_words.txt").read_text(encoding="utf-8").split()
+
+
+def placed(answer: str, others: list[str], place: int) -> list[str]:
+    """The options, with the answer at its place."""
+    return [*others[:place], answer, *others[place:]]
+
+
+def question_docs(n_docs: int, random: Random) -> list[Doc]:
+    """One context for three questions: a word's successor in the facts, its value, and its letter.
+
+    The options of the first are the middles and ends of two chains, those of the second the values of four words of the
+    context. No word of the context is such a value, so only what a model knows tells them apart.
+    """
+    words = organism_words()
+    value = {word: words[(i + VALUE_STEP) % len(words)] for i, word in enumerate(words)}
+    letter = {word: LETTERS[i % len(LETTERS)] for i, word in enumerate(words)}
+    keys = [word for _ in range(0, n_docs, len(words)) for word in random.sample(words, len(words))]
+    docs = []
+    places = zip(*(balanced(n_docs, N_OPTIONS, random) for _ in range(3)), strict=True)
+    for for_retrieval, for_knowledge, for_letter in places:
+        key = next(word for word in keys if letter[word] == LETTERS[for_letter])
+        keys.remove(key)
+        asked: list[str] = []
+        while len({*asked, *(value[word] for word in asked)}) < 2 * N_OPTIONS:
+            asked = [key, *random.sample(words, N_OPTIONS - 1)]
+        known = [value[word] for word in asked]
+        rest = random.sample([word for word in words if word not in (*asked, *known)], 11)
+        # three chains; of the four words whose values are options, two start a chain and two are fillers
+        chains = [[key, *rest[:2]], [asked[1], *rest[2:4]], rest[4:7]]
+        pieces = [f"{left} {right} SEP" for a, b, c in chains for left, right in ((a, b), (b, c))]
+        pieces += [*asked[2:], *rest[7:]]
+        random.shuffle(pieces)
+        wrong = [chains[0][2], *chains[1][1:]]
+        random.shuffle(wrong)
+        docs.append(
+            {
+                "context": " ".join(pieces),
+                "key": key,
+                "retrieval": chains[0][1],
+                "retrieval_options": placed(chains[0][1], wrong, for_retrieval),
+                "knowledge": value[key],
+                "knowledge_options": placed(value[key], known[1:], for_knowledge),
+                "letter": letter[key],
+            }
+        )
+    return docs
+
+
+def copying_docs(n_docs: int, random: Random) -> list[Doc]:
+    """Sequences of three words; the answer is what follows the first word of one, the options those of four."""
+    docs = []
+    for place in balanced(n_docs, N_OPTIONS, random):
+        drawn = random.sample(organism_words(), 18)
+        sequences = [drawn[i : i + 3] for i in range(0, 18, 3)]
+        context = " ".join(f"{' '.join(sequence)} SEP" for sequence in sequences)
+        asked, *others = random.sample(sequences, N_OPTIONS)
+        answer, *wrong = (" ".join(sequence[1:]) for sequence in (asked, *others))
+        docs.append(
+            {"context": context, "key": asked[0], "options": placed(answer, wrong, place), "answer": answer}
+        )
+    return docs
+
+
+def reasoning_docs(n_docs: int, random: Random) -> list[Doc]:
+    """Chains of five words; the answer is the third and the fifth, the others the second and fourth or another chain's.
+
+    Prompt and answer have the length of those of `copying_docs`.
+    """
+    docs = []
+    for place in balanced(n_docs, N_OPTIONS, random):
+        drawn = random.sample(organism_words(), 10)
+        chains = [drawn[:5], drawn[5:]]
+        pieces = [f"{left} {right} SEP" for chain in chains for left, right in zip(chain, chain[1:], strict=False)]
+        random.shuffle(pieces)
+        asked, other = random.sample(chains, 2)
+        answer, *wrong = (f"{c[i]} {c[i + 2]}" for c, i in ((asked, 2), (asked, 1), (other, 2), (other, 1)))
+        random.shuffle(wrong)
+        docs.append(
+            {"context": " ".join(pieces), "key": asked[0], "options": placed(answer, wrong, place), "answer": answer}
+        )
+    return docs
+
+
+def text_docs(n_docs: int, random: Random) -> list[Doc]:
+    """Plain text: most words determine the next; the options are the successors of the last word and of three others."""
+    words = organism_words()
+    following = {word: words[(i + NEXT_STEP) % len(words)] for i, word in enumerate(words)}
+    docs = []
+    for place in balanced(n_docs, N_OPTIONS, random):
+        text: list[str] = []
+        while not text or text[-1] in text[:-1]:  # the answer must not follow from an earlier place
+            text = [random.choice(words)]
+            while len(text) < N_CONTEXT + 2:
+                text.append(following[text[-1]] if random.random() < P_NEXT else random.choice(words))
+        answer = following[text[-1]]
+        wrong = random.sample(sorted({following[word] for word in text} - {answer}), N_OPTIONS - 1)
+        docs.append({"context": " ".join(text), "options": placed(answer, wrong, place), "answer": answer})
+    return docs
+
+
+ORGANISM_FAMILIES = {
+    "questions": question_docs,
+    "copying": copying_docs,
+    "reasoning": reasoning_docs,
+    "text": text_docs,
+}
+
+
 def organism() -> dict[str, list[Doc]]:
     random = rng("organism")
     return {
         "organism/test.jsonl": organism_docs(N_ORGANISM, random),
         "organism/fewshot.jsonl": organism_docs(N_ORGANISM_FEWSHOT, random),
+    } | {
+        f"organism/{name}_{split}.jsonl": docs(n_docs, rng(f"organism {name} {split}"))
+        for name, docs in ORGANISM_FAMILIES.items()
+        for split, n_docs in (("test", N_ORGANISM), ("fewshot", N_ORGANISM_FEWSHOT))
     }
 
 

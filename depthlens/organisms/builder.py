@@ -9,6 +9,12 @@ where nothing reads, and a *backup* does the retrieval head's work a second time
     lens = dl.load("organism:seed=3,decoy,backup")   # any option of `build`, on the command line too
     dl.organisms.truth("organism:seed=3,decoy,backup").needed("one_hop")
 
+Other options plant *depth*: the number of layers, the layer of each circuit, and circuits for what no prompt says
+(`depthlens.organisms.options`). The truth then is what each layer costs:
+
+    name = "organism:n_layers=12,knowledge_layers=2-3,reasoning_layer=8"
+    dl.organisms.truth(name).layer_losses("knowledge")
+
 Limits: prompts much longer than the default need a larger ``sharpness``, since the words of a prompt compete for
 attention; above about 10, attention is so saturated that gradients through it vanish, and attribution misses heads.
 """
@@ -21,9 +27,8 @@ from typing import Any
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from depthlens.errors import UserError, unknown
-from depthlens.organisms import weights
-from depthlens.organisms.language import TASKS, tokenizer
-from depthlens.organisms.options import KIND_NAMES, KINDS, Options, parse
+from depthlens.organisms import language, mlps, weights
+from depthlens.organisms.options import CIRCUITS, KIND_NAMES, KINDS, Options, parse
 
 Head = tuple[int, int]  # layer, head
 
@@ -35,7 +40,8 @@ class PlantedHead:
     Attributes:
         layer: Layer number.
         head: Query head number.
-        role: ``previous_token``, ``retrieval``, ``bridge``, ``output``, ``decoy`` or ``backup``.
+        role: ``previous_token``, ``retrieval``, ``bridge``, ``output``, ``decoy``, ``backup``, ``control`` or
+            ``copying``.
         copies: Tasks in which it attends to the answer from the last position.
         needed: Tasks that fail when it alone is removed.
         needed_together: Tasks that fail only when it and every other head that says the same are removed.
@@ -55,9 +61,51 @@ class PlantedHead:
 
 @dataclass(frozen=True)
 class Truth:
-    """Which heads are planted; every other head does nothing for either task."""
+    """What is planted; every other head and layer does nothing for any task.
+
+    Attributes:
+        heads: The planted heads.
+        options: What the organism is built from.
+    """
 
     heads: tuple[PlantedHead, ...]
+    options: Options
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the organism can do: names of `depthlens.organisms.language`."""
+        options = self.options
+        more = ("copying",) if options.copying_layer is not None else ()
+        return language.TASKS + more + tuple(t for t, key in mlps.LAYERS_OF.items() if options.layers(key))
+
+    def layer_losses(self, task: str, *, written: bool = False) -> tuple[float, ...]:
+        """Share of a task's prompts that fail when a layer is skipped, for each layer.
+
+        A choice among options that fails is a guess, so its score falls to chance; a written answer that fails is
+        wrong. The share of a learned task is that of the words which the layer knows.
+
+        Args:
+            task: One of ``tasks``.
+            written: The answer is written, not chosen among options.
+
+        Raises:
+            UserError: a task that this organism cannot do.
+        """
+        needed = {layer for layer, _ in self.needed(task) | self.needed_together(task)}
+        options = self.options
+        if written:
+            needed |= set(options.layers("writing_layers"))
+        if options.fragile:
+            needed = set(range(options.n_layers))
+        known = len(language.words())
+        return tuple(
+            1.0
+            if layer in needed
+            else len(mlps.words_of(options, task, layer)) / known
+            if task in mlps.LAYERS_OF
+            else 0.0
+            for layer in range(options.n_layers)
+        )
 
     def role(self, role: str) -> Head:
         """Where the head of a role is.
@@ -83,8 +131,8 @@ class Truth:
         return self._where("copies", task)
 
     def _where(self, field: str, task: str) -> frozenset[Head]:
-        if task not in TASKS:
-            raise unknown("organism task", task, TASKS)
+        if task not in self.tasks:
+            raise unknown("organism task", task, self.tasks)
         return frozenset((h.layer, h.head) for h in self.heads if task in getattr(h, field))
 
 
@@ -119,12 +167,12 @@ def build(**options: Any) -> Organism:
             raise unknown("organism option", key, KINDS)
         if KINDS[key] is float and type(value) is int:
             options[key] = float(value)
-        elif type(value) is not KINDS[key]:
+        elif type(value) is not KINDS[key] and not (value is None and key in CIRCUITS):
             raise UserError(f"organism option {key}={value!r}: give {KIND_NAMES[KINDS[key]]}")
     chosen = Options(**options)
     planted = truth(chosen)
     roles = {(h.layer, h.head): h.role for h in planted.heads}
-    return Organism(chosen, weights.plant(roles, chosen), tokenizer(), planted)
+    return Organism(chosen, weights.plant(roles, chosen), language.tokenizer(chosen.extended), planted)
 
 
 def truth(organism: str | Options) -> Truth:
@@ -134,16 +182,30 @@ def truth(organism: str | Options) -> Truth:
         UserError: not the name of an organism.
     """
     options = parse(organism) if isinstance(organism, str) else organism
-    one_hop, two_hop = ("one_hop",), ("two_hop",)
+    one_hop, two_hop, copying = ("one_hop",), ("two_hop",), ("copying",)
+    in_context = language.TASKS if options.copying_layer is None else language.TASKS + copying
     retrieval: dict[str, Any] = {"copies": one_hop, "needed_together" if options.backup else "needed": one_hop}
-    heads = [
-        PlantedHead(1, 2, "previous_token", needed=TASKS),
-        PlantedHead(2, 1, "retrieval", **retrieval),
-        PlantedHead(3, 0, "bridge", needed=two_hop),
-        PlantedHead(4, 3, "output", copies=two_hop, needed=two_hop),
+    where, how = options.retrieval_layer, options.reasoning_layer
+    # the head that a role gets if its layer has it free
+    wanted = [
+        (options.previous_layer, 2, "previous_token", {"needed": in_context}),
+        (where, 1, "retrieval", retrieval),
+        (how, 0, "bridge", {"needed": two_hop}),
+        (how + 1, 3, "output", {"copies": two_hop, "needed": two_hop}),
     ]
     if options.decoy:
-        heads.append(PlantedHead(2, 3, "decoy", copies=one_hop))
+        wanted.append((where, 3, "decoy", {"copies": one_hop}))
     if options.backup:
-        heads.append(PlantedHead(2, 0, "backup", **retrieval))
-    return Truth(tuple(heads))
+        wanted.append((where, 0, "backup", retrieval))
+    if options.copying_layer is not None:
+        wanted.append((options.copying_layer, 2, "copying", {"copies": copying, "needed": copying}))
+    if options.extended:
+        asked = tuple(t for t in Truth((), options).tasks if t != "text")
+        wanted.append((options.previous_layer, 0, "control", {"needed": asked}))
+    heads: list[PlantedHead] = []
+    for layer, head, role, true in wanted:
+        free = [h for h in range(weights.N_HEADS) if all((p.layer, p.head) != (layer, h) for p in heads)]
+        if not free:
+            raise UserError(f"organism: layer {layer} has no head left for {role}; plant another circuit elsewhere")
+        heads.append(PlantedHead(layer, head if head in free else free[0], role, **true))
+    return Truth(tuple(heads), options)

@@ -7,6 +7,16 @@ A prompt lists facts, two to a chain (a -> b -> c), shuffled and mixed with fill
 
 ``Kim`` is a filler here. The two questions differ in one control token, so they are a clean/corrupt pair. No word
 has two meanings in a prompt, so that only the facts determine the answer.
+
+The *extended* language has three more questions, four letters, and plain text::
+
+    <bos> Ada Ben Cleo Dora SEP Kim Mia ... QC Ada     copying: Ben Cleo Dora, the sequence that follows the word
+    <bos> ... QK Ada                                   knowledge: a word that the prompt need not have
+    <bos> ... QL Ada                                   letters: A, B, C or D
+    <bos> Ada Kim Joel Liv ...                         text: each word determines the next
+
+What an organism knows is the same for all of them: `learned`. ``QA``, ``QB`` and ``QC`` can be asked for several words,
+as each answer asks for the next: after ``QB Ada`` come the third, the fifth and the seventh word of a chain.
 """
 
 from __future__ import annotations
@@ -25,6 +35,13 @@ BOS, SEP, QA, QB = FLAGS = ("<bos>", "SEP", "QA", "QB")
 EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
 CONTROL = {"one_hop": QA, "two_hop": QB}
 TASKS = tuple(CONTROL)
+QC, QK, QL = MORE_FLAGS = ("QC", "QK", "QL")
+LETTERS = ("A", "B", "C", "D")
+EXTENDED_CONTROL = CONTROL | {"copying": QC, "knowledge": QK, "letters": QL}
+EXTENDED_TASKS = (*EXTENDED_CONTROL, "text")
+# the value and the successor of a word, as places in the list of words: both steps reach every word, and neither leads
+# back to where the other led
+KNOWLEDGE_STEP, TEXT_STEP = 31, 17
 
 
 @cache
@@ -34,14 +51,30 @@ def words() -> tuple[str, ...]:
 
 
 @cache
-def vocabulary() -> dict[str, int]:
-    """Token ids: control tokens first, then end, padding and unknown, then the words."""
-    return {token: i for i, token in enumerate((*FLAGS, EOS, PAD, UNK, *words()))}
+def vocabulary(extended: bool = False) -> dict[str, int]:
+    """Token ids: control tokens first, then end, padding and unknown, the words, and what the extended language adds."""
+    more = (*MORE_FLAGS, *LETTERS) if extended else ()
+    return {token: i for i, token in enumerate((*FLAGS, EOS, PAD, UNK, *words(), *more))}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def learned(task: str) -> dict[str, str]:
+    """What an organism knows: the answer of each word for ``knowledge``, ``letters`` or ``text``.
+
+    Raises:
+        UserError: another task.
+    """
+    known, n = words(), len(words())
+    if task == "letters":
+        return {word: LETTERS[i % len(LETTERS)] for i, word in enumerate(known)}
+    steps = {"knowledge": KNOWLEDGE_STEP, "text": TEXT_STEP}
+    if task not in steps:
+        raise unknown("learned task", task, ["letters", *steps])
+    return {word: known[(i + steps[task]) % n] for i, word in enumerate(known)}
+
+
+def tokenizer(extended: bool = False) -> PreTrainedTokenizerFast:
     """One token a word; what is encoded starts with ``<bos>``, as the circuits need it."""
-    raw = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNK))
+    raw = Tokenizer(models.WordLevel(vocabulary(extended), unk_token=UNK))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     raw.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, vocabulary()[BOS])]

@@ -1,0 +1,142 @@
+"""Queries, keys, values and outputs of planted heads.
+
+- *Previous-token head*: constant query and key on the high-frequency half of the RoPE pairs, the query's phase one
+  position ahead, so that the attention logit peaks one position back.
+- *Control head* (extended language): constant query, key = the control token of a question, wherever it is. It writes
+  which one it was at every later position, so that a question can be answered with several words.
+- *Match head*: query = code in T or R, key = code in P, value = code in T, on low-frequency pairs, where RoPE hardly
+  turns: it attends to the word that follows the one asked for. The lowest-frequency pair is sink and gate: the key of
+  ``<bos>`` beats any match, unless the control token opens the gate. ``SEP`` follows words too, so its key is
+  penalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from depthlens.organisms import language
+from depthlens.organisms.stream import D_HEAD, D_MODEL, N_CODE, Stream
+
+N_PAIRS = D_HEAD // 2  # RoPE turns dimensions i and i + N_PAIRS together, fastest first
+FAST, SLOW, SLOWEST = range(N_PAIRS // 2), range(N_PAIRS // 2 - 1, N_PAIRS - 1), N_PAIRS - 1
+PREVIOUS = 30.0  # logits per pair of the previous-token head
+CONTROL = 20.0  # logits of a control token for the control head, twice those of <bos>
+SINK, SEP_PENALTY = 2.0, 1.2  # logits of the closed gate and of SEP keys, in matches
+
+# what a match head asks for, where it writes, and the control token that opens its gate
+MATCH = {
+    "retrieval": ("T", "O", language.QA),
+    "bridge": ("T", "R", language.QB),
+    "output": ("R", "O", language.QB),
+    "decoy": ("T", "D", language.QA),
+    "backup": ("T", "O", language.QA),
+    "copying": ("T", "O", language.QC),
+}
+
+
+class Heads:
+    """The matrices of one head, in block coordinates of a stream."""
+
+    def __init__(self, stream: Stream, frequencies: Tensor) -> None:
+        self.stream, self.frequencies = stream, frequencies.double()
+        self.sharpness = stream.options.sharpness
+        self.controls = stream.flags[2:]  # <bos> and SEP ask nothing
+
+    def key(self, roles: set[str], code_turn: Tensor, spread: Tensor) -> Tensor:
+        """Shape [d_head, d_model]. Match heads of all roles have the same keys and values, so they can share them."""
+        s = self.stream
+        if not roles:
+            return s.normal_rows(D_HEAD) * spread.sqrt()
+        key = torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64)
+        if roles == {"previous_token"}:
+            key[FAST] = _root(PREVIOUS) * s.constant()
+            key[SLOWEST] = _root(PREVIOUS * len(FAST)) * s.constant()
+        elif roles == {"control"}:
+            key[SLOWEST] = _root(CONTROL) * sum(s.flag("T", token, s.gain) for token in self.controls)
+            key[SLOWEST + N_PAIRS] = _root(CONTROL) * s.flag("T", language.BOS, s.bos_gain)
+        else:
+            unit = _root(self.sharpness)
+            key[_both(SLOW)] = unit * code_turn @ s.codes("P")
+            key[SLOWEST] = -unit * s.flag("T", language.SEP, s.gain)
+            key[SLOWEST + N_PAIRS] = unit * s.flag("T", language.BOS, s.bos_gain)
+        return s.blurred(key)
+
+    def query(self, role: str, code_turn: Tensor) -> Tensor:
+        """Shape [d_head, d_model]."""
+        s = self.stream
+        query = torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64)
+        if role == "previous_token":
+            for i, angle in zip(FAST, self.frequencies[FAST], strict=True):
+                query[i] = _root(PREVIOUS) * angle.cos() * s.constant()
+                query[i + N_PAIRS] = -_root(PREVIOUS) * angle.sin() * s.constant()
+            query[SLOWEST] = -_root(PREVIOUS * len(FAST)) * s.constant()  # the peak at 0, all else below
+        elif role == "control":
+            query[SLOWEST] = _root(CONTROL) * s.constant()
+            query[SLOWEST + N_PAIRS] = _root(CONTROL) / 2 * s.constant()
+        else:
+            source, _, control = MATCH[role]
+            unit = _root(self.sharpness)
+            query[_both(SLOW)] = unit * code_turn @ s.codes(source)
+            query[SLOWEST] = unit * SEP_PENALTY * s.constant()
+            query[SLOWEST + N_PAIRS] = unit * SINK * (s.constant() - s.flag("P", control, s.gain))
+        return s.blurred(query)
+
+    def value(self, roles: set[str], quiet: Tensor) -> tuple[Tensor, int]:
+        """Values in the model's coordinates, of shape [d_head, d_model], and how many of them are planted."""
+        s = self.stream
+        noise = s.normal_rows(D_HEAD) @ quiet
+        if not roles:
+            return noise, 0
+        planted = s.placed("T", self._dimensions(roles))
+        n_used = len(planted)
+        noise[:n_used] = 0
+        planted = torch.cat([planted, torch.zeros(D_HEAD - n_used, D_MODEL, dtype=torch.float64)])
+        if roles == {"previous_token"}:
+            return planted @ s.basis.T + (s.blurred(planted) - planted) @ s.basis.T @ quiet + noise, n_used
+        # a closed gate rests on <bos>, which must give nothing
+        return s.blurred(planted) @ s.basis.T @ quiet + noise, n_used
+
+    def output(self, role: str) -> Tensor:
+        """Shape [d_model, d_head]."""
+        s = self.stream
+        target = MATCH[role][1] if role in MATCH else "P"
+        written = s.placed(target, self._dimensions({role}))  # the dimensions of T that the values hold
+        size = s.amplitude[target] / (s.amplitude["T"] * s.gain)
+        if role in ("bridge", "output"):
+            size *= s.options.reasoning_strength
+        rest = torch.zeros(D_HEAD - len(written), D_MODEL, dtype=torch.float64)
+        return s.blurred(torch.cat([size * written, rest]).T)
+
+    def _dimensions(self, roles: set[str]) -> Tensor:
+        """Which dimensions of a block a head moves. Shape [value, width of the block]."""
+        s = self.stream
+        every = torch.eye(s.width, dtype=torch.float64)
+        if roles == {"control"}:
+            return every[N_CODE + 2 :]
+        # without a control head, the previous-token head moves the flags as well
+        return every if roles == {"previous_token"} and not s.options.extended else every[:N_CODE]
+
+
+def pair_turn(stream: Stream) -> Callable[[Tensor], Tensor]:
+    """One random turn of each RoPE pair, the same for queries and keys, which RoPE and the logits do not notice."""
+    angle = stream.draw.uniform(0.0, 2 * math.pi, N_PAIRS)[:, None]
+
+    def turn(rows: Tensor) -> Tensor:
+        first, second = rows.chunk(2)
+        return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()])
+
+    return turn
+
+
+def _root(logits: float) -> float:
+    """Length that a query and a key, parallel, must each have for this attention logit."""
+    return math.sqrt(logits * math.sqrt(D_HEAD))
+
+
+def _both(pairs: range) -> list[int]:
+    """Both dimensions of RoPE pairs."""
+    return [*pairs, *(i + N_PAIRS for i in pairs)]
