@@ -44,7 +44,8 @@ class Profile:
         layers: Numbers of the removed layers, rising. Shape [layer].
         documents: Ids of the documents, rising.
         n_layers: Of the model.
-        floor: Score where nothing is left to lose: chance, or 0 for scores that are never below; None if there is none.
+        floor: What a broken model scores: chance among options, 0 for written answers and for scores that are never
+            below; None if there is no such score.
         binary: Whether all scores are 0 or 1.
         at_chance: See `depthlens.analysis.results`.
         sign: -1 where the sign was turned, else 1.
@@ -158,9 +159,6 @@ def _profile(result: Result, row: Any, label: str) -> Profile:
     sign = 1.0 if info["higher_is_better"] else -1.0
     scores = sign * result.scores(row.task, row.metric)
     values, base = scores[list(single.index)].to_numpy(), scores[BASELINE].to_numpy()
-    floor = sign * info["chance"] if info["chance"] is not None else None
-    if floor is None and values.min() >= 0 and base.min() >= 0:
-        floor = 0.0
     return Profile(
         model=row.model,
         task=row.task,
@@ -171,11 +169,25 @@ def _profile(result: Result, row: Any, label: str) -> Profile:
         layers=single.to_numpy(dtype=int),
         documents=tuple(map(int, scores.index)),
         n_layers=result.n_layers,
-        floor=floor,
+        floor=_floor(result, row.task, info, bool(values.min() >= 0 and base.min() >= 0)),
         binary=stats.is_binary(np.abs(np.append(values, base))),
         at_chance=row.at_chance,
         sign=sign,
     )
+
+
+def _floor(result: Result, task: str, info: dict[str, Any], never_below_zero: bool) -> float | None:
+    """What a broken model scores, with the sign of the profile: as recorded, else as far as older records tell."""
+    sign = 1.0 if info["higher_is_better"] else -1.0
+    if "floor" in info:
+        floor = info["floor"]
+    elif result.record["tasks"][task].get("output_type") == "generate_until":
+        floor = 0.0 if info["higher_is_better"] else None
+    else:
+        floor = info["chance"]
+    if floor is not None:
+        return sign * float(floor)
+    return 0.0 if never_below_zero else None
 
 
 def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from depthlens import arguments, provenance
 from depthlens.ablations import Condition, expand
+from depthlens.analysis.documents import DOCS_COLUMNS, PARSED
 from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
@@ -311,13 +312,12 @@ def _frame(
 ) -> pd.DataFrame:
     """Tidy rows of one task: one a condition, metric and document."""
     rows = [
-        (model, task.name, metric, str(condition), condition.layer, condition.head, doc_id, value, response)
+        (model, task.name, one.metric, str(condition), condition.layer, condition.head, *one[1:])
         for condition, given in zip(conditions, answers, strict=True)
-        for metric, doc_id, value, response in task.score(given)
+        for one in task.score(given)
     ]
     if not rows:
         skipped = ", ".join(task.skipped) or "none"
         raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
-    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    frame = pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED])
     return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})

@@ -24,7 +24,7 @@ from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
 from depthlens.tasks.encoding import Encoder
-from depthlens.tasks.prepared_task import Prepared, by_document
+from depthlens.tasks.prepared_task import Prepared, Score, by_document
 
 
 class Answers:
@@ -72,15 +72,15 @@ class Answers:
         """Answers of the engine, indexed [condition][document]."""
         return engine.loglikelihood(self.requests, conditions, desc=f"{self.name} {ANSWER_LOGPROB}")
 
-    def score(self, answers: Sequence[LoglikelihoodAnswer]) -> Iterator[tuple[str, int, float, str]]:
-        """Yields (metric, doc_id, value in nats, reference answer)."""
+    def score(self, answers: Sequence[LoglikelihoodAnswer]) -> Iterator[Score]:
+        """Values in nats, with the reference answer as the response."""
         for (doc_id, text), answer in zip(self.texts.items(), answers, strict=True):
-            yield ANSWER_LOGPROB, doc_id, answer.logprob, text
+            yield Score(ANSWER_LOGPROB, doc_id, answer.logprob, text)
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; see `prepared_task.Prepared.describe`."""
         about = self.prepared.describe(docs.iloc[:0])
-        info = {"higher_is_better": True, "chance": None, "binary": False, "min_effect": MIN_NATS}
+        info = {"higher_is_better": True, "chance": None, "floor": None, "binary": False, "min_effect": MIN_NATS}
         return about | truncation.counted(self.cut) | {"metrics": {ANSWER_LOGPROB: info}}
 
     def _pair(self, group: list[Instance]) -> tuple[str, str]:
