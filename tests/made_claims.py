@@ -33,7 +33,7 @@ def answers(loss, rng, n=N_DOCS, base=BASE, hardness=None):
 
 def profile(loss, rng, *, name="task", model="m", chance=CHANCE, **options):
     whole, without = answers(loss, rng, **options)
-    layers, ids = np.arange(len(loss)), tuple(range(len(whole)))
+    layers, ids = np.arange(len(loss)), tuple(map(str, range(len(whole))))
     return Profile(model, name, "acc", name, without, whole, layers, ids, len(loss), chance, True, False, 1.0)
 
 

@@ -8,7 +8,7 @@ protocol and for every model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis import stats
+from depthlens.analysis import questions, stats
 from depthlens.analysis.bootstrap import draws, imaginary
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.errors import UserError
@@ -42,7 +42,7 @@ class Profile:
         values: Score with each layer removed. Shape [document, layer].
         base: Score of the whole model. Shape [document].
         layers: Numbers of the removed layers, rising. Shape [layer].
-        documents: Ids of the documents, rising.
+        documents: What the documents are, by rising id (`depthlens.analysis.questions.identities`).
         n_layers: Of the model.
         floor: What a broken model scores: chance among options, 0 for written answers and for scores that are never
             below; None if there is no such score.
@@ -58,7 +58,7 @@ class Profile:
     values: np.ndarray
     base: np.ndarray
     layers: np.ndarray
-    documents: tuple[int, ...]
+    documents: tuple[str, ...]
     n_layers: int
     floor: float | None
     binary: bool
@@ -167,7 +167,7 @@ def _profile(result: Result, row: Any, label: str) -> Profile:
         values=values,
         base=base,
         layers=single.to_numpy(dtype=int),
-        documents=tuple(map(int, scores.index)),
+        documents=tuple(questions.identities(result, row.task)),
         n_layers=result.n_layers,
         floor=_floor(result, row.task, info, bool(values.min() >= 0 and base.min() >= 0)),
         binary=stats.is_binary(np.abs(np.append(values, base))),
@@ -196,7 +196,7 @@ def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np
     Returns:
         A pair for each profile, of shapes [1 + n_boot, layer] and [1 + n_boot].
     """
-    counts_of: dict[tuple[int, ...], np.ndarray] = {}
+    counts_of: dict[tuple[str, ...], np.ndarray] = {}
     means = []
     for i, profile in enumerate(chosen):
         n = len(profile.documents)
@@ -244,8 +244,12 @@ def paired_profiles(base: Result, distilled: Result) -> list[tuple[Profile, Prof
     for a, b in pairs:
         conditions = [list(r.scores(a.task, a.metric)) for r in (base, distilled)]
         same("conditions", a.task, [a.model, b.model], conditions)
-        same("documents", a.task, [a.model, b.model], [a.documents, b.documents])
-    return pairs
+        ids = [list(result.scores(a.task, a.metric).index) for result in (base, distilled)]
+        same("documents", a.task, [a.model, b.model], ids)
+        if not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents)):  # what they are is known
+            same("documents", a.task, [a.model, b.model], [a.documents, b.documents])
+    # the ids are the same, and so are the documents: an older result does not say what they are
+    return [(a, replace(b, documents=a.documents)) for a, b in pairs]
 
 
 def same(what: str, task: str, models: Sequence[str], values: Sequence[Sequence]) -> None:

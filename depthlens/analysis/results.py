@@ -75,8 +75,8 @@ class Result(Saveable):
         """What each document asks, to be joined with `docs`: ``result.docs.merge(result.questions())``.
 
         ``question`` is the document's own text, without examples and chat template; ``reference`` the right answer
-        (several accepted ones joined by ``" | "``); ``choices`` the options, or None. See
-        `depthlens.analysis.questions`.
+        (several accepted ones joined by ``" | "``); ``choices`` the options, or None; ``doc_hash`` what the document is
+        known by in every task that asks it. See `depthlens.analysis.questions`.
 
         Raises:
             UserError: there are none, as in a folder of an older depthlens or a result made from tables.

@@ -17,7 +17,7 @@ from lm_eval.api.task import ConfigurableTask
 from depthlens.errors import UserError, blaming
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks.encoding import check_generation, quiet
-from depthlens.tasks.prepared_task import Prepared
+from depthlens.tasks.prepared_task import SAME_IF, Prepared
 
 N_REHEARSED = 3  # documents that are scored with made-up answers
 # metrics of lm-eval's own scoring by kind of task
@@ -54,6 +54,7 @@ def settings(name: str, task: Any) -> None:
     config = task.config
     if task.OUTPUT_TYPE == "generate_until":
         check_generation(name, config.generation_kwargs or {})
+    _same_if(name, task)
     if not _as_lm_eval(task):
         return
     for entry in config.metric_list or []:
@@ -64,6 +65,16 @@ def settings(name: str, task: Any) -> None:
         if not choice and _unknown_field(value, task):
             fix = f"fields: {fields}; write a fixed text as \"{{{{'{value}'}}}}\""
             raise UserError(f"task {name}: {key} {value!r} names no field of its documents; {fix}")
+
+
+def _same_if(name: str, task: Any) -> None:
+    """Refuse fields that make documents the same (`prepared_task.identity`) and that do not exist."""
+    fields = (task.config.metadata or {}).get(SAME_IF)
+    if fields is None:
+        return
+    if not isinstance(fields, list) or not fields or any(field not in task.features for field in fields):
+        fault = f"metadata {SAME_IF} {fields!r} is not a list of fields of its documents"
+        raise UserError(f"task {name}: {fault}; fields: {', '.join(task.features)}")
 
 
 def _metric(name: str, task: Any, entry: dict[str, Any]) -> None:

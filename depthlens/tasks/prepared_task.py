@@ -20,6 +20,7 @@ also one that does not answer the question.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -30,12 +31,14 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import pandas as pd
+from lm_eval.utils import handle_non_serializable, hash_string
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
 
+SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 # perplexity metrics: the name of what we report of each document, and its unit in nats
 _RATES = {
@@ -237,8 +240,20 @@ def commonest_answer(task: Any) -> float:
 def questions(name: str, task: Any) -> pd.DataFrame:
     """The questions, reference answers and options of the documents that have instances; one row per document."""
     docs = {instance.doc_id: instance.doc for instance in task.instances}
-    rows = [(name, doc_id, *_question(task, doc)) for doc_id, doc in docs.items()]
-    return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices"])
+    rows = [(name, doc_id, *_question(task, doc), identity(task, doc)) for doc_id, doc in docs.items()]
+    return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash"])
+
+
+def identity(task: Any, doc: Any) -> str:
+    """Hash by which a document is known in every task that asks it.
+
+    It is lm-eval's own hash of the document (``doc_hash`` of its samples). Tasks that ask the same question from
+    different files name the fields that make it the same in their YAML file (``metadata: {same_if: [question]}``), and
+    only these are hashed.
+    """
+    fields = (task.config.metadata or {}).get(SAME_IF)
+    said = doc if fields is None else {field: doc[field] for field in fields}
+    return hash_string(json.dumps(said, indent=2, default=handle_non_serializable, ensure_ascii=False))
 
 
 def _question(task: Any, doc: Any) -> tuple[str, str, list[str] | None]:
