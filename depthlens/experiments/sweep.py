@@ -18,7 +18,7 @@ from depthlens.engine.references import Reference, task_reference
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution
 from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
-from depthlens.metrics import ANSWER_LOGPROB
+from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
@@ -292,8 +292,11 @@ def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prep
     """What is run of each task: the task itself, its reference answers, or one after the other."""
     views: list[Prepared | Answers] = []
     for task in prepare(lens, tasks, options):
-        views += [task] if options["measure"] != ANSWER_LOGPROB else []
-        views += [Answers(lens, task, chat=options["apply_chat_template"])] if options["measure"] != "task" else []
+        measure = options["measure"]
+        views += [task] if measure not in LOGPROBS else []
+        if measure != "task":
+            metric = measure if measure in LOGPROBS else ANSWER_LOGPROB
+            views += [Answers(lens, task, chat=options["apply_chat_template"], metric=metric)]
     return views
 
 

@@ -223,6 +223,22 @@ class Prepared:
         return 0.0 if (self.output_type, metric) in greedy else None
 
 
+def build_requests(task: Any, documents: Sequence[int] | None, **prompts: Any) -> None:
+    """Build lm-eval's instances of some documents; None: of all. lm-eval numbers them anew, which is undone.
+
+    Args:
+        task: A loaded task.
+        documents: Numbers, rising.
+        prompts: lm-eval's arguments on templates and system instructions.
+    """
+    if documents is None or documents == range(len(documents)):
+        task.build_all_requests(limit=None if documents is None else len(documents), rank=0, world_size=1, **prompts)
+    else:
+        task.build_all_requests(samples=frozenset(documents), rank=0, world_size=1, **prompts)
+        for instance in task.instances:
+            instance.doc_id = documents[instance.doc_id]
+
+
 def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
     """The instances of each document, in the order of its options."""
     groups: dict[int, list[Any]] = {}

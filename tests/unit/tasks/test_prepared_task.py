@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -11,7 +12,9 @@ from mini_tasks import CONTEXT, DATA, DOCUMENTS
 
 from depthlens.analysis.results import Result
 from depthlens.experiments.sweep import condition_sweep
+from depthlens.metrics import metric_unit
 from depthlens.tasks import harness
+from depthlens.tasks.answer_logprob import Answers
 
 
 def test_chance_levels(lens, load):
@@ -95,6 +98,21 @@ def test_nothing_is_said_where_nothing_is_cut(load, caplog):
     assert caplog.messages == []
     assert {t["n_truncated"] for t in result.record["tasks"].values()} == {0}
     assert not any("longer" in note for note in result.notes)
+
+
+def test_the_log_likelihood_per_token_is_that_of_the_answer_over_its_length(lens, load):
+    whole, each = (
+        condition_sweep(lens, load("mini_writing"), "L2", measure=measure, progress=False)
+        for measure in ("answer_logprob", "token_logprob")
+    )
+    (prepared,) = harness.prepare(lens, load("mini_writing"))
+    lengths = [len(q.continuation) for q in Answers(lens, prepared).requests]
+    assert len(set(lengths)) > 1
+    table, per_token = (r.scores("mini_writing", m) for r, m in ((whole, "answer_logprob"), (each, "token_logprob")))
+    np.testing.assert_allclose(per_token, table.div(lengths, axis=0), rtol=1e-6)
+    info = each.metric_info("mini_writing", "token_logprob")
+    assert info["mean_tokens"] == np.mean(lengths) and info["floor"] is info["chance"] is None
+    assert metric_unit("token_logprob") == "nats"
 
 
 def test_questions_can_be_joined_with_the_scores(lens, load, tmp_path):
