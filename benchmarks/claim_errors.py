@@ -2,7 +2,7 @@
 
 Usage::
 
-    python benchmarks/claim_errors.py [--simulations 500] [--documents 60] [--claims C2,C4] [--worlds independent,formats]
+    python benchmarks/claim_errors.py [--simulations 500] [--documents 60] [--claims C2,C4] [--worlds token,formats]
 
 Every simulation draws the documents of all tasks, under four views and three few-shot seeds, and judges the claims
 (`tests/made_claims.py` has the model). Printed is a table of docs/methods.md: the share of simulations in which a claim

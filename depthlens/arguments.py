@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from depthlens.errors import UserError, unknown
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS = ("torch", "transformer_lens", "nnsight")
-MEASURES = ("task", "answer_logprob", "both")
+MEASURES = ("task", "answer_logprob", "token_logprob", "both")
 N_SEEDS = 2**32
 
 
@@ -137,6 +138,17 @@ def documents(limit: int | None) -> int | None:
     return None if limit is None else min(limit, sys.maxsize)
 
 
+def slice_of(text: str) -> slice:
+    """A slice as text, ``START:STOP`` or ``START:STOP:STEP``; each may be left out, as in Python.
+
+    Raises:
+        UserError: another text, or a step that does not go forward.
+    """
+    if not re.fullmatch(r"(-?\d+)?:(-?\d+)?(:\d*)?", text) or text.endswith(":0"):
+        raise UserError(f"samples {text!r}: give START:STOP or START:STOP:STEP, e.g. 0:100:2 or 1::2")
+    return slice(*(int(part) if part else None for part in text.split(":")))
+
+
 def check(**values: Any) -> None:
     """Check values against the rules of their names; a name without a rule is a mistake of ours."""
     for name, value in values.items():
@@ -149,6 +161,21 @@ def _optional(rule: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
 
 def _limit(name: str, value: Any) -> None:
     whole(name, value, 1, of=" of documents", fix=", or leave it out for all")
+
+
+def _samples(name: str, value: Any) -> None:
+    if isinstance(value, Mapping) and value:
+        for task, some in value.items():
+            _samples(f"{name} of {task}", some)
+    elif isinstance(value, str):
+        slice_of(value)
+    else:
+        numbers = _items(value)
+        if isinstance(value, Mapping) or not numbers or not all(_is_whole(n) and n >= 0 for n in numbers):
+            fix = "give numbers of documents, e.g. range(0, 100, 2), a slice such as '1::2', or either by task"
+            raise UserError(f"{name} {value!r}: {fix}")
+        if repeated := [n for n in numbers if numbers.count(n) > 1] if len(set(numbers)) < len(numbers) else []:
+            raise UserError(f"{name}: document {repeated[0]} is named twice; name it once")
 
 
 def _num_fewshot(name: str, value: Any) -> None:
@@ -229,6 +256,7 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "out": _optional(_out),
     "progress": _flag,
     "resample_prompts": _optional(_prompts),
+    "samples": _optional(_samples),
     "seed": _seed,
     "system_instruction": _optional(_text),
     "tasks": _tasks,

@@ -137,6 +137,10 @@ def sweep(
         False
     ),
     limit: Annotated[str | None, typer.Option(metavar="N", help="Documents of each task. [default: all]")] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(metavar="A:B:C", help="Which documents, as a slice of Python: 0:100:2, or 1::2 for every other."),
+    ] = None,
     num_fewshot: Annotated[
         str | None, typer.Option(metavar="N", help="Examples in each prompt. [default: what the task says]")
     ] = None,
@@ -157,7 +161,8 @@ def sweep(
         str,
         typer.Option(
             metavar="NAME",
-            help="task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; both.",
+            help="task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; "
+            "token_logprob: the same per token; both: task and answer_logprob.",
         ),
     ] = "task",
     resample_prompts: Annotated[
@@ -198,6 +203,8 @@ def sweep(
 
     options |= {name: _whole(options[name]) for name in _NUMBERS}
     arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
+    if options["limit"] is not None and samples is not None:
+        raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
     models = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
     _configure(store, json)
     try:

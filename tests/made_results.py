@@ -27,6 +27,12 @@ def record_of(**tasks: dict) -> dict:
     }
 
 
+def same_documents(result: Result) -> Result:
+    """The result with questions that say: document i of one task is document i of every other."""
+    asked = result.docs[["task", "doc_id"]].drop_duplicates().assign(question="?", reference="!", choices=None)
+    return Result(result.docs, result.record, asked.assign(doc_hash=[f"document {i}" for i in asked["doc_id"]]))
+
+
 def capitals_and_elements() -> Result:
     """`capitals` 18/20 at baseline, L0 fatal, L1 harmless; `elements` 5/20, which is chance."""
     good = [1] * 18 + [0, 0]

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats as sps
 
 from depthlens.ablations import Head
+from depthlens.analysis import questions
 from depthlens.analysis.bootstrap import N_BOOT, draws, percentile_interval
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.errors import UserError
@@ -60,7 +61,7 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
     High for heads that carry what only ``task`` needs. Heads that both tasks need are near 0.
 
     Args:
-        result: A head sweep of both tasks, whose documents match one by one (the same prompts, asked differently).
+        result: A head sweep of both tasks, which ask the same documents (`depthlens.analysis.questions.identities`).
         task: The task whose heads are searched for.
         other_task: The task whose losses are subtracted.
         metric: Which metric; may be left out where the tasks have one.
@@ -72,11 +73,11 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
         UserError: a task or metric that is not there, or other documents or heads.
     """
     metric = _metric(result, task, metric)
-    losses, rivals = (
-        result.document_losses(name, _metric(result, name, metric)).sort_index(axis=1) for name in (task, other_task)
-    )
-    if not (losses.index.equals(rivals.index) and losses.columns.equals(rivals.columns)):
-        raise UserError(f"tasks {task} and {other_task} have different heads or documents; sweep the same")
+    tasks = task, other_task
+    tables = [result.document_losses(name, _metric(result, name, metric)).sort_index(axis=1) for name in tasks]
+    losses, rivals = questions.paired(result, tasks, tables)
+    if not losses.columns.equals(rivals.columns):
+        raise UserError(f"tasks {task} and {other_task} have different heads; sweep the same")
     gap = losses - rivals
     parts = result.docs.drop_duplicates("condition").set_index("condition").loc[gap.columns, ["layer", "head"]]
     if parts.isna().any(axis=None):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis import stats
+from depthlens.analysis import questions, stats
 from depthlens.analysis.bootstrap import draws, imaginary
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.errors import UserError
@@ -42,9 +42,10 @@ class Profile:
         values: Score with each layer removed. Shape [document, layer].
         base: Score of the whole model. Shape [document].
         layers: Numbers of the removed layers, rising. Shape [layer].
-        documents: Ids of the documents, rising.
+        documents: What the documents are, by rising id (`depthlens.analysis.questions.identities`).
         n_layers: Of the model.
-        floor: Score where nothing is left to lose: chance, or 0 for scores that are never below; None if there is none.
+        floor: What a broken model scores: chance among options, 0 for written answers and for scores that are never
+            below; None if there is no such score.
         binary: Whether all scores are 0 or 1.
         at_chance: See `depthlens.analysis.results`.
         sign: -1 where the sign was turned, else 1.
@@ -59,7 +60,7 @@ class Profile:
     values: np.ndarray
     base: np.ndarray
     layers: np.ndarray
-    documents: tuple[int | str, ...]
+    documents: tuple[str, ...]
     n_layers: int
     floor: float | None
     binary: bool
@@ -183,12 +184,9 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
     scores = sign * result.scores(row.task, row.metric)
     values, base = scores[list(single.index)].to_numpy(), scores[BASELINE].to_numpy()
     parsed = None
-    if "parsed" in rows and not rows["parsed"].all():
+    if not rows["parsed"].fillna(True).all():
         table = rows.pivot(index="doc_id", columns="condition", values="parsed")
-        parsed = table.loc[scores.index, list(single.index)].to_numpy(dtype=bool)
-    floor = sign * info["chance"] if info["chance"] is not None else None
-    if floor is None and values.min() >= 0 and base.min() >= 0:
-        floor = 0.0
+        parsed = table.loc[scores.index, list(single.index)].fillna(True).to_numpy(dtype=bool)
     return Profile(
         model=row.model,
         task=row.task,
@@ -197,14 +195,28 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
         values=values,
         base=base,
         layers=single.to_numpy(dtype=int),
-        documents=tuple(map(int, scores.index)),
+        documents=tuple(questions.identities(result, row.task)),
         n_layers=result.n_layers,
-        floor=floor,
+        floor=_floor(result, row.task, info, bool(values.min() >= 0 and base.min() >= 0)),
         binary=stats.is_binary(np.abs(np.append(values, base))),
         at_chance=row.at_chance,
         sign=sign,
         parsed=parsed,
     )
+
+
+def _floor(result: Result, task: str, info: dict[str, Any], never_below_zero: bool) -> float | None:
+    """What a broken model scores, with the sign of the profile: as recorded, else as far as older records tell."""
+    sign = 1.0 if info["higher_is_better"] else -1.0
+    if "floor" in info:
+        floor = info["floor"]
+    elif result.record["tasks"][task].get("output_type") == "generate_until":
+        floor = 0.0 if info["higher_is_better"] else None
+    else:
+        floor = info["chance"]
+    if floor is not None:
+        return sign * float(floor)
+    return 0.0 if never_below_zero else None
 
 
 def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -213,7 +225,7 @@ def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np
     Returns:
         A pair for each profile, of shapes [1 + n_boot, layer] and [1 + n_boot].
     """
-    counts_of: dict[tuple[int, ...], np.ndarray] = {}
+    counts_of: dict[tuple[str, ...], np.ndarray] = {}
     means = []
     for i, profile in enumerate(chosen):
         n = len(profile.documents)
@@ -261,8 +273,12 @@ def paired_profiles(base: Result, distilled: Result) -> list[tuple[Profile, Prof
     for a, b in pairs:
         conditions = [list(r.scores(a.task, a.metric)) for r in (base, distilled)]
         same("conditions", a.task, [a.model, b.model], conditions)
-        same("documents", a.task, [a.model, b.model], [a.documents, b.documents])
-    return pairs
+        ids = [list(result.scores(a.task, a.metric).index) for result in (base, distilled)]
+        same("documents", a.task, [a.model, b.model], ids)
+        if not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents)):  # what they are is known
+            same("documents", a.task, [a.model, b.model], [a.documents, b.documents])
+    # the ids are the same, and so are the documents: an older result does not say what they are
+    return [(a, replace(b, documents=a.documents)) for a, b in pairs]
 
 
 def same(what: str, task: str, models: Sequence[str], values: Sequence[Sequence]) -> None:

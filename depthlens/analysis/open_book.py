@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import stats
+from depthlens.analysis import questions, stats
 from depthlens.analysis.bootstrap import N_BOOT, draws, interval, ratio
 from depthlens.analysis.layer_profiles import THIRDS, profiles
 from depthlens.analysis.stats import ALPHA, BASELINE
@@ -158,7 +158,5 @@ def _shared(result: Result, closed: str, opened: str) -> list[str]:
 
 def _paired(result: Result, closed: str, opened: str, metric: str) -> list[pd.DataFrame]:
     """Scores of both tasks, each documents x conditions."""
-    tables = [result.scores(task, metric) for task in (closed, opened)]
-    if list(tables[0].index) != list(tables[1].index):
-        raise UserError(f"tasks {closed} and {opened} were asked other documents; give both the same limit")
-    return tables
+    tasks = closed, opened
+    return questions.paired(result, tasks, [result.scores(task, metric) for task in tasks])

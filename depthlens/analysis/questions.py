@@ -6,25 +6,32 @@ condition and metric, so a column of ``docs.parquet`` would repeat its question 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from depthlens.analysis.result_folder import QUESTIONS_FILE
 from depthlens.errors import UserError
 
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
 FILE = QUESTIONS_FILE
 KEY = ["task", "doc_id"]
 COLUMNS = [*KEY, "question", "reference", "choices"]
+HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded
 
 
 def normalise(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns in order and of one type each; choices are lists of text, or None."""
+    """The columns in order and of one type each; choices are lists of text, or None; ``doc_hash`` is text, or NA."""
     if lacking := [c for c in COLUMNS if c not in table.columns]:
         raise UserError(f"the table of questions lacks column {', '.join(lacking)}; it needs {', '.join(COLUMNS)}")
     choices = pd.Series([None if c is None else [str(o) for o in c] for c in table["choices"]], dtype=object)
     text = {"task": "str", "question": "str", "reference": "str", "doc_id": "int64"}
-    return table[COLUMNS[:-1]].astype(text).reset_index(drop=True).assign(choices=choices)
+    hashes = table[HASH].astype("string").reset_index(drop=True) if HASH in table.columns else pd.NA
+    table = table[COLUMNS[:-1]].astype(text).reset_index(drop=True).assign(choices=choices, **{HASH: hashes})
+    return table.astype({HASH: "string"})
 
 
 def of(table: pd.DataFrame, docs: pd.DataFrame) -> pd.DataFrame:
@@ -41,7 +48,9 @@ def joined(tables: Iterable[pd.DataFrame | None]) -> pd.DataFrame | None:
     found = [table for table in tables if table is not None]
     if not found:
         return None
-    together = pd.concat(found, ignore_index=True).drop_duplicates([*KEY, "question", "reference"], ignore_index=True)
+    together = pd.concat(found, ignore_index=True)
+    together = together.iloc[together[HASH].isna().argsort(kind="stable")]  # so that a known hash is kept
+    together = together.drop_duplicates([*KEY, "question", "reference"]).sort_index().reset_index(drop=True)
     clash = together[together.duplicated(KEY)]
     if len(clash):
         row = clash.iloc[0]
@@ -49,3 +58,53 @@ def joined(tables: Iterable[pd.DataFrame | None]) -> pd.DataFrame | None:
             f"the results disagree on what document {row['doc_id']} of task {row['task']!r} asks; name them apart"
         )
     return together
+
+
+def identities(result: Result, task: str) -> pd.Series:
+    """What each document of a task is, so that documents of two tasks are paired only where they are the same.
+
+    Document 7 of one task is not document 7 of another. The identity is the document's hash, or ``task:doc_id`` where
+    that is not known. A document that a task has twice is numbered.
+
+    Returns:
+        Texts by rising document id.
+    """
+    ids = pd.Index(sorted(result.docs.loc[result.docs["task"] == task, "doc_id"].unique()), name="doc_id")
+    names = pd.Series([f"{task}:{i}" for i in ids], index=ids, dtype="str")
+    if result.asked is not None:
+        known = result.asked[result.asked["task"] == task].set_index("doc_id")[HASH].reindex(ids)
+        names = known.where(known.notna(), names).astype("str")
+    again = names.groupby(names).cumcount()
+    return names.where(again == 0, names + "#" + (again + 1).astype("str"))
+
+
+def paired(result: Result, tasks: Sequence[str], tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Tables of two tasks or more with their documents in the same rows.
+
+    Args:
+        result: Whose documents they are.
+        tasks: Names of the tasks.
+        tables: One for each task, documents (rows, by id) x anything.
+
+    Returns:
+        The tables with identities of documents as rows, in the order of the first.
+
+    Raises:
+        UserError: the tasks do not ask the same documents.
+    """
+    named = [
+        table.set_axis(identities(result, task).loc[table.index].to_numpy())
+        for task, table in zip(tasks, tables, strict=True)
+    ]
+    for task, table in zip(tasks[1:], named[1:], strict=True):
+        if missing := len(named[0].index.symmetric_difference(table.index)):
+            of_old = result.asked is None or result.asked[HASH].isna().any()
+            fix = (
+                "sweep both again, because this result does not say which documents they are"
+                if of_old
+                else ("pair tasks of the same documents, with the same limit or samples")
+            )
+            raise UserError(
+                f"tasks {tasks[0]} and {task} were asked other documents ({missing} are of one only); {fix}"
+            )
+    return [table.loc[named[0].index] for table in named]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from depthlens.analysis import written_answers
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
 
@@ -68,6 +69,7 @@ def notes(result: Result) -> list[str]:
                 f"{_name(row, several)}: {row.n} documents are too few for any loss to reach "
                 f"p_adjusted < {ALPHA}; take about {needed}"
             )
+    lines += written_answers.notes(result)
     lines += dict.fromkeys(_truncation_notes(result.record))
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
@@ -97,12 +99,13 @@ def sentence(result: Result, row: Any) -> str:
     if row.at_chance:
         return f"{row.condition}: {cannot_judge(row, several=several)}."
     where = f"{row.metric} of {row.task}{f' ({row.model})' if several else ''}"
+    unreadable = _unreadable(result, row)
     if not row.p_adjusted < ALPHA:
         needed = result.needed_documents[row.model, row.task, row.metric]
         few = f"; too few documents to show any loss, take about {needed}" if needed else ""
         return (
             f"{row.condition} shows no proven change of {where}: {row.delta:+.2g} "
-            f"[{row.ci_low:.2g}, {row.ci_high:.2g}] (p_adjusted = {row.p_adjusted:.2g}{few})."
+            f"[{row.ci_low:.2g}, {row.ci_high:.2g}] (p_adjusted = {row.p_adjusted:.2g}{few}).{unreadable}"
         )
     low, high = (row.ci_low, row.ci_high) if row.delta > 0 else (-row.ci_high, -row.ci_low)
     amount = f"{abs(row.delta):.2g} [{low:.2g}, {high:.2g}]"
@@ -110,7 +113,16 @@ def sentence(result: Result, row: Any) -> str:
         text = f"{'costs' if row.loss > 0 else 'adds'} {amount} {where}"
     else:
         text = f"{'worsens' if row.loss > 0 else 'improves'} {where} by {amount}"
-    return f"{row.condition} {text} (p_adjusted = {row.p_adjusted:.2g})."
+    return f"{row.condition} {text} (p_adjusted = {row.p_adjusted:.2g}).{unreadable}"
+
+
+def _unreadable(result: Result, row: Any) -> str:
+    """How many answers cannot be read under a condition, as a sentence; "" where there are none or it is not known."""
+    rows = result.docs[(result.docs[GROUP] == [row.model, row.task, row.metric]).all(axis=1)]
+    if rows["parsed"].isna().any() or rows["parsed"].all():
+        return ""
+    share = 1 - rows.groupby("condition")["parsed"].mean()
+    return f" Answers that cannot be read: {share[BASELINE]:.0%} with nothing removed, {share[row.condition]:.0%} then."
 
 
 def _name(row: Any, several: bool) -> str:

@@ -26,7 +26,7 @@ SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
 FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
 LOCK = ".depthlens.lock"
 SETTINGS = (
-    *("apply_chat_template", "backend", "include_path", "limit", "measure", "resample_prompts", "seed"),
+    *("apply_chat_template", "backend", "include_path", "limit", "measure", "resample_prompts", "samples", "seed"),
     "system_instruction",
 )
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"

@@ -25,16 +25,24 @@ import pandas as pd
 import pyarrow.parquet
 
 from depthlens import arguments
-from depthlens.analysis import findings, head_effects, questions, records, result_display, result_folder, stats
+from depthlens.analysis import (
+    documents,
+    findings,
+    head_effects,
+    questions,
+    records,
+    result_display,
+    result_folder,
+    stats,
+    written_answers,
+)
+from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FILE
 from depthlens.analysis.saving import Contents, Saveable, json_record
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
-from depthlens.errors import UserError, first_line, unknown
-from depthlens.metrics import ANSWER_LOGPROB
-
-DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
-_DTYPES = {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
+from depthlens.errors import UserError
+from depthlens.metrics import LOGPROBS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +50,8 @@ class Result(Saveable):
     """Scores of documents x conditions, with everything derived from them.
 
     Attributes:
-        docs: One row per (model, task, metric, condition, document); the columns are ``DOCS_COLUMNS``.
+        docs: One row per (model, task, metric, condition, document); the columns are ``DOCS_COLUMNS`` and ``parsed``:
+            whether the answer could be read (True for choices, NA where it is not known).
         record: JSON-able; ``record["tasks"][task]["metrics"][metric]`` has ``higher_is_better``, ``chance``.
         asked: What `questions` reads; None where it is not known.
     """
@@ -57,7 +66,7 @@ class Result(Saveable):
         if not isinstance(self.docs, pd.DataFrame) or not isinstance(self.record, dict):
             kinds = f"{type(self.docs).__name__} and {type(self.record).__name__}"
             raise UserError(f"a result is made of a table of documents and a record, not of {kinds}; give these two")
-        object.__setattr__(self, "docs", _normalise(self.docs))
+        object.__setattr__(self, "docs", documents.normalise(self.docs))
         object.__setattr__(self, "record", json_record(self.record))
         if self.asked is not None:
             object.__setattr__(self, "asked", questions.normalise(self.asked))
@@ -66,8 +75,8 @@ class Result(Saveable):
         """What each document asks, to be joined with `docs`: ``result.docs.merge(result.questions())``.
 
         ``question`` is the document's own text, without examples and chat template; ``reference`` the right answer
-        (several accepted ones joined by ``" | "``); ``choices`` the options, or None. See
-        `depthlens.analysis.questions`.
+        (several accepted ones joined by ``" | "``); ``choices`` the options, or None; ``doc_hash`` what the document is
+        known by in every task that asks it. See `depthlens.analysis.questions`.
 
         Raises:
             UserError: there are none, as in a folder of an older depthlens or a result made from tables.
@@ -101,6 +110,9 @@ class Result(Saveable):
 
     def metric_info(self, task: str, metric: str) -> dict[str, Any]:
         """Properties of a metric: ``higher_is_better`` (True if unsaid), ``chance`` (or None) and ``min_effect``.
+
+        ``floor`` is what a broken model scores (`depthlens.tasks.prepared_task`). Results that were saved before it was
+        recorded do not have it.
 
         ``min_effect`` is the smallest change that is called an effect, because tiny changes of a continuous score can
         be significant, too. Results that were saved before version 0.2 have it under the name ``least``, which is read.
@@ -136,12 +148,15 @@ class Result(Saveable):
         Raises:
             UserError: there is no such task, metric or model, or several models and none is named.
         """
-        docs = self.docs
-        for column, name in (("model", model), ("task", task), ("metric", metric)):
-            name = _only(docs, column, name)
-            docs = docs[docs[column] == name]
-        table = docs.pivot(index="doc_id", columns="condition", values="value")
-        return table[list(dict.fromkeys(docs["condition"]))]
+        return documents.table(self.docs, "value", task, metric, model)
+
+    def parsed(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+        """Whether each answer could be read; see `depthlens.analysis.written_answers.parsed`."""
+        return written_answers.parsed(self, task, metric, model)
+
+    def unparsed(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+        """Share of unreadable answers by condition; see `depthlens.analysis.written_answers.unparsed`."""
+        return written_answers.unparsed(self, task, metric, model)
 
     def document_losses(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
         """What each condition costs on each document: baseline minus score, the other way round where lower is better.
@@ -206,7 +221,7 @@ class Result(Saveable):
 
     def head_losses(self, task: str | None = None, metric: str | None = None) -> HeadScores:
         """Loss that removing each head causes, of a head sweep; see `depthlens.analysis.head_effects.head_losses`."""
-        return head_effects.head_losses(self, _only(self.docs, "task", task), metric)
+        return head_effects.head_losses(self, documents.only(self.docs, "task", task), metric)
 
     def describe(
         self,
@@ -271,20 +286,22 @@ class Result(Saveable):
         return Result(self.docs[chosen], self.record, self.asked)
 
     def primary(self, *, with_logprob: bool = False) -> Result:
-        """Keep the first metric of each task.
+        """Keep the metric of each task that stands for it; see `depthlens.analysis.written_answers.headline`.
 
         Args:
-            with_logprob: Keep ``answer_logprob`` beside it, where it was measured.
+            with_logprob: Keep ``answer_logprob`` and ``token_logprob`` beside it, where they were measured.
 
         Returns:
-            A result with the first metric of each task that is not ``answer_logprob``, or ``answer_logprob`` where it
-            is the only one.
+            A result with the first metric of each task, and ``flexible-extract`` before ``strict-match``. A
+            log-likelihood of the reference answer is kept where it is the only one.
         """
         base = self.docs.loc[self.docs["condition"] == BASELINE, ["task", "metric"]].drop_duplicates()
-        is_logprob = base["metric"] == ANSWER_LOGPROB
-        first = base.assign(_last=is_logprob).sort_values("_last", kind="stable").drop_duplicates("task")
-        chosen = pd.concat([first, base[is_logprob]]) if with_logprob else first
-        return self.select_pairs(list(chosen[["task", "metric"]].itertuples(index=False, name=None)))
+        by_task = base.groupby("task", sort=False)["metric"].agg(list)
+        pairs = [(task, written_answers.headline(metrics)) for task, metrics in by_task.items()]
+        if with_logprob:
+            logprobs = base[base["metric"].isin(LOGPROBS)]
+            pairs += logprobs[["task", "metric"]].itertuples(index=False, name=None)
+        return self.select_pairs(pairs)
 
     def contents(self) -> Contents:
         """What is to be written; see `depthlens.analysis.saving.Saveable`."""
@@ -363,31 +380,3 @@ def concat(results: Sequence[Result]) -> Result:
     joined = Result(docs, record, questions.joined(r.asked for r in results))
     _ = joined.summary  # documents that do not match are refused here, not at the first plot
     return joined
-
-
-def _normalise(docs: pd.DataFrame) -> pd.DataFrame:
-    missing = [c for c in DOCS_COLUMNS if c not in docs.columns]
-    extra = [str(c) for c in docs.columns if c not in DOCS_COLUMNS]
-    if missing or extra:
-        fault = f"lacks column {', '.join(missing)}" if missing else f"has unknown column {', '.join(extra)}"
-        raise UserError(f"the table of documents {fault}; it needs exactly {', '.join(DOCS_COLUMNS)}")
-    for column in (*GROUP, "condition", "doc_id", "response"):
-        if docs[column].isna().any():
-            raise UserError(f"the table of documents has a row without {column}; every row needs one")
-    text = {c: "str" for c in (*GROUP, "condition", "response")}
-    try:
-        return docs[DOCS_COLUMNS].astype({**text, **_DTYPES}).reset_index(drop=True)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the table of documents has a column of the wrong type: {first_line(error)}") from error
-
-
-def _only(docs: pd.DataFrame, column: str, name: str | None) -> str:
-    """The name that is asked for, or the only one that there is."""
-    names = list(docs[column].unique())
-    if name is None:
-        if len(names) > 1:
-            raise UserError(f"there are several {column}s; name one of {', '.join(names)}")
-        return names[0]
-    if name not in names:
-        raise unknown(column, name, names)
-    return name

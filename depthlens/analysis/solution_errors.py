@@ -33,6 +33,7 @@ from depthlens.analysis.layer_profiles import THIRDS, layer_third
 from depthlens.analysis.stats import BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.analysis.text_numbers import WORDS, numbers
+from depthlens.analysis.written_answers import headline
 from depthlens.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def classify_solutions(
     """What every written solution of a task is: right, or its first mistake.
 
     Args:
-        result: A sweep that has the task, scored as the task says; its first metric decides what is right.
+        result: A sweep that has the task, scored as the task says; the metric that stands for it decides what is
+            right (`depthlens.analysis.written_answers.headline`).
         task: Name of the task.
         questions: Its problems as text, by document id.
         seed: Of the bootstrap over documents.
@@ -141,7 +143,7 @@ def classify_solutions(
     output_type = result.record["tasks"][task].get("output_type", "generate_until")
     if output_type != "generate_until":
         raise UserError(f"task {task} is {output_type}; mistakes are looked for in what a model writes")
-    metric = result.docs.loc[result.docs["task"] == task, "metric"].iloc[0]
+    metric = headline(list(result.docs.loc[result.docs["task"] == task, "metric"].unique()))
     table = result.select(tasks=task, metrics=metric).docs
     if (last := table["doc_id"].max()) >= len(questions):
         raise UserError(f"{len(questions)} questions of task {task}, and the result has document {last}; give them all")

@@ -13,7 +13,7 @@ from depthlens.analysis.saving import Saveable
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-_OF_RESULT = ("model", "seed", "limit", "measure")  # entries of a sweep's record that a table keeps
+_OF_RESULT = ("model", "seed", "limit", "samples", "measure")  # entries of a sweep's record that a table keeps
 
 
 @dataclass(frozen=True, eq=False, repr=False)

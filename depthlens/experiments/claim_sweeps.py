@@ -54,13 +54,13 @@ def claim_sweeps(
     scored = list(dict.fromkeys(name for role, names in tasks.items() if role != TOKENS for name in names))
     found: dict[str, list[Result]] = {role: [] for role in tasks}
     for seed in seeds:
+        of_seed: EvalOptions = {**options, "seed": seed}
         if scored:
-            result = condition_sweep(lens, scored, ablate, seed=seed, **options)
+            result = condition_sweep(lens, scored, ablate, **of_seed)
             for role, names in tasks.items():
                 if role != TOKENS:
                     found[role].append(result.select(tasks=names))
         if TOKENS in tasks:
-            found[TOKENS].append(
-                condition_sweep(lens, tasks[TOKENS], ablate, seed=seed, measure=TOKEN_LOGPROB, **options)
-            )
+            of_tokens: EvalOptions = {**of_seed, "measure": TOKEN_LOGPROB}
+            found[TOKENS].append(condition_sweep(lens, tasks[TOKENS], ablate, **of_tokens))
     return found

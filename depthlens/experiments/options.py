@@ -11,7 +11,9 @@ from depthlens.errors import unknown
 from depthlens.models.lens import Lens
 from depthlens.store import parts
 from depthlens.store.answer_cache import Where
-from depthlens.tasks import harness
+from depthlens.tasks import document_choice, harness
+from depthlens.tasks.document_choice import Samples
+from depthlens.tasks.document_choice import recorded as recorded_samples
 from depthlens.tasks.prepared_task import Prepared
 
 
@@ -20,13 +22,16 @@ class EvalOptions(TypedDict, total=False):
 
     Attributes:
         limit: Number of documents of each task, from the first on; None (default): all.
+        samples: Which documents, instead of ``limit``: numbers (``range(0, 100, 2)``), a slice as text as in Python
+            (``"1::2"``: every other one), or a dictionary of either by task.
         num_fewshot: Worked examples before each question; None (default): what the task says.
         include_path: Folder with more lm-eval YAML files.
         seed: Seed of the choice of examples; 0 by default.
         apply_chat_template: Wrap prompts in the model's chat template.
         system_instruction: Text before everything else.
         measure: ``task`` (default): the task's own metrics; ``answer_logprob``: log-likelihood of the reference answer
-            in nats (`depthlens.tasks.answer_logprob`); ``both``.
+            in nats; ``token_logprob``: the same per token of the answer (`depthlens.tasks.answer_logprob`); ``both``:
+            the task's own metrics and ``answer_logprob``.
         backend: What applies the conditions: ``torch`` (default), ``transformer_lens`` or ``nnsight``.
         batch_tokens: Token budget of one batch; None (default): chosen by device and free memory.
         store: Folder or URL where answers are read and kept, so that nothing is computed twice; ``auto`` (default):
@@ -35,6 +40,7 @@ class EvalOptions(TypedDict, total=False):
     """
 
     limit: int | None
+    samples: Samples | None
     num_fewshot: int | None
     include_path: str | Path | None
     seed: int
@@ -49,6 +55,7 @@ class EvalOptions(TypedDict, total=False):
 
 DEFAULTS: EvalOptions = {
     "limit": None,
+    "samples": None,
     "num_fewshot": None,
     "include_path": None,
     "seed": 0,
@@ -61,7 +68,16 @@ DEFAULTS: EvalOptions = {
     "progress": True,
 }
 # what decides scores, for the record of a result
-RECORDED = ("limit", "apply_chat_template", "system_instruction", "measure", "seed", "include_path", "backend")
+RECORDED = (
+    "limit",
+    "samples",
+    "apply_chat_template",
+    "system_instruction",
+    "measure",
+    "seed",
+    "include_path",
+    "backend",
+)
 # options of experiments that ask no conditions of tasks
 WITHOUT_CONDITIONS = ("measure", "backend", "apply_chat_template", "system_instruction")
 
@@ -84,6 +100,7 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
     options = cast(EvalOptions, {**DEFAULTS, **own, **given})
     arguments.check(**{name: value for name, value in options.items() if name != "store"})
     options["limit"] = arguments.documents(options["limit"])
+    document_choice.check(options["limit"], options["samples"])
     return options
 
 
@@ -91,19 +108,20 @@ def recorded(options: EvalOptions) -> dict[str, Any]:
     """What a record holds of the options."""
     values = dict(options)
     path = options["include_path"]
-    return {name: values[name] for name in RECORDED} | {"include_path": None if path is None else str(path)}
+    written = {"include_path": None if path is None else str(path), "samples": recorded_samples(options["samples"])}
+    return {name: values[name] for name in RECORDED} | written
 
 
 def task_options(options: EvalOptions) -> dict[str, Any]:
     """The options that decide what documents and examples a task has."""
     values = dict(options)
-    return {name: values[name] for name in ("limit", "num_fewshot", "include_path", "seed")}
+    return {name: values[name] for name in ("limit", "samples", "num_fewshot", "include_path", "seed")}
 
 
 def tasks_record(names: Sequence[str], options: EvalOptions) -> dict[str, Any]:
     """What a record of head scores holds of the tasks."""
     chosen = {name: value for name, value in task_options(options).items() if name != "include_path"}
-    return {"tasks": [*names], **chosen}
+    return {"tasks": [*names], **chosen, "samples": recorded_samples(options["samples"])}
 
 
 def load_tasks(names: str | Sequence[str], options: EvalOptions) -> dict[str, Any]:
@@ -118,6 +136,7 @@ def prepare(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Pre
         lens,
         tasks,
         limit=options["limit"],
+        samples=options["samples"],
         apply_chat_template=options["apply_chat_template"],
         system_instruction=options["system_instruction"],
     )

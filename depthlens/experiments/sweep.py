@@ -10,6 +10,7 @@ import pandas as pd
 
 from depthlens import arguments, provenance
 from depthlens.ablations import Condition, expand
+from depthlens.analysis.documents import DOCS_COLUMNS, PARSED
 from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
@@ -17,7 +18,7 @@ from depthlens.engine.references import Reference
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution
 from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
-from depthlens.metrics import ANSWER_LOGPROB
+from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
@@ -313,8 +314,11 @@ def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prep
     """What is run of each task: the task itself, its reference answers, or one after the other."""
     views: list[Prepared | Answers] = []
     for task in prepare(lens, tasks, options):
-        views += [task] if options["measure"] != ANSWER_LOGPROB else []
-        views += [Answers(lens, task, chat=options["apply_chat_template"])] if options["measure"] != "task" else []
+        measure = options["measure"]
+        views += [task] if measure not in LOGPROBS else []
+        if measure != "task":
+            metric = measure if measure in LOGPROBS else ANSWER_LOGPROB
+            views += [Answers(lens, task, chat=options["apply_chat_template"], metric=metric)]
     return views
 
 
@@ -333,13 +337,12 @@ def _frame(
 ) -> pd.DataFrame:
     """Tidy rows of one task: one a condition, metric and document."""
     rows = [
-        (model, task.name, metric, str(condition), condition.layer, condition.head, doc_id, value, response)
+        (model, task.name, one.metric, str(condition), condition.layer, condition.head, *one[1:])
         for condition, given in zip(conditions, answers, strict=True)
-        for metric, doc_id, value, response in task.score(given)
+        for one in task.score(given)
     ]
     if not rows:
         skipped = ", ".join(task.skipped) or "none"
         raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
-    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    frame = pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED])
     return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})

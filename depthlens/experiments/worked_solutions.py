@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import Encoder
 
 KINDS = ("computed", "copied", "text")
@@ -200,6 +202,7 @@ def worked_solutions(
     tasks: str | Sequence[str],
     *,
     limit: int | None = None,
+    samples: Samples | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     seed: int = 0,
@@ -210,6 +213,7 @@ def worked_solutions(
         lens: The model that reads them.
         tasks: One lm-eval task (or group) or several, e.g. ``arithmetic_cot`` or ``gsm8k``.
         limit: First so many documents; None for all.
+        samples: Which documents, instead of ``limit``; see `depthlens.EvalOptions`.
         num_fewshot: Worked examples before each question; None keeps what the task says.
         include_path: Folder with more lm-eval YAML files.
         seed: Seed of the choice of examples.
@@ -218,12 +222,12 @@ def worked_solutions(
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
     arguments.loaded(lens)
-    most = arguments.documents(limit)
+    which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
     names = arguments.names("tasks", tasks, "arithmetic_cot")
-    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=most)
+    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     found = []
     encoder = Encoder(lens)
-    for prepared in harness.prepare(lens, loaded, limit=most):
+    for prepared in harness.prepare(lens, loaded, **which):
         if prepared.output_type != "generate_until":
             raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
         for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():

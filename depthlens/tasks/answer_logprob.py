@@ -5,8 +5,13 @@ log p(reference answer | prompt) in nats, teacher-forced, with the task's own pr
 correct option of a multiple-choice task, the continuation of a cloze task, and the reference text of a written task
 (for worked problems such as GSM8K the whole solution), after the task's ``target_delimiter`` as in its examples.
 
-Limits: it measures how likely the model finds this wording, and not whether the model would find the answer by itself.
-Long answers weigh more than short ones.
+``token_logprob`` is the same divided by the number of the answer's tokens, in nats per token. It compares what a
+removal costs on answers of different lengths: with equal damage per token, ``answer_logprob`` loses 60 times as much on
+an answer of 60 tokens as on one of 1.
+
+Limits: both measure how likely the model finds this wording, and not whether the model would find the answer by itself.
+Long answers weigh more than short ones in ``answer_logprob``. In ``token_logprob`` the tokens that any model predicts
+(the rest of a word, the form of a solution) dilute those that carry the answer, the more of them there are.
 """
 
 from __future__ import annotations
@@ -19,18 +24,19 @@ from lm_eval.api.instance import Instance
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS
+from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS, TOKEN_LOGPROB
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
 from depthlens.tasks.encoding import Encoder
-from depthlens.tasks.prepared_task import Prepared, by_document
+from depthlens.tasks.prepared_task import Prepared, Score, by_document
 
 
 class Answers:
     """The reference answers of a prepared task; runs and scores like `prepared_task.Prepared`.
 
-    ``chat`` says whether the task was prepared with a chat template.
+    ``chat`` says whether the task was prepared with a chat template, and ``metric`` is one of
+    `depthlens.metrics.LOGPROBS`.
 
     Attributes:
         name: Task name.
@@ -47,7 +53,8 @@ class Answers:
 
     output_type = "loglikelihood"
 
-    def __init__(self, lens: Lens, prepared: Prepared, *, chat: bool = False) -> None:
+    def __init__(self, lens: Lens, prepared: Prepared, *, chat: bool = False, metric: str = ANSWER_LOGPROB) -> None:
+        self.metric = metric
         self.name = prepared.name
         self.prepared = prepared
         self.asked = prepared.asked
@@ -68,18 +75,21 @@ class Answers:
 
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[LoglikelihoodAnswer]]:
         """Answers of the engine, indexed [condition][document]."""
-        return engine.loglikelihood(self.requests, conditions, desc=f"{self.name} {ANSWER_LOGPROB}")
+        return engine.loglikelihood(self.requests, conditions, desc=f"{self.name} {self.metric}")
 
-    def score(self, answers: Sequence[LoglikelihoodAnswer]) -> Iterator[tuple[str, int, float, str]]:
-        """Yields (metric, doc_id, value in nats, reference answer)."""
-        for (doc_id, text), answer in zip(self.texts.items(), answers, strict=True):
-            yield ANSWER_LOGPROB, doc_id, answer.logprob, text
+    def score(self, answers: Sequence[LoglikelihoodAnswer]) -> Iterator[Score]:
+        """Values in nats, or nats per token, with the reference answer as the response."""
+        for (doc_id, text), request, answer in zip(self.texts.items(), self.requests, answers, strict=True):
+            n_tokens = len(request.continuation) if self.metric == TOKEN_LOGPROB else 1
+            yield Score(self.metric, doc_id, answer.logprob / n_tokens, text)
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; see `prepared_task.Prepared.describe`."""
         about = self.prepared.describe(docs.iloc[:0])
-        info = {"higher_is_better": True, "chance": None, "binary": False, "min_effect": MIN_NATS}
-        return about | truncation.counted(self.cut) | {"metrics": {ANSWER_LOGPROB: info}}
+        info = {"higher_is_better": True, "chance": None, "floor": None, "binary": False, "min_effect": MIN_NATS}
+        if self.metric == TOKEN_LOGPROB:
+            info["mean_tokens"] = sum(len(q.continuation) for q in self.requests) / len(self.requests)
+        return about | truncation.counted(self.cut) | {"metrics": {self.metric: info}}
 
 
 def delimiter(task: Any, *, chat: bool) -> str:

@@ -16,8 +16,10 @@ from lm_eval.api.task import ConfigurableTask
 
 from depthlens.errors import UserError, blaming
 from depthlens.requests import LoglikelihoodAnswer
+from depthlens.tasks import document_choice
+from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import check_generation, quiet
-from depthlens.tasks.prepared_task import Prepared
+from depthlens.tasks.prepared_task import SAME_IF, Prepared, build_requests
 
 N_REHEARSED = 3  # documents that are scored with made-up answers
 # metrics of lm-eval's own scoring by kind of task
@@ -31,7 +33,7 @@ _OF_SETS = {"f1", "mcc", "bleu", "chrf", "chrf++", "ter", "bypass"}
 _OF_LIKELIHOODS = {m for metrics in YIELDS.values() for m in metrics} - {"exact_match"} - _OF_SETS | {"acc_all"}
 
 
-def check(name: str, task: Any, limit: int | None = None) -> None:
+def check(name: str, task: Any, limit: int | None = None, samples: Samples | None = None) -> None:
     """Check a task: its settings, every document that is to be run, and its scoring.
 
     The check draws few-shot examples, so their seed has to be set again after it.
@@ -40,13 +42,14 @@ def check(name: str, task: Any, limit: int | None = None) -> None:
         name: Task name.
         task: A loaded task.
         limit: Number of documents, from the first on; None: all.
+        samples: Which documents, see `document_choice.chosen`; None: all.
 
     Raises:
         UserError: names the document, the field and what is allowed.
     """
     settings(name, task)
-    documents(name, task, limit)
-    rehearse(name, task, limit)
+    documents(name, task, limit, samples)
+    rehearse(name, task, limit, samples)
 
 
 def settings(name: str, task: Any) -> None:
@@ -54,6 +57,7 @@ def settings(name: str, task: Any) -> None:
     config = task.config
     if task.OUTPUT_TYPE == "generate_until":
         check_generation(name, config.generation_kwargs or {})
+    _same_if(name, task)
     if not _as_lm_eval(task):
         return
     for entry in config.metric_list or []:
@@ -64,6 +68,16 @@ def settings(name: str, task: Any) -> None:
         if not choice and _unknown_field(value, task):
             fix = f"fields: {fields}; write a fixed text as \"{{{{'{value}'}}}}\""
             raise UserError(f"task {name}: {key} {value!r} names no field of its documents; {fix}")
+
+
+def _same_if(name: str, task: Any) -> None:
+    """Refuse fields that make documents the same (`prepared_task.identity`) and that do not exist."""
+    fields = (task.config.metadata or {}).get(SAME_IF)
+    if fields is None:
+        return
+    if not isinstance(fields, list) or not fields or any(field not in task.features for field in fields):
+        fault = f"metadata {SAME_IF} {fields!r} is not a list of fields of its documents"
+        raise UserError(f"task {name}: {fault}; fields: {', '.join(task.features)}")
 
 
 def _metric(name: str, task: Any, entry: dict[str, Any]) -> None:
@@ -86,21 +100,26 @@ def _unknown_field(value: Any, task: Any) -> bool:
     return isinstance(value, str) and value.isidentifier() and value not in task.features
 
 
-def documents(name: str, task: Any, limit: int | None = None) -> None:
+def documents(name: str, task: Any, limit: int | None = None, samples: Samples | None = None) -> None:
     """Refuse documents that lm-eval would score as wrong whatever the model answers; for arguments see `check`."""
     if type(task) is ConfigurableTask and not len(task.eval_docs):
         raise UserError(f"task {name}: its test or validation split has no documents; correct its data or its splits")
     if not _as_lm_eval(task):
         return  # only its own code knows what its documents mean
-    n_checked = getattr(task, "depthlens_checked", 0)  # by an earlier call
-    end = None if limit is None else max(n_checked, limit)
-    for doc_id, doc in islice(enumerate(task.eval_docs), n_checked, end):
+    chosen = document_choice.chosen(name, task, limit, samples)
+    checked: set[int] = getattr(task, "depthlens_checked", set())  # by an earlier call
+    task.depthlens_checked = checked
+    wanted = None if chosen is None else frozenset(chosen) if isinstance(chosen, list) else chosen
+    end = None if chosen is None else max(chosen) + 1
+    for doc_id, doc in islice(enumerate(task.eval_docs), end):
+        if doc_id in checked or (wanted is not None and doc_id not in wanted):
+            continue
         where = f"task {name}, document {doc_id}"
         with blaming(f"{where}: its question, answer or options cannot be made", "correct the document or the YAML"):
             fault = _fault(task, doc)
         if fault:
             raise UserError(f"{where}: {fault}")
-        task.depthlens_checked = doc_id + 1
+        checked.add(doc_id)
 
 
 def _as_lm_eval(task: Any) -> bool:
@@ -171,15 +190,16 @@ def _some(options: Sequence[Any]) -> str:
     return ", ".join(map(repr, options[:6])) + (f" and {len(options) - 6} more" if len(options) > 6 else "")
 
 
-def rehearse(name: str, task: Any, limit: int | None = None) -> None:
+def rehearse(name: str, task: Any, limit: int | None = None, samples: Samples | None = None) -> None:
     """Score the first documents with made-up answers: first the reference answer, then an empty one.
 
     Raises:
         UserError: the task's functions raise, or no metric of the task has a value per document.
     """
-    n = N_REHEARSED if limit is None else min(limit, N_REHEARSED)
+    chosen = document_choice.chosen(name, task, limit, samples)
+    some = range(N_REHEARSED) if chosen is None else chosen[:N_REHEARSED]
     with blaming(f"task {name}: its prompts cannot be made", "correct its YAML file or its documents"), quiet():
-        task.build_all_requests(limit=n, rank=0, world_size=1)
+        build_requests(task, some)
     instances = task.instances
     for instance in instances:
         if instance.request_type == "generate_until":

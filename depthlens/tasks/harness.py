@@ -19,9 +19,10 @@ from lm_eval.api.task import ConfigurableTask
 from depthlens import arguments
 from depthlens.errors import UserError, blaming, first_line, one_line
 from depthlens.models.lens import Lens
-from depthlens.tasks import checks, data_files, encoding, task_files, truncation
+from depthlens.tasks import checks, data_files, document_choice, encoding, task_files, truncation
+from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import quiet
-from depthlens.tasks.prepared_task import Prepared, commonest_answer, questions
+from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
 from depthlens.tasks.task_index import task_manager, walk
 
 
@@ -32,6 +33,7 @@ def load_tasks(
     num_fewshot: int | None = None,
     seed: int = 0,
     limit: int | None = None,
+    samples: Samples | None = None,
 ) -> dict[str, Any]:
     """Find lm-eval tasks by name and check them. Groups and tags mean all their tasks.
 
@@ -41,6 +43,7 @@ def load_tasks(
         num_fewshot: Worked examples before each question; None: what the task says.
         seed: Seed of the choice of examples.
         limit: Number of documents that will be run; only these are checked (`checks.check`). None: all.
+        samples: Which documents will be run, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
 
     Returns:
         lm-eval tasks by name, in the order of ``names``.
@@ -52,17 +55,19 @@ def load_tasks(
     names = [names] if isinstance(names, str) else names
     if not names:
         raise UserError("no tasks given; name at least one, e.g. capitals_continuation")
-    arguments.check(limit=limit, num_fewshot=num_fewshot, include_path=include_path)
+    arguments.check(num_fewshot=num_fewshot, include_path=include_path)
+    document_choice.check(limit, samples)
     manager = task_manager(names, include_path)
     tasks: dict[str, Any] = {}
     for name in names:
         for leaf, task in _load(manager, name, include_path).items():
             _set_fewshot(leaf, task, num_fewshot)
             task.set_fewshot_seed(seed=seed)
-            checks.check(leaf, task, limit)
+            checks.check(leaf, task, limit, samples)
             task.set_fewshot_seed(seed=seed)  # because the check has drawn examples
             task.depthlens_source = data_files.source(task, name, manager.task_index, include_path)
             tasks[leaf] = task
+    document_choice.check(limit, samples, tasks)
     return tasks
 
 
@@ -71,6 +76,7 @@ def prepare(
     tasks: dict[str, Any],
     *,
     limit: int | None = None,
+    samples: Samples | None = None,
     apply_chat_template: bool = False,
     system_instruction: str | None = None,
 ) -> list[Prepared]:
@@ -80,6 +86,7 @@ def prepare(
         lens: The model, whose tokenizer and context length decide the tokens.
         tasks: From `load_tasks`.
         limit: Number of documents of each task, from the first on; None: all.
+        samples: Which documents, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
         apply_chat_template: Wrap prompts in the tokenizer's chat template, few-shot examples as turns (lm-eval's
             default).
         system_instruction: Text before everything else.
@@ -88,20 +95,22 @@ def prepare(
         UserError: a bad limit, a chat template that the tokenizer does not have, a tokenizer of another model, or
             documents that `checks.documents` refuses.
     """
-    arguments.check(limit=limit)
+    document_choice.check(limit, samples, tasks)
     if apply_chat_template and not lens.tokenizer.chat_template:
         fault = f"apply_chat_template: the tokenizer of {lens.name} has no chat template"
         raise UserError(f"{fault}; leave apply_chat_template out")
     encoder = encoding.Encoder(lens)
-    prompts: dict[str, Any] = {"limit": limit, "rank": 0, "world_size": 1, "system_instruction": system_instruction}
+    prompts: dict[str, Any] = {"system_instruction": system_instruction}
     if apply_chat_template:
         prompts |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
         prompts |= {"chat_template": encoder.apply_chat_template, "tokenizer_name": encoder.tokenizer_name}
     prepared = []
     for name, task in tasks.items():
-        checks.documents(name, task, limit)  # because more may be run than were checked when the task was loaded
+        checks.documents(
+            name, task, limit, samples
+        )  # because more may be run than were checked when the task was loaded
         with blaming(f"task {name}: its prompts cannot be made", "correct its YAML file or its documents"), quiet():
-            task.build_all_requests(**prompts)
+            build_requests(task, document_choice.chosen(name, task, limit, samples), **prompts)
             written = task.OUTPUT_TYPE == "generate_until"
             commonest = commonest_answer(task) if written else None
             asked = questions(name, task)

@@ -23,6 +23,7 @@ from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import Encoder
 
 
@@ -96,6 +97,7 @@ def task_needles(
     tasks: str | Sequence[str],
     *,
     limit: int | None = None,
+    samples: Samples | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     seed: int = 0,
@@ -106,6 +108,7 @@ def task_needles(
         lens: The model that reads them.
         tasks: One lm-eval task (or group) or several.
         limit: Number of documents of each task, from the first on; None: all.
+        samples: Which documents, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
         num_fewshot: Worked examples before each question; None: what the task says.
         include_path: Folder with more lm-eval YAML files.
         seed: Seed of the choice of examples.
@@ -114,12 +117,12 @@ def task_needles(
         UserError: unknown task, or tasks whose answers do not occur in their prompts.
     """
     arguments.loaded(lens)
-    n_docs = arguments.documents(limit)
+    which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
-    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=n_docs)
+    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     needles: list[Needle | None] = []
     encoder = Encoder(lens)
-    for prepared in harness.prepare(lens, loaded, limit=n_docs):
+    for prepared in harness.prepare(lens, loaded, **which):
         for doc_id, (context, answer) in Answers(lens, prepared).pairs.items():
             text = token_spans.align(lens, f"task {prepared.name}", context, answer, encoder)
             needles.append(find(text, answer.strip(), {"task": prepared.name, "doc_id": doc_id}))

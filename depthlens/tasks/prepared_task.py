@@ -8,25 +8,37 @@ share of all. For written answers (``exact_match``): the share of the commonest 
 of the task's evaluation split, whatever ``limit`` is; several accepted answers of a document count as one. Where the
 answer must be what greedy decoding writes (``acc`` of ``loglikelihood``, ``exact_match`` of ``multiple_choice``): 0.
 Other metrics have none.
+
+**Floor** is what a broken model scores: chance among options, because a model without any knowledge still chooses one,
+and 0 for an answer that it has to write or that must be what greedy decoding writes. Other metrics have none.
+
+**Parsed** is whether a written answer can be compared at all. An answer is not parsed if a filter of the task finds
+nothing and gives its fallback (lm-eval's ``[invalid]``), or if what is left has no letter and no digit. A choice among
+options is always parsed. Limit: without a filter that extracts the answer, every text with a letter counts as parsed,
+also one that does not answer the question.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+from lm_eval.utils import handle_non_serializable, hash_string
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
 
+SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 # perplexity metrics: the name of what we report of each document, and its unit in nats
 _RATES = {
@@ -34,6 +46,16 @@ _RATES = {
     "byte_perplexity": ("nats_per_byte", 1.0),
     "bits_per_byte": ("bits_per_byte", math.log(2)),
 }
+
+
+class Score(NamedTuple):
+    """One document's value of a metric, the answer that it is of, and whether that answer could be read."""
+
+    metric: str
+    doc_id: int
+    value: float
+    response: str
+    parsed: bool = True
 
 
 @dataclass
@@ -63,6 +85,7 @@ class Prepared:
     commonest: float | None = None
     asked: pd.DataFrame | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    _fallback_texts: dict[str, set[str]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def docs(self) -> dict[int, Any]:
@@ -76,8 +99,8 @@ class Prepared:
             answer = engine.generate_until
         return answer(self.requests, conditions, desc=self.name)
 
-    def score(self, answers: Sequence[Any]) -> Iterator[tuple[str, int, float, str]]:
-        """Score one condition's answers with lm-eval: yields (metric, doc_id, value, response).
+    def score(self, answers: Sequence[Any]) -> Iterator[Score]:
+        """Score one condition's answers with lm-eval.
 
         Raises:
             UserError: the task's own functions or filters raise, or return no dictionary of numbers.
@@ -92,8 +115,11 @@ class Prepared:
         filters = list(self.task.instances[0].filtered_resps)
         for key in filters:
             for doc_id, group in instances.items():
-                for metric, value in self._score_document(doc_id, group, [i.filtered_resps[key] for i in group]):
-                    yield metric if len(filters) == 1 else f"{metric},{key}", doc_id, value, self._text(group)
+                given = [i.filtered_resps[key] for i in group]
+                text, parsed = self._text(group), self._parsed(key, given)
+                for metric, value in self._score_document(doc_id, group, given):
+                    name = metric if len(filters) == 1 else f"{metric},{key}"
+                    yield Score(name, doc_id, value, text, parsed or value == 1.0)  # what is right was read
 
     def _score_document(self, doc_id: int, group: list[Any], answers: list[Any]) -> list[tuple[str, float]]:
         where = f"task {self.name}, document {doc_id}"
@@ -120,6 +146,21 @@ class Prepared:
             return max(group, key=lambda i: i.resps[0][0]).args[1].strip()
         return str(group[0].resps[0])
 
+    def _parsed(self, filter_name: str, answers: list[Any]) -> bool:
+        """Whether a document's answer can be compared (see the module)."""
+        if self.output_type != "generate_until":
+            return True
+        text = str(answers[0])
+        return text.casefold() not in self._fallbacks(filter_name) and bool(re.search(r"[^\W_]", text))
+
+    def _fallbacks(self, filter_name: str) -> set[str]:
+        """What the filters of that name give where they find no answer."""
+        if filter_name not in self._fallback_texts:
+            (pipeline,) = [p for p in self.task._filters if p.name == filter_name]
+            found = (getattr(make(), "fallback", None) for make in pipeline.filters)
+            self._fallback_texts[filter_name] = {str(text).casefold() for text in found if text is not None}
+        return self._fallback_texts[filter_name]
+
     def _value(self, metric: str, value: Any) -> tuple[str, float] | None:
         """A metric's value of one document, and its name; None for metrics that exist on the whole set only."""
         if isinstance(value, (tuple, list)):
@@ -140,15 +181,22 @@ class Prepared:
         """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
         better = self.task.higher_is_better()
         config = self.task.config
-        metrics = {}
+        written = self.output_type == "generate_until"
+        filters = list(self.task.instances[0].filtered_resps)
+        metrics: dict[str, dict[str, Any]] = {}
         for metric in docs["metric"].unique():
             values = docs.loc[docs["metric"] == metric, "value"]
-            name = metric.split(",")[0]
+            name, _, used = metric.partition(",")
+            higher = bool(better.get(name, not name.startswith(("nats", "bits"))))
             metrics[metric] = {
-                "higher_is_better": bool(better.get(name, not name.startswith(("nats", "bits")))),
+                "higher_is_better": higher,
                 "chance": self.chance(name),
+                "floor": (0.0 if higher else None) if written else self.chance(name),
                 "binary": bool(values.isin([0.0, 1.0]).all()),
             }
+            if written:
+                found = self._fallbacks(used or filters[0])
+                metrics[metric]["parsed_if"] = "a filter finds the answer" if found else "it has a letter or digit"
         return {
             "version": (config.metadata or {}).get("version"),
             **self.source,
@@ -175,6 +223,22 @@ class Prepared:
         return 0.0 if (self.output_type, metric) in greedy else None
 
 
+def build_requests(task: Any, documents: Sequence[int] | None, **prompts: Any) -> None:
+    """Build lm-eval's instances of some documents; None: of all. lm-eval numbers them anew, which is undone.
+
+    Args:
+        task: A loaded task.
+        documents: Numbers, rising.
+        prompts: lm-eval's arguments on templates and system instructions.
+    """
+    if documents is None or documents == range(len(documents)):
+        task.build_all_requests(limit=None if documents is None else len(documents), rank=0, world_size=1, **prompts)
+    else:
+        task.build_all_requests(samples=frozenset(documents), rank=0, world_size=1, **prompts)
+        for instance in task.instances:
+            instance.doc_id = documents[instance.doc_id]
+
+
 def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
     """The instances of each document, in the order of its options."""
     groups: dict[int, list[Any]] = {}
@@ -192,8 +256,20 @@ def commonest_answer(task: Any) -> float:
 def questions(name: str, task: Any) -> pd.DataFrame:
     """The questions, reference answers and options of the documents that have instances; one row per document."""
     docs = {instance.doc_id: instance.doc for instance in task.instances}
-    rows = [(name, doc_id, *_question(task, doc)) for doc_id, doc in docs.items()]
-    return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices"])
+    rows = [(name, doc_id, *_question(task, doc), identity(task, doc)) for doc_id, doc in docs.items()]
+    return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash"])
+
+
+def identity(task: Any, doc: Any) -> str:
+    """Hash by which a document is known in every task that asks it.
+
+    It is lm-eval's own hash of the document (``doc_hash`` of its samples). Tasks that ask the same question from
+    different files name the fields that make it the same in their YAML file (``metadata: {same_if: [question]}``), and
+    only these are hashed.
+    """
+    fields = (task.config.metadata or {}).get(SAME_IF)
+    said = doc if fields is None else {field: doc[field] for field in fields}
+    return hash_string(json.dumps(said, indent=2, default=handle_non_serializable, ensure_ascii=False))
 
 
 def _question(task: Any, doc: Any) -> tuple[str, str, list[str] | None]:

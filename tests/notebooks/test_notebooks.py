@@ -193,7 +193,7 @@ def test_executed_notebook_has_figure_headline_and_result(smoke, name):
     assert all(task in run.headline for task in (declared(notebook(name), name) | run.parameters)["tasks"])
 
     result = Result.load(out / name)
-    assert list(result.docs.columns) == DOCS_COLUMNS and list(result.summary.columns) == SUMMARY_COLUMNS
+    assert list(result.docs.columns) == [*DOCS_COLUMNS, "parsed"] and list(result.summary.columns) == SUMMARY_COLUMNS
     conditions = result.record["conditions"]
     if name in SWEPT:
         dims = Dims(**result.record["model"]["dims"])

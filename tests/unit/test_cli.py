@@ -165,6 +165,7 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
             ("organism", ["capitals", "hard"], "layers"),
             dict(
                 limit=50,
+                samples=None,
                 num_fewshot=2,
                 include_path=str(tmp_path),
                 backend="torch",
@@ -211,6 +212,7 @@ def test_sweep_defaults(sweeps, tmp_path, capsys):
     assert sweeps[0][0] == ("organism", ["capitals"], "L3,L5.H2")
     assert sweeps[0][1] == dict(
         limit=None,
+        samples=None,
         num_fewshot=None,
         include_path=None,
         backend="torch",

@@ -19,6 +19,8 @@ from embedded_data import (
     read,
 )
 
+from depthlens.tasks.prepared_task import identity
+
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> dict:
@@ -35,6 +37,21 @@ def tasks(tmp_path_factory) -> dict:
 
         manager = TaskManager(include_path=str(TASKS), include_defaults=False)
         return manager.load(list(N_DOCS))["tasks"]
+
+
+def test_the_protocols_of_a_family_ask_the_same_documents_and_families_do_not(tasks):
+    def known_as(name):
+        return [identity(tasks[name], doc) for doc in tasks[name].eval_docs]
+
+    families = ("capitals", "elements", "arithmetic")
+    for family in families:
+        members = [name for name in tasks if name.startswith(f"{family}_")]
+        assert len(members) >= 4 and all(known_as(name) == known_as(members[0]) for name in members[1:])
+    assert known_as("organism_one_hop") == known_as("organism_two_hop_generative")
+    every = [*families, "kv_retrieval_4", "kv_retrieval_8", "organism_one_hop"]
+    names = [name if name in tasks else f"{name}_default" for name in every]
+    known = [one for name in names for one in known_as(name)]
+    assert len(set(known)) == len(known) == sum(N_DOCS[name] for name in names)
 
 
 class TestOrganism:

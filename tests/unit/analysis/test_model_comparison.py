@@ -174,7 +174,9 @@ def drawn_profile(losses, n, rng):
     base = (rng.random(n) < 0.9).astype(float)
     values = base[:, None] * (rng.random((n, N_LAYERS)) >= losses)
     names, layers = ("m", "t", "acc", "t"), np.arange(N_LAYERS)
-    return layer_profiles.Profile(*names, values, base, layers, tuple(range(n)), N_LAYERS, 0.0, True, False, 1.0)
+    return layer_profiles.Profile(
+        *names, values, base, layers, tuple(map(str, range(n))), N_LAYERS, 0.0, True, False, 1.0
+    )
 
 
 def test_equal_profiles_have_no_proven_shift_and_intervals_cover():

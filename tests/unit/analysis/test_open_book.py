@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from made_results import same_documents
 from scipy import stats as sps
 
 from depthlens.analysis import depth, open_book
@@ -31,7 +32,7 @@ def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, flo
     columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
     about = {"metrics": {ANSWER_LOGPROB: {"higher_is_better": True, "chance": None, "min_effect": 0.05}}}
     record = {"tasks": dict.fromkeys(losses, about), "model": {"dims": {"n_layers": LAYERS}}}
-    return Result(pd.DataFrame(rows, columns=columns), record)
+    return same_documents(Result(pd.DataFrame(rows, columns=columns), record))
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,10 @@ def test_mistakes(both):
         open_book.open_book_gain(both, "x", OPENED)
     with pytest.raises(UserError, match="have no metric 'acc' in common; sweep with measure='both'"):
         open_book.open_book_losses(both, CLOSED, OPENED, metric="acc")
-    fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record)
-    with pytest.raises(UserError, match="were asked other documents; give both the same limit"):
+    fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
+    with pytest.raises(UserError, match=r"were asked other documents \(21 are of one only\); pair tasks of the same"):
         open_book.open_book_losses(fewer, CLOSED, OPENED)
+    with pytest.raises(UserError, match="sweep both again, because this result does not say which documents they are"):
+        open_book.open_book_losses(Result(both.docs, both.record), CLOSED, OPENED)
     with pytest.raises(UserError, match="of no single layer"):
         draw(open_book.open_book_losses(both, CLOSED, OPENED).table.iloc[:0])

@@ -42,7 +42,15 @@ def asked_of(task="capitals", n=20, **columns) -> pd.DataFrame:
 def test_questions_travel_with_a_result(result, tmp_path):
     whole = Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
     asked = whole.questions()
-    assert len(asked) == 40 and asked.columns.tolist() == ["task", "doc_id", "question", "reference", "choices"]
+    assert len(asked) == 40 and asked.columns.tolist() == [
+        "task",
+        "doc_id",
+        "question",
+        "reference",
+        "choices",
+        "doc_hash",
+    ]
+    assert asked["doc_hash"].isna().all()  # as in a folder that says nothing of it
     whole.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "docs.parquet", "questions.parquet", "record.json", "summary.parquet",

@@ -27,10 +27,10 @@ def result() -> Result:
 
 
 def test_docs_are_brought_to_the_contracted_types(result):
-    assert list(result.docs.columns) == DOCS_COLUMNS
+    assert list(result.docs.columns) == [*DOCS_COLUMNS, "parsed"]
     types = {c: str(t) for c, t in result.docs.dtypes.items()}
     assert (types["layer"], types["head"]) == ("Int64", "Int64")
-    assert (types["doc_id"], types["value"]) == ("int64", "float64")
+    assert (types["doc_id"], types["value"], types["parsed"]) == ("int64", "float64", "boolean")
 
 
 def test_summary_is_that_of_the_documents(result):

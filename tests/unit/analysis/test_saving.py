@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from made_results import same_documents
 
 import depthlens as dl
 from depthlens.analysis.results import DOCS_COLUMNS
@@ -70,7 +71,7 @@ def transplants() -> dl.analysis.DescribedTable:
 
 def books() -> dl.Result:
     parts = [sweep(task="closed"), sweep(task="open", seed=2)]
-    return dl.concat(parts)
+    return same_documents(dl.concat(parts))
 
 
 def predictors() -> pd.DataFrame:

@@ -41,7 +41,7 @@ def baseline(result, **wanted) -> pd.DataFrame:
 
 
 def test_columns_and_types_are_the_contract(layers):
-    assert list(layers.docs.columns) == DOCS_COLUMNS
+    assert list(layers.docs.columns) == [*DOCS_COLUMNS, "parsed"]
     assert DOCS_COLUMNS == [*("model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response")]
     assert str(layers.docs["layer"].dtype) == str(layers.docs["head"].dtype) == "Int64"
     assert layers.docs["doc_id"].dtype == "int64" and layers.docs["value"].dtype == "float64"
@@ -92,7 +92,7 @@ def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
     choice, written = record["tasks"][CHOICE], record["tasks"][WRITTEN]
     assert choice["version"] == 1.0 and choice["num_fewshot"] == 5 and choice["n_docs"] == LIMIT
     assert choice["output_type"] == "multiple_choice" and written["output_type"] == "generate_until"
-    assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "binary": True}
+    assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "floor": 0.25, "binary": True}
     assert sorted(choice["metrics"]) == ["acc", "acc_norm"]
     assert "reference" not in choice
 

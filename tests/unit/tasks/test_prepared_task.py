@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -11,7 +12,9 @@ from mini_tasks import CONTEXT, DATA, DOCUMENTS
 
 from depthlens.analysis.results import Result
 from depthlens.experiments.sweep import condition_sweep
+from depthlens.metrics import metric_unit
 from depthlens.tasks import harness
+from depthlens.tasks.answer_logprob import Answers
 
 
 def test_chance_levels(lens, load):
@@ -97,11 +100,29 @@ def test_nothing_is_said_where_nothing_is_cut(load, caplog):
     assert not any("longer" in note for note in result.notes)
 
 
+def test_the_log_likelihood_per_token_is_that_of_the_answer_over_its_length(lens, load):
+    whole, each = (
+        condition_sweep(lens, load("mini_writing"), "L2", measure=measure, progress=False)
+        for measure in ("answer_logprob", "token_logprob")
+    )
+    (prepared,) = harness.prepare(lens, load("mini_writing"))
+    lengths = [len(q.continuation) for q in Answers(lens, prepared).requests]
+    assert len(set(lengths)) > 1
+    table, per_token = (r.scores("mini_writing", m) for r, m in ((whole, "answer_logprob"), (each, "token_logprob")))
+    np.testing.assert_allclose(per_token, table.div(lengths, axis=0), rtol=1e-6)
+    info = each.metric_info("mini_writing", "token_logprob")
+    assert info["mean_tokens"] == np.mean(lengths) and info["floor"] is info["chance"] is None
+    assert metric_unit("token_logprob") == "nats"
+
+
 def test_questions_can_be_joined_with_the_scores(lens, load, tmp_path):
     names = ["mini_choice", "mini_cloze", "mini_rolling", "mini_writing"]
     result = condition_sweep(lens, load(*names), "L2", limit=2, progress=False)
     asked = result.questions().set_index(["task", "doc_id"])
-    assert list(asked.columns) == ["question", "reference", "choices"] and len(asked) == 4 * 2
+    assert list(asked.columns) == ["question", "reference", "choices", "doc_hash"] and len(asked) == 4 * 2
+    assert asked["doc_hash"].groupby("doc_id").nunique().tolist() == [1, 1]  # four tasks of the same documents
+    hashes, asked = asked["doc_hash"], asked.drop(columns="doc_hash")
+    assert hashes["mini_choice", 0] != hashes["mini_choice", 1]
     q, options = DOCUMENTS[1]["q"], DOCUMENTS[1]["options"]
     assert asked.loc[("mini_choice", 1)].tolist() == [f"{q}\nA:", "4", options]
     assert asked.loc[("mini_cloze", 1)].tolist() == [q, " four", None]

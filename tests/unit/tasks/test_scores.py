@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from mini_tasks import DOCUMENTS, LIKELIHOODS, WRITTEN
@@ -79,8 +80,7 @@ def test_rolling_metrics_are_nats_per_unit_of_each_document(lens, load):
 def test_perplexity_of_a_cloze_task_is_better_where_it_says_so(lens, load):
     (prepared,) = harness.prepare(lens, load("mini_cloze"), limit=1)
     likely, unlikely = (
-        {metric: value for metric, _, value, _ in prepared.score([LoglikelihoodAnswer(logprob, False)])}
-        for logprob in (-1.0, -5.0)
+        {s.metric: s.value for s in prepared.score([LoglikelihoodAnswer(logprob, False)])} for logprob in (-1.0, -5.0)
     )
     (metric,) = set(likely) - {"acc"}
     higher_is_better = prepared.task.higher_is_better().get(metric, False)
@@ -100,11 +100,36 @@ def test_several_filters_name_the_metric_with_its_filter(lens, load):
     (prepared,) = harness.prepare(lens, load("mini_filters"), limit=2)
     scored = list(prepared.score([" yes", "..four"]))
     assert scored == [
-        ("exact_match,whole", 0, 1.0, " yes"),
-        ("exact_match,whole", 1, 0.0, "..four"),
-        ("exact_match,first-letter", 0, 0.0, " yes"),
-        ("exact_match,first-letter", 1, 0.0, "..four"),
+        ("exact_match,whole", 0, 1.0, " yes", True),
+        ("exact_match,whole", 1, 0.0, "..four", True),
+        ("exact_match,first-letter", 0, 0.0, " yes", True),
+        ("exact_match,first-letter", 1, 0.0, "..four", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "whole", "first_letter"),
+    [("four", True, True), ("...", False, False), ("", False, False), ("__", False, False), ("[invalid]", True, True)],
+)
+def test_an_answer_that_cannot_be_read_is_told_apart_from_a_wrong_one(lens, load, written, whole, first_letter):
+    """The filter's fallback is no answer, and neither is what has no letter or digit, such as the filter's "_"."""
+    (prepared,) = harness.prepare(lens, load("mini_filters"), limit=1)
+    parsed = {s.metric: s.parsed for s in prepared.score([written])}
+    assert parsed["exact_match,whole"] == whole
+    assert parsed["exact_match,first-letter"] == first_letter
+    about = prepared.describe(pd.DataFrame({"metric": list(parsed), "value": [0.0, 0.0]}))["metrics"]
+    assert about["exact_match,whole"]["parsed_if"] == "it has a letter or digit"
+    assert about["exact_match,first-letter"]["parsed_if"] == "a filter finds the answer"
+
+
+def test_choices_are_always_read_and_floors_are_what_a_broken_model_scores(lens, load):
+    result = condition_sweep(lens, load("mini_choice", "mini_cloze", "mini_writing"), "L2", progress=False)
+    assert result.docs.loc[result.docs["task"] != "mini_writing", "parsed"].all()
+    infos = {(t, m): result.metric_info(t, m) for t, m in result.baselines[["task", "metric"]].to_numpy()}
+    assert infos["mini_choice", "acc"]["floor"] == infos["mini_choice", "acc"]["chance"] > 0
+    assert infos["mini_cloze", "acc"]["floor"] == 0 and infos["mini_cloze", "nats"]["floor"] is None
+    written = infos["mini_writing", "exact_match"]
+    assert written["floor"] == 0 < written["chance"]
 
 
 def test_the_same_answers_are_scored_the_same_again(lens, load):
@@ -115,5 +140,5 @@ def test_the_same_answers_are_scored_the_same_again(lens, load):
         for i in range(len(d["options"]))
     ]
     wrong = [LoglikelihoodAnswer(-1.0 - a.logprob, False) for a in right]
-    first, other, again = ([v for m, _, v, _ in prepared.score(a) if m == "acc"] for a in (right, wrong, right))
+    first, other, again = ([s.value for s in prepared.score(a) if s.metric == "acc"] for a in (right, wrong, right))
     assert first == again == [1.0] * 5 and other != first

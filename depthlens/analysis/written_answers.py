@@ -1,0 +1,125 @@
+"""Written answers that cannot be read, apart from those that are wrong.
+
+A model that loses the form of an answer scores 0, and so does one that writes a wrong answer; only the second says
+something about knowledge or reasoning. A score splits exactly: score + wrong + unparsed = 1, where ``unparsed`` is the
+share of documents whose answer cannot be read (`depthlens.tasks.prepared_task`), and ``wrong`` is what is lost in
+answers that can be. What a condition costs is therefore the rise of the one plus the rise of the other.
+
+A task that is scored with and without regard to its format (GSM8K's ``strict-match`` and ``flexible-extract``) has
+``flexible-extract`` as its first metric here: ``strict-match`` counts a right number without "####" as wrong, so that a
+layer which only carries the format seems to carry the reasoning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis import documents, stats
+from depthlens.analysis.documents import PARSED
+from depthlens.analysis.stats import BASELINE
+from depthlens.errors import UserError
+from depthlens.metrics import LOGPROBS
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
+FLEXIBLE, STRICT = "flexible-extract", "strict-match"
+
+
+def headline(metrics: Sequence[str]) -> str:
+    """The metric of a task that stands for it: its first own one, read by ``flexible-extract`` where that exists.
+
+    A log-likelihood that depthlens adds (`depthlens.metrics.LOGPROBS`) is chosen only where there is nothing else.
+    """
+    first = next((metric for metric in metrics if metric not in LOGPROBS), metrics[0])
+    flexible = f"{first.partition(',')[0]},{FLEXIBLE}"
+    return flexible if flexible in metrics else first
+
+
+def parsed(result: Result, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+    """Whether each answer could be read: documents (rows, by rising id) x conditions (columns), True or False.
+
+    Raises:
+        UserError: there is no such task or metric, or the result does not say it (a folder of an older depthlens).
+    """
+    table = documents.table(result.docs, PARSED, task, metric, model)
+    if not table.isna().any(axis=None):
+        return table.astype(bool)
+    if is_written(result, task):
+        raise UserError(f"this result does not say which answers of task {task} could be read; run the sweep again")
+    return table.fillna(True).astype(bool)
+
+
+def is_written(result: Result, task: str) -> bool:
+    """Whether the model writes its answers to a task."""
+    return bool(result.record["tasks"][task].get("output_type") == "generate_until")
+
+
+def unparsed(result: Result, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+    """How many answers cannot be read under each condition, apart from wrong ones.
+
+    Args:
+        result: A sweep.
+        task: Name of the task.
+        metric: Name of the metric; the filter in it decides what can be read.
+        model: Which model; may be left out where there is one.
+
+    Returns:
+        One row a condition, the baseline first: condition, layer, head, n, value (mean score), wrong, unparsed (shares;
+        the three add up to 1), and the change of ``unparsed`` from the baseline: rise, ci_low, ci_high (Tango's 95%
+        interval), p_value (McNemar's exact test, not corrected).
+
+    Raises:
+        UserError: see `parsed`.
+    """
+    readable = parsed(result, task, metric, model)
+    scores = documents.table(result.docs, "value", task, metric, model)
+    names = [BASELINE, *(name for name in scores if name != BASELINE)]
+    lost = (~readable[names]).to_numpy().T.astype(float)  # [condition, document]
+    rise, low, high, p = stats.paired_change(lost[0], lost, binary=True)
+    parts = result.docs.drop_duplicates("condition").set_index("condition").loc[names, ["layer", "head"]]
+    value, share = scores[names].mean().to_numpy(), lost.mean(1)
+    table = parts.reset_index().assign(n=len(scores), value=value, wrong=1 - value - share, unparsed=share)
+    return table.assign(rise=rise, ci_low=low, ci_high=high, p_value=np.where(np.array(names) == BASELINE, np.nan, p))
+
+
+def describe(result: Result) -> list[str]:
+    """One sentence for each written task and metric: how many answers cannot be read, and under which condition most.
+
+    Results that do not say it yield none.
+    """
+    lines = []
+    for row in result.baselines.itertuples():
+        known = result.docs.loc[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric), PARSED]
+        if not is_written(result, row.task) or known.isna().any():
+            continue
+        table = unparsed(result, row.task, row.metric)
+        base, others = table.iloc[0], table.iloc[1:]
+        line = f"{row.task} {row.metric}: {base['unparsed']:.0%} of the answers cannot be read with nothing removed"
+        if others["unparsed"].gt(0).any():
+            worst = others.loc[others["unparsed"].idxmax()]
+            line += f", and at most {worst['unparsed']:.0%} under a condition ({worst['condition']})"
+        elif len(others):
+            line += ", and none under any condition" if not base["unparsed"] else ", and none under the conditions"
+        lines.append(f"{line}.")
+    return lines
+
+
+def notes(result: Result) -> Iterator[str]:
+    """One line for each task that is scored both with and without regard to its format: by how much they differ."""
+    rows = result.baselines
+    for (model, task), group in rows.groupby(["model", "task"], sort=False):
+        scores = group.set_index("metric")["baseline"]
+        for flexible in (metric for metric in scores.index if metric.endswith(f",{FLEXIBLE}")):
+            strict = flexible.replace(FLEXIBLE, STRICT)
+            if strict in scores.index:
+                of = f" of {model}" if rows["model"].nunique() > 1 else ""
+                gap = scores[strict] - scores[flexible]
+                yield (
+                    f"{task}{of}: {flexible} stands for the task; {strict} also asks for the format of the answer "
+                    f"({gap:+.2f} with nothing removed)"
+                )

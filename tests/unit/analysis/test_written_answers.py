@@ -1,0 +1,106 @@
+"""Answers that cannot be read are counted apart from wrong ones, and format apart from reasoning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_results import docs_of, record_of
+
+from depthlens.analysis import stats
+from depthlens.analysis.layer_profiles import profiles
+from depthlens.analysis.results import Result, concat
+from depthlens.errors import UserError
+
+MATCH = {"higher_is_better": True, "chance": 0.1, "floor": 0.0, "binary": True}
+FLEXIBLE, STRICT = "exact_match,flexible-extract", "exact_match,strict-match"
+# right with nothing removed 8 of 10; L0 breaks the form, L1 the content
+VALUES = {"baseline": [1] * 8 + [0, 0], "L0": [1] + [0] * 9, "L1": [1] + [0] * 9, "L2": [1] * 8 + [0, 0]}
+PARSED = {"baseline": [1] * 9 + [0], "L0": [1] + [0] * 9, "L1": [1] * 10, "L2": [1] * 10}
+
+
+def written(values=VALUES, could_be_read=PARSED, *, metric=FLEXIBLE, **columns) -> Result:
+    docs = docs_of(values, task="worked", metric=metric)
+    docs["parsed"] = [bool(could_be_read[row.condition][row.doc_id]) for row in docs.itertuples()]
+    record = record_of(worked={metric: MATCH})
+    record["tasks"]["worked"]["output_type"] = "generate_until"
+    return Result(docs.assign(**columns), record)
+
+
+def test_score_wrong_and_unparsed_add_up_to_one():
+    table = written().unparsed("worked", FLEXIBLE).set_index("condition")
+    assert table[["value", "wrong", "unparsed"]].sum(axis=1).tolist() == pytest.approx([1.0] * 4)
+    assert table["unparsed"].tolist() == pytest.approx([0.1, 0.9, 0, 0])
+    assert table["wrong"].tolist() == pytest.approx([0.1, 0, 0.9, 0.2])
+    change = stats.change(*(1.0 - np.array([PARSED["baseline"], PARSED["L0"]])))
+    assert table.loc["L0", ["rise", "ci_low", "ci_high", "p_value"]].tolist() == pytest.approx(list(change))
+    assert table.loc["baseline", "rise"] == 0 and np.isnan(table.loc["baseline", "p_value"])
+
+
+def test_answers_of_documents():
+    result = written()
+    table = result.parsed("worked", FLEXIBLE)
+    assert table.to_dict("list") == {c: [bool(x) for x in column] for c, column in PARSED.items()}
+    assert set(table.dtypes.map(str)) == {"bool"}
+
+
+def test_sentences_say_how_many_cannot_be_read():
+    result = written()
+    expected = "10% of the answers cannot be read with nothing removed, and at most 90% under a condition (L0)."
+    assert result.describe()[-1] == f"worked {FLEXIBLE}: {expected}"
+    assert result.describe("L0")[0].endswith("Answers that cannot be read: 10% with nothing removed, 90% then.")
+    clean = written(could_be_read=dict.fromkeys(VALUES, [1] * 10))
+    assert clean.describe()[-1].endswith(
+        "0% of the answers cannot be read with nothing removed, and none under any condition."
+    )
+    assert "read" not in clean.describe("L0")[0]
+
+
+def test_results_of_older_versions_load_and_say_what_they_do_not_know(tmp_path):
+    new = written()
+    new.save(tmp_path)
+    docs = pd.read_parquet(tmp_path / "docs.parquet")
+    assert Result.load(tmp_path).parsed("worked", FLEXIBLE).equals(new.parsed("worked", FLEXIBLE))
+    docs.drop(columns="parsed").to_parquet(tmp_path / "docs.parquet")
+    old = Result.load(tmp_path)
+    assert old.docs["parsed"].isna().all() and not any("read" in line for line in old.describe())
+    with pytest.raises(UserError, match="does not say which answers of task worked could be read; run the sweep again"):
+        old.unparsed("worked", FLEXIBLE)
+    assert concat([new, old]).summary.equals(new.summary)
+    choice = Result(docs_of({"baseline": [1, 0], "L0": [0, 0]}), record_of(capitals={"acc": MATCH}))
+    assert choice.parsed("capitals", "acc").all(axis=None)  # a choice can always be read
+
+
+def test_a_column_that_is_not_true_or_false_is_refused():
+    with pytest.raises(UserError, match="column of the wrong type"):
+        written(parsed="perhaps")
+
+
+def test_flexible_extract_stands_for_a_task_and_the_format_is_noted():
+    strict = written({**VALUES, "baseline": [1] * 5 + [0] * 5}, metric=STRICT)
+    both = concat([strict, written()])
+    assert both.docs["metric"].iloc[0] == STRICT
+    assert both.primary().docs["metric"].unique().tolist() == [FLEXIBLE]
+    (note,) = [line for line in both.notes if "format" in line]
+    assert note == (
+        f"worked: {FLEXIBLE} stands for the task; {STRICT} also asks for the format of the answer "
+        "(-0.30 with nothing removed)"
+    )
+    assert not any("format" in line for line in both.primary().notes)
+
+
+@pytest.mark.parametrize(
+    ("info", "output_type", "floor"),
+    [
+        ({"floor": 0.0}, "generate_until", 0.0),
+        ({}, "generate_until", 0.0),  # saved before floors were recorded
+        ({"floor": 0.25}, "multiple_choice", 0.25),
+        ({}, "multiple_choice", 0.1),
+        ({"chance": None}, "multiple_choice", 0.0),  # never below 0
+    ],
+)
+def test_the_floor_of_a_profile_is_what_a_broken_model_scores(info, output_type, floor):
+    record = record_of(worked={"acc": {"higher_is_better": True, "chance": 0.1, **info}})
+    record["tasks"]["worked"]["output_type"] = output_type
+    (profile,) = profiles(Result(docs_of(VALUES, task="worked"), record))
+    assert profile.floor == floor
