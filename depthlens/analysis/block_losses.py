@@ -53,8 +53,8 @@ def largest_sparable(result: Result, *, margin: float = MARGIN, seed: int = 0) -
 
     Returns:
         One row a task and metric: model, task, metric, n, n_blocks, largest (layers of the largest block tried),
-        condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss, ci_low,
-        ci_high (95% interval of the change), delta, p_adjusted (that the loss is not under the margin), margin, unit,
+        condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss, delta,
+        ci_low, ci_high (95% interval of delta), p_adjusted (that the loss is not under the margin), margin, unit,
         proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of the least loss.
 
     Raises:
@@ -69,10 +69,8 @@ def largest_sparable(result: Result, *, margin: float = MARGIN, seed: int = 0) -
         room, unit = None, metric_unit(base.metric) or f"of {base.metric}"
         if info["chance"] is not None:
             scores = result.scores(base.task, base.metric, base.model)[BASELINE].to_numpy()
-            room, unit = (
-                (scores - info["chance"]) * (1 if info["higher_is_better"] else -1),
-                "of the score above chance",
-            )
+            room = (scores - info["chance"]) * (1 if info["higher_is_better"] else -1)
+            unit = "of the score above chance"
         usable = not base.at_chance and (room is None or room.mean() > 0)
         p = non_inferiority(losses, room, margin, seed=seed) if usable else np.ones(len(rows))
         rows["p_adjusted_margin"] = p
@@ -88,7 +86,7 @@ def largest_sparable(result: Result, *, margin: float = MARGIN, seed: int = 0) -
 
 
 def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:
-    """One sentence a task and metric: the largest block whose loss is shown to be under a margin; `largest_sparable`."""
+    """One sentence a task and metric: the largest block whose loss is shown to be under ``margin``."""
     lines = []
     for row in largest_sparable(result, margin=margin).itertuples():
         name, limit = f"{row.task} ({row.metric})", f"under {row.margin:g} {row.unit}"

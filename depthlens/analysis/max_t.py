@@ -57,13 +57,7 @@ def max_t(differences: np.ndarray, *, symmetric: bool, n_flips: int = N_FLIPS, s
         Shape [n_conditions]. With drawn flips no value is below ``1 / (1 + n_flips)``.
     """
     z, against = standardised(differences, symmetric=symmetric)
-    p = np.ones(len(z))
-    for sign, extreme in zip((1, -1), against, strict=True):
-        own = sign * z.sum(1)
-        chosen = np.flatnonzero(own > 0)
-        if len(chosen):
-            p[chosen] = _step_down(z, own - extreme, chosen, extreme, n_flips, seed)
-    return p
+    return _step_down(z, against, n_flips, seed)
 
 
 def threshold(
@@ -81,12 +75,12 @@ def threshold(
     Returns:
         A bound for ``sum(d) / rms(d)``; infinite where no sum is enough at this level.
     """
-    z, (extreme, _) = standardised(differences, symmetric=symmetric)
-    own = z.sum(1)
-    p = _step_down(z, own - extreme, np.arange(len(z)), extreme, n_flips, seed)
-    left = z[p >= alpha] if (p >= alpha).any() else z[[np.argmin(own)]]
+    z, against = standardised(differences, symmetric=symmetric)
+    p = _step_down(z, against, n_flips, seed)
+    left = z[p >= alpha] if (p >= alpha).any() else z[[np.argmin(np.abs(z.sum(1)))]]
+    extreme = against[0]
     flips = _number(z.shape[1], n_flips)
-    largest = np.concatenate([np.abs(sums).max(1) for sums in _flipped(left, extreme, flips, seed)])
+    largest = np.concatenate([np.abs(sums - extreme).max(1) for sums in _flipped(left, flips, seed)])
     reached = math.ceil(alpha * (flips.n + flips.drawn)) - 1 - flips.drawn  # flips that may reach it
     if reached < (0 if flips.drawn else 1):
         return math.inf
@@ -112,33 +106,32 @@ def standardised(differences: np.ndarray, *, symmetric: bool) -> tuple[np.ndarra
     return z, (-float(z.min(initial=0.0)), float(z.max(initial=0.0)))
 
 
-def _step_down(
-    z: np.ndarray, own: np.ndarray, chosen: np.ndarray, extreme: float, n_flips: int, seed: int
-) -> np.ndarray:
-    """P-values of the chosen rows, which are the largest: shares of flips that reach them, never falling."""
-    order = chosen[np.argsort(own[chosen], kind="stable")]
-    rest = np.delete(np.arange(len(z)), chosen)
-    flips, counts = _number(z.shape[1], n_flips), np.zeros(len(chosen))
-    for sums in _flipped(z[[*rest, *order]], extreme, flips, seed):
-        size = np.abs(sums, out=sums)
-        if len(rest):  # they are smaller than all others
-            size = size[:, len(rest) - 1 :]
-            size[:, 0] = sums[:, : len(rest)].max(1)
-        largest = np.maximum.accumulate(size, axis=1, out=size)[:, -len(order) :]
-        counts += (largest >= own[order] - _TIE * z.shape[1]).sum(0)
-    p = np.empty(len(z))
+def _step_down(z: np.ndarray, against: tuple[float, float], n_flips: int, seed: int) -> np.ndarray:
+    """P-values of all rows: shares of flips that reach them, never falling from the largest row on."""
+    total = z.sum(1)
+    extreme = np.where(total > 0, *against)
+    own = np.abs(total) - extreme
+    order = np.argsort(own, kind="stable")
+    needed, extreme = own[order] - _TIE * z.shape[1], extreme[order]
+    flips, counts = _number(z.shape[1], n_flips), np.zeros(len(z))
+    for sums in _flipped(z[order], flips, seed):
+        for distance in dict.fromkeys(against):
+            side = extreme == distance
+            largest = np.maximum.accumulate(np.abs(sums - np.float32(distance)), axis=1)  # of rows that are not larger
+            counts[side] += (largest[:, side] >= needed[side]).sum(0)
+    p = np.ones(len(z))
     p[order] = flips.p_values(np.maximum.accumulate(counts[::-1])[::-1])
-    return p[chosen]
+    return np.where(own > 0, p, 1.0)
 
 
 def _number(n: int, n_flips: int) -> _Flips:
     return _Flips(2**n, drawn=False) if 2**n <= n_flips else _Flips(n_flips, drawn=True)
 
 
-def _flipped(z: np.ndarray, extreme: float, flips: _Flips, seed: int) -> Iterator[np.ndarray]:
+def _flipped(z: np.ndarray, flips: _Flips, seed: int) -> Iterator[np.ndarray]:
     """Sums of the rows with signs turned, the imaginary document's too. Shapes [flips of the block, n_conditions].
 
-    Sums are read without their sign, so that one document, the imaginary one, can keep its own.
+    Only the size of a sum is read, so that one document, the imaginary one, can keep its sign. It is not in these sums.
     """
     m, n = z.shape
     rng = np.random.default_rng(seed)
@@ -150,5 +143,4 @@ def _flipped(z: np.ndarray, extreme: float, flips: _Flips, seed: int) -> Iterato
             turned = rng.integers(0, 2, (count, n), dtype=np.int8)
         else:
             turned = np.arange(first, first + count)[:, None] >> np.arange(n) & 1
-        sums = (1 - 2 * turned).astype(np.float32) @ by_document
-        yield np.subtract(sums, np.float32(extreme), out=sums)
+        yield (1 - 2 * turned).astype(np.float32) @ by_document

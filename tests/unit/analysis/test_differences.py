@@ -18,7 +18,7 @@ def means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_one_difference_is_welchs_test_and_interval():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((40, 1)) + 0.6, 2 * rng.standard_normal((25, 1))
-    found = interaction(means(a), means(b), paired=False, n_flips=100_000)
+    found = interaction(means(a), means(b), paired=False, n_draws=100_000)
     test = sps.ttest_ind(a[:, 0], b[:, 0], equal_var=False)
     assert found.p_adjusted[0] == pytest.approx(test.pvalue, abs=0.02)
     assert [found.low[0], found.high[0]] == pytest.approx(list(test.confidence_interval()), abs=0.08)
@@ -53,7 +53,7 @@ def test_equal_damage_is_rarely_called_a_difference(paired, n):
     for _ in range(samples):
         hard = rng.random(n) if paired else None
         tasks = [sweep(n, lost, rng, hard) for _ in range(2)]
-        found = interaction(*(relative_losses(*task) for task in tasks), paired=paired, n_flips=400)
+        found = interaction(*(relative_losses(*task) for task in tasks), paired=paired, n_draws=400)
         wrong += (found.p_adjusted < 0.05).any()
         significant = [sps.ttest_1samp(loss, 0, axis=0).pvalue * 30 < 0.05 for loss, _ in tasks]
         compared += (significant[0] != significant[1]).any()
@@ -65,11 +65,12 @@ def test_a_difference_is_found_and_its_intervals_hold_it_together():
     rng = np.random.default_rng(1)
     low, high = np.full(20, 0.1), np.r_[np.full(5, 0.6), np.full(15, 0.1)]
     found, covered, samples = 0.0, 0, 100
+    shares = [relative_losses(*sweep(400_000, lost[[0, -1]], rng))[0] for lost in (high, low)]
+    true = np.r_[np.full(5, shares[0][0] - shares[1][0]), np.zeros(15)]
     for _ in range(samples):
         tasks = [sweep(150, lost, rng) for lost in (high, low)]
-        result = interaction(*(relative_losses(*task) for task in tasks), paired=False, n_flips=300)
+        result = interaction(*(relative_losses(*task) for task in tasks), paired=False, n_draws=300)
         found += (result.p_adjusted[:5] < 0.05).mean() / samples
-        true = high - low
         covered += ((result.low <= true) & (true <= result.high)).all()
     assert found > 0.8 and covered / samples >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / samples)
 
@@ -130,5 +131,5 @@ def test_a_small_loss_is_shown_to_be_small():
     loss[:, 10:] += 0.5
     p = non_inferiority(loss, None, 0.1)
     assert (p[:10] < 0.05).all() and (p[10:] == 1).all()
-    with pytest.raises(UserError, match="margin 0 is not above 0"):
-        non_inferiority(loss, None, 0)
+    with pytest.raises(UserError, match="margin 0.0 is not above 0"):
+        non_inferiority(loss, None, 0.0)
