@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.stats import ALPHA, SUMMARY_COLUMNS
+from depthlens.analysis.differences import non_inferiority
+from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, SUMMARY_COLUMNS
 from depthlens.errors import UserError
+from depthlens.metrics import metric_unit
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
+
+MARGIN = 0.05  # of the score above chance, or of the metric's unit
 
 
 def block_table(result: Result) -> pd.DataFrame:
@@ -34,32 +39,66 @@ def block_table(result: Result) -> pd.DataFrame:
     return rows.astype({"start": "int64", "size": "int64"})
 
 
-def describe_blocks(result: Result) -> list[str]:
-    """One sentence a task and metric: the largest block whose removal shows no proven loss, and where it is.
+def largest_sparable(result: Result, *, margin: float = MARGIN, seed: int = 0) -> pd.DataFrame:
+    """The largest block whose loss is *shown to be under* a margin, for each task and metric.
 
-    Where no block at all shows a loss, there are too few documents, or the blocks are too small, to say which can go.
+    That a loss is not significant does not show that it is small: with few documents no loss is. Each block is tested
+    against the margin instead, corrected over all blocks (`depthlens.analysis.differences.non_inferiority`).
+
+    Args:
+        result: A block sweep.
+        margin: State it before looking. A share of the score above chance where the metric has a chance level, else in
+            the unit of the metric.
+        seed: Of the test.
+
+    Returns:
+        One row a task and metric: model, task, metric, n, n_blocks, largest (layers of the largest block tried),
+        condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss, delta,
+        ci_low, ci_high (95% interval of delta), p_adjusted (that the loss is not under the margin), margin, unit,
+        proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of the least loss.
+
+    Raises:
+        UserError: the result has no block, or the margin is not above 0.
     """
-    lines = []
     table = block_table(result)
-    for row in result.baselines.itertuples():
-        name = f"{row.task} ({row.metric})"
+    found = []
+    for base in result.baselines.itertuples():
+        rows = table[(table[GROUP] == [base.model, base.task, base.metric]).all(axis=1)].copy()
+        info = result.metric_info(base.task, base.metric)
+        losses = result.document_losses(base.task, base.metric, base.model)[list(rows["condition"])].to_numpy()
+        room, unit = None, metric_unit(base.metric) or f"of {base.metric}"
+        if info["chance"] is not None:
+            scores = result.scores(base.task, base.metric, base.model)[BASELINE].to_numpy()
+            room = (scores - info["chance"]) * (1 if info["higher_is_better"] else -1)
+            unit = "of the score above chance"
+        usable = not base.at_chance and (room is None or room.mean() > 0)
+        p = non_inferiority(losses, room, margin, seed=seed) if usable else np.ones(len(rows))
+        rows["p_adjusted_margin"] = p
+        shown = rows[p < ALPHA].sort_values(["size", "loss"], ascending=[False, True], kind="stable")
+        columns = ["condition", "size", "loss", "delta", "ci_low", "ci_high", "p_adjusted_margin"]
+        best = dict(zip(columns, shown[columns].iloc[0], strict=True)) if len(shown) else dict.fromkeys(columns)
+        best["p_adjusted"] = best.pop("p_adjusted_margin")
+        proven = int(((rows["p_adjusted"] < ALPHA) & (rows["loss"] > 0)).sum())
+        where = {"model": base.model, "task": base.task, "metric": base.metric, "n": base.n, "n_blocks": len(rows)}
+        rest = {"margin": margin, "unit": unit, "proven": proven, "at_chance": base.at_chance}
+        found.append(where | {"largest": int(rows["size"].max())} | best | rest)
+    return pd.DataFrame(found).astype({"size": "Int64"})
+
+
+def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:
+    """One sentence a task and metric: the largest block whose loss is shown to be under ``margin``."""
+    lines = []
+    for row in largest_sparable(result, margin=margin).itertuples():
+        name, limit = f"{row.task} ({row.metric})", f"under {row.margin:g} {row.unit}"
         if row.at_chance:
             lines.append(f"{name}: at chance, cannot judge (n = {row.n}).")
-            continue
-        rows = table[(table["task"] == row.task) & (table["metric"] == row.metric)]
-        proven = (rows["p_adjusted"] < ALPHA) & (rows["loss"] > 0)
-        spared, largest = rows[~proven], int(rows["size"].max())
-        if spared.empty:
-            lines.append(f"{name}: no block can go without a proven loss, not even one layer.")
-            continue
-        if not proven.any():
-            tried = f"none of {len(rows)} blocks of up to {largest} layers shows a proven loss"
-            lines.append(f"{name}: {tried}, so it cannot be said which of them can go (n = {row.n}).")
-            continue
-        best = spared.sort_values(["size", "loss"], ascending=[False, True]).iloc[0]
-        size = f"{best['size']} layers; up to {largest} were tried"
-        lines.append(
-            f"{name}: the largest block without a proven loss is **{best.condition}** ({size}): "
-            f"{best.delta:+.2g} [{best.ci_low:+.2g}, {best.ci_high:+.2g}], n = {best.n}."
-        )
+        elif pd.isna(row.size):
+            tried = f"of {row.n_blocks} blocks of up to {row.largest} layers none is shown to cost {limit}"
+            lines.append(f"{name}: {tried}, {row.proven} are shown to cost something (n = {row.n}).")
+        else:
+            size = f"{row.size} layers; up to {row.largest} were tried"
+            lines.append(
+                f"{name}: the largest block that is shown to cost {limit} is **{row.condition}** ({size}): "
+                f"{row.delta:+.2g} [{row.ci_low:+.2g}, {row.ci_high:+.2g}], n = {row.n}."
+            )
     return lines

@@ -16,19 +16,52 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats as sps
 
 from depthlens.analysis.stats import ALPHA
+from depthlens.errors import UserError
 
 N_BOOT = 1000
 
 
 @lru_cache(maxsize=16)  # all parts of a claim, and all its views, draw the same documents
-def draws(n: int, n_boot: int, seed: int) -> np.ndarray:
-    """How often each document is drawn: the sample itself, then bootstrap draws. Shape [1 + n_boot, document]."""
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
-    counts = np.vstack([np.ones(n), counts])  # counts and not shares: sums of 0/1 values stay exact, so ties stay ties
+def _independent(n: int, n_boot: int, seed: int) -> np.ndarray:
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
+    counts = np.vstack([np.ones(n), times])  # counts, not shares: sums of 0/1 values stay exact, so ties stay ties
     counts.setflags(write=False)
+    return counts
+
+
+def draws(n: int, n_boot: int, seed: int, clusters: ArrayLike | None = None) -> np.ndarray:
+    """How often each document is drawn: the sample itself, then bootstrap draws. Shape [1 + n_boot, document].
+
+    With clusters (the subjects of MMLU) the bootstrap has two levels: clusters are drawn with replacement, then from
+    every drawn cluster as many documents as it has (Davison & Hinkley 1997, section 3.8, strategy 2). The number of
+    documents then differs from draw to draw, so that a mean is a sum over ``counts.sum(1)`` documents. Such an interval
+    speaks of other clusters, too, and it is the number of clusters, not of documents, that has to be large: below
+    about 20 it is too short.
+
+    Args:
+        n: Number of documents.
+        n_boot: Number of draws.
+        seed: Of the draws.
+        clusters: The cluster of each document; None where documents are independent. Shape [n].
+
+    Raises:
+        UserError: not one cluster a document, or fewer than two clusters.
+    """
+    if clusters is None:
+        return _independent(n, n_boot, seed)
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(np.asarray(clusters) == name) for name in dict.fromkeys(np.asarray(clusters).tolist())]
+    if len(np.asarray(clusters)) != n or len(members) < 2:
+        fault = f"{len(np.asarray(clusters))} labels of {len(members)} clusters for {n} documents"
+        raise UserError(f"{fault}; give one label a document, of at least two clusters")
+    counts = np.ones((1 + n_boot, n))
+    drawn_times = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n_boot)
+    for at, drawn in zip(members, drawn_times.T, strict=True):
+        counts[1:, at] = rng.multinomial(drawn * len(at), np.full(len(at), 1 / len(at)))
     return counts
 
 
@@ -60,6 +93,40 @@ def interval(values: np.ndarray, n: int, alpha: float = ALPHA) -> np.ndarray:
         return np.full((2, *values.shape[1:]), np.nan)
     tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf(alpha / 2, n - 1))
     return np.nanquantile(values[1:], [tail, 1 - tail], axis=0)
+
+
+def seed_interval(values_by_seed: np.ndarray, n: int, alpha: float = ALPHA) -> tuple[float, float]:
+    """Interval of an effect that was measured with several few-shot seeds (or templates) on the same documents.
+
+    The effect is the mean over seeds. Its variance has two parts: that over documents, from bootstrap draws of this
+    mean, and that over seeds, ``V / S`` with V the variance between the S effects of single seeds. The parts are added
+    and read with Student's t, whose degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110-114), where
+    the seeds' part has S - 1. Drawing three seeds with replacement instead would miss a third of their variance and all
+    of the uncertainty about it.
+
+    V holds the noise of documents that the seeds do not share, too, so that the interval is rather too wide where
+    seeds make no difference. It says nothing of seeds of another kind, such as other templates.
+
+    Args:
+        values_by_seed: The sample's own effect first, then that of every draw of documents; the same draws for all
+            seeds. Shape [S, 1 + n_boot].
+        n: Number of documents.
+        alpha: Share of intervals that may miss the true value.
+
+    Returns:
+        Lower and upper bound; NaN for one document or one seed.
+    """
+    n_seeds = len(values_by_seed)
+    if n < 2 or n_seeds < 2:
+        return np.nan, np.nan
+    mean = values_by_seed.mean(0)
+    parts = np.array([np.nanvar(mean[1:]) * n / (n - 1), values_by_seed[:, 0].var(ddof=1) / n_seeds])
+    total = parts.sum()
+    if total == 0:
+        return float(mean[0]), float(mean[0])
+    freedom = total**2 / (parts**2 / [n - 1, n_seeds - 1]).sum()
+    half = sps.t.ppf(1 - alpha / 2, freedom) * np.sqrt(total)
+    return float(mean[0] - half), float(mean[0] + half)
 
 
 def percentile_interval(values: np.ndarray) -> np.ndarray:

@@ -27,9 +27,12 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.bootstrap import N_BOOT, draws, interval, percentile_interval, ratio
+from depthlens.analysis.differences import interaction, relative_losses
 from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, labels, profiles
+from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError, unknown
+from depthlens.metrics import metric_unit
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -222,27 +225,79 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
     return critical
 
 
-def critical_overlap(result: Result) -> pd.DataFrame:
-    """Which conditions are critical under both of two tasks, and under one alone.
+def critical_overlap(result: Result, *, seed: int = 0) -> pd.DataFrame:
+    """Which conditions are critical under both of two tasks, and which are shown to cost more under one of them.
+
+    That a condition is critical under one task alone does not show that the tasks differ. The difference of its two
+    losses is tested instead, over all conditions that both tasks have (`depthlens.analysis.differences.interaction`):
+    of relative losses, ``loss / (baseline - chance)``, where both tasks have a chance level, and in the metric's own
+    unit where both have the same metric without one.
+
+    Args:
+        result: A sweep.
+        seed: Of the test.
 
     Returns:
-        One row a pair of tasks that can be judged: task, other, both, only_task, only_other (texts, ``none`` if empty).
+        One row a pair of tasks that can be judged: task, other, both (critical under both), more_task and more_other
+        (shown to cost more there, and critical there), not_shown (critical under one alone, but no difference is
+        shown), scale (what was compared; "" where the losses have no common scale, and no difference can be shown).
+        Conditions are texts, ``none`` if empty.
     """
 
     def text(conditions: list[str]) -> str:
         return ", ".join(conditions) or "none"
 
-    rows = [
-        (
-            task,
-            other,
-            text([c for c in a if c in b]),
-            text([c for c in a if c not in b]),
-            text([c for c in b if c not in a]),
-        )
-        for (task, a), (other, b) in itertools.combinations(critical_by_task(result).items(), 2)
-    ]
-    return pd.DataFrame(rows, columns=["task", "other", "both", "only_task", "only_other"])
+    rows = []
+    pairs = {label: pair for pair, label in labels(result).items()}
+    for (task, a), (other, b) in itertools.combinations(critical_by_task(result).items(), 2):
+        more, less, scale = _shown_differences(result, pairs[task], pairs[other], seed)
+        more_task, more_other = [c for c in a if c in more], [c for c in b if c in less]
+        alone = [*(c for c in a if c not in b), *(c for c in b if c not in a)]
+        not_shown = [c for c in alone if c not in more_task and c not in more_other]
+        both = [c for c in a if c in b]
+        rows.append((task, other, *map(text, (both, more_task, more_other, not_shown)), scale))
+    return pd.DataFrame(rows, columns=["task", "other", "both", "more_task", "more_other", "not_shown", "scale"])
+
+
+def _shown_differences(
+    result: Result, first: tuple[str, str], second: tuple[str, str], seed: int
+) -> tuple[list[str], list[str], str]:
+    """Conditions that cost more under the first of two (task, metric), those under the second, and the scale."""
+    losses = [result.document_losses(*pair) for pair in (first, second)]
+    names = [c for c in losses[0] if c in losses[1]]
+    infos = [result.metric_info(*pair) for pair in (first, second)]
+    values = [table[names].to_numpy() for table in losses]
+    if all(info["chance"] is not None for info in infos):
+        scale = "of the score above chance"
+        effects = []
+        for value, info, pair in zip(values, infos, (first, second), strict=True):
+            room = result.scores(*pair)[BASELINE].to_numpy() - info["chance"]
+            effects.append(relative_losses(value, room if info["higher_is_better"] else -room))
+    elif first[1] == second[1]:
+        scale = metric_unit(first[1]) or f"of {first[1]}"
+        effects = [(value.mean(0), value - value.mean(0)) for value in values]
+    else:
+        return [], [], ""
+    if not names or min(map(len, values)) < 2:
+        return [], [], ""
+    found = interaction(*effects, paired=_same_documents(result, first[0], second[0]), seed=seed)
+    shown = found.p_adjusted < ALPHA
+    more, less = (
+        [c for c, is_so in zip(names, shown & (sign * found.difference > 0), strict=True) if is_so] for sign in (1, -1)
+    )
+    return more, less, scale
+
+
+def _same_documents(result: Result, first: str, second: str) -> bool:
+    """Whether two tasks ask the same documents in the same order; tasks without known questions share none."""
+    if first == second:
+        return True
+    if result.asked is None:
+        return False
+    asked = [result.asked[result.asked["task"] == task].sort_values("doc_id") for task in (first, second)]
+    ids = [set(result.docs.loc[result.docs["task"] == task, "doc_id"]) for task in (first, second)]
+    texts = [list(table.loc[table["doc_id"].isin(kept), "question"]) for table, kept in zip(asked, ids, strict=True)]
+    return ids[0] == ids[1] and texts[0] == texts[1]
 
 
 def describe_critical(result: Result) -> list[str]:

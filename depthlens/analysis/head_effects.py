@@ -32,7 +32,7 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
         metric: Which metric; may be left out where the task has one.
 
     Returns:
-        Scores with 95% intervals, and which heads are critical after Holm's correction over the heads swept, as in
+        Scores with 95% intervals, and which heads are critical by step-down maxT over the heads swept, as in
         `Result.summary`.
 
     Raises:

@@ -43,8 +43,8 @@ def head_roles(
     - *needed but does not copy*: low score, yet its removal costs something: it does other work for the task;
     - *neither*.
 
-    A removal costs something where its loss is significant (Holm) and at least ``needed``. Costing nothing is not
-    proven by a loss that is not significant: look at the intervals, and at n.
+    A removal costs something where its loss is significant (step-down maxT) and at least ``needed``. A loss that is not
+    significant does not show that a removal costs nothing: look at the intervals, and at n.
 
     Args:
         copying: `depthlens.retrieval_scores` with ``method="copy_paste"``.

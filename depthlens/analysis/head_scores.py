@@ -1,8 +1,8 @@
 """One number per attention head, with its interval.
 
 A score is a mean over cases (needles that were recalled, worked solutions). Its 95% interval is Student's t over the
-cases, or the rule of three where all cases agree; where a score is tested against 0, heads are called critical after
-Holm's correction over all heads tested (`depthlens.analysis.stats`). No torch in here: plots read these.
+cases, or the rule of three where all cases agree; where a score is tested against 0, heads are called critical by
+step-down maxT over all heads tested (`depthlens.analysis.max_t`). No torch in here: plots read these.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pandas as pd
 
 from depthlens.ablations import Head
 from depthlens.analysis import stats
+from depthlens.analysis.max_t import max_t
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.analysis.saving import Contents, Saveable
 from depthlens.errors import UserError
@@ -36,7 +37,7 @@ class HeadScores(Saveable):
         low: Lower bounds of the 95% intervals. Shape [n_layers, n_heads].
         high: Upper bounds. Shape [n_layers, n_heads].
         n: Cases that the values are means over.
-        critical: Above 0 after Holm's correction and, in nats, at least `MIN_NATS`, where tested. Shape
+        critical: Above 0 by step-down maxT and, in nats, at least `MIN_NATS`, where tested. Shape
             [n_layers, n_heads].
         record: Model, task and settings: what is needed to repeat it.
     """
@@ -80,9 +81,10 @@ class HeadScores(Saveable):
         by_head = np.ascontiguousarray(cases[:, at[0], at[1]].T, dtype=float)  # [head, case]
         values, low, high = (np.full(shape, np.nan) for _ in range(3))
         values[at] = by_head.mean(1)
-        low[at], high[at], p = stats.paired_t(by_head, float(np.ptp(by_head)))
+        low[at], high[at], _ = stats.paired_t(by_head, float(np.ptp(by_head)))
+        p_adjusted = max_t(by_head, symmetric=False) if tested else np.ones(len(by_head))
         critical = np.zeros(shape, dtype=bool)
-        critical[at] = (stats.holm(p) < stats.ALPHA) & (values[at] > (MIN_NATS if unit == "nats" else 0.0))
+        critical[at] = (p_adjusted < stats.ALPHA) & (values[at] > (MIN_NATS if unit == "nats" else 0.0))
         return cls(name, unit, values, low, high, n, critical if tested else None, record)
 
     def top(self, k: int) -> list[Head]:

@@ -13,7 +13,7 @@ Method, per layer:
   in at least 94% of samples; the plain t interval falls to 84%. The test is the exact sign-flip test over documents,
   computed from two binomials and not by drawing; it is McNemar's where all changes are of size 1.
 * **Other metrics**. Paired t interval and test.
-* **Correction**: Holm, over the layers of one task and metric (`depthlens.analysis.stats`).
+* **Correction**: step-down maxT, over the layers of one task and metric (`depthlens.analysis.max_t`).
 
 Thirds and centres are percentile bootstraps over documents, drawn jointly for both models
 (`depthlens.analysis.bootstrap`).
@@ -37,6 +37,7 @@ from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import N_BOOT, interval
 from depthlens.analysis.depth import centre, third_losses
 from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, paired_profiles
+from depthlens.analysis.max_t import max_t
 from depthlens.analysis.stats import ALPHA
 from depthlens.analysis.tables import DescribedTable, record_of
 
@@ -103,7 +104,7 @@ def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
 
     Returns:
         One row a task and layer: task, layer, n, base, distilled (their losses), difference, ci_low, ci_high, p_value,
-        p_adjusted, proven (after Holm's correction, and above the metric's ``min_effect``), at_chance (the names of
+        p_adjusted, proven (by step-down maxT, and above the metric's ``min_effect``), at_chance (the names of
         models with nothing to lose; no test there).
 
     Raises:
@@ -120,7 +121,8 @@ def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
         columns = {"task": a.label, "layer": a.layers, "n": len(gap), "base": a.loss.mean(0)}
         columns |= {"distilled": b.loss.mean(0), "difference": gap.mean(0), "ci_low": low, "ci_high": high}
         table = pd.DataFrame(columns)
-        table["p_value"], table["p_adjusted"] = (np.nan, np.nan) if at_chance else (p, stats.holm(p))
+        p_adjusted = max_t(gap.T, symmetric=a.binary and b.binary)
+        table["p_value"], table["p_adjusted"] = (np.nan, np.nan) if at_chance else (p, p_adjusted)
         min_effect = base.metric_info(a.task, a.metric)["min_effect"]
         table["proven"] = (table["p_adjusted"] < ALPHA) & (table["difference"].abs() > min_effect)
         tables.append(table.assign(at_chance=at_chance))

@@ -5,9 +5,8 @@ the facts in the prompt. Everything is paired, document by document:
 
 * `open_book_gain`: how much better the whole model scores open-book;
 * `open_book_losses`: how much more a layer costs open-book than closed-book. A layer with a positive difference helps
-  to
-  find the answer in the prompt, a layer with a negative one helps to recall it. Paired t per layer, Holm over layers
-  (`depthlens.analysis.stats`);
+  to find the answer in the prompt, a layer with a negative one helps to recall it. Paired t per layer, step-down maxT
+  over layers (`depthlens.analysis.max_t`);
 * `site_losses`: how the losses of single sublayers divide between attention and MLPs.
 
 Limit: a model that knows the answer may use it although it could read it, so that an open book is not retrieval alone.
@@ -23,6 +22,7 @@ import pandas as pd
 from depthlens.analysis import questions, stats
 from depthlens.analysis.bootstrap import N_BOOT, draws, interval, ratio
 from depthlens.analysis.layer_profiles import THIRDS, profiles
+from depthlens.analysis.max_t import max_t
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
@@ -74,8 +74,8 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
 
     Returns:
         One row a condition: condition, layer, closed and opened (mean losses), difference (opened minus closed),
-        ci_low, ci_high, p_value, p_adjusted (Holm), n. It is described by two sentences: the layers that cost more
-        open-book, and those that cost more closed-book.
+        ci_low, ci_high, p_value, p_adjusted (step-down maxT), n. It is described by two sentences: the layers that cost
+        more open-book, and those that cost more closed-book.
 
     Raises:
         UserError: see `open_book_gain`.
@@ -90,7 +90,8 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
     layers = result.docs.drop_duplicates("condition").set_index("condition")["layer"]
     table = pd.DataFrame({"condition": conditions, "layer": [layers[c] for c in conditions]})
     table = table.assign(closed=without.mean(0), opened=with_book.mean(0), difference=gap.mean(1), ci_low=low)
-    table = table.assign(ci_high=high, p_value=p, p_adjusted=stats.holm(p), n=len(without)).astype({"layer": "Int64"})
+    table = table.assign(ci_high=high, p_value=p, p_adjusted=max_t(gap, symmetric=False), n=len(without))
+    table = table.astype({"layer": "Int64"})
     record = record_of("open_book_losses", result, closed=closed, opened=opened, metric=metric)
     return DescribedTable(table, _serves(table), record)
 

@@ -49,7 +49,7 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
         One row a task and transplant: task, metric, condition, site, first, last (the layers that it changes, where
         these are one stretch of one site, else missing), n, value, value_low, value_high (score, with the interval of
         its difference from the base), base, donor, recovered, ci_low, ci_high, p_adjusted (of the difference from the
-        base; Holm's correction over the sweep), no_gap ("" or why no share is given). It is described by sentences on
+        base; step-down maxT over the sweep), no_gap ("" or why no share is given). It is described by sentences on
         the best of each series of transplants, and on the smallest that surely recovers half of the gap.
 
     Raises:

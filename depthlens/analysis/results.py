@@ -29,6 +29,7 @@ from depthlens.analysis import (
     documents,
     findings,
     head_effects,
+    power,
     questions,
     records,
     result_display,
@@ -202,7 +203,7 @@ class Result(Saveable):
         )
 
     def critical(self, alpha: float = ALPHA) -> pd.DataFrame:
-        """Rows of the summary whose loss is significant after Holm's correction (and above the metric's min_effect).
+        """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
 
         A task at chance yields no row and a warning that names it.
 
@@ -235,7 +236,7 @@ class Result(Saveable):
         Args:
             conditions: What each of these costs: a sentence per condition, model, task and metric. None describes the
                 whole result: for a head sweep how many heads are critical and which costs most, for a block sweep the
-                largest block without a proven loss, and otherwise the critical conditions of each task.
+                largest block whose loss is shown to be small, and otherwise the critical conditions of each task.
             tasks: Of these tasks only.
             metrics: Of these metrics only.
 
@@ -262,7 +263,7 @@ class Result(Saveable):
     ) -> Result:
         """Keep some models, tasks, metrics or conditions; the baseline always stays.
 
-        Holm's correction then runs over the conditions that are left. Choose them before looking at their
+        The correction then runs over the conditions that are left. Choose them before looking at their
         scores: choosing the largest effects and correcting for those alone would call noise critical. The
         selection is written into the record and stated by `notes`.
         """
@@ -325,16 +326,16 @@ class Result(Saveable):
 
     @cached_property
     def needed_documents(self) -> dict[tuple[str, str, str], int | None]:
-        """Documents without which no loss of a 0/1 metric can be significant; None where there are enough.
+        """Documents that show a loss of 0.1 of a 0/1 metric in 80% of samples; None where there are as many.
 
-        The keys are (model, task, metric).
+        The keys are (model, task, metric). See `depthlens.analysis.power.needed_documents`.
         """
         needed: dict[tuple[str, str, str], int | None] = {}
         for (model, task, metric), group in self.docs.groupby(GROUP, sort=False):
             base = group.loc[group["condition"] == BASELINE, "value"]
             can_lose = self.metric_info(task, metric)["higher_is_better"] and stats.is_binary(group["value"])
             n_conditions = group["condition"].nunique() - 1
-            needed[model, task, metric] = stats.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
+            needed[model, task, metric] = power.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
         return needed
 
     def __repr__(self) -> str:

@@ -1,13 +1,14 @@
 """Which conditions are critical, found automatically, and how sure that is.
 
-A condition (a layer, a head, a block) is critical where its loss is significant after Holm's correction over all
-conditions of its model, task and metric, and above the metric's ``min_effect`` (`Result.critical`). Two numbers say how
-much depends on the documents at hand. Documents are drawn with replacement, jointly for all conditions (Efron &
-Tibshirani 1993, chapter 13), and on each resample everything is done anew:
+A condition (a layer, a head, a block) is critical where its loss is significant by step-down maxT over all conditions
+of its model, task and metric (`depthlens.analysis.max_t`), and above the metric's ``min_effect`` (`Result.critical`).
+Two numbers say how much depends on the documents at hand. Documents are drawn with replacement, jointly for all
+conditions (Efron & Tibshirani 1993, chapter 13):
 
-* **stability**: the share of resamples in which the condition is critical again, by the same test (exact McNemar for
-  0/1 scores, else paired t) and the same correction;
-* the **rank** of its loss among all conditions (1: the largest, ties share the mean rank), with a 95% interval.
+* **stability**: the share of resamples in which the condition's statistic passes the threshold of the last step of the
+  sample's own test, and its loss ``min_effect``, again;
+* the **rank** of its loss among all conditions (1: the largest, ties share the mean rank), with a 95% interval that is
+  made of simultaneous intervals for its differences from all others (`rank_intervals`).
 
 Limit: stability is no probability that the condition is critical. One whose p-value is just below the level has a
 stability of about one half, one far below it near 1.
@@ -23,7 +24,8 @@ from scipy import stats as sps
 
 from depthlens import arguments
 from depthlens.analysis import stats
-from depthlens.analysis.bootstrap import draws, percentile_interval
+from depthlens.analysis.bootstrap import draws, ratio
+from depthlens.analysis.max_t import threshold
 from depthlens.analysis.stats import ALPHA, GROUP
 from depthlens.analysis.tables import DescribedTable, record_of
 
@@ -79,9 +81,9 @@ def critical_stability(result: Result, *, alpha: float = ALPHA, n_boot: int = N_
             counts = draws(len(by_document), n_boot, seed)
             again, mean = critical_in_resamples(by_document.to_numpy().T, counts, binary, alpha, min_effect)
             at = by_document.columns.get_indexer(table["condition"])
-            rank = sps.rankdata(-mean, axis=1)[:, at]
-            low, high = percentile_interval(rank)
-            table = table.assign(stability=again[1:, at].mean(0), rank=rank[0], rank_low=low, rank_high=high)
+            low, high = rank_intervals(mean, at)
+            rank = sps.rankdata(-mean[0])[at]
+            table = table.assign(stability=again[1:, at].mean(0), rank=rank, rank_low=low, rank_high=high)
             table = table.sort_values("loss", ascending=False, kind="stable")
             tables.append(table)
         lines.append(f"{where}: {_sentence(table, len(of_group), base.n)}.")
@@ -106,21 +108,25 @@ def _cost(row: Any, n_conditions: int) -> str:
 
 
 def critical_in_resamples(
-    loss: np.ndarray, counts: np.ndarray, binary: bool, alpha: float, min_effect: float
+    loss: np.ndarray, counts: np.ndarray, symmetric: bool, alpha: float, min_effect: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether each condition is critical in each resample, and its mean loss there. Shapes [draw, condition].
 
     Args:
         loss: Shape [condition, document].
         counts: How often each document is drawn. Shape [draw, document].
-        binary: Whether scores are 0 or 1.
+        symmetric: Whether the losses are those of a 0/1 metric; see `depthlens.analysis.max_t.max_t`.
         alpha: Level of the adjusted p-values.
         min_effect: Mean losses up to this do not count.
     """
     n = loss.shape[1]
+    needed = threshold(loss, symmetric=symmetric, alpha=alpha)
     mean = counts @ loss.T / n
-    p = _mcnemar(loss, counts) if binary else _paired_t(loss, counts, mean)
-    return (stats.holm(p) < alpha) & (mean > min_effect), mean
+    rms = np.sqrt(counts @ np.square(loss).T / n)
+    passes = (n * mean > needed * rms) & (mean > min_effect)
+    if symmetric:  # where few documents change, the others' sums do not say what a condition's own chance is
+        passes &= _mcnemar(loss, counts) < alpha
+    return passes, mean
 
 
 def _mcnemar(loss: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -130,13 +136,30 @@ def _mcnemar(loss: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return stats.mcnemar_p(*np.divmod(pairs, loss.shape[1] + 1))[at].reshape(lost.shape)
 
 
-def _paired_t(loss: np.ndarray, counts: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """As `stats.paired_t`, for every resample."""
-    n = loss.shape[1]
-    if n < 2:
-        return np.ones_like(mean)
-    middle = loss.mean(1, keepdims=True)  # squares of what is far from 0 would lose their digits
-    spread = np.maximum(counts @ np.square(loss - middle).T - n * np.square(mean - middle.T), 0)
-    varies = spread > (1e-9 * np.ptp(loss)) ** 2
-    t = np.divide(mean, np.sqrt(spread / (n - 1) / n), out=np.zeros_like(mean), where=varies)
-    return np.where(varies, 2 * sps.t.sf(np.abs(t), n - 1), np.where(mean == 0, 1.0, 2.0 ** (1 - n)))
+def rank_intervals(means: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% intervals for the ranks of conditions by their mean loss, 1 being the largest.
+
+    A condition's rank is at least 1 and the number of conditions that are shown to be larger, and at most the number
+    that are not shown to be smaller. Shown is what simultaneous intervals of its differences from all others say:
+    studentized bootstrap, with the largest statistic over the others (Mogstad, Romano, Shaikh & Wilhelm 2024, Review of
+    Economic Studies 91:476-518). Bootstrapping ranks themselves is not valid, because noise spreads them.
+
+    Args:
+        means: Mean losses, of the sample and then of bootstrap draws. Shape [1 + n_boot, n_conditions].
+        at: Conditions whose ranks are asked for.
+
+    Returns:
+        Lowest and highest ranks. Shapes [len(at)].
+    """
+    low, high = np.ones(len(at)), np.full(len(at), float(means.shape[1]))
+    for i, j in enumerate(at):
+        gap = means[:, [j]] - np.delete(means, j, axis=1)
+        centred = gap[1:] - gap[0]
+        spread = centred.std(axis=0)
+        if not (spread > 0).any():
+            continue
+        most = np.nanquantile(np.nanmax(np.abs(ratio(centred, spread)), axis=1), 1 - ALPHA)
+        bound = most * spread
+        low[i] += (gap[0] < -bound).sum()
+        high[i] -= (gap[0] > bound).sum()
+    return low, high

@@ -8,10 +8,10 @@ Method, per condition against ``baseline``, document by document:
   ten documents does not prove that there is none. The test is McNemar's exact one [2], a two-sided sign test
   on the discordant documents. It is the more cautious of the two, so that an interval can just exclude 0
   where p is a little above 0.05.
-* **Other metrics** (F1, log-likelihood). Paired t interval and paired t test. A sign-flip permutation test
-  would assume less, but its p-value cannot fall below one over the number of flips drawn, and Holm's
-  correction over hundreds of conditions asks for p-values far below what a quick number of flips can give.
-* **Correction**: Holm [3], over all conditions of one (model, task, metric).
+* **Other metrics** (F1, log-likelihood). Paired t interval and paired t test.
+* **Correction**, over all conditions of one (model, task, metric): ``p_adjusted`` is step-down maxT by sign flips of
+  documents (`depthlens.analysis.max_t`). ``p_holm`` is Holm's [3] of the p-values above, as a cross-check: it knows
+  nothing of the correlation of conditions, and trusts Student's t far into its tails.
 
 Assumption: documents are independent of one another. Limit: the t interval of a strongly skewed metric needs
 some 30 documents to reach its nominal coverage.
@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 from scipy import stats as sps
 from statsmodels.stats.proportion import proportion_confint
 
+from depthlens.analysis.max_t import max_t
 from depthlens.errors import UserError
 
 Counts = ArrayLike | int
@@ -41,7 +42,7 @@ ALPHA = 0.05
 GROUP = ["model", "task", "metric"]
 SUMMARY_COLUMNS = [
     *GROUP, "condition", "layer", "head", "n", "value", "baseline", "delta", "ci_low", "ci_high", "p_value",
-    "p_adjusted",
+    "p_adjusted", "p_holm",
 ]  # fmt: skip
 
 
@@ -85,6 +86,20 @@ def mcnemar_p(lost: Counts, gained: Counts) -> np.ndarray:
     return np.asarray(np.minimum(1.0, 2 * sps.binom.cdf(np.minimum(lost, gained), lost + gained, 0.5)))
 
 
+def tango_score(lost: Counts, gained: Counts, n: int, difference: np.ndarray) -> np.ndarray:
+    """Tango's score statistic [1] of the hypothesis that the paired difference is ``difference``; see `tango_interval`.
+
+    About standard normal under the hypothesis, and above 0 where the difference at hand is larger.
+    """
+    lost, gained, d = (np.asarray(values, dtype=float) for values in (lost, gained, difference))
+    b = (2 * n - gained + lost) * d - gained - lost
+    c = -lost * d * (1 - d)
+    q = (np.sqrt(np.maximum(b * b - 8 * n * c, 0)) - b) / (4 * n)
+    variance = n * (2 * q + d * (1 - d))
+    with np.errstate(divide="ignore", invalid="ignore"):  # variance is 0 only at d = -1, 0 or 1
+        return np.where(variance > 0, (gained - lost - n * d) / np.sqrt(np.maximum(variance, 0)), 0.0)
+
+
 def tango_interval(lost: Counts, gained: Counts, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Tango's score interval [1] of the paired difference ``(gained - lost) / n``, for arrays of counts.
 
@@ -97,19 +112,11 @@ def tango_interval(lost: Counts, gained: Counts, n: int) -> tuple[np.ndarray, np
     lost, gained = np.broadcast_arrays(np.asarray(lost, dtype=float), np.asarray(gained, dtype=float))
     shape, lost, gained = lost.shape, lost.ravel(), gained.ravel()
 
-    def score(d: np.ndarray) -> np.ndarray:
-        b = (2 * n - gained + lost) * d - gained - lost
-        c = -lost * d * (1 - d)
-        q = (np.sqrt(np.maximum(b * b - 8 * n * c, 0)) - b) / (4 * n)
-        variance = n * (2 * q + d * (1 - d))
-        with np.errstate(divide="ignore", invalid="ignore"):  # variance is 0 only at d = -1, 0 or 1
-            return np.where(variance > 0, (gained - lost - n * d) / np.sqrt(np.maximum(variance, 0)), 0.0)
-
     def root(target: float) -> np.ndarray:
         low, high = np.full(lost.shape, -1.0), np.full(lost.shape, 1.0)
         for _ in range(60):  # 2 / 2**60 is below the spacing of floats near 1
             middle = (low + high) / 2
-            above = score(middle) > target
+            above = tango_score(lost, gained, n, middle) > target
             low, high = np.where(above, middle, low), np.where(above, high, middle)
         return ((low + high) / 2).reshape(shape)
 
@@ -187,25 +194,6 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def smallest_p(n_right: int, n_conditions: int) -> float:
-    """Smallest Holm-adjusted McNemar p-value that a loss can reach: all ``n_right`` documents lost."""
-    return min(1.0, n_conditions * 2.0 ** (1 - n_right))
-
-
-def needed_documents(base: np.ndarray, n_conditions: int) -> int | None:
-    """Documents without which no loss of a 0/1 metric can be significant; None where there are enough.
-
-    Args:
-        base: Right (1) or wrong (0) at baseline. Shape [n_docs].
-        n_conditions: Conditions that are compared with it.
-    """
-    n_right = int(base.sum())
-    if not n_right or not n_conditions:
-        return None
-    enough = next(k for k in range(1, 1000) if smallest_p(k, n_conditions) < ALPHA)
-    return math.ceil(enough * len(base) / n_right) if n_right < enough else None
-
-
 def baseline(values: np.ndarray, chance: int | float | None, higher_is_better: bool) -> tuple[Any, ...]:
     """Score of the whole model, its 95% interval, and whether it is at chance.
 
@@ -231,6 +219,8 @@ def baseline(values: np.ndarray, chance: int | float | None, higher_is_better: b
 def summarise(docs: pd.DataFrame) -> pd.DataFrame:
     """One row per (model, task, metric, condition): mean, paired difference, interval, p-values.
 
+    ``p_value`` is of one condition alone, ``p_adjusted`` and ``p_holm`` are corrected over those of a task and metric.
+
     Conditions keep their order of first appearance, baseline first. The baseline row has delta 0, interval
     0..0 and no p-value.
 
@@ -249,13 +239,16 @@ def _summarise_group(key: tuple[str, str, str], group: pd.DataFrame) -> pd.DataF
     table = group.drop_duplicates("condition").set_index("condition", drop=False).loc[list(values.index)]
     table = table[[*GROUP, "condition", "layer", "head"]].reset_index(drop=True)
     values = values.to_numpy()
-    delta, low, high, p = paired_change(values[0], values[1:], binary=is_binary(values))
+    binary = is_binary(values)
+    delta, low, high, p = paired_change(values[0], values[1:], binary=binary)
+    p_adjusted = max_t(values[1:] - values[0], symmetric=binary)
     table["n"] = values.shape[1]
     table["value"] = values.mean(axis=1)
     table["baseline"] = values[0].mean()
     for column, blank, rest in [
         ("delta", 0.0, delta), ("ci_low", 0.0, low), ("ci_high", 0.0, high),
-        ("p_value", np.nan, p), ("p_adjusted", np.nan, holm(p)),
+        ("p_value", np.nan, p), ("p_adjusted", np.nan, p_adjusted),
+        ("p_holm", np.nan, holm(p)),
     ]:  # fmt: skip
         table[column] = np.concatenate([[blank], rest])
     return table

@@ -24,7 +24,7 @@ from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALETTE, Plot, figur
 def block_map(result: Result, *, title: str | None = None) -> Plot:
     """Loss by removing every contiguous block: one panel a task and metric, first layer of the block by its size.
 
-    A dot marks blocks whose loss is significant after Holm's correction. A task at chance is hatched.
+    A dot marks blocks whose loss is significant by step-down maxT. A task at chance is hatched.
 
     Args:
         result: A block sweep.
@@ -55,7 +55,7 @@ def block_map(result: Result, *, title: str | None = None) -> Plot:
         name = f"{base['task']}, {base['metric']}: {base['baseline']:.2f} with every layer, n = {base['n']}"
         panels.panel_title(ax, textwrap.shorten(name, 100), fontsize=9)
         ax.set(xlabel="first layer of the block", ylabel="layers", ylim=(0.5, largest + 0.5))
-    dot = panels.mark_key("proven loss (Holm-corrected)", marker=".")
+    dot = panels.mark_key("proven loss (corrected over blocks)", marker=".")
     return with_legend(fig, [dot, Patch(facecolor=EMPTY, label="no such block")])
 
 

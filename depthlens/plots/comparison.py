@@ -84,7 +84,7 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
 def loss_difference(base: Result, distilled: Result, *, title: str | None = None) -> Plot:
     """Loss of base minus loss of distilled by removed layer, one panel a task: above 0 the base needs the layer more.
 
-    Bars are 95% intervals; markers are filled where the difference is proven after Holm's correction.
+    Bars are 95% intervals; markers are filled where the difference is proven by step-down maxT over layers.
 
     Args:
         base: A layer sweep of one model.

@@ -30,7 +30,7 @@ _DONE = {
     "resample": "replaced by another prompt's",
     "donor": "replaced by the donor's",
 }
-PROVEN = f"Holm-adjusted p < {ALPHA}"
+PROVEN = f"adjusted p < {ALPHA}"
 
 
 @dataclass(frozen=True)
