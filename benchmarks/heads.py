@@ -23,6 +23,7 @@ import depthlens as dl
 from depthlens import progress
 from depthlens.ablations import Condition, expand
 from depthlens.analysis import head_effects
+from depthlens.analysis.rank_correlations import in_words
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.padded_rows import PaddedRows
@@ -90,8 +91,8 @@ def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
     )
     options = {"limit": n_docs, "num_fewshot": 0, "measure": "answer_logprob", "store": None, "progress": False}
     sweeps = [dl.head_sweep(lens, task, method=method, **options) for method in ("exact", "attribution")]
-    row = head_effects.head_agreement(*sweeps).iloc[0]
-    print(f"  Spearman over {row.n_heads} heads {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]", flush=True)
+    row = head_effects.head_agreement(*sweeps).table.iloc[0]
+    print(f"  {row.n_parts} heads: {in_words(row)}", flush=True)
 
 
 def backends(lens: Any, n_docs: int, repeats: int) -> None:

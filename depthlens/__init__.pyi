@@ -14,6 +14,7 @@ from .analysis.block_removal import Greedy as Greedy
 from .analysis.geometry import Geometry as Geometry
 from .analysis.head_scores import HeadScores as HeadScores
 from .analysis.head_scores import ReasoningScores as ReasoningScores
+from .analysis.mode_agreement import mode_agreement as mode_agreement
 from .analysis.removal_curve import RemovalCurve as RemovalCurve
 from .analysis.results import Result as Result
 from .analysis.results import concat as concat

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.bootstrap import N_BOOT, draws, interval, percentile_interval, ratio
+from depthlens.analysis.bootstrap import N_BOOT, interval, ratio
 from depthlens.analysis.differences import interaction, relative_losses
-from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, labels, profiles
+from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, labels, paired_profiles, profiles
+from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError, unknown
@@ -183,32 +184,43 @@ def centre_differences(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -
     return pd.DataFrame(rows, columns=["task", "other", "difference", "ci_low", "ci_high"])
 
 
-def rank_agreement(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
-    """Spearman's correlation between the layer profiles of every two tasks that can be judged.
+def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0) -> DescribedTable:
+    """Whether two layer profiles rank the layers alike: every two tasks of a model, or every task of two models.
 
-    Noise in both profiles pulls it towards zero: a low value from few documents is no proof of disagreement.
+    Noise pulls the correlation towards zero, so it is to be read against its ceiling; see
+    `depthlens.analysis.rank_correlations` for this, the correction, the interval and the p-value. That a base model and
+    its fine-tuned one rank the layers alike is what Nepal et al. 2025 (arXiv 2506.22638) found.
 
     Args:
         result: A layer sweep.
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
+        other: A layer sweep of another model with the same tasks and documents; each task is then compared with itself.
+        seed: Of the halves.
 
     Returns:
-        One row a pair: task, other, spearman, ci_low, ci_high.
+        One row a pair that can be judged: task, other (both with the model where there are two), and the columns of
+        `depthlens.analysis.rank_correlations`. It is described by one sentence a pair.
 
     Raises:
-        UserError: see `loss_by_third`.
+        UserError: see `loss_by_third`; fewer than three layers; or two sweeps that do not match.
     """
-    rows = []
-    usable = [p for p in profiles(result) if not p.at_chance]
-    for pair in itertools.combinations(usable, 2):
-        first, second = pair
-        seeds = [seed, seed if first.documents == second.documents else seed + 1]
-        counts = [draws(len(p.documents), n_boot, s) for p, s in zip(pair, seeds, strict=True)]
-        a, b = (pd.DataFrame(c @ p.values).rank(axis=1) for c, p in zip(counts, pair, strict=True))
-        rho = a.corrwith(b, axis=1).to_numpy()
-        rows.append((first.label, second.label, rho[0], *percentile_interval(rho)))
-    return pd.DataFrame(rows, columns=["task", "other", "spearman", "ci_low", "ci_high"])
+    if other is None:
+        usable = [(p, p.label) for p in profiles(result) if not p.at_chance]
+        pairs = list(itertools.combinations(usable, 2))
+    else:
+        models = paired_profiles(result, other)
+        usable_pairs = [pair for pair in models if not (pair[0].at_chance or pair[1].at_chance)]
+        pairs = [((a, f"{a.label} of {a.model}"), (b, f"{b.label} of {b.model}")) for a, b in usable_pairs]
+    rows, lines = [], []
+    for (a, name), (b, rival) in pairs:
+        shared = np.intersect1d(a.layers, b.layers)
+        first, second = (p.loss[:, np.isin(p.layers, shared)] for p in (a, b))
+        found = correlate(first, second, shared, seed=seed)
+        rows.append((name, rival, *found.row()))
+        lines.append(f"Layers by {name} and by {rival}: {in_words(found)}.")
+    lines = lines or ["Fewer than two profiles can be judged, so no two can be compared."]
+    results = [result] if other is None else [result, other]
+    table = pd.DataFrame(rows, columns=["task", "other", *COLUMNS])
+    return DescribedTable(table, lines, record_of("rank_agreement", *results, seed_of_halves=seed))
 
 
 def critical_by_task(result: Result) -> dict[str, list[str]]:

@@ -14,8 +14,9 @@ from scipy import stats as sps
 
 from depthlens.ablations import Head
 from depthlens.analysis import questions
-from depthlens.analysis.bootstrap import N_BOOT, draws, percentile_interval
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
+from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
 
@@ -79,10 +80,8 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
     if not losses.columns.equals(rivals.columns):
         raise UserError(f"tasks {task} and {other_task} have different heads; sweep the same")
     gap = losses - rivals
-    parts = result.docs.drop_duplicates("condition").set_index("condition").loc[gap.columns, ["layer", "head"]]
-    if parts.isna().any(axis=None):
-        raise _not_heads(task)
-    heads = [(int(layer), int(head)) for layer, head in parts.itertuples(index=False)]
+    by_name = _heads(result, gap, task)
+    gap, heads = gap[list(by_name)], list(by_name.values())
     dims = result.record["model"]["dims"]
     cases = np.zeros((len(gap), dims["n_layers"], dims["n_heads"]))
     cases[:, [layer for layer, _ in heads], [head for _, head in heads]] = gap
@@ -90,37 +89,42 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
     return HeadScores.of_cases(name, unit, cases, result.record, tested=True, heads=heads)
 
 
-def head_agreement(a: Result, b: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
     """Spearman's correlation over heads between two head sweeps of the same documents, by task and metric.
 
-    The interval is a percentile bootstrap over documents, drawn jointly for both sweeps.
+    See `depthlens.analysis.rank_correlations` for the ceiling that noise sets, the correction, the interval and the
+    p-value. All heads of a layer are shifted together, so that p says whether the sweeps agree beyond what
+    profiles over depth do by themselves; it is NaN where not all layers have equally many heads.
 
     Args:
         a: A head sweep, e.g. exact.
         b: Another, e.g. by attribution.
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
+        seed: Of the halves.
 
     Returns:
-        One row a task and metric that both have: task, metric, n_heads, n, spearman, ci_low, ci_high.
+        One row a task and metric that both have: task, metric, and the columns of
+        `depthlens.analysis.rank_correlations`. It is described by one sentence a task and metric.
 
     Raises:
-        UserError: nothing in common, or different heads or documents.
+        UserError: nothing in common, different heads or documents, or fewer than three heads.
     """
-    rows = []
+    rows, lines = [], []
     keys = [set(result.docs[["task", "metric"]].itertuples(index=False, name=None)) for result in (a, b)]
     for task, metric in sorted(keys[0] & keys[1]):
-        tables = [result.document_losses(task, metric).sort_index(axis=1) for result in (a, b)]
+        heads = [_heads(result, result.document_losses(task, metric), task) for result in (a, b)]
+        tables = [
+            result.document_losses(task, metric)[list(names)] for result, names in zip((a, b), heads, strict=True)
+        ]
         if not (tables[0].index.equals(tables[1].index) and tables[0].columns.equals(tables[1].columns)):
             raise UserError(f"task {task}: the two sweeps have different heads or documents; sweep the same")
-        n, n_heads = tables[0].shape
-        counts = draws(n, n_boot, seed)
-        ranks = [sps.rankdata(counts @ table.to_numpy(), axis=1) for table in tables]
-        rho = np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(*ranks, strict=True)])
-        rows.append((task, metric, n_heads, n, rho[0], *percentile_interval(rho)))
+        layers = np.array([layer for layer, _ in heads[0].values()])
+        found = correlate(tables[0].to_numpy(), tables[1].to_numpy(), layers, seed=seed)
+        rows.append((task, metric, *found.row()))
+        lines.append(f"{task}, {metric}: heads by the two sweeps: {in_words(found)}.")
     if not rows:
         raise UserError("the two sweeps share no task and metric; sweep the same task with the same measure")
-    return pd.DataFrame(rows, columns=["task", "metric", "n_heads", "n", "spearman", "ci_low", "ci_high"])
+    table = pd.DataFrame(rows, columns=["task", "metric", *COLUMNS])
+    return DescribedTable(table, lines, record_of("head_agreement", a, b, seed_of_halves=seed))
 
 
 def describe_heads(result: Result) -> list[str]:
@@ -136,6 +140,8 @@ def describe_heads(result: Result) -> list[str]:
 
 def rank_correlation(a: HeadScores, b: HeadScores) -> tuple[float, int]:
     """Spearman's correlation over the heads that have both scores, and how many these are.
+
+    Scores do not keep their cases, so that nothing is known of noise here; `head_agreement` compares two sweeps.
 
     Raises:
         UserError: scores of different shapes, or fewer than three heads with both.
@@ -173,6 +179,15 @@ def _metric(result: Result, task: str, metric: str | None) -> str:
     if len(metrics) > 1:
         raise UserError(f"there are several metrics; name one of {', '.join(metrics)}")
     return metrics[0]
+
+
+def _heads(result: Result, losses: pd.DataFrame, task: str) -> dict[str, Head]:
+    """The head that each condition of a table of losses removes, by layer and head."""
+    parts = result.docs.drop_duplicates("condition").set_index("condition").loc[losses.columns, ["layer", "head"]]
+    if parts.isna().any(axis=None):
+        raise _not_heads(task)
+    heads = {str(name): (int(layer), int(head)) for name, layer, head in parts.itertuples(name=None)}
+    return dict(sorted(heads.items(), key=lambda item: item[1]))
 
 
 def _not_heads(task: str) -> UserError:

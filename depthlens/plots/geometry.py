@@ -124,26 +124,24 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
 
 
 @themed
-def predictor_scatter(
-    predictors: pd.DataFrame, result: Result, *, title: str | None = None, seed: int = 0, n_boot: int = 2000
-) -> Plot:
+def predictor_scatter(predictors: pd.DataFrame, result: Result, *, title: str | None = None, seed: int = 0) -> Plot:
     """Loss of removing each layer against its cheap numbers: one row a task, one column a predictor, one dot a layer.
 
-    Above each panel is Spearman's correlation with its bootstrap interval over documents; the layers that cost most are
-    named. Tasks at chance are grey.
+    Above each panel are Spearman's correlation of the measured means, the interval of the correlation without noise,
+    and p against shifts of depth (`depthlens.analysis.rank_correlations`); the layers that cost most are named. Tasks
+    at chance are grey.
 
     Args:
         predictors: From `depthlens.analysis.geometry_predictors`.
         result: A layer sweep of the same model.
         title: Above the figure.
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
+        seed: Of the halves.
 
     Raises:
         UserError: see `depthlens.analysis.geometry_agreement`.
     """
     rows = profiles(result)
-    rho = geometry_agreement(predictors, result, seed=seed, n_boot=n_boot).table.set_index(["task", "predictor"])
+    rho = geometry_agreement(predictors, result, seed=seed).table.set_index(["task", "predictor"])
     names = [c for c in predictors.columns if c != "layer"]
     if not names:
         raise UserError("the table has no predictors beside column layer; give at least one")
@@ -174,7 +172,9 @@ def predictor_scatter(
 def _rho(row: pd.Series) -> str:
     if np.isnan(row["spearman"]):
         return "ρ: no spread, cannot judge"
-    return f"ρ = {row['spearman']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+    p = f", p = {row['p_value']:.2g}" if np.isfinite(row["p_value"]) else ""
+    interval = f"\nwithout noise [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" if np.isfinite(row["ci_low"]) else ""
+    return f"ρ = {row['spearman']:.2f}{p}{interval}"
 
 
 def _name_layers(ax: Axes, x: np.ndarray, loss: np.ndarray, layers: np.ndarray) -> None:

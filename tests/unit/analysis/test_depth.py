@@ -1,5 +1,6 @@
 """Depth profiles of synthetic sweeps whose answers are known."""
 
+import made_sweeps
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,20 +50,36 @@ def test_loss_by_third_is_the_share_of_what_is_above_chance():
 
 def test_rank_agreement_is_spearman_with_an_interval():
     result = synthetic({"early": EARLY, "late": LATE, "again": EARLY, "guess": GUESS})
-    table = depth.rank_agreement(result).set_index(["task", "other"])
-    assert len(table) == 3
+    found = depth.rank_agreement(result)
+    table = found.table.set_index(["task", "other"])
+    assert len(table) == len(found.describe()) == 3
     assert table.loc[("early", "again"), "spearman"] == pytest.approx(1.0)
+    assert found.describe()[0].startswith("Layers by early and by late: rank correlation -")
     means = {t: result.summary.query("task == @t and condition != 'baseline'")["value"] for t in ("early", "late")}
     wanted = spearmanr(means["early"], means["late"]).statistic
     row = table.loc[("early", "late")]
     assert row["spearman"] == pytest.approx(wanted)
-    assert row["ci_low"] <= wanted <= row["ci_high"] < 0
+    assert row["ci_low"] <= row["corrected"] <= row["ci_high"] < 0 < row["ceiling"]
 
 
 def test_the_bootstrap_is_seeded():
     result = synthetic({"early": EARLY, "late": LATE})
-    assert depth.rank_agreement(result, seed=3).equals(depth.rank_agreement(result, seed=3))
-    assert not depth.rank_agreement(result, seed=3).equals(depth.rank_agreement(result, seed=4))
+    three, again, four = (depth.rank_agreement(result, seed=seed).table for seed in (3, 3, 4))
+    assert three.equals(again) and not three.equals(four)
+
+
+def test_two_models_are_compared_task_by_task():
+    base, tuned = (
+        made_sweeps.sweep(made_sweeps.EARLY, task="sums", model=model, seed=seed)
+        for seed, model in enumerate(("base", "tuned"))
+    )
+    found = depth.rank_agreement(base, tuned)
+    (row,) = found.table.itertuples()
+    assert (row.task, row.other) == ("sums of base", "sums of tuned") and row.n_parts == made_sweeps.N_LAYERS
+    assert row.corrected > 0.9 and row.ceiling < 1
+    other = made_sweeps.sweep(made_sweeps.EARLY, task="facts", model="tuned")
+    with pytest.raises(UserError, match="run both alike"):
+        depth.rank_agreement(base, other)
 
 
 def test_critical_conditions_and_findings_in_words():

@@ -40,7 +40,8 @@ def test_agreement_is_spearman_with_an_interval():
     for name in ("good", "poor"):
         row = table.loc[name]
         assert row["spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
-        assert -1 <= row["ci_low"] <= row["spearman"] <= row["ci_high"] + ROUNDING <= 1 + 2 * ROUNDING
+        assert -1 <= row["ci_low"] <= row["corrected"] <= row["ci_high"] + ROUNDING <= 1 + 2 * ROUNDING
+        assert row["other_reliability"] == 1 and row["ceiling"] == pytest.approx(np.sqrt(row["reliability"]))
     assert table.loc["good", "spearman"] == pytest.approx(1)
     assert np.isnan(table.loc["flat", "spearman"])
     assert geometry_agreement(cheap, sweep(), seed=3).table.equals(geometry_agreement(cheap, sweep(), seed=3).table)

@@ -75,12 +75,18 @@ def test_what_cannot_be_told_apart_is_asked_for(effect):
 def test_agreement_is_spearmans_with_an_interval(effect):
     rng = np.random.default_rng(1)
     spread = rng.normal(size=effect.shape)
-    same = head_effects.head_agreement(sweep(spread), sweep(spread * 3, method="attribution", seed=0)).iloc[0]
-    assert same.spearman == pytest.approx(1) and same.ci_low > 0.95 and same.n_heads == N_LAYERS * N_HEADS
-    opposite = head_effects.head_agreement(sweep(spread), sweep(-spread)).iloc[0]
-    assert opposite.spearman == pytest.approx(-1)
-    noisy = head_effects.head_agreement(sweep(0 * spread, noise=1, seed=2), sweep(0 * spread, noise=1, seed=3)).iloc[0]
-    assert noisy.ci_low < noisy.spearman < noisy.ci_high and noisy.ci_high - noisy.ci_low > 0.2
+    found = head_effects.head_agreement(sweep(spread), sweep(spread * 3, method="attribution", seed=0))
+    same = found.table.iloc[0]
+    assert same.spearman == pytest.approx(1) and same.ci_low > 0.95 and same.n_parts == N_LAYERS * N_HEADS
+    assert found.describe()[0].startswith("t, answer_logprob: heads by the two sweeps: rank correlation 1.00")
+    opposite = head_effects.head_agreement(sweep(spread), sweep(-spread)).table.iloc[0]
+    assert opposite.spearman == pytest.approx(-1) and opposite.ci_high < -0.9
+    two = (sweep(spread, noise=2, seed=seed) for seed in (2, 3))
+    noisy = head_effects.head_agreement(*two).table.iloc[0]
+    assert noisy.ci_low < noisy.corrected <= noisy.ci_high and noisy.ci_high - noisy.ci_low > 0.2
+    shuffled = [divmod(i, N_HEADS) for i in rng.permutation(N_LAYERS * N_HEADS)]
+    again = head_effects.head_agreement(sweep(spread, heads=shuffled), sweep(spread * 3)).table.iloc[0]
+    assert again.p_value == same.p_value, "the order of a sweep does not matter"
     with pytest.raises(UserError, match="share no task"):
         head_effects.head_agreement(sweep(spread), sweep(spread, task="u"))
     with pytest.raises(UserError, match="different heads"):

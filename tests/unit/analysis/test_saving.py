@@ -97,7 +97,7 @@ MADE = {
     "open book losses": lambda: dl.analysis.open_book_losses(books(), "closed", "open", metric="acc"),
     "sites": lambda: dl.analysis.site_losses(sublayers(), n_boot=50),
     "solutions": lambda: dl.analysis.classify_solutions(sweep(), "t", ["1 and 1?"] * N, n_boot=50),
-    "geometry agreement": lambda: dl.analysis.geometry_agreement(predictors(), sweep(), n_boot=50),
+    "geometry agreement": lambda: dl.analysis.geometry_agreement(predictors(), sweep()),
     "comparison": lambda: dl.analysis.compare_models(sweep(), sweep("d", seed=1), n_boot=50),
 }
 

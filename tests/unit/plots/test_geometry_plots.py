@@ -88,7 +88,8 @@ def test_predictor_scatter_has_a_row_a_task_and_says_what_cannot_be_judged(found
         assert dot.get_xdata().tolist() == cheap[name].tolist()
         np.testing.assert_allclose(dot.get_ydata(), loss, atol=1 / N_DOCS)
     row = geometry_agreement(cheap, result).table.iloc[0]
-    assert f"ρ = {row['spearman']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in texts(fig)
+    told = f"ρ = {row['spearman']:.2f}, p = {row['p_value']:.2g}\nwithout noise ["
+    assert f"{told}{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in texts(fig)
     assert texts(fig).count("at chance: cannot judge") == 3 and "loss (accuracy)" in texts(fig)
     assert {t.get_text() for t in by_gid(fig, "name")} == {"L0", "L1"}, "the layers that cost most are named"
     with pytest.raises(UserError, match="no predictors beside column layer"):
