@@ -11,6 +11,7 @@ from .ablations import Ablation as Ablation
 from .ablations import Condition as Condition
 from .ablations import parse_condition as parse_condition
 from .analysis.block_removal import Greedy as Greedy
+from .analysis.detector_agreement import detector_agreement as detector_agreement
 from .analysis.geometry import Geometry as Geometry
 from .analysis.head_scores import HeadScores as HeadScores
 from .analysis.head_scores import ReasoningScores as ReasoningScores
@@ -31,12 +32,14 @@ from .experiments.distillation import weight_deltas as weight_deltas
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_removal import removal_curve as removal_curve
+from .experiments.induction_heads import induction_scores as induction_scores
+from .experiments.needle_recall import recall_table as recall_table
+from .experiments.needle_recall import recalled_needles as recalled_needles
 from .experiments.options import EvalOptions as EvalOptions
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.result_attention import attention_at_results as attention_at_results
-from .experiments.retrieval_heads import recall_table as recall_table
-from .experiments.retrieval_heads import recalled_needles as recalled_needles
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores
+from .experiments.retrieval_steps import retrieval_by_step as retrieval_by_step
 from .experiments.sweep import condition_sweep as condition_sweep
 from .experiments.sweep import head_sweep as head_sweep
 from .experiments.sweep import layer_sweep as layer_sweep

@@ -7,7 +7,8 @@ step-down maxT over all heads tested (`depthlens.analysis.max_t`). No torch in h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -23,7 +24,8 @@ from depthlens.errors import UserError
 from depthlens.metrics import MIN_NATS
 
 SCORES_FILE = "heads.parquet"
-_ARRAYS = ("low", "high", "critical")
+_ARRAYS = ("low", "high", "critical", "spread")
+N_VARIED = 10  # highest heads whose spread over tokens `describe` speaks of
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,8 @@ class HeadScores(Saveable):
         critical: Above 0 by step-down maxT and, in nats, at least `MIN_NATS`, where tested. Shape
             [n_layers, n_heads].
         record: Model, task and settings: what is needed to repeat it.
+        spread: Standard deviation over the tokens of one case, mean over the cases with several; NaN where no case has.
+            None where a case is not a mean over tokens. Shape [n_layers, n_heads].
     """
 
     TABLES: ClassVar[tuple[str, ...]] = (SCORES_FILE,)
@@ -52,6 +56,7 @@ class HeadScores(Saveable):
     n: int
     critical: np.ndarray | None
     record: dict
+    spread: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2:
@@ -87,6 +92,23 @@ class HeadScores(Saveable):
         critical[at] = (p_adjusted < stats.ALPHA) & (values[at] > (MIN_NATS if unit == "nats" else 0.0))
         return cls(name, unit, values, low, high, n, critical if tested else None, record)
 
+    @classmethod
+    def of_tokens(
+        cls, name: str, unit: str, cases: Sequence[np.ndarray], record: dict, *, tested: bool = False
+    ) -> HeadScores:
+        """Like `of_cases`, where each case is a mean over its tokens; ``spread`` says how much these differ.
+
+        Args:
+            name: What is measured.
+            unit: "", "nats" or "logits".
+            cases: Each of shape [token, n_layers, n_heads].
+            record: See `HeadScores`.
+            tested: Whether a head above 0 is to be called critical.
+        """
+        scores = cls.of_cases(name, unit, np.stack([case.mean(0) for case in cases]), record, tested=tested)
+        several = [case.std(0) for case in cases if len(case) > 1]
+        return replace(scores, spread=np.mean(several, axis=0) if several else np.full_like(scores.values, np.nan))
+
     def top(self, k: int) -> list[Head]:
         """The ``k`` highest heads as (layer, head), highest first; equal ones by layer and head.
 
@@ -101,19 +123,20 @@ class HeadScores(Saveable):
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row a head: layer, head, condition ("L9.H6"), value, low, high, critical (missing where not known)."""
+        """One row a head: layer, head, condition ("L9.H6"), value, low, high, critical, spread."""
         layer, head = (x.ravel() for x in np.indices(self.values.shape))
         table = pd.DataFrame({"layer": layer, "head": head})
         table["condition"] = [f"L{a}.H{b}" for a, b in zip(layer, head, strict=True)]
         table["value"] = self.values.ravel()
-        for column in ("low", "high"):
-            bounds = getattr(self, column)
-            table[column] = np.nan if bounds is None else bounds.ravel()
-        table["critical"] = pd.array([None] * len(table) if self.critical is None else self.critical.ravel(), "boolean")
+        for column in ("low", "high", "spread"):
+            numbers = getattr(self, column)
+            table[column] = np.nan if numbers is None else numbers.ravel()
+        critical = pd.array([None] * len(table) if self.critical is None else self.critical.ravel(), "boolean")
+        table.insert(table.columns.get_loc("spread"), "critical", critical)
         return table
 
     def describe(self) -> list[str]:
-        """How the scores are spread over the heads: one sentence."""
+        """How the scores are spread over the heads, and over the tokens of a case where that is known."""
         (layer, head), *_ = self.top(1)
         value = f"{self.values[layer, head]:.2f}"
         if self.low is not None and self.high is not None:
@@ -123,7 +146,18 @@ class HeadScores(Saveable):
         tested = "" if self.critical is None else f"**{int(self.critical.sum())} of {n_measured}** heads are critical; "
         return [
             f"{self.name}: {tested}the highest of {n_measured} heads is L{layer}.H{head} with {value}{unit}, the "
-            f"median head has {np.nanmedian(self.values):.3f} (n = {self.n})."
+            f"median head has {np.nanmedian(self.values):.3f} (n = {self.n}).",
+            *self._varies(n_measured),
+        ]
+
+    def _varies(self, n_measured: int) -> list[str]:
+        """How much the highest heads vary over the tokens of a case."""
+        highest = tuple(np.transpose(self.top(min(N_VARIED, n_measured))))
+        if self.spread is None or not np.isfinite(self.spread[highest]).all():
+            return []
+        return [
+            f"{self.name}: from token to token of one case the {len(highest[0])} highest heads vary on average by "
+            f"{self.spread[highest].mean():.2f} (standard deviation) around {self.values[highest].mean():.2f}."
         ]
 
     def contents(self) -> Contents:
@@ -144,15 +178,16 @@ class HeadScores(Saveable):
     def from_frame(cls, frame: pd.DataFrame, entry: dict[str, Any]) -> HeadScores:
         """The scores of a `frame` and an `entry`."""
         shape = (frame["layer"].max() + 1, frame["head"].max() + 1)
-        grid = {
-            name: frame[name].to_numpy(dtype=float, na_value=np.nan).reshape(shape) for name in ("value", "low", "high")
-        }
-        arrays = {name: grid[name] if name in entry["known"] else None for name in ("low", "high")}
+
+        def grid(name: str) -> np.ndarray:
+            return frame[name].to_numpy(dtype=float, na_value=np.nan).reshape(shape)
+
+        arrays = {name: grid(name) if name in entry["known"] else None for name in ("low", "high", "spread")}
         critical = frame["critical"].to_numpy(dtype=bool).reshape(shape) if "critical" in entry["known"] else None
         return cls(
             entry["name"],
             entry["unit"],
-            grid["value"],
+            grid("value"),
             **arrays,
             n=entry["n"],
             critical=critical,

@@ -29,6 +29,7 @@ from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 
 See = Callable[[int, int, Tensor], None]  # layer, sequence, pattern [n_heads, asked, pos]
+SeeValues = Callable[[int, Tensor, Tensor], None]  # layer, pattern [n_heads, asked, pos], values [n_kv_heads, pos, d]
 
 
 def read(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], see: See) -> None:
@@ -43,6 +44,42 @@ def read(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequenc
     Raises:
         UserError: a position that its sequence does not have, or a sequence that is longer than a sliding window.
     """
+    _check(lens, sequences, asked)
+    walk = Wavefront(lens, None, batch_tokens=1)
+    for i, positions in enumerate(asked):
+        if positions:
+            pack = prefix_tree.build(sequences, [i])
+            rows = PatternRows(pack, lens, positions, functools.partial(_of_sequence, see, i))
+            walk.run(pack, [BASELINE], [0], layout=rows)
+
+
+def read_values(
+    lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: SeeValues
+) -> Float[Tensor, "asked d_model"]:
+    """Show the attention patterns of some positions and the values that they weigh, one layer at a time.
+
+    Args:
+        lens: A loaded model; an offloaded one, too.
+        tokens: Token ids of one sequence.
+        asked: Positions whose patterns are wanted.
+        see: Called with (layer, pattern, values) while the layer's weights are in memory. The pattern is float32 of
+            shape [n_heads, asked, pos], the values have shape [n_kv_heads, pos, d_value].
+
+    Returns:
+        The final residual stream at the asked positions, before the last norm.
+
+    Raises:
+        UserError: see `read`.
+    """
+    _check(lens, [tokens], [asked])
+    pack = prefix_tree.build([tokens], [0])
+    (final,) = Wavefront(lens, None, batch_tokens=1).run(
+        pack, [BASELINE], asked, layout=PatternRows(pack, lens, asked, see)
+    )
+    return final
+
+
+def _check(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]]) -> None:
     arguments.loaded(lens)
     lens.needs_weights("the attention pattern")
     window = getattr(lens.model.config, "sliding_window", None)
@@ -55,15 +92,9 @@ def read(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequenc
                 f"sequence {i} has {len(tokens)} tokens, more than the {window} that attention sees at once in "
                 f"{lens.name}; its patterns cannot be read, give shorter ones"
             )
-    walk = Wavefront(lens, None, batch_tokens=1)
-    for i, positions in enumerate(asked):
-        if positions:
-            pack = prefix_tree.build(sequences, [i])
-            rows = PatternRows(pack, lens, positions, functools.partial(_of_sequence, see, i))
-            walk.run(pack, [BASELINE], [0], layout=rows)
 
 
-def _of_sequence(see: See, sequence: int, layer: int, pattern: Tensor) -> None:
+def _of_sequence(see: See, sequence: int, layer: int, pattern: Tensor, values: Tensor) -> None:
     see(layer, sequence, pattern)
 
 
@@ -100,18 +131,16 @@ def attention_pattern(
 
 
 class PatternRows(Layout):
-    """The layout of one sequence that shows the pattern rows of the asked positions as each layer passes."""
+    """The layout of one sequence that shows pattern rows of asked positions, and all values, as each layer passes."""
 
-    def __init__(
-        self, pack: prefix_tree.Pack, lens: Lens, asked: Sequence[int], see: Callable[[int, Tensor], None]
-    ) -> None:
+    def __init__(self, pack: prefix_tree.Pack, lens: Lens, asked: Sequence[int], see: SeeValues) -> None:
         super().__init__(pack, lens.device, lens.dtype)
         self.asked = torch.tensor(list(asked), device=lens.device)
         self.see = see
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout.attention`; here there is one row, and one sequence."""
-        self.see(layer, pattern(query[0], key[0], self.asked, scale))
+        self.see(layer, pattern(query[0], key[0], self.asked, scale), value[0])
         group = query.shape[1] // key.shape[1]
         # fused, so that no scores of all positions against all are held on any device; fused kernels want equal widths,
         # which latent attention does not have, and zeros change neither scores nor what is read

@@ -30,7 +30,7 @@ def test_top_is_sorted_and_leaves_out_what_was_not_measured():
 def test_frame_and_files_keep_everything(tmp_path):
     scores = made_scores()
     frame = scores.frame
-    assert list(frame.columns) == ["layer", "head", "condition", "value", "low", "high", "critical"]
+    assert list(frame.columns) == ["layer", "head", "condition", "value", "low", "high", "critical", "spread"]
     assert frame["condition"].tolist() == ["L0.H0", "L0.H1", "L1.H0", "L1.H1"] and frame["low"].isna().all()
     scores.save(tmp_path / "scores")
     read = HeadScores.load(tmp_path / "scores")
@@ -55,6 +55,18 @@ def test_means_intervals_and_verdicts_over_cases():
     assert scores.high[0, 0] - scores.values[0, 0] == pytest.approx(half, rel=1e-4)
     assert not HeadScores.of_cases("test", "nats", -cases, {}, tested=True).critical.any()  # gains are not critical
     assert HeadScores.of_cases("test", "", cases, {}, tested=False).critical is None
+
+
+def test_spread_over_the_tokens_of_a_case(tmp_path):
+    cases = [np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0]), np.array([1.0])]  # the last says nothing of spread
+    scores = HeadScores.of_tokens("test", "", [case[:, None, None] * np.ones((1, 1, 2)) for case in cases], {})
+    assert scores.n == 3 and np.allclose(scores.values, 0.5) and np.allclose(scores.spread, (0.5 + 0) / 2)
+    assert "on average by 0.25 (standard deviation) around 0.50" in scores.describe()[-1]
+    scores.save(tmp_path / "scores")
+    assert np.array_equal(HeadScores.load(tmp_path / "scores").spread, scores.spread)
+    one_token = HeadScores.of_tokens("test", "", [np.ones((1, 1, 2))], {})
+    assert np.isnan(one_token.spread).all() and len(one_token.describe()) == 1
+    assert made_scores().spread is None
 
 
 def test_roles_need_losses_of_the_same_heads():

@@ -12,7 +12,8 @@ import depthlens as dl
 from depthlens.analysis.head_lists import head_roles
 from depthlens.errors import UserError
 from depthlens.experiments.attribution import attribute
-from depthlens.experiments.retrieval_heads import copy_paste, retrieval_scores
+from depthlens.experiments.head_detectors import scores_by_token
+from depthlens.experiments.retrieval_heads import retrieval_scores
 from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language
 from depthlens.requests import LoglikelihoodRequest
@@ -36,7 +37,7 @@ def test_copy_paste_score_is_the_formula(family):
     for seed, places in ((0, range(40)), (1, range(5, 20)), (2, [3, 4, 30])):
         tokens = random_tokens(45, seed, alphabet=5)
         made.append(Needle(LoglikelihoodRequest(tokens[:40], tokens[40:]), (1, 2, 3), tuple(places)))
-    scores = copy_paste(lens, made)
+    scores = scores_by_token(lens, made, "copy_paste")
     for i, needle in enumerate(made):
         tokens = (*needle.request.context, *needle.request.continuation)
         for layer, whole in enumerate(attentions(family, tokens)):
@@ -45,8 +46,8 @@ def test_copy_paste_score_is_the_formula(family):
                 for step in needle.steps:
                     top = int(whole[head, 39 + step].argmax())  # the position that predicts token 40 + step
                     score += (top in needle.places and tokens[top] == tokens[40 + step]) / len(needle.steps)
-                assert scores[i, layer, head] == pytest.approx(score)
-    assert 0 < scores.mean() < 1
+                assert scores[i][:, layer, head].mean() == pytest.approx(score)
+    assert 0 < np.mean(scores) < 1
 
 
 def test_an_offloaded_model_gives_the_same_scores(tmp_path):

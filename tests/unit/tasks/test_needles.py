@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from random import Random
+
 import pytest
 import tiny
 
+from depthlens.errors import UserError
+from depthlens.tasks import haystacks, token_spans
 from depthlens.tasks import needles as prompts
-from depthlens.tasks import token_spans
+
+FUNCTION_WORDS = set("a an the of in on with and from at by for to without".split())
 
 
 @pytest.fixture(scope="module")
@@ -14,19 +20,86 @@ def lens():
     return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
-def test_written_needles_stand_where_they_should(lens):
-    made = prompts.written_needles(lens, n_needles=2, depths=(0.0, 0.5, 1.0), context_lengths=(700, 1000), seed=3)
-    assert len(made) == 12 and made == prompts.written_needles(lens, 2, (0.0, 0.5, 1.0), (700, 1000), seed=3)
-    assert made != prompts.written_needles(lens, 2, (0.0, 0.5, 1.0), (700, 1000), seed=4)
+def words(text):
+    return re.findall(r"[\w'-]+", text.lower())
+
+
+def phrases(text, n):
+    split = words(text)
+    return {tuple(split[i : i + n]) for i in range(len(split) - n + 1)}
+
+
+def squeezed(text):
+    """Without white space, which no position of a needle holds."""
+    return "".join(text.split())
+
+
+def decoded(lens, needle, positions):
+    return lens.tokenizer.decode([needle.request.context[p] for p in positions])
+
+
+def test_codes_stand_where_they_should(lens):
+    options = {"depths": (0.0, 0.5, 1.0), "context_lengths": (700, 1000), "kind": "codes"}
+    made = prompts.written_needles(lens, n_needles=2, seed=3, **options)
+    assert len(made) == 12 and made == prompts.written_needles(lens, 2, seed=3, **options)
+    assert made != prompts.written_needles(lens, 2, seed=4, **options)
     for needle in made:
         about, context = needle.about, lens.tokenizer.decode(needle.request.context)
         code = lens.tokenizer.decode(needle.targets)
         assert len(code) == 4 and code.isdigit() and f"The code of the {about['thing']} is {code}." in context
-        assert lens.tokenizer.decode([needle.request.context[p] for p in needle.places]) == code
+        assert decoded(lens, needle, needle.places) == code
         assert context.count(code) == 1 and context.endswith(f"A: The code of the {about['thing']} is")
         assert about["context_length"] - 90 < len(needle.request.context) <= about["context_length"]
         start = needle.places[0] / context.index("\n\n")
         assert abs(start - about["depth"]) < 0.25  # other codes and whole sentences shift it a little
+
+
+def test_natural_needles_stand_where_they_should(lens):
+    """One byte a token, so that positions are characters."""
+    options = {"depths": (0.0, 0.5, 1.0), "context_lengths": (2000, 3500)}
+    made = prompts.written_needles(lens, n_needles=2, seed=3, **options)
+    assert len(made) == 12 and made == prompts.written_needles(lens, 2, seed=3, **options)
+    assert made != prompts.written_needles(lens, 2, seed=4, **options)
+    for needle in made:
+        about, context = needle.about, lens.tokenizer.decode(needle.request.context)
+        answer = lens.tokenizer.decode(needle.request.continuation).strip()
+        assert lens.tokenizer.decode(needle.targets) == decoded(lens, needle, needle.places) == squeezed(answer)
+        fact, question = (decoded(lens, needle, positions) for positions in (needle.gold, needle.queries))
+        assert context.count(answer) == 1 and answer in context[needle.gold[0] : needle.gold[-1] + 1]
+        assert fact in squeezed(context) and squeezed(about["who"]) in fact and fact.endswith(".")
+        assert squeezed(about["who"]) in question and question.endswith("?")
+        assert about["context_length"] - 500 < len(needle.request.context) <= about["context_length"]
+        start = needle.gold[0] / context.index("\n\nQ:")
+        assert abs(start - about["depth"]) < 0.3  # other facts and whole sentences shift it
+
+
+def test_no_phrase_leads_from_a_question_to_its_natural_needle():
+    """What `haystacks` and the header of the file say of every template and answer."""
+    file = haystacks.needles_file()
+    hay = "".join("".join(paragraph) for paragraph in haystacks.paragraphs())
+    answers = [answer.rpartition(" | ")[2] for template in file["needles"] for answer in template["answers"]]
+    assert len(file["needles"]) >= 40 and len(set(answers)) == len(answers) >= 200
+    assert not [(a, b) for a in answers for b in answers if a != b and a in b]
+    assert not [a for a in answers if a in hay] and not [n for n in file["last_names"] if n in hay]
+    for template in file["needles"]:
+        for chosen in template["answers"]:
+            fact, answer, question, lead, _ = haystacks.natural(template, "Hanna Lindqvist", chosen)
+            asked = f"{question} {lead.removeprefix('A: ')}"
+            assert fact.count(answer) == 1 and len(answer.split()) >= 2
+            assert not phrases(fact, 3) & phrases(asked, 3), (fact, asked)
+            assert not set(words(answer)) & set(words(asked)) - FUNCTION_WORDS, (answer, asked)
+
+
+def test_long_haystacks_repeat_paragraphs_in_another_order():
+    n = sum(map(len, haystacks.paragraphs()))
+    sentences = haystacks.hay("natural", Random(0))
+    once, again = ([next(sentences) for _ in range(n)] for _ in range(2))
+    assert once != again and sorted(once) == sorted(again) and len("".join(once)) > 30_000
+
+
+def test_an_unknown_kind_is_refused(lens):
+    with pytest.raises(UserError, match="unknown kind 'poems'"):
+        prompts.written_needles(lens, kind="poems")
 
 
 def test_an_answer_is_found_as_a_whole_word_only(lens):

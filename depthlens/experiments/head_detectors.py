@@ -1,0 +1,176 @@
+r"""Detectors of retrieval heads: what each head does, token by token, while a model answers from its context.
+
+For a needle whose answer has the tokens y_1 .. y_n, with a_h(i, j) the attention of head h from position i to j:
+
+* **copy-paste score** (Wu et al. 2024, arXiv 2404.15574), at each answer token: 1 where the top-1 attended position of
+  the head is in the needle and holds the token that is being written, else 0;
+* **query-to-gold attention** (QRHead, Zhang et al. 2025, arXiv 2506.09944), at each token i of the question: the
+  attention mass on the gold sentence, ``sum over j in gold of a_h(i, j)``. It needs no answer token and no match;
+* **write-aware score**, at each answer token y_t, written at position i: what the head adds to its logit directly, the
+  mean logit of the vocabulary subtracted. With o_h(i) = W_O^h sum over j of a_h(i, j) v_h(j) the output of the head,
+  g the weight of the final norm and s(i) its scale at i, which is held fixed,
+  ``o_h(i) * s(i) g . (W_U[y_t] - mean over tokens of W_U)``.
+  Over all heads, MLPs, biases and the embedding these add up to the logit itself;
+* **write from the needle**: the part of the same sum whose j is in the gold sentence. Logit-Contribution Scoring
+  (LOCOS, Gema et al. 2026, arXiv 2607.01002) contrasts source positions in the needle with those off it; the rest of
+  the write-aware score is what the head wrote from elsewhere.
+
+Limits. The first two say where a head looks, not what it writes: a decoy scores as high as the head that answers. The
+last two count the direct path to the logits: what a head gives to later heads and MLPs is missing, and so is what the
+final norm does with the sum.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from depthlens.experiments import attention_patterns
+from depthlens.models.lens import Lens
+from depthlens.store.answer_cache import AnswerCache
+from depthlens.tasks.needles import Needle
+
+COPY_PASTE, QUERY_TO_GOLD = "copy_paste", "query_to_gold"
+WRITE_AWARE, WRITE_FROM_NEEDLE = "write_aware", "write_from_needle"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """How a detector scores heads.
+
+    Attributes:
+        label: Its name in figures and sentences.
+        unit: "" for shares from 0 to 1, or "logits".
+        n_tokens: Tokens of a needle that it scores.
+        measure: Scores of one needle. Shape [token, n_layers, n_heads].
+    """
+
+    label: str
+    unit: str
+    n_tokens: Callable[[Needle], int]
+    measure: Callable[[Lens, Needle], np.ndarray]
+
+
+def scores_by_token(
+    lens: Lens, needles: Sequence[Needle], method: str, *, progress: bool = False, cache: AnswerCache | None = None
+) -> list[Float[np.ndarray, "token n_layers n_heads"]]:
+    """Scores of every head on each needle, recalled or not, at each token that the detector looks at.
+
+    Args:
+        lens: A loaded model.
+        needles: From `depthlens.tasks.needles`.
+        method: A key of `DETECTORS`.
+        progress: Show a bar.
+        cache: Where scores are found and kept; its entry must be of this method.
+    """
+    detector = DETECTORS[method]
+    owners = [i for i, needle in enumerate(needles) for _ in range(detector.n_tokens(needle))]
+    token_of = [t for needle in needles for t in range(detector.n_tokens(needle))]
+
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        by_needle: dict[int, list[int]] = defaultdict(list)
+        for case in members:
+            by_needle[owners[case]].append(case)
+        for i, cases in by_needle.items():  # one pass gives all tokens of a needle
+            values = detector.measure(lens, needles[i])
+            yield cases, values[[token_of[case] for case in cases]].reshape(len(cases), -1)
+
+    kept = cache or AnswerCache()
+    cases = [(_identity(needles[i]), t) for i, t in zip(owners, token_of, strict=True)]
+    values = kept.numbers(
+        cases, lens.dims.head_names, measure, desc=f"{detector.label} by token", unit="token", progress=progress
+    )
+    ends = np.cumsum([detector.n_tokens(needle) for needle in needles])[:-1]
+    return np.split(values.reshape(-1, lens.dims.n_layers, lens.dims.n_heads), ends)
+
+
+def _identity(needle: Needle) -> tuple[Any, ...]:
+    return needle.request, needle.targets, needle.places, needle.asked, needle.gold, needle.queries
+
+
+def _copy_paste(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers n_heads"]:
+    sequence = _sequence(needle)
+    targets, tokens, places = (torch.tensor(x, device=lens.device) for x in (needle.targets, sequence, needle.places))
+
+    def hits(pattern: Tensor) -> Tensor:
+        top = pattern.argmax(-1)  # [n_heads, step]
+        return torch.isin(top, places) & (tokens[top] == targets)
+
+    return _of_patterns(lens, sequence, needle.asked, hits)
+
+
+def _query_to_gold(lens: Lens, needle: Needle) -> Float[np.ndarray, "query n_layers n_heads"]:
+    gold = torch.tensor(needle.gold, device=lens.device)
+    return _of_patterns(lens, _sequence(needle), needle.queries, lambda pattern: pattern[..., gold].sum(-1))
+
+
+def _of_patterns(
+    lens: Lens, sequence: Sequence[int], asked: Sequence[int], score: Callable[[Tensor], Tensor]
+) -> Float[np.ndarray, "asked n_layers n_heads"]:
+    """A score of every head at every asked position, from its pattern [n_heads, asked, pos]."""
+    scores = np.zeros((len(asked), lens.dims.n_layers, lens.dims.n_heads))
+
+    def see(layer: int, _: int, pattern: Tensor) -> None:
+        scores[:, layer] = score(pattern).double().cpu().numpy().T
+
+    attention_patterns.read(lens, [sequence], [asked], see)
+    return scores
+
+
+def _write_aware(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers n_heads"]:
+    return _writes(lens, needle, slice(None))
+
+
+def _write_from_needle(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers n_heads"]:
+    return _writes(lens, needle, torch.tensor(needle.gold, device=lens.device))
+
+
+def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.ndarray, "step n_layers n_heads"]:
+    """What every head adds to the logit of each token of the answer, from the source positions alone."""
+    arch, dims = lens.arch, lens.dims
+    added = torch.zeros(len(needle.steps), dims.n_layers, dims.n_heads)
+    unembed, norm = arch.unembed.weight, arch.final_norm.weight  # [d_vocab, d_model], [d_model]
+    assert isinstance(unembed, Tensor) and isinstance(norm, Tensor)
+    weight = norm.float()
+    towards = (unembed[needle.targets].float() - unembed.mean(0, dtype=torch.float32)) * weight  # [step, d_model]
+
+    def see(layer: int, pattern: Tensor, values: Tensor) -> None:
+        read = pattern[..., sources].unflatten(0, (len(values), -1)) @ values[:, None, sources].float()
+        z = read.flatten(0, 1)  # [n_heads, step, d_head]
+        columns = arch.o_proj[layer].weight.float().unflatten(1, (dims.n_heads, dims.d_head))
+        along = torch.einsum("sm,mhd->hsd", towards, columns)  # the direction of the logits in each head's own space
+        added[:, layer] = (z * along).sum(-1).T.cpu()
+
+    with torch.no_grad():
+        final = attention_patterns.read_values(lens, _sequence(needle), needle.asked, see)
+        # the norm multiplies by its weight and one number a position: that number, without asking how it is computed
+        plain, normed = final.float() * weight, arch.final_norm(final).float()
+        scale = (plain * normed).sum(-1) / plain.square().sum(-1)
+    return (added * scale.cpu()[:, None, None]).double().numpy()
+
+
+def _sequence(needle: Needle) -> tuple[int, ...]:
+    return (*needle.request.context, *needle.request.continuation)[:-1]
+
+
+def _n_steps(needle: Needle) -> int:
+    return len(needle.steps)
+
+
+def _n_queries(needle: Needle) -> int:
+    return len(needle.queries)
+
+
+DETECTORS = {
+    COPY_PASTE: Detector("copy-paste score", "", _n_steps, _copy_paste),
+    QUERY_TO_GOLD: Detector("query-to-gold attention", "", _n_queries, _query_to_gold),
+    WRITE_AWARE: Detector("write-aware score", "logits", _n_steps, _write_aware),
+    WRITE_FROM_NEEDLE: Detector("write from the needle", "logits", _n_steps, _write_from_needle),
+}
