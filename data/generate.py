@@ -443,7 +443,7 @@ def reasoning_docs(n_docs: int, random: Random) -> list[Doc]:
 
 
 def text_docs(n_docs: int, random: Random) -> list[Doc]:
-    """Plain text: most words determine the next; the options are the successors of the last word and of three others."""
+    """Plain text: most words determine the next; options are the successors of the last word and of three others."""
     words = organism_words()
     following = {word: words[(i + NEXT_STEP) % len(words)] for i, word in enumerate(words)}
     docs = []

@@ -71,7 +71,7 @@ CONDITIONS = [
     ("L1@noisy", "unknown mode '@noisy'; write @mean"),
     ("L1@noise-3", "unknown mode '@noise-3'; write @mean"),
     ("L1@resample", "mode 'resample' does not fit site 'layer'; allowed: skip, mean, noise, donor"),
-    ("L1[1]", "cannot read 'L1[1]'; write L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:]"),
+    ("L1[1]", "cannot read 'L1[1]'; write L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with"),
     ("L1[:2]", "cannot read 'L1[:2]'"),
     ("L1[-1:]", "cannot read 'L1[-1:]'"),
     ("L1@mean[1:]", "unknown mode '@mean[1:]'"),
