@@ -81,6 +81,15 @@ def logits(way: str, lens, means, conditions):
     return batch_logits(backends.get(WAYS[way], lens, means), conditions)
 
 
+def batch_logits(backend, conditions):
+    """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
+    rows = TOKENS.repeat(len(conditions), 1)
+    wanted = [range(len(TOKENS))] * len(rows)
+    n_context = [N_CONTEXT] * len(rows)
+    out, _ = backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted, n_context=n_context)
+    return torch.stack(out)
+
+
 @cache
 def measure(family: str) -> dict[str, dict[str, float | None]]:
     """Largest difference from the model that was cut, per way and kind; None where the family is refused."""
@@ -145,12 +154,3 @@ if __name__ == "__main__":
     before, rest = DOCS.read_text().split(BEGIN)
     DOCS.write_text(before + BEGIN + "\n" + render(whole()) + END + rest.split(END)[1])
     print(f"Wrote {DOCS}")
-
-
-def batch_logits(backend, conditions):
-    """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
-    rows = TOKENS.repeat(len(conditions), 1)
-    wanted = [range(len(TOKENS))] * len(rows)
-    n_context = [N_CONTEXT] * len(rows)
-    out, _ = backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted, n_context=n_context)
-    return torch.stack(out)

@@ -103,6 +103,14 @@ def test_mean_needs_a_reference_file(lens, manager, tmp_path):
     assert ours != evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L1"})
 
 
+@pytest.mark.parametrize("condition", ["L2[1:]", "L1.H3[1:]@noise3"])
+def test_conditions_that_depend_on_positions_are_those_of_a_sweep(lens, manager, condition):
+    ours = evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": condition})
+    result = sweep.condition_sweep(lens, TASKS[1], condition, limit=3, seed=0, store=None, progress=False)
+    texts = result.docs.groupby("condition", sort=False)["response"].agg(list)
+    assert [resps[0] for _, resps, _ in ours[TASKS[1]]] == texts[condition] != texts["baseline"]
+
+
 def test_bad_condition_is_refused(lens, manager):
     with pytest.raises(UserError, match="layer 99 does not exist"):
         evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L99"})
