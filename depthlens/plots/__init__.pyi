@@ -7,6 +7,7 @@ from .comparison import profile_comparison as profile_comparison
 from .comparison import recovery_curve as recovery_curve
 from .deltas import activation_deltas as activation_deltas
 from .deltas import weight_deltas as weight_deltas
+from .detectors import detector_agreement as detector_agreement
 from .geometry import angular_map as angular_map
 from .geometry import effect_map as effect_map
 from .geometry import influence_profile as influence_profile
