@@ -20,6 +20,7 @@ from .analysis.removal_curve import RemovalCurve as RemovalCurve
 from .analysis.results import Result as Result
 from .analysis.results import concat as concat
 from .analysis.stability import critical_stability as critical_stability
+from .analysis.sufficiency import SufficiencyCurve as SufficiencyCurve
 from .engine.engine import Engine as Engine
 from .engine.next_token import next_token as next_token
 from .errors import UserError as UserError
@@ -40,6 +41,7 @@ from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.result_attention import attention_at_results as attention_at_results
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores
 from .experiments.retrieval_steps import retrieval_by_step as retrieval_by_step
+from .experiments.sufficiency import sufficiency_curve as sufficiency_curve
 from .experiments.sweep import condition_sweep as condition_sweep
 from .experiments.sweep import head_sweep as head_sweep
 from .experiments.sweep import layer_sweep as layer_sweep

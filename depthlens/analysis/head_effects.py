@@ -51,7 +51,7 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     values[at], low[at], high[at] = rows["loss"], rows["loss_low"], rows["loss_high"]
     critical = np.zeros(shape, dtype=bool)
     critical[at] = rows["condition"].isin(chosen.critical()["condition"])
-    kind = "estimated loss" if chosen.record.get("method") == "attribution" else "loss"
+    kind = "loss" if chosen.record.get("method", "exact") == "exact" else "estimated loss"
     name = f"{kind} of {metric}, {task}"
     return HeadScores(name, metric_unit(metric), values, low, high, int(rows["n"].max()), critical, chosen.record)
 
@@ -98,7 +98,7 @@ def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
 
     Args:
         a: A head sweep, e.g. exact.
-        b: Another, e.g. by attribution.
+        b: Another, e.g. by attribution or integrated gradients.
         seed: Of the halves.
 
     Returns:

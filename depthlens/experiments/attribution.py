@@ -65,13 +65,7 @@ def attribute(
         UserError: unknown mode, no means for ``mean``, weights that do not fit the tokens, or an offloaded model.
     """
     arguments.loaded(lens)
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
-    if mode == "mean" and means is None:
-        raise UserError("mode 'mean' needs the means of a reference set and none was given")
-    lens.needs_weights("attribution")
-    if lens.stream:
-        raise UserError("attribution needs the whole model in memory for its backward pass; load without offload")
+    refuse(lens, mode, means, "attribution")
     factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
     if [len(f) for f in factors] != [len(q.continuation) for q in requests]:
         raise UserError("weights do not fit the requests; give one number for each token of each continuation")
@@ -81,27 +75,14 @@ def attribute(
     asked = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        nonlocal tokens
         reference = means() if means is not None and mode == "mean" else None
-        start = 0
-        while start < len(members):
-            batch: list[int] = []
-            size = 0
-            for i in members[start:]:
-                size += _length(requests[i])
-                if batch and size > tokens:
-                    break
-                batch.append(i)
-            try:
-                of, by = [requests[i] for i in batch], [factors[i] for i in batch]
-                change, logprob = _batch(lens, of, by, reference)
-            except (torch.OutOfMemoryError, RuntimeError) as e:
-                if not out_of_memory(e) or len(batch) == 1:
-                    raise
-                tokens = sum(_length(requests[i]) for i in batch) // 2
-                continue
-            yield batch, torch.cat([logprob[:, None], change.flatten(1)], 1).cpu().numpy()
-            start += len(batch)
+
+        def run(batch: Sequence[int]) -> np.ndarray:
+            of, by = [requests[i] for i in batch], [factors[i] for i in batch]
+            change, logprob = _batch(lens, of, by, reference)
+            return torch.cat([logprob[:, None], change.flatten(1)], 1).cpu().numpy()
+
+        return in_batches(members, [length(requests[i]) for i in members], tokens, run)
 
     names = ["clean", *dims.head_names]
     values = (cache or AnswerCache()).numbers(
@@ -111,7 +92,60 @@ def attribute(
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
 
 
-def _length(request: LoglikelihoodRequest) -> int:
+def refuse(lens: Lens, mode: str, means: object, what: str) -> None:
+    """What no estimate from gradients can do.
+
+    Args:
+        lens: A loaded model.
+        mode: What takes the place of z.
+        means: Whatever gives the means; None where there are none.
+        what: The method, for messages.
+
+    Raises:
+        UserError: unknown mode, no means for ``mean``, or weights that are not all in memory.
+    """
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
+    if mode == "mean" and means is None:
+        raise UserError("mode 'mean' needs the means of a reference set and none was given")
+    lens.needs_weights(what)
+    if lens.stream:
+        raise UserError(f"{what} needs the whole model in memory for its backward pass; load without offload")
+
+
+def in_batches(
+    members: Sequence[int], lengths: Sequence[int], tokens: int, run: Callable[[Sequence[int]], np.ndarray]
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Run cases in batches of at most so many tokens; where memory runs out, the batch is halved.
+
+    Args:
+        members: Indices of cases.
+        lengths: Tokens of each.
+        tokens: Of one batch.
+        run: Takes the indices of a batch and returns one row of numbers for each.
+
+    Yields:
+        Indices of a batch and its numbers.
+    """
+    start = 0
+    while start < len(members):
+        end, size = start, 0
+        while end < len(members) and (end == start or size + lengths[end] <= tokens):
+            size += lengths[end]
+            end += 1
+        try:
+            values = run(members[start:end])
+        except (torch.OutOfMemoryError, RuntimeError) as e:
+            if not out_of_memory(e) or end == start + 1:
+                raise
+            tokens = size // 2
+            continue
+        yield list(members[start:end]), values
+        start = end
+
+
+def length(request: LoglikelihoodRequest) -> int:
+    """Tokens of a request that the model reads: the last one is only predicted."""
     return len(request.context) + len(request.continuation) - 1
 
 
@@ -120,7 +154,7 @@ def _batch(
 ) -> tuple[Float[Tensor, "request n_layers n_heads"], Float[Tensor, " request"]]:
     """One forward and one backward pass of requests laid end to end; see `attribute` for the shapes."""
     arch, dims, device = lens.arch, lens.dims, lens.device
-    lengths = [_length(q) for q in requests]
+    lengths = [length(q) for q in requests]
     tokens = torch.tensor([[t for q in requests for t in (*q.context, *q.continuation)[:-1]]], device=device)
     # positions that start again tell the model where a sequence ends: attention stays within each, without padding
     position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
@@ -144,7 +178,7 @@ def _batch(
             model = lens.model.base_model
             states = model(input_ids=tokens, position_ids=position_ids, use_cache=False).last_hidden_state[0]
             starts = torch.tensor([0, *lengths]).cumsum(0)
-            spans = [range(at + len(q.context) - 1, at + _length(q)) for at, q in zip(starts, requests, strict=False)]
+            spans = [range(at + len(q.context) - 1, at + length(q)) for at, q in zip(starts, requests, strict=False)]
             picked = states[[i for span in spans for i in span]]
             wanted = torch.tensor([t for q in requests for t in q.continuation], device=device)
             logits = arch.unembed(picked).float()

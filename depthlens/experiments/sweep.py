@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, cast
 
 import pandas as pd
+from torch import Tensor
 
 from depthlens import arguments, provenance
 from depthlens.ablations import Condition, expand
@@ -16,7 +18,7 @@ from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, unknown
-from depthlens.experiments import attribution
+from depthlens.experiments import attribution, integrated_gradients
 from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
 from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models import loading, pairs, sources
@@ -29,7 +31,7 @@ from depthlens.tasks.prepared_task import Prepared
 from depthlens.tasks.reference_texts import reference_of
 
 LAYER_SITES = ("layer", "attn", "mlp")
-METHODS = ("exact", "attribution")
+METHODS = ("exact", "attribution", "integrated_gradients")
 HEAD_MODES = ("zero", "mean", "resample")
 
 
@@ -64,6 +66,7 @@ def head_sweep(
     site: str = "head",
     method: str = "exact",
     mode: str = "zero",
+    steps: int | None = None,
     resample_prompts: Sequence[str] | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
@@ -75,14 +78,18 @@ def head_sweep(
         layers: Layers whose heads are removed; None for all.
         site: ``head`` or ``kv``.
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
-            ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`).
+            ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`);
+            ``integrated_gradients`` from slopes along the way to the removal of each layer's heads, which costs more
+            and holds behind a saturated softmax (`depthlens.experiments.integrated_gradients`).
         mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
             of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
+        steps: Points along the way of ``integrated_gradients`` besides the whole model; None: 2.
         resample_prompts: Reference prompts for ``resample``; scores are means over them.
-        options: `EvalOptions`; ``measure`` is ``both`` by default, and ``answer_logprob`` is all that attribution has.
+        options: `EvalOptions`; ``measure`` is ``both`` by default, and ``answer_logprob`` is all that estimates have.
 
     Returns:
-        Every document under the baseline and a condition a head. ``record["method"]`` says how it was found.
+        Every document under the baseline and a condition a head. ``record["method"]`` says how it was found, and
+        ``record["steps"]`` with how many points.
 
     Raises:
         UserError: for anything asked for that does not exist.
@@ -102,38 +109,69 @@ def head_sweep(
     ablate = [f"L{layer}.{letter}{i}{suffix}" for layer in chosen for i in range(of_layer)]
     if not ablate:
         raise UserError("layers is empty; name at least one layer, or leave it out for all")
-    if method == "attribution":
+    if steps is not None:
+        if method != "integrated_gradients":
+            raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")
+        arguments.whole("steps", steps, 1)
+    if method != "exact":
         if resample_prompts is not None and mode != "resample":
             fix = "leave them out, or use method='exact' and mode='resample'"
-            raise UserError(f"resample_prompts {resample_prompts!r}: attribution puts no prompt in place; {fix}")
-        return _attributed(lens, tasks, ablate, mode, settled(options, measure=ANSWER_LOGPROB))
+            raise UserError(f"resample_prompts {resample_prompts!r}: {method} puts no prompt in place; {fix}")
+        estimate = _Estimate(method, mode, (steps or integrated_gradients.STEPS) if method != "attribution" else None)
+        return _estimated(lens, tasks, ablate, estimate, settled(options, measure=ANSWER_LOGPROB))
     options = {"measure": "both", **options}
     result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
     return Result(result.docs, result.record | {"method": method}, result.asked)
 
 
-def _attributed(lens: Lens, names: str | Sequence[str], ablate: list[str], mode: str, options: EvalOptions) -> Result:
-    """The result of a head sweep as attribution patching estimates it."""
+@dataclass(frozen=True)
+class _Estimate:
+    """How the effects of removal are estimated from gradients.
+
+    Attributes:
+        method: ``attribution`` or ``integrated_gradients``.
+        mode: What takes the place of z.
+        steps: Points of ``integrated_gradients`` besides the whole model.
+    """
+
+    method: str
+    mode: str
+    steps: int | None
+
+    @property
+    def address(self) -> str:
+        """What the store calls the estimates."""
+        return f"{self.method} {self.mode}" + (f" {self.steps} steps" if self.steps else "")
+
+    def run(self, lens: Lens, requests: Sequence[LoglikelihoodRequest], **settings: Any) -> tuple[Tensor, Tensor]:
+        """See `depthlens.experiments.attribution.attribute`."""
+        if self.steps is None:
+            return attribution.attribute(lens, requests, mode=self.mode, **settings)
+        return integrated_gradients.integrate(lens, requests, mode=self.mode, steps=self.steps, **settings)
+
+
+def _estimated(
+    lens: Lens, names: str | Sequence[str], ablate: list[str], estimate: _Estimate, options: EvalOptions
+) -> Result:
+    """The result of a head sweep as it is estimated from gradients."""
+    method = estimate.method
     if options["measure"] != ANSWER_LOGPROB:
-        fault = f"measure {options['measure']!r}: attribution estimates {ANSWER_LOGPROB} only"
+        fault = f"measure {options['measure']!r}: {method} estimates {ANSWER_LOGPROB} only"
         raise UserError(f"{fault}; use it, or method='exact'")
     if options["backend"] != "torch":
-        raise UserError(f"backend {options['backend']!r}: attribution runs with 'torch' only; leave backend out")
-    if mode == "resample":
-        raise UserError("mode 'resample': attribution estimates 'zero' and 'mean'; use one of these, or method='exact'")
+        raise UserError(f"backend {options['backend']!r}: {method} runs with 'torch' only; leave backend out")
+    if estimate.mode == "resample":
+        raise UserError(f"mode 'resample': {method} estimates 'zero' and 'mean'; use one of these, or method='exact'")
     conditions = expand(ablate, lens.dims)
     answers = AnswerStore(options["store"], lens)  # its errors come before the tasks are made
     views = _views(lens, load_tasks(names, options), options)
     of_layer = len(ablate) // len({c.layer for c in conditions[1:]})  # heads, or groups of them
 
     def run(view: Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
-        cache = answers.entry(
-            view.name, method=f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
-        )
-        change, clean = attribution.attribute(
+        cache = answers.entry(view.name, method=estimate.address + (f" {reference.keys['mean']}" if reference else ""))
+        change, clean = estimate.run(
             lens,
             cast(Sequence[LoglikelihoodRequest], view.requests),  # those of reference answers
-            mode=mode,
             means=(lambda: reference.measure(lens)) if reference else None,
             batch_tokens=options["batch_tokens"],
             progress=options["progress"],
@@ -146,7 +184,8 @@ def _attributed(lens: Lens, names: str | Sequence[str], ablate: list[str], mode:
         ]
         return estimates, cache
 
-    record = {"ablate": ablate, "method": "attribution"} | recorded(options)
+    record = {"ablate": ablate, "method": method, **({"steps": estimate.steps} if estimate.steps else {})}
+    record |= recorded(options)
     return _result(lens, answers, views, options, conditions, run, record)
 
 

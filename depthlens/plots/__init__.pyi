@@ -22,4 +22,5 @@ from .layers import loss_shares as loss_shares
 from .layers import protocol_comparison as protocol_comparison
 from .prompts import attention as attention
 from .prompts import prediction as prediction
+from .sufficiency import sufficiency as sufficiency
 from .theme import Plot as Plot

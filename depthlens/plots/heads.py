@@ -134,7 +134,8 @@ def head_map(
 def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[Effects], str]:
     """The panels of a head sweep, one per model, task, metric and kind of removal; and what all have in common."""
     heads = sweep_effects(result, tasks, metrics, ("head", "kv"), "sweep heads or kv")
-    how = " (estimated by attribution)" if result.record.get("method") == "attribution" else ""
+    method = result.record.get("method", "exact").replace("_", " ")
+    how = "" if method == "exact" else f" (estimated by {method})"
     title = sweep_title(heads, "one head or KV group", how)
     return [replace(e, unit=f"change of {e.unit} from baseline") for e in heads], title
 

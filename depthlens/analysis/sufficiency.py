@@ -1,0 +1,168 @@
+"""Faithfulness by number of heads kept, its areas CPR and CMD, and random lists beside it.
+
+See `depthlens.experiments.sufficiency` for the definitions. Intervals are those of the bootstrap over documents
+(`depthlens.analysis.bootstrap`): each draw takes all scores of a document together, so that the noise of m(none) and
+m(all) is in them. Documents are not resampled in the test against random lists, which is a rank test over the draws.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis import bootstrap, stats
+from depthlens.analysis.results import Result
+from depthlens.analysis.saving import Saveable
+
+CANNOT_JUDGE = "cannot judge"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SufficiencyCurve(Saveable):
+    """What is left of the scores of tasks as only the first k heads of lists are kept, and as random heads are.
+
+    Attributes:
+        points: list, task, metric, k, share (k of all heads), value (mean score), faithfulness, ci_low, ci_high (95%
+            interval of faithfulness). From k = 0, none kept, to all heads.
+        band: list, task, metric, k, share, low, high (range of faithfulness over all random lists), mean, n_draws.
+        areas: list, task, metric, cpr, cpr_low, cpr_high, cmd, cmd_low, cmd_high (95% intervals), random_cpr (mean of
+            the random lists), random_low, random_high (their range), p_value (rank of CPR among them; NaN where not
+            judged), separates (higher than all of them), gap (m(all) - m(none), higher is better), gap_low, gap_high,
+            judged (the gap is proven and the whole model above chance).
+        result: Every document under every condition.
+        record: Lists, draws and settings.
+    """
+
+    RECORD: ClassVar[str] = "sufficiency_curve.json"
+    INSIDE: ClassVar[type[Saveable] | None] = Result
+    OPTIONAL: ClassVar[tuple[str, ...]] = Result.OPTIONAL
+
+    points: pd.DataFrame
+    band: pd.DataFrame
+    areas: pd.DataFrame
+    result: Result
+    record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"{self._head()}\n{self._rounded().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self._head())}</p>{self._rounded().to_html(index=False, border=0)}"
+
+    def _head(self) -> str:
+        lists, tasks = (", ".join(dict.fromkeys(self.areas[column])) for column in ("list", "task"))
+        ks = ", ".join(map(str, self.record["k"]))
+        kept = f"{ks} of {self.record['n_heads']} heads kept"
+        return f"SufficiencyCurve of {lists} on {tasks}: {kept}, against {self.record['n_draws']} random lists each"
+
+    def _rounded(self) -> pd.DataFrame:
+        columns = ["list", "task", "metric", "cpr", "cmd", "random_cpr", "random_low", "random_high", "p_value", "gap"]
+        return self.areas[[*columns, "judged"]].round(dict.fromkeys(columns[3:], 3))
+
+    def describe(self) -> list[str]:
+        """How faithful each list is on each task: one sentence each."""
+        return [self._sentence(row) for row in self.areas.itertuples()]
+
+    def _sentence(self, row: Any) -> str:
+        where = f"{row.list} on {row.task} ({row.metric})"
+        if not row.judged:
+            gap = f"{row.gap:.3g} [{row.gap_low:.3g}, {row.gap_high:.3g}]"
+            return f"{where}: what all heads together add to the score, {gap}, is not proven; {CANNOT_JUDGE}."
+        own = self.points[(self.points["list"] == row.list) & (self.points["task"] == row.task)]
+        k, share, f = own.loc[own["k"] == max(self.record["k"]), ["k", "share", "faithfulness"]].to_numpy()[0]
+        reached = f"{int(k)} heads ({share:.0%}) restore {f:.0%} of what all heads add to the score"
+        areas = f"CPR {row.cpr:.2f} [{row.cpr_low:.2f}, {row.cpr_high:.2f}], "
+        areas += f"CMD {row.cmd:.2f} [{row.cmd_low:.2f}, {row.cmd_high:.2f}]"
+        rank = f"random lists of the same layers have CPR {row.random_cpr:.2f} "
+        rank += f"[{row.random_low:.2f}, {row.random_high:.2f}], p = {row.p_value:.2g}"
+        return f"{where}: {reached}; {areas}; {rank}."
+
+
+def faithfulness(kept: np.ndarray, none: np.ndarray, whole: np.ndarray, *, higher_is_better: bool = True) -> np.ndarray:
+    """``(m(kept) - m(none)) / (m(all) - m(none))``; NaN where the whole model is not better than none.
+
+    Args:
+        kept: Mean scores with some heads kept. Shape [curve, k].
+        none: With none. Shape [curve].
+        whole: With all. Shape [curve].
+        higher_is_better: Of the metric.
+    """
+    sign = 1 if higher_is_better else -1
+    return bootstrap.ratio(sign * (kept - none[..., None]), sign * (whole - none)[..., None])
+
+
+def areas(f: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """CPR, the area under faithfulness, and CMD, the area between it and 1, by the trapezoidal rule.
+
+    Args:
+        f: Faithfulness. Shape [curve, point].
+        shares: Share of heads kept, from 0 to 1. Shape [point].
+
+    Returns:
+        CPR and CMD of each curve, each of shape [curve].
+    """
+    return np.trapezoid(f, shares, axis=-1), np.trapezoid(np.abs(1 - f), shares, axis=-1)
+
+
+def assemble(
+    result: Result,
+    none: str,
+    conditions: dict[str, list[list[str]]],
+    ks: list[int],
+    n_heads: int,
+    record: dict[str, Any],
+) -> SufficiencyCurve:
+    """The curve of a sweep.
+
+    Args:
+        result: One metric of each task, under the baseline and every condition.
+        none: The condition under which no head is kept.
+        conditions: By list, for the list itself and then each random list, one condition for each of ``ks``.
+        ks: Heads kept.
+        n_heads: Of the model.
+        record: See `SufficiencyCurve`.
+    """
+    every_k = [0, *ks, n_heads]
+    shares = np.array(every_k) / n_heads
+    points, band, table = [], [], []
+    for base in result.baselines.itertuples():
+        scores = result.scores(base.task, base.metric)
+        better = result.metric_info(base.task, base.metric)["higher_is_better"]
+        n = len(scores)
+        drawn = bootstrap.draws(n, bootstrap.N_BOOT, record["seed"])
+        gap = np.array([scores[none].to_numpy(), scores[stats.BASELINE].to_numpy()])
+        change, low, high, p = stats.change(*(gap if better else -gap))
+        judged = bool(change > 0 and p < stats.ALPHA and not base.at_chance)
+        for name, orders in conditions.items():
+            key = name, base.task, base.metric
+            values = [scores[[none, *order, stats.BASELINE]].to_numpy() for order in orders]
+            means = drawn @ values[0] / n  # [draw, k]
+            f = faithfulness(means, means[:, 0], means[:, -1], higher_is_better=better)
+            ends = bootstrap.interval(f, n)
+            points += [(*key, *row) for row in zip(every_k, shares, means[0], f[0], *ends, strict=True)]
+            cpr, cmd = areas(f, shares)
+            rival_means = np.array([rival.mean(0) for rival in values[1:]])  # [rival, k]
+            rivals = faithfulness(rival_means, rival_means[:, 0], rival_means[:, -1], higher_is_better=better)
+            low_f, high_f, mean_f = rivals.min(0), rivals.max(0), rivals.mean(0)
+            band += [(*key, *row, len(rivals)) for row in zip(every_k, shares, low_f, high_f, mean_f, strict=True)]
+            random, _ = areas(rivals, shares)
+            at_least = random >= cpr[0]  # NaN where there is nothing to restore
+            found = [(area[0], *bootstrap.interval(area, n)) for area in (cpr, cmd)]
+            p_value = (1 + at_least.sum()) / (1 + len(random)) if judged else np.nan
+            against = random.mean(), random.min(), random.max(), p_value
+            separates = judged and not at_least.any()
+            table.append((*key, *found[0], *found[1], *against, separates, change, low, high, judged))
+    keys = ["list", "task", "metric"]
+    of_areas = ["cpr", "cpr_low", "cpr_high", "cmd", "cmd_low", "cmd_high"]
+    of_test = ["random_cpr", "random_low", "random_high", "p_value", "separates"]
+    return SufficiencyCurve(
+        pd.DataFrame(points, columns=[*keys, "k", "share", "value", "faithfulness", "ci_low", "ci_high"]),
+        pd.DataFrame(band, columns=[*keys, "k", "share", "low", "high", "mean", "n_draws"]),
+        pd.DataFrame(table, columns=[*keys, *of_areas, *of_test, "gap", "gap_low", "gap_high", "judged"]),
+        result,
+        record,
+    )

@@ -1,0 +1,185 @@
+"""Integrated gradients against removal itself: exact for a head or a layer, and behind a saturated softmax."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import depthlens as dl
+from depthlens.ablations import heads_condition
+from depthlens.engine.engine import Engine
+from depthlens.engine.references import measure_means
+from depthlens.errors import UserError
+from depthlens.experiments.attribution import attribute
+from depthlens.experiments.integrated_gradients import integrate, nodes
+from depthlens.requests import LoglikelihoodRequest
+
+RULE_TOLERANCE = 1e-9  # of polynomials in float64
+MANY_STEPS = 24
+COMPLETE_TOLERANCE = 0.02  # nats, of sums over so many steps and of float32 log-probabilities; effects reach several
+LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout
+SMOOTH = ["llama-mha", "llama-gqa", "llama-mqa", "qwen2", "qwen3"]  # where experts switch, there is a jump
+
+
+@pytest.fixture(scope="module")
+def requests():
+    g = torch.Generator().manual_seed(5)
+    made = [torch.randint(0, 256, (n,), generator=g).tolist() for n in (9, 5, 14)]
+    return [LoglikelihoodRequest(tuple(t[:-2]), tuple(t[-2:])) for t in made]
+
+
+def changes(lens, requests, groups, means=None):
+    """Exact changes in nats by removing groups of heads together; shape [request, group]."""
+    mode = "mean" if means else "zero"
+    conditions = [dl.Condition(tuple(dl.Ablation(la, "head", h, mode) for la, h in heads)) for heads in groups]
+    answers = Engine(lens, means=means, progress=False).loglikelihood(requests, [heads_condition([]), *conditions])
+    values = np.array([[a.logprob for a in row] for row in answers])
+    return (values[1:] - values[0]).T
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 7])
+def test_the_rule_is_exact_to_its_degree(steps):
+    points, weights = np.transpose(nodes(steps))
+    assert points[0] == 0 and len(points) == steps + 1 and (points < 1).all()
+    for degree in range(2 * steps + 1):
+        assert weights @ points**degree == pytest.approx(1 / (degree + 1), abs=RULE_TOLERANCE)
+    assert weights @ points ** (2 * steps + 1) != pytest.approx(1 / (2 * steps + 2), abs=RULE_TOLERANCE)
+
+
+@pytest.mark.parametrize("family", SMOOTH)
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
+    lens = tiny.lens(family, num_hidden_layers=3)
+    means = measure_means(lens, [q.context for q in requests], "contexts") if mode == "mean" else None
+    found, clean = integrate(lens, requests, steps=MANY_STEPS, together=1, mode=mode, means=lambda: means)
+    heads = list(np.ndindex(3, lens.dims.n_heads))
+    exact = changes(lens, requests, [[head] for head in heads], means).reshape(found.shape)
+    assert np.abs(found.numpy() - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
+    slopes, same = attribute(lens, requests, mode=mode, means=lambda: means)
+    assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
+    assert np.abs(slopes.numpy() - exact).max() > 10 * COMPLETE_TOLERANCE
+
+
+@pytest.mark.parametrize("together", [None, 2, 3])
+def test_heads_that_move_together_add_up_to_their_removal(together, requests):
+    # smaller weights: without any attention in the first layer the norms of large ones bend the way too sharply
+    lens = tiny.lens("llama-gqa", num_hidden_layers=3, initializer_range=0.1)
+    found, _ = integrate(lens, requests, steps=MANY_STEPS, together=together)
+    size = together or 4
+    groups = [range(start, min(start + size, 4)) for start in range(0, 4, size)]
+    exact = changes(lens, requests, [[(la, h) for h in heads] for la in range(3) for heads in groups])
+    sums = np.stack([found[:, la, list(heads)].sum(-1).numpy() for la in range(3) for heads in groups], axis=1)
+    assert np.abs(sums - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
+
+
+@pytest.mark.parametrize("family", ["qwen3-moe", "deepseek-v3"])
+def test_families_with_jumps_come_closer_than_the_slope(family, requests):
+    lens = tiny.lens(family, num_hidden_layers=3)
+    exact = changes(lens, requests, [[head] for head in np.ndindex(3, lens.dims.n_heads)])
+    found, clean = integrate(lens, requests, steps=MANY_STEPS, together=1)
+    slopes, same = attribute(lens, requests)
+    assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
+    errors = [np.abs(e.flatten(1).numpy() - exact).mean() for e in (found, slopes)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_batches_and_padding_change_nothing_and_the_model_is_left_alone(requests):
+    lens = tiny.lens("llama-gqa")
+    whole, _ = integrate(lens, requests, steps=1)
+    alone = torch.cat([integrate(lens, [q], steps=1, batch_tokens=1)[0] for q in requests])
+    assert torch.allclose(whole, alone, atol=LOGPROB_TOLERANCE) and whole.abs().max() > 100 * LOGPROB_TOLERANCE
+    assert all(p.grad is None and not p.requires_grad for p in lens.model.parameters())
+    assert not any(m._forward_pre_hooks for m in lens.model.modules())
+
+
+def test_out_of_memory_halves_the_batch(requests, monkeypatch):
+    lens = tiny.lens("llama-gqa")
+    wanted, _ = integrate(lens, requests, steps=1)
+    real = lens.arch.mlp[2].forward
+
+    def small(x):
+        if x.shape[0] > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(x)
+
+    monkeypatch.setattr(lens.arch.mlp[2], "forward", small)
+    assert torch.allclose(integrate(lens, requests, steps=1)[0], wanted, atol=LOGPROB_TOLERANCE)
+    assert not any(m._forward_pre_hooks for m in lens.model.modules())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"steps": 0}, "steps 0: give a whole number, at least 1"),
+        ({"steps": 1.5}, "steps 1.5"),
+        ({"together": 0}, "together 0"),
+        ({"mode": "resample"}, "unknown mode 'resample'"),
+        ({"mode": "mean"}, "needs the means"),
+    ],
+)
+def test_bad_requests_are_refused(requests, options, message):
+    with pytest.raises(UserError, match=message):
+        integrate(tiny.lens("llama-gqa"), requests, **options)
+
+
+def test_an_attention_window_is_refused_where_it_would_cut(requests):
+    lens = tiny.lens("mistral", sliding_window=8)
+    with pytest.raises(UserError, match="walk 13 tokens, and the attention window is 8"):
+        integrate(lens, requests, steps=1)
+    assert len(integrate(lens, requests[1:2], steps=1)[1]) == 1
+
+
+def test_a_saturated_softmax_hides_a_head_from_the_slope_only():
+    lens = dl.load("organism:sharpness=14.0")  # attention of the planted heads is 1 to float32
+    previous = dl.organisms.truth(lens.name).role("previous_token")
+    options = {"limit": 8, "measure": "answer_logprob", "store": None, "progress": False}
+    place = {}
+    for method in ("exact", "attribution", "integrated_gradients"):
+        result = dl.head_sweep(lens, "organism_two_hop", method=method, **options)
+        losses = result.losses().sort_values("loss", ascending=False)
+        place[method] = list(losses["condition"]).index(f"L{previous[0]}.H{previous[1]}")
+    assert place["exact"] < 3 and place["integrated_gradients"] < 3
+    assert place["attribution"] > 12  # in the lower half of 24 heads
+
+
+@pytest.mark.parametrize("site", ["head", "kv"])
+def test_a_sweep_names_its_method_and_steps_and_is_stored_by_them(site, tmp_path):
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    options = {"limit": 2, "num_fewshot": 0, "site": site, "store": tmp_path, "progress": False}
+
+    def sweep(**more):
+        return dl.head_sweep(lens, "capitals_continuation", method="integrated_gradients", **options, **more)
+
+    first = sweep(steps=1)
+    assert (first.record["method"], first.record["steps"]) == ("integrated_gradients", 1)
+    assert first.record["store"]["rows_computed"] > 0
+    again = sweep(steps=1)
+    assert again.record["store"]["rows_computed"] == 0 and again.docs["value"].equals(first.docs["value"])
+    other = sweep()
+    assert other.record["steps"] == 2 and other.record["store"]["rows_read"] == 0
+    assert not np.allclose(other.docs["value"], first.docs["value"], atol=LOGPROB_TOLERANCE)
+    mean = sweep(steps=1, mode="mean")
+    assert mean.record["store"]["rows_read"] == 0
+    exact = dl.head_sweep(lens, "capitals_continuation", measure="answer_logprob", **options)
+    keys = ["metric", "condition", "layer", "head", "doc_id"]
+    assert first.docs[keys].equals(exact.docs[keys]) and exact.record["method"] == "exact"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"steps": 2}, "steps 2: method 'exact' has none"),
+        ({"steps": 2, "method": "attribution"}, "method 'attribution' has none"),
+        ({"steps": 0, "method": "integrated_gradients"}, "steps 0: give a whole number"),
+        ({"measure": "task", "method": "integrated_gradients"}, "integrated_gradients estimates answer_logprob only"),
+        ({"backend": "nnsight", "method": "integrated_gradients"}, "integrated_gradients runs with 'torch' only"),
+        ({"mode": "resample", "method": "integrated_gradients"}, "integrated_gradients estimates 'zero' and 'mean'"),
+        ({"resample_prompts": ["x"], "method": "integrated_gradients"}, "integrated_gradients puts no prompt in place"),
+    ],
+)
+def test_bad_sweeps_are_refused(options, message):
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    with pytest.raises(UserError, match=message):
+        dl.head_sweep(lens, "capitals_continuation", limit=2, progress=False, **options)
