@@ -89,12 +89,13 @@ def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:
     """One sentence a task and metric: the largest block whose loss is shown to be under ``margin``."""
     lines = []
     for row in largest_sparable(result, margin=margin).itertuples():
-        name, limit = f"{row.task} ({row.metric})", f"under {row.margin:g} {row.unit}"
+        name, limit = f"{row.task} ({row.metric})", f"less than {row.margin:g} {row.unit}"
         if row.at_chance:
             lines.append(f"{name}: at chance, cannot judge (n = {row.n}).")
         elif pd.isna(row.size):
-            tried = f"of {row.n_blocks} blocks of up to {row.largest} layers none is shown to cost {limit}"
-            lines.append(f"{name}: {tried}, {row.proven} are shown to cost something (n = {row.n}).")
+            tried = f"none of {row.n_blocks} blocks of up to {row.largest} layers is shown to cost {limit}"
+            costly = f"{row.proven} of them" if row.proven else "none"
+            lines.append(f"{name}: {tried}, and {costly} to cost anything (n = {row.n}).")
         else:
             size = f"{row.size} layers; up to {row.largest} were tried"
             lines.append(

@@ -115,7 +115,8 @@ def interaction(
     own = sps.norm.isf(sps.t.sf(statistic, freedom))  # on the scale of a normal variable, as the draws are
     scaled = [parts / np.sqrt(len(parts) * (len(parts) - 1)) / error * known for parts in groups]
     p, most = _largest_of_draws(scaled, own, n_draws, seed)
-    bound = sps.t.isf(sps.norm.sf(most), freedom) * np.where(known, error, np.inf)
+    bound = sps.t.isf(sps.norm.sf(most), freedom) * error
+    bound = np.where(known, bound, np.inf)
     return Differences(a - b, a - b - bound, a - b + bound, np.where(known, p, 1.0))
 
 

@@ -88,7 +88,11 @@ def test_critical_conditions_and_findings_in_words():
     assert found["early"][:3] == ["L0", "L1", "L2"]
     assert "guess" not in found
     (row,) = depth.critical_overlap(result).itertuples()
-    assert set(row.only_task.split(", ")) == set(found["early"]) - set(found["late"])
+    assert row.more_task.startswith("L0, L1, L2") and row.more_other == "L5, L6, L7, L8"
+    alone = set(found["early"]) ^ set(found["late"])
+    shown = set(f"{row.more_task}, {row.more_other}".split(", "))
+    assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
+    assert row.scale == "of the score above chance"
     early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** conditions proved critical (L0, L1, L2" in early
     assert "at chance, cannot judge" in guess

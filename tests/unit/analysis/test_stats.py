@@ -168,11 +168,6 @@ def test_above_chance():
     assert stats.above_chance([0.2] * 5, 0.25) == 1.0
 
 
-def test_smallest_p_is_reached_by_losing_everything():
-    docs = table({"baseline": [1] * 7 + [0], **{f"L{i}": [0] * 8 for i in range(3)}})
-    assert stats.summarise(docs)["p_adjusted"].iloc[1] == pytest.approx(stats.smallest_p(7, 3))
-
-
 # -- summarise -------------------------------------------------------------------------------------------
 
 
@@ -181,7 +176,7 @@ def test_summary_columns_order_and_numbers():
     got = stats.summarise(docs)
     assert list(got.columns) == [
         "model", "task", "metric", "condition", "layer", "head", "n", "value", "baseline", "delta", "ci_low",
-        "ci_high", "p_value", "p_adjusted",
+        "ci_high", "p_value", "p_adjusted", "p_holm",
     ]  # fmt: skip
     assert got["condition"].tolist() == ["baseline", "L1", "L0"]
     assert got["layer"].tolist() == [pd.NA, 1, 0] and str(got["layer"].dtype) == "Int64"
@@ -191,9 +186,10 @@ def test_summary_columns_order_and_numbers():
     assert got["delta"].tolist() == [0.0, -0.25, -0.5]
     first = got.iloc[0]
     assert (first["ci_low"], first["ci_high"]) == (0, 0)
-    assert math.isnan(first["p_value"]) and math.isnan(first["p_adjusted"])
+    assert all(math.isnan(first[column]) for column in ("p_value", "p_adjusted", "p_holm"))
     assert got["p_value"].tolist()[1:] == [1.0, 0.625]  # lost 1 gained 0; lost 3 gained 1
-    assert got["p_adjusted"].tolist()[1:] == [1.0, 1.0]
+    assert got["p_holm"].tolist()[1:] == [1.0, 1.0]
+    assert got["p_adjusted"].tolist()[1:] == [1.0, 1.0]  # one changed document reaches its own size in every flip
     low, high = stats.tango_interval(3, 1, 4)
     assert got["ci_low"].iloc[2] == pytest.approx(low) and got["ci_high"].iloc[2] == pytest.approx(high)
 
@@ -204,13 +200,16 @@ def test_documents_are_matched_by_id_not_by_position():
     assert stats.summarise(docs)["ci_high"].iloc[1] == pytest.approx(float(stats.tango_interval(0, 0, 4)[1]))
 
 
-def test_holm_runs_within_one_model_task_metric():
+def test_the_correction_runs_within_one_model_task_metric():
     strong, weak = [0] * 10, [0] * 7 + [1] * 3
     one = table({"baseline": [1] * 10, "L0": strong, "L1": weak})
     both = pd.concat([one, table({"baseline": [1] * 10, "L0": strong, "L1": weak}, metric="em")])
     alone, joint = stats.summarise(one), stats.summarise(both)
-    assert alone["p_adjusted"].tolist()[1:] == pytest.approx([2 * 2**-9, 2**-6])
-    assert joint.loc[joint["metric"] == "acc", "p_adjusted"].tolist()[1:] == alone["p_adjusted"].tolist()[1:]
+    assert alone["p_holm"].tolist()[1:] == pytest.approx([2 * 2**-9, 2**-6])
+    # both are lost together, so that the largest sum of a flip is most often that of L0: 2 of 1024, and 2 of 128
+    assert alone["p_adjusted"].tolist()[1:] == pytest.approx([2**-9, 2**-6])
+    for column in ("p_adjusted", "p_holm"):
+        assert joint.loc[joint["metric"] == "acc", column].tolist()[1:] == alone[column].tolist()[1:]
 
 
 def test_graded_metric_uses_paired_t():

@@ -62,16 +62,20 @@ class TestBlockSweep:
         assert len(table) == 2 * (6 + 5 + 4)
         row = table[(table["condition"] == "L3-5") & (table["task"] == CHOICE)].iloc[0]
         assert (row["start"], row["size"]) == (3, 3) and row["loss"] == pytest.approx(-row["delta"])
-        # the one-hop circuit ends in layer 2; what lies after it can go
-        one_hop = next(line for line in block_losses.describe_blocks(swept) if line.startswith(CHOICE))
+        # the one-hop circuit ends in layer 2; what lies after it costs under a half
+        one_hop = next(line for line in block_losses.describe_blocks(swept, margin=0.5) if line.startswith(CHOICE))
         assert "**L3-5** (3 layers; up to 3 were tried)" in one_hop
+        found = block_losses.largest_sparable(swept, margin=0.05).set_index("task").loc[CHOICE]
+        assert pd.isna(found["condition"]) and found["proven"] > 0, "16 documents cannot show a loss under 0.05"
+        assert block_losses.largest_sparable(swept, margin=0.5).set_index("task").loc[CHOICE, "p_adjusted"] < 0.05
 
     def test_where_nothing_is_proven_no_block_is_said_to_be_free(self, lens):
         few = dl.block_sweep(lens, CHOICE, max_size=2, limit=4, progress=False)
         assert not few.summary["p_adjusted"].lt(0.05).any()
         (line,) = (found for found in block_losses.describe_blocks(few) if "(acc)" in found)
         assert line.endswith(
-            "of 11 blocks of up to 2 layers shows a proven loss, so it cannot be said which of them can go (n = 4)."
+            "none of 11 blocks of up to 2 layers is shown to cost less than 0.05 of the score above chance, and none "
+            "to cost anything (n = 4)."
         )
 
     def test_a_result_without_blocks(self, lens):

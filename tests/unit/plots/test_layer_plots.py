@@ -12,7 +12,7 @@ import pytest
 from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 
 from depthlens import plots
-from depthlens.analysis import depth, stats
+from depthlens.analysis import depth
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
 from depthlens.plots import theme
@@ -215,7 +215,7 @@ def test_statistics_decide_what_is_critical():
     few = sweep()
     few = Result(few.docs[few.docs["doc_id"] < 4], few.record)
     assert few.summary["delta"].min() == -1.0
-    assert stats.smallest_p(4, N_LAYERS) > 0.05
+    assert few.summary["p_adjusted"].min() > 0.05
     assert by_gid(plots.depth_profile(few), "critical") == []
 
 
