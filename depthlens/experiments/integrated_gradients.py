@@ -36,7 +36,7 @@ from scipy.special import roots_jacobi
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.backends.protocol import Means
+from depthlens.backends.protocol import Means, Places
 from depthlens.engine import memory_budget
 from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
@@ -163,6 +163,7 @@ class _Path:
         spots = [(r, len(q.context) - 1 + i, t) for r, q in enumerate(requests) for i, t in enumerate(q.continuation)]
         self.row, self.pos, self.target = (torch.tensor(x, device=device) for x in zip(*spots, strict=True))
         self.layout = _Rows(longest, device)
+        self.classes = Places.of_rows(self.layout.position_ids, [len(q.context) for q in requests]).classes
         x = self.arch.embed(tokens.to(device))
         self.rotary = self.arch.rotary(x, position_ids=self.layout.position_ids)
         self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
@@ -206,7 +207,7 @@ class _Path:
         def move(layer: int) -> Callable[[Any, tuple], tuple]:
             def hook(module: Any, args: tuple) -> tuple:
                 z = args[0].unflatten(-1, (dims.n_heads, dims.d_head))  # [request, pos, n_heads, d_head]
-                goal = torch.zeros_like(z) if self.means is None else self.means.z[layer].to(z)
+                goal = torch.zeros_like(z) if self.means is None else self.means.z[layer][self.classes].to(z)
                 way = torch.where(moved[layer][:, None], goal - z.detach(), 0.0)
                 z = z + fraction * way
                 z = z if z.requires_grad else z.requires_grad_()  # the first has no graph to start from, others do
