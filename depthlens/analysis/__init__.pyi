@@ -1,4 +1,5 @@
 from .block_losses import block_table as block_table
+from .block_removal import halves as halves
 from .depth import centre_of_mass as centre_of_mass
 from .depth import critical_by_task as critical_by_task
 from .depth import critical_overlap as critical_overlap

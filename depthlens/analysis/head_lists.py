@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -108,8 +109,11 @@ class Overlap:
 
     Attributes:
         n: Heads on both.
-        expected: How many two random lists of these lengths have in common on average.
-        p_value: Probability that two random lists have at least ``n`` in common (hypergeometric).
+        expected: How many two random lists with as many heads in each layer have in common on average.
+        p_value: Probability that two such lists have at least ``n`` in common; NaN where the layers are not known.
+        expected_anywhere: As ``expected``, of random lists of these lengths, from any layer.
+        p_anywhere: As ``p_value``, of such lists (hypergeometric). Two lists that only prefer the same layers overlap
+            more than that.
         jaccard: Heads on both, as a share of heads on either.
         heads: The common ones.
     """
@@ -117,34 +121,60 @@ class Overlap:
     n: int
     expected: float
     p_value: float
+    expected_anywhere: float
+    p_anywhere: float
     jaccard: float
     heads: tuple[Head, ...]
 
     def __str__(self) -> str:
-        amount = "more than" if self.p_value < ALPHA else "no more than"
-        test = f"{self.expected:.2g} expected, p = {self.p_value:.2g}"
-        return f"{self.n} heads in common, {amount} chance explains ({test})"
+        if math.isnan(self.p_value):
+            p, expected, of = self.p_anywhere, self.expected_anywhere, "any heads of the model"
+        else:
+            p, expected, of = self.p_value, self.expected, "as many random heads of each layer"
+        amount = "more than" if p < ALPHA else "no more than"
+        return f"{self.n} heads in common, {amount} {of} explain ({expected:.2g} expected, p = {p:.2g})"
 
 
-def head_overlap(a: Sequence[Head], b: Sequence[Head], n_heads_in_all: int) -> Overlap:
+def head_overlap(a: Sequence[Head], b: Sequence[Head], n_heads_in_all: int | Sequence[int]) -> Overlap:
     """Compare two lists of heads of one model.
 
-    Chance here means any heads of the model. Two lists that only prefer the same layers overlap more than that.
+    Where the layers are known, the heads of each list are permuted within their layers. In a layer of h heads, of which
+    one list has x and the other y, the number in common is then hypergeometric. The layers are independent, so that the
+    distribution of the sum is the convolution, and p is exact.
 
     Args:
         a: Heads as (layer, head).
         b: Heads as (layer, head).
-        n_heads_in_all: n_layers x n_heads of the model.
+        n_heads_in_all: The heads of each layer that could be on a list, from the first layer on: ``[n_heads] *
+            n_layers``. A single number, ``n_layers * n_heads``, gives no test within layers.
 
     Raises:
         UserError: an empty list, a head twice, or more heads than there are.
     """
-    sets = [set(arguments.heads("list", heads)) for heads in (a, b)]
+    first, second = sets = [set(arguments.heads("list", heads)) for heads in (a, b)]
+    layers = None if isinstance(n_heads_in_all, int | np.integer) else [int(n) for n in n_heads_in_all]
+    n_in_all = int(n_heads_in_all) if layers is None else sum(layers)  # type: ignore[arg-type]
     for heads, unique in zip((a, b), sets, strict=True):
-        if not heads or len(unique) < len(heads) or len(unique) > n_heads_in_all:
-            fault = f"a list of {len(heads)} heads, {len(unique)} of them different, of {n_heads_in_all}"
+        if not heads or len(unique) < len(heads) or len(unique) > n_in_all:
+            fault = f"a list of {len(heads)} heads, {len(unique)} of them different, of {n_in_all}"
             raise UserError(f"{fault}; give at least one head, each once")
     common, lengths = sets[0] & sets[1], [len(heads) for heads in sets]
-    p = float(sps.hypergeom.sf(len(common) - 1, n_heads_in_all, *lengths))
-    expected, jaccard = lengths[0] * lengths[1] / n_heads_in_all, len(common) / len(sets[0] | sets[1])
-    return Overlap(len(common), expected, p, jaccard, tuple(sorted(common)))
+    expected, p = (math.nan, math.nan) if layers is None else _within_layers(first, second, layers, len(common))
+    anywhere = lengths[0] * lengths[1] / n_in_all, float(sps.hypergeom.sf(len(common) - 1, n_in_all, *lengths))
+    jaccard = len(common) / len(sets[0] | sets[1])
+    return Overlap(len(common), expected, p, *anywhere, jaccard, tuple(sorted(common)))
+
+
+def _within_layers(a: set[Head], b: set[Head], layers: Sequence[int], n: int) -> tuple[float, float]:
+    """Mean of the overlap where each list is permuted within its layers, and probability of at least ``n``."""
+    chances = np.ones(1)  # of 0, 1, 2 .. heads in common
+    for layer, size in enumerate(layers):
+        counts = [sum(la == layer for la, _ in heads) for heads in (a, b)]
+        if max(counts) > size:
+            fault = f"a list has {max(counts)} heads of layer {layer}, which has {size}"
+            raise UserError(f"{fault}; give the number of heads of each layer")
+        if min(counts):
+            chances = np.convolve(chances, sps.hypergeom.pmf(np.arange(min(counts) + 1), size, *counts))
+    if beyond := [head for head in sorted(a | b) if head[0] >= len(layers)]:
+        raise UserError(f"layer {beyond[0][0]} does not exist; {len(layers)} layers are given")
+    return float(np.arange(len(chances)) @ chances), float(min(1.0, chances[n:].sum()))

@@ -6,14 +6,12 @@ import html
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from depthlens.ablations import heads_condition
-from depthlens.analysis import stats
+from depthlens.analysis import removal_contrasts, stats
 from depthlens.analysis.results import Result
 from depthlens.analysis.saving import Saveable
 from depthlens.errors import UserError, unknown
@@ -26,8 +24,8 @@ class RemovalCurve(Saveable):
     Attributes:
         points: list, task, metric, k, value, ci_low, ci_high (95% interval of the value). k = 0: nothing removed.
         band: list, task, metric, k, low, high (range of all draws), mean, n_draws.
-        tests: list, task, metric, value, random (means over k > 0), low, high (range over draws), p_value, separates
-            (worse than every draw), at_chance.
+        tests: list, task, metric, value, random (means over k > 0), low, high (range over draws), p_value, smallest_p
+            (that it can be expected to reach), separates (p_value below 0.05), at_chance.
         result: Every document under every condition.
         record: Lists, draws and settings.
     """
@@ -62,55 +60,88 @@ class RemovalCurve(Saveable):
         """What the curve says, one sentence each.
 
         Args:
-            specific_to: A task. For each list, what it costs beyond random heads on this task and on the other tasks. A
-                list is called specific to a task where it separates from its random heads there and on no other task
-                that can be judged.
+            specific_to: A task. For each list, what it costs beyond random heads on this task, and how much more than
+                on each other task. A list is called specific where it separates from random heads on this task and all
+                these differences are shown to be above 0 (Holm).
 
         Returns:
             Without ``specific_to``: whether each list separates from its random heads on each task, and whether two
-            lists dissociate doubly between two tasks.
+            lists dissociate between two tasks; see `interactions`.
 
         Raises:
             UserError: the curve has no such task, or no other.
         """
         if specific_to is not None:
             return self._specificity(specific_to)
-        return [self._sentence(row) for row in self.tests.itertuples()] + self._dissociations()
+        lines = [self._sentence(row) for row in self.tests.itertuples()]
+        return lines + [self._dissociation(row) for row in self.interactions.itertuples()]
 
-    def _dissociations(self) -> list[str]:
-        lines = []
-        judged = self.tests[~self.tests["at_chance"]]
-        separates = {(r.list, r.task): r.separates for r in judged.itertuples()}
-        for a, b in combinations(dict.fromkeys(judged["list"]), 2):
-            for task, rival in combinations(dict.fromkeys(judged["task"]), 2):
-                pattern = [separates[heads, t] for heads in (a, b) for t in (task, rival)]
-                is_double = pattern in ([True, False, False, True], [False, True, True, False])
-                start = "Double" if is_double else "No double"
-                lines.append(f"{start} dissociation of {a} and {b} between {task} and {rival}.")
-        return lines
+    @cached_property
+    def _costs(self) -> list[removal_contrasts.Costs]:
+        return removal_contrasts.costs(self.result, self.record)
 
     @cached_property
     def excess(self) -> pd.DataFrame:
         """How much more removing a list costs than removing random heads of the same layers, mean over k > 0.
 
-        Per document, the mean over draws minus the list's own score (the other way round where lower is better), so
-        that a list that costs more is above 0. The 95% interval is over documents, with the draws as they are.
+        Per document, the list's own cost minus the mean over draws, so that a list that costs more is above 0. The 95%
+        interval is over documents, with the draws as they are.
 
         Returns:
             list, task, metric, excess, ci_low, ci_high, n (documents), at_chance.
         """
-        rows = []
-        for test in self.tests.itertuples():
-            scores = self.result.scores(test.task, test.metric)
-            lists = [self.record["lists"][test.list], *self.record["draws"][test.list]]
-            names = [[str(heads_condition([tuple(h) for h in heads[:k]])) for k in self.record["k"]] for heads in lists]
-            random = [name for order in names[1:] for name in order]
-            extra = (scores[random].mean(axis=1) - scores[names[0]].mean(axis=1)).to_numpy()
-            extra = extra if test.higher_is_better else -extra
-            low, high = mean_interval(extra, binary=False)
-            rows.append((test.list, test.task, test.metric, extra.mean(), low, high, len(extra), test.at_chance))
-        columns = ["list", "task", "metric", "excess", "ci_low", "ci_high", "n", "at_chance"]
-        return pd.DataFrame(rows, columns=columns)
+        return removal_contrasts.excess_table(self._costs)
+
+    @cached_property
+    def ratio(self) -> pd.DataFrame:
+        """Whether removing a list costs at least three times what random heads of the same layers cost.
+
+        Per document, the list's cost minus three times the mean cost over draws, mean over k > 0, so that more than
+        three times is above 0. A difference has an interval where a ratio of two noisy means has none: the cost of
+        random heads may be 0. Where they cost less than nothing, the list may cost nothing and be above 0; look at
+        `excess`, too.
+
+        Returns:
+            list, task, metric, effect, ci_low, ci_high (in the metric's unit), n (documents), at_chance.
+        """
+        return removal_contrasts.ratio_table(self._costs)
+
+    @cached_property
+    def interactions(self) -> pd.DataFrame:
+        """Whether two lists do different things for two tasks: the list x task interaction.
+
+        ``effect`` is the mean over documents of ``task`` of the cost of ``list`` minus that of ``other_list``, plus the
+        mean over documents of ``other_task`` of the reverse; see `depthlens.analysis.removal_contrasts`. It is above 0
+        where ``list`` belongs to ``task`` and ``other_list`` to ``other_task``, and below in the reverse case.
+
+        Returns:
+            list, other_list, task, other_task, metric, other_metric, effect, ci_low, ci_high, p_value; on_task and
+            on_other (its two terms) with p_on_task and p_on_other (Holm over both), n (documents of the smaller task);
+            double: a double dissociation, where interaction and both terms are shown, with the same sign; at_chance.
+        """
+        return removal_contrasts.interaction_table(self._costs)
+
+    @cached_property
+    def specificity(self) -> pd.DataFrame:
+        """How much more a list costs beyond random heads on one task than on another, for every two tasks.
+
+        Returns:
+            list, task, other_task, metric, other_metric, effect, ci_low, ci_high, p_value, n, at_chance.
+        """
+        return removal_contrasts.specificity_table(self._costs)
+
+    def _dissociation(self, row: Any) -> str:
+        lists = f"{row.list} and {row.other_list}"
+        tasks = f"{row.task} and {row.other_task}"
+        if len(set(self.tests["metric"])) > 1:
+            tasks += f" ({row.metric} and {row.other_metric})"
+        if row.at_chance:
+            return f"{lists} between {tasks}: at chance, cannot judge."
+        numbers = f"{row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}], p = {row.p_value:.2g}"
+        terms = f"{row.on_task:.2g} on {row.task} (p = {row.p_on_task:.2g})"
+        terms += f" and {row.on_other:.2g} on {row.other_task} (p = {row.p_on_other:.2g})"
+        start = "Double dissociation" if row.double else "No double dissociation is shown"
+        return f"{start} of {lists} between {tasks}: interaction {numbers}; {terms}."
 
     def _specificity(self, task: str) -> list[str]:
         tasks = list(dict.fromkeys(self.tests["task"]))
@@ -118,23 +149,31 @@ class RemovalCurve(Saveable):
             raise unknown("task", task, tasks)
         if len(tasks) < 2:
             raise UserError(f"the curve has the task {task} alone; specificity needs another to compare with")
+        several = self.tests["metric"].nunique() > 1
         lines = []
-        for name in dict.fromkeys(self.tests["list"]):
-            costs = self.excess[self.excess["list"] == name].set_index("task")
-            tests = self.tests[self.tests["list"] == name].set_index("task")
-            amounts = ", ".join(
-                f"{row.excess:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] on {row.Index}"
-                for row in costs.loc[[task, *(t for t in tasks if t != task)]].itertuples()
+        for test in self.tests[self.tests["task"] == task].itertuples():
+            where = f"{task} ({test.metric})" if several else task
+            keys = ["list", "task", "metric"]
+            rows = self.specificity
+            rows = rows[(rows[keys] == [getattr(test, key) for key in keys]).all(axis=1)]
+            rows = rows[~rows["at_chance"] & rows["effect"].notna()]
+            (own,) = self.excess[(self.excess[keys] == [getattr(test, key) for key in keys]).all(axis=1)].itertuples()
+            amount = f"{own.excess:.2g} [{own.ci_low:.2g}, {own.ci_high:.2g}] on {where}"
+            start = f"{test.list} costs, beyond random heads of the same layers, {amount}"
+            if test.at_chance or rows.empty:
+                lines.append(f"{start}: at chance, so that its specificity cannot be judged.")
+                continue
+            p_values = stats.holm(rows["p_value"])
+            shown = (rows["effect"].to_numpy() > 0) & (p_values < stats.ALPHA)
+            more = ", ".join(
+                f"{row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] more than on {row.other_task} (p = {p:.2g})"
+                for row, p in zip(rows.itertuples(), p_values, strict=True)
             )
-            others = tests.drop(index=task)
-            if tests.loc[task, "at_chance"] or others["at_chance"].all():
-                what = "at chance, so that its specificity cannot be judged"
-            elif not tests.loc[task, "separates"]:
-                what = f"no more than random heads there, so not specific to {task}"
+            if not test.separates:
+                what = f"not shown to be more than random heads cost, so not specific to {task}"
             else:
-                more = [t for t, row in others.iterrows() if row["separates"] and not row["at_chance"]]
-                what = f"more than random heads on {', '.join(more)}, too" if more else f"specific to {task}"
-            lines.append(f"{name} costs, beyond random heads of the same layers, {amounts}: {what}.")
+                what = f"specific to {task}" if shown.all() else f"not shown to be specific to {task}"
+            lines.append(f"{start}, {more}: {what}.")
         return lines
 
     def _sentence(self, row: Any) -> str:
@@ -145,15 +184,20 @@ class RemovalCurve(Saveable):
         span = f"k = {ks[0]}" if len(ks) == 1 else f"mean over k = {', '.join(map(str, ks))}"
         numbers = f"{span}: {row.value:.3g} against {row.random:.3g} [{row.low:.3g}, {row.high:.3g}]"
         tail = f"of {self.record['n_draws']} draws from the same layers, p = {row.p_value:.2g}"
-        if not row.separates:
-            return f"{where}: does not separate from random heads; {numbers} {tail}."
-        outside = self.outside_band(row)
-        return f"{where}: separates from random heads; {numbers} {tail}; outside the band at k = {outside}."
+        if row.separates:
+            outside = self.outside_band(row)
+            return f"{where}: separates from random heads; {numbers} {tail}; outside the band at k = {outside}."
+        if row.smallest_p >= stats.ALPHA:
+            n = self.record["n_lists"][row.list]
+            limit = f"; {n} such lists and {self.record['n_draws']} draws let p be no smaller than {row.smallest_p:.2g}"
+            return f"{where}: cannot separate from random heads; {numbers} {tail}{limit}."
+        return f"{where}: does not separate from random heads; {numbers} {tail}."
 
     def outside_band(self, row: Any) -> str:
         """The k at which a list is worse than every draw."""
+        keys = ["list", "task", "metric"]
         points, band = (
-            table[(table["list"] == row.list) & (table["task"] == row.task)].set_index("k")
+            table[(table[keys] == [row.list, row.task, row.metric]).all(axis=1)].set_index("k")
             for table in (self.points, self.band)
         )
         if row.higher_is_better:

@@ -9,22 +9,22 @@ each layer matters, and nothing about how many layers are needed. Two experiment
   et al. 2024, SLEB, arXiv 2402.09025, with a task in place of perplexity), until the score has fallen too far.
 
 The cheapest of many removals would look too cheap on the documents that chose it, because its loss is partly luck.
-`greedy_removal` therefore chooses on one half of the documents and judges on the other.
+`greedy_removal` therefore chooses layers and stops on one half of the documents, and judges on the other
+(`depthlens.analysis.block_removal`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
-import numpy as np
 import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import Ablation, Condition
-from depthlens.analysis.block_removal import Greedy
+from depthlens.analysis.block_removal import Greedy, Tried, follow
 from depthlens.analysis.results import Result, concat
-from depthlens.analysis.stats import BASELINE, change
+from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.options import EvalOptions
 from depthlens.experiments.sweep import condition_sweep
@@ -64,10 +64,13 @@ def greedy_removal(
 ) -> Greedy:
     """Remove layers one after another, each time the one that costs least, until the score falls by more than allowed.
 
+    One half of the documents chooses and stops; the other judges what is gone in the end, so that its interval is not
+    flattered.
+
     Args:
         lens: A loaded model.
         tasks: One lm-eval task.
-        tolerance: How far the mean score may fall below the whole model's, in the metric's unit.
+        tolerance: How far the mean score of the choosing half may fall below the whole model's, in the metric's unit.
         max_layers: Largest number of layers to remove; None: all but one.
         metric: Which metric; None takes the task's first.
         options: `EvalOptions`. With a store the steps of an earlier call are read.
@@ -84,36 +87,30 @@ def greedy_removal(
     max_removed = n_layers - 1 if max_layers is None else max_layers
     arguments.whole("max_layers", max_removed, 1, n_layers - 1, fix=", or leave it out")
     arguments.number("tolerance", tolerance, 0)
-    removed: list[int] = []
     results: list[Result] = []
-    rows: list[dict[str, Any]] = []
-    base: dict[str, np.ndarray] = {}
-    stopped = f"max_layers is {max_removed}"
-    while len(removed) < max_removed:
-        left = [layer for layer in range(n_layers) if layer not in removed]
-        conditions = {str(_without([*removed, layer])): layer for layer in left}
-        result = condition_sweep(lens, tasks, list(conditions), **options)
-        metric = _metric(result, metric)
-        results.append(_same_baseline(result.select(metrics=metric), results))
-        matrix = results[-1].docs.pivot(index="doc_id", columns="condition", values="value")
-        table = {name: matrix[name].to_numpy() for name in matrix}
-        if not removed:
-            base = _halves(table[BASELINE])
-            rows.append(_step(0, None, BASELINE, base, base))
-        better = results[-1].metric_info(result.docs["task"].iloc[0], metric)["higher_is_better"]
-        sign = 1.0 if better else -1.0
-        best = max(conditions, key=lambda c: (sign * _halves(table[c])["choose"].mean(), -conditions[c]))
-        step = _step(len(removed) + 1, conditions[best], best, base, _halves(table[best]))
-        rows.append(step)
-        if -sign * step["delta"] > tolerance:
-            stopped = f"one more ({best}) costs {-sign * step['delta']:.2g}"
-            break
-        removed.append(conditions[best])
+
+    def tried(gone: list[int]) -> Tried:
+        left = [layer for layer in range(n_layers) if layer not in gone]
+        conditions = {layer: str(_without([*gone, layer])) for layer in left}
+        result = condition_sweep(lens, tasks, list(conditions.values()), **options)
+        results.append(_same_baseline(result.select(metrics=_metric(result, metric)), results))
+        table = results[-1].docs.pivot(index="doc_id", columns="condition", values="value")
+        return table[BASELINE].to_numpy(), {layer: table[name].to_numpy() for layer, name in conditions.items()}
+
+    first = tried([])
+    task, name = results[0].docs[["task", "metric"]].iloc[0]
+    better = results[0].metric_info(task, name)["higher_is_better"]
+    rows, stopped = follow(
+        lambda gone: tried(gone) if gone else first,
+        tolerance=tolerance,
+        max_removed=max_removed,
+        sign=1.0 if better else -1.0,
+    )
     steps = pd.DataFrame(rows).astype({"layer": "Int64"})
-    steps["within"] = [True, *(-sign * steps["delta"].iloc[1:] <= tolerance)]
-    joined = concat(results)
-    record = {"task": tasks, "metric": metric, "tolerance": tolerance, "n_layers": n_layers}
-    return Greedy(steps, joined, stopped, record)
+    order = [row["layer"] for row in rows[1:]]
+    steps["removed"] = [BASELINE, *(str(_without(order[: i + 1])) for i in range(len(order)))]
+    record = {"task": tasks, "metric": name, "tolerance": tolerance, "n_layers": n_layers, "higher_is_better": better}
+    return Greedy(steps, concat(results), stopped, record)
 
 
 def _same_baseline(result: Result, earlier: Sequence[Result]) -> Result:
@@ -144,16 +141,3 @@ def _metric(result: Result, asked: str | None) -> str:
     if row.n < MIN_DOCS:
         raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {MIN_DOCS}")
     return metric
-
-
-def _halves(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Every other document chooses, the others judge."""
-    return {"choose": values[::2], "judge": values[1::2]}
-
-
-def _step(step: int, layer: int | None, name: str, base: dict, values: dict) -> dict[str, Any]:
-    delta, low, high, p = change(base["judge"], values["judge"])
-    chosen = float((values["choose"] - base["choose"]).mean())
-    row = {"step": step, "layer": layer, "removed": name, "value": float(values["judge"].mean())}
-    row |= {"delta": delta, "ci_low": low, "ci_high": high, "p_value": p, "n": len(values["judge"])}
-    return row | {"chosen_by": chosen}

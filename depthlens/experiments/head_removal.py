@@ -1,23 +1,24 @@
 """The causal check of a list of heads: remove its first k together, against k random heads of the same layers.
 
-A list is specific where its curve is below the curve of equally many random heads *of the same layers*; otherwise any
-heads of these layers would do. For every list, ``n_draws`` rivals are drawn. Each rival is a random order of heads
-that matches the list position by position (same layer), so that its first k are nested as those of the list are. Heads
-of the list are drawn only where their layer has too few others; the record names these layers. All conditions of all
-lists are scored in one sweep, on the same documents.
+A list matters where its curve is below that of equally many random heads *of the same layers*; otherwise any heads of
+these layers would do. For every list, ``n_draws`` rivals are drawn. Each matches the list position by position (same
+layer), so that its first k are nested as those of the list are. It is drawn uniformly from *all* heads of these layers,
+those of the list included, so that the list is exchangeable with its rivals where nothing distinguishes its heads. All
+conditions of all lists are scored in one sweep, on the same documents.
 
 The band is the range of all draws at each k. The verdict is a rank test over the whole curve: the mean over k of the
-list against that of its draws, one-sided, p = (1 + number of draws at or below it) / (1 + n_draws). With 19 draws or
-fewer, p cannot be below 0.05, and the band is the plainer statement.
+list against that of its draws, one-sided, p = (1 + number of draws at or below it) / (1 + n_draws), which is exact
+(Phipson and Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39). With 19 draws or fewer, p cannot be below 0.05. Where the
+layers have few heads, the list itself is often drawn; ``smallest_p`` of the tests says what p can then be expected.
 
-Two lists *dissociate doubly* on two tasks where each separates from its band on one of them and not on the other. A
-list that does not separate may lack data; this does not prove that its heads do not matter.
+The list must come from other documents than those of the curve, because a list that was chosen on them looks worse than
+random for that alone; `depthlens.analysis.halves` gives two sets of documents.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from math import comb
 from random import Random
 from typing import Unpack
 
@@ -32,6 +33,7 @@ from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
+from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models.lens import Lens
 
 MIN_DRAWS = 10
@@ -57,7 +59,8 @@ def removal_curve(
         k: Remove 1, 2, ... up to so many; or the numbers themselves.
         n_draws: Random rivals of each list; at least 10.
         metric: Which metric of the tasks, where they have several; None takes each task's first.
-        options: `EvalOptions`; ``measure`` is ``task`` or ``answer_logprob``, and ``seed`` also that of the draws.
+        options: `EvalOptions`; ``measure="both"`` gives the task's metric and nats, and ``seed`` is also that of the
+            draws.
 
     Raises:
         UserError: a list that is empty, too short for k or names a head twice or one that the model does not have; too
@@ -68,12 +71,10 @@ def removal_curve(
     measure, seed = settings["measure"], settings["seed"]
     ks = _ks(k)
     arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
-    if measure == "both":
-        raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     chosen = _checked(lens, lists, ks[-1])
     loaded = load_tasks(tasks, settings)
     for name, task in loaded.items():  # a wrong name is refused before the sweep
-        if measure == "task" and metric and metric.split(",")[0] not in (known := task.higher_is_better()):
+        if measure in ("task", "both") and metric and metric.split(",")[0] not in (known := task.higher_is_better()):
             raise unknown(f"metric of task {name}", metric, known)
     rivals: dict[str, list[list[Head]]] = {}
     for name, heads in chosen.items():
@@ -81,34 +82,32 @@ def removal_curve(
         rivals[name] = [draw(heads, lens.dims.n_heads, random) for _ in range(n_draws)]
     every = [order[:n] for name in chosen for order in (chosen[name], *rivals[name]) for n in ks]
     conditions = list(dict.fromkeys(str(heads_condition(heads)) for heads in every))
-    result = _one_metric(condition_sweep(lens, loaded, conditions, **options), metric)
+    result = _metrics(condition_sweep(lens, loaded, conditions, **options), metric)
     record = {
         **result.record,
         "k": ks,
         "n_draws": n_draws,
         "lists": {name: [list(head) for head in heads] for name, heads in chosen.items()},
         "draws": {name: [[list(head) for head in order] for order in orders] for name, orders in rivals.items()},
-        "drawn_from_list": {name: _short(heads, lens.dims.n_heads) for name, heads in chosen.items()},
+        "n_lists": {name: n_lists(heads, ks, lens.dims.n_heads) for name, heads in chosen.items()},
     }
     return _assemble(result, chosen, rivals, ks, record)
 
 
-def _short(heads: Sequence[Head], n_heads: int) -> list[int]:
-    """Layers of which a list has more than half of the heads, so that its rivals have some of them, too."""
-    return sorted(layer for layer, n in Counter(layer for layer, _ in heads).items() if 2 * n > n_heads)
+def n_lists(heads: Sequence[Head], ks: Sequence[int], n_heads: int) -> int:
+    """How many different curves can be drawn for a list: in each layer, the ways to choose heads for each step of k."""
+    ways = 1
+    for layer in {layer for layer, _ in heads}:
+        left = n_heads
+        for start, end in zip([0, *ks[:-1]], ks, strict=True):
+            size = sum(la == layer for la, _ in heads[start:end])
+            ways, left = ways * comb(left, size), left - size
+    return ways
 
 
 def draw(heads: Sequence[Head], n_heads: int, random: Random) -> list[Head]:
-    """Random heads matched to a list position by position: the same layer, and not on the list if others suffice."""
-    order: dict[int, list[int]] = {}
-    for layer in dict.fromkeys(layer for layer, _ in heads):
-        own = [head for la, head in heads if la == layer]
-        others = [head for head in range(n_heads) if head not in own]
-        pool = random.sample(others, len(others))
-        if len(others) < len(own):  # too few: heads of the list make up for what is missing, at random places
-            pool += random.sample(own, len(own) - len(others))
-            random.shuffle(pool)
-        order[layer] = pool[: len(own)]
+    """Random heads matched to a list position by position: the same layer, uniformly from all of its heads."""
+    order = {layer: random.sample(range(n_heads), n_heads) for layer in dict.fromkeys(layer for layer, _ in heads)}
     return [(layer, order[layer].pop()) for layer, _ in heads]
 
 
@@ -132,15 +131,15 @@ def _checked(lens: Lens, lists: dict[str, Sequence[Head]], longest: int) -> List
     return checked
 
 
-def _one_metric(result: Result, metric: str | None) -> Result:
-    if metric is not None:
-        selected = result.select(metrics=metric)
-        if lost := set(result.docs["task"]) - set(selected.docs["task"]):
-            raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
-        return selected
-    first = result.baselines.drop_duplicates("task").set_index("task")["metric"]
-    docs = result.docs[result.docs["metric"] == result.docs["task"].map(first)]
-    return Result(docs, result.record, result.asked)
+def _metrics(result: Result, metric: str | None) -> Result:
+    """The metric asked for, or the first of each task, and `answer_logprob` beside it where it was measured."""
+    if metric is None:
+        return result.primary(with_logprob=True)
+    selected = result.select(metrics=metric)
+    if lost := set(result.docs["task"]) - set(selected.docs["task"]):
+        raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
+    both = {*selected.docs["metric"], *({ANSWER_LOGPROB} & set(result.docs["metric"]))}
+    return result.select(metrics=list(both))
 
 
 def _assemble(
@@ -148,33 +147,37 @@ def _assemble(
 ) -> RemovalCurve:
     points, band, tests = [], [], []
     for base in result.baselines.itertuples():
-        docs = result.docs[result.docs["task"] == base.task]
+        docs = result.docs[(result.docs["task"] == base.task) & (result.docs["metric"] == base.metric)]
         values = {c: g["value"].to_numpy() for c, g in docs.groupby("condition")}
         better = result.metric_info(base.task, base.metric)["higher_is_better"]
         binary = stats.is_binary(docs["value"])
         for name, heads in lists.items():
+            key = name, base.task, base.metric
             curve = []
             for n in [0, *ks]:
                 scores = values[str(heads_condition(heads[:n]))]
                 curve.append(scores.mean())
-                points.append((name, base.task, base.metric, n, scores.mean(), *mean_interval(scores, binary=binary)))
+                points.append((*key, n, scores.mean(), *mean_interval(scores, binary=binary)))
             draws = np.array(
                 [[values[str(heads_condition(order[:n]))].mean() for n in [0, *ks]] for order in rivals[name]]
             )
             for i, n in enumerate([0, *ks]):
                 drawn = draws[:, i]
-                band.append((name, base.task, base.metric, n, drawn.min(), drawn.max(), drawn.mean(), len(drawn)))
+                band.append((*key, n, drawn.min(), drawn.max(), drawn.mean(), len(drawn)))
             whole, random = float(np.mean(curve[1:])), draws[:, 1:].mean(1)
-            worse = (random <= whole) if better else (random >= whole)
+            # the list itself may be drawn; its score then differs by rounding at most
+            slack = 1e-9 * max(1.0, float(np.abs(random).max()))
+            worse = (random <= whole + slack) if better else (random >= whole - slack)
             p = (1 + int(worse.sum())) / (1 + len(random))
-            row = (name, base.task, base.metric, better, whole, random.mean(), random.min(), random.max(), p)
-            tests.append((*row, not worse.any(), bool(base.at_chance)))
+            smallest = (1 + len(random) / record["n_lists"][name]) / (1 + len(random))
+            numbers = whole, random.mean(), random.min(), random.max(), p, smallest
+            tests.append((*key, better, *numbers, p < stats.ALPHA, bool(base.at_chance)))
     keys = ["list", "task", "metric"]
-    tests_columns = ["higher_is_better", "value", "random", "low", "high", "p_value", "separates", "at_chance"]
+    numbers_columns = ["value", "random", "low", "high", "p_value", "smallest_p"]
     return RemovalCurve(
         pd.DataFrame(points, columns=[*keys, "k", "value", "ci_low", "ci_high"]),
         pd.DataFrame(band, columns=[*keys, "k", "low", "high", "mean", "n_draws"]),
-        pd.DataFrame(tests, columns=[*keys, *tests_columns]),
+        pd.DataFrame(tests, columns=[*keys, "higher_is_better", *numbers_columns, "separates", "at_chance"]),
         result,
         record,
     )

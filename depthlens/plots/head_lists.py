@@ -20,6 +20,7 @@ from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis import head_lists
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.layer_profiles import labels
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.errors import UserError
 from depthlens.plots import panels, theme
@@ -51,7 +52,7 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     lists = list(dict.fromkeys(curve.points["list"]))
     if len(lists) > len(PALETTE):
         raise UserError(f"{len(lists)} lists; a panel shows up to {len(PALETTE)}, draw fewer: {', '.join(lists)}")
-    bases = curve.result.baselines.to_dict("records")
+    bases, names = curve.result.baselines.to_dict("records"), labels(curve.result)
     columns = min(len(bases), 3) if len(bases) != 4 else 2
     width = theme.WIDTH if columns > 1 else 0.75 * theme.WIDTH
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
@@ -69,7 +70,7 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
         panels.whole_numbers(ax.xaxis, 9)
         verdict = _verdict(tests, round(15 * (width / columns - 0.5)))
         panels.note(ax, 0, 1.02, verdict, va="bottom")
-        panels.panel_title(ax, base["task"], pad=11 * (verdict.count("\n") + 1) + 5)
+        panels.panel_title(ax, names[base["task"], base["metric"]], pad=11 * (verdict.count("\n") + 1) + 5)
     keys = [
         *panels.series_keys(f"{name}, with 95% interval" for name in lists),
         panels.mark_key(OUTSIDE),
@@ -111,8 +112,8 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
     The first ten heads of each list are named, and in bold those on both. Dashed lines separate the heads on a list
-    from the others. The p-value is the probability that two random lists of k heads share at least as many
-    (`depthlens.analysis.head_overlap`).
+    from the others. The p-value is the probability that random lists with as many heads in each layer share at least as
+    many (`depthlens.analysis.head_overlap`).
 
     Args:
         a: Scores for the x axis.
@@ -158,10 +159,11 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
 
 
 def _overlap_title(a: HeadScores, tops: tuple[list[Head], list[Head]], n: int) -> str:
-    common = head_lists.head_overlap(*tops, n)
+    common = head_lists.head_overlap(*tops, np.isfinite(a.values).sum(axis=1).tolist())
     model = a.record.get("model", {}).get("name", "")
-    counted = f"{common.n} of the top {len(tops[0])} heads are on both lists; {common.expected:.2g} expected by chance"
-    return f"{model}: {counted}, hypergeometric p = {common.p_value:.2g} ({n} heads)".removeprefix(": ")
+    counted = f"{common.n} of the top {len(tops[0])} heads are on both lists; {common.expected:.2g} expected"
+    chance = f"of lists with as many heads in each layer, p = {common.p_value:.2g} ({n} heads)"
+    return f"{model}: {counted} {chance}".removeprefix(": ")
 
 
 def _name_dots(

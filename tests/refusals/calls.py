@@ -274,7 +274,6 @@ REMOVAL = [
     (removal(k=9), "list 'found' has 2 heads; k goes up to 9"),
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
     (removal(n_draws="x"), "n_draws 'x': give a whole number"),
-    (removal(measure="both"), "measure 'both': a curve has one measure; give 'task' or 'answer_logprob'"),
     (removal(metric="f1"), "unknown metric of task organism_one_hop 'f1'; "),
     (removal(tasks=None), "tasks None: give a name or a list of names"),
     (lambda e: head_overlap([], [], 3), "give at least one head, each once"),

@@ -62,7 +62,7 @@ RESULTS = [
     ),
     (lambda e: dl.HeadScores.load("/nowhere"), "'/nowhere' holds no heads.parquet; give a folder that HeadScores"),
     (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
-    (lambda e: head_effects.head_agreement(e.result, e.heads), "have different heads or documents; sweep the same"),
+    (lambda e: head_effects.head_agreement(e.result, e.heads), "has conditions that are not one head each; give"),
     (lambda e: head_effects.auroc(e.scores, [(99, 0)]), "head L99.H0 does not exist; scored are 6 x 4"),
     (lambda e: head_roles(e.scores, e.scores), "was not tested; give losses, e.g. method='exact'"),
     (lambda e: block_table(e.heads), "the result has no blocks of layers; make it with block_sweep"),
