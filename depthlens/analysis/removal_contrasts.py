@@ -92,7 +92,8 @@ def costs(result: Result, record: dict[str, Any]) -> list[Costs]:
 def _scale(result: Result, base: Any) -> float:
     if base.metric == ANSWER_LOGPROB:
         return 1.0
-    scores, floor = result.scores(base.task, base.metric), result.metric_info(base.task, base.metric)["chance"]
+    scores, info = result.scores(base.task, base.metric), result.metric_info(base.task, base.metric)
+    floor = info["floor"] if "floor" in info else info["chance"]  # results of version 0.1 have no floor
     if floor is None:
         floor = 0.0 if (scores >= 0).all(axis=None) else np.nan
     scale = abs(float(scores[BASELINE].mean() - floor))

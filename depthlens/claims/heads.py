@@ -42,19 +42,21 @@ def specific_heads(curve: RemovalCurve, own: Mapping[str, str], scores: Mapping[
                 why = why or f"{n_draws} random lists cannot reach p < {ALPHA}; give n_draws={math.ceil(1 / ALPHA)}"
             spec = _spec(COSTS, f"the cost of {name} heads minus 3 times that of random heads", row.metric)
             against = 1 + 1 / (1 + n_draws) - p
-            parts.append(Part(spec, _estimate(row, f"{task} {row.metric}", why), p=p, p_against=against))
-    names = list(own)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            rows = curve.interactions
-            rows = rows[(rows["list"] == first) & (rows["other"] == second)]
-            rows = rows[(rows["task"] == own[first]) & (rows["rival"] == own[second])]
-            for row in rows.itertuples():
-                unable = [_unable(curve, own[name], row.metric) for name in (first, second)]
-                why = next((w for w in (reused[first], reused[second], *unable) if w), "")
-                what = f"the cost of {first} and {second} heads on their own task minus on the other's"
-                tasks = f"{own[first]}, {own[second]} {row.metric}"
-                parts.append(Part(_spec(OWN_TASK, what, row.metric), _estimate(row, tasks, why)))
+            numbers = row.effect, row.ci_low, row.ci_high, int(row.n)
+            parts.append(Part(spec, _estimate(*numbers, (f"{task} {row.metric}",), why), p=p, p_against=against))
+    for row in curve.interactions.itertuples():
+        pair = row.list, row.other_list
+        if not set(pair) <= set(own) or {row.task, row.other_task} != {own[name] for name in pair}:
+            continue
+        # above 0 where the first list belongs to the first task; they may be named the other way round
+        sign = 1 if row.task == own[row.list] else -1
+        low, high = sorted((sign * row.ci_low, sign * row.ci_high))
+        metrics = {row.task: row.metric, row.other_task: row.other_metric}
+        unable = [_unable(curve, task, metric) for task, metric in metrics.items()]
+        why = next((w for w in (*(reused[name] for name in pair), *unable) if w), "")
+        what = f"the cost of {' and '.join(pair)} heads on their own task minus on the other's"
+        spec, tasks = _spec(OWN_TASK, what, row.metric), tuple(f"{task} {metric}" for task, metric in metrics.items())
+        parts.append(Part(spec, _estimate(sign * row.effect, low, high, int(row.n), tasks, why)))
     return parts
 
 
@@ -63,12 +65,10 @@ def _spec(spec: Spec, what: str, metric: str) -> Spec:
     return Spec(what, unit or spec.unit, spec.threshold, spec.side, _MATTERS_NATS if unit else spec.matters, main=None)
 
 
-def _estimate(row: Any, tasks: str, why: str) -> Estimate:
-    n = int(row.n)
+def _estimate(effect: float, low: float, high: float, n: int, tasks: tuple[str, ...], why: str) -> Estimate:
     critical = float(sps.t.ppf(1 - ALPHA / 2, max(n - 1, 1)))
-    se = (row.ci_high - row.ci_low) / 2 / critical
-    effect, low, high = (float(x) for x in (row.effect, row.ci_low, row.ci_high))
-    return Estimate("", effect, low, high, n, 1, float(se), critical, (tasks,), why=why)
+    se = float(high - low) / 2 / critical
+    return Estimate("", float(effect), float(low), float(high), n, 1, se, critical, tasks, why=why)
 
 
 def _unable(curve: RemovalCurve, task: str, metric: str) -> str:
