@@ -1,0 +1,83 @@
+"""Simulated removal of heads: heads are chosen on documents by an attribution, and removed on the same or on others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.removal_contrasts import Costs, interaction_table, ratio_table
+from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.results import Result
+from depthlens.metrics import ANSWER_LOGPROB
+
+TASKS = {"retrieval": "kv", "reasoning": "sums"}
+TOP, DRAWS = 4, 40
+ACCURACY = "acc"
+
+
+def evidence(*, seed, n=60, shape=(6, 8), likeness=1.0, effect=0.0, shared=False, reuse=False):
+    """A curve, and what chose its lists.
+
+    Args:
+        seed: Of the draws.
+        n: Documents that test.
+        shape: Layers and heads.
+        likeness: Correlation of attribution with the loss, document by document.
+        effect: Mean loss of the planted heads, `TOP` for each task, on their own task, in nats.
+        shared: Whether the planted heads of one task cost as much on the other.
+        reuse: Whether the documents that test also choose.
+    """
+    rng = np.random.default_rng(seed)
+    heads = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
+    # one head a layer, so that random heads of the same layers are others
+    planted = {"retrieval": [heads.index((i, 0)) for i in range(TOP)]}
+    planted["reasoning"] = [heads.index((shape[0] - 1 - i, 1)) for i in range(TOP)]
+    losses, chosen_by = {}, {}
+    for name, task in TASKS.items():
+        mean = np.zeros(len(heads))
+        for other, at in planted.items():
+            mean[at] += effect * (shared or other == name)
+        loss = mean + rng.standard_normal((2 * n, len(heads))) * (1 + rng.exponential(1.0, (1, len(heads))))
+        noise = rng.standard_normal(loss.shape) * loss.std(0)
+        estimate = likeness * loss + np.sqrt(1 - likeness**2) * noise
+        losses[task] = loss[:n]
+        chosen_by[name] = estimate[:n] if reuse else estimate[n:]
+    lists = {name: [heads[i] for i in np.argsort(-x.mean(0))[:TOP]] for name, x in chosen_by.items()}
+    draws = {name: [_draw(of, shape[1], rng) for _ in range(DRAWS)] for name, of in lists.items()}
+    found, tests = [], []
+    for task, loss in losses.items():
+        hard = rng.standard_normal(n)
+        for metric in (ACCURACY, ANSWER_LOGPROB):
+
+            def cost(of, loss=loss, hard=hard, metric=metric):
+                lost = loss[:, [heads.index(h) for h in of]].sum(1)
+                return lost if metric == ANSWER_LOGPROB else (hard < 1).astype(float) - (hard + lost / 2 < 1)
+
+            own = {name: cost(of) for name, of in lists.items()}
+            rivals = {name: np.stack([cost(of) for of in orders]) for name, orders in draws.items()}
+            scale = 1.0 if metric == ANSWER_LOGPROB else float((hard < 1).mean())
+            means = {name: x.mean(0) for name, x in rivals.items()}
+            found.append(Costs(task, metric, False, own, means, scale, None))
+            for name in lists:
+                p = (1 + int((rivals[name].mean(1) >= own[name].mean()).sum())) / (1 + DRAWS)
+                tests.append((name, task, metric, p, False))
+    table = pd.DataFrame(tests, columns=["list", "task", "metric", "p_value", "at_chance"])
+    rows = [("model", t, m, "baseline", None, None, i, 1.0, "") for t in losses for m in (ACCURACY,) for i in range(n)]
+    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    metrics = {"metrics": {ACCURACY: {"higher_is_better": True, "chance": 0.25}}}
+    result = Result(pd.DataFrame(rows, columns=columns), {"tasks": dict.fromkeys(losses, metrics)})
+    curve = RemovalCurve(pd.DataFrame(), pd.DataFrame(), table, result, {"n_draws": DRAWS})
+    # cached properties, known here
+    curve.__dict__.update(ratio=ratio_table(found), interactions=interaction_table(found))
+    documents = range(n) if reuse else range(n, 2 * n)
+    scores = {}
+    for name, x in chosen_by.items():
+        values, record = x.mean(0).reshape(shape), {"tasks": [TASKS[name]], "samples": list(documents)}
+        scores[name] = HeadScores(name, "nats", values, values, values, n, None, record)
+    return curve, scores
+
+
+def _draw(of, n_heads, rng):
+    order = {layer: list(rng.permutation(n_heads)) for layer in {layer for layer, _ in of}}
+    return [(layer, int(order[layer].pop())) for layer, _ in of]
