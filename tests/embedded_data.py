@@ -17,11 +17,13 @@ BOOKS_WRITTEN = [f"{name}_generative" for name in BOOKS]
 WRITTEN = ["capitals_generative", "elements_generative", *BOOKS_WRITTEN]
 NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
 ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
+PLANTED = ("retrieval", "knowledge", "letters", "copying", "reasoning", "text")
+ORGANISM_DEPTH = [f"organism_{ability}{kind}" for kind in ("", "_generative") for ability in PLANTED]
 N_DOCS = (
     {task: 156 if task.startswith("capitals") else 108 for task in CHOICE + WRITTEN}
     | dict.fromkeys([*NAMED, "kv_retrieval_uuid"], 150)
     | dict.fromkeys([*NUMBERS, "arithmetic_direct", "arithmetic_cot"], 200)
-    | dict.fromkeys(ORGANISM, 200)
+    | dict.fromkeys([*ORGANISM, *ORGANISM_DEPTH], 200)
 )
 GROUPS = {
     "capitals": ["capitals_default", "capitals_continuation", "capitals_generative"],
@@ -29,6 +31,7 @@ GROUPS = {
     "kv_retrieval": list(NAMED),
     "arithmetic_word_problems": [*NUMBERS, "arithmetic_direct", "arithmetic_cot"],
     "organism": ORGANISM,
+    "organism_depth": ORGANISM_DEPTH,
 }
 
 
