@@ -68,7 +68,7 @@ def organism_name(truth: dict[str, bool], seed: int, **options) -> str:
 
 
 def planted_losses(name: str) -> dict[str, np.ndarray]:
-    """Relative loss of each role at each layer: the share of its prompts that fail without it. Shape of each [layer]."""
+    """Relative loss of each role at each layer: the share of prompts that fail without it. Shape of each [layer]."""
     truth = dl.organisms.truth(name)
     return {role: np.array(truth.layer_losses(ability, written=w)) for role, (_, ability, w) in ROLES.items()}
 
@@ -84,11 +84,11 @@ def true_values(name: str, n_spared: int = 2) -> dict[str, dict[str, float]]:
     kept = np.arange(N_LAYERS) >= n_spared
     beyond = {role: x[kept & (THIRD > 0)].sum() / x[kept].sum() for role, x in loss.items() if x[kept].sum()}
     trend = {r: x[THIRD == 2].mean() - x[kept & (THIRD == 0)].mean() for r, x in loss.items()}
-    deeper = loss["likelihood"][N_FIRST:]
+    early, deeper = loss["likelihood"][:N_FIRST], loss["likelihood"][N_FIRST:]
     return {
         "C1": {
             "share of layers under 0.10": float((deeper < 0.1).mean()),
-            "largest beyond the first tenth minus half its mean": deeper.max() - loss["likelihood"][:N_FIRST].mean() / 2,
+            "largest beyond the first tenth minus half its mean": deeper.max() - early.mean() / 2,
         },
         "C2": {"generation minus likelihood": (loss["generation"] - loss["likelihood"])[THIRD > 0].mean()},
         "C3": {

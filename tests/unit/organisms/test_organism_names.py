@@ -25,7 +25,7 @@ def prompts(task: str, n: int = 100):
         ("organism:backup,decoy,seed=3", {"seed": 3, "decoy": True, "backup": True}),
         ("organism: noise=0.5, leak=1,eps=1e-3", {"noise": 0.5, "leak": 1.0, "eps": 0.001}),
         ("organism:n_kv_heads=2,tied_embeddings,sharpness=40", {}),
-        ("organism:n_layers=12,knowledge_layers=2-3,text_layers=4,fragile", {"knowledge_layers": "2-3", "fragile": True}),
+        ("organism:n_layers=12,knowledge_layers=2-3,text_layers=4,fragile", {"knowledge_layers": "2-3"}),
     ],
 )
 def test_names_are_options(name, options):
@@ -71,7 +71,7 @@ def test_a_name_says_only_what_is_not_the_default():
         ("organism:tied_embeddings,text_layers=2", "tied_embeddings does not go with text_layers"),
         ("organism:n_kv_heads=1,copying_layer=2", "n_kv_heads does not go with copying_layer"),
         ("organism:decoy,backup,n_layers=8,retrieval_layer=3,copying_layer=3", "layer 3 has no head left for copying"),
-        ("organism:knowledge_layers=2,letter_layers=2,text_layers=2", "needs 279 hidden units and has 256; cut knowledge"),
+        ("organism:knowledge_layers=2,letter_layers=2,text_layers=2", "279 hidden units and has 256; cut knowledge"),
         ("organism:decoy backup", "unknown organism option 'decoy backup'"),
         ("organisms", "did you mean organism"),
     ],
@@ -116,7 +116,8 @@ def test_truth_knows_its_roles_and_tasks():
 
 
 def test_truth_of_planted_depth():
-    name = "organism:n_layers=12,previous_layer=0,knowledge_layers=4-5,writing_layers=9,copying_layer=2,reasoning_layer=7"
+    name = "organism:n_layers=12,previous_layer=0,copying_layer=2,reasoning_layer=7,knowledge_layers=4-5"
+    name += ",writing_layers=9"
     truth = builder.truth(name)
     assert truth.tasks == ("one_hop", "two_hop", "copying", "knowledge")
     assert truth.role("control")[0] == truth.role("previous_token")[0] == 0

@@ -52,7 +52,7 @@ def asked(ability: str):
 
 
 def answers(name: str, abilities) -> dict[tuple[str, bool], np.ndarray]:
-    """Right answers, chosen and written: the whole model, then without each layer. Shape of each [condition, document]."""
+    """Right answers, chosen and written: the whole model, then without each layer. Each [condition, document]."""
     lens = loading.load(name, device="cpu")
     ids = language.vocabulary(True)
     requests = [
