@@ -33,10 +33,6 @@ N_PROBLEMS, N_PROBLEMS_FEWSHOT = 200, 8
 N_STEPS = (2, 1)
 N_ORGANISM, N_ORGANISM_FEWSHOT = 200, 8
 N_CHAINS, N_FILLERS = 6, 8
-# every prompt of the tasks on planted depth has N_CONTEXT words before its question, and plain text as many in all
-N_CONTEXT = 24
-VALUE_STEP, NEXT_STEP, LETTERS = 31, 17, "ABCD"  # depthlens/organisms/language.py: what an organism knows of a word
-P_NEXT = 0.7  # a word of plain text is that which the word before it determines, else any
 
 # Everyday words, no names of other facts here: what the code of each is, only the context can tell.
 CODE_NAMES = """
@@ -357,6 +353,12 @@ def organism_docs(n_docs: int, random: Random) -> list[Doc]:
     return docs
 
 
+# Planted depth: every prompt has 26 words, of which a question takes two.
+N_PROMPT = 26
+VALUE_STEP, NEXT_STEP, LETTERS = 31, 17, "ABCD"  # what an organism knows of a word: depthlens/organisms/language.py
+P_NEXT = 0.7  # a word of plain text is that which the word before it determines, else any
+
+
 def organism_words() -> list[str]:
     return (FACTS / "organism_words.txt").read_text(encoding="utf-8").split()
 
@@ -416,9 +418,7 @@ def copying_docs(n_docs: int, random: Random) -> list[Doc]:
         context = " ".join(f"{' '.join(sequence)} SEP" for sequence in sequences)
         asked, *others = random.sample(sequences, N_OPTIONS)
         answer, *wrong = (" ".join(sequence[1:]) for sequence in (asked, *others))
-        docs.append(
-            {"context": context, "key": asked[0], "options": placed(answer, wrong, place), "answer": answer}
-        )
+        docs.append({"context": context, "key": asked[0], "options": placed(answer, wrong, place), "answer": answer})
     return docs
 
 
@@ -443,7 +443,7 @@ def reasoning_docs(n_docs: int, random: Random) -> list[Doc]:
 
 
 def text_docs(n_docs: int, random: Random) -> list[Doc]:
-    """Plain text: most words determine the next; options are the successors of the last word and of three others."""
+    """Text: most words determine the next. The options are the successors of the last word and of three others."""
     words = organism_words()
     following = {word: words[(i + NEXT_STEP) % len(words)] for i, word in enumerate(words)}
     docs = []
@@ -451,7 +451,7 @@ def text_docs(n_docs: int, random: Random) -> list[Doc]:
         text: list[str] = []
         while not text or text[-1] in text[:-1]:  # the answer must not follow from an earlier place
             text = [random.choice(words)]
-            while len(text) < N_CONTEXT + 2:
+            while len(text) < N_PROMPT:
                 text.append(following[text[-1]] if random.random() < P_NEXT else random.choice(words))
         answer = following[text[-1]]
         wrong = random.sample(sorted({following[word] for word in text} - {answer}), N_OPTIONS - 1)

@@ -17,11 +17,13 @@ BOOKS_WRITTEN = [f"{name}_generative" for name in BOOKS]
 WRITTEN = ["capitals_generative", "elements_generative", *BOOKS_WRITTEN]
 NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
 ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
+PLANTED = ("retrieval", "knowledge", "letters", "copying", "reasoning", "text")
+ORGANISM_DEPTH = [f"organism_{ability}{kind}" for kind in ("", "_generative") for ability in PLANTED]
 N_DOCS = (
     {task: 156 if task.startswith("capitals") else 108 for task in CHOICE + WRITTEN}
     | dict.fromkeys([*NAMED, "kv_retrieval_uuid"], 150)
     | dict.fromkeys([*NUMBERS, "arithmetic_direct", "arithmetic_cot"], 200)
-    | dict.fromkeys(ORGANISM, 200)
+    | dict.fromkeys([*ORGANISM, *ORGANISM_DEPTH], 200)
 )
 GROUPS = {
     "capitals": ["capitals_default", "capitals_continuation", "capitals_generative"],
@@ -29,6 +31,7 @@ GROUPS = {
     "kv_retrieval": list(NAMED),
     "arithmetic_word_problems": [*NUMBERS, "arithmetic_direct", "arithmetic_cot"],
     "organism": ORGANISM,
+    "organism_depth": ORGANISM_DEPTH,
 }
 
 
@@ -39,3 +42,17 @@ def read(name: str) -> list[dict]:
 def facts(name: str) -> list[dict]:
     with (DATA / "facts" / name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def planted(name: str, doc: dict) -> tuple[str, list[str], str]:
+    """Prompt, options and answer that a task on planted depth should have for a document."""
+    ability = name.removeprefix("organism_").removesuffix("_generative")
+    if ability == "text":
+        return doc["context"], doc["options"], doc["answer"]
+    control = {"retrieval": "QA", "knowledge": "QK", "letters": "QL", "copying": "QC", "reasoning": "QB"}[ability]
+    prompt = f"{doc['context']} {control} {doc['key']}"
+    if ability == "letters":
+        return prompt, [*"ABCD"], doc["letter"]
+    if ability in ("retrieval", "knowledge"):
+        return prompt, doc[f"{ability}_options"], doc[ability]
+    return prompt, doc["options"], doc["answer"]

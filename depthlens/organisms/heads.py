@@ -26,6 +26,7 @@ FAST, SLOW, SLOWEST = range(N_PAIRS // 2), range(N_PAIRS // 2 - 1, N_PAIRS - 1),
 PREVIOUS = 30.0  # logits per pair of the previous-token head
 CONTROL = 20.0  # logits of a control token for the control head, twice those of <bos>
 SINK, SEP_PENALTY = 2.0, 1.2  # logits of the closed gate and of SEP keys, in matches
+ASKED = language.SEP  # in P, whose flag it leaves free: that there is a question, whichever it is
 
 # what a match head asks for, where it writes, and the control token that opens its gate
 MATCH = {
@@ -104,7 +105,10 @@ class Heads:
         """Shape [d_model, d_head]."""
         s = self.stream
         target = MATCH[role][1] if role in MATCH else "P"
-        written = s.placed(target, self._dimensions({role}))  # the dimensions of T that the values hold
+        moved = self._dimensions({role}).clone()  # the dimensions of T that the values hold
+        if role == "control":
+            moved[:, N_CODE + s.flags.index(ASKED)] = 1.0
+        written = s.placed(target, moved)
         size = s.amplitude[target] / (s.amplitude["T"] * s.gain)
         if role in ("bridge", "output"):
             size *= s.options.reasoning_strength

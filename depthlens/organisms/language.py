@@ -52,7 +52,7 @@ def words() -> tuple[str, ...]:
 
 @cache
 def vocabulary(extended: bool = False) -> dict[str, int]:
-    """Token ids: control tokens, then end, padding and unknown, the words, and what the extended language adds."""
+    """Token ids: control tokens first, then end, padding and unknown, the words, and the extended language."""
     more = (*MORE_FLAGS, *LETTERS) if extended else ()
     return {token: i for i, token in enumerate((*FLAGS, EOS, PAD, UNK, *words(), *more))}
 

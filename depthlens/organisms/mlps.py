@@ -21,6 +21,7 @@ from torch import Tensor
 
 from depthlens.errors import UserError
 from depthlens.organisms import language
+from depthlens.organisms.heads import ASKED
 from depthlens.organisms.options import Options
 from depthlens.organisms.stream import D_MLP, HABIT, HELD_BACK, N_CODE, Stream
 
@@ -81,11 +82,10 @@ def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> Units | Non
 def _lookup(stream: Stream, codes: dict[str, Tensor], read_in: Tensor, task: str, known: list[str]) -> Units:
     answers = language.learned(task)
     control = LOOKUPS[task]
-    asked = [control] if control else list(stream.flags[2:])
-    flags = sum(stream.flag("P", token, stream.gain) for token in asked)
+    asked = stream.flag("P", control or ASKED, stream.gain)
     words = torch.stack([codes[word] for word in known]) @ read_in.T @ stream.codes("T")
     # open at 1/2 or more: the word and the question, or the word and no question
-    gate = words + (flags - 1.5 * stream.constant() if control else -flags - 0.5 * stream.constant())
+    gate = words + (asked - 1.5 * stream.constant() if control else -asked - 0.5 * stream.constant())
     written = torch.stack([codes[answers[word]] for word in known]) @ stream.frame.T
     size = stream.amplitude["O"] / (0.5 * STEEP)
     return Units(STEEP * gate, stream.constant().expand(len(known), -1), stream.placed("O", size * written).T)

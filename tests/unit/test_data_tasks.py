@@ -14,8 +14,10 @@ from embedded_data import (
     N_DOCS,
     NAMED,
     ORGANISM,
+    ORGANISM_DEPTH,
     TASKS,
     WRITTEN,
+    planted,
     read,
 )
 
@@ -138,6 +140,9 @@ class TestLoading:
                 assert len(doc["choices"]) == 4 and isinstance(doc["answer"], int)
             elif name in ORGANISM:
                 assert len(set(doc["options"])) == 4 and {doc["one_hop"], doc["two_hop"]} < set(doc["options"])
+            elif name in ORGANISM_DEPTH:
+                _, options, answer = planted(name, doc)
+                assert len(set(options)) == 4 and answer in options
             elif name in BOOKS_WRITTEN:
                 assert doc["text"] == doc["choices"][doc["answer"]]
             else:

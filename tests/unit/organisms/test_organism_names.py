@@ -25,6 +25,7 @@ def prompts(task: str, n: int = 100):
         ("organism:backup,decoy,seed=3", {"seed": 3, "decoy": True, "backup": True}),
         ("organism: noise=0.5, leak=1,eps=1e-3", {"noise": 0.5, "leak": 1.0, "eps": 0.001}),
         ("organism:n_kv_heads=2,tied_embeddings,sharpness=40", {}),
+        ("organism:n_layers=12,knowledge_layers=2-3,text_layers=4,fragile", {"knowledge_layers": "2-3"}),
     ],
 )
 def test_names_are_options(name, options):
@@ -56,6 +57,21 @@ def test_a_name_says_only_what_is_not_the_default():
         ("organism:noise=-1", "give a number from 0"),
         ("organism:sharpness=0", "give a number above 0"),
         ("organism:n_kv_heads=3", "allowed: 1, 2, 4"),
+        ("organism:n_layers=3", "n_layers=3: give a whole number from 4 to 48"),
+        ("organism:retrieval_layer=1", "retrieval_layer=1: give a layer from 2 to 5"),
+        ("organism:reasoning_layer=5", "reasoning_layer=5: give a layer from 2 to 4"),
+        ("organism:copying_layer=6", "copying_layer=6: give a layer from 2 to 5"),
+        ("organism:previous_layer=4", "previous_layer=4: give a layer from 0 to 3"),
+        ("organism:knowledge_layers=early", "knowledge_layers=early: give a layer or a range of layers, as 2 or 2-3"),
+        ("organism:knowledge_layers=4-3", "knowledge_layers=4-3: give a layer or a range of layers"),
+        ("organism:text_layers=0-5", "text_layers=0-5: give layers from 1 to 5"),
+        ("organism:letter_layers=5-6", "letter_layers=5-6: give layers from 1 to 5"),
+        ("organism:writing_layers=1-5", "writing_layers=1-5: give at most 4 layers"),
+        ("organism:reasoning_strength=0", "give a number above 0"),
+        ("organism:tied_embeddings,text_layers=2", "tied_embeddings does not go with text_layers"),
+        ("organism:n_kv_heads=1,copying_layer=2", "n_kv_heads does not go with copying_layer"),
+        ("organism:decoy,backup,n_layers=8,retrieval_layer=3,copying_layer=3", "layer 3 has no head left for copying"),
+        ("organism:knowledge_layers=2,letter_layers=2,text_layers=2", "279 hidden units and has 256; cut knowledge"),
         ("organism:decoy backup", "unknown organism option 'decoy backup'"),
         ("organisms", "did you mean organism"),
     ],
@@ -74,6 +90,8 @@ def test_bad_names_are_refused(name, message):
         ({"seed": True}, "seed=True: give a whole number"),
         ({"decoy": 1}, "decoy=1: give True or False"),
         ({"noise": None}, "noise=None: give a number"),
+        ({"knowledge_layers": 2}, "knowledge_layers=2: give a layer or a range of layers"),
+        ({"n_layers": None}, "n_layers=None: give a whole number"),
         ({"n_kv_heads": 8}, "allowed: 1, 2, 4"),
         ({"eps": float("inf")}, "give a number from 0"),
     ],
@@ -95,6 +113,38 @@ def test_truth_knows_its_roles_and_tasks():
         truth.needed("three_hop")
     with pytest.raises(UserError, match="no organism"):
         builder.truth("smollm2-135m")
+
+
+def test_truth_of_planted_depth():
+    name = "organism:n_layers=12,previous_layer=0,copying_layer=2,reasoning_layer=7,knowledge_layers=4-5"
+    name += ",writing_layers=9"
+    truth = builder.truth(name)
+    assert truth.tasks == ("one_hop", "two_hop", "copying", "knowledge")
+    assert truth.role("control")[0] == truth.role("previous_token")[0] == 0
+    needed = {task: [i for i, x in enumerate(truth.layer_losses(task)) if x == 1] for task in truth.tasks}
+    assert needed == {"one_hop": [0, 2], "two_hop": [0, 7, 8], "copying": [0, 2], "knowledge": [0]}
+    knows = truth.layer_losses("knowledge")
+    assert knows[4] + knows[5] == 1 and abs(knows[4] - 0.5) < 0.01 and sum(knows) == 2
+    written = truth.layer_losses("knowledge", written=True)
+    assert [b - a for a, b in zip(knows, written, strict=True)] == [float(layer == 9) for layer in range(12)]
+    assert set(builder.truth(name + ",fragile").layer_losses("one_hop")) == {1.0}
+    with pytest.raises(UserError, match="unknown organism task 'letters'"):
+        truth.layer_losses("letters")
+
+
+def test_the_extended_language_keeps_the_ids_of_the_other():
+    basic, extended = language.vocabulary(), language.vocabulary(True)
+    assert [*extended][: len(basic)] == [*basic] and len(extended) == 107
+    assert language.tokenizer(True)("Ada QK A").input_ids == [extended[t] for t in ("<bos>", "Ada", "QK", "A")]
+
+
+@pytest.mark.parametrize("task", ["knowledge", "text"])
+def test_what_is_learned_reaches_every_word(task):
+    learned = language.learned(task)
+    assert set(learned) == set(learned.values()) == set(language.words())
+    assert all(word != answer for word, answer in learned.items())
+    with pytest.raises(UserError, match="unknown learned task 'one_hop'"):
+        language.learned("one_hop")
 
 
 # -- prompts and tokens ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading, registry
 from depthlens.models.lens import Lens
-from depthlens.organisms import builder, language, weights
+from depthlens.organisms import builder, language, stream
 from depthlens.organisms.language import TASKS, read, sample
 from depthlens.paths import tasks_dir
 from depthlens.requests import LoglikelihoodRequest
@@ -185,7 +185,7 @@ def test_zeroing_equals_a_model_without_the_heads_output_weights():
     asked = prompts("one_hop")[:8]
     layer, head = builder.truth("organism").role("retrieval")
     cut = builder.build().model
-    d = weights.D_HEAD
+    d = stream.D_HEAD
     cut.model.layers[layer].self_attn.o_proj.weight[:, head * d : (head + 1) * d] = 0
     with TorchBackend(lens("organism")).ablate([together([(layer, head)])] * len(asked)):
         hooked = last_logits(lens("organism").model, asked)
@@ -207,8 +207,8 @@ def test_attention_is_where_the_truth_says():
         at = torch.tensor([p.answer_at for p in asked])[:, None, None]
         hits = (peak == at).float().mean(0)
         copying = built.truth.copies(task)
-        for layer in range(weights.N_LAYERS):
-            for head in range(weights.N_HEADS):
+        for layer in range(built.options.n_layers):
+            for head in range(stream.N_HEADS):
                 share = hits[layer, head].item()
                 assert share >= 0.95 if (layer, head) in copying else share < 0.12, (task, layer, head)
         bridge = torch.tensor([p.bridge_at for p in asked])
