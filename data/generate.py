@@ -33,6 +33,11 @@ N_PROBLEMS, N_PROBLEMS_FEWSHOT = 200, 8
 N_STEPS = (2, 1)
 N_ORGANISM, N_ORGANISM_FEWSHOT = 200, 8
 N_CHAINS, N_FILLERS = 6, 8
+# words of a context: about as many tokens as the prompts of capitals_continuation and of kv_retrieval_4
+N_SHORT, N_LONG = 12, 56
+N_CUTS, N_CUTS_FEWSHOT, N_PLAIN_FEWSHOT_TEXTS = 6, 5, 2  # documents of a text
+N_BETWEEN = 3  # words between two cuts of a text
+PLAIN_KINDS = ("encyclopaedic", "narrative", "dialogue", "instructions")
 
 # Everyday words, no names of other facts here: what the code of each is, only the context can tell.
 CODE_NAMES = """
@@ -278,7 +283,8 @@ def arithmetic() -> dict[str, list[Doc]]:
     written = {f"arithmetic/{split}.jsonl": part for split, part in files.items()}
     # a stream of their own: the options leave the problems as they are
     choice = {f"arithmetic/choice_{s}.jsonl": number_choices(part, rng(f"choice {s}")) for s, part in files.items()}
-    return written | choice
+    copy = {f"arithmetic/copy_{s}.jsonl": copies(part, rng(f"copy {s}")) for s, part in files.items()}
+    return written | choice | copy
 
 
 def number_choices(docs: list[Doc], random: Random) -> list[Doc]:
@@ -323,6 +329,88 @@ def mistakes(solution: str) -> Iterator[int]:
 def near(answer: int, random: Random) -> list[int]:
     """Numbers of about the answer's size. Slips by one would give it away: it would be the number with neighbours."""
     return [n for n in random.sample(range(answer - 12, answer + 13), 25) if n >= 2]
+
+
+def copies(docs: list[Doc], random: Random) -> list[Doc]:
+    """The problems' solutions as texts to copy: as long as they are, but without a calculation.
+
+    Every result becomes another number of as many digits, wherever it occurs, so that the last number can only be
+    copied. Operands stay, and signs become "&" and ":", because a model that was trained to calculate corrects a wrong
+    equation instead of copying it.
+    """
+    made = []
+    for doc in docs:
+        text, answer = doc["solution"], doc["answer"]
+        known = {int(n) for n in re.findall(r"\d+", doc["question"])} | {int(n) for n in re.findall(r"\d+", text)}
+        for result in dict.fromkeys(re.findall(r"= (\d+)", text)):
+            low, high = 10 ** (len(result) - 1), 10 ** len(result)
+            other = random.choice(
+                [n for n in range(max(low, 2), high) if n not in known] or [*range(max(low, 2), high)]
+            )
+            known.add(other)
+            text = re.sub(rf"(?<!\d){result}(?!\d)", f"<{other}>", text)
+            answer = str(other) if answer == result else answer
+        shared = {"question": doc["question"], "n_steps": doc["n_steps"]}
+        text = re.sub(r"(?<=\d) [-+*/] (?=\d)", " & ", re.sub(r"[<>]", "", text)).replace(" = ", " : ")
+        made.append({**shared, "text": text, "answer": answer})
+    return made
+
+
+# --- plain text ------------------------------------------------------------------------------------------
+
+
+def plain_text() -> dict[str, list[Doc]]:
+    """The next word of a text and three other words of it, after a short and after a long part of the text."""
+    lines = (DATA / "texts" / "plain.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [text for text in map(json.loads, lines) if text["kind"] in PLAIN_KINDS]
+    shots, test = texts[-N_PLAIN_FEWSHOT_TEXTS:], texts[:-N_PLAIN_FEWSHOT_TEXTS]
+    files = {}
+    for split, part, n in (("test", test, N_CUTS), ("fewshot", shots, N_CUTS_FEWSHOT)):
+        random = rng(f"plain_text {split}")
+        targets: set[str] = set()
+        docs = [doc for text in part for doc in next_words(text, n, targets, random)]
+        random.shuffle(docs)
+        for doc, place in zip(docs, balanced(len(docs), N_OPTIONS, random), strict=True):
+            target = doc.pop("target")
+            doc["choices"] = [*doc["choices"][:place], target, *doc["choices"][place:]]
+            doc["answer"] = place
+        files[f"plain_text/{split}.jsonl"] = docs
+    return files
+
+
+def next_words(text: Doc, n: int, targets: set[str], random: Random) -> Iterator[Doc]:
+    """Documents of one text, cut at ``n`` places; ``targets`` are the words that were asked for before.
+
+    No option occurs in the long context, so that none can be copied from it, and all have about the same length.
+    """
+    spans = [match.span() for match in re.finditer(r"\S+", text["text"])]
+    tokens = [text["text"][start:end] for start, end in spans]
+    words = [token.rstrip(".,;:?!") for token in tokens]
+    plain = [bool(re.fullmatch(r"[a-z]{4,}", word)) for word in words]
+    taken: list[int] = []
+    for cut in random.sample(range(N_LONG, len(words)), len(words) - N_LONG):
+        seen = {re.sub(r"\W", "", token).lower() for token in tokens[cut - N_LONG : cut]}
+        near = any(abs(cut - other) < N_BETWEEN for other in taken)
+        if near or not plain[cut] or words[cut] in targets | seen:
+            continue
+        rest = dict.fromkeys(w for i, w in enumerate(words) if plain[i] and w not in seen and abs(i - cut) > 2)
+        wrong = [w for w in rest if abs(len(w) - len(words[cut])) <= 2 and w[:4] != words[cut][:4]]
+        if len(wrong) < N_OPTIONS - 1:
+            continue
+        taken.append(cut)
+        targets.add(words[cut])
+        start, end = spans[cut - N_LONG][0], spans[cut - 1][1]
+        short = text["text"][spans[cut - N_SHORT][0] : end]
+        yield {
+            "text_id": text["id"],
+            "kind": text["kind"],
+            "context": text["text"][start:end],
+            "short_context": short,
+            "target": words[cut],
+            "choices": random.sample(wrong, N_OPTIONS - 1),
+        }
+        if len(taken) == n:
+            return
 
 
 # --- organisms -------------------------------------------------------------------------------------------
@@ -489,7 +577,7 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 def build() -> dict[Path, bytes]:
     """Every generated file and its content."""
-    documents = capitals() | elements() | kv_retrieval() | arithmetic() | organism()
+    documents = capitals() | elements() | kv_retrieval() | arithmetic() | plain_text() | organism()
     return {
         TASKS / name: "".join(json.dumps(doc, ensure_ascii=False) + "\n" for doc in docs).encode()
         for name, docs in documents.items()

@@ -1,4 +1,4 @@
-"""What the YAML files beside this one call: read documents, and judge a short written answer.
+"""What the YAML files beside this one call: read documents, draw examples, and judge a short written answer.
 
 Imported by lm-eval through `!function utils.<name>`, so it stands alone: it may not import depthlens.
 """
@@ -9,8 +9,10 @@ import json
 import re
 import unicodedata
 from pathlib import Path
+from random import Random
 
 import datasets
+from lm_eval.api.samplers import ContextSampler
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,6 +31,27 @@ def load(test: str, fewshot: str, **_: object) -> dict[str, datasets.Dataset]:
 def _read(name: str) -> datasets.Dataset:
     with (HERE / name).open(encoding="utf-8") as file:
         return datasets.Dataset.from_list([json.loads(line) for line in file])
+
+
+class SameForAll(ContextSampler):
+    """Few-shot examples that depend on the seed (lm-eval's ``fewshot_random_seed``) and on nothing else.
+
+    Seed 0 takes the first examples in the order of the file, which was chosen by hand. Any other seed draws from the
+    file, in random order. All documents of a run have the same examples.
+    """
+
+    seed: int | None = None
+
+    def set_rnd(self, rnd: int | None) -> SameForAll:
+        self.seed = rnd
+        super().set_rnd(rnd)
+        return self
+
+    def sample(self, n: int, eval_doc: dict | None = None, df: list | None = None, **_: object) -> list:
+        pool = list(self.fewshot_docs() if df is None else df)
+        if eval_doc is not None:
+            pool = self.rm_eval_doc(eval_doc, pool)
+        return Random(self.seed).sample(pool, n) if self.seed else pool[:n]
 
 
 def normalise(text: str) -> str:

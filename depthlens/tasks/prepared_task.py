@@ -31,6 +31,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import pandas as pd
+from lm_eval.api.samplers import FirstNSampler
 from lm_eval.utils import handle_non_serializable, hash_string
 
 from depthlens.engine.engine import Engine
@@ -91,6 +92,13 @@ class Prepared:
     def docs(self) -> dict[int, Any]:
         """Documents by number."""
         return {i.doc_id: i.doc for i in self.task.instances}
+
+    @property
+    def examples_by_seed(self) -> bool | None:
+        """Whether another seed draws other examples; None where there are none."""
+        if not self.task.config.num_fewshot:
+            return None
+        return not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
 
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Any]]:
         """Answers of the engine, indexed [condition][request]."""
@@ -201,6 +209,7 @@ class Prepared:
             "version": (config.metadata or {}).get("version"),
             **self.source,
             "num_fewshot": config.num_fewshot,
+            "examples_by_seed": self.examples_by_seed,
             "n_docs": len(self.docs),
             "output_type": self.output_type,
             **truncation.counted(self.cut),

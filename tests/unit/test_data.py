@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import operator
 import re
 import subprocess
@@ -297,3 +298,49 @@ class TestNumberChoices:
         assert found[:2] == [7, 12]  # all steps, and the last one left out
         assert set(found[2:]) == {17, 60, 2}  # 12 + 5, 12 * 5; (3 + 4) - 5; 12 / 5 and (3 - 4) - 5 are no answers
         assert set(generator.near(3, generator.rng("any"))) == set(range(2, 16))
+
+
+class TestCopies:
+    @pytest.mark.parametrize("split", ["test", "fewshot"])
+    def test_texts_are_as_long_as_the_solutions_and_nothing_can_be_calculated(self, split):
+        for copy, doc in zip(read(f"arithmetic/copy_{split}.jsonl"), read(f"arithmetic/{split}.jsonl"), strict=True):
+            assert (copy["question"], copy["n_steps"]) == (doc["question"], doc["n_steps"])
+            assert len(copy["text"]) == len(doc["solution"]) and len(copy["answer"]) == len(doc["answer"])
+            assert re.sub(r"\d", "#", copy["text"]) == re.sub(
+                r"\d", "#", re.sub(r" [-+*/] (?=\d)", " & ", doc["solution"]).replace(" = ", " : ")
+            )
+            steps = re.findall(r"(\d+) & (\d+) : (\d+)", copy["text"])
+            assert len(steps) == copy["n_steps"] and copy["answer"] == steps[-1][2]
+            for a, b, result in steps:
+                assert all(OPERATIONS[sign](int(a), int(b)) != int(result) for sign in OPERATIONS)
+            # only the text has it, once
+            assert not re.search(rf"(?<!\d){copy['answer']}(?!\d)", copy["question"])
+            assert len(re.findall(rf"(?<!\d){copy['answer']}(?!\d)", copy["text"])) == 1
+
+
+class TestPlainText:
+    DOCS = [*read("plain_text/test.jsonl"), *read("plain_text/fewshot.jsonl")]
+
+    def test_counts_and_no_target_twice(self):
+        test = read("plain_text/test.jsonl")
+        assert len(test) == 180 and len(self.DOCS) == 190
+        assert len({doc["choices"][doc["answer"]] for doc in test}) == 180
+        shots = {doc["text_id"] for doc in read("plain_text/fewshot.jsonl")}
+        assert not shots & {doc["text_id"] for doc in test}
+
+    def test_the_target_follows_and_no_option_is_in_the_prompt(self):
+        texts = {t["id"]: t["text"] for t in map(json.loads, (DATA / "texts/plain.jsonl").read_text().splitlines())}
+        for doc in self.DOCS:
+            text, target = texts[doc["text_id"]], doc["choices"][doc["answer"]]
+            assert re.search(re.escape(doc["context"]) + r"\s" + target + r"\b", text)
+            assert doc["context"].endswith(doc["short_context"])
+            assert (len(doc["context"].split()), len(doc["short_context"].split())) == (56, 12)
+            words = set(re.findall(r"[a-z]+", doc["context"].lower()))
+            assert len(set(doc["choices"])) == 4 and not set(doc["choices"]) & words
+            for option in doc["choices"]:
+                assert abs(len(option) - len(target)) <= 2 and re.search(rf"\b{option}\b", text)
+
+    def test_correct_position_is_balanced_from_the_start(self):
+        places = [doc["answer"] for doc in read("plain_text/test.jsonl")]
+        for start in range(0, len(places), 4):
+            assert sorted(places[start : start + 4]) == [0, 1, 2, 3]

@@ -9,12 +9,17 @@ import pytest
 from embedded_data import (
     BOOKS_WRITTEN,
     CHOICE,
+    COPY,
     DATA,
     GROUPS,
+    KV_CHOICE,
+    LETTERS,
     N_DOCS,
     NAMED,
+    NEW,
     ORGANISM,
     ORGANISM_DEPTH,
+    PLAIN,
     TASKS,
     WRITTEN,
     planted,
@@ -126,7 +131,9 @@ class TestLoading:
     def test_settings(self, tasks, name):
         task = tasks[name]
         assert len(task.task_docs) == N_DOCS[name]
-        assert task.config.metadata["version"] == (2.0 if name.startswith("arithmetic") else 1.0)
+        assert task.config.metadata["version"] == (
+            1.0 if name in NEW else 2.1 if name.startswith("arithmetic") else 1.1
+        )
         assert task.config.test_split and task.config.fewshot_split
         assert task.config.num_fewshot != 0, "lm-eval lets nobody change a 0 in the YAML; leaving it out means 0"
         assert task.higher_is_better() and all(task.higher_is_better().values())
@@ -136,7 +143,7 @@ class TestLoading:
 
     def test_chance_can_be_computed_from_the_document(self, tasks, name):
         for doc in tasks[name].task_docs:
-            if name in CHOICE:
+            if name in [*CHOICE, *LETTERS, *PLAIN]:
                 assert len(doc["choices"]) == 4 and isinstance(doc["answer"], int)
             elif name in ORGANISM:
                 assert len(set(doc["options"])) == 4 and {doc["one_hop"], doc["two_hop"]} < set(doc["options"])
@@ -156,8 +163,20 @@ class TestLoading:
         assert len(prefixes) == 1
         shot = task.fewshot_docs()[0]
         target = task.doc_to_target(shot)
-        target = task.doc_to_choice(shot)[target] if name in CHOICE else target
+        target = task.doc_to_choice(shot)[target] if name in [*CHOICE, *KV_CHOICE, *PLAIN] else target
         assert prefixes.pop().startswith(f"{task.doc_to_text(shot)} {target}\n\n")
+
+    def test_another_seed_draws_other_examples_and_every_document_has_them(self, tasks, name):
+        task = tasks[name]
+        docs = list(task.task_docs)[:2]
+        n_examples = len(task.fewshot_docs())
+        prefixes = {}
+        for seed in (0, 1, 2, 0):
+            task.set_fewshot_seed(seed)
+            of_docs = {task.fewshot_context(d, 2).removesuffix(task.fewshot_context(d, 0)) for d in docs}
+            assert len(of_docs) == 1
+            assert prefixes.setdefault(seed, of_docs) == of_docs  # the same again under the same seed
+        assert n_examples >= 8 and len(set.union(*prefixes.values())) == 3
 
 
 BUS = (
@@ -169,6 +188,11 @@ BUS = (
 CODES = "".join(
     f"The code of the {key} is {code}.\n"
     for key, code in [("pencil", 3058), ("mountain", 6661), ("road", 4486), ("grass", 9908)]
+)
+
+
+COPIED = (
+    "After people get off there are 18 & 6 : 89 people.\nAfter people get on there are 89 & 2 : 35 people.\n#### 35"
 )
 
 
@@ -194,6 +218,19 @@ RENDERED = {
         f"{CODES}\nQ: What is the code of the mountain?\nA: The code of the mountain is",
         "6661",
     ),
+    "kv_retrieval_4_continuation": (
+        f"{CODES}\nQ: What is the code of the mountain?\nA: The code of the mountain is",
+        "6661",
+    ),
+    "capitals_letters_generative": (
+        "What is the capital of Bhutan?\nA. New Delhi\nB. Tashkent\nC. Malé\nD. Thimphu\nAnswer:",
+        "D",
+    ),
+    "solution_copy": (
+        f"Text: {COPIED}\nCopy:",
+        COPIED,
+    ),
+    "plain_text_continuation": ('be?"\n"A lady in front remembered that she has a sister."\nI', "looked"),
     "arithmetic_default": (BUS.replace("Answer:", "A. 14\nB. 25\nC. 24\nD. 26\nAnswer:"), "A"),
     "arithmetic_continuation": (BUS, "14"),
     "arithmetic_direct": (BUS, "14"),
@@ -211,9 +248,26 @@ class TestRendering:
         task = tasks[name]
         doc = task.task_docs[0]
         target = task.doc_to_target(doc)
-        if name in CHOICE:
+        if name in [*CHOICE, *KV_CHOICE, *PLAIN]:
             target = task.doc_to_choice(doc)[target]
         assert (task.fewshot_context(doc, 0), target) == RENDERED[name]
+
+    @pytest.mark.parametrize("family", ["capitals", "elements", "arithmetic"])
+    @pytest.mark.parametrize("seed", [0, 3])
+    def test_the_written_letter_has_the_very_prompt_of_the_chosen_one(self, tasks, family, seed):
+        one, other = tasks[f"{family}_default"], tasks[f"{family}_letters_generative"]
+        for task in (one, other):
+            task.set_fewshot_seed(seed)
+        for a, b in zip(one.task_docs, other.task_docs, strict=True):
+            assert one.fewshot_context(a, 2) == other.fewshot_context(b, 2)
+            assert one.doc_to_choice(a)[one.doc_to_target(a)] == other.doc_to_target(b)
+
+    @pytest.mark.parametrize("name", KV_CHOICE)
+    def test_the_chosen_code_has_the_very_prompt_of_the_written_one(self, tasks, name):
+        one, other = tasks[name], tasks[name.removesuffix("_continuation")]
+        for a, b in zip(one.task_docs, other.task_docs, strict=True):
+            assert one.fewshot_context(a, 2) == other.fewshot_context(b, 2)
+            assert one.doc_to_choice(a) == a["values"] and a["values"][one.doc_to_target(a)] == other.doc_to_target(b)
 
     @pytest.mark.parametrize("name", ["kv_retrieval_8", "kv_retrieval_16"])
     def test_named_codes(self, tasks, name):
@@ -257,7 +311,7 @@ class TestScores:
                 results = [(-1.0 if i == chosen else -1000.0, i == chosen) for i in range(4)]
                 assert task.process_results(doc, results) == dict.fromkeys(metrics, float(chosen == doc["answer"]))
 
-    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, "kv_retrieval_uuid", "arithmetic_direct"])
+    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, *LETTERS, COPY, "kv_retrieval_uuid", "arithmetic_direct"])
     def test_written_answer_of_every_document(self, tasks, name):
         task = tasks[name]
         docs = list(task.task_docs)
@@ -266,6 +320,32 @@ class TestScores:
             wrong = float(task.doc_to_target(other) == task.doc_to_target(doc))
             assert set(written_score(task, doc, f" {task.doc_to_target(other)}").values()) == {wrong}
             assert set(written_score(task, doc, "").values()) == {0.0}
+
+    @pytest.mark.parametrize(
+        ("response", "letter"),
+        [
+            (" D", "D"),
+            ("D. Thimphu", "D"),
+            (" (D)", "D"),
+            ("**D**", "D"),
+            (" The answer is D.", "D"),
+            (" Answer: D", "D"),
+            (" B or D", "B"),
+            (" Thimphu", None),
+            (" A city in Bhutan", None),
+            (" Dzong", None),
+            (" d", None),
+            ("", None),
+        ],
+    )
+    def test_letters_are_found_or_known_not_to_be_there(self, tasks, response, letter):
+        task = tasks["capitals_letters_generative"]
+        doc = task.task_docs[0]  # D is right
+        assert written_score(task, doc, response) == {"letter": float(letter == "D")}
+        request = task.construct_requests(doc=doc, ctx="", metadata=(task.config.task, 0, 1))
+        request.resps = [response]
+        task._filters[0].apply([request])
+        assert request.filtered_resps["letter"] == (letter or "[invalid]")
 
     @pytest.mark.parametrize(
         ("country", "response", "score"),

@@ -90,7 +90,7 @@ def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
     assert pd.Timestamp(record["time"]).tzinfo is not None and record["platform"]
     assert record["batch_tokens"] > 0
     choice, written = record["tasks"][CHOICE], record["tasks"][WRITTEN]
-    assert choice["version"] == 1.0 and choice["num_fewshot"] == 5 and choice["n_docs"] == LIMIT
+    assert choice["version"] == 1.1 and choice["num_fewshot"] == 5 and choice["n_docs"] == LIMIT
     assert choice["output_type"] == "multiple_choice" and written["output_type"] == "generate_until"
     assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "floor": 0.25, "binary": True}
     assert sorted(choice["metrics"]) == ["acc", "acc_norm"]
