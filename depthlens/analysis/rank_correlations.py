@@ -15,8 +15,10 @@ correlation is therefore reported together with:
   smooths ranks, which moves their correlation from Spearman's towards Pearson's; both ends are moved outwards by
   ``SMOOTHING``, the most by which the two differ in a bivariate normal distribution.
 * **p-value** against shifts of depth: one profile is continued by its mirror image to a circle, turned by every
-  number of layers, and correlated again, half by other half as above. p is the share of turns with an absolute
-  correlation at least as large, the observed place included. All heads of a layer are moved together.
+  number of layers, and correlated again. p is the share of turns with an absolute correlation at least as large, the
+  observed place included. All heads of a layer are moved together. Where both profiles may have the same documents, one
+  is taken from one half and the other from the other half, of a single split: averaged over splits, every two documents
+  would meet twice, unshifted, and noise that both share would be called agreement in up to 14%.
 
 Simulated coverage of the interval is 93% to 99% for 30 layers, 30 to 300 documents, true correlations of 0, 0.3, 0.6
 and 0.9, and reliabilities from 0.6 to 0.99; for 270 heads up to 100%. The p-value is at most 0.05 for 3% to 6% of
@@ -114,7 +116,7 @@ def correlate(a: np.ndarray, b: np.ndarray, layers: np.ndarray, *, seed: int = 0
     if n < MIN_DOCS:
         return replace(empty, spearman=spearman, note=f"{n} documents are too few for halves; take {MIN_DOCS}")
     halves = Halves(a, b, np.random.default_rng(seed))
-    p, smallest, note = shift_p(*halves.across(), layers)
+    p, smallest, note = shift_p(*halves.apart(), layers)
     whole = halves.correlations()
     left_out = np.array([halves.correlations(without=group) for group in range(halves.n_groups)])
     shown = [whole[i] > _margin(left_out[:, i]) for i in (1, 2)]
@@ -146,20 +148,20 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def shift_p(a: np.ndarray, b: np.ndarray, layers: np.ndarray) -> tuple[float, float, str]:
-    """p-value of a mean correlation against shifts of depth, the smallest that it can be, and why there is none.
+    """p-value of a correlation against shifts of depth, the smallest that it can be, and why there is none.
 
     Args:
-        a: Of `ranks`. Shape [split, part].
-        b: Of `ranks`. Shape [split, part].
+        a: Of `ranks`. Shape [part].
+        b: Of `ranks`. Shape [part].
         layers: The layer of each part, rising. Shape [part].
     """
     _, counts = np.unique(layers, return_counts=True)
     if len(counts) < MIN_PARTS or len(set(counts)) > 1:
         return math.nan, math.nan, "depth cannot be shifted; sweep equally many parts of each of at least three layers"
-    at = np.arange(a.shape[-1]).reshape(len(counts), -1)
+    at = np.arange(len(a)).reshape(len(counts), -1)
     circle = np.vstack([at, at[::-1]])
-    turns = [np.roll(circle, turn, axis=0)[: len(at)].ravel() for turn in range(len(circle))]
-    rho = np.abs([_mean(a, ranks(b[:, turn])) for turn in turns])
+    turned = np.array([b[np.roll(circle, turn, axis=0)[: len(at)].ravel()] for turn in range(len(circle))])
+    rho = np.abs(ranks(turned) @ a)
     return float(np.mean(rho >= rho[0] - 1e-9)), 1 / len(circle), ""
 
 
@@ -186,10 +188,14 @@ class Halves:
             return first, second, known, known
         return first, second, *_half_ranks(self.b, *self.of_b, without)
 
-    def across(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each half of one profile, and the other half of the other. Shapes [2 * split, part]."""
-        first, second, third, fourth = self.ranks()
-        return np.vstack([first, second]), np.vstack([fourth, third])
+    def apart(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks of both profiles of which no document is in both. Each of shape [part]."""
+        if self.known:
+            return ranks(self.a.sum(0)), ranks(self.b)
+        if len(self.a) != len(self.b):
+            return ranks(self.a.sum(0)), ranks(self.b.sum(0))
+        first, _, _, fourth = self.ranks()
+        return first[0], fourth[0]
 
     def correlations(self, without: int | None = None) -> np.ndarray:
         """Mean correlations of halves: a with b, a with a, b with b. Shape [3]."""

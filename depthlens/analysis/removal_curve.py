@@ -25,7 +25,7 @@ class RemovalCurve(Saveable):
         points: list, task, metric, k, value, ci_low, ci_high (95% interval of the value). k = 0: nothing removed.
         band: list, task, metric, k, low, high (range of all draws), mean, n_draws.
         tests: list, task, metric, value, random (means over k > 0), low, high (range over draws), p_value, smallest_p
-            (that it can be expected to reach), separates (p_value below 0.05), at_chance.
+            (expected of the costliest list), separates (p_value below 0.05), at_chance.
         result: Every document under every condition.
         record: Lists, draws and settings.
     """
@@ -166,7 +166,7 @@ class RemovalCurve(Saveable):
             p_values = stats.holm(rows["p_value"])
             shown = (rows["effect"].to_numpy() > 0) & (p_values < stats.ALPHA)
             more = ", ".join(
-                f"{row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] more than on {row.other_task} (p = {p:.2g})"
+                f"difference to {row.other_task} {row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] (p = {p:.2g})"
                 for row, p in zip(rows.itertuples(), p_values, strict=True)
             )
             if not test.separates:
@@ -189,7 +189,7 @@ class RemovalCurve(Saveable):
             return f"{where}: separates from random heads; {numbers} {tail}; outside the band at k = {outside}."
         if row.smallest_p >= stats.ALPHA:
             n = self.record["n_lists"][row.list]
-            limit = f"; {n} such lists and {self.record['n_draws']} draws let p be no smaller than {row.smallest_p:.2g}"
+            limit = f"; there are {n} such lists, so that the costliest has a p of about {row.smallest_p:.2g}"
             return f"{where}: cannot separate from random heads; {numbers} {tail}{limit}."
         return f"{where}: does not separate from random heads; {numbers} {tail}."
 

@@ -85,7 +85,7 @@ def test_unrelated_profiles_are_rarely_called_related(n_layers, kind):
         a, b = rng.normal(size=(2, n_layers))
         if kind == "random walk":
             a, b = a.cumsum(), b.cumsum()
-        p.append(shift_p(ranks(a)[None], ranks(b)[None], np.arange(n_layers))[0])
+        p.append(shift_p(ranks(a), ranks(b), np.arange(n_layers))[0])
         rho.append(abs(ranks(a) @ ranks(b)))
     assert 0 < np.mean(np.array(p) <= 0.05) <= FALSE
     if kind == "random walk":
@@ -96,11 +96,11 @@ def test_heads_of_a_layer_are_shifted_together():
     rng = np.random.default_rng(5)
     by_layer = rng.normal(size=(2, N_LAYERS, 1)) + 0.3 * rng.normal(size=(2, N_LAYERS, N_HEADS))
     layers = np.repeat(LAYERS, N_HEADS)
-    a, b = (ranks(x.ravel())[None] for x in by_layer)
+    a, b = (ranks(x.ravel()) for x in by_layer)
     p, smallest, note = shift_p(a, b, layers)
     assert smallest == 1 / (2 * N_LAYERS) and p * 2 * N_LAYERS == pytest.approx(round(p * 2 * N_LAYERS)) and not note
     assert shift_p(a, a, layers)[0] == smallest
-    p, _, note = shift_p(a[:, 1:], b[:, 1:], layers[1:])
+    p, _, note = shift_p(a[1:], b[1:], layers[1:])
     assert np.isnan(p) and "sweep equally many parts of each of at least three layers" in note
 
 

@@ -70,7 +70,7 @@ def test_what_a_list_is_specific_to():
     made = curve()
     retrieval, reasoning = made.describe(specific_to="copy")
     assert retrieval.startswith("retrieval costs, beyond random heads of the same layers, 0.82 [")
-    assert "more than on sums (p = " in retrieval and retrieval.endswith(": specific to copy.")
+    assert ", difference to sums 1.1 [" in retrieval and retrieval.endswith(": specific to copy.")
     assert reasoning.endswith(": not shown to be more than random heads cost, so not specific to copy.")
     (row,) = made.excess.query("list == 'retrieval' and task == 'copy'").itertuples()
     assert row.excess == pytest.approx((19 + 18) / 2 / N - 2 / N) and row.ci_low < row.excess < row.ci_high
