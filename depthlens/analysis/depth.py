@@ -1,8 +1,9 @@
 """What a layer sweep says about depth: losses by depth third, centres of mass, agreement of two tasks' profiles.
 
-Intervals are percentile bootstraps over documents (`depthlens.analysis.bootstrap`). Documents are drawn jointly for
-tasks that share them, because the same question is easy or hard under every protocol. Tasks at chance are left out,
-because they have nothing to lose.
+Intervals are percentile bootstraps over documents (`depthlens.analysis.bootstrap`), but for mean losses in the unit of
+a metric that is not 0/1: those have the intervals of `depthlens.analysis.stats.mean_intervals`. Documents are drawn
+jointly for tasks that share them, because the same question is easy or hard under every protocol. Tasks at chance are
+left out, because they have nothing to lose.
 
 Losses of several tasks can be compared on three scales:
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import N_BOOT, interval, ratio
 from depthlens.analysis.differences import interaction, relative_losses
 from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, labels, paired_profiles, profiles
@@ -88,6 +90,8 @@ def loss_by_third(result: Result, *, scale: str = "above_chance", seed: int = 0,
     rows = []
     for profile, values in _thirds(result, scale, seed, n_boot):
         low, high = interval(values, len(profile.documents))
+        if scale == "score" and not profile.binary and len(profile.documents) > 1:  # a mean: no need to draw
+            low, high = stats.mean_intervals(third_losses(profile, profile.loss, profile.base, scale).T)
         rows += [(profile.label, *row) for row in zip(THIRDS, values[0], low, high, strict=True)]
     return pd.DataFrame(rows, columns=["task", "third", "loss", "ci_low", "ci_high"])
 

@@ -208,7 +208,9 @@ class RemovalCurve(Saveable):
 
 
 def mean_interval(values: np.ndarray, *, binary: bool) -> tuple[float, float]:
-    """95% interval of a mean over documents: Wilson's for 0/1 values, else Student's (of one value: itself).
+    """95% interval of a mean over documents: Wilson's for 0/1 values, else `depthlens.analysis.stats.mean_interval`.
+
+    Of one value it is the value itself.
 
     Args:
         values: Shape [document].

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal, DivisionByZero, InvalidOperation
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from depthlens.analysis.bootstrap import N_BOOT, draws, interval
@@ -193,10 +194,24 @@ def by_third(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int =
         counts = pd.crosstab(part["doc_id"], part["kind"]).reindex(columns=[RIGHT, *MISTAKES], fill_value=0)
         shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()  # [document, kind]
         n = len(shares)
-        means = draws(n, n_boot, seed) @ shares / n
-        low, high = interval(means, n)
-        rows += [(third, *row, n) for row in zip(counts.columns, means[0], low, high, strict=True)]
+        low, high = share_interval(shares, seed=seed, n_boot=n_boot)
+        rows += [(third, *row, n) for row in zip(counts.columns, shares.mean(0), low, high, strict=True)]
     return pd.DataFrame(rows, columns=["third", "kind", "share", "ci_low", "ci_high", "n"])
+
+
+def share_interval(shares: np.ndarray, *, seed: int, n_boot: int) -> np.ndarray:
+    """95% intervals of mean shares over documents.
+
+    Args:
+        shares: Of each document. Shape [document, kind].
+        seed: Of the bootstrap.
+        n_boot: Number of draws.
+
+    Returns:
+        Lower and upper bounds. Shape [2, kind].
+    """
+    n = len(shares)
+    return interval(draws(n, n_boot, seed) @ shares / n, n)
 
 
 def sentences(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int = N_BOOT) -> list[str]:

@@ -8,17 +8,19 @@ Method, per condition against ``baseline``, document by document:
   ten documents does not prove that there is none. The test is McNemar's exact one [2], a two-sided sign test
   on the discordant documents. It is the more cautious of the two, so that an interval can just exclude 0
   where p is a little above 0.05.
-* **Other metrics** (F1, log-likelihood). Paired t interval and paired t test.
+* **Other metrics** (F1, log-likelihood). Paired t test, and the t interval with Hall's correction for skewness [6],
+  so that the interval can just contain 0 where p is a little below 0.05, and the other way round.
 * **Correction**, over all conditions of one (model, task, metric): ``p_adjusted`` is step-down maxT by sign flips of
   documents (`depthlens.analysis.max_t`). ``p_holm`` is Holm's [3] of the p-values above, as a cross-check: it knows
   nothing of the correlation of conditions, and trusts Student's t far into its tails.
 
-Assumption: documents are independent of one another. Limit: the t interval of a strongly skewed metric needs
-some 30 documents to reach its nominal coverage.
+Assumption: documents are independent of one another. Limit: where a few documents hold most of a loss, intervals of
+fewer than 300 documents cover less often than 95% (``benchmarks/coverage.py`` prints how often).
 
 References: [1] Tango 1998, Statistics in Medicine 17:891-908. [2] McNemar 1947, Psychometrika 12:153-157;
 Fagerland, Lydersen, Laake 2013, BMC Med Res Methodol 13:91. [3] Holm 1979, Scand J Stat 6:65-70.
 [4] Wilson 1927, JASA 22:209-212. [5] Hanley, Lippman-Hand 1983, JAMA 249:1743-1745 (rule of three).
+[6] Hall 1992, JRSS B 54:221-228.
 """
 
 from __future__ import annotations
@@ -59,12 +61,46 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float]:
-    """Student t interval of a mean; (NaN, NaN) for one value, which says nothing about spread."""
+    """Interval of a mean; see `mean_intervals`. (NaN, NaN) for one value, which says nothing about spread."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float("nan"), float("nan")
-    half = sps.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    low, high = mean_intervals(values[None])
+    return float(low[0]), float(high[0])
+
+
+def mean_intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Student's t interval of each row's mean, corrected for skewness by Hall's transformation [6].
+
+    With s the standard deviation, g the skewness and ``a = g / (3 sqrt(n))``, the statistic
+    ``T = sqrt(n) (mean - m) / s`` becomes ``((1 + a T)^3 - 1) / (3 a) + a / 2``, which is free of skewness to second
+    order and rises with T, and is read with Student's t. The interval is longer on the side where the long tail is;
+    without skewness it is Student's. Coverage in simulations of 30 documents: 0.94 to 0.95 for skewness 2 to 4, where
+    Student's has 0.92 to 0.93; 0.91 against 0.83 where a few documents hold most of the loss (skewness above 10), and
+    0.88 where nine tenths of the values are 0.
+
+    Args:
+        values: Shape [n_rows, n_values], at least two values.
+
+    Returns:
+        Lower and upper bounds. Shapes [n_rows].
+    """
+    n = values.shape[1]
+    mean = values.mean(axis=1)
+    deviations = values - mean[:, None]
+    spread = np.sqrt(np.square(deviations).mean(axis=1))
+    cubes = (deviations**3).mean(axis=1)
+    varies = spread > 1e-9 * np.abs(values).max(initial=0.0)
+    skewness = np.divide(cubes, spread**3, out=np.zeros_like(mean), where=varies)
+    a = skewness / (3 * math.sqrt(n))
+    quantile = float(sps.t.ppf((1 + LEVEL) / 2, n - 1))
+
+    def original(transformed: float) -> np.ndarray:
+        skewed = np.cbrt(1 + 3 * a * (transformed - a / 2)) - 1
+        return np.divide(skewed, a, out=np.full_like(a, transformed), where=np.abs(a) > 1e-6)
+
+    error = spread / math.sqrt(n - 1)
+    return mean - error * original(quantile), mean - error * original(-quantile)
 
 
 def above_chance(values: ArrayLike, chance: float) -> float:
@@ -125,7 +161,7 @@ def tango_interval(lost: Counts, gained: Counts, n: int) -> tuple[np.ndarray, np
 
 
 def paired_t(differences: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paired t interval and two-sided p-value for each row of differences [n_conditions, n_docs].
+    """Interval (`mean_intervals`) and two-sided paired t p-value for each row of differences [n_conditions, n_docs].
 
     Where all differences of a row are equal there is no variance to divide by. Then p is that of the exact
     sign-flip test, ``2**(1 - n)`` (1 if the differences are 0), and the interval is the rule of three [5]:
@@ -147,9 +183,8 @@ def paired_t(differences: np.ndarray, spread: float) -> tuple[np.ndarray, np.nda
     # Differences that should be equal differ by rounding; a variance made of rounding would give p = 0.
     varies = np.ptp(differences, axis=1) > 1e-9 * spread
     if varies.any():
-        test = sps.ttest_1samp(differences[varies], 0.0, axis=1)
-        interval = test.confidence_interval(LEVEL)
-        low[varies], high[varies], p[varies] = interval.low, interval.high, test.pvalue
+        low[varies], high[varies] = mean_intervals(differences[varies])
+        p[varies] = sps.ttest_1samp(differences[varies], 0.0, axis=1).pvalue
     return low, high, p
 
 

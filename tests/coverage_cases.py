@@ -1,0 +1,279 @@
+"""Samples like ours with known truth, and how often each interval of the package covers it.
+
+Used by tests/unit/analysis/test_coverage.py and, with more samples, by benchmarks/coverage.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from depthlens.analysis import depth, stats
+from depthlens.analysis.bootstrap import draws, interval, ratio, seed_interval
+from depthlens.analysis.layer_profiles import Profile, drawn
+from depthlens.analysis.model_comparison import whole_number_test
+from depthlens.analysis.recovery import recovered_shares
+from depthlens.analysis.solution_errors import share_interval
+
+N_LAYERS = 12
+DAMAGE = np.array([0.7, 0.5, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3])  # by layer: of the right answers
+DEEP = DAMAGE[::-1]
+N_BOOT = 400
+LARGE = 100_000  # documents that stand for infinitely many
+Sample = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]  # base [n], scores [n, layer]
+
+
+def right_and_wrong(base: float, damage: np.ndarray, chance: float) -> Sample:
+    """Answers to questions some of which are easy under every condition."""
+
+    def sample(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        right = (rng.random(n) < base).astype(float)
+        fragile = rng.beta(1, 2, n)[:, None] * 3  # mean 1
+        broken = rng.random((n, N_LAYERS)) < np.minimum(1, fragile * damage)
+        return right, np.where(broken, rng.random((n, N_LAYERS)) < chance, right[:, None])
+
+    return sample
+
+
+def nats(damage: np.ndarray, skew: float) -> Sample:
+    """Log-likelihoods: a few fragile documents lose most, and a third of them nothing at a layer."""
+
+    def sample(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        base = -rng.gamma(2, 1, n)
+        size = np.exp(skew * (0.6 * rng.standard_normal((n, 1)) + 0.8 * rng.standard_normal((n, N_LAYERS))))
+        loss = damage * size * (rng.random((n, N_LAYERS)) < 0.67) + 0.02 * rng.standard_normal((n, N_LAYERS))
+        return base, base[:, None] - loss
+
+    return sample
+
+
+def profile(base: np.ndarray, values: np.ndarray, floor: float | None) -> Profile:
+    binary = stats.is_binary(np.append(values, base))
+    names = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False, "binary": binary}
+    documents, layers = tuple(range(len(base))), np.arange(N_LAYERS)
+    sizes = {"layers": layers, "documents": documents, "n_layers": N_LAYERS}
+    return Profile(values=values, base=base, floor=floor, **sizes, **names)
+
+
+SWEEPS: dict[str, tuple[Sample, float | None]] = {
+    "0/1, base 0.9": (right_and_wrong(0.9, DAMAGE, 0.25), 0.25),
+    "0/1, base 0.3": (right_and_wrong(0.3, DAMAGE, 0.0), 0.0),
+    "nats": (nats(DAMAGE, 0.8), None),
+    "nats, heavy": (nats(DAMAGE, 1.2), None),
+}
+
+
+def statistic_of(name: str, p: Profile, loss: np.ndarray, base: np.ndarray) -> np.ndarray:
+    if name == "centre of mass":
+        return depth.centre(p, loss)
+    scale = {"third, importance": "importance", "third, above chance": "above_chance", "third, score": "score"}[name]
+    return depth.third_losses(p, loss, base, scale)[:, 0]
+
+
+@lru_cache
+def truth(name: str, sample: Sample, floor: float | None) -> float:
+    p = profile(*sample(np.random.default_rng(99), LARGE), floor)
+    return float(statistic_of(name, p, p.loss.mean(0)[None], np.array([p.base.mean()]))[0])
+
+
+def of_profile(name: str, sweep: str):
+    sample, floor = SWEEPS[sweep]
+    true = truth(name, sample, floor)
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        p = profile(*sample(rng, n), floor)
+        (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
+        low, high = interval(statistic_of(name, p, *means), n)
+        if name == "third, score" and not p.binary:
+            low, high = stats.mean_interval(depth.third_losses(p, p.loss, p.base, "score")[:, 0])
+        return bool(low <= true <= high)
+
+    return covers
+
+
+def of_two_tasks(sweep: str):
+    """A centre of mass minus that of a task of other documents whose losses are deep."""
+    sample, floor = SWEEPS[sweep]
+    other = nats(DEEP, 0.8) if "nats" in sweep else right_and_wrong(0.9, DEEP, 0.25)
+    true = truth("centre of mass", sample, floor) - truth("centre of mass", other, floor)
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        values = []
+        for draw in (sample, other):
+            p = profile(*draw(rng, n), floor)
+            (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
+            values.append(depth.centre(p, means[0]))
+        low, high = interval(values[0] - values[1], n)
+        return bool(low <= true <= high)
+
+    return covers
+
+
+def of_change(sweep: str, layer: int):
+    """`Result.summary`: Tango's interval, or the paired t interval."""
+    sample, _ = SWEEPS[sweep]
+    base, values = sample(np.random.default_rng(99), LARGE)
+    true = float((values[:, layer] - base).mean())
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        base, values = sample(rng, n)
+        _, low, high, _ = stats.change(base, values[:, layer])
+        return bool(low <= true <= high)
+
+    return covers
+
+
+def of_proportion(p: float):
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        low, high = stats.proportion_interval(int(rng.binomial(n, p)), n)
+        return bool(low <= p <= high)
+
+    return covers
+
+
+def of_difference_of_differences(sweep: str):
+    sample, _ = SWEEPS[sweep]
+    other = right_and_wrong(0.8, DEEP, 0.25)
+    first, second = (s(np.random.default_rng(99), LARGE) for s in (sample, other))
+    true = float(((first[0] - first[1][:, 2]) - (second[0] - second[1][:, 2])).mean())
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        tasks = [s(rng, n) for s in (sample, other)]
+        gap = (tasks[0][0] - tasks[0][1][:, 2]) - (tasks[1][0] - tasks[1][1][:, 2])
+        low, high, _ = whole_number_test(gap[:, None])
+        return bool(low[0] <= true <= high[0])
+
+    return covers
+
+
+def of_recovery(kind: str):
+    """The donor solves 0.8, the base 0.4, and the transplant recovers a half."""
+
+    def sample(rng: np.random.Generator, n: int):
+        if kind == "0/1":
+            hard = rng.random(n)
+            return ((0.5 * hard + 0.5 * rng.random(n) < level).astype(float) for level in (0.45, 0.65, 0.55))
+        base = -rng.gamma(2, 1, n)
+        gain = np.exp(0.8 * rng.standard_normal(n))
+        return base, base + gain, base + gain * rng.uniform(0, 1, n)
+
+    base, goal, moved = sample(np.random.default_rng(99), 2 * LARGE)
+    true = float((moved - base).mean() / (goal - base).mean())
+
+    def covers(rng: np.random.Generator, n: int) -> bool | None:
+        base, goal, moved = sample(rng, n)
+        shares, no_gap = recovered_shares(base, goal, moved[:, None], int(rng.integers(1 << 30)), N_BOOT)
+        return None if no_gap else bool(shares[0, 1] <= true <= shares[0, 2])
+
+    return covers
+
+
+def of_excess():
+    """`RemovalCurve.excess`: the mean over eight draws minus the list, in nats, by Student's t."""
+    mean = float(np.exp(0.5))
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        hard = np.exp(0.6 * rng.standard_normal(n) - 0.18)
+        own = hard * np.exp(0.8 * rng.standard_normal(n) + 0.5 - 0.32)
+        others = hard[:, None] * rng.exponential(0.3, (n, 8))
+        low, high = stats.mean_interval(own - others.mean(1))
+        return bool(low <= mean - 0.3 <= high)
+
+    return covers
+
+
+def of_head_score(kind: str):
+    """Scores of cases between 0 and 1; `sparse`: a tenth of the cases have any."""
+
+    def sample(rng: np.random.Generator, n: int) -> np.ndarray:
+        return rng.beta(0.6, 0.9, n) * (rng.random(n) < (0.1 if kind == "sparse" else 1.0))
+
+    true = float(sample(np.random.default_rng(99), 4 * LARGE).mean())
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        low, high, _ = stats.paired_t(sample(rng, n)[None], 1.0)
+        return bool(low[0] <= true <= high[0])
+
+    return covers
+
+
+def of_site_share():
+    """Attention's part of what single sublayers cost, right and wrong answers."""
+    attn, mlp = right_and_wrong(0.9, 0.4 * DAMAGE, 0.25), right_and_wrong(0.9, 0.6 * DAMAGE, 0.25)
+    large = [s(np.random.default_rng(99), LARGE) for s in (attn, mlp)]
+    losses = [base.mean() - values.mean(0) for base, values in large]
+    true = float(losses[0].sum() / (losses[0] + losses[1]).sum())
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        counts = draws(n, N_BOOT, int(rng.integers(1 << 30)))
+        sums = [(counts @ (base[:, None] - values)).sum(1) for base, values in (s(rng, n) for s in (attn, mlp))]
+        low, high = interval(ratio(sums[0], sums[0] + sums[1]), n)
+        return bool(low <= true <= high)
+
+    return covers
+
+
+def of_mistakes(share: float):
+    """Share of a kind of mistake, mean over documents of their own share under four removals."""
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        own = rng.binomial(4, rng.beta(4 * share, 4 * (1 - share), n)) / 4
+        low, high = share_interval(own[:, None], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
+        return bool(low[0] <= share <= high[0])
+
+    return covers
+
+
+def of_seeds(n_seeds: int, spread: float):
+    """An effect of 0.2 under few-shot seeds that move it by ``spread`` standard errors of the documents."""
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        hard = rng.standard_normal((1, n))
+        values = 0.2 + hard + 0.5 * rng.standard_normal((n_seeds, n))
+        values += spread / np.sqrt(n) * rng.standard_normal((n_seeds, 1))
+        counts = draws(n, N_BOOT, int(rng.integers(1 << 30)))
+        low, high = seed_interval(values @ counts.T / n, n)
+        return bool(low <= 0.2 <= high)
+
+    return covers
+
+
+def of_clusters(n_clusters: int):
+    """A mean over subjects whose documents are alike; n documents in all, of unequal subjects."""
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        names = np.sort(np.r_[np.arange(n_clusters), rng.integers(0, n_clusters, n - n_clusters)])
+        values = 0.5 * rng.standard_normal(n_clusters)[names] + rng.standard_normal(n)
+        counts = draws(n, N_BOOT, int(rng.integers(1 << 30)), clusters=names)
+        low, high = interval(counts @ values / counts.sum(1), n_clusters)
+        return bool(low <= 0 <= high)
+
+    return covers
+
+
+CASES = {
+    **{f"change of L{i} ({s})": (of_change, s, i) for s in SWEEPS for i in (0, 5)},
+    **{f"proportion of {p} (Wilson)": (of_proportion, p) for p in (0.3, 0.9)},
+    **{f"{name} ({s})": (of_profile, name, s) for name in ("third, importance", "centre of mass") for s in SWEEPS},
+    **{f"third, above chance ({s})": (of_profile, "third, above chance", s) for s in list(SWEEPS)[:2]},
+    **{f"third, score ({s})": (of_profile, "third, score", s) for s in SWEEPS},
+    **{f"centre difference ({s})": (of_two_tasks, s) for s in ("0/1, base 0.9", "nats")},
+    "difference of differences (0/1, base 0.9)": (of_difference_of_differences, "0/1, base 0.9"),
+    **{f"recovered share ({kind})": (of_recovery, kind) for kind in ("0/1", "nats")},
+    "excess of a list of heads (nats)": (of_excess,),
+    **{f"head score ({kind})": (of_head_score, kind) for kind in ("every case", "sparse")},
+    "attention's share (0/1)": (of_site_share,),
+    **{f"share of mistakes {p}": (of_mistakes, p) for p in (0.05, 0.4)},
+    **{f"{k} seeds, spread {s}": (of_seeds, k, s) for k in (3, 5) for s in (0.0, 0.5, 1.0)},
+    "clusters, 30": (of_clusters, 30),
+}
+
+
+def coverage(case: str, n: int, samples: int, seed: int = 0) -> float:
+    """Share of samples of n documents whose interval covers; samples without an interval are left out."""
+    make, *arguments = CASES[case]
+    covers, rng = make(*arguments), np.random.default_rng([seed, n])
+    found = [covered for covered in (covers(rng, n) for _ in range(samples)) if covered is not None]
+    return float(np.mean(found))
