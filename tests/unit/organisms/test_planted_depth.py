@@ -77,7 +77,7 @@ def broken(name: str, ability: str, written: bool) -> np.ndarray:
     losses = np.array(truth.layer_losses(ability, written=written))
     found = np.repeat((losses == 1)[:, None], N, axis=1)
     if ability in mlps.LAYERS_OF:
-        for layer in np.flatnonzero(losses):
+        for layer in map(int, np.flatnonzero(losses)):
             known = set(mlps.words_of(options, ability, layer))
             found[layer] |= np.array([word in known for *_, word in asked(ability)])
     return found
@@ -98,6 +98,12 @@ def check(name: str, abilities=tuple(ABILITIES)) -> None:
                 assert without[fails].mean() <= WRITTEN_BY_CHANCE, f"{what}, L{layer}"
             if not fails.all():
                 assert (without != whole)[~fails].mean() <= UNCHANGED, f"{what}, L{layer}"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_each_layer_costs_exactly_what_is_planted(configuration, seed):
+    check(planted_depth.organism_name(CONFIGURATIONS[configuration], seed))
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
