@@ -52,7 +52,7 @@ def evidence(*, seed, n=60, shape=(6, 8), likeness=1.0, effect=0.0, shared=False
 
             def cost(of, loss=loss, hard=hard, metric=metric):
                 lost = loss[:, [heads.index(h) for h in of]].sum(1)
-                return lost if metric == ANSWER_LOGPROB else (hard < 1).astype(float) - (hard + lost / 2 < 1)
+                return lost if metric == ANSWER_LOGPROB else (hard < 1).astype(float) - (hard + lost / 8 < 1)
 
             own = {name: cost(of) for name, of in lists.items()}
             rivals = {name: np.stack([cost(of) for of in orders]) for name, orders in draws.items()}
