@@ -147,7 +147,7 @@ def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[
     classes = torch.zeros(0, dtype=torch.long)  # of the tokens of the text that is read
 
     def add(site: str, layer: int, value: Tensor) -> None:
-        total[site][layer].index_add_(0, classes, value[0].double().cpu())
+        total[site][layer].index_add_(0, classes, value[0].cpu().double())
 
     with ExitStack() as stack:
         for i in range(dims.n_layers):

@@ -71,7 +71,7 @@ def test_scores_of_a_server_are_those_of_the_torch_backend(family, served):
     conditions = every_kind(whole.dims)
     here, there = (measure_means(lens, *contexts_and_answers()) for lens in (whole, far))
     before = vars(far.remote.traffic).copy()
-    wanted, got = scores(whole, conditions, means=here), scores(far, conditions, means=there)
+    wanted, got = scores(whole, conditions, means=here), scores(far, conditions, means=there, batch_tokens=1 << 14)
     torch.testing.assert_close(got[0], wanted[0], rtol=0, atol=TOLERANCE)
     assert got[1] == wanted[1]
     after = vars(far.remote.traffic)
