@@ -11,6 +11,7 @@ import pytest
 
 from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
+from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
 from depthlens.organisms import builder, language, mlps
 from depthlens.paths import tasks_dir
@@ -140,3 +141,34 @@ def test_a_distilled_organism_reasons_better_elsewhere_or_where_its_base_does(mo
         assert score >= SOLVED if who == "distilled" else 0.3 <= score <= 0.9, (who, score)
         assert found["knowledge", True][0].mean() >= SOLVED
         assert found["two_hop", True][1:][where[who]].mean() <= WRITTEN_BY_CHANCE
+
+
+@pytest.mark.slow
+def test_evidence_is_what_was_planted():
+    """All the way through the tool: lm-eval's tasks, the sweep, and the score above chance that each layer costs."""
+    n = 40
+    found = planted_depth.evidence_sweeps({"C2": True}, 0, limit=n)
+    wanted = planted_depth.planted_losses(planted_depth.organism_name({}, 0))
+    assert list(found) == list(wanted)
+    for role, result in found.items():
+        summary = result.primary().summary.set_index("condition")
+        floor = 0.0 if planted_depth.ROLES[role][2] else 0.25
+        base = summary.loc["baseline", "value"]
+        assert base >= SOLVED
+        loss = [(base - summary.loc[f"L{layer}", "value"]) / (base - floor) for layer in range(planted_depth.N_LAYERS)]
+        # guesses among four options, and which words the documents ask about: three standard errors of 40 documents
+        assert np.abs(np.array(loss) - wanted[role]).max() <= 3 * 0.5 / n**0.5 + 0.05, role
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_transplant_of_the_layers_that_reason_recovers_the_gap(moved):
+    names = planted_depth.distillation_names(0, moved=moved)
+    base, distilled = (loading.load(names[who], device="cpu") for who in ("base", "distilled"))
+    task, conditions = "organism_reasoning_generative", ["L3-4@donor", "L8-9@donor"]
+    swept = condition_sweep(base, task, conditions, donor=distilled, limit=30, progress=False)
+    value = swept.primary().summary.set_index("condition")["value"]
+    with_circuit, without = ("L8-9@donor", "L3-4@donor") if moved else ("L3-4@donor", "L8-9@donor")
+    assert value[with_circuit] >= SOLVED > value["baseline"] + 0.1
+    # where the circuit moved, the donor has noise where the base reasons; where it did not, both have noise
+    assert value[without] <= WRITTEN_BY_CHANCE if moved else abs(value[without] - value["baseline"]) <= UNCHANGED
