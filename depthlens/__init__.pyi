@@ -27,6 +27,7 @@ from .errors import UserError as UserError
 from .experiments.attention_patterns import attention_pattern as attention_pattern
 from .experiments.block_removal import block_sweep as block_sweep
 from .experiments.block_removal import greedy_removal as greedy_removal
+from .experiments.claim_sweeps import claim_sweeps as claim_sweeps
 from .experiments.distillation import activation_deltas as activation_deltas
 from .experiments.distillation import transplant as transplant
 from .experiments.distillation import weight_deltas as weight_deltas

@@ -100,17 +100,15 @@ def renamed(e):
 
 
 CLAIMS = [
-    (lambda e: Evidence(likelihood="x"), f"likelihood {KIND}"),
+    (lambda e: Evidence(letters="x"), f"letters {KIND}"),
+    (lambda e: Evidence(letters=[e.result, "x"]), f"letters {KIND}"),
     (lambda e: Evidence(transplants=3), "transplants is a int, not the result of a sweep; give"),
-    (lambda e: Evidence(pairs=e.result), "pairs is a Result; give two layer sweeps"),
-    (lambda e: Evidence(pairs=(e.result,)), "pairs is a tuple; give two layer sweeps"),
-    (lambda e: Evidence(pairs=(e.result, "x")), f"one of pairs {KIND}"),
     (lambda e: Evidence(heads=e.result), "heads is a Result; give what depthlens.removal_curve returned"),
-    (lambda e: Evidence(likelihood=e.result, generation=renamed(e)), "the sweeps are of models organism, other; judge"),
+    (lambda e: Evidence(letters=e.result, generation=renamed(e)), "the sweeps are of models organism, other; judge"),
     (lambda e: dl.claims.judge("x"), "evidence is a str; give depthlens.claims.Evidence(...)"),
     (lambda e: dl.claims.judge(Evidence(), n_boot=10), "n_boot 10: give a whole number, at least 200; the tails"),
     (lambda e: dl.claims.judge(Evidence(), n_boot="x"), "n_boot 'x': give a whole number"),
-    (lambda e: dl.claims.judge(Evidence(likelihood=e.result), seed=-1), "seed -1: give a whole number from 0"),
+    (lambda e: dl.claims.judge(Evidence(letters=e.result), seed=-1), "seed -1: give a whole number from 0"),
 ]
 
 
