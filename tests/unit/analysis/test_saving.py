@@ -89,7 +89,7 @@ MADE = {
     "geometry": geometry,
     "head scores": scores,
     "reasoning scores": reasoning,
-    "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(likelihood=sweep()), n_boot=200),
+    "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=sweep()), n_boot=200),
     "centres": lambda: dl.analysis.centre_of_mass(sweep(), n_boot=50),
     "stability": lambda: dl.critical_stability(sweep(), n_boot=50),
     "recovery": transplants,
