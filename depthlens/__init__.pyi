@@ -31,6 +31,7 @@ from .experiments.distillation import weight_deltas as weight_deltas
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_removal import removal_curve as removal_curve
+from .experiments.operand_scores import operand_swap_scores as operand_swap_scores
 from .experiments.options import EvalOptions as EvalOptions
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.result_attention import attention_at_results as attention_at_results

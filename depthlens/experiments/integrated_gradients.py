@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from scipy.special import roots_jacobi
 from torch import Tensor
@@ -38,8 +37,8 @@ from torch import Tensor
 from depthlens import arguments
 from depthlens.backends.protocol import Means
 from depthlens.engine import memory_budget
+from depthlens.engine.plain_rows import CausalRows, refuse_window
 from depthlens.engine.tree_attention import walking
-from depthlens.errors import UserError
 from depthlens.experiments import attribution
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
@@ -99,10 +98,7 @@ def integrate(
     dims = lens.dims
     if together is not None:
         arguments.whole("together", together, 1)
-    window = getattr(lens.model.config, "sliding_window", None)
-    if window is not None and requests and (longest := max(map(attribution.length, requests))) > window:
-        fault = f"integrated gradients walk {longest} tokens, and the attention window is {window}"
-        raise UserError(f"{fault}; use method='attribution' or 'exact'")
+    refuse_window(lens, max(map(attribution.length, requests), default=0), "integrated gradients")
     size = min(together or dims.n_heads, dims.n_heads)
     groups = [range(start, min(start + size, dims.n_heads)) for start in range(0, dims.n_heads, size)]
     tokens = batch_tokens or max(1, memory_budget.choose(lens).batch_tokens)
@@ -124,20 +120,6 @@ def integrate(
     )
     clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
-
-
-class _Rows:
-    """Rows that are padded on the right: every token sees those before it. Differentiable, unlike a tree.
-
-    See `depthlens.models.architectures.TokenLayout`.
-    """
-
-    def __init__(self, n_pos: int, device: torch.device) -> None:
-        self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
-
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        shared = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
 
 
 class _Path:
@@ -162,7 +144,7 @@ class _Path:
             tokens[row, : attribution.length(q)] = torch.tensor([*q.context, *q.continuation][:-1])
         spots = [(r, len(q.context) - 1 + i, t) for r, q in enumerate(requests) for i, t in enumerate(q.continuation)]
         self.row, self.pos, self.target = (torch.tensor(x, device=device) for x in zip(*spots, strict=True))
-        self.layout = _Rows(longest, device)
+        self.layout = CausalRows(longest, device)
         x = self.arch.embed(tokens.to(device))
         self.rotary = self.arch.rotary(x, position_ids=self.layout.position_ids)
         self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
