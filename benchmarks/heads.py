@@ -5,8 +5,8 @@ Usage::
     python benchmarks/heads.py [--repeats 3] [--documents 32] [--heads 5] [--attribution TASK]... [--backends]
 
 - An exact sweep of all heads against lm-eval's ``hf`` model with a hook per head, timed on a few heads and scaled.
-- ``--attribution``: attribution of all heads against the exact sweep, without examples, the computation alone (no
-  set-up of the task), and how well it ranks the heads.
+- ``--attribution``: attribution and integrated gradients of all heads against the exact sweep, without examples, the
+  computation alone (no set-up of the task), and how well they rank the heads.
 - ``--backends``: TransformerLens, nnsight and plain torch rows against the fast path.
 """
 
@@ -28,6 +28,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.padded_rows import PaddedRows
 from depthlens.experiments.attribution import attribute
+from depthlens.experiments.integrated_gradients import GROUPS, STEPS, integrate
 from depthlens.tasks import harness
 from depthlens.tasks.answer_logprob import Answers
 
@@ -79,20 +80,26 @@ def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
     prepared = harness.prepare(lens, harness.load_tasks([task], num_fewshot=0), limit=n_docs)[0]
     view, conditions = Answers(lens, prepared), expand("heads", lens.dims)
     engine = Engine(lens, progress=False)
-    exact, estimated = [], []
+    exact: list[float] = []
+    estimates = {"attribution": attribute, "integrated_gradients": integrate}
+    estimated: dict[str, list[float]] = {name: [] for name in estimates}
     for _ in range(repeats):
         exact.append(timed(lambda: view.run(engine, conditions))[0])
-        estimated.append(timed(lambda: attribute(lens, view.requests))[0])
-    ratio = statistics.median(e / a for e, a in zip(exact, estimated, strict=True))
-    print(
-        f"{task}, {len(view.requests)} documents: attribution {statistics.median(estimated):.2f} s "
-        f"{spread(estimated)}, exact {statistics.median(exact):.1f} s {spread(exact)}: {ratio:.0f}x",
-        flush=True,
-    )
+        for name, estimate in estimates.items():
+            estimated[name].append(timed(lambda estimate=estimate: estimate(lens, view.requests))[0])
+    print(f"{task}, {len(view.requests)} documents: exact {statistics.median(exact):.1f} s {spread(exact)}", flush=True)
     options = {"limit": n_docs, "num_fewshot": 0, "measure": "answer_logprob", "store": None, "progress": False}
-    sweeps = [dl.head_sweep(lens, task, method=method, **options) for method in ("exact", "attribution")]
-    row = head_effects.head_agreement(*sweeps).table.iloc[0]
-    print(f"  {row.n_parts} heads: {in_words(row)}", flush=True)
+    removed = dl.head_sweep(lens, task, method="exact", **options)
+    for name, seconds in estimated.items():
+        ratio = statistics.median(e / a for e, a in zip(exact, seconds, strict=True))
+        row = head_effects.head_agreement(removed, dl.head_sweep(lens, task, method=name, **options)).table.iloc[0]
+        print(
+            f"  {name} {statistics.median(seconds):.2f} s {spread(seconds)}: {ratio:.1f}x; "
+            f"{row.n_parts} heads: {in_words(row)}",
+            flush=True,
+        )
+    by_heads = ", ".join(f"{n}: {n / (2 * GROUPS * STEPS):.1f}x" for n in (lens.dims.n_heads, 16, 32, 64))
+    print(f"  integrated gradients by heads in a layer, counting forward passes: {by_heads}", flush=True)
 
 
 def backends(lens: Any, n_docs: int, repeats: int) -> None:

@@ -201,7 +201,7 @@ class HeadScores(Saveable):
         return f"HeadScores({self.name}{', ' + self.unit if self.unit else ''}, n = {self.n}: {first}, ...)"
 
 
-KINDS = ("computed", "copied", "text", "contrast")
+KINDS = ("computed", "copied", "text", "contrast", "normalised")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -213,7 +213,8 @@ class ReasoningScores(Saveable):
         copied: On numbers that occur in the question or earlier in the solution.
         text: On everything else.
         contrast: Computed minus copied, over the solutions that have both.
-        record: What all four share.
+        normalised: The same with each loss in units of the whole model's surprisal on tokens of that kind.
+        record: What all five share.
     """
 
     TABLES: ClassVar[tuple[str, ...]] = tuple(f"{kind}.parquet" for kind in KINDS)
@@ -222,11 +223,12 @@ class ReasoningScores(Saveable):
     copied: HeadScores
     text: HeadScores
     contrast: HeadScores
+    normalised: HeadScores
     record: dict[str, Any]
 
     @property
     def kinds(self) -> dict[str, HeadScores]:
-        """The four scores by name."""
+        """The five scores by name."""
         return {kind: getattr(self, kind) for kind in KINDS}
 
     def __repr__(self) -> str:

@@ -93,6 +93,17 @@ def equations(written: str) -> Iterator[tuple[set[Decimal], Decimal | None, Deci
                 equated, left = None, []
 
 
+def calculate(expression: str) -> Decimal | None:
+    """The value of a calculation in digits and signs, such as ``3 x (4 + 5)``; None where it cannot be calculated.
+
+    Args:
+        expression: Its text; other characters than digits, signs, spaces, ``$`` and ``%`` make it none.
+    """
+    tokens = [t.replace(",", "") if t[0].isdigit() else _SIGNS.get(t) for t in _TOKEN.findall(expression)]
+    known = [token for token in tokens if token is not None]
+    return _value(known) if known and len(known) == len(tokens) else None
+
+
 def _value(tokens: list[str]) -> Decimal | None:
     if len(tokens) > _LONGEST:
         return None

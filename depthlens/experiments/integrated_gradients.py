@@ -1,51 +1,55 @@
 r"""Integrated gradients: the effect of removing every head, from gradients along the way to its removal.
 
 Attribution (`depthlens.experiments.attribution`) reads the slope of L = log p(answer) in the whole model only. Behind a
-saturated softmax this slope is near 0 although removal costs much. Here z of the heads of one layer is moved to its
-replacement r in a straight line, ``z(a) = z + a (r - z)``, and the slope is averaged along the way::
+saturated softmax this slope is near 0 although removal costs much. Here z is moved to its replacement r in a straight
+line, ``z(a) = z + a (r - z)``, and the slope is averaged along the way::
 
     L(z -> r) - L  ~  sum over p of (r_p - z_p) . integral from 0 to 1 of dL/dz_p at z(a) da
 
 The integral is a Gauss-Radau sum: its first point is the whole model (one backward pass for all heads of all layers),
-and ``steps`` further points are measured for each layer. All heads of a layer are moved together, so that the estimates
-of a layer add up to the effect of removing all of its heads (completeness), up to the error of the sum. With
-``together=1`` each head is moved alone and its estimate itself is exact up to that error.
+and ``steps`` further points are measured. A head that is moved alone is estimated exactly, up to the error of the sum,
+but this costs more than removing it. So the heads of each layer are drawn into a few groups, anew for every layer and
+request, and the heads of a group are moved together. The estimates of a group add up to the effect of removing it
+(completeness). What a head does to others of its group falsifies both; over requests the groups differ, so that this
+averages out in part.
 
 Source: Sundararajan, Taly, Yan 2017, Axiomatic Attribution for Deep Networks, arXiv 1703.01365; for circuits Hanna,
 Pezzelle, Belinkov 2024, EAP-IG, arXiv 2403.17806. Theirs moves the input of the whole model, which takes fewer passes;
-here one layer is moved, because only this path ends at the removal that the exact sweep makes.
+here few heads are moved, because the way of many does not end near the removal of one.
 
-Cost: the layers below the one that is moved are not run again. With n_layers layers and n_heads heads in each, a point
-of every layer costs n_layers / 2 forward and as many backward passes, the exact sweep n_layers * n_heads / 2 forward
-passes: the ratio is about n_heads / (2 * steps).
+Cost: the layers below the one that is moved are not run again. With n_layers layers, n_heads heads in each and g
+groups, a step costs g * n_layers / 2 forward and as many backward passes, and the exact sweep
+n_layers * n_heads / 2 forward passes: the ratio is about n_heads / (2 * g * steps).
 
-It misleads where heads of one layer replace each other, since none of them is moved alone, and where removal switches
-experts of a mixture, since slopes do not see a jump.
+It misleads where heads of one layer replace each other, where few requests are asked, so that a head meets few groups,
+and where removal switches experts of a mixture, since slopes do not see a jump.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import roots_jacobi
 from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.protocol import Means, Places
 from depthlens.engine import memory_budget
+from depthlens.engine.plain_rows import CausalRows, refuse_window
 from depthlens.engine.tree_attention import walking
-from depthlens.errors import UserError
 from depthlens.experiments import attribution
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
 
-STEPS = 2
+STEPS = 1
+GROUPS = 3
 
 
 def nodes(steps: int) -> list[tuple[float, float]]:
@@ -66,7 +70,7 @@ def integrate(
     requests: Sequence[LoglikelihoodRequest],
     *,
     steps: int = STEPS,
-    together: int | None = None,
+    groups: int = GROUPS,
     mode: str = "zero",
     means: Callable[[], Means] | None = None,
     batch_tokens: int | None = None,
@@ -79,33 +83,29 @@ def integrate(
         lens: A loaded model.
         requests: Contexts and continuations.
         steps: Points along the way besides the whole model; at least 1.
-        together: Heads of a layer that are moved together, neighbours first; None: all of them.
+        groups: Into how many groups the heads of each layer are drawn; as many as heads, or more: each is moved alone.
         mode: ``zero`` or ``mean``, what takes the place of the head's z at every position.
         means: Gives the reference means for ``mean``; called where an estimate is not known yet.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
         progress: Show a bar.
-        cache: Where estimates are read and stored; its entry must be of this mode, means, steps and together.
+        cache: Where estimates are read and stored; its entry must be of this mode, means, steps and groups.
 
     Returns:
         Estimated changes in nats, and the clean log-probabilities.
 
     Raises:
-        UserError: what `depthlens.experiments.attribution.attribute` refuses, steps or heads below 1, or requests that
+        UserError: what `depthlens.experiments.attribution.attribute` refuses, steps or groups below 1, or requests that
             are longer than the model's attention window.
     """
     arguments.loaded(lens)
     attribution.refuse(lens, mode, means, "integrated gradients")
     arguments.whole("steps", steps, 1)
     dims = lens.dims
-    if together is not None:
-        arguments.whole("together", together, 1)
-    window = getattr(lens.model.config, "sliding_window", None)
-    if window is not None and requests and (longest := max(map(attribution.length, requests))) > window:
-        fault = f"integrated gradients walk {longest} tokens, and the attention window is {window}"
-        raise UserError(f"{fault}; use method='attribution' or 'exact'")
-    size = min(together or dims.n_heads, dims.n_heads)
-    groups = [range(start, min(start + size, dims.n_heads)) for start in range(0, dims.n_heads, size)]
-    tokens = batch_tokens or max(1, memory_budget.choose(lens).batch_tokens)
+    arguments.whole("groups", groups, 1)
+    refuse_window(lens, max(map(attribution.length, requests), default=0), "integrated gradients")
+    n_groups = min(groups, dims.n_heads)
+    # every request passes a layer once for each group and step, all at once
+    tokens = max(1, (batch_tokens or memory_budget.choose(lens).batch_tokens) // (n_groups * steps))
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         reference = means() if means is not None and mode == "mean" else None
@@ -114,7 +114,8 @@ def integrate(
 
         def run(batch: Sequence[int]) -> np.ndarray:
             path = _Path(lens, [requests[i] for i in batch], reference)
-            return torch.cat([path.clean[:, None], path.integral(nodes(steps), groups).flatten(1)], 1).cpu().numpy()
+            change = path.integral(nodes(steps), n_groups)
+            return torch.cat([path.clean[:, None], change.flatten(1)], 1).cpu().numpy()
 
         return attribution.in_batches(members, lengths, tokens, run)
 
@@ -124,20 +125,6 @@ def integrate(
     )
     clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
-
-
-class _Rows:
-    """Rows that are padded on the right: every token sees those before it. Differentiable, unlike a tree.
-
-    See `depthlens.models.architectures.TokenLayout`.
-    """
-
-    def __init__(self, n_pos: int, device: torch.device) -> None:
-        self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
-
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        shared = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
 
 
 class _Path:
@@ -153,63 +140,71 @@ class _Path:
     """
 
     def __init__(self, lens: Lens, requests: Sequence[LoglikelihoodRequest], means: Means | None) -> None:
-        self.lens, self.arch, self.means = lens, lens.arch, means
+        self.lens, self.arch, self.means, self.requests = lens, lens.arch, means, requests
         device, dims = lens.device, lens.dims
-        self.shape = len(requests), dims.n_layers, dims.n_heads
         longest = max(map(attribution.length, requests))
         tokens = torch.zeros(len(requests), longest, dtype=torch.long)
         for row, q in enumerate(requests):
             tokens[row, : attribution.length(q)] = torch.tensor([*q.context, *q.continuation][:-1])
         spots = [(r, len(q.context) - 1 + i, t) for r, q in enumerate(requests) for i, t in enumerate(q.continuation)]
         self.row, self.pos, self.target = (torch.tensor(x, device=device) for x in zip(*spots, strict=True))
-        self.layout = _Rows(longest, device)
+        self.layout = CausalRows(longest, device)
         self.classes = Places.of_rows(self.layout.position_ids, [len(q.context) for q in requests]).classes
         x = self.arch.embed(tokens.to(device))
         self.rotary = self.arch.rotary(x, position_ids=self.layout.position_ids)
         self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
-        everything = torch.ones(dims.n_layers, dims.n_heads, dtype=torch.bool, device=device)
-        self.clean, self.slopes = self._slopes(x, 0, everything, 0.0)
+        still = torch.zeros(len(requests), dims.n_heads, device=device)
+        self.clean, slopes = self._slopes(x, range(dims.n_layers), still)
+        self.slopes = torch.stack(slopes, 1)  # [request, n_layers, n_heads]
 
     def integral(
-        self, points: Sequence[tuple[float, float]], groups: Sequence[range]
+        self, points: Sequence[tuple[float, float]], n_groups: int
     ) -> Float[Tensor, "request n_layers n_heads"]:
         """Slopes along the way, averaged: the estimated changes in nats.
 
         Args:
             points: How far on the way, and with which weight; the first is the whole model.
-            groups: Heads that are moved together.
+            n_groups: Of the heads of each layer.
         """
         (_, weight), *further = points
         total = weight * self.slopes
-        for layer in range(self.shape[1]):
-            for heads in groups:
-                moved = torch.zeros(self.shape[1:], dtype=torch.bool, device=self.lens.device)
-                moved[layer, heads.start : heads.stop] = True
-                for fraction, weight in further:
-                    total += weight * self._slopes(self.inputs[layer], layer, moved, fraction)[1]
+        group = torch.stack(
+            [_groups(q, self.lens.dims.n_layers, self.lens.dims.n_heads, n_groups) for q in self.requests]
+        )
+        members = torch.stack([group == g for g in range(n_groups)]).float()  # [group, request, n_layers, n_heads]
+        fractions, weights = (torch.tensor(x, dtype=torch.float32) for x in zip(*further, strict=True))
+        for layer, x in enumerate(self.inputs):
+            own = members[None, :, :, layer]  # [step, group, request, n_heads]
+            shift = (fractions[:, None, None, None] * own).flatten(0, 2)
+            rows = x.repeat(len(further) * n_groups, 1, 1)
+            _, (slopes,) = self._slopes(rows, [layer], shift.to(x.device))
+            by_step = slopes.unflatten(0, (len(further), n_groups, -1)) * own
+            total[:, layer] += (weights[:, None, None] * by_step.sum(1)).sum(0)
         return total
 
     def _slopes(
-        self, x: Float[Tensor, "request pos d_model"], first: int, moved: Tensor, fraction: float
-    ) -> tuple[Float[Tensor, " request"], Float[Tensor, "request n_layers n_heads"]]:
-        """Log-probabilities with heads moved a fraction of their way, and their slopes along it; 0 for other heads.
+        self, x: Float[Tensor, "row pos d_model"], moved: Sequence[int], shift: Float[Tensor, "row n_heads"]
+    ) -> tuple[Float[Tensor, " row"], list[Float[Tensor, "row n_heads"]]]:
+        """Log-probabilities with heads moved, and the slope of each head along its way in each layer that is moved.
 
         Args:
-            x: Residual streams before the layer ``first``.
-            first: The layers from here on are run.
-            moved: Which heads. Shape [n_layers, n_heads].
-            fraction: How far, from 0 to 1.
+            x: Residual streams of the whole model before the first of these layers, of the requests once or several
+                times.
+            moved: The layers; with all of them, the residual streams before each are kept.
+            shift: How far each head of theirs goes, from 0 to 1.
         """
         dims = self.lens.dims
-        layers = [layer for layer in range(first, dims.n_layers) if moved[layer].any()]
-        ends: dict[int, tuple[Tensor, Tensor]] = {}  # z where it was moved to, and all that it moves by
+        ends: dict[int, tuple[Tensor, Tensor]] = {}  # z where it was moved to, and the whole way
+        copies = len(x) // len(self.requests)
 
         def move(layer: int) -> Callable[[Any, tuple], tuple]:
             def hook(module: Any, args: tuple) -> tuple:
-                z = args[0].unflatten(-1, (dims.n_heads, dims.d_head))  # [request, pos, n_heads, d_head]
-                goal = torch.zeros_like(z) if self.means is None else self.means.z[layer][self.classes].to(z)
-                way = torch.where(moved[layer][:, None], goal - z.detach(), 0.0)
-                z = z + fraction * way
+                z = args[0].unflatten(-1, (dims.n_heads, dims.d_head))  # [row, pos, n_heads, d_head]
+                goal = torch.zeros_like(z)
+                if self.means is not None:
+                    goal = self.means.z[layer][self.classes.repeat(copies, 1)].to(z)
+                way = (goal - z).detach()
+                z = z + shift[:, None, :, None].to(z) * way
                 z = z if z.requires_grad else z.requires_grad_()  # the first has no graph to start from, others do
                 z.retain_grad()
                 ends[layer] = z, way
@@ -217,23 +212,30 @@ class _Path:
 
             return hook
 
-        handles = [self.arch.o_proj[layer].register_forward_pre_hook(move(layer)) for layer in layers]
-        whole = not fraction
-        try:
-            with torch.enable_grad(), walking(self.lens.model):
-                for layer in range(first, dims.n_layers):
-                    if whole:
-                        self.inputs.append(x.detach())
-                    x = self.arch.step(layer, x, self.layout, self.rotary)[2]
-                logits = self.arch.unembed(self.arch.final_norm(x[self.row, self.pos])).float()
-                logprobs = logits.gather(-1, self.target[:, None])[:, 0] - logits.logsumexp(-1)
-                logprobs.sum().backward()  # rows do not see each other: the gradient of the sum holds each one's own
-        finally:
-            for handle in handles:
-                handle.remove()
-        slopes = torch.zeros(self.shape)
-        for layer, (z, way) in ends.items():
+        row = (torch.arange(copies, device=x.device)[:, None] * len(self.requests) + self.row).flatten()
+        pos, target = self.pos.repeat(copies), self.target.repeat(copies)
+        with ExitStack() as stack, torch.enable_grad(), walking(self.lens.model):
+            for layer in moved:
+                stack.enter_context(self.arch.o_proj[layer].register_forward_pre_hook(move(layer)))
+            for layer in range(moved[0], dims.n_layers):
+                if len(moved) == dims.n_layers:
+                    self.inputs.append(x.detach())
+                x = self.arch.step(layer, x, self.layout, self.rotary)[2]
+            logits = self.arch.unembed(self.arch.final_norm(x[row, pos])).float()
+            logprobs = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
+            logprobs.sum().backward()  # rows do not see each other: the gradient of the sum holds each one's own
+        slopes = []
+        for layer in moved:
+            z, way = ends[layer]
             assert z.grad is not None  # the backward pass above
-            slopes[:, layer] = (way.float() * z.grad.float()).sum((1, 3)).cpu()
-        sums = torch.zeros(self.shape[0]).index_add(0, self.row.cpu(), logprobs.detach().cpu())
-        return sums, slopes
+            slopes.append((way.float() * z.grad.float()).sum((1, 3)).cpu())
+        return torch.zeros(len(x)).index_add(0, row.cpu(), logprobs.detach().cpu()), slopes
+
+
+def _groups(
+    request: LoglikelihoodRequest, n_layers: int, n_heads: int, n_groups: int
+) -> Int[Tensor, "n_layers n_heads"]:
+    """The group of each head, drawn from the tokens of the request, so that an estimate is the same in any batch."""
+    digest = hashlib.sha256(repr((request.context, request.continuation)).encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8]))
+    return torch.tensor(rng.permuted(np.tile(np.arange(n_heads) % n_groups, (n_layers, 1)), axis=1))

@@ -4,7 +4,17 @@ The loss on the tokens of worked solutions, teacher-forced, is measured separate
 numbers and plain *text* (`depthlens.experiments.worked_solutions`). Removing a head that helps to write any number
 raises the loss on both kinds of numbers. Removing a head that computes raises the contrast, computed minus copied.
 
-Limit: teacher forcing measures the given solution, which need not be how the model would solve the problem.
+The whole model is less sure of computed numbers than of copied ones, and where it is less sure, any damage costs more.
+So the *normalised* contrast measures each loss in units of the whole model's own surprisal on tokens of that kind,
+
+    mean loss on computed / mean -log p of computed  -  mean loss on copied / mean -log p of copied.
+
+It is a difference of ratios of means over solutions. Its interval is that of the linearised ratio (the delta method;
+Cochran 1977, Sampling Techniques, section 6.4), so that the noise of the surprisal is in it.
+
+Limits: teacher forcing measures the given solution; a reference need not be how the model would solve the problem, and
+its own solution (``solutions="own"``) is measured on the problems that it solves. A kind that the model writes almost
+surely has a surprisal near 0, and a ratio to it is large for the smallest loss: read ``record["baseline"]``.
 """
 
 from __future__ import annotations
@@ -13,16 +23,17 @@ from collections.abc import Sequence
 from typing import Unpack
 
 import numpy as np
+from jaxtyping import Float
 
 from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis.head_scores import HeadScores, ReasoningScores
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
-from depthlens.experiments import worked_solutions
+from depthlens.experiments import own_solutions
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, removed_alone, scores_record, single
-from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
+from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, tasks_record
 from depthlens.experiments.worked_solutions import KINDS, Solution
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
@@ -37,6 +48,7 @@ def reasoning_scores(
     *,
     method: str = EXACT,
     heads: Sequence[Head] | None = None,
+    solutions: str = own_solutions.REFERENCE,
     **options: Unpack[EvalOptions],
 ) -> ReasoningScores:
     """Score every head by what its removal costs on computed, copied and plain tokens of worked solutions.
@@ -47,6 +59,8 @@ def reasoning_scores(
         method: ``exact`` removes every head in turn; ``attribution`` estimates all of them
             (`depthlens.experiments.attribution`).
         heads: Heads to remove, with ``exact``; None for all.
+        solutions: ``reference``: the task's own; ``own``: those that the model writes greedily and whose final answer
+            is right (`depthlens.experiments.own_solutions`).
         options: `EvalOptions`: limit, num_fewshot, include_path, seed, batch_tokens, store, progress.
 
     Returns:
@@ -54,7 +68,8 @@ def reasoning_scores(
         well the whole model writes each kind: a loss on tokens that it cannot write means little.
 
     Raises:
-        UserError: anything asked for that does not exist, or tasks without worked solutions.
+        UserError: anything asked for that does not exist, tasks without worked solutions, or fewer than 8 right ones of
+            the model's own.
     """
     arguments.loaded(lens)
     chosen = settled(options, without=WITHOUT_CONDITIONS)
@@ -63,7 +78,7 @@ def reasoning_scores(
     removed = removed_alone(lens, heads, method)
     answers = AnswerStore(chosen["store"], lens)
     names = arguments.names("tasks", tasks, "arithmetic_cot")
-    solved = worked_solutions.worked_solutions(lens, names, **task_options(chosen))
+    solved, about = own_solutions.chosen(lens, names, solutions, chosen, answers)
     cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]
     with_both = _with_both_kinds(names, solved, cells)
     cache = answers.entry(f"solutions {' '.join(names)}", method="exact" if method == EXACT else "attribution zero")
@@ -72,7 +87,7 @@ def reasoning_scores(
     losses, clean = losses / n_tokens[:, None, None], clean / n_tokens
     source = tasks_record(names, chosen)
     of = {kind: [i for i, cell in enumerate(cells) if cell[1] == kind] for kind in KINDS}
-    record = scores_record(lens, answers, method, source)
+    record = scores_record(lens, answers, method, source) | about
     record["store"] = cache_usage([cache])
     record["n_unclear"] = sum(s.n_unclear for s in solved)
     record["baseline"] = {
@@ -81,14 +96,28 @@ def reasoning_scores(
     }
     suffix = ", by attribution" if method == ATTRIBUTION else ""
 
-    def scores(name: str, values: np.ndarray) -> HeadScores:
-        return HeadScores.of_cases(f"loss on {name}{suffix}", "nats", values, record, tested=True, heads=removed)
+    def scores(name: str, values: np.ndarray, unit: str = "nats") -> HeadScores:
+        return HeadScores.of_cases(f"loss on {name}{suffix}", unit, values, record, tested=True, heads=removed)
 
     index = {cell: i for i, cell in enumerate(cells)}
-    gap = losses[[index[s, "computed"] for s in with_both]] - losses[[index[s, "copied"] for s in with_both]]
+    both = {kind: [index[s, kind] for s in with_both] for kind in ("computed", "copied")}
     computed, copied, text = (scores(f"{kind} tokens", losses[of[kind]]) for kind in KINDS)
-    contrast = scores("computed minus copied tokens", gap)
-    return ReasoningScores(computed, copied, text, contrast, record)
+    contrast = scores("computed minus copied tokens", losses[both["computed"]] - losses[both["copied"]])
+    relative = [ratio_cases(losses[rows], -clean[rows]) for rows in both.values()]
+    normalised = scores("computed minus copied tokens, in units of surprisal", relative[0] - relative[1], "")
+    return ReasoningScores(computed, copied, text, contrast, normalised, record)
+
+
+def ratio_cases(
+    losses: Float[np.ndarray, "case n_layers n_heads"], surprisal: Float[np.ndarray, " case"]
+) -> Float[np.ndarray, "case n_layers n_heads"]:
+    """Values whose mean is mean(losses) / mean(surprisal), and whose spread is that of this ratio to first order.
+
+    Each is ``R + (loss - R * surprisal) / mean(surprisal)`` with R the ratio.
+    """
+    mean = surprisal.mean()
+    ratio = losses.mean(0) / mean
+    return ratio + (losses - ratio * surprisal[:, None, None]) / mean
 
 
 def _with_both_kinds(tasks: Sequence[str], solved: Sequence[Solution], cells: Sequence[Cell]) -> list[int]:

@@ -79,11 +79,11 @@ def head_sweep(
         site: ``head`` or ``kv``.
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`);
-            ``integrated_gradients`` from slopes along the way to the removal of each layer's heads, which costs more
-            and holds behind a saturated softmax (`depthlens.experiments.integrated_gradients`).
+            ``integrated_gradients`` from slopes along the way to the removal of some heads of a layer at a time, which
+            costs more and holds behind a saturated softmax (`depthlens.experiments.integrated_gradients`).
         mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
             of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
-        steps: Points along the way of ``integrated_gradients`` besides the whole model; None: 2.
+        steps: Points along the way of ``integrated_gradients`` besides the whole model; None: 1.
         resample_prompts: Reference prompts for ``resample``; scores are means over them.
         options: `EvalOptions`; ``measure`` is ``both`` by default, and ``answer_logprob`` is all that estimates have.
 
@@ -141,7 +141,8 @@ class _Estimate:
     @property
     def address(self) -> str:
         """What the store calls the estimates."""
-        return f"{self.method} {self.mode}" + (f" {self.steps} steps" if self.steps else "")
+        points = f" {self.steps} steps {integrated_gradients.GROUPS} groups" if self.steps else ""
+        return f"{self.method} {self.mode}{points}"
 
     def run(self, lens: Lens, requests: Sequence[LoglikelihoodRequest], **settings: Any) -> tuple[Tensor, Tensor]:
         """See `depthlens.experiments.attribution.attribute`."""

@@ -32,6 +32,7 @@ from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import Encoder
+from depthlens.tasks.prepared_task import Prepared
 
 KINDS = ("computed", "copied", "text")
 
@@ -197,6 +198,12 @@ def _results(solution: str, places: list[tuple[int, int, str | None, tuple[int, 
             operands += tokens
 
 
+def generative(prepared: Prepared) -> None:
+    """Raise a `UserError` where a task's answers are not written."""
+    if prepared.output_type != "generate_until":
+        raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
+
+
 def worked_solutions(
     lens: Lens,
     tasks: str | Sequence[str],
@@ -228,8 +235,7 @@ def worked_solutions(
     found = []
     encoder = Encoder(lens)
     for prepared in harness.prepare(lens, loaded, **which):
-        if prepared.output_type != "generate_until":
-            raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
+        generative(prepared)
         for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():
             text = token_spans.align(lens, f"task {prepared.name}", context, solution, encoder)
             found.append(take_apart(doc_id, text, prepared.task.doc_to_text(prepared.docs[doc_id])))

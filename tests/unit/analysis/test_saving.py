@@ -60,7 +60,7 @@ def scores(seed: int = 0, **record) -> dl.HeadScores:
 
 
 def reasoning() -> dl.ReasoningScores:
-    return dl.ReasoningScores(*(scores(i) for i in range(4)), {"model": {"name": "m"}})
+    return dl.ReasoningScores(*(scores(i) for i in range(5)), {"model": {"name": "m"}})
 
 
 def transplants() -> dl.analysis.DescribedTable:

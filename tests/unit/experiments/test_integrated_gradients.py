@@ -53,7 +53,7 @@ def test_the_rule_is_exact_to_its_degree(steps):
 def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
     lens = tiny.lens(family, num_hidden_layers=3)
     means = measure_means(lens, [q.context for q in requests], "contexts") if mode == "mean" else None
-    found, clean = integrate(lens, requests, steps=MANY_STEPS, together=1, mode=mode, means=lambda: means)
+    found, clean = integrate(lens, requests, steps=MANY_STEPS, groups=4, mode=mode, means=lambda: means)
     heads = list(np.ndindex(3, lens.dims.n_heads))
     exact = changes(lens, requests, [[head] for head in heads], means).reshape(found.shape)
     assert np.abs(found.numpy() - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
@@ -62,23 +62,44 @@ def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
     assert np.abs(slopes.numpy() - exact).max() > 10 * COMPLETE_TOLERANCE
 
 
-@pytest.mark.parametrize("together", [None, 2, 3])
-def test_heads_that_move_together_add_up_to_their_removal(together, requests):
+def test_all_heads_of_a_layer_together_add_up_to_its_removal(requests):
     # smaller weights: without any attention in the first layer the norms of large ones bend the way too sharply
     lens = tiny.lens("llama-gqa", num_hidden_layers=3, initializer_range=0.1)
-    found, _ = integrate(lens, requests, steps=MANY_STEPS, together=together)
-    size = together or 4
-    groups = [range(start, min(start + size, 4)) for start in range(0, 4, size)]
-    exact = changes(lens, requests, [[(la, h) for h in heads] for la in range(3) for heads in groups])
-    sums = np.stack([found[:, la, list(heads)].sum(-1).numpy() for la in range(3) for heads in groups], axis=1)
-    assert np.abs(sums - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
+    found, _ = integrate(lens, requests, steps=MANY_STEPS, groups=1)
+    exact = changes(lens, requests, [[(layer, head) for head in range(4)] for layer in range(3)])
+    assert np.abs(found.sum(-1).numpy() - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
+
+
+def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
+    lens = tiny.lens("llama-gqa", num_hidden_layers=2, initializer_range=0.1)
+    g = torch.Generator().manual_seed(6)
+    requests = [LoglikelihoodRequest(tuple(torch.randint(0, 256, (6,), generator=g).tolist()), (n,)) for n in range(12)]
+    found, _ = integrate(lens, requests, steps=MANY_STEPS, groups=2)
+    pairs = [[(la, 0), (la, h)] for la in range(2) for h in (1, 2, 3)]
+    rest = [
+        [(la, h) for h in range(1, 4) if h != other[0][1]]
+        for la in range(2)
+        for other in ([(la, 1)], [(la, 2)], [(la, 3)])
+    ]
+    exact = changes(lens, requests, pairs), changes(lens, requests, rest)
+    partners = set()
+    for r, estimate in enumerate(found.numpy()):
+        for layer in range(2):
+            fits = []
+            for h in (1, 2, 3):
+                sums = estimate[layer, [0, h]].sum(), estimate[layer].sum() - estimate[layer, [0, h]].sum()
+                wanted = [e[r, 3 * layer + h - 1] for e in exact]
+                fits += [h] if np.abs(np.subtract(sums, wanted)).max() < COMPLETE_TOLERANCE else []
+            assert fits  # heads of one of the three divisions into pairs
+            partners |= set(fits[:1])
+    assert partners == {1, 2, 3}
 
 
 @pytest.mark.parametrize("family", ["qwen3-moe", "deepseek-v3"])
 def test_families_with_jumps_come_closer_than_the_slope(family, requests):
     lens = tiny.lens(family, num_hidden_layers=3)
     exact = changes(lens, requests, [[head] for head in np.ndindex(3, lens.dims.n_heads)])
-    found, clean = integrate(lens, requests, steps=MANY_STEPS, together=1)
+    found, clean = integrate(lens, requests, steps=MANY_STEPS, groups=4)
     slopes, same = attribute(lens, requests)
     assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
     errors = [np.abs(e.flatten(1).numpy() - exact).mean() for e in (found, slopes)]
@@ -100,7 +121,7 @@ def test_out_of_memory_halves_the_batch(requests, monkeypatch):
     real = lens.arch.mlp[2].forward
 
     def small(x):
-        if x.shape[0] > 1:
+        if x.shape[0] > 3:  # one request in three groups fits
             raise torch.OutOfMemoryError("out of memory")
         return real(x)
 
@@ -113,8 +134,8 @@ def test_out_of_memory_halves_the_batch(requests, monkeypatch):
     "options, message",
     [
         ({"steps": 0}, "steps 0: give a whole number, at least 1"),
-        ({"steps": 1.5}, "steps 1.5"),
-        ({"together": 0}, "together 0"),
+        ({"steps": True}, "steps True"),
+        ({"groups": 0}, "groups 0"),
         ({"mode": "resample"}, "unknown mode 'resample'"),
         ({"mode": "mean"}, "needs the means"),
     ],
@@ -136,8 +157,8 @@ def test_a_saturated_softmax_hides_a_head_from_the_slope_only():
     previous = dl.organisms.truth(lens.name).role("previous_token")
     options = {"limit": 8, "measure": "answer_logprob", "store": None, "progress": False}
     place = {}
-    for method in ("exact", "attribution", "integrated_gradients"):
-        result = dl.head_sweep(lens, "organism_two_hop", method=method, **options)
+    for method, steps in (("exact", None), ("attribution", None), ("integrated_gradients", 2)):
+        result = dl.head_sweep(lens, "organism_two_hop", method=method, steps=steps, **options)
         losses = result.losses().sort_values("loss", ascending=False)
         place[method] = list(losses["condition"]).index(f"L{previous[0]}.H{previous[1]}")
     assert place["exact"] < 3 and place["integrated_gradients"] < 3
@@ -152,15 +173,15 @@ def test_a_sweep_names_its_method_and_steps_and_is_stored_by_them(site, tmp_path
     def sweep(**more):
         return dl.head_sweep(lens, "capitals_continuation", method="integrated_gradients", **options, **more)
 
-    first = sweep(steps=1)
-    assert (first.record["method"], first.record["steps"]) == ("integrated_gradients", 1)
+    first = sweep(steps=2)
+    assert (first.record["method"], first.record["steps"]) == ("integrated_gradients", 2)
     assert first.record["store"]["rows_computed"] > 0
-    again = sweep(steps=1)
+    again = sweep(steps=2)
     assert again.record["store"]["rows_computed"] == 0 and again.docs["value"].equals(first.docs["value"])
     other = sweep()
-    assert other.record["steps"] == 2 and other.record["store"]["rows_read"] == 0
+    assert other.record["steps"] == 1 and other.record["store"]["rows_read"] == 0
     assert not np.allclose(other.docs["value"], first.docs["value"], atol=LOGPROB_TOLERANCE)
-    mean = sweep(steps=1, mode="mean")
+    mean = sweep(steps=2, mode="mean")
     assert mean.record["store"]["rows_read"] == 0
     exact = dl.head_sweep(lens, "capitals_continuation", measure="answer_logprob", **options)
     keys = ["metric", "condition", "layer", "head", "doc_id"]

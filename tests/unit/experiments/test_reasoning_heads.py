@@ -7,10 +7,12 @@ import pytest
 import tiny
 from by_hand import logprobs
 
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.errors import UserError
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
-from depthlens.experiments.reasoning_heads import reasoning_scores
+from depthlens.experiments.reasoning_heads import ratio_cases, reasoning_scores
+from depthlens.tasks.prepared_task import Prepared
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
 
@@ -74,6 +76,77 @@ def reasoning_scores_of(lens, solution):
 
     requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
     return -attribute(lens, requests, weights=weights)[0].numpy().sum(0)
+
+
+def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning):
+    found = reasoning["exact"]
+    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
+    clean = [logprobs(lens, s.text.tokens) for s in solved]
+    for head in [(0, 1), (3, 2)]:
+        removed = [logprobs(lens, s.text.tokens, [head]) for s in solved]
+        ratios = []
+        for kind in ("computed", "copied"):
+            at = [[p - 1 for s in one.spans if s.kind == kind for p in range(s.start, s.end)] for one in solved]
+            loss = np.mean([(c - r)[p].mean() for c, r, p in zip(clean, removed, at, strict=True)])
+            ratios.append(loss / np.mean([-c[p].mean() for c, p in zip(clean, at, strict=True)]))
+        assert found.normalised.values[head] == pytest.approx(ratios[0] - ratios[1], abs=LOSS_TOLERANCE)
+    assert found.normalised.unit == "" and found.normalised.n == found.contrast.n
+
+
+def test_the_interval_of_a_ratio_covers_it():
+    """Losses and surprisals that vary together, of 30 solutions: the 95% interval holds the true ratio."""
+    rng = np.random.default_rng(4)
+    covered, n_draws, ratio = 0, 1000, 0.4
+    for _ in range(n_draws):
+        surprisal = rng.gamma(4, 0.25, 30)
+        losses = ratio * surprisal * rng.gamma(2, 0.5, 30)  # its mean is the ratio times that of the surprisal
+        cases = ratio_cases(losses[:, None, None], surprisal)
+        scores = HeadScores.of_cases("ratio", "", cases, {}, tested=False)
+        covered += bool(scores.low[0, 0] <= ratio <= scores.high[0, 0])
+    assert 0.92 < covered / n_draws < 0.97  # 30 skewed values: a little below 0.95
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """Let every model write the reference solutions of the first so many problems, and "no idea" after that."""
+
+    def solves(n, text=lambda task, doc: f" {task.doc_to_target(doc)}"):
+        def run(self, engine, conditions):
+            docs = self.docs
+            return [[text(self.task, docs[i]) if i < n else " no idea" for i in docs] for _ in conditions]
+
+        monkeypatch.setattr(Prepared, "run", run)
+
+    return solves
+
+
+def test_own_solutions_are_those_that_are_right(lens, writes):
+    options = {"limit": 12, "num_fewshot": 0, "store": None, "progress": False}
+    writes(9)
+    own = reasoning_scores(lens, "arithmetic_cot", solutions="own", method="attribution", **options)
+    about = {name: own.record[name] for name in ("solutions", "n_right", "n_asked")}
+    assert about == {"solutions": "own", "n_right": 9, "n_asked": 12}
+    same = reasoning_scores(lens, "arithmetic_cot", method="attribution", **{**options, "limit": 9})
+    assert same.record["solutions"] == "reference"
+    for kind, scores in same.kinds.items():
+        assert np.allclose(own.kinds[kind].values, scores.values, atol=LOSS_TOLERANCE), kind
+
+
+def test_a_right_answer_without_its_format_is_right(lens, writes):
+    options = {"limit": 9, "num_fewshot": 0, "store": None, "progress": False}
+    writes(9, lambda task, doc: f" {doc['solution']}")  # flexible-extract accepts it, strict-match does not
+    assert reasoning_scores(lens, solutions="own", method="attribution", **options).record["n_right"] == 9
+
+
+def test_too_few_right_solutions_are_refused(lens, writes):
+    options = {"limit": 12, "num_fewshot": 0, "store": None, "progress": False}
+    writes(7)
+    with pytest.raises(UserError, match="the model solves 7 of 12 problems, and 8 right solutions are needed"):
+        reasoning_scores(lens, "arithmetic_cot", solutions="own", **options)
+    with pytest.raises(UserError, match="unknown solutions 'mine'"):
+        reasoning_scores(lens, "arithmetic_cot", solutions="mine", **options)
+    with pytest.raises(UserError, match="worked solutions need a generative task"):
+        reasoning_scores(lens, "capitals_continuation", solutions="own", **options)
 
 
 def test_bad_reasoning_requests_are_refused(lens):
