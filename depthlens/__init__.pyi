@@ -27,6 +27,7 @@ from .experiments.block_removal import greedy_removal as greedy_removal
 from .experiments.distillation import activation_deltas as activation_deltas
 from .experiments.distillation import transplant as transplant
 from .experiments.distillation import weight_deltas as weight_deltas
+from .experiments.free_text import free_text as free_text
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_removal import removal_curve as removal_curve

@@ -25,8 +25,10 @@ from depthlens.models.offload import NO_GENERATION
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.free_text import FreeText
 from depthlens.tasks.prepared_task import Prepared
 
+View = Prepared | Answers | FreeText
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", "attribution")
 HEAD_MODES = ("zero", "mean", "resample")
@@ -125,7 +127,7 @@ def _attributed(lens: Lens, names: str | Sequence[str], ablate: list[str], mode:
     views = _views(lens, load_tasks(names, options), options)
     of_layer = len(ablate) // len({c.layer for c in conditions[1:]})  # heads, or groups of them
 
-    def run(view: Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
+    def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
         cache = answers.entry(
             view.name, method=f"attribution {mode}" + (f" {reference.keys['mean']}" if reference else "")
         )
@@ -227,7 +229,7 @@ def condition_sweep(
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
-    def run(view: Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
+    def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
         cache = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
         means = None
         if reference is not None and cache.lacks(view.requests, conditions):
@@ -248,9 +250,9 @@ def condition_sweep(
 def _result(
     lens: Lens,
     store: AnswerStore,
-    views: Sequence[Prepared | Answers],
+    views: Sequence[View],
     conditions: Sequence[Condition],
-    run: Callable[[Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
+    run: Callable[[View, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
     record: dict[str, Any],
     prompts: Sequence[Sequence[int]] = (),
 ) -> Result:
@@ -288,10 +290,11 @@ def _result(
     return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
 
 
-def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared | Answers]:
+def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[View]:
     """What is run of each task: the task itself, its reference answers, or one after the other."""
-    views: list[Prepared | Answers] = []
-    for task in prepare(lens, tasks, options):
+    views: list[View] = [task for task in tasks.values() if isinstance(task, FreeText)]  # ready as it is
+    loaded = {name: task for name, task in tasks.items() if not isinstance(task, FreeText)}
+    for task in prepare(lens, loaded, options):
         measure = options["measure"]
         views += [task] if measure not in LOGPROBS else []
         if measure != "task":
@@ -310,9 +313,7 @@ def _tokens(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] 
     return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]
 
 
-def _frame(
-    model: str, task: Prepared | Answers, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]
-) -> pd.DataFrame:
+def _frame(model: str, task: View, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]) -> pd.DataFrame:
     """Tidy rows of one task: one a condition, metric and document."""
     rows = [
         (model, task.name, one.metric, str(condition), condition.layer, condition.head, *one[1:])
