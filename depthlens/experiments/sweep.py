@@ -43,7 +43,7 @@ def layer_sweep(
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several.
         site: ``layer`` (skipped whole), ``attn`` or ``mlp`` (contribution set to zero).
-        options: `EvalOptions`: limit, num_fewshot, include_path, seed, apply_chat_template, system_instruction,
+        options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed, apply_chat_template, system_instruction,
             measure, backend, batch_tokens, store, progress.
 
     Returns:
