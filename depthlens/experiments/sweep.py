@@ -43,8 +43,8 @@ def layer_sweep(
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several.
         site: ``layer`` (skipped whole), ``attn`` or ``mlp`` (contribution set to zero).
-        options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed, apply_chat_template, system_instruction,
-            measure, backend, batch_tokens, store, progress.
+        options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed, apply_chat_template,
+            system_instruction, measure, backend, batch_tokens, store, progress.
 
     Returns:
         Every document under the baseline and n_layers conditions.
