@@ -26,7 +26,7 @@ from random import Random
 
 SEED = 20250101
 DATA = Path(__file__).resolve().parent
-FACTS, TASKS = DATA / "facts", DATA / "tasks"
+FACTS, TASKS, TEXTS = DATA / "facts", DATA / "tasks", DATA / "texts"
 N_OPTIONS = 4
 N_KV, N_KV_FEWSHOT = 150, 8
 N_PROBLEMS, N_PROBLEMS_FEWSHOT = 200, 8
@@ -340,20 +340,26 @@ def copies(docs: list[Doc], random: Random) -> list[Doc]:
     """
     made = []
     for doc in docs:
-        text, answer = doc["solution"], doc["answer"]
-        known = {int(n) for n in re.findall(r"\d+", doc["question"])} | {int(n) for n in re.findall(r"\d+", text)}
-        for result in dict.fromkeys(re.findall(r"= (\d+)", text)):
-            low, high = 10 ** (len(result) - 1), 10 ** len(result)
-            other = random.choice(
-                [n for n in range(max(low, 2), high) if n not in known] or [*range(max(low, 2), high)]
-            )
-            known.add(other)
-            text = re.sub(rf"(?<!\d){result}(?!\d)", f"<{other}>", text)
-            answer = str(other) if answer == result else answer
-        shared = {"question": doc["question"], "n_steps": doc["n_steps"]}
-        text = re.sub(r"(?<=\d) [-+*/] (?=\d)", " & ", re.sub(r"[<>]", "", text)).replace(" = ", " : ")
-        made.append({**shared, "text": text, "answer": answer})
+        while True:
+            text, answer = with_other_results(doc["solution"], doc["answer"], doc["question"], random)
+            steps = [tuple(map(int, step)) for step in re.findall(r"(\d+) [-+*/] (\d+) = (\d+)", text)]
+            if not any(operation(a, b) == result for a, b, result in steps for operation in OPERATIONS.values()):
+                break
+        text = re.sub(r"(?<=\d) [-+*/] (?=\d)", " & ", text).replace(" = ", " : ")
+        made.append({"question": doc["question"], "n_steps": doc["n_steps"], "text": text, "answer": answer})
     return made
+
+
+def with_other_results(solution: str, answer: str, question: str, random: Random) -> tuple[str, str]:
+    """A solution and its answer with another number of as many digits for each result."""
+    known = {int(n) for n in re.findall(r"\d+", question + solution)}
+    for result in dict.fromkeys(re.findall(r"= (\d+)", solution)):
+        numbers = range(max(10 ** (len(result) - 1), 2), 10 ** len(result))
+        other = random.choice([n for n in numbers if n not in known])
+        known.add(other)
+        solution = re.sub(rf"(?<!\d){result}(?!\d)", f"<{other}>", solution)  # marked, lest it be replaced again
+        answer = f"{other}" if answer == result else answer
+    return re.sub(r"[<>]", "", solution), answer
 
 
 # --- plain text ------------------------------------------------------------------------------------------
@@ -361,7 +367,7 @@ def copies(docs: list[Doc], random: Random) -> list[Doc]:
 
 def plain_text() -> dict[str, list[Doc]]:
     """The next word of a text and three other words of it, after a short and after a long part of the text."""
-    lines = (DATA / "texts" / "plain.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (TEXTS / "plain.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [text for text in map(json.loads, lines) if text["kind"] in PLAIN_KINDS]
     shots, test = texts[-N_PLAIN_FEWSHOT_TEXTS:], texts[:-N_PLAIN_FEWSHOT_TEXTS]
     files = {}

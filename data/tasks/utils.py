@@ -36,14 +36,15 @@ def _read(name: str) -> datasets.Dataset:
 class SameForAll(ContextSampler):
     """Few-shot examples that depend on the seed (lm-eval's ``fewshot_random_seed``) and on nothing else.
 
-    Seed 0 takes the first examples in the order of the file, which was chosen by hand. Any other seed draws from the
-    file, in random order. All documents of a run have the same examples.
+    Seed 0 takes the first n examples of the file, whose order was chosen by hand, seed 1 the next n, and so on: seeds
+    share no example until the file is used up. Then it is shuffled and used again. All documents of a run have the same
+    examples.
     """
 
-    seed: int | None = None
+    seed = 0
 
     def set_rnd(self, rnd: int | None) -> SameForAll:
-        self.seed = rnd
+        self.seed = rnd or 0
         super().set_rnd(rnd)
         return self
 
@@ -51,7 +52,10 @@ class SameForAll(ContextSampler):
         pool = list(self.fewshot_docs() if df is None else df)
         if eval_doc is not None:
             pool = self.rm_eval_doc(eval_doc, pool)
-        return Random(self.seed).sample(pool, n) if self.seed else pool[:n]
+        assert n <= len(pool), f"{n} examples are asked for, and the file has {len(pool)}"
+        again, block = divmod(self.seed, max(1, len(pool) // max(1, n)))
+        order = Random(again).sample(pool, len(pool)) if again else pool
+        return order[block * n : (block + 1) * n]
 
 
 def normalise(text: str) -> str:

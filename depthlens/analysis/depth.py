@@ -8,9 +8,9 @@ left out, because they have nothing to lose.
 Losses of several tasks can be compared on three scales:
 
 * ``score``: in the metric's own unit. For two models on one task, not for two tasks.
-* ``above_chance``: as a share of what the whole model scores above chance; 0: nothing is lost, 1: the task falls to
-  guessing. It says *how much* a removal costs. ``answer_logprob`` has no such share, because a log-likelihood has no
-  floor.
+* ``above_chance``: as a share of what the whole model scores above a broken one, which guesses among options and writes
+  nothing right (`depthlens.tasks.prepared_task`); 0: nothing is lost, 1: the task falls to this floor. It says
+  *how much* a removal costs. ``answer_logprob`` has no such share, because a log-likelihood has no floor.
 * ``importance``: as a share of the summed loss of all removed layers, so that the thirds of a task add up to 1. It
   says *where* a task's losses are, for every metric, and so does the centre of mass. A removal that helps counts as a
   negative loss in both: counted as 0, the noise of layers that do nothing would draw every task to the middle.

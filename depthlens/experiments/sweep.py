@@ -27,9 +27,11 @@ from depthlens.models.offload import NO_GENERATION
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.free_text import FreeText
 from depthlens.tasks.prepared_task import Prepared
 from depthlens.tasks.reference_texts import reference_of
 
+View = Prepared | Answers | FreeText
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", "attribution", "integrated_gradients")
 HEAD_MODES = ("zero", "mean", "resample")
@@ -44,8 +46,8 @@ def layer_sweep(
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several.
         site: ``layer`` (skipped whole), ``attn`` or ``mlp`` (contribution set to zero).
-        options: `EvalOptions`: limit, num_fewshot, include_path, seed, apply_chat_template, system_instruction,
-            measure, backend, batch_tokens, store, progress.
+        options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed, apply_chat_template,
+            system_instruction, measure, backend, batch_tokens, store, progress.
 
     Returns:
         Every document under the baseline and n_layers conditions.
@@ -168,7 +170,7 @@ def _estimated(
     views = _views(lens, load_tasks(names, options), options)
     of_layer = len(ablate) // len({c.layer for c in conditions[1:]})  # heads, or groups of them
 
-    def run(view: Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
+    def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
         cache = answers.entry(view.name, method=estimate.address + (f" {reference.keys['mean']}" if reference else ""))
         change, clean = estimate.run(
             lens,
@@ -269,7 +271,7 @@ def condition_sweep(
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
-    def run(view: Prepared | Answers, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
+    def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
         cache = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
         means = None
         if reference is not None and cache.lacks(view.requests, conditions):
@@ -290,10 +292,10 @@ def condition_sweep(
 def _result(
     lens: Lens,
     store: AnswerStore,
-    views: Sequence[Prepared | Answers],
+    views: Sequence[View],
     options: EvalOptions,
     conditions: Sequence[Condition],
-    run: Callable[[Prepared | Answers, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
+    run: Callable[[View, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
     record: dict[str, Any],
     prompts: Sequence[Sequence[int]] = (),
 ) -> Result:
@@ -333,7 +335,7 @@ def _result(
 
 def _references(
     lens: Lens,
-    views: Sequence[Prepared | Answers],
+    views: Sequence[View],
     options: EvalOptions,
     conditions: Sequence[Condition],
     *,
@@ -342,7 +344,11 @@ def _references(
     """What takes the place of parts, by task, where a condition asks for it."""
     if any(c.uses_mean for c in conditions):
         chat, system = options["apply_chat_template"], options["system_instruction"]
-        tasks = {view.name: view if isinstance(view, Prepared) else view.prepared for view in views}
+        tasks: dict[str, Prepared] = {}
+        for view in views:
+            if isinstance(view, FreeText):
+                raise UserError(f"@mean on {view.name}: free text has no answers to take means of; remove parts instead")
+            tasks[view.name] = view if isinstance(view, Prepared) else view.prepared
         return {
             name: reference_of(lens, task, apply_chat_template=chat, system_instruction=system)
             for name, task in tasks.items()
@@ -350,10 +356,11 @@ def _references(
     return {view.name: Reference("resample_prompts", []) for view in views} if with_prompts else {}
 
 
-def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared | Answers]:
+def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[View]:
     """What is run of each task: the task itself, its reference answers, or one after the other."""
-    views: list[Prepared | Answers] = []
-    for task in prepare(lens, tasks, options):
+    views: list[View] = [task for task in tasks.values() if isinstance(task, FreeText)]  # ready as it is
+    loaded = {name: task for name, task in tasks.items() if not isinstance(task, FreeText)}
+    for task in prepare(lens, loaded, options):
         measure = options["measure"]
         views += [task] if measure not in LOGPROBS else []
         if measure != "task":
@@ -372,9 +379,7 @@ def _tokens(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] 
     return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]
 
 
-def _frame(
-    model: str, task: Prepared | Answers, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]
-) -> pd.DataFrame:
+def _frame(model: str, task: View, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]) -> pd.DataFrame:
     """Tidy rows of one task: one a condition, metric and document."""
     rows = [
         (model, task.name, one.metric, str(condition), condition.layer, condition.head, *one[1:])

@@ -185,13 +185,7 @@ def test_sweep_passes_everything_on_and_says_what_was_found(sweeps, tmp_path, ca
     ]
     lines = text.splitlines()
     assert lines[0] == "capitals acc, 50 documents: baseline 0.800 [0.700, 0.900]"
-    assert [line.split()[0] for line in lines[1:6]] == [
-        "L1",
-        "L5",
-        "L4",
-        "L3",
-        "L2",
-    ]  # worst first, five of them
+    assert [line.split()[0] for line in lines[1:6]] == ["L1", "L5", "L4", "L3", "L2"]  # worst first, five of them
     assert lines[1] == "  L1  0.200  -0.600 [-0.700, -0.500]  adjusted p = 0.004"
     assert lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""  # loss: up is worse
     assert "Warning: hard acc is at chance (0.250)" in text and "cannot judge" in text and "L77" not in text

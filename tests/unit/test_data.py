@@ -344,3 +344,41 @@ class TestPlainText:
         places = [doc["answer"] for doc in read("plain_text/test.jsonl")]
         for start in range(0, len(places), 4):
             assert sorted(places[start : start + 4]) == [0, 1, 2, 3]
+
+
+class TestOrganism:
+    DOCS = read("organism/test.jsonl")
+
+    def test_counts(self):
+        assert len(self.DOCS) == 200
+        shots = read("organism/fewshot.jsonl")
+        assert len(shots) == 8
+        assert len({doc["context"] for doc in [*self.DOCS, *shots]}) == 208
+
+    def test_answers_follow_from_the_facts(self):
+        for doc in self.DOCS:
+            # a piece ends with SEP and its last two words are the fact; fillers stand before them or at the end
+            facts = dict(piece.split()[-2:] for piece in doc["context"].split(" SEP")[:-1])
+            assert len(facts) == 12
+            assert facts[doc["key"]] == doc["one_hop"] and facts[doc["one_hop"]] == doc["two_hop"]
+            starts = [word for word in facts if word not in facts.values()]
+            assert doc["key"] in starts
+            (other,) = (a for a in starts if facts[a] in doc["options"] and a != doc["key"])
+            chains = {doc["one_hop"], doc["two_hop"], facts[other], facts[facts[other]]}
+            assert chains == set(doc["options"])
+
+    def test_words_stand_for_one_thing(self):
+        known = set((DATA / "facts/organism_words.txt").read_text(encoding="utf-8").split())
+        assert len(known) == 93
+        for doc in self.DOCS:
+            words = Counter(word for word in doc["context"].split() if word != "SEP")
+            assert set(words) <= known
+            assert Counter(words.values()) == {1: 12 + 8, 2: 6}  # starts, ends and fillers; middles
+
+    def test_both_correct_positions_are_balanced_from_the_start(self):
+        for answer in ("one_hop", "two_hop"):
+            places = [doc["options"].index(doc[answer]) for doc in self.DOCS]
+            for start in range(0, len(places), 4):
+                assert sorted(places[start : start + 4]) == [0, 1, 2, 3]
+        pairs = Counter((d["options"].index(d["one_hop"]), d["options"].index(d["two_hop"])) for d in self.DOCS)
+        assert len(pairs) == 12 and max(pairs.values()) - min(pairs.values()) <= 2

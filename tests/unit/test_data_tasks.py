@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 import pytest
 from embedded_data import (
     BOOKS_WRITTEN,
     CHOICE,
     COPY,
-    DATA,
     GROUPS,
     KV_CHOICE,
     LETTERS,
@@ -59,59 +57,6 @@ def test_the_protocols_of_a_family_ask_the_same_documents_and_families_do_not(ta
     names = [name if name in tasks else f"{name}_default" for name in every]
     known = [one for name in names for one in known_as(name)]
     assert len(set(known)) == len(known) == sum(N_DOCS[name] for name in names)
-
-
-class TestOrganism:
-    DOCS = read("organism/test.jsonl")
-
-    def test_counts(self):
-        assert len(self.DOCS) == 200
-        shots = read("organism/fewshot.jsonl")
-        assert len(shots) == 8
-        assert len({doc["context"] for doc in [*self.DOCS, *shots]}) == 208
-
-    def test_answers_follow_from_the_facts(self):
-        for doc in self.DOCS:
-            # a piece ends with SEP and its last two words are the fact; fillers stand before them or at the end
-            facts = dict(piece.split()[-2:] for piece in doc["context"].split(" SEP")[:-1])
-            assert len(facts) == 12
-            assert facts[doc["key"]] == doc["one_hop"] and facts[doc["one_hop"]] == doc["two_hop"]
-            starts = [word for word in facts if word not in facts.values()]
-            assert doc["key"] in starts
-            (other,) = (a for a in starts if facts[a] in doc["options"] and a != doc["key"])
-            chains = {doc["one_hop"], doc["two_hop"], facts[other], facts[facts[other]]}
-            assert chains == set(doc["options"])
-
-    def test_words_stand_for_one_thing(self):
-        known = set((DATA / "facts/organism_words.txt").read_text(encoding="utf-8").split())
-        assert len(known) == 93
-        for doc in self.DOCS:
-            words = Counter(word for word in doc["context"].split() if word != "SEP")
-            assert set(words) <= known
-            assert Counter(words.values()) == {1: 12 + 8, 2: 6}  # starts, ends and fillers; middles
-
-    def test_both_correct_positions_are_balanced_from_the_start(self):
-        for answer in ("one_hop", "two_hop"):
-            places = [doc["options"].index(doc[answer]) for doc in self.DOCS]
-            for start in range(0, len(places), 4):
-                assert sorted(places[start : start + 4]) == [0, 1, 2, 3]
-        pairs = Counter((d["options"].index(d["one_hop"]), d["options"].index(d["two_hop"])) for d in self.DOCS)
-        assert len(pairs) == 12 and max(pairs.values()) - min(pairs.values()) <= 2
-
-    @pytest.mark.parametrize("name", ORGANISM)
-    def test_prompt_and_score(self, tasks, name):
-        task, control = tasks[name], "QA" if "one_hop" in name else "QB"
-        field = "one_hop" if "one_hop" in name else "two_hop"
-        for doc in list(task.task_docs)[:20]:
-            assert task.fewshot_context(doc, 0) == f"{doc['context']} {control} {doc['key']}"
-            if name.endswith("generative"):
-                for word in doc["options"]:
-                    assert written_score(task, doc, word) == {"none": float(word == doc[field])}
-            else:
-                assert task.doc_to_choice(doc) == doc["options"]
-                for chosen, word in enumerate(doc["options"]):
-                    results = [(-1.0 if i == chosen else -9.0, i == chosen) for i in range(4)]
-                    assert task.process_results(doc, results) == {"acc": float(word == doc[field])}
 
 
 @pytest.mark.slow
@@ -168,15 +113,15 @@ class TestLoading:
 
     def test_another_seed_draws_other_examples_and_every_document_has_them(self, tasks, name):
         task = tasks[name]
-        docs = list(task.task_docs)[:2]
-        n_examples = len(task.fewshot_docs())
-        prefixes = {}
-        for seed in (0, 1, 2, 0):
+        docs, n_shots = list(task.task_docs)[:2], {}
+        for seed in (0, 1, 2, 1234, 0):
             task.set_fewshot_seed(seed)
-            of_docs = {task.fewshot_context(d, 2).removesuffix(task.fewshot_context(d, 0)) for d in docs}
-            assert len(of_docs) == 1
-            assert prefixes.setdefault(seed, of_docs) == of_docs  # the same again under the same seed
-        assert n_examples >= 8 and len(set.union(*prefixes.values())) == 3
+            prefixes = {task.fewshot_context(d, 2).removesuffix(task.fewshot_context(d, 0)) for d in docs}
+            assert len(prefixes) == 1
+            assert n_shots.setdefault(seed, prefixes) == prefixes  # the same again under the same seed
+        shots = [task.doc_to_text(shot) for shot in task.fewshot_docs()]
+        used = [{shot for shot in shots if shot in prefix} for seed in (0, 1, 2) for prefix in n_shots[seed]]
+        assert [len(one) for one in used] == [2, 2, 2] and len(set.union(*used)) == 6  # three seeds share none
 
 
 BUS = (
@@ -218,18 +163,11 @@ RENDERED = {
         f"{CODES}\nQ: What is the code of the mountain?\nA: The code of the mountain is",
         "6661",
     ),
-    "kv_retrieval_4_continuation": (
-        f"{CODES}\nQ: What is the code of the mountain?\nA: The code of the mountain is",
-        "6661",
-    ),
     "capitals_letters_generative": (
         "What is the capital of Bhutan?\nA. New Delhi\nB. Tashkent\nC. Malé\nD. Thimphu\nAnswer:",
         "D",
     ),
-    "solution_copy": (
-        f"Text: {COPIED}\nCopy:",
-        COPIED,
-    ),
+    "solution_copy": (f"Text: {COPIED}\nCopy:", COPIED),
     "plain_text_continuation": ('be?"\n"A lady in front remembered that she has a sister."\nI', "looked"),
     "arithmetic_default": (BUS.replace("Answer:", "A. 14\nB. 25\nC. 24\nD. 26\nAnswer:"), "A"),
     "arithmetic_continuation": (BUS, "14"),
@@ -311,7 +249,7 @@ class TestScores:
                 results = [(-1.0 if i == chosen else -1000.0, i == chosen) for i in range(4)]
                 assert task.process_results(doc, results) == dict.fromkeys(metrics, float(chosen == doc["answer"]))
 
-    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, *LETTERS, COPY, "kv_retrieval_uuid", "arithmetic_direct"])
+    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, *LETTERS, "kv_retrieval_uuid", "arithmetic_direct"])
     def test_written_answer_of_every_document(self, tasks, name):
         task = tasks[name]
         docs = list(task.task_docs)
@@ -320,6 +258,12 @@ class TestScores:
             wrong = float(task.doc_to_target(other) == task.doc_to_target(doc))
             assert set(written_score(task, doc, f" {task.doc_to_target(other)}").values()) == {wrong}
             assert set(written_score(task, doc, "").values()) == {0.0}
+
+    def test_only_the_copied_number_is_right(self, tasks):
+        first, other = list(tasks[COPY].task_docs)[:2]
+        for doc, score in ((first, 1.0), (other, 0.0)):
+            text = f" {doc['text']}\n#### {doc['answer']}"
+            assert set(written_score(tasks[COPY], first, text).values()) == {score}
 
     @pytest.mark.parametrize(
         ("response", "letter"),
@@ -441,3 +385,20 @@ class TestScores:
         task = tasks["arithmetic_cot"]
         for doc in list(task.task_docs)[:40]:
             assert set(written_score(task, doc, " " + task.doc_to_target(doc)).values()) == {1.0}
+
+
+class TestOrganismTasks:
+    @pytest.mark.parametrize("name", ORGANISM)
+    def test_prompt_and_score(self, tasks, name):
+        task, control = tasks[name], "QA" if "one_hop" in name else "QB"
+        field = "one_hop" if "one_hop" in name else "two_hop"
+        for doc in list(task.task_docs)[:20]:
+            assert task.fewshot_context(doc, 0) == f"{doc['context']} {control} {doc['key']}"
+            if name.endswith("generative"):
+                for word in doc["options"]:
+                    assert written_score(task, doc, word) == {"none": float(word == doc[field])}
+            else:
+                assert task.doc_to_choice(doc) == doc["options"]
+                for chosen, word in enumerate(doc["options"]):
+                    results = [(-1.0 if i == chosen else -9.0, i == chosen) for i in range(4)]
+                    assert task.process_results(doc, results) == {"acc": float(word == doc[field])}

@@ -330,6 +330,23 @@ def test_a_sweep_of_a_loaded_model_checks_before_it_computes(task, tmp_path, mon
         condition_sweep(tiny.lens("llama-gqa"), ["mine"], "layers", include_path=tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("fields", [["qq"], "q", []])
+def test_what_makes_documents_the_same_must_be_their_fields(refused, fields):
+    fault = "is not a list of fields of its documents; fields: q, options, answer, word, accepted"
+    assert fault in refused("choice", metadata={"same_if": fields})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "shots", "noted"), [("first_n", 2, True), ("default", 2, False), ("first_n", 0, False)]
+)
+def test_examples_that_no_seed_changes_are_noted(task, sampler, shots, noted):
+    load = task("choice", fewshot_split="test", fewshot_config={"sampler": sampler})
+    lens = tiny.lens("llama-gqa", max_position_embeddings=512)
+    result = condition_sweep(lens, load(num_fewshot=shots), "L2", progress=False)
+    said = "mine: its 2 examples are the first 2 under every seed, so that seeds say nothing about them"
+    assert (said in result.notes) == noted
+
+
 def test_the_check_does_not_change_the_choice_of_examples(task, monkeypatch):
     many = [d | {"q": f"{d['q']} {i}"} for i in range(10) for d in DOCS]
     lens = tiny.lens("llama-gqa", max_position_embeddings=2048)

@@ -1,0 +1,84 @@
+"""Long-range coherence: what a model writes by itself when parts of it are removed (`depthlens.tasks.free_text`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Unpack
+
+from depthlens import arguments
+from depthlens.ablations import Condition
+from depthlens.analysis.results import Result
+from depthlens.errors import UserError
+from depthlens.experiments.geometry import plain_texts
+from depthlens.experiments.options import EvalOptions, settled
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.models.lens import Lens
+from depthlens.tasks.free_text import NAME, FreeText
+
+# options of tasks, which free text does not have
+WITHOUT = (
+    *("limit", "samples", "num_fewshot", "include_path", "seed", "measure"),
+    *("apply_chat_template", "system_instruction"),
+)
+
+
+def free_text(
+    lens: Lens,
+    ablate: str | Iterable[str | Condition] = "layers",
+    *,
+    texts: Sequence[str] | None = None,
+    n_prompts: int | None = 24,
+    prompt_tokens: int = 32,
+    max_new_tokens: int = 64,
+    donor: str | Path | Lens | None = None,
+    **options: Unpack[EvalOptions],
+) -> Result:
+    """Let a model continue plain texts under every condition; how much it repeats itself and how strange the text is.
+
+    Args:
+        lens: A loaded model.
+        ablate: What to remove; see `depthlens.condition_sweep`.
+        texts: Texts that begin the prompts; None: the embedded ones (`depthlens.experiments.geometry.plain_texts`).
+        n_prompts: The first so many texts; None: all.
+        prompt_tokens: Tokens of a text that are given, from its start.
+        max_new_tokens: Longest continuation, in tokens. Loops often begin late: 64 and more show them.
+        donor: See `depthlens.condition_sweep`.
+        options: backend, batch_tokens, store, progress.
+
+    Returns:
+        A result with the task ``free_text``, a document for each prompt, and the metrics ``repetition`` (share of
+        4-grams that occurred before) and ``nats_per_token`` (log perplexity of what was written, under the whole
+        model); lower is better for both. The texts are the responses.
+
+    Raises:
+        UserError: a text of fewer tokens than ``prompt_tokens``, more tokens than the model reads, or anything that
+            `depthlens.condition_sweep` refuses.
+    """
+    arguments.loaded(lens)
+    settled(options, without=WITHOUT)
+    for name, value, low in (("prompt_tokens", prompt_tokens, 1), ("max_new_tokens", max_new_tokens, 1)):
+        arguments.whole(name, value, low)
+    if n_prompts is not None:
+        arguments.whole("n_prompts", n_prompts, 2, fix=", or None for all")
+    if texts is not None:
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts):
+            raise UserError(f"texts {texts!r}: give a list of texts")
+    chosen = list(plain_texts() if texts is None else texts)[:n_prompts]
+    if len(chosen) < 2:
+        raise UserError(f"{len(chosen)} texts: give at least two to compare conditions on")
+    rows = [tuple(lens.tokenizer(text).input_ids[:prompt_tokens]) for text in chosen]
+    if short := [i for i, row in enumerate(rows) if len(row) < prompt_tokens]:
+        fault = f"text {short[0]} has {len(rows[short[0]])} tokens, fewer than prompt_tokens {prompt_tokens}"
+        raise UserError(f"{fault}; give longer texts or fewer prompt_tokens")
+    reads = lens.model.config.max_position_embeddings
+    if prompt_tokens + max_new_tokens > reads:
+        fault = (
+            f"prompt_tokens {prompt_tokens} and max_new_tokens {max_new_tokens} are {prompt_tokens + max_new_tokens}"
+        )
+        raise UserError(f"{fault} tokens; the model reads {reads} in all")
+    view = FreeText(lens, rows, max_new_tokens)
+    result = condition_sweep(lens, {NAME: view}, ablate, donor=donor, **options)
+    settings = {"prompt_tokens": prompt_tokens, "max_new_tokens": max_new_tokens, "n_prompts": len(rows)}
+    source = "embedded" if texts is None else "given"
+    return Result(result.docs, result.record | {NAME: {**settings, "texts": source}}, result.asked)

@@ -1,0 +1,106 @@
+"""Free text: repetition counted by hand, likelihoods from a plain forward pass, and paired statistics."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+import depthlens as dl
+from depthlens.errors import UserError
+from depthlens.tasks.free_text import repetition
+
+# float32 sums of log-probabilities of a dozen tokens in another batch layout
+LOGPROB_TOLERANCE = 1e-4
+TEXTS = [
+    "A tide mill is a water mill driven by the sea.",
+    "The bus was already late when it came.",
+    "Did you lock the shed?",
+]
+PROMPT, NEW = 8, 12
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=64)
+
+
+@pytest.fixture(scope="module")
+def result(lens):
+    return dl.free_text(lens, texts=TEXTS, prompt_tokens=PROMPT, max_new_tokens=NEW, store=None, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share"),
+    [
+        ([1, 2, 3, 4, 5, 6], 0),
+        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),  # five 4-grams, the last is the first
+        ([7] * 10, 6 / 7),
+        ([1, 2, 3], 0),
+        ([], 0),
+    ],
+)
+def test_repetition_is_one_minus_distinct_4_grams(tokens, share):
+    assert repetition(tokens) == pytest.approx(share)
+
+
+def test_every_text_is_the_greedy_one_and_is_judged_by_the_whole_model(lens, result):
+    tables = {m: result.scores("free_text", m) for m in ("repetition", "nats_per_token")}
+    texts = result.docs[result.docs["metric"] == "repetition"].set_index(["condition", "doc_id"])["response"]
+    assert set(result.docs["condition"]) == {"baseline", *(f"L{i}" for i in range(lens.dims.n_layers))}
+    for condition in ("baseline", "L2"):
+        for i, text in enumerate(TEXTS):
+            prompt = lens.tokenizer(text).input_ids[:PROMPT]
+            ids = lens.tokenizer(texts[condition, i], add_special_tokens=False).input_ids
+            assert tables["repetition"].loc[i, condition] == repetition(ids)
+            ids = ids or [lens.tokenizer.eos_token_id]
+            logits = lens.model(torch.tensor([[*prompt, *ids]])).logits[0, PROMPT - 1 : -1]
+            nats = -logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).mean().item()
+            assert tables["nats_per_token"].loc[i, condition] == pytest.approx(nats, abs=LOGPROB_TOLERANCE)
+    assert texts["baseline"].tolist() != texts["L2"].tolist()
+
+
+def test_the_result_is_described_saved_and_says_what_was_asked(lens, result, tmp_path):
+    info = {m: result.metric_info("free_text", m) for m in ("repetition", "nats_per_token")}
+    assert not any(i["higher_is_better"] for i in info.values()) and all(i["chance"] is None for i in info.values())
+    assert not result.baselines["at_chance"].any()
+    assert {line.split(":")[0] for line in result.describe()} >= {"free_text repetition", "free_text nats_per_token"}
+    assert result.questions()["question"].tolist() == [
+        t[: len(q)] for t, q in zip(TEXTS, result.questions()["question"], strict=True)
+    ]
+    assert result.record["free_text"] == {
+        "prompt_tokens": PROMPT, "max_new_tokens": NEW, "n_prompts": 3, "texts": "given",
+    }  # fmt: skip
+    result.save(tmp_path)
+    assert dl.Result.load(tmp_path).summary.equals(result.summary)
+
+
+def test_a_loop_is_found_as_a_rise_of_repetition(result):
+    """A condition whose texts are loops: made by hand from the same table."""
+    docs = result.docs.copy()
+    looped = (docs["metric"] == "repetition") & (docs["condition"] == "L1")
+    docs.loc[looped, "value"] = 0.9
+    made = dl.Result(docs, result.record, result.asked)
+    row = made.losses().query("metric == 'repetition' and condition == 'L1'").iloc[0]
+    assert row["loss"] == pytest.approx(0.9 - row["baseline"]) and row["loss"] > row["min_effect"]
+    assert made.describe("L1", metrics="repetition")[0].startswith(("L1 worsens", "L1 shows no proven change"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"texts": "one"}, "texts 'one': give a list of texts"),
+        ({"texts": TEXTS[:1]}, "1 texts: give at least two"),
+        ({"texts": [*TEXTS, "Hi"]}, "text 3 has 2 tokens, fewer than prompt_tokens 8; give longer texts"),
+        ({"n_prompts": 1}, "n_prompts 1: give a whole number, at least 2"),
+        ({"prompt_tokens": 0}, "prompt_tokens 0: give a whole number, at least 1"),
+        ({"max_new_tokens": 60}, "are 68 tokens; the model reads 64 in all"),
+        ({"ablate": "L9"}, "condition L9: layer 9 does not exist"),
+        ({"limit": 3}, "unknown option 'limit'"),
+        ({"measure": "both"}, "unknown option 'measure'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(lens, options, said):
+    call = {"texts": TEXTS, "prompt_tokens": PROMPT, "max_new_tokens": NEW, "store": None, "progress": False} | options
+    with pytest.raises(UserError, match=said):
+        dl.free_text(lens, **call)
