@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats as sps
 
 from depthlens import arguments
 from depthlens.ablations import ENDS, parse_condition
@@ -126,8 +127,14 @@ def _sentences(table: pd.DataFrame) -> list[str]:
 
 
 def _half(chosen: pd.DataFrame) -> str:
-    """The smallest transplant of a series that surely recovers half of the gap."""
-    enough = chosen[(chosen["ci_low"] >= 0.5) & (chosen["p_adjusted"] < ALPHA)]
+    """The smallest transplant of a series that surely recovers half of the gap.
+
+    The smallest is sought among all of the series, so that the lower bounds are those of simultaneous intervals: each
+    is moved out by the ratio of the normal quantiles of the corrected level (Bonferroni) and of 95%.
+    """
+    wider = sps.norm.isf(ALPHA / 2 / len(chosen)) / sps.norm.isf(ALPHA / 2)
+    low = chosen["recovered"] - wider * (chosen["recovered"] - chosen["ci_low"])
+    enough = chosen[(low >= 0.5) & (chosen["p_adjusted"] < ALPHA)]
     if not len(enough):
         return "none surely recovers half of the gap"
     smallest = enough.loc[(enough["last"] - enough["first"]).idxmin()]

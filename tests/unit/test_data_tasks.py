@@ -21,7 +21,6 @@ from embedded_data import (
     TASKS,
     WRITTEN,
     planted,
-    read,
 )
 
 from depthlens.tasks.prepared_task import identity

@@ -1,0 +1,56 @@
+"""Draws of documents and of clusters, and intervals over few-shot seeds. Coverage: test_coverage.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats as sps
+
+from depthlens.analysis.bootstrap import draws, seed_interval
+from depthlens.errors import UserError
+
+SUBJECTS = ["law"] * 4 + ["physics"] * 10 + ["history"] * 6
+
+
+def test_a_cluster_is_drawn_whole_times_and_the_sample_is_first():
+    counts = draws(20, 500, 0, clusters=SUBJECTS)
+    assert (counts[0] == 1).all() and counts.shape == (501, 20)
+    for name, size in (("law", 4), ("physics", 10), ("history", 6)):
+        of_cluster = counts[1:, [s == name for s in SUBJECTS]].sum(1)
+        assert (of_cluster % size == 0).all() and of_cluster.mean() == pytest.approx(size, rel=0.15)
+    assert (draws(20, 500, 0, clusters=SUBJECTS) == counts).all()
+    assert (draws(20, 5, 1).sum(1) == 20).all()
+
+
+def test_alike_documents_of_a_cluster_widen_the_interval():
+    """30 subjects of 10 equal documents are 30 documents: drawing documents alone makes it a third as wide."""
+    values = np.repeat(np.random.default_rng(0).standard_normal(30), 10)
+    spread = []
+    for clusters in (None, np.repeat(np.arange(30), 10)):
+        counts = draws(300, 1000, 0, clusters=clusters)
+        spread.append((counts[1:] @ values / counts[1:].sum(1)).std())
+    assert spread[1] / spread[0] == pytest.approx(np.sqrt(10), rel=0.1)
+
+
+@pytest.mark.parametrize("clusters", [["a"] * 20, ["a", "b"]])
+def test_clusters_that_are_none(clusters):
+    with pytest.raises(UserError, match="give one label a document, of at least two clusters"):
+        draws(20, 5, 0, clusters=clusters)
+
+
+def test_the_seeds_variance_is_added_with_satterthwaites_degrees_of_freedom():
+    rng = np.random.default_rng(0)
+    n, effects = 50, np.array([0.1, 0.3, 0.35])
+    values = effects[:, None] + np.r_[0.0, 0.02 * rng.standard_normal(400)]
+    low, high = seed_interval(values, n)
+    documents, seeds = values.mean(0)[1:].var() * n / (n - 1), effects.var(ddof=1) / 3
+    freedom = (documents + seeds) ** 2 / (documents**2 / (n - 1) + seeds**2 / 2)
+    half = sps.t.ppf(0.975, freedom) * np.sqrt(documents + seeds)
+    assert (low, high) == pytest.approx((0.25 - half, 0.25 + half))
+    assert 2 < freedom < 3
+
+
+def test_what_says_nothing_of_seeds_or_documents():
+    assert np.isnan(seed_interval(np.ones((1, 10)), 30)).all()
+    assert np.isnan(seed_interval(np.ones((3, 10)), 1)).all()
+    assert seed_interval(np.ones((3, 10)), 30) == (1.0, 1.0)
