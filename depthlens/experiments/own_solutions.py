@@ -68,7 +68,7 @@ def written_solutions(
     encoder = Encoder(lens)
     found: list[Solution] = []
     n_asked = 0
-    for prepared in harness.prepare(lens, loaded, limit=options["limit"]):
+    for prepared in harness.prepare(lens, loaded, limit=options["limit"], samples=options["samples"]):
         worked_solutions.generative(prepared)
         engine = Engine(
             lens,
@@ -92,5 +92,5 @@ def written_solutions(
 
 def _right(prepared: Prepared, texts: Sequence[str]) -> set[int]:
     """Documents whose answer some filter of the task's first metric accepts."""
-    scored = [(metric.split(",")[0], doc_id, value) for metric, doc_id, value, _ in prepared.score(texts)]
+    scored = [(score.metric.split(",")[0], score.doc_id, score.value) for score in prepared.score(texts)]
     return {doc_id for metric, doc_id, value in scored if metric == scored[0][0] and value == 1}

@@ -347,7 +347,7 @@ def _references(
         tasks: dict[str, Prepared] = {}
         for view in views:
             if isinstance(view, FreeText):
-                raise UserError(f"@mean on {view.name}: free text has no answers to take means of; remove parts instead")
+                raise UserError(f"@mean on {view.name}: free text has no reference answers; remove parts instead")
             tasks[view.name] = view if isinstance(view, Prepared) else view.prepared
         return {
             name: reference_of(lens, task, apply_chat_template=chat, system_instruction=system)
