@@ -16,6 +16,10 @@ imaginary document that speaks *against* every condition is therefore added, as 
 own root mean square, as the most extreme such document of any condition of the family. This costs next to nothing
 where the extreme changes go the way that is tested, or where n is 100 or more; it costs much where n is small and the
 extreme changes go the other way.
+
+Measured (12 to 200 documents, 300 and 1,000 conditions, false losses with a nominal level of 2.5%): at most 5% of
+families hold one for 0/1 scores, symmetric changes, exponential and lognormal tails on either side, where Student's t
+under Holm's correction reaches 94%. Not kept: where all gains are on 3% of documents or fewer and n is below 300.
 """
 
 from __future__ import annotations
