@@ -16,6 +16,11 @@ imaginary document that speaks *against* every condition is therefore added, as 
 own root mean square, as the most extreme such document of any condition of the family. This costs next to nothing
 where the extreme changes go the way that is tested, or where n is 100 or more; it costs much where n is small and the
 extreme changes go the other way.
+
+Measured (12 to 100 documents, 1,000 conditions): a false loss is in at most 5% of families for 0/1 scores, symmetric
+changes and exponential tails on either side, and in 0 to 8% for lognormal tails, where Student's t under Holm's
+correction reaches 96%. Not kept: where all gains are on 3% of documents, and 30 or 100 were drawn, nearly all families
+hold one, as with any other test of a mean.
 """
 
 from __future__ import annotations

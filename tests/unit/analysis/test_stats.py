@@ -304,8 +304,8 @@ def test_large_summary_is_quick(graded):
     index = pd.MultiIndex.from_product([["acc", "em"], conditions, range(200)], names=names)
     docs = pd.DataFrame({"value": values.ravel()}, index=index).reset_index()
     docs = docs.assign(model="m", task="t", layer=pd.array([pd.NA] * len(docs), dtype="Int64"), head=pd.NA)
-    start = time.perf_counter()
+    start = time.process_time()
     got = stats.summarise(docs)
-    elapsed = time.perf_counter() - start
+    elapsed = time.process_time() - start
     assert len(got) == 602
     assert elapsed < 1.0, f"{elapsed:.2f} s"
