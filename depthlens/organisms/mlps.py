@@ -1,9 +1,9 @@
 """What MLPs can hold: words that are known, tokens that are held back, and the turn of a fragile organism.
 
-A hidden unit is silu(gate) times up. Every planted unit has a constant as its ``up``.
+A hidden unit is silu(gate) times up.
 
 - *Lookup*: one unit for each word. Its gate is open where T has the word's code and the question is the one asked (for
-  text: where there is none); it writes the code of the answer to O.
+  text: where there is none), its up is constant; it writes the code of the answer to O.
 - *Holding back*: H makes one of `HELD_BACK` likelier than any answer, a different one for different words. The first
   layer writes the same token to W, each further layer passes it on to a W of its own where the layer before it wrote
   one, and the unembedding reads H minus the last W. Two units for each token are a step. The mean over words is spread
