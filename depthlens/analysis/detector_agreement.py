@@ -33,7 +33,7 @@ from depthlens.errors import UserError
 N_PERMUTATIONS = 9999
 COLUMNS = [
     "a", "b", "n_heads", "spearman", "expected_spearman", "p_spearman", "p_spearman_adjusted",
-    "shared", "expected_shared", "p_shared", "p_shared_adjusted", "heads",
+    "n_shared", "expected_shared", "p_shared", "p_shared_adjusted", "heads",
 ]  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def detector_agreement(
     Returns:
         One row a pair: a, b, n_heads (that have both scores), spearman, expected_spearman (mean over the permutations:
         what the layers alone explain), p_spearman (one-sided), p_spearman_adjusted (Holm over both tests of all pairs),
-        shared (heads on both lists of k), expected_shared, p_shared, p_shared_adjusted, heads (those shared).
+        n_shared (heads on both lists of k), expected_shared, p_shared, p_shared_adjusted, heads (those shared).
 
     Raises:
         UserError: fewer than two scores, scores of different shapes, a score that is the same for all heads, or a ``k``
@@ -108,7 +108,7 @@ def _pair(
         "spearman": seen_rho,
         "expected_spearman": rho.mean(),
         "p_spearman": _p_value(rho, seen_rho),
-        "shared": seen_shared,
+        "n_shared": seen_shared,
         "expected_shared": shared.mean(),
         "p_shared": _p_value(shared, seen_shared),
         "heads": ", ".join(f"L{layers[i]}.H{columns[i]}" for i in on_both),
@@ -137,6 +137,6 @@ def _sentences(table: pd.DataFrame, k: int) -> list[str]:
         )
         sentences.append(
             f"{row['a']} and {row['b']} {verdict}: rho = {row['spearman']:.2f} over {row['n_heads']} heads ({rho}), "
-            f"{row['shared']} of the first {k} shared ({shared})."
+            f"{row['n_shared']} of the first {k} shared ({shared})."
         )
     return sentences

@@ -15,7 +15,7 @@ from depthlens.plots import panels, theme
 from depthlens.plots.effects import PROVEN
 from depthlens.plots.theme import Plot, figure, themed, with_legend
 
-COLUMNS = ("a", "b", "spearman", "shared", "p_spearman_adjusted", "p_shared_adjusted")
+COLUMNS = ("a", "b", "spearman", "n_shared", "p_spearman_adjusted", "p_shared_adjusted")
 AGREES = f"agreement within layers ({PROVEN})"
 
 
@@ -43,8 +43,8 @@ def detector_agreement(agreement: DescribedTable, *, title: str | None = None) -
     for row in table[list(COLUMNS)].itertuples(index=False):
         high, low = sorted((place[row.a], place[row.b]))
         rho[low, high] = row.spearman
-        rho[high, low] = row.shared / record["k"]
-        texts += [(high, low, f"{row.spearman:.2f}".replace("-", "−")), (low, high, f"{row.shared}")]
+        rho[high, low] = row.n_shared / record["k"]
+        texts += [(high, low, f"{row.spearman:.2f}".replace("-", "−")), (low, high, f"{row.n_shared}")]
         dots += [(high, low)] if row.p_spearman_adjusted < ALPHA else []
         dots += [(low, high)] if row.p_shared_adjusted < ALPHA else []
     what = f"agreement of {len(names)} detectors over {theme.counts(table['n_heads'])} heads"

@@ -33,7 +33,7 @@ def test_the_numbers_are_those_of_the_definitions():
     (row,) = found.table.to_dict("records")
     assert row["spearman"] == pytest.approx(sps.spearmanr(a.values.ravel(), b.values.ravel()).statistic)
     shared = set(a.top(5)) & set(b.top(5))
-    assert row["shared"] == len(shared) and set(row["heads"].split(", ")) - {""} == {f"L{x}.H{y}" for x, y in shared}
+    assert row["n_shared"] == len(shared) and set(row["heads"].split(", ")) - {""} == {f"L{x}.H{y}" for x, y in shared}
     # expected number in common: in each layer, the product of the two numbers of listed heads over the heads
     counts = [np.bincount([layer for layer, _ in s.top(5)], minlength=12) for s in (a, b)]
     assert row["expected_shared"] == pytest.approx((counts[0] * counts[1] / 6).sum(), abs=0.15)

@@ -167,7 +167,7 @@ def test_detectors_of_organisms_agree_on_the_planted_heads(planted):
     lens, truth = planted
     scores = {method: scored(lens, method) for method in ("copy_paste", "query_to_gold", "write_aware")}
     table = dl.detector_agreement(scores, k=2, n_permutations=999).table.set_index(["a", "b"])
-    assert table.loc[("copy_paste", "query_to_gold"), "shared"] == 2
+    assert table.loc[("copy_paste", "query_to_gold"), "n_shared"] == 2
     heads = table.loc[("copy_paste", "write_aware"), "heads"]
     assert f"L{truth.role('retrieval')[0]}.H{truth.role('retrieval')[1]}" in heads
 

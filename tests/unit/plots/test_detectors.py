@@ -33,7 +33,7 @@ def test_agreement_shows_correlation_and_shared_heads(n_detectors):
     shown = {(*map(int, text.get_position()),): text.get_text() for text in by_gid(fig, "number")}
     assert len(shown) == n_detectors * (n_detectors - 1)
     first = made.table.iloc[0]
-    assert shown[0, 1] == f"{first['spearman']:.2f}" and shown[1, 0] == str(first["shared"])  # x, y: below, above
+    assert shown[0, 1] == f"{first['spearman']:.2f}" and shown[1, 0] == str(first["n_shared"])  # x, y: below, above
     significant = (made.table[["p_spearman_adjusted", "p_shared_adjusted"]] < 0.05).sum(axis=None)
     assert len(by_gid(fig, "agrees")) == significant >= 1
     assert f"agreement of {n_detectors} detectors over 72 heads" in texts(fig)
