@@ -71,6 +71,7 @@ def integrate(
     *,
     steps: int = STEPS,
     groups: int = GROUPS,
+    layers: Sequence[int] | None = None,
     mode: str = "zero",
     means: Callable[[], Means] | None = None,
     batch_tokens: int | None = None,
@@ -84,6 +85,7 @@ def integrate(
         requests: Contexts and continuations.
         steps: Points along the way besides the whole model; at least 1.
         groups: Into how many groups the heads of each layer are drawn; as many as heads, or more: each is moved alone.
+        layers: Layers whose heads are moved; None for all.
         mode: ``zero`` or ``mean``, what takes the place of the head's z at every position.
         means: Gives the reference means for ``mean``; called where an estimate is not known yet.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
@@ -91,7 +93,7 @@ def integrate(
         cache: Where estimates are read and stored; its entry must be of this mode, means, steps and groups.
 
     Returns:
-        Estimated changes in nats, and the clean log-probabilities.
+        Estimated changes in nats, NaN in other layers, and the clean log-probabilities.
 
     Raises:
         UserError: what `depthlens.experiments.attribution.attribute` refuses, steps or groups below 1, or requests that
@@ -103,6 +105,7 @@ def integrate(
     dims = lens.dims
     arguments.whole("groups", groups, 1)
     refuse_window(lens, max(map(attribution.length, requests), default=0), "integrated gradients")
+    chosen = list(range(dims.n_layers)) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     n_groups = min(groups, dims.n_heads)
     # every request passes a layer once for each group and step, all at once
     tokens = max(1, (batch_tokens or memory_budget.choose(lens).batch_tokens) // (n_groups * steps))
@@ -114,17 +117,19 @@ def integrate(
 
         def run(batch: Sequence[int]) -> np.ndarray:
             path = _Path(lens, [requests[i] for i in batch], reference)
-            change = path.integral(nodes(steps), n_groups)
+            change = path.integral(nodes(steps), n_groups, chosen)
             return torch.cat([path.clean[:, None], change.flatten(1)], 1).cpu().numpy()
 
         return attribution.in_batches(members, lengths, tokens, run)
 
-    names = ["clean", *dims.head_names]
+    names = ["clean", *(f"L{layer}.H{head}" for layer in chosen for head in range(dims.n_heads))]
     values = (cache or AnswerCache()).numbers(
         requests, names, measure, desc="integrated gradients", unit="request", progress=progress
     )
     clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
-    return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
+    found = torch.full((len(requests), dims.n_layers, dims.n_heads), torch.nan)
+    found[:, chosen] = torch.stack(each, 1).unflatten(1, (len(chosen), dims.n_heads))
+    return found, clean
 
 
 class _Path:
@@ -158,28 +163,29 @@ class _Path:
         self.slopes = torch.stack(slopes, 1)  # [request, n_layers, n_heads]
 
     def integral(
-        self, points: Sequence[tuple[float, float]], n_groups: int
-    ) -> Float[Tensor, "request n_layers n_heads"]:
+        self, points: Sequence[tuple[float, float]], n_groups: int, layers: Sequence[int]
+    ) -> Float[Tensor, "request layer n_heads"]:
         """Slopes along the way, averaged: the estimated changes in nats.
 
         Args:
             points: How far on the way, and with which weight; the first is the whole model.
             n_groups: Of the heads of each layer.
+            layers: Whose heads are moved.
         """
         (_, weight), *further = points
-        total = weight * self.slopes
+        total = weight * self.slopes[:, layers]
         group = torch.stack(
             [_groups(q, self.lens.dims.n_layers, self.lens.dims.n_heads, n_groups) for q in self.requests]
         )
         members = torch.stack([group == g for g in range(n_groups)]).float()  # [group, request, n_layers, n_heads]
         fractions, weights = (torch.tensor(x, dtype=torch.float32) for x in zip(*further, strict=True))
-        for layer, x in enumerate(self.inputs):
+        for i, layer in enumerate(layers):
             own = members[None, :, :, layer]  # [step, group, request, n_heads]
             shift = (fractions[:, None, None, None] * own).flatten(0, 2)
-            rows = x.repeat(len(further) * n_groups, 1, 1)
-            _, (slopes,) = self._slopes(rows, [layer], shift.to(x.device))
+            rows = self.inputs[layer].repeat(len(further) * n_groups, 1, 1)
+            _, (slopes,) = self._slopes(rows, [layer], shift.to(rows.device))
             by_step = slopes.unflatten(0, (len(further), n_groups, -1)) * own
-            total[:, layer] += (weights[:, None, None] * by_step.sum(1)).sum(0)
+            total[:, i] += (weights[:, None, None] * by_step.sum(1)).sum(0)
         return total
 
     def _slopes(

@@ -119,7 +119,8 @@ def head_sweep(
         if resample_prompts is not None and mode != "resample":
             fix = "leave them out, or use method='exact' and mode='resample'"
             raise UserError(f"resample_prompts {resample_prompts!r}: {method} puts no prompt in place; {fix}")
-        estimate = _Estimate(method, mode, (steps or integrated_gradients.STEPS) if method != "attribution" else None)
+        points = None if method == "attribution" else steps or integrated_gradients.STEPS
+        estimate = _Estimate(method, mode, points, chosen)
         return _estimated(lens, tasks, ablate, estimate, settled(options, measure=ANSWER_LOGPROB))
     options = {"measure": "both", **options}
     result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
@@ -134,11 +135,13 @@ class _Estimate:
         method: ``attribution`` or ``integrated_gradients``.
         mode: What takes the place of z.
         steps: Points of ``integrated_gradients`` besides the whole model.
+        layers: Layers whose heads are removed.
     """
 
     method: str
     mode: str
     steps: int | None
+    layers: Sequence[int]
 
     @property
     def address(self) -> str:
@@ -150,7 +153,8 @@ class _Estimate:
         """See `depthlens.experiments.attribution.attribute`."""
         if self.steps is None:
             return attribution.attribute(lens, requests, mode=self.mode, **settings)
-        return integrated_gradients.integrate(lens, requests, mode=self.mode, steps=self.steps, **settings)
+        chosen: dict[str, Any] = {"steps": self.steps, "layers": self.layers}
+        return integrated_gradients.integrate(lens, requests, mode=self.mode, **chosen, **settings)
 
 
 def _estimated(

@@ -95,6 +95,14 @@ def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
     assert partners == {1, 2, 3}
 
 
+def test_chosen_layers_have_the_estimates_that_they_have_among_all(requests):
+    lens = tiny.lens("llama-gqa")
+    whole, clean = integrate(lens, requests)
+    some, same = integrate(lens, requests, layers=[1, 3])
+    assert torch.allclose(some[:, [1, 3]], whole[:, [1, 3]], atol=LOGPROB_TOLERANCE) and torch.equal(clean, same)
+    assert some[:, [0, 2, 4]].isnan().all() and whole.isfinite().all()
+
+
 @pytest.mark.parametrize("family", ["qwen3-moe", "deepseek-v3"])
 def test_families_with_jumps_come_closer_than_the_slope(family, requests):
     lens = tiny.lens(family, num_hidden_layers=3)
