@@ -185,7 +185,7 @@ def test_run_sweep_looks_tasks_up_before_it_loads_the_model(tmp_path, monkeypatc
 
 def test_run_sweep_loads_by_name(tmp_path, layers):
     tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096)
-    result = run_sweep(str(tmp_path), [CHOICE], "layers", limit=LIMIT, device="cpu", progress=False)
+    result = run_sweep(str(tmp_path), [CHOICE], "layers", limit=LIMIT, seed=5, device="cpu", progress=False)
     assert result.record["model"]["name"] == str(tmp_path)
     assert result.record["model"]["fingerprint"] == layers.record["model"]["fingerprint"]
     wanted = layers.docs[layers.docs["task"] == CHOICE].reset_index(drop=True)
