@@ -14,7 +14,7 @@ help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 demo: $(STAMP)  ## run three notebooks on the embedded model; runs/demo/index.html shows findings as they come
-	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p control '[]' -p draws 0 --out runs/demo
+	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo
 
 test: lint  ## lint and types, then all tests
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
