@@ -75,9 +75,8 @@ class TestLoading:
     def test_settings(self, tasks, name):
         task = tasks[name]
         assert len(task.task_docs) == N_DOCS[name]
-        assert task.config.metadata["version"] == (
-            1.0 if name in NEW else 2.1 if name.startswith("arithmetic") else 1.1
-        )
+        version = 1.0 if name in NEW else 2.1 if name.startswith("arithmetic") else 1.1
+        assert task.config.metadata["version"] == version
         assert task.config.test_split and task.config.fewshot_split
         assert task.config.num_fewshot != 0, "lm-eval lets nobody change a 0 in the YAML; leaving it out means 0"
         assert task.higher_is_better() and all(task.higher_is_better().values())
@@ -381,23 +380,21 @@ class TestScores:
         }
 
     def test_cot_own_solutions_are_right(self, tasks):
-        task = tasks["arithmetic_cot"]
-        for doc in list(task.task_docs)[:40]:
+        for doc in list((task := tasks["arithmetic_cot"]).task_docs)[:40]:
             assert set(written_score(task, doc, " " + task.doc_to_target(doc)).values()) == {1.0}
 
 
 class TestOrganismTasks:
     @pytest.mark.parametrize("name", ORGANISM)
     def test_prompt_and_score(self, tasks, name):
-        task, control = tasks[name], "QA" if "one_hop" in name else "QB"
-        field = "one_hop" if "one_hop" in name else "two_hop"
+        task, (control, field) = tasks[name], ("QA", "one_hop") if "one_hop" in name else ("QB", "two_hop")
         for doc in list(task.task_docs)[:20]:
             assert task.fewshot_context(doc, 0) == f"{doc['context']} {control} {doc['key']}"
             if name.endswith("generative"):
                 for word in doc["options"]:
                     assert written_score(task, doc, word) == {"none": float(word == doc[field])}
-            else:
-                assert task.doc_to_choice(doc) == doc["options"]
-                for chosen, word in enumerate(doc["options"]):
-                    results = [(-1.0 if i == chosen else -9.0, i == chosen) for i in range(4)]
-                    assert task.process_results(doc, results) == {"acc": float(word == doc[field])}
+                continue
+            assert task.doc_to_choice(doc) == doc["options"]
+            for chosen, word in enumerate(doc["options"]):
+                results = [(-9.0 + 8.0 * (i == chosen), i == chosen) for i in range(4)]
+                assert task.process_results(doc, results) == {"acc": float(word == doc[field])}
