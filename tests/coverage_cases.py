@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from depthlens.analysis import depth, stats
-from depthlens.analysis.bootstrap import draws, interval, ratio, seed_interval
+from depthlens.analysis.bootstrap import draws, interval, ratio, widened
 from depthlens.analysis.layer_profiles import Profile, drawn
 from depthlens.analysis.model_comparison import whole_number_test
 from depthlens.analysis.recovery import recovered_shares
@@ -234,7 +234,7 @@ def of_seeds(n_seeds: int, spread: float):
         values = 0.2 + hard + 0.5 * rng.standard_normal((n_seeds, n))
         values += spread / np.sqrt(n) * rng.standard_normal((n_seeds, 1))
         counts = draws(n, N_BOOT, int(rng.integers(1 << 30)))
-        low, high = seed_interval(values @ counts.T / n, n)
+        low, high = interval(widened(values @ counts.T / n, n), n)
         return bool(low <= 0.2 <= high)
 
     return covers

@@ -58,7 +58,7 @@ def evidence(*, seed, n=60, shape=(6, 8), likeness=1.0, effect=0.0, shared=False
             rivals = {name: np.stack([cost(of) for of in orders]) for name, orders in draws.items()}
             scale = 1.0 if metric == ANSWER_LOGPROB else float((hard < 1).mean())
             means = {name: x.mean(0) for name, x in rivals.items()}
-            found.append(Costs(task, metric, False, own, means, scale, None))
+            found.append(Costs(task, metric, False, own, means, scale, (task,)))
             for name in lists:
                 p = (1 + int((rivals[name].mean(1) >= own[name].mean()).sum())) / (1 + DRAWS)
                 tests.append((name, task, metric, p, False))

@@ -95,38 +95,35 @@ def interval(values: np.ndarray, n: int, alpha: float = ALPHA) -> np.ndarray:
     return np.nanquantile(values[1:], [tail, 1 - tail], axis=0)
 
 
-def seed_interval(values_by_seed: np.ndarray, n: int, alpha: float = ALPHA) -> tuple[float, float]:
-    """Interval of an effect that was measured with several few-shot seeds (or templates) on the same documents.
+def widened(by_seed: np.ndarray, n: int) -> np.ndarray:
+    """Draws of a mean over few-shot seeds whose spread includes that between seeds.
 
-    The effect is the mean over seeds. Its variance has two parts: that over documents, from bootstrap draws of this
-    mean, and that over seeds, ``V / S`` with V the variance between the S effects of single seeds. The parts are added
-    and read with Student's t, whose degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110-114), where
-    the seeds' part has S - 1. Drawing three seeds with replacement instead would miss a third of their variance and all
-    of the uncertainty about it.
-
-    V holds the noise of documents that the seeds do not share, too, so that the interval is rather too wide where
-    seeds make no difference. It says nothing of seeds of another kind, such as other templates.
+    All seeds ask the same documents. With S seeds, v_doc the variance of the mean over draws of documents, v_within
+    the part of it that comes from draws of the single seeds around their mean, and v_seed the variance between the
+    seeds' own effects divided by S, the variance of the mean is ``max(v_doc, v_doc - v_within + v_seed)``: v_seed
+    contains v_within once more. Its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110-114). A
+    bootstrap over three seeds would understate their variance by a third, and would have no tails.
 
     Args:
-        values_by_seed: The sample's own effect first, then that of every draw of documents; the same draws for all
-            seeds. Shape [S, 1 + n_boot].
-        n: Number of documents.
-        alpha: Share of intervals that may miss the true value.
+        by_seed: The sample's own value first, then the draws. Shape [seed, 1 + n_boot, ...].
+        n: Documents.
 
     Returns:
-        Lower and upper bound; NaN for one document or one seed.
+        Shape [1 + n_boot, ...]; deviations from the first are widened.
     """
-    n_seeds = len(values_by_seed)
-    if n < 2 or n_seeds < 2:
-        return np.nan, np.nan
-    mean = values_by_seed.mean(0)
-    parts = np.array([np.nanvar(mean[1:]) * n / (n - 1), values_by_seed[:, 0].var(ddof=1) / n_seeds])
-    total = parts.sum()
-    if total == 0:
-        return float(mean[0]), float(mean[0])
-    freedom = total**2 / (parts**2 / [n - 1, n_seeds - 1]).sum()
-    half = sps.t.ppf(1 - alpha / 2, freedom) * np.sqrt(total)
-    return float(mean[0] - half), float(mean[0] + half)
+    n_seeds, values = len(by_seed), by_seed.mean(axis=0)
+    if n_seeds < 2 or n < 2:
+        return values
+    of_mean = np.nanvar(values[1:], axis=0, ddof=1)
+    within = np.nanvar(by_seed[:, 1:] - values[1:], axis=1, ddof=0).sum(0) / (n_seeds - 1) / n_seeds
+    between = by_seed[:, 0].var(axis=0, ddof=1) / n_seeds
+    shared = np.maximum(of_mean - within, 0.0)
+    total = np.maximum(of_mean, shared + between)
+    spread = shared**2 / (n - 1) + between**2 / (n_seeds - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing varies
+        degrees = np.where(shared + between > of_mean, np.minimum(n - 1, total**2 / spread), n - 1)
+        factor = np.sqrt(total / of_mean) * sps.t.ppf(1 - ALPHA / 2, degrees) / sps.t.ppf(1 - ALPHA / 2, n - 1)
+    return values[:1] + (values - values[:1]) * np.where(np.isfinite(factor), factor, 1.0)
 
 
 def percentile_interval(values: np.ndarray) -> np.ndarray:

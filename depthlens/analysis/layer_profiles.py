@@ -197,7 +197,7 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
         layers=single.to_numpy(dtype=int),
         documents=tuple(questions.identities(result, row.task)),
         n_layers=result.n_layers,
-        floor=_floor(result, row.task, info, bool(values.min() >= 0 and base.min() >= 0)),
+        floor=floor_of(result, row.task, info, bool(values.min() >= 0 and base.min() >= 0)),
         binary=stats.is_binary(np.abs(np.append(values, base))),
         at_chance=row.at_chance,
         sign=sign,
@@ -205,8 +205,15 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
     )
 
 
-def _floor(result: Result, task: str, info: dict[str, Any], never_below_zero: bool) -> float | None:
-    """What a broken model scores, with the sign of the profile: as recorded, else as far as older records tell."""
+def floor_of(result: Result, task: str, info: dict[str, Any], never_below_zero: bool) -> float | None:
+    """What a broken model scores: as recorded, else as far as older records tell; its sign is turned with the score's.
+
+    Args:
+        result: Whose record to read.
+        task: Name of the task.
+        info: Of the metric.
+        never_below_zero: Whether no score is below 0, the floor of what is not recorded; else there is none.
+    """
     sign = 1.0 if info["higher_is_better"] else -1.0
     if "floor" in info:
         floor = info["floor"]

@@ -10,13 +10,13 @@ training distribution than others.
 from __future__ import annotations
 
 import itertools
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
+from depthlens.ablations import parse_condition
 from depthlens.analysis.layer_profiles import labels
 from depthlens.analysis.rank_correlations import COLUMNS, MIN_PARTS, correlate, in_words
 from depthlens.analysis.tables import DescribedTable, record_of
@@ -25,10 +25,7 @@ from depthlens.errors import UserError
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-_ONE_PART = re.compile(
-    r"L(?P<layer>\d+)(?:\.(?P<site>attn|mlp|H|KV)(?P<index>\d*))?(?P<start>\[\d+:\])?(?:@(?P<mode>\w+))?"
-)
-_SITES = {None: "layers", "attn": "attn", "mlp": "mlp", "H": "heads", "KV": "kv"}  # as the words of a sweep
+_SITES = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv"}  # as the words of a sweep
 Place = tuple[int, int]  # layer, and the index of a head or KV group (-1 for other parts)
 
 
@@ -84,9 +81,9 @@ def _by_mode(conditions: list[str]) -> dict[str, dict[str, dict[Place, str]]]:
     """The conditions that are one part each, by kind of part, mode and place."""
     found: dict[str, dict[str, dict[Place, str]]] = {}
     for text in conditions:
-        if match := _ONE_PART.fullmatch(text):
-            removal = "skip" if match["site"] is None else "zero"
-            mode = (match["mode"] or removal) + (match["start"] or "")
-            place = int(match["layer"]), int(match["index"] or -1)
-            found.setdefault(_SITES[match["site"]], {}).setdefault(mode, {})[place] = text
+        parts = parse_condition(text).ablations
+        if len(parts) == 1 and parts[0].site in _SITES:
+            (part,) = parts
+            mode = f"{part.mode}{part.seed or ''}" + (f"[{part.start}:]" if part.start else "")
+            found.setdefault(_SITES[part.site], {}).setdefault(mode, {})[part.layer, part.index] = text
     return found

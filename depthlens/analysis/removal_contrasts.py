@@ -6,8 +6,8 @@ document by document. Costs are means over k > 0. Between two tasks they are sha
 the floor (chance, or 0 for scores that are never below), and nats as they are; a share takes the whole model's score as
 known.
 
-A difference between tasks is a sum of two means. Documents of two tasks are paired where the result knows the questions
-and all of them are the same; otherwise the means are independent, and the interval is Welch's (1947).
+A difference between tasks is a sum of two means. Documents of two tasks are paired where all of them are the same
+(`depthlens.analysis.questions.identities`); otherwise the means are independent, and the interval is Welch's (1947).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import pandas as pd
 from scipy import stats as sps
 
 from depthlens.ablations import heads_condition
-from depthlens.analysis import stats
+from depthlens.analysis import questions, stats
+from depthlens.analysis.layer_profiles import floor_of
 from depthlens.analysis.stats import ALPHA, BASELINE
-from depthlens.metrics import ANSWER_LOGPROB
+from depthlens.metrics import metric_unit
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -43,7 +44,7 @@ class Costs:
         lists: Cost of each list. Each of shape [document].
         random: Mean cost of its random rivals. Each of shape [document].
         scale: What a cost is divided by between tasks; NaN where there is no floor.
-        questions: What the documents ask; None if not known.
+        documents: Their identities, see `depthlens.analysis.questions.identities`.
     """
 
     task: str
@@ -52,12 +53,12 @@ class Costs:
     lists: dict[str, np.ndarray]
     random: dict[str, np.ndarray]
     scale: float
-    questions: tuple[str, ...] | None
+    documents: tuple[str, ...]
 
     @property
     def kind(self) -> str:
         """Costs of one kind can be compared between tasks."""
-        return "nats" if self.metric == ANSWER_LOGPROB else "share"
+        return metric_unit(self.metric) or "share"
 
 
 def costs(result: Result, record: dict[str, Any]) -> list[Costs]:
@@ -83,28 +84,20 @@ def costs(result: Result, record: dict[str, Any]) -> list[Costs]:
                 lists={name: mean([heads], losses) for name, heads in record["lists"].items()},
                 random={name: mean(orders, losses) for name, orders in record["draws"].items()},
                 scale=_scale(result, base),
-                questions=_questions(result, base.task),
+                documents=tuple(questions.identities(result, base.task)),
             )
         )
     return found
 
 
 def _scale(result: Result, base: Any) -> float:
-    if base.metric == ANSWER_LOGPROB:
+    if metric_unit(base.metric):
         return 1.0
     scores, info = result.scores(base.task, base.metric), result.metric_info(base.task, base.metric)
-    floor = info["floor"] if "floor" in info else info["chance"]  # results of version 0.1 have no floor
-    if floor is None:
-        floor = 0.0 if (scores >= 0).all(axis=None) else np.nan
-    scale = abs(float(scores[BASELINE].mean() - floor))
+    floor = floor_of(result, base.task, info, bool((scores >= 0).all(axis=None)))
+    sign = 1.0 if info["higher_is_better"] else -1.0
+    scale = np.nan if floor is None else abs(float(sign * scores[BASELINE].mean() - floor))
     return scale if scale > 0 else np.nan
-
-
-def _questions(result: Result, task: str) -> tuple[str, ...] | None:
-    if result.asked is None:
-        return None
-    asked = result.questions()
-    return tuple(asked.loc[asked["task"] == task].sort_values("doc_id")["question"])
 
 
 def excess_table(found: list[Costs]) -> pd.DataFrame:
@@ -171,8 +164,7 @@ def specificity_table(found: list[Costs]) -> pd.DataFrame:
 
 
 def _two(one: Costs, two: Costs, first: np.ndarray, second: np.ndarray) -> Estimate:
-    shared = one.questions is not None and one.questions == two.questions
-    return one_mean(first + second) if shared else sum_of_means(first, second)
+    return one_mean(first + second) if one.documents == two.documents else sum_of_means(first, second)
 
 
 def one_mean(values: np.ndarray) -> Estimate:

@@ -14,15 +14,14 @@ from typing import Any
 
 from scipy import stats as sps
 
+from depthlens.analysis.power import documents_for_power
 from depthlens.analysis.stats import ALPHA
 
 SUPPORTED, CONTRADICTED, UNDECIDED, CANNOT = "supported", "contradicted", "undecided", "cannot judge"
 ABOVE, BELOW, DIFFERENT = 1, -1, 0
 MIN_DOCS = 30
 MIN_SEEDS = 3
-POWER = 0.8
 _MOST_TIMES = 100  # the documents at hand: a plan for more is not given
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -214,19 +213,21 @@ class Part:
         if spec.fails(main.low, main.high) and self.p_against < ALPHA and all(spec.fails(e, e) for e in effects):
             return CONTRADICTED
         crosses = not (spec.passes(main.low, main.high) or spec.fails(main.low, main.high))
-        return CANNOT if crosses and self.planned > main.n else UNDECIDED
+        return CANNOT if crosses and main.se > 0 and (self.planned or math.inf) > main.n else UNDECIDED
 
     @property
-    def planned(self) -> int:
-        """Documents for 80% power at the least effect that matters; the standard error falls with their square root.
+    def planned(self) -> int | None:
+        """Documents for 80% power at the least effect that matters, at least 30.
 
-        ``n ((critical + z_0.8) se / matters)^2``, at least 30.
+        See `depthlens.analysis.power.documents_for_power`. None where there is no standard error, or where no number is
+        enough.
         """
         main = self.main
-        if not math.isfinite(main.se + main.critical):
-            return 0
-        ratio = (main.critical + sps.norm.ppf(POWER)) * main.se / self.spec.matters
-        return max(MIN_DOCS, math.ceil(main.n * ratio**2 - _ROUNDING))
+        if main.n < 2 or not (math.isfinite(main.critical) and main.se > 0):
+            return None
+        alpha = 2 * float(sps.t.sf(main.critical, main.n - 1))  # simultaneous bounds have a smaller one
+        documents = documents_for_power(self.spec.matters, main.critical * main.se, main.n, alpha=alpha)
+        return None if documents is None else max(MIN_DOCS, documents)
 
     @property
     def needed(self) -> int | None:
@@ -234,6 +235,5 @@ class Part:
 
         None also where they are more than a hundred times as many.
         """
-        if self.verdict != CANNOT or self.main.why or not math.isfinite(self.main.se):
-            return None
-        return self.planned if self.main.n < self.planned <= _MOST_TIMES * self.main.n else None
+        planned = None if self.verdict != CANNOT or self.main.why else self.planned
+        return planned if planned and self.main.n < planned <= _MOST_TIMES * self.main.n else None

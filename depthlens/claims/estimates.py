@@ -1,11 +1,10 @@
 """Effects of layer profiles with their intervals, under every view of `depthlens.claims.decision`.
 
 Documents are drawn with replacement (`depthlens.analysis.bootstrap`), jointly where tasks and few-shot seeds share
-them. Several tasks are combined by the mean over tasks within each draw, and several seeds by the mean over seeds. The
-variance between seeds is added to that of the draws (`widened`). Intervals are expanded percentile intervals of 95%
-(Hesterberg 2015). All parts of a claim have to pass, so none needs a correction for the others (an intersection-union
-test, Berger 1982, Technometrics 24:295-300); a claim is contradicted by one part, whose error level is 2.5% on each
-side.
+them. Several tasks are combined by the mean over tasks within each draw, and several seeds by the mean over seeds; the
+variance between seeds is added to that of the draws. Intervals are expanded percentile intervals of 95% (Hesterberg
+2015). All parts of a claim have to pass, so none needs a correction for the others (an intersection-union test, Berger
+1982, Technometrics 24:295-300); a claim is contradicted by one part, whose error level is 2.5% on each side.
 
 *Relative loss* is ``loss / (baseline - floor)``, where the floor is what a broken model scores. The *share* of a third
 is its part of the summed loss of all layers. Tasks at chance, and for shares tasks without a proven loss, are left out
@@ -21,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats as sps
 
-from depthlens.analysis.bootstrap import interval, ratio
+from depthlens.analysis.bootstrap import interval, ratio, widened
 from depthlens.analysis.layer_profiles import Profile, drawn
 from depthlens.analysis.stats import ALPHA
 from depthlens.claims.decision import Estimate, Part, Spec, View
@@ -231,37 +230,6 @@ def draw(terms: Sequence[Term], view: View, *, seed: int, n_boot: int, apart: bo
         for term, by_seed in chosen.terms
     ]
     return chosen.draws(np.stack(np.broadcast_arrays(*values), axis=-1) if apart else sum(values[1:], start=values[0]))
-
-
-def widened(by_seed: np.ndarray, n: int) -> np.ndarray:
-    """Draws of a mean over few-shot seeds whose spread includes that between seeds.
-
-    All seeds ask the same documents. With S seeds, v_doc the variance of the mean over draws of documents, v_within
-    the part of it that comes from draws of the single seeds around their mean, and v_seed the variance between the
-    seeds' own effects divided by S, the variance of the mean is ``max(v_doc, v_doc - v_within + v_seed)``: v_seed
-    contains v_within once more. Its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110-114). A
-    bootstrap over three seeds would understate their variance by a third, and would have no tails.
-
-    Args:
-        by_seed: The sample's own value first, then the draws. Shape [seed, 1 + n_boot, ...].
-        n: Documents.
-
-    Returns:
-        Shape [1 + n_boot, ...]; deviations from the first are widened.
-    """
-    n_seeds, values = len(by_seed), by_seed.mean(axis=0)
-    if n_seeds < 2 or n < 2:
-        return values
-    of_mean = np.nanvar(values[1:], axis=0, ddof=1)
-    within = np.nanvar(by_seed[:, 1:] - values[1:], axis=1, ddof=0).sum(0) / (n_seeds - 1) / n_seeds
-    between = by_seed[:, 0].var(axis=0, ddof=1) / n_seeds
-    shared = np.maximum(of_mean - within, 0.0)
-    total = np.maximum(of_mean, shared + between)
-    spread = shared**2 / (n - 1) + between**2 / (n_seeds - 1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing varies
-        degrees = np.where(shared + between > of_mean, np.minimum(n - 1, total**2 / spread), n - 1)
-        factor = np.sqrt(total / of_mean) * sps.t.ppf(1 - ALPHA / 2, degrees) / sps.t.ppf(1 - ALPHA / 2, n - 1)
-    return values[:1] + (values - values[:1]) * np.where(np.isfinite(factor), factor, 1.0)
 
 
 def estimate(draws: Draws, view: str) -> Estimate:

@@ -30,10 +30,10 @@ from depthlens.ablations import Head, heads_condition
 from depthlens.analysis import stats
 from depthlens.analysis.removal_curve import RemovalCurve, mean_interval
 from depthlens.analysis.results import Result
-from depthlens.errors import UserError, unknown
+from depthlens.errors import unknown
+from depthlens.experiments import lists_of_heads
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models.lens import Lens
 
 MIN_DRAWS = 10
@@ -69,9 +69,10 @@ def removal_curve(
     arguments.loaded(lens)
     settings = settled(options)
     measure, seed = settings["measure"], settings["seed"]
-    ks = _ks(k)
+    ks = lists_of_heads.sizes(k)
     arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
-    chosen = _checked(lens, lists, ks[-1])
+    found = lists_of_heads.checked(lens, lists, ks[-1])
+    chosen = {name: heads[: ks[-1]] for name, heads in found.items()}
     loaded = load_tasks(tasks, settings)
     for name, task in loaded.items():  # a wrong name is refused before the sweep
         if measure in ("task", "both") and metric and metric.split(",")[0] not in (known := task.higher_is_better()):
@@ -79,10 +80,10 @@ def removal_curve(
     rivals: dict[str, list[list[Head]]] = {}
     for name, heads in chosen.items():
         random = Random(f"removal {seed} {name}")
-        rivals[name] = [draw(heads, lens.dims.n_heads, random) for _ in range(n_draws)]
+        rivals[name] = [lists_of_heads.same_layers(heads, lens.dims.n_heads, random) for _ in range(n_draws)]
     every = [order[:n] for name in chosen for order in (chosen[name], *rivals[name]) for n in ks]
     conditions = list(dict.fromkeys(str(heads_condition(heads)) for heads in every))
-    result = _metrics(condition_sweep(lens, loaded, conditions, **options), metric)
+    result = lists_of_heads.one_metric(condition_sweep(lens, loaded, conditions, **options), metric)
     record = {
         **result.record,
         "k": ks,
@@ -103,43 +104,6 @@ def n_lists(heads: Sequence[Head], ks: Sequence[int], n_heads: int) -> int:
             size = sum(la == layer for la, _ in heads[start:end])
             ways, left = ways * comb(left, size), left - size
     return ways
-
-
-def draw(heads: Sequence[Head], n_heads: int, random: Random) -> list[Head]:
-    """Random heads matched to a list position by position: the same layer, uniformly from all of its heads."""
-    order = {layer: random.sample(range(n_heads), n_heads) for layer in dict.fromkeys(layer for layer, _ in heads)}
-    return [(layer, order[layer].pop()) for layer, _ in heads]
-
-
-def _ks(k: int | Sequence[int]) -> list[int]:
-    numbers = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k]
-    if not numbers or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in numbers):
-        raise UserError(f"k {k!r}: give a whole number from 1, or several")
-    return list(range(1, int(k) + 1)) if isinstance(k, (int, np.integer)) else sorted({int(n) for n in numbers})
-
-
-def _checked(lens: Lens, lists: dict[str, Sequence[Head]], longest: int) -> Lists:
-    if not isinstance(lists, dict) or not lists:
-        raise UserError(f"lists {lists!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
-    checked: Lists = {}
-    for name, named in lists.items():
-        heads = arguments.heads(f"list {name!r}", named)
-        if len(heads) < longest:
-            raise UserError(f"list {name!r} has {len(heads)} heads; k goes up to {longest}")
-        checked[name] = heads[:longest]
-        heads_condition(checked[name]).validate(lens.dims)
-    return checked
-
-
-def _metrics(result: Result, metric: str | None) -> Result:
-    """The metric asked for, or the first of each task, and `answer_logprob` beside it where it was measured."""
-    if metric is None:
-        return result.primary(with_logprob=True)
-    selected = result.select(metrics=metric)
-    if lost := set(result.docs["task"]) - set(selected.docs["task"]):
-        raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
-    both = {*selected.docs["metric"], *({ANSWER_LOGPROB} & set(result.docs["metric"]))}
-    return result.select(metrics=list(both))
 
 
 def _assemble(

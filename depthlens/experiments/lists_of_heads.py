@@ -12,6 +12,7 @@ from depthlens import arguments
 from depthlens.ablations import Head, heads_condition
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
+from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models.lens import Lens
 
 
@@ -27,20 +28,21 @@ def sizes(k: int | Sequence[int]) -> list[int]:
     return list(range(1, int(k) + 1)) if isinstance(k, (int, np.integer)) else sorted({int(n) for n in numbers})
 
 
-def checked(lens: Lens, lists: dict[str, Sequence[Head]]) -> dict[str, list[Head]]:
-    """Lists by name, each of heads that the model has, none of them twice.
+def checked(lens: Lens, lists: dict[str, Sequence[Head]], longest: int = 1) -> dict[str, list[Head]]:
+    """Lists by name, each of at least ``longest`` heads that the model has, none of them twice.
 
     Raises:
-        UserError: no list, an empty one, or one with a head twice or one that the model does not have.
+        UserError: no list, one that is too short, or one with a head twice or one that the model does not have.
     """
     if not isinstance(lists, dict) or not lists:
         raise UserError(f"lists {lists!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
     found = {}
     for name, named in lists.items():
-        found[name] = arguments.heads(f"list {name!r}", named)
-        if not found[name]:
-            raise UserError(f"list {name!r} is empty; give at least one head")
-        heads_condition(found[name]).validate(lens.dims)
+        heads = arguments.heads(f"list {name!r}", named)
+        if len(heads) < longest:
+            raise UserError(f"list {name!r} has {len(heads)} heads; k goes up to {longest}")
+        found[name] = heads
+        heads_condition(heads).validate(lens.dims)
     return found
 
 
@@ -56,16 +58,15 @@ def same_layers(heads: Sequence[Head], n_heads: int, random: Random) -> list[Hea
 
 
 def one_metric(result: Result, metric: str | None) -> Result:
-    """The result with one metric of each task: the one that is named, else each task's first.
+    """The metric that is named, or each task's own first, and `answer_logprob` beside it where it was measured.
 
     Raises:
         UserError: a task does not have it.
     """
-    if metric is not None:
-        selected = result.select(metrics=metric)
-        if lost := set(result.docs["task"]) - set(selected.docs["task"]):
-            raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
-        return selected
-    first = result.baselines.drop_duplicates("task").set_index("task")["metric"]
-    docs = result.docs[result.docs["metric"] == result.docs["task"].map(first)]
-    return Result(docs, result.record, result.asked)
+    if metric is None:
+        return result.primary(with_logprob=True)
+    selected = result.select(metrics=metric)
+    if lost := set(result.docs["task"]) - set(selected.docs["task"]):
+        raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
+    both = {*selected.docs["metric"], *({ANSWER_LOGPROB} & set(result.docs["metric"]))}
+    return result.select(metrics=list(both))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from depthlens.analysis.bootstrap import draws, seed_interval
+from depthlens.analysis.bootstrap import draws, widened
 from depthlens.errors import UserError
 
 SUBJECTS = ["law"] * 4 + ["physics"] * 10 + ["history"] * 6
@@ -39,18 +39,21 @@ def test_clusters_that_are_none(clusters):
 
 
 def test_the_seeds_variance_is_added_with_satterthwaites_degrees_of_freedom():
+    """All seeds draw alike, so nothing but their own effects differs between them."""
     rng = np.random.default_rng(0)
     n, effects = 50, np.array([0.1, 0.3, 0.35])
     values = effects[:, None] + np.r_[0.0, 0.02 * rng.standard_normal(400)]
-    low, high = seed_interval(values, n)
-    documents, seeds = values.mean(0)[1:].var() * n / (n - 1), effects.var(ddof=1) / 3
+    wide = widened(values, n)
+    documents, seeds = values.mean(0)[1:].var(ddof=1), effects.var(ddof=1) / 3
     freedom = (documents + seeds) ** 2 / (documents**2 / (n - 1) + seeds**2 / 2)
-    half = sps.t.ppf(0.975, freedom) * np.sqrt(documents + seeds)
-    assert (low, high) == pytest.approx((0.25 - half, 0.25 + half))
+    wider = np.sqrt((documents + seeds) / documents) * sps.t.ppf(0.975, freedom) / sps.t.ppf(0.975, n - 1)
+    assert wide[0] == pytest.approx(effects.mean())
+    assert (wide[1:] - wide[0]) == pytest.approx(wider * (values.mean(0)[1:] - effects.mean()))
     assert 2 < freedom < 3
 
 
-def test_what_says_nothing_of_seeds_or_documents():
-    assert np.isnan(seed_interval(np.ones((1, 10)), 30)).all()
-    assert np.isnan(seed_interval(np.ones((3, 10)), 1)).all()
-    assert seed_interval(np.ones((3, 10)), 30) == (1.0, 1.0)
+def test_what_says_nothing_of_seeds_or_documents_is_not_widened():
+    values = np.random.default_rng(0).random((3, 50))
+    assert np.array_equal(widened(values[:1], 30), values[0])
+    assert np.array_equal(widened(values, 1), values.mean(0))
+    assert np.array_equal(widened(np.ones((3, 10)), 30), np.ones(10))

@@ -11,6 +11,7 @@ import pytest
 import depthlens as dl
 from depthlens.analysis.removal_contrasts import Costs, interaction_table, one_mean, sum_of_means
 from depthlens.analysis.results import DOCS_COLUMNS
+from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 
 N = 20
@@ -91,7 +92,11 @@ def test_differences_by_hand():
     (row,) = made.specificity.query("list == 'retrieval' and task == 'copy'").itertuples()
     assert row.effect == pytest.approx(((18.5 - 2) - (18.5 - 19)) / N / share)
     (row,) = made.ratio.query("list == 'retrieval' and task == 'copy'").itertuples()
-    assert row.effect == pytest.approx((20 - 2) / N - 3 * (20 - 18.5) / N) and row.ci_low > 0
+    assert row.effect == pytest.approx((20 - 2) / N - 3 * (20 - 18.5) / N)
+    # by document: 2 keep their answer, 16 lose it, and 2 lose it to one or both of the random heads, too
+    by_document = np.r_[[0.0] * 2, [1.0] * 16, 1 - 1.5, 1 - 3]
+    low, high = (float(bound[0]) for bound in mean_intervals(by_document[None]))
+    assert (row.ci_low, row.ci_high) == pytest.approx((low, high))
     (row,) = made.ratio.query("list == 'reasoning' and task == 'copy'").itertuples()
     assert row.effect == pytest.approx((20 - 19) / N - 3 * (20 - 18.5) / N)
 
@@ -102,7 +107,8 @@ def test_documents_of_two_tasks_are_paired_where_they_ask_the_same():
     docs = made.result.docs
     hit = docs["condition"] == "L0.H0"
     value = docs["value"].where(~hit, docs["value"] + docs["doc_id"].map(noise))
-    asked = pd.DataFrame({"task": task, "doc_id": doc, "question": f"{doc}?", "reference": "x", "choices": None}
+    asked = pd.DataFrame({"task": task, "doc_id": doc, "question": f"{doc}?", "reference": "x", "choices": None,
+                          "doc_hash": f"hash {doc}"}
                          for task in ("copy", "sums") for doc in range(N))  # fmt: skip
     widths = {}
     for name, questions in (("known", asked), ("unknown", None)):
@@ -136,7 +142,7 @@ def test_a_difference_of_significances_is_no_dissociation(one_only, at_most):
         costs = []
         for task in ("one", "two"):
             lists = {"a": 0.3 + rng.normal(size=30), "b": (0.0 if one_only else 0.3) + rng.normal(size=30)}
-            costs.append(Costs(task, "answer_logprob", False, lists, lists, 1.0, None))
+            costs.append(Costs(task, "answer_logprob", False, lists, lists, 1.0, (task,)))
         (row,) = interaction_table(costs).itertuples()
         double.append(row.double)
         crossed.append(row.p_value < 0.05)

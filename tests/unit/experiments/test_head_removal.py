@@ -13,7 +13,8 @@ import tiny
 
 from depthlens.analysis.head_lists import head_overlap
 from depthlens.errors import UserError
-from depthlens.experiments.head_removal import draw, n_lists, removal_curve
+from depthlens.experiments.head_removal import n_lists, removal_curve
+from depthlens.experiments.lists_of_heads import same_layers
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models.lens import Lens
 from depthlens.organisms import builder
@@ -44,7 +45,7 @@ def curve(organism):
 
 def test_rivals_lie_in_the_same_layers_and_are_any_of_their_heads():
     heads = [(3, 1), (0, 2), (3, 5), (7, 0)]
-    drawn = [draw(heads, 8, Random(seed)) for seed in range(400)]
+    drawn = [same_layers(heads, 8, Random(seed)) for seed in range(400)]
     for rival in drawn:
         assert [layer for layer, _ in rival] == [3, 0, 3, 7]  # position by position, so that the first k match, too
         assert len(set(rival)) == 4
@@ -73,7 +74,7 @@ def test_a_list_that_is_like_any_other_rarely_separates(n_heads, k):
         cost = rng.standard_cauchy((k, n_heads))
         heads = [(layer, int(rng.integers(n_heads))) for layer in range(k)]
         random = Random(sample)
-        rivals = [draw(heads, n_heads, random) for _ in range(n_draws)]
+        rivals = [same_layers(heads, n_heads, random) for _ in range(n_draws)]
         own, others = (np.array([sum(cost[head] for head in heads) for heads in lists]) for lists in ([heads], rivals))
         p.append((1 + np.sum(others >= own - 1e-9)) / (1 + n_draws))
     for level in (0.05, 0.1, 0.2):
