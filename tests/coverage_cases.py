@@ -52,7 +52,7 @@ def nats(damage: np.ndarray, skew: float) -> Sample:
 def profile(base: np.ndarray, values: np.ndarray, floor: float | None) -> Profile:
     binary = stats.is_binary(np.append(values, base))
     names = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False, "binary": binary}
-    documents, layers = tuple(range(len(base))), np.arange(N_LAYERS)
+    documents, layers = tuple(map(str, range(len(base)))), np.arange(N_LAYERS)
     sizes = {"layers": layers, "documents": documents, "n_layers": N_LAYERS}
     return Profile(values=values, base=base, floor=floor, **sizes, **names)
 
