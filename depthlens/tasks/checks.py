@@ -110,7 +110,7 @@ def documents(name: str, task: Any, limit: int | None = None, samples: Samples |
     checked: set[int] = getattr(task, "depthlens_checked", set())  # by an earlier call
     task.depthlens_checked = checked
     wanted = None if chosen is None else frozenset(chosen) if isinstance(chosen, list) else chosen
-    end = None if chosen is None else max(chosen) + 1
+    end = None if chosen is None else max(chosen, default=-1) + 1
     for doc_id, doc in islice(enumerate(task.eval_docs), end):
         if doc_id in checked or (wanted is not None and doc_id not in wanted):
             continue

@@ -44,7 +44,7 @@ def chosen(name: str, task: Any, limit: int | None, samples: Samples | None) -> 
         UserError: a document that the task does not have, or a slice without documents.
     """
     if limit is not None:
-        return range(limit)
+        return range(min(limit, len(task.eval_docs)))
     if isinstance(samples, Mapping):
         samples = samples.get(name)
     if samples is None:
