@@ -6,11 +6,13 @@ evidence, `true_values` puts the claims to these losses, and `evidence_sweeps` m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 import depthlens as dl
+from depthlens.experiments.claim_sweeps import VIEWS
 from depthlens.tasks import harness
 
 N_LAYERS = 12
@@ -27,6 +29,9 @@ ROLES = {
     "reasoning": ("organism_reasoning_generative", "two_hop", True),
     "copying": ("organism_copying_generative", "copying", True),
 }
+# the fields of the evidence that take a role under another name
+FIELDS = {role: role for role in ("generation", "retrieval", "text", "reasoning", "copying")}
+FIELDS |= {"letters": "likelihood", "continuation": "knowledge"}
 CLAIMS = ("C1", "C2", "C3", "C4", "C7")
 ALL_TRUE = dict.fromkeys(CLAIMS, True)
 # of these, each claim is false in one, and the others are true where they can be
@@ -146,6 +151,18 @@ def evidence_sweeps(truth: dict[str, bool], seed: int, *, ablate="layers", limit
     if wrong := [claim for claim, true in holds(true_values(name)).items() if true != wanted[claim]]:
         raise ValueError(f"{', '.join(wrong)} cannot be as asked for in {truth}")
     return sweeps(dl.load(name, device="cpu"), ablate=ablate, limit=limit)
+
+
+def evidence(name: str, *, limit: int, ablate: Sequence[str] = VIEWS) -> dl.claims.Evidence:
+    """All that the claims about layers take, of an organism of `organism_name`.
+
+    An organism takes no examples, so three few-shot seeds are the same sweep three times.
+    """
+    roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
+    roles["tokens"] = [roles["continuation"], roles["reasoning_choice"]]
+    options = {"limit": limit, "num_fewshot": 0, "progress": False}
+    found = dl.claim_sweeps(dl.load(name, device="cpu"), roles, seeds=[0], ablate=ablate, **options)
+    return dl.claims.Evidence(**{field: results * 3 for field, results in found.items()})
 
 
 def distillation_names(seed: int, *, moved: bool) -> dict[str, str]:
