@@ -39,6 +39,8 @@ def checked(lens: Lens, lists: dict[str, Sequence[Head]], longest: int = 1) -> d
     found = {}
     for name, named in lists.items():
         heads = arguments.heads(f"list {name!r}", named)
+        if not heads:
+            raise UserError(f"list {name!r} is empty; name at least one head")
         if len(heads) < longest:
             raise UserError(f"list {name!r} has {len(heads)} heads; k goes up to {longest}")
         found[name] = heads

@@ -117,7 +117,7 @@ def test_an_exception_inside_one_leaves_all_whole(who, lens, alone):
 def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
     means = backend_table.reference_of(lens)
     # a mean of the wrong width: fails at the MLP of layer 3, in the middle of the pass
-    wrong = torch.zeros(5, 3)
+    wrong = torch.zeros(5, 3, 3)
     backend = backends.get(name, lens, replace(means, layer=wrong, attn=wrong, mlp=wrong))
     conditions = [parse_condition("L1.H0"), parse_condition("L3.H1@mean")]
     wanted = batch_logits(backend, conditions)

@@ -8,6 +8,7 @@ import tiny
 from by_hand import logprobs
 
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
@@ -45,8 +46,8 @@ def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning):
             assert getattr(found, kind).values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
         assert found.contrast.values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
-        half = 4.302653 * gap.std(ddof=1) / np.sqrt(3)  # t quantile for 2 degrees of freedom
-        assert found.contrast.high[head] - found.contrast.values[head] == pytest.approx(half, rel=0.01)
+        (high,) = mean_intervals(gap[None])[1]
+        assert found.contrast.high[head] - found.contrast.values[head] == pytest.approx(high - gap.mean(), rel=0.01)
     assert np.abs(found.computed.values).max() > 10 * LOSS_TOLERANCE
     clean = [logprobs(lens, s.text.tokens) for s in solved]
     text = [

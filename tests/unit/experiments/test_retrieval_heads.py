@@ -58,7 +58,7 @@ def test_an_offloaded_model_gives_the_same_scores(tmp_path):
     assert np.array_equal(one.values, other.values) and one.n == other.n == 2
 
 
-def planted_needles(task, n=12):
+def planted_needles(task, n=20):
     asked = language.sample(n, task, seed=7)
     return [Needle(LoglikelihoodRequest(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
 
