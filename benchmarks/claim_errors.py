@@ -2,11 +2,14 @@
 
 Usage::
 
-    python benchmarks/claim_errors.py [--simulations 500] [--documents 60] [--claims C2,C4] [--worlds token,formats]
+    python benchmarks/claim_errors.py [--simulations 500] [--documents 60] [--claims C2,C5] [--worlds token,formats]
+    python benchmarks/claim_errors.py --power [--simulations 200]
 
 Every simulation draws the documents of all tasks, under four views and three few-shot seeds, and judges the claims
-(`tests/made_claims.py` has the model). Printed is a table of docs/methods.md: the share of simulations in which a claim
-is supported, and in which it is contradicted.
+(`tests/made_claims.py` has the model; for C5 `tests/made_heads.py`, which chooses heads on documents and tests them on
+others). Printed is a table of docs/methods.md: the share of simulations in which a claim is supported, and in which it
+is contradicted. With ``--power`` every effect is as large as what matters: a pilot plans the number of documents, and
+printed is the share of simulations with so many documents in which the part passes.
 """
 
 from __future__ import annotations
@@ -21,12 +24,16 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from made_claims import EARLY, FEW, FLAT, LATE, NONE, THIRD, parts, sweeps  # noqa: E402
+import made_heads  # noqa: E402
+from made_claims import EARLY, FEW, FLAT, LATE, LAYERS, NONE, THIRD, parts, sweeps  # noqa: E402
 
+from depthlens.claims.decision import Part  # noqa: E402
+from depthlens.claims.heads import specific_heads  # noqa: E402
+from depthlens.claims.layers import SMALL_LOSS  # noqa: E402
 from depthlens.claims.verdicts import combined  # noqa: E402
 from depthlens.progress import bar  # noqa: E402
 
-CLAIMS = ("C1", "C2", "C3", "C4", "C6", "C7")
+CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 DEEP = np.where(THIRD > 0, 0.5, 0.0)
 
 
@@ -49,6 +56,72 @@ NULLS = {
 }
 
 
+HALF = np.where(LAYERS < 2, 0.9, np.where(LAYERS % 2, SMALL_LOSS, 0.0))
+NULLS["half of the later layers cost 10%"] = ({"broken": HALF}, ("C1",))
+# of C5: heads do not matter, or matter for both tasks; "likeness" is the correlation of attribution with removal
+NO_HEADS = {f"no head matters, likeness {r}": {"likeness": r} for r in (0.3, 0.6, 1.0)}
+NO_HEADS["heads matter for both tasks"] = {"effect": 5.0, "shared": True}
+
+
+def _deep(first: float, later: float) -> np.ndarray:
+    return np.where(LAYERS < 2, 0.0, np.where(THIRD == 0, first, later))
+
+
+SEED_SD = 0.03  # few-shot seeds differ little: more documents would not lower what lies between seeds
+# claim, part, world: each true effect is as large as what matters
+TRUTHS = {
+    "C1: layers cost nothing": ("C1", 0, {"broken": np.where(LAYERS < 2, 0.9, 0.0)}),
+    "C2: written letters cost 0.1 more": ("C2", 0, {"broken": {"rest": _deep(0, 0.05), "generation": _deep(0, 0.15)}}),
+    # of 4 layers of the first third and 12 later ones, without L0 and L1
+    "C3: the share is 0.15 larger": ("C3", 0, {"broken": {"rest": _deep(0.2, 0.1), "text": _deep(0.15, 0.15)}}),
+    "C4: the share is 0.15 larger than for copying": (
+        "C4",
+        0,
+        {"broken": {"rest": _deep(0.2, 0.1), **dict.fromkeys(("reasoning", "reasoning_choice"), _deep(0.15, 0.15))}},
+    ),
+    "C4: the share per token is 0.15 larger": (
+        "C4",
+        1,
+        {"broken": {"rest": _deep(0.2, 0.1), "reasoning_tokens": _deep(0.15, 0.15)}},
+    ),
+    "C7: late layers cost 0.1 less": ("C7", 0, {"broken": _deep(0.2, 0.1)}),
+}
+
+
+def heads(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
+    for name, world in NO_HEADS.items():
+        if args.worlds and not any(part in name for part in args.worlds.split(",")):
+            continue
+        count: Counter[str] = Counter()
+        for i in bar(iterable=range(args.simulations), desc=name, unit="simulation"):
+            curve, scores = made_heads.evidence(seed=[i, args.documents], n=args.documents, **world)
+            count[combined(specific_heads(curve, made_heads.TASKS, scores))] += 1
+        rows += [
+            {"world": name, "verdict": v, "n": args.documents, "C5": f"{count[v] / args.simulations:.1%}"}
+            for v in ("supported", "contradicted")
+        ]
+
+
+def power(args: argparse.Namespace) -> None:
+    rows = []
+    for name, (claim, at, world) in TRUTHS.items():
+        if claim not in args.claims.split(","):
+            continue
+
+        def found(i: int, n: int, claim: str = claim, at: int = at, world: dict[str, object] = world) -> Part:
+            return parts(claim, sweeps(n=n, seed=[i, n, 1], seed_sd=SEED_SD, **world), seed=i, n_boot=args.draws)[at]
+
+        plans, passed = [], []
+        for i in bar(iterable=range(args.simulations), desc=name, unit="simulation"):
+            if (n := found(i, args.documents).planned) and n > args.documents:  # else no number is printed
+                plans.append(n)
+                passed.append(found(args.simulations + i, n).passes)
+        middle = f"{np.median(plans):.0f} ({np.quantile(plans, 0.1):.0f} to {np.quantile(plans, 0.9):.0f})"
+        rows.append({"effect": name, "documents": middle, "power": f"{np.mean(passed):.0%}"})
+        print(rows[-1], flush=True)
+    print(pd.DataFrame(rows).to_markdown(index=False))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--simulations", type=int, default=500)
@@ -56,12 +129,17 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=400, help="bootstrap draws")
     parser.add_argument("--claims", default=",".join(CLAIMS))
     parser.add_argument("--worlds", default="", help="parts of the names of the worlds to simulate, comma-separated")
+    parser.add_argument("--power", action="store_true", help="power at the planned number of documents")
     args = parser.parse_args()
-    rows = []
+    if args.power:
+        return power(args)
+    rows: list[dict[str, object]] = []
     for name, (world, false) in NULLS.items():
         if args.worlds and not any(part in name for part in args.worlds.split(",")):
             continue
-        wanted = [claim for claim in args.claims.split(",") if claim in false]
+        wanted = [claim for claim in args.claims.split(",") if claim in false and claim != "C5"]
+        if not wanted:
+            continue
         count: Counter[tuple[str, str]] = Counter()
         with bar(total=args.simulations, desc=name, unit="simulation") as progress:
             for i in range(args.simulations):
@@ -73,6 +151,8 @@ def main() -> None:
             row = {"world": name, "verdict": verdict, "n": args.documents}
             rows.append(row | {c: f"{count[c, verdict] / args.simulations:.1%}" for c in wanted})
         print(pd.DataFrame(rows[-2:]).fillna("").to_string(index=False), flush=True)
+    if "C5" in args.claims.split(","):
+        heads(args, rows)
     print(pd.DataFrame(rows).fillna("").to_markdown(index=False))
 
 

@@ -6,13 +6,11 @@ evidence, `true_values` puts the claims to these losses, and `evidence_sweeps` m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 import depthlens as dl
-from depthlens.experiments.claim_sweeps import VIEWS
 from depthlens.tasks import harness
 
 N_LAYERS = 12
@@ -39,6 +37,9 @@ FALSE = {claim: ALL_TRUE | {claim: False} for claim in CLAIMS} | {"C7": ALL_TRUE
 COMMON = {"n_layers": N_LAYERS, "previous_layer": 0, "sharpness": 9.0}
 MIDDLE = {"letters": 6, "retrieval": 5, "reasoning": 5, "writing": "6-7"}
 LATE = {"letters": 10, "retrieval": 10, "reasoning": 8, "writing": "8-11"}
+# a claim with bounds for every layer needs more documents, and knowledge in the first tenth of the layers too
+DOCUMENTS, WHERE_TRUE = {"C1": 120}, {"C1": {"knowledge_layers": "1"}}
+NOISE = 0.6  # at which no task is solved always, and all are
 JUDGED_BY_TREND = ("likelihood", "generation", "knowledge", "retrieval", "reasoning")
 
 
@@ -69,7 +70,7 @@ def organism_name(truth: dict[str, bool], seed: int, **options) -> str:
         "reasoning_layer": deep["reasoning"] if true["C4"] else 2,
         "copying_layer": 2 if true["C4"] else 6,
     }
-    return dl.organisms.Options(**given, **options).name
+    return dl.organisms.Options(**given | options).name
 
 
 def planted_losses(name: str) -> dict[str, np.ndarray]:
@@ -153,15 +154,19 @@ def evidence_sweeps(truth: dict[str, bool], seed: int, *, ablate="layers", limit
     return sweeps(dl.load(name, device="cpu"), ablate=ablate, limit=limit)
 
 
-def evidence(name: str, *, limit: int, ablate: Sequence[str] = VIEWS) -> dl.claims.Evidence:
-    """All that the claims about layers take, of an organism of `organism_name`.
+def evidence(claim: str, *, true: bool, seed: int) -> dl.claims.Evidence:
+    """What a claim takes, under every view, of an organism on which it is true or false.
 
     An organism takes no examples, so three few-shot seeds are the same sweep three times.
     """
+    truth, options = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], {})
+    name = organism_name(truth, seed, noise=NOISE, **options)
     roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
     roles["tokens"] = [roles["continuation"], roles["reasoning_choice"]]
-    options = {"limit": limit, "num_fewshot": 0, "progress": False}
-    found = dl.claim_sweeps(dl.load(name, device="cpu"), roles, seeds=[0], ablate=ablate, **options)
+    (needs,) = [known.needs for known in dl.claims.CLAIMS if known.id == claim]
+    options = {"limit": DOCUMENTS.get(claim, 60), "num_fewshot": 0, "progress": False}
+    wanted = {field: roles[field] for field in needs}
+    found = dl.claim_sweeps(dl.load(name, device="cpu"), wanted, seeds=[0], **options)
     return dl.claims.Evidence(**{field: results * 3 for field, results in found.items()})
 
 

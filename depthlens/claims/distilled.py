@@ -63,7 +63,9 @@ def recovered(table: pd.DataFrame, n_layers: int) -> Part:
     se = float(high[best] - low[best]) / 2 / critical
     tasks = tuple(f"{r.task} {r.metric}" for r in rows.drop_duplicates("task").itertuples())
     effect, n = float(rows["recovered"].max()), int(rows["n"].min())
-    estimate = Estimate("", effect, float(low.max()), float(high.max()), n, 1, se, critical, tasks, left)
+    estimate = Estimate(
+        "", effect, float(low.max()), float(high.max()), n, 1, se, critical=critical, tasks=tasks, left=left
+    )
     return Part(RECOVERED, estimate)
 
 

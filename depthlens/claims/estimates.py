@@ -56,6 +56,7 @@ class Draws:
 
     Attributes:
         values: Shape [1 + n_boot, ...].
+        of_documents: The same without the noise between few-shot seeds.
         n: Documents; the fewest of the tasks.
         seeds: The fewest of the terms.
         tasks: ``task metric`` of each that was used.
@@ -64,6 +65,7 @@ class Draws:
     """
 
     values: np.ndarray
+    of_documents: np.ndarray
     n: int
     seeds: int
     tasks: tuple[str, ...]
@@ -173,12 +175,12 @@ class Chosen:
         """What was drawn of them, [seed, 1 + n_boot, ...]."""
         tasks = tuple(dict.fromkeys(f"{p.task} {p.metric}" for p in self.every))
         why = "" if self.n > 1 else "one document"
-        return Draws(widened(values, self.n), self.n, self.seeds, tasks, self.left, why)
+        return Draws(widened(values, self.n), values.mean(axis=0), self.n, self.seeds, tasks, self.left, why)
 
     @property
     def none(self) -> Draws:
         """Draws without values."""
-        return Draws(np.empty(0), self.n, self.seeds, (), self.left, "; ".join(self.left) or "no task")
+        return Draws(np.empty(0), np.empty(0), self.n, self.seeds, (), self.left, "; ".join(self.left) or "no task")
 
 
 def choose(terms: Sequence[Term], view: View) -> Chosen:
@@ -239,8 +241,11 @@ def estimate(draws: Draws, view: str) -> Estimate:
     low, high = map(float, interval(draws.values, draws.n))
     critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.n - 1, 1)))
     se = (high - low) / 2 / critical
-    blank = draws.without_effect(view)
-    return replace(blank, effect=float(draws.values[0]), low=low, high=high, se=se, critical=critical)
+    of_documents = float(np.diff(interval(draws.of_documents, draws.n))[0]) / 2 / critical
+    return replace(
+        draws.without_effect(view), effect=float(draws.values[0]), low=low, high=high, se=se,
+        se_documents=of_documents, critical=critical,
+    )  # fmt: skip
 
 
 def viewed(spec: Spec, of: Callable[[View], Estimate | None]) -> Part:

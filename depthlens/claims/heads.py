@@ -68,7 +68,7 @@ def _spec(spec: Spec, what: str, metric: str) -> Spec:
 def _estimate(effect: float, low: float, high: float, n: int, tasks: tuple[str, ...], why: str) -> Estimate:
     critical = float(sps.t.ppf(1 - ALPHA / 2, max(n - 1, 1)))
     se = float(high - low) / 2 / critical
-    return Estimate("", float(effect), float(low), float(high), n, 1, se, critical, tasks, why=why)
+    return Estimate("", float(effect), float(low), float(high), n, 1, se, critical=critical, tasks=tasks, why=why)
 
 
 def _unable(curve: RemovalCurve, task: str, metric: str) -> str:

@@ -31,21 +31,26 @@ RIVAL = {
     for name in ("letters", "continuation")
 }
 PROTOCOL = Spec(
-    "the mean loss beyond the first third, written letter minus likeliest letter", _RELATIVE, 0.0, ABOVE, 0.1
+    "the mean loss beyond the first third, written letter minus likeliest letter",
+    _RELATIVE,
+    0.0,
+    ABOVE,
+    0.1,
+    difference=True,
 )
 WRONG = Spec("the same where the written answer can be parsed", _RELATIVE, 0.0, ABOVE, 0.1)
 SHALLOW = {
     name: Spec(f"the first third's share for {name} minus that for plain text", _SHARE, 0.0, ABOVE, 0.15,
-               main=DEEPER_LAYERS)
+               main=DEEPER_LAYERS, difference=True)
     for name in ("knowledge", "retrieval")
 }  # fmt: skip
-BEYOND_COPYING = Spec("the share beyond the first third, reasoning minus copying a solution", _SHARE, 0.0, ABOVE, 0.15)
-BEYOND_KNOWLEDGE = Spec(
-    "the share beyond the first third per token, reasoning minus knowledge", _SHARE, 0.0, ABOVE, 0.15
-)
+BEYOND_COPYING = Spec("the share beyond the first third, reasoning minus copying a solution", _SHARE, 0.0, ABOVE, 0.15,
+                      difference=True)  # fmt: skip
+BEYOND_KNOWLEDGE = Spec("the share beyond the first third per token, reasoning minus knowledge", _SHARE, 0.0, ABOVE,
+                        0.15, difference=True)  # fmt: skip
 MOSTLY_DEEP = Spec("the share beyond the first third for reasoning", _SHARE, 0.5, ABOVE, 0.15)
 TREND = Spec("the mean loss of a last-third layer minus that of a first-third layer", _RELATIVE, 0.0, BELOW, 0.1,
-             main=DEEPER_LAYERS)  # fmt: skip
+             main=DEEPER_LAYERS, difference=True)  # fmt: skip
 SPREAD = Spec("the standard deviation of that difference between tasks", _RELATIVE, 0.0, DIFFERENT, 0.05,
               main=DEEPER_LAYERS)  # fmt: skip
 
@@ -94,28 +99,33 @@ def _least_error(chosen: estimates.Chosen) -> float:
 def _harmless(draws: Draws, least: float, view: View) -> Estimate:
     """The share of layers under `SMALL_LOSS`; its interval is from those shown to be, to those not shown to be over.
 
-    Layers that are shown leave the others with a smaller family, until no more are shown (step-down, Romano & Wolf
-    2005).
+    Each layer has a one-sided test on either side. How many layers are shown is a confidence bound for the number of
+    false hypotheses, by closed testing with Simes' test, which needs tests that are not negatively dependent (Goeman &
+    Solari 2011, Statistical Science 26:584-597). Layers that are under `SMALL_LOSS` together support one another.
     """
     if not draws.values.size:
         return estimates.estimate(draws, view.name)
-    values, m = draws.values, draws.values.shape[1]
-    low, _, _, se = estimates.bounds_of_all(values, draws.n)
-    se, shown, critical = np.maximum(se, least), np.zeros(m, dtype=bool), 0.0
-    while not shown.all():
-        _, _, of_rest, _ = estimates.bounds_of_all(values[:, ~shown], draws.n)
-        critical = critical or of_rest
-        more = ~shown & (values[0] + of_rest * se < SMALL_LOSS)
-        if not more.any():
-            break
-        shown |= more
-    seem, over = (values[0] < SMALL_LOSS).mean(), (low > SMALL_LOSS).mean()
+    values = draws.values[0]
+    se = np.maximum(np.nanstd(draws.values[1:], axis=0, ddof=1), least)
+    z = (SMALL_LOSS - values) / se
+    under, over = (number_shown(sps.t.sf(side, draws.n - 1)) / len(values) for side in (z, -z))
     # power: for a layer with the median standard error that costs nothing, in the unit of the share
     typical = float(np.median(se)) * HARMLESS["letters"].matters / SMALL_LOSS
     return replace(
-        draws.without_effect(view.name), effect=float(seem), low=float(shown.mean()), high=float(1 - over), se=typical,
-        critical=critical,
+        draws.without_effect(view.name), effect=float((values < SMALL_LOSS).mean()), low=under, high=1 - over,
+        se=typical, critical=float(sps.t.ppf(1 - ALPHA / 2, draws.n - 1)),
     )  # fmt: skip
+
+
+def number_shown(p: np.ndarray) -> int:
+    """The least number of false hypotheses, with 97.5% confidence; p-values of shape [hypothesis].
+
+    With p sorted, it is m - h, where h is the largest i for which Simes' test does not reject the i largest:
+    ``i p_(m-i+j) > j alpha`` for all j from 1 to i (Hommel 1988, Biometrika 75:383-386).
+    """
+    p, m = np.sort(p), len(p)
+    accepted = [i for i in range(1, m + 1) if (i * p[m - i :] > np.arange(1, i + 1) * ALPHA / 2).all()]
+    return m - max(accepted, default=0)
 
 
 def _largest(draws: Draws, view: View) -> Estimate:
@@ -130,9 +140,10 @@ def _largest(draws: Draws, view: View) -> Estimate:
     high = interval(draws.values, draws.n)[1]
     worst = int(np.argmax(high))
     critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.n - 1, 1)))
-    return Estimate(
-        view.name, float(draws.values[0].max()), float(low.max()), float(high.max()), draws.n, draws.seeds,
-        float(se[worst]), critical, draws.tasks, draws.left, draws.why,
+    of_documents = float(np.nanstd(draws.of_documents[1:, worst], ddof=1))
+    return replace(
+        draws.without_effect(view.name), effect=float(draws.values[0].max()), low=float(low.max()),
+        high=float(high.max()), se=float(se[worst]), se_documents=of_documents, critical=critical,
     )  # fmt: skip
 
 
@@ -201,8 +212,9 @@ def depth_trend(roles: Sequence[Sweeps], *, seed: int, n_boot: int) -> list[Part
 
     def trend(view: View) -> Estimate:
         draws = estimates.draw(terms, view, seed=seed, n_boot=n_boot, apart=True)
-        values = draws.values.mean(1) if draws.values.size else draws.values
-        return estimates.estimate(replace(draws, values=values), view.name)
+        if draws.values.size:
+            draws = replace(draws, values=draws.values.mean(1), of_documents=draws.of_documents.mean(1))
+        return estimates.estimate(draws, view.name)
 
     def spread(view: View) -> Estimate:
         return between_tasks(estimates.draw(terms, view, seed=seed, n_boot=n_boot, apart=True), view)

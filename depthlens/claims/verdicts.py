@@ -243,6 +243,8 @@ def verdict_of(claim: Claim, parts: Sequence[Part]) -> Verdict:
     holds = tuple(v for v in views if all(v in p.holds for p in parts if any(v == e.view for e in (p.main, *p.others))))
     missing = list(dict.fromkeys(lack for p in parts for lack in p.missing))
     more = f"; about {enough} documents would give 80% power" if enough else ""
+    if worst == CANNOT and any(p.verdict == CANNOT and p.needs_seeds for p in parts):
+        more = "; few-shot seeds differ so much that more seeds are needed, and not only more documents"
     if worst == UNDECIDED and missing and all(p.passes for p in parts):
         more += f"; every test passes, but {' and '.join(missing)} are missing"
     return Verdict(

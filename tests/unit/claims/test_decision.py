@@ -24,6 +24,7 @@ from depthlens.claims.decision import (
 )  # fmt: skip
 
 UP = Spec("the effect", "units", 0.0, ABOVE, 0.1)
+LESS = replace(UP, difference=True)
 OTHERS = (DEEPER_LAYERS, SPARED, MEAN)
 
 
@@ -56,6 +57,12 @@ def part(low, high, *, spec=UP, n=100, seeds=3, others=None, **more):
         (part(-0.9, -0.06, spec=replace(UP, side=DIFFERENT, margin=0.05)), "supported"),
         (part(0.01, 0.04, spec=replace(UP, side=DIFFERENT, margin=0.05)), "contradicted"),  # moved, but too little
         (part(0.01, 0.07, spec=replace(UP, side=DIFFERENT, margin=0.05)), "undecided"),
+        # a difference that is shown to be too small to matter, whatever its sign; not a threshold
+        (part(-0.02, 0.03, spec=LESS), "contradicted"),
+        (part(-0.02, 0.03, spec=replace(LESS, side=BELOW)), "contradicted"),
+        (part(0.01, 0.03, spec=LESS), "supported"),
+        (part(-0.02, 0.11, spec=LESS), "undecided"),
+        (part(-0.02, 0.03, spec=LESS, others=(0.0, 0.2, 0.0)), "undecided"),
     ],
 )
 def test_a_part_follows_the_rule(found, verdict):
@@ -84,10 +91,14 @@ def test_the_plan_gives_80_percent_power_in_simulation():
     """A normal mean: at the promised number, 75% to 90% of samples with the effect that matters pass."""
     rng, sd, n = np.random.default_rng(0), 1.3, 50
     se = sd / np.sqrt(n)
-    planned = replace(part(-0.1, 0.1), main=Estimate("", 0.02, -0.4, 0.4, n, 3, se, 2.0)).planned
+    planned = replace(part(-0.1, 0.1), main=Estimate("", 0.02, -0.4, 0.4, n, 3, se, critical=2.0)).planned
     samples = UP.matters + sd * rng.standard_normal((1000, planned))
     low = samples.mean(1) - 1.96 * samples.std(1, ddof=1) / np.sqrt(planned)
     assert 0.75 <= (low > 0).mean() <= 0.9
+    # three seeds that differ leave the width of the interval noisy, and are planned for; documents do not lower theirs
+    some, most = (replace(part(-0.3, 0.4).main, se_documents=part(-0.3, 0.4).main.se / times) for times in (2, 4))
+    assert Part(UP, some).needed > part(-0.3, 0.4).needed
+    assert Part(UP, most).needed is None and Part(UP, most).needs_seeds and not Part(UP, some).needs_seeds
     assert part(-0.3, 0.4).needed == part(-0.3, 0.4).planned > 100
     assert part(-0.02, 0.03).needed is None, "there are enough documents"
     assert part(-30.0, 40.0).needed is None, "more than a hundred times as many"

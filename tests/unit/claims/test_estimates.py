@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -93,6 +94,19 @@ def test_layers_at_the_threshold_are_not_shown_to_be_harmless():
     assert np.mean(shown) <= 0.1, "2.5% are wanted of 16 layers together; 60 simulations tell 10% from 28%"
 
 
+def test_how_many_hypotheses_are_false_is_hommels_bound():
+    """By hand: m minus the largest subset that Simes' test does not reject."""
+    rng, alpha = np.random.default_rng(0), 0.025
+
+    def simes_accepts(p):
+        return all(len(p) * x > (j + 1) * alpha for j, x in enumerate(sorted(p)))
+
+    for _ in range(200):
+        p = rng.random(6) ** rng.integers(1, 8)
+        subsets = (s for size in range(1, 7) for s in combinations(p, size))
+        assert layers.number_shown(p) == 6 - max((len(s) for s in subsets if simes_accepts(s)), default=0)
+
+
 @pytest.mark.parametrize("true", [0.0, 0.2])
 def test_the_spread_between_tasks_is_covered(true):
     """Q-profile intervals of the standard deviation between 6 tasks whose estimates are correlated."""
@@ -101,7 +115,8 @@ def test_the_spread_between_tasks_is_covered(true):
     for _ in range(200):
         effects = 0.1 + true * rng.standard_normal(m) + noise @ rng.standard_normal(m)
         values = effects + rng.standard_normal((400, m)) @ noise.T
-        spread = layers.between_tasks(Draws(np.vstack([effects, values]), n, 3, (), ()), ALL)
+        drawn = np.vstack([effects, values])
+        spread = layers.between_tasks(Draws(drawn, drawn, n, 3, (), ()), ALL)
         hits += spread.low <= true <= spread.high
         found += spread.low > 0
     assert 0.92 <= hits / 200 <= 1.0
