@@ -32,6 +32,8 @@ MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
+# 09 names its tasks by role
+ROLES = ("letters", "continuation", "generation", "retrieval", "text", "reasoning", "copying", "reasoning_choice")
 NAMES = execute.notebook_names()
 each = pytest.mark.parametrize("name", NAMES)
 
@@ -89,7 +91,8 @@ def test_parameters_are_commented_literals(name):
         assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(statement)
         ast.literal_eval(statement.value)
         names.append(statement.targets[0].id)
-    assert COMMON <= set(names) and len(set(names)) == len(names)
+    by_role = set(ROLES) <= set(names)
+    assert COMMON - ({"tasks"} if by_role else set()) <= set(names) and len(set(names)) == len(names)
     tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
     commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
     assert [s.lineno for s in statements] == list(range(1, len(statements) + 1)), "one line each"
@@ -150,7 +153,8 @@ def test_profiles_name_what_exists(profile):
     for name, values in profiles().values(profile).items():
         values = declared(notebook(name), name) | values
         assert values["model"] in aliases
-        assert values["tasks"] and set(values["tasks"]) <= known_tasks()
+        named = [values["tasks"]] if "tasks" in values else [values[role] for role in ROLES]
+        assert all(tasks and set(tasks) <= known_tasks() for tasks in named)
         assert values["out"] is None, "depthlens run chooses the folder"
 
 
