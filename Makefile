@@ -17,7 +17,7 @@ demo: $(STAMP)  ## run three notebooks on the embedded model; runs/demo/index.ht
 	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo
 
 test: lint  ## lint and types, then all tests
-	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest tests/integration tests/notebooks
 
 check: lint  ## lint and types, then the quick tests: under two minutes

@@ -268,7 +268,7 @@ REMOVAL = [
     (removal(lists=[(0, 0)]), "lists [(0, 0)]: give at least one list of heads by name"),
     (removal(lists={"a": "L0.H0"}), "list 'a' 'L0.H0': give a list of heads as (layer, head)"),
     (removal(lists={"a": ["L0.H0"]}), "list 'a' ['L0.H0']: give a list of heads as (layer, head)"),
-    (removal(lists={"a": []}), "list 'a' has 0 heads; k goes up to 1"),
+    (removal(lists={"a": []}), "list 'a' is empty; name at least one head"),
     (removal(lists={"a": [(0, 9)]}), "head 9 does not exist; heads are 0..3"),
     (removal(lists={"a": [(0, 0), (0, 0)]}, k=2), "names one part twice; name it once"),
     *((removal(k=k), f"k {k!r}: give a whole number from 1, or several") for k in (0, "x", None, [], [1, "a"], True)),

@@ -345,7 +345,7 @@ def test_retraining_starts_as_the_committed_run_did(name, tmp_path):
             assert got[key] == pytest.approx(float(row[key]), rel=0.02), (got["step"], key)
 
 
-N_SUBSET = 24
+N_SUBSET = 16
 
 
 @pytest.mark.integration
