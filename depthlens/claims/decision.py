@@ -10,7 +10,7 @@ the least effect that matters, and "cannot judge" where they do not. Below 30 do
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scipy import stats as sps
@@ -221,7 +221,9 @@ class Part:
             return SUPPORTED
         effects = [e.effect for e in self.others if math.isfinite(e.effect)]
         passes, fails = spec.passes(main.low, main.high), spec.fails(main.low, main.high)
-        if fails and not passes and self.p_against < ALPHA and all(spec.fails(e, e) for e in effects):
+        against = fails and not passes and self.p_against < ALPHA and all(spec.fails(e, e) for e in effects)
+        # that there is no difference that matters is shown under every view and with several seeds, as a difference is
+        if against and (not self.missing or replace(spec, difference=False).fails(main.low, main.high)):
             return CONTRADICTED
         crosses = not (passes or fails)
         return CANNOT if crosses and main.se > 0 and (self.planned or math.inf) > main.n else UNDECIDED

@@ -23,7 +23,7 @@ from scipy import stats as sps
 from depthlens.analysis.bootstrap import interval, ratio, widened
 from depthlens.analysis.layer_profiles import Profile, drawn
 from depthlens.analysis.stats import ALPHA
-from depthlens.claims.decision import Estimate, Part, Spec, View
+from depthlens.claims.decision import MIN_DOCS, Estimate, Part, Spec, View
 from depthlens.errors import UserError
 
 Source = Callable[[str], list[Profile]]  # from what stands behind a layer in the conditions of a sweep to its profiles
@@ -206,6 +206,18 @@ def choose(terms: Sequence[Term], view: View) -> Chosen:
     return Chosen(kept, min((len(p.documents) for p in every), default=0), seeds, tuple(dict.fromkeys(left)))
 
 
+def _without_few(chosen: Chosen) -> Chosen:
+    """Without terms of too few documents to judge, as long as others have enough; they are named."""
+    sizes = [min(len(p.documents) for p in found[0]) for _, found in chosen.terms]
+    if not sizes or max(sizes) < MIN_DOCS or min(sizes) >= MIN_DOCS:
+        return chosen
+    enough = [term for term, n in zip(chosen.terms, sizes, strict=True) if n >= MIN_DOCS]
+    few = [
+        f"{found[0][0].label}: {n} documents" for (_, found), n in zip(chosen.terms, sizes, strict=True) if n < MIN_DOCS
+    ]
+    return replace(chosen, terms=enough, n=min(n for n in sizes if n >= MIN_DOCS), left=(*chosen.left, *few))
+
+
 def draw(terms: Sequence[Term], view: View, *, seed: int, n_boot: int, apart: bool = False) -> Draws:
     """A sum of terms under one view, with documents drawn jointly for all of them.
 
@@ -222,7 +234,7 @@ def draw(terms: Sequence[Term], view: View, *, seed: int, n_boot: int, apart: bo
     """
     chosen = choose(terms, view)
     if apart:
-        chosen = replace(chosen, terms=[(term, found) for term, found in chosen.terms if found[0]])
+        chosen = _without_few(replace(chosen, terms=[(term, found) for term, found in chosen.terms if found[0]]))
     if not chosen.terms or not all(found[0] for _, found in chosen.terms):
         return chosen.none
     means = iter(drawn(chosen.every, seed=seed, n_boot=n_boot))

@@ -100,6 +100,12 @@ def test_tasks_at_chance_are_left_out_by_name():
     assert "guess: at chance (n = 40)" in verdict("C1", **both).sentence
 
 
+def test_a_task_of_too_few_documents_does_not_make_the_others_few():
+    both = {"letters": viewed(EARLY, "good", n=60), "continuation": viewed(EARLY, "short", n=5)}
+    found = verdict("C7", **both)
+    assert found.n == 60 and found.tasks == ("good acc",) and "left out: short: 5 documents" in found.sentence
+
+
 def test_likelihoods_of_a_task_that_the_model_cannot_do_say_nothing():
     """Nats have no chance level, so the accuracy of the same task guards them."""
     rng = np.random.default_rng(0)

@@ -63,6 +63,8 @@ def part(low, high, *, spec=UP, n=100, seeds=3, others=None, **more):
         (part(0.01, 0.03, spec=LESS), "supported"),
         (part(-0.02, 0.11, spec=LESS), "undecided"),
         (part(-0.02, 0.03, spec=LESS, others=(0.0, 0.2, 0.0)), "undecided"),
+        (part(-0.02, 0.03, spec=LESS, seeds=1), "undecided"),
+        (part(-0.09, -0.03, spec=LESS, seeds=1), "contradicted"),
     ],
 )
 def test_a_part_follows_the_rule(found, verdict):
