@@ -5,7 +5,7 @@ Usage::
     python benchmarks/planted_claims.py [--seeds 5] [--claims C1,C4]
 
 `tests/planted_depth.py` says what is planted. The claims are judged from sweeps of the organisms' own tasks, under
-every view. Printed is a table of docs/methods.md.
+every view. Printed is how often each verdict came out, which docs/methods.md repeats.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ MIDDLE = {"letters": 6, "retrieval": 5, "reasoning": 5, "writing": "6-7"}
 LATE = {"letters": 10, "retrieval": 10, "reasoning": 8, "writing": "8-11"}
 # a claim with bounds for every layer needs more documents, and knowledge in the first tenth of the layers too
 DOCUMENTS, WHERE_TRUE = {"C1": 120}, {"C1": {"knowledge_layers": "1"}}
-NOISE = 0.6  # at which no task is solved always, and all are
+NOISE = 0.6  # every task is solved, and noise decides some documents where a layer is missing
 JUDGED_BY_TREND = ("likelihood", "generation", "knowledge", "retrieval", "reasoning")
 
 
@@ -159,8 +159,8 @@ def evidence(claim: str, *, true: bool, seed: int) -> dl.claims.Evidence:
 
     An organism takes no examples, so three few-shot seeds are the same sweep three times.
     """
-    truth, options = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], {})
-    name = organism_name(truth, seed, noise=NOISE, **options)
+    truth, planted = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], {})
+    name = organism_name(truth, seed, noise=NOISE, **planted)
     roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
     roles["tokens"] = [roles["continuation"], roles["reasoning_choice"]]
     (needs,) = [known.needs for known in dl.claims.CLAIMS if known.id == claim]

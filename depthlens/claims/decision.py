@@ -10,7 +10,7 @@ the least effect that matters, and "cannot judge" where they do not. Below 30 do
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from scipy import stats as sps
@@ -90,12 +90,16 @@ class Spec:
         return low > 0 if self.side == ABOVE else high < 0
 
     def fails(self, low: float, high: float) -> bool:
-        """Whether it is on the other side, or shows no difference that matters."""
+        """Whether it is on the other side."""
         low, high = low - self.threshold, high - self.threshold
         if self.side == DIFFERENT:
             return max(-low, high) < (self.margin or self.matters)
-        least = self.matters if self.difference else 0.0
-        return high < least if self.side == ABOVE else low > -least
+        return high < 0 if self.side == ABOVE else low > 0
+
+    def negligible(self, low: float, high: float) -> bool:
+        """Whether it shows that a `difference` is smaller than what matters."""
+        low, high = low - self.threshold, high - self.threshold
+        return self.difference and (high < self.matters if self.side == ABOVE else low > -self.matters)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -212,7 +216,7 @@ class Part:
         """Supported or contradicted where the deciding interval is on one side, and no view disagrees in sign.
 
         `DIFFERENT` is contradicted where the whole interval is within the margin (or within what matters if there is
-        none).
+        none), and a `difference` where it is negligible under every view and with several seeds.
         """
         main, spec = self.main, self.spec
         if not main.counts:
@@ -221,11 +225,12 @@ class Part:
             return SUPPORTED
         effects = [e.effect for e in self.others if math.isfinite(e.effect)]
         passes, fails = spec.passes(main.low, main.high), spec.fails(main.low, main.high)
-        against = fails and not passes and self.p_against < ALPHA and all(spec.fails(e, e) for e in effects)
-        # that there is no difference that matters is shown under every view and with several seeds, as a difference is
-        if against and (not self.missing or replace(spec, difference=False).fails(main.low, main.high)):
+        negligible = not passes and spec.negligible(main.low, main.high)
+        against = fails and all(spec.fails(e, e) for e in effects)
+        against |= negligible and not self.missing and all(spec.negligible(e, e) for e in effects)
+        if against and self.p_against < ALPHA:
             return CONTRADICTED
-        crosses = not (passes or fails)
+        crosses = not (passes or fails or negligible)
         return CANNOT if crosses and main.se > 0 and (self.planned or math.inf) > main.n else UNDECIDED
 
     @property

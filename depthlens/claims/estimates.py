@@ -280,21 +280,20 @@ def part(spec: Spec, terms: Sequence[Term], *, seed: int, n_boot: int) -> Part:
     return viewed(spec, lambda view: estimate(draw(terms, view, seed=seed, n_boot=n_boot), view.name))
 
 
-def bounds_of_all(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
-    """Simultaneous 95% bounds of several effects, by the largest deviation over draws in standard errors.
+def lower_bounds(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Simultaneous 97.5% lower bounds of several effects, by the largest deviation over draws in standard errors.
 
-    Each side has 97.5% (Westfall & Young 1993; Romano & Wolf 2005, Econometrica 73:1237-1282, single step).
+    Source: Westfall & Young 1993; Romano & Wolf 2005, Econometrica 73:1237-1282, single step.
 
     Args:
         draws: The sample's own values first. Shape [1 + n_boot, part].
         n: Documents.
 
     Returns:
-        Lower bounds, upper bounds (shape [part]), the critical number of standard errors, standard errors [part].
+        Lower bounds, standard errors. Shapes [part].
     """
     se = np.nanstd(draws[1:], axis=0, ddof=1)
     deviations = (draws[1:] - draws[0]) / np.where(se > 0, se, np.inf)
     tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf(ALPHA / 2, n - 1)) if n > 1 else 0.0
-    over, under = (float(np.nanquantile(x.max(1), 1 - tail)) for x in (deviations, -deviations))
-    # an effect lies as far below its estimate as draws lie above it, and the other way round
-    return draws[0] - over * se, draws[0] + under * se, max(over, under), se
+    # an effect lies as far below its estimate as draws lie above it
+    return draws[0] - float(np.nanquantile(deviations.max(1), 1 - tail)) * se, se

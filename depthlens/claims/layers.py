@@ -108,12 +108,13 @@ def _harmless(draws: Draws, least: float, view: View) -> Estimate:
     values = draws.values[0]
     se = np.maximum(np.nanstd(draws.values[1:], axis=0, ddof=1), least)
     z = (SMALL_LOSS - values) / se
-    under, over = (number_shown(sps.t.sf(side, draws.n - 1)) / len(values) for side in (z, -z))
+    freedom = max(draws.n - 1, 1)
+    under, over = (number_shown(sps.t.sf(side, freedom)) / len(values) for side in (z, -z))
     # power: for a layer with the median standard error that costs nothing, in the unit of the share
     typical = float(np.median(se)) * HARMLESS["letters"].matters / SMALL_LOSS
     return replace(
         draws.without_effect(view.name), effect=float((values < SMALL_LOSS).mean()), low=under, high=1 - over,
-        se=typical, critical=float(sps.t.ppf(1 - ALPHA / 2, draws.n - 1)),
+        se=typical, critical=float(sps.t.ppf(1 - ALPHA / 2, freedom)),
     )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def number_shown(p: np.ndarray) -> int:
     With p sorted, it is m - h, where h is the largest i for which Simes' test does not reject the i largest:
     ``i p_(m-i+j) > j alpha`` for all j from 1 to i (Hommel 1988, Biometrika 75:383-386).
     """
-    p, m = np.sort(p), len(p)
+    p, m = np.sort(np.nan_to_num(p, nan=1.0)), len(p)  # what has no test is not shown
     accepted = [i for i in range(1, m + 1) if (i * p[m - i :] > np.arange(1, i + 1) * ALPHA / 2).all()]
     return m - max(accepted, default=0)
 
@@ -136,7 +137,7 @@ def _largest(draws: Draws, view: View) -> Estimate:
     """
     if not draws.values.size:
         return estimates.estimate(draws, view.name)
-    low, _, _, se = estimates.bounds_of_all(draws.values, draws.n)
+    low, se = estimates.lower_bounds(draws.values, draws.n)
     high = interval(draws.values, draws.n)[1]
     worst = int(np.argmax(high))
     critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.n - 1, 1)))

@@ -65,6 +65,7 @@ def part(low, high, *, spec=UP, n=100, seeds=3, others=None, **more):
         (part(-0.02, 0.03, spec=LESS, others=(0.0, 0.2, 0.0)), "undecided"),
         (part(-0.02, 0.03, spec=LESS, seeds=1), "undecided"),
         (part(-0.09, -0.03, spec=LESS, seeds=1), "contradicted"),
+        (part(-0.09, -0.03, spec=LESS, seeds=1, others=(-0.1, 0.05, -0.1)), "undecided"),  # a view disagrees in sign
     ],
 )
 def test_a_part_follows_the_rule(found, verdict):

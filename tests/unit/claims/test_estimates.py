@@ -105,6 +105,7 @@ def test_how_many_hypotheses_are_false_is_hommels_bound():
         p = rng.random(6) ** rng.integers(1, 8)
         subsets = (s for size in range(1, 7) for s in combinations(p, size))
         assert layers.number_shown(p) == 6 - max((len(s) for s in subsets if simes_accepts(s)), default=0)
+    assert layers.number_shown(np.array([0.001, 0.001, np.nan])) == 2, "what has no p-value is not shown"
 
 
 @pytest.mark.parametrize("true", [0.0, 0.2])

@@ -22,7 +22,7 @@ SOLVED = 0.8  # at the default noise; most are at 1, the longest answers with fo
 UNCHANGED = 0.2 + 1e-9  # of the documents that a layer is not planted for; most are at 0, those at 0.85 at 0.15
 GUESSED = 0.55  # four options: a guess is right once in four times (binomial, 40 documents)
 WRITTEN_BY_CHANCE = 0.2  # a wrong word is likely one of the prompt's
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1,))]
+SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
 
 # ability: file of documents, control token, field of the options or the options, field of the answer
 ABILITIES = {
