@@ -21,6 +21,7 @@ import sys
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -284,7 +285,8 @@ def arithmetic() -> dict[str, list[Doc]]:
     # a stream of their own: the options leave the problems as they are
     choice = {f"arithmetic/choice_{s}.jsonl": number_choices(part, rng(f"choice {s}")) for s, part in files.items()}
     copy = {f"arithmetic/copy_{s}.jsonl": copies(part, rng(f"copy {s}")) for s, part in files.items()}
-    return written | choice | copy
+    steps = {f"arithmetic/step_{s}.jsonl": step_choices(part, rng(f"step {s}")) for s, part in files.items()}
+    return written | choice | copy | steps
 
 
 def number_choices(docs: list[Doc], random: Random) -> list[Doc]:
@@ -329,6 +331,35 @@ def mistakes(solution: str) -> Iterator[int]:
 def near(answer: int, random: Random) -> list[int]:
     """Numbers of about the answer's size. Slips by one would give it away: it would be the number with neighbours."""
     return [n for n in random.sample(range(answer - 12, answer + 13), 25) if n >= 2]
+
+
+def step_choices(docs: list[Doc], random: Random) -> list[Doc]:
+    """The same problems, solved up to the last step, with four equations to choose from: the last step and mistakes.
+
+    Every equation is right as such, so that it takes the problem to tell which one answers it. A mistake has another
+    result, by another sign or by another number of the problem in one place, and by more than one only if need be.
+    """
+    made = []
+    for doc, place in zip(docs, balanced(len(docs), N_OPTIONS, random), strict=True):
+        *_, last = re.finditer(r"(\d+) ([-+*/]) (\d+) = (\d+)", doc["solution"])
+        left, sign, right, answer = last.groups()
+        before = doc["solution"][: last.start()].rstrip()
+        stated = re.findall(r"\d+", doc["question"] + before)
+        numbers = dict.fromkeys([*stated, str(int(left) + 1), str(int(right) + 1)])  # the last two for want of others
+        wrong = {
+            f"{a} {operation} {b} = {int(result)}": (a != left)
+            + (operation != sign)
+            + (b != right)
+            + 2 * ((a not in stated) + (b not in stated))
+            for a, operation, b in product(numbers, OPERATIONS, numbers)
+            if 2 <= (result := OPERATIONS[operation](int(a), int(b))) == int(result) != int(answer)
+        }
+        options = sorted(wrong, key=lambda equation: (wrong[equation], random.random()))[: N_OPTIONS - 1]
+        random.shuffle(options)
+        options.insert(place, last.group())
+        shared = {"question": doc["question"], "n_steps": doc["n_steps"]}
+        made.append({**shared, "before": before, "choices": options, "answer": place})
+    return made
 
 
 def copies(docs: list[Doc], random: Random) -> list[Doc]:

@@ -30,7 +30,7 @@ SWEEPS = {
     "text": "a sweep of plain text with options, e.g. plain_text_continuation",
     "reasoning": "a sweep of a reasoning task with written solutions, e.g. gsm8k",
     "copying": "a sweep of a task that asks to copy such a solution, e.g. solution_copy",
-    "reasoning_choice": "a sweep of a reasoning task with options, e.g. arithmetic_continuation",
+    "reasoning_choice": "a sweep of a reasoning task with options, e.g. arithmetic_step_continuation",
     "tokens": "a sweep of the tasks of continuation and reasoning_choice with measure='token_logprob'",
     "heads": "depthlens.removal_curve with a list of retrieval heads and one of reasoning heads, measure='both'",
     "control": "sweeps of the control model on the tasks of continuation and reasoning_choice",
