@@ -68,10 +68,16 @@ def _deep(first: float, later: float) -> np.ndarray:
 
 
 SEED_SD = 0.03  # few-shot seeds differ little: more documents would not lower what lies between seeds
+# so noisy that the pilot is too small; of a pilot that suffices a number is printed only where it is unlucky
+NOISY = {"base": 0.5, "fragility": 0.8}
 # claim, part, world: each true effect is as large as what matters
 TRUTHS = {
     "C1: layers cost nothing": ("C1", 0, {"broken": np.where(LAYERS < 2, 0.9, 0.0)}),
-    "C2: written letters cost 0.1 more": ("C2", 0, {"broken": {"rest": _deep(0, 0.05), "generation": _deep(0, 0.15)}}),
+    "C2: written letters cost 0.1 more": (
+        "C2",
+        0,
+        {"broken": {"rest": _deep(0, 0.05), "generation": _deep(0, 0.15)}, **NOISY},
+    ),
     # of 4 layers of the first third and 12 later ones, without L0 and L1
     "C3: the share is 0.15 larger": ("C3", 0, {"broken": {"rest": _deep(0.2, 0.1), "text": _deep(0.15, 0.15)}}),
     "C4: the share is 0.15 larger than for copying": (
@@ -84,7 +90,7 @@ TRUTHS = {
         1,
         {"broken": {"rest": _deep(0.2, 0.1), "reasoning_tokens": _deep(0.15, 0.15)}},
     ),
-    "C7: late layers cost 0.1 less": ("C7", 0, {"broken": _deep(0.2, 0.1)}),
+    "C7: late layers cost 0.1 less": ("C7", 0, {"broken": _deep(0.2, 0.1), **NOISY}),
 }
 
 

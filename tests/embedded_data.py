@@ -12,27 +12,29 @@ TASKS = DATA / "tasks"
 
 NUMBERS = ["arithmetic_default", "arithmetic_continuation"]
 BOOKS = ["capitals_open_book", "elements_open_book"]
-CHOICE = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation", *BOOKS, *NUMBERS]
+STEP = "arithmetic_step_continuation"
+FACTS = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation", *BOOKS]
+CHOICE = [*FACTS, *NUMBERS, STEP]
 BOOKS_WRITTEN = [f"{name}_generative" for name in BOOKS]
 WRITTEN = ["capitals_generative", "elements_generative", *BOOKS_WRITTEN]
 LETTERS = [f"{family}_letters_generative" for family in ("capitals", "elements", "arithmetic")]
 KV_CHOICE = ["kv_retrieval_4_continuation", "kv_retrieval_8_continuation"]
 PLAIN = ["plain_text_continuation", "plain_text_long_continuation"]
 COPY = "solution_copy"
-NEW = [*LETTERS, *KV_CHOICE, *PLAIN, COPY]  # of version 1.0
+NEW = [*LETTERS, *KV_CHOICE, *PLAIN, COPY, STEP]  # of version 1.0
 NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
 ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
 PLANTED = ("retrieval", "knowledge", "letters", "copying", "reasoning", "text")
 ORGANISM_DEPTH = [f"organism_{ability}{kind}" for kind in ("", "_generative") for ability in PLANTED]
 N_DOCS = (
-    {task: 156 if task.startswith("capitals") else 108 for task in CHOICE + WRITTEN}
+    {task: 156 if task.startswith("capitals") else 108 for task in FACTS + WRITTEN}
     | dict.fromkeys([*NAMED, "kv_retrieval_uuid"], 150)
     | dict.fromkeys([*NUMBERS, "arithmetic_direct", "arithmetic_cot"], 200)
     | dict.fromkeys([*ORGANISM, *ORGANISM_DEPTH], 200)
     | dict(zip(LETTERS, (156, 108, 200), strict=True))
     | dict.fromkeys(KV_CHOICE, 150)
     | dict.fromkeys(PLAIN, 180)
-    | {COPY: 200}
+    | {COPY: 200, STEP: 200}
 )
 GROUPS = {
     "capitals": ["capitals_default", "capitals_continuation", "capitals_generative"],

@@ -54,11 +54,13 @@ class World:
         rng: Of all draws.
         n: Documents of each task.
         seed_sd: Standard deviation between few-shot seeds, of the latent score.
+        fragility: Share of the variance of what breaks a document that is common to all layers and tasks.
     """
 
     rng: np.random.Generator
     n: int
     seed_sd: float
+    fragility: float = 0.4
     hard: dict[str, np.ndarray] = field(default_factory=dict)
     fragile: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -106,7 +108,7 @@ class World:
         right = norm.cdf(latent) < norm.cdf(norm.ppf(task.base) + shift[0])
         m = len(SUFFIXES) * N_LAYERS
         rate = np.tile(np.clip(task.broken, 1e-9, 1 - 1e-9), len(SUFFIXES))
-        noise = np.sqrt(0.4) * fragile + np.sqrt(0.6) * rng.standard_normal((n, m))
+        noise = np.sqrt(self.fragility) * fragile + np.sqrt(1 - self.fragility) * rng.standard_normal((n, m))
         broken = norm.cdf(noise) < norm.cdf(norm.ppf(rate) + shift[1])
         parsed = np.ones((n, m), dtype=bool)
         if task.protocol == "nats":
@@ -144,7 +146,7 @@ ROLES = {
 }
 
 
-def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.15) -> dict[str, Sweeps]:
+def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.15, fragility=0.4) -> dict[str, Sweeps]:
     """Sweeps of every role.
 
     Args:
@@ -155,8 +157,9 @@ def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.
         formats: Share of written answers that lose their format, by layer.
         base: Score of the whole model, for all roles or by role.
         seed_sd: See `World`.
+        fragility: See `World`.
     """
-    world = World(np.random.default_rng(seed), n, seed_sd)
+    world = World(np.random.default_rng(seed), n, seed_sd, fragility)
 
     def of(values, role):
         return values.get(role, values.get("rest")) if isinstance(values, dict) else values

@@ -243,7 +243,9 @@ def between_tasks(draws: Draws, view: View) -> Estimate:
     blank = draws.without_effect(view.name)
     if not draws.values.size or draws.values.shape[1] < 2:
         return replace(blank, why=draws.why or "one task: nothing to compare the trend between")
-    effects, cov = draws.values[0], np.cov(draws.values[1:], rowvar=False)
+    effects, drawn = draws.values[0], draws.values[1:]
+    # a draw in which the whole model scores no more than the floor has no relative loss
+    cov = np.cov(drawn[np.isfinite(drawn).all(1)], rowvar=False)
     m, n = len(effects), draws.n
     if n <= m:
         return replace(blank, why=f"{n} documents for {m} tasks")

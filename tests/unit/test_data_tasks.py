@@ -169,6 +169,10 @@ RENDERED = {
     "plain_text_continuation": ('be?"\n"A lady in front remembered that she has a sister."\nI', "looked"),
     "arithmetic_default": (BUS.replace("Answer:", "A. 14\nB. 25\nC. 24\nD. 26\nAnswer:"), "A"),
     "arithmetic_continuation": (BUS, "14"),
+    "arithmetic_step_continuation": (
+        f"{BUS} After people get off there are 18 - 6 = 12 people.\nAfter people get on there are",
+        "12 + 2 = 14",
+    ),
     "arithmetic_direct": (BUS, "14"),
     "arithmetic_cot": (
         BUS,

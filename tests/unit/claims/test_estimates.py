@@ -124,6 +124,16 @@ def test_the_spread_between_tasks_is_covered(true):
     assert found / 200 <= 0.05 if true == 0 else found / 200 >= 0.8
 
 
+def test_draws_without_a_score_above_the_floor_are_left_out_of_the_spread():
+    rng = np.random.default_rng(0)
+    effects = np.array([0.1, 0.3, 0.2])
+    drawn = np.vstack([effects, effects + 0.05 * rng.standard_normal((400, 3))])
+    expected = layers.between_tasks(Draws(drawn, drawn, 80, 3, (), ()), ALL)
+    nothing = np.full((5, 3), [np.nan, 0.1, 0.1])
+    spread = layers.between_tasks(Draws(np.vstack([drawn, nothing]), drawn, 80, 3, (), ()), ALL)
+    assert spread == expected
+
+
 def test_views_without_a_sweep_say_what_to_run():
     of = sweeps(FEW, n=40, seed=0)
     bare = {role: [lambda suffix, sweep=sweep: _bare(sweep, suffix) for sweep in found] for role, found in of.items()}
