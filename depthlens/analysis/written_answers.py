@@ -74,9 +74,13 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
         interval), p_value (McNemar's exact test, not corrected).
 
     Raises:
-        UserError: see `parsed`.
+        UserError: see `parsed`; or the metric is a log-likelihood, for which the model writes nothing.
     """
     readable = parsed(result, task, metric, model)
+    if metric in LOGPROBS:
+        own = [name for name in result.record["tasks"][task]["metrics"] if name not in LOGPROBS]
+        allowed = f"; allowed: {', '.join(own)}" if own else "; measure 'both' or 'task' to have written answers"
+        raise UserError(f"metric {metric}: the model writes nothing for it that could be read{allowed}")
     scores = documents.table(result.docs, "value", task, metric, model)
     names = [BASELINE, *(name for name in scores if name != BASELINE)]
     lost = (~readable[names]).to_numpy().T.astype(float)  # [condition, document]
@@ -95,7 +99,7 @@ def describe(result: Result) -> list[str]:
     lines = []
     for row in result.baselines.itertuples():
         known = result.docs.loc[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric), PARSED]
-        if not is_written(result, row.task) or known.isna().any():
+        if row.metric in LOGPROBS or not is_written(result, row.task) or known.isna().any():
             continue
         table = unparsed(result, row.task, row.metric)
         base, others = table.iloc[0], table.iloc[1:]

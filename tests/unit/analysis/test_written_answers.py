@@ -56,6 +56,13 @@ def test_sentences_say_how_many_cannot_be_read():
     assert "read" not in clean.describe("L0")[0]
 
 
+def test_a_log_likelihood_has_no_answers_that_could_be_read():
+    nats = written(metric="answer_logprob")
+    assert not any("read" in line for line in nats.describe())
+    with pytest.raises(UserError, match="metric answer_logprob: the model writes nothing.*measure 'both' or 'task'"):
+        nats.unparsed("worked", "answer_logprob")
+
+
 def test_results_of_older_versions_load_and_say_what_they_do_not_know(tmp_path):
     new = written()
     new.save(tmp_path)
