@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DEPTHLENS_STORE"] = "none"  # what a test computes is computed, not read from an earlier run
+if "PYTEST_XDIST_WORKER" in os.environ:  # several threads in each process wait for one another
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 import pytest
 import surgery
@@ -16,7 +18,7 @@ CORES = torch.get_num_threads()
 
 @pytest.fixture(autouse=True)
 def threads(request):
-    """One thread for tiny models: more only wait for each other, and on a shared machine for long."""
+    """One thread for tiny models: more only wait for each other."""
     torch.set_num_threads(CORES if request.node.get_closest_marker("integration") else 1)
 
 

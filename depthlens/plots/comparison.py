@@ -208,7 +208,7 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = "nats", title: str | N
     ticks = [t for t in (0, inner, 1, 10, 100) if t <= max(inner, np.abs([low, high]).max())]
     ticks = [t for i, t in enumerate(ticks) if i == 0 or t >= 2 * ticks[i - 1]]
     ax.set_yticks(sorted({s * t for t in ticks for s in _BOOK}))
-    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:+.2g}" if value else "0"))
+    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):+g}" if value else "0"))
     ax.yaxis.set_minor_locator(ticker.NullLocator())
     keys = [
         panels.mark_key(f"costs more in the {book}-book task", color=colour, marker=marker)

@@ -70,9 +70,16 @@ def figure(title: str | None, default: str, *, height: float, width: float = WID
 
 
 def with_legend(fig: Plot, keys: Sequence[Artist], ncols: int | None = None) -> Plot:
-    """The figure with one legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise."""
+    """The figure with one legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise.
+
+    There are fewer columns where so many are wider than the figure.
+    """
     ncols = ncols or (4 if len(keys) <= 4 else 3)
-    fig.legend(handles=keys, loc="outside lower center", frameon=False, ncols=ncols, columnspacing=1.4)
+    for n in range(ncols, 0, -1):
+        legend = fig.legend(handles=keys, loc="outside lower center", frameon=False, ncols=n, columnspacing=1.4)
+        if n == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            break
+        legend.remove()
     return fig
 
 

@@ -22,7 +22,7 @@ import depthlens as dl
 from depthlens import paths
 from depthlens.ablations import Dims, expand
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.xdist_group("documented commands")]
 
 ROOT = paths.data_dir().parent
 PAGES = ("README.md", "docs/guide.md", "docs/python.md", "docs/store.md")

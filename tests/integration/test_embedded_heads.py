@@ -7,7 +7,7 @@ import pytest
 
 import depthlens as dl
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("embedded heads")]
 OPTIONS = {"store": None, "progress": False}
 
 

@@ -28,7 +28,7 @@ from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
-PROFILES = ("smoke", "demo", "paper")
+PROFILES = ("smoke", "demo", "scorecard", "paper")
 MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
@@ -37,6 +37,14 @@ SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
 ROLES = ("letters", "continuation", "generation", "retrieval", "text", "reasoning", "copying", "reasoning_choice")
 NAMES = execute.notebook_names()
 each = pytest.mark.parametrize("name", NAMES)
+# two runs of about equal length, for two processes
+HALVES = (NAMES[:5], NAMES[5:])
+together = [pytest.mark.xdist_group(f"notebooks from {half[0]}") for half in HALVES]
+each_half = pytest.mark.parametrize("half", [pytest.param(h, marks=m) for h, m in zip(HALVES, together, strict=True)])
+each_ran = pytest.mark.parametrize(
+    ("half", "name"),
+    [pytest.param(half, name, marks=m, id=name) for half, m in zip(HALVES, together, strict=True) for name in half],
+)
 
 
 def notebook(name: str) -> nbformat.NotebookNode:
@@ -166,16 +174,23 @@ def test_every_profile_is_checked():
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    out = tmp_path_factory.mktemp("smoke")
-    return out, execute.run("all", out=out, profile="smoke", progress=False)
+    """Runs notebooks in the smoke profile once: names to their folder and report."""
+
+    @functools.cache
+    def ran(names: tuple[str, ...]):
+        out = tmp_path_factory.mktemp("smoke")
+        return out, execute.run(names, out=out, profile="smoke", progress=False)
+
+    return lambda names: ran(tuple(names))
 
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_all_notebooks_run_on_the_embedded_model(smoke):
-    out, report = smoke
+@each_half
+def test_all_notebooks_run_on_the_embedded_model(smoke, half):
+    out, report = smoke(half)
     assert report.errors == [] and report.exit_code == 0
-    assert [run.name for run in report.notebooks] == NAMES
+    assert [run.name for run in report.notebooks] == half
     for run in report.notebooks:
         assert run.status == "ok"
         assert run.parameters["out"] == str(out.resolve() / run.name)
@@ -183,9 +198,9 @@ def test_all_notebooks_run_on_the_embedded_model(smoke):
 
 @pytest.mark.slow
 @pytest.mark.integration
-@each
-def test_executed_notebook_has_figure_headline_and_result(smoke, name):
-    out, report = smoke
+@each_ran
+def test_executed_notebook_has_figure_headline_and_result(smoke, half, name):
+    out, report = smoke(half)
     nb = nbformat.read(out / f"{name}.ipynb", as_version=4)
     counts = [cell.execution_count for cell in code(nb)]
     assert counts == list(range(1, len(counts) + 1))
@@ -218,12 +233,13 @@ def test_executed_notebook_has_figure_headline_and_result(smoke, name):
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_index_lists_every_notebook(smoke):
-    out, report = smoke
+@each_half
+def test_index_lists_every_notebook(smoke, half):
+    out, report = smoke(half)
     index = (out / "index.html").read_text()
     for run in report.notebooks:
         assert f'href="{run.name}.html"' in index and run.question in html.unescape(index)
-    assert index.count("data:image/png;base64,") == len(NAMES) and "No headline result" not in index
+    assert index.count("data:image/png;base64,") == len(half) and "No headline result" not in index
 
 
 @pytest.mark.slow

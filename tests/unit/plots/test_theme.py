@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 
 from depthlens import plots
-from depthlens.plots import theme
+from depthlens.plots import panels, theme
 
 
 def test_every_figure_is_reachable_without_torch():
@@ -102,3 +102,14 @@ def test_a_notebook_cell_shows_its_figure_exactly_once():
         images = [o["data"]["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
         assert len(images) == 1
         assert base64.b64decode(images[0]).startswith(b"\x89PNG")
+
+
+def test_a_legend_is_not_wider_than_its_figure():
+    for words, ncols in (("short", 4), ("as long as a sentence that explains a mark", 2)):
+        fig = theme.figure(None, "title", height=2.0)
+        fig.subplots()
+        keys = [panels.mark_key(f"{words} {i}", color="k", marker="o") for i in range(4)]
+        (legend,) = theme.with_legend(fig, keys).legends
+        fig.draw_without_rendering()
+        assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == ncols
+        assert legend.get_window_extent().width <= fig.bbox.width
