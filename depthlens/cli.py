@@ -245,7 +245,8 @@ def run(
         str,
         typer.Option(
             metavar="NAME",
-            help="Parameter values: smoke (seconds), demo (minutes), scorecard (hours) or paper (the study's models, on a GPU).",
+            help="Parameter values: smoke (seconds), demo (minutes), scorecard (hours) or paper (the study's models, "
+            "on a GPU).",
         ),
     ] = "demo",
     store: StoreOption = "auto",

@@ -105,7 +105,7 @@ def test_a_notebook_cell_shows_its_figure_exactly_once():
 
 
 def test_a_legend_is_not_wider_than_its_figure():
-    for words, ncols in (("short", 4), ("as long as a sentence that explains a mark", 2)):
+    for words, ncols in (("short", 4), ("as long as a sentence that explains a mark", 1)):
         fig = theme.figure(None, "title", height=2.0)
         fig.subplots()
         keys = [panels.mark_key(f"{words} {i}", color="k", marker="o") for i in range(4)]
