@@ -162,6 +162,7 @@ def evidence(claim: str, *, true: bool, seed: int) -> dl.claims.Evidence:
     truth, planted = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], {})
     name = organism_name(truth, seed, noise=NOISE, **planted)
     roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
+    roles["long_text"] = roles["text"]  # all prompts of organisms are of one length
     roles["tokens"] = [roles["continuation"], roles["reasoning_choice"]]
     (needs,) = [known.needs for known in dl.claims.CLAIMS if known.id == claim]
     options = {"limit": DOCUMENTS.get(claim, 60), "num_fewshot": 0, "progress": False}

@@ -140,11 +140,11 @@ def non_inferiority(loss: np.ndarray, room: np.ndarray | None, margin: float, *,
     """Adjusted p-values that each condition's loss is below a margin.
 
     The null hypothesis is ``mean(loss) >= margin``, or ``mean(loss) >= margin * mean(room)`` for a margin that is a
-    share of what there is to lose; its left side minus the right is a mean over documents, too, so that no ratio is
-    taken. For right and wrong answers and a margin in the unit of the score the test is Tango's score test (1998,
-    Statistics in Medicine 17:891-908), Holm-corrected: it knows that on documents where nothing changed something still
-    may change. Otherwise it is step-down maxT (`depthlens.analysis.max_t`), with a document against it that is lost as
-    badly as any was.
+    share of what there is to lose. For right and wrong answers the test is Tango's score test (1998, Statistics in
+    Medicine 17:891-908), Holm-corrected: it knows that on documents where nothing changed something still may change.
+    It takes what there is to lose as known. Otherwise the test is step-down maxT (`depthlens.analysis.max_t`) of the
+    left side minus the right, which is a mean over documents, with a document against it that is lost as badly as any
+    was.
 
     It misleads where the margin was chosen after the losses were seen. A condition that is not shown to be below the
     margin is not shown to be above it.

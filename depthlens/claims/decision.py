@@ -90,16 +90,21 @@ class Spec:
         return low > 0 if self.side == ABOVE else high < 0
 
     def fails(self, low: float, high: float) -> bool:
-        """Whether it is on the other side."""
+        """Whether it is on the other side; nothing is on the other side of `DIFFERENT`."""
+        low, high = low - self.threshold, high - self.threshold
+        return self.side != DIFFERENT and (high < 0 if self.side == ABOVE else low > 0)
+
+    def negligible(self, low: float, high: float) -> bool:
+        """Whether it shows that a difference is within the margin, or smaller than what matters."""
         low, high = low - self.threshold, high - self.threshold
         if self.side == DIFFERENT:
             return max(-low, high) < (self.margin or self.matters)
-        return high < 0 if self.side == ABOVE else low > 0
-
-    def negligible(self, low: float, high: float) -> bool:
-        """Whether it shows that a `difference` is smaller than what matters."""
-        low, high = low - self.threshold, high - self.threshold
         return self.difference and (high < self.matters if self.side == ABOVE else low > -self.matters)
+
+    def agrees(self, effect: float, main: float) -> bool:
+        """Whether an effect under another view speaks for the claim as the one that decides does."""
+        effect, main = effect - self.threshold, main - self.threshold
+        return self.passes(effect + self.threshold, effect + self.threshold) and effect * main > 0
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -215,13 +220,13 @@ class Part:
     def verdict(self) -> str:
         """Supported or contradicted where the deciding interval is on one side, and no view disagrees in sign.
 
-        `DIFFERENT` is contradicted where the whole interval is within the margin (or within what matters if there is
-        none), and a `difference` where it is negligible under every view and with several seeds.
+        A view that was not measured does not keep the other side from contradicting. A difference that is shown to be
+        within the margin, or smaller than what matters, contradicts only under every view and with several seeds.
         """
         main, spec = self.main, self.spec
         if not main.counts:
             return CANNOT
-        if self.passes and not self.missing and all(spec.passes(e.effect, e.effect) for e in self.others):
+        if self.passes and not self.missing and all(spec.agrees(e.effect, main.effect) for e in self.others):
             return SUPPORTED
         effects = [e.effect for e in self.others if math.isfinite(e.effect)]
         passes, fails = spec.passes(main.low, main.high), spec.fails(main.low, main.high)

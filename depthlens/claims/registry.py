@@ -27,7 +27,8 @@ SWEEPS = {
     "continuation": "a sweep of a knowledge task scored by its answers' text, e.g. mmlu_continuation",
     "generation": "a sweep of the prompts of letters with written letters, e.g. mmlu_generative",
     "retrieval": "a sweep of a retrieval task with options, e.g. kv_retrieval_4_continuation",
-    "text": "a sweep of plain text with options, e.g. plain_text_continuation",
+    "text": "a sweep of plain text with options, as long as the prompts of continuation, e.g. plain_text_continuation",
+    "long_text": "the same, as long as the prompts of retrieval, e.g. plain_text_long_continuation",
     "reasoning": "a sweep of a reasoning task with written solutions, e.g. gsm8k",
     "copying": "a sweep of a task that asks to copy such a solution, e.g. solution_copy",
     "reasoning_choice": "a sweep of a reasoning task with options, e.g. arithmetic_step_continuation",
@@ -37,7 +38,7 @@ SWEEPS = {
     "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the reasoning task",
 }
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
-MODEL_FIELDS = tuple(SWEEPS)[:9]  # sweeps of the model that is judged
+MODEL_FIELDS = tuple(SWEEPS)[:10]  # sweeps of the model that is judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,8 @@ class Evidence:
         continuation: Knowledge tasks; the likeliest answer text is the answer.
         generation: The prompts of ``letters``; the model writes the letter.
         retrieval: Retrieval tasks with options.
-        text: Plain text with options, the control of knowledge and retrieval.
+        text: Plain text with options, as long as the prompts of ``continuation``; their control.
+        long_text: Plain text with options, as long as the prompts of ``retrieval``; their control.
         reasoning: Reasoning tasks with written solutions.
         copying: Solutions of equal length to be copied, the control of ``reasoning``.
         reasoning_choice: Reasoning tasks with options.
@@ -73,6 +75,7 @@ class Evidence:
     generation: Seeds = None
     retrieval: Seeds = None
     text: Seeds = None
+    long_text: Seeds = None
     reasoning: Seeds = None
     copying: Seeds = None
     reasoning_choice: Seeds = None
@@ -164,10 +167,10 @@ def _c2(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
 
 
 def _c3(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
-    text = evidence.sweeps("text")
-    roles = {"knowledge": "continuation", "retrieval": "retrieval"}
+    roles = {"knowledge": ("continuation", "text"), "retrieval": ("retrieval", "long_text")}
     return [
-        layers.shallow(name, evidence.sweeps(field), text, seed=seed, n_boot=n_boot) for name, field in roles.items()
+        layers.shallow(name, evidence.sweeps(field), evidence.sweeps(text), seed=seed, n_boot=n_boot)
+        for name, (field, text) in roles.items()
     ]
 
 
@@ -233,7 +236,8 @@ CLAIMS = (
         "Under generation middle and deep layers become indispensable: the metric decides which layers look important.",
         "The same prompts and documents, answered by the likeliest letter and by a written letter. The mean relative "
         "loss of the layers beyond the first third, written minus likeliest, is above 0, (a) for all answers and (b) "
-        f"where the written answer can be parsed, so that a lost format does not count as a lost answer. {_BOTH}",
+        f"where the written answer can be parsed, so that a lost format does not count as a lost answer. {_BOTH} "
+        "Part (b) contradicts nothing: of a broken writer, less can be parsed.",
         _c2,
         ("letters", "generation"),
         (layers.PROTOCOL, layers.WRONG),
@@ -244,7 +248,7 @@ CLAIMS = (
         "Without L0 and L1: the first third's share of the summed loss is larger than for plain text of the same "
         f"length, which needs neither, (a) for knowledge and (b) for retrieval. {_BOTH}",
         _c3,
-        ("continuation", "retrieval", "text"),
+        ("continuation", "retrieval", "text", "long_text"),
         tuple(layers.SHALLOW.values()),
     ),
     Claim(
@@ -261,9 +265,9 @@ CLAIMS = (
         "C5",
         "A few attention heads carry retrieval and a few carry reasoning: removing those hurts far more than others.",
         "Heads are chosen on other documents than those that test them. (a) Removing a list costs more than 3 times "
-        "what random lists of all heads of the same layers cost, and more than 95% of them (the list is a possible "
-        "draw). (b) Two lists together cost more on their own tasks than on each other's. In accuracy and in nats; all "
-        "have to hold.",
+        "what random lists, drawn from all heads of the same layers, cost, and more than 95% of them (the list is a "
+        "possible draw). (b) Two lists together cost more on their own tasks than on each other's. In accuracy and in "
+        "nats; all have to hold.",
         _c5,
         ("heads",),
         (heads.COSTS, heads.OWN_TASK),

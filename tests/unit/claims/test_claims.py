@@ -63,7 +63,12 @@ def test_a_view_that_disagrees_takes_a_verdict_away_and_is_named():
 
 def shallow(loss):
     text = viewed(np.full(N_LAYERS, 0.25), "text", n=250)
-    return {"continuation": viewed(loss, "facts", n=250), "retrieval": viewed(loss, "kv", n=250), "text": text}
+    return {
+        "continuation": viewed(loss, "facts", n=250),
+        "retrieval": viewed(loss, "kv", n=250),
+        "text": text,
+        "long_text": text,
+    }
 
 
 def test_a_claim_that_fails_is_contradicted():
@@ -182,7 +187,10 @@ def test_too_few_draws_and_sweeps_of_other_things_are_refused():
 
 
 def test_the_scorecard_reads_without_colour():
-    found = judge(Evidence(**facts(), retrieval=viewed(LATE, "kv"), text=viewed(FLAT, "text")), n_boot=N_BOOT)
+    found = judge(
+        Evidence(**facts(), retrieval=viewed(LATE, "kv"), text=viewed(FLAT, "text"), long_text=viewed(FLAT, "text")),
+        n_boot=N_BOOT,
+    )
     figure = scorecard(found)
     figure.draw_without_rendering()
     texts = [t.get_text() for ax in figure.axes for t in ax.texts]

@@ -57,6 +57,9 @@ def part(low, high, *, spec=UP, n=100, seeds=3, others=None, **more):
         (part(-0.9, -0.06, spec=replace(UP, side=DIFFERENT, margin=0.05)), "supported"),
         (part(0.01, 0.04, spec=replace(UP, side=DIFFERENT, margin=0.05)), "contradicted"),  # moved, but too little
         (part(0.01, 0.07, spec=replace(UP, side=DIFFERENT, margin=0.05)), "undecided"),
+        (part(0.06, 0.9, spec=replace(UP, side=DIFFERENT, margin=0.05), others=(-0.5, -0.5, -0.5)), "undecided"),
+        (part(0.01, 0.04, spec=replace(UP, side=DIFFERENT, margin=0.05), seeds=1), "undecided"),
+        (part(0.01, 0.04, spec=replace(UP, side=DIFFERENT, margin=0.05), others=(0.01, 0.3, 0.01)), "undecided"),
         # a difference that is shown to be too small to matter, whatever its sign; not a threshold
         (part(-0.02, 0.03, spec=LESS), "contradicted"),
         (part(-0.02, 0.03, spec=replace(LESS, side=BELOW)), "contradicted"),
