@@ -71,7 +71,8 @@ class SufficiencyCurve(Saveable):
         where = f"{row.list} on {row.task} ({row.metric})"
         if not row.judged:
             gap = f"{row.gap:.3g} [{row.gap_low:.3g}, {row.gap_high:.3g}]"
-            return f"{where}: what all heads together add to the score, {gap}, is not proven, or the whole model is at chance; {CANNOT_JUDGE}."
+            why = "is not proven, or the whole model is at chance"
+            return f"{where}: what all heads together add to the score, {gap}, {why}; {CANNOT_JUDGE}."
         own = self.points[(self.points["list"] == row.list) & (self.points["task"] == row.task)]
         k, share, f = own.loc[own["k"] == max(self.record["k"]), ["k", "share", "faithfulness"]].to_numpy()[0]
         reached = f"{int(k)} heads ({share:.0%}) restore {f:.0%} of what all heads add to the score"
