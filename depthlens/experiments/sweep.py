@@ -13,6 +13,7 @@ from torch import Tensor
 from depthlens import arguments, provenance
 from depthlens.ablations import Condition, expand
 from depthlens.analysis.documents import DOCS_COLUMNS, PARSED
+from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
@@ -26,6 +27,7 @@ from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
+from depthlens.tasks import groups
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.free_text import FreeText
 from depthlens.tasks.prepared_task import Prepared
@@ -317,17 +319,18 @@ def _result(
             runs.append(_frame(lens.name, view, conditions, answers))
             caches.append(cache)
         frame = runs[0] if len(runs) == 1 else runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
-        frames.append(frame)
+        frames.append(groups.renumbered(frame, view.member))
         about = view.describe(frame) | ({"reference": reference.name} if reference else {})
         if view.name in records:  # the task's own metrics came before
             first = records[view.name]
             cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
             about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
         records[view.name] = about
-        asked[view.name] = view.asked
+        questions = view.asked if view.member is None else view.asked.assign(**{SUBTASK: view.name})
+        asked[view.name] = groups.renumbered(questions, view.member)
     record = {
         "model": lens.describe(store.fingerprint),
-        "tasks": records,
+        "tasks": groups.described(records, {view.name: view.member for view in views}),
         "conditions": [str(c) for c in conditions],
         **record,
         "store": cache_usage(caches),

@@ -19,7 +19,7 @@ from lm_eval.api.task import ConfigurableTask
 from depthlens import arguments
 from depthlens.errors import UserError, blaming, first_line, one_line
 from depthlens.models.lens import Lens
-from depthlens.tasks import checks, data_files, document_choice, encoding, task_files, truncation
+from depthlens.tasks import checks, data_files, document_choice, encoding, groups, task_files, truncation
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import quiet
 from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
@@ -35,7 +35,10 @@ def load_tasks(
     limit: int | None = None,
     samples: Samples | None = None,
 ) -> dict[str, Any]:
-    """Find lm-eval tasks by name and check them. Groups and tags mean all their tasks.
+    """Find lm-eval tasks by name and check them.
+
+    Groups and tags mean all their tasks. What is run of a group with a score of its own is one task in a result, see
+    `depthlens.tasks.groups`.
 
     Args:
         names: One task or several: of lm-eval, embedded ones, or ones under ``include_path``.
@@ -49,8 +52,8 @@ def load_tasks(
         lm-eval tasks by name, in the order of ``names``.
 
     Raises:
-        UserError: unknown task, missing folder, a file or data that cannot be read, more examples than there are, or
-            documents and scoring that give no meaningful numbers.
+        UserError: unknown task, missing folder, a file or data that cannot be read, more examples than there are,
+            documents and scoring that give no meaningful numbers, or a task alone and in a group.
     """
     names = [names] if isinstance(names, str) else names
     if not names:
@@ -60,7 +63,11 @@ def load_tasks(
     manager = task_manager(names, include_path)
     tasks: dict[str, Any] = {}
     for name in names:
-        for leaf, task in _load(manager, name, include_path).items():
+        loaded = _load(manager, name, include_path)
+        in_group = groups.members(name, loaded, manager.task_index)
+        for leaf, task in loaded.items():
+            groups.check(tasks, leaf, in_group.get(leaf))
+            task.depthlens_group = in_group.get(leaf)
             _set_fewshot(leaf, task, num_fewshot)
             task.set_fewshot_seed(seed=seed)
             checks.check(leaf, task, limit, samples)
@@ -126,6 +133,7 @@ def prepare(
             commonest=commonest,
             asked=asked,
             source=getattr(task, "depthlens_source", {}),
+            member=groups.of(task),
         )
         encoding.check_tokens(lens, name, ready.requests)
         truncation.warn(name, ready.cut, encoder.max_length)

@@ -38,6 +38,7 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks import truncation
+from depthlens.tasks.groups import Member
 
 SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
@@ -74,6 +75,7 @@ class Prepared:
         commonest: Share of the commonest reference answer of a written task (see the module); else None.
         asked: The questions of the documents, see `depthlens.analysis.questions`.
         source: The files of the task, see `depthlens.tasks.data_files.source`.
+        member: The group that it is a part of.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Prepared:
     commonest: float | None = None
     asked: pd.DataFrame | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    member: Member | None = None
     _fallback_texts: dict[str, set[str]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
