@@ -157,6 +157,22 @@ def sweep(
         bool, typer.Option("--apply-chat-template", help="Wrap prompts in the tokenizer's chat template.")
     ] = False,
     system_instruction: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before every prompt.")] = None,
+    gen_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help="How answers are written, over what the tasks say: max_gen_toks, temperature, top_p, top_k, min_p, "
+            "do_sample, until. Tokens that are drawn depend on --seed.",
+        ),
+    ] = None,
+    think_end_token: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What ends the thinking of a reasoning model, such as '</think>'."),
+    ] = None,
+    enable_thinking: Annotated[
+        bool | None,
+        typer.Option("--enable-thinking/--no-thinking", help="For chat templates that can switch it."),
+    ] = None,
     measure: Annotated[
         str,
         typer.Option(
@@ -177,7 +193,7 @@ def sweep(
         str | None,
         typer.Option(metavar="MODEL", help="Model whose weights @donor conditions put in place, e.g. layers@donor."),
     ] = None,
-    seed: Annotated[str, typer.Option(metavar="N", help="Seed of the choice of examples.")] = "0",
+    seed: Annotated[str, typer.Option(metavar="N", help="Seed of the choice of examples, and of drawn tokens.")] = "0",
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Type of the weights: auto, float32, bfloat16 or float16.")
     ] = "auto",
@@ -201,7 +217,7 @@ def sweep(
     from depthlens.analysis.result_folder import FILES, claimed
     from depthlens.models import sources
 
-    options |= {name: _whole(options[name]) for name in _NUMBERS}
+    options |= {name: _whole(options[name]) for name in _NUMBERS} | {"gen_kwargs": _settings(gen_kwargs)}
     arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
     if options["limit"] is not None and samples is not None:
         raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
@@ -303,6 +319,27 @@ def _whole(text: str | None) -> int | str | None:
         return None if text is None else int(text)
     except ValueError:
         return text
+
+
+def _settings(text: str | None) -> dict[str, object] | None:
+    """Settings by name, from ``name=value,name=value``; values are YAML.
+
+    Raises:
+        UserError: another text.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise UserError(f"gen_kwargs {text!r}: give NAME=VALUE, several with commas, e.g. temperature=0.6,top_p=0.95")
+    import yaml
+
+    try:
+        return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"gen_kwargs {text!r}: a value cannot be read; give numbers, true, false or plain text"
+        ) from error
 
 
 def _configure(store: str, json: bool) -> None:

@@ -52,8 +52,9 @@ class Result(Saveable):
     """Scores of documents x conditions, with everything derived from them.
 
     Attributes:
-        docs: One row per (model, task, metric, condition, document); the columns are ``DOCS_COLUMNS`` and ``parsed``:
-            whether the answer could be read (True for choices, NA where it is not known).
+        docs: One row per (model, task, metric, condition, document); the columns are ``DOCS_COLUMNS``, ``parsed``:
+            whether the answer could be read (True for choices, NA where it is not known), and ``complete``: whether a
+            written answer ended before it had as many tokens as were allowed (NA for choices).
         record: JSON-able; ``record["tasks"][task]["metrics"][metric]`` has ``higher_is_better``, ``chance``.
         asked: What `questions` reads; None where it is not known.
     """

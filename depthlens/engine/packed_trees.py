@@ -140,7 +140,7 @@ class PackedTrees:
     ) -> None:
         """Texts of one pack under a group of conditions."""
         pack_requests = [rows.requests[r] for r in pack.sequences]
-        writer = Writer(self.lens, pack_requests)
+        writer = Writer(self.lens, pack_requests, [rows.conditions[c] for c in group])
         last_kept = time.monotonic()
         waiting: list[tuple[int, int]] = []
 

@@ -61,7 +61,7 @@ class PaddedRows(RowBatches):
         texts = [[""] * len(requests) for _ in conditions]
 
         def run(batch: list[Row]) -> None:
-            writer = Writer(self.lens, requests)
+            writer = Writer(self.lens, requests, conditions)
             tokens, mask = self._pad([requests[r].context for _, r in batch], left=True)
             alive, cache = batch, None
             while True:

@@ -75,7 +75,11 @@ class RemoteRows(RowBatches):
         """See `RowBatches.write`."""
         edits = [self.backend.edits(c) for c in conditions]
         texts = [[""] * len(requests) for _ in conditions]
-        writer = Writer(self.lens, requests)
+        if any(request.sampling for request in requests):
+            raise UserError(
+                f"model {self.lens.name}: a server draws tokens in its own way; load the model here to sample"
+            )
+        writer = Writer(self.lens, requests, conditions)
         options = {
             "do_sample": False,
             "num_beams": 1,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from depthlens import arguments, provenance
 from depthlens.ablations import Condition, expand
-from depthlens.analysis.documents import DOCS_COLUMNS, PARSED
+from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
@@ -49,7 +49,8 @@ def layer_sweep(
         tasks: One lm-eval task (or group) or several.
         site: ``layer`` (skipped whole), ``attn`` or ``mlp`` (contribution set to zero).
         options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed, apply_chat_template,
-            system_instruction, measure, backend, batch_tokens, store, progress.
+            system_instruction, gen_kwargs, think_end_token, enable_thinking, measure, backend, batch_tokens, store,
+            progress.
 
     Returns:
         Every document under the baseline and n_layers conditions.
@@ -350,16 +351,13 @@ def _references(
 ) -> dict[str, Reference]:
     """What takes the place of parts, by task, where a condition asks for it."""
     if any(c.uses_mean for c in conditions):
-        chat, system = options["apply_chat_template"], options["system_instruction"]
+        prompts = {key: options[key] for key in ("apply_chat_template", "system_instruction", "enable_thinking")}
         tasks: dict[str, Prepared] = {}
         for view in views:
             if isinstance(view, FreeText):
                 raise UserError(f"@mean on {view.name}: free text has no reference answers; remove parts instead")
             tasks[view.name] = view if isinstance(view, Prepared) else view.prepared
-        return {
-            name: reference_of(lens, task, apply_chat_template=chat, system_instruction=system)
-            for name, task in tasks.items()
-        }
+        return {name: reference_of(lens, task, **prompts) for name, task in tasks.items()}
     return {view.name: Reference("resample_prompts", []) for view in views} if with_prompts else {}
 
 
@@ -396,5 +394,5 @@ def _frame(model: str, task: View, conditions: Sequence[Condition], answers: Seq
     if not rows:
         skipped = ", ".join(task.skipped) or "none"
         raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
-    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED])
+    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED, COMPLETE])
     return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})

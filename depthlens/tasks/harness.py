@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,6 +34,7 @@ def load_tasks(
     seed: int = 0,
     limit: int | None = None,
     samples: Samples | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Find lm-eval tasks by name and check them.
 
@@ -47,6 +48,7 @@ def load_tasks(
         seed: Seed of the choice of examples.
         limit: Number of documents that will be run; only these are checked (`checks.check`). None: all.
         samples: Which documents will be run, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
+        gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names.
 
     Returns:
         lm-eval tasks by name, in the order of ``names``.
@@ -69,12 +71,16 @@ def load_tasks(
             groups.check(tasks, leaf, in_group.get(leaf))
             task.depthlens_group = in_group.get(leaf)
             _set_fewshot(leaf, task, num_fewshot)
+            if gen_kwargs and task.OUTPUT_TYPE == "generate_until":
+                _set_gen_kwargs(task, gen_kwargs)
             task.set_fewshot_seed(seed=seed)
             checks.check(leaf, task, limit, samples)
             task.set_fewshot_seed(seed=seed)  # because the check has drawn examples
             task.depthlens_source = data_files.source(task, name, manager.task_index, include_path)
             tasks[leaf] = task
     document_choice.check(limit, samples, tasks)
+    if gen_kwargs and not any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
+        raise UserError(f"gen_kwargs: no task of {', '.join(names)} writes its answers; leave gen_kwargs out")
     return tasks
 
 
@@ -86,6 +92,9 @@ def prepare(
     samples: Samples | None = None,
     apply_chat_template: bool = False,
     system_instruction: str | None = None,
+    think_end_token: str | None = None,
+    enable_thinking: bool | None = None,
+    seed: int = 0,
 ) -> list[Prepared]:
     """Build the requests of tasks for one model.
 
@@ -97,16 +106,25 @@ def prepare(
         apply_chat_template: Wrap prompts in the tokenizer's chat template, few-shot examples as turns (lm-eval's
             default).
         system_instruction: Text before everything else.
+        think_end_token: Text that ends what the model thinks; only what follows is the answer.
+        enable_thinking: Argument of the chat template; None: its own way.
+        seed: Of tokens that are drawn.
 
     Raises:
-        UserError: a bad limit, a chat template that the tokenizer does not have, a tokenizer of another model, or
-            documents that `checks.documents` refuses.
+        UserError: a bad limit, a chat template that the tokenizer does not have, thinking without one or before an
+            answer that is not written, a tokenizer of another model, or documents that `checks.documents` refuses.
     """
     document_choice.check(limit, samples, tasks)
     if apply_chat_template and not lens.tokenizer.chat_template:
         fault = f"apply_chat_template: the tokenizer of {lens.name} has no chat template"
         raise UserError(f"{fault}; leave apply_chat_template out")
-    encoder = encoding.Encoder(lens)
+    if enable_thinking is not None and not apply_chat_template:
+        raise UserError("enable_thinking is an argument of the chat template; give apply_chat_template, too")
+    thinking = think_end_token is not None or bool(enable_thinking)
+    if thinking and (other := next((n for n, t in tasks.items() if t.OUTPUT_TYPE != "generate_until"), None)):
+        name = "enable_thinking" if enable_thinking else "think_end_token"
+        raise UserError(f"{name}: task {other} has no written answers before which a model could think; leave it out")
+    encoder = encoding.Encoder(lens, seed=seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
     prompts: dict[str, Any] = {"system_instruction": system_instruction}
     if apply_chat_template:
         prompts |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
@@ -188,6 +206,15 @@ def _makes_a_task(frame: FrameType) -> bool:
     """Whether a frame of a traceback belongs to a task that lm-eval was making."""
     task = frame.f_locals.get("self")
     return isinstance(task, ConfigurableTask) and task.config is not None
+
+
+def _set_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:
+    """Put settings over the task's own; a length or a temperature takes the place of what else says it."""
+    own = dict(task.config.generation_kwargs or {})
+    for names in (encoding.LENGTHS, ("do_sample", "temperature")):
+        if any(name in gen_kwargs for name in names):
+            own = {key: value for key, value in own.items() if key not in names}
+    task.set_config(key="generation_kwargs", value=own | dict(gen_kwargs))
 
 
 def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:
