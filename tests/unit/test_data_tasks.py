@@ -10,6 +10,7 @@ from embedded_data import (
     CHOICE,
     COPY,
     GROUPS,
+    HUB,
     KV_CHOICE,
     LETTERS,
     N_DOCS,
@@ -19,6 +20,7 @@ from embedded_data import (
     ORGANISM_DEPTH,
     PLAIN,
     TASKS,
+    UUIDS,
     WRITTEN,
     planted,
 )
@@ -63,7 +65,7 @@ def test_groups_and_tags_do_not_collide_with_lm_eval():
     from lm_eval.tasks import TaskManager
 
     ours = TaskManager(include_path=str(TASKS), include_defaults=False)
-    assert set(ours.all_subtasks) == set(N_DOCS)
+    assert set(ours.all_subtasks) == {*N_DOCS, *HUB}
     assert set(ours.all_groups) == set(GROUPS)
     for group, members in GROUPS.items():
         assert ours.task_index[group].cfg["task"] == members
@@ -228,6 +230,21 @@ class TestRendering:
             assert json.loads(task.doc_to_target(doc)) == json.loads(data)[doc["key"]]
 
 
+    @pytest.mark.parametrize("name", UUIDS)
+    def test_drawn_pairs_are_asked_at_stated_positions(self, tasks, name):
+        docs, n = list(tasks[name].task_docs), UUIDS[name]
+        places = [doc["position"] for doc in docs]
+        assert {0, n - 1} < {*places} and len({places.count(place) for place in places}) == 1
+        for doc in docs:
+            assert len({*doc["keys"], *doc["values"]}) == 2 * n == 2 * doc["n_pairs"]
+            assert (doc["keys"][doc["position"]], doc["values"][doc["position"]]) == (doc["key"], doc["answer"])
+        assert len({doc["key"] for doc in docs}) == len(docs)
+        one = tasks["kv_retrieval_uuid"]
+        prompt = tasks[name].fewshot_context(docs[0], 0)
+        assert prompt.split("{")[0] == one.fewshot_context(one.task_docs[0], 0).split("{")[0]
+        assert json.loads(prompt[prompt.index("{") : prompt.index("}") + 1])[docs[0]["key"]] == docs[0]["answer"]
+
+
 def written_score(task, doc: dict, response: str) -> dict[str, float]:
     """Scores by filter name, through lm-eval's own filters and process_results."""
     request = task.construct_requests(doc=doc, ctx="", metadata=(task.config.task, 0, 1))
@@ -251,7 +268,7 @@ class TestScores:
                 results = [(-1.0 if i == chosen else -1000.0, i == chosen) for i in range(4)]
                 assert task.process_results(doc, results) == dict.fromkeys(metrics, float(chosen == doc["answer"]))
 
-    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, *LETTERS, "kv_retrieval_uuid", "arithmetic_direct"])
+    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, *LETTERS, "kv_retrieval_uuid", *UUIDS, "arithmetic_direct"])
     def test_written_answer_of_every_document(self, tasks, name):
         task = tasks[name]
         docs = list(task.task_docs)
