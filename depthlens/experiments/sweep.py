@@ -18,6 +18,7 @@ from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
 from depthlens.engine.references import Reference
+from depthlens.engine.work import Work
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution, integrated_gradients
 from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
@@ -174,7 +175,7 @@ def _estimated(
         raise UserError(f"mode 'resample': {method} estimates 'zero' and 'mean'; use one of these, or method='exact'")
     conditions = expand(ablate, lens.dims)
     answers = AnswerStore(options["store"], lens)  # its errors come before the tasks are made
-    views = _views(lens, load_tasks(names, options), options)
+    views = views_of(lens, load_tasks(names, options), options)
     of_layer = len(ablate) // len({c.layer for c in conditions[1:]})  # heads, or groups of them
 
     def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
@@ -274,7 +275,7 @@ def condition_sweep(
     answers = AnswerStore(chosen["store"], both)  # its errors come before the tasks are made
     if not isinstance(tasks, dict) or not tasks:
         tasks = load_tasks(cast(Sequence[str], tasks), chosen)  # which refuses an empty dict
-    views = _views(lens, tasks, chosen)
+    views = views_of(lens, tasks, chosen)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
@@ -286,8 +287,12 @@ def condition_sweep(
         engine = Engine(
             both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], cache=cache
         )
-        return view.run(engine, conditions), cache
+        found = view.run(engine, conditions)
+        work.add(engine.work)
+        record["work"] = work.described(lens)
+        return found, cache
 
+    work = Work()
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]]} | recorded(chosen)
     record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
     record["batch_tokens"] = memory_budget.choose(lens, batch_tokens).batch_tokens
@@ -311,7 +316,7 @@ def _result(
     records: dict[str, dict] = {}
     asked: dict[str, pd.DataFrame] = {}
     caches: list[AnswerCache] = []
-    references = _references(lens, views, options, conditions, with_prompts=bool(prompts))
+    references = references_of(lens, views, options, conditions, with_prompts=bool(prompts))
     for view in views:
         reference = references.get(view.name)
         runs = []
@@ -341,13 +346,13 @@ def _result(
     return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
 
 
-def _references(
+def references_of(
     lens: Lens,
     views: Sequence[View],
     options: EvalOptions,
     conditions: Sequence[Condition],
     *,
-    with_prompts: bool,
+    with_prompts: bool = False,
 ) -> dict[str, Reference]:
     """What takes the place of parts, by task, where a condition asks for it."""
     if any(c.uses_mean for c in conditions):
@@ -361,7 +366,7 @@ def _references(
     return {view.name: Reference("resample_prompts", []) for view in views} if with_prompts else {}
 
 
-def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[View]:
+def views_of(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[View]:
     """What is run of each task: the task itself, its reference answers, or one after the other."""
     views: list[View] = [task for task in tasks.values() if isinstance(task, FreeText)]  # ready as it is
     loaded = {name: task for name, task in tasks.items() if not isinstance(task, FreeText)}
