@@ -1,4 +1,4 @@
-"""The command line: ``depthlens sweep``, ``run``, ``gallery``, ``models`` and ``store`` (`depthlens.store.commands`).
+"""The command line: ``depthlens sweep``, ``plan``, ``run``, ``gallery``, ``models`` and ``store`` (`depthlens.store`).
 
 Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command prints what it
 does in its first second. A mistake of the caller ends as one line on stderr and exit code 2, a failed notebook gives
@@ -7,10 +7,11 @@ exit code 1, and Ctrl-C gives 130.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -41,12 +42,8 @@ _COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it,
 # Typer's own class or Click's, depending on the version
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 # `sweep` passes all its other options on to `depthlens.experiments.sweep.run_sweep`, under the same names
-_OF_COMMAND = ("model", "tasks", "ablate", "out", "overwrite", "store", "json")
+_OF_COMMAND = ("model", "tasks", "ablate", "out", "overwrite", "plan", "store", "json")
 _NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
-OutOption = Annotated[
-    str,
-    typer.Option(metavar="DIR", help="Folder for the results: docs, questions and summary (.parquet) and record.json."),
-]
 StoreOption = Annotated[
     str,
     typer.Option(
@@ -132,10 +129,20 @@ def sweep(
             "the first token.",
         ),
     ],
-    out: OutOption,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the results: docs, questions and summary (.parquet) and record.json. [required, but for "
+            "--plan]",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of another sweep in --out.")] = (
         False
     ),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the sweep would cost, and compute nothing of it.")
+    ] = False,
     limit: Annotated[str | None, typer.Option(metavar="N", help="Documents of each task. [default: all]")] = None,
     samples: Annotated[
         str | None,
@@ -221,8 +228,17 @@ def sweep(
     arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
     if options["limit"] is not None and samples is not None:
         raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
+    if out is None and not plan:
+        raise UserError("no --out; name a folder for the results, or add --plan to see what the sweep would cost")
     models = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
     _configure(store, json)
+    if plan:
+        say(f"loading {models[0].name} for {', '.join(tasks)}", model=model, tasks=tasks)
+        from depthlens.experiments.planning import run_plan
+
+        typer.echo(str(run_plan(model, tasks, ablate, **options)))
+        return
+    assert out is not None
     try:
         asked = {"model": model, "tasks": tasks, "ablate": ablate, **options}
         with claimed(out, asked, overwrite=overwrite) as folder:
@@ -240,6 +256,26 @@ def sweep(
         raise typer.Exit(130) from None
     typer.echo(summary_text(result))
     typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
+
+
+def _planning(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command without an ``--out``, which only plans."""
+
+    def plan(**options: Any) -> None:
+        command(**options, plan=True)
+
+    own = inspect.signature(command, eval_str=True)
+    parameters = [p for name, p in own.parameters.items() if name not in ("out", "overwrite", "plan")]
+    vars(plan).update(__signature__=own.replace(parameters=parameters))
+    plan.__annotations__ = {p.name: p.annotation for p in parameters}
+    plan.__doc__ = """Say what a sweep would cost before anything is computed: tokens, operations, time and memory.
+
+    Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
+    """
+    return plan
+
+
+app.command("plan")(_planning(sweep))
 
 
 @app.command(cls=_RunCommand)

@@ -89,8 +89,8 @@ class RowBatches(ABC):
                 for r, answer in zip(members, of_condition, strict=True):
                     rows.answers[c][r] = answer
                 texts = [answer for answer in of_condition if isinstance(answer, str)]
-                lengths = [len(self.lens.tokenizer(text).input_ids) + 1 for text in texts] if texts else None
-                self._counted(requests, members, lengths)
+                written = [len(self.lens.tokenizer(text).input_ids) + 1 for text in texts] if texts else None
+                self._counted(requests, members, written)
             rows.put(members, group)
 
         order = sorted(range(len(requests)), key=lambda r: -lengths[r])

@@ -298,7 +298,9 @@ def condition_sweep(
     record["batch_tokens"] = memory_budget.choose(lens, batch_tokens).batch_tokens
     if both.donor:
         record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
-    return _result(lens, answers, views, chosen, conditions, run, record, _tokens(lens, conditions, resample_prompts))
+    return _result(
+        lens, answers, views, chosen, conditions, run, record, tokens_of_prompts(lens, conditions, resample_prompts)
+    )
 
 
 def _result(
@@ -379,7 +381,7 @@ def views_of(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Vi
     return views
 
 
-def _tokens(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] | None) -> list[list[int]]:
+def tokens_of_prompts(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] | None) -> list[list[int]]:
     """Token ids of the prompts of ``@resample``, where a condition asks for some."""
     asked = next((c for c in conditions if c.uses_resample), None)
     if bool(asked) != bool(prompts):

@@ -229,7 +229,6 @@ class TestRendering:
             assert tail == f'Key: "{doc["key"]}"\nCorresponding value:'
             assert json.loads(task.doc_to_target(doc)) == json.loads(data)[doc["key"]]
 
-
     @pytest.mark.parametrize("name", UUIDS)
     def test_drawn_pairs_are_asked_at_stated_positions(self, tasks, name):
         docs, n = list(tasks[name].task_docs), UUIDS[name]
