@@ -3,8 +3,8 @@
     python tests/killed.py stops FOLDER --kind plain --kills 12       SIGKILL, SIGTERM and SIGINT, resumed until done
     python tests/killed.py together FOLDER                            four processes, overlapping conditions, one store
 
-Kinds: plain, offload, donor (its weights come from a folder), generation, sampling; of a tiny model, or with --model and
---donor of any other. Children are forked from a process that has imported everything. Each notes in a log what it
+Kinds: plain, offload, donor (its weights come from a folder), generation, sampling; of a tiny model, or with --model
+and --donor of any other. Children are forked from a process that has imported everything. Each notes in a log what it
 starts on (rows, by their address) and what it has kept, with the time.
 """
 
