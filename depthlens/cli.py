@@ -301,6 +301,10 @@ def run(
             "on a GPU).",
         ),
     ] = "demo",
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Models to run on, one after another: a folder each, and one index."),
+    ] = None,
     store: StoreOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -317,9 +321,13 @@ def run(
         values[name] = value
     _configure(store, json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
-    from depthlens.runner import execute
+    from depthlens import runner
 
-    report = execute.run(names, out=out, profile=profile, parameters=values)
+    report: runner.RunReport | runner.SeveralReports
+    if models is None:
+        report = runner.run(names, out=out, profile=profile, parameters=values)
+    else:
+        report = runner.run_models(names, models.split(","), out=out, profile=profile, parameters=values)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:
