@@ -40,6 +40,7 @@ from .experiments.needle_recall import recall_table as recall_table
 from .experiments.needle_recall import recalled_needles as recalled_needles
 from .experiments.operand_scores import operand_swap_scores as operand_swap_scores
 from .experiments.options import EvalOptions as EvalOptions
+from .experiments.planning import plan as plan
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.result_attention import attention_at_results as attention_at_results
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores

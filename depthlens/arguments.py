@@ -200,6 +200,16 @@ def _text(name: str, value: Any) -> None:
         raise UserError(f"{name} {value!r}: give a text, or leave it out")
 
 
+def _filled_text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{name} {value!r}: give a text, such as '</think>', or leave it out")
+
+
+def _settings(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{name} {value!r}: give settings by name, e.g. {{'temperature': 0.6, 'max_gen_toks': 1024}}")
+
+
 def _folder(name: str, value: Any) -> None:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or not Path(value).is_dir():
         path = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -248,6 +258,8 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "batch_tokens": _optional(_batch_tokens),
     "device": _device,
     "dtype": _one_of(DTYPES),
+    "enable_thinking": _optional(_flag),
+    "gen_kwargs": _optional(_settings),
     "include_path": _optional(_folder),
     "limit": _optional(_limit),
     "measure": _one_of(MEASURES),
@@ -260,4 +272,5 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "seed": _seed,
     "system_instruction": _optional(_text),
     "tasks": _tasks,
+    "think_end_token": _optional(_filled_text),
 }

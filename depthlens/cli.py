@@ -1,4 +1,4 @@
-"""The command line: ``depthlens sweep``, ``run``, ``gallery``, ``models`` and ``store`` (`depthlens.store.commands`).
+"""The command line: ``depthlens sweep``, ``plan``, ``run``, ``gallery``, ``models`` and ``store`` (`depthlens.store`).
 
 Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command prints what it
 does in its first second. A mistake of the caller ends as one line on stderr and exit code 2, a failed notebook gives
@@ -7,13 +7,13 @@ exit code 1, and Ctrl-C gives 130.
 
 from __future__ import annotations
 
-import math
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
@@ -23,11 +23,6 @@ from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 from depthlens.progress import say, text_table
 from depthlens.store import commands
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from depthlens.analysis.results import Result
-
 app = typer.Typer(
     help="Remove parts of a language model and measure what each removal costs.",
     no_args_is_help=True,
@@ -36,17 +31,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(commands.app, name="store")
-_N_WORST = 5  # conditions that are printed for each metric
 _COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it, for the record
 # Typer's own class or Click's, depending on the version
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 # `sweep` passes all its other options on to `depthlens.experiments.sweep.run_sweep`, under the same names
-_OF_COMMAND = ("model", "tasks", "ablate", "out", "overwrite", "store", "json")
+_OF_COMMAND = ("model", "tasks", "ablate", "out", "overwrite", "plan", "store", "json")
 _NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
-OutOption = Annotated[
-    str,
-    typer.Option(metavar="DIR", help="Folder for the results: docs, questions and summary (.parquet) and record.json."),
-]
 StoreOption = Annotated[
     str,
     typer.Option(
@@ -132,10 +122,20 @@ def sweep(
             "the first token.",
         ),
     ],
-    out: OutOption,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the results: docs, questions and summary (.parquet) and record.json. [required, but for "
+            "--plan]",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of another sweep in --out.")] = (
         False
     ),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the sweep would cost, and compute nothing of it.")
+    ] = False,
     limit: Annotated[str | None, typer.Option(metavar="N", help="Documents of each task. [default: all]")] = None,
     samples: Annotated[
         str | None,
@@ -157,6 +157,22 @@ def sweep(
         bool, typer.Option("--apply-chat-template", help="Wrap prompts in the tokenizer's chat template.")
     ] = False,
     system_instruction: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before every prompt.")] = None,
+    gen_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help="How answers are written, over what the tasks say: max_gen_toks, temperature, top_p, top_k, min_p, "
+            "do_sample, until. Tokens that are drawn depend on --seed.",
+        ),
+    ] = None,
+    think_end_token: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What ends the thinking of a reasoning model, such as '</think>'."),
+    ] = None,
+    enable_thinking: Annotated[
+        bool | None,
+        typer.Option("--enable-thinking/--no-thinking", help="For chat templates that can switch it."),
+    ] = None,
     measure: Annotated[
         str,
         typer.Option(
@@ -177,7 +193,7 @@ def sweep(
         str | None,
         typer.Option(metavar="MODEL", help="Model whose weights @donor conditions put in place, e.g. layers@donor."),
     ] = None,
-    seed: Annotated[str, typer.Option(metavar="N", help="Seed of the choice of examples.")] = "0",
+    seed: Annotated[str, typer.Option(metavar="N", help="Seed of the choice of examples, and of drawn tokens.")] = "0",
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Type of the weights: auto, float32, bfloat16 or float16.")
     ] = "auto",
@@ -201,12 +217,21 @@ def sweep(
     from depthlens.analysis.result_folder import FILES, claimed
     from depthlens.models import sources
 
-    options |= {name: _whole(options[name]) for name in _NUMBERS}
+    options |= {name: _whole(options[name]) for name in _NUMBERS} | {"gen_kwargs": _settings(gen_kwargs)}
     arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
     if options["limit"] is not None and samples is not None:
         raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
+    if out is None and not plan:
+        raise UserError("no --out; name a folder for the results, or add --plan to see what the sweep would cost")
     models = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
     _configure(store, json)
+    if plan:
+        say(f"loading {models[0].name} for {', '.join(tasks)}", model=model, tasks=tasks)
+        from depthlens.experiments.planning import run_plan
+
+        typer.echo(str(run_plan(model, tasks, ablate, **options)))
+        return
+    assert out is not None
     try:
         asked = {"model": model, "tasks": tasks, "ablate": ablate, **options}
         with claimed(out, asked, overwrite=overwrite) as folder:
@@ -214,6 +239,7 @@ def sweep(
             say(f"loading {names} for {', '.join(tasks)}", model=model, tasks=tasks)
             for source in models if not remote else ():
                 sources.probe(source)
+            from depthlens.analysis.summary_text import summary_text
             from depthlens.experiments.sweep import run_sweep
 
             result = run_sweep(model, tasks, ablate, **options)
@@ -224,6 +250,26 @@ def sweep(
         raise typer.Exit(130) from None
     typer.echo(summary_text(result))
     typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
+
+
+def _planning(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command without an ``--out``, which only plans."""
+
+    def plan(**options: Any) -> None:
+        command(**options, plan=True)
+
+    own = inspect.signature(command, eval_str=True)
+    parameters = [p for name, p in own.parameters.items() if name not in ("out", "overwrite", "plan")]
+    vars(plan).update(__signature__=own.replace(parameters=parameters))
+    plan.__annotations__ = {p.name: p.annotation for p in parameters}
+    plan.__doc__ = """Say what a sweep would cost before anything is computed: tokens, operations, time and memory.
+
+    Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
+    """
+    return plan
+
+
+app.command("plan")(_planning(sweep))
 
 
 @app.command(cls=_RunCommand)
@@ -249,6 +295,10 @@ def run(
             "on a GPU).",
         ),
     ] = "demo",
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Models to run on, one after another: a folder each, and one index."),
+    ] = None,
     store: StoreOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -265,9 +315,13 @@ def run(
         values[name] = value
     _configure(store, json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
-    from depthlens.runner import execute
+    from depthlens import runner
 
-    report = execute.run(names, out=out, profile=profile, parameters=values)
+    report: runner.RunReport | runner.SeveralReports
+    if models is None:
+        report = runner.run(names, out=out, profile=profile, parameters=values)
+    else:
+        report = runner.run_models(names, models.split(","), out=out, profile=profile, parameters=values)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:
@@ -305,6 +359,27 @@ def _whole(text: str | None) -> int | str | None:
         return text
 
 
+def _settings(text: str | None) -> dict[str, object] | None:
+    """Settings by name, from ``name=value,name=value``; values are YAML.
+
+    Raises:
+        UserError: another text.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise UserError(f"gen_kwargs {text!r}: give NAME=VALUE, several with commas, e.g. temperature=0.6,top_p=0.95")
+    import yaml
+
+    try:
+        return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"gen_kwargs {text!r}: a value cannot be read; give numbers, true, false or plain text"
+        ) from error
+
+
 def _configure(store: str, json: bool) -> None:
     """Set the store and the form of progress for this process and for the kernels that it starts."""
     from depthlens import progress
@@ -318,39 +393,3 @@ def _configure(store: str, json: bool) -> None:
     storage.open_store()  # a store that cannot be used is refused before anything else is done
     if json:
         os.environ[progress.ENVIRONMENT] = "-"
-
-
-def summary_text(result: Result) -> str:
-    """A sweep's findings for a person: baselines, what cannot be judged, the worst conditions of each metric."""
-    lines = []
-    for base in result.baselines.itertuples():
-        name = f"{base.task} {base.metric}"
-        interval = f"[{base.ci_low:.3f}, {base.ci_high:.3f}]"
-        lines.append(f"\n{name}, {base.n} documents: baseline {base.baseline:.3f} {interval}")
-        if base.at_chance:
-            # a baseline of 0 is at chance also where the metric has no chance level
-            level = "" if base.chance is None or math.isnan(base.chance) else f" ({base.chance:.3f})"
-            lines.append(f"Warning: {name} is at chance{level} without any ablation: cannot judge")
-            continue
-        rows = result.summary.query("task == @base.task and metric == @base.metric and condition != 'baseline'")
-        higher_is_better = result.record["tasks"][base.task]["metrics"][base.metric]["higher_is_better"]
-        worst = _worst(rows, higher_is_better)
-        if not len(worst):
-            lines.append("  no condition made it worse")
-        width = max(map(len, worst["condition"]), default=0)
-        for row in worst.itertuples():
-            change = f"{row.delta:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
-            lines.append(f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}")
-    notes = [note for note in result.notes if "cannot judge" not in note]  # those are warnings above
-    for task, about in result.record["tasks"].items():
-        skipped = about.get("skipped_metrics", {})
-        notes += [f"{task}: metric {metric} {why} and is left out" for metric, why in skipped.items()]
-    if notes:
-        lines += ["", *(f"Note: {note}" for note in notes)]
-    return "\n".join(lines).lstrip("\n")
-
-
-def _worst(rows: pd.DataFrame, higher_is_better: bool) -> pd.DataFrame:
-    """The conditions that harm a metric most, the worst first."""
-    harm = -rows["delta"] if higher_is_better else rows["delta"]
-    return rows.loc[harm[harm > 0].sort_values(ascending=False, kind="stable").index[:_N_WORST]]

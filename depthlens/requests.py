@@ -27,15 +27,57 @@ class LoglikelihoodAnswer:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How the tokens of a text are drawn; the names and the meanings are those of transformers.
+
+    Attributes:
+        temperature: Logits are divided by it; above 0.
+        top_p: Only the likeliest tokens whose probabilities add up to it.
+        top_k: Only so many tokens; 0: all.
+        min_p: Only tokens at least so likely as this share of the likeliest one's probability.
+        seed: Of all texts.
+        draw: Which of several texts after the same prompt (lm-eval's ``repeats``).
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    draw: int = 0
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
-    """A request for the greedy text after a context, up to the first stop string.
+    """A request for the text after a context, up to the first stop string.
 
     Attributes:
         context: Token ids.
         until: Stop strings.
         max_new_tokens: Greatest number of tokens to write.
+        sampling: How tokens are drawn; None: the likeliest token is written.
+        think_end: Text that ends what a model thinks: stop strings count behind it, and only what follows is the
+            answer. None: all of the text is.
     """
 
     context: tuple[int, ...]
     until: tuple[str, ...]
     max_new_tokens: int
+    sampling: Sampling | None = None
+    think_end: str | None = None
+
+
+class WrittenAnswer(str):
+    """Answer to a `GenerateRequest`: the text.
+
+    Attributes:
+        complete: Whether the text ended by itself or at a stop string, and not because it had as many tokens as were
+            allowed; None where a store of an older version does not say it.
+    """
+
+    complete: bool | None
+
+    def __new__(cls, text: str, complete: bool | None = None) -> WrittenAnswer:
+        answer = super().__new__(cls, text)
+        answer.complete = complete
+        return answer

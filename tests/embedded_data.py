@@ -21,7 +21,9 @@ LETTERS = [f"{family}_letters_generative" for family in ("capitals", "elements",
 KV_CHOICE = ["kv_retrieval_4_continuation", "kv_retrieval_8_continuation"]
 PLAIN = ["plain_text_continuation", "plain_text_long_continuation"]
 COPY = "solution_copy"
-NEW = [*LETTERS, *KV_CHOICE, *PLAIN, COPY, STEP]  # of version 1.0
+UUIDS = {"kv_retrieval_uuid_75": 75, "kv_retrieval_uuid_140": 140}
+NEW = [*LETTERS, *KV_CHOICE, *PLAIN, COPY, STEP, *UUIDS]  # of version 1.0
+HUB = ["openbookqa_open"]  # their documents are downloaded
 NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
 ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
 PLANTED = ("retrieval", "knowledge", "letters", "copying", "reasoning", "text")
@@ -33,6 +35,7 @@ N_DOCS = (
     | dict.fromkeys([*ORGANISM, *ORGANISM_DEPTH], 200)
     | dict(zip(LETTERS, (156, 108, 200), strict=True))
     | dict.fromkeys(KV_CHOICE, 150)
+    | dict.fromkeys(UUIDS, 100)
     | dict.fromkeys(PLAIN, 180)
     | {COPY: 200, STEP: 200}
 )

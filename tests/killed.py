@@ -3,9 +3,9 @@
     python tests/killed.py stops FOLDER --kind plain --kills 12       SIGKILL, SIGTERM and SIGINT, resumed until done
     python tests/killed.py together FOLDER                            four processes, overlapping conditions, one store
 
-Kinds: plain, offload, donor (its weights come from a folder), generation; of a tiny model, or with --model and --donor
-of any other. Children are forked from a process that has imported everything. Each notes in a log what it starts on
-(rows, by their address) and what it has kept, with the time.
+Kinds: plain, offload, donor (its weights come from a folder), generation, sampling; of a tiny model, or with --model
+and --donor of any other. Children are forked from a process that has imported everything. Each notes in a log what it
+starts on (rows, by their address) and what it has kept, with the time.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ KINDS = {
     "offload": {"ablate": "layers", "tasks": ["capitals_continuation"], "load": {"offload": "disk"}},
     "donor": {"ablate": "layers@donor", "tasks": ["capitals_continuation"]},
     "generation": {"ablate": "layers", "tasks": ["capitals_generative"]},
+    "sampling": {
+        "ablate": "layers",
+        "tasks": ["capitals_generative"],
+        "gen_kwargs": {"temperature": 1.2, "top_p": 0.9},
+    },
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -101,6 +106,7 @@ def sweep(kind: str, model: str, donor: str, store: str | None, limit: int) -> d
     about = KINDS[kind]
     lens = dl.load(model, **about.get("load", {}))
     options = {"donor": donor} if kind == "donor" else {}
+    options |= {"gen_kwargs": about["gen_kwargs"]} if "gen_kwargs" in about else {}
     return dl.condition_sweep(
         lens, about["tasks"], about["ablate"], limit=limit, store=store, progress=False, **options
     )

@@ -102,6 +102,16 @@ TASKS = {
         doc_to_target: "{{'a'}}"
         generation_kwargs: {temperature: 0.7, max_gen_toks: 4}
         """,
+    "mini_votes": """
+        output_type: generate_until
+        doc_to_text: "{{q}}"
+        doc_to_target: "{{'a'}}"
+        repeats: 3
+        generation_kwargs: {do_sample: true, temperature: 1.5, max_gen_toks: 2}
+        filter_list:
+          - {name: first, filter: [{function: take_first}]}
+          - {name: vote, filter: [{function: majority_vote}, {function: take_first}]}
+        """,
     "mini_beams": """
         output_type: generate_until
         doc_to_text: "{{q}}"

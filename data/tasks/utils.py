@@ -1,4 +1,4 @@
-"""What the YAML files beside this one call: read documents, draw examples, and judge a short written answer.
+"""What the YAML files beside this one call: read or draw documents, draw examples, and judge a short written answer.
 
 Imported by lm-eval through `!function utils.<name>`, so it stands alone: it may not import depthlens.
 """
@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+import uuid
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import datasets
 from lm_eval.api.samplers import ContextSampler
 
 HERE = Path(__file__).resolve().parent
+N_FEWSHOT = 8  # of the documents that are drawn here
 
 _APOSTROPHES_AND_DOTS = re.compile(r"['’‘`´ʻʼ.]")
 # "The capital of France is Paris": what stands before the answer when a model writes a sentence.
@@ -23,14 +26,39 @@ _LEAD = re.compile(r"^\W*(?:the )?(?:answer|capital|chemical symbol|symbol)\b(?:
 _CLAUSE_END = re.compile(r"[,;:(]|(?<=\w{3})\.")
 
 
-def load(test: str, fewshot: str, **_: object) -> dict[str, datasets.Dataset]:
-    """Documents of the two splits; names are relative to this folder. lm-eval adds the task's metadata."""
-    return {"test": _read(test), "fewshot": _read(fewshot)}
+def load(test: str = "", fewshot: str = "", **drawn: Any) -> dict[str, datasets.Dataset]:
+    """Documents of the two splits; names are relative to this folder. lm-eval adds the task's metadata.
+
+    Without names they are drawn by `key_value_pairs`.
+    """
+    return {"test": _read(test), "fewshot": _read(fewshot)} if test else key_value_pairs(**drawn)
 
 
 def _read(name: str) -> datasets.Dataset:
     with (HERE / name).open(encoding="utf-8") as file:
         return datasets.Dataset.from_list([json.loads(line) for line in file])
+
+
+def key_value_pairs(n_pairs: int, positions: list[int], n_documents: int, **_: object) -> dict[str, datasets.Dataset]:
+    """Documents with pairs of random UUIDs, one of which is asked for; drawn anew at every load, always the same ones.
+
+    Args:
+        n_pairs: Pairs of a document.
+        positions: Places of the asked key among them, in turn.
+        n_documents: Test documents; 8 more are for examples.
+    """
+    random = Random(f"key-value pairs {n_pairs}")
+
+    def uuids() -> list[str]:
+        return [str(uuid.UUID(int=random.getrandbits(128), version=4)) for _ in range(n_pairs)]
+
+    docs = []
+    for i in range(n_documents + N_FEWSHOT):
+        keys, values, position = uuids(), uuids(), positions[i % len(positions)]
+        asked = {"key": keys[position], "answer": values[position], "position": position, "n_pairs": n_pairs}
+        docs.append({"keys": keys, "values": values, **asked})
+    splits = {"test": docs[:n_documents], "fewshot": docs[n_documents:]}
+    return {split: datasets.Dataset.from_list(part) for split, part in splits.items()}
 
 
 class SameForAll(ContextSampler):

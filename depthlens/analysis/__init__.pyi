@@ -32,6 +32,7 @@ from .power import documents_for_loss as documents_for_loss
 from .power import documents_for_power as documents_for_power
 from .recovery import transplant_recovery as transplant_recovery
 from .solution_errors import classify_solutions as classify_solutions
+from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third
 from .subgroups import kinds_by_value as kinds_by_value
 from .subgroups import split_by_kind as split_by_kind

@@ -13,10 +13,10 @@ percentile interval honest where documents are few or hardly anything changes:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import stats as sps
 
 from depthlens.analysis.stats import ALPHA
@@ -33,7 +33,7 @@ def _independent(n: int, n_boot: int, seed: int) -> np.ndarray:
     return counts
 
 
-def draws(n: int, n_boot: int, seed: int, clusters: ArrayLike | None = None) -> np.ndarray:
+def draws(n: int, n_boot: int, seed: int, clusters: Sequence[str] | np.ndarray | None = None) -> np.ndarray:
     """How often each document is drawn: the sample itself, then bootstrap draws. Shape [1 + n_boot, document].
 
     With clusters (the subjects of MMLU) the bootstrap has two levels: clusters are drawn with replacement, then from
@@ -93,6 +93,27 @@ def interval(values: np.ndarray, n: int, alpha: float = ALPHA) -> np.ndarray:
         return np.full((2, *values.shape[1:]), np.nan)
     tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf(alpha / 2, n - 1))
     return np.nanquantile(values[1:], [tail, 1 - tail], axis=0)
+
+
+def interval_over_clusters(
+    values: np.ndarray, clusters: Sequence[str] | np.ndarray, *, seed: int = 0, n_boot: int = N_BOOT
+) -> np.ndarray:
+    """Interval of the mean of documents that belong to clusters, from a bootstrap of two levels (see `draws`).
+
+    Args:
+        values: Shape [document].
+        clusters: The cluster of each document. Shape [document].
+        seed: Of the draws.
+        n_boot: Number of draws.
+
+    Returns:
+        Lower and upper bound; NaN for one cluster.
+    """
+    n_clusters = len(set(np.asarray(clusters).tolist()))
+    if n_clusters < 2:
+        return np.full(2, np.nan)
+    counts = draws(len(values), n_boot, seed, clusters)
+    return interval(counts @ values / counts.sum(1), n_clusters)
 
 
 def widened(by_seed: np.ndarray, n: int) -> np.ndarray:

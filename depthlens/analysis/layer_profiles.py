@@ -51,6 +51,7 @@ class Profile:
         sign: -1 where the sign was turned, else 1.
         parsed: Whether an answer could be taken from what was written, with each layer removed. Shape [document,
             layer]; None where every answer could.
+        subtasks: The task of its group that each document is of; None where the task is no group.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Profile:
     at_chance: bool
     sign: float
     parsed: np.ndarray | None = None
+    subtasks: tuple[str, ...] | None = None
 
     def beyond(self, n: int) -> Profile:
         """The profile without the first ``n`` layers of the model.
@@ -78,6 +80,10 @@ class Profile:
             raise UserError(f"task {self.task}: only layers below {n} were removed; sweep all layers")
         parsed = None if self.parsed is None else self.parsed[:, kept]
         return replace(self, values=self.values[:, kept], layers=self.layers[kept], parsed=parsed)
+
+    def draws(self, n_boot: int, seed: int) -> np.ndarray:
+        """How often each document is drawn; see `depthlens.analysis.bootstrap.draws`. Shape [1 + n_boot, document]."""
+        return draws(len(self.documents), n_boot, seed, self.subtasks)
 
     @property
     def loss(self) -> np.ndarray:
@@ -187,6 +193,7 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
     if not rows["parsed"].fillna(True).all():
         table = rows.pivot(index="doc_id", columns="condition", values="parsed")
         parsed = table.loc[scores.index, list(single.index)].fillna(True).to_numpy(dtype=bool)
+    subtasks = questions.subtasks(result, row.task)
     return Profile(
         model=row.model,
         task=row.task,
@@ -202,6 +209,7 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
         at_chance=row.at_chance,
         sign=sign,
         parsed=parsed,
+        subtasks=None if subtasks is None else tuple(subtasks),
     )
 
 
@@ -229,19 +237,21 @@ def floor_of(result: Result, task: str, info: dict[str, Any], never_below_zero: 
 def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Mean loss and mean score of the whole model for every profile: of the sample itself, then of bootstrap draws.
 
+    Of a group, tasks are drawn and then documents of each (`depthlens.analysis.bootstrap.draws`).
+
     Returns:
         A pair for each profile, of shapes [1 + n_boot, layer] and [1 + n_boot].
     """
     counts_of: dict[tuple[str, ...], np.ndarray] = {}
     means = []
     for i, profile in enumerate(chosen):
-        n = len(profile.documents)
         if profile.documents not in counts_of:
-            counts_of[profile.documents] = draws(n, n_boot, seed + len(counts_of))
+            counts_of[profile.documents] = profile.draws(n_boot, seed + len(counts_of))
         counts = counts_of[profile.documents]
-        loss, base = counts @ profile.loss / n, counts @ profile.base / n
+        n = counts.sum(1)
+        loss, base = counts @ profile.loss / n[:, None], counts @ profile.base / n
         if profile.binary:
-            loss[1:] += imaginary(loss[1:].shape, np.random.default_rng([seed, i])) / n
+            loss[1:] += imaginary(loss[1:].shape, np.random.default_rng([seed, i])) / n[1:, None]
         means.append((loss, base))
     return means
 

@@ -21,17 +21,19 @@ FILE = QUESTIONS_FILE
 KEY = ["task", "doc_id"]
 COLUMNS = [*KEY, "question", "reference", "choices"]
 HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded
+SUBTASK = "subtask"  # of a group, the task that the document is of (`depthlens.tasks.groups`); NA elsewhere
+_OPTIONAL = (HASH, SUBTASK)
 
 
 def normalise(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns in order and of one type each; choices are lists of text, or None; ``doc_hash`` is text, or NA."""
+    """The columns in order and of one type each; choices are lists of text, or None; optional ones text, or NA."""
     if lacking := [c for c in COLUMNS if c not in table.columns]:
         raise UserError(f"the table of questions lacks column {', '.join(lacking)}; it needs {', '.join(COLUMNS)}")
     choices = pd.Series([None if c is None else [str(o) for o in c] for c in table["choices"]], dtype=object)
     text = {"task": "str", "question": "str", "reference": "str", "doc_id": "int64"}
-    hashes = table[HASH].astype("string").reset_index(drop=True) if HASH in table.columns else pd.NA
-    table = table[COLUMNS[:-1]].astype(text).reset_index(drop=True).assign(choices=choices, **{HASH: hashes})
-    return table.astype({HASH: "string"})
+    optional = {c: table[c].reset_index(drop=True) if c in table.columns else pd.NA for c in _OPTIONAL}
+    table = table[COLUMNS[:-1]].astype(text).reset_index(drop=True).assign(choices=choices, **optional)
+    return table.astype(dict.fromkeys(_OPTIONAL, "string"))
 
 
 def of(table: pd.DataFrame, docs: pd.DataFrame) -> pd.DataFrame:
@@ -76,6 +78,15 @@ def identities(result: Result, task: str) -> pd.Series:
         names = known.where(known.notna(), names).astype("str")
     again = names.groupby(names).cumcount()
     return names.where(again == 0, names + "#" + (again + 1).astype("str"))
+
+
+def subtasks(result: Result, task: str) -> pd.Series | None:
+    """The task of its group that each document is of, by rising document id; None where the task is no group."""
+    if result.asked is None:
+        return None
+    rows = result.asked[(result.asked["task"] == task) & result.asked[SUBTASK].notna()]
+    ids = sorted(result.docs.loc[result.docs["task"] == task, "doc_id"].unique())
+    return rows.set_index("doc_id")[SUBTASK].loc[ids].astype("str") if len(rows) else None
 
 
 def paired(result: Result, tasks: Sequence[str], tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

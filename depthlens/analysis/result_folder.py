@@ -27,7 +27,7 @@ FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
 LOCK = ".depthlens.lock"
 SETTINGS = (
     *("apply_chat_template", "backend", "include_path", "limit", "measure", "resample_prompts", "samples", "seed"),
-    "system_instruction",
+    *("system_instruction", "gen_kwargs", "think_end_token", "enable_thinking"),
 )
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"
 _DERIVED = ("metrics", "skipped_metrics")  # of a task's entry: computed from the rest

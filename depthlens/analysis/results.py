@@ -37,6 +37,7 @@ from depthlens.analysis import (
     stats,
     written_answers,
 )
+from depthlens.analysis.bootstrap import interval_over_clusters
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FILE
@@ -51,8 +52,9 @@ class Result(Saveable):
     """Scores of documents x conditions, with everything derived from them.
 
     Attributes:
-        docs: One row per (model, task, metric, condition, document); the columns are ``DOCS_COLUMNS`` and ``parsed``:
-            whether the answer could be read (True for choices, NA where it is not known).
+        docs: One row per (model, task, metric, condition, document); the columns are ``DOCS_COLUMNS``, ``parsed``:
+            whether the answer could be read (True for choices, NA where it is not known), and ``complete``: whether a
+            written answer ended before it had as many tokens as were allowed (NA for choices).
         record: JSON-able; ``record["tasks"][task]["metrics"][metric]`` has ``higher_is_better``, ``chance``.
         asked: What `questions` reads; None where it is not known.
     """
@@ -93,13 +95,21 @@ class Result(Saveable):
 
     @cached_property
     def baselines(self) -> pd.DataFrame:
-        """One row per (model, task, metric): score of the whole model, its interval, and whether it is at chance."""
+        """One row per (model, task, metric): score of the whole model, its interval, and whether it is at chance.
+
+        The interval of a group is that of a bootstrap of two levels: over its tasks, and over their documents
+        (`depthlens.analysis.bootstrap.interval_over_clusters`).
+        """
         rows = []
         base = self.docs[self.docs["condition"] == BASELINE]
         for (model, task, metric), group in base.groupby(GROUP, sort=False):
             info = self.metric_info(task, metric)
-            row = stats.baseline(group["value"].to_numpy(), info["chance"], info["higher_is_better"])
-            rows.append((model, task, metric, *row))
+            n, value, *ends, chance, p, at_chance = stats.baseline(
+                group["value"].to_numpy(), info["chance"], info["higher_is_better"]
+            )
+            if (subtasks := questions.subtasks(self, task)) is not None:
+                ends = [*interval_over_clusters(group["value"].to_numpy(), subtasks.loc[group["doc_id"]].to_numpy())]
+            rows.append((model, task, metric, n, value, *ends, chance, p, at_chance))
         columns = [*GROUP, "n", "baseline", "ci_low", "ci_high", "chance", "p_chance", "at_chance"]
         return pd.DataFrame(rows, columns=columns).astype({"chance": "float64"})
 

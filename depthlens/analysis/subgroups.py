@@ -1,7 +1,8 @@
 """Results by kinds of document: the same sweep, apart for documents that differ in one of their fields.
 
 The fields of a task's documents say where in a context the asked key is, how many steps a problem has, or whether a
-model knows an answer without help. A sweep of all documents already holds the answer for each kind.
+model knows an answer without help. The documents of a group are those of several tasks. A sweep of all documents
+already holds the answer for each kind.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from depthlens.analysis import questions
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
 
@@ -54,6 +56,25 @@ def kinds_by_third(task: Any, field: str) -> dict[int, str]:
     names = {value: thirds[min(2, int(3 * (value - low) / span))] for value in values}
     kinds = kinds_by_value(task, field, names)
     return dict(sorted(kinds.items(), key=lambda item: (thirds.index(item[1]), item[0])))
+
+
+def kinds_by_subtask(result: Result, task: str) -> dict[int, str]:
+    """The kind of each document of a group: the task that it is of, such as ``mmlu_anatomy``.
+
+    Args:
+        result: A result that holds the group.
+        task: Its name.
+
+    Returns:
+        Kind by document id.
+
+    Raises:
+        UserError: the result has no such task, or it is no group.
+    """
+    result = result.select(tasks=task)
+    if (found := questions.subtasks(result, task)) is None:
+        raise UserError(f"task {task} is no group with a score of its own; name one, such as mmlu")
+    return {int(doc_id): str(name) for doc_id, name in found.items()}
 
 
 def split_by_kind(result: Result, task: str, kinds: Mapping[int, str]) -> Result:

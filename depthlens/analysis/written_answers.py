@@ -70,8 +70,9 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
 
     Returns:
         One row a condition, the baseline first: condition, layer, head, n, value (mean score), wrong, unparsed (shares;
-        the three add up to 1), and the change of ``unparsed`` from the baseline: rise, ci_low, ci_high (Tango's 95%
-        interval), p_value (McNemar's exact test, not corrected).
+        the three add up to 1), cut_off (share of answers that had not ended when they had as many tokens as were
+        allowed; NaN where it is not known), and the change of ``unparsed`` from the baseline: rise, ci_low, ci_high
+        (Tango's 95% interval), p_value (McNemar's exact test, not corrected).
 
     Raises:
         UserError: see `parsed`; or the metric is a log-likelihood, for which the model writes nothing.
@@ -88,7 +89,12 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
     parts = result.docs.drop_duplicates("condition").set_index("condition").loc[names, ["layer", "head"]]
     value, share = scores[names].mean().to_numpy(), lost.mean(1)
     table = parts.reset_index().assign(n=len(scores), value=value, wrong=1 - value - share, unparsed=share)
+    table["cut_off"] = 1 - _complete(result, task, metric, model)[names].mean().to_numpy(dtype=float, na_value=np.nan)
     return table.assign(rise=rise, ci_low=low, ci_high=high, p_value=np.where(np.array(names) == BASELINE, np.nan, p))
+
+
+def _complete(result: Result, task: str, metric: str, model: str | None) -> pd.DataFrame:
+    return documents.table(result.docs, documents.COMPLETE, task, metric, model)
 
 
 def describe(result: Result) -> list[str]:
@@ -109,8 +115,20 @@ def describe(result: Result) -> list[str]:
             line += f", and at most {worst['unparsed']:.0%} under a condition ({worst['condition']})"
         elif len(others):
             line += ", and none under any condition" if not base["unparsed"] else ", and none under the conditions"
-        lines.append(f"{line}.")
+        lines.append(f"{line}.{_cut_off(table)}")
     return lines
+
+
+def _cut_off(table: pd.DataFrame) -> str:
+    """How many answers were cut off, as a sentence; "" where none was, or where it is not known."""
+    share = table["cut_off"].to_numpy()
+    if not np.nanmax(share, initial=0.0):
+        return ""
+    text = f" {share[0]:.0%} were cut off at the greatest number of tokens with nothing removed"
+    if len(share) > 1:
+        worst = int(np.argmax(share[1:])) + 1
+        text += f", and at most {share[worst]:.0%} under a condition ({table['condition'].iloc[worst]})"
+    return f"{text}; with more tokens (max_gen_toks) they may be right."
 
 
 def notes(result: Result) -> Iterator[str]:

@@ -9,7 +9,6 @@ import numpy as np
 from scipy import optimize
 from scipy import stats as sps
 
-from depthlens.analysis.bootstrap import draws as document_draws
 from depthlens.analysis.bootstrap import interval, ratio
 from depthlens.analysis.layer_profiles import Profile
 from depthlens.analysis.stats import ALPHA
@@ -165,7 +164,7 @@ def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> 
         of_task = []
         by_documents = {p.documents: p for p in letters}
         for i, profile in enumerate(p for p in written if p.documents in by_documents):
-            counts = document_draws(len(profile.documents), n_boot, seed + i)
+            counts = profile.draws(n_boot, seed + i)
             deep = profile.thirds > 0
             parsed = np.ones_like(profile.values) if profile.parsed is None else profile.parsed.astype(float)
             both = (_pooled(p, parsed[:, deep], deep, counts) for p in (profile, by_documents[profile.documents]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from depthlens import backends, progress
 from depthlens.ablations import Condition
@@ -19,6 +19,8 @@ from depthlens.engine import memory_budget, nonfinite
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
+from depthlens.engine.work import Work
+from depthlens.engine.work_rate import WorkRate
 from depthlens.errors import Interrupted, UserError, unknown
 from depthlens.models import offload, pairs
 from depthlens.models.lens import Lens
@@ -35,16 +37,22 @@ class EnginePath(Protocol):
 
     Attributes:
         batch_tokens: Token budget of one batch; falls where memory runs out.
+        work: Counts what is computed.
     """
 
     batch_tokens: int
+    work: Work
 
     def loglikelihood(self, rows: AnswerRows, bar: progress.Bar) -> None:
         """Score every request of some rows under every condition."""
         ...
 
     def generate_until(self, rows: AnswerRows, bar: progress.Bar) -> None:
-        """Write the greedy text of every request of some rows under every condition."""
+        """Write the text of every request of some rows under every condition."""
+        ...
+
+    def plan(self, rows: AnswerRows, bar: progress.Bar, rate: WorkRate, lengths: Sequence[int] | None) -> None:
+        """Count what `loglikelihood` would compute; with ``lengths``, of texts, what `generate_until` would."""
         ...
 
 
@@ -91,6 +99,7 @@ class Engine:
         self.budget = memory_budget.choose(lens, batch_tokens)
         self.progress = progress
         self.cache = cache or AnswerCache()
+        self.work = Work()
 
     @property
     def batch_tokens(self) -> int:
@@ -135,6 +144,29 @@ class Engine:
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
+    def plan(
+        self, requests: Sequence[Any], conditions: Sequence[Condition], lengths: Sequence[int] | None = None
+    ) -> tuple[Work, int]:
+        """What `loglikelihood` would compute, or `generate_until` if texts were so long; nothing is computed or stored.
+
+        Args:
+            requests: What is asked.
+            conditions: Any number.
+            lengths: Of each text that is to be written, in tokens; None for log-likelihoods.
+
+        Returns:
+            The work, and how many answers are known already.
+        """
+        rows = self.cache.rows(requests, conditions)
+        rows.entry = None
+        longest = max((len(q.context) + len(getattr(q, "continuation", ())) for q in requests), default=0)
+        path, before = self._path(longest + max(lengths or [0])), self.work
+        path.work = work = Work()
+        with progress.bar(total=len(requests) * len(conditions), disable=True) as bar:
+            path.plan(rows, bar, WorkRate(self.lens), lengths)
+        assert self.work is before
+        return work, rows.n_known
+
     def path_for(self, longest: int) -> str:
         """Name of the path that requests take the longest of which has so many tokens.
 
@@ -155,10 +187,10 @@ class Engine:
             from depthlens.engine.remote_rows import RemoteRows
 
             assert isinstance(self.backend, RemoteNnsight)
-            return RemoteRows(self.lens, self.backend, self.batch_tokens)
+            return RemoteRows(self.lens, self.backend, self.batch_tokens, self.work)
         if self.path_for(longest) == "wavefront" and isinstance(self.backend, TorchBackend):
-            return PackedTrees(self.lens, self.backend, self.budget)
-        return PaddedRows(self.lens, self.backend, self.batch_tokens)
+            return PackedTrees(self.lens, self.backend, self.budget, self.work)
+        return PaddedRows(self.lens, self.backend, self.batch_tokens, self.work)
 
     @contextmanager
     def _working(

@@ -8,12 +8,14 @@ Where memory runs out, the budget is halved, then the pack, then the group of co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 
 from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.wavefront import CleanRow, fork_layer
+from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
 from depthlens.models.lens import Lens
 from depthlens.progress import Bar
@@ -39,6 +41,8 @@ class PackRuns:
         max_new: Most tokens that each request writes; None: nothing is written.
         min_rows: Rows that are worth a batch: fewer are not cut off to save time.
         among: Indices of the conditions that `walk` is called with; None: all.
+        work: Counts what is computed; None: nothing counts.
+        rate: Where nothing is computed, but only counted: the rate that packs are cut for. None: it is measured.
 
     Attributes:
         batch_tokens: The budget, as it is by now.
@@ -55,6 +59,8 @@ class PackRuns:
         max_new: Sequence[int] | None = None,
         min_rows: int = 1,
         among: Sequence[int] | None = None,
+        work: Work | None = None,
+        rate: WorkRate | None = None,
     ) -> None:
         self.tokens = tokens
         self.conditions = rows.conditions
@@ -66,7 +72,9 @@ class PackRuns:
         self._min_rows = min_rows
         self._among = range(len(rows.conditions)) if among is None else among
         self._n_layers = lens.dims.n_layers
-        self._rate = WorkRate(lens)
+        self._work_done = work or Work()
+        self._counts_only = rate is not None
+        self._rate = rate or WorkRate(lens)
         self._clean: tuple[tuple[int, ...], CleanRow] = (), CleanRow(frozenset())
 
     def walk(self, group: Sequence[int], room: int) -> None:
@@ -130,15 +138,23 @@ class PackRuns:
         """Run a pack under conditions; where memory runs out, halve the pack, or the group, and continue."""
         members = pack.sequences
         start, n_rows, done = self._bar.n, len(members) * len(group), 0
-        work = max(1, self._work(pack, group, clean.final is not None))
+        walked = clean.final is not None
+        work = max(1, self._work(pack, group, walked))
+        context = sum(pack.depths) / max(1, pack.n_tokens) + 1
+        counted = Work(
+            rows=n_rows,
+            tokens=0 if walked else pack.n_tokens,
+            unshared_tokens=len(group) * sum(len(self.tokens[r]) for r in members),
+        )
 
         def passed(n: int) -> None:
             nonlocal done
             done += n
+            counted.passed(n, context)
             self._bar.update(start + n_rows * min(done, work) // work - self._bar.n)
 
         try:
-            with self._rate.measured(work):
+            with nullcontext() if self._counts_only else self._rate.measured(work):
                 self._run(pack, group, clean, passed, self.batch_tokens)
         except (torch.OutOfMemoryError, RuntimeError) as e:
             can_shrink = len(members) > 1 or len(group) > 1 or self.batch_tokens > memory_budget.MIN_BATCH_TOKENS
@@ -146,6 +162,7 @@ class PackRuns:
                 raise
         else:
             self._bar.update(start + n_rows - self._bar.n)
+            self._work_done.add(counted)
             self.rows.put(members, group)
             return
         # outside of the except block: there the traceback would keep the tensors in memory

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,7 +22,9 @@ from depthlens.engine.decoding import Row, Writer, decode
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.nonfinite import NotFinite, renumbered
 from depthlens.engine.pack_runs import PackRuns, Passed
-from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
+from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_rows
+from depthlens.engine.work import Work
+from depthlens.engine.work_rate import WorkRate
 from depthlens.models.lens import Lens, donor_layers_resident
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
@@ -36,6 +39,7 @@ MIN_PROMPTS = 16
 MAX_OPEN_ROWS = 128
 # rows (condition, prompt) that make a decoding step worth its weights
 MIN_DECODED_ROWS = 64
+PLANNED = "planned"  # stands for an answer of which only the work is counted
 
 
 class PackedTrees:
@@ -45,23 +49,41 @@ class PackedTrees:
         lens: A loaded model.
         backend: Hooks and reference means.
         budget: Bounds on one batch.
+        work: Counts what is computed.
     """
 
-    def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget) -> None:
+    def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget, work: Work) -> None:
         self.lens = lens
         self.backend = backend
         self.budget = budget
         self.batch_tokens = budget.batch_tokens
+        self.work = work
 
     def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
         for tokens, among in _trees(rows):
             self._score_all(rows, tokens, among, bar)
 
-    def _score_all(self, rows: AnswerRows, tokens: list[tuple[int, ...]], among: list[int], bar: Bar) -> None:
-        """Score every request under some conditions, on the prefix trees of these tokens."""
-        run, conditions = partial(self._score, rows), rows.conditions
-        packs = PackRuns(self.lens, tokens, rows, run, bar, self.batch_tokens, among=among)
+    def plan(self, rows: AnswerRows, bar: Bar, rate: WorkRate, lengths: Sequence[int] | None) -> None:
+        """Count what `loglikelihood` would compute; with ``lengths``, of texts, what `generate_until` would."""
+        if lengths is not None:
+            self._write_all(rows, bar, rate, lengths)
+            return
+        for tokens, among in _trees(rows):
+            self._score_all(rows, tokens, among, bar, rate)
+
+    def _score_all(
+        self,
+        rows: AnswerRows,
+        tokens: list[tuple[int, ...]],
+        among: list[int],
+        bar: Bar,
+        rate: WorkRate | None = None,
+    ) -> None:
+        """Score every request under some conditions, on the prefix trees of these tokens; with ``rate``, only count."""
+        run, conditions = partial(self._count if rate else self._score, rows), rows.conditions
+        about: dict[str, Any] = {"among": among, "work": self.work, "rate": rate}
+        packs = PackRuns(self.lens, tokens, rows, run, bar, self.batch_tokens, **about)
         order = sorted(among, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
         # every row of a pack lives through all layers: their states bound the size of a pack
         row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
@@ -82,12 +104,8 @@ class PackedTrees:
     ) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
         requests, conditions = rows.requests, rows.conditions
-        # sequences share scored positions as they share tokens: each is unembedded once
-        scored: dict[int, int] = {}
-        spans = []
-        for r, path in zip(pack.sequences, pack.paths, strict=True):
-            nodes = path[len(requests[r].context) - 1 :]
-            spans.append([scored.setdefault(n, len(scored)) for n in nodes])
+        scored, spans = _scored(requests, pack)
+        self.work.unembedded += len(scored) * len(group)
         walk = Wavefront(self.lens, self.backend.means, batch_tokens)
         states = walk.run(pack, [conditions[c] for c in group], list(scored), passed=passed, clean=clean)
         targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=self.lens.device)
@@ -110,7 +128,13 @@ class PackedTrees:
                     start = end
 
     def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
-        """Write the greedy text of every request under every condition."""
+        """Write the text of every request under every condition."""
+        self._write_all(rows, bar)
+
+    def _write_all(
+        self, rows: AnswerRows, bar: Bar, rate: WorkRate | None = None, lengths: Sequence[int] | None = None
+    ) -> None:
+        """Write every text; with ``rate`` and ``lengths``, only count."""
         conditions = rows.conditions
         contexts = [q.context for q in rows.requests]
         max_new = [q.max_new_tokens for q in rows.requests]
@@ -119,8 +143,9 @@ class PackedTrees:
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         size, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_donor([conditions[c] for c in order], size)
-        run = partial(self._write, rows)
-        packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, max_new, MIN_DECODED_ROWS)
+        run = partial(self._write, rows) if lengths is None else partial(self._count, rows, lengths=lengths)
+        about: dict[str, Any] = {"work": self.work, "rate": rate}
+        packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, max_new, MIN_DECODED_ROWS, **about)
         for i in range(0, len(order), size):
             group = order[i : i + size]
             with donor_layers_resident(donor, [conditions[c] for c in group]):
@@ -140,7 +165,7 @@ class PackedTrees:
     ) -> None:
         """Texts of one pack under a group of conditions."""
         pack_requests = [rows.requests[r] for r in pack.sequences]
-        writer = Writer(self.lens, pack_requests)
+        writer = Writer(self.lens, pack_requests, [rows.conditions[c] for c in group])
         last_kept = time.monotonic()
         waiting: list[tuple[int, int]] = []
 
@@ -158,6 +183,39 @@ class PackedTrees:
         with renumbered(group, pack.sequences):
             conditions = [rows.conditions[c] for c in group]
             decode(self.lens, self.backend, pack, conditions, batch_tokens, writer, passed, clean, finished)
+        n_written = sum(map(len, writer.tokens.values()))
+        self.work.add(Work(written_tokens=n_written, unembedded=n_written))
+
+    def _count(
+        self,
+        rows: AnswerRows,
+        pack: prefix_tree.Pack,
+        group: list[int],
+        clean: CleanRow,
+        passed: Passed,
+        batch_tokens: int,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        """Pass the tokens of one pack without computing anything; ``lengths`` are those of the texts to be written."""
+        n_layers, walked = self.lens.dims.n_layers, clean.final is not None
+        conditions = [rows.conditions[c] for c in group]
+        for layer in range(n_layers):
+            passed(pack.n_tokens * open_rows(conditions, layer, n_layers, clean=not walked))
+        clean.final = torch.empty(0)
+        self.work.add(Work(states=pack.n_tokens * (len(group) + 1)))
+        if lengths is None:
+            self.work.unembedded += len(_scored(rows.requests, pack)[0]) * len(group)
+        else:
+            n_new = max(rows.requests[r].max_new_tokens for r in pack.sequences)
+            own = max(len(path) for path in pack.paths) - len(pack.prefix) + n_new
+            self.work.add(Work(keys=len(group) * (len(pack.prefix) + own * len(pack.sequences))))
+            n_written = [lengths[r] for r in pack.sequences]
+            passed(len(group) * n_layers * sum(n - 1 for n in n_written))
+            n = len(group) * sum(n_written)
+            self.work.add(Work(written_tokens=n, unembedded=n))
+        for c in group:
+            for r in pack.sequences:
+                rows.answers[c][r] = PLANNED
 
     def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
         """How many conditions are decoded together, and how many tokens each may hold keys and values for."""
@@ -184,6 +242,19 @@ class PackedTrees:
         while size > 1 and any(donor.layer_bytes(ordered[i : i + size]) > bound for i in range(0, len(ordered), size)):
             size = (size + 1) // 2
         return size
+
+
+def _scored(requests: Sequence[Any], pack: prefix_tree.Pack) -> tuple[dict[int, int], list[list[int]]]:
+    """Where the scored positions of a pack are among those that are unembedded, and those of each sequence.
+
+    Sequences share scored positions as they share tokens: each is unembedded once.
+    """
+    scored: dict[int, int] = {}
+    spans = []
+    for r, path in zip(pack.sequences, pack.paths, strict=True):
+        nodes = path[len(requests[r].context) - 1 :]
+        spans.append([scored.setdefault(n, len(scored)) for n in nodes])
+    return scored, spans
 
 
 def _trees(rows: AnswerRows) -> list[tuple[list[tuple[int, ...]], list[int]]]:

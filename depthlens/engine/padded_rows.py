@@ -18,6 +18,7 @@ from depthlens.engine.decoding import Row, Writer
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.row_batches import RowBatches
+from depthlens.engine.work import Work
 from depthlens.models.lens import Lens
 from depthlens.progress import Bar
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
@@ -30,10 +31,11 @@ class PaddedRows(RowBatches):
         lens: A loaded model.
         backend: Applies the conditions.
         batch_tokens: Token budget of one batch (rows x padded length).
+        work: Counts what is computed.
     """
 
-    def __init__(self, lens: Lens, backend: Backend, batch_tokens: int) -> None:
-        super().__init__(lens, batch_tokens)
+    def __init__(self, lens: Lens, backend: Backend, batch_tokens: int, work: Work) -> None:
+        super().__init__(lens, batch_tokens, work)
         self.backend = backend
 
     def score(
@@ -61,7 +63,7 @@ class PaddedRows(RowBatches):
         texts = [[""] * len(requests) for _ in conditions]
 
         def run(batch: list[Row]) -> None:
-            writer = Writer(self.lens, requests)
+            writer = Writer(self.lens, requests, conditions)
             tokens, mask = self._pad([requests[r].context for _, r in batch], left=True)
             alive, cache = batch, None
             while True:

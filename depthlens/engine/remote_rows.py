@@ -19,6 +19,7 @@ from depthlens.backends.remote import RemoteNnsight, padded
 from depthlens.engine.decoding import Writer
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.row_batches import RowBatches
+from depthlens.engine.work import Work
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 from depthlens.models.remote import Overfull
@@ -33,10 +34,11 @@ class RemoteRows(RowBatches):
         lens: A model loaded with ``remote``.
         backend: Sends the traces.
         batch_tokens: Token budget of one trace (rows x padded length); falls where the server runs out.
+        work: Counts what is computed.
     """
 
-    def __init__(self, lens: Lens, backend: RemoteNnsight, batch_tokens: int) -> None:
-        super().__init__(lens, batch_tokens)
+    def __init__(self, lens: Lens, backend: RemoteNnsight, batch_tokens: int, work: Work) -> None:
+        super().__init__(lens, batch_tokens, work)
         self.backend = backend
 
     def score(
@@ -75,7 +77,11 @@ class RemoteRows(RowBatches):
         """See `RowBatches.write`."""
         edits = [self.backend.edits(c) for c in conditions]
         texts = [[""] * len(requests) for _ in conditions]
-        writer = Writer(self.lens, requests)
+        if any(request.sampling for request in requests):
+            raise UserError(
+                f"model {self.lens.name}: a server draws tokens in its own way; load the model here to sample"
+            )
+        writer = Writer(self.lens, requests, conditions)
         options = {
             "do_sample": False,
             "num_beams": 1,

@@ -12,6 +12,7 @@ from typing import Any
 
 from depthlens.ablations import Condition
 from depthlens.engine.nonfinite import renumbered
+from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
 from depthlens.models.lens import Lens, donor_layers_resident
 from depthlens.progress import Bar
@@ -25,11 +26,13 @@ class RowBatches(ABC):
     Args:
         lens: A loaded model.
         batch_tokens: Token budget of one batch (rows x padded length); falls where memory runs out.
+        work: Counts what is computed.
     """
 
-    def __init__(self, lens: Lens, batch_tokens: int) -> None:
+    def __init__(self, lens: Lens, batch_tokens: int, work: Work) -> None:
         self.lens = lens
         self.batch_tokens = batch_tokens
+        self.work = work
 
     @abstractmethod
     def score(
@@ -40,6 +43,24 @@ class RowBatches(ABC):
     @abstractmethod
     def write(self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], bar: Bar) -> list[list[str]]:
         """Texts, indexed [condition][request]; see `depthlens.engine.engine.Engine.generate_until`."""
+
+    def plan(self, rows: AnswerRows, bar: Bar, rate: WorkRate, lengths: Sequence[int] | None) -> None:
+        """Count what would be computed; see `depthlens.engine.engine.EnginePath`."""
+        for of_condition in rows.answers:
+            missing = [r for r, answer in enumerate(of_condition) if answer is None]
+            self._counted(rows.requests, missing, None if lengths is None else [lengths[r] for r in missing])
+
+    def _counted(self, requests: Sequence[Any], members: Sequence[int], lengths: Sequence[int] | None) -> None:
+        """Count rows of one condition, each a whole pass; and for a text one more for each token but the last."""
+        n_layers = self.lens.dims.n_layers
+        for i, r in enumerate(members):
+            read = len(requests[r].context if lengths is not None else requests[r].inputs)
+            scored = lengths[i] if lengths is not None else len(requests[r].continuation)
+            self.work.add(Work(rows=1, tokens=read, unshared_tokens=read, unembedded=scored))
+            self.work.passed(n_layers * read, (read + 1) / 2)
+            if lengths is not None:
+                self.work.written_tokens += scored
+                self.work.passed(n_layers * (scored - 1), read + scored / 2)
 
     def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
@@ -67,6 +88,9 @@ class RowBatches(ABC):
             for c, of_condition in zip(group, answers, strict=True):
                 for r, answer in zip(members, of_condition, strict=True):
                     rows.answers[c][r] = answer
+                texts = [answer for answer in of_condition if isinstance(answer, str)]
+                written = [len(self.lens.tokenizer(text).input_ids) + 1 for text in texts] if texts else None
+                self._counted(requests, members, written)
             rows.put(members, group)
 
         order = sorted(range(len(requests)), key=lambda r: -lengths[r])

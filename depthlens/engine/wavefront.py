@@ -53,6 +53,18 @@ def fork_layer(condition: Condition, n_layers: int) -> int:
     return n_layers if condition.first_layer is None else condition.first_layer
 
 
+def skip_mode(condition: Condition, layer: int) -> str | None:
+    """The mode in which a condition does without the whole layer, if it does at all positions."""
+    whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and not a.start)
+    return next((a.mode for a in whole if a.mode in ("skip", "mean")), None)
+
+
+def open_rows(conditions: Sequence[Condition], layer: int, n_layers: int, *, clean: bool) -> int:
+    """How many rows pass a layer: the clean row, and those of conditions that have forked and do not skip it."""
+    forked = (c for c in conditions if fork_layer(c, n_layers) <= layer)
+    return clean + sum(not skip_mode(c, layer) for c in forked)
+
+
 class Wavefront:
     """Final residual streams of one pack under many conditions.
 
@@ -141,11 +153,6 @@ class Wavefront:
         with RowDonations([condition], self.lens, self.lens.donor).embeddings():
             return self.arch.embed(tokens[None])[0]
 
-    def _skips(self, condition: Condition, layer: int) -> str | None:
-        """The mode in which a condition does without the whole layer, if it does at all positions."""
-        whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and not a.start)
-        return next((a.mode for a in whole if a.mode in ("skip", "mean")), None)
-
     def _leave(
         self,
         x: Tensor,
@@ -158,12 +165,12 @@ class Wavefront:
         """Move rows that skip this layer to ``aside``, where a mean is added to them if they ask for it."""
         stay = []
         for i, c in enumerate(rows):
-            if c >= 0 and self._skips(conditions[c], layer):
+            if c >= 0 and skip_mode(conditions[c], layer):
                 aside[c] = x[i]
             else:
                 stay.append(i)
         for c in aside:
-            if self.means is not None and self._skips(conditions[c], layer) == "mean":
+            if self.means is not None and skip_mode(conditions[c], layer) == "mean":
                 aside[c] = aside[c] + self.means.layer[layer].to(x)[layout.places.classes[0]]
         return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
 
@@ -171,7 +178,7 @@ class Wavefront:
         self, x: Tensor, rows: list[int], conditions: Sequence[Condition], layer: int, aside: dict[int, Tensor]
     ) -> tuple[Tensor, list[int]]:
         """Move rows from ``aside`` that do not skip this layer back among the others."""
-        back = [c for c in aside if not self._skips(conditions[c], layer)]
+        back = [c for c in aside if not skip_mode(conditions[c], layer)]
         if not back:
             return x, rows
         return torch.cat([x, torch.stack([aside.pop(c) for c in back])]), [*rows, *back]

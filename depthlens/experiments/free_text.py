@@ -19,7 +19,7 @@ from depthlens.tasks.free_text import NAME, FreeText
 # options of tasks, which free text does not have
 WITHOUT = (
     *("limit", "samples", "num_fewshot", "include_path", "seed", "measure"),
-    *("apply_chat_template", "system_instruction"),
+    *("apply_chat_template", "system_instruction", "gen_kwargs", "think_end_token", "enable_thinking"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -26,9 +26,15 @@ class EvalOptions(TypedDict, total=False):
             (``"1::2"``: every other one), or a dictionary of either by task.
         num_fewshot: Worked examples before each question; None (default): what the task says.
         include_path: Folder with more lm-eval YAML files.
-        seed: Seed of the choice of examples; 0 by default.
+        seed: Seed of the choice of examples, and of tokens that are drawn; 0 by default.
         apply_chat_template: Wrap prompts in the model's chat template.
         system_instruction: Text before everything else.
+        gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names: ``max_gen_toks``, ``until``,
+            ``do_sample``, ``temperature``, ``top_p``, ``top_k``, ``min_p``. Tokens that are drawn depend on ``seed``,
+            the condition and the document alone (`depthlens.engine.sampling`).
+        think_end_token: Text that ends what a reasoning model thinks, such as ``</think>``; only what follows is the
+            answer.
+        enable_thinking: Argument of chat templates that have it; None (default): the template's own way.
         measure: ``task`` (default): the task's own metrics; ``answer_logprob``: log-likelihood of the reference answer
             in nats; ``token_logprob``: the same per token of the answer (`depthlens.tasks.answer_logprob`); ``both``:
             the task's own metrics and ``answer_logprob``.
@@ -46,6 +52,9 @@ class EvalOptions(TypedDict, total=False):
     seed: int
     apply_chat_template: bool
     system_instruction: str | None
+    gen_kwargs: Mapping[str, Any] | None
+    think_end_token: str | None
+    enable_thinking: bool | None
     measure: str
     backend: str
     batch_tokens: int | None
@@ -61,6 +70,9 @@ DEFAULTS: EvalOptions = {
     "seed": 0,
     "apply_chat_template": False,
     "system_instruction": None,
+    "gen_kwargs": None,
+    "think_end_token": None,
+    "enable_thinking": None,
     "measure": "task",
     "backend": "torch",
     "batch_tokens": None,
@@ -73,13 +85,18 @@ RECORDED = (
     "samples",
     "apply_chat_template",
     "system_instruction",
+    "gen_kwargs",
+    "think_end_token",
+    "enable_thinking",
     "measure",
     "seed",
     "include_path",
     "backend",
 )
 # options of experiments that ask no conditions of tasks
-WITHOUT_CONDITIONS = ("measure", "backend", "apply_chat_template", "system_instruction")
+WITHOUT_CONDITIONS = (
+    *("measure", "backend", "apply_chat_template", "system_instruction", "think_end_token", "enable_thinking"),
+)
 
 
 def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> EvalOptions:
@@ -115,7 +132,7 @@ def recorded(options: EvalOptions) -> dict[str, Any]:
 def task_options(options: EvalOptions) -> dict[str, Any]:
     """The options that decide what documents and examples a task has."""
     values = dict(options)
-    return {name: values[name] for name in ("limit", "samples", "num_fewshot", "include_path", "seed")}
+    return {name: values[name] for name in ("limit", "samples", "num_fewshot", "include_path", "seed", "gen_kwargs")}
 
 
 def tasks_record(names: Sequence[str], options: EvalOptions) -> dict[str, Any]:
@@ -139,4 +156,7 @@ def prepare(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Pre
         samples=options["samples"],
         apply_chat_template=options["apply_chat_template"],
         system_instruction=options["system_instruction"],
+        think_end_token=options["think_end_token"],
+        enable_thinking=options["enable_thinking"],
+        seed=options["seed"],
     )

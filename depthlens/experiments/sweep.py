@@ -12,26 +12,25 @@ from torch import Tensor
 
 from depthlens import arguments, provenance
 from depthlens.ablations import Condition, expand
-from depthlens.analysis.documents import DOCS_COLUMNS, PARSED
+from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
+from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
 from depthlens.engine.references import Reference
+from depthlens.engine.work import Work
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution, integrated_gradients
-from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
-from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
+from depthlens.experiments.options import EvalOptions, load_tasks, recorded, settled
+from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
+from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
-from depthlens.tasks.answer_logprob import Answers
-from depthlens.tasks.free_text import FreeText
-from depthlens.tasks.prepared_task import Prepared
-from depthlens.tasks.reference_texts import reference_of
+from depthlens.tasks import groups
 
-View = Prepared | Answers | FreeText
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", "attribution", "integrated_gradients")
 HEAD_MODES = ("zero", "mean", "resample")
@@ -47,7 +46,8 @@ def layer_sweep(
         tasks: One lm-eval task (or group) or several.
         site: ``layer`` (skipped whole), ``attn`` or ``mlp`` (contribution set to zero).
         options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed, apply_chat_template,
-            system_instruction, measure, backend, batch_tokens, store, progress.
+            system_instruction, gen_kwargs, think_end_token, enable_thinking, measure, backend, batch_tokens, store,
+            progress.
 
     Returns:
         Every document under the baseline and n_layers conditions.
@@ -171,7 +171,7 @@ def _estimated(
         raise UserError(f"mode 'resample': {method} estimates 'zero' and 'mean'; use one of these, or method='exact'")
     conditions = expand(ablate, lens.dims)
     answers = AnswerStore(options["store"], lens)  # its errors come before the tasks are made
-    views = _views(lens, load_tasks(names, options), options)
+    views = views_of(lens, load_tasks(names, options), options)
     of_layer = len(ablate) // len({c.layer for c in conditions[1:]})  # heads, or groups of them
 
     def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
@@ -271,7 +271,7 @@ def condition_sweep(
     answers = AnswerStore(chosen["store"], both)  # its errors come before the tasks are made
     if not isinstance(tasks, dict) or not tasks:
         tasks = load_tasks(cast(Sequence[str], tasks), chosen)  # which refuses an empty dict
-    views = _views(lens, tasks, chosen)
+    views = views_of(lens, tasks, chosen)
     if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
         raise UserError(f"task {writing[0]}: {NO_GENERATION}")
 
@@ -283,14 +283,20 @@ def condition_sweep(
         engine = Engine(
             both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], cache=cache
         )
-        return view.run(engine, conditions), cache
+        found = view.run(engine, conditions)
+        work.add(engine.work)
+        record["work"] = work.described(lens)
+        return found, cache
 
+    work = Work()
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]]} | recorded(chosen)
     record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
     record["batch_tokens"] = memory_budget.choose(lens, batch_tokens).batch_tokens
     if both.donor:
         record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
-    return _result(lens, answers, views, chosen, conditions, run, record, _tokens(lens, conditions, resample_prompts))
+    return _result(
+        lens, answers, views, chosen, conditions, run, record, tokens_of_prompts(lens, conditions, resample_prompts)
+    )
 
 
 def _result(
@@ -308,7 +314,7 @@ def _result(
     records: dict[str, dict] = {}
     asked: dict[str, pd.DataFrame] = {}
     caches: list[AnswerCache] = []
-    references = _references(lens, views, options, conditions, with_prompts=bool(prompts))
+    references = references_of(lens, views, options, conditions, with_prompts=bool(prompts))
     for view in views:
         reference = references.get(view.name)
         runs = []
@@ -317,17 +323,19 @@ def _result(
             runs.append(_frame(lens.name, view, conditions, answers))
             caches.append(cache)
         frame = runs[0] if len(runs) == 1 else runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
-        frames.append(frame)
+        frames.append(groups.renumbered(frame, view.member))
         about = view.describe(frame) | ({"reference": reference.name} if reference else {})
         if view.name in records:  # the task's own metrics came before
             first = records[view.name]
             cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
             about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
         records[view.name] = about
-        asked[view.name] = view.asked
+        assert view.asked is not None
+        questions = view.asked if view.member is None else view.asked.assign(**{SUBTASK: view.name})
+        asked[view.name] = groups.renumbered(questions, view.member)
     record = {
         "model": lens.describe(store.fingerprint),
-        "tasks": records,
+        "tasks": groups.described(records, {view.name: view.member for view in views}),
         "conditions": [str(c) for c in conditions],
         **record,
         "store": cache_usage(caches),
@@ -335,52 +343,6 @@ def _result(
         **provenance.where_and_when(),
     }
     return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
-
-
-def _references(
-    lens: Lens,
-    views: Sequence[View],
-    options: EvalOptions,
-    conditions: Sequence[Condition],
-    *,
-    with_prompts: bool,
-) -> dict[str, Reference]:
-    """What takes the place of parts, by task, where a condition asks for it."""
-    if any(c.uses_mean for c in conditions):
-        chat, system = options["apply_chat_template"], options["system_instruction"]
-        tasks: dict[str, Prepared] = {}
-        for view in views:
-            if isinstance(view, FreeText):
-                raise UserError(f"@mean on {view.name}: free text has no reference answers; remove parts instead")
-            tasks[view.name] = view if isinstance(view, Prepared) else view.prepared
-        return {
-            name: reference_of(lens, task, apply_chat_template=chat, system_instruction=system)
-            for name, task in tasks.items()
-        }
-    return {view.name: Reference("resample_prompts", []) for view in views} if with_prompts else {}
-
-
-def _views(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[View]:
-    """What is run of each task: the task itself, its reference answers, or one after the other."""
-    views: list[View] = [task for task in tasks.values() if isinstance(task, FreeText)]  # ready as it is
-    loaded = {name: task for name, task in tasks.items() if not isinstance(task, FreeText)}
-    for task in prepare(lens, loaded, options):
-        measure = options["measure"]
-        views += [task] if measure not in LOGPROBS else []
-        if measure != "task":
-            metric = measure if measure in LOGPROBS else ANSWER_LOGPROB
-            views += [Answers(lens, task, chat=options["apply_chat_template"], metric=metric)]
-    return views
-
-
-def _tokens(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] | None) -> list[list[int]]:
-    """Token ids of the prompts of ``@resample``, where a condition asks for some."""
-    asked = next((c for c in conditions if c.uses_resample), None)
-    if bool(asked) != bool(prompts):
-        need = f"condition {asked} needs resample_prompts"
-        fault = need if asked else "resample_prompts are used by @resample conditions only"
-        raise UserError(f"{fault}: give both, or neither")
-    return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]
 
 
 def _frame(model: str, task: View, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]) -> pd.DataFrame:
@@ -393,5 +355,5 @@ def _frame(model: str, task: View, conditions: Sequence[Condition], answers: Seq
     if not rows:
         skipped = ", ".join(task.skipped) or "none"
         raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
-    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED])
+    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED, COMPLETE])
     return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})

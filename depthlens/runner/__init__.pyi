@@ -2,3 +2,5 @@ from .execute import RunReport as RunReport
 from .execute import run as run
 from .index import gallery as gallery
 from .session import setup_notebook as setup_notebook
+from .several import SeveralReports as SeveralReports
+from .several import run_models as run_models

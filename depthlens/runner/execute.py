@@ -16,7 +16,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -113,6 +113,30 @@ def run(
         UserError: a notebook, profile or parameter that does not exist, a value that a notebook would refuse, or a
             folder that cannot be written.
     """
+    return start(prepare(names, out=out, profile=profile, parameters=parameters), progress=progress)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run of notebooks whose values were checked, and of which nothing was written.
+
+    Attributes:
+        report: What is to be run.
+        sources: The notebooks by name.
+    """
+
+    report: RunReport
+    sources: dict[str, nbformat.NotebookNode]
+
+
+def prepare(
+    names: Sequence[str] | str,
+    *,
+    out: Path | str,
+    profile: str | None = "demo",
+    parameters: Mapping[str, object] | None = None,
+) -> PreparedRun:
+    """Check everything that can be checked before a run; see `run`."""
     if out is None:
         raise UserError("out None: give the path of a folder, such as runs/mine")
     arguments.check(out=out)
@@ -135,12 +159,18 @@ def run(
             values["out"] = str(out.resolve() / name)
         check_values(defaults[name] | values, name)
         report.notebooks.append(NotebookRun(name, values, question=pages.question(sources[name], name)))
-    index = Index(out, {name: sources[name] for name in selected})
-    writable_folder(out)
+    return PreparedRun(report, {name: sources[name] for name in selected})
+
+
+def start(prepared: PreparedRun, *, progress: bool = True) -> RunReport:
+    """Execute the notebooks of a prepared run; see `run`."""
+    report = prepared.report
+    index = Index(report.out, prepared.sources)
+    writable_folder(report.out)
     index.write()
     if progress:
         say(f"writing findings to {index.path} as notebooks end", page=str(index.path))
-    _run_all(report, index, RunProgress(len(selected), enabled=progress))
+    _run_all(report, index, RunProgress(len(report.notebooks), enabled=progress))
     return report
 
 

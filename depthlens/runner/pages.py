@@ -153,18 +153,18 @@ def notebook_page(nb: NotebookNode, name: str, *, error: str | None = None, foot
     return _SCRIPT.sub("", body)
 
 
-def index_page(cards: Sequence[Card], *, title: str, subtitle: str = "") -> str:
-    """Render the list of notebooks: question, headline result, first figure, status.
+def index_page(cards: Sequence[Card], *, title: str, subtitle: str = "", of: str = "notebook") -> str:
+    """Render the list of notebooks, or of models: question or name, headline result, first figure, status.
 
     As long as one of them is running or to come, browsers load the page again every few seconds.
     """
     counts = Counter(card.status for card in cards)
     n_unfinished = sum(counts[status] for status in UNFINISHED)
     if n_unfinished:
-        done = f"{len(cards) - n_unfinished} of {len(cards)} notebooks done"
+        done = f"{len(cards) - n_unfinished} of {len(cards)} {of}s done"
         count = ", ".join([done, *(f"{counts[status]} {status}" for status in UNFINISHED if counts[status])])
     else:
-        count = f"{len(cards)} notebook" if len(cards) == 1 else f"{len(cards)} notebooks"
+        count = f"{len(cards)} {of}" if len(cards) == 1 else f"{len(cards)} {of}s"
         if n_bad := len(cards) - counts["ok"]:
             count += f", {n_bad} not finished"
     return _TEMPLATES.get_template("index.html.j2").render(

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from depthlens import progress as bars
-from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
 from depthlens.store.parts import Entry
 from depthlens.store.reservations import Reservations
 
@@ -153,7 +153,7 @@ class AnswerRows:
     def _answer(self, c: int, value: Any, greedy: bool | None, text: str | None) -> Answer:
         """An answer from the columns of a part; a condition that is a text is the name of a number."""
         if text is not None:
-            return text
+            return WrittenAnswer(text, greedy)
         if greedy is None or isinstance(self.conditions[c], str):  # older parts have False beside a number
             return value
         return LoglikelihoodAnswer(value, greedy)
@@ -220,6 +220,7 @@ def digest(request: Any) -> str:
         text = f"score {request.context} {request.continuation}"
     elif isinstance(request, GenerateRequest):
         text = f"write {request.context} {request.until} {request.max_new_tokens}"
+        text += "".join(f" {how}" for how in (request.sampling, request.think_end) if how is not None)
     else:
         text = repr(request)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -228,5 +229,5 @@ def digest(request: Any) -> str:
 def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:
     """Value, greedy and text of an answer, as a part has them."""
     if isinstance(answer, str):
-        return None, None, answer
+        return None, answer.complete if isinstance(answer, WrittenAnswer) else None, answer
     return (answer.logprob, answer.is_greedy, None) if isinstance(answer, LoglikelihoodAnswer) else (answer, None, None)

@@ -8,8 +8,9 @@ A store is a folder, or any URL that fsspec opens::
     KEY/LABEL/.reservations/         which process computes what now (`reservations`; in local folders only)
     damaged/                         parts that no longer are what their names say
 
-A log-likelihood has a value and whether it is greedy, a number only a value, a written answer only a text. Scores and
-summaries are never stored, because they are computed from these rows every time. No file is changed in place, so a
+A log-likelihood has a value and whether it is greedy, a number only a value. A written answer has a text, and in the
+place of ``greedy`` whether it ended by itself (nothing, in older parts). Scores and summaries are never stored, because
+they are computed from these rows every time. No file is changed in place, so a
 killed process leaves whole parts and at worst a temporary file, whose name starts with a dot.
 """
 

@@ -43,6 +43,7 @@ class Answers:
         output_type: ``loglikelihood``, whatever the task's own.
         requests: One per document.
         asked: See `prepared_task.Prepared`.
+        member: The same.
         texts: The answers by document.
         pairs: Prompt and answer as text, by document, as they are encoded.
         cut: Tokens cut from the left of each prompt, because prompt and answer are longer than the model reads.
@@ -58,6 +59,7 @@ class Answers:
         self.name = prepared.name
         self.prepared = prepared
         self.asked = prepared.asked
+        self.member = prepared.member
         self.skipped: dict[str, str] = {}
         before_answer = delimiter(prepared.task, chat=chat)
         self.texts: dict[int, str] = {}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -20,23 +21,41 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
 
-# values that mean greedy decoding; any other value would be ignored silently
-_GREEDY = {"do_sample": (False, None), "temperature": (0, 0.0, None)}
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+# options of sampling, their bounds, and what transformers takes where neither task nor model says it
+_SAMPLING: dict[str, tuple[float, float, float]] = {
+    "temperature": (0.0, 100.0, 1.0), "top_p": (0.0, 1.0, 1.0), "top_k": (0, 1 << 30, 50), "min_p": (0.0, 1.0, 0.0),
+}  # fmt: skip
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
-class Encoder(HFLM):
+class Drawing(HFLM):
+    """lm-eval's model class, with the seed of tokens that are drawn."""
+
+    seed: int
+
+
+class Encoder(Drawing):
     """lm-eval's own model class over our module; it records what it would score instead of scoring it.
+
+    Args:
+        lens: A loaded model.
+        seed: Of tokens that are drawn.
+        think_end_token: Text that ends what a model thinks before it answers.
+        enable_thinking: Argument of the chat template; None: the template's own way.
 
     Attributes:
         cut: Tokens cut from the left of each prompt encoded so far, because the model cannot read it whole.
     """
 
-    def __init__(self, lens: Lens) -> None:
+    def __init__(
+        self, lens: Lens, *, seed: int = 0, think_end_token: str | None = None, enable_thinking: bool | None = None
+    ) -> None:
+        thinking: dict[str, Any] = {"think_end_token": think_end_token, "enable_thinking": enable_thinking}
         with quiet():
-            super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20)
+            super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20, **thinking)
+        self.seed = seed
         self.cut: list[int] = []
         self._recorded: list[tuple[Any, list[int], list[int]]] = []
 
@@ -48,7 +67,8 @@ class Encoder(HFLM):
         """The requests that lm-eval makes for one instance: one, or one for each window of rolling log-likelihood.
 
         Raises:
-            UserError: the task samples, sets an option that is not supported, or an answer is too long for the model.
+            UserError: the task sets an option that is not supported or not possible, or an answer is too long for the
+                model.
         """
         if instance.request_type != "generate_until":
             return self._loglikelihoods(instance)
@@ -56,7 +76,8 @@ class Encoder(HFLM):
             request = generation(self, instance)
             n_tokens = len(self.tok_batch_encode([instance.args[0]])[0][0])
         self.cut.append(n_tokens - len(request.context))
-        return [request]
+        n_draws = 1 if request.sampling is None else instance.repeats or 1
+        return [with_draw(request, draw) for draw in range(n_draws)]
 
     def pair(self, name: str, context: str, continuation: str) -> LoglikelihoodRequest:
         """The request for log p(continuation | context) of two texts; ``name`` is for messages."""
@@ -86,8 +107,15 @@ def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Seq
     return LoglikelihoodRequest(tokens[:split], tokens[split:])
 
 
-def generation(lm: HFLM, instance: Instance) -> GenerateRequest:
-    """A prompt and its stop rules, as `HFLM.generate_until` reads them.
+def with_draw(request: GenerateRequest, draw: int) -> GenerateRequest:
+    """The request for one of several texts after a prompt; the same where no token is drawn."""
+    if request.sampling is None:
+        return request
+    return replace(request, sampling=replace(request.sampling, draw=draw))
+
+
+def generation(lm: Drawing, instance: Instance) -> GenerateRequest:
+    """A prompt, its stop rules and how tokens are drawn, as `HFLM.generate_until` reads them.
 
     Raises:
         UserError: see `Encoder.requests`.
@@ -103,23 +131,52 @@ def generation(lm: HFLM, instance: Instance) -> GenerateRequest:
     if room < 1:
         raise UserError(f"task {name} writes up to {n_new} tokens; the model reads {lm.max_length} in all")
     tokens, _ = lm.tok_batch_encode([context], left_truncate_len=room)
-    return GenerateRequest(tuple(tokens[0].tolist()), until, n_new)
+    think_end = lm.think_end_token
+    return GenerateRequest(tuple(tokens[0].tolist()), until, n_new, sampling_of(lm, kwargs), think_end)
+
+
+def sampling_of(lm: Drawing, kwargs: Mapping[str, Any]) -> Sampling | None:
+    """How tokens are drawn under settings of lm-eval's; what they leave open the model's own settings say, as in `hf`.
+
+    None where the likeliest token is written: without ``do_sample``, and at temperature 0.
+    """
+    if not kwargs["do_sample"] or not kwargs.get("temperature"):
+        return None
+    values = {name: kwargs.get(name) for name in _SAMPLING}
+    own = {name: getattr(lm.model.generation_config, name, None) for name in _SAMPLING}
+    chosen: dict[str, Any] = {
+        name: next(value for value in (values[name], own[name], unset) if value is not None)
+        for name, (_, _, unset) in _SAMPLING.items()
+    }
+    return Sampling(**chosen, seed=lm.seed)
 
 
 def check_generation(name: str, settings: dict[str, Any]) -> None:
     """Refuse settings of a written task that would be ignored or that are not possible.
 
     Raises:
-        UserError: sampling, an option that is not supported, a length that is not a number of tokens, or stop strings
-            that are not text.
+        UserError: an option that is not supported, a number outside its range, a length that is not a number of tokens,
+            or stop strings that are not text.
     """
     for key, value in settings.items():
-        if key in _GREEDY and value not in _GREEDY[key]:
-            raise UserError(f"task {name} samples ({key}={value}); only greedy decoding can be paired by document")
-        if key not in _GREEDY and key not in (*_LENGTHS, "until"):
-            raise UserError(f"task {name} sets generation option {key}={value!r}, which is not supported")
-        if key in _LENGTHS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if key in _SAMPLING and value is not None:
+            low, high, _ = _SAMPLING[key]
+            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+                raise UserError(f"task {name}: {key} {value!r}: give a number from {low:g} to {high:g}")
+        if key == "do_sample" and not isinstance(value, bool | None):
+            raise UserError(f"task {name}: do_sample {value!r}: give true or false")
+        if key not in _SAMPLING and key not in (*LENGTHS, "until", "do_sample"):
+            known = ", ".join(("until", "max_gen_toks", "do_sample", *_SAMPLING))
+            raise UserError(f"task {name}: generation option {key}={value!r} is not supported; allowed: {known}")
+        if key in LENGTHS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"task {name}: {key} {value!r}: give a whole number of tokens, at least 1")
+    temperature = settings.get("temperature")
+    if settings.get("do_sample") and temperature is None:
+        raise UserError(
+            f"task {name}: do_sample without a temperature; give one above 0, or 0 for the likeliest tokens"
+        )
+    if settings.get("do_sample") is False and temperature:
+        raise UserError(f"task {name}: do_sample=False and temperature={temperature} contradict; leave one out")
     until = settings.get("until") or []
     if not all(isinstance(stop, str) for stop in (until if isinstance(until, list) else [until])):
         raise UserError(f"task {name}: until {until!r}: give a text or a list of texts")

@@ -56,6 +56,7 @@ class FreeText:
     name: str = NAME
     output_type: str = "generate_until"
     skipped: dict[str, str] = field(default_factory=dict)
+    member: None = None
 
     @property
     def requests(self) -> list[GenerateRequest]:

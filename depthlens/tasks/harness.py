@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +19,7 @@ from lm_eval.api.task import ConfigurableTask
 from depthlens import arguments
 from depthlens.errors import UserError, blaming, first_line, one_line
 from depthlens.models.lens import Lens
-from depthlens.tasks import checks, data_files, document_choice, encoding, task_files, truncation
+from depthlens.tasks import checks, data_files, document_choice, encoding, groups, task_files, truncation
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import quiet
 from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
@@ -34,8 +34,12 @@ def load_tasks(
     seed: int = 0,
     limit: int | None = None,
     samples: Samples | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Find lm-eval tasks by name and check them. Groups and tags mean all their tasks.
+    """Find lm-eval tasks by name and check them.
+
+    Groups and tags mean all their tasks. What is run of a group with a score of its own is one task in a result, see
+    `depthlens.tasks.groups`.
 
     Args:
         names: One task or several: of lm-eval, embedded ones, or ones under ``include_path``.
@@ -44,13 +48,14 @@ def load_tasks(
         seed: Seed of the choice of examples.
         limit: Number of documents that will be run; only these are checked (`checks.check`). None: all.
         samples: Which documents will be run, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
+        gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names.
 
     Returns:
         lm-eval tasks by name, in the order of ``names``.
 
     Raises:
-        UserError: unknown task, missing folder, a file or data that cannot be read, more examples than there are, or
-            documents and scoring that give no meaningful numbers.
+        UserError: unknown task, missing folder, a file or data that cannot be read, more examples than there are,
+            documents and scoring that give no meaningful numbers, or a task alone and in a group.
     """
     names = [names] if isinstance(names, str) else names
     if not names:
@@ -60,14 +65,22 @@ def load_tasks(
     manager = task_manager(names, include_path)
     tasks: dict[str, Any] = {}
     for name in names:
-        for leaf, task in _load(manager, name, include_path).items():
+        loaded = _load(manager, name, include_path)
+        in_group = groups.members(name, loaded, manager.task_index)
+        for leaf, task in loaded.items():
+            groups.check(tasks, leaf, in_group.get(leaf))
+            task.depthlens_group = in_group.get(leaf)
             _set_fewshot(leaf, task, num_fewshot)
+            if gen_kwargs and task.OUTPUT_TYPE == "generate_until":
+                _set_gen_kwargs(task, gen_kwargs)
             task.set_fewshot_seed(seed=seed)
             checks.check(leaf, task, limit, samples)
             task.set_fewshot_seed(seed=seed)  # because the check has drawn examples
             task.depthlens_source = data_files.source(task, name, manager.task_index, include_path)
             tasks[leaf] = task
     document_choice.check(limit, samples, tasks)
+    if gen_kwargs and not any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
+        raise UserError(f"gen_kwargs: no task of {', '.join(names)} writes its answers; leave gen_kwargs out")
     return tasks
 
 
@@ -79,6 +92,9 @@ def prepare(
     samples: Samples | None = None,
     apply_chat_template: bool = False,
     system_instruction: str | None = None,
+    think_end_token: str | None = None,
+    enable_thinking: bool | None = None,
+    seed: int = 0,
 ) -> list[Prepared]:
     """Build the requests of tasks for one model.
 
@@ -90,16 +106,25 @@ def prepare(
         apply_chat_template: Wrap prompts in the tokenizer's chat template, few-shot examples as turns (lm-eval's
             default).
         system_instruction: Text before everything else.
+        think_end_token: Text that ends what the model thinks; only what follows is the answer.
+        enable_thinking: Argument of the chat template; None: its own way.
+        seed: Of tokens that are drawn.
 
     Raises:
-        UserError: a bad limit, a chat template that the tokenizer does not have, a tokenizer of another model, or
-            documents that `checks.documents` refuses.
+        UserError: a bad limit, a chat template that the tokenizer does not have, thinking without one or before an
+            answer that is not written, a tokenizer of another model, or documents that `checks.documents` refuses.
     """
     document_choice.check(limit, samples, tasks)
     if apply_chat_template and not lens.tokenizer.chat_template:
         fault = f"apply_chat_template: the tokenizer of {lens.name} has no chat template"
         raise UserError(f"{fault}; leave apply_chat_template out")
-    encoder = encoding.Encoder(lens)
+    if enable_thinking is not None and not apply_chat_template:
+        raise UserError("enable_thinking is an argument of the chat template; give apply_chat_template, too")
+    thinking = think_end_token is not None or bool(enable_thinking)
+    if thinking and (other := next((n for n, t in tasks.items() if t.OUTPUT_TYPE != "generate_until"), None)):
+        name = "enable_thinking" if enable_thinking else "think_end_token"
+        raise UserError(f"{name}: task {other} has no written answers before which a model could think; leave it out")
+    encoder = encoding.Encoder(lens, seed=seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
     prompts: dict[str, Any] = {"system_instruction": system_instruction}
     if apply_chat_template:
         prompts |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
@@ -126,6 +151,7 @@ def prepare(
             commonest=commonest,
             asked=asked,
             source=getattr(task, "depthlens_source", {}),
+            member=groups.of(task),
         )
         encoding.check_tokens(lens, name, ready.requests)
         truncation.warn(name, ready.cut, encoder.max_length)
@@ -180,6 +206,15 @@ def _makes_a_task(frame: FrameType) -> bool:
     """Whether a frame of a traceback belongs to a task that lm-eval was making."""
     task = frame.f_locals.get("self")
     return isinstance(task, ConfigurableTask) and task.config is not None
+
+
+def _set_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:
+    """Put settings over the task's own; a length or a temperature takes the place of what else says it."""
+    own = dict(task.config.generation_kwargs or {})
+    for names in (encoding.LENGTHS, ("do_sample", "temperature")):
+        if any(name in gen_kwargs for name in names):
+            own = {key: value for key, value in own.items() if key not in names}
+    task.set_config(key="generation_kwargs", value=own | dict(gen_kwargs))
 
 
 def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:

@@ -36,8 +36,9 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
-from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
 from depthlens.tasks import truncation
+from depthlens.tasks.groups import Member
 
 SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
@@ -50,13 +51,17 @@ _RATES = {
 
 
 class Score(NamedTuple):
-    """One document's value of a metric, the answer that it is of, and whether that answer could be read."""
+    """One document's value of a metric, the answer that it is of, whether it could be read, and whether it had ended.
+
+    ``complete`` is None for what is not written, and where a store of an older version does not say it.
+    """
 
     metric: str
     doc_id: int
     value: float
     response: str
     parsed: bool = True
+    complete: bool | None = None
 
 
 @dataclass
@@ -74,6 +79,7 @@ class Prepared:
         commonest: Share of the commonest reference answer of a written task (see the module); else None.
         asked: The questions of the documents, see `depthlens.analysis.questions`.
         source: The files of the task, see `depthlens.tasks.data_files.source`.
+        member: The group that it is a part of.
     """
 
     name: str
@@ -86,6 +92,7 @@ class Prepared:
     commonest: float | None = None
     asked: pd.DataFrame | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    member: Member | None = None
     _fallback_texts: dict[str, set[str]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -115,7 +122,11 @@ class Prepared:
         """
         remaining = iter(answers)
         for instance, n_windows in zip(self.task.instances, self.windows, strict=True):
-            instance.resps = [self._response(list(islice(remaining, n_windows)))] * (instance.repeats or 1)
+            given = list(islice(remaining, n_windows))
+            if self.output_type == "generate_until" and n_windows > 1:  # a text for each time that it is drawn
+                instance.resps = given
+            else:
+                instance.resps = [self._response(given)] * (instance.repeats or 1)
             instance.filtered_resps = {}
         with blaming(f"task {self.name}: its filters cannot be applied to the answers", "correct the filters"):
             self.task.apply_filters()
@@ -127,7 +138,8 @@ class Prepared:
                 text, parsed = self._text(group), self._parsed(key, given)
                 for metric, value in self._score_document(doc_id, group, given):
                     name = metric if len(filters) == 1 else f"{metric},{key}"
-                    yield Score(name, doc_id, value, text, parsed or value == 1.0)  # what is right was read
+                    # what is right was read
+                    yield Score(name, doc_id, value, text, parsed or value == 1.0, self._complete(group))
 
     def _score_document(self, doc_id: int, group: list[Any], answers: list[Any]) -> list[tuple[str, float]]:
         where = f"task {self.name}, document {doc_id}"
@@ -153,6 +165,11 @@ class Prepared:
         if self.output_type == "multiple_choice":
             return max(group, key=lambda i: i.resps[0][0]).args[1].strip()
         return str(group[0].resps[0])
+
+    def _complete(self, group: list[Any]) -> bool | None:
+        """Whether all texts of a document ended before they had as many tokens as were allowed."""
+        ended = [answer.complete if isinstance(answer, WrittenAnswer) else None for answer in group[0].resps]
+        return None if self.output_type != "generate_until" or None in ended else all(ended)
 
     def _parsed(self, filter_name: str, answers: list[Any]) -> bool:
         """Whether a document's answer can be compared (see the module)."""
@@ -205,8 +222,10 @@ class Prepared:
             if written:
                 found = self._fallbacks(used or filters[0])
                 metrics[metric]["parsed_if"] = "a filter finds the answer" if found else "it has a letter or digit"
+        settings = {"generation_kwargs": dict(config.generation_kwargs or {})} if written else {}
         return {
             "version": (config.metadata or {}).get("version"),
+            **settings,
             **self.source,
             "num_fewshot": config.num_fewshot,
             "examples_by_seed": self.examples_by_seed,

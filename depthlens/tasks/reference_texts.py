@@ -29,7 +29,12 @@ MOST, FEWEST = 64, 8  # texts of a reference
 
 
 def reference_of(
-    lens: Lens, prepared: Prepared, *, apply_chat_template: bool = False, system_instruction: str | None = None
+    lens: Lens,
+    prepared: Prepared,
+    *,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+    enable_thinking: bool | None = None,
 ) -> Reference:
     """The reference of a task, see the module.
 
@@ -38,12 +43,13 @@ def reference_of(
         prepared: The task and the documents that are evaluated.
         apply_chat_template: As the task was prepared.
         system_instruction: As the task was prepared.
+        enable_thinking: As the task was prepared.
 
     Raises:
         UserError: fewer than 8 documents are left.
     """
     name, task = prepared.name, prepared.task
-    encoder = Encoder(lens)
+    encoder = Encoder(lens, enable_thinking=enable_thinking)
     options: dict[str, Any] = {"apply_chat_template": apply_chat_template}
     prompt: dict[str, Any] = {"system_instruction": system_instruction, **options}
     if apply_chat_template:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from depthlens.tasks import encoding
 
 
 @register_model("depthlens")
-class DepthlensLM(HFLM):
+class DepthlensLM(encoding.Drawing):
     """A model under one condition.
 
     Args:
@@ -32,6 +33,7 @@ class DepthlensLM(HFLM):
         batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
         mean_prompts: Text file with one prompt a line, over which ``@mean`` takes the mean of what a part adds.
         donor: Model whose weights ``@donor`` puts in place.
+        seed: Of tokens that are drawn.
         kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
 
     Raises:
@@ -48,6 +50,7 @@ class DepthlensLM(HFLM):
         batch_tokens: int | None = None,
         mean_prompts: str | None = None,
         donor: str | Lens | None = None,
+        seed: int = 0,
         batch_size: Any = None,
         max_batch_size: Any = None,
         **kwargs: Any,
@@ -57,7 +60,7 @@ class DepthlensLM(HFLM):
             if name not in inherited:  # lm-eval's class would accept it and do nothing with it
                 allowed = sorted((own | inherited) - {"self", "kwargs"})
                 raise unknown("model argument", name, allowed, "(in --model_args)")
-        arguments.check(backend=backend, batch_tokens=batch_tokens)
+        arguments.check(backend=backend, batch_tokens=batch_tokens, seed=seed)
         if pretrained is None:
             raise UserError("no model is named; add pretrained=NAME to the model's arguments")
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
@@ -78,6 +81,7 @@ class DepthlensLM(HFLM):
             prompts = [lens.tokenizer(line).input_ids for line in _lines(mean_prompts)]
             means = measure_means(lens, prompts, mean_prompts)
         self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
+        self.seed = seed
         with encoding.quiet():
             super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20, **kwargs)
 
@@ -93,9 +97,14 @@ class DepthlensLM(HFLM):
         return [(a.logprob, a.is_greedy) for a in answers]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy texts, in the order of the requests."""
+        """Texts, in the order of the requests; one that is asked for several times is drawn as often."""
         self.engine.progress = not disable_tqdm
-        texts = self.engine.generate_until([encoding.generation(self, r) for r in requests], [self.condition])[0]
+        asked = [encoding.generation(self, request) for request in requests]
+        times: Counter[int] = Counter()
+        for i, (request, found) in enumerate(zip(requests, asked, strict=True)):
+            asked[i] = encoding.with_draw(found, times[id(request)])
+            times[id(request)] += 1
+        texts = self.engine.generate_until(asked, [self.condition])[0]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts

@@ -276,7 +276,7 @@ def test_the_main_command_writes_its_files_with_every_layer_and_document(tmp_pat
         "docs.parquet", "questions.parquet", "record.json", "summary.parquet",
     ]  # fmt: skip
     docs = pd.read_parquet(out / "docs.parquet")
-    assert list(docs.columns) == [*DOCS_COLUMNS, "parsed"]
+    assert list(docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
     for _, rows in docs.groupby("metric"):
         assert len(rows) == 31 * n
         assert list(rows["condition"].unique()) == ["baseline", *(f"L{i}" for i in range(30))]

@@ -217,7 +217,10 @@ def test_executed_notebook_has_figure_headline_and_result(smoke, half, name):
         assert all(claim.id in run.headline for claim in CLAIMS)
 
     result = Result.load(out / name)
-    assert list(result.docs.columns) == [*DOCS_COLUMNS, "parsed"] and list(result.summary.columns) == SUMMARY_COLUMNS
+    assert (
+        list(result.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
+        and list(result.summary.columns) == SUMMARY_COLUMNS
+    )
     conditions = result.record["conditions"]
     if name in SWEPT:
         dims = Dims(**result.record["model"]["dims"])

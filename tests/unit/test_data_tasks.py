@@ -10,6 +10,7 @@ from embedded_data import (
     CHOICE,
     COPY,
     GROUPS,
+    HUB,
     KV_CHOICE,
     LETTERS,
     N_DOCS,
@@ -19,9 +20,11 @@ from embedded_data import (
     ORGANISM_DEPTH,
     PLAIN,
     TASKS,
+    UUIDS,
     WRITTEN,
     planted,
 )
+from rendered_prompts import RENDERED
 
 from depthlens.tasks.prepared_task import identity
 
@@ -63,7 +66,7 @@ def test_groups_and_tags_do_not_collide_with_lm_eval():
     from lm_eval.tasks import TaskManager
 
     ours = TaskManager(include_path=str(TASKS), include_defaults=False)
-    assert set(ours.all_subtasks) == set(N_DOCS)
+    assert set(ours.all_subtasks) == {*N_DOCS, *HUB}
     assert set(ours.all_groups) == set(GROUPS)
     for group, members in GROUPS.items():
         assert ours.task_index[group].cfg["task"] == members
@@ -122,66 +125,6 @@ class TestLoading:
         assert [len(one) for one in used] == [2, 2, 2] and len(set.union(*used)) == 6  # three seeds share none
 
 
-BUS = (
-    "Question: A bus starts with 18 people. At the first stop 6 people get off and 2 people get on. "
-    "How many people are on the bus then?\nAnswer:"
-)
-
-
-CODES = "".join(
-    f"The code of the {key} is {code}.\n"
-    for key, code in [("pencil", 3058), ("mountain", 6661), ("road", 4486), ("grass", 9908)]
-)
-
-
-COPIED = (
-    "After people get off there are 18 & 6 : 89 people.\nAfter people get on there are 89 & 2 : 35 people.\n#### 35"
-)
-
-
-RENDERED = {
-    "capitals_default": (
-        "What is the capital of Bhutan?\nA. New Delhi\nB. Tashkent\nC. Malé\nD. Thimphu\nAnswer:",
-        "D",
-    ),
-    "capitals_continuation": ("Q: What is the capital of Bhutan?\nA:", "Thimphu"),
-    "capitals_generative": ("Q: What is the capital of Bhutan?\nA:", "Thimphu"),
-    "capitals_open_book": (
-        "The capital of Bhutan is Thimphu.\nThe capital of India is New Delhi.\nThe capital of the Maldives is Malé.\n"
-        "The capital of Uzbekistan is Tashkent.\nQ: What is the capital of Bhutan?\nA:",
-        "Thimphu",
-    ),
-    "elements_default": (
-        "What is the chemical symbol of manganese?\nA. Mn\nB. Mo\nC. N\nD. Mt\nAnswer:",
-        "A",
-    ),
-    "elements_continuation": ("Q: What is the chemical symbol of manganese?\nA:", "Mn"),
-    "elements_generative": ("Q: What is the chemical symbol of manganese?\nA:", "Mn"),
-    "kv_retrieval_4": (
-        f"{CODES}\nQ: What is the code of the mountain?\nA: The code of the mountain is",
-        "6661",
-    ),
-    "capitals_letters_generative": (
-        "What is the capital of Bhutan?\nA. New Delhi\nB. Tashkent\nC. Malé\nD. Thimphu\nAnswer:",
-        "D",
-    ),
-    "solution_copy": (f"Text: {COPIED}\nCopy:", COPIED),
-    "plain_text_continuation": ('be?"\n"A lady in front remembered that she has a sister."\nI', "looked"),
-    "arithmetic_default": (BUS.replace("Answer:", "A. 14\nB. 25\nC. 24\nD. 26\nAnswer:"), "A"),
-    "arithmetic_continuation": (BUS, "14"),
-    "arithmetic_step_continuation": (
-        f"{BUS} After people get off there are 18 - 6 = 12 people.\nAfter people get on there are",
-        "12 + 2 = 14",
-    ),
-    "arithmetic_direct": (BUS, "14"),
-    "arithmetic_cot": (
-        BUS,
-        "After people get off there are 18 - 6 = 12 people.\n"
-        "After people get on there are 12 + 2 = 14 people.\n#### 14",
-    ),
-}
-
-
 class TestRendering:
     @pytest.mark.parametrize("name", RENDERED)
     def test_prompt_and_target(self, tasks, name):
@@ -227,6 +170,20 @@ class TestRendering:
             assert tail == f'Key: "{doc["key"]}"\nCorresponding value:'
             assert json.loads(task.doc_to_target(doc)) == json.loads(data)[doc["key"]]
 
+    @pytest.mark.parametrize("name", UUIDS)
+    def test_drawn_pairs_are_asked_at_stated_positions(self, tasks, name):
+        docs, n = list(tasks[name].task_docs), UUIDS[name]
+        places = [doc["position"] for doc in docs]
+        assert {0, n - 1} < {*places} and len({places.count(place) for place in places}) == 1
+        for doc in docs:
+            assert len({*doc["keys"], *doc["values"]}) == 2 * n == 2 * doc["n_pairs"]
+            assert (doc["keys"][doc["position"]], doc["values"][doc["position"]]) == (doc["key"], doc["answer"])
+        assert len({doc["key"] for doc in docs}) == len(docs)
+        one = tasks["kv_retrieval_uuid"]
+        prompt = tasks[name].fewshot_context(docs[0], 0)
+        assert prompt.split("{")[0] == one.fewshot_context(one.task_docs[0], 0).split("{")[0]
+        assert json.loads(prompt[prompt.index("{") : prompt.index("}") + 1])[docs[0]["key"]] == docs[0]["answer"]
+
 
 def written_score(task, doc: dict, response: str) -> dict[str, float]:
     """Scores by filter name, through lm-eval's own filters and process_results."""
@@ -251,7 +208,7 @@ class TestScores:
                 results = [(-1.0 if i == chosen else -1000.0, i == chosen) for i in range(4)]
                 assert task.process_results(doc, results) == dict.fromkeys(metrics, float(chosen == doc["answer"]))
 
-    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, *LETTERS, "kv_retrieval_uuid", "arithmetic_direct"])
+    @pytest.mark.parametrize("name", [*WRITTEN, *NAMED, *LETTERS, "kv_retrieval_uuid", *UUIDS, "arithmetic_direct"])
     def test_written_answer_of_every_document(self, tasks, name):
         task = tasks[name]
         docs = list(task.task_docs)

@@ -41,7 +41,7 @@ def baseline(result, **wanted) -> pd.DataFrame:
 
 
 def test_columns_and_types_are_the_contract(layers):
-    assert list(layers.docs.columns) == [*DOCS_COLUMNS, "parsed"]
+    assert list(layers.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
     assert DOCS_COLUMNS == [*("model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response")]
     assert str(layers.docs["layer"].dtype) == str(layers.docs["head"].dtype) == "Int64"
     assert layers.docs["doc_id"].dtype == "int64" and layers.docs["value"].dtype == "float64"

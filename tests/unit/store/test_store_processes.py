@@ -40,7 +40,7 @@ class TestProcesses:
         return json.loads(done.stdout)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("kind", ["plain", "offload", "donor", "generation"])
+    @pytest.mark.parametrize("kind", ["plain", "offload", "donor", "generation", "sampling"])
     def test_stopped_six_times_the_result_is_that_of_an_undisturbed_sweep(self, tmp_path, kind):
         found = self.script("stops", tmp_path, "--kind", kind, "--kills", 6)
         assert found["kills"] == 6 and found["equal"]

@@ -94,9 +94,8 @@ def test_limit_takes_the_first_documents_and_may_be_larger_than_the_task(lens, l
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mini_sampling", r"task mini_sampling samples \(do_sample=True\)"),
-        ("mini_warm", r"task mini_warm samples \(temperature=0.7\)"),
-        ("mini_beams", "task mini_beams sets generation option num_beams=4, which is not supported"),
+        ("mini_sampling", "task mini_sampling: do_sample without a temperature; give one above 0"),
+        ("mini_beams", "task mini_beams: generation option num_beams=4 is not supported; allowed: until, max_gen_toks"),
         ("mini_endless", "task mini_endless writes up to 48 tokens; the model reads 48 in all"),
     ],
 )

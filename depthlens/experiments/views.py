@@ -1,0 +1,66 @@
+"""What a sweep runs of its tasks, and what takes the place of parts that it removes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from depthlens.ablations import Condition
+from depthlens.engine.references import Reference
+from depthlens.errors import UserError
+from depthlens.experiments.options import EvalOptions, prepare
+from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
+from depthlens.models.lens import Lens
+from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.free_text import FreeText
+from depthlens.tasks.prepared_task import Prepared
+from depthlens.tasks.reference_texts import reference_of
+
+View = Prepared | Answers | FreeText
+
+
+def references_of(
+    lens: Lens,
+    views: Sequence[View],
+    options: EvalOptions,
+    conditions: Sequence[Condition],
+    *,
+    with_prompts: bool = False,
+) -> dict[str, Reference]:
+    """What takes the place of parts, by task, where a condition asks for it."""
+    if any(c.uses_mean for c in conditions):
+        prompts: dict[str, Any] = {
+            "apply_chat_template": options["apply_chat_template"],
+            "system_instruction": options["system_instruction"],
+            "enable_thinking": options["enable_thinking"],
+        }
+        tasks: dict[str, Prepared] = {}
+        for view in views:
+            if isinstance(view, FreeText):
+                raise UserError(f"@mean on {view.name}: free text has no reference answers; remove parts instead")
+            tasks[view.name] = view if isinstance(view, Prepared) else view.prepared
+        return {name: reference_of(lens, task, **prompts) for name, task in tasks.items()}
+    return {view.name: Reference("resample_prompts", []) for view in views} if with_prompts else {}
+
+
+def views_of(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[View]:
+    """What is run of each task: the task itself, its reference answers, or one after the other."""
+    views: list[View] = [task for task in tasks.values() if isinstance(task, FreeText)]  # ready as it is
+    loaded = {name: task for name, task in tasks.items() if not isinstance(task, FreeText)}
+    for task in prepare(lens, loaded, options):
+        measure = options["measure"]
+        views += [task] if measure not in LOGPROBS else []
+        if measure != "task":
+            metric = measure if measure in LOGPROBS else ANSWER_LOGPROB
+            views += [Answers(lens, task, chat=options["apply_chat_template"], metric=metric)]
+    return views
+
+
+def tokens_of_prompts(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] | None) -> list[list[int]]:
+    """Token ids of the prompts of ``@resample``, where a condition asks for some."""
+    asked = next((c for c in conditions if c.uses_resample), None)
+    if bool(asked) != bool(prompts):
+        need = f"condition {asked} needs resample_prompts"
+        fault = need if asked else "resample_prompts are used by @resample conditions only"
+        raise UserError(f"{fault}: give both, or neither")
+    return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]

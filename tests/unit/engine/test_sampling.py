@@ -1,0 +1,192 @@
+"""Texts whose tokens are drawn: by the right probabilities, and the same whatever runs beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import surgery
+import tiny
+import torch
+
+from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.engine.decoding import Writer
+from depthlens.engine.engine import Engine
+from depthlens.engine.sampling import Numbers, drawn
+from depthlens.requests import GenerateRequest, Sampling
+
+WARM = Sampling(temperature=1.5, top_p=0.9, seed=3)
+N = 4000  # numbers between 0 and 1, evenly spaced: a probability is met to 1 / N for each of its two borders
+
+
+def probabilities(logits, sampling):
+    """What transformers' options mean, by hand. Shape [d_vocab]."""
+    p = np.exp(logits / sampling.temperature - (logits / sampling.temperature).max())
+    p /= p.sum()
+    if sampling.top_k:
+        p = np.where(p >= np.sort(p)[-sampling.top_k], p, 0)
+        p /= p.sum()
+    if sampling.top_p < 1:
+        order = np.argsort(-p)
+        before = np.cumsum(p[order]) - p[order]  # of all that are likelier
+        p[order[before >= sampling.top_p]] = 0
+        p /= p.sum()
+    if sampling.min_p:
+        p = np.where(p >= sampling.min_p * p.max(), p, 0)
+    return p / p.sum()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0),
+        Sampling(0.5),
+        Sampling(2.0, top_k=3),
+        Sampling(1.0, top_p=0.7),
+        Sampling(1.5, min_p=0.3),
+        Sampling(0.8, top_p=0.8, top_k=5, min_p=0.05),
+    ],
+    ids=str,
+)
+def test_tokens_have_their_probabilities(sampling):
+    logits = np.random.default_rng(0).standard_normal(12)
+    numbers = (np.arange(N) + 0.5) / N
+    tokens = drawn(torch.tensor(logits).float().expand(N, -1), sampling, numbers.tolist())
+    shares = np.bincount(tokens, minlength=12) / N
+    assert np.abs(shares - probabilities(logits, sampling)).max() <= 2 / N + 1e-6
+    assert sampling == Sampling(1.0) or np.abs(shares - probabilities(logits, Sampling(1.0))).max() > 0.02
+
+
+def test_numbers_are_even_and_depend_on_everything_that_is_said():
+    request = GenerateRequest((1, 2, 3), (), 9, WARM)
+    condition = parse_condition("L1")
+    found = [Numbers(request, condition).at(place) for place in range(2000)]
+    # Kolmogorov and Smirnov's distance from evenness, of 2,000 numbers at a level of 0.1%
+    assert np.abs(np.sort(found) - np.arange(2000) / 2000).max() < 1.95 / np.sqrt(2000)
+    others = [
+        (replace(request, context=(1, 2, 4)), condition),
+        (replace(request, sampling=replace(WARM, seed=4)), condition),
+        (replace(request, sampling=replace(WARM, draw=1)), condition),
+        (request, parse_condition("L2")),
+    ]
+    for other in others:
+        assert len({*found[:50], *(Numbers(*other).at(place) for place in range(50))}) == 100
+    # what only bounds the text changes none of its tokens
+    assert Numbers(replace(request, until=("a",), max_new_tokens=20), condition).at(7) == found[7]
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return surgery.rough_lens("llama-gqa")
+
+
+@pytest.fixture(scope="module")
+def requests():
+    prompts = [
+        tuple(torch.randint(0, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist()) for n in (4, 9, 23)
+    ]
+    return [
+        GenerateRequest(p, ("\n",), 12, replace(WARM, draw=draw)) for p in (*prompts, prompts[1][:6]) for draw in (0, 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def conditions(lens):
+    return expand("layers,L2.H1,L3[1:]@noise", lens.dims)
+
+
+def write(lens, requests, conditions, **options):
+    return Engine(lens, progress=False, **options).generate_until(requests, conditions)
+
+
+@pytest.fixture(scope="module")
+def texts(lens, requests, conditions):
+    return write(lens, requests, conditions)
+
+
+def test_texts_are_drawn_from_the_models_own_predictions(lens, requests, conditions, texts):
+    """Token by token from whole passes, and by the probabilities by hand."""
+    for condition, row in zip(conditions, texts, strict=True):
+        for request, text in zip(requests, row, strict=True):
+            tokens, numbers = [*request.context], Numbers(request, condition)
+            for place in range(request.max_new_tokens):
+                logits = surgery.logits(lens, condition, None, torch.tensor(tokens), len(request.context))[-1]
+                cumulative = np.cumsum(probabilities(logits.double().numpy(), request.sampling))
+                tokens.append(int(np.searchsorted(cumulative, numbers.at(place) * cumulative[-1], side="right")))
+                written = lens.tokenizer.decode(tokens[len(request.context) :])
+                if "\n" in written or tokens[-1] == lens.tokenizer.eos_token_id:
+                    break
+            wanted = lens.tokenizer.decode(tokens[len(request.context) :], skip_special_tokens=True)
+            assert text == wanted.split("\n")[0], condition
+
+
+@pytest.mark.parametrize("options", [{"batch_tokens": 7}, {"batch_tokens": 64}, {"path": "padded_rows"}], ids=str)
+def test_texts_do_not_depend_on_batches_or_order(lens, requests, conditions, texts, options):
+    assert write(lens, requests, conditions, **options) == texts
+    backwards = write(lens, requests[::-1], conditions[::-1], **options)
+    assert [row[::-1] for row in backwards[::-1]] == texts
+    assert [write(lens, [q], [conditions[3]], **options)[0][0] for q in requests] == texts[3]
+
+
+def test_every_condition_document_draw_and_seed_has_texts_of_its_own(lens, requests, conditions, texts):
+    flat = [text for row in texts for text in row]
+    assert len(set(flat)) > 0.9 * len(flat)
+    other = write(lens, [replace(q, sampling=replace(q.sampling, seed=4)) for q in requests], conditions)
+    assert sum(a == b for row, same in zip(other, texts, strict=True) for a, b in zip(row, same, strict=True)) <= 3
+
+
+def test_a_low_temperature_writes_the_likeliest_tokens(lens, requests, conditions):
+    cold = [replace(q, sampling=Sampling(1e-6)) for q in requests]
+    greedy = [replace(q, sampling=None) for q in requests]
+    assert write(lens, cold, conditions) == write(lens, greedy, conditions)
+
+
+def replayed(lens, text, request):
+    """What is left of a text that a model would write."""
+    return Writer(lens, [request], [BASELINE]).replay((0, 0), lens.tokenizer(text).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "until", "n", "left", "complete"),
+    [
+        ("one two", (), 7, "one two", False),
+        ("one two<eos>", (), 8, "one two", True),
+        ("one two<eos> three", (), 99, "one two", True),
+        ("one two. three", (".",), 99, "one two", True),
+        ("one two. three", (".",), 7, "one two", False),
+        ("one two. three", (".",), 8, "one two", True),
+    ],
+)
+def test_answers_say_whether_they_had_ended(lens, text, until, n, left, complete):
+    found = replayed(lens, text, GenerateRequest((5,), until, n))
+    assert (found, found.complete) == (left, complete)
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "left", "complete"),
+    [
+        ("So. 2.</t> four. And", 99, "four", True),
+        ("So. 2.</t> four. And", 14, "fou", False),
+        ("So. 2.</t> four<eos>", 99, "four", True),
+        ("So. 2. And", 10, "So", False),  # still thinking: lm-eval takes what is there
+        ("So.</t> 2.</t> four.", 99, "2", True),
+    ],
+)
+def test_stop_strings_count_behind_the_thoughts_and_only_what_follows_is_the_answer(lens, text, n, left, complete):
+    found = replayed(lens, text, GenerateRequest((5,), (".",), n, think_end="</t>"))
+    assert (found, found.complete) == (left, complete)
+
+
+def test_a_model_of_another_family_draws_alike_on_both_paths():
+    lens = surgery.rough_lens("qwen3-moe")
+    asked = [GenerateRequest(tuple(range(40, 40 + n)), (), 8, WARM) for n in (3, 11)]
+    conditions = [parse_condition(text) for text in ("baseline", "L1", "L0.H2")]
+    assert write(lens, asked, conditions) == write(lens, asked, conditions, path="padded_rows")
+
+
+def test_tiny_model_has_more_than_one_likely_token():
+    """Else none of the tests above could fail."""
+    lens = tiny.lens("llama-gqa")
+    asked = [GenerateRequest((1, 2, 3), (), 12, replace(WARM, draw=draw)) for draw in range(8)]
+    assert len(set(write(lens, asked, [parse_condition("baseline")])[0])) == 8

@@ -1,0 +1,143 @@
+"""How answers are written, over what the tasks say; with temperatures, draws, thoughts and budgets."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from depthlens.errors import UserError
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.requests import Sampling
+from depthlens.tasks import harness
+
+WARM = {"temperature": 1.5, "top_p": 0.9}
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}a:"
+    "{% if enable_thinking is defined and not enable_thinking %} <none>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def sweep(lens, folder):
+    def run(task="mini_writing", **options):
+        return condition_sweep(lens, task, "L1", include_path=folder, progress=False, **options)
+
+    return run
+
+
+def texts(result):
+    return result.docs["response"].tolist()
+
+
+def test_temperature_0_is_greedy(sweep):
+    greedy = texts(sweep())
+    assert texts(sweep(gen_kwargs={"temperature": 0})) == greedy
+    assert texts(sweep(gen_kwargs={"temperature": 0, "do_sample": True})) == greedy
+    assert texts(sweep(gen_kwargs=WARM)) != greedy
+
+
+def test_texts_follow_from_the_seed_and_are_recorded(sweep, tmp_path):
+    first = sweep(gen_kwargs=WARM, store=tmp_path)
+    again = sweep(gen_kwargs=WARM, store=tmp_path)
+    assert texts(first) == texts(again) and again.record["store"]["rows_computed"] == 0
+    assert texts(sweep(gen_kwargs=WARM, batch_tokens=50)) == texts(first)
+    other = sweep(gen_kwargs=WARM, store=tmp_path, seed=1)
+    assert texts(other) != texts(first) and other.record["store"]["rows_read"] == 0
+    assert first.record["gen_kwargs"] == WARM
+    said = first.record["tasks"]["mini_writing"]["generation_kwargs"]
+    assert (said["temperature"], said["max_gen_toks"]) == (1.5, 7) and "do_sample" not in said
+
+
+def test_what_is_left_open_is_the_models_own(folder):
+    lens = tiny.lens("llama-gqa")
+    (prepared,) = harness.prepare(lens, load(folder, gen_kwargs={"temperature": 0.5}), seed=7)
+    assert {q.sampling for q in prepared.requests} == {Sampling(0.5, top_k=50, seed=7)}  # transformers' default
+    lens.model.generation_config.top_p, lens.model.generation_config.top_k = 0.8, 9
+    (prepared,) = harness.prepare(lens, load(folder, gen_kwargs={"temperature": 0.5, "top_k": 0}))
+    assert {q.sampling for q in prepared.requests} == {Sampling(0.5, top_p=0.8)}
+
+
+def load(folder, *names, **options):
+    return harness.load_tasks(list(names) or ["mini_writing"], include_path=folder, **options)
+
+
+def test_repeats_are_drawn_anew_and_filters_see_all_of_them(lens, folder, sweep):
+    (prepared,) = harness.prepare(lens, load(folder, "mini_votes"))
+    by_prompt = {}
+    for request in prepared.requests:
+        by_prompt.setdefault(request.context, []).append(request.sampling.draw)
+    assert all(draws == [0, 1, 2] for draws in by_prompt.values())
+    seen = []
+    process = prepared.task.process_results
+    prepared.task.process_results = lambda doc, answers: seen.append(answers) or process(doc, answers)
+    n = len(prepared.docs)
+    answers = [letter for i in range(n) for letter in ("b", "a", "a") if i >= 0]
+    scores = list(prepared.score(answers))
+    assert seen == [["b"]] * n + [["a"]] * n, "the first, and what most of them are"
+    assert {s.metric for s in scores} == {"exact_match,first", "exact_match,vote"}
+    assert [s.value for s in scores] == [0.0] * n + [1.0] * n
+    assert len(sweep("mini_votes").docs) == 2 * 2 * n
+
+
+def test_answers_that_are_cut_off_are_counted(sweep):
+    short, long = (sweep(gen_kwargs={"max_gen_toks": n, "until": []}) for n in (1, 20))
+    assert not short.docs["complete"].any()
+    table = short.unparsed("mini_writing", "exact_match")
+    assert table["cut_off"].tolist() == [1.0, 1.0]
+    expected = "100% were cut off at the greatest number of tokens with nothing removed, and at most 100% under a"
+    assert expected in short.describe()[-1]
+    kept = long.docs["complete"].mean()
+    assert long.unparsed("mini_writing", "exact_match")["cut_off"].mean() == pytest.approx(1 - kept)
+
+
+def test_a_store_keeps_whether_answers_had_ended(sweep, tmp_path):
+    first, again = (sweep(gen_kwargs={"max_gen_toks": 9}, store=tmp_path) for _ in range(2))
+    assert again.record["store"]["rows_computed"] == 0
+    assert again.docs["complete"].tolist() == first.docs["complete"].tolist()
+    assert first.docs["complete"].notna().all()
+
+
+def test_choices_have_no_end(sweep):
+    assert sweep("mini_choice").docs["complete"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gen_kwargs": {"temperature": -1}}, r"task mini_writing: temperature -1: give a number from 0 to 100"),
+        ({"gen_kwargs": {"temperature": 1, "top_p": 1.5}}, r"top_p 1.5: give a number from 0 to 1"),
+        ({"gen_kwargs": {"temperature": "hot"}}, r"temperature 'hot': give a number"),
+        ({"gen_kwargs": {"do_sample": True}}, "do_sample without a temperature; give one above 0"),
+        ({"gen_kwargs": {"do_sample": False, "temperature": 0.7}}, "do_sample=False and temperature=0.7 contradict"),
+        ({"gen_kwargs": {"beams": 4}}, "generation option beams=4 is not supported; allowed: until, max_gen_toks"),
+        ({"gen_kwargs": {"max_gen_toks": 0}}, "max_gen_toks 0: give a whole number of tokens, at least 1"),
+        ({"gen_kwargs": {"max_gen_toks": 48}}, "mini_writing writes up to 48 tokens; the model reads 48 in all"),
+        ({"gen_kwargs": {}}, "gen_kwargs {}: give settings by name"),
+        ({"gen_kwargs": "temperature=1"}, "gen_kwargs 'temperature=1': give settings by name"),
+        ({"gen_kwargs": WARM, "task": "mini_choice"}, "gen_kwargs: no task of mini_choice writes its answers"),
+        ({"think_end_token": ""}, "think_end_token '': give a text, such as '</think>'"),
+        (
+            {"think_end_token": "</t>", "task": "mini_choice"},
+            "think_end_token: task mini_choice has no written answers",
+        ),
+        ({"enable_thinking": True}, "enable_thinking is an argument of the chat template; give apply_chat_template"),
+        ({"enable_thinking": "yes"}, "enable_thinking 'yes': give True or False"),
+    ],
+)
+def test_what_cannot_be_is_one_line(sweep, options, said):
+    with pytest.raises(UserError, match=said) as caught:
+        sweep(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_thinking_is_an_argument_of_the_template_and_what_follows_it_is_the_answer(folder):
+    lens = tiny.lens("llama-gqa")
+    lens.tokenizer.chat_template = TEMPLATE
+    prompts = {}
+    for value in (None, True, False):
+        options = {"apply_chat_template": True, "think_end_token": "</t>", "enable_thinking": value}
+        (prepared,) = harness.prepare(lens, load(folder), limit=1, **options)
+        (request,) = prepared.requests
+        assert request.think_end == "</t>"
+        prompts[value] = lens.tokenizer.decode(request.context)
+    assert prompts[None] == prompts[True] and prompts[False] == prompts[True] + " <none>"

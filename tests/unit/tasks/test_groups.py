@@ -1,0 +1,179 @@
+"""A group with a score of its own is one task: pooled as lm-eval pools it, with each document's own task known."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import lm_eval
+import numpy as np
+import pytest
+import tiny
+from lm_eval.models.huggingface import HFLM
+
+from depthlens.analysis import kinds_by_subtask, split_by_kind
+from depthlens.analysis.bootstrap import interval_over_clusters
+from depthlens.analysis.layer_profiles import profiles
+from depthlens.analysis.results import Result
+from depthlens.errors import UserError
+from depthlens.experiments.claim_sweeps import claim_sweeps
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.tasks import harness, task_index
+
+SIZES = {"school_art": 5, "school_biology": 9, "school_chess": 7}
+N = sum(SIZES.values())
+SUBJECT = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}, cache_dir: {cache}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+metadata: {{version: 1.5}}
+"""
+GROUPS = {
+    "school": "aggregate_metric_list: [{metric: acc, weight_by_size: true}]",
+    "school_arts": "aggregate_metric_list: [{metric: acc}]",
+    "school_unweighted": "aggregate_metric_list: [{metric: acc, weight_by_size: false}]",
+    "school_plain": "",
+}
+IN_GROUP = {"school": ["school_arts", "school_biology", "school_chess"], "school_arts": ["school_art"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Subjects of several sizes and numbers of options; a group with a group inside, and groups without a score."""
+    folder, rng = tmp_path_factory.mktemp("school"), np.random.default_rng(0)
+    for i, (name, n) in enumerate(SIZES.items()):
+        docs = [
+            {"q": f"{name} {j}: ", "options": [f"{k}{j}" for k in "abcd"[: 2 + i]], "answer": int(rng.integers(2 + i))}
+            for j in range(n)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+        text = SUBJECT.format(name=name, path=folder / f"{name}.jsonl", cache=folder / "cache")
+        (folder / f"{name}.yaml").write_text(text)
+    for name, score in GROUPS.items():
+        inside = "\n".join(f"  - {task}" for task in IN_GROUP.get(name, SIZES))
+        (folder / f"{name}.yaml").write_text(f"group: {name}\ntask:\n{inside}\n{score}\nmetadata: {{version: 3}}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa")
+
+
+@pytest.fixture(scope="module")
+def sweep(lens, folder):
+    return lambda name, **options: condition_sweep(lens, name, "layers", include_path=folder, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def result(sweep):
+    return sweep("school")
+
+
+@pytest.mark.parametrize("limit", [None, 6])
+def test_pooled_and_subject_scores_are_lm_evals(lens, folder, sweep, limit):
+    found = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4),
+        tasks=["school"],
+        task_manager=task_index.task_manager(["school"], str(folder)),
+        limit=limit,
+        bootstrap_iters=0,
+    )
+    ours = sweep("school", limit=limit)
+    assert list(ours.docs["task"].unique()) == ["school"]
+    base = ours.baselines.set_index("metric")
+    assert base.loc["acc", "baseline"] == pytest.approx(found["groups"]["school"]["acc,none"])
+    assert base.loc["acc", "n"] == sum(min(n, limit or n) for n in SIZES.values())
+    by_subject = split_by_kind(ours, "school", kinds_by_subtask(ours, "school")).baselines
+    assert len(by_subject) == 2 * len(SIZES)
+    for row in by_subject.itertuples():
+        theirs = found["results"][row.task.removeprefix("school, ")]
+        assert row.baseline == pytest.approx(theirs[f"{row.metric},none"])
+        assert row.n == theirs["sample_len"]
+
+
+def test_documents_are_those_of_the_tasks_and_keep_their_numbers(result, sweep):
+    first = np.cumsum([0, *SIZES.values()])
+    for task, start in zip(SIZES, first, strict=False):
+        alone = sweep(task).scores(task, "acc")
+        assert result.scores("school", "acc").loc[start : start + SIZES[task] - 1].to_numpy().tolist() == (
+            alone.to_numpy().tolist()
+        )
+    few = sweep("school", limit=2)
+    assert few.docs["doc_id"].unique().tolist() == [number for start in first[:-1] for number in (start, start + 1)]
+    asked = result.questions().set_index("doc_id")
+    assert asked["question"].tolist() == [f"{name} {i}: " for name, n in SIZES.items() for i in range(n)]
+    assert asked["subtask"].tolist() == [name for name, n in SIZES.items() for _ in range(n)]
+
+
+def test_record_has_the_group_and_its_tasks(result):
+    about = result.record["tasks"]["school"]
+    assert list(result.record["tasks"]) == ["school"]
+    assert (about["version"], about["n_docs"], about["output_type"]) == (3, N, "multiple_choice")
+    assert list(about["subtasks"]) == list(SIZES) and about["subtasks"]["school_art"]["version"] == 1.5
+    files = [f"{name}.{kind}" for name in SIZES for kind in ("yaml", "jsonl")]
+    assert sorted(Path(file).name for file in about["sha256"]) == sorted(files)
+    # guessing among 2, 3 and 4 options
+    chance = sum(n / (2 + i) for i, n in enumerate(SIZES.values())) / N
+    assert about["metrics"]["acc"]["chance"] == about["metrics"]["acc"]["floor"] == pytest.approx(chance)
+
+
+def test_intervals_are_of_two_levels(result):
+    values = result.scores("school", "acc")["baseline"].to_numpy()
+    names = [name for name, n in SIZES.items() for _ in range(n)]
+    base = result.baselines.set_index("metric").loc["acc"]
+    assert [base["ci_low"], base["ci_high"]] == interval_over_clusters(values, names).tolist()
+    (profile, _) = profiles(result)
+    assert profile.subtasks == tuple(names)
+    counts = profile.draws(300, 0)
+    drawn = np.array([[counts[i][np.array(names) == name].sum() for name in SIZES] for i in range(301)])
+    assert (drawn % list(SIZES.values()) == 0).all() and (drawn[1:] == 0).any(), "whole subjects are drawn or not"
+
+
+def test_saved_and_loaded(result, tmp_path):
+    result.save(tmp_path / "out")
+    again = Result.load(tmp_path / "out")
+    assert again.baselines.equals(result.baselines) and again.questions().equals(result.questions())
+
+
+@pytest.mark.parametrize("name", ["school_unweighted", "school_plain"])
+def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name):
+    result = sweep(name, limit=2)
+    assert list(result.docs["task"].unique()) == list(SIZES) and result.questions()["subtask"].isna().all()
+    with pytest.raises(UserError, match="task school_art is no group with a score of its own; name one, such as mmlu"):
+        kinds_by_subtask(result, "school_art")
+
+
+@pytest.mark.parametrize("names", [["school", "school_art"], ["school_chess", "school"], ["school_arts", "school"]])
+def test_a_task_in_two_ways_is_refused(folder, names):
+    with pytest.raises(UserError, match=r"task school_\w+ is asked for twice, as .*school.* and as .*; leave one"):
+        harness.load_tasks(names, include_path=folder)
+
+
+def test_a_group_and_its_tasks_share_answers(lens, folder, tmp_path):
+    options = {"include_path": folder, "progress": False, "store": tmp_path}
+    condition_sweep(lens, list(SIZES), "layers", **options)
+    again = condition_sweep(lens, "school", "layers", **options)
+    assert again.record["store"]["rows_computed"] == 0
+
+
+def test_reference_answers_of_a_group(sweep):
+    both = sweep("school", measure="both")
+    assert list(both.baselines["metric"]) == ["acc", "acc_norm", "answer_logprob"]
+    assert both.baselines["n"].tolist() == [N] * 3
+    order = both.docs.query("metric == 'answer_logprob' and condition == 'L1'")["doc_id"]
+    assert all(a < b for a, b in pairwise(order))
+
+
+def test_sweeps_of_claims_keep_a_group_whole(lens, folder):
+    options = {"ablate": "layers", "num_fewshot": 0, "include_path": folder, "progress": False}
+    found = claim_sweeps(lens, {"letters": "school"}, seeds=[0], **options)
+    (letters,) = found["letters"]
+    assert list(letters.docs["task"].unique()) == ["school"] and letters.docs["doc_id"].nunique() == N

@@ -1,0 +1,102 @@
+"""lm-eval's tasks of the study, on handwritten documents in the schemas of the hub: real YAML, prompts and metrics."""
+
+from __future__ import annotations
+
+import hub
+import lm_eval
+import pytest
+import tiny
+from lm_eval.models.huggingface import HFLM
+
+from depthlens.analysis import kinds_by_subtask
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.tasks import harness, task_index
+
+TASKS = [
+    "mmlu_anatomy",
+    "mmlu_anatomy_continuation",
+    "mmlu_anatomy_generative",
+    "hellaswag",
+    "openbookqa",
+    "mathqa",
+    "gsm8k",
+]
+LIMIT = 3
+SHORT = {"max_gen_toks": 12}  # of what a random model writes, for the time it takes
+# float32 sums of log-probabilities of some hundred bytes in another batch layout
+LOGPROB_TOLERANCE = 2e-3
+
+pytestmark = pytest.mark.slow  # lm-eval's own index takes seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory):
+    """The data sets stand where the hub's are looked for, and nothing may be downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(hub.write(tmp_path_factory.mktemp("hub")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=8192)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_baseline_is_lm_evals_on_every_document(lens, name):
+    written = name.startswith("gsm8k") or name.endswith("generative")
+    theirs = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4),
+        tasks=[name],
+        task_manager=task_index.task_manager([name]),
+        limit=LIMIT,
+        fewshot_random_seed=0,
+        bootstrap_iters=0,
+        gen_kwargs="max_gen_toks=12" if written else None,
+    )
+    options = {"gen_kwargs": SHORT} if written else {}
+    ours = condition_sweep(lens, name, "L1", limit=LIMIT, progress=False, **options)
+    base = ours.docs[ours.docs["condition"] == "baseline"].set_index(["metric", "doc_id"])["value"]
+    several = len({sample["filter"] for sample in theirs["samples"][name]}) > 1
+    compared = 0
+    for sample in theirs["samples"][name]:
+        for metric in sample["metrics"]:
+            key = f"{metric},{sample['filter']}" if several else metric
+            assert base[key, sample["doc_id"]] == pytest.approx(sample[metric], abs=LOGPROB_TOLERANCE)
+            compared += 1
+    assert compared == len(base) >= LIMIT
+
+
+def test_mmlu_is_one_task_of_57_subjects(lens):
+    result = condition_sweep(lens, "mmlu", "L1", limit=1, progress=False)
+    assert list(result.docs["task"].unique()) == ["mmlu"]
+    assert result.docs["doc_id"].nunique() == len(hub.SUBJECTS) == 57
+    kinds = kinds_by_subtask(result, "mmlu")
+    assert set(kinds.values()) == {f"mmlu_{subject}" for subject in hub.SUBJECTS}
+    (row,) = result.baselines.itertuples()
+    assert row.ci_low <= row.baseline <= row.ci_high and row.n == 57
+
+
+def test_the_open_book_has_the_fact_before_the_very_question(lens):
+    open_, closed = (harness.prepare(lens, harness.load_tasks(name))[0] for name in ("openbookqa_open", "openbookqa"))
+    facts = [doc["fact1"] for doc in hub.DATA_SETS["allenai/openbookqa"]["additional"]["test"]]
+    with_fact, without = (
+        list(dict.fromkeys(lens.tokenizer.decode(q.context) for q in prepared.requests)) for prepared in (open_, closed)
+    )
+    assert with_fact == [f"{fact}\n{question}" for fact, question in zip(facts, without, strict=True)]
+    options = [[lens.tokenizer.decode(q.continuation) for q in prepared.requests] for prepared in (open_, closed)]
+    assert options[0] == options[1]
+
+
+def test_a_group_with_a_missing_subject_is_one_line(lens, tmp_path, monkeypatch):
+    folder = hub.write(tmp_path)
+    readme = folder / "cais/mmlu/README.md"
+    text = readme.read_text()
+    start = text.index("- config_name: virology")
+    end = text.find("- config_name", start + 1)
+    readme.write_text(text[:start] + (text[end:] if end > 0 else "---\n"))
+    monkeypatch.chdir(folder)
+    with pytest.raises(Exception, match="virology") as caught:
+        harness.load_tasks("mmlu")
+    assert type(caught.value).__name__ == "UserError" and "\n" not in str(caught.value)
