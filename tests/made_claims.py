@@ -141,9 +141,14 @@ ROLES = {
     "reasoning_choice": ("sums_choice", "choice", "sums"),
     "reasoning_tokens": ("sums_choice", "nats", "sums"),
     "knowledge_tokens": ("facts", "nats", "facts"),
+    "retrieval_tokens": ("kv", "nats", "kv"),
+    "text_tokens": ("text", "nats", "text"),
     "control_reasoning": ("sums_choice", "choice", "sums"),
     "control_knowledge": ("facts", "choice", "facts"),
 }
+
+# what breaks in nats where nothing else is said
+IN_NATS = {"retrieval_tokens": "retrieval", "text_tokens": "text"}
 
 
 def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.15, fragility=0.4) -> dict[str, Sweeps]:
@@ -162,7 +167,9 @@ def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.
     world = World(np.random.default_rng(seed), n, seed_sd, fragility)
 
     def of(values, role):
-        return values.get(role, values.get("rest")) if isinstance(values, dict) else values
+        return (
+            values.get(role, values.get(IN_NATS.get(role), values.get("rest"))) if isinstance(values, dict) else values
+        )
 
     return {
         role: world.sweeps(
@@ -181,8 +188,9 @@ def parts(claim: str, of: dict[str, Sweeps], **options):
     if claim == "C2":
         return layers.generation_costs_more(of["letters"], of["generation"], **options)
     if claim == "C3":
-        roles = {"knowledge": "continuation", "retrieval": "retrieval"}
-        return [layers.shallow(name, of[role], of["text"], **options) for name, role in roles.items()]
+        guard = [sweep for role in ("continuation", "retrieval", "text") for sweep in of[role]]
+        shallow = ((name, of[f"{name}_tokens"]) for name in ("knowledge", "retrieval"))
+        return [layers.shallow(name, own, of["text_tokens"], guard=guard, **options) for name, own in shallow]
     if claim == "C4":
         names = ("reasoning", "copying", "reasoning_tokens", "knowledge_tokens")
         guard = [*of["reasoning_choice"], *of["continuation"]]

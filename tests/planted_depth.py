@@ -163,7 +163,8 @@ def evidence(claim: str, *, true: bool, seed: int) -> dl.claims.Evidence:
     name = organism_name(truth, seed, noise=NOISE, **planted)
     roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
     roles["long_text"] = roles["text"]  # all prompts of organisms are of one length
-    roles["tokens"] = [roles["continuation"], roles["reasoning_choice"]]
+    in_nats = ("continuation", "retrieval", "text", "long_text", "reasoning_choice")
+    roles["tokens"] = list(dict.fromkeys(roles[field] for field in in_nats))
     (needs,) = [known.needs for known in dl.claims.CLAIMS if known.id == claim]
     options = {"limit": DOCUMENTS.get(claim, 60), "num_fewshot": 0, "progress": False}
     wanted = {field: roles[field] for field in needs}

@@ -39,7 +39,7 @@ PROTOCOL = Spec(
 )
 WRONG = Spec("the same where the written answer can be parsed", _RELATIVE, 0.0, ABOVE, 0.1)
 SHALLOW = {
-    name: Spec(f"the first third's share for {name} minus that for plain text", _SHARE, 0.0, ABOVE, 0.15,
+    name: Spec(f"the first third's share per token for {name} minus that for plain text", _SHARE, 0.0, ABOVE, 0.15,
                main=DEEPER_LAYERS, difference=True)
     for name in ("knowledge", "retrieval")
 }  # fmt: skip
@@ -182,9 +182,14 @@ def _pooled(profile: Profile, parsed: np.ndarray, deep: np.ndarray, counts: np.n
     return ratio(counts @ lost, counts @ (over_floor * parsed).sum(1))
 
 
-def shallow(name: str, sweeps: Sweeps, text: Sweeps, *, seed: int, n_boot: int) -> Part:
-    """One part of C3: the first third holds a larger share of the losses than for plain text."""
-    terms = [Term(1, sweeps, estimates.first_share, placed=True), Term(-1, text, estimates.first_share, placed=True)]
+def shallow(name: str, tokens: Sweeps, text: Sweeps, *, guard: Sweeps, seed: int, n_boot: int) -> Part:
+    """One part of C3: the first third holds a larger share of the losses per token than for plain text.
+
+    Not of right answers: a model finds the next word of plain text without most layers, so that there is no loss to
+    place.
+    """
+    pairs = ((1, tokens), (-1, text))
+    terms = [Term(sign, sweeps, estimates.first_share, placed=True, guard=guard) for sign, sweeps in pairs]
     return estimates.part(SHALLOW[name], terms, seed=seed, n_boot=n_boot)
 
 

@@ -32,7 +32,7 @@ SWEEPS = {
     "reasoning": "a sweep of a reasoning task with written solutions, e.g. gsm8k",
     "copying": "a sweep of a task that asks to copy such a solution, e.g. solution_copy",
     "reasoning_choice": "a sweep of a reasoning task with options, e.g. arithmetic_step_continuation",
-    "tokens": "a sweep of the tasks of continuation and reasoning_choice with measure='token_logprob'",
+    "tokens": "a sweep of the tasks with options, but for letters, with measure='token_logprob'",
     "heads": "depthlens.removal_curve with a list of retrieval heads and one of reasoning heads, measure='both'",
     "control": "sweeps of the control model on the tasks of continuation and reasoning_choice",
     "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the reasoning task",
@@ -59,7 +59,8 @@ class Evidence:
         reasoning: Reasoning tasks with written solutions.
         copying: Solutions of equal length to be copied, the control of ``reasoning``.
         reasoning_choice: Reasoning tasks with options.
-        tokens: The tasks of ``continuation`` and ``reasoning_choice`` in nats per answer token.
+        tokens: The tasks of ``continuation``, ``retrieval``, ``text``, ``long_text`` and ``reasoning_choice``, in nats
+            per answer token.
         heads: A `depthlens.RemovalCurve`.
         head_tasks: The task that each list of ``heads`` is for, by the list's name.
         head_scores: What chose the heads of each list.
@@ -169,8 +170,14 @@ def _c2(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
 def _c3(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
     roles = {"knowledge": ("continuation", "text"), "retrieval": ("retrieval", "long_text")}
     return [
-        layers.shallow(name, evidence.sweeps(field), evidence.sweeps(text), seed=seed, n_boot=n_boot)
-        for name, (field, text) in roles.items()
+        layers.shallow(
+            name,
+            *(evidence.sweeps("tokens", field) for field in fields),
+            guard=[sweep for field in fields for sweep in evidence.sweeps(field)],
+            seed=seed,
+            n_boot=n_boot,
+        )
+        for name, fields in roles.items()
     ]
 
 
@@ -245,10 +252,10 @@ CLAIMS = (
     Claim(
         "C3",
         "Knowledge and retrieval depend mostly on shallow layers.",
-        "Without L0 and L1: the first third's share of the summed loss is larger than for plain text of the same "
-        f"length, which needs neither, (a) for knowledge and (b) for retrieval. {_BOTH}",
+        "Without L0 and L1, in nats per answer token: the first third's share of the summed loss is larger than for "
+        f"plain text of the same length, which needs neither, (a) for knowledge and (b) for retrieval. {_BOTH}",
         _c3,
-        ("continuation", "retrieval", "text", "long_text"),
+        ("continuation", "retrieval", "text", "long_text", "tokens"),
         tuple(layers.SHALLOW.values()),
     ),
     Claim(

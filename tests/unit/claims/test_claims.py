@@ -63,12 +63,9 @@ def test_a_view_that_disagrees_takes_a_verdict_away_and_is_named():
 
 def shallow(loss):
     text = viewed(np.full(N_LAYERS, 0.25), "text", n=250)
-    return {
-        "continuation": viewed(loss, "facts", n=250),
-        "retrieval": viewed(loss, "kv", n=250),
-        "text": text,
-        "long_text": text,
-    }
+    own = {"continuation": viewed(loss, "facts", n=250), "retrieval": viewed(loss, "kv", n=250)}
+    tokens = [dl.concat(list(of_seed)) for of_seed in zip(text, *own.values(), strict=True)]
+    return {**own, "text": text, "long_text": text, "tokens": tokens}
 
 
 def test_a_claim_that_fails_is_contradicted():
@@ -182,7 +179,9 @@ def test_too_few_draws_and_sweeps_of_other_things_are_refused():
     blocks = result({"task": np.zeros(N_LAYERS)}, names=[f"L{i}-{i + 1}" for i in range(N_LAYERS)])
     found = verdict("C1", letters=blocks, continuation=blocks)
     assert found.verdict == "cannot judge" and "sweep layers" in found.sentence
-    other = verdict("C3", **shallow((EARLY,) * 3) | {"text": viewed(FLAT, "text", seeds=2)})
+    three = shallow((EARLY,) * 3)
+    other = verdict("C4", **three, reasoning=viewed(LATE, "sums"), copying=viewed(FLAT, "copies", seeds=2),
+                    reasoning_choice=three["continuation"])  # fmt: skip
     assert "2 and 3 few-shot seeds" in other.sentence
 
 
