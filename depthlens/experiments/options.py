@@ -95,7 +95,8 @@ RECORDED = (
 )
 # options of experiments that ask no conditions of tasks
 WITHOUT_CONDITIONS = (
-    *("measure", "backend", "apply_chat_template", "system_instruction", "think_end_token", "enable_thinking"),
+    *("measure", "backend", "apply_chat_template", "system_instruction"),
+    *("gen_kwargs", "think_end_token", "enable_thinking"),
 )
 
 
@@ -132,7 +133,7 @@ def recorded(options: EvalOptions) -> dict[str, Any]:
 def task_options(options: EvalOptions) -> dict[str, Any]:
     """The options that decide what documents and examples a task has."""
     values = dict(options)
-    return {name: values[name] for name in ("limit", "samples", "num_fewshot", "include_path", "seed", "gen_kwargs")}
+    return {name: values[name] for name in ("limit", "samples", "num_fewshot", "include_path", "seed")}
 
 
 def tasks_record(names: Sequence[str], options: EvalOptions) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def tasks_record(names: Sequence[str], options: EvalOptions) -> dict[str, Any]:
 def load_tasks(names: str | Sequence[str], options: EvalOptions) -> dict[str, Any]:
     """The lm-eval tasks of some names; see `depthlens.tasks.harness.load_tasks`."""
     wanted = arguments.names("tasks", names, "capitals_continuation")
-    return harness.load_tasks(wanted, **task_options(options))
+    return harness.load_tasks(wanted, gen_kwargs=options["gen_kwargs"], **task_options(options))
 
 
 def prepare(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared]:
