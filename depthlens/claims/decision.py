@@ -221,7 +221,8 @@ class Part:
         """Supported or contradicted where the deciding interval is on one side, and no view disagrees in sign.
 
         A view that was not measured does not keep the other side from contradicting. A difference that is shown to be
-        within the margin, or smaller than what matters, contradicts only under every view and with several seeds.
+        within the margin, or smaller than what matters, contradicts only under every view and with several seeds, and
+        where no view shows any.
         """
         main, spec = self.main, self.spec
         if not main.counts:
@@ -232,7 +233,8 @@ class Part:
         passes, fails = spec.passes(main.low, main.high), spec.fails(main.low, main.high)
         negligible = not passes and spec.negligible(main.low, main.high)
         against = fails and all(spec.fails(e, e) for e in effects)
-        against |= negligible and not self.missing and all(spec.negligible(e, e) for e in effects)
+        shown = any(e.counts and spec.passes(e.low, e.high) for e in self.others)
+        against |= negligible and not (self.missing or shown) and all(spec.negligible(e, e) for e in effects)
         if against and self.p_against < ALPHA:
             return CONTRADICTED
         crosses = not (passes or fails or negligible)
