@@ -315,13 +315,14 @@ def run(
         values[name] = value
     _configure(store, json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
-    from depthlens import runner
+    from depthlens.runner import execute, several
+    from depthlens.runner import report as reports
 
-    report: runner.RunReport | runner.SeveralReports
+    report: reports.RunReport | several.SeveralReports
     if models is None:
-        report = runner.run(names, out=out, profile=profile, parameters=values)
+        report = execute.run(names, out=out, profile=profile, parameters=values)
     else:
-        report = runner.run_models(names, models.split(","), out=out, profile=profile, parameters=values)
+        report = several.run_models(names, models.split(","), out=out, profile=profile, parameters=values)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:

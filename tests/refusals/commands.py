@@ -8,7 +8,7 @@ from __future__ import annotations
 USAGE = [
     (["frobnicate"], "No such command 'frobnicate'; 'depthlens --help' lists what it takes"),
     (["sweep", "m", "t", "--out", "{out}"], "Missing option '--ablate'; 'depthlens sweep --help' lists"),
-    (["sweep", "m", "t", "--ablate", "L1"], "Missing option '--out'"),
+    (["sweep", "m", "t", "--ablate", "L1"], "no --out; name a folder for the results, or add --plan"),
     (["sweep", "m", "--ablate", "L1", "--out", "{out}"], "Missing argument"),
     (["sweep", "m", "t", "--ablate", "L1", "--out", "{out}", "--colour", "red"], "No such option: --colour"),
     (["sweep", "m", "t", "--ablate", "L1", "--out", "{out}", "--limit"], "--limit"),

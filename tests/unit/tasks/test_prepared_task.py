@@ -119,7 +119,8 @@ def test_questions_can_be_joined_with_the_scores(lens, load, tmp_path):
     names = ["mini_choice", "mini_cloze", "mini_rolling", "mini_writing"]
     result = condition_sweep(lens, load(*names), "L2", limit=2, progress=False)
     asked = result.questions().set_index(["task", "doc_id"])
-    assert list(asked.columns) == ["question", "reference", "choices", "doc_hash"] and len(asked) == 4 * 2
+    assert list(asked.columns) == ["question", "reference", "choices", "doc_hash", "subtask"] and len(asked) == 4 * 2
+    assert asked.pop("subtask").isna().all(), "none is a group"
     assert asked["doc_hash"].groupby("doc_id").nunique().tolist() == [1, 1]  # four tasks of the same documents
     hashes, asked = asked["doc_hash"], asked.drop(columns="doc_hash")
     assert hashes["mini_choice", 0] != hashes["mini_choice", 1]

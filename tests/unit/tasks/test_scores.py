@@ -100,10 +100,10 @@ def test_several_filters_name_the_metric_with_its_filter(lens, load):
     (prepared,) = harness.prepare(lens, load("mini_filters"), limit=2)
     scored = list(prepared.score([" yes", "..four"]))
     assert scored == [
-        ("exact_match,whole", 0, 1.0, " yes", True),
-        ("exact_match,whole", 1, 0.0, "..four", True),
-        ("exact_match,first-letter", 0, 0.0, " yes", True),
-        ("exact_match,first-letter", 1, 0.0, "..four", True),
+        ("exact_match,whole", 0, 1.0, " yes", True, None),
+        ("exact_match,whole", 1, 0.0, "..four", True, None),
+        ("exact_match,first-letter", 0, 0.0, " yes", True, None),
+        ("exact_match,first-letter", 1, 0.0, "..four", True, None),
     ]
 
 
