@@ -161,9 +161,13 @@ def test_one_task_may_be_given_by_its_name(lens):
     assert set(layer_sweep(lens, WRITTEN, limit=1, progress=False).docs["task"]) == {WRITTEN}
 
 
-def test_groups_become_their_tasks(lens):
+def test_groups_become_their_tasks_or_one_where_they_have_a_score(lens):
+    tasks = ["kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16"]
     result = condition_sweep(lens, ["kv_retrieval"], "L1", limit=1, progress=False)
-    assert list(result.record["tasks"]) == ["kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16"]
+    assert list(result.record["tasks"]) == ["kv_retrieval"]
+    assert list(result.record["tasks"]["kv_retrieval"]["subtasks"]) == tasks and result.docs["doc_id"].nunique() == 3
+    plain = condition_sweep(lens, ["capitals"], "L1", limit=1, progress=False)
+    assert list(plain.record["tasks"]) == ["capitals_default", "capitals_continuation", "capitals_generative"]
 
 
 def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):
