@@ -18,7 +18,7 @@ demo: $(STAMP)  ## run three notebooks on the embedded model; runs/demo/index.ht
 
 test: lint  ## lint and types, then all tests
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest tests/integration tests/notebooks --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest tests/integration tests/notebooks --numprocesses 2 --dist loadfile
 
 check: lint  ## lint and types, then the quick tests: under two minutes
 	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses 2 --dist worksteal

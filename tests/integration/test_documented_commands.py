@@ -22,7 +22,7 @@ import depthlens as dl
 from depthlens import paths
 from depthlens.ablations import Dims, expand
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.xdist_group("documented commands")]
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 ROOT = paths.data_dir().parent
 PAGES = ("README.md", "docs/guide.md", "docs/python.md", "docs/store.md")
@@ -44,10 +44,19 @@ RUN = {
     "depthlens store prune --task NAME": "deleted ",  # 1 s
     "depthlens sweep smollm2-135m colours ": "Wrote ",  # 6 s
     "depthlens run 01_protocols ": "Wrote ",  # 43 s
+    "depthlens plan smollm2-135m ": "Here: about ",  # 10 s
     "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 60 s
     "python -m depthlens.lm_eval_model run ": "|capitals_continuation|",  # 6 s
 }
-NOT_RUN = {"make demo": "installs, and runs three notebooks (minutes)", "make test": "runs this"}
+NOT_RUN = {
+    "make demo": "installs, and runs three notebooks (minutes)",
+    "make test": "runs this",
+    "depthlens sweep path/to/r1 ": "needs a reasoning model",
+}
+    "make demo": "installs, and runs three notebooks (minutes)",
+    "make test": "runs this",
+    "depthlens sweep path/to/r1 ": "needs a reasoning model",
+}
 
 
 def test_every_command_is_run_or_says_why_not():

@@ -7,7 +7,7 @@ import pytest
 
 import depthlens as dl
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("embedded heads")]
+pytestmark = pytest.mark.integration
 OPTIONS = {"store": None, "progress": False}
 
 

@@ -26,7 +26,7 @@ from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.tasks import harness, task_index
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("embedded model")]
+pytestmark = pytest.mark.integration
 
 SEED = 3
 # float32 through 30 layers: transformers' own logits of size 30 differ from float64's by up to 1e-4, and by 2.3e-3

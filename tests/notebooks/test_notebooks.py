@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import html
 import io
 import re
 import tokenize
@@ -18,10 +17,7 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from depthlens import paths
-from depthlens.ablations import Dims, expand
-from depthlens.analysis.results import DOCS_COLUMNS, Result
-from depthlens.analysis.stats import SUMMARY_COLUMNS
-from depthlens.claims import CLAIMS
+from depthlens.analysis.results import Result
 from depthlens.models import registry
 from depthlens.runner import execute
 from depthlens.runner.notebook_files import read_notebook
@@ -37,14 +33,6 @@ SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
 ROLES = ("letters", "continuation", "generation", "retrieval", "text", "reasoning", "copying", "reasoning_choice")
 NAMES = execute.notebook_names()
 each = pytest.mark.parametrize("name", NAMES)
-# two runs of about equal length, for two processes
-HALVES = (NAMES[:5], NAMES[5:])
-together = [pytest.mark.xdist_group(f"notebooks from {half[0]}") for half in HALVES]
-each_half = pytest.mark.parametrize("half", [pytest.param(h, marks=m) for h, m in zip(HALVES, together, strict=True)])
-each_ran = pytest.mark.parametrize(
-    ("half", "name"),
-    [pytest.param(half, name, marks=m, id=name) for half, m in zip(HALVES, together, strict=True) for name in half],
-)
 
 
 def notebook(name: str) -> nbformat.NotebookNode:
@@ -170,79 +158,6 @@ def test_profiles_name_what_exists(profile):
 def test_every_profile_is_checked():
     content = yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text())
     assert set(content) == set(PROFILES)
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Runs notebooks in the smoke profile once: names to their folder and report."""
-
-    @functools.cache
-    def ran(names: tuple[str, ...]):
-        out = tmp_path_factory.mktemp("smoke")
-        return out, execute.run(names, out=out, profile="smoke", progress=False)
-
-    return lambda names: ran(tuple(names))
-
-
-@pytest.mark.slow
-@pytest.mark.integration
-@each_half
-def test_all_notebooks_run_on_the_embedded_model(smoke, half):
-    out, report = smoke(half)
-    assert report.errors == [] and report.exit_code == 0
-    assert [run.name for run in report.notebooks] == half
-    for run in report.notebooks:
-        assert run.status == "ok"
-        assert run.parameters["out"] == str(out.resolve() / run.name)
-
-
-@pytest.mark.slow
-@pytest.mark.integration
-@each_ran
-def test_executed_notebook_has_figure_headline_and_result(smoke, half, name):
-    out, report = smoke(half)
-    nb = nbformat.read(out / f"{name}.ipynb", as_version=4)
-    counts = [cell.execution_count for cell in code(nb)]
-    assert counts == list(range(1, len(counts) + 1))
-    outputs = [output for cell in code(nb) for output in cell.outputs]
-    assert not any(output.output_type == "error" for output in outputs)
-    assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert "smollm2-135m float32 on" in "".join(o.text for o in outputs if o.output_type == "stream")
-
-    (run,) = [run for run in report.notebooks if run.name == name]
-    given = declared(notebook(name), name) | run.parameters
-    if "tasks" in given:
-        assert all(task in run.headline for task in given["tasks"])
-    else:  # every claim has its line
-        assert all(claim.id in run.headline for claim in CLAIMS)
-
-    result = Result.load(out / name)
-    assert (
-        list(result.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
-        and list(result.summary.columns) == SUMMARY_COLUMNS
-    )
-    conditions = result.record["conditions"]
-    if name in SWEPT:
-        dims = Dims(**result.record["model"]["dims"])
-        chosen = given.get("layers") or range(dims.n_layers)  # 04 can be told to remove heads of some layers only
-        wanted = [c for c in expand(SWEPT[name], dims) if all(a.layer in chosen for a in c.ablations)]
-        assert conditions == [str(c) for c in wanted]
-    counted = result.docs.groupby(["task", "metric"])[["condition", "doc_id"]].nunique()
-    assert (counted["condition"] == len(conditions)).all() and len(conditions) > 1
-    # in 06 one half of the documents chooses heads, and the other is what they are removed on
-    n_docs = given["limit"] // 2 if name == "06_reasoning_heads" else given["limit"]
-    assert (counted["doc_id"] == n_docs).all()
-
-
-@pytest.mark.slow
-@pytest.mark.integration
-@each_half
-def test_index_lists_every_notebook(smoke, half):
-    out, report = smoke(half)
-    index = (out / "index.html").read_text()
-    for run in report.notebooks:
-        assert f'href="{run.name}.html"' in index and run.question in html.unescape(index)
-    assert index.count("data:image/png;base64,") == len(half) and "No headline result" not in index
 
 
 @pytest.mark.slow

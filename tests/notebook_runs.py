@@ -1,0 +1,79 @@
+"""Notebooks that are run in the smoke profile, and what their results, pages and index have to hold.
+
+Two files of tests each run half of the notebooks, so that two processes can share them.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import nbformat
+
+from depthlens import paths
+from depthlens.ablations import Dims, expand
+from depthlens.analysis.results import DOCS_COLUMNS, Result
+from depthlens.analysis.stats import SUMMARY_COLUMNS
+from depthlens.claims import CLAIMS
+from depthlens.runner import execute
+from depthlens.runner.notebook_files import read_notebook
+from depthlens.runner.parameters import declared
+from depthlens.runner.report import RunReport
+
+NAMES = execute.notebook_names()
+# what these notebooks remove one at a time, whole; the others choose
+LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
+SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
+
+
+def run(names: list[str], out: Path) -> RunReport:
+    return execute.run(names, out=out, profile="smoke", progress=False)
+
+
+def check_run(report: RunReport, names: list[str]) -> None:
+    assert report.errors == [] and report.exit_code == 0
+    assert [run.name for run in report.notebooks] == names
+    for run in report.notebooks:
+        assert run.status == "ok"
+        assert run.parameters["out"] == str(report.out.resolve() / run.name)
+
+
+def check_notebook(report: RunReport, name: str) -> None:
+    """It ran through, and has a figure, a headline and a result."""
+    nb = nbformat.read(report.out / f"{name}.ipynb", as_version=4)
+    cells = [cell for cell in nb.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in cells]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert "smollm2-135m float32 on" in "".join(o.text for o in outputs if o.output_type == "stream")
+
+    (run,) = [run for run in report.notebooks if run.name == name]
+    given = declared(read_notebook(paths.notebooks_dir() / f"{name}.ipynb"), name) | run.parameters
+    if "tasks" in given:
+        assert all(task in run.headline for task in given["tasks"])
+    else:  # every claim has its line
+        assert all(claim.id in run.headline for claim in CLAIMS)
+
+    result = Result.load(report.out / name)
+    assert list(result.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
+    assert list(result.summary.columns) == SUMMARY_COLUMNS
+    conditions = result.record["conditions"]
+    if name in SWEPT:
+        dims = Dims(**result.record["model"]["dims"])
+        chosen = given.get("layers") or range(dims.n_layers)  # 04 can be told to remove heads of some layers only
+        wanted = [c for c in expand(SWEPT[name], dims) if all(a.layer in chosen for a in c.ablations)]
+        assert conditions == [str(c) for c in wanted]
+    counted = result.docs.groupby(["task", "metric"])[["condition", "doc_id"]].nunique()
+    assert (counted["condition"] == len(conditions)).all() and len(conditions) > 1
+    # in 06 one half of the documents chooses heads, and the other is what they are removed on
+    n_docs = given["limit"] // 2 if name == "06_reasoning_heads" else given["limit"]
+    assert (counted["doc_id"] == n_docs).all()
+
+
+def check_index(report: RunReport, names: list[str]) -> None:
+    index = (report.out / "index.html").read_text()
+    for run in report.notebooks:
+        assert f'href="{run.name}.html"' in index and run.question in html.unescape(index)
+    assert index.count("data:image/png;base64,") == len(names) and "No headline result" not in index
