@@ -53,10 +53,6 @@ NOT_RUN = {
     "make test": "runs this",
     "depthlens sweep path/to/r1 ": "needs a reasoning model",
 }
-    "make demo": "installs, and runs three notebooks (minutes)",
-    "make test": "runs this",
-    "depthlens sweep path/to/r1 ": "needs a reasoning model",
-}
 
 
 def test_every_command_is_run_or_says_why_not():
