@@ -103,8 +103,7 @@ class Spec:
 
     def agrees(self, effect: float, main: float) -> bool:
         """Whether an effect under another view speaks for the claim as the one that decides does."""
-        effect, main = effect - self.threshold, main - self.threshold
-        return self.passes(effect + self.threshold, effect + self.threshold) and effect * main > 0
+        return self.passes(effect, effect) and (effect - self.threshold) * (main - self.threshold) > 0
 
     @property
     def views(self) -> tuple[View, ...]:

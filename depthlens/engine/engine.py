@@ -160,11 +160,10 @@ class Engine:
         rows = self.cache.rows(requests, conditions)
         rows.entry = None
         longest = max((len(q.context) + len(getattr(q, "continuation", ())) for q in requests), default=0)
-        path, before = self._path(longest + max(lengths or [0])), self.work
-        path.work = work = Work()
+        path = self._path(longest + max(lengths or [0]))
+        path.work = work = Work()  # apart from what the engine itself has done
         with progress.bar(total=len(requests) * len(conditions), disable=True) as bar:
             path.plan(rows, bar, WorkRate(self.lens), lengths)
-        assert self.work is before
         return work, rows.n_known
 
     def path_for(self, longest: int) -> str:

@@ -115,6 +115,7 @@ def plan(
         UserError: for anything asked for that does not exist.
     """
     arguments.loaded(lens)
+    lens.needs_weights("plan")
     chosen = settled(options)
     conditions = expand(ablate, lens.dims)
     both = pairs.join_donor(lens, donor, conditions, chosen["backend"])
@@ -155,7 +156,7 @@ def plan(
     return Plan(
         table,
         seconds=seconds if measured else float("nan"),
-        peak_bytes=_peak_bytes(both, most, engine.batch_tokens, len(conditions)),
+        peak_bytes=_peak_bytes(both, most, engine.batch_tokens),
         store_bytes=store_bytes,
         gpu_seconds={name: total / (SHARE * peak) for name, peak in PEAKS.items()},
     )
@@ -236,7 +237,7 @@ def _seconds_of_a_text(lens: Lens, request: GenerateRequest, options: EvalOption
     return (time.monotonic() - began) * request.max_new_tokens / few
 
 
-def _peak_bytes(lens: Lens, work: Work, batch_tokens: int, n_conditions: int) -> int:
+def _peak_bytes(lens: Lens, work: Work, batch_tokens: int) -> int:
     """What this process holds now, and most of what a sweep adds."""
     dims, size = lens.dims, lens.dtype.itemsize
     states = work.states * dims.d_model * size * 2  # twice, while rows join
@@ -249,7 +250,7 @@ def _peak_bytes(lens: Lens, work: Work, batch_tokens: int, n_conditions: int) ->
 
 
 def _short(number: int | float) -> str:
-    """A large number in words: ``1.2 million``."""
+    """A large number in few letters: ``1.2e6``."""
     for size, name in ((1e18, "e18"), (1e15, "e15"), (1e12, "e12"), (1e9, "e9"), (1e6, "e6"), (1e3, "e3")):
         if number >= size:
             return f"{number / size:.3g}{name}"

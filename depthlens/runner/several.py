@@ -27,11 +27,9 @@ class SeveralReports:
 
     Attributes:
         reports: By model; those of models that were reached.
-        n_models: How many were asked for.
     """
 
     reports: dict[str, RunReport]
-    n_models: int
 
     @property
     def errors(self) -> list[str]:
@@ -104,7 +102,7 @@ def run_models(
             break
         _write(out, cards)
     _write(out, cards)
-    return SeveralReports(done, len(models))
+    return SeveralReports(done)
 
 
 def _card(card: pages.Card, report: RunReport) -> pages.Card:

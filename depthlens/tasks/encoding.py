@@ -163,6 +163,8 @@ def check_generation(name: str, settings: dict[str, Any]) -> None:
             low, high, _ = _SAMPLING[key]
             if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
                 raise UserError(f"task {name}: {key} {value!r}: give a number from {low:g} to {high:g}")
+            if key == "top_k" and not isinstance(value, int):
+                raise UserError(f"task {name}: top_k {value!r}: give a whole number of tokens, or 0 for all")
         if key == "do_sample" and not isinstance(value, bool | None):
             raise UserError(f"task {name}: do_sample {value!r}: give true or false")
         if key not in _SAMPLING and key not in (*LENGTHS, "until", "do_sample"):

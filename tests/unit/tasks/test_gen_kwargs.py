@@ -106,6 +106,7 @@ def test_choices_have_no_end(sweep):
     [
         ({"gen_kwargs": {"temperature": -1}}, r"task mini_writing: temperature -1: give a number from 0 to 100"),
         ({"gen_kwargs": {"temperature": 1, "top_p": 1.5}}, r"top_p 1.5: give a number from 0 to 1"),
+        ({"gen_kwargs": {"temperature": 1, "top_k": 2.5}}, "top_k 2.5: give a whole number of tokens, or 0 for all"),
         ({"gen_kwargs": {"temperature": "hot"}}, r"temperature 'hot': give a number"),
         ({"gen_kwargs": {"do_sample": True}}, "do_sample without a temperature; give one above 0"),
         ({"gen_kwargs": {"do_sample": False, "temperature": 0.7}}, "do_sample=False and temperature=0.7 contradict"),
