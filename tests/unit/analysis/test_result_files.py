@@ -49,8 +49,9 @@ def test_questions_travel_with_a_result(result, tmp_path):
         "reference",
         "choices",
         "doc_hash",
+        "subtask",
     ]
-    assert asked["doc_hash"].isna().all()  # as in a folder that says nothing of it
+    assert asked[["doc_hash", "subtask"]].isna().all(axis=None)  # as in a folder that says nothing of them
     whole.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "docs.parquet", "questions.parquet", "record.json", "summary.parquet",
