@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 import pandas as pd
 import tiny
 import torch
+from tqdm import tqdm
 
 import depthlens as dl
 from depthlens.engine import pack_runs
@@ -226,6 +228,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    tqdm.set_lock(threading.RLock())  # its own is shared by children: one that is killed would keep it for ever
+    tqdm.monitor_interval = 0  # a thread that may hold the lock while a child is forked
     if args.task:
         KINDS[args.kind]["tasks"] = [args.task]
     answer_cache.KEEP_SECONDS = args.keep_seconds
