@@ -39,6 +39,11 @@ MIDDLE = {"letters": 6, "retrieval": 5, "reasoning": 5, "writing": "6-7"}
 LATE = {"letters": 10, "retrieval": 10, "reasoning": 8, "writing": "8-11"}
 # a claim with bounds for every layer needs more documents, and knowledge in the first tenth of the layers too
 DOCUMENTS, WHERE_TRUE = {"C1": 120}, {"C1": {"knowledge_layers": "1"}}
+# in nats, the head that retrieval builds on counts as much as the one that retrieves: it stands where plain text is, so
+# that retrieval is deeper under the view of all layers as well
+WHERE_FALSE = {
+    "C3": {"previous_layer": 3, "text_layers": "3", "knowledge_layers": "3", "letter_layers": None, "copying_layer": 6}
+}
 NOISE = 0.6  # every task is solved, and noise decides some documents where a layer is missing
 JUDGED_BY_TREND = ("likelihood", "generation", "knowledge", "retrieval", "reasoning")
 
@@ -159,7 +164,7 @@ def evidence(claim: str, *, true: bool, seed: int) -> dl.claims.Evidence:
 
     An organism takes no examples, so three few-shot seeds are the same sweep three times.
     """
-    truth, planted = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], {})
+    truth, planted = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], WHERE_FALSE.get(claim, {}))
     name = organism_name(truth, seed, noise=NOISE, **planted)
     roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
     roles["long_text"] = roles["text"]  # all prompts of organisms are of one length

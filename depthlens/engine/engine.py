@@ -15,7 +15,7 @@ from depthlens import backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import memory_budget, nonfinite
+from depthlens.engine import made_up_answers, memory_budget, nonfinite
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
@@ -25,8 +25,10 @@ from depthlens.errors import Interrupted, UserError, unknown
 from depthlens.models import offload, pairs
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerCache
 from depthlens.store.answer_rows import AnswerRows
+from depthlens.store.dry_run import DryRun
 
 PATHS = ("wavefront", "padded_rows")
 
@@ -106,6 +108,11 @@ class Engine:
         """Token budget of one batch, as it is by now: it falls where memory runs out."""
         return self.budget.batch_tokens
 
+    def like(self) -> Engine:
+        """Another engine of the same model, backend, path and budget, without a store and a bar."""
+        options: dict[str, Any] = {"path": self.path, "batch_tokens": self.batch_tokens, "means": self.backend.means}
+        return Engine(self.lens, backend=self.backend.name, progress=False, **options)
+
     def loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], desc: str = "loglikelihood"
     ) -> list[list[LoglikelihoodAnswer]]:
@@ -118,6 +125,8 @@ class Engine:
             UserError: a condition needs a donor and there is none, or an answer is not finite.
             Interrupted: Ctrl-C; the message says what is stored.
         """
+        if run := dry_run.current():
+            return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
             path = self._path(max((len(q.inputs) for q in requests), default=0))
             path.loglikelihood(rows, bar)
@@ -138,6 +147,8 @@ class Engine:
         """
         if self.lens.stream:
             raise UserError(offload.NO_GENERATION)
+        if run := dry_run.current():
+            return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
             path = self._path(max((len(q.context) + q.max_new_tokens for q in requests), default=0))
             path.generate_until(rows, bar)
@@ -158,7 +169,7 @@ class Engine:
             The work, and how many answers are known already.
         """
         rows = self.cache.rows(requests, conditions)
-        rows.entry = None
+        rows.only_count(dry_run.current() or DryRun())
         longest = max((len(q.context) + len(getattr(q, "continuation", ())) for q in requests), default=0)
         path = self._path(longest + max(lengths or [0]))
         path.work = work = Work()  # apart from what the engine itself has done

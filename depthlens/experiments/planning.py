@@ -12,40 +12,27 @@ operations take at `SHARE` of its peak, as its vendor states it for dense produc
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, cast
 
 import pandas as pd
-import psutil
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, Condition, expand
-from depthlens.engine import memory_budget
+from depthlens.ablations import Condition, expand
 from depthlens.engine.engine import Engine
-from depthlens.engine.packed_trees import UNEMBED_ROWS
-from depthlens.engine.work import Work
 from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.views import references_of, tokens_of_prompts, views_of
 from depthlens.models import loading, pairs
 from depthlens.models.lens import Lens
-from depthlens.requests import GenerateRequest
+from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerStore
-from depthlens.tasks.answer_logprob import written_answer
-from depthlens.tasks.prepared_task import Prepared, by_document
 
-SECONDS = 2.0  # of trying
-TOKENS = 8  # that are written to try how fast it goes, where whole texts would take longer
 SHARE = 0.4  # of a GPU's peak
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense, bfloat16
-ROW_BYTES = 40  # of an answer in the store; a text takes its letters more
-COLUMNS = [
-    "task", "conditions", "documents", "rows", "known", "tokens", "unshared_tokens", "written_tokens",
-    "most_written_tokens", "flops",
-]  # fmt: skip
+COUNTS = ("rows", "known", "tokens", "unshared_tokens", "written_tokens", "most_written_tokens", "flops")
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class Plan:
 
     def describe(self) -> list[str]:
         """The plan in sentences."""
-        total = {name: int(value) for name, value in self.table.drop(columns="task").sum().items()}
+        total = {name: int(self.table[name].sum()) for name in COUNTS}
         if not total["rows"]:
             return ["The store has every answer: nothing is computed."]
         known = f"; the store has {total['known']:,} more" if total["known"] else ""
@@ -125,39 +112,38 @@ def plan(
     views = views_of(lens, tasks, chosen)
     prompts = tokens_of_prompts(lens, conditions, resample_prompts)
     references = references_of(lens, views, chosen, conditions, with_prompts=bool(prompts))
-    rows, most, store_bytes, seconds = [], Work(), 0, 0.0
+    rows, lines = [], []
     for view in views:
         reference = references.get(view.name)
-        lengths = _reference_lengths(lens, view) if view.output_type == "generate_until" else None
-        rate = mean = None
-        if measured:
-            rate, mean = _tried(both, view, conditions, chosen, lengths)
-        if lengths is not None and mean is not None:
-            lengths = [round(mean)] * len(lengths)
-        work, known = Work(), 0
-        for one in reference.with_prompts(prompts) if reference and prompts else [reference]:
-            cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
-            engine = Engine(
-                both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], progress=False, cache=cache
-            )
-            once, n_known = engine.plan(view.requests, conditions, lengths)
-            work.add(once)
-            known += n_known
-        seconds += work.flops(both) / rate if rate else 0.0
-        most.add(work)
-        allowed = sum(q.max_new_tokens for q in view.requests if isinstance(q, GenerateRequest))
-        longest = round(allowed * work.rows / max(1, len(view.requests)))
-        counts = work.rows, known, work.tokens, work.unshared_tokens, work.written_tokens, longest
+        with dry_run.counting(measured=measured) as run:
+            for one in reference.with_prompts(prompts) if reference and prompts else [reference]:
+                cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
+                engine = Engine(both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], cache=cache)
+                view.run(engine, conditions)
+        counts = {name: sum(line[name] for line in run.lines) for name in COUNTS}
         n_docs = len(cast(pd.DataFrame, view.asked))
-        rows.append((view.name, len(conditions), n_docs, *counts, work.flops(both)))
-        store_bytes += ROW_BYTES * work.rows + 4 * work.written_tokens
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    total = float(table["flops"].sum())
+        rows.append({"task": view.name, "conditions": len(conditions), "documents": n_docs, **counts})
+        lines += run.lines
+    return planned(pd.DataFrame(rows), lines)
+
+
+def planned(table: pd.DataFrame, lines: Sequence[Mapping[str, Any]]) -> Plan:
+    """The plan of what a dry run has counted.
+
+    Args:
+        table: As of `Plan`.
+        lines: What `depthlens.store.dry_run.DryRun.note` took.
+    """
+    seconds = [line["seconds"] for line in lines]
+    timed = [line for line in lines if line.get("flops") and line["seconds"]]
+    rate = sum(line["flops"] for line in timed) / max(1e-9, sum(line["seconds"] for line in timed))
+    # what is measured text by text is not counted in operations: it has those that this machine makes in that time
+    total = sum(line["flops"] if "flops" in line else line["seconds"] * rate for line in lines)
     return Plan(
         table,
-        seconds=seconds if measured else float("nan"),
-        peak_bytes=_peak_bytes(both, most, engine.batch_tokens),
-        store_bytes=store_bytes,
+        seconds=float("nan") if None in seconds else sum(seconds),
+        peak_bytes=max((line["peak_bytes"] for line in lines if "peak_bytes" in line), default=0),
+        store_bytes=sum(line["store_bytes"] for line in lines),
         gpu_seconds={name: total / (SHARE * peak) for name, peak in PEAKS.items()},
     )
 
@@ -185,68 +171,6 @@ def run_plan(
     loaded = load_tasks(cast(Sequence[str], tasks), settled(options))  # its errors come before the model is loaded
     lens = loading.load(model, dtype=dtype, device=device, offload=offload)
     return plan(lens, loaded, ablate, donor=donor, resample_prompts=resample_prompts, **options)
-
-
-def _reference_lengths(lens: Lens, view: Any) -> list[int]:
-    """About how many tokens each text has: as many as its reference answer, and one that ends it."""
-    found = []
-    groups = by_document(view.task.instances) if isinstance(view, Prepared) else {}
-    known = {d: written_answer(view.task, group[0].doc) for d, group in groups.items()}
-    documents = [d for d, group in groups.items() for _ in range(len(view.requests) // max(1, len(groups)))]
-    for i, request in enumerate(view.requests):
-        answer = known.get(documents[i]) if i < len(documents) else None
-        most = request.max_new_tokens
-        n = most // 2 if answer is None else len(lens.tokenizer(str(answer), add_special_tokens=False).input_ids) + 1
-        found.append(max(1, min(most, n)))
-    return found
-
-
-def _tried(
-    lens: Lens, view: Any, conditions: Sequence[Condition], options: EvalOptions, lengths: Sequence[int] | None
-) -> tuple[float, float | None]:
-    """Operations a second, and tokens that are written in a text on average; None where that was not tried.
-
-    From some documents of a task under some conditions, twice as many as before until it took half of `SECONDS`.
-    """
-    usable = [c for c in conditions if not c.uses_mean and not c.uses_resample]
-    some = usable[:: max(1, len(usable) // 8)]
-    requests = list(view.requests)
-    if lengths is not None and _seconds_of_a_text(lens, requests[0], options) > SECONDS:
-        requests = [replace(request, max_new_tokens=min(TOKENS, request.max_new_tokens)) for request in requests]
-    n, start = 4, time.monotonic()
-    while True:
-        engine = Engine(lens, backend=options["backend"], batch_tokens=options["batch_tokens"], progress=False)
-        ask = engine.loglikelihood if lengths is None else engine.generate_until
-        began = time.monotonic()
-        ask(requests[:n], some)
-        took = time.monotonic() - began
-        if time.monotonic() - start > SECONDS / 2 or n >= len(requests):
-            break
-        n *= 2
-    cut = bool(requests) and requests[0] != view.requests[0]
-    mean = None if lengths is None or cut else engine.work.written_tokens / max(1, engine.work.rows)
-    return engine.work.flops(lens) / max(took, 1e-9), mean
-
-
-def _seconds_of_a_text(lens: Lens, request: GenerateRequest, options: EvalOptions) -> float:
-    """About how long the longest text would take to write, from a few of its tokens."""
-    few = min(TOKENS, request.max_new_tokens)
-    engine = Engine(lens, backend=options["backend"], progress=False)
-    began = time.monotonic()
-    engine.generate_until([replace(request, max_new_tokens=few)], [BASELINE])
-    return (time.monotonic() - began) * request.max_new_tokens / few
-
-
-def _peak_bytes(lens: Lens, work: Work, batch_tokens: int) -> int:
-    """What this process holds now, and most of what a sweep adds."""
-    dims, size = lens.dims, lens.dtype.itemsize
-    states = work.states * dims.d_model * size * 2  # twice, while rows join
-    keys = work.keys * 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * size
-    vocabulary = lens.model.get_output_embeddings().weight.shape[0]
-    logits = min(UNEMBED_ROWS, max(1, work.unembedded)) * vocabulary * (4 + size)
-    return int(
-        psutil.Process().memory_info().rss + states + keys + logits + batch_tokens * memory_budget.chunk_bytes(lens)
-    )
 
 
 def _short(number: int | float) -> str:

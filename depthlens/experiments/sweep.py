@@ -28,6 +28,7 @@ from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
 from depthlens.models.offload import NO_GENERATION
 from depthlens.requests import LoglikelihoodRequest
+from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks import groups
 
@@ -278,7 +279,7 @@ def condition_sweep(
     def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
         cache = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
         means = None
-        if reference is not None and cache.lacks(view.requests, conditions):
+        if reference is not None and not dry_run.current() and cache.lacks(view.requests, conditions):
             means = reference.measure(both)
         engine = Engine(
             both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], cache=cache

@@ -41,6 +41,9 @@ def explain(name: str, error: Exception, offline: bool) -> UserError:
     if any(isinstance(x, OSError) and x.errno == errno.ENOSPC for x in chain):
         fault = f"model {name!r} cannot be stored: no space left on the device"
         return UserError(f"{fault}; free some, or set HF_HOME to a folder on another")
+    if has(hub.RevisionNotFoundError) or "not a valid git identifier" in text:
+        fault = f"model {name!r} has no such revision on the hub"
+        return UserError(f"{fault}; give a branch, tag or commit that its page lists")
     if has(hub.RepositoryNotFoundError) or "not a valid model identifier" in text:
         fault = f"model {name!r} does not exist on the hub, or is private"
         return UserError(f"{fault}; check the spelling or set HF_TOKEN")

@@ -1,8 +1,9 @@
 """From a name to a model that can be taken apart: ``load(name) -> Lens``.
 
-A name is an alias (``depthlens models`` lists them), an organism (`depthlens.organisms`), a Hugging Face hub id, a
-directory or a ``.gguf`` file. `depthlens.models.sources` finds what it names; this module has one loader for each kind
-of source. Weights are read from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
+A name is an alias (``depthlens models`` lists them), an organism (`depthlens.organisms`), a Hugging Face hub id, with a
+revision where one is named (``EleutherAI/pythia-70m@step1000``), a directory or a ``.gguf`` file.
+`depthlens.models.sources` finds what it names; this module has one loader for each kind of source. Weights are read
+from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
         raise UserError(f"model file {source.name!r}: layers can be read from safetensors only; {fix}")
     with _explained(source.name):
         config, tokenizer = _read_config(source)
-        checkpoint = Checkpoint(source.place, config)
+        checkpoint = Checkpoint(source.place, config, revision=source.revision)
         model, info = checkpoint.skeleton(dtype)
     _refuse_unfilled(source.name, info)
     with _fitting(source.name, device):
@@ -137,6 +138,10 @@ def _load_remote(source: Source) -> Lens:
 
     if source.gguf:
         raise UserError(f"model file {source.name!r}: a server holds models by hub id; give that, or remote='local'")
+    if source.revision:
+        raise UserError(
+            f"model {source.name!r}: a server holds main revisions; leave {source.revision!r} or remote out"
+        )
     served = remote.find(source.place)  # before anything is downloaded
     with _explained(source.name):
         config, tokenizer = _read_config(source)
@@ -157,6 +162,8 @@ def _hub_options(source: Source) -> dict[str, Any]:
     options: dict[str, Any] = {"trust_remote_code": False}
     if source.gguf:
         options["gguf_file"] = source.gguf
+    if source.revision:
+        options["revision"] = source.revision
     if source.only_cached:
         options["local_files_only"] = True
     return options

@@ -71,20 +71,21 @@ class Checkpoint:
     Args:
         source: Directory or hub id; from the hub the files are downloaded.
         config: The model's configuration.
+        revision: Of a hub id; None: its main one.
 
     Raises:
         UserError: the weights are quantised.
         OSError: there are no safetensors files.
     """
 
-    def __init__(self, source: str, config: PreTrainedConfig) -> None:
+    def __init__(self, source: str, config: PreTrainedConfig, *, revision: str | None = None) -> None:
         if getattr(config, "quantization_config", None):
             fix = "convert it once to float16, bfloat16 or float32, or load it without offload"
             raise UserError(f"model {source!r} is quantised and cannot be offloaded; {fix}")
         self.config = config
         self.paths: list[str] = []
         self.tensors: dict[str, Stored] = {}  # by name in the files
-        for path in _files(source):
+        for path in _files(source, {"revision": revision} if revision else {}):
             self.paths.append(path)
             file = safe_open(path, framework="pt", backend="pread")
             self.tensors |= {key: Stored(file, key) for key in file.keys()}
@@ -111,13 +112,13 @@ class Checkpoint:
         )
 
 
-def _files(source: str) -> list[str]:
-    if single := cached_file(source, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False):
+def _files(source: str, at: dict[str, Any]) -> list[str]:
+    if single := cached_file(source, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **at):
         return [single]
-    index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **at)
     if index is None:
         raise OSError(f"no file named {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
-    return get_checkpoint_shard_files(source, index)[0]
+    return get_checkpoint_shard_files(source, index, **at)[0]
 
 
 class Stream:

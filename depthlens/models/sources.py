@@ -37,6 +37,7 @@ class Source:
         kind: ``organism``, ``embedded``, ``adapter``, ``folder``, ``gguf`` or ``hub``.
         place: Folder, or hub id; "" for what is built or made on first use.
         gguf: Name of the file in the folder, where that is to be read.
+        revision: Branch, tag or commit of the hub; None: its main one.
         only_cached: The hub is not asked, or gave no answer: files come from its local cache.
     """
 
@@ -44,6 +45,7 @@ class Source:
     kind: str
     place: str = ""
     gguf: str | None = None
+    revision: str | None = None
     only_cached: bool = False
 
 
@@ -51,7 +53,8 @@ def find(name: Any, *, weights: bool = True) -> Source:
     """Which model a name means; for local files, also whether the class is one that depthlens knows.
 
     Args:
-        name: Alias, organism, hub id, directory or ``.gguf`` file.
+        name: Alias, organism, hub id, directory or ``.gguf`` file. ``ID@REVISION`` is a branch, tag or commit of a
+            model on the hub.
         weights: Whether a directory must hold weights.
 
     Raises:
@@ -68,11 +71,24 @@ def find(name: Any, *, weights: bool = True) -> Source:
             made = row.source in ("embedded", "adapter")
             return Source(name, row.source) if made else Source(name, "hub", row.source)
     try:
-        return _on_disk(name, Path(name).expanduser(), weights) or Source(name, "hub", name)
+        return _on_disk(name, Path(name).expanduser(), weights) or _on_hub(name)
     except (OSError, ValueError) as e:  # a name that is too long for a path, or a folder that may not be read
         if isinstance(e, UserError):
             raise
         raise UserError(f"model {name!r} cannot be read: {getattr(e, 'strerror', None) or e}; give another") from e
+
+
+def _on_hub(name: str) -> Source:
+    """A hub id, or an alias of one, with or without a revision."""
+    model, at, revision = name.partition("@")
+    if not at:
+        return Source(name, "hub", name)
+    if not model.strip() or not revision.strip():
+        raise UserError(f"model {name!r}: give a model and a revision, such as owner/name@main")
+    found = find(model)
+    if found.kind != "hub":
+        raise UserError(f"model {name!r}: only models of the hub have revisions, and {model!r} is of another kind")
+    return replace(found, name=name, revision=revision)
 
 
 def _on_disk(name: str, path: Path, weights: bool) -> Source | None:
@@ -94,9 +110,9 @@ def _on_disk(name: str, path: Path, weights: bool) -> Source | None:
         return Source(name, "folder", str(path))
     if path.exists():
         raise UserError(f"model {name!r} is a file but not a .gguf file; give a directory or a .gguf file")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
         raise UserError(f"model directory {name!r} does not exist; give a folder written by save_pretrained")
-    if "/" not in name:
+    if "/" not in name and "@" not in name:
         fix = "'depthlens models' lists all; a hub id is owner/name"
         raise unknown("model", name, [row.alias for row in NAMED], fix)
     return None
@@ -129,20 +145,23 @@ def probe(source: Source) -> Source:
 
     seconds = _seconds(os.environ.get("HF_HUB_ETAG_TIMEOUT", SECONDS))
     file, only_cached = (source.place, "config.json"), is_offline_mode()
+    at: dict[str, Any] = {"revision": source.revision} if source.revision else {}
     try:
         if not only_cached:
             try:
                 # a name server that is silent has no timeout but that of a thread which nobody waits for
                 with ThreadPool(1) as pool:
-                    pool.apply_async(get_hf_file_metadata, (hf_hub_url(*file),), {"timeout": seconds}).get(seconds)
+                    pool.apply_async(get_hf_file_metadata, (hf_hub_url(*file, **at),), {"timeout": seconds}).get(
+                        seconds
+                    )
             except (hub.HTTPError, ConnectionError, NoAnswer) as e:
                 if getattr(e, "response", None) is not None:
                     raise  # it is an answer
-                if not isinstance(try_to_load_from_cache(*file), str):
+                if not isinstance(try_to_load_from_cache(*file, **at), str):
                     raise
                 log.warning("model %r: no answer from the hub; what its local cache holds is used", source.name)
                 only_cached = True
-        config = hf_hub_download(*file, local_files_only=only_cached)
+        config = hf_hub_download(*file, local_files_only=only_cached, **at)
     except (OSError, ValueError, hub.HTTPError, NoAnswer) as e:
         raise explain(source.name, e, is_offline_mode()) from e
     _known_class(source.name, Path(config))

@@ -46,7 +46,7 @@ from depthlens.runner.report import NotebookRun, RunReport
 logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 
-class _OwnInterpreter(AsyncKernelManager):
+class OwnInterpreter(AsyncKernelManager):
     """Starts the kernel with the Python that runs depthlens, not with what is registered as ``python3``."""
 
     @default("transport_encryption")
@@ -266,7 +266,7 @@ def _execute(nb: nbformat.NotebookNode, on_cell_start: Callable[..., None]) -> N
         output_path=None,  # papermill writes in place; we write whole files
         progress_bar=False,
         start_timeout=120,
-        kernel_manager_class=_OwnInterpreter,
+        kernel_manager_class=OwnInterpreter,
         on_cell_start=on_cell_start,
         coalesce_streams=True,  # a progress bar leaves its last line, not every one
     )

@@ -51,16 +51,20 @@ def failed_cell(nb: nbformat.NotebookNode) -> tuple[int, str] | None:
     for number, cell in enumerate(nb.cells, start=1):
         if not cell.metadata.get("papermill", {}).get("exception"):
             continue
-        errors = [output for output in cell.outputs if output.output_type == "error"]
-        if not errors:
-            return number, "stopped without an error message"
-        kind, message = errors[-1].ename, " ".join(errors[-1].evalue.split())
-        if len(message) > _MAX_MESSAGE:
-            message = f"{message[:_MAX_MESSAGE]}..."
-        if kind != "UserError":  # a bug cannot be understood without the type of its error
-            message = f"{kind}: {message}" if message else kind
-        return number, message
+        return number, error_of(cell) or "stopped without an error message"
     return None
+
+
+def error_of(cell: nbformat.NotebookNode) -> str | None:
+    """The last error message among a code cell's outputs; None where there is none."""
+    errors = [output for output in cell.outputs if output.output_type == "error"]
+    if not errors:
+        return None
+    kind, message = errors[-1].ename, " ".join(errors[-1].evalue.split())
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[:_MAX_MESSAGE]}..."
+    # a bug cannot be understood without the type of its error
+    return message if kind == "UserError" else f"{kind}: {message}" if message else kind
 
 
 def run_state(nb: nbformat.NotebookNode) -> dict[str, Any]:

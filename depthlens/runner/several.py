@@ -48,6 +48,23 @@ def folder_name(model: str) -> str:
     return re.sub(r"[^\w.@=,+-]", "_", name)
 
 
+def checked(models: Sequence[str], parameters: Mapping[str, object] | None) -> tuple[Sequence[str], list[str]]:
+    """Several models, each of which can be reached, and the folder of each.
+
+    Raises:
+        UserError: see `run_models`.
+    """
+    models = arguments.names("models", models, "smollm2-135m")
+    if "model" in (parameters or {}):
+        raise UserError("the parameter model and several models: give one of them")
+    folders = [folder_name(model) for model in models]
+    if repeated := next((f for i, f in enumerate(folders) if f in folders[:i]), None):
+        raise UserError(f"models: two of them would write to the folder {repeated!r}; run one of them apart")
+    for model in models:
+        sources.probe(sources.find(model))
+    return models, folders
+
+
 def run_models(
     names: Sequence[str] | str,
     models: Sequence[str],
@@ -71,15 +88,9 @@ def run_models(
         UserError: a model that does not exist, cannot be reached or is named twice; or see
             `depthlens.runner.execute.run`.
     """
-    models = arguments.names("models", models, "smollm2-135m")
-    if "model" in (parameters or {}):
-        raise UserError("the parameter model and several models: give one of them")
+    models, folders = checked(models, parameters)
     arguments.check(out=out)
-    out, folders = Path(out), [folder_name(model) for model in models]
-    if repeated := next((f for i, f in enumerate(folders) if f in folders[:i]), None):
-        raise UserError(f"models: two of them would write to the folder {repeated!r}; run one of them apart")
-    for model in models:
-        sources.probe(sources.find(model))
+    out = Path(out)
     prepared = {
         model: execute.prepare(
             names, out=out / folder, profile=profile, parameters={**(parameters or {}), "model": model}

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from depthlens import progress as bars
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
+from depthlens.store.dry_run import DryRun
 from depthlens.store.parts import Entry
 from depthlens.store.reservations import Reservations
 
@@ -20,6 +21,7 @@ Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a gen
 Row = tuple[int, int]  # condition, request
 Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
 Compute = Callable[[list[int], list[int]], None]  # fills the answers of a product and calls `AnswerRows.put`
+COUNTED = "counted"  # stands for an answer that a dry run has counted before
 _WAIT = 0.2  # seconds between looks at what another process has reserved
 
 
@@ -64,6 +66,18 @@ class AnswerRows:
         self._n_stored = 0
         self._bar: bars.Bar | None = None
         self.n_known = self._read()
+
+    def only_count(self, run: DryRun) -> None:
+        """From now on nothing is stored, and rows that a dry run has counted before are known."""
+        entry, self.entry = self.entry, None
+        if entry is None:
+            return
+        missing = [(c, r) for c, row in enumerate(self.answers) for r, answer in enumerate(row) if answer is None]
+        known = run.counted([_number(entry.key, entry.label, self.addresses[c], self._digests[r]) for c, r in missing])
+        for (c, r), before in zip(missing, known, strict=True):
+            if before:
+                self.answers[c][r] = COUNTED
+        self.n_known += sum(known)
 
     def show_on(self, bar: bars.Bar) -> None:
         """Show on a bar how many rows are stored, from now on."""
@@ -193,6 +207,12 @@ class AnswerRows:
             except OSError as e:
                 raise entry.store.unwritable(e) from e
             yield products
+
+
+def _number(*address: str) -> int:
+    """A row as a number of 64 bits with a sign."""
+    text = " ".join(address)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
 
 
 def _index(names: Sequence[str]) -> dict[str, list[int]]:

@@ -25,7 +25,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
+from depthlens.store import dry_run
 from depthlens.tasks import truncation
 from depthlens.tasks.groups import Member
 
@@ -112,7 +113,23 @@ class Prepared:
         answer: Callable[..., list[list[Any]]] = engine.loglikelihood
         if self.output_type == "generate_until":
             answer = engine.generate_until
-        return answer(self.requests, conditions, desc=self.name)
+        requests = self.with_right_answers() if dry_run.current() else self.requests
+        return answer(requests, conditions, desc=self.name)
+
+    def with_right_answers(self) -> list[Any]:
+        """The requests, each of which knows whether it is right or what is."""
+        assert self.asked is not None
+        columns = (self.asked[name] for name in ("doc_id", "reference", "choices"))
+        known = {doc_id: (reference.split(" | "), choices) for doc_id, reference, choices in zip(*columns, strict=True)}
+        remaining: Iterator[Any] = iter(self.requests)
+        found: list[Any] = []
+        for instance, n_windows in zip(self.task.instances, self.windows, strict=True):
+            references, choices = known[instance.doc_id]
+            right: str | bool | None = references[0] if self.output_type == "generate_until" else None
+            if self.output_type == "multiple_choice" and choices is not None and instance.idx < len(choices):
+                right = choices[instance.idx] in references
+            found += [replace(request, right=right) for request in islice(remaining, n_windows)]
+        return found
 
     def score(self, answers: Sequence[Any]) -> Iterator[Score]:
         """Score one condition's answers with lm-eval.

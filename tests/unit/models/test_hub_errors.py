@@ -47,6 +47,11 @@ NO_PICKLES = OSError("x/y does not appear to have a file named model.safetensors
     [
         (GATED, False, "is gated: accept its licence on its hub page, then set HF_TOKEN"),
         (MISSING, False, "does not exist on the hub, or is private; check the spelling or set HF_TOKEN"),
+        (
+            answer(hub.RevisionNotFoundError, 404),
+            False,
+            "has no such revision on the hub; give a branch, tag or commit",
+        ),
         (NOT_CACHED, False, "cannot be reached: no connection to the hub; check the network"),
         (NOT_CACHED, True, "is not in the local cache and HF_HUB_OFFLINE=1; unset it"),
         (hub.OfflineModeIsEnabled("offline"), False, "is not in the local cache and HF_HUB_OFFLINE=1"),

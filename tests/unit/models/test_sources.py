@@ -34,8 +34,52 @@ def test_what_a_name_stands_for(tmp_path):
     assert sources.find("organism:seed=3,decoy").kind == "organism"
     assert sources.find("owner/name") == sources.Source("owner/name", "hub", "owner/name")
     assert sources.find("qwen3-8b").place == "Qwen/Qwen3-8B"
+    tagged = sources.Source("owner/name@step100", "hub", "owner/name", revision="step100")
+    assert sources.find("owner/name@step100") == tagged
+    assert sources.find("qwen3-8b@refs/pr/1").place == "Qwen/Qwen3-8B"
+    assert sources.find("qwen3-8b@refs/pr/1").revision == "refs/pr/1"
     (folder / "model.safetensors").unlink()
     assert sources.find(folder, weights=False).kind == "folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("smollm2-135m@main", "only models of the hub have revisions, and 'smollm2-135m' is of another kind"),
+        ("owner/name@", "give a model and a revision, such as owner/name@main"),
+        ("@step100", "give a model and a revision, such as owner/name@main"),
+        ("qwen3-8@main", "unknown model 'qwen3-8'"),
+        ("./none@main", "model directory './none@main' does not exist"),
+    ],
+)
+def test_revisions_that_mean_nothing(name, said):
+    with pytest.raises(UserError, match="^[^\n]*$") as refused:
+        sources.find(name)
+    assert said in str(refused.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [None, "disk"])
+def test_a_revision_is_that_of_the_cache(tmp_path, offload):
+    """Two revisions of one model, as the hub's client keeps them; each is loaded by its name without a network."""
+    for step, commit in (("step1", "1" * 40), ("step2", "2" * 40)):
+        there = tmp_path / "hub" / "models--owner--name"
+        made = tiny.model("llama-gqa", max_position_embeddings=128)
+        made.model.norm.weight.data.fill_(float(step[-1]))
+        made.save_pretrained(there / "snapshots" / commit)
+        tiny.tokenizer().save_pretrained(there / "snapshots" / commit)
+        (there / "refs").mkdir(exist_ok=True)
+        (there / "refs" / step).write_text(commit)
+    program = (
+        "import depthlens as dl\n"
+        f"loaded = [dl.load(f'owner/name@step{{i}}', offload={offload!r}) for i in (1, 2)]\n"
+        "print([lens.model.model.norm.weight[0].item() for lens in loaded])\n"
+        "dl.load('owner/name@step3')"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout == "[1.0, 2.0]\n", done.stderr
+    assert done.stderr.splitlines()[-1].startswith("depthlens.errors.UserError: model 'owner/name@step3' is not in the")
 
 
 def test_the_lists_of_names_agree_with_what_knows_them_better():

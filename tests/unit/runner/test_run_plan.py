@@ -1,0 +1,91 @@
+"""What a run of notebooks is said to cost is what it then computes, and planning stores nothing."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import stores
+import tiny
+
+from depthlens import cli, runner
+from depthlens.store import inspection, parts
+
+PARAMETERS = {"limit": 3, "num_fewshot": 0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.save(tmp_path_factory.mktemp("models") / "first", "llama-gqa", max_position_embeddings=4096))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHLENS_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def plan(model, names="00_tour", **changes):
+    values = PARAMETERS | {"model": model} | changes
+    return runner.plan_run(names, profile=None, parameters=values, progress=False)
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_plan_are_those_that_a_run_computes(model, store, tmp_path):
+    planned = plan(model)
+    assert planned.stopped == [] and stores.parts(store) == []
+    (row,) = planned.plan.table.to_dict("records")
+    assert row["notebook"] == "00_tour" and row["calls"] >= 2 and row["flops"] > 0
+    assert planned.plan.seconds >= row["seconds"] - 1 and planned.plan.peak_bytes > 0
+    values = PARAMETERS | {"model": model}
+    done = runner.run("00_tour", out=tmp_path / "out", profile=None, parameters=values, progress=False)
+    assert done.errors == []
+    assert row["rows"] == inspection.contents(parts.open_store(str(store)))["rows"].sum()
+    again = plan(model)
+    assert again.plan.table["rows"].sum() == 0 and again.plan.table["known"].sum() >= row["rows"]
+    assert again.plan.describe()[0] == "The store has every answer: nothing is computed."
+
+
+@pytest.mark.slow
+def test_what_one_notebook_computes_the_next_one_has(model, store):
+    first, second = plan(model, ["00_tour", "08_geometry"], tasks=["capitals_continuation"]).plan.table.to_dict(
+        "records"
+    )
+    assert (first["notebook"], second["notebook"]) == ("00_tour", "08_geometry")
+    assert second["known"] >= 6 * 3 * 4, "the layer sweep of the tour"
+
+
+@pytest.mark.slow
+def test_a_cell_that_stops_is_named(tmp_path):
+    """This model's context is too short for the prompts; that is found in its kernel."""
+    short = str(tiny.save(tmp_path / "short", "llama-gqa", max_position_embeddings=2))
+    planned = plan(short)
+    assert planned.stopped and all(re.match(r"00_tour, cell \d+: .+", line) for line in planned.stopped)
+    assert "Not counted: 00_tour, cell" in repr(planned)
+
+
+@pytest.mark.slow
+def test_the_command_prints_it_and_writes_nothing(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "00_tour", "--plan", "--models", model, "-p", "limit", "2", "-p", "num_fewshot", "0"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert said.startswith(f"{model}\n") and "00_tour" in said and "floating point operations" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["00_tour"], "no --out"),
+        (["00_tuor", "--plan"], "00_tuor"),
+        (["00_tour", "--plan", "-p", "limit", "-1"], "limit -1"),
+        (["00_tour", "--plan", "--models", "smollm2-135m,no/such"], "model 'no/such'"),
+    ],
+)
+def test_mistakes_are_one_line(typed, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", *typed])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("Error: ") and said in error
