@@ -287,6 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapter", required=True, choices=ADAPTERS)
     parser.add_argument("--steps", type=int, default=Settings.steps, help="length of the run (%(default)s)")
     parser.add_argument("--stop-after", type=int, help="stop after this step of the run; --resume goes on from there")
+    parser.add_argument("--stage-every", type=int, help="write the adapter after every so many steps, too: OUT-stepN")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--out", type=Path, help="folder of the adapter (data/adapters/smollm2-135m-ADAPTER)")
     parser.add_argument(
@@ -303,7 +304,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(lens.model, lens.tokenizer, settings, checkpoint)
     if args.resume:
         trainer.resume()
-    trainer.run(args.stop_after)
+    end = args.stop_after or settings.steps
+    if args.stage_every:
+        for step in range(args.stage_every, end + 1, args.stage_every):
+            if step > trainer.done:
+                trainer.run(step)
+                write(trainer, out.with_name(f"{out.name}-step{step}"))
+    trainer.run(end)
     if trainer.done < settings.steps:
         return
     write(trainer, out)
