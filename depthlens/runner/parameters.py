@@ -19,7 +19,7 @@ from depthlens import arguments, paths
 from depthlens.errors import UserError, unknown
 from depthlens.models import sources
 
-MODELS = ("model", "base", "distilled", "organism")  # parameters whose values are names of models
+MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
 TASKS = ("tasks", "more", "knowledge", "reasoning")  # and of tasks
 _UNREADABLE = object()
 ANY = object()  # the default is not a literal, so that nothing is known about its type

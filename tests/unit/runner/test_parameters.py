@@ -92,7 +92,7 @@ def test_the_embedded_tasks_are_known_without_lm_eval():
         ("demo: {_all: {nothing: 3}}", "profile demo of .*profiles.yml: .*'nothing'"),
         ("demo: {00_god: {limit: 3}}", "unknown notebook '00_god'.*profiles.yml"),
         ("demo: {_order: [00_god]}", "unknown notebook '00_god'.*profiles.yml"),
-        ("demo: {_extends: smoke}\nsmok: {}", "unknown profile 'smoke'; did you mean smok.*in _extends of profile demo"),
+        ("demo: {_extends: smoke}\nsmok: {}", "unknown profile 'smoke'; did you mean smok.*of profile demo"),
         ("demo: {_extends: b}\nb: {_extends: c}\nc: {}", "unknown profile 'b'; .*c.*in _extends of profile demo"),
         ("demo: [1", "profiles.yml is not YAML"),
         ("demo: 3", "profiles.yml must map"),
