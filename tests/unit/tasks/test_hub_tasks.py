@@ -104,6 +104,7 @@ def test_the_open_book_has_the_fact_before_the_very_question(lens):
     assert with_fact == [f"{fact}\n{question}" for fact, question in zip(facts, without, strict=True)]
     options = [[lens.tokenizer.decode(q.continuation) for q in prepared.requests] for prepared in (open_, closed)]
     assert options[0] == options[1]
+    assert open_.asked["doc_hash"].tolist() == closed.asked["doc_hash"].tolist(), "they are paired by it"
 
 
 def test_a_group_with_a_missing_subject_is_one_line(lens, tmp_path, monkeypatch):
