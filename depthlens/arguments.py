@@ -20,6 +20,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "token_logprob", "both")
+TEXT_SETS = ("embedded", "c4")
 N_SEEDS = 2**32
 
 
@@ -272,5 +273,6 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "seed": _seed,
     "system_instruction": _optional(_text),
     "tasks": _tasks,
+    "text_set": _one_of(TEXT_SETS),
     "think_end_token": _optional(_filled_text),
 }

@@ -95,12 +95,22 @@ def gsm8k() -> dict[str, list[dict[str, Any]]]:
     return {"train": docs[2:], "test": docs[:3]}
 
 
+def c4() -> dict[str, list[dict[str, Any]]]:
+    docs = [
+        {"text": f"A page about {country}. Its capital is {city}, where many people live.",
+         "timestamp": "2019-04-25T12:57:54Z", "url": f"https://example.org/{i}"}
+        for i, (country, city) in enumerate(CAPITALS.items())
+    ]  # fmt: skip
+    return {"train": docs[:2], "validation": docs[2:]}
+
+
 DATA_SETS = {
     "cais/mmlu": {subject: mmlu(subject) for subject in SUBJECTS},
     "Rowan/hellaswag": {"default": hellaswag()},
     "allenai/openbookqa": {"main": openbookqa(with_facts=False), "additional": openbookqa(with_facts=True)},
     "regisss/math_qa": {"default": math_qa()},
     "openai/gsm8k": {"main": gsm8k()},
+    "allenai/c4": {"en": c4()},
 }
 
 

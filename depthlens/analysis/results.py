@@ -303,12 +303,13 @@ class Result(Saveable):
             with_logprob: Keep ``answer_logprob`` and ``token_logprob`` beside it, where they were measured.
 
         Returns:
-            A result with the first metric of each task, and ``flexible-extract`` before ``strict-match``. A
-            log-likelihood of the reference answer is kept where it is the only one.
+            A result with the first metric of each task, ``flexible-extract`` before ``strict-match``, and ``acc_norm``
+            of `depthlens.metrics.LENGTH_NORMALISED`. A log-likelihood of the reference answer is kept where it is the
+            only one.
         """
         base = self.docs.loc[self.docs["condition"] == BASELINE, ["task", "metric"]].drop_duplicates()
         by_task = base.groupby("task", sort=False)["metric"].agg(list)
-        pairs = [(task, written_answers.headline(metrics)) for task, metrics in by_task.items()]
+        pairs = [(task, written_answers.headline(task, metrics)) for task, metrics in by_task.items()]
         if with_logprob:
             logprobs = base[base["metric"].isin(LOGPROBS)]
             pairs += logprobs[["task", "metric"]].itertuples(index=False, name=None)

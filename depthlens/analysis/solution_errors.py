@@ -155,7 +155,7 @@ def classify_solutions(
     output_type = result.record["tasks"][task].get("output_type", "generate_until")
     if output_type != "generate_until":
         raise UserError(f"task {task} is {output_type}; mistakes are looked for in what a model writes")
-    metric = headline(list(result.docs.loc[result.docs["task"] == task, "metric"].unique()))
+    metric = headline(task, list(result.docs.loc[result.docs["task"] == task, "metric"].unique()))
     table = result.select(tasks=task, metrics=metric).docs
     if (last := table["doc_id"].max()) >= len(questions):
         raise UserError(f"{len(questions)} questions of task {task}, and the result has document {last}; give them all")

@@ -22,7 +22,7 @@ from depthlens.analysis import documents, stats
 from depthlens.analysis.documents import PARSED
 from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError
-from depthlens.metrics import LOGPROBS
+from depthlens.metrics import ACC_NORM, LENGTH_NORMALISED, LOGPROBS
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -30,11 +30,18 @@ if TYPE_CHECKING:
 FLEXIBLE, STRICT = "flexible-extract", "strict-match"
 
 
-def headline(metrics: Sequence[str]) -> str:
+def headline(task: str, metrics: Sequence[str]) -> str:
     """The metric of a task that stands for it: its first own one, read by ``flexible-extract`` where that exists.
 
-    A log-likelihood that depthlens adds (`depthlens.metrics.LOGPROBS`) is chosen only where there is nothing else.
+    ``acc_norm`` stands for the tasks of `depthlens.metrics.LENGTH_NORMALISED`. A log-likelihood that depthlens adds
+    (`depthlens.metrics.LOGPROBS`) is chosen only where there is nothing else.
+
+    Args:
+        task: Its name, or that of some of its documents (`depthlens.analysis.subgroups`).
+        metrics: Those that were measured.
     """
+    if task.partition(",")[0] in LENGTH_NORMALISED and ACC_NORM in metrics:
+        return ACC_NORM
     first = next((metric for metric in metrics if metric not in LOGPROBS), metrics[0])
     flexible = f"{first.partition(',')[0]},{FLEXIBLE}"
     return flexible if flexible in metrics else first

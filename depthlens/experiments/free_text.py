@@ -10,9 +10,9 @@ from depthlens import arguments
 from depthlens.ablations import Condition
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.experiments.geometry import plain_texts
 from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.sweep import condition_sweep
+from depthlens.experiments.text_sets import plain_texts
 from depthlens.models.lens import Lens
 from depthlens.tasks.free_text import NAME, FreeText
 
@@ -39,7 +39,7 @@ def free_text(
     Args:
         lens: A loaded model.
         ablate: What to remove; see `depthlens.condition_sweep`.
-        texts: Texts that begin the prompts; None: the embedded ones (`depthlens.experiments.geometry.plain_texts`).
+        texts: Texts that begin the prompts; None: the embedded ones (`depthlens.experiments.text_sets.plain_texts`).
         n_prompts: The first so many texts; None: all.
         prompt_tokens: Tokens of a text that are given, from its start.
         max_new_tokens: Longest continuation, in tokens. Loops often begin late: 64 and more show them.

@@ -43,23 +43,17 @@ from depthlens.engine import nonfinite, prefix_tree
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
+from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
+from depthlens.experiments.text_sets import Texts
 from depthlens.models.lens import Lens
-from depthlens.paths import data_dir
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
 
 LENS = ("probability", "rank", "entropy")
 WHERE = ("all", "future")
 REDUCE = ("max", "mean")
-Texts = Sequence[str] | None
 UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
-
-
-def plain_texts() -> list[str]:
-    """The embedded texts: 48 short ones of several kinds, which take turns."""
-    lines = (data_dir() / "texts" / "plain.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
 
 
 def depth_geometry(
@@ -76,8 +70,9 @@ def depth_geometry(
 
     Args:
         lens: A loaded model; an offloaded one reads its layers once a text.
-        texts: Any texts; None: those of `plain_texts`.
-        limit: Only the first so many.
+        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.text_sets`); None: the
+            embedded ones.
+        limit: Only the first so many; ``c4`` needs it.
         max_tokens: Of longer texts, only the first so many tokens are read.
         lens_positions: The logit lens reads at most so many positions of a text, evenly spread, the last among
             them: at every depth a position costs as much as several layers.
@@ -109,7 +104,7 @@ def depth_geometry(
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
     record = {
         "model": lens.describe(answers.fingerprint),
-        "texts": {"source": "embedded" if texts is None else "given", "n": len(rows), "digest": digest},
+        "texts": {"source": text_sets.named(texts), "n": len(rows), "digest": digest},
         "max_tokens": max_tokens,
         "lens_positions": lens_positions,
         "store": cache_usage([cache]),
@@ -204,8 +199,9 @@ def layer_effects(
 
     Args:
         lens: A loaded model; an offloaded one reads its layers once a text.
-        texts: Any texts; None: those of `plain_texts`.
-        limit: Only the first so many.
+        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.text_sets`); None: the
+            embedded ones.
+        limit: Only the first so many; ``c4`` needs it.
         reduce: The effect on a text is the ``max`` or the ``mean`` over its positions.
         skip_first: At so many first positions no layer is skipped, and nothing is measured.
         seed: Of the position t that splits each text: after the first one that is not spared, equally likely.
@@ -282,21 +278,12 @@ def text_effects(
 def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
     arguments.loaded(lens)
     lens.needs_weights("the geometry of the residual stream")
-    texts = plain_texts() if texts is None else texts
-    if (
-        isinstance(texts, str)
-        or not isinstance(texts, Sequence)
-        or not texts
-        or not all(isinstance(t, str) for t in texts)
-    ):
-        raise UserError(f"texts {texts!r}: give a list of at least one text")
-    if limit is not None:
-        arguments.whole("limit", limit, 1)
     arguments.whole("max_tokens", max_tokens, 2)
+    read = text_sets.chosen(texts, limit)
     config = lens.model.config
     reads = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or max_tokens)
-    rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in texts[:limit]]
-    for i, (text, row) in enumerate(zip(texts, rows, strict=False)):
+    rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in read]
+    for i, (text, row) in enumerate(zip(read, rows, strict=True)):
         if len(row) < 2:
             raise UserError(f"text {i} ({text!r}) has fewer than 2 tokens ({len(row)}); give longer ones")
         if len(row) > reads:

@@ -22,6 +22,7 @@ NAMED = (
     Named("smollm2-135m-cot", "adapter", "LLaMA", "135M", "embedded; its twin, trained to write the steps"),
     Named("organism", "built", "LLaMA", "3M", "planted circuits; organism:seed=3,decoy,backup for options"),
     Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
+    Named("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", "LLaMA", "8B", "control of the pair below"),
     Named("deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"),
     Named("qwen3-8b", "Qwen/Qwen3-8B", "Qwen3", "8B", "study"),
     Named("qwen3-8b-base", "Qwen/Qwen3-8B-Base", "Qwen3", "8B", "study; base of the pair below"),

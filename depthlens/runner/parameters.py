@@ -19,7 +19,7 @@ from depthlens import arguments, paths
 from depthlens.errors import UserError, unknown
 from depthlens.models import sources
 
-MODELS = ("model", "base", "distilled", "organism")  # parameters whose values are names of models
+MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
 TASKS = ("tasks", "more", "knowledge", "reasoning")  # and of tasks
 _UNREADABLE = object()
 ANY = object()  # the default is not a literal, so that nothing is known about its type
@@ -119,7 +119,11 @@ def _check_tasks(names: list[str], include_path: object) -> None:
 
 
 class Profiles:
-    """``profiles.yml``: named sets of parameter values for the whole suite."""
+    """``profiles.yml``: named sets of parameter values for the whole suite.
+
+    A profile with ``_extends`` has the values of another one where it gives none of its own, ``_all`` and each notebook
+    taken by themselves.
+    """
 
     def __init__(self, path: Path, defaults: Mapping[str, Mapping[str, object]]) -> None:
         self._path, self._defaults = path, defaults
@@ -160,7 +164,15 @@ class Profiles:
             return {}
         if profile not in self._profiles:
             raise unknown("profile", profile, self._profiles, f"profiles are in {self._path}")
-        return self._profiles[profile]
+        own = dict(self._profiles[profile])
+        if (base := own.pop("_extends", None)) is None:
+            return own
+        if str(base) not in self._profiles or "_extends" in self._profiles[base]:
+            plain = [name for name, content in self._profiles.items() if "_extends" not in content]
+            raise unknown("profile", base, plain, f"(in _extends of profile {profile} of {self._path})")
+        extended = self._profiles[base]
+        merged = {name: (extended.get(name) or {}) | values for name, values in own.items() if isinstance(values, dict)}
+        return extended | own | merged
 
 
 def _literal(node: ast.expr | None) -> object:

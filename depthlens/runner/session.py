@@ -7,8 +7,9 @@ stops a notebook in its first second with one line that names the value, what is
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ def setup_notebook(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    apply_chat_template: bool = False,
+    enable_thinking: bool | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
+    think_end_token: str | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -42,6 +47,10 @@ def setup_notebook(
         tasks: lm-eval task names; looked up before the model is loaded.
         limit: Documents of each task; None for all.
         num_fewshot: Worked examples before each question; None keeps what each task says.
+        apply_chat_template: Wrap prompts in the model's chat template.
+        enable_thinking: Argument of the chat template; None: its own way.
+        gen_kwargs: How answers are written, over what the tasks say; see `depthlens.experiments.options.EvalOptions`.
+        think_end_token: Text that ends what a reasoning model thinks.
         seed: Seed of Python, NumPy and torch.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -59,14 +68,16 @@ def setup_notebook(
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
     arguments.check(limit=limit, num_fewshot=num_fewshot, seed=seed, device=device, dtype=dtype, offload=offload)
-    arguments.check(tasks=tasks, include_path=include_path, out=out)
+    arguments.check(tasks=tasks, include_path=include_path, out=out, apply_chat_template=apply_chat_template)
+    arguments.check(enable_thinking=enable_thinking, gen_kwargs=gen_kwargs, think_end_token=think_end_token)
     if out is not None:
         writable_folder(out)
     source = sources.find(model, weights=not remote)
     if not remote:
         sources.probe(source)
     n_docs = arguments.documents(limit)
-    harness.load_tasks(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed, limit=n_docs)
+    chosen: dict[str, Any] = {"num_fewshot": num_fewshot, "seed": seed, "limit": n_docs, "gen_kwargs": gen_kwargs}
+    harness.load_tasks(tasks, include_path=include_path, **chosen)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

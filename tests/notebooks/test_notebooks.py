@@ -24,7 +24,9 @@ from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
-PROFILES = ("smoke", "demo", "scorecard", "paper")
+# how a model is asked and writes; the notebooks that read head scores of plain prompts have a part of them
+ASKING = {"apply_chat_template", "enable_thinking", "gen_kwargs", "think_end_token"}
+PROFILES = ("smoke", "demo", "scorecard", "paper", "paper-qwen3", "paper-r1-llama", "paper-r1-qwen")
 MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
@@ -111,7 +113,7 @@ def test_next_cell_checks_every_parameter(name):
     calls = [n for n in ast.walk(ast.parse(following.source)) if isinstance(n, ast.Call)]
     (start,) = [call for call in calls if ast.unparse(call.func) == "dl.setup_notebook"]
     given = [ast.unparse(a) for a in start.args] + [k.arg for k in start.keywords]
-    assert set(given) - {"include_path"} == COMMON
+    assert set(given) - {"include_path"} == COMMON | (ASKING & set(declared(notebook(name), name)))
     assert all(ast.unparse(k.value) == k.arg for k in start.keywords), "passed on as they are"
 
 

@@ -201,6 +201,18 @@ def test_primary_is_the_first_own_metric_of_each_task():
     assert sorted(kept(result.primary(with_logprob=True))) == sorted([*first, ("d", "answer_logprob")])
 
 
+@pytest.mark.parametrize(
+    ("task", "metric"), [("hellaswag", "acc_norm"), ("hellaswag, kind 1", "acc_norm"), ("b", "acc")]
+)
+def test_primary_of_a_task_whose_baseline_is_published_by_acc_norm(task, metric):
+    values = {"baseline": [1, 1, 0], "L0": [0, 1, 0]}
+    docs = pd.concat([docs_of(values, task=task, metric=name) for name in ("acc", "acc_norm", "answer_logprob")])
+    result = Result(docs, record_of(**{task: dict.fromkeys(("acc", "acc_norm", "answer_logprob"), ACC)}))
+    assert result.primary().docs["metric"].unique().tolist() == [metric]
+    alone = result.select(metrics=["acc", "answer_logprob"]).primary()
+    assert alone.docs["metric"].unique().tolist() == ["acc"]
+
+
 def test_scores_and_losses_of_documents():
     values = {"baseline": [1.0, 0.5], "L1": [0.25, 0.5], "L0": [1.0, 1.0]}
     for better, sign in ((True, 1), (False, -1)):

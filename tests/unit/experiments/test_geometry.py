@@ -19,6 +19,7 @@ from geometries import TEXTS
 from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
+from depthlens.experiments import text_sets
 from depthlens.models import loading
 from depthlens.models.architectures import Architecture
 from depthlens.paths import data_dir
@@ -296,7 +297,7 @@ def test_an_offloaded_model_gives_the_same(tmp_path, family):
 
 BAD = [
     ({"texts": []}, "give a list of at least one text"),
-    ({"texts": "one text"}, "give a list of at least one text"),
+    ({"texts": "one text"}, "unknown text set .one text.; allowed: embedded, c4; or give texts as a list"),
     ({"texts": [*TEXTS, "", "b"]}, r"text 3 \(''\) has fewer than 2 tokens \(0\)"),
     ({"texts": [TEXTS[0], "b"]}, r"text 1 \('b'\) has fewer than 2 tokens \(1\)"),
     ({"texts": TEXTS, "limit": 0}, "limit 0: give a whole number, at least 1"),
@@ -338,6 +339,6 @@ def test_embedded_texts_are_what_they_should_be():
     assert kinds == kinds[:6] * 8 and len(set(kinds)) == 6, "kinds take turns, so that a limit keeps all of them"
     assert all(80 <= len(row["text"].split()) <= 160 for row in rows)
     assert len({row["text"][:30] for row in rows}) == 48
-    assert geo.plain_texts() == [row["text"] for row in rows]
+    assert text_sets.plain_texts() == [row["text"] for row in rows]
     g = geo.depth_geometry(tiny.lens("llama-gqa"), limit=3, max_tokens=16, progress=False)
     assert g.record["texts"]["source"] == "embedded" and (g.distances["n"] == 3).all()

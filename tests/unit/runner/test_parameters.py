@@ -11,7 +11,8 @@ from notebook_suite import code
 from depthlens import paths
 from depthlens.errors import UserError
 from depthlens.runner import execute
-from depthlens.runner.parameters import declared, fit
+from depthlens.runner.notebook_files import read_notebook
+from depthlens.runner.parameters import Profiles, declared, fit
 from depthlens.tasks import task_index
 
 
@@ -91,6 +92,8 @@ def test_the_embedded_tasks_are_known_without_lm_eval():
         ("demo: {_all: {nothing: 3}}", "profile demo of .*profiles.yml: .*'nothing'"),
         ("demo: {00_god: {limit: 3}}", "unknown notebook '00_god'.*profiles.yml"),
         ("demo: {_order: [00_god]}", "unknown notebook '00_god'.*profiles.yml"),
+        ("demo: {_extends: smoke}\nsmok: {}", "unknown profile 'smoke'; did you mean smok.*of profile demo"),
+        ("demo: {_extends: b}\nb: {_extends: c}\nc: {}", "unknown profile 'b'; .*c.*in _extends of profile demo"),
         ("demo: [1", "profiles.yml is not YAML"),
         ("demo: 3", "profiles.yml must map"),
     ],
@@ -100,6 +103,20 @@ def test_bad_profiles_name_their_file(suite, tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         execute.run(["00_good"], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_extends_another_notebook_by_notebook(suite):
+    (suite / "profiles.yml").write_text(
+        "demo: {_all: {limit: 2, model: a}, _order: [02_plain], 00_good: {threshold: 0.1, tasks: [x]}, 02_plain: }\n"
+        "more: {_extends: demo, _all: {model: b}, 00_good: {tasks: [y], verbose: true}, 01_bad: {limit: 7}}\n"
+    )
+    defaults = {name: declared(read_notebook(suite / f"{name}.ipynb"), name) for name in execute.notebook_names()}
+    profiles = Profiles(suite / "profiles.yml", defaults)
+    values = profiles.values("more")
+    assert values["00_good"] == {"limit": 2, "model": "b", "threshold": 0.1, "tasks": ["y"], "verbose": True}
+    assert values["01_bad"] == {"limit": 7} and values["02_plain"] == {}
+    assert profiles.order("more") == ["02_plain"]
+    assert profiles.values("demo")["00_good"] == {"limit": 2, "model": "a", "threshold": 0.1, "tasks": ["x"]}
 
 
 def test_parameter_none_of_the_selected_declares_though_others_do(suite, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from lm_eval.models.huggingface import HFLM
 
-from depthlens.analysis import kinds_by_subtask
+from depthlens.analysis import kinds_by_subtask, kinds_by_value, split_by_kind
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness, task_index
 
@@ -18,9 +18,13 @@ TASKS = [
     "mmlu_anatomy_generative",
     "hellaswag",
     "openbookqa",
+    "openbookqa_open",
+    "kv_retrieval_uuid_8",
     "mathqa",
     "gsm8k",
 ]
+# the metric that stands for a task where that is not its first one
+HEADLINES = {"hellaswag": "acc_norm", "gsm8k": "exact_match,flexible-extract"}
 LIMIT = 3
 SHORT = {"max_gen_toks": 12}  # of what a random model writes, for the time it takes
 # float32 sums of log-probabilities of some hundred bytes in another batch layout
@@ -45,7 +49,7 @@ def lens():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_baseline_is_lm_evals_on_every_document(lens, name):
-    written = name.startswith("gsm8k") or name.endswith("generative")
+    written = name.startswith(("gsm8k", "kv_retrieval")) or name.endswith("generative")
     theirs = lm_eval.simple_evaluate(
         model=HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4),
         tasks=[name],
@@ -66,6 +70,19 @@ def test_baseline_is_lm_evals_on_every_document(lens, name):
             assert base[key, sample["doc_id"]] == pytest.approx(sample[metric], abs=LOGPROB_TOLERANCE)
             compared += 1
     assert compared == len(base) >= LIMIT
+    first = ours.docs["metric"].iloc[0]
+    assert ours.primary().docs["metric"].unique().tolist() == [HEADLINES.get(name, first)]
+    assert (HEADLINES.get(name, first) == first) == (name not in HEADLINES)
+
+
+def test_losses_are_told_by_the_position_of_the_asked_key(lens):
+    name = "kv_retrieval_uuid_8"
+    result = condition_sweep(lens, name, "L1", limit=8, measure="answer_logprob", progress=False)
+    kinds = kinds_by_value(harness.load_tasks(name)[name], "position")
+    by_position = split_by_kind(result, name, kinds).baselines
+    assert dict(zip(by_position["task"], by_position["n"], strict=True)) == {
+        f"{name}, position {place}": 2 for place in (0, 2, 5, 7)
+    }
 
 
 def test_mmlu_is_one_task_of_57_subjects(lens):
@@ -87,6 +104,7 @@ def test_the_open_book_has_the_fact_before_the_very_question(lens):
     assert with_fact == [f"{fact}\n{question}" for fact, question in zip(facts, without, strict=True)]
     options = [[lens.tokenizer.decode(q.continuation) for q in prepared.requests] for prepared in (open_, closed)]
     assert options[0] == options[1]
+    assert open_.asked["doc_hash"].tolist() == closed.asked["doc_hash"].tolist(), "they are paired by it"
 
 
 def test_a_group_with_a_missing_subject_is_one_line(lens, tmp_path, monkeypatch):

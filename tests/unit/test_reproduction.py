@@ -1,0 +1,164 @@
+"""The page on the study's experiments: every command is one that depthlens takes, and every task is lm-eval's own.
+
+The tasks of the `paper` profiles run on handwritten documents (`hub`) through the real YAML files.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from typing import Any
+
+import hub
+import pytest
+import tiny
+import typer
+
+from depthlens import cli, paths
+from depthlens.ablations import expand
+from depthlens.models import sources
+from depthlens.runner import execute
+from depthlens.runner.notebook_files import read_notebook
+from depthlens.runner.parameters import Profiles, declared
+from depthlens.tasks import harness
+
+ROOT = paths.data_dir().parent
+PAGE = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
+HEADER = ["experiment", "notebook", "command", "settings", "differences", "one H100"]
+BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+PROFILES = ("paper", "paper-qwen3", "paper-r1-llama", "paper-r1-qwen")
+NAMES = execute.notebook_names()
+# parameters of notebooks that name tasks
+TASKS = {"tasks", "more", "knowledge", "letters", "generation", "continuation", "retrieval", "text", "long_text"}
+TASKS |= {"reasoning", "copying", "reasoning_choice", "written_retrieval"}
+
+
+def tables() -> dict[str, list[list[str]]]:
+    """The rows of each model's table."""
+    found = {}
+    for section in PAGE.split("\n## ")[1:]:
+        rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in section.splitlines() if line[:1] == "|"]
+        if rows:
+            assert rows[0] == HEADER
+            found[section.splitlines()[0]] = rows[2:]
+    return found
+
+
+ROWS = [(model, row) for model, rows in tables().items() for row in rows]
+COMMANDS += sorted({row[2].strip("`") for _, row in ROWS})
+
+
+def values(profile: str) -> dict[str, dict[str, Any]]:
+    defaults = {name: declared(read_notebook(paths.notebooks_dir() / f"{name}.ipynb"), name) for name in NAMES}
+    given = Profiles(paths.notebooks_dir() / "profiles.yml", defaults).values(profile)
+    return {name: defaults[name] | given[name] for name in NAMES}
+
+
+def parsed(command: str) -> tuple[str, dict[str, Any]]:
+    """A command and its arguments, as the command line reads them."""
+    program, name, *arguments = shlex.split(command)
+    assert program == "depthlens"
+    group = typer.main.get_command(cli.app)
+    return name, group.commands[name].make_context(name, arguments).params
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=8192)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """The data sets stand where the hub's are looked for, and nothing may be downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(hub.write(tmp_path_factory.mktemp("hub")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+def test_each_experiment_has_a_row_for_each_model_and_no_cell_is_empty():
+    costs = runpy.run_path(str(ROOT / "benchmarks/reproduction_costs.py"))
+    assert list(tables()) == list(costs["MODELS"])
+    for model, rows in tables().items():
+        assert all(len(row) == len(HEADER) and all(row) for row in rows)
+        told = {row[0]: row[-1] for row in rows}
+        assert told == {name: costs["shown"](hours) for name, hours in costs["costs"](model).items()}
+
+
+def test_settings_and_differences_are_explained_and_used():
+    explained = re.findall(r"^- \*\*([SD]\d+)\*\* ", PAGE, re.MULTILINE)
+    used = {code for _, row in ROWS for cell in row[3:5] for code in re.findall(r"[SD]\d+", cell)}
+    assert len(explained) == len(set(explained)) and set(explained) == used
+
+
+def test_every_experiment_is_run_by_the_notebook_of_its_row():
+    for model, (experiment, notebook, command, *_) in ROWS:
+        name, arguments = parsed(command.strip("`"))
+        if notebook == "none":
+            assert name == "sweep", f"{experiment} of {model}"
+        else:
+            assert (name, arguments["names"]) == ("run", [notebook]) and arguments["profile"] in PROFILES
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_taken(command, monkeypatch, tmp_path):
+    """Names, profile, parameters and tasks are checked as before a run; only the hub is not asked for the models."""
+    monkeypatch.setattr(sources, "probe", lambda source: None)
+    name, arguments = parsed(command)
+    if name == "sweep":
+        sources.find(arguments["model"])
+        assert expand(arguments["ablate"], tiny.lens("llama-gqa").dims)
+        return
+    assert name == "run"
+    given = dict(text.split("=", 1) for text in arguments["parameters"] or [])
+    models = [{"model": model} for model in arguments["models"].split(",")] if arguments["models"] else [{}]
+    for model in models:
+        prepared = execute.prepare(
+            arguments["names"], out=tmp_path, profile=arguments["profile"], parameters=given | model
+        )
+        assert prepared.report.notebooks
+        assert arguments["names"] == ["all"] or [run.name for run in prepared.report.notebooks] == arguments["names"]
+
+
+def asked() -> dict[tuple[str, int | None], set[str]]:
+    """Profiles' tasks with their numbers of examples, and who asks for them."""
+    found: dict[tuple[str, int | None], set[str]] = {}
+    for profile in PROFILES:
+        for notebook, given in values(profile).items():
+            for parameter in TASKS & set(given):
+                names = given[parameter]
+                for task in [names] if isinstance(names, str) else names:
+                    found.setdefault((task, given["num_fewshot"]), set()).add(f"{profile} {notebook}")
+    for command in COMMANDS:
+        name, arguments = parsed(command)
+        if name == "sweep":
+            for task in arguments["tasks"]:
+                found.setdefault((task, arguments["num_fewshot"]), set()).add(command)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "num_fewshot"), sorted(asked(), key=str))
+def test_every_task_of_the_profiles_makes_prompts_of_handwritten_documents(here, lens, task, num_fewshot):
+    tasks = harness.load_tasks(task, num_fewshot=num_fewshot, seed=1234, limit=1)
+    for prepared in harness.prepare(lens, tasks, limit=1, seed=1234):
+        assert prepared.requests and all(request.context for request in prepared.requests)
+
+
+def test_the_profiles_decode_as_the_models_say():
+    """Sampled and after a thought for R1 models, without thinking for Qwen3, and where answers are written only."""
+    for profile in PROFILES:
+        for notebook, given in values(profile).items():
+            chat = profile != "paper" and notebook == "03_reasoning"
+            assert given.get("apply_chat_template", False) is chat
+            if chat and "r1" in profile:
+                assert given["think_end_token"] == "</think>" and given["enable_thinking"] is None
+                decoding = {"max_gen_toks": 4096, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
+                assert given["gen_kwargs"] == decoding
+            elif chat:
+                assert given["enable_thinking"] is False and given["think_end_token"] is None
+            if notebook != "09_claims" and not (chat and "r1" in profile):
+                assert given["num_fewshot"] is None
+            assert given["seed"] == 1234
