@@ -1,4 +1,4 @@
-"""The command line: ``depthlens sweep``, ``plan``, ``run``, ``gallery``, ``models`` and ``store`` (`depthlens.store`).
+"""The command line: ``sweep``, ``plan``, ``run``, ``models``, and what `runner.commands` and `store.commands` have.
 
 Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command prints what it
 does in its first second. A mistake of the caller ends as one line on stderr and exit code 2, a failed notebook gives
@@ -21,6 +21,7 @@ from typer.core import TyperCommand
 from depthlens import __version__
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 from depthlens.progress import say, text_table
+from depthlens.runner import commands as notebooks
 from depthlens.store import commands
 
 app = typer.Typer(
@@ -331,17 +332,8 @@ def run(
     raise typer.Exit(report.exit_code)
 
 
-@app.command()
-def gallery(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
-) -> None:
-    """Make the web pages of executed notebooks again."""
-    if not folder.strip():
-        raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
-    say(f"reading the notebooks in {folder}", folder=folder)
-    from depthlens.runner.index import gallery as build
-
-    typer.echo(f"Wrote {build(folder)}")
+app.command()(notebooks.compare)
+app.command()(notebooks.gallery)
 
 
 @app.command()
