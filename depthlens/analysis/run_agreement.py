@@ -68,7 +68,8 @@ def critical(key: Key, pair: Pair, why: str, seed: int, n_boot: int = N_BOOT) ->
     own = [_with_itself(f, seed, n_boot) for f in (pair.own, pair.reference)]
     low = min(float(np.quantile(overlaps, ALPHA / 2)) for overlaps in own)
     found = float(jaccard(*sets))
-    p, smallest, _ = shift_p(*(ranks(s.astype(float)) for s in sets), pair.own.profile.layers)
+    places = [ranks(s.astype(float)) for s in sets]
+    p, smallest, _ = shift_p(places[0], places[1], pair.own.profile.layers)
     return row | {
         "both": ", ".join(c for c in names[0] if c in names[1]) or "none",
         "n_both": int(both.sum()),

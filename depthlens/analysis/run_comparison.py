@@ -132,7 +132,10 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_
     for key, found in of_key.items():
         groups = _groups(found)
         pairs = [(pair(found[a], found[b])) for a, b in _pairs(groups, stages)]
-        notes += _why_apart(key, found, groups, pairs)
+        whole = groups if key.parts == WHOLE else _groups(of_key[key._replace(parts=WHOLE)])
+        if key.parts == WHOLE or any(whole[name] != group for name, group in groups.items()):
+            notes += _other_settings(key, found, groups)
+        notes += _limits(key, found, pairs)
         if key.parts == WHOLE:
             rows["baselines"] += _baselines(key, found, groups, pairs)
         else:
@@ -153,7 +156,11 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_
         "verdicts": verdicts,
         "cost": run_costs.table(runs),
     }
-    record = {"made_by": "compare", "runs": [run.name for run in runs], "paths": [run.path for run in runs]}
+    record: dict[str, Any] = {
+        "made_by": "compare",
+        "runs": [run.name for run in runs],
+        "paths": [run.path for run in runs],
+    }
     record |= {"models": _models(runs), "stages": stages, "seed": seed, "n_boot": n_boot}
     notes = list(dict.fromkeys([*notes, *more]))
     lines = list(run_sentences.sentences(found_tables))
@@ -214,17 +221,24 @@ def _only_some(runs: Sequence[Run], of_key: Mapping[Key, Mapping[str, Family]]) 
     return [f"only {' and '.join(names)} has {'; '.join(map(str, keys))}" for names, keys in missing.items()]
 
 
-def _why_apart(
-    key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair]
-) -> Iterator[str]:
-    """What keeps runs from being compared, or from being compared part by part."""
-    where = str(key._replace(metric="")).replace(" ,", ",").strip() if key.parts != WHOLE else key.task
-    where = f"{key.place}: {where}" if key.place and key.parts == WHOLE else where
+def _where(key: Key) -> str:
+    where = f"{key.place}: {key.task}" if key.place else key.task
+    return where if key.parts == WHOLE else f"{where}, {key.parts}"
+
+
+def _other_settings(key: Key, found: Mapping[str, Family], groups: Mapping[str, int]) -> Iterator[str]:
+    """The settings that keep runs from being compared."""
     first = next(iter(found))
-    for name, group in groups.items():
-        if group != 1 and group not in [groups[other] for other in list(groups)[: list(groups).index(name)]]:
-            differs = run_settings.mismatches(found[first].deciding, found[name].deciding)
-            yield f"{where}: {name} is not compared with {first}: {first} and {name} differ in {'; '.join(differs)}"
+    for number in range(2, max(groups.values()) + 1):
+        members = [name for name, group in groups.items() if group == number]
+        differs = "; ".join(run_settings.mismatches(found[first].deciding, found[members[0]].deciding))
+        names = f"{' and '.join(members)} not compared with {first}"
+        yield f"{_where(key)}: {names}, whose settings differ ({first} first): {differs}"
+
+
+def _limits(key: Key, found: Mapping[str, Family], pairs: Sequence[Pair]) -> Iterator[str]:
+    """What limits the comparison of pairs: other documents, other shapes, conditions of one alone."""
+    where = _where(key)
     for own, reference, paired, documents in pairs:
         names = f"{own.run} and {reference.run}"
         if key.parts == WHOLE:
@@ -233,8 +247,9 @@ def _why_apart(
             elif len(documents) > len("the same documents"):
                 yield f"{where}: {names} are compared on {documents}"
         elif not same_parts(own, reference):
-            shapes = " and ".join(f"{f.profile.n_layers} x {f.n_heads or '?'}" for f in (own, reference))
-            yield f"{where}: {names} have {shapes} layers and heads, so that no loss is compared part by part"
+            layers, heads = ([f.profile.n_layers for f in (own, reference)], [f.n_heads for f in (own, reference)])
+            sizes, what = (layers, "layers") if layers[0] != layers[1] else (heads, "heads a layer")
+            yield f"{where}: {names} have {sizes[0]} and {sizes[1]} {what}, so that no loss is compared part by part"
         elif few := [f for f in (own, reference) if len(f.conditions) < len(found[f.run].conditions)]:
             more = " and ".join(f.run for f in few)
             yield f"{where}: {names} have {len(own.conditions)} conditions in common; others of {more} are left out"
@@ -247,7 +262,7 @@ def _baselines(
     key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair]
 ) -> Iterator[dict[str, Any]]:
     tests = [run_differences.whole_models(p) for p in pairs]
-    adjusted = run_differences.corrected([test[-1] for test in tests])
+    adjusted = run_differences.corrected(np.array([test[-1] for test in tests]))
     compared = {
         p.own.run: {
             "reference": p.reference.run,

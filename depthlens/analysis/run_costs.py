@@ -33,7 +33,7 @@ def _row(run: Run, place: str) -> dict[str, Any]:
     result = run.results[place]
     record = result.record
     parts = record.get("parts") or [record]  # of results that were joined
-    model = next((p["model"] for p in (record, *parts) if p.get("model")), {})
+    model: dict[str, Any] = next((p["model"] for p in (record, *parts) if p.get("model")), {})
     return {
         "run": run.name,
         "place": place,

@@ -15,12 +15,15 @@ Centres of mass and the thirds' shares of all losses have bootstrap intervals, d
 same. Their p-value is twice the smaller share of draws on one side of 0, counted as in Davison & Hinkley 1997, section
 4.4. Several runs are several tests: p-values of losses are multiplied by the number of pairs of runs, and others are
 corrected over them (Holm).
+
+Measured (equal truths, 9 layers, 40 to 100 documents, 200 samples a case): a difference that does not exist is shown in
+4 to 7% of families of right and wrong answers, 0 to 6% of nats, 2 to 7% of whole models and 2 to 9% of centres.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,7 +37,7 @@ from depthlens.analysis.depth import centre, third_losses
 from depthlens.analysis.differences import interaction, relative_losses
 from depthlens.analysis.layer_profiles import AT_CHANCE, NO_LOSS, THIRDS, Profile, drawn
 from depthlens.analysis.model_comparison import paired_gaps
-from depthlens.analysis.run_families import MIN_SHARED, Family, Key, Pair
+from depthlens.analysis.run_families import MIN_SHARED, Family, Key, Pair, same_parts
 from depthlens.analysis.stats import ALPHA
 
 SCORE, ABOVE_FLOOR = "score", "above floor"
@@ -58,7 +61,8 @@ def whole_models(pair: Pair) -> tuple[float, float, float, float]:
     if own.binary and other.binary:
         counts = int(scores.sum()), len(scores), int(others.sum()), len(others)
         low, high = confint_proportions_2indep(*counts, method="newcomb")
-        p = float(test_proportions_2indep(*counts, method="score").pvalue)
+        with np.errstate(divide="ignore", invalid="ignore"):  # of the odds ratio, which is not used
+            p = float(test_proportions_2indep(*counts, method="score").pvalue)
         return difference, float(low), float(high), 1.0 if math.isnan(p) else p  # NaN: all scores of both are the same
     test = sps.ttest_ind(scores, others, equal_var=False)
     ends = test.confidence_interval(stats.LEVEL)
@@ -164,7 +168,8 @@ def unplaced(profile: Profile) -> str:
 def moved(pair: Pair, seed: int, n_boot: int) -> list[tuple[float, float, float, float]]:
     """The run minus the reference for each of `MEASURES`: difference, interval and p-value; NaN without one."""
     profiles = [pair.own.profile, pair.reference.profile]
-    if any(unplaced(p) for p in profiles):
+    partial = any(len(np.unique(p.layers)) < p.n_layers for p in profiles)
+    if any(unplaced(p) for p in profiles) or (partial and not same_parts(pair.own, pair.reference)):
         return [(math.nan,) * 4] * len(MEASURES)
     draws = drawn(profiles, seed=seed, n_boot=n_boot)
     gap = np.subtract(*(measures(p, loss) for p, (loss, _) in zip(profiles, draws, strict=True)))
@@ -183,9 +188,9 @@ def _ends(draws: np.ndarray, n: int) -> np.ndarray:
     return ends
 
 
-def corrected(p_values: Sequence[float]) -> np.ndarray:
+def corrected(p_values: np.ndarray) -> np.ndarray:
     """Holm's correction over the tests that there are; NaN stays NaN."""
-    p = np.asarray(p_values, dtype=float)
+    p = np.array(p_values, dtype=float)
     known = np.isfinite(p)
     p[known] = stats.holm(p[known])
     return p

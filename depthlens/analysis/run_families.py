@@ -20,7 +20,7 @@ from depthlens.analysis import questions, run_settings, stats
 from depthlens.analysis.layer_profiles import Profile, floor_of
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import BASELINE
-from depthlens.errors import UserError
+from depthlens.errors import UserError, one_line
 
 OTHER, WHOLE = "other conditions", "whole model"
 _WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv"}
@@ -146,9 +146,12 @@ def families(run: Run) -> Iterator[tuple[Key, Family]]:
         if len(models := result.docs["model"].unique()) > 1:
             raise UserError(f"{where}: it has models {', '.join(models)}; compare one with select(models=...)")
         try:
-            losses, baselines = result.losses(), result.baselines
+            losses, baselines, _ = result.losses(), result.baselines, result.n_layers
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:  # a record or table that was edited
+            fault = f"{where}: its table and record do not fit together ({one_line(error)})"
+            raise UserError(f"{fault}; make it again") from error
         for base in baselines.itertuples(index=False):
             named = run_settings.settings(result, base.task, base.metric)
             of_metric = losses[(losses["task"] == base.task) & (losses["metric"] == base.metric)]

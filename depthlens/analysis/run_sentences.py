@@ -90,7 +90,7 @@ def _centres(table: pd.DataFrame) -> Iterator[str]:
         other = values[(*(getattr(row, f) for f in Key._fields), row.reference)]
         name = _name(row)
         if math.isnan(row.difference):
-            why = "; ".join(f"{r.run}: {r.why}" for r in (row, other) if r.why) or "no layer of both"
+            why = "; ".join(f"{r.run}: {r.why}" for r in (row, other) if r.why) or "not every layer of both was removed"
             yield f"{name}: cannot judge where in depth the losses are ({why})."
             continue
         gap = f"{row.difference:+.3f} {_ends(row.difference_low, row.difference_high, 3)}"

@@ -8,7 +8,8 @@ difference comes from both intervals (MOVER: Zou & Donner 2008, Statistics in Me
 
 The p-value reads d over its half of this interval as a normal variable; Holm's correction covers all parts of all
 claims and all pairs of runs. Where the runs share documents, whose scores are then positively correlated, this is
-conservative: a difference is missed rather than invented.
+conservative: a difference is missed rather than invented. Estimates whose intervals have no width (shares of layers)
+are not compared.
 """
 
 from __future__ import annotations
@@ -128,5 +129,7 @@ def _difference(row: pd.Series, other: pd.Series | None, reference: str) -> dict
     gap = e1 - e2
     low, high = gap - math.hypot(e1 - l1, u2 - e2), gap + math.hypot(u1 - e1, e2 - l2)
     half = gap - low if gap > 0 else high - gap  # of the side on which 0 is
-    p = 1.0 if half <= 0 else float(2 * sps.norm.sf(abs(gap) / half * sps.norm.ppf(1 - ALPHA / 2)))
+    if half <= 0:  # shares of layers may have intervals without width, which tell nothing of the noise
+        return {"reference": "", **dict.fromkeys(names, math.nan)}
+    p = float(2 * sps.norm.sf(abs(gap) / half * sps.norm.ppf(1 - ALPHA / 2)))
     return {"reference": reference, **dict(zip(names, (gap, low, high, p), strict=True))}

@@ -176,7 +176,9 @@ def run_map(comparison: Comparison, *, place: str = "", parts: str = "layers", t
         ax.spines[:].set_visible(False)
         panels.panel_title(ax, panel.title)
     axes[-1].set_xlabel(DEPTH)
-    panels.colour_bar(mesh, list(axes), "share of the row's summed loss", extend="both", ticks=[-limit, 0, limit])
+    panels.colour_bar(
+        mesh, list(axes), "share of the row's summed loss", extend="both", ticks=[-limit, 0, limit], format="%.2g"
+    )
     keys = [panels.mark_key(CRITICAL_LAYER.replace("layer", "part"), ms=4)]
     keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="D", mec="white", ms=6))
     return with_legend(fig, keys)
@@ -215,7 +217,9 @@ def run_differences(
     columns = 1 if len(shown) <= 4 else 2
     unit = "" if scale == SCORE else ", as shares of the score above the floor"
     fig = figure(
-        title, _title(comparison, shown, f"difference of losses{unit}"), height=_height(len(shown), columns, 1.75)
+        title,
+        _title(comparison, shown, f"difference of losses, {parts}{unit}"),
+        height=_height(len(shown), columns, 1.75),
     )
     pairs = {}
     for ax, panel in zip(panels.grid(fig, len(shown), columns, "removed layer"), shown, strict=True):
@@ -231,7 +235,7 @@ def run_differences(
             ax.plot(x, y, MARKERS[style], ms=3.5, color=PALETTE[style], mfc="white", mew=0.9, gid="difference")
             panels.marks(ax, x, y, proven, style, "shown")
         panels.panel_title(ax, panel.title)
-        ax.set_ylabel("share" if scale == ABOVE_FLOOR else _unit(panel.key.metric))
+        ax.set_ylabel("difference of\n" + ("shares" if scale == ABOVE_FLOOR else _unit(panel.key.metric)))
         panels.layer_axis(ax, _n_layers(panel.rows(comparison.profiles)))
     keys = [
         panels.line_key(label, color=PALETTE[style], marker=MARKERS[style], mfc="white", ms=4)
@@ -270,15 +274,15 @@ def run_stages(comparison: Comparison, *, place: str = "", parts: str = "layers"
         panels.level(left, float(whole["chance"].iloc[0]), "chance")
         _steps(right, centre, "value", comparison.runs)
         panels.panel_title(left, panel.title)
-        left.set_ylabel(f"whole model\n({_unit(panel.key.metric)})")
-        right.set_ylabel("centre of mass\n(share of depth)")
+        left.set_ylabel(f"whole model\n{_unit(panel.key.metric)}")
+        right.set_ylabel("centre of mass\nshare of depth")
     for ax in axes[-1]:
         ax.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=90 if steep else 0)
         for text in ax.get_xticklabels():
             text.set_parse_math(False)
     keys = [
         panels.mark_key("step shown (p < 0.05, corrected)"),
-        panels.line_key("95% interval", marker="o", mfc="white"),
+        panels.line_key("stage, 95% interval", marker="o", mfc="white"),
     ]
     return with_legend(fig, [*keys, *panels.level_keys(fig)])
 

@@ -45,8 +45,10 @@ def scorecards(comparison: Comparison, *, place: str = "", title: str | None = N
         fault = f"{len(runs)} runs have verdicts in folder {place!r}"
         raise UserError(f"{fault}; draw up to {MAX_OVERLAID} runs, some with verdicts of 09_claims")
     rows = list(table.groupby(["claim", "part"], sort=False))
-    fig = figure(title, f"Claims: {', '.join(runs)}", height=(0.3 + 0.24 * len(runs)) * len(rows) + 1.0)
-    axes = fig.subplots(len(rows), 3, width_ratios=(2.3, 1.9, 2.6), squeeze=False)
+    bare = 0.18 + 0.24 * len(runs)  # inches; an axis needs more
+    heights = [bare + 0.3 * bool(np.isfinite(of["effect"].astype(float)).any()) for _, of in rows]
+    fig = figure(title, f"Claims: {', '.join(runs)}", height=sum(heights) + 1.0)
+    axes = fig.subplots(len(rows), 3, width_ratios=(2.3, 1.9, 2.6), height_ratios=heights, squeeze=False)
     for (what, verdicts, estimates), ((claim, part), of) in zip(axes, rows, strict=True):
         for ax in (what, verdicts):
             ax.set_axis_off()

@@ -41,9 +41,10 @@ def compare(
 
     arguments.check(seed=seed, out=out)
     say(f"reading {', '.join(runs)}", runs=runs)
-    from depthlens.runner.compare_page import write_comparison
+    from depthlens.runner.compare_page import check_out, write_comparison
     from depthlens.runner.compared_runs import compare as compared
 
+    check_out(out, overwrite=overwrite)
     found = compared(*runs, stages=stages, seed=seed)
     page = write_comparison(found, out, overwrite=overwrite)
     for line in found.sentences:

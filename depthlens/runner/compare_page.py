@@ -13,11 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import __version__, plots
+from depthlens import __version__, arguments, plots
 from depthlens.analysis import result_folder, run_settings
-from depthlens.analysis.result_folder import RECORD_FILE
+from depthlens.analysis.result_folder import DOCS_FILE
 from depthlens.analysis.run_comparison import Comparison
 from depthlens.analysis.run_differences import ABOVE_FLOOR, SCORE
+from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 from depthlens.plots.layers import MAX_OVERLAID
 from depthlens.plots.run_comparison import families_over_depth
@@ -30,8 +31,8 @@ _FOUND = re.compile(r"\*\*(differ|deeper|less deep|below|\d+ of)")
 _HOW = (
     "A difference is always the run minus its reference, and it is tested as a difference: that something is critical, "
     "or supported, in one run alone is none. Runs with the same documents are paired, document by document; others "
-    "count as independent. p-values are corrected for all conditions of a family and all pairs of runs. docs/methods.md "
-    "(Runs side by side) has every test, and says when it misleads."
+    "count as independent. p-values are corrected for all conditions of a family and all pairs of runs. "
+    "docs/methods.md (Runs side by side) has every test, and says when it misleads."
 )
 
 
@@ -64,6 +65,24 @@ class Section:
     tables: Sequence[Table] = field(default_factory=list)
 
 
+def check_out(out: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder that holds something else than a comparison, before anything is read or computed.
+
+    Raises:
+        UserError: naming what it holds.
+    """
+    if (Path(out) / DOCS_FILE).exists():
+        raise UserError(f"{str(out)!r} holds results of a sweep, which are never replaced; name another folder")
+    if not overwrite:
+        result_folder.refuse_other(Path(out), (*Comparison.files(), PAGE), lambda record: _kind(record["kind"]))
+
+
+def _kind(kind: str) -> str:
+    if kind != Comparison.__name__:
+        raise KeyError("kind")
+    return ""
+
+
 def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool = False) -> Path:
     """Write a comparison into a folder: ``index.html``, its tables and ``record.json``; returns the page's path.
 
@@ -75,10 +94,9 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
     Raises:
         UserError: the folder cannot be written, or holds something else.
     """
+    arguments.made_by(comparison, "sentences", "what depthlens.compare returned", "comparison")
     folder = writable_folder(out)
-    if not overwrite:
-        names = (*comparison.contents().tables, RECORD_FILE, PAGE)
-        result_folder.refuse_other(folder, names, lambda record: comparison.differs(folder, record))
+    check_out(folder, overwrite=overwrite)
     page = comparison_page(comparison)
     comparison.save(folder, overwrite=overwrite)
     write_whole(folder / PAGE, page)
@@ -104,7 +122,8 @@ def _sections(c: Comparison) -> Iterator[Section]:
         found, rest = list(c.sentences), []
     yield Section("What was found", lines=[_text(line) for line in found], more=[_text(line) for line in rest])
     yield Section("What was not compared", lines=[_text(line) for line in c.notes])
-    yield Section("Settings that differ", texts=[_KINDS], tables=list(_settings(c)))
+    if tables := list(_settings(c)):
+        yield Section("Settings that differ", texts=[_KINDS], tables=tables)
     whole = _beside(c.baselines, "baseline", "ci_low", "ci_high")
     whole = _beside(whole, "difference", "difference_low", "difference_high").drop(columns=["group", "model"])
     yield Section("Whole models", tables=_tables(("Scores with nothing removed", whole)))
@@ -133,7 +152,12 @@ def _sections(c: Comparison) -> Iterator[Section]:
         )
     verdicts = _beside(c.verdicts, "effect", "ci_low", "ci_high")
     verdicts = _beside(verdicts, "difference", "difference_low", "difference_high").drop(columns="why")
-    yield Section("Scorecards", figures=list(_scorecards(c)), tables=_tables(("Estimates of claims", verdicts)))
+    index = ["place", "claim"]
+    cards = c.verdicts.pivot_table(index=index, columns="run", values="claim_verdict", aggfunc="first", sort=False)
+    cards = cards.reindex(columns=[r for r in c.runs if r in cards]).reset_index().rename_axis(columns=None)
+    yield Section(
+        "Scorecards", figures=list(_scorecards(c)), tables=_tables(("Verdicts", cards), ("Estimates", verdicts))
+    )
     yield Section("Cost", tables=_tables(("What each run computed", c.cost)))
     yield Section("How to read this", texts=[html.escape(_HOW)])
 

@@ -64,7 +64,8 @@ def _name_of(run: Any) -> str:
     if isinstance(run, Result):
         return str(run.docs["model"].iloc[0]) if len(run.docs) else "empty"
     if not isinstance(run, str | os.PathLike) or not os.fspath(run).strip() or "\0" in os.fspath(run):
-        raise UserError(f"run {run!r}: {_FIX}, or a Result")
+        given = repr(run) if isinstance(run, str) else f"of type {type(run).__name__}"
+        raise UserError(f"run {given}: {_FIX}, or a Result")
     return os.fspath(run)
 
 
