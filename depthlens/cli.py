@@ -218,7 +218,8 @@ def sweep(
     from depthlens.analysis.result_folder import FILES, claimed
     from depthlens.models import sources
 
-    options |= {name: _whole(options[name]) for name in _NUMBERS} | {"gen_kwargs": _settings(gen_kwargs)}
+    options |= {name: arguments.whole_or_text(options[name]) for name in _NUMBERS}
+    options["gen_kwargs"] = _settings(gen_kwargs)
     arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
     if options["limit"] is not None and samples is not None:
         raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
@@ -342,14 +343,6 @@ def models() -> None:
     from depthlens.models import registry
 
     typer.echo(text_table(registry.table()))
-
-
-def _whole(text: str | None) -> int | str | None:
-    """A whole number where the text is one, else the text, which the rule of its option refuses."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
 
 
 def _settings(text: str | None) -> dict[str, object] | None:

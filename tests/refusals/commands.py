@@ -97,7 +97,7 @@ COMPARE = [
     (["compare", "{tmp}", "{foreign}", "--out", ""], "out '': give the path of a folder"),
     (["compare", "{tmp}", "{foreign}", "--out", "{file}"], "it, or a part of the path, is a file; name a folder"),
     (["compare", "{tmp}", "{foreign}", "--out", "{out}", "--seed", "-1"], "seed -1: give a whole number from 0"),
-    (["compare", "{tmp}", "{foreign}", "--out", "{out}", "--seed", "x"], "'--seed': 'x' is not a valid int"),
+    (["compare", "{tmp}", "{foreign}", "--out", "{out}", "--seed", "x"], "seed 'x': give a whole number from 0"),
 ]
 
 COMMANDS = [*USAGE, *RUN, *STORE, *GALLERY, *COMPARE]
