@@ -152,12 +152,9 @@ def _sections(c: Comparison) -> Iterator[Section]:
         )
     verdicts = _beside(c.verdicts, "effect", "ci_low", "ci_high")
     verdicts = _beside(verdicts, "difference", "difference_low", "difference_high").drop(columns="why")
-    index = ["place", "claim"]
-    cards = c.verdicts.pivot_table(index=index, columns="run", values="claim_verdict", aggfunc="first", sort=False)
-    cards = cards.reindex(columns=[r for r in c.runs if r in cards]).reset_index().rename_axis(columns=None)
-    yield Section(
-        "Scorecards", figures=list(_scorecards(c)), tables=_tables(("Verdicts", cards), ("Estimates", verdicts))
-    )
+    cards = _by_run(c, c.verdicts, ["place", "claim"], "claim_verdict")
+    tables = _tables(("Verdicts", cards), ("Estimates", verdicts))
+    yield Section("Scorecards", figures=list(_scorecards(c)), tables=tables)
     yield Section("Cost", tables=_tables(("What each run computed", c.cost)))
     yield Section("How to read this", texts=[html.escape(_HOW)])
 
@@ -177,9 +174,14 @@ def _settings(c: Comparison) -> Iterator[Table]:
         ("Circumstances", differs[differs["kind"] == run_settings.CIRCUMSTANCE]),
     ):
         if len(rows):
-            wide = rows.pivot_table(index=index, columns="run", values="value", aggfunc="first", sort=False)
-            wide = wide.reindex(columns=c.runs).reset_index().rename_axis(columns=None)
-            yield Table(title, _html(wide), title != "Circumstances")
+            yield Table(title, _html(_by_run(c, rows, index, "value")), title != "Circumstances")
+
+
+def _by_run(c: Comparison, table: pd.DataFrame, index: list[str], values: str) -> pd.DataFrame:
+    """One row for each of ``index``, and one column a run, ``in RUN``, which no other column can be called."""
+    wide = table.pivot_table(index=index, columns="run", values=values, aggfunc="first", sort=False)
+    wide = wide[[run for run in c.runs if run in wide]].rename(columns=lambda run: f"in {run}")
+    return wide.reset_index().rename_axis(columns=None)
 
 
 def _beside(table: pd.DataFrame, name: str, low: str, high: str) -> pd.DataFrame:
@@ -241,8 +243,10 @@ def _tables(*named: tuple[str, pd.DataFrame]) -> list[Table]:
 def _html(table: pd.DataFrame) -> str:
     """A table without columns that say nothing, with numbers of three digits."""
     empty = [c for c in table if table[c].isna().all() or table[c].astype(str).isin(["", "False"]).all()]
-    shown = table.drop(columns=[c for c in empty if c != "shown"])
-    shown = shown.rename(columns=lambda c: str(c).replace("_", " "))
+    if "reference" not in empty:
+        empty = [c for c in empty if c != "shown"]  # that no difference is shown says something
+    shown = table.drop(columns=empty)
+    shown = shown.rename(columns=lambda c: c if c.startswith("in ") else c.replace("_", " "))
     text = shown.to_html(index=False, border=0, na_rep="", float_format=_number)
     return text.replace("<td>True</td>", "<td>yes</td>").replace("<td>False</td>", "<td>no</td>")
 

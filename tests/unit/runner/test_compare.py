@@ -106,10 +106,12 @@ def test_stages_have_a_page_of_their_own_figures(call, tmp_path):
 
 
 def test_runs_that_differ_in_a_setting_have_a_page_that_says_so(runs, tmp_path):
+    runs[1] = runs[1].rename(runs[1].with_name("its_run"))
     record = json.loads((runs[1] / "record.json").read_text())
     (runs[1] / "record.json").write_text(json.dumps(record | {"seed": 3}))
     page = runner.write_comparison(dl.compare(*runs, **QUICK), tmp_path / "out").read_text()
-    assert "late not compared with base, whose settings differ (base first): seed 0 and 3" in page
+    assert "its_run not compared with base, whose settings differ (base first): seed 0 and 3" in page
+    assert "<th>in its_run</th>" in page and "<th>shown</th>" not in page
     assert re.search(r"<td>seed</td>\s*<td>decides</td>\s*<td>0</td>\s*<td>3</td>", page)
     assert "data:image/png" not in page, "nothing is drawn together"
 
@@ -117,6 +119,13 @@ def test_runs_that_differ_in_a_setting_have_a_page_that_says_so(runs, tmp_path):
 def test_results_in_memory_have_names_that_differ():
     found = dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late"), **QUICK)
     assert found.runs == ["base (1)", "base (2)", "late"]
+
+
+def test_a_run_may_be_called_as_a_column_of_a_table(tmp_path):
+    for name in ("task", "setting"):
+        sweep(EARLY, model=name, record={"time": name}).save(tmp_path / name)
+    found = dl.compare(tmp_path / "task", tmp_path / "setting", **QUICK)
+    assert "<th>in task</th>" in runner.write_comparison(found, tmp_path / "out").read_text()
 
 
 def test_notebooks_of_one_folder_alone_are_paired_whatever_its_name(tmp_path):
