@@ -138,7 +138,9 @@ def run_profiles(comparison: Comparison, *, place: str = "", parts: str = "layer
         panels.panel_title(ax, panel.title)
         unit = "share of score\nabove floor" if relative else f"loss of\n{_unit(panel.key.metric)}"
         ax.set(xlim=(-0.03, 1.03), ylabel=unit)
-    keys = [*panels.series_keys(names, mfc=None), panels.mark_key(CRITICAL_LAYER)]
+    drawn = {run for panel in shown for run in panel.runs}
+    of_all = zip(names, panels.series_keys(names, mfc=None), strict=True)
+    keys = [*(key for run, key in of_all if run in drawn), panels.mark_key(CRITICAL_LAYER)]
     keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="|", ms=9, mew=2))
     return with_legend(fig, [*keys, panels.band_key()], 3)
 

@@ -116,12 +116,14 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _sections(c: Comparison) -> Iterator[Section]:
-    found = [line for line in c.sentences if _FOUND.search(line)]
-    rest = [line for line in c.sentences if line not in found]
+    settings, *lines = c.sentences
+    found = [line for line in lines if _FOUND.search(line)]
+    rest = [line for line in lines if line not in found]
     if len(rest) <= _OFTEN:
-        found, rest = list(c.sentences), []
+        found, rest = lines, []
+    found = [settings, *(found or ["No difference between the runs is shown."] * bool(rest))]
     yield Section("What was found", lines=[_text(line) for line in found], more=[_text(line) for line in rest])
-    yield Section("What was not compared", lines=[_text(line) for line in c.notes])
+    yield Section("What was not compared, or only in part", lines=[_text(line) for line in c.notes])
     if tables := list(_settings(c)):
         yield Section("Settings that differ", texts=[_KINDS], tables=tables)
     whole = _beside(c.baselines, "baseline", "ci_low", "ci_high")

@@ -67,6 +67,13 @@ def test_a_run_at_chance_is_hatched_and_called_so(stages):
     check(overlaid)
 
 
+def test_a_run_of_other_settings_is_neither_drawn_nor_in_the_legend():
+    other = sweep(LATE, model="other", record={"seed": 9})
+    fig = plots.run_profiles(dl.compare(sweep(EARLY, model="a"), other, sweep(LATE, model="c", seed=1), **QUICK))
+    assert len(by_gid(fig, "series")) == 2 and "other" not in texts(fig) and "sums (a, c)" in texts(fig)
+    check(fig)
+
+
 def test_differences_are_filled_where_they_are_shown(two):
     fig = plots.run_differences(two)
     table = two.differences[two.differences["scale"] == SCORE]

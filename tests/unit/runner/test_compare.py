@@ -116,6 +116,16 @@ def test_runs_that_differ_in_a_setting_have_a_page_that_says_so(runs, tmp_path):
     assert "data:image/png" not in page, "nothing is drawn together"
 
 
+def test_many_sentences_are_folded_and_those_on_settings_are_not(tmp_path):
+    one = [sweep(EARLY, model=name) for name in "abcd"]
+    other = sweep(EARLY, model="e", record={"seed": 5})
+    page = runner.write_comparison(dl.compare(*one[:3], other, **QUICK), tmp_path / "out").read_text()
+    assert "The runs differ in settings that decide scores (seed)" in page
+    page = runner.write_comparison(dl.compare(*one, one[0], **QUICK), tmp_path / "more").read_text()
+    assert "<li>No difference between the runs is shown.</li>" in page
+    assert "more, in which no difference is shown" in page
+
+
 def test_results_in_memory_have_names_that_differ():
     found = dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late"), **QUICK)
     assert found.runs == ["base (1)", "base (2)", "late"]
