@@ -19,6 +19,7 @@ from .analysis.mode_agreement import mode_agreement as mode_agreement
 from .analysis.removal_curve import RemovalCurve as RemovalCurve
 from .analysis.results import Result as Result
 from .analysis.results import concat as concat
+from .analysis.run_comparison import Comparison as Comparison
 from .analysis.stability import critical_stability as critical_stability
 from .analysis.sufficiency import SufficiencyCurve as SufficiencyCurve
 from .engine.engine import Engine as Engine
@@ -53,5 +54,6 @@ from .experiments.worked_solutions import worked_solutions as worked_solutions
 from .models.lens import Lens as Lens
 from .models.loading import load as load
 from .models.pairs import with_donor as with_donor
+from .runner.compared_runs import compare as compare
 from .runner.session import setup_notebook as setup_notebook
 from .tasks.harness import load_tasks as load_tasks

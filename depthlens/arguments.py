@@ -70,6 +70,14 @@ def whole(name: str, value: Any, low: int, high: int | None = None, *, of: str =
         raise UserError(f"{name} {value!r}: give a whole number{of}{span}{fix}")
 
 
+def whole_or_text(text: str | None) -> int | str | None:
+    """A whole number where a text of the command line is one, else the text, which the rule of its option refuses."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
+
+
 def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> None:
     """Refuse a value that is not a number from ``low`` to ``high``, both included; NaN is not."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:

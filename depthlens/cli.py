@@ -1,4 +1,4 @@
-"""The command line: ``depthlens sweep``, ``plan``, ``run``, ``gallery``, ``models`` and ``store`` (`depthlens.store`).
+"""The command line: ``sweep``, ``plan``, ``run``, ``models``, and what `runner.commands` and `store.commands` have.
 
 Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command prints what it
 does in its first second. A mistake of the caller ends as one line on stderr and exit code 2, a failed notebook gives
@@ -21,6 +21,7 @@ from typer.core import TyperCommand
 from depthlens import __version__
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 from depthlens.progress import say, text_table
+from depthlens.runner import commands as notebooks
 from depthlens.store import commands
 
 app = typer.Typer(
@@ -217,7 +218,8 @@ def sweep(
     from depthlens.analysis.result_folder import FILES, claimed
     from depthlens.models import sources
 
-    options |= {name: _whole(options[name]) for name in _NUMBERS} | {"gen_kwargs": _settings(gen_kwargs)}
+    options |= {name: arguments.whole_or_text(options[name]) for name in _NUMBERS}
+    options["gen_kwargs"] = _settings(gen_kwargs)
     arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
     if options["limit"] is not None and samples is not None:
         raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
@@ -350,17 +352,8 @@ def run(
     raise typer.Exit(report.exit_code)
 
 
-@app.command()
-def gallery(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
-) -> None:
-    """Make the web pages of executed notebooks again."""
-    if not folder.strip():
-        raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
-    say(f"reading the notebooks in {folder}", folder=folder)
-    from depthlens.runner.index import gallery as build
-
-    typer.echo(f"Wrote {build(folder)}")
+app.command()(notebooks.compare)
+app.command()(notebooks.gallery)
 
 
 @app.command()
@@ -369,14 +362,6 @@ def models() -> None:
     from depthlens.models import registry
 
     typer.echo(text_table(registry.table()))
-
-
-def _whole(text: str | None) -> int | str | None:
-    """A whole number where the text is one, else the text, which the rule of its option refuses."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
 
 
 def _settings(text: str | None) -> dict[str, object] | None:

@@ -112,16 +112,11 @@ def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
     """
     tables = []
     for a, b in paired_profiles(base, distilled):
-        gap = a.loss - b.loss
-        if a.binary and b.binary:
-            low, high, p = whole_number_test(gap)
-        else:
-            low, high, p = stats.paired_t(gap.T, float(np.ptp(a.loss) + np.ptp(b.loss)))
+        gap, low, high, p, p_adjusted = paired_gaps(a, b)
         at_chance = ", ".join(x.model for x in (a, b) if x.at_chance)
         columns = {"task": a.label, "layer": a.layers, "n": len(gap), "base": a.loss.mean(0)}
         columns |= {"distilled": b.loss.mean(0), "difference": gap.mean(0), "ci_low": low, "ci_high": high}
         table = pd.DataFrame(columns)
-        p_adjusted = max_t(gap.T, symmetric=a.binary and b.binary)
         table["p_value"], table["p_adjusted"] = (np.nan, np.nan) if at_chance else (p, p_adjusted)
         min_effect = base.metric_info(a.task, a.metric)["min_effect"]
         table["proven"] = (table["p_adjusted"] < ALPHA) & (table["difference"].abs() > min_effect)
@@ -201,6 +196,21 @@ def _third(row: Any, a: Profile, b: Profile) -> str:
     return (
         f"the {row.third} holds {row.distilled:.2f} of all loss in {b.model}, {row.base:.2f} in {a.model}: {gap}{sure}"
     )
+
+
+def paired_gaps(a: Profile, b: Profile) -> tuple[np.ndarray, ...]:
+    """How much more each condition costs ``a`` than ``b``, on the same documents in the same order.
+
+    Returns:
+        Differences of shape [document, condition]; lower and upper ends of the means' intervals, p-values, and those of
+        step-down maxT, each of shape [condition].
+    """
+    gap, binary = a.loss - b.loss, a.binary and b.binary
+    if binary:
+        low, high, p = whole_number_test(gap)
+    else:
+        low, high, p = stats.paired_t(gap.T, float(np.ptp(a.loss) + np.ptp(b.loss)))
+    return gap, low, high, p, max_t(gap.T, symmetric=binary)
 
 
 def whole_number_test(gap: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -134,18 +134,18 @@ class Verdicts(list[Verdict], Saveable):
     def parts(self) -> pd.DataFrame:
         """One row a part of a claim and view.
 
-        The columns are claim, part, what, view, effect, ci_low, ci_high, threshold, unit, n, seeds, verdict (of the
-        part) and why.
+        The columns are claim, part, what, view, effect, ci_low, ci_high, threshold, unit, n, seeds, tasks, verdict (of
+        the part) and why.
         """
         rows = [
             (v.claim.id, "abcdefgh"[i], p.spec.what, e.view, e.effect, e.low, e.high, p.spec.threshold, p.spec.unit,
-             e.n, e.seeds, p.verdict if e is p.main else "", e.why)
+             e.n, e.seeds, ", ".join(e.tasks), p.verdict if e is p.main else "", e.why)
             for v in self
             for i, p in enumerate(v.parts)
             for e in (p.main, *p.others)
         ]  # fmt: skip
         columns = ["claim", "part", "what", "view", "effect", "ci_low", "ci_high", "threshold", "unit", "n", "seeds"]
-        return pd.DataFrame(rows, columns=[*columns, "verdict", "why"])
+        return pd.DataFrame(rows, columns=[*columns, "tasks", "verdict", "why"])
 
     def describe(self) -> list[str]:
         """How many claims came out how, then one sentence a claim with all its numbers."""

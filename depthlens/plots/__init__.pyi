@@ -22,5 +22,10 @@ from .layers import loss_shares as loss_shares
 from .layers import protocol_comparison as protocol_comparison
 from .prompts import attention as attention
 from .prompts import prediction as prediction
+from .run_comparison import run_differences as run_differences
+from .run_comparison import run_map as run_map
+from .run_comparison import run_profiles as run_profiles
+from .run_comparison import run_stages as run_stages
+from .scorecards import scorecards as scorecards
 from .sufficiency import sufficiency as sufficiency
 from .theme import Plot as Plot

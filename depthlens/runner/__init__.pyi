@@ -1,3 +1,4 @@
+from .compare_page import write_comparison as write_comparison
 from .execute import RunReport as RunReport
 from .execute import run as run
 from .index import gallery as gallery

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from nbconvert.exporters import HTMLExporter
@@ -167,15 +168,21 @@ def index_page(cards: Sequence[Card], *, title: str, subtitle: str = "", of: str
         count = f"{len(cards)} {of}" if len(cards) == 1 else f"{len(cards)} {of}s"
         if n_bad := len(cards) - counts["ok"]:
             count += f", {n_bad} not finished"
-    return _TEMPLATES.get_template("index.html.j2").render(
+    return render(
+        "index.html.j2",
+        ("base.css", "index.css"),
         cards=cards,
         title=title,
         about=" · ".join(filter(None, (count, subtitle))),
         reload_seconds=RELOAD_SECONDS if n_unfinished else None,
         symbols={"ok": "✓", "failed": "✗", RUNNING: "▶"},
-        policy=_POLICY,
-        css=_text("base.css") + _text("index.css"),
     )
+
+
+def render(template: str, styles: Sequence[str], **values: Any) -> str:
+    """A page from one of the templates, with its styles inside and the policy that forbids every request."""
+    css = "".join(map(_text, styles))
+    return _TEMPLATES.get_template(template).render(policy=_POLICY, css=css, **values)
 
 
 def _no_alt_text_nagging(record: logging.LogRecord) -> bool:

@@ -43,6 +43,8 @@ RUN = {
     "depthlens store verify": " parts, 0 damaged",  # 1 s
     "depthlens store prune --task NAME": "deleted ",  # 1 s
     "depthlens sweep smollm2-135m colours ": "Wrote ",  # 6 s
+    "depthlens sweep smollm2-135m-cot colours ": "Wrote ",  # 7 s
+    "depthlens compare runs/colours ": "Wrote ",  # 5 s
     "depthlens run 01_protocols ": "Wrote ",  # 43 s
     "depthlens plan smollm2-135m ": "Here: about ",  # 10 s
     "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 60 s
@@ -52,6 +54,7 @@ NOT_RUN = {
     "make demo": "installs, and runs three notebooks (minutes)",
     "make test": "runs this",
     "depthlens sweep path/to/r1 ": "needs a reasoning model",
+    "depthlens compare runs/step1000 ": "needs three checkpoints; test_compare.py has made-up ones",
 }
 
 

@@ -85,4 +85,19 @@ GALLERY = [
     (["gallery", ""], "folder '': "),
 ]
 
-COMMANDS = [*USAGE, *RUN, *STORE, *GALLERY]
+COMPARE = [
+    (["compare", "--out", "{out}"], "Missing argument 'RUN...'; 'depthlens compare --help' lists"),
+    (["compare", "{tmp}", "{foreign}"], "Missing option '--out'; 'depthlens compare --help' lists"),
+    (["compare", "{tmp}", "--out", "{out}"], "alone: a comparison needs two runs or more; give a folder that "),
+    (["compare", "{out}/a", "{tmp}", "--out", "{out}"], "/a' is not a folder; give a folder that `depthlens sweep"),
+    (["compare", "{file}", "{tmp}", "--out", "{out}"], "/file' is not a folder; give a folder that `depthlens sweep"),
+    (["compare", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' holds no results; give a folder that"),
+    (["compare", "{tmp}", "{tmp}", "--out", "{out}"], "is given twice; give each run once"),
+    (["compare", "", "{tmp}", "--out", "{out}"], "run '': give a folder that `depthlens sweep --out`"),
+    (["compare", "{tmp}", "{foreign}", "--out", ""], "out '': give the path of a folder"),
+    (["compare", "{tmp}", "{foreign}", "--out", "{file}"], "it, or a part of the path, is a file; name a folder"),
+    (["compare", "{tmp}", "{foreign}", "--out", "{out}", "--seed", "-1"], "seed -1: give a whole number from 0"),
+    (["compare", "{tmp}", "{foreign}", "--out", "{out}", "--seed", "x"], "seed 'x': give a whole number from 0"),
+]
+
+COMMANDS = [*USAGE, *RUN, *STORE, *GALLERY, *COMPARE]

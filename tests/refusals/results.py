@@ -74,6 +74,22 @@ RESULTS = [
     ),
 ]
 
+COMPARE = [
+    (lambda e: dl.compare(), "no run: a comparison needs two runs or more; give a folder that `depthlens sweep"),
+    (lambda e: dl.compare(e.result), "run 'organism' alone: a comparison needs two runs or more; give"),
+    (lambda e: dl.compare([e.result, e.result], e.result), "run of type list: give a folder that `depthlens sweep"),
+    (lambda e: dl.compare(3, e.result), "run of type int: give a folder that `depthlens sweep --out`"),
+    (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' is not a folder; give a folder"),
+    (lambda e: dl.compare("a\0b", e.result), "run 'a\\x00b': give a folder"),
+    (lambda e: dl.compare(e.result, e.result, n_boot=10), "n_boot 10: give a whole number, at least 200; the tails"),
+    (lambda e: dl.compare(e.result, e.result, seed=-1), "seed -1: give a whole number from 0"),
+    (lambda e: dl.Comparison.load("/nowhere"), "'/nowhere' holds no settings.parquet; give a folder that"),
+    (lambda e: dl.runner.write_comparison(e.result, e.tmp / "x"), "comparison is a Result; give what"),
+    (lambda e: dl.plots.run_profiles(e.result), "comparison is a Result; give what depthlens.compare returned"),
+    (lambda e: dl.plots.run_map("x"), "comparison is a str; give what depthlens.compare returned"),
+    (lambda e: dl.plots.scorecards("x"), "comparison is a str; give what depthlens.compare returned"),
+]
+
 PLOTS = [
     (lambda e: dl.plots.depth_profile("x"), f"result {KIND}"),
     (lambda e: dl.plots.depth_profile(None), "result is a NoneType, not the result of a sweep; give"),
@@ -129,4 +145,4 @@ RUNS = [
     (lambda e: open_store(3), "store 3: give a folder or URL"),
 ]
 
-CALLS = [*RESULTS, *PLOTS, *CLAIMS, *RUNS]
+CALLS = [*RESULTS, *COMPARE, *PLOTS, *CLAIMS, *RUNS]

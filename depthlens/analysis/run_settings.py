@@ -1,0 +1,117 @@
+"""In what runs differ, and whether it can change a score: only runs with equal settings are compared.
+
+Every entry of a record is of one kind:
+
+* **decides**: it can change a score. All entries do that are not listed here, so that a setting of a newer depthlens is
+  never overlooked;
+* **circumstance**: it cannot change a score, or by no more than rounding (machine, device, versions of libraries, where
+  files are), or says what was chosen out of documents, metrics and conditions, which are matched one by one;
+* **model**: what is compared.
+
+The commit is a circumstance: versions are compared, and most commits change no score. The record does not say which do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
+DECIDES, CIRCUMSTANCE, MODEL = "decides", "circumstance", "model"
+COLUMNS = ["place", "task", "setting", "kind", "equal", "run", "value"]
+_CIRCUMSTANCES = {
+    *("ablate", "asked_tasks", "batch_tokens", "command", "git_commit", "include_path", "limit", "measure", "platform"),
+    *("python", "samples", "selected_conditions", "store", "time", "work"),
+    *("model device", "model offload", "model remote", "model attention_kernel"),
+    *("task n_docs", "task n_truncated", "task max_tokens_cut", "task file"),
+}
+_MODEL = {f"model {key}" for key in ("name", "class", "fingerprint", "n_parameters", "dims", "notes", "adapter")}
+_DECIDING_VERSIONS = {"version of depthlens", "version of lm-eval"}
+_LEFT_OUT = ("conditions", "depthlens", "model", "parts", "tasks", "versions")  # read in another way, or derived
+_OF_TASK_LEFT_OUT = ("metrics", "skipped_metrics", "sha256")
+_LONGEST = 60  # characters of a value
+
+
+def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
+    """Every setting of a task and metric by name; ``model ...`` are those of the model, ``task ...`` of the task."""
+    record = result.record
+    named = {key: value for key, value in record.items() if key not in _LEFT_OUT}
+    named |= {f"model {key}": value for key, value in (record.get("model") or {}).items()}
+    versions = {**(record.get("versions") or {})}
+    versions.pop("python", None)
+    if "depthlens" in record:
+        versions["depthlens"] = record["depthlens"]
+    named |= {f"version of {name}": value for name, value in versions.items()}
+    entry = record["tasks"][task]
+    named |= {f"task {key}": value for key, value in entry.items() if key not in _OF_TASK_LEFT_OUT}
+    if "sha256" in entry:  # of files, which may lie elsewhere
+        named["task sha256"] = sorted(entry["sha256"].values())
+    info = result.metric_info(task, metric)
+    return named | {"higher_is_better": info["higher_is_better"], "min_effect": info["min_effect"]}
+
+
+def kind_of(setting: str) -> str:
+    """Whether a setting `DECIDES` scores, is a `CIRCUMSTANCE` or is of the `MODEL`."""
+    if setting in _MODEL:
+        return MODEL
+    if setting in _CIRCUMSTANCES or (setting.startswith("version of ") and setting not in _DECIDING_VERSIONS):
+        return CIRCUMSTANCE
+    return DECIDES
+
+
+def deciding(named: Mapping[str, Any], *, donor: bool, reference: bool) -> dict[str, Any]:
+    """The settings that decide the scores of some conditions.
+
+    Args:
+        named: Of `settings`.
+        donor: Whether the conditions take parts from a donor; else its identity does not matter.
+        reference: Whether the conditions put means in place; else the reference texts do not matter.
+    """
+    left_out = {name for name, used in (("donor", donor), ("task reference", reference)) if not used}
+    kept = {k: v for k, v in named.items() if kind_of(k) == DECIDES and k not in left_out and v is not None}
+    if isinstance(kept.get("donor"), dict):
+        kept["donor"] = kept["donor"].get("fingerprint")
+    return kept
+
+
+def mismatches(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """In words, every setting in which two runs differ: ``num_fewshot 0 and 5``. Both are of `deciding`."""
+    names = [name for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)]
+    return [f"{name.removeprefix('task ')} {text(a.get(name))} and {text(b.get(name))}" for name in names]
+
+
+def table(of_runs: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """One row a setting and run.
+
+    Args:
+        of_runs: By place and task the settings of each run.
+
+    Returns:
+        ``COLUMNS``: ``equal`` says whether all runs that have the task have the same value, ``value`` is a text.
+    """
+    return pd.DataFrame(_rows(of_runs), columns=COLUMNS).astype({"equal": "bool"})
+
+
+def _rows(of_runs: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Any, ...]]:
+    for (place, task), runs in of_runs.items():
+        for name in dict.fromkeys(name for named in runs.values() for name in named):
+            values = [named.get(name) for named in runs.values()]
+            equal = all(value == values[0] for value in values)
+            shown = name.removeprefix("task ")
+            for run, value in zip(runs, values, strict=True):
+                yield place, task, shown, kind_of(name), equal, run, text(value)
+
+
+def text(value: Any) -> str:
+    """A value of a record in one short line."""
+    if value is None:
+        return "none"
+    if isinstance(value, list) and value and all(isinstance(v, str) and len(v) == 64 for v in value):
+        value = ", ".join(v[:8] for v in value)  # hashes
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."

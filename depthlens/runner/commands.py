@@ -1,0 +1,67 @@
+"""The commands ``depthlens compare`` and ``depthlens gallery``; nothing heavy is imported until one is called."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import typer
+
+from depthlens.errors import UserError
+from depthlens.progress import say
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Two folders or more that `depthlens sweep` or `depthlens run` wrote, each of one model.",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for index.html, the tables (.parquet) and record.json.")
+    ],
+    stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages",
+            help="The runs are stages of training, in order: compare each with the one before, not the first.",
+        ),
+    ] = False,
+    seed: Annotated[str, typer.Option(metavar="N", help="Seed of all draws.")] = "0",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
+) -> None:
+    """Compare runs: scores, profiles over depth, critical parts, verdicts and cost, with differences tested.
+
+    Only what was measured with equal settings is compared; the page says what was not.
+
+    Example: depthlens compare runs/base runs/distilled --out runs/compared
+    """
+    from depthlens import arguments
+
+    number = arguments.whole_or_text(seed)
+    arguments.check(seed=number, out=out)
+    say(f"reading {', '.join(runs)}", runs=runs)
+    from depthlens.runner.compare_page import check_out, write_comparison
+    from depthlens.runner.compared_runs import compare as compared
+
+    check_out(out, overwrite=overwrite)
+    found = compared(*runs, stages=stages, seed=cast(int, number))
+    page = write_comparison(found, out, overwrite=overwrite)
+    for line in found.sentences:
+        typer.echo(line.replace("**", ""))
+    for note in found.notes:
+        typer.echo(f"Note: {note}")
+    typer.echo(f"\nWrote {page}")
+
+
+def gallery(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
+) -> None:
+    """Make the web pages of executed notebooks again."""
+    if not folder.strip():
+        raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
+    say(f"reading the notebooks in {folder}", folder=folder)
+    from depthlens.runner.index import gallery as build
+
+    typer.echo(f"Wrote {build(folder)}")

@@ -1,0 +1,300 @@
+"""Runs side by side: made-up runs whose truth is known, other documents, settings and shapes, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_sweeps import EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
+
+from depthlens.analysis import depth, model_comparison, run_agreement, run_differences
+from depthlens.analysis.results import Result, concat
+from depthlens.analysis.run_comparison import Comparison, compare_runs
+from depthlens.analysis.run_differences import ABOVE_FLOOR, CENTRE, SCORE
+from depthlens.analysis.run_families import WHOLE, Run, families, pair, parts_of
+from depthlens.errors import UserError
+
+N_BOOT = 400
+MILD = np.array([0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.05, 0, 0])
+
+
+def compared(*results, names="abcdefgh", **options) -> Comparison:
+    runs = [Run(name, {"": result}) for name, result in zip(names, results, strict=False)]
+    return compare_runs(runs, n_boot=N_BOOT, **options)
+
+
+def other_documents(result: Result) -> Result:
+    return Result(result.docs.assign(doc_id=result.docs["doc_id"] + 1000), result.record)
+
+
+def with_record(result: Result, task=(), **changes) -> Result:
+    tasks = {name: entry | dict(task) for name, entry in result.record["tasks"].items()}
+    return Result(result.docs, result.record | {"tasks": tasks} | changes)
+
+
+def whole_score(values, **options) -> Result:
+    return result_of({"baseline": (None, values), "L0": (0, np.zeros(len(values)))}, **options)
+
+
+# -- what is found -------------------------------------------------------------------------------------
+
+
+def test_equal_runs_do_not_differ_in_anything():
+    found = compared(sweep(EARLY), sweep(EARLY))
+    assert found.settings["equal"].all() and list(found.notes) == []
+    assert not found.differences["shown"].any() and (found.differences["difference"] == 0).all()
+    assert not found.baselines["shown"].any() and not found.centres["shown"].any()
+    (row,) = found.critical.itertuples()
+    assert row.jaccard == 1 and not row.below_ceiling and row.critical == row.reference_critical == row.both
+    assert (found.differences["p_adjusted"] == 1).all()
+    assert "**differ" not in "".join(found.describe())
+
+
+def test_a_planted_difference_is_found_everywhere():
+    found = compared(sweep(EARLY, n=100), sweep(LATE, n=100, model="late", seed=1))
+    table = found.differences[found.differences["scale"] == SCORE].set_index("condition")
+    assert table.index[table["shown"]].tolist() == ["L0", "L1", "L2", "L6", "L7", "L8"]
+    assert (table.loc[["L0", "L1", "L2"], "difference"] < 0).all(), "run minus reference"
+    shares = found.differences[found.differences["scale"] == ABOVE_FLOOR].set_index("condition")
+    assert set(shares.index[shares["shown"]]) >= {"L0", "L1", "L7", "L8"}
+    centre = found.centres[found.centres["measure"] == CENTRE].set_index("run")
+    assert centre.loc["b", "shown"] and centre.loc["b", "difference"] > 0.4
+    (row,) = found.critical.itertuples()
+    assert row.below_ceiling and row.jaccard < 0.5 < row.ceiling_low
+    said = "\n".join(found.describe())
+    assert "the centre of mass of the losses is **deeper** in b" in said and "**below** what noise allows" in said
+
+
+def test_the_numbers_are_those_of_the_functions_for_one_run_and_for_two():
+    a, b = sweep(EARLY), sweep(LATE, model="late", seed=1)
+    found = compared(a, b)
+    expected = model_comparison.layer_differences(b, a)
+    table = found.differences[found.differences["scale"] == SCORE]
+    for column in ("difference", "ci_low", "ci_high", "p_adjusted"):
+        np.testing.assert_allclose(table[column], expected[column])
+    profile = found.profiles[found.profiles["run"] == "a"]
+    np.testing.assert_allclose(profile["loss"], a.losses()["loss"])
+    np.testing.assert_allclose(profile["depth"], np.arange(N_LAYERS) / (N_LAYERS - 1))
+    np.testing.assert_allclose(profile["share"], a.losses()["loss"] / a.baselines["baseline"].item())
+    assert profile.loc[profile["critical"], "condition"].tolist() == a.critical()["condition"].tolist()
+    assert ((profile["share_low"] <= profile["share"]) & (profile["share"] <= profile["share_high"])).all()
+    centre = found.centres[(found.centres["run"] == "a") & (found.centres["measure"] == CENTRE)]
+    assert centre["value"].item() == pytest.approx(depth.centre_of_mass(a).table["centre"].item())
+    thirds = found.centres[(found.centres["run"] == "a") & (found.centres["measure"] != CENTRE)]
+    np.testing.assert_allclose(thirds["value"], depth.loss_by_third(a, scale="importance")["loss"])
+
+
+def test_other_documents_are_independent_and_said_to_be():
+    a, b = sweep(EARLY, n=100), other_documents(sweep(LATE, n=80, model="late", seed=1))
+    found = compared(a, b)
+    assert not found.differences["paired"].any() and set(found.differences["n"]) == {80}
+    assert set(found.differences["reference_n"]) == {100}
+    score = found.differences[found.differences["scale"] == SCORE].set_index("condition")
+    assert set(score.index[score["shown"]]) >= {"L0", "L1", "L7", "L8"}
+    assert any("have different documents, so that they count as independent" in note for note in found.notes)
+    low, high = found.baselines.loc[1, ["difference_low", "difference_high"]]
+    assert low < found.baselines.loc[1, "difference"] < high
+
+
+def test_documents_of_a_smaller_run_are_paired_with_the_same_ones_of_a_larger():
+    large, small = sweep(EARLY, n=60), sweep(EARLY, n=60)
+    small = Result(small.docs[small.docs["doc_id"] < 25], small.record)
+    found = compared(large, small)
+    assert found.differences["paired"].all()
+    assert set(found.differences["n"]) == set(found.differences["reference_n"]) == {25}
+    assert (found.differences["difference"] == 0).all()
+    assert any("are compared on the 25 documents that both have" in note for note in found.notes)
+
+
+def test_scores_of_whole_models_are_compared_by_paired_and_by_independent_tests():
+    right = np.arange(40) < 30
+    a, b = whole_score(right), whole_score(np.arange(40) < 12, model="b")
+    paired, apart = compared(a, b).baselines.loc[1], compared(a, other_documents(b)).baselines.loc[1]
+    assert paired["difference"] == apart["difference"] == pytest.approx(-18 / 40)
+    assert paired["p_adjusted"] == pytest.approx(2 * 0.5**18), "McNemar's exact test"
+    assert apart["shown"] and paired["shown"] and apart["p_adjusted"] > paired["p_adjusted"]
+    lower = [whole_score(1 - r, better=False, chance=None) for r in (right, np.arange(40) < 12)]
+    assert compared(lower[0], other_documents(lower[1])).baselines.loc[1, "difference"] == pytest.approx(18 / 40)
+    words = [nats(EARLY, seed=s) for s in (0, 1)]
+    gap = compared(words[0], other_documents(words[1])).baselines.loc[1]
+    assert gap["difference_low"] < gap["difference"] < gap["difference_high"] and not gap["shown"]
+    best = [whole_score(np.ones(20)), other_documents(whole_score(np.ones(20)))]
+    assert compared(*best).baselines.loc[1, "p_adjusted"] == 1
+
+
+def test_false_differences_are_as_rare_as_stated():
+    n, found = 60, {"paired": 0, "apart": 0, "ceiling": 0}
+    for seed in range(n):
+        results = [sweep(MILD, n=40, chance=0.25, seed=2 * seed + i, model=m) for i, m in enumerate("ab")]
+        for name, second in (("paired", results[1]), ("apart", other_documents(results[1]))):
+            a, b = (dict(families(Run(m, {"": r}))) for m, r in zip("ab", (results[0], second), strict=True))
+            (key,) = (key for key in a if key.parts == "layers")
+            both = pair(b[key], a[key])
+            assert both.paired == (name == "paired")
+            found[name] += any(table["shown"].any() for table in run_differences.losses(key, both, 1, 0))
+        found["ceiling"] += run_agreement.critical(key, both, "", 0, 100)["below_ceiling"]
+    # at 5% a family and two scales, 11 of 60 or more happen in less than 1 of 100 runs
+    assert max(found.values()) <= 10, found
+
+
+def test_what_two_sets_share_by_chance_and_at_most():
+    assert run_agreement.expected_jaccard(4, 4, 4) == 1
+    assert run_agreement.expected_jaccard(2, 1, 1) == pytest.approx(0.5)
+    a, b = np.array([True, True, False]), np.array([False, True, True])
+    assert run_agreement.jaccard(a, b) == pytest.approx(1 / 3) and run_agreement.jaccard(~a & a, ~b & b) == 1
+
+
+# -- what is not compared ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task": {"num_fewshot": 5}}, "num_fewshot 0 and 5"),
+        ({"task": {"sha256": {"a.yaml": "f" * 64}}}, "sha256 none and ffffffff"),
+        ({"seed": 1}, "seed 0 and 1"),
+        ({"backend": "nnsight"}, "backend none and nnsight"),
+        ({"depthlens": "0.1.0"}, "version of depthlens none and 0.1.0"),
+        ({"versions": {"lm-eval": "0.4.1"}}, "version of lm-eval none and 0.4.1"),
+        ({"model": {"dims": {"n_layers": N_LAYERS}, "dtype": "bfloat16"}}, "model dtype none and bfloat16"),
+        ({"a_setting_of_the_future": 3}, "a_setting_of_the_future none and 3"),
+    ],
+)
+def test_runs_of_other_settings_are_not_compared_and_both_values_are_said(change, said):
+    found = compared(sweep(EARLY), with_record(sweep(LATE, model="late"), **change))
+    assert len(found.differences) == len(found.critical) == 0 and not found.baselines["reference"].any()
+    assert found.baselines["group"].tolist() == [1, 2] and len(found.profiles) == 2 * N_LAYERS
+    (note,) = found.notes
+    assert note == f"sums: b not compared with a, whose settings differ (a first): {said}"
+    name = said.rsplit(" and ")[0].rsplit(" ", 1)[0]
+    rows = found.settings[found.settings["setting"] == name]
+    assert rows["kind"].eq("decides").all() and not rows["equal"].any() and len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": {"n_docs": 3, "file": "elsewhere.yaml"}},
+        {"model": {"dims": {"n_layers": N_LAYERS}, "device": "cuda", "name": "x", "fingerprint": "y"}},
+        {"time": "later", "command": ["depthlens"], "git_commit": "abc", "batch_tokens": 7, "limit": 4},
+        {"versions": {"torch": "9.9"}, "platform": "other", "python": "3.13"},
+        {"donor": {"fingerprint": "of conditions that no run has"}},
+    ],
+)
+def test_circumstances_are_shown_and_keep_nothing_from_being_compared(change):
+    found = compared(sweep(EARLY), with_record(sweep(LATE, model="late", seed=1), **change))
+    assert found.differences["shown"].any() and not found.settings["equal"].all()
+    assert "No setting that decides scores differs" in found.describe()[0] or "donor" in change
+
+
+def test_of_three_runs_those_with_equal_settings_are_compared():
+    found = compared(sweep(EARLY), with_record(sweep(LATE), seed=9), with_record(sweep(LATE, seed=1), seed=9))
+    assert found.baselines["reference"].tolist() == ["", "", "b"]
+    assert found.notes == ["sums: b and c not compared with a, whose settings differ (a first): seed 0 and 9"]
+
+
+def test_models_with_other_numbers_of_layers_are_compared_by_relative_depth():
+    docs, rng = 80, np.random.default_rng(0)
+    right = rng.random(docs) < 0.95
+    n = 2 * N_LAYERS
+    values = {"baseline": (None, right)}
+    values |= {f"L{i}": (i, right & (rng.random(docs) >= np.repeat(LATE, 2)[i])) for i in range(n)}
+    deep = result_of(values, model="deep")
+    deep = with_record(deep, model={"dims": {"n_layers": n}})
+    found = compared(sweep(EARLY, n=docs), deep)
+    assert len(found.differences) == len(found.ranks) == 0
+    assert found.critical["why"].tolist() == ["models of different shapes"]
+    centre = found.centres[(found.centres["run"] == "b") & (found.centres["measure"] == CENTRE)]
+    assert centre["shown"].item() and centre["difference"].item() > 0.4
+    assert found.profiles.groupby("run")["depth"].max().tolist() == [1, 1]
+    assert any("b and a have 18 and 9 layers, so that no loss" in note for note in found.notes)
+    part = deep.select(conditions=[f"L{i}" for i in range(n) if i % 3])
+    assert any(
+        "not every layer of both was removed" in line for line in compared(sweep(EARLY, n=docs), part).describe()
+    )
+
+
+def test_a_run_at_chance_is_called_so_and_nothing_is_concluded():
+    found = compared(sweep(EARLY, chance=0.25), sweep(EARLY, accuracy=0.25, chance=0.25, model="weak", seed=3))
+    assert len(found.differences) == 0 and found.critical["why"].tolist() == ["b at chance, cannot judge"]
+    assert any("b is at chance" in line and "cannot judge" in line for line in found.describe())
+    assert math.isnan(found.centres.loc[found.centres["run"] == "b", "value"].iloc[0])
+    assert found.profiles.loc[found.profiles["run"] == "b", "share"].isna().all()
+
+
+def test_conditions_and_tasks_of_one_run_alone_are_named():
+    both = concat([sweep(EARLY), sweep(EARLY, task="more")])
+    found = compared(both, sweep(EARLY).select(conditions=["L0", "L1", "L2", "L3"]))
+    assert found.differences["condition"].unique().tolist() == ["L0", "L1", "L2", "L3"]
+    assert "only a has more acc" in found.notes
+    assert any("have 4 conditions in common; others of a are left out" in note for note in found.notes)
+
+
+def test_families_are_paired_by_how_parts_are_removed():
+    assert [parts_of(c) for c in ("L3", "L3[1:]@mean", "L3.attn", "L3.H1@resample", "L3.KV0", "L3-5", "L1+L4")] == [
+        *("layers", "layers[1:]@mean", "attn", "heads@resample", "kv", "other conditions", "other conditions")
+    ]
+    views = concat([sweep(EARLY), sweep(EARLY, suffix="@mean")])
+    found = compared(views, sweep(LATE, suffix="@mean", seed=1))
+    assert found.differences["parts"].unique().tolist() == ["layers@mean"]
+    assert "only a has sums acc, layers" in found.notes
+
+
+# -- stages, files, refusals ---------------------------------------------------------------------------
+
+
+def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number():
+    steps = [sweep((1 - w) * EARLY + w * LATE, n=100, model=f"step{i}", seed=i) for i, w in enumerate((0, 0.5, 1))]
+    found, others = compared(*steps, stages=True), compared(*steps)
+    assert found.baselines["reference"].tolist() == ["", "a", "b"]
+    assert others.baselines["reference"].tolist() == ["", "a", "a"]
+    centre = found.centres[found.centres["measure"] == CENTRE].set_index("run")
+    assert centre.loc[["b", "c"], "shown"].all() and (centre.loc[["b", "c"], "difference"] > 0).all()
+    two = compared(*steps[:2], stages=True).differences["p_adjusted"].to_numpy()
+    three = found.differences[found.differences["run"] == "b"]["p_adjusted"].to_numpy()
+    np.testing.assert_allclose(three, np.minimum(1, 2 * two))
+    assert found.stages and found.runs == ["a", "b", "c"]
+
+
+def test_a_comparison_comes_back_from_its_folder(tmp_path):
+    found = compared(sweep(EARLY), sweep(LATE, model="late", seed=1))
+    found.save(tmp_path / "out")
+    again = Comparison.load(tmp_path / "out")
+    assert again.describe() == found.describe() and again.record == found.record
+    pd.testing.assert_frame_equal(again.differences, found.differences)
+    assert repr(again) == "\n".join(found.describe())
+    found.save(tmp_path / "out")
+    with pytest.raises(UserError, match="holds another result"):
+        compared(sweep(EARLY), sweep(LATE), seed=1).save(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ([sweep(EARLY)], "1 runs; a comparison needs two or more"),
+        ([sweep(EARLY), sweep(EARLY, task="others")], "the runs have no task and metric in common .*b has others acc"),
+        ([sweep(EARLY), concat([sweep(EARLY), sweep(LATE, model="z")])], "run 'b': it has models base, z; compare one"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(results, said):
+    with pytest.raises(UserError, match=said):
+        compared(*results)
+
+
+def test_a_result_whose_parts_do_not_fit_together_is_refused_with_the_name_of_its_run():
+    docs = sweep(EARLY).docs
+    lacking = Result(docs[(docs["condition"] != "L3") | (docs["doc_id"] != 5)], sweep(EARLY).record)
+    with pytest.raises(UserError, match="run 'b': condition 'L3': sums acc of base lacks document 5"):
+        compared(sweep(EARLY), lacking)
+    for record in ({**sweep(EARLY).record, "model": 3}, {"tasks": []}):
+        with pytest.raises(UserError, match="run 'b': .*(do not fit together|the record says nothing)"):
+            compared(sweep(EARLY), Result(docs, record))
+
+
+def test_one_document_is_too_few_for_a_difference():
+    few = [Result(r.docs[r.docs["doc_id"] == 0], r.record) for r in (nats(EARLY), nats(LATE, seed=1))]
+    found = compared(*few)
+    assert len(found.differences) == 0 and found.critical["why"].tolist() == ["fewer than 2 documents"]
+    assert N > 1 and WHOLE not in set(found.profiles["parts"])

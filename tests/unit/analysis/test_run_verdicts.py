@@ -1,0 +1,86 @@
+"""Verdicts of runs side by side: estimates are compared, never verdicts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_layer_sweeps import FEW, FLAT
+from made_runs import verdicts
+
+from depthlens.analysis import run_verdicts
+from depthlens.analysis.run_families import Run
+from depthlens.analysis.run_settings import COLUMNS
+
+NO_SETTINGS = pd.DataFrame(columns=COLUMNS).astype({"equal": "bool"})
+
+
+def part(effect, low, high, *, claim="C1", what="a share", verdict="undecided", tasks="letters acc"):
+    return {
+        **{"claim": claim, "part": "a", "what": what, "view": "all layers", "effect": effect, "ci_low": low},
+        **{"ci_high": high, "threshold": 0.5, "unit": "of layers", "n": 100, "seeds": 3, "tasks": tasks},
+        **{"verdict": verdict, "claim_verdict": verdict, "why": ""},
+    }
+
+
+def compared(*runs, settings=NO_SETTINGS, stages=False):
+    made = [Run(name, {}, {"": pd.DataFrame(parts)}) for name, parts in zip("abc", runs, strict=False)]
+    return run_verdicts.compare(made, settings, stages)
+
+
+def test_the_difference_of_two_estimates_comes_from_both_intervals():
+    table, notes = compared([part(0.2, 0.1, 0.35)], [part(0.8, 0.6, 0.9)])
+    row = table.set_index("run").loc["b"]
+    assert notes == [] and row["reference"] == "a" and table.set_index("run").loc["a", "reference"] == ""
+    assert row["difference"] == pytest.approx(0.6)
+    assert row["difference_low"] == pytest.approx(0.6 - math.hypot(0.8 - 0.6, 0.35 - 0.2))
+    assert row["difference_high"] == pytest.approx(0.6 + math.hypot(0.9 - 0.8, 0.2 - 0.1))
+    assert row["shown"] and row["p_adjusted"] < 0.001
+    touching, _ = compared([part(0.5, 0.4, 0.6)], [part(0.5 + 0.1 * math.sqrt(2), 0.4 + 0.1 * math.sqrt(2), 0.9)])
+    assert touching["p_adjusted"].iloc[1] == pytest.approx(0.05), "the interval ends at 0"
+
+
+def test_unlike_verdicts_are_no_difference():
+    table, _ = compared([part(0.45, 0.3, 0.49, verdict="supported")], [part(0.52, 0.4, 0.64, verdict="undecided")])
+    assert table["verdict"].tolist() == ["supported", "undecided"] and not table["shown"].any()
+
+
+def test_p_values_are_corrected_over_parts_and_pairs():
+    parts = [
+        [part(e, e - 0.1, e + 0.1, claim=c) for c, e in (("C1", x), ("C2", y))] for x, y in ((0.2, 0.2), (0.36, 0.9))
+    ]
+    one, both = compared(parts[0][:1], parts[1][:1])[0], compared(*parts)[0]
+    alone = one["p_adjusted"].iloc[1]
+    assert alone < 0.05 and both.set_index(["run", "claim"]).loc[("b", "C1"), "p_adjusted"] == pytest.approx(alone)
+    assert compared(parts[0][:1], parts[1][:1], parts[1][:1])[0]["p_adjusted"].iloc[1] == pytest.approx(2 * alone)
+    assert not compared(parts[0][:1], parts[1][:1], parts[1][:1], stages=True)[0]["shown"].iloc[2]
+
+
+@pytest.mark.parametrize("other", [{"what": "another share"}, {"tasks": "letters acc, facts acc"}])
+def test_estimates_of_something_else_are_not_compared(other):
+    table, notes = compared([part(0.2, 0.1, 0.3)], [part(0.8, 0.7, 0.9, **other)])
+    assert not table["shown"].any() and not table["reference"].any()
+    assert notes == ["C1a of b and a are of other tasks, views or thresholds, and are not compared"]
+
+
+def test_an_estimate_without_value_or_width_is_not_compared():
+    for odd in (part(np.nan, np.nan, np.nan), part(1.0, 1.0, 1.0)):
+        table, notes = compared([part(0.0, 0.0, 0.0)], [odd])
+        assert not table["reference"].any() and notes == [] and table["p_adjusted"].isna().all()
+
+
+def test_verdicts_on_sweeps_of_other_settings_are_not_compared():
+    rows = [("", "letters", "num_fewshot", "decides", False, run, value) for run, value in (("a", "0"), ("b", "5"))]
+    table, notes = compared([part(0.2, 0.1, 0.3)], [part(0.8, 0.7, 0.9)], settings=pd.DataFrame(rows, columns=COLUMNS))
+    assert not table["reference"].any()
+    assert notes == ["verdicts of b are not compared with a: a and b differ in num_fewshot of letters 0 and 5"]
+
+
+def test_parts_of_real_verdicts_have_what_is_compared():
+    runs = [verdicts(loss, name).parts for name, loss in (("few", FEW), ("flat", FLAT))]
+    table, notes = compared(*(parts.assign(claim_verdict="") for parts in runs))
+    assert notes == [] and set(run_verdicts.PART) <= set(table.columns)
+    shown = table[table["shown"]]
+    assert set(shown["claim"] + shown["part"]) == {"C1b", "C1d"}, "the costliest later layer"
