@@ -88,7 +88,7 @@ def _panels(comparison: Comparison, place: str, parts: str) -> Iterator[Panel]:
     for task, of_task in table.groupby("task", sort=False):
         several = of_task.groupby("metric", sort=False)["run"].nunique()
         metrics = list(several.index[several > 1])
-        drawn = [m for m in metrics if m in LOGPROBS or m == written_answers.headline(metrics)]
+        drawn = [m for m in metrics if m in LOGPROBS or m == written_answers.headline(task, metrics)]
         for metric in drawn:
             rows = of_task[of_task["metric"] == metric]
             groups = [(int(g), tuple(dict.fromkeys(r["run"]))) for g, r in rows.groupby("group", sort=False)]
