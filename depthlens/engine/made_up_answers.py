@@ -6,6 +6,7 @@ So a notebook goes on as it would with real answers, and what it computes from t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,7 +60,7 @@ def answers(
     rate = mean = None
     if run.measured:
         with dry_run.suspended():
-            kind = lens.name, lens.dims, lens.donor is not None, desc, write
+            kind = _kind(engine, requests, conditions)
             if kind not in run.rates:
                 run.rates[kind] = _tried(engine, requests, conditions, lengths)
             rate, mean = run.rates[kind]
@@ -112,6 +113,15 @@ def _lengths(lens: Lens, requests: Sequence[GenerateRequest]) -> list[int]:
         n = most // 2 if known is None else len(lens.tokenizer(known, add_special_tokens=False).input_ids) + 1
         found.append(max(1, min(most, n)))
     return found
+
+
+def _kind(engine: Answering, requests: Sequence[Any], conditions: Sequence[Condition]) -> tuple[Any, ...]:
+    """What has the same rate: a model, and requests and conditions that are alike, up to a factor of two."""
+    lens, first = engine.lens, requests[0]
+    length = sum(len(q.context) for q in requests) / len(requests)
+    about = length, len(requests), len(conditions)
+    written = first.max_new_tokens if isinstance(first, GenerateRequest) else None
+    return lens.name, lens.dims, lens.donor is not None, written, *(round(math.log2(max(1.0, x))) for x in about)
 
 
 def _tried(

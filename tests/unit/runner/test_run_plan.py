@@ -47,32 +47,18 @@ def test_the_rows_of_a_plan_are_those_that_a_run_computes(model, store, tmp_path
 
 
 @pytest.mark.slow
-def test_what_one_notebook_computes_the_next_one_has(model, store):
-    first, second = plan(model, ["00_tour", "08_geometry"], tasks=["capitals_continuation"]).plan.table.to_dict(
-        "records"
-    )
-    assert (first["notebook"], second["notebook"]) == ("00_tour", "08_geometry")
-    assert second["known"] >= 6 * 3 * 4, "the layer sweep of the tour"
-
-
-@pytest.mark.slow
-def test_a_cell_that_stops_is_named(tmp_path):
+def test_the_command_names_a_cell_that_stops_and_writes_nothing(tmp_path, monkeypatch, capsys):
     """This model's context is too short for the prompts; that is found in its kernel."""
     short = str(tiny.save(tmp_path / "short", "llama-gqa", max_position_embeddings=2))
-    planned = plan(short)
-    assert planned.stopped and all(re.match(r"00_tour, cell \d+: .+", line) for line in planned.stopped)
-    assert "Not counted: 00_tour, cell" in repr(planned)
-
-
-@pytest.mark.slow
-def test_the_command_prints_it_and_writes_nothing(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(SystemExit) as stop:
-        cli.main(["run", "00_tour", "--plan", "--models", model, "-p", "limit", "2", "-p", "num_fewshot", "0"])
+        cli.main(["run", "00_tour", "--plan", "--models", short, "-p", "limit", "2", "-p", "num_fewshot", "0"])
     said = capsys.readouterr().out
     assert stop.value.code == 0
-    assert said.startswith(f"{model}\n") and "00_tour" in said and "floating point operations" in said
-    assert list(tmp_path.iterdir()) == []
+    assert said.startswith(f"{short}\n") and "00_tour" in said
+    assert re.search(r"^Not counted: 00_tour, cell \d+: .+", said, re.MULTILINE)
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 @pytest.mark.parametrize(
