@@ -47,6 +47,7 @@ RUN = {
     "depthlens compare runs/colours ": "Wrote ",  # 5 s
     "depthlens run 01_protocols ": "Wrote ",  # 43 s
     "depthlens plan smollm2-135m ": "Here: about ",  # 10 s
+    "depthlens run 00_tour --profile demo --plan": "Here: about ",  # 20 s
     "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 60 s
     "python -m depthlens.lm_eval_model run ": "|capitals_continuation|",  # 6 s
 }
