@@ -6,6 +6,7 @@ one. lm-eval's own YAML files, prompts, filters and metrics therefore run on the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -31,7 +32,13 @@ def mmlu(subject: str) -> dict[str, list[dict[str, Any]]]:
         return {"question": question, "subject": subject, "choices": choices, "answer": i % 4}
 
     docs = [doc(i % 3, country) for i, country in enumerate(CAPITALS)]
-    return {"test": docs[:3], "validation": docs[:1], "dev": [*docs[1:], docs[0]][:5]}
+    # of one subject a means can be taken, because most of its documents are not evaluated
+    more = [docs[i % 3] | {"question": f"{i}. {docs[i % 3]['question']}"} for i in range(9)]
+    return {
+        "test": docs[:3] + (more if subject == "miscellaneous" else []),
+        "validation": docs[:1],
+        "dev": [*docs[1:], docs[0]][:5],
+    }
 
 
 def hellaswag() -> dict[str, list[dict[str, Any]]]:
@@ -67,7 +74,8 @@ def openbookqa(*, with_facts: bool) -> dict[str, list[dict[str, Any]]]:
         doc = {"id": f"7-{i}", "question_stem": question, "choices": choices, "answerKey": answer}
         facts = {"fact1": fact, "humanScore": 1.0, "clarity": 2.0, "turkIdAnonymized": "b356d338b7"}
         docs.append(doc | (facts if with_facts else {}))
-    return {"train": docs, "validation": docs, "test": docs}
+    train = [doc | {"id": f"8-{i}", "question_stem": f"{i}. {doc['question_stem']}"} for i in range(4) for doc in docs]
+    return {"train": train, "validation": docs, "test": docs}
 
 
 def math_qa() -> dict[str, list[dict[str, Any]]]:
@@ -79,9 +87,9 @@ def math_qa() -> dict[str, list[dict[str, Any]]]:
             "correct": "b", "annotated_formula": f"multiply({n}, {days})",
             "linear_formula": "multiply(n0,n1)|", "category": "general",
         }
-        for n, days in ((12, 3), (7, 5), (20, 4))
+        for n, days in ((12, 3), (7, 5), (20, 4), *((n, 2) for n in range(30, 40)))
     ]  # fmt: skip
-    return {"train": docs, "validation": docs, "test": docs}
+    return {"train": docs[3:], "validation": docs[:3], "test": docs[:3]}
 
 
 def gsm8k() -> dict[str, list[dict[str, Any]]]:
@@ -90,7 +98,17 @@ def gsm8k() -> dict[str, list[dict[str, Any]]]:
             "question": f"Ann has {a} books and buys {b} more. How many books does she have?",
             "answer": f"She has {a} + {b} = <<{a}+{b}={a + b}>>{a + b} books.\n#### {a + b}",
         }
-        for a, b in ((1200, 34), (5, 6), (17, 8), (9, 9), (30, 12), (2, 3), (40, 2), (11, 8))
+        for a, b in (
+            (1200, 34),
+            (5, 6),
+            (17, 8),
+            (9, 9),
+            (30, 12),
+            (2, 3),
+            (40, 2),
+            (11, 8),
+            *((a, 5) for a in range(50, 60)),
+        )
     ]
     return {"train": docs[2:], "test": docs[:3]}
 
@@ -121,9 +139,12 @@ def write(folder: Path) -> Path:
         for config, splits in configs.items():
             lines += [f"- config_name: {config}", "  data_files:"]
             for split, docs in splits.items():
-                path = folder / name / config / f"{split}.jsonl"
+                text = "".join(json.dumps(doc) + "\n" for doc in docs)
+                # `datasets` keeps what it once read under the names of the files, whatever they hold by now
+                file = f"{config}/{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+                path = folder / name / file
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
-                lines.append(f"  - {{split: {split}, path: {config}/{split}.jsonl}}")
+                path.write_text(text, encoding="utf-8")
+                lines.append(f"  - {{split: {split}, path: {file}}}")
         (folder / name / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
     return folder

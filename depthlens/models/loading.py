@@ -112,6 +112,8 @@ def _load_whole(source: Source, device: torch.device, dtype: torch.dtype | str) 
             **_hub_options(source),
         )
     _refuse_unfilled(source.name, info)
+    if source.gguf:
+        vars(model).pop("hf_quantizer", None)  # has dequantised the weights; the store could not tell what it does
     with _fitting(source.name, device):
         model.to(device)
     return Lens(source.name, model, tokenizer)

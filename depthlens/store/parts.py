@@ -218,7 +218,8 @@ class Store:
         if part_digest(data) != part.name.removesuffix(".parquet"):
             raise Damaged(f"its checksum is not that of its {len(data)} bytes")
         try:
-            table = pq.read_table(io.BytesIO(data))
+            # in this thread: a process that ends while Arrow starts threads for a part is aborted (pyarrow 26)
+            table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
         except (pa.ArrowException, OSError) as e:
             raise Damaged(f"it is no parquet file ({str(e).splitlines()[0]})") from e
         if not table.schema.equals(SCHEMA):

@@ -193,6 +193,7 @@ def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
     loaded = loading.load(str(tmp_path / "m.gguf"))
     assert torch.equal(logits(loaded), logits(original))
     assert loaded.dims == original.dims and loaded.dtype == torch.float32
+    assert loaded.identify().obstacle is None, "its answers can be stored"
     (tmp_path / "m.gguf").rename(tmp_path / "renamed.gguf")
     assert loading.load(str(tmp_path / "renamed.gguf")).fingerprint == loaded.fingerprint
 
