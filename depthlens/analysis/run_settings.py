@@ -47,12 +47,23 @@ def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
     if "depthlens" in record:
         versions["depthlens"] = record["depthlens"]
     named |= {f"version of {name}": value for name, value in versions.items()}
-    entry = record["tasks"][task]
-    named |= {f"task {key}": value for key, value in entry.items() if key not in _OF_TASK_LEFT_OUT}
-    if "sha256" in entry:  # of files, which may lie elsewhere
-        named["task sha256"] = sorted(entry["sha256"].values())
+    named |= {f"task {key}": value for key, value in _of_task(record["tasks"][task]).items()}
     info = result.metric_info(task, metric)
     return named | {"higher_is_better": info["higher_is_better"], "min_effect": info["min_effect"]}
+
+
+def _of_task(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a task by name; of a group also those of its tasks that decide scores."""
+    named = {key: value for key, value in entry.items() if key not in _OF_TASK_LEFT_OUT}
+    if "sha256" in entry:  # of files, which may lie elsewhere
+        named["sha256"] = sorted(entry["sha256"].values())
+    if "subtasks" in entry:
+        inside = {name: _of_task(one) for name, one in entry["subtasks"].items()}
+        named["subtasks"] = {
+            name: {key: value for key, value in one.items() if kind_of(f"task {key}") == DECIDES}
+            for name, one in inside.items()
+        }
+    return named
 
 
 def kind_of(setting: str) -> str:

@@ -189,6 +189,17 @@ def test_circumstances_are_shown_and_keep_nothing_from_being_compared(change):
     assert "No setting that decides scores differs" in found.describe()[0] or "donor" in change
 
 
+def test_other_numbers_of_documents_in_the_tasks_of_a_group_are_a_circumstance():
+    """Their versions are not."""
+
+    def group(version, n_docs):
+        entry = {"version": version, "n_docs": n_docs, "file": f"{n_docs}.yaml"}
+        return with_record(sweep(EARLY, model=f"{version} {n_docs}"), task={"subtasks": {"anatomy": entry}})
+
+    assert compared(group(1, 3), group(1, 5)).baselines["reference"].any()
+    assert not compared(group(1, 3), group(2, 3)).baselines["reference"].any()
+
+
 def test_of_three_runs_those_with_equal_settings_are_compared():
     found = compared(sweep(EARLY), with_record(sweep(LATE), seed=9), with_record(sweep(LATE, seed=1), seed=9))
     assert found.baselines["reference"].tolist() == ["", "", "b"]

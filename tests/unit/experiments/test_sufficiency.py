@@ -156,10 +156,8 @@ def test_planted_heads_suffice_and_noise_does_not(curve):
         assert at_four.loc["planted", "faithfulness"] > 0.8 > 0.3 > at_four.loc["noise", "faithfulness"]
         assert table.loc[("planted", task), "cpr"] > 0.7 > table.loc[("noise", task), "cpr"] > 0
         # a list of noise is better than ten of its kind in one case of eleven, but never by much
-        better = table["cpr"] - table["random_high"]
-        assert (
-            table.loc[("planted", task), "separates"] and better["planted", task] > 0.2 > 0.02 > better["noise", task]
-        )
+        better = (table["cpr"] - table["random_cpr"])[:, task]
+        assert table.loc[("planted", task), "separates"] and better["planted"] > 0.2 > 0.05 > better["noise"]
         assert table.loc[("planted", task), "p_value"] == pytest.approx(1 / (1 + N_DRAWS))
     said = curve.describe()
     assert len(said) == 4 and "4 heads (17%) restore" in said[0] and "CPR" in said[0] and "planted" in repr(curve)
