@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import run_agreement, run_costs, run_differences, run_sentences, run_settings, run_verdicts
+from depthlens.analysis import (
+    run_agreement,
+    run_costs,
+    run_differences,
+    run_sentences,
+    run_settings,
+    run_verdicts,
+    stats,
+)
 from depthlens.analysis.bootstrap import interval, ratio
 from depthlens.analysis.layer_profiles import drawn
 from depthlens.analysis.run_families import OTHER, WHOLE, Family, Key, Pair, Run, families, pair, same_parts
@@ -131,7 +139,7 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_
     notes = _only_some(runs, of_key)
     for key, found in of_key.items():
         groups = _groups(found)
-        pairs = [(pair(found[a], found[b])) for a, b in _pairs(groups, stages)]
+        pairs = [pair(found[a], found[b]) for a, b in _pairs(groups, stages)]
         whole = groups if key.parts == WHOLE else _groups(of_key[key._replace(parts=WHOLE)])
         if key.parts == WHOLE or any(whole[name] != group for name, group in groups.items()):
             notes += _other_settings(key, found, groups)
@@ -262,7 +270,7 @@ def _baselines(
     key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair]
 ) -> Iterator[dict[str, Any]]:
     tests = [run_differences.whole_models(p) for p in pairs]
-    adjusted = run_differences.corrected(np.array([test[-1] for test in tests]))
+    adjusted = stats.holm_of_known(np.array([test[-1] for test in tests]))
     compared = {
         p.own.run: {
             "reference": p.reference.run,
@@ -335,7 +343,7 @@ def _centres(
     moves = np.array([run_differences.moved(p, seed, n_boot) for p in pairs]).reshape(len(pairs), 4, 4)
     adjusted = np.full((len(pairs), 4), np.nan)
     for part in (slice(0, 1), slice(1, 4)):
-        adjusted[:, part] = run_differences.corrected(moves[:, part, 3].ravel()).reshape(adjusted[:, part].shape)
+        adjusted[:, part] = stats.holm_of_known(moves[:, part, 3].ravel()).reshape(adjusted[:, part].shape)
     at = {p.own.run: i for i, p in enumerate(pairs)}
     for name, family in found.items():
         for j, row in enumerate(run_differences.placed(family, seed, n_boot)):

@@ -188,14 +188,6 @@ def _ends(draws: np.ndarray, n: int) -> np.ndarray:
     return ends
 
 
-def corrected(p_values: np.ndarray) -> np.ndarray:
-    """Holm's correction over the tests that there are; NaN stays NaN."""
-    p = np.array(p_values, dtype=float)
-    known = np.isfinite(p)
-    p[known] = stats.holm(p[known])
-    return p
-
-
 def why_not(pair: Pair) -> str:
     """Why the losses of two runs are not compared; "" if they are."""
     at_chance = [f.run for f in (pair.own, pair.reference) if f.profile.at_chance]

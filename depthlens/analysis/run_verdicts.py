@@ -64,7 +64,8 @@ def compare(runs: Sequence[Run], settings: pd.DataFrame, stages: bool) -> tuple[
         names = list(found)
         for i, name in enumerate(names):
             reference = names[i - 1 if stages else 0] if i else ""
-            if reference and (differs := [s for s in apart if apart[s][name] != apart[s][reference]]):
+            both = [s for s in apart if {name, reference} <= apart[s].keys()]  # of tasks that both have
+            if differs := [s for s in both if apart[s][name] != apart[s][reference]]:
                 values = "; ".join(f"{s} {apart[s][reference]} and {apart[s][name]}" for s in differs)
                 notes.append(
                     f"verdicts of {name} are not compared with {reference}: {reference} and {name} differ in {values}"
@@ -75,8 +76,7 @@ def compare(runs: Sequence[Run], settings: pd.DataFrame, stages: bool) -> tuple[
                 notes.append(f"{fault}, and are not compared")
             rows += _rows(place, name, found, reference)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    p = table["p_adjusted"].to_numpy(dtype=float, copy=True)
-    p[np.isfinite(p)] = stats.holm(p[np.isfinite(p)])
+    p = stats.holm_of_known(table["p_adjusted"].to_numpy(dtype=float))
     return table.assign(p_adjusted=p, shown=p < ALPHA), notes
 
 

@@ -229,6 +229,14 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
+def holm_of_known(p_values: ArrayLike) -> np.ndarray:
+    """`holm` over the tests that there are, one family of shape [m]; NaN stays NaN."""
+    p = np.array(p_values, dtype=float)
+    known = np.isfinite(p)
+    p[known] = holm(p[known])
+    return p
+
+
 def baseline(values: np.ndarray, chance: int | float | None, higher_is_better: bool) -> tuple[Any, ...]:
     """Score of the whole model, its 95% interval, and whether it is at chance.
 

@@ -3,11 +3,11 @@
 The tasks are loaded, their documents are tokenised, and packs are cut as the sweep would cut them, so that the tokens
 and operations are those of the run, less what the store already has.
 
-Time here is from a rate that is tried for about two seconds, on the first documents of each task under some of the
-conditions. How long texts are is tried with it: ablated models often write on until they are stopped. Where trying
-would take longer, a text has the length of the task's reference answer; the table says how many tokens are written at
-most. Time on a GPU is what the
-operations take at `SHARE` of its peak, as its vendor states it for dense products in bfloat16.
+Time here is from a rate that is tried for about two seconds, on the first documents of each kind of task under some of
+the conditions (`depthlens.engine.made_up_answers`). How long texts are is tried with it: ablated models often write on
+until they are stopped. Where trying would take longer, a text has the length of the task's reference answer; the table
+says how many tokens are written at most. Time on a GPU is what the operations take at `SHARE` of its peak, as its
+vendor states it for dense products in bfloat16.
 """
 
 from __future__ import annotations

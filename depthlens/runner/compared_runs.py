@@ -4,7 +4,7 @@ A run is a folder of results (``depthlens sweep --out``, `depthlens.Result.save`
 as ``depthlens run`` writes one for each model. Every folder of results is found, and so is every folder of verdicts
 (`depthlens.claims.Verdicts.save`), which belongs to the results of the folder above it. Results of two runs are paired
 by their path below the run; where every run has results in one folder alone, they are paired whatever its name is. All
-of it is read before anything is compared, so that a damaged file is told at once.
+of it is read before anything is compared, so that a damaged file is reported at once.
 """
 
 from __future__ import annotations

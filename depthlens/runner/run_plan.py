@@ -145,4 +145,4 @@ def _errors(run: NotebookRun, nb: nbformat.NotebookNode) -> list[str]:
 def _row(name: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seconds = math.nan if any(line["seconds"] is None for line in lines) else sum(line["seconds"] for line in lines)
     counts = {count: sum(line.get(count, 0) for line in lines) for count in COUNTS}
-    return {"notebook": name, "calls": len(lines) - 1, **counts, "seconds": round(seconds)}
+    return {"notebook": name, "calls": sum("name" in line for line in lines), **counts, "seconds": round(seconds)}

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,13 @@ def current() -> DryRun | None:
     if _SUSPENDED.get():
         return None
     folder = os.environ.get(ENVIRONMENT)
-    if _CURRENT.get() is None and folder:
-        _CURRENT.set(DryRun(Path(folder)))
-    return _CURRENT.get()
+    return _CURRENT.get() or (_of_process(folder) if folder else None)
+
+
+@cache
+def _of_process(folder: str) -> DryRun:
+    """One for the whole process: a kernel runs each cell in a context of its own."""
+    return DryRun(Path(folder))
 
 
 @contextmanager

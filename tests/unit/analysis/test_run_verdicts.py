@@ -10,7 +10,7 @@ import pytest
 from made_layer_sweeps import FEW, FLAT
 from made_runs import verdicts
 
-from depthlens.analysis import run_verdicts
+from depthlens.analysis import run_settings, run_verdicts
 from depthlens.analysis.run_families import Run
 from depthlens.analysis.run_settings import COLUMNS
 
@@ -78,9 +78,25 @@ def test_verdicts_on_sweeps_of_other_settings_are_not_compared():
     assert notes == ["verdicts of b are not compared with a: a and b differ in num_fewshot of letters 0 and 5"]
 
 
+def test_settings_of_a_task_that_one_run_lacks_keep_nothing_from_being_compared():
+    """The task of the first run and the third is no part of the second."""
+    rows = [("", "facts", "num_fewshot", "decides", False, run, value) for run, value in (("a", "0"), ("c", "5"))]
+    settings, parts = pd.DataFrame(rows, columns=COLUMNS), [part(0.2, 0.1, 0.3)]
+    table, notes = compared(parts, parts, parts, settings=settings)
+    assert table.set_index("run")["reference"].to_dict() == {"a": "", "b": "a", "c": ""}
+    assert notes == ["verdicts of c are not compared with a: a and c differ in num_fewshot of facts 0 and 5"]
+
+
 def test_parts_of_real_verdicts_have_what_is_compared():
     runs = [verdicts(loss, name).parts for name, loss in (("few", FEW), ("flat", FLAT))]
     table, notes = compared(*(parts.assign(claim_verdict="") for parts in runs))
     assert notes == [] and set(run_verdicts.PART) <= set(table.columns)
     shown = table[table["shown"]]
     assert set(shown["claim"] + shown["part"]) == {"C1b", "C1d"}, "the costliest later layer"
+
+
+def test_settings_that_begin_alike_are_told_apart():
+    """A value is shown in a short line; two long ones that differ at their end have different lines."""
+    begins = {"anatomy": {"file": "x" * 80}}
+    one, other = (run_settings.text(begins | {"version": version}) for version in (1, 2))
+    assert one != other and max(len(one), len(other)) <= 60

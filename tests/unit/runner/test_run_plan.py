@@ -36,7 +36,7 @@ def test_the_rows_of_a_plan_are_those_that_a_run_computes(model, store, tmp_path
     assert planned.stopped == [] and stores.parts(store) == []
     (row,) = planned.plan.table.to_dict("records")
     assert row["notebook"] == "00_tour" and row["calls"] >= 2 and row["flops"] > 0
-    assert planned.plan.seconds >= row["seconds"] - 1 and planned.plan.peak_bytes > 0
+    assert planned.plan.seconds > 0 and planned.plan.peak_bytes > 0
     values = PARAMETERS | {"model": model}
     done = runner.run("00_tour", out=tmp_path / "out", profile=None, parameters=values, progress=False)
     assert done.errors == []

@@ -35,7 +35,7 @@ def test_the_whole_model_is_right_and_others_are_not_always(lens, task):
         row["rows"]
         for row in dl.plan(lens, task, "layers", limit=20, store=None, measured=False).table.to_dict("records")
     )
-    assert line["seconds"] is None and line["spent"] < 1
+    assert line["seconds"] is None, "nothing was tried"
 
 
 def test_the_store_is_read_and_not_written(lens, tmp_path):
