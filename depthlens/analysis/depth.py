@@ -89,7 +89,7 @@ def loss_by_third(result: Result, *, scale: str = "above_chance", seed: int = 0,
     """
     rows = []
     for profile, values in _thirds(result, scale, seed, n_boot):
-        low, high = interval(values, len(profile.documents))
+        low, high = interval(values, len(profile.documents), skewed=not profile.binary)
         if scale == "score" and not profile.binary and len(profile.documents) > 1:  # a mean: no need to draw
             low, high = stats.mean_intervals(third_losses(profile, profile.loss, profile.base, scale).T)
         rows += [(profile.label, *row) for row in zip(THIRDS, values[0], low, high, strict=True)]
@@ -155,7 +155,7 @@ def centre_of_mass(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> De
             lines.append(f"{profile.label}: {profile.unplaced}, cannot judge (n = {n}).")
             continue
         values = centre(profile, loss)
-        low, high = map(float, interval(values, n))
+        low, high = map(float, interval(values, n, skewed=not profile.binary))
         rows.append((profile.label, n, float(values[0]), low, high, ""))
         place = f"**{values[0]:.2f}** [{low:.2f}, {high:.2f}] of the model's depth (n = {n})"
         lines.append(f"{profile.label}: its losses centre at {place}.")
@@ -183,7 +183,8 @@ def centre_differences(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -
     centres = [centre(p, loss) for p, (loss, _) in zip(placed, drawn(placed, seed=seed, n_boot=n_boot), strict=True)]
     rows = []
     for (first, a), (second, b) in itertools.combinations(zip(placed, centres, strict=True), 2):
-        low, high = interval(a - b, min(len(first.documents), len(second.documents)))
+        n = min(len(first.documents), len(second.documents))
+        low, high = interval(a - b, n, skewed=not (first.binary and second.binary))
         rows.append((first.label, second.label, (a - b)[0], float(low), float(high)))
     return pd.DataFrame(rows, columns=["task", "other", "difference", "ci_low", "ci_high"])
 

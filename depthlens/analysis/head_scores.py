@@ -26,6 +26,7 @@ from depthlens.metrics import MIN_NATS
 SCORES_FILE = "heads.parquet"
 _ARRAYS = ("low", "high", "critical", "spread")
 N_VARIED = 10  # highest heads whose spread over tokens `describe` speaks of
+MIN_CASES = 3  # with any score, for an interval: coverage is 0.92 without this rule and 0.97 with it (n = 30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class HeadScores(Saveable):
         name: What is measured, e.g. "copy-paste score".
         unit: "" or "nats".
         values: Shape [n_layers, n_heads]; NaN where a head was not measured.
-        low: Lower bounds of the 95% intervals. Shape [n_layers, n_heads].
+        low: Lower bounds of the 95% intervals; NaN where fewer than `MIN_CASES` cases have any score, because no
+            interval that was tried covers the truth there. Shape [n_layers, n_heads].
         high: Upper bounds. Shape [n_layers, n_heads].
         n: Cases that the values are means over.
         critical: Above 0 by step-down maxT and, in nats, at least `MIN_NATS`, where tested. Shape
@@ -87,6 +89,8 @@ class HeadScores(Saveable):
         values, low, high = (np.full(shape, np.nan) for _ in range(3))
         values[at] = by_head.mean(1)
         low[at], high[at], _ = stats.paired_t(by_head, float(np.ptp(by_head)))
+        rare = tuple(index[(by_head != 0).sum(1) < MIN_CASES] for index in at)
+        low[rare] = high[rare] = np.nan
         p_adjusted = max_t(by_head, symmetric=False) if tested else np.ones(len(by_head))
         critical = np.zeros(shape, dtype=bool)
         critical[at] = (p_adjusted < stats.ALPHA) & (values[at] > (MIN_NATS if unit == "nats" else 0.0))
@@ -139,7 +143,7 @@ class HeadScores(Saveable):
         """How the scores are spread over the heads, and over the tokens of a case where that is known."""
         (layer, head), *_ = self.top(1)
         value = f"{self.values[layer, head]:.2f}"
-        if self.low is not None and self.high is not None:
+        if self.low is not None and self.high is not None and np.isfinite(self.low[layer, head]):
             value += f" [{self.low[layer, head]:.2f}, {self.high[layer, head]:.2f}]"
         unit = f" {self.unit}" if self.unit else ""
         n_measured = int(np.isfinite(self.values).sum())

@@ -131,7 +131,7 @@ def _thirds(pairs: Pairs, scale: str, seed: int, n_boot: int) -> pd.DataFrame:
             continue
         means = drawn(pair, seed=seed, n_boot=n_boot)
         a, b = (third_losses(p, *m, scale) for p, m in zip(pair, means, strict=True))
-        low, high = interval(a - b, len(pair[0].documents))
+        low, high = interval(a - b, len(pair[0].documents), skewed=not pair[0].binary)
         rows += [(pair[0].label, *row) for row in zip(THIRDS, a[0], b[0], (a - b)[0], low, high, strict=True)]
     return pd.DataFrame(rows, columns=["task", "third", "base", "distilled", "difference", "ci_low", "ci_high"])
 
@@ -143,7 +143,7 @@ def _centres(pairs: Pairs, seed: int, n_boot: int) -> pd.DataFrame:
         a, b = (centre(p, m[0]) for p, m in zip(pair, drawn(pair, seed=seed, n_boot=n_boot), strict=True))
         values = [np.nan if p.unplaced else c[0] for p, c in zip(pair, (a, b), strict=True)]
         why = "; ".join(f"{p.model}: {p.unplaced}" for p in pair if p.unplaced)
-        shift = (np.nan,) * 3 if why else ((b - a)[0], *map(float, interval(b - a, n)))
+        shift = (np.nan,) * 3 if why else ((b - a)[0], *map(float, interval(b - a, n, skewed=not pair[0].binary)))
         rows.append((pair[0].label, n, *values, *shift, why))
     columns = ["task", "n", "base", "distilled", "shift", "ci_low", "ci_high", "unplaced"]
     return pd.DataFrame(rows, columns=columns)

@@ -139,7 +139,7 @@ def site_losses(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> Descr
             inside = [p.thirds == i if third in THIRDS else slice(None) for p in pair]
             attn, mlp = (mean[:, layers].sum(1) for mean, layers in zip(means, inside, strict=True))
             share = ratio(attn, attn + mlp)
-            low, high = map(float, interval(share, n))
+            low, high = map(float, interval(share, n, skewed=not pair[0].binary))
             rows.append((label, third, attn[0], mlp[0], share[0], low, high))
         if np.isnan(share[0]):
             lines.append(f"{label}: single sublayers cost nothing in sum, so that there is no share.")

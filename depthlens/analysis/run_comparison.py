@@ -296,7 +296,7 @@ def _profile(key: Key, family: Family, group: int, seed: int) -> pd.DataFrame:
     if family.room is not None and profile.floor is not None:
         ((loss, base),) = drawn([profile], seed=seed, n_boot=N_BOOT)
         draws = ratio(loss, (base - profile.floor)[:, None])
-        shares[0], shares[1:] = draws[0], interval(draws, len(profile.base))
+        shares[0], shares[1:] = draws[0], interval(draws, len(profile.base), skewed=not profile.binary)
     depth = np.where(profile.layers >= 0, profile.depth, np.nan)
     columns = {
         **key._asdict(),

@@ -31,7 +31,7 @@ import pandas as pd
 
 from depthlens.analysis.bootstrap import N_BOOT, draws, interval
 from depthlens.analysis.layer_profiles import THIRDS, layer_third
-from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.stats import BASELINE, proportion_interval
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.analysis.text_numbers import WORDS, numbers
 from depthlens.analysis.written_answers import headline
@@ -222,7 +222,10 @@ def share_interval(shares: np.ndarray, *, seed: int, n_boot: int) -> np.ndarray:
         Lower and upper bounds. Shape [2, kind].
     """
     n = len(shares)
-    return interval(draws(n, n_boot, seed) @ shares / n, n)
+    ends = interval(draws(n, n_boot, seed) @ shares / n, n, skewed=True)  # a rare kind is in few documents
+    for same in (0, 1):  # that all documents are alike does not prove that others are: as for 0/1 values
+        ends[:, (shares == same).all(0)] = np.array(proportion_interval(same * n, n))[:, None]
+    return ends.clip(0, 1)
 
 
 def sentences(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int = N_BOOT) -> list[str]:

@@ -72,7 +72,7 @@ def mean_interval(values: ArrayLike) -> tuple[float, float]:
 def mean_intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Student's t interval of each row's mean, corrected for skewness by Hall's transformation [6].
 
-    With s the standard deviation, g the skewness and ``a = g / (3 sqrt(n))``, the statistic
+    With s the standard deviation, g the skewness and ``a = g / (3 sqrt(n))`` (see `hall`), the statistic
     ``T = sqrt(n) (mean - m) / s`` becomes ``((1 + a T)^3 - 1) / (3 a) + a / 2``, which is free of skewness to second
     order and rises with T, and is read with Student's t. The interval is longer on the side where the long tail is;
     without skewness it is Student's. Coverage in simulations of 30 documents: 0.94 to 0.95 for skewness 2 to 4, where
@@ -92,15 +92,25 @@ def mean_intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cubes = (deviations**3).mean(axis=1)
     varies = spread > 1e-9 * np.abs(values).max(initial=0.0)
     skewness = np.divide(cubes, spread**3, out=np.zeros_like(mean), where=varies)
-    a = skewness / (3 * math.sqrt(n))
     quantile = float(sps.t.ppf((1 + LEVEL) / 2, n - 1))
+    ends = hall(np.array([quantile, -quantile]), skewness / math.sqrt(n))
+    low, high = mean - spread / math.sqrt(n - 1) * ends
+    return low, high
 
-    def original(transformed: float) -> np.ndarray:
-        skewed = np.cbrt(1 + 3 * a * (transformed - a / 2)) - 1
-        return np.divide(skewed, a, out=np.full_like(a, transformed), where=np.abs(a) > 1e-6)
 
-    error = spread / math.sqrt(n - 1)
-    return mean - error * original(quantile), mean - error * original(-quantile)
+def hall(transformed: np.ndarray, skewness: np.ndarray) -> np.ndarray:
+    """The values of a studentised statistic that Hall's transformation [6] maps to quantiles; see `mean_intervals`.
+
+    Args:
+        transformed: Quantiles. Shape [quantile].
+        skewness: Of the statistic that was studentised; of a mean, that of the values divided by sqrt(n). Shape [...].
+
+    Returns:
+        Shape [quantile, ...].
+    """
+    a = np.asarray(skewness, dtype=float) / 3
+    t = np.broadcast_to(transformed.reshape(-1, *[1] * a.ndim), (len(transformed), *a.shape))
+    return np.divide(np.cbrt(1 + 3 * a * (t - a / 2)) - 1, a, out=t.copy(), where=np.abs(a) > 1e-6)
 
 
 def above_chance(values: ArrayLike, chance: float) -> float:

@@ -3,8 +3,9 @@
 Documents are drawn with replacement (`depthlens.analysis.bootstrap`), jointly where tasks and few-shot seeds share
 them. Several tasks are combined by the mean over tasks within each draw, and several seeds by the mean over seeds; the
 variance between seeds is added to that of the draws. Intervals are expanded percentile intervals of 95% (Hesterberg
-2015). All parts of a claim have to pass, so none needs a correction for the others (an intersection-union test, Berger
-1982, Technometrics 24:295-300); a claim is contradicted by one part, whose error level is 2.5% on each side.
+2015); those in nats have Hall's correction for skewness (1992). All parts of a claim have to pass, so none needs a
+correction for the others (an intersection-union test, Berger 1982, Technometrics 24:295-300); a claim is contradicted
+by one part, whose error level is 2.5% on each side.
 
 *Relative loss* is ``loss / (baseline - floor)``, where the floor is what a broken model scores. The *share* of a third
 is its part of the summed loss of all layers. Tasks at chance, and for shares tasks without a proven loss, are left out
@@ -62,6 +63,7 @@ class Draws:
         tasks: ``task metric`` of each that was used.
         left: Why others were left out.
         why: Why there are no values; "" if there are.
+        skewed: Whether some scores are not 0 or 1; see `depthlens.analysis.bootstrap.interval`.
     """
 
     values: np.ndarray
@@ -71,6 +73,7 @@ class Draws:
     tasks: tuple[str, ...]
     left: tuple[str, ...]
     why: str = ""
+    skewed: bool = False
 
     def without_effect(self, view: str) -> Estimate:
         """An estimate that has the facts about the draws, and no numbers."""
@@ -175,7 +178,8 @@ class Chosen:
         """What was drawn of them, [seed, 1 + n_boot, ...]."""
         tasks = tuple(dict.fromkeys(f"{p.task} {p.metric}" for p in self.every))
         why = "" if self.n > 1 else "one document"
-        return Draws(widened(values, self.n), values.mean(axis=0), self.n, self.seeds, tasks, self.left, why)
+        skewed = not all(p.binary for p in self.every)
+        return Draws(widened(values, self.n), values.mean(axis=0), self.n, self.seeds, tasks, self.left, why, skewed)
 
     @property
     def none(self) -> Draws:
@@ -250,10 +254,10 @@ def estimate(draws: Draws, view: str) -> Estimate:
     """A scalar effect with its interval."""
     if not draws.values.size:
         return draws.without_effect(view)
-    low, high = map(float, interval(draws.values, draws.n))
+    low, high = map(float, interval(draws.values, draws.n, skewed=draws.skewed))
     critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.n - 1, 1)))
     se = (high - low) / 2 / critical
-    of_documents = float(np.diff(interval(draws.of_documents, draws.n))[0]) / 2 / critical
+    of_documents = float(np.diff(interval(draws.of_documents, draws.n, skewed=draws.skewed))[0]) / 2 / critical
     return replace(
         draws.without_effect(view), effect=float(draws.values[0]), low=low, high=high, se=se,
         se_documents=of_documents, critical=critical,

@@ -18,6 +18,7 @@ from depthlens.claims.estimates import Draws, Sweeps, Term
 
 _RELATIVE, _SHARE = "of the score above the floor", "of all loss"
 SMALL_LOSS = 0.10
+HARMLESS_LOSS = 0.01  # documents are planned for layers that cost so much and are to be shown under SMALL_LOSS
 _APART = "the two protocols have other documents; run both on the same"
 
 HARMLESS = {
@@ -109,8 +110,8 @@ def _harmless(draws: Draws, least: float, view: View) -> Estimate:
     z = (SMALL_LOSS - values) / se
     freedom = max(draws.n - 1, 1)
     under, over = (number_shown(sps.t.sf(side, freedom)) / len(values) for side in (z, -z))
-    # power: for a layer with the median standard error that costs nothing, in the unit of the share
-    typical = float(np.median(se)) * HARMLESS["letters"].matters / SMALL_LOSS
+    # power: for a layer with the median standard error that costs HARMLESS_LOSS, in the unit of the share
+    typical = float(np.median(se)) * HARMLESS["letters"].matters / (SMALL_LOSS - HARMLESS_LOSS)
     return replace(
         draws.without_effect(view.name), effect=float((values < SMALL_LOSS).mean()), low=under, high=1 - over,
         se=typical, critical=float(sps.t.ppf(1 - ALPHA / 2, freedom)),

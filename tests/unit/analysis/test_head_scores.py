@@ -57,6 +57,15 @@ def test_means_intervals_and_verdicts_over_cases():
     assert HeadScores.of_cases("test", "", cases, {}, tested=False).critical is None
 
 
+def test_no_interval_is_given_where_hardly_a_case_has_any_score():
+    cases = np.zeros((30, 1, 3))
+    cases[:2, 0, 0], cases[:3, 0, 1] = 1.0, 1.0
+    scores = HeadScores.of_cases("test", "", cases, {}, tested=False)
+    assert np.isfinite(scores.low[0]).tolist() == np.isfinite(scores.high[0]).tolist() == [False, True, False]
+    assert "[" in scores.describe()[0] and "nan" not in scores.describe()[0]
+    assert "[" not in HeadScores.of_cases("test", "", cases[:, :, :1], {}, tested=False).describe()[0]
+
+
 def test_spread_over_the_tokens_of_a_case(tmp_path):
     cases = [np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0]), np.array([1.0])]  # the last says nothing of spread
     scores = HeadScores.of_tokens("test", "", [case[:, None, None] * np.ones((1, 1, 2)) for case in cases], {})
