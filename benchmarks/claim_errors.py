@@ -73,7 +73,7 @@ SEED_SD = 0.03  # few-shot seeds differ little: more documents would not lower w
 NOISY = {"base": 0.5, "fragility": 0.8}
 # claim, part, world: each true effect is as large as what matters
 TRUTHS = {
-    "C1: three of four later layers cost 1%": ("C1", 0, {"broken": THREE_QUARTERS}),
+    "C1: three of four later layers cost 1.5%": ("C1", 0, {"broken": THREE_QUARTERS}),
     "C2: written letters cost 0.1 more": (
         "C2",
         0,
@@ -91,6 +91,10 @@ TRUTHS = {
         1,
         {"broken": {"rest": _deep(0.2, 0.1), "reasoning_tokens": _deep(0.15, 0.15)}},
     ),
+    # so large that the lists that are chosen with the planned documents cost 0.1 on average
+    "C5: a list costs 0.1 more than 3 times random heads": ("C5", 0, {"effect": 1.65}),
+    "C5: lists cost 0.1 more on their own tasks": ("C5", 4, {"effect": 0.34}),
+    "C6: the shift is 0.1": ("C6", 0, {"broken": {"rest": _deep(0.2, 0.1), "reasoning_choice": _deep(0.094, 0.135)}}),
     "C7: late layers cost 0.1 less": ("C7", 0, {"broken": _deep(0.2, 0.1), **NOISY}),
 }
 
@@ -116,6 +120,9 @@ def power(args: argparse.Namespace) -> None:
             continue
 
         def found(i: int, n: int, claim: str = claim, at: int = at, world: dict[str, object] = world) -> Part:
+            if claim == "C5":
+                curve, scores = made_heads.evidence(seed=[i, n, 1], n=n, **world)
+                return specific_heads(curve, made_heads.TASKS, scores)[at]
             return parts(claim, sweeps(n=n, seed=[i, n, 1], seed_sd=SEED_SD, **world), seed=i, n_boot=args.draws)[at]
 
         plans, passed = [], []

@@ -90,8 +90,6 @@ def loss_by_third(result: Result, *, scale: str = "above_chance", seed: int = 0,
     rows = []
     for profile, values in _thirds(result, scale, seed, n_boot):
         low, high = interval(values, len(profile.documents), skewed=not profile.binary)
-        if scale == "score" and not profile.binary and len(profile.documents) > 1:  # a mean: no need to draw
-            low, high = stats.mean_intervals(third_losses(profile, profile.loss, profile.base, scale).T)
         rows += [(profile.label, *row) for row in zip(THIRDS, values[0], low, high, strict=True)]
     return pd.DataFrame(rows, columns=["task", "third", "loss", "ci_low", "ci_high"])
 
