@@ -7,9 +7,9 @@ Usage::
     python benchmarks/artefacts.py --code /tmp/v01
 
 Every scenario draws data in which nothing of the kind claimed is true (in A8 a true effect), and gives them to the
-functions of the version whose folder ``--code`` names (default: this checkout). A simulation of 10 to 1,000 draws counts
-how often a false statement is made, or an interval covers the truth. Where a scenario is about an ability, such as
-sparing the first token, the measured value is what the version answers. Printed is a table: artefact, criterion,
+functions of the version whose folder ``--code`` names (default: this checkout). A simulation of 10 to 1,000 draws
+counts how often a false statement is made, or an interval covers the truth. Where a scenario is about an ability, such
+as sparing the first token, the measured value is what the version answers. Printed is a table: artefact, criterion,
 measured value and verdict. The exit status is 1 if a criterion is not met. Version 0.1 (commit 4edc639) meets none; see
 docs/methods.md, "What changed since 0.1".
 
