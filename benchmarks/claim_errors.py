@@ -84,7 +84,10 @@ TRUTHS = {
     "C4: the share is 0.15 larger than for copying": (
         "C4",
         0,
-        {"broken": {"rest": _deep(0.2, 0.1), **dict.fromkeys(("reasoning", "reasoning_choice"), _deep(0.15, 0.15))}, **NOISY},
+        {
+            "broken": {"rest": _deep(0.2, 0.1), **dict.fromkeys(("reasoning", "reasoning_choice"), _deep(0.15, 0.15))},
+            **NOISY,
+        },
     ),
     "C4: the share per token is 0.15 larger": (
         "C4",

@@ -87,8 +87,6 @@ def of_profile(name: str, sweep: str):
         p = profile(*sample(rng, n), floor)
         (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
         low, high = interval(statistic_of(name, p, *means), n, skewed=not p.binary)
-        if name == "third, score" and not p.binary:
-            low, high = stats.mean_interval(depth.third_losses(p, p.loss, p.base, "score")[:, 0])
         return bool(low <= true <= high)
 
     return covers

@@ -1,9 +1,8 @@
 """What a layer sweep says about depth: losses by depth third, centres of mass, agreement of two tasks' profiles.
 
-Intervals are percentile bootstraps over documents (`depthlens.analysis.bootstrap`), but for mean losses in the unit of
-a metric that is not 0/1: those have the intervals of `depthlens.analysis.stats.mean_intervals`. Documents are drawn
-jointly for tasks that share them, because the same question is easy or hard under every protocol. Tasks at chance are
-left out, because they have nothing to lose.
+Intervals are bootstraps over documents (`depthlens.analysis.bootstrap`): percentiles for right and wrong answers, and
+corrected for skewness where scores are not 0 or 1. Documents are drawn jointly for tasks that share them, because the
+same question is easy or hard under every protocol. Tasks at chance are left out, because they have nothing to lose.
 
 Losses of several tasks can be compared on three scales:
 
@@ -27,7 +26,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import N_BOOT, interval, ratio
 from depthlens.analysis.differences import interaction, relative_losses
 from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, labels, paired_profiles, profiles

@@ -149,7 +149,8 @@ class RemovalCurve(Saveable):
             raise unknown("task", task, tasks)
         if len(tasks) < 2:
             raise UserError(f"the curve has the task {task} alone; specificity needs another to compare with")
-        several = self.tests["metric"].nunique() > 1
+        n_metrics = self.tests["metric"].nunique()  # each metric is a chance to call a list specific
+        several = n_metrics > 1
         lines = []
         for test in self.tests[self.tests["task"] == task].itertuples():
             where = f"{task} ({test.metric})" if several else task
@@ -163,7 +164,7 @@ class RemovalCurve(Saveable):
             if test.at_chance or rows.empty:
                 lines.append(f"{start}: at chance, so that its specificity cannot be judged.")
                 continue
-            p_values = stats.holm(rows["p_value"])
+            p_values = np.minimum(1.0, n_metrics * stats.holm(rows["p_value"]))
             shown = (rows["effect"].to_numpy() > 0) & (p_values < stats.ALPHA)
             more = ", ".join(
                 f"difference to {row.other_task} {row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] (p = {p:.2g})"

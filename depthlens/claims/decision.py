@@ -22,8 +22,9 @@ SUPPORTED, CONTRADICTED, UNDECIDED, CANNOT = "supported", "contradicted", "undec
 ABOVE, BELOW, DIFFERENT = 1, -1, 0
 MIN_DOCS = 30
 MIN_SEEDS = 3
-# power to plan for, so that 80% are left where the width of the interval is noisy, too (`benchmarks/claim_errors.py`)
-_WITH_SEEDS = 0.87
+# power to plan for, so that 80% are left where the width of the interval is noisy, too, or where other documents choose
+# other heads (`benchmarks/claim_errors.py`)
+_NOISY = 0.87
 _MOSTLY_SEEDS = 3  # times the standard error of documents; noise alone rarely reaches it
 _MOST_TIMES = 100  # the documents at hand: a plan for more is not given
 
@@ -244,14 +245,15 @@ class Part:
         """Documents for 80% power at the least effect that matters, at least 30.
 
         See `depthlens.analysis.power.documents_for_power`. An interval that includes the noise of a few few-shot seeds
-        has a width that varies itself, which `_WITH_SEEDS` makes up for. None where there is no standard error, where
+        has a width that varies itself, and lists of heads vary with the documents that choose them, which `_NOISY`
+        makes up for. None where there is no standard error, where
         no number is enough, and where more seeds are needed (`needs_seeds`).
         """
         main = self.main
         if main.n < 2 or not (math.isfinite(main.critical) and main.se > 0) or self.needs_seeds:
             return None
         alpha = 2 * float(sps.t.sf(main.critical, main.n - 1))  # simultaneous bounds have a smaller one
-        power = _WITH_SEEDS if main.se_documents < main.se else POWER
+        power = _NOISY if main.se_documents < main.se or self.spec.main is None else POWER
         documents = documents_for_power(self.spec.matters, main.critical * main.se, main.n, alpha=alpha, power=power)
         return None if documents is None else max(MIN_DOCS, documents)
 
