@@ -1,8 +1,10 @@
 """One progress bar for all long work: rows done, rows/s and time left, also in a notebook that runs headlessly.
 
-Rows that a store already has do not count as work done, so the rate is that of new rows. With DEPTHLENS_PROGRESS every
-change is also a line of JSON for programs: ``-`` writes it to standard error instead of the bar, and a path appends it
-to that file. ``depthlens run`` shows the bar of the running notebook in this way.
+Rows that a store already has do not count as work done, so the rate is that of new rows. Where the operations that are
+needed were counted (as `depthlens plan` counts them), the time left is theirs: long documents and early layers take
+longer than others. With DEPTHLENS_PROGRESS every change is also a line of JSON for programs: ``-`` writes it to standard
+error instead of the bar, and a path appends it to that file. ``depthlens run`` shows the bar of the running notebook in
+this way.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -27,6 +29,7 @@ class Bar(tqdm):
         self._sink = os.environ.get(ENVIRONMENT, "")
         self._written = 0.0
         self._kept: int | None = None
+        self._needed, self._spent = 0.0, _none
         hidden = kwargs.pop("disable", False)
         self._silent = hidden or not self._sink
         super().__init__(*args, disable=hidden, file=_Nowhere() if self._sink == "-" else None, **kwargs)
@@ -39,9 +42,30 @@ class Bar(tqdm):
             self._write_state()
         return displayed
 
+    def expects(self, needed: float, spent: Callable[[], float]) -> None:
+        """Tell the time left from work instead of rows.
+
+        Args:
+            needed: Operations of all rows that are to be computed.
+            spent: How many of them are done by now.
+        """
+        self._needed, self._spent = needed, spent
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """As of tqdm; ``rate`` is that at which the rows that are left will be done."""
+        state = super().format_dict
+        spent = self._spent()
+        left = state["elapsed"] * (self._needed - spent) / spent if spent > 0 else 0.0
+        if left > 0 and state["total"] and state["n"] < state["total"]:
+            state["rate"] = (state["total"] - state["n"]) / left
+        return state
+
     def held(self, n: int) -> None:
         """Move on by ``n`` rows that were computed before, or elsewhere."""
         if not self.disable:  # a hidden bar counts nothing
+            if (left := (self.total or 0) - self.n) > 0:
+                self._needed -= (self._needed - self._spent()) * min(1.0, n / left)
             self.initial += n
             self.update(n)
 
@@ -63,7 +87,7 @@ class Bar(tqdm):
         self._written = time.monotonic()
         state = self.format_dict
         elapsed, new = state["elapsed"], state["n"] - state["initial"]
-        rate = new / elapsed if elapsed > 0 and new > 0 else None
+        rate = (state["rate"] if self._needed else None) or (new / elapsed if elapsed > 0 and new > 0 else None)
         left = (state["total"] - state["n"]) / rate if rate and state["total"] is not None else None
         line = {
             "what": self.desc.removesuffix(": "),
@@ -82,6 +106,10 @@ class Bar(tqdm):
         else:
             with open(self._sink, "a", encoding="utf-8") as file:
                 file.write(text)
+
+
+def _none() -> float:
+    return 0.0
 
 
 class _Nowhere:

@@ -129,6 +129,7 @@ class Engine:
             return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
             path = self._path(max((len(q.inputs) for q in requests), default=0))
+            self._expect(rows, bar, None)
             path.loglikelihood(rows, bar)
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
@@ -151,6 +152,7 @@ class Engine:
             return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
             path = self._path(max((len(q.context) + q.max_new_tokens for q in requests), default=0))
+            self._expect(rows, bar, made_up_answers.text_lengths(self.lens, requests))
             path.generate_until(rows, bar)
             self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
@@ -170,12 +172,24 @@ class Engine:
         """
         rows = self.cache.rows(requests, conditions)
         rows.only_count(dry_run.current() or DryRun())
-        longest = max((len(q.context) + len(getattr(q, "continuation", ())) for q in requests), default=0)
+        return self._counted(rows, lengths), rows.n_known
+
+    def _counted(self, rows: AnswerRows, lengths: Sequence[int] | None) -> Work:
+        """What the missing answers need."""
+        longest = max((len(q.context) + len(getattr(q, "continuation", ())) for q in rows.requests), default=0)
         path = self._path(longest + max(lengths or [0]))
         path.work = work = Work()  # apart from what the engine itself has done
-        with progress.bar(total=len(requests) * len(conditions), disable=True) as bar:
+        with progress.bar(total=len(rows.requests) * len(rows.conditions), disable=True) as bar:
             path.plan(rows, bar, WorkRate(self.lens), lengths)
-        return work, rows.n_known
+        return work
+
+    def _expect(self, rows: AnswerRows, bar: progress.Bar, lengths: Sequence[int] | None) -> None:
+        """Let a bar that is shown tell the time left from the operations that `plan` counts."""
+        if not bar.disable and rows.unfinished:
+            before = self.work.flops(self.lens)
+            bar.expects(
+                self._counted(rows.counting(), lengths).flops(self.lens), lambda: self.work.flops(self.lens) - before
+            )
 
     def path_for(self, longest: int) -> str:
         """Name of the path that requests take the longest of which has so many tokens.

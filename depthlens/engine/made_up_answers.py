@@ -55,7 +55,7 @@ def answers(
     if not requests:
         return [[] for _ in conditions]
     lens, write = engine.lens, isinstance(requests[0], GenerateRequest)
-    lengths = _lengths(lens, requests) if write else None
+    lengths = text_lengths(lens, requests) if write else None
     start = time.monotonic()
     rate = mean = None
     if run.measured:
@@ -104,7 +104,7 @@ def _made_up(requests: Sequence[Any], conditions: Sequence[Condition], rng: np.r
     return found
 
 
-def _lengths(lens: Lens, requests: Sequence[GenerateRequest]) -> list[int]:
+def text_lengths(lens: Lens, requests: Sequence[GenerateRequest]) -> list[int]:
     """About how many tokens each text has: as many as its right answer and one that ends it, or half of what may be."""
     found = []
     for request in requests:

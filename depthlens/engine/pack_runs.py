@@ -141,6 +141,7 @@ class PackRuns:
         walked = clean.final is not None
         work = max(1, self._work(pack, group, walked))
         context = sum(pack.depths) / max(1, pack.n_tokens) + 1
+        before = self._work_done.layer_tokens, self._work_done.attended
         counted = Work(
             rows=n_rows,
             tokens=0 if walked else pack.n_tokens,
@@ -150,7 +151,7 @@ class PackRuns:
         def passed(n: int) -> None:
             nonlocal done
             done += n
-            counted.passed(n, context)
+            self._work_done.passed(n, context)
             self._bar.update(start + n_rows * min(done, work) // work - self._bar.n)
 
         try:
@@ -166,6 +167,7 @@ class PackRuns:
             self.rows.put(members, group)
             return
         # outside of the except block: there the traceback would keep the tensors in memory
+        self._work_done.layer_tokens, self._work_done.attended = before
         self._forget_clean_row()
         self._bar.update(start - self._bar.n)
         self.batch_tokens = max(memory_budget.MIN_BATCH_TOKENS, self.batch_tokens // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections import defaultdict
@@ -78,6 +79,13 @@ class AnswerRows:
             if before:
                 self.answers[c][r] = COUNTED
         self.n_known += sum(known)
+
+    def counting(self) -> AnswerRows:
+        """The same rows and what is known of them, to count what the others need; nothing is stored."""
+        found = copy.copy(self)
+        found.entry, found._bar = None, None
+        found.answers, found.deferred, found._kept_early = [list(row) for row in self.answers], [], set()
+        return found
 
     def show_on(self, bar: bars.Bar) -> None:
         """Show on a bar how many rows are stored, from now on."""

@@ -52,6 +52,21 @@ class TestBar:
             bar.update(2)
         assert capsys.readouterr() == ("", "")
 
+    def test_the_time_left_is_that_of_the_operations_that_are_left(self, monkeypatch, capsys):
+        monkeypatch.setenv(progress.ENVIRONMENT, "-")
+        monkeypatch.setattr(progress, "EVERY", 0)
+        spent = 0.0
+        with progress.bar(total=10, desc="task", unit="row") as bar:
+            bar.expects(100.0, lambda: spent)
+            time.sleep(0.05)
+            spent = 80.0
+            bar.update(2)  # a fifth of the rows took four fifths of the work
+            bar.held(4)  # another process had half of the rows that were left
+        told = lines(capsys.readouterr().err)[1:3]
+        elapsed = [4 * line["seconds_left"] for line in told]
+        assert 0.05 <= elapsed[0] and told[0]["per_second"] == pytest.approx(8 / told[0]["seconds_left"])
+        assert told[1]["seconds_left"] == pytest.approx(0.1 / 0.8 * elapsed[0], rel=0.5) and told[1]["done"] == 6
+
     def test_not_every_update_is_a_line(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
         monkeypatch.setattr(progress, "EVERY", 3600)
@@ -59,6 +74,24 @@ class TestBar:
             for _ in range(1000):
                 bar.update()
         assert [line["done"] for line in lines(capsys.readouterr().err)] == [0, 1000]
+
+
+@pytest.mark.parametrize("backend", ["torch", "nnsight"])
+def test_a_bar_expects_what_the_plan_counts(backend, monkeypatch):
+    """At the end of a sweep the operations that a bar expected are those that were done."""
+    lens, told = tiny.lens("llama-gqa", max_position_embeddings=4096), []
+    expects = progress.Bar.expects
+
+    def noted(bar, needed, spent):
+        told.append((needed, spent))
+        expects(bar, needed, spent)
+
+    monkeypatch.setattr(progress.Bar, "expects", noted)
+    dl.layer_sweep(lens, CHOICE, limit=2, store=None, backend=backend)
+    ((needed, spent),) = told
+    assert needed == spent() > 0
+    if backend == "torch":  # what a plan is of
+        assert needed == dl.plan(lens, CHOICE, "layers", limit=2).table["flops"].sum()
 
 
 def test_a_sweep_that_is_resumed_starts_where_it_was(tmp_path, monkeypatch, capsys):

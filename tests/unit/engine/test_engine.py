@@ -175,7 +175,8 @@ class Bar(progress.Bar):
     def __init__(self, **options):
         self.seen = []
         super().__init__(**options)
-        Bar.last = self
+        if not self.disable:  # one that counts nothing
+            Bar.last = self
 
     def update(self, n=1):
         super().update(n)
