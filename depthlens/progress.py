@@ -2,9 +2,9 @@
 
 Rows that a store already has do not count as work done, so the rate is that of new rows. Where the operations that are
 needed were counted (as `depthlens plan` counts them), the time left is theirs: long documents and early layers take
-longer than others. With DEPTHLENS_PROGRESS every change is also a line of JSON for programs: ``-`` writes it to standard
-error instead of the bar, and a path appends it to that file. ``depthlens run`` shows the bar of the running notebook in
-this way.
+longer than others. With DEPTHLENS_PROGRESS every change is also a line of JSON for programs: ``-`` writes it to
+standard error instead of the bar, and a path appends it to that file. ``depthlens run`` shows the bar of the running
+notebook in this way.
 """
 
 from __future__ import annotations

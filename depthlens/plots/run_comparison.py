@@ -265,8 +265,8 @@ def run_stages(comparison: Comparison, *, place: str = "", parts: str = "layers"
     if not comparison.stages:
         raise UserError("the runs were not compared as stages; compare them with stages=True")
     longest = max(len(run) for run in comparison.runs)
-    steep = sum(len(run) for run in comparison.runs) > 40
-    height = 1.6 * len(shown) + 1.0 + (0.06 * longest if steep else 0)
+    steep = sum(len(run) for run in comparison.runs) > 30
+    height = 1.6 * len(shown) + 1.0 + (0.04 * longest if steep else 0)
     fig = figure(title, _title(comparison, shown, f"stages, {parts}"), height=height)
     axes = fig.subplots(len(shown), 2, squeeze=False, sharex=True)
     for (left, right), panel in zip(axes, shown, strict=True):
@@ -279,7 +279,8 @@ def run_stages(comparison: Comparison, *, place: str = "", parts: str = "layers"
         left.set_ylabel(f"whole model\n{_unit(panel.key.metric)}")
         right.set_ylabel("centre of mass\nshare of depth")
     for ax in axes[-1]:
-        ax.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=90 if steep else 0)
+        turned: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if steep else {}
+        ax.set_xticks(range(len(comparison.runs)), comparison.runs, **turned)
         for text in ax.get_xticklabels():
             text.set_parse_math(False)
     keys = [
@@ -392,3 +393,6 @@ def _steps(ax: Axes, rows: pd.DataFrame, column: str, runs: Sequence[str]) -> No
     ax.plot(x, y, "o-", color=PALETTE[0], ms=4, lw=1, mfc="white", gid="stages")
     panels.marks(ax, x, y, rows["shown"].to_numpy(dtype=bool), 0, "shown")
     ax.set_xlim(-0.5, len(runs) - 0.5)
+    if not np.isfinite(y).any():
+        ax.set_yticks([])
+        panels.note(ax, 0.5, 0.5, "at chance, or no loss to place", ha="center", color=INK)
