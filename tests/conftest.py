@@ -1,9 +1,15 @@
 """Settings that every test needs before anything is imported."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DEPTHLENS_STORE"] = "none"  # what a test computes is computed, not read from an earlier run
+if "HF_DATASETS_CACHE" not in os.environ:  # made-up documents must not stay where a user's are; workers inherit it
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="depthlens-datasets-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 if "PYTEST_XDIST_WORKER" in os.environ:  # several threads in each process wait for one another
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
