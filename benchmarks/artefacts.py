@@ -537,7 +537,7 @@ def a16() -> list[Check]:
     ]
 
 
-ARTEFACTS = {f"A{i}": globals()[f"a{i}"] for i in range(1, 17)}
+ARTEFACTS = {f.__name__.upper(): f for f in (a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16)}
 
 
 def main() -> int:

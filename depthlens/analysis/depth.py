@@ -127,8 +127,7 @@ def centre(profile: Profile, loss: np.ndarray) -> np.ndarray:
 def centre_of_mass(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> DescribedTable:
     """How deep a task's losses are: the centre of mass of every task's profile, as a share of the model's depth.
 
-    In simulations with known truth the interval covers it in 92% or more of samples of 32 documents. Where a few
-    fragile documents cause most of the loss it covers in 86%, and from 100 documents on in 92%.
+    docs/methods.md has how often the interval covers the truth in simulations, which `benchmarks/coverage.py` repeats.
 
     Args:
         result: A layer sweep.
