@@ -67,8 +67,8 @@ def notes(result: Result) -> list[str]:
     for row in result.baselines.itertuples():
         if not row.at_chance and (needed := result.needed_documents[row.model, row.task, row.metric]):
             lines.append(
-                f"{_name(row, several)}: a loss of {LOSS_THAT_MATTERS} is shown in {POWER:.0%} of samples from about "
-                f"{needed} documents on, and here are {row.n}"
+                f"{_name(row, several)}: about {needed} documents would show a loss of {LOSS_THAT_MATTERS} in {POWER:.0%} "
+                f"of samples, and here are {row.n}"
             )
     lines += written_answers.notes(result)
     lines += dict.fromkeys(_truncation_notes(result.record))
@@ -104,7 +104,7 @@ def sentence(result: Result, row: Any) -> str:
     unreadable = _unreadable(result, row)
     if not row.p_adjusted < ALPHA:
         needed = result.needed_documents[row.model, row.task, row.metric]
-        few = f"; to show a loss of {LOSS_THAT_MATTERS} take about {needed} documents" if needed else ""
+        few = f"; about {needed} documents would show a loss of {LOSS_THAT_MATTERS}" if needed else ""
         return (
             f"{row.condition} shows no proven change of {where}: {row.delta:+.2g} "
             f"[{row.ci_low:.2g}, {row.ci_high:.2g}] (p_adjusted = {row.p_adjusted:.2g}{few}).{unreadable}"

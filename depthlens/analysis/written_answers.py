@@ -107,7 +107,7 @@ def _complete(result: Result, task: str, metric: str, model: str | None) -> pd.D
 def describe(result: Result) -> list[str]:
     """One sentence for each written task and metric: how many answers cannot be read, and under which condition most.
 
-    Results that do not say it yield none.
+    Where all can be read and none was cut off there is nothing to say, and so there is for results that do not know it.
     """
     lines = []
     for row in result.baselines.itertuples():
@@ -115,13 +115,15 @@ def describe(result: Result) -> list[str]:
         if row.metric in LOGPROBS or not is_written(result, row.task) or known.isna().any():
             continue
         table = unparsed(result, row.task, row.metric)
+        if not table["unparsed"].any() and not _cut_off(table):
+            continue
         base, others = table.iloc[0], table.iloc[1:]
         line = f"{row.task} {row.metric}: {base['unparsed']:.0%} of the answers cannot be read with nothing removed"
         if others["unparsed"].gt(0).any():
             worst = others.loc[others["unparsed"].idxmax()]
             line += f", and at most {worst['unparsed']:.0%} under a condition ({worst['condition']})"
         elif len(others):
-            line += ", and none under any condition" if not base["unparsed"] else ", and none under the conditions"
+            line += ", and none under the conditions"
         lines.append(f"{line}.{_cut_off(table)}")
     return lines
 

@@ -28,6 +28,8 @@ CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
 MAX_OVERLAID = 4  # series in one panel; more are drawn side by side
 _CAP = 3  # times an even share: where the colours end, since one early layer can hold nearly everything
 _THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
+# documents: the intervals of fewer scores that are not 0 or 1 are many times wider than the scores, and hide them
+FEWEST_FOR_BAND = 6
 _LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", "one layer or part of it"
 
 
@@ -37,7 +39,8 @@ def depth_profile(
 ) -> Plot:
     """Score by removed layer, with the 95% interval of the difference from baseline as a band.
 
-    Dashed lines are baselines, dotted lines chance, filled markers critical layers. Up to four series share a
+    Dashed lines are baselines, dotted lines chance, filled markers critical layers. Fewer than six documents have a band
+    only where scores are 0 or 1. Up to four series share a
     panel (models, tasks, metrics, kinds of ablation), more are drawn side by side; so are different units.
 
     Args:
@@ -215,6 +218,8 @@ def _draw_line(ax: Axes, e: Effects, style: int) -> None:
     x, curve = np.arange(len(e.values)), e.baseline + np.array([e.values, e.low, e.high])
     if e.unit == ACCURACY:
         curve[1:] = np.clip(curve[1:], 0, 1)
+    elif e.n < FEWEST_FOR_BAND:
+        curve[1:] = np.nan
     panels.curve(ax, x, curve, style, idle=e.at_chance)
     panels.marks(ax, x, curve[0], e.critical, style, "critical")
     panels.level(ax, e.baseline, "baseline", color=panels.colour_of(style, e.at_chance))

@@ -135,9 +135,9 @@ def test_too_few_documents_are_said_to_be_too_few():
     result = Result(docs_of(values), record_of(capitals={"acc": ACC}))
     assert len(result.critical()) == 0
     needed = documents_for_loss(0.1, 30)
-    shown = f"a loss of 0.1 is shown in 80% of samples from about {needed} documents on, and here are 5"
+    shown = f"about {needed} documents would show a loss of 0.1 in 80% of samples, and here are 5"
     assert result.notes == [f"capitals acc: {shown}"]
-    assert f"to show a loss of 0.1 take about {needed} documents" in result.describe("L3")[0]
+    assert f"about {needed} documents would show a loss of 0.1" in result.describe("L3")[0]
     enough = {name: column * (needed // 5 + 1) for name, column in values.items()}
     assert Result(docs_of(enough), record_of(capitals={"acc": ACC})).notes == []
 

@@ -161,6 +161,16 @@ def test_many_series_become_small_multiples(protocols):
     check(fig)
 
 
+def test_few_documents_have_no_band_that_hides_their_scores():
+    graded = sweep("summaries", "rouge", info={"higher_is_better": True, "chance": None})
+    docs = graded.docs.assign(value=graded.docs["value"] * (1 + graded.docs["doc_id"]))
+    n = {5: False, 6: True}
+    for few, has_band in n.items():
+        fig = plots.depth_profile(Result(docs[docs["doc_id"] < few], graded.record))
+        (band,) = fig.axes[0].collections
+        assert (len(band.get_paths()) > 0) == has_band
+
+
 def test_units_do_not_share_an_axis():
     graded = sweep("summaries", "rouge", info={"higher_is_better": True, "chance": None})
     graded = Result(graded.docs.assign(value=graded.docs["value"] * 37.5), graded.record)
