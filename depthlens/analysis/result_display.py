@@ -67,8 +67,8 @@ def notes(result: Result) -> list[str]:
     for row in result.baselines.itertuples():
         if not row.at_chance and (needed := result.needed_documents[row.model, row.task, row.metric]):
             lines.append(
-                f"{_name(row, several)}: about {needed} documents would show a loss of {LOSS_THAT_MATTERS} in {POWER:.0%} "
-                f"of samples, and here are {row.n}"
+                f"{_name(row, several)}: about {needed} documents would show a loss of {LOSS_THAT_MATTERS} in "
+                f"{POWER:.0%} of samples, and here are {row.n}"
             )
     lines += written_answers.notes(result)
     lines += dict.fromkeys(_truncation_notes(result.record))

@@ -1,4 +1,4 @@
-"""What each run computed: size of the model, forward passes, operations, and how long its notebooks ran."""
+"""What each run computed: size of the model, forward passes, operations, and how long it took."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     Returns:
         ``COLUMNS``. ``rows`` are pairs of a request and a condition, ``rows_computed`` those that the store did not
         have, ``operations`` floating-point operations of all rows as planned, ``seconds`` those of the notebook that
-        wrote the folder. NaN where the record does not say it: sweeps do not record their time.
+        wrote the folder, else those in which its sweeps asked the model or the store. NaN where the record does not say
+        it.
     """
     rows = [_row(run, place) for run in runs for place in run.results]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -44,7 +45,7 @@ def _row(run: Run, place: str) -> dict[str, Any]:
         "rows": _total(parts, "work", "rows"),
         "rows_computed": _total(parts, "store", "rows_computed"),
         "operations": _total(parts, "work", "flops"),
-        "seconds": run.seconds.get(place.partition("/")[0], math.nan),
+        "seconds": run.seconds.get(place.partition("/")[0], _total(parts, "work", "seconds")),
     }
 
 

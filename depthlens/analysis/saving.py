@@ -24,7 +24,8 @@ from depthlens.errors import UserError, first_line
 from depthlens.paths import unwritable, writable_folder, write_files
 
 T = TypeVar("T", bound="Saveable")
-_CIRCUMSTANCES = ("depthlens", "git_commit", "platform", "python", "store", "time", "versions")  # of a record
+# of a record
+_CIRCUMSTANCES = ("depthlens", "git_commit", "platform", "python", "store", "time", "versions", "work")
 
 
 @dataclass

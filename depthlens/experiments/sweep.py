@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,12 +285,14 @@ def condition_sweep(
         engine = Engine(
             both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], cache=cache
         )
+        start = time.monotonic()
         found = view.run(engine, conditions)
+        seconds.append(time.monotonic() - start)
         work.add(engine.work)
-        record["work"] = work.described(lens)
+        record["work"] = work.described(lens) | {"seconds": sum(seconds)}
         return found, cache
 
-    work = Work()
+    work, seconds = Work(), list[float]()
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]]} | recorded(chosen)
     record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
     record["batch_tokens"] = memory_budget.choose(lens, batch_tokens).batch_tokens

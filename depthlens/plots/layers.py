@@ -39,9 +39,9 @@ def depth_profile(
 ) -> Plot:
     """Score by removed layer, with the 95% interval of the difference from baseline as a band.
 
-    Dashed lines are baselines, dotted lines chance, filled markers critical layers. Fewer than six documents have a band
-    only where scores are 0 or 1. Up to four series share a
-    panel (models, tasks, metrics, kinds of ablation), more are drawn side by side; so are different units.
+    Dashed lines are baselines, dotted lines chance, filled markers critical layers. Fewer than six documents have
+    a band only where scores are 0 or 1. Up to four series share a panel (models, tasks, metrics, kinds of ablation),
+    more are drawn side by side; so are different units.
 
     Args:
         result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.

@@ -76,6 +76,7 @@ def test_a_store_is_looked_into_and_left_as_it_is(lens, tmp_path):
     assert stores.parts(tmp_path) == before
     assert planned.table["known"].sum() == 3 * 3 * 4 and planned.table["rows"].sum() == 3 * 3 * 4
     work = dl.condition_sweep(lens, CHOICE, "layers", limit=3, store=tmp_path, progress=False).record["work"]
+    assert work["seconds"] > 0
     assert planned.table["flops"].sum() == pytest.approx(work["flops"], rel=1e-9)
     nothing = dl.plan(lens, CHOICE, "layers", limit=3, store=tmp_path)
     assert nothing.describe() == ["The store has every answer: nothing is computed."]

@@ -75,6 +75,15 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
     assert set(one.baselines["place"]) == {""} and one.runs == ["few/00_tour", "flat/00_tour"]
 
 
+def test_a_sweep_that_no_notebook_ran_tells_its_own_seconds(tmp_path):
+    for name, work in (("known", {"seconds": 3.5}), ("unknown", {})):
+        result = sweep(EARLY, model=name)
+        result.record["work"] = work
+        result.save(tmp_path / name)
+    known, unknown = dl.compare(tmp_path / "known", tmp_path / "unknown", **QUICK).cost["seconds"]
+    assert known == 3.5 and unknown != unknown
+
+
 def test_verdicts_alone_are_compared(tmp_path):
     folders = two_scorecards(tmp_path)
     found = dl.compare(*(folder / "09_claims" / "verdicts" for folder in folders), **QUICK)
