@@ -16,9 +16,9 @@ help:  ## list what can be made
 demo: $(STAMP)  ## run three notebooks on the embedded model; runs/demo/index.html shows findings as they come
 	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo
 
+# the longest files come first, so that both processes end at about the same time
 test: lint  ## lint and types, then all tests
-	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest tests/integration tests/notebooks --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/notebooks tests/integration tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: lint  ## lint and types, then the quick tests: under two minutes
 	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses 2 --dist worksteal

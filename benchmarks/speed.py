@@ -36,6 +36,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import cut
 from depthlens.engine.engine import Engine
+from depthlens.engine.work import Work
 from depthlens.tasks import encoding, harness
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -120,10 +121,10 @@ def skip_layer(lens: Any, condition: Condition) -> Any:
 class Likelihoods:
     """Peers on log-likelihood requests; each returns one log-likelihood a request."""
 
-    def __init__(self, lens: Any, prepared: harness.Prepared) -> None:
+    def __init__(self, lens: Any, prepared: harness.Prepared, batch_sizes: Sequence[int] = HF_BATCH_SIZES) -> None:
         self.lens, self.prepared = lens, prepared
-        self.hf = encoding.HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=HF_BATCH_SIZES[0])
-        self.batch_size = min(HF_BATCH_SIZES, key=lambda n: timed(lambda: self._hf(self.hf, n, 16))[0])
+        self.hf = encoding.HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=batch_sizes[0])
+        self.batch_size = min(batch_sizes, key=lambda n: timed(lambda: self._hf(self.hf, n, 2 * n))[0])
 
     def _hf(self, lm: Any, batch_size: int, limit: int | None = None) -> list[float]:
         lm.batch_size_per_gpu = batch_size
@@ -157,7 +158,7 @@ class Likelihoods:
             tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
             for r, row in enumerate(rows):
                 tokens[r, : len(row)] = torch.tensor(row)
-            logprobs = run(tokens).log_softmax(-1)
+            logprobs = run(tokens.to(self.lens.device)).float().log_softmax(-1).cpu()
             for r, i in enumerate(picked):
                 n = len(requests[i].context)
                 wanted = torch.tensor(requests[i].continuation)
@@ -221,7 +222,7 @@ def block_hooks(layer: int, keep: Callable, skip: Callable) -> list[tuple[str, C
 class Texts:
     """Hugging Face ``generate`` in batches of 32 under a skip hook."""
 
-    def __init__(self, lens: Any, prepared: harness.Prepared) -> None:
+    def __init__(self, lens: Any, prepared: harness.Prepared, batch_sizes: Sequence[int] = ()) -> None:
         self.lens, self.prepared, self.batch_size = lens, prepared, GENERATE_BATCH
 
     def run_hf(self, condition: Condition) -> list[str]:
@@ -238,11 +239,11 @@ class Texts:
                 mask[r, width - len(q.context) :] = 1
             with one_for_all(lens, condition):
                 out = lens.model.generate(
-                    tokens,
-                    attention_mask=mask,
+                    tokens.to(lens.device),
+                    attention_mask=mask.to(lens.device),
                     do_sample=False,
                     max_new_tokens=picked[0].max_new_tokens,
-                    stop_strings=list(picked[0].until),
+                    stop_strings=list(picked[0].until) or None,
                     tokenizer=lens.tokenizer,
                     pad_token_id=lens.tokenizer.pad_token_id,
                 )
@@ -276,14 +277,17 @@ class one_for_all:  # noqa: N801 - reads as a phrase
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     value = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start, value
 
 
-def matmul_rate() -> float:
-    """GFLOP/s of the machine on a product of the embedded model's MLP shape."""
-    x, w = torch.randn(2048, 576), torch.randn(1536, 576)
+def matmul_rate(lens: Any) -> float:
+    """GFLOP/s of the device on a product of the shape of the model's MLP."""
+    w = next(p for p in lens.arch.mlp[0].parameters() if p.dim() == 2).detach()
+    x = torch.randn(2048, w.shape[1], device=lens.device).to(w)
     seconds = [timed(lambda: [torch.nn.functional.linear(x, w) for _ in range(40)])[0] for _ in range(3)]
-    return 40 * 2 * 2048 * 576 * 1536 / statistics.median(seconds) / 1e9
+    return 40 * 2 * len(x) * w.numel() / statistics.median(seconds) / 1e9
 
 
 def gflop(lens: Any, prepared: harness.Prepared, n_conditions: int) -> tuple[float, float]:
@@ -306,30 +310,42 @@ def gflop(lens: Any, prepared: harness.Prepared, n_conditions: int) -> tuple[flo
     return 2 * shared / 1e9, 2 * alone / 1e9
 
 
-def measure(lens: Any, name: str, peers: Sequence[str], repeats: int, n_conditions: int, n_docs: int | None) -> None:
+def prepared_work(lens: Any, name: str, n_docs: int | None) -> harness.Prepared | None:
     task, documents, num_fewshot = WORKS[name]
     with tempfile.TemporaryDirectory() as folder:
         if SHARED.is_dir():
             write_tasks(Path(folder))
         elif task != "capitals_generative":
             print(f"{name}: left out, {SHARED} is absent")
-            return
+            return None
         loaded = harness.load_tasks([task], include_path=folder, num_fewshot=num_fewshot)
-        prepared = harness.prepare(lens, loaded, limit=n_docs or documents)[0]
+        return harness.prepare(lens, loaded, limit=n_docs or documents)[0]
+
+
+def measure(
+    lens: Any,
+    name: str,
+    prepared: harness.Prepared,
+    peers: Sequence[str],
+    repeats: int,
+    n_conditions: int,
+    batch_sizes: Sequence[int] = HF_BATCH_SIZES,
+) -> tuple[float, Work]:
+    """Print how the sweep compares with its peers; returns the median of our seconds, and what was computed in them."""
     conditions = expand("layers", lens.dims)
     likelihood = prepared.output_type != "generate_until"
-    side = (Likelihoods if likelihood else Texts)(lens, prepared)
+    side = (Likelihoods if likelihood else Texts)(lens, prepared, batch_sizes)
     peers = [p for p in peers if hasattr(side, f"run_{p}")]
     # spread over depth, the baseline left out
     sample = [conditions[1 + (i + 1) * lens.dims.n_layers // (n_conditions + 1)] for i in range(n_conditions)]
-    engine = Engine(lens, progress=False)
     ours: list[float] = []
     theirs: dict[str, list[float]] = {p: [] for p in peers}
     rates: list[float] = []
     notes: dict[str, str] = {}
     for _ in range(repeats):
-        rates.append(matmul_rate())
-        seconds, answers = timed(lambda: prepared.run(engine, conditions))
+        rates.append(matmul_rate(lens))
+        engine = Engine(lens, progress=False)
+        seconds, answers = timed(lambda engine=engine: prepared.run(engine, conditions))
         ours.append(seconds)
         for peer in peers:
             seconds, found = timed(lambda peer=peer: [getattr(side, f"run_{peer}")(c) for c in sample])
@@ -348,6 +364,7 @@ def measure(lens: Any, name: str, peers: Sequence[str], repeats: int, n_conditio
         ratio = statistics.median(t / o for t, o in zip(theirs[peer], ours, strict=True))
         batch = f", batch {side.batch_size}"
         print(f"  against {peer}{batch}: {ratio:.1f}x {spread(theirs[peer])}; {notes[peer]}", flush=True)
+    return mid, engine.work
 
 
 def spread(values: list[float]) -> str:
@@ -385,7 +402,8 @@ def main() -> None:
         linear(lens)
         return
     for name in args.work or WORKS:
-        measure(lens, name, args.peer or PEERS, args.repeats, args.conditions, args.documents)
+        if prepared := prepared_work(lens, name, args.documents):
+            measure(lens, name, prepared, args.peer or PEERS, args.repeats, args.conditions)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Notebooks that are run in the smoke profile, and what their results, pages and index have to hold.
 
-Two files of tests each run half of the notebooks, so that two processes can share them.
+Three files of tests each run a third of the work, so that two processes can share it.
 """
 
 from __future__ import annotations
 
 import html
-from pathlib import Path
+from typing import ClassVar
 
 import nbformat
+import pytest
 
 from depthlens import paths
 from depthlens.ablations import Dims, expand
@@ -26,8 +27,29 @@ LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
 
 
-def run(names: list[str], out: Path) -> RunReport:
-    return execute.run(names, out=out, profile="smoke", progress=False)
+class Runs:
+    """Notebooks that are executed once, and what they leave behind.
+
+    Attributes:
+        NAMES: Which.
+    """
+
+    NAMES: ClassVar[list[str]]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def report(cls, tmp_path_factory):
+        return execute.run(cls.NAMES, out=tmp_path_factory.mktemp("smoke"), profile="smoke", progress=False)
+
+    def test_all_run(self, report):
+        check_run(report, self.NAMES)
+
+    def test_each_has_figure_headline_and_result(self, report):
+        for name in self.NAMES:
+            check_notebook(report, name)
+
+    def test_the_index_lists_them(self, report):
+        check_index(report, self.NAMES)
 
 
 def check_run(report: RunReport, names: list[str]) -> None:

@@ -1,0 +1,12 @@
+"""A third of the notebooks' work, each run once on the embedded model."""
+
+from __future__ import annotations
+
+import notebook_runs
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+class TestRuns(notebook_runs.Runs):
+    NAMES = ["05_retrieval_heads", "06_reasoning_heads", "08_geometry"]
