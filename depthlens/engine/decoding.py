@@ -22,10 +22,13 @@ from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
+from depthlens.engine.attention_choice import Case, part_kernel
+from depthlens.engine.attention_parts import Attend, aligned, merge
+from depthlens.engine.memory_budget import Budget
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.sampling import Numbers, drawn
-from depthlens.engine.tree_attention import Layout, attend, merge, walking
+from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.models import fingerprint
 from depthlens.models.architectures import hidden
@@ -148,7 +151,7 @@ class DecodedRows:
         own: Per layer, keys and values of each row's own tokens. Two of shape [row, n_kv_heads, own + new, d].
         prefix: Per layer, keys and values of the prefix by condition, and those of the clean row under -1. Two of shape
             [n_kv_heads, prefix, d].
-        mask: Additive, which own tokens a row sees. Shape [row, 1, 1, own + new].
+        mask: Additive, which own tokens a row sees. Shape [row, 1, 1, own + new], and some to align it.
     """
 
     def __init__(self, conditions: list[int], mask: Float[Tensor, "row 1 1 own_and_new"], width: int) -> None:
@@ -170,14 +173,14 @@ class DecodedRows:
         keys, values = self.own[layer]
         keys[:, :, self.slot], values[:, :, self.slot] = key[:, :, 0], value[:, :, 0]
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
-        end = self.slot + 1
+        end, attend = self.slot + 1, part_kernel(Case.of(query, key, value))
         out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, self.mask[..., :end], False)
         if self.prefix:
-            out = merge(out, lse, *self._attend_prefix(layer, q, value.shape[-1], scale))
+            out = merge(out, lse, *self._attend_prefix(layer, q, value.shape[-1], scale, attend))
         return out.flatten(1, 2)[:, :, None]
 
     def _attend_prefix(
-        self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float
+        self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float, attend: Attend
     ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
         """Attention to the prefix and its log-sum-exp, one dense product for all rows that share a prefix."""
         out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -221,7 +224,7 @@ class CapturingLayout(Layout):
     def __init__(
         self, pack: Pack, lens: Lens, paths: Int[Tensor, "prompt own"], target: DecodedRows, n_new: int, clean: CleanRow
     ) -> None:
-        super().__init__(pack, lens.device, lens.dtype)
+        super().__init__(pack, lens.device)
         self.paths = paths
         self.target = target
         self.n_new = n_new
@@ -271,7 +274,7 @@ def decode(
     backend: TorchBackend,
     pack: Pack,
     conditions: Sequence[Condition],
-    batch_tokens: int,
+    budget: Budget,
     writer: Writer,
     passed: Callable[[int], None],
     clean: CleanRow,
@@ -284,7 +287,7 @@ def decode(
         backend: Hooks and reference means.
         pack: The prompts.
         conditions: Any number, sorted by the layer at which they fork, the baseline last.
-        batch_tokens: Chunk of tokens that pass a layer of the prompts together.
+        budget: How many tokens of the prompts pass a layer together, and how many rows are unembedded together.
         writer: Chooses the tokens and says which rows (condition, prompt) are not finished.
         passed: Called after each layer of the prompts, and after each written token, with the number of tokens that
             have passed a layer.
@@ -297,23 +300,25 @@ def decode(
     padded = [path + [0] * (width - len(path)) for path in own]
     paths = torch.tensor(padded, dtype=torch.long, device=lens.device).view(n_prompts, width)
     lengths = torch.tensor([len(path) for path in own], device=lens.device)
-    slots = torch.arange(width + n_new, device=lens.device)
-    mask = torch.zeros(n_prompts, width + n_new, dtype=lens.dtype, device=lens.device)
+    slots = torch.arange(aligned(width + n_new), device=lens.device)
+    mask = torch.zeros(n_prompts, aligned(width + n_new), dtype=lens.dtype, device=lens.device)
     mask.masked_fill_((slots >= lengths[:, None]) & (slots < width), -torch.inf)  # padding between prompt and answer
     alive = [(c, d) for c in range(len(conditions)) for d in range(n_prompts)]
     rows = DecodedRows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width)
     last_tokens = [path[-1] for path in pack.paths]
     unique = list(dict.fromkeys(last_tokens))
-    walk = Wavefront(lens, backend.means, batch_tokens)
+    walk = Wavefront(lens, backend.means, budget.batch_tokens)
     layout = CapturingLayout(pack, lens, paths, rows, n_new, clean)
     states = walk.run(pack, conditions, unique, layout, passed, clean=clean)
     states = states[:, [unique.index(t) for t in last_tokens]].flatten(0, 1)  # [row, d_model]
     position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
     cached = list(alive)  # rows whose keys are in memory; finished ones leave when a fifth have, since leaving copies
     while True:
-        cached_conditions = [conditions[c] for c, _ in cached]
-        logits = weight_swap.unembed(lens, cached_conditions, states)
-        unfinished = writer.write(alive, logits[_indices(cached, alive)])
+        states, unfinished = states[_indices(cached, alive)], []
+        for start in range(0, len(alive), budget.unembed_rows):
+            some = slice(start, start + budget.unembed_rows)
+            logits = weight_swap.unembed(lens, [conditions[c] for c, _ in alive[some]], states[some])
+            unfinished += writer.write(alive[some], logits)
         if len(unfinished) < len(alive):
             finished(sorted({*alive} - {*unfinished}))
         if not unfinished:
@@ -323,8 +328,7 @@ def decode(
             stay = _indices(cached, alive)
             rows.keep(stay)
             position, cached = position[stay], list(alive)
-            cached_conditions = [conditions[c] for c, _ in cached]
-        states = _step(lens, backend, cached_conditions, writer.last(cached), position, rows)
+        states = _step(lens, backend, [conditions[c] for c, _ in cached], writer.last(cached), position, rows)
         position = position + 1
         rows.slot += 1
         passed(len(cached) * lens.dims.n_layers)

@@ -17,7 +17,7 @@ import psutil
 
 from depthlens.ablations import BASELINE, Condition
 from depthlens.engine import memory_budget
-from depthlens.engine.packed_trees import UNEMBED_ROWS
+from depthlens.engine.memory_budget import Budget
 from depthlens.engine.work import Work
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, WrittenAnswer
@@ -37,9 +37,8 @@ class Answering(Protocol):
 
     lens: Lens
     work: Work
+    budget: Budget
 
-    @property
-    def batch_tokens(self) -> int: ...
     def like(self) -> Answering: ...
     def plan(
         self, requests: Sequence[Any], conditions: Sequence[Condition], lengths: Sequence[int] | None = None
@@ -81,7 +80,7 @@ def answers(
         most_written_tokens=round(allowed * work.rows),
         flops=flops,
         seconds=flops / rate if rate else (None if flops else 0.0),
-        peak_bytes=_peak_bytes(lens, work, engine.batch_tokens),
+        peak_bytes=_peak_bytes(lens, work, engine.budget),
         store_bytes=ROW_BYTES * work.rows + 4 * work.written_tokens,
         spent=spent,
     )
@@ -158,13 +157,11 @@ def _seconds_of_a_text(engine: Answering, request: GenerateRequest) -> float:
     return (time.monotonic() - began) * request.max_new_tokens / few
 
 
-def _peak_bytes(lens: Lens, work: Work, batch_tokens: int) -> int:
+def _peak_bytes(lens: Lens, work: Work, budget: Budget) -> int:
     """What this process holds now, and most of what the work adds."""
     dims, size = lens.dims, lens.dtype.itemsize
     states = work.states * dims.d_model * size * 2  # twice, while rows join
     keys = work.keys * 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * size
-    vocabulary = lens.model.get_output_embeddings().weight.shape[0]
-    logits = min(UNEMBED_ROWS, max(1, work.unembedded)) * vocabulary * (4 + size)
-    return int(
-        psutil.Process().memory_info().rss + states + keys + logits + batch_tokens * memory_budget.chunk_bytes(lens)
-    )
+    logits = min(budget.unembed_rows, max(1, work.unembedded)) * memory_budget.logit_bytes(lens)
+    chunk = budget.batch_tokens * memory_budget.chunk_bytes(lens)
+    return int(psutil.Process().memory_info().rss + states + keys + logits + chunk)

@@ -1,8 +1,8 @@
 """How much is computed at once, chosen from the memory that is free.
 
-Three numbers determine memory: the tokens that pass a layer together, the residual streams that the open rows of a pack
-keep from layer to layer, and the keys and values of the rows that are decoded together. Each gets a share of the free
-memory, up to the size that still gains speed on that kind of device.
+Four numbers determine memory: the tokens that pass a layer together, the residual streams that the open rows of a pack
+keep from layer to layer, the keys and values of the rows that are decoded together, and the positions that are
+unembedded together. Each gets a share of the free memory, up to the size that still gains speed on that kind of device.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from depthlens.engine import attention_choice, attention_parts
+from depthlens.engine.attention_choice import Case
 from depthlens.models.lens import Lens
 
 # measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
@@ -24,8 +26,11 @@ MIN_BATCH_TOKENS = 64
 # on a CPU more of either gains little: with these a sweep of the embedded model takes 2 GiB more than its weights
 CPU_STATE_BYTES = 512 << 20
 CPU_KEY_BYTES = 1 << 30
+# positions that are unembedded at once; 512 x 49k logits take 200 MB, and a GPU wants some thousand rows for a product
+CPU_UNEMBED_ROWS = 512
+GPU_UNEMBED_ROWS = 4096
 # shares of the free memory: a pack needs its states about twice while rows join, a step copies keys as rows leave
-CHUNK_SHARE, STATE_SHARE, KEY_SHARE = 4, 8, 4
+CHUNK_SHARE, STATE_SHARE, KEY_SHARE, LOGIT_SHARE = 4, 8, 4, 16
 
 
 @dataclass(frozen=True)
@@ -36,33 +41,47 @@ class Budget:
         batch_tokens: Tokens (rows x padded length) that pass a layer together.
         state_bytes: Residual streams of all open rows of a pack.
         key_bytes: Keys and values of the rows that are decoded together.
+        unembed_rows: Positions that are unembedded together.
     """
 
     batch_tokens: int
     state_bytes: int
     key_bytes: int
+    unembed_rows: int
 
 
 def choose(lens: Lens, batch_tokens: int | None = None) -> Budget:
     """The budget for a model on its device; ``batch_tokens`` overrides the first number."""
     if lens.remote:
-        return Budget(batch_tokens or REMOTE_BATCH_TOKENS, 0, 0)
+        return Budget(batch_tokens or REMOTE_BATCH_TOKENS, 0, 0, 0)
     free, on_cpu = free_bytes(lens.device), lens.device.type == "cpu"
     if batch_tokens is None:
         fits = free // CHUNK_SHARE // chunk_bytes(lens)
         batch_tokens = max(MIN_BATCH_TOKENS, min(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, fits))
     states, keys = free // STATE_SHARE, free // KEY_SHARE
-    return Budget(
-        batch_tokens, min(states, CPU_STATE_BYTES) if on_cpu else states, min(keys, CPU_KEY_BYTES) if on_cpu else keys
-    )
+    if on_cpu:
+        states, keys = min(states, CPU_STATE_BYTES), min(keys, CPU_KEY_BYTES)
+    most = CPU_UNEMBED_ROWS if on_cpu else GPU_UNEMBED_ROWS
+    return Budget(batch_tokens, states, keys, max(1, min(most, free // LOGIT_SHARE // logit_bytes(lens))))
 
 
 def chunk_bytes(lens: Lens) -> int:
-    """About what one token holds while it passes a layer: eight residual streams and four of the widest product."""
+    """About what one token holds while it passes a layer: eight residual streams and four of the widest product.
+
+    And its scores, where attention holds them.
+    """
     layer = lens.arch.layers[0]
     # experts are stacked [expert, width, d_model]; a token passes few of them, and one width is about their sum
     widest = max(p.shape[-2] for p in layer.parameters() if p.dim() >= 2)
-    return lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest)
+    scores = 0
+    if attention_choice.kernel(Case.of_model(lens)) == "unfused":
+        scores = lens.dims.n_heads * attention_parts.SCORES_PER_QUERY * attention_parts.SCORE_BYTES
+    return lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest) + scores
+
+
+def logit_bytes(lens: Lens) -> int:
+    """What one position holds while it is unembedded: its logits in float32, and their exponentials."""
+    return 2 * 4 * lens.model.get_output_embeddings().weight.shape[0]
 
 
 def free_bytes(device: torch.device) -> int:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
@@ -31,8 +34,6 @@ from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store import answer_cache
 from depthlens.store.answer_rows import AnswerRows
 
-# positions that are unembedded at once: 512 x 49k logits in float32 are 100 MB
-UNEMBED_ROWS = 512
 # how many prompts make a decoding step worth its weights
 MIN_PROMPTS = 16
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
@@ -111,13 +112,11 @@ class PackedTrees:
         targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=self.lens.device)
         places = torch.tensor([i for span in spans for i in span], device=self.lens.device)
         # several conditions at once: a matrix product wants rows, but their logits must stay small
-        step = max(1, UNEMBED_ROWS // len(scored))
+        step = max(1, self.budget.unembed_rows // len(scored))
         for i in range(0, len(group), step):
             chunk = group[i : i + step]
-            with torch.no_grad():
-                logits = weight_swap.unembed(self.lens, [conditions[c] for c in chunk], states[i : i + step]).float()
-            logprobs = logits[:, places, targets] - logits.logsumexp(-1)[:, places]  # [condition, target]
-            greedy = logits.argmax(-1)[:, places] == targets
+            under = [conditions[c] for c in chunk]
+            logprobs, greedy = self._target_logprobs(under, states[i : i + step], places, targets)
             for c, sums, hits in zip(chunk, logprobs.tolist(), greedy.tolist(), strict=True):
                 start = 0
                 for r, span in zip(pack.sequences, spans, strict=True):
@@ -126,6 +125,34 @@ class PackedTrees:
                         raise NotFinite((c, r))
                     rows.answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[start:end]), all(hits[start:end]))
                     start = end
+
+    @torch.no_grad()
+    def _target_logprobs(
+        self,
+        conditions: Sequence[Condition],
+        states: Float[Tensor, "condition position d_model"],
+        places: Int[Tensor, " target"],
+        targets: Int[Tensor, " target"],
+    ) -> tuple[Float[Tensor, "condition target"], Bool[Tensor, "condition target"]]:
+        """Log-probabilities of target tokens in float32, and whether each is the likeliest.
+
+        Args:
+            conditions: One a row.
+            states: Final residual streams; they are unembedded in blocks of positions.
+            places: Position among the states that predicts each target.
+            targets: Token ids.
+        """
+        n = len(conditions), len(targets)
+        logprobs = torch.empty(n, device=states.device)
+        greedy = torch.empty(n, dtype=torch.bool, device=states.device)
+        for start in range(0, states.shape[1], self.budget.unembed_rows):
+            block = states[:, start : start + self.budget.unembed_rows]
+            logits = weight_swap.unembed(self.lens, conditions, block).float()
+            here = ((places >= start) & (places < start + block.shape[1])).nonzero()[:, 0]
+            at, wanted = places[here] - start, targets[here]
+            logprobs[:, here] = logits[:, at, wanted] - logits.logsumexp(-1)[:, at]
+            greedy[:, here] = logits.argmax(-1)[:, at] == wanted
+        return logprobs, greedy
 
     def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
         """Write the text of every request under every condition."""
@@ -182,7 +209,8 @@ class PackedTrees:
 
         with renumbered(group, pack.sequences):
             conditions = [rows.conditions[c] for c in group]
-            decode(self.lens, self.backend, pack, conditions, batch_tokens, writer, passed, clean, finished)
+            budget = replace(self.budget, batch_tokens=batch_tokens)
+            decode(self.lens, self.backend, pack, conditions, budget, writer, passed, clean, finished)
         n_written = sum(map(len, writer.tokens.values()))
         self.work.add(Work(written_tokens=n_written, unembedded=n_written))
 

@@ -74,6 +74,23 @@ class Pack:
     def depths(self) -> list[int]:
         return [*range(len(self.prefix)), *(d for b in self.branches for d in b.depths)]
 
+    @property
+    def exits(self) -> list[int]:
+        """The flat index at which the subtree of each token ends.
+
+        Tokens stand in depth-first order, so that token j is i or one of its ancestors if and only if
+        ``j <= i < exits[j]`` (the intervals of an Euler tour).
+        """
+        exits = [self.n_tokens] * len(self.prefix)
+        for branch in self.branches:
+            start = len(exits)
+            ends = [*range(start + 1, start + 1 + len(branch.tokens))]
+            for node in reversed(range(len(ends))):
+                if (parent := branch.parents[node]) >= 0:
+                    ends[parent] = max(ends[parent], ends[node])
+            exits += ends
+        return exits
+
 
 def marked(prompt: Tokens, answer: Tokens) -> tuple[int, ...]:
     """Prompt and answer as one sequence that tells them apart: of the answer's token ids it has the complements."""
@@ -124,14 +141,15 @@ def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], ex
 
 
 def build(sequences: Sequence[Tokens], group: Sequence[int]) -> Pack:
-    """The prefix tree of some of the sequences."""
+    """The prefix tree of some of the sequences, in any order."""
     members = [sequences[i] for i in group]
     n_prefix = common_prefix(min(members, key=tuple), max(members, key=tuple))
     roots: dict[int, Branch] = {}  # by their first token
     nodes: dict[tuple[int, int, int], int] = {}  # index in its branch, by first token of the branch, parent and token
-    places: list[list[tuple[int, int]]] = []  # by sequence: first token of the branch and index in it
-    for tokens in members:
-        place: list[tuple[int, int]] = []
+    places: list[list[tuple[int, int]]] = [[] for _ in members]  # first token of the branch and index in it
+    # sorted, those with a common start are neighbours, so that nodes are made in depth-first order
+    for i in sorted(range(len(members)), key=lambda i: tuple(members[i])):
+        tokens, place = members[i], places[i]
         if len(tokens) > n_prefix:
             root, parent = tokens[n_prefix], -1
             branch = roots.setdefault(root, Branch())
@@ -143,7 +161,6 @@ def build(sequences: Sequence[Tokens], group: Sequence[int]) -> Pack:
                     branch.parents.append(parent)
                 place.append((root, node))
                 parent = node
-        places.append(place)
     ordered = sorted(roots.items(), key=lambda item: -len(item[1].tokens))
     sizes = [len(branch.tokens) for _, branch in ordered]
     starts = dict(zip((root for root, _ in ordered), accumulate(sizes, initial=n_prefix), strict=False))

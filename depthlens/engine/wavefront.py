@@ -106,7 +106,7 @@ class Wavefront:
         Returns:
             Final residual stream, before the last norm.
         """
-        layout = layout or Layout(pack, self.lens.device, self.lens.dtype)
+        layout = layout or Layout(pack, self.lens.device)
         clean = clean or CleanRow(frozenset())
         walked = clean.final is not None
         n_layers = len(self.arch.layers)

@@ -134,7 +134,7 @@ class PatternRows(Layout):
     """The layout of one sequence that shows pattern rows of asked positions, and all values, as each layer passes."""
 
     def __init__(self, pack: prefix_tree.Pack, lens: Lens, asked: Sequence[int], see: SeeValues) -> None:
-        super().__init__(pack, lens.device, lens.dtype)
+        super().__init__(pack, lens.device)
         self.asked = torch.tensor(list(asked), device=lens.device)
         self.see = see
 

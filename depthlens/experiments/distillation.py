@@ -252,7 +252,7 @@ class _Walk:
 
     def __init__(self, lens: Lens, rows: Sequence[Sequence[int]]) -> None:
         self.lens = lens
-        self.layouts = [Layout(prefix_tree.build([row], [0]), lens.device, lens.dtype) for row in rows]
+        self.layouts = [Layout(prefix_tree.build([row], [0]), lens.device) for row in rows]
         self.x = [lens.arch.embed(layout.tokens)[None] for layout in self.layouts]  # each [1, pos, d_model]
 
     def step(self, layer: int, i: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -249,7 +249,7 @@ def text_effects(
 ) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
     n_layers = lens.dims.n_layers
-    layout = Layout(prefix_tree.build([tokens], [0]), lens.device, lens.dtype)
+    layout = Layout(prefix_tree.build([tokens], [0]), lens.device)
     x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
     rotary = lens.arch.rotary(x, position_ids=layout.position_ids)
     position = torch.arange(len(tokens), device=lens.device)[:, None]

@@ -16,7 +16,7 @@ from depthlens.ablations import Condition, expand
 from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
-from depthlens.engine import memory_budget
+from depthlens.engine import attention_choice, memory_budget
 from depthlens.engine.engine import Engine, LoglikelihoodAnswer
 from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
@@ -296,6 +296,7 @@ def condition_sweep(
     record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]]} | recorded(chosen)
     record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
     record["batch_tokens"] = memory_budget.choose(lens, batch_tokens).batch_tokens
+    record["tree_attention"] = attention_choice.of_model(lens)
     if both.donor:
         record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
     return _result(

@@ -38,6 +38,7 @@ class Architecture:
     """A family bound to one model: its real modules and sizes."""
 
     dims: Dims
+    d_key: int  # width of a query or key head; under latent attention not d_head, that of a value
     embed: nn.Embedding
     layers: tuple[nn.Module, ...]
     attn_norm: tuple[nn.Module, ...]
@@ -112,6 +113,7 @@ def bind(model: nn.Module) -> Architecture:
     n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
     arch = Architecture(
         dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head),
+        d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if not shares else d_head,
         embed=cast(nn.Embedding, find(model, family.embed)),
         layers=layers,
         attn_norm=tuple(find(layer, family.attn_norm) for layer in layers),

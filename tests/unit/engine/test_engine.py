@@ -46,7 +46,7 @@ def alone(lens, request, condition):
 
 
 @pytest.mark.parametrize("budget", [1, 40, 4096])
-def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, requests, budget):
+def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, requests, budget, kernel):
     conditions = expand("L0,L3,L2.attn,L1.H3,L4.KV1,L1-2,L0.mlp+L4.H0", lens.dims)
     answers = Engine(lens, batch_tokens=budget, progress=False).loglikelihood(requests, conditions)
     for condition, row in zip(conditions, answers, strict=True):
@@ -77,7 +77,7 @@ def hf_generate(lens, request, condition):
 
 
 @pytest.mark.parametrize("budget", [1, 90, 4096])
-def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
+def test_generation_equals_hugging_face_for_every_row(lens, requests, budget, kernel):
     conditions = expand("L0,L3,L2.attn,L1.H3,L1-2", lens.dims)
     asked = [GenerateRequest(q.context, ("zz",), 12) for q in requests]
     texts = Engine(lens, batch_tokens=budget, progress=False).generate_until(asked, conditions)
@@ -215,7 +215,7 @@ ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_fast_path_equals_plain_rows_on_every_family(family, requests):
+def test_fast_path_equals_plain_rows_on_every_family(family, requests, kernel):
     lens = tiny.lens(family)
     conditions = expand(ALL_KINDS, lens.dims)
     # options that share a context, so that the tree branches more than once
@@ -228,7 +228,7 @@ def test_fast_path_equals_plain_rows_on_every_family(family, requests):
     assert texts == plain.generate_until(written, conditions)
 
 
-def test_fast_path_equals_plain_rows_for_means(lens, requests):
+def test_fast_path_equals_plain_rows_for_means(lens, requests, kernel):
     means = measure_means(lens, [q.context for q in requests], "contexts")
     conditions = expand("L1@mean,L2.attn@mean,L0.mlp@mean,L3.H1@mean,L2.KV0@mean,L1-2@mean,L1@mean+L3", lens.dims)
     answers = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
@@ -236,7 +236,7 @@ def test_fast_path_equals_plain_rows_for_means(lens, requests):
     assert same(answers, plain.loglikelihood(requests, conditions))
 
 
-def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypatch):
+def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypatch, kernel):
     conditions = expand("layers", lens.dims)
     wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
     for state_bytes in (1, 20_000):

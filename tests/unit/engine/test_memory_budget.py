@@ -1,13 +1,17 @@
 """Budgets follow the memory that is free."""
 
+from dataclasses import replace
+
 import psutil
 import pytest
 import tiny
 import torch
 
+from depthlens.ablations import expand
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine
 from depthlens.models.lens import Lens
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,10 @@ def test_plenty_of_memory_gives_what_is_fastest_on_a_cpu(lens, monkeypatch):
     with_free(monkeypatch, 1 << 40)
     chosen = memory_budget.choose(lens)
     assert chosen == memory_budget.Budget(
-        memory_budget.CPU_BATCH_TOKENS, memory_budget.CPU_STATE_BYTES, memory_budget.CPU_KEY_BYTES
+        memory_budget.CPU_BATCH_TOKENS,
+        memory_budget.CPU_STATE_BYTES,
+        memory_budget.CPU_KEY_BYTES,
+        memory_budget.CPU_UNEMBED_ROWS,
     )
 
 
@@ -34,7 +41,8 @@ def test_little_memory_gives_less_of_everything_and_never_nothing(lens, monkeypa
     assert chosen.batch_tokens * memory_budget.chunk_bytes(lens) <= 1 << 20
     assert (chosen.state_bytes, chosen.key_bytes) == (1 << 19, 1 << 20)
     with_free(monkeypatch, 0)
-    assert memory_budget.choose(lens).batch_tokens == memory_budget.MIN_BATCH_TOKENS
+    nothing = memory_budget.choose(lens)
+    assert (nothing.batch_tokens, nothing.unembed_rows) == (memory_budget.MIN_BATCH_TOKENS, 1)
 
 
 def test_what_the_user_asks_for_is_taken(lens, monkeypatch):
@@ -47,7 +55,31 @@ def test_a_gpu_gets_its_share_of_what_is_free_and_no_fixed_cap_on_keys(lens, mon
     with_free(monkeypatch, 64 << 30)
     monkeypatch.setattr(Lens, "device", torch.device("cuda"))
     chosen = memory_budget.choose(lens)
-    assert chosen == memory_budget.Budget(memory_budget.GPU_BATCH_TOKENS, 8 << 30, 16 << 30)
+    assert chosen == memory_budget.Budget(
+        memory_budget.GPU_BATCH_TOKENS, 8 << 30, 16 << 30, memory_budget.GPU_UNEMBED_ROWS
+    )
+
+
+def test_logits_of_a_block_fit_into_their_share_of_a_gpu(lens, monkeypatch):
+    with_free(monkeypatch, 1 << 27)
+    monkeypatch.setattr(Lens, "device", torch.device("cuda"))
+    rows = memory_budget.choose(lens).unembed_rows
+    assert rows == (1 << 23) // (2 * 4 * tiny.VOCAB) and rows < memory_budget.GPU_UNEMBED_ROWS
+
+
+def test_answers_do_not_depend_on_how_many_positions_are_unembedded_together(lens):
+    requests = [LoglikelihoodRequest(tuple(range(i, i + 9)), (5, 6, i)) for i in range(7)]
+    prompts = [GenerateRequest(q.context, (), 5) for q in requests]
+    conditions = expand("L1,L2.H0", lens.dims)
+    engine = Engine(lens, progress=False)
+    wanted, texts = engine.loglikelihood(requests, conditions), engine.generate_until(prompts, conditions)
+    for rows in (1, 4):
+        few = Engine(lens, progress=False)
+        few.budget = replace(few.budget, unembed_rows=rows)
+        for row, wanted_row in zip(few.loglikelihood(requests, conditions), wanted, strict=True):
+            assert [a.logprob for a in row] == pytest.approx([a.logprob for a in wanted_row], abs=1e-4)
+            assert [a.is_greedy for a in row] == [a.is_greedy for a in wanted_row]
+        assert few.generate_until(prompts, conditions) == texts
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

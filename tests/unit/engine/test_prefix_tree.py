@@ -4,16 +4,9 @@ import random
 
 import pytest
 import torch
+from trees import random_sequences, sees
 
-from depthlens.engine.prefix_tree import build, common_prefix, pack
-from depthlens.engine.tree_attention import Layout, attend
-
-
-def random_sequences(seed, n=40):
-    """Sequences over four tokens, so that they share a lot; duplicates and prefixes of each other included."""
-    rng = random.Random(seed)
-    made = [tuple(rng.choices(range(4), k=rng.randint(1, 9))) for _ in range(n)]
-    return [(9, 9, *s) for s in made] + [(9, 9, *made[0]), (9, 9)]
+from depthlens.engine.prefix_tree import build, common_prefix, marked, pack
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -60,31 +53,13 @@ def test_common_prefix():
     assert common_prefix((), (1,)) == 0
 
 
-@pytest.mark.parametrize("d_value", [8, 6])  # equal widths take the fused kernel, others the written-out path
-def test_tree_attention_equals_one_masked_softmax(d_value):
-    (p,) = pack(random_sequences(3), 10_000)
-    n, n_heads, n_kv = p.n_tokens, 4, 2
-    g = torch.Generator().manual_seed(0)
-    q = torch.randn(3, n_heads, n, 8, generator=g)
-    k, v = torch.randn(3, n_kv, n, 8, generator=g), torch.randn(3, n_kv, n, d_value, generator=g)
-    sees = torch.eye(n, dtype=torch.bool)
-    for path in p.paths:
-        for at, node in enumerate(path):
-            sees[node, path[: at + 1]] = True
-    wide_k, wide_v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-    scores = (q @ wide_k.transpose(-1, -2) * 0.3).masked_fill(~sees, -torch.inf)
-    wanted = scores.softmax(-1) @ wide_v
-    got = Layout(p, torch.device("cpu"), torch.float32).attention(0, q, k, v, 0.3)
-    assert torch.allclose(got, wanted, atol=1e-5)  # float32 softmax in two parts against one
-
-
-@pytest.mark.parametrize("d_value", [8, 6])
-def test_attend_returns_the_log_of_its_denominator(d_value):
-    g = torch.Generator().manual_seed(1)
-    q, k = torch.randn(2, 3, 5, 8, generator=g), torch.randn(2, 3, 5, 8, generator=g)
-    v = torch.randn(2, 3, 5, d_value, generator=g)
-    causal = torch.ones(5, 5, dtype=torch.bool).tril()
-    scores = (q @ k.transpose(-1, -2) * 0.5).masked_fill(~causal, -torch.inf)
-    out, lse = attend(q, k, v, 0.5, None, True)
-    assert torch.allclose(lse, scores.logsumexp(-1), atol=1e-5)
-    assert torch.allclose(out, scores.softmax(-1) @ v, atol=1e-5)
+@pytest.mark.parametrize("seed", range(5))
+def test_exits_say_who_is_an_ancestor_whatever_the_order_of_sequences(seed):
+    sequences = random_sequences(seed)
+    sequences += [marked(s[:4], s[4:]) for s in sequences[:9]]
+    group = random.Random(seed).sample(range(len(sequences)), 30)
+    p = build(sequences, group)
+    exits, i = torch.tensor(p.exits), torch.arange(p.n_tokens)
+    assert torch.equal((i <= i[:, None]) & (i[:, None] < exits), sees(p))
+    for path, at in zip(p.paths, group, strict=True):
+        assert tuple(p.tokens[n] for n in path) == tuple(~t if t < 0 else t for t in sequences[at])

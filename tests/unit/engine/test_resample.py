@@ -68,7 +68,7 @@ def by_hand(lens, request, heads, zeroed=(), reference=REFERENCE):
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v3"])
-def test_equals_hooks_written_by_hand(family, requests):
+def test_equals_hooks_written_by_hand(family, requests, kernel):
     lens = tiny.lens(family)
     engine = Engine(lens, means=with_sample(lens), progress=False)
     answers = engine.loglikelihood(requests, [parse_condition("baseline"), *map(parse_condition, CONDITIONS[:3])])

@@ -47,7 +47,7 @@ def conditions_of(lens, *texts):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, requests):
+def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, requests, kernel):
     lens = surgery.rough_lens(family)
     means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, NOISE)
     answers = Engine(lens, means=means, batch_tokens=64, progress=False).loglikelihood(requests, conditions)
@@ -92,7 +92,7 @@ def test_texts_are_those_of_a_model_with_other_parts(text):
     assert found == [lens.tokenizer.decode(tokens[len(context) :], skip_special_tokens=True)]
 
 
-def test_a_token_of_a_prompt_and_of_an_answer_is_two_only_where_it_matters(requests, monkeypatch):
+def test_a_token_of_a_prompt_and_of_an_answer_is_two_only_where_it_matters(requests, monkeypatch, kernel):
     """Trees that share less are walked by conditions with means alone."""
     lens, seen = tiny.lens("llama-gqa"), []
     build = prefix_tree.build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 from transplants import conditions_for, layers_in_memory, logits, prompts, same, scores, texts
@@ -98,7 +99,7 @@ def test_generation_holds_the_layers_of_one_group_of_conditions(folders, monkeyp
     assert any(there == [0, 1, 2, 3, 4] for _, there in seen)
     seen.clear(), read.clear()
     engine = Engine(together, progress=False)
-    bound = engine.budget.__class__(engine.budget.batch_tokens, engine.budget.state_bytes, 2 * donor.stream.layer_bytes)
+    bound = replace(engine.budget, key_bytes=2 * donor.stream.layer_bytes)
     engine.budget = bound
     assert engine.generate_until(prompts(), conditions) == wanted
     assert max(len(there) for _, there in seen) <= 3 and sorted(read) == [0, 1, 2, 3, 4]

@@ -1,0 +1,134 @@
+"""Attention over a packed prefix tree in two parts: the prefix, and each branch by itself.
+
+The two parts are merged (`depthlens.engine.attention_parts`). The prefix part is one dense product for all branches at
+once, and the own part is small. Query heads that share a key/value head are folded into the query axis, so keys of the
+prefix are never copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from depthlens.engine.attention_parts import Attend, aligned, merge
+from depthlens.engine.prefix_tree import Branch, Pack
+
+
+class BranchTree:
+    """A pack as a prefix and padded branches.
+
+    Args:
+        pack: The prefix tree.
+        device: Where it is computed.
+        dtype: Of queries, keys and values.
+        attend: What computes one part.
+
+    Attributes:
+        n_prefix: Number of prefix tokens; they come first.
+        buckets: Branches of similar length together, padded: indices of their tokens counted from the end of the
+            prefix, shape [branch, own]; which entries are real, shape [branch * own]; and who sees whom (additive
+            mask), shape [branch, 1, own, own].
+    """
+
+    def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype, attend: Attend) -> None:
+        self.n_prefix = len(pack.prefix)
+        self.attend = attend
+        self.buckets: list[tuple[Tensor, Tensor, Tensor]] = []
+        start = 0
+        for bucket in _by_length(pack.branches):
+            self.buckets.append(_bucket(bucket, start, device, dtype))
+            start += sum(len(b.tokens) for b in bucket)
+
+    def attention(
+        self,
+        query: Float[Tensor, "row n_heads pos d_head"],
+        key: Float[Tensor, "row n_kv_heads pos d_head"],
+        value: Float[Tensor, "row n_kv_heads pos d_value"],
+        scale: float,
+    ) -> Float[Tensor, "row n_heads pos d_value"]:
+        """See `depthlens.engine.tree_attention.Layout.attention`."""
+        n_kv, p = key.shape[1], self.n_prefix
+        q = query.unflatten(1, (n_kv, -1))  # [row, kv, group, pos, d_head]
+        rows, _, group, pos, _ = q.shape
+        out = query.new_empty(rows, n_kv, group, pos, value.shape[-1])
+        if p:
+            # causal within the prefix: folding the group would break the triangle, so here it joins the heads
+            k, v = (x[:, :, None, :p].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
+            out[..., :p, :] = self.attend(query[:, :, :p], k, v, scale, None, True)[0].unflatten(1, (n_kv, group))
+        if pos > p:
+            q_own, k_own, v_own = q[..., p:, :], key[:, :, p:], value[:, :, p:]
+            parts = [self._attend_branches(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
+            own, own_lse = torch.cat([o for o, _ in parts], 3), torch.cat([s for _, s in parts], 3)
+            if p:
+                prefix, lse = self.attend(q_own.flatten(2, 3), key[:, :, :p], value[:, :, :p], scale, None, False)
+                own = merge(own, own_lse, prefix.unflatten(2, (group, -1)), lse.unflatten(2, (group, -1)))
+            out[..., p:, :] = own
+        return out.flatten(1, 2)
+
+    def _attend_branches(
+        self,
+        q: Float[Tensor, "row kv group own d_head"],
+        k: Float[Tensor, "row kv own d_head"],
+        v: Float[Tensor, "row kv own d_value"],
+        scale: float,
+        bucket: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Float[Tensor, "row kv group token d_value"], Float[Tensor, "row kv group token"]]:
+        """Attention of one bucket's tokens within their branches, and its log-sum-exp."""
+        index, real, mask = bucket
+        branches, width = index.shape
+        rows, n_kv, group, _, _ = q.shape
+        flat = index.flatten()
+        # branches become the batch and rows join the heads, so that one mask a branch serves every row
+        qs = (
+            q[:, :, :, flat]
+            .unflatten(3, (branches, width))
+            .permute(3, 0, 1, 2, 4, 5)
+            .reshape(branches, -1, width, q.shape[-1])
+        )
+        ks, vs = (
+            x[:, :, flat]
+            .unflatten(2, (branches, width))
+            .permute(2, 0, 1, 3, 4)[:, :, :, None]
+            .expand(-1, -1, -1, group, -1, -1)
+            .reshape(branches, -1, width, x.shape[-1])
+            for x in (k, v)
+        )
+        out, lse = self.attend(qs, ks, vs, scale, mask, False)
+        out = out.unflatten(1, (rows, n_kv, group)).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
+        lse = lse.unflatten(1, (rows, n_kv, group)).permute(1, 2, 3, 0, 4).flatten(3, 4)
+        return out[:, :, :, real], lse[:, :, :, real]
+
+
+def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
+    """Consecutive branches (longest first) whose padding wastes little."""
+    bucket: list[Branch] = []
+    for branch in branches:
+        if bucket and len(branch.tokens) < 0.8 * len(bucket[0].tokens):
+            yield bucket
+            bucket = []
+        bucket.append(branch)
+    if bucket:
+        yield bucket
+
+
+def _bucket(
+    branches: list[Branch], start: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    width = len(branches[0].tokens)
+    index = torch.full((len(branches), width), start)
+    real = torch.zeros(len(branches), width, dtype=torch.bool)
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself: no empty softmax
+    for i, branch in enumerate(branches):
+        n = len(branch.tokens)
+        index[i, :n] = torch.arange(start, start + n)
+        real[i, :n] = True
+        for j, parent in enumerate(branch.parents):
+            if parent >= 0:
+                sees[i, j] |= sees[i, parent]
+        start += n
+    mask = torch.zeros(len(branches), 1, width, aligned(width), dtype=dtype, device=device)[..., :width]
+    mask.masked_fill_(~sees[:, None].to(device), -torch.inf)
+    return index.to(device), real.flatten().nonzero()[:, 0].to(device), mask

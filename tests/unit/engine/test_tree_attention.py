@@ -1,0 +1,177 @@
+"""Attention over packed prefix trees: every kernel equals one masked softmax, and the block mask today's attention."""
+
+import pytest
+import tiny
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+from trees import random_sequences, sees
+
+from depthlens.ablations import BASELINE, expand
+from depthlens.engine import attention_choice, attention_parts, block_mask, prefix_tree
+from depthlens.engine.attention_choice import ENVIRONMENT, TREES
+from depthlens.engine.branch_attention import BranchTree
+from depthlens.engine.prefix_tree import build, pack
+from depthlens.engine.tree_attention import Layout
+from depthlens.engine.wavefront import Wavefront
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or in two parts
+
+
+def drawn(n_rows, n, d_value=8, heads=(4, 2), dtype=torch.float32):
+    """Queries, keys and values of n_rows rows of n tokens."""
+    g = torch.Generator().manual_seed(0)
+    shapes = (n_rows, heads[0], n, 8), (n_rows, heads[1], n, 8), (n_rows, heads[1], n, d_value)
+    return [torch.randn(*shape, generator=g).to(dtype) for shape in shapes]
+
+
+def plain(q, k, v, scale, visible):
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    return (q @ k.transpose(-1, -2) * scale).masked_fill(~visible, -torch.inf).softmax(-1) @ v
+
+
+PACKS = {
+    "prefix and branches": lambda: next(pack(random_sequences(3), 10_000)),
+    "no prefix": lambda: build([(1, 2, 3), (1, 2), (4, 5, 6), (4, 5, 7)], range(4)),
+    "one sequence": lambda: build([tuple(range(9))], [0]),
+    "one token": lambda: build([(5,)], [0]),
+    "longer than a block": lambda: build(
+        [(*range(200), i, *[7] * (i + 20), j) for i in range(5) for j in (1, 2)], range(10)
+    ),
+    "in no order": lambda: build(random_sequences(4), [17, 3, 30, 8, 21, 2, 39, 11]),
+}
+
+
+@pytest.mark.parametrize("d_value", [8, 6])  # on a CPU equal widths take the fused kernel, others the written-out path
+@pytest.mark.parametrize("name", PACKS)
+def test_tree_attention_equals_one_masked_softmax(name, d_value, kernel):
+    p = PACKS[name]()
+    q, k, v = drawn(3, p.n_tokens, d_value)
+    layout = Layout(p, CPU)
+    for rows in (1, 3):
+        got = layout.attention(0, q[:rows], k[:rows], v[:rows], 0.3)
+        assert got.shape == (rows, 4, p.n_tokens, d_value)
+        assert torch.allclose(got, plain(q[:rows], k[:rows], v[:rows], 0.3, sees(p)), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+def test_half_precision(dtype, tolerance, kernel):
+    p = PACKS["prefix and branches"]()
+    q, k, v = drawn(2, p.n_tokens, dtype=dtype)
+    got = Layout(p, CPU).attention(0, q, k, v, 0.3)
+    wanted = plain(*(x.float() for x in (q, k, v)), 0.3, sees(p))
+    assert got.dtype == dtype and (got.float() - wanted).abs().max() < tolerance  # a few units in the last place of 2
+
+
+class Both(Layout):
+    """Computes attention by two kernels, and keeps the largest difference."""
+
+    worst = 0.0
+
+    def attention(self, layer, query, key, value, scale):
+        usual = super().attention(layer, query, key, value, scale)
+        tree = TREES["flex-eager"](self._pack, query.device, query.dtype)
+        self.worst = max(self.worst, float((tree.attention(query, key, value, scale) - usual).abs().max()))
+        self.layers = getattr(self, "layers", 0) + 1
+        return usual
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_block_mask_equals_todays_attention_on_every_family(family, monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    lens, p = tiny.lens(family), PACKS["longer than a block"]()
+    layout = Both(p, lens.device)
+    Wavefront(lens, None, batch_tokens=4096).run(p, [BASELINE, *expand("L1.H3,L2", lens.dims)[1:]], [0], layout)
+    assert layout.layers == lens.dims.n_layers and layout.worst < TOLERANCE
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_blocks_are_those_that_torch_finds_by_looking_at_all_tokens(name):
+    p = PACKS[name]()
+    tree = block_mask.BlockTree(p, CPU, "eager")
+    visible = torch.eye(p.n_tokens + tree.padding, dtype=torch.bool)  # padding sees itself
+    visible[: p.n_tokens, : p.n_tokens] = sees(p)
+    n = len(visible)
+    assert n % block_mask.BLOCK == 0
+    wanted = create_block_mask(lambda b, h, q, k: visible[q, k], None, None, n, n, CPU)
+    for part in ("kv_num_blocks", "full_kv_num_blocks"):
+        assert torch.equal(getattr(tree.mask, part), getattr(wanted, part)), part
+    assert torch.equal(tree.mask.to_dense(), wanted.to_dense())
+
+
+def compiled_graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_one_graph_serves_packs_of_any_length_and_any_number_of_rows(monkeypatch):
+    """Of the two for one row and for several; both are compiled when a kernel is tried."""
+    monkeypatch.setenv(ENVIRONMENT, "flex-eager")
+    q, k, v = drawn(9, 800)
+    attention_choice.kernel(attention_choice.Case.of(q, k, v))
+    before = compiled_graphs()
+    for n_rows, n in [(1, 40), (1, 300), (2, 300), (9, 128), (5, 620), (4, 512), (1, 800), (3, 400)]:
+        p = build([tuple(range(n - 40)) + (1,) * 20, tuple(range(n - 40)) + (2,) * 20], [0, 1])
+        Layout(p, CPU).attention(0, q[:n_rows, :, :n], k[:n_rows, :, :n], v[:n_rows, :, :n], 0.3)
+    assert compiled_graphs() - before <= 1  # a length that happens to equal another size may be told apart once
+
+
+@pytest.mark.slow
+def test_compiled_flex_attention_equals_one_masked_softmax():
+    q, k, v = drawn(3, 400, d_value=16)
+    for n in (300, 390):
+        p = build([(*range(n - 60), 1, *range(29)), (*range(n - 60), 2, *range(29))], [0, 1])
+        tree = TREES["flex"](p, CPU, torch.float32)
+        for rows in (1, 3):
+            part = [x[:rows, :, :n] for x in (q, k, v)]
+            assert torch.allclose(tree.attention(*part, 0.3), plain(*part, 0.3, sees(p)), atol=TOLERANCE)
+
+
+ATTENDS = [attention_parts.fused, attention_parts.unfused]
+
+
+@pytest.mark.parametrize("attend", ATTENDS)
+@pytest.mark.parametrize("masking", ["causal", "mask", "none"])
+def test_a_part_comes_with_the_log_of_its_denominator(attend, masking, monkeypatch):
+    monkeypatch.setattr(attention_parts, "SCORES_PER_QUERY", 3)  # unfused: a few queries at once
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 3, 5, 8, generator=g) for _ in range(3))
+    visible = torch.ones(5, 5, dtype=torch.bool)
+    mask = None
+    if masking == "causal":
+        visible = visible.tril()
+    if masking == "mask":
+        visible = torch.rand(2, 1, 5, 5, generator=g) < 0.5
+        visible |= torch.eye(5, dtype=torch.bool)
+        mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
+    scores = (q @ k.transpose(-1, -2) * 0.5).masked_fill(~visible, -torch.inf)
+    out, lse = attend(q, k, v, 0.5, mask, masking == "causal")
+    assert torch.allclose(lse, scores.logsumexp(-1), atol=TOLERANCE)
+    assert torch.allclose(out, scores.softmax(-1) @ v, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d_value", [64, 48])
+@pytest.mark.parametrize("masked", [False, True])
+def test_calls_of_cuda_kernels_fit_their_signatures_and_shapes(dtype, d_value, masked):
+    """No GPU is at hand: on the meta device torch checks arguments and computes shapes, not values."""
+    q, k = torch.empty(2, 4, 50, 64, dtype=dtype, device="meta"), torch.empty(2, 4, 70, 64, dtype=dtype, device="meta")
+    v = torch.empty(2, 4, 70, d_value, dtype=dtype, device="meta")
+    mask = torch.empty(2, 1, 1, 72, dtype=dtype, device="meta")[..., :70] if masked else None
+    out, lse = attention_parts.fused(q, k, v, 0.1, mask, False)
+    assert (out.shape, out.dtype) == ((2, 4, 50, d_value), dtype)
+    assert (lse.shape, lse.dtype) == ((2, 4, 50), torch.float32)
+
+
+def test_rows_of_masks_start_where_cuda_kernels_want_them():
+    tree = BranchTree(PACKS["longer than a block"](), CPU, torch.float32, attention_parts.unfused)
+    strides = [stride for _, _, mask in tree.buckets for stride in mask.stride()[:3]]
+    assert strides and all(stride % attention_parts.MASK_ALIGNMENT == 0 for stride in strides)
+
+
+def test_sequences_in_any_order_give_the_same_tree():
+    sequences = random_sequences(5)
+    in_order = prefix_tree.build(sequences, sorted(range(len(sequences)), key=lambda i: sequences[i]))
+    backwards = prefix_tree.build(sequences, range(len(sequences))[::-1])
+    assert backwards.n_tokens == in_order.n_tokens
+    assert sorted(b.tokens for b in backwards.branches) == sorted(b.tokens for b in in_order.branches)
