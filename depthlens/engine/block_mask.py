@@ -13,6 +13,7 @@ block, the kernel would have to check every block for it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +26,7 @@ from depthlens.engine.prefix_tree import Pack
 BLOCK = 128  # what FlexAttention's kernels are made for
 # one block would be a shape of its own to the compiler, which takes sizes 0 and 1 for constants
 MIN_BLOCKS = 2
-# shapes that the compiler tells apart: models, dtypes, devices, one row or several; above it torch raises
+# what the compiler tells apart: models, dtypes, devices, one row or several; torch's own limit of 8 is soon reached
 MAX_COMPILED = 256
 
 
@@ -57,13 +58,13 @@ class BlockTree:
     ) -> Float[Tensor, "row n_heads pos d_value"]:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
         q, k, v = (functional.pad(x, (0, 0, 0, self.padding)) for x in (query, key, value))
-        with torch._dynamo.config.patch(cache_size_limit=MAX_COMPILED):
-            out = _compiled(self.backend)(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
+        out = _compiled(self.backend)(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
         return out[:, :, : query.shape[2]]
 
 
 @functools.cache
-def _compiled(backend: str):
+def _compiled(backend: str) -> Callable[..., Tensor]:
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MAX_COMPILED)
     # fullgraph: an error where it cannot be compiled, instead of all scores in memory
     return torch.compile(flex_attention, backend=backend, dynamic=True, fullgraph=True)
 

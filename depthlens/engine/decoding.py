@@ -23,11 +23,12 @@ from depthlens.backends import weight_swap
 from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.attention_choice import Case, part_kernel
-from depthlens.engine.attention_parts import Attend, aligned, merge
+from depthlens.engine.attention_parts import aligned, merge
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.sampling import Numbers, drawn
+from depthlens.engine.shared_prefixes import SharedPrefixes
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.models import fingerprint
@@ -143,23 +144,23 @@ def cut(text: str, until: Sequence[str]) -> str:
 class DecodedRows:
     """Keys and values of rows that are being decoded; a layout for `tree_attention`.
 
-    Rows are sorted by the layer at which their condition forks, the baseline last, so that the rows which still share
-    the clean prefix at a layer are one slice at the end.
+    Rows are sorted by condition.
 
     Attributes:
         conditions: Condition of each row.
         own: Per layer, keys and values of each row's own tokens. Two of shape [row, n_kv_heads, own + new, d].
-        prefix: Per layer, keys and values of the prefix by condition, and those of the clean row under -1. Two of shape
-            [n_kv_heads, prefix, d].
+        prefix: Keys and values of the prefix; None where there is none.
         mask: Additive, which own tokens a row sees. Shape [row, 1, 1, own + new], and some to align it.
     """
 
-    def __init__(self, conditions: list[int], mask: Float[Tensor, "row 1 1 own_and_new"], width: int) -> None:
+    def __init__(
+        self, conditions: list[int], mask: Float[Tensor, "row 1 1 own_and_new"], width: int, *, has_prefix: bool
+    ) -> None:
         self.conditions = conditions
         self.mask = mask
         self.slot = width  # where the next written token is stored
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
-        self.prefix: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        self.prefix = SharedPrefixes(conditions) if has_prefix else None
 
     def attention(
         self,
@@ -175,35 +176,16 @@ class DecodedRows:
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
         end, attend = self.slot + 1, part_kernel(Case.of(query, key, value))
         out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, self.mask[..., :end], False)
-        if self.prefix:
-            out = merge(out, lse, *self._attend_prefix(layer, q, value.shape[-1], scale, attend))
+        if self.prefix is not None:
+            out = merge(out, lse, *self.prefix.attention(layer, q, value.shape[-1], scale, attend))
         return out.flatten(1, 2)[:, :, None]
-
-    def _attend_prefix(
-        self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float, attend: Attend
-    ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
-        """Attention to the prefix and its log-sum-exp, one dense product for all rows that share a prefix."""
-        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=torch.float32)
-        start = 0
-        while start < len(q):
-            k, v = self._prefix_of(layer, self.conditions[start])
-            end = start + 1
-            while end < len(q) and self._prefix_of(layer, self.conditions[end])[0] is k:
-                end += 1
-            folded = q[start:end].transpose(0, 1).flatten(1, 2)[None]  # [1, kv, row * group, d_head]
-            o, s = attend(folded, k[None], v[None], scale, None, False)
-            out[start:end] = o[0].unflatten(1, (end - start, -1)).transpose(0, 1)
-            lse[start:end] = s[0].unflatten(1, (end - start, -1)).transpose(0, 1)
-            start = end
-        return out, lse
-
-    def _prefix_of(self, layer: int, condition: int) -> tuple[Tensor, Tensor]:
-        return self.prefix[layer].get(condition) or self.prefix[layer][-1]
 
     def keep(self, rows: list[int]) -> None:
         """Drop all rows but these."""
         index = torch.tensor(rows, device=self.mask.device)
         self.conditions = [self.conditions[i] for i in rows]
+        if self.prefix is not None:
+            self.prefix.keep(self.conditions)
         self.mask = self.mask[index]
         for layer, (k, v) in self.own.items():
             self.own[layer] = (k[index], v[index])
@@ -263,9 +245,8 @@ class CapturingLayout(Layout):
             of_prompts = new[:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
             index = torch.tensor(rows, device=own.device)
             own[index, :, :width] = of_prompts.repeat(len(rows) // len(of_prompts), 1, 1, 1)
-        if self.n_prefix:
-            prefix = key[:, : self.n_prefix].clone(), value[:, : self.n_prefix].clone()
-            self.target.prefix.setdefault(layer, {})[condition] = prefix
+        if self.target.prefix is not None:
+            self.target.prefix.put(layer, condition, key[:, : self.n_prefix], value[:, : self.n_prefix])
 
 
 @torch.no_grad()
@@ -304,7 +285,7 @@ def decode(
     mask = torch.zeros(n_prompts, aligned(width + n_new), dtype=lens.dtype, device=lens.device)
     mask.masked_fill_((slots >= lengths[:, None]) & (slots < width), -torch.inf)  # padding between prompt and answer
     alive = [(c, d) for c in range(len(conditions)) for d in range(n_prompts)]
-    rows = DecodedRows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width)
+    rows = DecodedRows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width, has_prefix=p > 0)
     last_tokens = [path[-1] for path in pack.paths]
     unique = list(dict.fromkeys(last_tokens))
     walk = Wavefront(lens, backend.means, budget.batch_tokens)

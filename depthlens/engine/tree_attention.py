@@ -43,7 +43,7 @@ class Layout:
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
         self.places = Places.of(self.position_ids, torch.tensor([pack.in_answer], device=device))
         self.n_prefix = len(pack.prefix)
-        self._pack = pack
+        self._make = lambda kernel, device, dtype: TREES[kernel](pack, device, dtype)
         self._trees: dict[tuple[str, torch.device, torch.dtype], Tree] = {}
 
     def attention(
@@ -66,7 +66,7 @@ class Layout:
         case = Case.of(query, key, value)
         made = attention_choice.kernel(case), case.device, case.dtype
         if made not in self._trees:
-            self._trees[made] = TREES[made[0]](self._pack, *made[1:])
+            self._trees[made] = self._make(*made)
         return self._trees[made].attention(query, key, value, scale)
 
 

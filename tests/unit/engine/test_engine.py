@@ -1,5 +1,7 @@
 """The engine against one plain forward pass or Hugging Face `generate` for each row on its own."""
 
+import functools
+
 import pytest
 import tiny
 import torch
@@ -46,7 +48,7 @@ def alone(lens, request, condition):
 
 
 @pytest.mark.parametrize("budget", [1, 40, 4096])
-def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, requests, budget, kernel):
+def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, requests, budget):
     conditions = expand("L0,L3,L2.attn,L1.H3,L4.KV1,L1-2,L0.mlp+L4.H0", lens.dims)
     answers = Engine(lens, batch_tokens=budget, progress=False).loglikelihood(requests, conditions)
     for condition, row in zip(conditions, answers, strict=True):
@@ -77,7 +79,7 @@ def hf_generate(lens, request, condition):
 
 
 @pytest.mark.parametrize("budget", [1, 90, 4096])
-def test_generation_equals_hugging_face_for_every_row(lens, requests, budget, kernel):
+def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
     conditions = expand("L0,L3,L2.attn,L1.H3,L1-2", lens.dims)
     asked = [GenerateRequest(q.context, ("zz",), 12) for q in requests]
     texts = Engine(lens, batch_tokens=budget, progress=False).generate_until(asked, conditions)
@@ -214,21 +216,33 @@ def test_other_errors_are_not_taken_for_lack_of_memory(lens, requests, monkeypat
 ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+L3.H2+L4"
 
 
+@pytest.fixture(scope="module")
+def on_plain_rows(requests):
+    """Of a family: its model, what it is asked, and the answers and texts of plain rows, computed once."""
+
+    @functools.cache
+    def of_family(family):
+        lens = tiny.lens(family)
+        conditions = expand(ALL_KINDS, lens.dims)
+        # options that share a context, so that the tree branches more than once
+        asked = [*requests, *(LoglikelihoodRequest(requests[1].context, (5, 6, t)) for t in range(7, 10))]
+        written = [GenerateRequest(q.context, ("zz",), 6) for q in asked]
+        plain = Engine(lens, path="padded_rows", progress=False)
+        wanted = plain.loglikelihood(asked, conditions), plain.generate_until(written, conditions)
+        return lens, conditions, asked, written, *wanted
+
+    return of_family
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_fast_path_equals_plain_rows_on_every_family(family, requests, kernel):
-    lens = tiny.lens(family)
-    conditions = expand(ALL_KINDS, lens.dims)
-    # options that share a context, so that the tree branches more than once
-    asked = [*requests, *(LoglikelihoodRequest(requests[1].context, (5, 6, t)) for t in range(7, 10))]
-    written = [GenerateRequest(q.context, ("zz",), 6) for q in asked]
+def test_fast_path_equals_plain_rows_on_every_family(family, on_plain_rows, kernel):
+    lens, conditions, asked, written, answers, texts = on_plain_rows(family)
     fast = Engine(lens, batch_tokens=64, progress=False)
-    answers, texts = fast.loglikelihood(asked, conditions), fast.generate_until(written, conditions)
-    plain = Engine(lens, path="padded_rows", progress=False)
-    assert same(answers, plain.loglikelihood(asked, conditions))
-    assert texts == plain.generate_until(written, conditions)
+    assert same(fast.loglikelihood(asked, conditions), answers)
+    assert fast.generate_until(written, conditions) == texts
 
 
-def test_fast_path_equals_plain_rows_for_means(lens, requests, kernel):
+def test_fast_path_equals_plain_rows_for_means(lens, requests):
     means = measure_means(lens, [q.context for q in requests], "contexts")
     conditions = expand("L1@mean,L2.attn@mean,L0.mlp@mean,L3.H1@mean,L2.KV0@mean,L1-2@mean,L1@mean+L3", lens.dims)
     answers = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
@@ -280,3 +294,13 @@ def test_paths_that_do_not_exist_or_do_not_fit_are_refused(lens):
     with pytest.raises(UserError, match="path 'wavefront': 9 tokens, and the attention window is 8"):
         Engine(windowed, path="wavefront").path_for(9)
     assert [Engine(windowed).path_for(n) for n in (8, 9)] == list(PATHS)
+
+
+def test_texts_behind_a_shared_prefix_whenever_rows_end(lens):
+    """Conditions that leave the clean prefix and see it again; rows of one condition that end at several lengths."""
+    shared = tuple(range(40, 60))
+    asked = [GenerateRequest((*shared, *range(i, i + 3 + i % 2)), (), 3 + 5 * i) for i in range(4)]
+    conditions = expand("L0,L1+L3,L3,L2.attn,L4.H1,L1-2", lens.dims)
+    texts = Engine(lens, progress=False).generate_until(asked, conditions)
+    for condition, row in zip(conditions, texts, strict=True):
+        assert row == [hf_generate(lens, q, condition) for q in asked], str(condition)

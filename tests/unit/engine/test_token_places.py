@@ -47,7 +47,7 @@ def conditions_of(lens, *texts):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, requests, kernel):
+def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, requests):
     lens = surgery.rough_lens(family)
     means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, NOISE)
     answers = Engine(lens, means=means, batch_tokens=64, progress=False).loglikelihood(requests, conditions)

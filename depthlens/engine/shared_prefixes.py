@@ -1,0 +1,108 @@
+"""Keys and values of the common prefix while texts are written: kept once a condition, read once a step.
+
+Conditions that have not forked by a layer share the clean row's prefix there. The rows of every other condition have a
+prefix of their own. All of these are read in one product, however many conditions there are, because a GPU needs about
+as long for many small products as it needs to be told of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from depthlens.engine.attention_parts import Attend
+
+CLEAN = -1  # stands for the condition of the clean row
+
+
+@dataclass
+class _Product:
+    """Prefixes that are read in one product.
+
+    Attributes:
+        rows: Rows that have one of them. Shape [row].
+        place: Of each of these rows, which prefix it has, and its number among the rows that have it. Two of [row].
+        most: Most rows that one prefix has.
+        keys: Shape [prefix, n_kv_heads, pos, d_head].
+        values: Shape [prefix, n_kv_heads, pos, d_value].
+    """
+
+    rows: Int[Tensor, " row"]
+    place: tuple[Tensor, Tensor]
+    most: int
+    keys: Float[Tensor, "prefix kv pos d_head"]
+    values: Float[Tensor, "prefix kv pos d_value"]
+
+
+class SharedPrefixes:
+    """Keys and values of the prefix at every layer, by condition.
+
+    Args:
+        conditions: Condition of each row, sorted.
+    """
+
+    def __init__(self, conditions: Sequence[int]) -> None:
+        self.conditions = list(conditions)
+        self._known: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by layer and condition
+        self._stacked: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, those of conditions as one tensor
+        self._products: dict[int, list[_Product]] = {}  # by layer, until rows leave
+
+    def put(
+        self, layer: int, condition: int, key: Float[Tensor, "kv pos d_head"], value: Float[Tensor, "kv pos d_value"]
+    ) -> None:
+        """Keep the prefix of a condition, or of the clean row (`CLEAN`), at a layer."""
+        self._known.setdefault(layer, {})[condition] = key.clone(), value.clone()
+
+    def keep(self, conditions: Sequence[int]) -> None:
+        """Some rows have left: the condition of each that stays."""
+        self.conditions = list(conditions)
+        self._products.clear()
+
+    def attention(
+        self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float, attend: Attend
+    ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
+        """Attention of one new token a row to its prefix, and its log-sum-exp."""
+        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=torch.float32)
+        if layer not in self._products:
+            self._products[layer] = self._made(layer)
+        for product in self._products[layer]:
+            rows, place = product.rows, product.place
+            queries = q.new_zeros(len(product.keys), product.most, *q.shape[1:])
+            queries[place] = q[rows]
+            folded = queries.transpose(1, 2).flatten(2, 3)  # [prefix, kv, row * group, d_head]
+            o, s = attend(folded, product.keys, product.values, scale, None, False)
+            out[rows] = o.unflatten(2, (product.most, -1)).transpose(1, 2)[place]
+            lse[rows] = s.unflatten(2, (product.most, -1)).transpose(1, 2)[place]
+        return out, lse
+
+    def _made(self, layer: int) -> list[_Product]:
+        """One product for the prefixes that conditions have of their own, and one for the clean prefix."""
+        of_row = torch.tensor(self.conditions)
+        own = torch.tensor(sorted((self._known[layer].keys() - {CLEAN}) & {*self.conditions}), dtype=torch.long)
+        of_row = torch.where(torch.isin(of_row, own), of_row, CLEAN)
+        products = []
+        for prefixes, mine in ((own, of_row != CLEAN), (torch.tensor([CLEAN]), of_row == CLEAN)):
+            if mine.any():
+                rows = mine.nonzero()[:, 0]
+                which = torch.searchsorted(prefixes, of_row[rows])
+                number = torch.arange(len(rows)) - torch.searchsorted(of_row[rows], prefixes)[which]
+                keys, values = self._as_one(layer, prefixes.tolist())
+                rows, which, place = (x.to(keys.device) for x in (rows, which, number))
+                products.append(_Product(rows, (which, place), int(number.max()) + 1, keys, values))
+        return products
+
+    def _as_one(self, layer: int, conditions: list[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values of some prefixes, each as one tensor, which takes the place of those that it is made of."""
+        known = self._known[layer]
+        if conditions == [CLEAN]:
+            return known[CLEAN][0][None], known[CLEAN][1][None]
+        if layer not in self._stacked or known.keys() - {CLEAN} != {*conditions}:
+            keys, values = (torch.stack([known[c][i] for c in conditions]) for i in (0, 1))
+            self._stacked[layer] = keys, values
+            clean = {c: known[c] for c in known if c == CLEAN}
+            self._known[layer] = clean | {c: (keys[i], values[i]) for i, c in enumerate(conditions)}
+        return self._stacked[layer]
