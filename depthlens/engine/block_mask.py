@@ -57,7 +57,8 @@ class BlockTree:
         scale: float,
     ) -> Float[Tensor, "row n_heads pos d_value"]:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
-        q, k, v = (functional.pad(x, (0, 0, 0, self.padding)) for x in (query, key, value))
+        # contiguous, whatever module they come from: the compiler tells strides apart, too
+        q, k, v = (functional.pad(x, (0, 0, 0, self.padding)).contiguous() for x in (query, key, value))
         out = _compiled(self.backend)(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
         return out[:, :, : query.shape[2]]
 

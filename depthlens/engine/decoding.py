@@ -329,7 +329,11 @@ def _step(
     position: Int[Tensor, " row"],
     rows: DecodedRows,
 ) -> Float[Tensor, "row d_model"]:
-    """One token a row through all layers."""
+    """One token a row through all layers.
+
+    It is launched layer by layer, and neither captured as a CUDA graph nor compiled: a graph needs the same tensors at
+    every step, but hooks are made for the positions of a step, and attention reads keys up to a slot that moves.
+    """
     arch = lens.arch
     position_ids = position[:, None]
     # what is read here was written: no token is one of a prompt

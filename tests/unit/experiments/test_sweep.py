@@ -82,6 +82,7 @@ def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
     assert record["model"] == json.loads(json.dumps(lens.describe()))
     assert record["model"]["fingerprint"] == lens.fingerprint
     assert record["model"]["dtype"] == "float32" and record["model"]["attention_kernel"] == "sdpa"
+    assert record["tree_attention"] == "fused"
     assert record["seed"] == 5 and record["limit"] == LIMIT and record["backend"] == "torch"
     assert record["ablate"] == "layers"
     assert record["conditions"] == ["baseline", "L0", "L1", "L2", "L3", "L4"]
