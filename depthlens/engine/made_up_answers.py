@@ -159,12 +159,19 @@ def _seconds_of_a_text(engine: Answering, request: GenerateRequest) -> float:
 
 
 def _peak_bytes(lens: Lens, work: Work, batch_tokens: int) -> int:
-    """What this process holds now, and most of what the work adds."""
+    """What this process holds now or will have read, and most of what the work adds."""
     dims, size = lens.dims, lens.dtype.itemsize
     states = work.states * dims.d_model * size * 2  # twice, while rows join
     keys = work.keys * 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * size
     vocabulary = lens.model.get_output_embeddings().weight.shape[0]
     logits = min(UNEMBED_ROWS, max(1, work.unembedded)) * vocabulary * (4 + size)
-    return int(
-        psutil.Process().memory_info().rss + states + keys + logits + batch_tokens * memory_budget.chunk_bytes(lens)
-    )
+    layers = 2 * lens.stream.layer_bytes if lens.stream else 0  # one in use, one that is read
+    return _held() + int(states + keys + logits + layers + batch_tokens * memory_budget.chunk_bytes(lens))
+
+
+def _held() -> int:
+    """Memory of this process when it has read all weights: those in a mapped file take memory once they are used."""
+    process = psutil.Process()
+    maps = process.memory_maps() if hasattr(process, "memory_maps") else []  # there are none on macOS
+    unread = sum(m.size - m.rss for m in maps if m.path.endswith(".safetensors"))
+    return process.memory_info().rss + unread
