@@ -10,6 +10,7 @@ merged. Finished rows leave.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -21,6 +22,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.protocol import Places
+from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.prefix_tree import Pack
@@ -30,6 +32,7 @@ from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.models import fingerprint
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
+from depthlens.models.placement import moved
 from depthlens.requests import GenerateRequest, Sampling, WrittenAnswer
 
 Row = tuple[int, int]  # condition, prompt
@@ -154,6 +157,7 @@ class DecodedRows:
     def __init__(self, conditions: list[int], mask: Float[Tensor, "row 1 1 own_and_new"], width: int) -> None:
         self.conditions = conditions
         self.mask = mask
+        self._masks: dict[torch.device, Tensor] = {}  # the mask on each device
         self.slot = width  # where the next written token is stored
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         self.prefix: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -171,7 +175,8 @@ class DecodedRows:
         keys[:, :, self.slot], values[:, :, self.slot] = key[:, :, 0], value[:, :, 0]
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
         end = self.slot + 1
-        out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, self.mask[..., :end], False)
+        mask = self._masks.setdefault(key.device, moved(self.mask, key.device))
+        out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, mask[..., :end], False)
         if self.prefix:
             out = merge(out, lse, *self._attend_prefix(layer, q, value.shape[-1], scale))
         return out.flatten(1, 2)[:, :, None]
@@ -201,9 +206,10 @@ class DecodedRows:
         """Drop all rows but these."""
         index = torch.tensor(rows, device=self.mask.device)
         self.conditions = [self.conditions[i] for i in rows]
-        self.mask = self.mask[index]
+        self.mask, self._masks = self.mask[index], {}
         for layer, (k, v) in self.own.items():
-            self.own[layer] = (k[index], v[index])
+            on_device = moved(index, k.device)
+            self.own[layer] = (k[on_device], v[on_device])
 
 
 class CapturingLayout(Layout):
@@ -257,7 +263,7 @@ class CapturingLayout(Layout):
             self.target.own[layer] = key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1])
         rows = self.rows_of.get(condition, [])
         for own, new in zip(self.target.own[layer], (key, value), strict=True):
-            of_prompts = new[:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
+            of_prompts = new[:, moved(self.paths, new.device)].transpose(0, 1)  # [prompt, kv, own, d]
             index = torch.tensor(rows, device=own.device)
             own[index, :, :width] = of_prompts.repeat(len(rows) // len(of_prompts), 1, 1, 1)
         if self.n_prefix:
@@ -349,11 +355,14 @@ def _step(
     position_ids = position[:, None]
     # what is read here was written: no token is one of a prompt
     places = Places.of_rows(position_ids, [0] * len(position_ids))
-    with walking(lens.model), backend.ablate(conditions, places):
-        x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
-        rotary = arch.rotary(x, position_ids=position_ids)
-        for layer in arch.layers:  # called whole, since conditions that skip it hook the layer itself
-            x = hidden(
-                layer(x, attention_mask=None, position_embeddings=rotary, position_ids=position_ids, layout=rows)
-            )
+    edits = RowEdits(conditions, lens, backend.means, places, lens.donor)
+    with walking(lens.model):
+        with edits.donations.embeddings():
+            x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
+        rotary = arch.angles(x, position_ids)
+        for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself
+            x, rotary, position_ids = (moved(value, lens.device_of(i)) for value in (x, rotary, position_ids))
+            about = {"position_embeddings": rotary, "position_ids": position_ids, "layout": rows}
+            with edits.hooked(i) if i in edits.layers else nullcontext():
+                x = hidden(layer(x, attention_mask=None, **about))
     return x[:, 0]

@@ -26,6 +26,7 @@ from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_row
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
 from depthlens.models.lens import Lens, donor_layers_resident
+from depthlens.models.placement import moved, place_of
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store import answer_cache
@@ -108,8 +109,9 @@ class PackedTrees:
         self.work.unembedded += len(scored) * len(group)
         walk = Wavefront(self.lens, self.backend.means, batch_tokens)
         states = walk.run(pack, [conditions[c] for c in group], list(scored), passed=passed, clean=clean)
-        targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=self.lens.device)
-        places = torch.tensor([i for span in spans for i in span], device=self.lens.device)
+        states = moved(states, place_of(self.lens.arch.unembed))
+        targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=states.device)
+        places = torch.tensor([i for span in spans for i in span], device=states.device)
         # several conditions at once: a matrix product wants rows, but their logits must stay small
         step = max(1, UNEMBED_ROWS // len(scored))
         for i in range(0, len(group), step):

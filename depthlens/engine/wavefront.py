@@ -28,6 +28,7 @@ from depthlens.backends.weight_swap import RowDonations
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.models.lens import Lens, donor_layers
+from depthlens.models.placement import moved
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Wavefront:
         walked = clean.final is not None
         n_layers = len(self.arch.layers)
         x = self.arch.embed(layout.tokens)[None]
-        rotary = self.arch.rotary(x, position_ids=layout.position_ids)
+        rotary = self.arch.angles(x, layout.position_ids)
         final_positions = torch.tensor(positions, device=self.lens.device)
         open_rows: list[int] = [] if walked else [-1]  # condition of each row of x; -1: clean
         x = x[: len(open_rows)]
@@ -121,6 +122,9 @@ class Wavefront:
         seen(-1, x, open_rows)
         with walking(self.lens.model):
             for layer in range(min(forks, default=n_layers) if walked else 0, n_layers):
+                device = self.lens.device_of(layer)
+                x, layout, final_positions = (moved(value, device) for value in (x, layout, final_positions))
+                aside = {c: moved(row, device) for c, row in aside.items()}
                 if layer in clean.layers and not walked:
                     clean.inputs[layer] = x[0].clone()  # x holds other rows, too
                 for c, condition in enumerate(conditions):
@@ -151,7 +155,7 @@ class Wavefront:
         if not any(a.site == "embed" for a in condition.ablations):
             return clean
         with RowDonations([condition], self.lens, self.lens.donor).embeddings():
-            return self.arch.embed(tokens[None])[0]
+            return moved(self.arch.embed(moved(tokens, self.lens.device)[None])[0], clean.device)
 
     def _leave(
         self,

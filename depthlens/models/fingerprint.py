@@ -26,6 +26,7 @@ from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, cast
 
+import accelerate.hooks
 import numpy as np
 import torch
 import xxhash
@@ -57,6 +58,8 @@ _BOOKKEEPING |= {
     "_use_kernels",
 }
 _BOOKKEEPING |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
+# how accelerate spreads a model; `_changed_code` looks at its hooks
+_BOOKKEEPING |= {"_hf_hook", "_old_forward", "hf_device_map", *accelerate.hooks._accelerate_added_attributes}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MASK = (1 << 64) - 1
 _CHUNK = 1 << 22  # 64-bit words that are mixed at once: 32 MiB and as much again
@@ -268,7 +271,7 @@ def _changed_code(model: nn.Module) -> str | None:
         if any(getattr(module, hooks) for hooks in _HOOKS):
             return f"has hooks on {_name_of(name, module)}"
         own = vars(module).get("forward")
-        if own is not None and not hasattr(own, _OURS):
+        if own is not None and not hasattr(own, _OURS) and not _only_moves(module):
             return f"has a forward method of its own in {_name_of(name, module)}"
         kind = type(module)
         if kind not in checked:
@@ -283,6 +286,16 @@ def _changed_code(model: nn.Module) -> str | None:
     if kernel is not None and not _of_library(kernel):
         return f"has attention kernel {name!r} of {kernel.__module__}"
     return None
+
+
+def _only_moves(module: nn.Module) -> bool:
+    """Whether a forward method of its own is that of its class, with accelerate moving tensors before and after it."""
+    hook, whole = vars(module).get("_hf_hook"), vars(module).get("_old_forward")
+    return (
+        all(type(h) is accelerate.hooks.AlignDevicesHook for h in getattr(hook, "hooks", [hook]))
+        and getattr(whole, "__func__", None) is type(module).forward
+        and getattr(vars(module)["forward"], "func", None).__module__ == accelerate.hooks.__name__
+    )
 
 
 def _changed_class(kind: type) -> str | None:

@@ -1,0 +1,91 @@
+"""Where the parts of a model compute, and how a walk over its layers gets from one device to the next.
+
+A model may be spread over several devices by accelerate, which puts hooks on modules (`accelerate.dispatch_model`). A
+call of the whole model needs nothing else. A walk (`depthlens.models.architectures.Architecture.step`) moves residual
+streams, rotary angles and the layout of the tokens where the next layer is. On one device nothing is copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def place_of(module: nn.Module) -> torch.device:
+    """Where a module computes: where accelerate brings its weights for a call, else where they are."""
+    for part in module.modules():
+        for hook in _hooks(part):
+            device = getattr(hook, "execution_device", None)
+            if device is not None:
+                return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return next(module.parameters()).device
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """What accelerate does before and after calls of a module."""
+    hook = vars(module).get("_hf_hook")
+    return [] if hook is None else [*getattr(hook, "hooks", [hook])]
+
+
+def moved(value: T, device: torch.device) -> T:
+    """A value on a device: a tensor, tensors in lists and tuples, or an object that has some; itself if it is there.
+
+    Of an object a shallow copy is made, once for each device, whose tensors are moved; its dictionaries stay shared.
+    """
+    if all(place == device for place in _places(value)):
+        return value
+    if isinstance(value, Tensor):
+        return cast(T, value.to(device))
+    if isinstance(value, (list, tuple)):
+        return cast(T, type(value)(moved(item, device) for item in value))
+    copies: dict[torch.device, Any] = vars(value).setdefault("_copies", {})
+    if device not in copies:
+        copies[device] = other = copy.copy(value)
+        vars(other).update({k: moved(item, device) for k, item in vars(value).items() if _carries(item)}, _copies=copies)
+    return cast(T, copies[device])
+
+
+def _places(value: Any) -> Iterator[torch.device]:
+    """Where the tensors of a value are."""
+    if isinstance(value, Tensor):
+        yield value.device
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _places(item)
+    elif not isinstance(value, nn.Module):
+        for item in getattr(value, "__dict__", {}).values():
+            if _carries(item):
+                yield from _places(item)
+
+
+def _carries(item: Any) -> bool:
+    """Whether an attribute may have tensors that go along."""
+    return isinstance(item, (Tensor, list, tuple)) or is_dataclass(item)
+
+
+@contextmanager
+def held(module: nn.Module) -> Iterator[None]:
+    """Within the context weights are there that accelerate reads for every call of a module (its offload)."""
+    offloaded = [(part, hook) for part in module.modules() for hook in _hooks(part) if getattr(hook, "offload", False)]
+    try:
+        for part, hook in offloaded:
+            hook.pre_forward(part)
+            hook.offload = False  # calls leave them
+        yield
+    finally:
+        for part, hook in offloaded:
+            hook.offload = True
+            hook.post_forward(part, None)
+
+
+def describe(devices: Sequence[torch.device]) -> str:
+    """Names of devices, each once, in their order."""
+    return ",".join(dict.fromkeys(map(str, devices)))
