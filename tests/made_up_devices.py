@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map
 
 MEETS = ("_to_copy", "copy_", "index.Tensor", "index_put", "_index_put_impl")  # may meet tensors of other devices
@@ -66,6 +67,9 @@ class Placed(torch.Tensor):
     def tolist(self) -> Any:
         return self.inner.tolist()
 
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
     def numpy(self, **kwargs: Any) -> Any:
         return self.inner.numpy(**kwargs)
 
@@ -87,6 +91,7 @@ def placed(x: torch.Tensor, device: torch.device | None) -> torch.Tensor:
 def made_up_devices(monkeypatch: Any) -> Iterator[None]:
     """Within the context factories and ``.to`` know the devices."""
     to = torch.Tensor.to
+    _device_constructors()  # torch remembers its factories at the first call: let it be the true ones
 
     def moving(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         out = to(self, *args, **kwargs)
@@ -103,7 +108,9 @@ def made_up_devices(monkeypatch: Any) -> Iterator[None]:
 
 def _on_device(factory: Any) -> Any:
     def make(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-        return placed(factory(*args, **kwargs), None if device is None else torch.device(device))
+        if device is None or torch.device(device).type != "cpu":
+            return factory(*args, **kwargs) if device is None else factory(*args, device=device, **kwargs)
+        return placed(factory(*args, device="cpu", **kwargs), torch.device(device))
 
     return make
 

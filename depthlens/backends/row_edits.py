@@ -31,7 +31,7 @@ from depthlens.backends.protocol import Means, Places
 from depthlens.errors import UserError
 from depthlens.models.architectures import hidden, with_hidden
 from depthlens.models.lens import Donor, Lens
-from depthlens.models.placement import moved
+from depthlens.models.placement import held, moved
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -257,7 +257,8 @@ class SiteEdit:
             drawn = noise.draw(ablation, position_ids, of_part.shape[-1])
             columns = None
             if self.o_proj is not None:
-                columns = self.o_proj.weight.unflatten(1, (value.shape[2], -1))[:, parts].flatten(1)
+                with held(self.o_proj):
+                    columns = self.o_proj.weight.unflatten(1, (value.shape[2], -1))[:, parts].flatten(1)
             added = noise.scaled(drawn, of_part, columns).unflatten(-1, (len(parts), -1))
             new[rows, :, parts] = value[rows, :, parts] + added.to(value)
         return new

@@ -32,7 +32,7 @@ from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.models import fingerprint
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved
+from depthlens.models.placement import moved, place_of
 from depthlens.requests import GenerateRequest, Sampling, WrittenAnswer
 
 Row = tuple[int, int]  # condition, prompt
@@ -235,16 +235,25 @@ class CapturingLayout(Layout):
         self.rows_of: dict[int, list[int]] = {-1: [*range(len(target.conditions))]}  # by condition
         for i, c in enumerate(target.conditions):
             self.rows_of.setdefault(c, []).append(i)
-        for layer, (key, value) in clean.keys.items():
-            self._copy(layer, -1, key, value)
+        self._has_clean: set[int] = set()  # layers
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """As `Layout.attention`; what the rows that pass will need again is copied."""
+        if -1 not in self.rows:
+            self.copy_clean(layer)
         for i, c in enumerate(self.rows):
             self._copy(layer, c, key[i], value[i])
-            if c < 0 and self.clean.layers:
-                self.clean.keys[layer] = key[i].clone(), value[i].clone()
+            if c < 0:
+                self._has_clean.add(layer)
+                if self.clean.layers:
+                    self.clean.keys[layer] = key[i].clone(), value[i].clone()
         return super().attention(layer, query, key, value, scale)
+
+    def copy_clean(self, layer: int) -> None:
+        """Fill the rows with the clean row as it was walked before, once, for rows that have not forked by this layer."""
+        if layer not in self._has_clean:
+            self._has_clean.add(layer)
+            self._copy(layer, -1, *self.clean.keys[layer])
 
     def _copy(
         self,
@@ -282,6 +291,7 @@ def decode(
     passed: Callable[[int], None],
     clean: CleanRow,
     finished: Callable[[list[Row]], None],
+    enter: Callable[[torch.device], None] = lambda device: None,
 ) -> None:
     """Write tokens for every prompt of a pack under every condition.
 
@@ -296,7 +306,9 @@ def decode(
             have passed a layer.
         clean: The clean row of this pack: used where it was walked, else filled.
         finished: Called with the rows (condition, prompt) that are finished, as soon as they are.
+        enter: Called before a device is used; see `depthlens.engine.pipeline`.
     """
+    enter(lens.device)
     p, n_prompts, n_new = len(pack.prefix), len(pack.paths), max(q.max_new_tokens for q in writer.requests)
     own = [path[p:] for path in pack.paths]
     width = max(map(len, own))
@@ -312,12 +324,15 @@ def decode(
     unique = list(dict.fromkeys(last_tokens))
     walk = Wavefront(lens, backend.means, batch_tokens)
     layout = CapturingLayout(pack, lens, paths, rows, n_new, clean)
-    states = walk.run(pack, conditions, unique, layout, passed, clean=clean)
+    states = walk.run(pack, conditions, unique, layout, passed, clean=clean, enter=enter)
+    for layer in range(lens.dims.n_layers):
+        layout.copy_clean(layer)
     states = states[:, [unique.index(t) for t in last_tokens]].flatten(0, 1)  # [row, d_model]
     position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
     cached = list(alive)  # rows whose keys are in memory; finished ones leave when a fifth have, since leaving copies
     while True:
         cached_conditions = [conditions[c] for c, _ in cached]
+        enter(place_of(lens.arch.unembed))
         logits = weight_swap.unembed(lens, cached_conditions, states)
         unfinished = writer.write(alive, logits[_indices(cached, alive)])
         if len(unfinished) < len(alive):
@@ -330,7 +345,7 @@ def decode(
             rows.keep(stay)
             position, cached = position[stay], list(alive)
             cached_conditions = [conditions[c] for c, _ in cached]
-        states = _step(lens, backend, cached_conditions, writer.last(cached), position, rows)
+        states = _step(lens, backend, cached_conditions, writer.last(cached), position, rows, enter)
         position = position + 1
         rows.slot += 1
         passed(len(cached) * lens.dims.n_layers)
@@ -349,8 +364,10 @@ def _step(
     tokens: list[int],
     position: Int[Tensor, " row"],
     rows: DecodedRows,
+    enter: Callable[[torch.device], None],
 ) -> Float[Tensor, "row d_model"]:
     """One token a row through all layers."""
+    enter(lens.device)
     arch = lens.arch
     position_ids = position[:, None]
     # what is read here was written: no token is one of a prompt
@@ -361,7 +378,8 @@ def _step(
             x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
         rotary = arch.angles(x, position_ids)
         for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself
-            x, rotary, position_ids = (moved(value, lens.device_of(i)) for value in (x, rotary, position_ids))
+            enter(device := lens.device_of(i))
+            x, rotary, position_ids = (moved(value, device) for value in (x, rotary, position_ids))
             about = {"position_embeddings": rotary, "position_ids": position_ids, "layout": rows}
             with edits.hooked(i) if i in edits.layers else nullcontext():
                 x = hidden(layer(x, attention_mask=None, **about))

@@ -33,6 +33,8 @@ import xxhash
 from torch import Tensor, nn
 from transformers import AttentionInterface, GenerationConfig, PreTrainedConfig
 
+from depthlens.models import placement
+
 # whose code does what its version says; anything else may change between two runs
 LIBRARIES = {"torch", "transformers", "peft", "depthlens", "numpy", *sys.stdlib_module_names}
 _OURS = "_part_of_depthlens"
@@ -104,7 +106,7 @@ def of_model(model: nn.Module, weights: Iterable[tuple[str, bytes]] | None = Non
     except _Unaddressable as e:
         obstacle, text = obstacle or str(e), ""
     digest.update(text.encode())
-    for name, checksum in sorted(checksums(named_tensors(model)) if weights is None else weights):
+    for name, checksum in sorted(_all_checksums(model) if weights is None else weights):
         digest.update(name.encode() + checksum)
     return Identity(digest.hexdigest(), obstacle)
 
@@ -118,6 +120,17 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer under each of its names."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
+
+
+def _all_checksums(model: nn.Module) -> list[tuple[str, bytes]]:
+    """Checksums of every parameter and buffer; those that accelerate keeps on disk are read module by module."""
+    away = {name.rpartition(".")[0] for name, tensor in named_tensors(model) if tensor.is_meta}
+    found = checksums((name, tensor) for name, tensor in named_tensors(model) if name.rpartition(".")[0] not in away)
+    for owner in sorted(away):
+        with placement.held(module := model.get_submodule(owner)):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            found += checksums((f"{owner}.{name}" if owner else name, tensor) for name, tensor in own)
+    return found
 
 
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, bytes]]:
@@ -294,7 +307,7 @@ def _only_moves(module: nn.Module) -> bool:
     return (
         all(type(h) is accelerate.hooks.AlignDevicesHook for h in getattr(hook, "hooks", [hook]))
         and getattr(whole, "__func__", None) is type(module).forward
-        and getattr(vars(module)["forward"], "func", None).__module__ == accelerate.hooks.__name__
+        and getattr(getattr(vars(module)["forward"], "func", None), "__module__", "") == accelerate.hooks.__name__
     )
 
 

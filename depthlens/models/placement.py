@@ -1,4 +1,4 @@
-"""Where the parts of a model compute, and how a walk over its layers gets from one device to the next.
+"""Where the parts of a model are put and compute, and how a walk over its layers gets from one device to the next.
 
 A model may be spread over several devices by accelerate, which puts hooks on modules (`accelerate.dispatch_model`). A
 call of the whole model needs nothing else. A walk (`depthlens.models.architectures.Architecture.step`) moves residual
@@ -14,9 +14,48 @@ from dataclasses import is_dataclass
 from typing import Any, TypeVar, cast
 
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from depthlens.errors import UserError
+from depthlens.models.devices import free_bytes
+from depthlens.models.families import supported
 
 T = TypeVar("T")
+WEIGHTS_SHARE = 0.9  # of the free memory of a device that weights may take: the work needs the rest
+
+
+def room(devices: Sequence[torch.device]) -> list[int]:
+    """Bytes of weights that each device has room for."""
+    return [int(WEIGHTS_SHARE * free_bytes(device)) for device in devices]
+
+
+def n_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all weights; those that are tied count once."""
+    return sum(tensor.nbytes for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+
+
+def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
+    """Put whole layers of a model on several devices, by the room that each has, and let accelerate move what passes.
+
+    Raises:
+        UserError: they have no room for the model together.
+    """
+    whole = {type(layer).__name__ for layer in model.get_submodule(supported(type(model).__name__).layers).children()}
+    rooms, needed = room(devices), n_bytes(model)
+    largest = max(sum(t.nbytes for t in part.parameters()) for part in model.modules() if type(part).__name__ in whole)
+    # shares by room; accelerate rounds to whole layers, and keeps a layer free on the first device
+    shares = [needed * one // max(1, sum(rooms)) + largest for one in rooms]
+    shares[0] += largest
+    for limits in ([min(pair) for pair in zip(shares, rooms, strict=True)], [rooms[0] + largest, *rooms[1:]]):
+        device_map = infer_auto_device_map(model, dict(enumerate(limits)), [*whole])
+        if all(isinstance(place, int) for place in device_map.values()):
+            dispatch_model(model, {name: str(devices[cast(int, i)]) for name, i in device_map.items()}, force_hooks=True)
+            return
+    have = " + ".join(f"{one / 2**30:.1f}" for one in rooms)
+    fault = f"model {name!r} does not fit: its weights take {needed / 2**30:.1f} GiB, {', '.join(map(str, devices))} have room for {have} GiB"
+    raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or more GPUs")
 
 
 def place_of(module: nn.Module) -> torch.device:
@@ -85,7 +124,3 @@ def held(module: nn.Module) -> Iterator[None]:
             hook.offload = True
             hook.post_forward(part, None)
 
-
-def describe(devices: Sequence[torch.device]) -> str:
-    """Names of devices, each once, in their order."""
-    return ",".join(dict.fromkeys(map(str, devices)))

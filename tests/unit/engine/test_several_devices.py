@@ -1,7 +1,7 @@
 """A model over two made-up devices: the same answers, value for value, and no tensor on the wrong device."""
 
 import copy
-from contextlib import contextmanager
+import threading
 
 import made_up_devices
 import pytest
@@ -9,10 +9,11 @@ import tiny
 import torch
 from accelerate import dispatch_model
 from backend_table import KINDS, reference_of
+from offloaded import SAME
 
 from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.engine import pipeline
 from depthlens.engine.engine import Engine
-from depthlens.models import pairs
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
@@ -20,7 +21,7 @@ BORDER = 2
 ONE = dict.fromkeys(("embed", "low", "high", "ends"), "cpu:1")
 TWO = {"embed": "cpu:1", "low": "cpu:1", "high": "cpu:2", "ends": "cpu:2"}
 SCORED = [LoglikelihoodRequest((1, 2, 3, 4 + i), (9, 8 + i, 7)[: 2 + i % 2]) for i in range(4)]
-WRITTEN = [GenerateRequest((1, 2, 3, 4 + i, 30 + i), ("\n",), 6) for i in range(3)]
+WRITTEN = [GenerateRequest((1, 2, 3, 4 + i, 30 + i), ("\n",), 3) for i in range(3)]
 
 
 @pytest.fixture(autouse=True)
@@ -44,17 +45,60 @@ def spread(lens, places):
 def answers(lens, path, means=None, conditions=None):
     conditions = conditions or [BASELINE, *map(parse_condition, KINDS.values())]
     engine = Engine(lens, path=path, means=means, progress=False)
-    return engine.loglikelihood(SCORED, conditions), engine.generate_until(WRITTEN, conditions)
+    return engine.loglikelihood(SCORED, conditions), engine.generate_until(WRITTEN, conditions[::3])
+
+
+def whole_packs(monkeypatch):
+    """Nothing is cut, so that every product has the rows that it has on one device."""
+    monkeypatch.setattr(pipeline, "parts", lambda lens, tokens, pack, group, *rest, **how: [(pack, group, rest[1])])
 
 
 @pytest.mark.parametrize(
     ("family", "path"),
     [("llama-gqa", "wavefront"), ("llama-gqa", "padded_rows"), ("qwen3-moe", "wavefront"), ("deepseek-v2", "wavefront")],
 )
-def test_two_devices_give_the_answers_of_one(family, path):
+def test_two_devices_give_the_answers_of_one_value_for_value(family, path, monkeypatch):
+    whole_packs(monkeypatch)
     whole = tiny.lens(family)
     one, two = spread(whole, ONE), spread(whole, TWO)
     assert [str(device) for device in two.devices] == ["cpu:1", "cpu:2"]
-    assert two.describe()["device"] == "cpu:1,cpu:2"
     expected = answers(one, path, reference_of(one))
     assert answers(two, path, reference_of(two)) == expected
+
+
+@pytest.mark.parametrize(("conditions", "ends"), [("baseline", "cpu:2"), ("layers,L0-1,L3.H1", "cpu:2"), ("attn", "cpu:1")])
+def test_parts_that_walk_at_once_give_the_same(conditions, ends):
+    whole = tiny.lens("llama-gqa")
+    two, conditions = spread(whole, TWO | {"ends": ends}), expand(conditions, whole.dims)
+    wanted, found = answers(whole, None, None, conditions), answers(two, None, None, conditions)
+    logprobs = [torch.tensor([[a.logprob for a in row] for row in scored]) for scored, _ in (wanted, found)]
+    torch.testing.assert_close(*logprobs, atol=SAME, rtol=0)
+    assert found[1] == wanted[1]
+    assert answers(two, None, None, conditions) == found, "threads decide nothing"
+
+
+def test_two_devices_compute_at_the_same_time():
+    """The first part waits in a layer of the second device until another one is in a layer of the first."""
+    two = spread(tiny.lens("llama-gqa"), TWO)
+    both = threading.Barrier(2)
+    passed = []
+
+    def on_second(module, args):
+        if not passed:
+            passed.append("second")
+            both.wait(timeout=30)
+
+    def on_first(module, args):
+        name = threading.current_thread().name
+        if name.endswith("-1") and "first" not in passed:
+            passed.append("first")
+            both.wait(timeout=30)
+
+    handles = [
+        two.arch.attn[BORDER].register_forward_pre_hook(on_second),
+        two.arch.attn[0].register_forward_pre_hook(on_first),
+    ]
+    Engine(two, path="wavefront", progress=False).loglikelihood(SCORED, expand("heads", two.dims))
+    for handle in handles:
+        handle.remove()
+    assert sorted(passed) == ["first", "second"]
