@@ -151,8 +151,9 @@ def main() -> None:
                 sizes = {key: about[key] / GIB for key in ("planned", "peak", "anonymous", "load_peak")}
                 print(
                     f"{way}: {about['conditions']} conditions, {about['tokens']} tokens; loaded in "
-                    f"{about['load_seconds']:.0f} s, run in {about['seconds']:.0f} s; planned {sizes['planned']:.1f} GiB, "
-                    f"peak {sizes['peak']:.1f} GiB ({sizes['anonymous']:.1f} GiB without mapped files; "
+                    f"{about['load_seconds']:.0f} s, run in {about['seconds']:.0f} s; "
+                    f"planned {sizes['planned']:.1f} GiB, peak {sizes['peak']:.1f} GiB "
+                    f"({sizes['anonymous']:.1f} GiB without mapped files; "
                     f"{sizes['load_peak']:.1f} GiB while it was loaded)",
                     flush=True,
                 )

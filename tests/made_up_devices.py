@@ -1,21 +1,25 @@
 """Several made-up devices on a machine without a GPU: tensors that say where they are, and refuse to be mixed.
 
 A `Placed` tensor holds a CPU tensor and the name of a device (``cpu:1``, ``cpu:2``; torch's own CPU tensors have no
-number, and a build for CPUs lets no tensor claim to be on CUDA). Operations compute on the CPU. As on CUDA, all tensors of
-an operation must be on one device, but for numbers on the CPU, indices on the CPU, and copies. So a tensor that is left
-behind raises an error. `made_up_devices` lets torch's factories and ``.to`` make such tensors, in all threads.
+number, and a build for CPUs lets no tensor claim to be on CUDA). Operations compute on the CPU. As on CUDA, all tensors
+of an operation must be on one device, but for numbers on the CPU, indices on the CPU, and copies. So a tensor that is
+left behind raises an error. `made_up_devices` lets torch's factories and ``.to`` make such tensors, in all threads.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import dispatch_model
 from torch.nn import functional
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map
+
+from depthlens.models.lens import Lens
 
 MEETS = ("_to_copy", "copy_", "index.Tensor", "index_put", "_index_put_impl")  # may meet tensors of other devices
 FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "eye", "rand", "randn")
@@ -135,24 +139,15 @@ def _device_of(values: Any) -> torch.device | None:
     return None
 
 
-def spread(model: torch.nn.Module, place: Any) -> None:
-    """Put every parameter and buffer of a model on the device that ``place`` says for its name."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        owner, _, key = name.rpartition(".")
-        module = model.get_submodule(owner)
-        new = placed(tensor.detach(), torch.device(place(name)))
-        if isinstance(tensor, torch.nn.Parameter):
-            module._parameters[key] = torch.nn.Parameter(new, requires_grad=False)
-        else:
-            module._buffers[key] = new
+ONE = dict.fromkeys(("embed", "low", "high", "ends"), "cpu:1")
+TWO = {"embed": "cpu:1", "low": "cpu:1", "high": "cpu:2", "ends": "cpu:2"}
 
 
-def layers_from(border: int, *, ends: str = "cpu:2", start: str = "cpu:1") -> Any:
-    """Where a name is: the embedding and layers below the border on one device, all else on another."""
-
-    def place(name: str) -> str:
-        if name.startswith("model.layers."):
-            return start if int(name.split(".")[2]) < border else ends
-        return start if "embed_tokens" in name or "rotary" in name else ends
-
-    return place
+def spread(lens: Lens, places: dict[str, str], border: int = 2) -> Lens:
+    """A copy of a model on these devices, with accelerate's hooks; layers below the border are low."""
+    model = copy.deepcopy(lens.model)
+    where = {f"model.layers.{i}": places["low" if i < border else "high"] for i in range(lens.dims.n_layers)}
+    where |= {"model.embed_tokens": places["embed"], "model.rotary_emb": places["embed"]}
+    where |= {"model.norm": places["ends"], "lm_head": places["ends"]}
+    dispatch_model(model, where, force_hooks=True)
+    return Lens(lens.name, model, lens.tokenizer)

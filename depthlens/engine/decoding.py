@@ -250,7 +250,7 @@ class CapturingLayout(Layout):
         return super().attention(layer, query, key, value, scale)
 
     def copy_clean(self, layer: int) -> None:
-        """Fill the rows with the clean row as it was walked before, once, for rows that have not forked by this layer."""
+        """Fill all rows with the clean row as it was walked before, once; those that have forked overwrite theirs."""
         if layer not in self._has_clean:
             self._has_clean.add(layer)
             self._copy(layer, -1, *self.clean.keys[layer])

@@ -200,7 +200,8 @@ class PackedTrees:
         cut = pipeline.parts(self.lens, tokens, pack, group, rows.conditions, clean, per_device=1)
         calls = _one_by_one(passed), _one_by_one(ended)
         with walking(self.lens.model):
-            Pipeline(self.lens.devices).run([partial(self._write_part, rows, part, batch_tokens, *calls) for part in cut])
+            walks = [partial(self._write_part, rows, part, batch_tokens, *calls) for part in cut]
+            Pipeline(self.lens.devices).run(walks)
 
     def _write_part(
         self,

@@ -61,7 +61,7 @@ class Pipeline:
         def work(i: int) -> None:
             try:
                 walks[i](lambda device: self._enter(i, self._stage[device]))
-            except BaseException as e:
+            except BaseException as e:  # noqa: BLE001  # raised again by `run`
                 errors[i] = e
             finally:
                 self._finish(i, failed=i in errors)
@@ -91,9 +91,7 @@ class Pipeline:
             self._left[walk] = max(self._left[walk], stage)
             self._turn.notify_all()
             self._turn.wait_for(
-                lambda: (
-                    self._stopped or (stage not in self._inside and (walk == 0 or self._left[walk - 1] > stage))
-                )
+                lambda: self._stopped or (stage not in self._inside and (walk == 0 or self._left[walk - 1] > stage))
             )
             if self._stopped:
                 raise _Stopped
@@ -142,9 +140,8 @@ def parts(
         return [(prefix_tree.build(tokens, some), group, CleanRow(frozenset())) for some in _cut(pack.sequences, n)]
     cut = _cut(group, n)
     if clean.final is None:
-        n_layers = lens.dims.n_layers
-        forks = {fork_layer(conditions[c], n_layers) for some in cut[1:] for c in some}
-        clean.layers |= frozenset(forks - {n_layers})
+        # n_layers, of the whole model, is no layer, but says that the clean row is needed
+        clean.layers |= {fork_layer(conditions[c], lens.dims.n_layers) for some in cut[1:] for c in some}
     return [(pack, some, clean) for some in cut]
 
 

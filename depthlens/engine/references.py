@@ -157,9 +157,7 @@ def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[
     with ExitStack() as stack:
         for i in range(dims.n_layers):
             for handle in (
-                arch.layers[i].register_forward_hook(
-                    lambda m, a, k, o, i=i: add_layer(i, a, k, o), with_kwargs=True
-                ),
+                arch.layers[i].register_forward_hook(lambda m, a, k, o, i=i: add_layer(i, a, k, o), with_kwargs=True),
                 arch.attn[i].register_forward_hook(lambda m, a, o, i=i: add("attn", i, hidden(o))),
                 arch.mlp[i].register_forward_hook(lambda m, a, o, i=i: add("mlp", i, hidden(o))),
                 arch.o_proj[i].register_forward_pre_hook(lambda m, a, i=i: add("z", i, a[0])),

@@ -129,7 +129,7 @@ class Wavefront:
         with walking(self.lens.model):
             for layer in range(min(forks, default=n_layers) if walked else 0, n_layers):
                 enter(device := self.lens.device_of(layer))
-                x, layout, final_positions = (moved(value, device) for value in (x, layout, final_positions))
+                x, layout, final_positions = moved(x, device), moved(layout, device), moved(final_positions, device)
                 aside = {c: moved(row, device) for c, row in aside.items()}
                 if layer in clean.layers and not walked:
                     clean.inputs[layer] = x[0].clone()  # x holds other rows, too

@@ -46,7 +46,6 @@ from depthlens.engine.plain_rows import CausalRows, refuse_window
 from depthlens.engine.tree_attention import walking
 from depthlens.experiments import attribution
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
 
@@ -229,8 +228,8 @@ class _Path:
                 if len(moved) == dims.n_layers:
                     self.inputs.append(x.detach())
                 x = self.arch.step(layer, x, self.layout, self.rotary)[2]
-            logits = self.arch.logits(x[moved(row, x.device), moved(pos, x.device)]).float()
-            logprobs = logits.gather(-1, moved(target, logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
+            logits = self.arch.logits(x[row.to(x.device), pos.to(x.device)]).float()
+            logprobs = logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
             logprobs.sum().backward()  # rows do not see each other: the gradient of the sum holds each one's own
         slopes = []
         for layer in moved:

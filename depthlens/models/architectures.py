@@ -70,7 +70,8 @@ class Architecture:
         Returns:
             ``attn_out``, ``mlp_out`` and ``resid_post``, where the layer is; whatever is elsewhere is moved there.
         """
-        x, layout, rotary, keep = (moved(value, place_of(self.layers[layer])) for value in (x, layout, rotary, keep))
+        device = place_of(self.layers[layer])
+        x, layout, rotary, keep = moved(x, device), moved(layout, device), moved(rotary, device), moved(keep, device)
         attn_out = hidden(
             self.attn[layer](
                 hidden_states=self.attn_norm[layer](x),

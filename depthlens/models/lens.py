@@ -76,6 +76,10 @@ class Lens:
     def dtype(self) -> torch.dtype:
         return self.remote.dtype if self.remote else self.arch.embed.weight.dtype
 
+    @property
+    def _places(self) -> str:
+        return ",".join(map(str, self.devices))
+
     def needs_weights(self, what: str) -> None:
         """Raise a `UserError` where the weights are remote; ``what`` needs them here."""
         if self.remote:
@@ -143,7 +147,7 @@ class Lens:
 
     def describe(self, fingerprint: str | None = None) -> dict[str, object]:
         """What a record must hold to name this model again; its fingerprint, where it was taken already, is given."""
-        dtype, device = str(self.dtype).removeprefix("torch."), self.remote.device if self.remote else ",".join(map(str, self.devices))
+        dtype, device = str(self.dtype).removeprefix("torch."), self.remote.device if self.remote else self._places
         return {
             "name": self.name,
             "class": type(self.model).__name__,
@@ -159,7 +163,7 @@ class Lens:
 
     def __repr__(self) -> str:
         d = self.dims
-        where = self.remote.describe()["host"] if self.remote else ",".join(map(str, self.devices))
+        where = self.remote.describe()["host"] if self.remote else self._places
         return (
             f"Lens({self.name!r}: {type(self.model).__name__}, n_layers={d.n_layers}, n_heads={d.n_heads}, "
             f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "

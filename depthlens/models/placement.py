@@ -51,10 +51,12 @@ def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -
     for limits in ([min(pair) for pair in zip(shares, rooms, strict=True)], [rooms[0] + largest, *rooms[1:]]):
         device_map = infer_auto_device_map(model, dict(enumerate(limits)), [*whole])
         if all(isinstance(place, int) for place in device_map.values()):
-            dispatch_model(model, {name: str(devices[cast(int, i)]) for name, i in device_map.items()}, force_hooks=True)
+            places = {name: str(devices[cast(int, i)]) for name, i in device_map.items()}
+            dispatch_model(model, places, force_hooks=True)
             return
     have = " + ".join(f"{one / 2**30:.1f}" for one in rooms)
-    fault = f"model {name!r} does not fit: its weights take {needed / 2**30:.1f} GiB, {', '.join(map(str, devices))} have room for {have} GiB"
+    fault = f"model {name!r} does not fit: its weights take {needed / 2**30:.1f} GiB"
+    fault += f", {', '.join(map(str, devices))} have room for {have} GiB"
     raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or more GPUs")
 
 
@@ -88,7 +90,8 @@ def moved(value: T, device: torch.device) -> T:
     copies: dict[torch.device, Any] = vars(value).setdefault("_copies", {})
     if device not in copies:
         copies[device] = other = copy.copy(value)
-        vars(other).update({k: moved(item, device) for k, item in vars(value).items() if _carries(item)}, _copies=copies)
+        carried = {key: moved(item, device) for key, item in vars(value).items() if _carries(item)}
+        vars(other).update(carried)
     return cast(T, copies[device])
 
 
@@ -123,4 +126,3 @@ def held(module: nn.Module) -> Iterator[None]:
         for part, hook in offloaded:
             hook.offload = True
             hook.post_forward(part, None)
-

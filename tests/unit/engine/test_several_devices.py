@@ -1,25 +1,20 @@
 """A model over two made-up devices: the same answers, value for value, and no tensor on the wrong device."""
 
-import copy
 import threading
 
 import made_up_devices
 import pytest
 import tiny
 import torch
-from accelerate import dispatch_model
 from backend_table import KINDS, reference_of
+from made_up_devices import ONE, TWO, spread
 from offloaded import SAME
 
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine import pipeline
 from depthlens.engine.engine import Engine
-from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
-BORDER = 2
-ONE = dict.fromkeys(("embed", "low", "high", "ends"), "cpu:1")
-TWO = {"embed": "cpu:1", "low": "cpu:1", "high": "cpu:2", "ends": "cpu:2"}
 SCORED = [LoglikelihoodRequest((1, 2, 3, 4 + i), (9, 8 + i, 7)[: 2 + i % 2]) for i in range(4)]
 WRITTEN = [GenerateRequest((1, 2, 3, 4 + i, 30 + i), ("\n",), 3) for i in range(3)]
 
@@ -28,18 +23,6 @@ WRITTEN = [GenerateRequest((1, 2, 3, 4 + i, 30 + i), ("\n",), 3) for i in range(
 def devices(monkeypatch):
     with made_up_devices.made_up_devices(monkeypatch):
         yield
-
-
-def spread(lens, places):
-    """The same model with its parts on these devices, by accelerate's hooks."""
-    model = copy.deepcopy(lens.model)
-    n = lens.dims.n_layers
-    where = {f"model.layers.{i}": places["low" if i < BORDER else "high"] for i in range(n)}
-    where |= {"model.embed_tokens": places["embed"], "model.rotary_emb": places["embed"]}
-    where |= {"model.norm": places["ends"], "lm_head": places["ends"]}
-    made_up_devices.spread(model, lambda name: where[next(key for key in where if f"{name}.".startswith(f"{key}."))])
-    dispatch_model(model, where, force_hooks=True)
-    return Lens(lens.name, model, lens.tokenizer)
 
 
 def answers(lens, path, means=None, conditions=None):
@@ -55,7 +38,12 @@ def whole_packs(monkeypatch):
 
 @pytest.mark.parametrize(
     ("family", "path"),
-    [("llama-gqa", "wavefront"), ("llama-gqa", "padded_rows"), ("qwen3-moe", "wavefront"), ("deepseek-v2", "wavefront")],
+    [
+        ("llama-gqa", "wavefront"),
+        ("llama-gqa", "padded_rows"),
+        ("qwen3-moe", "wavefront"),
+        ("deepseek-v2", "wavefront"),
+    ],
 )
 def test_two_devices_give_the_answers_of_one_value_for_value(family, path, monkeypatch):
     whole_packs(monkeypatch)
@@ -66,7 +54,9 @@ def test_two_devices_give_the_answers_of_one_value_for_value(family, path, monke
     assert answers(two, path, reference_of(two)) == expected
 
 
-@pytest.mark.parametrize(("conditions", "ends"), [("baseline", "cpu:2"), ("layers,L0-1,L3.H1", "cpu:2"), ("attn", "cpu:1")])
+@pytest.mark.parametrize(
+    ("conditions", "ends"), [("baseline", "cpu:2"), ("layers,L0-1,L3.H1", "cpu:2"), ("attn", "cpu:1")]
+)
 def test_parts_that_walk_at_once_give_the_same(conditions, ends):
     whole = tiny.lens("llama-gqa")
     two, conditions = spread(whole, TWO | {"ends": ends}), expand(conditions, whole.dims)
@@ -95,7 +85,7 @@ def test_two_devices_compute_at_the_same_time():
             both.wait(timeout=30)
 
     handles = [
-        two.arch.attn[BORDER].register_forward_pre_hook(on_second),
+        two.arch.attn[2].register_forward_pre_hook(on_second),
         two.arch.attn[0].register_forward_pre_hook(on_first),
     ]
     Engine(two, path="wavefront", progress=False).loglikelihood(SCORED, expand("heads", two.dims))
