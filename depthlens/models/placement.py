@@ -62,11 +62,10 @@ def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -
 
 def place_of(module: nn.Module) -> torch.device:
     """Where a module computes: where accelerate brings its weights for a call, else where they are."""
-    for part in module.modules():
-        for hook in _hooks(part):
-            device = getattr(hook, "execution_device", None)
-            if device is not None:
-                return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    for hook in _hooks(module):
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     return next(module.parameters()).device
 
 
