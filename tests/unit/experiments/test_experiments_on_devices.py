@@ -77,7 +77,7 @@ def test_two_models_are_compared_layer_by_layer_where_they_are():
 
 
 def test_swapped_operands_are_patched_where_their_layers_are():
-    whole = tiny.lens("llama-mha", max_position_embeddings=4096, initializer_range=0.5)
-    options = {"limit": 80, "num_fewshot": 0, "store": None, "progress": False}
+    whole = tiny.lens("llama-mha", max_position_embeddings=4096, initializer_range=0.5, num_hidden_layers=3)
+    options = {"limit": 40, "num_fewshot": 0, "store": None, "progress": False}
     found, wanted = (dl.operand_swap_scores(lens, **options).values for lens in (spread(whole, TWO), whole))
     np.testing.assert_allclose(found, wanted, atol=1e-4)
