@@ -198,7 +198,7 @@ class PackedTrees:
 
         # a step reads every weight for however few rows: no more parts than keep the devices busy
         cut = pipeline.parts(self.lens, tokens, pack, group, rows.conditions, clean, per_device=1)
-        calls = _one_by_one(passed), _one_by_one(ended)
+        calls = _one_by_one(passed), _one_by_one(ended), _one_by_one(self.work.add)
         with walking(self.lens.model):
             walks = [partial(self._write_part, rows, part, batch_tokens, *calls) for part in cut]
             Pipeline(self.lens.devices).run(walks)
@@ -210,6 +210,7 @@ class PackedTrees:
         batch_tokens: int,
         passed: Passed,
         ended: Callable[[dict[tuple[int, int], WrittenAnswer]], None],
+        count: Callable[[Work], None],
         enter: pipeline.Enter,
     ) -> None:
         """Texts of a part of the work of a pack."""
@@ -223,7 +224,7 @@ class PackedTrees:
         with renumbered(group, pack.sequences):
             decode(self.lens, self.backend, pack, conditions, batch_tokens, writer, passed, clean, finished, enter)
         n_written = sum(map(len, writer.tokens.values()))
-        self.work.add(Work(written_tokens=n_written, unembedded=n_written))
+        count(Work(written_tokens=n_written, unembedded=n_written))
 
     def _count(
         self,

@@ -92,3 +92,23 @@ def test_two_devices_compute_at_the_same_time():
     for handle in handles:
         handle.remove()
     assert sorted(passed) == ["first", "second"]
+
+
+def test_a_part_that_runs_out_of_memory_is_computed_in_smaller_ones():
+    two, conditions = spread(tiny.lens("llama-gqa"), TWO), expand("layers,heads", tiny.lens("llama-gqa").dims)
+    engines = [Engine(two, progress=False) for _ in range(2)]
+    wanted, faults = engines[0].loglikelihood(SCORED, conditions), [2, 5]
+
+    def fail(module, args):
+        faults[:] = [n - 1 for n in faults]
+        if faults and faults[0] < 0:
+            faults.pop(0)
+            raise torch.OutOfMemoryError("not enough memory")
+
+    handle = two.arch.o_proj[3].register_forward_pre_hook(fail)
+    found = engines[1].loglikelihood(SCORED, conditions)
+    handle.remove()
+    assert not faults and engines[1].batch_tokens < engines[0].batch_tokens
+    logprobs = [torch.tensor([[a.logprob for a in row] for row in scored]) for scored in (wanted, found)]
+    torch.testing.assert_close(*logprobs, atol=SAME, rtol=0)
+    assert engines[1].work.rows == engines[0].work.rows
