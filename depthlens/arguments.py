@@ -242,9 +242,14 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str, Any], None]:
 
 
 def _device(name: str, value: Any) -> None:
-    kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind not in DEVICES or (":" in value and not (kind == "cuda" and index.isdigit())):
-        raise unknown(name, value, [*DEVICES, "cuda:N"])
+    several = value.split(",") if isinstance(value, str) else [""]
+    for one in several:
+        kind, _, index = one.partition(":")
+        wrong = kind not in DEVICES or (":" in one and not (kind == "cuda" and index.isdigit()))
+        if wrong or (len(several) > 1 and not index):
+            raise unknown(name, value, [*DEVICES, "cuda:N", "several, as cuda:0,cuda:1"])
+    if len({int(one.partition(":")[2] or 0) for one in several}) < len(several):
+        raise UserError(f"{name} {value!r}: a GPU is named twice; name each once, as cuda:0,cuda:1")
 
 
 def _offload(name: str, value: Any) -> None:

@@ -198,7 +198,7 @@ def sweep(
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Type of the weights: auto, float32, bfloat16 or float16.")
     ] = "auto",
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda:N or cuda:0,cuda:1.")] = "auto",
     offload: Annotated[
         str | None,
         typer.Option(metavar="disk", help="disk: read layers when they are needed, for models larger than memory."),

@@ -84,7 +84,7 @@ class Means:
         assert self.sample is not None, "conditions with @resample are refused where there is no reference prompt"
         n = self.sample.shape[1]
         again = 1 + (position_ids - 1) % max(1, n - 1)
-        return self.sample[layer][position_ids.where(position_ids < n, again).clamp(max=n - 1)]
+        return self.sample[layer].to(position_ids.device)[position_ids.where(position_ids < n, again).clamp(max=n - 1)]
 
 
 @runtime_checkable

@@ -31,6 +31,7 @@ from depthlens.backends.protocol import Means, Places
 from depthlens.errors import UserError
 from depthlens.models.architectures import hidden, with_hidden
 from depthlens.models.lens import Donor, Lens
+from depthlens.models.placement import held, moved
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -74,10 +75,10 @@ class RowEdits:
         places: Places | None = None,
         donor: Donor | None = None,
     ) -> None:
+        self.lens = lens
         self.arch = lens.arch
         self.means = means
         self.places = places
-        self.device = lens.device
         self.n_rows = len(conditions)
         for condition in dict.fromkeys(conditions):
             condition.validate(lens.dims)
@@ -104,10 +105,11 @@ class RowEdits:
             layer: Layer number.
             keep: Positions of the batch that go on after the attention, as in `Architecture.step`; None: all.
         """
-        late = self.places if keep is None or self.places is None else self.places.at(keep)
+        places, keep = moved((self.places, keep), self.lens.device_of(layer))
+        late = places if keep is None or places is None else places.at(keep)
         of_layer = self._site(layer, ("layer",), late)
-        attn, mlp = self._site(layer, ("attn",), self.places), self._site(layer, ("mlp",), late)
-        heads, n_heads = self._site(layer, ("head", "kv"), self.places), self.arch.dims.n_heads
+        attn, mlp = self._site(layer, ("attn",), places), self._site(layer, ("mlp",), late)
+        heads, n_heads = self._site(layer, ("head", "kv"), places), self.arch.dims.n_heads
 
         def skip(resid_pre: Tensor, resid_post: Tensor) -> Tensor:
             assert of_layer
@@ -138,8 +140,9 @@ class RowEdits:
             if (edit_layer := at.layer) is not None:
 
                 def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-                    resid_pre = args[0] if args else kwargs["hidden_states"]
-                    return with_hidden(output, edit_layer(resid_pre, hidden(output)))
+                    resid_pre = args[0] if args else kwargs["hidden_states"]  # may be where the layer before is
+                    resid_post = hidden(output)
+                    return with_hidden(output, edit_layer(moved(resid_pre, resid_post.device), resid_post))
 
                 stack.enter_context(arch.layers[layer].register_forward_hook(skip, with_kwargs=True))
             for edit, modules in ((at.attn, arch.attn), (at.mlp, arch.mlp)):
@@ -175,7 +178,7 @@ class RowEdits:
             sample = self.means.sampled(layer, places.position_ids)
         o_proj = self.arch.o_proj[layer] if of_heads else None
         n_parts = dims.n_heads if of_heads else 1
-        return SiteEdit(edits, (self.n_rows, n_parts), places, mean, sample, o_proj, self.device)
+        return SiteEdit(edits, (self.n_rows, n_parts), places, mean, sample, o_proj, self.lens.device_of(layer))
 
 
 class SiteEdit:
@@ -254,7 +257,8 @@ class SiteEdit:
             drawn = noise.draw(ablation, position_ids, of_part.shape[-1])
             columns = None
             if self.o_proj is not None:
-                columns = self.o_proj.weight.unflatten(1, (value.shape[2], -1))[:, parts].flatten(1)
+                with held(self.o_proj):
+                    columns = self.o_proj.weight.unflatten(1, (value.shape[2], -1))[:, parts].flatten(1)
             added = noise.scaled(drawn, of_part, columns).unflatten(-1, (len(parts), -1))
             new[rows, :, parts] = value[rows, :, parts] + added.to(value)
         return new

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from depthlens.ablations import Ablation, Condition
 from depthlens.models.families import supported
 from depthlens.models.lens import Donor, Lens
+from depthlens.models.placement import moved, place_of
 
 Forward = Callable[..., Any]
 
@@ -54,7 +55,7 @@ def unembed(
 ) -> Float[Tensor, "row *pos d_vocab"]:
     """Logits of final residual streams, before the last norm; one condition a row."""
     with RowDonations(conditions, lens, lens.donor).embeddings():
-        return lens.arch.unembed(lens.arch.final_norm(states))
+        return lens.arch.logits(states)
 
 
 class RowShares:
@@ -184,7 +185,8 @@ class RowDonations:
             for site, names in (("embed", ("embed",)), ("unembed", ("final_norm", "unembed"))):
                 mask = torch.zeros(self.n_rows, 1, dtype=torch.bool)
                 mask[[row for row, a in self.by_layer[-1] if a.site == site]] = True
-                forwards += self._shared(mask, [(getattr(base, name), getattr(donor, name)) for name in names])
+                for module, its in [(getattr(base, name), getattr(donor, name)) for name in names]:
+                    forwards += self._shared(mask, [(module, its)], place_of(module))
         return replaced_forwards(forwards)
 
     def _layer_forwards(self, layer: int) -> list[tuple[nn.Module, Forward]]:
@@ -192,15 +194,16 @@ class RowDonations:
         base, donor = self.lens.arch, self.donor.lens.arch
         family = supported(type(self.lens.model).__name__)
         heads, kv, attn, mlp = self._masks(layer)
+        at, mlps = self.lens.device_of(layer), [(base.mlp[layer], donor.mlp[layer])]
         forwards = [
-            *self._shared(mlp, [(base.mlp_norm[layer], donor.mlp_norm[layer]), (base.mlp[layer], donor.mlp[layer])]),
-            *self._shared(heads, [(base.o_proj[layer], donor.o_proj[layer])], _inputs),
-            *self._shared(attn, [(base.attn_norm[layer], donor.attn_norm[layer])]),
+            *self._shared(mlp, [(base.mlp_norm[layer], donor.mlp_norm[layer]), *mlps], at),
+            *self._shared(heads, [(base.o_proj[layer], donor.o_proj[layer])], at, _inputs),
+            *self._shared(attn, [(base.attn_norm[layer], donor.attn_norm[layer])], at),
         ]
         for name, module in base.attn[layer].named_modules():
             if module is not base.o_proj[layer] and next(module.parameters(recurse=False), None) is not None:
                 mask = heads if name in family.per_head else kv if name in family.per_kv_head else attn
-                forwards += self._shared(mask, [(module, donor.attn[layer].get_submodule(name))])
+                forwards += self._shared(mask, [(module, donor.attn[layer].get_submodule(name))], at)
         if self.donor.own_rotary and attn.any():
             forwards.append((base.attn[layer], self._with_donor_rotary(base.attn[layer].forward, attn)))
         if self.donor.lens.stream:
@@ -229,22 +232,24 @@ class RowDonations:
         self,
         mask: Bool[Tensor, "row part"],
         modules: Sequence[tuple[nn.Module, nn.Module]],
+        device: torch.device,
         share: Callable[..., Forward] = _outputs,
     ) -> list[tuple[nn.Module, Forward]]:
         """Modules of the base, each with the forward that shares its rows with the donor's module."""
         if not mask.any():
             return []
-        shares = RowShares(mask, self.lens.device)
+        shares = RowShares(mask, device)
         return [(module, share(module, donor_module, shares)) for module, donor_module in modules]
 
     def _with_donor_rotary(self, forward: Forward, mask: Bool[Tensor, "row 1"]) -> Forward:
         """The attention's forward with the donor's rotary angles in some rows."""
-        rotary, rows = self.donor.lens.arch.rotary, mask[..., None].to(self.lens.device)  # [row, 1, 1]
+        angles = self.donor.lens.arch.angles
 
         def call(*args: Any, **kwargs: Any) -> Any:
             base = kwargs["position_embeddings"]  # one tensor, or cosine and sine: each [row or 1, pos, angle]
             x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            donor = rotary(x, position_ids=kwargs["position_ids"])
+            donor = moved(angles(x, kwargs["position_ids"]), x.device)
+            rows = mask[..., None].to(x.device)  # [row, 1, 1]
             mixed: Tensor | tuple[Tensor, ...]
             if isinstance(base, Tensor):
                 mixed = torch.where(rows, donor, base)

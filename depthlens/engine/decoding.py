@@ -10,6 +10,7 @@ merged. Finished rows leave.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -21,6 +22,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.protocol import Places
+from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.attention_choice import Case, part_kernel
 from depthlens.engine.attention_parts import aligned, merge
@@ -34,6 +36,7 @@ from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.models import fingerprint
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
+from depthlens.models.placement import moved, place_of
 from depthlens.requests import GenerateRequest, Sampling, WrittenAnswer
 
 Row = tuple[int, int]  # condition, prompt
@@ -158,6 +161,7 @@ class DecodedRows:
     ) -> None:
         self.conditions = conditions
         self.mask = mask
+        self._masks: dict[torch.device, Tensor] = {}  # the mask on each device
         self.slot = width  # where the next written token is stored
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         self.prefix = SharedPrefixes(conditions) if has_prefix else None
@@ -175,7 +179,8 @@ class DecodedRows:
         keys[:, :, self.slot], values[:, :, self.slot] = key[:, :, 0], value[:, :, 0]
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
         end, attend = self.slot + 1, part_kernel(Case.of(query, key, value))
-        out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, self.mask[..., :end], False)
+        mask = self._masks.setdefault(key.device, moved(self.mask, key.device))
+        out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, mask[..., :end], False)
         if self.prefix is not None:
             out = merge(out, lse, *self.prefix.attention(layer, q, value.shape[-1], scale, attend))
         return out.flatten(1, 2)[:, :, None]
@@ -186,9 +191,10 @@ class DecodedRows:
         self.conditions = [self.conditions[i] for i in rows]
         if self.prefix is not None:
             self.prefix.keep(self.conditions)
-        self.mask = self.mask[index]
+        self.mask, self._masks = self.mask[index], {}
         for layer, (k, v) in self.own.items():
-            self.own[layer] = (k[index], v[index])
+            on_device = moved(index, k.device)
+            self.own[layer] = (k[on_device], v[on_device])
 
 
 class CapturingLayout(Layout):
@@ -214,16 +220,25 @@ class CapturingLayout(Layout):
         self.rows_of: dict[int, list[int]] = {-1: [*range(len(target.conditions))]}  # by condition
         for i, c in enumerate(target.conditions):
             self.rows_of.setdefault(c, []).append(i)
-        for layer, (key, value) in clean.keys.items():
-            self._copy(layer, -1, key, value)
+        self._has_clean: set[int] = set()  # layers
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """As `Layout.attention`; what the rows that pass will need again is copied."""
+        if -1 not in self.rows:
+            self.copy_clean(layer)
         for i, c in enumerate(self.rows):
             self._copy(layer, c, key[i], value[i])
-            if c < 0 and self.clean.layers:
-                self.clean.keys[layer] = key[i].clone(), value[i].clone()
+            if c < 0:
+                self._has_clean.add(layer)
+                if self.clean.layers:
+                    self.clean.keys[layer] = key[i].clone(), value[i].clone()
         return super().attention(layer, query, key, value, scale)
+
+    def copy_clean(self, layer: int) -> None:
+        """Fill all rows with the clean row as it was walked before, once; those that have forked overwrite theirs."""
+        if layer not in self._has_clean:
+            self._has_clean.add(layer)
+            self._copy(layer, -1, *self.clean.keys[layer])
 
     def _copy(
         self,
@@ -242,7 +257,7 @@ class CapturingLayout(Layout):
             self.target.own[layer] = key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1])
         rows = self.rows_of.get(condition, [])
         for own, new in zip(self.target.own[layer], (key, value), strict=True):
-            of_prompts = new[:, self.paths].transpose(0, 1)  # [prompt, kv, own, d]
+            of_prompts = new[:, moved(self.paths, new.device)].transpose(0, 1)  # [prompt, kv, own, d]
             index = torch.tensor(rows, device=own.device)
             own[index, :, :width] = of_prompts.repeat(len(rows) // len(of_prompts), 1, 1, 1)
         if self.target.prefix is not None:
@@ -260,6 +275,7 @@ def decode(
     passed: Callable[[int], None],
     clean: CleanRow,
     finished: Callable[[list[Row]], None],
+    enter: Callable[[torch.device], None] = lambda device: None,
 ) -> None:
     """Write tokens for every prompt of a pack under every condition.
 
@@ -274,7 +290,9 @@ def decode(
             have passed a layer.
         clean: The clean row of this pack: used where it was walked, else filled.
         finished: Called with the rows (condition, prompt) that are finished, as soon as they are.
+        enter: Called before a device is used; see `depthlens.engine.pipeline`.
     """
+    enter(lens.device)
     p, n_prompts, n_new = len(pack.prefix), len(pack.paths), max(q.max_new_tokens for q in writer.requests)
     own = [path[p:] for path in pack.paths]
     width = max(map(len, own))
@@ -290,11 +308,14 @@ def decode(
     unique = list(dict.fromkeys(last_tokens))
     walk = Wavefront(lens, backend.means, budget.batch_tokens)
     layout = CapturingLayout(pack, lens, paths, rows, n_new, clean)
-    states = walk.run(pack, conditions, unique, layout, passed, clean=clean)
+    states = walk.run(pack, conditions, unique, layout, passed, clean=clean, enter=enter)
+    for layer in range(lens.dims.n_layers):
+        layout.copy_clean(layer)
     states = states[:, [unique.index(t) for t in last_tokens]].flatten(0, 1)  # [row, d_model]
     position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(conditions))
     cached = list(alive)  # rows whose keys are in memory; finished ones leave when a fifth have, since leaving copies
     while True:
+        enter(place_of(lens.arch.unembed))
         states, unfinished = states[_indices(cached, alive)], []
         for start in range(0, len(alive), budget.unembed_rows):
             some = slice(start, start + budget.unembed_rows)
@@ -309,7 +330,7 @@ def decode(
             stay = _indices(cached, alive)
             rows.keep(stay)
             position, cached = position[stay], list(alive)
-        states = _step(lens, backend, [conditions[c] for c, _ in cached], writer.last(cached), position, rows)
+        states = _step(lens, backend, [conditions[c] for c, _ in cached], writer.last(cached), position, rows, enter)
         position = position + 1
         rows.slot += 1
         passed(len(cached) * lens.dims.n_layers)
@@ -328,21 +349,27 @@ def _step(
     tokens: list[int],
     position: Int[Tensor, " row"],
     rows: DecodedRows,
+    enter: Callable[[torch.device], None],
 ) -> Float[Tensor, "row d_model"]:
     """One token a row through all layers.
 
     It is launched layer by layer, and neither captured as a CUDA graph nor compiled: a graph needs the same tensors at
     every step, but hooks are made for the positions of a step, and attention reads keys up to a slot that moves.
     """
+    enter(lens.device)
     arch = lens.arch
     position_ids = position[:, None]
     # what is read here was written: no token is one of a prompt
     places = Places.of_rows(position_ids, [0] * len(position_ids))
-    with walking(lens.model), backend.ablate(conditions, places):
-        x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
-        rotary = arch.rotary(x, position_ids=position_ids)
-        for layer in arch.layers:  # called whole, since conditions that skip it hook the layer itself
-            x = hidden(
-                layer(x, attention_mask=None, position_embeddings=rotary, position_ids=position_ids, layout=rows)
-            )
+    edits = RowEdits(conditions, lens, backend.means, places, lens.donor)
+    with walking(lens.model):
+        with edits.donations.embeddings():
+            x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
+        rotary = arch.angles(x, position_ids)
+        for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself
+            enter(device := lens.device_of(i))
+            x, rotary, position_ids = (moved(value, device) for value in (x, rotary, position_ids))
+            about = {"position_embeddings": rotary, "position_ids": position_ids, "layout": rows}
+            with edits.hooked(i) if i in edits.layers else nullcontext():
+                x = hidden(layer(x, attention_mask=None, **about))
     return x[:, 0]

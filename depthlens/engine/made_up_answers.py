@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import psutil
+import torch
 
 from depthlens.ablations import BASELINE, Condition
 from depthlens.engine import memory_budget
@@ -158,10 +159,24 @@ def _seconds_of_a_text(engine: Answering, request: GenerateRequest) -> float:
 
 
 def _peak_bytes(lens: Lens, work: Work, budget: Budget) -> int:
-    """What this process holds now, and most of what the work adds."""
+    """What this process, or the GPU that holds most, holds now or will have read, and most of what the work adds."""
     dims, size = lens.dims, lens.dtype.itemsize
     states = work.states * dims.d_model * size * 2  # twice, while rows join
     keys = work.keys * 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * size
     logits = min(budget.unembed_rows, max(1, work.unembedded)) * memory_budget.logit_bytes(lens)
+    layers = 2 * lens.stream.layer_bytes if lens.stream else 0  # one in use, one that is read
     chunk = budget.batch_tokens * memory_budget.chunk_bytes(lens)
-    return int(psutil.Process().memory_info().rss + states + keys + logits + chunk)
+    return _held(lens) + int(states + keys + logits + layers + chunk)
+
+
+def _held(lens: Lens) -> int:
+    """Memory of this process when it has read all weights: those in a mapped file take memory once they are used.
+
+    Of a model on GPUs, what the GPU holds that holds most.
+    """
+    if gpus := [device for device in lens.devices if device.type == "cuda"]:
+        return max(map(torch.cuda.memory_allocated, gpus))
+    process = psutil.Process()
+    maps = process.memory_maps() if hasattr(process, "memory_maps") else []  # there are none on macOS
+    unread = sum(m.size - m.rss for m in maps if m.path.endswith(".safetensors"))
+    return process.memory_info().rss + unread

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from depthlens.engine import attention_choice, attention_parts
 from depthlens.engine.attention_choice import Case
+from depthlens.models.devices import free_bytes
 from depthlens.models.lens import Lens
 
 # measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
@@ -51,10 +51,10 @@ class Budget:
 
 
 def choose(lens: Lens, batch_tokens: int | None = None) -> Budget:
-    """The budget for a model on its device; ``batch_tokens`` overrides the first number."""
+    """The budget for a model, by the device with least room; ``batch_tokens`` overrides the first number."""
     if lens.remote:
         return Budget(batch_tokens or REMOTE_BATCH_TOKENS, 0, 0, 0)
-    free, on_cpu = free_bytes(lens.device), lens.device.type == "cpu"
+    free, on_cpu = min(map(free_bytes, lens.devices)), lens.device.type == "cpu"
     if batch_tokens is None:
         fits = free // CHUNK_SHARE // chunk_bytes(lens)
         batch_tokens = max(MIN_BATCH_TOKENS, min(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, fits))
@@ -82,15 +82,6 @@ def chunk_bytes(lens: Lens) -> int:
 def logit_bytes(lens: Lens) -> int:
     """What one position holds while it is unembedded: its logits in float32, and their exponentials."""
     return 2 * 4 * lens.model.get_output_embeddings().weight.shape[0]
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return psutil.virtual_memory().available
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -7,11 +7,12 @@ for what happens where time or memory is short.
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,20 +21,24 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import prefix_tree
+from depthlens.engine import pipeline, prefix_tree
 from depthlens.engine.decoding import Row, Writer, decode
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.nonfinite import NotFinite, renumbered
 from depthlens.engine.pack_runs import PackRuns, Passed
+from depthlens.engine.pipeline import Pipeline
+from depthlens.engine.tree_attention import walking
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_rows
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
 from depthlens.models.lens import Lens, donor_layers_resident
+from depthlens.models.placement import moved, place_of
 from depthlens.progress import Bar
-from depthlens.requests import LoglikelihoodAnswer
+from depthlens.requests import LoglikelihoodAnswer, WrittenAnswer
 from depthlens.store import answer_cache
 from depthlens.store.answer_rows import AnswerRows
 
+T = TypeVar("T")
 # how many prompts make a decoding step worth its weights
 MIN_PROMPTS = 16
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
@@ -82,7 +87,8 @@ class PackedTrees:
         rate: WorkRate | None = None,
     ) -> None:
         """Score every request under some conditions, on the prefix trees of these tokens; with ``rate``, only count."""
-        run, conditions = partial(self._count if rate else self._score, rows), rows.conditions
+        run = partial(self._count, rows) if rate else partial(self._score, rows, tokens)
+        conditions = rows.conditions
         about: dict[str, Any] = {"among": among, "work": self.work, "rate": rate}
         packs = PackRuns(self.lens, tokens, rows, run, bar, self.batch_tokens, **about)
         order = sorted(among, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
@@ -97,6 +103,7 @@ class PackedTrees:
     def _score(
         self,
         rows: AnswerRows,
+        tokens: Sequence[Sequence[int]],
         pack: prefix_tree.Pack,
         group: list[int],
         clean: CleanRow,
@@ -104,13 +111,24 @@ class PackedTrees:
         batch_tokens: int,
     ) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
-        requests, conditions = rows.requests, rows.conditions
+        self.work.unembedded += len(_scored(rows.requests, pack)[0]) * len(group)
+        cut = pipeline.parts(self.lens, tokens, pack, group, rows.conditions, clean)
+        walk, passed = Wavefront(self.lens, self.backend.means, batch_tokens), _one_by_one(passed)
+        with walking(self.lens.model):
+            Pipeline(self.lens.devices).run([partial(self._score_part, rows, walk, part, passed) for part in cut])
+
+    def _score_part(
+        self, rows: AnswerRows, walk: Wavefront, part: pipeline.Part, passed: Passed, enter: pipeline.Enter
+    ) -> None:
+        """Log-likelihoods of a part of the work of a pack."""
+        (pack, group, clean), requests, conditions = part, rows.requests, rows.conditions
         scored, spans = _scored(requests, pack)
-        self.work.unembedded += len(scored) * len(group)
-        walk = Wavefront(self.lens, self.backend.means, batch_tokens)
-        states = walk.run(pack, [conditions[c] for c in group], list(scored), passed=passed, clean=clean)
-        targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=self.lens.device)
-        places = torch.tensor([i for span in spans for i in span], device=self.lens.device)
+        under = [conditions[c] for c in group]
+        states = walk.run(pack, under, list(scored), passed=passed, clean=clean, enter=enter)
+        enter(place_of(self.lens.arch.unembed))
+        states = moved(states, place_of(self.lens.arch.unembed))
+        targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=states.device)
+        places = torch.tensor([i for span in spans for i in span], device=states.device)
         # several conditions at once: a matrix product wants rows, but their logits must stay small
         step = max(1, self.budget.unembed_rows // len(scored))
         for i in range(0, len(group), step):
@@ -170,7 +188,7 @@ class PackedTrees:
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         size, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_donor([conditions[c] for c in order], size)
-        run = partial(self._write, rows) if lengths is None else partial(self._count, rows, lengths=lengths)
+        run = partial(self._write, rows, contexts) if lengths is None else partial(self._count, rows, lengths=lengths)
         about: dict[str, Any] = {"work": self.work, "rate": rate}
         packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, max_new, MIN_DECODED_ROWS, **about)
         for i in range(0, len(order), size):
@@ -184,6 +202,7 @@ class PackedTrees:
     def _write(
         self,
         rows: AnswerRows,
+        tokens: Sequence[Sequence[int]],
         pack: prefix_tree.Pack,
         group: list[int],
         clean: CleanRow,
@@ -191,28 +210,49 @@ class PackedTrees:
         batch_tokens: int,
     ) -> None:
         """Texts of one pack under a group of conditions."""
-        pack_requests = [rows.requests[r] for r in pack.sequences]
-        writer = Writer(self.lens, pack_requests, [rows.conditions[c] for c in group])
         last_kept = time.monotonic()
         waiting: list[tuple[int, int]] = []
 
-        def finished(ended: list[Row]) -> None:
+        def ended(found: dict[tuple[int, int], WrittenAnswer]) -> None:
             nonlocal last_kept, waiting
-            for c, d in ended:
-                row = group[c], pack.sequences[d]
-                rows.answers[row[0]][row[1]] = writer.text((c, d))
-                waiting.append(row)
+            for (c, r), text in found.items():
+                rows.answers[c][r] = text
+                waiting.append((c, r))
             # long texts: those that have ended are stored while the others are written
             if time.monotonic() - last_kept > answer_cache.KEEP_SECONDS:
                 rows.keep(waiting)
                 last_kept, waiting = time.monotonic(), []
 
+        # a step reads every weight for however few rows: no more parts than keep the devices busy
+        cut = pipeline.parts(self.lens, tokens, pack, group, rows.conditions, clean, per_device=1)
+        calls = _one_by_one(passed), _one_by_one(ended), _one_by_one(self.work.add)
+        with walking(self.lens.model):
+            walks = [partial(self._write_part, rows, part, batch_tokens, *calls) for part in cut]
+            Pipeline(self.lens.devices).run(walks)
+
+    def _write_part(
+        self,
+        rows: AnswerRows,
+        part: pipeline.Part,
+        batch_tokens: int,
+        passed: Passed,
+        ended: Callable[[dict[tuple[int, int], WrittenAnswer]], None],
+        count: Callable[[Work], None],
+        enter: pipeline.Enter,
+    ) -> None:
+        """Texts of a part of the work of a pack."""
+        pack, group, clean = part
+        conditions = [rows.conditions[c] for c in group]
+        writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
+
+        def finished(found: list[Row]) -> None:
+            ended({(group[c], pack.sequences[d]): writer.text((c, d)) for c, d in found})
+
         with renumbered(group, pack.sequences):
-            conditions = [rows.conditions[c] for c in group]
             budget = replace(self.budget, batch_tokens=batch_tokens)
-            decode(self.lens, self.backend, pack, conditions, budget, writer, passed, clean, finished)
+            decode(self.lens, self.backend, pack, conditions, budget, writer, passed, clean, finished, enter)
         n_written = sum(map(len, writer.tokens.values()))
-        self.work.add(Work(written_tokens=n_written, unembedded=n_written))
+        count(Work(written_tokens=n_written, unembedded=n_written))
 
     def _count(
         self,
@@ -270,6 +310,17 @@ class PackedTrees:
         while size > 1 and any(donor.layer_bytes(ordered[i : i + size]) > bound for i in range(0, len(ordered), size)):
             size = (size + 1) // 2
         return size
+
+
+def _one_by_one(call: Callable[[T], None]) -> Callable[[T], None]:
+    """The same call, by one thread at a time."""
+    lock = threading.Lock()
+
+    def locked(value: T) -> None:
+        with lock:
+            call(value)
+
+    return locked
 
 
 def _scored(requests: Sequence[Any], pack: prefix_tree.Pack) -> tuple[dict[int, int], list[list[int]]]:

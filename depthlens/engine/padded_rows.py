@@ -73,7 +73,7 @@ class PaddedRows(RowBatches):
                 if not unfinished:
                     break
                 if len(unfinished) < len(alive):
-                    keep = torch.tensor([alive.index(row) for row in unfinished], device=self.lens.device)
+                    keep = torch.tensor([alive.index(row) for row in unfinished])  # the cache may be on several devices
                     cache.batch_select_indices(keep)
                     mask, alive = mask[keep], unfinished
                 tokens = torch.tensor(writer.last(alive), device=self.lens.device)[:, None]

@@ -17,6 +17,7 @@ from depthlens.engine import memory_budget
 from depthlens.errors import UserError
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
+from depthlens.models.placement import moved
 from depthlens.store.answer_rows import digest
 
 Tokens = Sequence[int]
@@ -86,7 +87,7 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str) -> Means:
                 o_proj.register_forward_pre_hook(lambda module, args, i=i: by_layer.update({i: args[0][0]}))
             )
         lens.model.base_model(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
-    z = torch.stack([by_layer[i] for i in range(lens.dims.n_layers)])  # [layer, pos, n_heads * d_head]
+    z = torch.stack([by_layer[i].to(lens.device) for i in range(lens.dims.n_layers)])  # [layer, pos, n_heads * d_head]
     return replace(means, name=name, sample=z.unflatten(-1, (lens.dims.n_heads, lens.dims.d_head)))
 
 
@@ -149,13 +150,14 @@ def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[
     def add(site: str, layer: int, value: Tensor) -> None:
         total[site][layer].index_add_(0, classes, value[0].cpu().double())
 
+    def add_layer(layer: int, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+        before = args[0] if args else kwargs["hidden_states"]  # may still be where the layer before is
+        add("layer", layer, hidden(output) - moved(before, hidden(output).device))
+
     with ExitStack() as stack:
         for i in range(dims.n_layers):
             for handle in (
-                arch.layers[i].register_forward_hook(
-                    lambda m, a, k, o, i=i: add("layer", i, hidden(o) - (a[0] if a else k["hidden_states"])),
-                    with_kwargs=True,
-                ),
+                arch.layers[i].register_forward_hook(lambda m, a, k, o, i=i: add_layer(i, a, k, o), with_kwargs=True),
                 arch.attn[i].register_forward_hook(lambda m, a, o, i=i: add("attn", i, hidden(o))),
                 arch.mlp[i].register_forward_hook(lambda m, a, o, i=i: add("mlp", i, hidden(o))),
                 arch.o_proj[i].register_forward_pre_hook(lambda m, a, i=i: add("z", i, a[0])),

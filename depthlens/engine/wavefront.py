@@ -28,6 +28,7 @@ from depthlens.backends.weight_swap import RowDonations
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.models.lens import Lens, donor_layers
+from depthlens.models.placement import moved
 
 
 @dataclass
@@ -40,12 +41,14 @@ class CleanRow:
         keys: Keys and values of each layer, where a layout asks for them. Each of shape [n_kv_heads, pos, d].
         final: Final residual stream of the positions that were asked for, shape [position, d_model]; None until the row
             was walked.
+        ahead: A walk fills it that is ahead of all others that use it.
     """
 
     layers: frozenset[int]
     inputs: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     final: Tensor | None = None
+    ahead: bool = False
 
 
 def fork_layer(condition: Condition, n_layers: int) -> int:
@@ -90,6 +93,7 @@ class Wavefront:
         passed: Callable[[int], None] = lambda n: None,
         seen: Callable[[int, Tensor, list[int]], None] = lambda layer, x, rows: None,
         clean: CleanRow | None = None,
+        enter: Callable[[torch.device], None] = lambda device: None,
     ) -> Float[Tensor, "condition position d_model"]:
         """Walk one pack.
 
@@ -102,16 +106,19 @@ class Wavefront:
             seen: Called after the embedding (layer -1) and after each layer with the residual streams, of shape
                 [row, pos, d_model], and whose rows they are: indices of conditions, -1 for the clean row.
             clean: The clean row of this pack, for the same positions: used where it was walked, else filled.
+            enter: Called before a device is used; see `depthlens.engine.pipeline`.
 
         Returns:
             Final residual stream, before the last norm.
         """
+        enter(self.lens.device)
         layout = layout or Layout(pack, self.lens.device)
         clean = clean or CleanRow(frozenset())
-        walked = clean.final is not None
+        walked = clean.final is not None or clean.ahead
+        clean.ahead = True
         n_layers = len(self.arch.layers)
         x = self.arch.embed(layout.tokens)[None]
-        rotary = self.arch.rotary(x, position_ids=layout.position_ids)
+        rotary = self.arch.angles(x, layout.position_ids)
         final_positions = torch.tensor(positions, device=self.lens.device)
         open_rows: list[int] = [] if walked else [-1]  # condition of each row of x; -1: clean
         x = x[: len(open_rows)]
@@ -121,6 +128,9 @@ class Wavefront:
         seen(-1, x, open_rows)
         with walking(self.lens.model):
             for layer in range(min(forks, default=n_layers) if walked else 0, n_layers):
+                enter(device := self.lens.device_of(layer))
+                x, layout, final_positions = moved(x, device), moved(layout, device), moved(final_positions, device)
+                aside = {c: moved(row, device) for c, row in aside.items()}
                 if layer in clean.layers and not walked:
                     clean.inputs[layer] = x[0].clone()  # x holds other rows, too
                 for c, condition in enumerate(conditions):
@@ -135,6 +145,7 @@ class Wavefront:
                     x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
                 passed(len(open_rows) * pack.n_tokens)
                 seen(layer, x, open_rows)
+        enter(self.lens.device_of(n_layers - 1))  # what has only the clean row waits for it here
         if clean.final is None:
             clean.final = x[0]
         row_of = {c: i for i, c in enumerate(open_rows)}
@@ -151,7 +162,7 @@ class Wavefront:
         if not any(a.site == "embed" for a in condition.ablations):
             return clean
         with RowDonations([condition], self.lens, self.lens.donor).embeddings():
-            return self.arch.embed(tokens[None])[0]
+            return moved(self.arch.embed(moved(tokens, self.lens.device)[None])[0], clean.device)
 
     def _leave(
         self,

@@ -27,6 +27,7 @@ from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
+from depthlens.models.placement import moved
 
 See = Callable[[int, int, Tensor], None]  # layer, sequence, pattern [n_heads, asked, pos]
 SeeValues = Callable[[int, Tensor, Tensor], None]  # layer, pattern [n_heads, asked, pos], values [n_kv_heads, pos, d]
@@ -136,11 +137,12 @@ class PatternRows(Layout):
     def __init__(self, pack: prefix_tree.Pack, lens: Lens, asked: Sequence[int], see: SeeValues) -> None:
         super().__init__(pack, lens.device)
         self.asked = torch.tensor(list(asked), device=lens.device)
+        self.device = lens.device
         self.see = see
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout.attention`; here there is one row, and one sequence."""
-        self.see(layer, pattern(query[0], key[0], self.asked, scale), value[0])
+        self.see(layer, *moved((pattern(query[0], key[0], self.asked, scale), value[0]), self.device))
         group = query.shape[1] // key.shape[1]
         # fused, so that no scores of all positions against all are held on any device; fused kernels want equal widths,
         # which latent attention does not have, and zeros change neither scores nor what is read

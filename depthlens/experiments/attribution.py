@@ -29,6 +29,7 @@ from depthlens.engine import memory_budget
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
+from depthlens.models.placement import moved, place_of
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
 
@@ -180,9 +181,9 @@ def _batch(
             starts = torch.tensor([0, *lengths]).cumsum(0)
             spans = [range(at + len(q.context) - 1, at + length(q)) for at, q in zip(starts, requests, strict=False)]
             picked = states[[i for span in spans for i in span]]
-            wanted = torch.tensor([t for q in requests for t in q.continuation], device=device)
-            logits = arch.unembed(picked).float()
-            factors = torch.tensor([f for by in weights for f in by], dtype=torch.float32, device=device)
+            logits = arch.unembed(moved(picked, place_of(arch.unembed))).float()
+            wanted = torch.tensor([t for q in requests for t in q.continuation], device=logits.device)
+            factors = torch.tensor([f for by in weights for f in by], dtype=torch.float32, device=logits.device)
             logprobs = (logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)) * factors
             # sequences do not see each other: the gradient of the sum holds each one's own
             logprobs.sum().backward()
@@ -195,7 +196,7 @@ def _batch(
         grad = z.grad.unflatten(-1, (dims.n_heads, dims.d_head)).float()  # [1, pos, n_heads, d_head]
         step = -z.detach().unflatten(-1, (dims.n_heads, dims.d_head)).float()
         if means is not None:
-            step = step + means.z[layer][classes]
+            step = step + means.z[layer][classes].to(step.device)
         by_token = (step * grad).sum((0, 3)).cpu()  # [pos, n_heads]
         change[:, layer] = torch.stack([part.sum(0) for part in by_token.split(lengths)])
         z.grad = None

@@ -259,7 +259,7 @@ class _Walk:
         """Take one prompt through a layer; attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
         arch, layout, x = self.lens.arch, self.layouts[i], self.x[i]
         with walking(self.lens.model):
-            parts = arch.step(layer, x, layout, arch.rotary(x, position_ids=layout.position_ids))
+            parts = arch.step(layer, x, layout, arch.angles(x, layout.position_ids))
         self.x[i] = parts[-1]
         return parts
 

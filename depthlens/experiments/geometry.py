@@ -47,6 +47,7 @@ from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.text_sets import Texts
 from depthlens.models.lens import Lens
+from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
 
@@ -165,7 +166,7 @@ def _logit_lens(lens: Lens, states: Sequence[Tensor], n_positions: int) -> np.nd
     rows, wanted = x.flatten(0, 1), top.repeat(len(x))
     for chunk, tokens in zip(rows.split(UNEMBEDDED), wanted.split(UNEMBEDDED), strict=True):
         logits = _logits(lens, chunk.to(lens.device))
-        its = logits.gather(-1, tokens[:, None].to(lens.device))
+        its = logits.gather(-1, tokens[:, None].to(logits.device))
         norm = logits.logsumexp(-1, keepdim=True)
         rank = 1 + (logits > its).sum(-1, keepdim=True)
         # entropy = log Z - sum of p x
@@ -176,7 +177,7 @@ def _logit_lens(lens: Lens, states: Sequence[Tensor], n_positions: int) -> np.nd
 
 
 def _logits(lens: Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocabulary"]:
-    return lens.arch.unembed(lens.arch.final_norm(x)).float()
+    return lens.arch.logits(x).float()
 
 
 def layer_effects(
@@ -251,7 +252,7 @@ def text_effects(
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device)
     x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
-    rotary = lens.arch.rotary(x, position_ids=layout.position_ids)
+    rotary = lens.arch.angles(x, layout.position_ids)
     position = torch.arange(len(tokens), device=lens.device)[:, None]
     skipped = torch.stack([position >= skip_first, (position >= skip_first) & (position < split)])  # [where, pos, 1]
     size, found = max(1, batch_tokens // len(tokens)), np.full((2, n_layers, n_layers), np.nan)
@@ -269,6 +270,7 @@ def text_effects(
                 seen = change[split if where else skip_first :]
                 found[where, s, layer] = float(seen.max() if reduce == "max" else seen.mean())
             # rows that skip this layer fork off the clean one here: until now they were the same
+            x, skipped = moved(x, out.device), moved(skipped, out.device)
             x = torch.cat([out, torch.where(skipped, x[:1], out[:1])])
     if not x[0].isfinite().all():
         nonfinite.refuse(lens, None, tokens, BASELINE, batch_tokens)

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from depthlens.experiments import attention_patterns
 from depthlens.models.lens import Lens
+from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerCache
 from depthlens.tasks.needles import Needle
 
@@ -139,17 +140,19 @@ def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.nda
     unembed, norm = arch.unembed.weight, arch.final_norm.weight  # [d_vocab, d_model], [d_model]
     assert isinstance(unembed, Tensor) and isinstance(norm, Tensor)
     weight = norm.float()
-    towards = (unembed[needle.targets].float() - unembed.mean(0, dtype=torch.float32)) * weight  # [step, d_model]
+    directions = unembed[needle.targets].float() - unembed.mean(0, dtype=torch.float32)
+    towards = moved(moved(directions, weight.device) * weight, lens.device)  # [step, d_model]
 
     def see(layer: int, pattern: Tensor, values: Tensor) -> None:
         read = pattern[..., sources].unflatten(0, (len(values), -1)) @ values[:, None, sources].float()
         z = read.flatten(0, 1)  # [n_heads, step, d_head]
-        columns = arch.o_proj[layer].weight.float().unflatten(1, (dims.n_heads, dims.d_head))
+        columns = moved(arch.o_proj[layer].weight, z.device).float().unflatten(1, (dims.n_heads, dims.d_head))
         along = torch.einsum("sm,mhd->hsd", towards, columns)  # the direction of the logits in each head's own space
         added[:, layer] = (z * along).sum(-1).T.cpu()
 
     with torch.no_grad():
         final = attention_patterns.read_values(lens, _sequence(needle), needle.asked, see)
+        final = moved(final, weight.device)
         # the norm multiplies by its weight and one number a position: that number, without asking how it is computed
         plain, normed = final.float() * weight, arch.final_norm(final).float()
         scale = (plain * normed).sum(-1) / plain.square().sum(-1)

@@ -157,7 +157,7 @@ class _Path:
         self.layout = CausalRows(longest, device)
         self.classes = Places.of_rows(self.layout.position_ids, [len(q.context) for q in requests]).classes
         x = self.arch.embed(tokens.to(device))
-        self.rotary = self.arch.rotary(x, position_ids=self.layout.position_ids)
+        self.rotary = self.arch.angles(x, self.layout.position_ids)
         self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
         still = torch.zeros(len(requests), dims.n_heads, device=device)
         self.clean, slopes = self._slopes(x, range(dims.n_layers), still)
@@ -219,7 +219,7 @@ class _Path:
 
             return hook
 
-        row = (torch.arange(copies, device=x.device)[:, None] * len(self.requests) + self.row).flatten()
+        row = (torch.arange(copies, device=self.row.device)[:, None] * len(self.requests) + self.row).flatten()
         pos, target = self.pos.repeat(copies), self.target.repeat(copies)
         with ExitStack() as stack, torch.enable_grad(), walking(self.lens.model):
             for layer in moved:
@@ -228,8 +228,8 @@ class _Path:
                 if len(moved) == dims.n_layers:
                     self.inputs.append(x.detach())
                 x = self.arch.step(layer, x, self.layout, self.rotary)[2]
-            logits = self.arch.unembed(self.arch.final_norm(x[row, pos])).float()
-            logprobs = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
+            logits = self.arch.logits(x[row.to(x.device), pos.to(x.device)]).float()
+            logprobs = logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
             logprobs.sum().backward()  # rows do not see each other: the gradient of the sum holds each one's own
         slopes = []
         for layer in moved:

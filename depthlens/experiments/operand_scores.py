@@ -40,6 +40,7 @@ from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.operand_swaps import Swap
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, tasks_record
 from depthlens.models.lens import Lens
+from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerStore, cache_usage
 
 MIN_SOLUTIONS = 5  # in which the model follows the operands; an interval over fewer says nothing
@@ -114,7 +115,7 @@ def _differences(lens: Lens, swap: Swap) -> Float[np.ndarray, " case"]:
         inputs, row, _, end = _seen(lens, swap.prompt)
         *_, other_z, other_end = _seen(lens, swap.swapped)
         ends = torch.cat([end, other_end, _patched(lens, inputs, LastPosition(row), other_z)])
-    logits = lens.arch.unembed(lens.arch.final_norm(ends)).float()
+    logits = lens.arch.logits(ends).float()
     right, other = swap.answers
     return (logits[:, right] - logits[:, other]).double().cpu().numpy()
 
@@ -124,7 +125,7 @@ def _seen(lens: Lens, tokens: Sequence[int]) -> tuple[list[Tensor], CausalRows, 
     arch = lens.arch
     row = CausalRows(len(tokens), lens.device, keep=True)
     x = arch.embed(torch.tensor([list(tokens)], device=lens.device))
-    rotary = arch.rotary(x, position_ids=row.position_ids)
+    rotary = arch.angles(x, row.position_ids)
     inputs: list[Tensor] = []
     z: list[Tensor] = []
     with ExitStack() as stack:
@@ -141,13 +142,13 @@ def _patched(
 ) -> Float[Tensor, "head d_model"]:
     """Final states of the last position with the z of one head at a time from the other text."""
     arch, dims = lens.arch, lens.dims
-    rotary = arch.rotary(inputs[0], position_ids=last.position_ids)
+    rotary = arch.angles(inputs[0], last.position_ids)
     own = torch.eye(dims.n_heads, dtype=torch.bool, device=lens.device)[:, None, :, None]  # [row, pos, head, d_head]
 
     def patch(layer: int) -> Callable[[Any, tuple], tuple]:
         def hook(module: Any, args: tuple) -> tuple:
             z, other = (x.unflatten(-1, (dims.n_heads, dims.d_head)) for x in (args[0], other_z[layer]))
-            patched = torch.where(own, other, z[-dims.n_heads :])  # rows of this layer come last
+            patched = torch.where(moved(own, z.device), other, z[-dims.n_heads :])  # rows of this layer come last
             return torch.cat([z[: -dims.n_heads], patched]).flatten(-2), *args[1:]
 
         return hook

@@ -44,7 +44,7 @@ class Plan:
             condition that are to be computed), known (that the store has), tokens (read, shared ones once),
             unshared_tokens (of every request under every condition), written_tokens, most_written_tokens, flops.
         seconds: Time here; 0 where everything is known, NaN where it was not tried.
-        peak_bytes: Memory of this process when most is in use.
+        peak_bytes: Memory of this process when most is in use; of a model on GPUs, of the one that holds most.
         store_bytes: What the answers add to the store.
         gpu_seconds: Time on GPUs, by name.
     """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
 from depthlens.models.families import supported
+from depthlens.models.placement import moved, place_of
 
 
 @runtime_checkable
@@ -68,8 +69,10 @@ class Architecture:
             keep: Positions whose outputs are computed; None: all.
 
         Returns:
-            ``attn_out``, ``mlp_out`` and ``resid_post``.
+            ``attn_out``, ``mlp_out`` and ``resid_post``, where the layer is; whatever is elsewhere is moved there.
         """
+        device = place_of(self.layers[layer])
+        x, layout, rotary, keep = moved(x, device), moved(layout, device), moved(rotary, device), moved(keep, device)
         attn_out = hidden(
             self.attn[layer](
                 hidden_states=self.attn_norm[layer](x),
@@ -84,6 +87,16 @@ class Architecture:
         resid_mid = x + attn_out
         mlp_out = hidden(self.mlp[layer](self.mlp_norm[layer](resid_mid)))
         return attn_out, mlp_out, resid_mid + mlp_out
+
+    def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
+        """What `step` calls ``rotary``, for tokens at these positions."""
+        device = place_of(self.embed)
+        return self.rotary(moved(x, device), position_ids=moved(position_ids, device))
+
+    def logits(self, x: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos d_vocab"]:
+        """Logits of final residual streams, before the last norm."""
+        normed = self.final_norm(moved(x, place_of(self.final_norm)))
+        return self.unembed(moved(normed, place_of(self.unembed)))
 
 
 def bind(model: nn.Module) -> Architecture:

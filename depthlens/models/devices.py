@@ -1,9 +1,10 @@
-"""Devices: which one a name means, and whether matrix products on it can be trusted."""
+"""Devices: which a name means, how much memory they have free, and whether matrix products on it can be trusted."""
 
 from __future__ import annotations
 
 import itertools
 
+import psutil
 import torch
 from torch.nn import functional
 
@@ -35,6 +36,26 @@ def torch_device(name: str) -> torch.device:
     if kind == "mps" and not mps:
         raise UserError("device 'mps': torch finds no Apple GPU here; use device=cpu")
     return torch.device(name)
+
+
+def torch_devices(name: str) -> list[torch.device]:
+    """The devices that a name means here: one, those of a list (``cuda:0,cuda:1``), or with ``auto`` every GPU.
+
+    Raises:
+        UserError: this machine does not have them.
+    """
+    if name == "auto" and torch.cuda.is_available():
+        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return [torch_device(one) for one in name.split(",")]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
 
 
 def auto_dtype(device: torch.device) -> torch.dtype | str:

@@ -26,11 +26,14 @@ from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, cast
 
+import accelerate.hooks
 import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
 from transformers import AttentionInterface, GenerationConfig, PreTrainedConfig
+
+from depthlens.models import placement
 
 # whose code does what its version says; anything else may change between two runs
 LIBRARIES = {"torch", "transformers", "peft", "depthlens", "numpy", *sys.stdlib_module_names}
@@ -57,6 +60,8 @@ _BOOKKEEPING |= {
     "_use_kernels",
 }
 _BOOKKEEPING |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
+# how accelerate spreads a model; `_changed_code` looks at its hooks
+_BOOKKEEPING |= {"_hf_hook", "_old_forward", "hf_device_map", *accelerate.hooks._accelerate_added_attributes}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MASK = (1 << 64) - 1
 _CHUNK = 1 << 22  # 64-bit words that are mixed at once: 32 MiB and as much again
@@ -101,7 +106,7 @@ def of_model(model: nn.Module, weights: Iterable[tuple[str, bytes]] | None = Non
     except _Unaddressable as e:
         obstacle, text = obstacle or str(e), ""
     digest.update(text.encode())
-    for name, checksum in sorted(checksums(named_tensors(model)) if weights is None else weights):
+    for name, checksum in sorted(_all_checksums(model) if weights is None else weights):
         digest.update(name.encode() + checksum)
     return Identity(digest.hexdigest(), obstacle)
 
@@ -115,6 +120,17 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer under each of its names."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
+
+
+def _all_checksums(model: nn.Module) -> list[tuple[str, bytes]]:
+    """Checksums of every parameter and buffer; those that accelerate keeps on disk are read module by module."""
+    away = {name.rpartition(".")[0] for name, tensor in named_tensors(model) if tensor.is_meta}
+    found = checksums((name, tensor) for name, tensor in named_tensors(model) if name.rpartition(".")[0] not in away)
+    for owner in sorted(away):
+        with placement.held(module := model.get_submodule(owner)):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            found += checksums((f"{owner}.{name}" if owner else name, tensor) for name, tensor in own)
+    return found
 
 
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, bytes]]:
@@ -268,7 +284,7 @@ def _changed_code(model: nn.Module) -> str | None:
         if any(getattr(module, hooks) for hooks in _HOOKS):
             return f"has hooks on {_name_of(name, module)}"
         own = vars(module).get("forward")
-        if own is not None and not hasattr(own, _OURS):
+        if own is not None and not hasattr(own, _OURS) and not _only_moves(module):
             return f"has a forward method of its own in {_name_of(name, module)}"
         kind = type(module)
         if kind not in checked:
@@ -283,6 +299,16 @@ def _changed_code(model: nn.Module) -> str | None:
     if kernel is not None and not _of_library(kernel):
         return f"has attention kernel {name!r} of {kernel.__module__}"
     return None
+
+
+def _only_moves(module: nn.Module) -> bool:
+    """Whether a forward method of its own is that of its class, with accelerate moving tensors before and after it."""
+    hook, whole = vars(module).get("_hf_hook"), vars(module).get("_old_forward")
+    return (
+        all(type(h) is accelerate.hooks.AlignDevicesHook for h in getattr(hook, "hooks", [hook]))
+        and getattr(whole, "__func__", None) is type(module).forward
+        and getattr(getattr(vars(module)["forward"], "func", None), "__module__", "") == accelerate.hooks.__name__
+    )
 
 
 def _changed_class(kind: type) -> str | None:

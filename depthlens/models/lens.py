@@ -15,6 +15,7 @@ from depthlens.ablations import Condition, Dims
 from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint
 from depthlens.models.offload import Stream
+from depthlens.models.placement import held, place_of
 
 if TYPE_CHECKING:  # slow to import
     from nnsight import TransformersModel
@@ -55,12 +56,29 @@ class Lens:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and tokens go; tokens for a remote model start out from the CPU."""
-        return torch.device("cpu") if self.remote else self.arch.embed.weight.device
+        """Where tokens are embedded; those for a remote model start out from the CPU."""
+        return torch.device("cpu") if self.remote else place_of(self.arch.embed)
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a layer computes; its weights may be in a file meanwhile."""
+        place = place_of(self.arch.layers[layer])
+        return self.device if place.type == "meta" else place
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that compute, each once, in the order of the walk."""
+        if self.remote:
+            return (self.device,)
+        ends = place_of(self.arch.final_norm), place_of(self.arch.unembed)
+        return (*dict.fromkeys([self.device, *map(self.device_of, range(self.dims.n_layers)), *ends]),)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.remote.dtype if self.remote else self.arch.embed.weight.dtype
+
+    @property
+    def _places(self) -> str:
+        return ",".join(map(str, self.devices))
 
     def needs_weights(self, what: str) -> None:
         """Raise a `UserError` where the weights are remote; ``what`` needs them here."""
@@ -69,7 +87,7 @@ class Lens:
 
     def resident(self, layer: int) -> AbstractContextManager[None]:
         """Within the context a layer's weights are in memory; only an offloaded model has to read them."""
-        return self.stream.resident(layer) if self.stream else nullcontext()
+        return self.stream.resident(layer) if self.stream else held(self.arch.layers[layer])
 
     def bind(self) -> None:
         """Find the model's parts again: some may have been replaced since.
@@ -129,7 +147,7 @@ class Lens:
 
     def describe(self, fingerprint: str | None = None) -> dict[str, object]:
         """What a record must hold to name this model again; its fingerprint, where it was taken already, is given."""
-        dtype, device = str(self.dtype).removeprefix("torch."), self.remote.device if self.remote else str(self.device)
+        dtype, device = str(self.dtype).removeprefix("torch."), self.remote.device if self.remote else self._places
         return {
             "name": self.name,
             "class": type(self.model).__name__,
@@ -145,7 +163,7 @@ class Lens:
 
     def __repr__(self) -> str:
         d = self.dims
-        where = self.remote.describe()["host"] if self.remote else self.device
+        where = self.remote.describe()["host"] if self.remote else self._places
         return (
             f"Lens({self.name!r}: {type(self.model).__name__}, n_layers={d.n_layers}, n_heads={d.n_heads}, "
             f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "

@@ -34,6 +34,12 @@ def shared_copy(lens: Lens, library: str) -> PreTrainedModel:
         UserError: the weights are not in memory.
     """
     lens.needs_weights(library)
+    if len(lens.devices) > 1:
+        where = ", ".join(map(str, lens.devices))
+        raise UserError(
+            f"model {lens.name!r} is spread over {where}, which {library} cannot use here; "
+            "use backend 'torch', or load the model on one device"
+        )
     if any(p.is_meta for p in lens.model.parameters()):
         raise UserError(
             f"model {lens.name!r} is loaded with its weights left on disk, which {library} cannot use; "

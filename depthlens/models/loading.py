@@ -27,7 +27,7 @@ from transformers.utils import logging as hf_logging
 
 from depthlens import arguments
 from depthlens.errors import UserError
-from depthlens.models import adapters, devices, embedded, sources
+from depthlens.models import adapters, devices, embedded, placement, sources
 from depthlens.models.families import supported
 from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
@@ -53,7 +53,9 @@ def load(
     Args:
         name: What to load.
         dtype: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``bfloat16``, ``float16``.
-        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or several GPUs
+            (``cuda:0,cuda:1``), over which whole layers are spread. ``auto`` spreads them over all GPUs where the
+            first has no room for the model (see `depthlens.models.placement`).
         offload: ``disk``: the layers stay in their safetensors files and are read as a sweep walks through them, which
             needs memory for two of them (see `depthlens.models.offload`). None: the whole model is in memory.
         remote: True: the weights stay on NDIF, or on the server that NDIF_HOST names, and sweeps run there through
@@ -65,11 +67,14 @@ def load(
             matrix products on the device are wrong, or a remote model cannot be reached. The message says what to do.
     """
     arguments.check(dtype=dtype, offload=offload, device=device)
-    place = devices.torch_device(device)
+    places = devices.torch_devices(device)
+    place = places[0]
     if remote not in (False, True, "local"):
         raise UserError(f"remote {remote!r}: give True, 'local' to simulate a server here, or leave it out")
     if remote and offload:
         raise UserError(f"offload {offload!r} is for weights that are read here; leave it or remote out")
+    if offload and "," in device:
+        raise UserError(f"offload {offload!r} reads layers onto one device, and {device!r} are several; name one")
     if remote == "local":
         from depthlens.models.remote import simulated  # slow to import
 
@@ -89,7 +94,9 @@ def load(
         return _load_remote(_with_folder(source))
     source = _with_folder(sources.probe(source))  # a server's models are its own to know
     chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
-    return _load_offloaded(source, place, chosen) if offload else _load_whole(source, place, chosen)
+    if offload:
+        return _load_offloaded(source, place, chosen)
+    return _load_whole(source, places, chosen, spread="," in device)
 
 
 def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) -> Lens:
@@ -98,8 +105,11 @@ def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) ->
     return Lens(source.name, organism.model, organism.tokenizer)
 
 
-def _load_whole(source: Source, device: torch.device, dtype: torch.dtype | str) -> Lens:
-    """A model from a directory, the hub or a .gguf file, with all its weights in memory."""
+def _load_whole(source: Source, places: list[torch.device], dtype: torch.dtype | str, *, spread: bool) -> Lens:
+    """A model from a directory, the hub or a .gguf file, with all its weights in memory.
+
+    On the first device, or over all of them, if the first has no room or if it is asked for with ``spread``.
+    """
     with _explained(source.name):
         _, tokenizer = _read_config(source)
         loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
@@ -114,8 +124,11 @@ def _load_whole(source: Source, device: torch.device, dtype: torch.dtype | str) 
     _refuse_unfilled(source.name, info)
     if source.gguf:
         vars(model).pop("hf_quantizer", None)  # has dequantised the weights; the store could not tell what it does
-    with _fitting(source.name, device):
-        model.to(device)
+    with _fitting(source.name, places):
+        if spread or (len(places) > 1 and placement.n_bytes(model) > placement.room(places)[0]):
+            placement.spread(source.name, model, places)
+        else:
+            model.to(places[0])
     return Lens(source.name, model, tokenizer)
 
 
@@ -129,7 +142,7 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
         checkpoint = Checkpoint(source.place, config, revision=source.revision)
         model, info = checkpoint.skeleton(dtype)
     _refuse_unfilled(source.name, info)
-    with _fitting(source.name, device):
+    with _fitting(source.name, [device]):
         stream = Stream(model, checkpoint, device)
     return Lens(source.name, model, tokenizer, stream)
 
@@ -204,12 +217,12 @@ def _explained(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _fitting(name: str, device: torch.device) -> Iterator[None]:
-    """Within the context a GPU that is too small for a model ends in one line."""
+def _fitting(name: str, places: list[torch.device]) -> Iterator[None]:
+    """Within the context GPUs that are too small for a model end in one line."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as e:
-        fault = f"model {name!r} does not fit into the memory of {device}"
+        fault = f"model {name!r} does not fit into the memory of {', '.join(map(str, places))}"
         raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or device=cpu") from e
 
 

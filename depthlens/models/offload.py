@@ -11,6 +11,9 @@ anything is read. `convert_and_load_state_dict_in_model` renames weights, stacks
 the result to the device. Accelerate's disk offload is not used, because its hooks read a module's weights for every
 call (for every chunk of a layer), and it first writes experts to disk again in the form that the model has.
 
+On CUDA the thread puts a layer that it has read into pinned memory and sends it on a stream of its own, beside what is
+computed (`Copies`). No GPU has run this yet: it is tested with a made-up device.
+
 Files are read with ``pread``. Mapping them into memory would reserve the whole file, which the system refuses where
 memory is limited. A layer whose experts are stored one by one takes about twice its size while they are stacked.
 """
@@ -20,9 +23,10 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -121,6 +125,35 @@ def _files(source: str, at: dict[str, Any]) -> list[str]:
     return get_checkpoint_shard_files(source, index, **at)[0]
 
 
+class Copies:
+    """Weights on their way to a GPU, on a stream of their own.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def send(self, weight: Tensor) -> Tensor:
+        """A weight on the GPU, where it arrives later; from pinned memory the copy does not hold up this thread."""
+        with torch.cuda.stream(self.stream):
+            return weight.pin_memory().to(self.device, non_blocking=True)
+
+    def receive(self, weights: Iterable[Tensor]) -> None:
+        """Let what is computed from now on wait for these weights, and their memory stay until it has used them."""
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        for weight in weights:
+            weight.record_stream(computing)
+
+
+def copies_to(device: torch.device) -> Copies | None:
+    """What sends weights to a device; None where they are loaded there at once."""
+    return Copies(device) if device.type == "cuda" else None
+
+
 class Stream:
     """Brings a model's layers into memory and out again; everything else is read at once and stays.
 
@@ -149,6 +182,7 @@ class Stream:
         self._in_use: set[int] = set()
         self.waited = 0.0
         self._mapping = cast("list[WeightConverter | WeightRenaming]", get_model_conversion_mapping(model))
+        self._copies = copies_to(device)
         self._loading = LoadStateDictConfig(
             dtype=model.dtype,
             # a map that names the disk makes transformers read one tensor at a time; no weight's name starts with "-"
@@ -193,6 +227,8 @@ class Stream:
         rotary = self.model.get_submodule(family.rotary)
         self.model.set_submodule(family.rotary, type(rotary)(self.model.config).to(device))
         missing = self._load(self._keys[None])
+        if self._copies:
+            self._loading = replace(self._loading, device_map={"": torch.device("cpu"), "-": "disk"})  # of layers
         self.model.tie_weights(missing_keys=missing, recompute_mapping=False)
         stored = self.model.state_dict().keys()
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
@@ -220,6 +256,11 @@ class Stream:
             if left := [key for key in missing if self._layer_of(key) == layer]:
                 raise RuntimeError(f"layer {layer} was read without {left}")
             self.layers[layer].requires_grad_(False)
+            if self._copies:
+                for module, name, meta in self._meta[layer]:
+                    sent = self._copies.send(getattr(module, name).detach())
+                    is_parameter = isinstance(meta, nn.Parameter)
+                    setattr(module, name, nn.Parameter(sent, requires_grad=False) if is_parameter else sent)
         except BaseException:
             self.drop(layer)
             raise
@@ -243,6 +284,8 @@ class Stream:
         start = time.monotonic()
         if not self._take(layer):
             self.read(layer)
+        if self._copies:
+            self._copies.receive(getattr(module, name) for module, name, _ in self._meta[layer])
         self.waited += time.monotonic() - start
         self._in_use.add(layer)
         following = layer + 1 if following is None else following

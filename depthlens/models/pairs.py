@@ -92,6 +92,12 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     """A donor by name, or as it was loaded; see `with_donor`."""
     if isinstance(donor, Lens):
         return donor
+    if len(base.devices) > 1:
+        where = ",".join(map(str, base.devices))
+        raise UserError(
+            f"donor {str(donor)!r} would be read onto one device, and base {base.name!r} is spread over {where}; "
+            f"give donor=dl.load({str(donor)!r}, device={where!r})"
+        )
     built = isinstance(donor, str) and options.is_name(donor)  # has no files to read from
     dtype = str(base.dtype).removeprefix("torch.")
     return loading.load(donor, dtype=dtype, device=str(base.device), offload=None if built else "disk")
@@ -165,6 +171,8 @@ def compare(base: Lens, donor: Lens) -> Donor:
     notes = _compare_tokenizers(same, base.tokenizer, donor.tokenizer)
     same("dtype is", *(str(lens.dtype).removeprefix("torch.") for lens in (base, donor)))
     same("device is", *(str(lens.device) for lens in (base, donor)))
+    for layer in range(base.dims.n_layers):
+        same(f"device of layer {layer} is", *(str(lens.device_of(layer)) for lens in (base, donor)))
     embeddings = tuple(
         site
         for site, parts in (("embed", ["embed"]), ("unembed", ["final_norm", "unembed"]))

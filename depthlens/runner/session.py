@@ -52,7 +52,7 @@ def setup_notebook(
         gen_kwargs: How answers are written, over what the tasks say; see `depthlens.experiments.options.EvalOptions`.
         think_end_token: Text that ends what a reasoning model thinks.
         seed: Seed of Python, NumPy and torch.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``mps``, ``cuda``, ``cuda:N``, or several GPUs: ``cuda:0,cuda:1``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         offload: ``disk`` for a model larger than memory; see `depthlens.load`.
         remote: True for weights that stay on NDIF, ``"local"`` to simulate that; see `depthlens.load`.

@@ -1,0 +1,83 @@
+"""What walks the layers beside sweeps gives the same on a model over two made-up devices, and mixes no tensors."""
+
+import made_up_devices
+import numpy as np
+import pytest
+import tiny
+import torch
+from made_up_devices import TWO, spread
+from offloaded import SAME
+from test_head_detectors import made_needles
+
+import depthlens as dl
+from depthlens.engine.references import measure_means
+from depthlens.experiments import attention_patterns, attribution, distillation, geometry, integrated_gradients
+from depthlens.experiments.head_detectors import DETECTORS, scores_by_token
+from depthlens.requests import LoglikelihoodRequest
+
+REQUESTS = [LoglikelihoodRequest((1, 2, 3, 4 + i, 60), (9, 8 + i)) for i in range(3)]
+TOKENS = [1, 50, 3, 9, 120, 7, 33, 8]
+
+
+@pytest.fixture(autouse=True)
+def devices(monkeypatch):
+    with made_up_devices.made_up_devices(monkeypatch):
+        yield
+
+
+def attributed(lens):
+    means = measure_means(lens, [TOKENS], "one prompt", [TOKENS[:2]])
+    return torch.stack([attribution.attribute(lens, REQUESTS, **how)[0] for how in ({}, by(means))])
+
+
+def integrated(lens):
+    means = measure_means(lens, [TOKENS], "one prompt", [TOKENS[:2]])
+    return torch.stack([integrated_gradients.integrate(lens, REQUESTS, steps=2, groups=2, **by(means))[0]])
+
+
+def by(means):
+    return {"mode": "mean", "means": lambda: means}
+
+
+def streams(lens):
+    return torch.stack(geometry.residual_streams(lens, TOKENS))
+
+
+def effects(lens):
+    return np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16))
+
+
+def detected(lens):
+    return np.concatenate([np.concatenate(scores_by_token(lens, made_needles(), name)) for name in DETECTORS])
+
+
+def attended(lens):
+    return attention_patterns.attention_pattern(lens, TOKENS, (4, 1), [2, 7])
+
+
+@pytest.mark.parametrize(
+    ("family", "measure"),
+    [
+        *(("llama-gqa", measure) for measure in (attributed, integrated, streams, effects, detected, attended)),
+        *(("deepseek-v3", measure) for measure in (effects, detected)),
+    ],
+)
+def test_two_devices_give_what_one_gives(family, measure):
+    whole = tiny.lens(family)
+    found, wanted = (torch.as_tensor(measure(lens)) for lens in (spread(whole, TWO), whole))
+    torch.testing.assert_close(found, wanted, atol=10 * SAME, rtol=1e-4)
+
+
+def test_two_models_are_compared_layer_by_layer_where_they_are():
+    base, donor = tiny.lens("llama-gqa"), tiny.lens("llama-gqa", initializer_range=0.1)
+    both = spread(base, TWO), spread(donor, TWO)
+    for deltas in (lambda b, d: distillation.activation_deltas(b, d, ["one prompt"]), distillation.weight_deltas):
+        found, wanted = deltas(*both), deltas(base, donor)
+        np.testing.assert_allclose(found["relative"], wanted["relative"], rtol=1e-4)
+
+
+def test_swapped_operands_are_patched_where_their_layers_are():
+    whole = tiny.lens("llama-mha", max_position_embeddings=4096, initializer_range=0.5, num_hidden_layers=3)
+    options = {"limit": 40, "num_fewshot": 0, "store": None, "progress": False}
+    found, wanted = (dl.operand_swap_scores(lens, **options).values for lens in (spread(whole, TWO), whole))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -1,0 +1,140 @@
+"""Models over several devices: where layers go, what has no room, and models that accelerate spreads or offloads."""
+
+import copy
+
+import made_up_devices
+import pytest
+import tiny
+import torch
+from accelerate import dispatch_model
+from offloaded import SAME, scores
+
+import depthlens as dl
+from depthlens.ablations import BASELINE, parse_condition
+from depthlens.errors import UserError
+from depthlens.models import devices, loading, placement
+from depthlens.models.lens import Lens
+
+CONDITIONS = [BASELINE, *map(parse_condition, ("L0", "L2.attn", "L3.H1", "L1.mlp@noise", "L2.H0@noise"))]
+LISTED = "cuda:0,cuda:1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two made-up devices with so much free memory, in multiples of what the model needs."""
+
+    def give(*free):
+        found = [torch.device(f"cpu:{i + 1}") for i in range(len(free))]
+        size = placement.n_bytes(tiny.model("llama-gqa"))
+        monkeypatch.setattr(devices, "torch_devices", lambda name: found)
+        monkeypatch.setattr(placement, "free_bytes", lambda device: int(free[device.index - 1] * size))
+
+    with made_up_devices.made_up_devices(monkeypatch):
+        yield give
+
+
+def places(lens):
+    return [str(lens.device_of(layer)) for layer in range(lens.dims.n_layers)]
+
+
+def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
+    wanted = scores(loading.load(folder, device="cpu"), CONDITIONS)
+    gpus(1.2, 1.2)
+    even = loading.load(folder, device=LISTED)
+    assert sorted(places(even)) == places(even), "layers stay in order"
+    assert set(places(even)) == {"cpu:1", "cpu:2"}
+    torch.testing.assert_close(scores(even, CONDITIONS), wanted, atol=SAME, rtol=0)
+    assert even.describe()["device"] == "cpu:1,cpu:2" and "cpu:1,cpu:2" in repr(even)
+    gpus(0.8, 2.4)
+    assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
+
+
+def test_auto_spreads_only_what_has_no_room_on_the_first(folder, gpus):
+    gpus(1.2, 1.2)
+    assert set(places(loading.load(folder))) == {"cpu:1"}
+    gpus(0.8, 1.2)
+    assert set(places(loading.load(folder))) == {"cpu:1", "cpu:2"}
+
+
+def test_a_model_without_room_anywhere_is_refused_with_sizes(folder, gpus):
+    gpus(0.3, 0.3)
+    with pytest.raises(UserError, match=r"weights take .* GiB, cpu:1, cpu:2 have room for .* \+ .* GiB; try dtype="):
+        loading.load(folder, device=LISTED)
+
+
+@pytest.mark.parametrize(
+    ("device", "fault"),
+    [
+        ("cuda:0,cuda:0", "named twice"),
+        ("cuda:0,tpu", "unknown device"),
+        ("cuda:0,cpu", "unknown device"),
+        ("cuda,cuda:1", "unknown device"),
+        ("cuda:0,", "unknown device"),
+        (LISTED, "no CUDA GPU here"),
+    ],
+)
+def test_wrong_lists_of_devices_are_refused(device, fault):
+    with pytest.raises(UserError, match=fault):
+        dl.load("organism", device=device)
+
+
+def test_offload_and_several_devices_do_not_mix(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"offload 'disk' .* are several; name one"):
+        loading.load(folder, device=LISTED, offload="disk")
+
+
+def test_libraries_that_cannot_use_a_spread_model_say_so(folder, gpus):
+    gpus(1.2, 1.2)
+    lens = loading.load(folder, device=LISTED)
+    for view in ("bridge", "nnsight"):
+        with pytest.raises(UserError, match="is spread over cpu:1, cpu:2, which .* cannot use"):
+            getattr(lens, view)
+
+
+def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
+    gpus(1.2, 1.2)
+    base, donor = (loading.load(folder, device=LISTED) for _ in range(2))
+    with pytest.raises(UserError, match="give donor=dl.load"):
+        dl.with_donor(base, folder)
+    together = dl.with_donor(base, donor)
+    taken = [parse_condition(text) for text in ("L0@donor", "L4.attn@donor", "L3.H1@donor", "L2.mlp@donor+L4")]
+    # the same weights: a transplant changes nothing
+    for conditions, same in ((taken[:3], [BASELINE] * 3), (taken[3:], [parse_condition("L4")])):
+        torch.testing.assert_close(scores(together, conditions), scores(base, same), atol=SAME, rtol=0)
+    gpus(0.8, 2.4)
+    with pytest.raises(UserError, match="device of layer"):
+        dl.with_donor(base, loading.load(folder, device=LISTED))
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """A model that a user has spread with accelerate over memory and disk, and the same one in memory."""
+    whole = tiny.lens("llama-gqa")
+    model = copy.deepcopy(whole.model)
+    where = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
+    where |= {f"model.layers.{i}": "disk" if i > 1 else "cpu" for i in range(5)}
+    return Lens(whole.name, dispatch_model(model, where, offload_dir=tmp_path), whole.tokenizer), whole
+
+
+@pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
+def test_what_accelerate_keeps_on_disk_is_read_for_a_walk(on_disk, path):
+    lens, whole = on_disk
+    assert torch.equal(scores(lens, CONDITIONS, path=path), scores(whole, CONDITIONS, path=path))
+    assert all(p.is_meta for p in lens.arch.layers[3].parameters()), "it is out of memory again"
+
+
+def test_where_weights_are_does_not_change_the_fingerprint(on_disk):
+    lens, whole = on_disk
+    assert lens.identify() == whole.identify()
+    hooked = dispatch_model(copy.deepcopy(whole.model), {"": "cpu"}, force_hooks=True)
+    moved = Lens(whole.name, hooked, whole.tokenizer)
+    assert moved.identify() == whole.identify()
+    hooked.model.layers[1].mlp.forward = lambda x: x
+    assert "forward method of its own in model.layers.1.mlp" in moved.identify().obstacle
