@@ -54,15 +54,13 @@ def disturbed(
     killed: list[str] = []
 
     def disturb() -> None:
-        wait_for(lambda: parts(folder) >= 1)
-        killed.extend(["worker"] if nodes.kill_worker(chance.choice(nodes.nodes)) else [])
-        seen = parts(folder)
-        wait_for(lambda: parts(folder) > seen)
-        if node:
-            nodes.kill_node(nodes.nodes[-1])
-            killed.append("node")
-        else:
-            killed.extend(["worker"] if nodes.kill_worker(chance.choice(nodes.nodes)) else [])
+        for what in ("worker", "node" if node else "worker"):
+            seen = parts(folder)
+            wait_for(lambda seen=seen: parts(folder) > seen)
+            other_than_head = [one for one in nodes.nodes[1:] if nodes.pids(one)]
+            if other_than_head:
+                (nodes.kill_node if what == "node" else nodes.kill_worker)(chance.choice(other_than_head))
+                killed.append(what)
 
     thread = threading.Thread(target=disturb)
     thread.start()

@@ -60,12 +60,10 @@ class Nodes:
         found = [p for p in raylet.children(recursive=True) if "ray::Worker" in " ".join(p.cmdline())]
         return [p.pid for p in found]
 
-    def kill_worker(self, node: Any) -> bool:
-        """SIGKILL for an actor of a node; whether there was one."""
-        pids = self.pids(node)
-        for pid in pids:
+    def kill_worker(self, node: Any) -> None:
+        """SIGKILL for an actor of a node."""
+        for pid in self.pids(node):
             os.kill(pid, signal.SIGKILL)
-        return bool(pids)
 
     def kill_node(self, node: Any) -> None:
         """SIGKILL for a node's raylet, with which its workers end."""

@@ -23,7 +23,7 @@ from depthlens.errors import UserError, one_line
 from depthlens.models.lens import Lens
 from depthlens.progress import say
 
-PLACE_SECONDS = 60.0  # in which some worker must find a place on a cluster that others use too
+PLACE_SECONDS = 300.0  # in which some worker must have found a place and imported torch
 LOOK_SECONDS = 0.5  # between looks, so that Ctrl-C is heard
 MOST_LOSSES = 5  # of one shard, or of workers in a row while they load the model
 _POOLS: dict[Asked, RayWorkers] = {}  # at most one
@@ -171,7 +171,7 @@ class RayWorkers:
         if identity.obstacle:
             fix = "leave workers out, or take that away"
             raise UserError(f"workers load model {lens.name!r} from its files, but it {identity.obstacle} here; {fix}")
-        recipe, wanted = recipe_of(lens), proof(lens)
+        recipe, wanted = recipe_of(lens, self._need.gpus), proof(lens)
         n_new = self.n - len(self._ready) - len(self._placing) - len(self._loading)
         if (recipe, wanted) != (self._recipe, self._wanted):
             self._recipe, self._wanted = recipe, wanted

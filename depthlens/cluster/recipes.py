@@ -13,17 +13,18 @@ from depthlens.models.lens import Lens
 FIX = "lens.model.save_pretrained(FOLDER) and lens.tokenizer.save_pretrained(FOLDER)"
 
 
-def recipe_of(lens: Lens) -> Recipe:
-    """How a worker gets a model that is loaded here."""
+def recipe_of(lens: Lens, gpus: float) -> Recipe:
+    """How a worker that has so many GPUs gets a model that is loaded here."""
     weights = {p.data_ptr(): p.numel() * p.element_size() for p in lens.model.parameters()}
     return Recipe(
         name=lens.name,
         load=_everywhere(lens.name),
         dtype=str(lens.dtype).removeprefix("torch."),
-        device=lens.device.type,
+        # a worker sees its own GPUs only, numbered from 0
+        device=lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus))),
         offload="disk" if lens.stream else None,
         n_bytes=0 if lens.stream else sum(weights.values()),
-        donor=recipe_of(lens.donor.lens) if lens.donor else None,
+        donor=recipe_of(lens.donor.lens, gpus) if lens.donor else None,
     )
 
 

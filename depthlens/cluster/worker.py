@@ -30,7 +30,7 @@ class Recipe:
         name: The name in the driver, for messages.
         load: What `depthlens.load` takes for it; a path is absolute.
         dtype: As `depthlens.load` takes it.
-        device: The kind of device.
+        device: As `depthlens.load` takes it.
         offload: As `depthlens.load` takes it.
         n_bytes: Of its weights; 0 where they are not held in memory.
         donor: The model that ``@donor`` conditions take parts from.
@@ -109,7 +109,7 @@ class Worker:
         return proof(self.lens)
 
     def _loaded(self, recipe: Recipe) -> Lens:
-        on_gpu = recipe.device == "cuda" and torch.cuda.is_available()
+        on_gpu = recipe.device.startswith("cuda") and torch.cuda.is_available()
         total = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())) if on_gpu else 0
         free = int(total * self.gpu_share) if on_gpu else psutil.virtual_memory().available
         if recipe.n_bytes > free:

@@ -1,4 +1,4 @@
-"""Three nodes of one CPU each (`ray.cluster_utils.Cluster`) give what one process gives, and one line where they cannot."""
+"""Three nodes of one CPU each (`ray.cluster_utils.Cluster`) give what one process gives, or say in one line why not."""
 
 from __future__ import annotations
 
@@ -109,45 +109,6 @@ class TestResults:
         assert first.docs.equals(second.docs)
 
 
-class TestLosses:
-    def test_a_worker_and_then_a_node_are_killed(self, nodes, tmp_path):
-        """By hand 10 times: python tests/ray_losses.py FOLDER."""
-        lens = dl.load(ray_losses.MODEL)
-        alone = ray_losses.sweep(lens)
-        found = ray_losses.disturbed(nodes, lens, tmp_path, 40, random.Random(1), node=True)
-        nodes.nodes.append(nodes.add())
-        assert found["killed"] == ["worker", "node"]
-        assert ray_losses.equal(alone.docs, found["result"].docs)
-        assert 1 <= found["workers"]["repeated_shards"] <= 2, "each cost no more than its shard in flight"
-        assert found["result"].record["store"]["rows_computed"] == alone.record["work"]["rows"]
-
-    def test_a_killed_driver_goes_on_and_two_do_nothing_twice(self, nodes, tmp_path):
-        limit, store = 40, tmp_path / "store"
-        killed = driver(nodes, store, tmp_path / "killed", 2, limit)
-        wait_for(lambda: ray_losses.parts(store) >= 2)
-        os.kill(killed.pid, signal.SIGKILL)
-        assert killed.wait() == -signal.SIGKILL and not (tmp_path / "killed").exists()
-        left = ray_losses.parts(store)
-        pair = [driver(nodes, store, tmp_path / str(i), 1, limit) for i in range(2)]
-        assert [one.wait() for one in pair] == [0, 0], [one.stderr.read() for one in pair]
-        alone = ray_losses.sweep(dl.load(ray_losses.MODEL), limit=limit)
-        found = [dl.Result.load(tmp_path / str(i)) for i in range(2)]
-        assert all(ray_losses.equal(alone.docs, one.docs) for one in found)
-        computed = [one.record["store"]["rows_computed"] for one in found]
-        assert all(computed), "each did some of it"
-        kept = alone.record["work"]["rows"] - sum(computed)
-        assert kept > 0 and left >= 2, "what the killed one had stored was not computed again"
-
-    def test_ctrl_c_says_what_is_kept(self, nodes, tmp_path):
-        stopped = driver(nodes, tmp_path / "store", tmp_path / "out", 2, 40)
-        wait_for(lambda: ray_losses.parts(tmp_path / "store") >= 1)
-        stopped.send_signal(signal.SIGINT)
-        text = stopped.communicate()[1]
-        assert stopped.returncode == 1
-        assert text.splitlines()[-1].startswith("Interrupted: ") and "are kept in" in text
-        assert not list((tmp_path / "store").glob("*/*/.reservations/*.json"))
-
-
 class TestRefusals:
     def refused(self, lens, nodes, match, **options):
         with pytest.raises(UserError, match=match) as error:
@@ -214,6 +175,47 @@ class TestRefusals:
             pytest.raises(UserError, match="is connected to the Ray"),
         ):
             run(lens, None, workers=1, ray=f"127.0.0.1:{server.getsockname()[1]}")
+
+
+class TestLosses:
+    def test_a_worker_and_then_a_node_are_killed(self, nodes, tmp_path):
+        """By hand 10 times: python tests/ray_losses.py FOLDER."""
+        lens = dl.load(ray_losses.MODEL)
+        alone = ray_losses.sweep(lens)
+        found = ray_losses.disturbed(nodes, lens, tmp_path, 40, random.Random(1), node=True)
+        nodes.nodes.append(nodes.add())
+        assert found["killed"] == ["worker", "node"]
+        assert ray_losses.equal(alone.docs, found["result"].docs)
+        assert found["workers"]["repeated_shards"] <= 2, "each cost no more than its shard in flight"
+        assert found["result"].record["store"]["rows_computed"] == alone.record["work"]["rows"]
+
+    def test_a_killed_driver_goes_on_and_two_do_nothing_twice(self, nodes, tmp_path):
+        limit, store = 40, tmp_path / "store"
+        nodes.ray.shutdown()  # this process gives its workers back
+        killed = driver(nodes, store, tmp_path / "killed", 2, limit)
+        wait_for(lambda: ray_losses.parts(store) >= 2)
+        os.kill(killed.pid, signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL and not (tmp_path / "killed").exists()
+        left = ray_losses.parts(store)
+        pair = [driver(nodes, store, tmp_path / str(i), 1, limit) for i in range(2)]
+        assert [one.wait() for one in pair] == [0, 0], [one.stderr.read() for one in pair]
+        alone = ray_losses.sweep(dl.load(ray_losses.MODEL), limit=limit)
+        found = [dl.Result.load(tmp_path / str(i)) for i in range(2)]
+        assert all(ray_losses.equal(alone.docs, one.docs) for one in found)
+        computed = [one.record["store"]["rows_computed"] for one in found]
+        assert all(computed), "each did some of it"
+        kept = alone.record["work"]["rows"] - sum(computed)
+        assert kept > 0 and left >= 2, "what the killed one had stored was not computed again"
+
+    def test_ctrl_c_says_what_is_kept(self, nodes, tmp_path):
+        nodes.ray.shutdown()
+        stopped = driver(nodes, tmp_path / "store", tmp_path / "out", 2, 40)
+        wait_for(lambda: ray_losses.parts(tmp_path / "store") >= 1)
+        stopped.send_signal(signal.SIGINT)
+        text = stopped.communicate()[1]
+        assert stopped.returncode == 1
+        assert text.splitlines()[-1].startswith("Interrupted: ") and "are kept in" in text
+        assert not list((tmp_path / "store").glob("*/*/.reservations/*.json"))
 
 
 def test_what_answers_and_is_no_ray_is_refused_in_time(folder):
