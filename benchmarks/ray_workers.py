@@ -54,9 +54,9 @@ def main() -> None:
         for workers, seconds in times.items()
     )
     print(
-        f"{args.task} {args.num_fewshot}-shot, {args.documents} documents, layers: {medians}; {args.workers} workers do "
-        f"{statistics.median(gain):.2f} ({min(gain):.2f} to {max(gain):.2f}) times the work of one; one worker takes "
-        f"{statistics.median(cost):+.1%} of this process; all predictions equal, scores within {off:.1e}"
+        f"{args.task} {args.num_fewshot}-shot, {args.documents} documents, layers: {medians}; {args.workers} workers "
+        f"do {statistics.median(gain):.2f} ({min(gain):.2f} to {max(gain):.2f}) times the work of one; one worker "
+        f"takes {statistics.median(cost):+.1%} of this process; all predictions equal, scores within {off:.1e}"
     )
 
 

@@ -63,7 +63,7 @@ class RayWorkers:
         self._session = self._ray.get_runtime_context().get_job_id()
         self.asked = asked
         self.repeated = 0
-        self._need = Need(asked.worker_cpus or 1, asked.worker_gpus or 0.0)
+        self._need: Need | None = None  # what each takes; None: not settled yet
         self._n = asked.workers or 0
         self._recipe: Recipe | None = None
         self._wanted: Proof | None = None
@@ -73,6 +73,7 @@ class RayWorkers:
 
     def _forget(self) -> None:
         self._ready: list[Any] = []  # actors that hold the model and have nothing to do
+        self._empty: list[Any] = []  # actors that could not load it
         self._placing: dict[Any, Any] = {}  # actors by what they answer when they have a place
         self._loading: dict[Any, Any] = {}  # and by what they answer when they hold the model
         self._busy: dict[Any, tuple[Any, Shard]] = {}  # and by the answers to a shard
@@ -91,18 +92,18 @@ class RayWorkers:
     @property
     def threads(self) -> int | None:
         """Threads of each on a CPU."""
-        return None if self._need.gpus else self._need.cpus
+        return None if self._need is None or self._need.gpus else self._need.cpus
 
     def describe(self) -> dict[str, Any]:
         """For the record."""
-        size = {"cpus": self._need.cpus, "gpus": self._need.gpus}
+        size = {} if self._need is None else {"cpus": self._need.cpus, "gpus": self._need.gpus}
         return {"n": self.n, "ray": self.asked.ray, **size, "repeated_shards": self.repeated}
 
     def close(self) -> None:
         """End all actors; Ray itself goes on until the process ends."""
         if self.alive:
             busy = [actor for actor, _ in self._busy.values()]
-            for actor in (*self._ready, *self._placing.values(), *self._loading.values(), *busy):
+            for actor in (*self._ready, *self._empty, *self._placing.values(), *self._loading.values(), *busy):
                 self._ray.kill(actor)
         self._forget()
 
@@ -125,10 +126,11 @@ class RayWorkers:
         if cpus is None and self.asked.ray == LOCAL and self.asked.workers:
             cpus = int(self._ray.cluster_resources().get("CPU", 1)) // self.asked.workers
         need = Need(max(1, cpus or 1), gpus)
-        if need != self._need:
-            self.close()
+        if need == self._need:
+            return  # a node may have been lost meanwhile: those that are left go on
+        self.close()
+        self._n = room(self._ray, need, self.asked.workers)
         self._need = need
-        self._n = room(self._ray, self._need, self.asked.workers)
 
     def compute(self, lens: Lens, job: Job, shards: Iterator[Shard]) -> Generator[tuple[Shard, Computed], None, None]:
         """See `depthlens.engine.shards.Workers.compute`."""
@@ -156,14 +158,14 @@ class RayWorkers:
                         done += self._collected(ref, deal)
                     else:
                         self._started(ref)
-        finally:
-            self._cancel()
-
-    def _cancel(self) -> None:
-        """End what still computes: an actor that is in the middle of a shard takes no other message."""
-        for actor, _ in self._busy.values():
-            self._ray.kill(actor)
-        self._busy.clear()
+        except UserError:  # the others end their shards for nothing, and are there for what comes next
+            self._ready += [actor for actor, _ in self._busy.values()]
+            self._busy.clear()
+            raise
+        finally:  # an actor that is in the middle of a shard takes no message
+            for actor, _ in self._busy.values():
+                self._ray.kill(actor)
+            self._busy.clear()
 
     def _hold(self, lens: Lens) -> None:
         """Have the workers hold the model as it is now; those that hold another one are ended."""
@@ -171,22 +173,23 @@ class RayWorkers:
         if identity.obstacle:
             fix = "leave workers out, or take that away"
             raise UserError(f"workers load model {lens.name!r} from its files, but it {identity.obstacle} here; {fix}")
+        assert self._need is not None
         recipe, wanted = recipe_of(lens, self._need.gpus), proof(lens)
-        n_new = self.n - len(self._ready) - len(self._placing) - len(self._loading)
+        load, self._empty = self._empty, []
         if (recipe, wanted) != (self._recipe, self._wanted):
             self._recipe, self._wanted = recipe, wanted
-            n_new = self.n
-            for actor in self._loading.values():  # it is in the middle of another model
-                self._ray.kill(actor)
-            self._loading = {actor.hold.remote(recipe): actor for actor in self._ready}
-            self._ready = []
-        for _ in range(self.n - len(self._ready) - len(self._placing) - len(self._loading)):
+            load += [*self._ready, *self._loading.values()]
+            self._ready, self._loading = [], {}
+        self._loading |= {actor.hold.remote(recipe): actor for actor in load}
+        missing = max(0, self.n - len(self._ready) - len(self._placing) - len(self._loading))
+        for _ in range(missing):
             self._place()
-        if n_new > 0:
-            say(f"loading {lens.name} on {n_new} worker{'s' if n_new > 1 else ''}")
+        if n := len(load) + missing:
+            say(f"loading {lens.name} on {n} worker{'s' if n > 1 else ''}")
 
     def _place(self) -> None:
         """Ask for one more actor."""
+        assert self._need is not None
         size: dict[str, Any] = {"num_cpus": self._need.cpus, "num_gpus": self._need.gpus}
         actor = (
             self._ray.remote(Worker)
@@ -210,6 +213,7 @@ class RayWorkers:
                 return
             refuse_other(self._recipe.name, "workers", answer, self._wanted)
         except errors.RayTaskError as e:
+            self._empty.append(actor)
             fault = f"workers cannot load model {self._recipe.name!r}: {one_line(e.cause)}"
             if isinstance(e.cause, UserError):
                 fault = f"workers cannot load model {self._recipe.name!r}: {e.cause}"
@@ -218,6 +222,9 @@ class RayWorkers:
         except errors.RayError as e:
             self._lost_while_starting(e)
             return
+        except UserError:
+            self._empty.append(actor)
+            raise
         self._losses = 0
         self._ready.append(actor)
 

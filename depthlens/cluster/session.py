@@ -21,7 +21,8 @@ from depthlens.errors import UserError, first_line
 from depthlens.progress import say
 
 REACH_SECONDS = 5.0  # for an address to answer
-JOIN_SECONDS = 30  # for what answers there to be a Ray
+# what starts a connection of HTTP/2, with an empty frame of settings (RFC 9113, sections 3.4 and 6.5)
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 STARTS = 3  # tries: on a busy machine Ray gives its own processes too little time
 FIX = f"give HOST:PORT as 'ray start --head' prints it, or {LOCAL!r} for a Ray on this machine"
 
@@ -33,6 +34,7 @@ def library() -> ModuleType:
         UserError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its makers unless it is told not to
+    os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 is for machines where somebody else works, too
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; else it warns
     try:
         import ray
@@ -78,8 +80,6 @@ def _start(ray: ModuleType) -> None:
 
 def _join(ray: ModuleType, address: str) -> None:
     _reach(address)
-    os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", str(JOIN_SECONDS))
-    os.environ.setdefault("RAY_py_gcs_connect_timeout_s", str(JOIN_SECONDS))
     try:
         ray.init(address=address, **_quiet())
     except Exception as e:  # noqa: BLE001 - Ray raises plain Exceptions
@@ -92,16 +92,20 @@ def _join(ray: ModuleType, address: str) -> None:
 
 
 def _reach(address: str) -> None:
-    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    """Refuse an address where nothing listens, or nothing that speaks as Ray does: Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"ray {address!r} is no address; {FIX}")
     try:
-        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+        with socket.create_connection((host, int(port)), timeout=REACH_SECONDS) as connection:
+            connection.sendall(_HELLO)
+            frame = b"" if os.environ.get("RAY_USE_TLS") else connection.recv(9)
     except (OSError, OverflowError) as e:
         raise UserError(f"ray {address!r}: nothing answers there ({e}); {FIX}") from e
+    if frame and frame[3:4] != b"\x04":  # the server's own settings come first
+        raise UserError(f"ray {address!r}: what answers there is no Ray; {FIX}")
 
 
 def _quiet() -> dict[str, Any]:

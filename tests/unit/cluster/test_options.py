@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import tiny
@@ -11,6 +13,7 @@ import tiny
 import depthlens as dl
 from depthlens import cli
 from depthlens.cluster import options as cluster
+from depthlens.cluster import session
 from depthlens.cluster.options import Asked
 from depthlens.cluster.room import Need, room
 from depthlens.errors import UserError
@@ -106,6 +109,23 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "ray"]
     def test_a_wrong_address_is_one_line(self, lens, address, line):
         with pytest.raises(UserError, match=line):
             dl.layer_sweep(lens, TASK, limit=1, ray=address)
+
+    @pytest.mark.parametrize(
+        ("says", "line"),
+        [(None, "nothing answers there .timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "there is no Ray")],
+    )
+    def test_what_answers_and_is_no_ray_is_refused_in_time(self, lens, monkeypatch, says, line):
+        monkeypatch.setattr(session, "REACH_SECONDS", 0.5)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer():
+                connection, _ = server.accept()
+                connection.sendall(says)
+
+            if says:
+                threading.Thread(target=answer, daemon=True).start()
+            with pytest.raises(UserError, match=line):
+                dl.layer_sweep(lens, TASK, limit=1, ray=f"127.0.0.1:{server.getsockname()[1]}")
 
 
 class Machines:

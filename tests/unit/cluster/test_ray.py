@@ -121,7 +121,7 @@ class TestRefusals:
             run(lens, None, workers=4, ray=nodes.address)
 
     def test_gpus_for_a_model_on_a_cpu(self, nodes, lens):
-        self.refused(lens, nodes, "workers 3: Ray has room for 0 with 1 CPU and 1 GPU each", worker_gpus=1)
+        self.refused(lens, nodes, "worker_gpus 1: model .* is on cpu here; load it with device='cuda'", worker_gpus=1)
 
     def test_another_version(self, nodes, lens, monkeypatch):
         real = provenance.version
@@ -216,24 +216,3 @@ class TestLosses:
         assert stopped.returncode == 1
         assert text.splitlines()[-1].startswith("Interrupted: ") and "are kept in" in text
         assert not list((tmp_path / "store").glob("*/*/.reservations/*.json"))
-
-
-def test_what_answers_and_is_no_ray_is_refused_in_time(folder):
-    program = f"""
-import sys, time
-import depthlens as dl
-from depthlens.cluster import session
-session.JOIN_SECONDS = 3
-lens = dl.load({str(folder)!r})
-start = time.monotonic()
-try:
-    dl.layer_sweep(lens, {CHOICE!r}, limit=1, ray=sys.argv[1])
-except dl.UserError as e:
-    print(e)
-assert time.monotonic() - start < 120
-"""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        done = subprocess.run([sys.executable, "-c", program, address], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert f"ray {address!r} cannot be joined" in done.stdout and len(done.stdout.splitlines()) == 1
