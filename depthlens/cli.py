@@ -245,7 +245,8 @@ def sweep(
         asked = {"model": model, "tasks": tasks, "ablate": ablate, **options}
         with claimed(out, asked, overwrite=overwrite) as folder:
             names = " and ".join(source.name for source in models)
-            say(f"loading {names} for {', '.join(tasks)}", model=model, tasks=tasks)
+            on = ", here and on workers of Ray" if cluster.asked({}) else ""
+            say(f"loading {names} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
             for source in models if not remote else ():
                 sources.probe(source)
             from depthlens.analysis.summary_text import summary_text

@@ -21,7 +21,6 @@ from depthlens.cluster.worker import Proof, Recipe, Worker, proof
 from depthlens.engine.shards import Computed, Job, Shard
 from depthlens.errors import UserError, one_line
 from depthlens.models.lens import Lens
-from depthlens.progress import say
 
 PLACE_SECONDS = 300.0  # in which some worker must have found a place and imported torch
 LOOK_SECONDS = 0.5  # between looks, so that Ctrl-C is heard
@@ -168,24 +167,21 @@ class RayWorkers:
             self._busy.clear()
 
     def _hold(self, lens: Lens) -> None:
-        """Have the workers hold the model as it is now; those that hold another one are ended."""
+        """Have the workers hold the model as it is now."""
         identity = lens.identify()
         if identity.obstacle:
             fix = "leave workers out, or take that away"
             raise UserError(f"workers load model {lens.name!r} from its files, but it {identity.obstacle} here; {fix}")
         assert self._need is not None
-        recipe, wanted = recipe_of(lens, self._need.gpus), proof(lens)
+        recipe, wanted = recipe_of(lens, self._need.gpus), proof(lens, identity)
         load, self._empty = self._empty, []
         if (recipe, wanted) != (self._recipe, self._wanted):
             self._recipe, self._wanted = recipe, wanted
             load += [*self._ready, *self._loading.values()]
             self._ready, self._loading = [], {}
         self._loading |= {actor.hold.remote(recipe): actor for actor in load}
-        missing = max(0, self.n - len(self._ready) - len(self._placing) - len(self._loading))
-        for _ in range(missing):
+        for _ in range(self.n - len(self._ready) - len(self._placing) - len(self._loading)):
             self._place()
-        if n := len(load) + missing:
-            say(f"loading {lens.name} on {n} worker{'s' if n > 1 else ''}")
 
     def _place(self) -> None:
         """Ask for one more actor."""
@@ -207,7 +203,7 @@ class RayWorkers:
         try:
             answer = self._ray.get(ref)
             if placed:
-                host, _, versions = answer
+                host, versions = answer
                 refuse_other(self._recipe.name, host, Proof(versions), Proof(self._wanted.versions))
                 self._loading[actor.hold.remote(self._recipe)] = actor
                 return
@@ -233,6 +229,7 @@ class RayWorkers:
         return self._recipe.load.startswith("/")
 
     def _lost_while_starting(self, error: Exception) -> None:
+        """Try another actor, unless what ended this one would end all."""
         text = " ".join(str(error).split())
         if "ModuleNotFoundError" in text or "ImportError" in text:
             why = str(error).strip().splitlines()[-1].strip()
@@ -258,7 +255,7 @@ class RayWorkers:
                 raise UserError(str(e.cause)) from None
             if deal.failed(shard):
                 rows = sum(len(m) * len(g) for m, g in shard.products)
-                raise UserError(f"two workers failed on the same {rows} rows: {one_line(e.cause)}") from e
+                raise UserError(f"{rows} rows failed twice on workers: {one_line(e.cause)}") from e
             return []
         except errors.RayError as e:
             self.repeated += 1

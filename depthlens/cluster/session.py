@@ -18,7 +18,6 @@ from typing import Any
 
 from depthlens.cluster.options import LOCAL
 from depthlens.errors import UserError, first_line
-from depthlens.progress import say
 
 REACH_SECONDS = 5.0  # for an address to answer
 # what starts a connection of HTTP/2, with an empty frame of settings (RFC 9113, sections 3.4 and 6.5)
@@ -65,7 +64,6 @@ def connect(address: str) -> None:
 
 
 def _start(ray: ModuleType) -> None:
-    say("starting Ray on this machine")
     with quick_imports():
         for tried in range(1, STARTS + 1):
             try:

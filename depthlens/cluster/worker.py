@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.shards import Asked, Computed, Job
 from depthlens.errors import UserError
 from depthlens.models import loading, pairs
+from depthlens.models.fingerprint import Identity
 from depthlens.models.lens import Lens
 from depthlens.store.answer_cache import NUMERICS
 
@@ -67,9 +67,9 @@ def versions() -> dict[str, str | None]:
     return {name: provenance.version(name) for name in SAME_VERSIONS} | {"numerics": str(NUMERICS)}
 
 
-def proof(lens: Lens) -> Proof:
-    """What a model is, here and now."""
-    identity = lens.identify()
+def proof(lens: Lens, identity: Identity | None = None) -> Proof:
+    """What a model is, here and now; its identity is given where it was taken already."""
+    identity = identity or lens.identify()
     donor = lens.donor.lens.identify().fingerprint if lens.donor else None
     return Proof(versions(), identity.fingerprint, donor, tuple(sorted(identity.settings.items())))
 
@@ -89,9 +89,9 @@ class Worker:
         self.gpu_share = gpu_share
         self.lens: Lens | None = None
 
-    def where(self) -> tuple[str, int, dict[str, str | None]]:
-        """Machine, process and versions; answers as soon as the actor has a place."""
-        return socket.gethostname(), os.getpid(), versions()
+    def where(self) -> tuple[str, dict[str, str | None]]:
+        """Machine and versions; answers as soon as the actor has a place."""
+        return socket.gethostname(), versions()
 
     def hold(self, recipe: Recipe) -> Proof:
         """Load a model.

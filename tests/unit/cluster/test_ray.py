@@ -20,9 +20,12 @@ from ray_nodes import wait_for
 from stores import CHOICE, WRITTEN, counts, run
 
 import depthlens as dl
-from depthlens import provenance
+from depthlens import cluster, provenance
+from depthlens.ablations import BASELINE
 from depthlens.cluster import recipes
+from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.requests import LoglikelihoodRequest
 
 pytestmark = pytest.mark.slow
 DRIVER = """
@@ -168,6 +171,13 @@ class TestRefusals:
         with pytest.raises(UserError) as there:
             sweep(lens, nodes, "L0", tasks=[CHOICE])
         assert "first in the output of layer L3" in str(alone.value) and str(there.value) == str(alone.value)
+
+    def test_what_fails_twice_ends_with_its_error(self, nodes, lens):
+        workers = cluster.workers_of({"workers": 3, "ray": nodes.address})
+        engine = Engine(lens, workers=workers, progress=False)
+        no_token = LoglikelihoodRequest((1, 10**6), (2,))
+        with pytest.raises(UserError, match="1 rows failed twice on workers: IndexError"):
+            engine.loglikelihood([no_token], [BASELINE])
 
     def test_this_process_is_connected_elsewhere(self, nodes, lens):
         with (
