@@ -21,6 +21,14 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+def title(process: psutil.Process) -> str:
+    """What a process calls itself; nothing for one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 class Nodes:
     """Nodes of one CPU; the first is the head.
 
@@ -57,8 +65,7 @@ class Nodes:
     def pids(self, node: Any) -> list[int]:
         """Processes of a node's workers that hold an actor."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        found = [p for p in raylet.children(recursive=True) if "ray::Worker" in " ".join(p.cmdline())]
-        return [p.pid for p in found]
+        return [p.pid for p in raylet.children(recursive=True) if "ray::Worker" in title(p)]
 
     def kill_worker(self, node: Any) -> None:
         """SIGKILL for an actor of a node."""

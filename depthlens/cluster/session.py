@@ -40,6 +40,7 @@ def library() -> ModuleType:
     except ImportError as e:
         fix = "pip install 'depthlens[ray]', or leave workers and ray out"
         raise UserError(f"workers need Ray, which is not installed here ({first_line(e)}); {fix}") from e
+    logging.getLogger("ray").setLevel(logging.ERROR)  # also before it is started
     return ray
 
 
