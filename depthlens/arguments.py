@@ -85,6 +85,27 @@ def number(name: str, value: Any, low: int | float, high: int | float = math.inf
         raise UserError(f"{name} {value!r}: give a number, {span}{fix}")
 
 
+def settings_of(text: str | None) -> dict[str, object] | None:
+    """Settings by name, from ``name=value,name=value``; values are YAML.
+
+    Raises:
+        UserError: another text.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise UserError(f"gen_kwargs {text!r}: give NAME=VALUE, several with commas, e.g. temperature=0.6,top_p=0.95")
+    import yaml
+
+    try:
+        return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"gen_kwargs {text!r}: a value cannot be read; give numbers, true, false or plain text"
+        ) from error
+
+
 def names(name: str, value: Any, example: str) -> list[str]:
     """A text, or several, as a list.
 
@@ -199,6 +220,25 @@ def _seed(name: str, value: Any) -> None:
     whole(name, value, 0, N_SEEDS - 1)
 
 
+def _workers(name: str, value: Any) -> None:
+    whole(name, value, 1, fix=", or leave it out to compute in this process")
+
+
+def _ray(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{name} {value!r}: give 'local' or the address of a cluster, such as 10.0.0.1:6379")
+
+
+def _worker_cpus(name: str, value: Any) -> None:
+    whole(name, value, 1, of=" of CPU threads", fix=", or leave it out")
+
+
+def _worker_gpus(name: str, value: Any) -> None:
+    number(name, value, 0)
+    if not value or (value > 1 and value != int(value)):
+        raise UserError(f"{name} {value!r}: give a share of a GPU such as 0.5, or a whole number, or leave it out")
+
+
 def _flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise UserError(f"{name} {value!r}: give True or False")
@@ -281,6 +321,7 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "offload": _optional(_offload),
     "out": _optional(_out),
     "progress": _flag,
+    "ray": _optional(_ray),
     "resample_prompts": _optional(_prompts),
     "samples": _optional(_samples),
     "seed": _seed,
@@ -288,4 +329,7 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "tasks": _tasks,
     "text_set": _one_of(TEXT_SETS),
     "think_end_token": _optional(_filled_text),
+    "worker_cpus": _optional(_worker_cpus),
+    "worker_gpus": _optional(_worker_gpus),
+    "workers": _optional(_workers),
 }

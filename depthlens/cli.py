@@ -19,6 +19,8 @@ import typer
 from typer.core import TyperCommand
 
 from depthlens import __version__
+from depthlens.cluster import options as cluster
+from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 from depthlens.progress import say, text_table
 from depthlens.runner import commands as notebooks
@@ -36,7 +38,7 @@ _COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it,
 # Typer's own class or Click's, depending on the version
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 # `sweep` passes all its other options on to `depthlens.experiments.sweep.run_sweep`, under the same names
-_OF_COMMAND = ("model", "tasks", "ablate", "out", "overwrite", "plan", "store", "json")
+_OF_COMMAND = ("model", "tasks", "ablate", "out", "overwrite", "plan", "store", "json", *cluster.NAMES)
 _NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
 StoreOption = Annotated[
     str,
@@ -206,6 +208,10 @@ def sweep(
     remote: Annotated[
         bool, typer.Option("--remote", help="Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.")
     ] = False,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    worker_cpus: CpusOption = None,
+    worker_gpus: GpusOption = None,
     store: StoreOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -213,20 +219,21 @@ def sweep(
 
     Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
     """
-    options = {name: value for name, value in dict(locals()).items() if name not in _OF_COMMAND}
+    given = dict(locals())
+    options = {name: value for name, value in given.items() if name not in _OF_COMMAND}
     from depthlens import arguments
     from depthlens.analysis.result_folder import FILES, claimed
     from depthlens.models import sources
 
     options |= {name: arguments.whole_or_text(options[name]) for name in _NUMBERS}
-    options["gen_kwargs"] = _settings(gen_kwargs)
+    options["gen_kwargs"] = arguments.settings_of(gen_kwargs)
     arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
     if options["limit"] is not None and samples is not None:
         raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
     if out is None and not plan:
         raise UserError("no --out; name a folder for the results, or add --plan to see what the sweep would cost")
     models = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
-    _configure(store, json)
+    _configure(store, json, given, plan)
     if plan:
         say(f"loading {models[0].name} for {', '.join(tasks)}", model=model, tasks=tasks)
         from depthlens.experiments.planning import run_plan
@@ -238,7 +245,8 @@ def sweep(
         asked = {"model": model, "tasks": tasks, "ablate": ablate, **options}
         with claimed(out, asked, overwrite=overwrite) as folder:
             names = " and ".join(source.name for source in models)
-            say(f"loading {names} for {', '.join(tasks)}", model=model, tasks=tasks)
+            on = ", here and on workers of Ray" if cluster.asked({}) else ""
+            say(f"loading {names} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
             for source in models if not remote else ():
                 sources.probe(source)
             from depthlens.analysis.summary_text import summary_text
@@ -261,7 +269,7 @@ def _planning(command: Callable[..., None]) -> Callable[..., None]:
         command(**options, plan=True)
 
     own = inspect.signature(command, eval_str=True)
-    parameters = [p for name, p in own.parameters.items() if name not in ("out", "overwrite", "plan")]
+    parameters = [p for name, p in own.parameters.items() if name not in ("out", "overwrite", "plan", *cluster.NAMES)]
     vars(plan).update(__signature__=own.replace(parameters=parameters))
     plan.__annotations__ = {p.name: p.annotation for p in parameters}
     plan.__doc__ = """Say what a sweep would cost before anything is computed: tokens, operations, time and memory.
@@ -308,6 +316,10 @@ def run(
     plan: Annotated[
         bool, typer.Option("--plan", help="Run them on made-up answers, and say what the run would cost.")
     ] = False,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    worker_cpus: CpusOption = None,
+    worker_gpus: GpusOption = None,
     store: StoreOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -317,6 +329,7 @@ def run(
 
     Example: depthlens run 00_tour -p limit 20 --out runs/tour
     """
+    given = dict(locals())
     values: dict[str, object] = {}
     for name, _, value in (text.partition("=") for text in parameters or []):
         if name in values:
@@ -324,7 +337,7 @@ def run(
         values[name] = value
     if out is None and not plan:
         raise UserError("no --out; name a folder for what is written, or add --plan to see what the run would cost")
-    _configure(store, json)
+    _configure(store, json, given, plan)
     if plan:
         from depthlens.runner import run_plan
 
@@ -364,29 +377,8 @@ def models() -> None:
     typer.echo(text_table(registry.table()))
 
 
-def _settings(text: str | None) -> dict[str, object] | None:
-    """Settings by name, from ``name=value,name=value``; values are YAML.
-
-    Raises:
-        UserError: another text.
-    """
-    if text is None:
-        return None
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name.strip() and value.strip() for name, _, value in pairs):
-        raise UserError(f"gen_kwargs {text!r}: give NAME=VALUE, several with commas, e.g. temperature=0.6,top_p=0.95")
-    import yaml
-
-    try:
-        return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"gen_kwargs {text!r}: a value cannot be read; give numbers, true, false or plain text"
-        ) from error
-
-
-def _configure(store: str, json: bool) -> None:
-    """Set the store and the form of progress for this process and for the kernels that it starts."""
+def _configure(store: str, json: bool, given: dict[str, Any], plan: bool) -> None:
+    """Set the store, workers and the form of progress for this process and for the kernels that it starts."""
     from depthlens import progress
     from depthlens.store import parts as storage
 
@@ -396,5 +388,9 @@ def _configure(store: str, json: bool) -> None:
         local = "://" not in store and not storage.without(store)
         os.environ[storage.ENVIRONMENT] = str(Path(store).expanduser().resolve()) if local else store
     storage.open_store()  # a store that cannot be used is refused before anything else is done
+    workers = {name: given[name] for name in cluster.NAMES}
+    if plan and (asked := [name for name, value in workers.items() if value is not None]):
+        raise UserError(f"--{asked[0].replace('_', '-')}: a plan is of one process; leave it out")
+    cluster.configure(**workers)
     if json:
         os.environ[progress.ENVIRONMENT] = "-"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,6 +69,13 @@ class Means:
     mlp: Float[Tensor, "n_layers token_class d_model"]
     z: Float[Tensor, "n_layers token_class n_heads d_head"]
     sample: Float[Tensor, "n_layers pos n_heads d_head"] | None = None
+
+    def to(self, device: torch.device | str) -> Means:
+        """The same on a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     @property
     def measured(self) -> bool:

@@ -19,6 +19,7 @@ from depthlens.engine import made_up_answers, memory_budget, nonfinite
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
+from depthlens.engine.shards import Job, ShardedRows, Workers
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
 from depthlens.errors import Interrupted, UserError, unknown
@@ -70,6 +71,8 @@ class Engine:
         means: Reference means, needed by ``@mean`` conditions.
         progress: Show a bar with rows/s and time left.
         cache: Where answers are read and stored, pack by pack; None stores nothing.
+        workers: Processes that compute the answers, each with the model that ``lens`` has (`depthlens.engine.shards`);
+            None: this process does.
 
     Raises:
         UserError: unknown backend or path, one that the model or backend does not have, or a budget below 1.
@@ -85,6 +88,7 @@ class Engine:
         means: Means | None = None,
         progress: bool = True,
         cache: AnswerCache | None = None,
+        workers: Workers | None = None,
     ) -> None:
         if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
             raise UserError(f"batch_tokens {batch_tokens!r}: give a whole number of tokens, at least 1")
@@ -92,12 +96,16 @@ class Engine:
             raise unknown("path", path, PATHS)
         if lens.stream and backend in backends.BACKENDS and backend != "torch":
             raise UserError(f"backend {backend!r} needs the whole model in memory; use torch, or load without offload")
+        if workers is not None and lens.remote:
+            raise UserError(f"model {lens.name!r} runs on a server; leave workers out")
         self.lens = lens
         self.backend = backends.get(backend, lens, means)
         if path is not None and (lens.remote or (path == "wavefront" and not isinstance(self.backend, TorchBackend))):
             where = "a remote model" if lens.remote else f"backend {self.backend.name!r}"
             raise UserError(f"path {path!r}: {where} does not have it; leave path out")
         self.path = path
+        self.asked_batch_tokens = batch_tokens
+        self.workers = workers
         self.budget = memory_budget.choose(lens, batch_tokens)
         self.progress = progress
         self.cache = cache or AnswerCache()
@@ -128,10 +136,14 @@ class Engine:
         if run := dry_run.current():
             return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
-            path = self._path(max((len(q.inputs) for q in requests), default=0))
-            self._expect(rows, bar, None)
-            path.loglikelihood(rows, bar)
-            self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
+            longest = max((len(q.inputs) for q in requests), default=0)
+            needed = self._expect(rows, bar, None)
+            if self.workers is not None:
+                self._sharded(self.workers, longest, needed, write=False).compute(rows, bar)
+            else:
+                path = self._path(longest)
+                path.loglikelihood(rows, bar)
+                self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
     def generate_until(
@@ -151,10 +163,14 @@ class Engine:
         if run := dry_run.current():
             return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
-            path = self._path(max((len(q.context) + q.max_new_tokens for q in requests), default=0))
-            self._expect(rows, bar, made_up_answers.text_lengths(self.lens, requests))
-            path.generate_until(rows, bar)
-            self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
+            longest = max((len(q.context) + q.max_new_tokens for q in requests), default=0)
+            needed = self._expect(rows, bar, made_up_answers.text_lengths(self.lens, requests))
+            if self.workers is not None:
+                self._sharded(self.workers, longest, needed, write=True).compute(rows, bar)
+            else:
+                path = self._path(longest)
+                path.generate_until(rows, bar)
+                self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
     def plan(
@@ -183,13 +199,19 @@ class Engine:
             path.plan(rows, bar, WorkRate(self.lens), lengths)
         return work
 
-    def _expect(self, rows: AnswerRows, bar: progress.Bar, lengths: Sequence[int] | None) -> None:
-        """Let a bar that is shown tell the time left from the operations that `plan` counts."""
-        if not bar.disable and rows.unfinished:
-            before = self.work.flops(self.lens)
-            bar.expects(
-                self._counted(rows.counting(), lengths).flops(self.lens), lambda: self.work.flops(self.lens) - before
-            )
+    def _expect(self, rows: AnswerRows, bar: progress.Bar, lengths: Sequence[int] | None) -> Work:
+        """Let a bar that is shown tell the time left from the operations that `plan` counts, which are returned."""
+        if not rows.unfinished or (bar.disable and self.workers is None):
+            return Work()
+        before, needed = self.work.flops(self.lens), self._counted(rows.counting(), lengths)
+        bar.expects(needed.flops(self.lens), lambda: self.work.flops(self.lens) - before)
+        return needed
+
+    def _sharded(self, workers: Workers, longest: int, needed: Work, *, write: bool) -> ShardedRows:
+        """What has workers compute; they take the path that all requests together take."""
+        means = self.backend.means and self.backend.means.to("cpu")
+        job = Job(write, self.backend.name, self.path_for(longest), self.asked_batch_tokens, means)
+        return ShardedRows(self.lens, job, workers, self.work, needed)
 
     def path_for(self, longest: int) -> str:
         """Name of the path that requests take the longest of which has so many tokens.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import arguments
+from depthlens import arguments, cluster
 from depthlens.ablations import BASELINE
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -33,7 +33,9 @@ def recalled_needles(
     """
     arguments.loaded(lens)
     cache = AnswerStore(store, lens).entry("needles")
-    return recalled(lens, Engine(lens, batch_tokens=batch_tokens, progress=progress, cache=cache), needles)
+    workers = cluster.workers_of({})  # of the environment
+    engine = Engine(lens, batch_tokens=batch_tokens, progress=progress, cache=cache, workers=workers)
+    return recalled(lens, engine, needles)
 
 
 def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:

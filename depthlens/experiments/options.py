@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from depthlens import arguments
-from depthlens.errors import unknown
+from depthlens.cluster import options as cluster
+from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
 from depthlens.store import parts
 from depthlens.store.answer_cache import Where
@@ -43,6 +44,12 @@ class EvalOptions(TypedDict, total=False):
         store: Folder or URL where answers are read and kept, so that nothing is computed twice; ``auto`` (default):
             what DEPTHLENS_STORE names, else the user's data folder; None: nowhere.
         progress: Show progress bars; True by default.
+        workers: Number of processes that compute, each with the model, through Ray (`depthlens.cluster`); None
+            (default): this process computes, or with ``ray`` as many as fit. DEPTHLENS_WORKERS and so on stand for
+            these four where they are not given.
+        ray: ``local``: a Ray that is started on this machine (default with ``workers``); or the address of a cluster.
+        worker_cpus: CPU threads of each worker; None (default): its share of a local machine's cores, else 1.
+        worker_gpus: GPUs of each worker, below 1 a share of one; None (default): as many as the model has here.
     """
 
     limit: int | None
@@ -60,6 +67,10 @@ class EvalOptions(TypedDict, total=False):
     batch_tokens: int | None
     store: Where
     progress: bool
+    workers: int | None
+    ray: str | None
+    worker_cpus: int | None
+    worker_gpus: float | None
 
 
 DEFAULTS: EvalOptions = {
@@ -78,6 +89,10 @@ DEFAULTS: EvalOptions = {
     "batch_tokens": None,
     "store": parts.DEFAULT,
     "progress": True,
+    "workers": None,
+    "ray": None,
+    "worker_cpus": None,
+    "worker_gpus": None,
 }
 # what decides scores, for the record of a result
 RECORDED = (
@@ -119,7 +134,15 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
     arguments.check(**{name: value for name, value in options.items() if name != "store"})
     options["limit"] = arguments.documents(options["limit"])
     document_choice.check(options["limit"], options["samples"])
+    cluster.asked(options)  # refuses workers of which only the size is given
     return options
+
+
+def refuse_workers(options: EvalOptions, what: str, fix: str) -> None:
+    """Raise a `UserError` where workers are given to something that runs in one process."""
+    for name in cluster.NAMES:
+        if (value := dict(options)[name]) is not None:
+            raise UserError(f"{name} {value!r}: {what} runs in one process; leave it out{fix}")
 
 
 def recorded(options: EvalOptions) -> dict[str, Any]:

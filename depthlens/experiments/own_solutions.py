@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from depthlens import cluster
 from depthlens.ablations import BASELINE
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
@@ -75,6 +76,7 @@ def written_solutions(
             batch_tokens=options["batch_tokens"],
             progress=options["progress"],
             cache=answers.entry(prepared.name),
+            workers=cluster.workers_of(options),
         )
         (texts,) = prepared.run(engine, [BASELINE])
         right = _right(prepared, texts)

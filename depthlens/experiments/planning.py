@@ -23,7 +23,7 @@ from depthlens import arguments
 from depthlens.ablations import Condition, expand
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.experiments.options import EvalOptions, load_tasks, settled
+from depthlens.experiments.options import EvalOptions, load_tasks, refuse_workers, settled
 from depthlens.experiments.views import references_of, tokens_of_prompts, views_of
 from depthlens.models import loading, pairs
 from depthlens.models.lens import Lens
@@ -104,6 +104,7 @@ def plan(
     arguments.loaded(lens)
     lens.needs_weights("plan")
     chosen = settled(options)
+    refuse_workers(chosen, "plan", "")
     conditions = expand(ablate, lens.dims)
     both = pairs.join_donor(lens, donor, conditions, chosen["backend"])
     answers = AnswerStore(chosen["store"], both)

@@ -20,12 +20,12 @@ surely has a surprisal near 0, and a ratio to it is large for the smallest loss:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from jaxtyping import Float
 
-from depthlens import arguments
+from depthlens import arguments, cluster
 from depthlens.ablations import Head
 from depthlens.analysis.head_scores import HeadScores, ReasoningScores
 from depthlens.engine.engine import Engine
@@ -144,7 +144,8 @@ def _exact(
     cache: AnswerCache,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses [cell, n_layers, n_heads] and clean log-probabilities [cell], summed over the tokens of each cell."""
-    engine = Engine(lens, batch_tokens=options["batch_tokens"], progress=options["progress"], cache=cache)
+    about: dict[str, Any] = {"progress": options["progress"], "workers": cluster.workers_of(options)}
+    engine = Engine(lens, batch_tokens=options["batch_tokens"], cache=cache, **about)
     spans = [(c, span) for c, (s, kind) in enumerate(cells) for span in solved[s].spans if span.kind == kind]
     requests = [solved[cells[c][0]].request(span) for c, span in spans]
     by_span, clean_by_span = single(lens, engine, requests, removed)

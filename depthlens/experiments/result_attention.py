@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
+from depthlens.cluster import options as cluster
 from depthlens.experiments import attention_patterns, worked_solutions
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options
@@ -53,7 +54,7 @@ def attention_at_results(
         UserError: see `reasoning_scores`.
     """
     arguments.loaded(lens)
-    chosen = settled(options, without=(*WITHOUT_CONDITIONS, "batch_tokens"))
+    chosen = settled(options, without=(*WITHOUT_CONDITIONS, *cluster.NAMES, "batch_tokens"))
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = [s for s in worked_solutions.worked_solutions(lens, names, **task_options(chosen)) if s.results]
     dims = lens.dims

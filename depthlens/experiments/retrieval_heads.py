@@ -19,7 +19,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from depthlens import arguments
+from depthlens import arguments, cluster
 from depthlens.ablations import Head, heads_condition
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.engine.engine import Engine
@@ -99,7 +99,8 @@ def retrieval_scores(
         source = {"n_needles": n_needles, "depths": list(depths), "context_lengths": list(context_lengths)}
         source |= {"seed": chosen["seed"], "kind": kind}
     answers = AnswerStore(chosen["store"], lens)
-    engine = Engine(lens, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], cache=answers.entry(label))
+    about: dict[str, Any] = {"progress": chosen["progress"], "workers": cluster.workers_of(chosen)}
+    engine = Engine(lens, batch_tokens=chosen["batch_tokens"], cache=answers.entry(label), **about)
     recalled = needle_recall.recalled(lens, engine, needles)
     record = scores_record(lens, answers, method, source)
     groups = needle_recall.groups(needles, recalled)

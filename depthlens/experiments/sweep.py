@@ -11,7 +11,7 @@ from typing import Any, Unpack, cast
 import pandas as pd
 from torch import Tensor
 
-from depthlens import arguments, provenance
+from depthlens import arguments, cluster, provenance
 from depthlens.ablations import Condition, expand
 from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
@@ -22,7 +22,7 @@ from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution, integrated_gradients
-from depthlens.experiments.options import EvalOptions, load_tasks, recorded, settled
+from depthlens.experiments.options import EvalOptions, load_tasks, recorded, refuse_workers, settled
 from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, pairs, sources
@@ -49,7 +49,7 @@ def layer_sweep(
         site: ``layer`` (skipped whole), ``attn`` or ``mlp`` (contribution set to zero).
         options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed, apply_chat_template,
             system_instruction, gen_kwargs, think_end_token, enable_thinking, measure, backend, batch_tokens, store,
-            progress.
+            progress, workers, ray, worker_cpus, worker_gpus.
 
     Returns:
         Every document under the baseline and n_layers conditions.
@@ -167,6 +167,7 @@ def _estimated(
     if options["measure"] != ANSWER_LOGPROB:
         fault = f"measure {options['measure']!r}: {method} estimates {ANSWER_LOGPROB} only"
         raise UserError(f"{fault}; use it, or method='exact'")
+    refuse_workers(options, method, ", or use method='exact'")
     if options["backend"] != "torch":
         raise UserError(f"backend {options['backend']!r}: {method} runs with 'torch' only; leave backend out")
     if estimate.mode == "resample":
@@ -224,6 +225,7 @@ def run_sweep(
         if name is not None and not remote:
             sources.probe(sources.find(name))
     loaded = load_tasks(tasks, checked)
+    cluster.workers_of(checked)  # their errors come before the model is loaded
     lens = loading.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
     result = condition_sweep(lens, loaded, ablate, resample_prompts=resample_prompts, donor=donor, **options)
     result.record["asked_tasks"] = list(tasks)  # groups among them stand for their tasks
@@ -271,6 +273,8 @@ def condition_sweep(
     backend, batch_tokens = chosen["backend"], chosen["batch_tokens"]
     both = pairs.join_donor(lens, donor, conditions, backend)
     answers = AnswerStore(chosen["store"], both)  # its errors come before the tasks are made
+    workers = cluster.workers_of(chosen)
+    repeated_before = workers.repeated if workers else 0
     if not isinstance(tasks, dict) or not tasks:
         tasks = load_tasks(cast(Sequence[str], tasks), chosen)  # which refuses an empty dict
     views = views_of(lens, tasks, chosen)
@@ -282,12 +286,13 @@ def condition_sweep(
         means = None
         if reference is not None and not dry_run.current() and cache.lacks(view.requests, conditions):
             means = reference.measure(both)
-        engine = Engine(
-            both, backend=backend, batch_tokens=batch_tokens, means=means, progress=chosen["progress"], cache=cache
-        )
+        about: dict[str, Any] = {"means": means, "progress": chosen["progress"], "cache": cache, "workers": workers}
+        engine = Engine(both, backend=backend, batch_tokens=batch_tokens, **about)
         start = time.monotonic()
         found = view.run(engine, conditions)
         seconds.append(time.monotonic() - start)
+        if workers:
+            record["workers"] = workers.describe() | {"repeated_shards": workers.repeated - repeated_before}
         work.add(engine.work)
         record["work"] = work.described(lens) | {"seconds": sum(seconds)}
         return found, cache

@@ -102,6 +102,10 @@ class AnswerRows:
         """Conditions that lack answers."""
         return [c for c, row in enumerate(self.answers) if None in row]
 
+    def missing(self) -> list[Product]:
+        """All rows that lack answers, as products of requests and conditions."""
+        return _products([(c, r) for c, row in enumerate(self.answers) for r, a in enumerate(row) if a is None])
+
     def stored_so_far(self) -> str:
         """How many rows are stored and how to continue, in one line."""
         entry = self.entry
@@ -120,7 +124,7 @@ class AnswerRows:
         Rows that another process has reserved are left for `finish`. ``arrived`` is called with the number of answers
         that other processes have stored meanwhile.
         """
-        with self._reserved(list(members), list(group), arrived) as products:
+        with self.reserved(members, group, arrived) as products:
             for product in products:
                 compute(*product)
 
@@ -181,8 +185,13 @@ class AnswerRows:
         return LoglikelihoodAnswer(value, greedy)
 
     @contextmanager
-    def _reserved(self, members: list[int], group: list[int], arrived: Callable[[int], Any]) -> Iterator[list[Product]]:
-        """Products of requests and conditions that are missing, reserved as long as the context lasts."""
+    def reserved(
+        self, members: Sequence[int], group: Sequence[int], arrived: Callable[[int], Any] = _ignore
+    ) -> Iterator[list[Product]]:
+        """Products of requests and conditions that are missing, reserved as long as the context lasts.
+
+        Several contexts may be open at once, in one thread: each is a reservation of its own, which the others respect.
+        """
 
         def missing() -> list[Row]:
             return [(c, r) for c in group for r in members if self.answers[c][r] is None]

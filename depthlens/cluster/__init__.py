@@ -1,0 +1,31 @@
+"""Workers of Ray: actors that hold the model and compute shards (`depthlens.engine.shards`) for an engine.
+
+`options` says which workers an option, the command line or the environment asks for. `session` starts or joins Ray,
+`pool` keeps the actors and deals shards to them, and `worker` is what runs in an actor. Ray is imported when workers
+are asked for, and not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from depthlens.cluster.options import asked
+from depthlens.store import dry_run
+
+
+def workers_of(options: Mapping[str, Any]) -> Any:
+    """The workers that options or the environment ask for, connected; None: this process computes, or only plans.
+
+    Returns:
+        A `depthlens.cluster.pool.RayWorkers`, whose module is imported only now.
+
+    Raises:
+        UserError: Ray is not installed, cannot be started or reached, or has no room for so many.
+    """
+    wanted = asked(options)
+    if wanted is None or dry_run.current():
+        return None
+    from depthlens.cluster import pool  # imports torch
+
+    return pool.connected(wanted)

@@ -1,0 +1,163 @@
+"""Shards: even cuts of requests x conditions, and an engine whose shards are computed elsewhere (here: one by one)."""
+
+from __future__ import annotations
+
+import copy
+import random
+from contextlib import ExitStack, closing
+
+import pytest
+import tiny
+from stores import CHOICE, WRITTEN, counts, parts, run
+
+from depthlens import ablations
+from depthlens.engine.engine import Engine
+from depthlens.engine.shards import Computed, shards_of
+from depthlens.errors import Interrupted, UserError
+from depthlens.requests import LoglikelihoodRequest
+from depthlens.store.answer_cache import AnswerStore
+
+
+class InTurn:
+    """Workers that are this process; they compute the last shard first."""
+
+    n, threads = 3, 1
+
+    def __init__(self) -> None:
+        self.shards = []
+
+    def prepare(self, lens) -> None:
+        pass
+
+    def compute(self, lens, job, shards):
+        for shard in reversed([*shards]):  # all are reserved before the first is computed
+            self.shards.append(shard)
+            engine = Engine(lens, backend=job.backend, path=job.path, means=job.means, progress=False)
+            ask = engine.generate_until if job.write else engine.loglikelihood
+            yield shard, Computed([ask(*asked) for asked in shard.asked], engine.work)
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.fixture
+def in_turn(monkeypatch):
+    """Experiments that ask for workers get these."""
+    workers = InTurn()
+    workers.repeated, workers.describe = 0, dict
+    monkeypatch.setattr("depthlens.cluster.workers_of", lambda options: workers if options["workers"] else None)
+    return workers
+
+
+def requests(lens, n=12, prefix="a long shared start "):
+    texts = [(prefix + chr(97 + i) * (3 + i % 4), " yes" if i % 2 else " no") for i in range(n)]
+    return [LoglikelihoodRequest(*(tuple(lens.tokenizer(t).input_ids) for t in pair)) for pair in texts]
+
+
+class TestCuts:
+    def cut(self, prefix, docs, own, conditions, workers, least=1, n_layers=30, **options):
+        draw = random.Random(0)
+        shared = [draw.randrange(100) for _ in range(prefix)]
+        tokens = [shared + [draw.randrange(100) for _ in range(own)] for _ in range(docs)]
+        return shards_of(
+            tokens,
+            range(docs),
+            range(conditions),
+            n_workers=float(workers),
+            n_shards=(least, docs * conditions),
+            passes=(n_layers, (conditions - 1) * n_layers // 2),
+            **options,
+        )
+
+    @pytest.mark.parametrize("prefix", [0, 10, 300])
+    @pytest.mark.parametrize(("docs", "conditions"), [(100, 31), (3, 31), (1, 31), (40, 1), (1, 1)])
+    @pytest.mark.parametrize("max_new", [0, 64])
+    def test_every_row_is_in_one_shard(self, prefix, docs, conditions, max_new):
+        shards = self.cut(prefix, docs, 20, conditions, 3, max_new=max_new)
+        rows = [(c, r) for members, group in shards for c in group for r in members]
+        assert len(rows) == len({*rows}) == docs * conditions
+
+    def test_without_a_prefix_requests_are_cut_and_shards_are_even(self):
+        shards = self.cut(0, 96, 20, 31, 2)
+        assert [(len(members), len(group)) for members, group in shards] == [(8, 31)] * 12
+
+    def test_equal_requests_add_nothing(self):
+        tokens = [(1, 2, 3)] * 5 + [(1, 2, 4, 5)]
+        shards = shards_of(tokens, range(6), [0], n_workers=2.0, n_shards=(1, 6), passes=(5, 0))
+        assert sorted(r for members, _ in shards for r in members) == [*range(6)]
+
+    def test_a_long_prefix_is_repeated_less(self):
+        different = {tuple(members) for members, _ in self.cut(300, 96, 20, 31, 2)}
+        assert 1 <= len(different) <= 4
+
+    def test_one_request_is_cut_by_conditions(self):
+        shards = self.cut(10, 1, 5, 31, 3)
+        assert len(shards) >= 3 and {len(group) for _, group in shards} <= {31 // len(shards), 31 // len(shards) + 1}
+
+    def test_as_many_as_the_rhythm_of_the_store_asks_for(self):
+        assert len(self.cut(0, 400, 20, 31, 2, least=100)) >= 100
+
+
+class TestEngine:
+    def test_answers_are_those_of_one_process(self, lens, in_turn):
+        for ablate, options in (
+            ("layers", {"measure": "both"}),
+            ("layers@mean", {}),
+            (["L1.H1@resample"], {"resample_prompts": ["one two three", "A b c d"]}),
+            ("attn", {"gen_kwargs": {"temperature": 1.3}, "tasks": [WRITTEN]}),
+        ):
+            one, other = run(lens, None, ablate, **options), run(lens, None, ablate, workers=3, **options)
+            assert len(in_turn.shards) > 1
+            in_turn.shards.clear()
+            assert one.docs.drop(columns="value").equals(other.docs.drop(columns="value")), "texts and predictions"
+            # float32: another composition of batches rounds otherwise
+            assert (one.docs["value"] - other.docs["value"]).abs().max() < 1e-4
+
+    def test_a_second_run_computes_nothing_and_a_longer_one_the_rest(self, lens, in_turn, tmp_path):
+        n = run(lens, None, limit=2, tasks=[CHOICE]).record["work"]["rows"]
+        assert counts(run(lens, tmp_path, limit=2, tasks=[CHOICE], workers=3)) == (0, n)
+        assert len(parts(tmp_path)) == len(in_turn.shards)
+        assert counts(run(lens, tmp_path, limit=2, tasks=[CHOICE], workers=3)) == (n, 0)
+        read, computed = counts(run(lens, tmp_path, limit=3, tasks=[CHOICE], workers=3))
+        assert read == n and computed > 0
+
+    def test_rows_that_another_reserved_and_gave_up_are_computed_at_the_end(self, lens, tmp_path):
+        cache = AnswerStore(str(tmp_path), lens).entry("some")
+        asked, conditions = requests(lens), ablations.expand("layers", lens.dims)
+        with ExitStack() as other:
+            other.enter_context(cache.rows(asked, conditions).reserved([0, 1], [0, 1]))
+
+            class Later(InTurn):
+                def compute(self, lens, job, shards):
+                    yield from super().compute(lens, job, shards)
+                    other.close()
+
+            workers = Later()
+            found = Engine(lens, cache=cache, progress=False, workers=workers).loglikelihood(asked, conditions)
+        rows = [(c, r) for shard in workers.shards for members, group in shard.products for c in group for r in members]
+        assert len(rows) == len({*rows}) == 72 and rows.index((0, 0)) > 60
+        alone = Engine(lens, progress=False).loglikelihood(asked, conditions)
+        for row, row_alone in zip(found, alone, strict=True):
+            assert [a.logprob for a in row] == pytest.approx([a.logprob for a in row_alone], abs=1e-4)
+
+    def test_an_error_gives_back_all_reservations(self, lens, tmp_path):
+        class Broken(InTurn):
+            def compute(self, lens, job, shards):
+                with closing(super().compute(lens, job, shards)) as done:
+                    yield next(done)
+                    raise KeyboardInterrupt
+
+        cache = AnswerStore(str(tmp_path), lens).entry("some")
+        asked, conditions = requests(lens), ablations.expand("layers", lens.dims)
+        with pytest.raises(Interrupted, match=r"\d+ of 72 rows of some are kept"):
+            Engine(lens, cache=cache, progress=False, workers=Broken()).loglikelihood(asked, conditions)
+        assert not list(tmp_path.glob("*/*/.reservations/*.json"))
+        assert len(parts(tmp_path)) == 1
+
+    def test_a_remote_model_takes_no_workers(self, lens):
+        there = copy.copy(lens)
+        there.remote = object()
+        with pytest.raises(UserError, match="runs on a server; leave workers out"):
+            Engine(there, workers=InTurn())
