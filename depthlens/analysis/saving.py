@@ -25,7 +25,10 @@ from depthlens.paths import unwritable, writable_folder, write_files
 
 T = TypeVar("T", bound="Saveable")
 # of a record
-_CIRCUMSTANCES = ("depthlens", "git_commit", "platform", "python", "store", "time", "versions", "work")
+_CIRCUMSTANCES = (
+    *("depthlens", "git_commit", "platform", "python", "store", "time"),
+    *("tree_attention", "versions", "work", "workers"),
+)
 
 
 @dataclass
