@@ -30,13 +30,14 @@ class BranchTree:
         n_prefix: Number of prefix tokens; they come first.
         buckets: Branches of similar length together, padded: indices of their tokens counted from the end of the
             prefix, shape [branch, own]; which entries are real, shape [branch * own]; and who sees whom (additive
-            mask), shape [branch, 1, own, own].
+            mask), shape [branch, 1, own, own], or None where no branch branches again, so that each token sees all
+            before it: of long prompts a mask would be most of the memory, and of the time.
     """
 
     def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype, attend: Attend) -> None:
         self.n_prefix = len(pack.prefix)
         self.attend = attend
-        self.buckets: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.buckets: list[tuple[Tensor, Tensor, Tensor | None]] = []
         start = 0
         for bucket in _by_length(pack.branches):
             self.buckets.append(_bucket(bucket, start, device, dtype))
@@ -74,7 +75,7 @@ class BranchTree:
         k: Float[Tensor, "row kv own d_head"],
         v: Float[Tensor, "row kv own d_value"],
         scale: float,
-        bucket: tuple[Tensor, Tensor, Tensor],
+        bucket: tuple[Tensor, Tensor, Tensor | None],
     ) -> tuple[Float[Tensor, "row kv group token d_value"], Float[Tensor, "row kv group token"]]:
         """Attention of one bucket's tokens within their branches, and its log-sum-exp."""
         index, real, mask = bucket
@@ -96,7 +97,7 @@ class BranchTree:
             .reshape(branches, -1, width, x.shape[-1])
             for x in (k, v)
         )
-        out, lse = self.attend(qs, ks, vs, scale, mask, False)
+        out, lse = self.attend(qs, ks, vs, scale, mask, mask is None)
         out = out.unflatten(1, (rows, n_kv, group)).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
         lse = lse.unflatten(1, (rows, n_kv, group)).permute(1, 2, 3, 0, 4).flatten(3, 4)
         return out[:, :, :, real], lse[:, :, :, real]
@@ -116,19 +117,22 @@ def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
 
 def _bucket(
     branches: list[Branch], start: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     width = len(branches[0].tokens)
     index = torch.full((len(branches), width), start)
     real = torch.zeros(len(branches), width, dtype=torch.bool)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself: no empty softmax
     for i, branch in enumerate(branches):
         n = len(branch.tokens)
         index[i, :n] = torch.arange(start, start + n)
         real[i, :n] = True
+        start += n
+    places = index.to(device), real.flatten().nonzero()[:, 0].to(device)
+    if all(branch.parents == [*range(-1, len(branch.tokens) - 1)] for branch in branches):
+        return *places, None  # padding comes last, where no token sees it
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself: no empty softmax
+    for i, branch in enumerate(branches):
         for j, parent in enumerate(branch.parents):
             if parent >= 0:
                 sees[i, j] |= sees[i, parent]
-        start += n
     mask = torch.zeros(len(branches), 1, width, aligned(width), dtype=dtype, device=device)[..., :width]
-    mask.masked_fill_(~sees[:, None].to(device), -torch.inf)
-    return index.to(device), real.flatten().nonzero()[:, 0].to(device), mask
+    return *places, mask.masked_fill_(~sees[:, None].to(device), -torch.inf)

@@ -39,6 +39,9 @@ PACKS = {
     "longer than a block": lambda: build(
         [(*range(200), i, *[7] * (i + 20), j) for i in range(5) for j in (1, 2)], range(10)
     ),
+    "prompts that do not branch": lambda: build(
+        [tuple(range(s, s + n)) for s, n in ((0, 60), (100, 55), (200, 9))], range(3)
+    ),
     "in no order": lambda: build(random_sequences(4), [17, 3, 30, 8, 21, 2, 39, 11]),
 }
 
@@ -166,8 +169,13 @@ def test_calls_of_cuda_kernels_fit_their_signatures_and_shapes(dtype, d_value, m
 
 def test_rows_of_masks_start_where_cuda_kernels_want_them():
     tree = BranchTree(PACKS["longer than a block"](), CPU, torch.float32, attention_parts.unfused)
-    strides = [stride for _, _, mask in tree.buckets for stride in mask.stride()[:3]]
+    strides = [stride for _, _, mask in tree.buckets if mask is not None for stride in mask.stride()[:3]]
     assert strides and all(stride % attention_parts.MASK_ALIGNMENT == 0 for stride in strides)
+
+
+def test_prompts_that_do_not_branch_hold_no_mask():
+    tree = BranchTree(PACKS["prompts that do not branch"](), CPU, torch.float32, attention_parts.fused)
+    assert len(tree.buckets) == 2 and all(mask is None for _, _, mask in tree.buckets)
 
 
 def test_sequences_in_any_order_give_the_same_tree():
