@@ -43,7 +43,8 @@ class BlockTree:
     """
 
     def __init__(self, pack: Pack, device: torch.device, backend: str) -> None:
-        self.backend = backend
+        # for dynamic shapes on a CPU torch 2.13 writes C++ that does not compile (it takes size ks18 for ks1)
+        self._compiled = _compiled(backend, backend != "inductor" or device.type != "cpu")
         n = pack.n_tokens
         length = max(MIN_BLOCKS, -(-n // BLOCK)) * BLOCK
         self.padding = length - n
@@ -59,15 +60,15 @@ class BlockTree:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
         # contiguous, whatever module they come from: the compiler tells strides apart, too
         q, k, v = (functional.pad(x, (0, 0, 0, self.padding)).contiguous() for x in (query, key, value))
-        out = _compiled(self.backend)(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
+        out = self._compiled(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
         return out[:, :, : query.shape[2]]
 
 
 @functools.cache
-def _compiled(backend: str) -> Callable[..., Tensor]:
+def _compiled(backend: str, dynamic: bool) -> Callable[..., Tensor]:
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MAX_COMPILED)
     # fullgraph: an error where it cannot be compiled, instead of all scores in memory
-    return torch.compile(flex_attention, backend=backend, dynamic=True, fullgraph=True)
+    return torch.compile(flex_attention, backend=backend, dynamic=dynamic, fullgraph=True)
 
 
 def block_mask(exits: Int[Tensor, " pos"]) -> BlockMask:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from depthlens.engine.attention_parts import Attend
@@ -24,18 +24,33 @@ class _Product:
     """Prefixes that are read in one product.
 
     Attributes:
-        rows: Rows that have one of them. Shape [row].
-        place: Of each of these rows, which prefix it has, and its number among the rows that have it. Two of [row].
+        rows: Rows that have one of them, as an index or a slice.
+        place: Of each of these rows, which prefix it has, and its number among the rows that have it. Two of shape
+            [row]; None where every prefix has as many rows.
         most: Most rows that one prefix has.
         keys: Shape [prefix, n_kv_heads, pos, d_head].
         values: Shape [prefix, n_kv_heads, pos, d_value].
     """
 
-    rows: Int[Tensor, " row"]
-    place: tuple[Tensor, Tensor]
+    rows: Tensor | slice
+    place: tuple[Tensor, Tensor] | None
     most: int
     keys: Float[Tensor, "prefix kv pos d_head"]
     values: Float[Tensor, "prefix kv pos d_value"]
+
+    def by_prefix(self, q: Float[Tensor, "row kv group d"]) -> Float[Tensor, "prefix kv row_and_group d"]:
+        """The queries of each prefix together, padded where it has fewer rows than another."""
+        if self.place is None:
+            queries = q[self.rows].unflatten(0, (len(self.keys), -1))
+        else:
+            queries = q.new_zeros(len(self.keys), self.most, *q.shape[1:])
+            queries[self.place] = q[self.rows]
+        return queries.transpose(1, 2).flatten(2, 3)
+
+    def by_row(self, x: Float[Tensor, "prefix kv row_and_group *d"]) -> Float[Tensor, "row kv group *d"]:
+        """What each row gets of what its prefix got."""
+        x = x.unflatten(2, (self.most, -1)).transpose(1, 2)
+        return x.flatten(0, 1) if self.place is None else x[self.place]
 
 
 class SharedPrefixes:
@@ -70,13 +85,8 @@ class SharedPrefixes:
         if layer not in self._products:
             self._products[layer] = self._made(layer)
         for product in self._products[layer]:
-            rows, place = product.rows, product.place
-            queries = q.new_zeros(len(product.keys), product.most, *q.shape[1:])
-            queries[place] = q[rows]
-            folded = queries.transpose(1, 2).flatten(2, 3)  # [prefix, kv, row * group, d_head]
-            o, s = attend(folded, product.keys, product.values, scale, None, False)
-            out[rows] = o.unflatten(2, (product.most, -1)).transpose(1, 2)[place]
-            lse[rows] = s.unflatten(2, (product.most, -1)).transpose(1, 2)[place]
+            o, s = attend(product.by_prefix(q), product.keys, product.values, scale, None, False)
+            out[product.rows], lse[product.rows] = product.by_row(o), product.by_row(s)
         return out, lse
 
     def _made(self, layer: int) -> list[_Product]:
@@ -87,12 +97,16 @@ class SharedPrefixes:
         products = []
         for prefixes, mine in ((own, of_row != CLEAN), (torch.tensor([CLEAN]), of_row == CLEAN)):
             if mine.any():
+                keys, values = self._as_one(layer, prefixes.tolist())
                 rows = mine.nonzero()[:, 0]
                 which = torch.searchsorted(prefixes, of_row[rows])
                 number = torch.arange(len(rows)) - torch.searchsorted(of_row[rows], prefixes)[which]
-                keys, values = self._as_one(layer, prefixes.tolist())
-                rows, which, place = (x.to(keys.device) for x in (rows, which, number))
-                products.append(_Product(rows, (which, place), int(number.max()) + 1, keys, values))
+                most, first, end = int(number.max()) + 1, int(rows[0]), int(rows[-1]) + 1
+                # copies are spared where they can be: they cost as much as a short prefix
+                even, dense = len(rows) == len(prefixes) * most, len(rows) == end - first
+                place = None if even else (which.to(keys.device), number.to(keys.device))
+                at = slice(first, end) if dense else rows.to(keys.device)
+                products.append(_Product(at, place, most, keys, values))
         return products
 
     def _as_one(self, layer: int, conditions: list[int]) -> tuple[Tensor, Tensor]:
