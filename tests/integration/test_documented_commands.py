@@ -35,7 +35,8 @@ SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 
 # what a line begins with: what is printed, and what it took
 RUN = {
-    "depthlens sweep Qwen/Qwen3-8B ": "is not in the local cache and HF_HUB_OFFLINE=1",  # 0.5 s; tests have no hub
+    # 0.5 s; tests have no hub
+    "depthlens sweep Qwen/Qwen3-8B capitals_continuation ": "is not in the local cache and HF_HUB_OFFLINE=1",
     "depthlens sweep path/to/folder kv_retrieval_4 ": "Wrote ",  # 18 s
     "depthlens run 00_tour -p model path/to/folder ": "Wrote ",  # 27 s
     "depthlens store list": "entries, ",  # 1 s
@@ -49,12 +50,15 @@ RUN = {
     "depthlens plan smollm2-135m ": "Here: about ",  # 10 s
     "depthlens run 00_tour --profile demo --plan": "Here: about ",  # 20 s
     "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 60 s
+    "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "Wrote ",  # 30 s
     "python -m depthlens.lm_eval_model run ": "|capitals_continuation|",  # 6 s
 }
 NOT_RUN = {
     "make demo": "installs, and runs three notebooks (minutes)",
     "make test": "runs this",
     "depthlens sweep path/to/r1 ": "needs a reasoning model",
+    "depthlens sweep Qwen/Qwen3-8B mmlu ": "needs a cluster with GPUs",
+    "depthlens run 04_heads --workers 2 ": "takes minutes; tests/unit/cluster runs sweeps on workers",
     "depthlens compare runs/step1000 ": "needs three checkpoints; test_compare.py has made-up ones",
 }
 
