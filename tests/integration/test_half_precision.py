@@ -12,9 +12,9 @@ from depthlens.tasks import harness
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-N_DOCS, SEED = 60, 3
+N_DOCS, SEED = 12, 3
 # layers near the end: few CPUs compute in bfloat16, and the others take seven times as long as in float32
-CONDITIONS = "L20,L26,L28,L29"
+CONDITIONS = "L28,L29"
 # bfloat16 keeps 8 bits: each of 30 layers rounds the residual stream by up to 0.4%. Sums of about three
 # log-probabilities of -4 nats moved by 0.17 nats on average and, but for L0, by 1.7 at most on ten documents
 MEAN_TOLERANCE, TOLERANCE = 0.3, 2.0
