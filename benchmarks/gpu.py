@@ -20,6 +20,7 @@ from typing import Any
 
 import speed
 import torch
+from llama_8b_on_cpu import SHAPES as LLAMA_8B
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 import depthlens as dl
@@ -29,18 +30,8 @@ from depthlens.models.lens import Lens
 from depthlens.tasks import harness
 
 # from each model's config.json on the hub; R1-Distill-Llama-8B has the shapes of LLaMA-3.1-8B and other token ids
-_LLAMA: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rope_theta": 500000.0,
-}
 SHAPES: dict[str, PreTrainedConfig] = {
-    "llama-3.1-8b": LlamaConfig(**_LLAMA, tie_word_embeddings=False),
+    "llama-3.1-8b": LlamaConfig(**LLAMA_8B),
     "qwen3-8b": Qwen3Config(
         hidden_size=4096,
         intermediate_size=12288,
@@ -53,7 +44,7 @@ SHAPES: dict[str, PreTrainedConfig] = {
         rope_theta=1000000.0,
         tie_word_embeddings=False,
     ),
-    "deepseek-r1-llama-8b": LlamaConfig(**_LLAMA, bos_token_id=128000, eos_token_id=128001, tie_word_embeddings=False),
+    "deepseek-r1-llama-8b": LlamaConfig(**LLAMA_8B, bos_token_id=128000, eos_token_id=128001),
     "tiny": LlamaConfig(
         hidden_size=64,
         intermediate_size=128,

@@ -179,8 +179,10 @@ class DecodedRows:
         keys[:, :, self.slot], values[:, :, self.slot] = key[:, :, 0], value[:, :, 0]
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
         end, attend = self.slot + 1, part_kernel(Case.of(query, key, value))
-        mask = self._masks.setdefault(key.device, moved(self.mask, key.device))
-        out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, mask[..., :end], False)
+        if key.device not in self._masks:  # copied once a device, not at every layer of every step
+            self._masks[key.device] = moved(self.mask, key.device)
+        mask = self._masks[key.device][..., :end]
+        out, lse = attend(q, keys[:, :, :end], values[:, :, :end], scale, mask, False)
         if self.prefix is not None:
             out = merge(out, lse, *self.prefix.attention(layer, q, value.shape[-1], scale, attend))
         return out.flatten(1, 2)[:, :, None]
