@@ -53,7 +53,9 @@ class Draw:
         for step in range(steps):
             nearest = torch.softmax(100 * (x @ x.T).fill_diagonal_(-torch.inf), dim=1)
             x = torch.nn.functional.normalize(x - 0.3 * (1 - step / steps) * nearest @ x, dim=1)
-        return x.round(decimals=6)  # as rounded
+            # steps enlarge differences: the last bits of a machine's products would give each machine codes of its own
+            x = x.round(decimals=6)
+        return x
 
 
 class Stream:

@@ -74,7 +74,7 @@ def test_two_devices_compute_at_the_same_time():
     passed = []
 
     def on_second(module, args):
-        if not passed:
+        if "second" not in passed:
             passed.append("second")
             both.wait(timeout=30)
 
