@@ -219,7 +219,7 @@ class TestLosses:
 
     def test_ctrl_c_says_what_is_kept(self, nodes, tmp_path):
         nodes.ray.shutdown()
-        stopped = driver(nodes, tmp_path / "store", tmp_path / "out", 2, 40)
+        stopped = driver(nodes, tmp_path / "store", tmp_path / "out", 2, 200)  # long enough to be stopped
         wait_for(lambda: ray_losses.parts(tmp_path / "store") >= 1)
         stopped.send_signal(signal.SIGINT)
         text = stopped.communicate()[1]
