@@ -32,7 +32,7 @@ def library() -> ModuleType:
     Raises:
         UserError: it is not installed.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its makers unless it is told not to
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its makers unless this says 0
     os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 is for machines where somebody else works, too
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; else it warns
     try:
@@ -70,7 +70,7 @@ def _start(ray: ModuleType) -> None:
             try:
                 ray.init(address=LOCAL, include_dashboard=False, **_quiet())
                 return
-            except Exception as e:  # noqa: BLE001 - Ray raises plain Exceptions; the last one is told
+            except Exception as e:  # noqa: BLE001 - Ray raises plain Exceptions; the last one is reported
                 ray.shutdown()
                 if tried == STARTS:
                     fix = "its logs are in /tmp/ray/session_latest/logs; leave workers out to compute in this process"

@@ -329,12 +329,14 @@ class TestShipped:
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_retraining_starts_as_the_committed_run_did(name, tmp_path):
-    """The first step of each run: 5 s on two cores that compute in bfloat16, two minutes on others."""
+# the second step shows what the optimizer did, which is the same for all runs
+@pytest.mark.parametrize(("name", "steps"), [(NAMES[0], 2), *((name, 1) for name in NAMES[1:])])
+def test_retraining_starts_as_the_committed_run_did(name, steps, tmp_path):
+    """A step takes up to two minutes on two busy cores without bfloat16 arithmetic."""
     lens = loading.load("smollm2-135m")
     run = train.Trainer(lens.model, lens.tokenizer, train.Settings(name.rsplit("-", 1)[1]), tmp_path / "run")
-    run.run(1)
+    run.run(steps)
+    assert run.done == steps
     with (DATA / "adapters" / name / "training.csv").open(newline="") as file:
         committed = list(csv.DictReader(file))
     for got, row in zip(run.curve, committed, strict=False):
