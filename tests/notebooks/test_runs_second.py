@@ -1,4 +1,4 @@
-"""A third of the notebooks' work, each run once on the embedded model."""
+"""Notebooks on heads that find and compute something: each is run once on the embedded model."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.integration
 class TestRuns(notebook_runs.Runs):
-    NAMES = ["05_retrieval_heads", "06_reasoning_heads", "08_geometry"]
+    NAMES = ["05_retrieval_heads", "06_reasoning_heads"]
