@@ -262,14 +262,15 @@ class _How(TypedDict):
     seed: int
 
 
+def _block(item: tuple[int, Ablation]) -> tuple:
+    """What the ablations of one block have in common; takes the place of an ablation in its condition, too."""
+    i, ablation = item
+    return (ablation.suffix, ablation.layer - i) if ablation.site == "layer" else (i,)
+
+
 def _block_texts(ablations: tuple[Ablation, ...]) -> list[str]:
     """Text of each ablation; consecutive whole layers ablated alike are joined to a block such as ``L8-11``."""
-
-    def block(item: tuple[int, Ablation]) -> tuple:
-        i, ablation = item
-        return (ablation.suffix, ablation.layer - i) if ablation.site == "layer" else (i,)
-
-    blocks = [[ablation for _, ablation in group] for _, group in groupby(enumerate(ablations), block)]
+    blocks = [[ablation for _, ablation in group] for _, group in groupby(enumerate(ablations), _block)]
     texts = []
     for first, *others in blocks:
         texts.append(f"L{first.layer}-{others[-1].layer}{first.suffix}" if others else str(first))

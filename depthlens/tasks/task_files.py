@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,18 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def shown(path: Path | str, include_path: str | Path | None = None) -> str:
-    """A path as the user knows it: with ``include_path`` as the user gave it, relative for files of a package."""
+@cache
+def _packages() -> dict[Path, Path]:
+    """The folders that packages bring, and how they are shown."""
     import lm_eval.tasks
 
     own = Path(lm_eval.tasks.__file__).parent
-    homes = {paths.tasks_dir().resolve(): Path(), own.resolve(): Path("lm_eval/tasks")}
+    return {paths.tasks_dir().resolve(): Path(), own.resolve(): Path("lm_eval/tasks")}
+
+
+def shown(path: Path | str, include_path: str | Path | None = None) -> str:
+    """A path as the user knows it: with ``include_path`` as the user gave it, relative for files of a package."""
+    homes = _packages()
     if include_path is not None:
         homes = {Path(include_path).resolve(): Path(include_path)} | homes
     for home, name in homes.items():
