@@ -152,13 +152,13 @@ class TestIdentity:
     def test_values_that_bfloat16_leaves_are_told_apart_where_they_change_places(self):
         """Of float32 words that are bfloat16 numbers half of the bits are zero, where a weaker sum would collide."""
         values = torch.arange(4096).bfloat16().unique().float()
-        swaps = [(i, j) for i in range(0, len(values), 8) for j in range(1, len(values), 8)]
+        swaps = [(i, j) for i in range(0, len(values), 12) for j in range(1, len(values), 12)]
         seen = {fingerprint.mixed_sum(values.view(torch.uint8))}
         for i, j in swaps:
             swapped = values.clone()
             swapped[[i, j]] = values[[j, i]]
             seen.add(fingerprint.mixed_sum(swapped.view(torch.uint8)))
-        assert len(seen) == 1 + len(swaps) > 5000
+        assert len(seen) == 1 + len(swaps) > 2000
 
 
 class TestEdits:
@@ -166,10 +166,10 @@ class TestEdits:
 
     @pytest.mark.slow
     def test_no_edit_is_answered_with_what_another_model_gave(self, tmp_path):
-        """The second process finds what the first one kept."""
-        for _ in range(2):
+        """Every way once; then another process, which finds what the first one kept, tries some of them."""
+        for more in ([], ["--n", "40"]):
             done = subprocess.run(
-                [sys.executable, str(Path(__file__).parents[2] / "edits.py"), str(tmp_path)],
+                [sys.executable, str(Path(__file__).parents[2] / "edits.py"), str(tmp_path), *more],
                 capture_output=True,
                 text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -179,7 +179,7 @@ class TestEdits:
             assert done.returncode == 0, done.stderr
             found = json.loads(done.stdout)
             assert found["ways"] >= 60 and found["wrong"] == []
-            assert found["changed"] >= 120, "most edits must change some answer, else nothing was tried"
+            assert found["changed"] >= 0.8 * found["edits"], "most edits must change some answer"
 
 
 class TestOlderEntries:
