@@ -57,6 +57,11 @@ MODELS = {
     "DeepSeek-R1-Distill-Llama-8B": Model(32, 4096, 32, 8, 128, 14336, 128256),
     "DeepSeek-R1-Distill-Qwen-7B": Model(28, 3584, 28, 4, 128, 18944, 152064),
 }
+# not of the study; docs/scaling.md has their hours
+LARGE = {
+    "LLaMA-3.3-70B": Model(80, 8192, 64, 8, 128, 28672, 128256),
+    "DeepSeek-R1-Distill-Llama-70B": Model(80, 8192, 64, 8, 128, 28672, 128256),
+}
 MMLU = {"letters": Task(14042, 115, 4), "continuation": Task(14042, 70, 45), "written": Task(14042, 115, 2, 8)}
 GSM8K = Task(1319, 67, 126, 150, 1000)
 CHOICES = [Task(500, 14, 16), Task(500, 26, 16)]  # OpenBookQA, closed and open
@@ -111,7 +116,7 @@ def scorecard(model: Model, *, pair: bool) -> float:
 
 def costs(name: str) -> dict[str, float]:
     """Hours by experiment on a model."""
-    model, thinks = MODELS[name], name.startswith("DeepSeek")
+    model, thinks = (MODELS | LARGE)[name], name.startswith("DeepSeek")
     n, heads, groups = model.n_layers, model.n_heads, model.n_kv_heads
     solutions = some(GSM8K, 200, written=THOUGHTS, examples=0) if thinks else GSM8K
     few, retrieval = some(GSM8K, 48), some(PAIRS[1], 48)
@@ -145,5 +150,7 @@ def shown(hours: float) -> str:
 
 
 if __name__ == "__main__":
-    for name in MODELS:
-        print(name, *(f"  {experiment:42}{shown(hours):>8}" for experiment, hours in costs(name).items()), sep="\n")
+    for name in MODELS | LARGE:
+        found = costs(name)
+        print(name, *(f"  {experiment:42}{shown(hours):>8}" for experiment, hours in found.items()), sep="\n")
+        print(f"  {'in all':42}{shown(sum(found.values())):>8}")

@@ -20,7 +20,6 @@ from depthlens.backends.forward_arguments import arguments, logits
 from depthlens.backends.protocol import Means, Places, Positions
 from depthlens.backends.row_edits import RowEdits
 from depthlens.models.architectures import hidden, with_hidden
-from depthlens.models.families import supported
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
 
@@ -34,7 +33,7 @@ class NnsightBackend:
         self.lens = lens
         self.means = means
         self.model = wrap(lens)
-        self.family = supported(type(lens.model).__name__)
+        self.family = lens.arch.family
 
     @torch.no_grad()
     def forward(

@@ -6,16 +6,18 @@ tasks: requests are token ids. Where memory runs out, the budget is halved and t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from depthlens import backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import made_up_answers, memory_budget, nonfinite
+from depthlens.engine import made_up_answers, memory_budget, nonfinite, plain_rows, walk_check
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
@@ -30,6 +32,8 @@ from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerCache
 from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.dry_run import DryRun
+
+log = logging.getLogger(__name__)
 
 PATHS = ("wavefront", "padded_rows")
 
@@ -221,11 +225,23 @@ class Engine:
         Raises:
             UserError: the wavefront was asked for, and the model's attention window is shorter.
         """
-        window = getattr(self.lens.model.config, "sliding_window", None)
+        not_walked = self._not_walked
+        window = plain_rows.window_of(self.lens)
         fits = window is None or longest <= window
         if self.path == "wavefront" and not fits:
             raise UserError(f"path 'wavefront': {longest} tokens, and the attention window is {window}; leave path out")
-        return self.path or ("wavefront" if fits and isinstance(self.backend, TorchBackend) else "padded_rows")
+        if self.path == "padded_rows" or not fits or not isinstance(self.backend, TorchBackend):
+            return "padded_rows"
+        if self.path == "wavefront" and not_walked:
+            raise UserError(f"path 'wavefront': {not_walked}; leave path out")
+        return "padded_rows" if not_walked else "wavefront"
+
+    @cached_property
+    def _not_walked(self) -> str | None:
+        """What the wavefront would not compute."""
+        if fault := walk_check.difference(self.lens):
+            log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, fault)
+        return fault
 
     def _path(self, longest: int) -> EnginePath:
         if self.lens.remote:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.protocol import Means, Places
-from depthlens.engine import memory_budget
+from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
@@ -105,6 +105,7 @@ def refuse(lens: Lens, mode: str, means: object, what: str) -> None:
     Raises:
         UserError: unknown mode, no means for ``mean``, or weights that are not all in memory.
     """
+    walk_check.difference(lens)  # refuses logits that are not those of the unembedding
     if mode not in MODES:
         raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
     if mode == "mean" and means is None:

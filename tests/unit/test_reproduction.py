@@ -102,6 +102,23 @@ def test_every_experiment_is_run_by_the_notebook_of_its_row():
             assert (name, arguments["names"]) == ("run", [notebook]) and arguments["profile"] in PROFILES
 
 
+SCALING = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", re.findall(r"^depthlens .*$", SCALING, re.MULTILINE))
+def test_commands_for_large_models_are_read(command):
+    name, arguments = parsed(command)
+    assert name in ("sweep", "plan") and arguments["ablate"] == "layers"
+
+
+def test_hours_of_the_whole_study_are_those_of_the_script():
+    costs = runpy.run_path(str(ROOT / "benchmarks/reproduction_costs.py"))
+    told = re.findall(r"^\| (\S+) \| (\d+) h \| .* \| .* \|$", SCALING, re.MULTILINE)
+    assert told == [(model, f"{sum(costs['costs'](model).values()):.0f}") for model in costs["MODELS"]]
+    eight = re.findall(r"^\| (\S+) \| does not fit \| (\d+) h \| .* \|$", SCALING, re.MULTILINE)
+    assert eight == [(model, f"{sum(costs['costs'](model).values()) / 8:.0f}") for model in costs["LARGE"]]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_taken(command, monkeypatch, tmp_path):
     """Names, profile, parameters and tasks are checked as before a run; only the hub is not asked for the models."""

@@ -1,0 +1,160 @@
+"""Whether a walk layer by layer computes what the model computes, told by numbers: a few tokens take both ways.
+
+The fast path and some experiments take residual streams through the parts that `depthlens.models.structure` found. A
+model whose layers do more than add attention and MLP to the stream (multipliers, norms after a part, attention sinks),
+or that was changed by hand, computes something else. It is not walked: whole passes with hooks answer instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from depthlens.engine.plain_rows import CausalRows, window_of
+from depthlens.engine.tree_attention import walking
+from depthlens.errors import UserError
+from depthlens.models.architectures import hidden
+from depthlens.models.lens import Lens
+from depthlens.models.placement import moved
+
+log = logging.getLogger(__name__)
+
+N_TOKENS = 12
+# largest difference of a token's vector from the model's, as a share of its norm: kernels sum in other orders
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+# what a module raises that is called with arguments, or on shapes, which it does not expect
+NOT_CALLABLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError)
+
+_offloaded: WeakKeyDictionary[Lens, str | None] = WeakKeyDictionary()
+
+
+def require(lens: Lens, what: str) -> None:
+    """Raise a `UserError` where the model cannot be walked; ``what`` needs that."""
+    if fault := difference(lens):
+        raise UserError(f"{what} walks through the layers of {lens.name!r}, and {fault}; use another method")
+
+
+def difference(lens: Lens) -> str | None:
+    """What the walk does not compute; None where it computes what the model does, and for a server's model.
+
+    An offloaded model, all of whose layers are read for it, is tried once; another one at every call, since its
+    modules may have been changed.
+
+    Raises:
+        UserError: the logits are not those of final norm and unembedding, which no backend could tell.
+    """
+    if lens.remote:
+        return None
+    if lens.stream is None:
+        return _difference(lens)
+    if lens not in _offloaded:
+        _offloaded[lens] = _difference(lens)
+    return _offloaded[lens]
+
+
+@torch.no_grad()
+def _difference(lens: Lens) -> str | None:
+    trial = Trial(lens)
+    with ExitStack() as stack:
+        for i, layer in enumerate(lens.arch.layers):
+            before, after = partial(trial.before, i), partial(trial.after, i)
+            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(after).remove)
+        logits = lens.model(input_ids=trial.tokens[None], use_cache=False).logits
+    if _apart(lens.arch.logits(trial.x), logits, trial.close):
+        fault = "its logits are not those that its final norm and unembedding give"
+        raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {fault}")
+    return trial.fault
+
+
+class Trial:
+    """Hooks of the model's own forward pass, which take each layer's input through its parts as well.
+
+    A layer of an offloaded model is in memory meanwhile, so that all are read once.
+
+    Attributes:
+        tokens: Shape [pos]; so few that every layer sees them all.
+        close: See `CLOSE`.
+        x: What comes next into a layer, or into the final norm.
+        fault: What differs first.
+    """
+
+    def __init__(self, lens: Lens) -> None:
+        self.lens = lens
+        n, n_words = min(N_TOKENS, window_of(lens) or N_TOKENS), lens.arch.embed.num_embeddings
+        self.tokens = torch.tensor([i * 7919 % n_words for i in range(1, n + 1)], device=lens.device)
+        self.close = CLOSE[lens.dtype]
+        self.fault: str | None = None
+        self.layout = CountedRows(n, lens.device)
+        self.x = lens.arch.embed(self.tokens)[None]
+        self.rotary = lens.arch.angles(self.x, self.layout.position_ids)
+        self._held = ExitStack()
+        self._inside = False
+
+    def before(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Compare what a layer gets with what left the one before it, or the embedding."""
+        if self._inside:
+            return
+        self._held.enter_context(self.lens.resident(layer))
+        given = args[0] if args else kwargs["hidden_states"]
+        if _apart(self.x, given, self.close):
+            self.fault = self.fault or f"layer {layer} gets something else than what the part before it gives"
+        self.x = given
+
+    def after(self, layer: int, module: nn.Module, args: tuple, output: Any) -> None:
+        """Compare what a layer gives with what its parts give."""
+        if self._inside:
+            return
+        self._inside = True
+        try:
+            self.fault = self.fault or self._compare(layer, hidden(output))
+        except NOT_CALLABLE as e:
+            self.fault = f"layer {layer} cannot be called by itself ({type(e).__name__})"
+        finally:
+            self._inside = False
+            self._held.close()
+        self.x = hidden(output)
+
+    def _compare(self, layer: int, wanted: Float[Tensor, "1 pos d_model"]) -> str | None:
+        arch, device = self.lens.arch, self.lens.device_of(layer)
+        x, layout, rotary = moved(self.x, device), moved(self.layout, device), moved(self.rotary, device)
+        about = {"position_embeddings": rotary, "position_ids": layout.position_ids, "layout": layout}
+        with walking(self.lens.model):
+            found = arch.step(layer, x, layout, rotary)[2]
+            whole = hidden(arch.layers[layer](x, attention_mask=None, **about))  # as decoding calls it
+        if _apart(found, wanted, self.close) or _apart(whole, wanted, self.close):
+            return f"layer {layer} computes something else than its input, attention and MLP added up"
+        if layout.calls.pop(layer, []) != [self.lens.dims.n_kv_heads] * 2:
+            return f"layer {layer} has more than one attention, or other key heads than the configuration says"
+        return None
+
+
+class CountedRows(CausalRows):
+    """Causal rows that note how often a layer attends.
+
+    Attributes:
+        calls: Number of key heads of each call, by layer.
+    """
+
+    def __init__(self, n_pos: int, device: torch.device) -> None:
+        super().__init__(n_pos, device)
+        self.calls: dict[int, list[int]] = {}
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `CausalRows.attention`."""
+        self.calls.setdefault(layer, []).append(key.shape[1])
+        return super().attention(layer, query, key, value, scale)
+
+
+def _apart(found: Float[Tensor, "1 pos width"], wanted: Float[Tensor, "1 pos width"], close: float) -> bool:
+    """Whether some token's vector differs; vectors that are not finite on either side are for others to report."""
+    found, wanted = found.float(), moved(wanted, found.device).float()
+    share = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-12)
+    return bool((share > close).any())

@@ -1,0 +1,160 @@
+"""A walk is trusted where it computes what the model computes: many classes, and models changed by hand."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+
+import model_classes
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from depthlens import paths
+from depthlens.ablations import expand
+from depthlens.engine import walk_check
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError
+from depthlens.models.lens import Lens
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+
+SAME = 1e-4  # nats, of sums in another order
+ABLATE = "L0,L2,L1.attn,L2.mlp,L1.H1,L2.H0+L3.H2"
+CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
+ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
+WRITTEN = [GenerateRequest(context, (), 5) for context in CONTEXTS]
+
+
+def logprobs(lens: Lens, path: str | None) -> torch.Tensor:
+    rows = Engine(lens, path=path, progress=False).loglikelihood(ASKED, expand(ABLATE, lens.dims))
+    return torch.tensor([[answer.logprob for answer in row] for row in rows])
+
+
+@pytest.mark.parametrize("kind", model_classes.WALKED)
+def test_a_class_that_is_walked_has_the_scores_and_texts_of_whole_passes(kind):
+    lens = model_classes.lens(kind)
+    assert walk_check.difference(lens) is None
+    walked, whole = (logprobs(lens, path) for path in ("wavefront", "padded_rows"))
+    assert torch.allclose(walked, whole, atol=SAME) and not torch.allclose(whole[0], whole[1], atol=1e-3)
+    conditions = expand(ABLATE, lens.dims)
+    texts = [Engine(lens, path=p, progress=False).generate_until(WRITTEN, conditions) for p in (None, "padded_rows")]
+    assert texts[0] == texts[1]
+
+
+def test_the_page_of_models_tells_what_is_walked():
+    page = (paths.data_dir().parent / "docs/models.md").read_text(encoding="utf-8")
+    walked = set(re.findall(r"^\| (\w+) \| walked \|", page, re.MULTILINE))
+    names = model_classes.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert {names[kind] for kind in model_classes.WALKED} <= walked
+    assert {cls.__name__ for cls, _, _ in tiny.FAMILIES.values()} <= walked
+    assert len(walked) >= 40
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "gpt_oss", "gpt_neox", "stablelm", "diffllama"])
+def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
+    lens = model_classes.lens(kind)
+    with caplog.at_level(logging.WARNING):
+        found = logprobs(lens, None)
+    assert f"model {kind}: " in caplog.text and "each row takes a whole pass" in caplog.text
+    for request, logprob in zip(ASKED, found[0], strict=True):
+        assert logprob == pytest.approx(by_model(lens.model, request), abs=SAME)
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
+
+
+def by_model(model, request) -> float:
+    """Log-likelihood of a continuation by the model's own forward pass."""
+    with torch.no_grad():
+        tokens = torch.tensor([request.context + request.continuation])
+        scores = model(tokens).logits.log_softmax(-1)[0, len(request.context) - 1 : -1]
+    return sum(float(s[t]) for s, t in zip(scores, request.continuation, strict=True))
+
+
+def hooked(model):
+    model.model.layers[1].register_forward_hook(lambda module, args, output: output * 1.5)
+
+
+def another_forward(model):
+    layer = model.model.layers[2]
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: own(*args, **kwargs) * 0.5
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        attended, *rest = self.inner(*args, **kwargs)
+        return attended * 2, *rest
+
+
+def norms_changed_places(model):
+    for layer in model.model.layers:
+        norms = layer.post_attention_layernorm, layer.input_layernorm
+        with torch.no_grad():
+            norms[0].weight.mul_(3)
+        del layer.input_layernorm, layer.post_attention_layernorm
+        layer.of_mlp_norm, layer.of_attention_norm = norms  # found in the other order
+        layer.forward = functools.partial(own_layer, layer)
+
+
+def own_layer(layer, hidden_states, **kwargs):
+    attended = layer.self_attn(hidden_states=layer.of_attention_norm(hidden_states), **kwargs)[0]
+    return hidden_states + attended + layer.mlp(layer.of_mlp_norm(hidden_states + attended))
+
+
+def embedding_scaled(model):
+    own = model.model.forward
+
+    def forward(input_ids=None, **kwargs):
+        return own(**kwargs | {"inputs_embeds": model.model.embed_tokens(input_ids) * 2})
+
+    model.model.forward = forward
+
+
+def attention_sees_itself_alone(model):
+    own = model.model.layers[3].self_attn.forward
+
+    def forward(hidden_states=None, attention_mask=None, **kwargs):
+        n = hidden_states.shape[1]
+        alone = torch.full((n, n), -torch.inf).fill_diagonal_(0)[None, None]
+        return own(hidden_states=hidden_states, attention_mask=alone, **kwargs)
+
+    model.model.layers[3].self_attn.forward = forward
+
+
+CHANGES = [hooked, another_forward, norms_changed_places, embedding_scaled, attention_sees_itself_alone]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_is_not_walked(change, caplog):
+    model = tiny.model("llama-gqa")
+    change(model)
+    lens = Lens("mine", model, tiny.tokenizer())
+    with caplog.at_level(logging.WARNING):
+        (found,) = Engine(lens, progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+    assert "model mine: " in caplog.text and "whole pass" in caplog.text
+    for request, answer in zip(ASKED, found, strict=True):
+        assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
+    with pytest.raises(UserError, match="path 'wavefront': .*; leave path out"):
+        Engine(lens, path="wavefront", progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+
+
+def test_a_wrapped_attention_is_refused_by_name():
+    model = tiny.model("llama-gqa")
+    model.model.layers[1].self_attn = Wrapper(model.model.layers[1].self_attn)
+    with pytest.raises(UserError, match="LlamaForCausalLM has no attention in model.layers.1; it is not supported"):
+        Lens("mine", model, tiny.tokenizer())
+
+
+def test_logits_that_are_more_than_unembedded_are_refused():
+    model = tiny.model("llama-gqa")
+    own = model.lm_head.forward
+    model.register_forward_hook(lambda module, args, output: setattr(output, "logits", output.logits / 2))
+    lens = Lens("mine", model, tiny.tokenizer())
+    with pytest.raises(UserError, match="'mine' .* is not supported: its logits are not those"):
+        Engine(lens, progress=False).loglikelihood(ASKED, expand("L1", lens.dims))
+    assert model.lm_head.forward == own
