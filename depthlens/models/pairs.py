@@ -141,8 +141,10 @@ def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch")
     if asked and (lens.donor is None or backend != "torch"):
         fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
         raise UserError(f"condition {asked} takes weights from a donor; {fix}")
-    of_heads = (c for c in conditions for a in c.ablations if a.mode == "donor" and a.site in ("head", "kv"))
-    if not lens.arch.family.per_head and (part := next(of_heads, None)):
+    family = lens.arch.family
+    fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
+    of_heads = (c for c in conditions for a in c.ablations if a.mode == "donor" and a.site in fused)
+    if part := next(of_heads, None):
         fault = f"condition {part}: one matrix of {lens.name!r} makes queries, keys and values of all heads"
         raise UserError(f"{fault}; take whole attentions from the donor, e.g. L3.attn@donor")
 

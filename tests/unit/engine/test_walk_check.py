@@ -10,6 +10,7 @@ import model_classes
 import pytest
 import tiny
 import torch
+import transplants
 from torch import nn
 
 from depthlens import paths
@@ -17,6 +18,7 @@ from depthlens.ablations import expand
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.models import pairs
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
@@ -69,6 +71,17 @@ def by_model(model, request) -> float:
         tokens = torch.tensor([request.context + request.continuation])
         scores = model(tokens).logits.log_softmax(-1)[0, len(request.context) - 1 : -1]
     return sum(float(s[t]) for s, t in zip(scores, request.continuation, strict=True))
+
+
+@pytest.mark.parametrize("part", ["L1.H0", "L2.KV1"])
+def test_heads_of_a_fused_projection_are_not_taken_from_a_donor(part):
+    base = model_classes.lens("phi3")
+    pair = pairs.with_donor(base, transplants.other(base))
+    engine = Engine(pair, progress=False)
+    with pytest.raises(UserError, match=f"condition {part}@donor: one matrix of 'phi3' makes queries, .*L3.attn@donor"):
+        engine.loglikelihood(ASKED, expand(f"{part}@donor", pair.dims))
+    whole, moved = engine.loglikelihood(ASKED, expand("L1.attn@donor", pair.dims))
+    assert whole != moved
 
 
 def hooked(model):
