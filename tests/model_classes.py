@@ -33,6 +33,19 @@ SIZES |= {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 8, "v_he
 SIZES |= {"shared_expert_intermediate_size": 16, "sliding_window": 64}
 LARGE = 10**7  # parameters of a class that has other names for its sizes
 
+HEAD = f"""# Models
+
+How depthlens takes the causal language models of transformers {transformers.__version__}. `python tests/model_classes.py` makes
+this page: it tries a tiny random model of every class. Your own model is tried in the same way before it is swept, and one
+line says if it is not walked.
+
+- **walked**: all conditions share the layers that they have in common, which is fast.
+- **whole passes**: each pair of document and condition takes a forward pass with hooks, which is right and slow. `@mean` and
+  `@noise` of an attention or an MLP are refused. So are geometry, attention patterns and integrated gradients.
+- **whole passes, layers only**: as above, but attention, MLPs and heads cannot be removed apart from their layer.
+- **refused**: a part cannot be found, or the logits are more than the unembedding gives.
+"""
+
 # kinds that the wavefront walks, beside those of `tiny.FAMILIES`
 WALKED = (
     "apertus arcee aria_text bitnet cwm dots1 ernie4_5 ernie4_5_moe exaone_moe gemma glm "
@@ -83,19 +96,19 @@ def taken(kind: str) -> tuple[str, str]:
         model = build(kind)
         if model is None:
             return "not tried", "a tiny one cannot be configured"
-        fault = walk_check.difference(Lens(kind, model, tiny.tokenizer()))
+        found = walk_check.found(Lens(kind, model, tiny.tokenizer()))
     except UserError as e:
         return "refused", str(e).removesuffix("; it is not supported")
-    return ("whole passes", fault) if fault else ("walked", "")
+    if found.fault is None:
+        return "walked", ""
+    return "whole passes" if found.separable else "whole passes, layers only", found.fault
 
 
 def main() -> None:
     """Print a page."""
     warnings.simplefilter("ignore")
     logging.set_verbosity(logging.CRITICAL)
-    print("# Models\n")
-    print(f"How version {transformers.__version__} of transformers' causal language models are taken. Made by")
-    print("`python tests/model_classes.py`, which tries a tiny random model of every class.\n")
+    print(HEAD)
     print("| class | how | why |\n|---|---|---|")
     found = {}
     for kind, name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):

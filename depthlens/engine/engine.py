@@ -225,7 +225,7 @@ class Engine:
         Raises:
             UserError: the wavefront was asked for, and the model's attention window is shorter.
         """
-        not_walked = self._not_walked
+        not_walked = self._walked.fault
         window = plain_rows.window_of(self.lens)
         fits = window is None or longest <= window
         if self.path == "wavefront" and not fits:
@@ -237,11 +237,12 @@ class Engine:
         return "padded_rows" if not_walked else "wavefront"
 
     @cached_property
-    def _not_walked(self) -> str | None:
-        """What the wavefront would not compute."""
-        if fault := walk_check.difference(self.lens):
-            log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, fault)
-        return fault
+    def _walked(self) -> walk_check.Found:
+        """Whether the wavefront computes what the model does."""
+        found = walk_check.found(self.lens)
+        if found.fault:
+            log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
+        return found
 
     def _path(self, longest: int) -> EnginePath:
         if self.lens.remote:
@@ -263,6 +264,7 @@ class Engine:
     ) -> Iterator[tuple[AnswerRows, progress.Bar]]:
         """Answers with what is known already, and a bar; an answer that is not finite and Ctrl-C end in one line."""
         pairs.require(self.lens, conditions, self.backend.name)
+        walk_check.require_parts(self.lens, self._walked, conditions)
         rows = self.cache.rows(requests, conditions)
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest

@@ -2,13 +2,16 @@
 
 The fast path and some experiments take residual streams through the parts that `depthlens.models.structure` found. A
 model whose layers do more than add attention and MLP to the stream (multipliers, norms after a part, attention sinks),
-or that was changed by hand, computes something else. It is not walked: whole passes with hooks answer instead.
+or that was changed by hand, computes something else. It is not walked: whole passes with hooks answer instead. There,
+removing attention or MLP is right only if a layer without both returns its input, which is tried as well.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,10 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from depthlens.ablations import Condition
 from depthlens.engine.plain_rows import CausalRows, window_of
 from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
-from depthlens.models.architectures import hidden
+from depthlens.models.architectures import hidden, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 
@@ -32,17 +36,45 @@ CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 # what a module raises that is called with arguments, or on shapes, which it does not expect
 NOT_CALLABLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError)
 
-_offloaded: WeakKeyDictionary[Lens, str | None] = WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class Found:
+    """What a trial found.
+
+    Attributes:
+        fault: What a walk does not compute; None: it computes what the model does.
+        separable: Whether each layer without attention and MLP returns its input.
+    """
+
+    fault: str | None = None
+    separable: bool = True
+
+
+_offloaded: WeakKeyDictionary[Lens, Found] = WeakKeyDictionary()
 
 
 def require(lens: Lens, what: str) -> None:
     """Raise a `UserError` where the model cannot be walked; ``what`` needs that."""
-    if fault := difference(lens):
+    if fault := found(lens).fault:
         raise UserError(f"{what} walks through the layers of {lens.name!r}, and {fault}; use another method")
 
 
-def difference(lens: Lens) -> str | None:
-    """What the walk does not compute; None where it computes what the model does, and for a server's model.
+def require_parts(lens: Lens, tried: Found, conditions: Iterable[Condition]) -> None:
+    """Raise a `UserError` where a model is not walked and a condition asks for what hooks cannot do to its parts."""
+    if tried.fault is None:
+        return
+    for condition in conditions:
+        for a in condition.ablations:
+            if a.site in ("attn", "mlp") and a.mode in ("mean", "noise"):
+                fault = f"{lens.name!r} may change what its attention and MLP give before it is added ({tried.fault})"
+                raise UserError(f"condition {condition}: {fault}; remove the part, or use @{a.mode} on the layer")
+            if a.site in ("attn", "mlp", "head", "kv") and not tried.separable:
+                fault = f"a layer of {lens.name!r} without attention and MLP does not return its input"
+                raise UserError(f"condition {condition}: {fault}; remove whole layers")
+
+
+def found(lens: Lens) -> Found:
+    """Whether a model is walked; a server's model is taken for granted.
 
     An offloaded model, all of whose layers are read for it, is tried once; another one at every call, since its
     modules may have been changed.
@@ -51,27 +83,27 @@ def difference(lens: Lens) -> str | None:
         UserError: the logits are not those of final norm and unembedding, which no backend could tell.
     """
     if lens.remote:
-        return None
+        return Found()
     if lens.stream is None:
-        return _difference(lens)
+        return _found(lens)
     if lens not in _offloaded:
-        _offloaded[lens] = _difference(lens)
+        _offloaded[lens] = _found(lens)
     return _offloaded[lens]
 
 
 @torch.no_grad()
-def _difference(lens: Lens) -> str | None:
+def _found(lens: Lens) -> Found:
     trial = Trial(lens)
     with ExitStack() as stack:
         for i, layer in enumerate(lens.arch.layers):
             before, after = partial(trial.before, i), partial(trial.after, i)
             stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(after).remove)
+            stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
         logits = lens.model(input_ids=trial.tokens[None], use_cache=False).logits
     if _apart(lens.arch.logits(trial.x), logits, trial.close):
         fault = "its logits are not those that its final norm and unembedding give"
         raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {fault}")
-    return trial.fault
+    return Found(trial.fault, trial.separable)
 
 
 class Trial:
@@ -84,6 +116,7 @@ class Trial:
         close: See `CLOSE`.
         x: What comes next into a layer, or into the final norm.
         fault: What differs first.
+        separable: See `Found`.
     """
 
     def __init__(self, lens: Lens) -> None:
@@ -92,9 +125,9 @@ class Trial:
         self.tokens = torch.tensor([i * 7919 % n_words for i in range(1, n + 1)], device=lens.device)
         self.close = CLOSE[lens.dtype]
         self.fault: str | None = None
+        self.separable = True
         self.layout = CountedRows(n, lens.device)
         self.x = lens.arch.embed(self.tokens)[None]
-        self.rotary = lens.arch.angles(self.x, self.layout.position_ids)
         self._held = ExitStack()
         self._inside = False
 
@@ -108,7 +141,7 @@ class Trial:
             self.fault = self.fault or f"layer {layer} gets something else than what the part before it gives"
         self.x = given
 
-    def after(self, layer: int, module: nn.Module, args: tuple, output: Any) -> None:
+    def after(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         """Compare what a layer gives with what its parts give."""
         if self._inside:
             return
@@ -117,14 +150,27 @@ class Trial:
             self.fault = self.fault or self._compare(layer, hidden(output))
         except NOT_CALLABLE as e:
             self.fault = f"layer {layer} cannot be called by itself ({type(e).__name__})"
+        try:
+            if self.fault:
+                self.separable &= self._is_separable(layer, args, kwargs)
         finally:
             self._inside = False
             self._held.close()
         self.x = hidden(output)
 
+    def _is_separable(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether the layer, called again without what attention and MLP give, returns its input."""
+        with ExitStack() as stack:
+            for part in (self.lens.arch.attn[layer], self.lens.arch.mlp[layer]):
+                stack.callback(part.register_forward_hook(_nothing).remove)
+            return not _apart(hidden(self.lens.arch.layers[layer](*args, **kwargs)), self.x, self.close)
+
     def _compare(self, layer: int, wanted: Float[Tensor, "1 pos d_model"]) -> str | None:
         arch, device = self.lens.arch, self.lens.device_of(layer)
-        x, layout, rotary = moved(self.x, device), moved(self.layout, device), moved(self.rotary, device)
+        if not arch.attn_norm:
+            return f"layer {layer} has other norms than one before attention and one before the MLP"
+        x, layout = moved(self.x, device), moved(self.layout, device)
+        rotary = moved(arch.angles(x, layout.position_ids), device)
         about = {"position_embeddings": rotary, "position_ids": layout.position_ids, "layout": layout}
         with walking(self.lens.model):
             found = arch.step(layer, x, layout, rotary)[2]
@@ -151,6 +197,10 @@ class CountedRows(CausalRows):
         """See `CausalRows.attention`."""
         self.calls.setdefault(layer, []).append(key.shape[1])
         return super().attention(layer, query, key, value, scale)
+
+
+def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
+    return with_hidden(output, torch.zeros_like(hidden(output)))
 
 
 def _apart(found: Float[Tensor, "1 pos width"], wanted: Float[Tensor, "1 pos width"], close: float) -> bool:

@@ -171,6 +171,8 @@ def compare(base: Lens, donor: Lens) -> Donor:
             fault = f"{names} are no pair: {what} {of_base} in the base, {of_donor} in the donor"
             raise UserError(f"{fault}; a donor differs in its weights alone")
 
+    if not base.arch.attn_norm:
+        raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
     if donor.model is base.model:
         raise UserError(f"{names} are one loaded model; load the donor apart")
     _compare_modules(same, base, donor)

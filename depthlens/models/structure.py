@@ -25,6 +25,7 @@ PER_KV_HEAD = ("k_proj", "v_proj", "kv_b_proj")
 class Family:
     """Module paths, from the model for the first five and from a layer for the rest.
 
+    A layer that has not exactly two norms has no path of theirs: which part each belongs to is not known.
     ``per_head`` and ``per_kv_head`` are projections of the attention whose output is one slice a query head, or a
     key/value head; without any, queries, keys and values share one projection. Whatever else an attention holds is
     shared by all heads.
@@ -89,14 +90,13 @@ def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
     o_proj = _one(model, f"output projection in {where}.{attn}", projections[attn])
     matrices = [name for name, child in children.items() if any(p.ndim > 1 for p in child.parameters())]
     mlp = _one(model, f"MLP in {where}", [name for name in matrices if name not in (attn, *norms)])
-    if len(norms) != 2:
-        raise _fault(model, f"not a norm each before attention and MLP in {where}", norms)
+    attn_norm, mlp_norm = norms if len(norms) == 2 else ("", "")
     named = dict(children[attn].named_modules())
     return {
-        "attn_norm": norms[0],
+        "attn_norm": attn_norm,
         "attn": attn,
         "o_proj": f"{attn}.{o_proj}",
-        "mlp_norm": norms[1],
+        "mlp_norm": mlp_norm,
         "mlp": mlp,
         "per_head": tuple(name for name in PER_HEAD if name in named),
         "per_kv_head": tuple(name for name in PER_KV_HEAD if name in named),

@@ -37,7 +37,7 @@ def logprobs(lens: Lens, path: str | None) -> torch.Tensor:
 @pytest.mark.parametrize("kind", model_classes.WALKED)
 def test_a_class_that_is_walked_has_the_scores_and_texts_of_whole_passes(kind):
     lens = model_classes.lens(kind)
-    assert walk_check.difference(lens) is None
+    assert walk_check.found(lens).fault is None
     walked, whole = (logprobs(lens, path) for path in ("wavefront", "padded_rows"))
     assert torch.allclose(walked, whole, atol=SAME) and not torch.allclose(whole[0], whole[1], atol=1e-3)
     conditions = expand(ABLATE, lens.dims)
@@ -54,7 +54,7 @@ def test_the_page_of_models_tells_what_is_walked():
     assert len(walked) >= 40
 
 
-@pytest.mark.parametrize("kind", ["olmo2", "gpt_oss", "gpt_neox", "stablelm", "diffllama"])
+@pytest.mark.parametrize("kind", ["olmo2", "gpt_oss", "gpt_neox", "stablelm", "diffllama", "gemma3_text", "glm4"])
 def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
     lens = model_classes.lens(kind)
     with caplog.at_level(logging.WARNING):
@@ -63,6 +63,27 @@ def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
     for request, logprob in zip(ASKED, found[0], strict=True):
         assert logprob == pytest.approx(by_model(lens.model, request), abs=SAME)
     assert not torch.allclose(found[0], found[1], atol=1e-3)
+
+
+def test_what_hooks_cannot_do_to_the_parts_of_a_class_is_refused():
+    lens = model_classes.lens("olmo2")
+    for part in ("attn", "mlp"):
+        with pytest.raises(UserError, match=f"condition L1.{part}@noise: 'olmo2' may change what its attention"):
+            Engine(lens, progress=False).loglikelihood(ASKED, expand(f"L1.{part}@noise", lens.dims))
+    with pytest.raises(UserError, match="layers of 'gemma3_text' have not one norm each"):
+        pairs.with_donor(model_classes.lens("gemma3_text"), model_classes.lens("gemma3_text"))
+
+
+def test_a_layer_that_keeps_more_than_its_input_is_removed_only_whole():
+    model = tiny.model("llama-gqa")
+    own = model.model.layers[1].forward
+    model.model.layers[1].forward = lambda hidden_states, **kwargs: own(hidden_states, **kwargs) + hidden_states
+    lens = Lens("mine", model, tiny.tokenizer())
+    for part in ("attn", "mlp", "H2", "KV1"):
+        with pytest.raises(UserError, match=f"condition L3.{part}: a layer of 'mine' without .* remove whole layers"):
+            Engine(lens, progress=False).loglikelihood(ASKED, expand(f"L3.{part}", lens.dims))
+    whole, removed = Engine(lens, progress=False).loglikelihood(ASKED, expand("L3", lens.dims))
+    assert whole != removed
 
 
 def by_model(model, request) -> float:
