@@ -35,8 +35,8 @@ LARGE = 10**7  # parameters of a class that has other names for its sizes
 
 HEAD = f"""# Models
 
-How depthlens takes the causal language models of transformers {transformers.__version__}. `python tests/model_classes.py`
-makes this page: it tries a tiny random model of every class. Your own model is tried in the same way before it is
+How depthlens takes the causal language models of transformers {transformers.__version__}.
+`python tests/model_classes.py` makes this page: it tries a tiny random model of every class. Your own model is tried in the same way before it is
 swept, and one line says if it is not walked.
 
 - **walked**: all conditions share the layers that they have in common, which is fast.

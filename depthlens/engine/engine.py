@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 from depthlens import backends, progress
 from depthlens.ablations import Condition
@@ -36,6 +37,7 @@ from depthlens.store.dry_run import DryRun
 log = logging.getLogger(__name__)
 
 PATHS = ("wavefront", "padded_rows")
+_told: WeakSet[Lens] = WeakSet()  # models of which a line has said that they are not walked
 
 
 @runtime_checkable
@@ -240,7 +242,8 @@ class Engine:
     def _walked(self) -> walk_check.Found:
         """Whether the wavefront computes what the model does."""
         found = walk_check.found(self.lens)
-        if found.fault:
+        if found.fault and isinstance(self.backend, TorchBackend) and self.lens not in _told:
+            _told.add(self.lens)
             log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
         return found
 

@@ -29,8 +29,8 @@ ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answe
 WRITTEN = [GenerateRequest(context, (), 5) for context in CONTEXTS]
 
 
-def logprobs(lens: Lens, path: str | None) -> torch.Tensor:
-    rows = Engine(lens, path=path, progress=False).loglikelihood(ASKED, expand(ABLATE, lens.dims))
+def logprobs(lens: Lens, path: str | None, backend: str = "torch") -> torch.Tensor:
+    rows = Engine(lens, path=path, backend=backend, progress=False).loglikelihood(ASKED, expand(ABLATE, lens.dims))
     return torch.tensor([[answer.logprob for answer in row] for row in rows])
 
 
@@ -63,6 +63,21 @@ def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
     for request, logprob in zip(ASKED, found[0], strict=True):
         assert logprob == pytest.approx(by_model(lens.model, request), abs=SAME)
     assert not torch.allclose(found[0], found[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "phi3", "smollm3", "olmo2", "gemma3_text", "gpt_oss"])
+def test_three_backends_agree(kind):
+    lens = model_classes.lens(kind)
+    wanted = logprobs(lens, None)
+    for backend in ("nnsight", "transformer_lens"):
+        assert torch.allclose(logprobs(lens, None, backend), wanted, atol=SAME), backend
+
+
+def test_a_class_that_transformer_lens_does_not_have():
+    lens = model_classes.lens("helium")
+    assert torch.allclose(logprobs(lens, None, "nnsight"), logprobs(lens, None), atol=SAME)
+    with pytest.raises(UserError, match="TransformerLens does not support HeliumForCausalLM; use backend 'torch' or"):
+        logprobs(lens, None, "transformer_lens")
 
 
 def test_what_hooks_cannot_do_to_the_parts_of_a_class_is_refused():
