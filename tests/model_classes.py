@@ -36,15 +36,15 @@ LARGE = 10**7  # parameters of a class that has other names for its sizes
 HEAD = f"""# Models
 
 How depthlens takes the causal language models of transformers {transformers.__version__}.
-`python tests/model_classes.py` makes this page: it tries a tiny random model of every class. Your own model is tried in the same way before it is
-swept, and one line says if it is not walked.
+`python tests/model_classes.py` makes this page: it tries a tiny random model of every class. Your own model is tried in
+the same way before it is swept, and one line says if it is not walked.
 
 - **walked**: all conditions share the layers that they have in common, which is fast.
 - **whole passes**: each pair of document and condition takes a forward pass with hooks, which is right and slow.
   `@mean` and `@noise` of an attention or an MLP are refused. So are geometry, attention patterns and integrated
   gradients.
 - **whole passes, layers only**: as above, but attention, MLPs and heads cannot be removed apart from their layer.
-- **refused**: a part cannot be found, or the logits are more than the unembedding gives.
+- **refused**: a part cannot be found, or the logits are not those that the model's head gives.
 """
 
 # kinds that the wavefront walks, beside those of `tiny.FAMILIES`
@@ -54,6 +54,8 @@ WALKED = (
     "hy_v3 jais2 minimax_m2 ministral ministral3 mixtral olmo olmoe persimmon "
     "phi3 phimoe qwen2_moe seed_oss smollm3 solar_open starcoder2 youtu "
 ).split()
+# kinds that are computed by whole passes, each for another reason
+WHOLE_PASSES = "olmo2 gpt_oss gpt_neox stablelm diffllama gemma2 gemma3_text glm4 cohere2 minicpm3".split()
 
 
 def config(kind: str) -> transformers.PreTrainedConfig:

@@ -54,7 +54,7 @@ class NnsightBackend:
         with self.model.trace(input_ids=tokens, **kwargs):
             self._edit(edits)
             states = final_norm.output.save()
-        return logits(states, attrgetter(self.family.unembed)(self.model), positions), kwargs["cache"]
+        return logits(self.lens, states, positions), kwargs["cache"]
 
     def _edit(self, edits: RowEdits) -> None:
         """Inside a trace: read and assign in the order in which the model computes."""

@@ -24,7 +24,7 @@ from depthlens.ablations import Condition
 from depthlens.engine.plain_rows import CausalRows, window_of
 from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
-from depthlens.models.architectures import hidden, with_hidden
+from depthlens.models.architectures import head, hidden, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 
@@ -44,10 +44,12 @@ class Found:
     Attributes:
         fault: What a walk does not compute; None: it computes what the model does.
         separable: Whether each layer without attention and MLP returns its input.
+        plain: Whether logits are what the unembedding gives.
     """
 
     fault: str | None = None
     separable: bool = True
+    plain: bool = True
 
 
 _offloaded: WeakKeyDictionary[Lens, Found] = WeakKeyDictionary()
@@ -57,6 +59,12 @@ def require(lens: Lens, what: str) -> None:
     """Raise a `UserError` where the model cannot be walked; ``what`` needs that."""
     if fault := found(lens).fault:
         raise UserError(f"{what} walks through the layers of {lens.name!r}, and {fault}; use another method")
+
+
+def require_plain(lens: Lens, what: str) -> None:
+    """Raise a `UserError` where logits are scaled or capped; ``what`` takes them from the unembedding."""
+    if not found(lens).plain:
+        raise UserError(f"{what} reads the unembedding of {lens.name!r}, whose logits are more than it gives")
 
 
 def require_parts(lens: Lens, tried: Found, conditions: Iterable[Condition]) -> None:
@@ -80,7 +88,7 @@ def found(lens: Lens) -> Found:
     modules may have been changed.
 
     Raises:
-        UserError: the logits are not those of final norm and unembedding, which no backend could tell.
+        UserError: the logits are not those that the head makes of the normed states, which no backend could tell.
     """
     if lens.remote:
         return Found()
@@ -100,10 +108,13 @@ def _found(lens: Lens) -> Found:
             stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
         logits = lens.model(input_ids=trial.tokens[None], use_cache=False).logits
-    if _apart(lens.arch.logits(trial.x), logits, trial.close):
-        fault = "its logits are not those that its final norm and unembedding give"
+    plain = not _apart(lens.arch.logits(trial.x), logits, trial.close)
+    normed = lens.arch.final_norm(trial.x)
+    if not plain and _apart(head(lens.model, moved(normed, logits.device)[0])[None], logits, trial.close):
+        fault = "its logits are not those that its final norm and its head give"
         raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {fault}")
-    return Found(trial.fault, trial.separable)
+    scaled = None if plain else "its logits are more than its unembedding gives"
+    return Found(trial.fault or scaled, trial.separable, plain)
 
 
 class Trial:

@@ -105,7 +105,7 @@ def refuse(lens: Lens, mode: str, means: object, what: str) -> None:
     Raises:
         UserError: unknown mode, no means for ``mean``, or weights that are not all in memory.
     """
-    walk_check.found(lens)  # refuses logits that are not those of the unembedding
+    walk_check.require_plain(lens, what)
     if mode not in MODES:
         raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
     if mode == "mean" and means is None:

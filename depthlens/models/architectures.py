@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
@@ -148,6 +151,21 @@ def _check(name: str, config: Any, arch: Architecture) -> None:
     for i, o_proj in enumerate(arch.o_proj):
         expect(f"o_proj output of layer {i}", o_proj.out_features, dims.d_model)
         expect(f"o_proj input of layer {i}", o_proj.in_features, dims.n_heads * dims.d_head)
+
+
+def head(model: PreTrainedModel, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
+    """Logits as the model's own forward makes them from the states after its last norm, scaled or capped as it does."""
+    body = model.base_model
+    own = vars(body).get("forward")  # None: that of its class
+    body.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=states[None])
+    try:
+        tokens = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        return model(input_ids=tokens, use_cache=False).logits[0]
+    finally:
+        if own is None:
+            del body.forward
+        else:
+            body.forward = own
 
 
 def hidden(output: Tensor | tuple) -> Tensor:

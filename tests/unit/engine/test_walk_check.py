@@ -18,6 +18,7 @@ from depthlens.ablations import expand
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.experiments import attribution
 from depthlens.models import pairs
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -54,7 +55,10 @@ def test_the_page_of_models_tells_what_is_walked():
     assert len(walked) >= 40
 
 
-@pytest.mark.parametrize("kind", ["olmo2", "gpt_oss", "gpt_neox", "stablelm", "diffllama", "gemma3_text", "glm4"])
+@pytest.mark.parametrize(
+    "kind",
+    ["olmo2", "gpt_oss", "gpt_neox", "stablelm", "diffllama", "gemma2", "gemma3_text", "glm4", "cohere2", "minicpm3"],
+)
 def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
     lens = model_classes.lens(kind)
     with caplog.at_level(logging.WARNING):
@@ -65,7 +69,7 @@ def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
     assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "phi3", "smollm3", "olmo2", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["mixtral", "phi3", "smollm3", "olmo2", "gemma2", "gemma3_text", "cohere2", "gpt_oss"])
 def test_three_backends_agree(kind):
     lens = model_classes.lens(kind)
     wanted = logprobs(lens, None)
@@ -199,11 +203,27 @@ def test_a_wrapped_attention_is_refused_by_name():
         Lens("mine", model, tiny.tokenizer())
 
 
-def test_logits_that_are_more_than_unembedded_are_refused():
+def test_logits_that_are_scaled_afterwards_are_the_models():
     model = tiny.model("llama-gqa")
-    own = model.lm_head.forward
     model.register_forward_hook(lambda module, args, output: setattr(output, "logits", output.logits / 2))
+    lens = Lens("mine", model, tiny.tokenizer())
+    (found,) = Engine(lens, progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+    for request, answer in zip(ASKED, found, strict=True):
+        assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
+    with pytest.raises(UserError, match="attribution reads the unembedding of 'mine', whose logits are more than it"):
+        attribution.refuse(lens, "zero", None, "attribution")
+
+
+def test_logits_that_depend_on_the_tokens_are_refused():
+    model = tiny.model("llama-gqa")
+    own = model.forward
+
+    def forward(input_ids=None, **kwargs):
+        output = own(input_ids=input_ids, **kwargs)
+        output.logits = output.logits + input_ids[..., None] / 100 * torch.arange(output.logits.shape[-1])
+        return output
+
+    model.forward = forward
     lens = Lens("mine", model, tiny.tokenizer())
     with pytest.raises(UserError, match="'mine' .* is not supported: its logits are not those"):
         Engine(lens, progress=False).loglikelihood(ASKED, expand("L1", lens.dims))
-    assert model.lm_head.forward == own
