@@ -6,19 +6,16 @@ tasks: requests are token ids. Where memory runs out, the budget is halved and t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakSet
 
 from depthlens import backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import made_up_answers, memory_budget, nonfinite, plain_rows, walk_check
+from depthlens.engine import made_up_answers, memory_budget, nonfinite
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
@@ -34,10 +31,7 @@ from depthlens.store.answer_cache import AnswerCache
 from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.dry_run import DryRun
 
-log = logging.getLogger(__name__)
-
 PATHS = ("wavefront", "padded_rows")
-_told: WeakSet[Lens] = WeakSet()  # models of which a line has said that they are not walked
 
 
 @runtime_checkable
@@ -227,25 +221,11 @@ class Engine:
         Raises:
             UserError: the wavefront was asked for, and the model's attention window is shorter.
         """
-        not_walked = self._walked.fault
-        window = plain_rows.window_of(self.lens)
+        window = getattr(self.lens.model.config, "sliding_window", None)
         fits = window is None or longest <= window
         if self.path == "wavefront" and not fits:
             raise UserError(f"path 'wavefront': {longest} tokens, and the attention window is {window}; leave path out")
-        if self.path == "padded_rows" or not fits or not isinstance(self.backend, TorchBackend):
-            return "padded_rows"
-        if self.path == "wavefront" and not_walked:
-            raise UserError(f"path 'wavefront': {not_walked}; leave path out")
-        return "padded_rows" if not_walked else "wavefront"
-
-    @cached_property
-    def _walked(self) -> walk_check.Found:
-        """Whether the wavefront computes what the model does."""
-        found = walk_check.found(self.lens)
-        if found.fault and isinstance(self.backend, TorchBackend) and self.lens not in _told:
-            _told.add(self.lens)
-            log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
-        return found
+        return self.path or ("wavefront" if fits and isinstance(self.backend, TorchBackend) else "padded_rows")
 
     def _path(self, longest: int) -> EnginePath:
         if self.lens.remote:
@@ -267,7 +247,6 @@ class Engine:
     ) -> Iterator[tuple[AnswerRows, progress.Bar]]:
         """Answers with what is known already, and a bar; an answer that is not finite and Ctrl-C end in one line."""
         pairs.require(self.lens, conditions, self.backend.name)
-        walk_check.require_parts(self.lens, self._walked, conditions)
         rows = self.cache.rows(requests, conditions)
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest

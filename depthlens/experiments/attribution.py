@@ -25,7 +25,7 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.protocol import Means, Places
-from depthlens.engine import memory_budget, walk_check
+from depthlens.engine import memory_budget
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
@@ -105,7 +105,6 @@ def refuse(lens: Lens, mode: str, means: object, what: str) -> None:
     Raises:
         UserError: unknown mode, no means for ``mean``, or weights that are not all in memory.
     """
-    walk_check.require_plain(lens, what)
     if mode not in MODES:
         raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
     if mode == "mean" and means is None:

@@ -22,8 +22,7 @@ from depthlens import arguments
 from depthlens.ablations import ENDS, Ablation, Condition
 from depthlens.analysis.stats import mean_interval
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import prefix_tree, walk_check
-from depthlens.engine.plain_rows import window_of
+from depthlens.engine import prefix_tree
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
@@ -208,8 +207,7 @@ def activation_deltas(
     if strange := [p for p in prompts if not isinstance(p, Sequence)]:
         raise UserError(f"prompts hold {strange[0]!r}; give texts or lists of token ids")
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    walk_check.require(base, "the comparison of activations")
-    window = window_of(base)
+    window = getattr(base.model.config, "sliding_window", None)
     for i, row in enumerate(rows):
         if not row or (window is not None and len(row) > window):
             limit = f"; the attention window is {window}" if window else ""

@@ -39,8 +39,7 @@ from depthlens import arguments, provenance
 from depthlens.ablations import BASELINE
 from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.stats import mean_interval
-from depthlens.engine import nonfinite, prefix_tree, walk_check
-from depthlens.engine.plain_rows import window_of
+from depthlens.engine import nonfinite, prefix_tree
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
@@ -281,11 +280,10 @@ def text_effects(
 def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
     arguments.loaded(lens)
     lens.needs_weights("the geometry of the residual stream")
-    walk_check.require(lens, "the geometry of the residual stream")
     arguments.whole("max_tokens", max_tokens, 2)
     read = text_sets.chosen(texts, limit)
     config = lens.model.config
-    reads = min(config.max_position_embeddings, window_of(lens) or max_tokens)
+    reads = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or max_tokens)
     rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in read]
     for i, (text, row) in enumerate(zip(read, rows, strict=True)):
         if len(row) < 2:

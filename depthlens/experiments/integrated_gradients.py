@@ -41,7 +41,7 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.protocol import Means, Places
-from depthlens.engine import memory_budget, walk_check
+from depthlens.engine import memory_budget
 from depthlens.engine.plain_rows import CausalRows, refuse_window
 from depthlens.engine.tree_attention import walking
 from depthlens.experiments import attribution
@@ -106,7 +106,6 @@ def integrate(
     dims = lens.dims
     arguments.whole("groups", groups, 1)
     refuse_window(lens, max(map(attribution.length, requests), default=0), "integrated gradients")
-    walk_check.require(lens, "the path of integrated gradients")
     chosen = list(range(dims.n_layers)) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     n_groups = min(groups, dims.n_heads)
     # every request passes a layer once for each group and step, all at once

@@ -31,7 +31,6 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.engine import walk_check
 from depthlens.engine.plain_rows import CausalRows, LastPosition, refuse_window
 from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
@@ -82,7 +81,6 @@ def operand_swap_scores(
     swaps = operand_swaps.operand_swaps(lens, solved, seed=chosen["seed"])
     operand_swaps.enough(swaps, names, len(solved))
     refuse_window(lens, max(len(s.prompt) for s in swaps), "swapped operands")
-    walk_check.require(lens, "the search for operands")
     dims = lens.dims
     cache = answers.entry(f"operand swaps {' '.join(names)}", method="operand swaps at the last position")
     values = one_by_one(

@@ -69,7 +69,7 @@ class Lens:
         """All devices that compute, each once, in the order of the walk."""
         if self.remote:
             return (self.device,)
-        ends = place_of(self.arch.final_norm, self.device), place_of(self.arch.unembed)
+        ends = place_of(self.arch.final_norm), place_of(self.arch.unembed)
         return (*dict.fromkeys([self.device, *map(self.device_of, range(self.dims.n_layers)), *ends]),)
 
     @property

@@ -8,7 +8,6 @@ from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import struct
@@ -29,8 +28,7 @@ from transformers.utils import logging as hf_logging
 from depthlens import arguments
 from depthlens.errors import UserError
 from depthlens.models import adapters, devices, embedded, placement, sources
-from depthlens.models.architectures import bind
-from depthlens.models.families import known
+from depthlens.models.families import supported
 from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
 from depthlens.models.offload import Checkpoint, Stream
@@ -187,15 +185,13 @@ def _hub_options(source: Source) -> dict[str, Any]:
 
 
 def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration and tokenizer of a model whose parts can be found, which an empty one shows."""
+    """Configuration and tokenizer of a model of a supported class."""
     config = AutoConfig.from_pretrained(source.place, **_hub_options(source))
     if source.gguf:
         name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
     else:
         name = (config.architectures or ["(not named in config.json)"])[0]
-    known(name)
-    with torch.device("meta"):
-        bind(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
+    supported(name)
     return config, AutoTokenizer.from_pretrained(source.place, **_hub_options(source))
 
 

@@ -141,12 +141,6 @@ def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch")
     if asked and (lens.donor is None or backend != "torch"):
         fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
         raise UserError(f"condition {asked} takes weights from a donor; {fix}")
-    family = lens.arch.family
-    fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
-    of_heads = (c for c in conditions for a in c.ablations if a.mode == "donor" and a.site in fused)
-    if part := next(of_heads, None):
-        fault = f"condition {part}: one matrix of {lens.name!r} makes queries, keys and values of all heads"
-        raise UserError(f"{fault}; take whole attentions from the donor, e.g. L3.attn@donor")
 
 
 def compare(base: Lens, donor: Lens) -> Donor:
@@ -171,8 +165,6 @@ def compare(base: Lens, donor: Lens) -> Donor:
             fault = f"{names} are no pair: {what} {of_base} in the base, {of_donor} in the donor"
             raise UserError(f"{fault}; a donor differs in its weights alone")
 
-    if not base.arch.attn_norm:
-        raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
     if donor.model is base.model:
         raise UserError(f"{names} are one loaded model; load the donor apart")
     _compare_modules(same, base, donor)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from depthlens.errors import UserError, unknown
-from depthlens.models.families import GGUF, known
+from depthlens.models.families import FAMILIES, GGUF, supported
 from depthlens.models.registry import NAMED
 from depthlens.organisms import options
 
@@ -176,7 +176,7 @@ def _seconds(setting: str | float) -> float:
 
 
 def _known_class(name: str, path: Path) -> None:
-    """Refuse a configuration that is none, or of a class that transformers does not have."""
+    """Refuse a configuration that is none, or of a class that is not in the table."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
@@ -187,13 +187,10 @@ def _known_class(name: str, path: Path) -> None:
         raise UserError(f"{fault}; give a folder written by save_pretrained")
     named = config.get("architectures")
     class_name = str(named[0]) if isinstance(named, list) and named else "(not named in config.json)"
-    try:
-        known(class_name)
-    except UserError:
-        if config.get("auto_map"):
-            fix = "give one whose class is in transformers"
-            raise UserError(f"model {name!r} brings code of its own, which depthlens never runs; {fix}") from None
-        raise
+    if class_name not in FAMILIES and config.get("auto_map"):
+        fault = f"model {name!r} brings code of its own, which depthlens never runs"
+        raise UserError(f"{fault}; supported: {', '.join(FAMILIES)}")
+    supported(class_name)
 
 
 def _known_gguf(name: str, path: Path) -> None:
