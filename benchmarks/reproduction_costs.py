@@ -58,10 +58,7 @@ MODELS = {
     "DeepSeek-R1-Distill-Qwen-7B": Model(28, 3584, 28, 4, 128, 18944, 152064),
 }
 # not of the study; docs/scaling.md has their hours
-LARGE = {
-    "LLaMA-3.3-70B": Model(80, 8192, 64, 8, 128, 28672, 128256),
-    "DeepSeek-R1-Distill-Llama-70B": Model(80, 8192, 64, 8, 128, 28672, 128256),
-}
+LARGE = dict.fromkeys(("LLaMA-3.3-70B", "DeepSeek-R1-Distill-Llama-70B"), Model(80, 8192, 64, 8, 128, 28672, 128256))
 MMLU = {"letters": Task(14042, 115, 4), "continuation": Task(14042, 70, 45), "written": Task(14042, 115, 2, 8)}
 GSM8K = Task(1319, 67, 126, 150, 1000)
 CHOICES = [Task(500, 14, 16), Task(500, 26, 16)]  # OpenBookQA, closed and open

@@ -28,8 +28,8 @@ NAMES = execute.notebook_names()
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
 # these find heads that recall needles and copy, which the first layers alone cannot
-WHOLE = ("05_retrieval_heads", "06_reasoning_heads", "09_claims")
-SHALLOW = [name for name in NAMES if name not in WHOLE]
+HEADS, CLAIMED = ["05_retrieval_heads", "06_reasoning_heads"], ["09_claims"]
+SHALLOW = [name for name in NAMES if name not in HEADS + CLAIMED]
 N_LAYERS = 10
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
 
@@ -39,23 +39,18 @@ class Runs:
 
     Attributes:
         NAMES: Which.
+        MODELS: Parameters that name models, and the embedded models whose first layers they get; else the profile's.
     """
 
     NAMES: ClassVar[list[str]]
+    MODELS: ClassVar[dict[str, str]] = {}
 
     @pytest.fixture(scope="class")
     @classmethod
     def report(cls, tmp_path_factory):
-        out, models = tmp_path_factory.mktemp("smoke"), tmp_path_factory.mktemp("models")
-        return execute.run(cls.NAMES, out=out, profile="smoke", parameters=cls.models(models), progress=False)
-
-    @classmethod
-    def models(cls, folder: Path) -> dict[str, str]:
-        """Parameters that name models, with the folders of shallow ones; none where the embedded model is needed."""
-        if cls.NAMES != SHALLOW:
-            return {}
-        models = {"model": "smollm2-135m", "distilled": "smollm2-135m-cot"}
-        return {parameter: shallow(folder / parameter, name) for parameter, name in models.items()}
+        out, folder = tmp_path_factory.mktemp("smoke"), tmp_path_factory.mktemp("models")
+        models = {parameter: shallow(folder / parameter, name) for parameter, name in cls.MODELS.items()}
+        return execute.run(cls.NAMES, out=out, profile="smoke", parameters=models, progress=False)
 
     def test_all_run(self, report):
         check_run(report, self.NAMES)
@@ -95,10 +90,10 @@ def check_notebook(report: RunReport, name: str) -> None:
     outputs = [output for cell in cells for output in cell.outputs]
     assert not any(output.output_type == "error" for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert " float32 on cpu" in "".join(o.text for o in outputs if o.output_type == "stream")
 
     (run,) = [run for run in report.notebooks if run.name == name]
     given = declared(read_notebook(paths.notebooks_dir() / f"{name}.ipynb"), name) | run.parameters
+    assert f"{given['model']} float32 on" in "".join(o.text for o in outputs if o.output_type == "stream")
     if "tasks" in given:
         assert all(task in run.headline for task in given["tasks"])
     else:  # every claim has its line

@@ -133,7 +133,7 @@ def names():
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-# half a minute each on a free core; several times as much where others use it, so that no bound is tested
+# up to 75 s each on one thread; several times as much where others use the core, so that no bound is tested
 def test_snippet(names, desk, monkeypatch, number):
     monkeypatch.chdir(desk)
     monkeypatch.setenv("MPLBACKEND", "Agg")

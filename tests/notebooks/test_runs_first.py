@@ -10,3 +10,4 @@ import pytest
 @pytest.mark.integration
 class TestRuns(notebook_runs.Runs):
     NAMES = notebook_runs.SHALLOW
+    MODELS = {"model": "smollm2-135m", "distilled": "smollm2-135m-cot"}

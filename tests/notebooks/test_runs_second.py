@@ -9,4 +9,4 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.integration
 class TestRuns(notebook_runs.Runs):
-    NAMES = ["05_retrieval_heads", "06_reasoning_heads"]
+    NAMES = notebook_runs.HEADS

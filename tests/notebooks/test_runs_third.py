@@ -9,4 +9,4 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.integration
 class TestRuns(notebook_runs.Runs):
-    NAMES = ["09_claims"]
+    NAMES = notebook_runs.CLAIMED
