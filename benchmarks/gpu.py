@@ -73,7 +73,7 @@ def random_model(name: str, device: torch.device) -> Lens:
     with device:
         model = AutoModelForCausalLM.from_config(SHAPES[name], dtype=torch.bfloat16)
     model.generation_config.eos_token_id = None  # texts are as long as they may be
-    return Lens(name, model, dl.load("smollm2-135m").tokenizer)
+    return Lens(model, dl.load("smollm2-135m").tokenizer, name)
 
 
 def described(lens: Lens, seconds: float, work: Work) -> str:

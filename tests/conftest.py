@@ -13,6 +13,7 @@ if "HF_DATASETS_CACHE" not in os.environ:  # made-up documents must not stay whe
 if "PYTEST_XDIST_WORKER" in os.environ:  # several threads in each process wait for one another
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
+import jaxtyping
 import pytest
 import surgery
 import tiny
@@ -26,6 +27,15 @@ CORES = torch.get_num_threads()
 def threads(request):
     """One thread for tiny models: more only wait for each other."""
     torch.set_num_threads(CORES if request.node.get_closest_marker("integration") else 1)
+
+
+@pytest.fixture(scope="module")
+def unchecked():
+    """The type checker is off: no user has one, and workers have none."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module")

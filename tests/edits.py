@@ -326,7 +326,7 @@ CONDITIONS = [parse_condition(text) for text in ("baseline", "L1.H0", "L3")]
 
 def fresh() -> Lens:
     """The clean model, with nothing shared but its values."""
-    return Lens("tiny", copy.deepcopy(CLEAN), copy.deepcopy(TOKENIZER))
+    return Lens(copy.deepcopy(CLEAN), copy.deepcopy(TOKENIZER), "tiny")
 
 
 @contextmanager

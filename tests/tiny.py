@@ -111,4 +111,4 @@ def gguf_head(path: Path, architecture: bytes = b"llama", key: bytes = b"general
 
 def lens(family: str, **changes: object) -> Lens:
     """The tiny model as a depthlens handle."""
-    return Lens(f"tiny-{family}", model(family, **changes), tokenizer())
+    return Lens(model(family, **changes), tokenizer(), f"tiny-{family}")

@@ -26,7 +26,7 @@ def other(base, seed=3, scale=0.2):
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(scale * torch.randn(tensor.shape, generator=g))
-    return Lens(f"{base.name}-distilled", model, base.tokenizer)
+    return Lens(model, base.tokenizer, f"{base.name}-distilled")
 
 
 def two(family, **changes):
@@ -92,7 +92,7 @@ def operated(base, donor, condition):
             if a.site == "kv":
                 for name in ("k_proj", "v_proj", "kv_b_proj"):
                     block(f"{layer}.self_attn.{name}", 0, a.index, dims.n_kv_heads)
-    return Lens("operated", model, base.tokenizer)
+    return Lens(model, base.tokenizer, "operated")
 
 
 def removals(condition):

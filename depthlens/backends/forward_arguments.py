@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from depthlens.backends.protocol import Positions
+from depthlens.models.architectures import head
 from depthlens.models.lens import Lens
 
 
@@ -37,16 +37,16 @@ def arguments(
 
 
 def logits(
-    states: Float[Tensor, "row pos d_model"], unembed: Callable[[Tensor], Tensor], positions: Positions | None
+    lens: Lens, states: Float[Tensor, "row pos d_model"], positions: Positions | None
 ) -> list[Float[Tensor, "_ d_vocab"]]:
     """Logits of the positions that are asked for, per row; None: the last one.
 
     Args:
+        lens: Its own head makes logits from states.
         states: Final residual stream after the last norm.
-        unembed: From states to logits.
         positions: Per row.
     """
     # the unembedding costs as much as several layers: only the positions that are asked for go through it
     positions = [[states.shape[1] - 1]] * len(states) if positions is None else positions
     picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
-    return list(unembed(picked).split([len(places) for places in positions]))
+    return list(head(lens.model, picked).split([len(places) for places in positions]))

@@ -20,7 +20,6 @@ from depthlens.backends.forward_arguments import arguments, logits
 from depthlens.backends.protocol import Means, Places, Positions
 from depthlens.backends.row_edits import RowEdits
 from depthlens.models.architectures import hidden, with_hidden
-from depthlens.models.families import supported
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
 
@@ -34,7 +33,7 @@ class NnsightBackend:
         self.lens = lens
         self.means = means
         self.model = wrap(lens)
-        self.family = supported(type(lens.model).__name__)
+        self.family = lens.arch.family
 
     @torch.no_grad()
     def forward(
@@ -55,7 +54,7 @@ class NnsightBackend:
         with self.model.trace(input_ids=tokens, **kwargs):
             self._edit(edits)
             states = final_norm.output.save()
-        return logits(states, attrgetter(self.family.unembed)(self.model), positions), kwargs["cache"]
+        return logits(self.lens, states, positions), kwargs["cache"]
 
     def _edit(self, edits: RowEdits) -> None:
         """Inside a trace: read and assign in the order in which the model computes."""

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from depthlens.ablations import Ablation, Condition, Dims
 from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places, Positions
 from depthlens.errors import UserError
-from depthlens.models.families import supported
 from depthlens.models.lens import Lens
 from depthlens.models.remote import Overfull
 
@@ -54,7 +53,7 @@ class RemoteNnsight:
         self.means = means
         self.remote = lens.remote
         self.model = lens.remote.model
-        self.family = supported(type(lens.model).__name__)
+        self.family = lens.arch.family
         paths = (self.family.attn, self.family.o_proj, self.family.mlp)
         self.parts = [
             (layer, *(attrgetter(path)(layer) for path in paths))

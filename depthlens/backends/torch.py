@@ -68,4 +68,4 @@ class TorchBackend:
             [c for c, asked in zip(conditions, positions, strict=True) for _ in asked], self.lens, self.lens.donor
         )
         with donations.embeddings():
-            return logits(out.last_hidden_state, self.lens.arch.unembed, positions), kwargs["cache"]
+            return logits(self.lens, out.last_hidden_state, positions), kwargs["cache"]

@@ -72,7 +72,7 @@ class TransformerLensBackend:
                 f"TransformerLens cached {cache.get_seq_length()} positions of {attention_mask.shape[1]}; "
                 "this version of it and transformers do not fit together"
             )
-        return logits(final[0], self.bridge.unembed, positions), cache
+        return logits(self.lens, final[0], positions), cache
 
     def _hooks(self, edits: RowEdits) -> list[Hook]:
         hooks: list[Hook] = []

@@ -31,7 +31,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from depthlens.ablations import Ablation, Condition
-from depthlens.models.families import supported
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import moved, place_of
 
@@ -186,13 +185,13 @@ class RowDonations:
                 mask = torch.zeros(self.n_rows, 1, dtype=torch.bool)
                 mask[[row for row, a in self.by_layer[-1] if a.site == site]] = True
                 for module, its in [(getattr(base, name), getattr(donor, name)) for name in names]:
-                    forwards += self._shared(mask, [(module, its)], place_of(module))
+                    forwards += self._shared(mask, [(module, its)], place_of(module, self.lens.device))
         return replaced_forwards(forwards)
 
     def _layer_forwards(self, layer: int) -> list[tuple[nn.Module, Forward]]:
         """Modules of a layer, each with the forward that shares its rows among base and donor."""
         base, donor = self.lens.arch, self.donor.lens.arch
-        family = supported(type(self.lens.model).__name__)
+        family = self.lens.arch.family
         heads, kv, attn, mlp = self._masks(layer)
         at, mlps = self.lens.device_of(layer), [(base.mlp[layer], donor.mlp[layer])]
         forwards = [

@@ -34,6 +34,10 @@ def _everywhere(name: str) -> str:
         source = sources.find(name)
     except UserError:  # a model that was made here; the worker says what it makes of the name
         return name
+    if source.adapter:
+        base, _, adapter = name.rpartition("+") if "+" in name and not Path(name).exists() else ("", "", name)
+        there = Path(adapter).expanduser()
+        return (f"{_everywhere(base)}+" if base else "") + (str(there.resolve()) if there.is_dir() else adapter)
     if source.kind not in ("folder", "gguf"):
         return name
     return str(Path(os.fspath(name)).expanduser().resolve())

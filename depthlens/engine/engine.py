@@ -6,16 +6,19 @@ tasks: requests are token ids. Where memory runs out, the budget is halved and t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 from depthlens import backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import made_up_answers, memory_budget, nonfinite
+from depthlens.engine import made_up_answers, memory_budget, nonfinite, plain_rows, walk_check
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
@@ -31,7 +34,10 @@ from depthlens.store.answer_cache import AnswerCache
 from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.dry_run import DryRun
 
+log = logging.getLogger(__name__)
+
 PATHS = ("wavefront", "padded_rows")
+_told: WeakSet[Lens] = WeakSet()  # models of which a line has said that they are not walked
 
 
 @runtime_checkable
@@ -140,7 +146,7 @@ class Engine:
             needed = self._expect(rows, bar, None)
             if self.workers is not None:
                 self._sharded(self.workers, longest, needed, write=False).compute(rows, bar)
-            else:
+            elif rows.unfinished:
                 path = self._path(longest)
                 path.loglikelihood(rows, bar)
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
@@ -167,7 +173,7 @@ class Engine:
             needed = self._expect(rows, bar, made_up_answers.text_lengths(self.lens, requests))
             if self.workers is not None:
                 self._sharded(self.workers, longest, needed, write=True).compute(rows, bar)
-            else:
+            elif rows.unfinished:
                 path = self._path(longest)
                 path.generate_until(rows, bar)
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
@@ -192,6 +198,8 @@ class Engine:
 
     def _counted(self, rows: AnswerRows, lengths: Sequence[int] | None) -> Work:
         """What the missing answers need."""
+        if not rows.unfinished:
+            return Work()
         longest = max((len(q.context) + len(getattr(q, "continuation", ())) for q in rows.requests), default=0)
         path = self._path(longest + max(lengths or [0]))
         path.work = work = Work()  # apart from what the engine itself has done
@@ -221,11 +229,25 @@ class Engine:
         Raises:
             UserError: the wavefront was asked for, and the model's attention window is shorter.
         """
-        window = getattr(self.lens.model.config, "sliding_window", None)
+        not_walked = self._walked.fault
+        window = plain_rows.window_of(self.lens)
         fits = window is None or longest <= window
         if self.path == "wavefront" and not fits:
             raise UserError(f"path 'wavefront': {longest} tokens, and the attention window is {window}; leave path out")
-        return self.path or ("wavefront" if fits and isinstance(self.backend, TorchBackend) else "padded_rows")
+        if self.path == "padded_rows" or not fits or not isinstance(self.backend, TorchBackend):
+            return "padded_rows"
+        if self.path == "wavefront" and not_walked:
+            raise UserError(f"path 'wavefront': {not_walked}; leave path out")
+        return "padded_rows" if not_walked else "wavefront"
+
+    @cached_property
+    def _walked(self) -> walk_check.Found:
+        """Whether the wavefront computes what the model does."""
+        found = walk_check.found(self.lens)
+        if found.fault and isinstance(self.backend, TorchBackend) and self.lens not in _told:
+            _told.add(self.lens)
+            log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
+        return found
 
     def _path(self, longest: int) -> EnginePath:
         if self.lens.remote:
@@ -248,6 +270,8 @@ class Engine:
         """Answers with what is known already, and a bar; an answer that is not finite and Ctrl-C end in one line."""
         pairs.require(self.lens, conditions, self.backend.name)
         rows = self.cache.rows(requests, conditions)
+        if rows.unfinished:
+            walk_check.require_parts(self.lens, self._walked, conditions)
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}

@@ -14,10 +14,19 @@ from torch import Tensor
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 
+# settings of configurations that let a token see fewer tokens than all before it
+WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
+
+
+def window_of(lens: Lens) -> int | None:
+    """Tokens up to which every layer lets a token see all tokens before it; None: no bound."""
+    config = lens.model.config.get_text_config()
+    return min((n for name in WINDOWS if (n := getattr(config, name, None))), default=None)
+
 
 def refuse_window(lens: Lens, longest: int, what: str) -> None:
     """Raise a `UserError` where the model's attention window is shorter than what these layouts let it see."""
-    window = getattr(lens.model.config, "sliding_window", None)
+    window = window_of(lens)
     if window is not None and longest > window:
         fault = f"{what} walk {longest} tokens, and the attention window is {window}"
         raise UserError(f"{fault}; give shorter prompts, or use another method")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.protocol import Means, Places
-from depthlens.engine import memory_budget
+from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
@@ -154,6 +154,7 @@ def _batch(
     lens: Lens, requests: list[LoglikelihoodRequest], weights: list[Sequence[float]], means: Means | None
 ) -> tuple[Float[Tensor, "request n_layers n_heads"], Float[Tensor, " request"]]:
     """One forward and one backward pass of requests laid end to end; see `attribute` for the shapes."""
+    walk_check.require_plain(lens, "attribution")
     arch, dims, device = lens.arch, lens.dims, lens.device
     lengths = [length(q) for q in requests]
     tokens = torch.tensor([[t for q in requests for t in (*q.context, *q.continuation)[:-1]]], device=device)

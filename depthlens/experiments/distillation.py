@@ -22,7 +22,8 @@ from depthlens import arguments
 from depthlens.ablations import ENDS, Ablation, Condition
 from depthlens.analysis.stats import mean_interval
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import prefix_tree
+from depthlens.engine import prefix_tree, walk_check
+from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
@@ -207,7 +208,7 @@ def activation_deltas(
     if strange := [p for p in prompts if not isinstance(p, Sequence)]:
         raise UserError(f"prompts hold {strange[0]!r}; give texts or lists of token ids")
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    window = getattr(base.model.config, "sliding_window", None)
+    window = window_of(base)
     for i, row in enumerate(rows):
         if not row or (window is not None and len(row) > window):
             limit = f"; the attention window is {window}" if window else ""
@@ -217,6 +218,8 @@ def activation_deltas(
     n_layers = base.dims.n_layers
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for lens in (base, donor):
+            walk_check.require(lens, "the comparison of activations")
         # the layers of an offloaded model are read once for all prompts
         step = len(members) if base.stream or donor.stream else 1
         for start in range(0, len(members), step):

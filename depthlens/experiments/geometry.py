@@ -39,7 +39,8 @@ from depthlens import arguments, provenance
 from depthlens.ablations import BASELINE
 from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.stats import mean_interval
-from depthlens.engine import nonfinite, prefix_tree
+from depthlens.engine import nonfinite, prefix_tree, walk_check
+from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
@@ -144,6 +145,7 @@ def _measure(lens: Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarr
 
 def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
     """Residual streams of one text on the CPU: after the embedding and after each layer, before the final norm."""
+    walk_check.require(lens, "the geometry of the residual stream")
     states: list[Tensor] = []
     pack = prefix_tree.build([tokens], [0])
 
@@ -249,6 +251,7 @@ def text_effects(
     lens: Lens, tokens: Sequence[int], skip_first: int, split: int, reduce: str, batch_tokens: int
 ) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
+    walk_check.require(lens, "the effect of a layer on later ones")
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device)
     x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
@@ -283,7 +286,7 @@ def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> li
     arguments.whole("max_tokens", max_tokens, 2)
     read = text_sets.chosen(texts, limit)
     config = lens.model.config
-    reads = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or max_tokens)
+    reads = min(config.max_position_embeddings, window_of(lens) or max_tokens)
     rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in read]
     for i, (text, row) in enumerate(zip(read, rows, strict=True)):
         if len(row) < 2:

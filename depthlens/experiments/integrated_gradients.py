@@ -41,7 +41,7 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.protocol import Means, Places
-from depthlens.engine import memory_budget
+from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.plain_rows import CausalRows, refuse_window
 from depthlens.engine.tree_attention import walking
 from depthlens.experiments import attribution
@@ -146,6 +146,7 @@ class _Path:
     """
 
     def __init__(self, lens: Lens, requests: Sequence[LoglikelihoodRequest], means: Means | None) -> None:
+        walk_check.require(lens, "the path of integrated gradients")
         self.lens, self.arch, self.means, self.requests = lens, lens.arch, means, requests
         device, dims = lens.device, lens.dims
         longest = max(map(attribution.length, requests))

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.engine import walk_check
 from depthlens.engine.plain_rows import CausalRows, LastPosition, refuse_window
 from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
@@ -111,6 +112,7 @@ def operand_swap_scores(
 @torch.no_grad()
 def _differences(lens: Lens, swap: Swap) -> Float[np.ndarray, " case"]:
     """D in the text, in the swapped text, and with the z of each head in turn. Shape [2 + n_layers * n_heads]."""
+    walk_check.require(lens, "the search for operands")
     with walking(lens.model):
         inputs, row, _, end = _seen(lens, swap.prompt)
         *_, other_z, other_end = _seen(lens, swap.swapped)

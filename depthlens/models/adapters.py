@@ -1,8 +1,11 @@
-"""Embedded models with a trained adapter: merged once, then a model like any other.
+"""Adapters of PEFT: merged into their base, W + (alpha / r) B A, after which it is a model like any other.
 
-The adapters (LoRA, a few MB each) travel with the package under ``data/adapters/<name>``; ``data/train_adapters.py``
-trained them, and a README.md in each folder says on what. On first use an adapter is merged into its base
-by peft, W + (alpha / r) B A in float32, and saved as plain safetensors in the user cache. So fingerprints, reading from
+``BASE+ADAPTER`` names any base with any adapter, and a folder that peft wrote names the base itself
+(`depthlens.models.sources`). Such an adapter is merged in memory, in the type of the base's weights.
+
+The embedded adapters (LoRA, a few MB each) travel with the package under ``data/adapters/<name>``;
+``data/train_adapters.py`` trained them, and a README.md in each folder says on what. On first use such an adapter is
+merged into its base by peft in float32 and saved as plain safetensors in the user cache. So fingerprints, reading from
 disk layer by layer and taking layers out of it as a donor work as for every folder. The folder's name has a hash of
 adapter and base.
 """
@@ -13,18 +16,23 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import errors as hub
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from depthlens import paths
 from depthlens.errors import UserError
 from depthlens.models import embedded
+from depthlens.models.sources import ADAPTER_FILES as FILES
 
 BASE = "smollm2-135m"
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+NOT_FITTING = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError)
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +75,14 @@ def merge(base: Path, adapter: Path, out: Path, name: str) -> Path:
     Raises:
         UserError: the adapter is damaged or does not fit the base.
     """
-    from peft import PeftModel  # slow to import
-
     log.warning("merging the adapter of %s into its base (once)", name)
     hf_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
         try:
-            wrapped = PeftModel.from_pretrained(model, adapter)
-        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
+            model = applied(model, adapter)
+        except NOT_FITTING as e:
             raise _damaged(name, adapter, e) from e
-        model = wrapped.merge_and_unload()
         model.config._name_or_path = name
         model.save_pretrained(out)
         AutoTokenizer.from_pretrained(base).save_pretrained(out)
@@ -86,7 +91,51 @@ def merge(base: Path, adapter: Path, out: Path, name: str) -> Path:
     return out
 
 
-def _damaged(name: str, adapter: Path, error: Exception) -> UserError:
+def applied(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """A model with the adapter of a folder merged into its weights, in place; its modules are of their own classes.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError, SafetensorError: the adapter is damaged, does not fit, or is not
+            of a kind that weights can take up.
+    """
+    from peft import PeftConfig, PeftModel  # slow to import
+
+    config = PeftConfig.from_pretrained(str(adapter))
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ValueError(f"{config.peft_type} adds tokens, and weights cannot take it up")
+    merged: Any = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    return merged
+
+
+def with_adapter(model: PreTrainedModel, adapter: str, name: str, *, only_cached: bool) -> PreTrainedModel:
+    """A model with any adapter merged into it.
+
+    Args:
+        model: The base.
+        adapter: Folder or hub id.
+        name: What the sum is called, for errors.
+        only_cached: Whether the hub is not asked.
+
+    Raises:
+        UserError: the adapter cannot be had, or does not fit.
+    """
+    folder = Path(adapter).expanduser()
+    try:
+        if not folder.is_dir():
+            files = [hf_hub_download(adapter, file, local_files_only=only_cached) for file in FILES]
+            folder = Path(files[0]).parent
+        return applied(model, folder)
+    except (OSError, hub.HTTPError) as e:
+        raise UserError(f"model {name!r}: the adapter {adapter!r} cannot be had ({_first(e)}); give another") from e
+    except NOT_FITTING as e:
+        fault = f"model {name!r}: the adapter {adapter!r} does not fit it ({_first(e)})"
+        raise UserError(f"{fault}; give the base that it was trained on") from e
+
+
+def _first(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = " ".join(lines[:2]) or type(error).__name__  # peft's first line only says that there is a second
-    return UserError(f"model {name!r}: its adapter in {adapter} is damaged ({reason}); install depthlens again")
+    return " ".join(lines[:2]) or type(error).__name__  # peft's first line only says that there is a second
+
+
+def _damaged(name: str, adapter: Path, error: Exception) -> UserError:
+    return UserError(f"model {name!r}: its adapter in {adapter} is damaged ({_first(error)}); install depthlens again")

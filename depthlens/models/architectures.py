@@ -1,7 +1,6 @@
-"""Where layers, attention, output projections, MLPs and widths of a loaded model are: `families` bound to its modules.
+"""Layers, attention, output projections, MLPs and widths of a loaded model: what `structure` found, with real modules.
 
-``bind`` checks the row of the table against the real modules and their shapes, so that a renamed module is an error and
-not a wrong number.
+``bind`` checks their shapes, so that a model that was changed is an error and not a wrong number.
 """
 
 from __future__ import annotations
@@ -9,13 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
-from depthlens.models.families import supported
 from depthlens.models.placement import moved, place_of
+from depthlens.models.structure import Family, find
 
 
 @runtime_checkable
@@ -38,6 +40,7 @@ class TokenLayout(AttentionLayout, Protocol):
 class Architecture:
     """A family bound to one model: its real modules and sizes."""
 
+    family: Family
     dims: Dims
     d_key: int  # width of a query or key head; under latent attention not d_head, that of a value
     embed: nn.Embedding
@@ -95,7 +98,7 @@ class Architecture:
 
     def logits(self, x: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos d_vocab"]:
         """Logits of final residual streams, before the last norm."""
-        normed = self.final_norm(moved(x, place_of(self.final_norm)))
+        normed = self.final_norm(moved(x, place_of(self.final_norm, x.device)))
         return self.unembed(moved(normed, place_of(self.unembed)))
 
 
@@ -103,21 +106,13 @@ def bind(model: nn.Module) -> Architecture:
     """Find the parts of a Hugging Face causal language model and check their shapes.
 
     Raises:
-        UserError: for a class that is not in the table, or whose modules do not have the expected shapes.
+        UserError: parts are missing, cannot be told apart, or do not have the expected shapes.
     """
-    name = type(model).__name__
-    family = supported(name)
-    config: Any = model.config
-
-    def find(root: nn.Module, path: str) -> nn.Module:
-        try:
-            return root.get_submodule(path)
-        except AttributeError as e:
-            fix = "correct its row in depthlens/models/families.py"
-            raise UserError(f"{name} has no module {path!r}; {fix}") from e
-
-    layers = tuple(cast(nn.ModuleList, find(model, family.layers)))
-    o_proj = tuple(cast(nn.Linear, find(layer, family.o_proj)) for layer in layers)
+    family = find(model)
+    whole: Any = model
+    config = whole.config.get_text_config()
+    layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
+    o_proj = tuple(cast(nn.Linear, layer.get_submodule(family.o_proj)) for layer in layers)
     n_heads, d_model = config.num_attention_heads, config.hidden_size
     # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
     d_head = o_proj[0].in_features // n_heads
@@ -125,20 +120,21 @@ def bind(model: nn.Module) -> Architecture:
     shares = not hasattr(config, "kv_lora_rank")
     n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
     arch = Architecture(
+        family=family,
         dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head),
         d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if not shares else d_head,
-        embed=cast(nn.Embedding, find(model, family.embed)),
+        embed=cast(nn.Embedding, model.get_submodule(family.embed)),
         layers=layers,
-        attn_norm=tuple(find(layer, family.attn_norm) for layer in layers),
-        attn=tuple(find(layer, family.attn) for layer in layers),
+        attn_norm=tuple(layer.get_submodule(family.attn_norm) for layer in layers if family.attn_norm),
+        attn=tuple(layer.get_submodule(family.attn) for layer in layers),
         o_proj=o_proj,
-        mlp_norm=tuple(find(layer, family.mlp_norm) for layer in layers),
-        mlp=tuple(find(layer, family.mlp) for layer in layers),
-        rotary=find(model, family.rotary),
-        final_norm=find(model, family.final_norm),
-        unembed=find(model, family.unembed),
+        mlp_norm=tuple(layer.get_submodule(family.mlp_norm) for layer in layers if family.mlp_norm),
+        mlp=tuple(layer.get_submodule(family.mlp) for layer in layers),
+        rotary=model.get_submodule(family.rotary),
+        final_norm=model.get_submodule(family.final_norm),
+        unembed=model.get_submodule(family.unembed),
     )
-    _check(name, config, arch)
+    _check(type(model).__name__, config, arch)
     return arch
 
 
@@ -147,7 +143,7 @@ def _check(name: str, config: Any, arch: Architecture) -> None:
 
     def expect(what: str, value: object, expected: object) -> None:
         if value != expected:
-            raise UserError(f"{name}: {what} is {value}, expected {expected}; see depthlens/models/families.py")
+            raise UserError(f"{name}: {what} is {value}, expected {expected}; it was changed, or is not supported")
 
     expect("number of layers", dims.n_layers, config.num_hidden_layers)
     expect("n_heads modulo n_kv_heads", dims.n_heads % dims.n_kv_heads, 0)
@@ -155,6 +151,21 @@ def _check(name: str, config: Any, arch: Architecture) -> None:
     for i, o_proj in enumerate(arch.o_proj):
         expect(f"o_proj output of layer {i}", o_proj.out_features, dims.d_model)
         expect(f"o_proj input of layer {i}", o_proj.in_features, dims.n_heads * dims.d_head)
+
+
+def head(model: PreTrainedModel, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
+    """Logits as the model's own forward makes them from the states after its last norm, scaled or capped as it does."""
+    body = model.base_model
+    own = vars(body).get("forward")  # None: that of its class
+    body.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=states[:, None])
+    try:
+        tokens = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
+        return model(input_ids=tokens, use_cache=False).logits[:, 0]  # a row each, as a donor's unembedding counts them
+    finally:
+        if own is None:
+            del body.forward
+        else:
+            body.forward = own
 
 
 def hidden(output: Tensor | tuple) -> Tensor:

@@ -8,7 +8,6 @@ from multiprocessing import TimeoutError as NoAnswer
 from huggingface_hub import errors as hub
 
 from depthlens.errors import UserError
-from depthlens.models.families import FAMILIES
 
 
 def explain(name: str, error: Exception, offline: bool) -> UserError:
@@ -58,7 +57,7 @@ def explain(name: str, error: Exception, offline: bool) -> UserError:
         return UserError(f"{fault}; check the network or give a directory")
     if "custom code" in text:
         fault = f"model {name!r} brings code of its own, which depthlens never runs"
-        return UserError(f"{fault}; supported: {', '.join(FAMILIES)}")
+        return UserError(f"{fault}; give one whose class is in transformers")
     if "backend tokenizer" in text:
         return UserError(f"model {name!r} has no tokenizer files; save its tokenizer into the same folder")
     if "safetensors" in text and "no file named" in text:

@@ -28,25 +28,37 @@ if TYPE_CHECKING:  # slow to import
 class Lens:
     """A loaded model, its tokenizer, and where its parts are.
 
+    `depthlens.load` makes one by name. A model that you have loaded, changed or trained yourself is one by
+    ``Lens(model, tokenizer)``.
+
     Attributes:
-        name: The name it was loaded by.
-        model: The Hugging Face module, in evaluation mode, no gradients asked for.
+        model: The Hugging Face module; it is put into evaluation mode, and no gradients are asked for.
         tokenizer: The Hugging Face tokenizer.
+        name: The name it was loaded by, for tables and records; "": that of the model's folder or class.
         stream: What reads the layers of a model that was loaded with ``offload="disk"``; else None.
         remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
         donor: The model that ``@donor`` conditions take parts from (`depthlens.models.pairs.with_donor`); else None.
         arch: Layers, attention, ``o_proj`` and MLP modules.
+
+    Raises:
+        UserError: a part of the model cannot be found, or it is no causal language model of transformers.
     """
 
-    name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    name: str = ""
     stream: Stream | None = field(default=None, repr=False)
     remote: Remote | None = field(default=None, repr=False)
     donor: Donor | None = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if hasattr(self.model, "merge_and_unload"):
+            raise UserError("the model is one of peft; give Lens(model.merge_and_unload(), tokenizer)")
+        if not isinstance(self.model, PreTrainedModel) or not isinstance(self.tokenizer, PreTrainedTokenizerBase):
+            found = f"{type(self.model).__name__} and {type(self.tokenizer).__name__}"
+            raise UserError(f"Lens of {found}; give a causal language model of transformers and its tokenizer")
+        self.name = self.name or self.model.name_or_path or type(self.model).__name__
         self.bind()
         self.model.eval().requires_grad_(False)
 
@@ -69,7 +81,7 @@ class Lens:
         """All devices that compute, each once, in the order of the walk."""
         if self.remote:
             return (self.device,)
-        ends = place_of(self.arch.final_norm), place_of(self.arch.unembed)
+        ends = place_of(self.arch.final_norm, self.device), place_of(self.arch.unembed)
         return (*dict.fromkeys([self.device, *map(self.device_of, range(self.dims.n_layers)), *ends]),)
 
     @property

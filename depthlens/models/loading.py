@@ -8,6 +8,7 @@ from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import struct
@@ -28,7 +29,8 @@ from transformers.utils import logging as hf_logging
 from depthlens import arguments
 from depthlens.errors import UserError
 from depthlens.models import adapters, devices, embedded, placement, sources
-from depthlens.models.families import supported
+from depthlens.models.architectures import bind
+from depthlens.models.families import known
 from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
 from depthlens.models.offload import Checkpoint, Stream
@@ -92,6 +94,9 @@ def load(
         return _build_organism(source, place, DTYPES.get(dtype, torch.float32))
     if remote:
         return _load_remote(_with_folder(source))
+    if source.adapter and offload:
+        fix = "save the sum once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
+        raise UserError(f"model {source.name!r}: an adapter is merged in memory; {fix}, or leave offload out")
     source = _with_folder(sources.probe(source))  # a server's models are its own to know
     chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
     if offload:
@@ -102,7 +107,7 @@ def load(
 def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) -> Lens:
     organism = builder.build(**vars(builder.parse(source.name)))
     cast(nn.Module, organism.model).to(device, dtype)
-    return Lens(source.name, organism.model, organism.tokenizer)
+    return Lens(organism.model, organism.tokenizer, source.name)
 
 
 def _load_whole(source: Source, places: list[torch.device], dtype: torch.dtype | str, *, spread: bool) -> Lens:
@@ -124,12 +129,14 @@ def _load_whole(source: Source, places: list[torch.device], dtype: torch.dtype |
     _refuse_unfilled(source.name, info)
     if source.gguf:
         vars(model).pop("hf_quantizer", None)  # has dequantised the weights; the store could not tell what it does
+    if source.adapter:
+        model = adapters.with_adapter(model, source.adapter, source.name, only_cached=source.only_cached)
     with _fitting(source.name, places):
         if spread or (len(places) > 1 and placement.n_bytes(model) > placement.room(places)[0]):
             placement.spread(source.name, model, places)
         else:
             model.to(places[0])
-    return Lens(source.name, model, tokenizer)
+    return Lens(model, tokenizer, source.name)
 
 
 def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | str) -> Lens:
@@ -144,13 +151,15 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
     _refuse_unfilled(source.name, info)
     with _fitting(source.name, [device]):
         stream = Stream(model, checkpoint, device)
-    return Lens(source.name, model, tokenizer, stream)
+    return Lens(model, tokenizer, source.name, stream)
 
 
 def _load_remote(source: Source) -> Lens:
     """A model whose weights are on a server."""
     from depthlens.models import remote  # slow to import
 
+    if source.adapter:
+        raise UserError(f"model {source.name!r}: a server has its own weights; leave the adapter or remote out")
     if source.gguf:
         raise UserError(f"model file {source.name!r}: a server holds models by hub id; give that, or remote='local'")
     if source.revision:
@@ -161,14 +170,16 @@ def _load_remote(source: Source) -> Lens:
     with _explained(source.name):
         config, tokenizer = _read_config(source)
         skeleton = remote.skeleton(source.place, config, tokenizer, None)
-    return Lens(source.name, skeleton._module, tokenizer, remote=remote.Remote(skeleton, served))
+    return Lens(skeleton._module, tokenizer, source.name, remote=remote.Remote(skeleton, served))
 
 
 def _with_folder(source: Source) -> Source:
     """The source with the folder of an embedded model, which is made on first use."""
     if source.kind == "embedded":
         return replace(source, place=str(embedded.smollm2()))
-    return replace(source, place=str(adapters.merged(source.name))) if source.kind == "adapter" else source
+    if source.kind == "adapter":
+        return replace(source, place=str(adapters.merged(source.name.partition("+")[0])))
+    return source
 
 
 def _hub_options(source: Source) -> dict[str, Any]:
@@ -185,13 +196,15 @@ def _hub_options(source: Source) -> dict[str, Any]:
 
 
 def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration and tokenizer of a model of a supported class."""
+    """Configuration and tokenizer of a model whose parts can be found, which an empty one shows."""
     config = AutoConfig.from_pretrained(source.place, **_hub_options(source))
     if source.gguf:
         name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
     else:
         name = (config.architectures or ["(not named in config.json)"])[0]
-    supported(name)
+    known(name)
+    with torch.device("meta"):
+        bind(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
     return config, AutoTokenizer.from_pretrained(source.place, **_hub_options(source))
 
 

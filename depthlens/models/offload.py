@@ -47,7 +47,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from depthlens.errors import UserError
 from depthlens.models import fingerprint
-from depthlens.models.families import supported
+from depthlens.models.structure import find as find_structure
 
 # also raised before a sweep starts
 NO_GENERATION = (
@@ -175,7 +175,7 @@ class Stream:
         self.tensors = checkpoint.tensors
         self._paths = checkpoint.paths
         self._read_as: tuple[Any, list[tuple[str, bytes]]] = ((), [])  # state of the files, checksums of the layers
-        self._prefix = supported(type(model).__name__).layers + "."
+        self._prefix = find_structure(model).layers + "."
         self.layers = tuple(cast(nn.ModuleList, model.get_submodule(self._prefix.removesuffix("."))))
         self._thread = ThreadPoolExecutor(1, "depthlens-offload")
         self._ahead: tuple[int, Future[None]] | None = None
@@ -223,7 +223,7 @@ class Stream:
 
     def _fill(self, device: torch.device) -> None:
         """Read what is always held; compute the rotary frequencies, which no file holds."""
-        family = supported(type(self.model).__name__)
+        family = find_structure(self.model)
         rotary = self.model.get_submodule(family.rotary)
         self.model.set_submodule(family.rotary, type(rotary)(self.model.config).to(device))
         missing = self._load(self._keys[None])

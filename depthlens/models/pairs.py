@@ -24,9 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from depthlens import arguments
 from depthlens.ablations import Condition
 from depthlens.errors import UserError, unknown
-from depthlens.models import loading
+from depthlens.models import loading, sources
 from depthlens.models.lens import Donor, Lens
-from depthlens.organisms import options
 
 log = logging.getLogger(__name__)
 Same = Callable[[str, object, object], None]  # refuses two values that differ
@@ -98,9 +97,10 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
             f"donor {str(donor)!r} would be read onto one device, and base {base.name!r} is spread over {where}; "
             f"give donor=dl.load({str(donor)!r}, device={where!r})"
         )
-    built = isinstance(donor, str) and options.is_name(donor)  # has no files to read from
+    source = sources.find(donor)
+    no_files = source.kind == "organism" or source.adapter  # of weights as they are to be
     dtype = str(base.dtype).removeprefix("torch.")
-    return loading.load(donor, dtype=dtype, device=str(base.device), offload=None if built else "disk")
+    return loading.load(donor, dtype=dtype, device=str(base.device), offload=None if no_files else "disk")
 
 
 def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
@@ -141,6 +141,12 @@ def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch")
     if asked and (lens.donor is None or backend != "torch"):
         fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
         raise UserError(f"condition {asked} takes weights from a donor; {fix}")
+    family = lens.arch.family
+    fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
+    of_heads = (c for c in conditions for a in c.ablations if a.mode == "donor" and a.site in fused)
+    if part := next(of_heads, None):
+        fault = f"condition {part}: one matrix of {lens.name!r} makes queries, keys and values of all heads"
+        raise UserError(f"{fault}; take whole attentions from the donor, e.g. L3.attn@donor")
 
 
 def compare(base: Lens, donor: Lens) -> Donor:
@@ -165,6 +171,8 @@ def compare(base: Lens, donor: Lens) -> Donor:
             fault = f"{names} are no pair: {what} {of_base} in the base, {of_donor} in the donor"
             raise UserError(f"{fault}; a donor differs in its weights alone")
 
+    if not base.arch.attn_norm:
+        raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
     if donor.model is base.model:
         raise UserError(f"{names} are one loaded model; load the donor apart")
     _compare_modules(same, base, donor)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from depthlens.errors import UserError
 from depthlens.models.devices import free_bytes
-from depthlens.models.families import supported
+from depthlens.models.structure import find as find_structure
 
 T = TypeVar("T")
 WEIGHTS_SHARE = 0.9  # of the free memory of a device that weights may take: the work needs the rest
@@ -42,7 +42,7 @@ def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -
     Raises:
         UserError: they have no room for the model together.
     """
-    whole = {type(layer).__name__ for layer in model.get_submodule(supported(type(model).__name__).layers).children()}
+    whole = {type(layer).__name__ for layer in model.get_submodule(find_structure(model).layers).children()}
     rooms, needed = room(devices), n_bytes(model)
     largest = max(sum(t.nbytes for t in part.parameters()) for part in model.modules() if type(part).__name__ in whole)
     # shares by room; accelerate rounds to whole layers, and keeps a layer free on the first device
@@ -60,13 +60,22 @@ def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -
     raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or more GPUs")
 
 
-def place_of(module: nn.Module) -> torch.device:
-    """Where a module computes: where accelerate brings its weights for a call, else where they are."""
+def place_of(module: nn.Module, without_weights: torch.device | None = None) -> torch.device:
+    """Where a module computes: where accelerate brings its weights for a call, else where they are.
+
+    Args:
+        module: Of a model.
+        without_weights: What is returned for a module that has none.
+    """
     for hook in _hooks(module):
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    return next(module.parameters()).device
+    weight = next(module.parameters(), None)
+    if weight is None and without_weights is not None:
+        return without_weights
+    assert weight is not None, type(module).__name__
+    return weight.device
 
 
 def _hooks(module: nn.Module) -> list[Any]:

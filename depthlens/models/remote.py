@@ -36,8 +36,8 @@ from websocket import WebSocketException
 from depthlens import provenance
 from depthlens.errors import UserError, first_line
 from depthlens.models import fingerprint
-from depthlens.models.families import supported
 from depthlens.models.lens import Lens
+from depthlens.models.structure import find as find_structure
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Remote:
 
     def _look(self, backend: Any) -> tuple[torch.dtype, str]:
         """One token through the model: what a record says of it, and whether it answers at all."""
-        norm = attrgetter(supported(type(self.model._module).__name__).final_norm)(self.model)
+        norm = attrgetter(find_structure(self.model._module).final_norm)(self.model)
         tokens = torch.zeros(1, 1, dtype=torch.long)
         with torch.no_grad(), self.model.trace(input_ids=tokens, use_cache=False, backend=backend):
             states = norm.output
@@ -243,7 +243,7 @@ def skeleton(
 def simulated(lens: Lens) -> Lens:
     """A loaded model as one that only a simulated server has."""
     model = skeleton(lens.name, lens.model.config, lens.tokenizer, lens.model.generation_config)._module
-    return Lens(lens.name, model, lens.tokenizer, remote=Remote(lens.nnsight, None))
+    return Lens(model, lens.tokenizer, lens.name, remote=Remote(lens.nnsight, None))
 
 
 def _deployed(status: dict[str, Any]) -> list[dict[str, Any]]:

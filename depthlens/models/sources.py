@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from depthlens.errors import UserError, unknown
-from depthlens.models.families import FAMILIES, GGUF, supported
+from depthlens.models.families import GGUF, known
 from depthlens.models.registry import NAMED
 from depthlens.organisms import options
 
 log = logging.getLogger(__name__)
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # what peft writes
 SECONDS = 3.0  # for the hub to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
 
 
@@ -39,6 +40,7 @@ class Source:
         gguf: Name of the file in the folder, where that is to be read.
         revision: Branch, tag or commit of the hub; None: its main one.
         only_cached: The hub is not asked, or gave no answer: files come from its local cache.
+        adapter: Folder or hub id of an adapter that is merged into it; None: none is.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Source:
     gguf: str | None = None
     revision: str | None = None
     only_cached: bool = False
+    adapter: str | None = None
 
 
 def find(name: Any, *, weights: bool = True) -> Source:
@@ -54,7 +57,8 @@ def find(name: Any, *, weights: bool = True) -> Source:
 
     Args:
         name: Alias, organism, hub id, directory or ``.gguf`` file. ``ID@REVISION`` is a branch, tag or commit of a
-            model on the hub.
+            model on the hub. ``BASE+ADAPTER`` is any of these with an adapter of PEFT, a folder or hub id; a folder
+            that peft wrote names its base itself.
         weights: Whether a directory must hold weights.
 
     Raises:
@@ -70,12 +74,42 @@ def find(name: Any, *, weights: bool = True) -> Source:
         if row.alias == name:
             made = row.source in ("embedded", "adapter")
             return Source(name, row.source) if made else Source(name, "hub", row.source)
+    base, plus, adapter = name.rpartition("+")
     try:
+        if plus and not Path(name).expanduser().exists():
+            return _with_adapter(name, base, adapter, weights)
         return _on_disk(name, Path(name).expanduser(), weights) or _on_hub(name)
     except (OSError, ValueError) as e:  # a name that is too long for a path, or a folder that may not be read
         if isinstance(e, UserError):
             raise
         raise UserError(f"model {name!r} cannot be read: {getattr(e, 'strerror', None) or e}; give another") from e
+
+
+def _with_adapter(name: str, base: str, adapter: str, weights: bool) -> Source:
+    """A base with an adapter that is to be merged into it."""
+    folder = Path(adapter).expanduser()
+    if not adapter.strip() or not base.strip():
+        raise UserError(f"model {name!r}: give a base and an adapter, such as owner/name+path/to/adapter")
+    if folder.is_dir():
+        if missing := [file for file in ADAPTER_FILES if not (folder / file).is_file()]:
+            raise UserError(f"adapter {adapter!r} holds no {missing[0]}; save it with peft's save_pretrained")
+    elif adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
+        raise UserError(f"adapter {adapter!r} does not exist; give a folder that peft wrote, or a hub id owner/name")
+    found = find(base, weights=weights)
+    if found.kind == "organism" or found.adapter:
+        raise UserError(f"model {name!r}: {base!r} takes no adapter; give a folder, a hub id or a .gguf file")
+    return replace(found, name=name, adapter=adapter)
+
+
+def _base_of(name: str, file: Path) -> str:
+    """The base that the configuration of an adapter names."""
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as e:
+        raise UserError(f"adapter {name!r} cannot be read: its {file.name} is not JSON ({e}); get it again") from e
+    if not base:
+        raise UserError(f"adapter {name!r} names no base; give BASE+{name}")
+    return str(base)
 
 
 def _on_hub(name: str) -> Source:
@@ -100,6 +134,8 @@ def _on_disk(name: str, path: Path, weights: bool) -> Source | None:
         return Source(name, "gguf", str(path.parent), path.name)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / ADAPTER_FILES[0]).is_file():
+                return _with_adapter(name, _base_of(name, path / ADAPTER_FILES[0]), name, weights)
             raise UserError(f"directory {name!r} holds no config.json; give a folder written by save_pretrained")
         if weights and not list(path.glob("*.safetensors")):
             raise UserError(
@@ -176,7 +212,7 @@ def _seconds(setting: str | float) -> float:
 
 
 def _known_class(name: str, path: Path) -> None:
-    """Refuse a configuration that is none, or of a class that is not in the table."""
+    """Refuse a configuration that is none, or of a class that transformers does not have."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
@@ -187,10 +223,13 @@ def _known_class(name: str, path: Path) -> None:
         raise UserError(f"{fault}; give a folder written by save_pretrained")
     named = config.get("architectures")
     class_name = str(named[0]) if isinstance(named, list) and named else "(not named in config.json)"
-    if class_name not in FAMILIES and config.get("auto_map"):
-        fault = f"model {name!r} brings code of its own, which depthlens never runs"
-        raise UserError(f"{fault}; supported: {', '.join(FAMILIES)}")
-    supported(class_name)
+    try:
+        known(class_name)
+    except UserError:
+        if config.get("auto_map"):
+            fix = "give one whose class is in transformers"
+            raise UserError(f"model {name!r} brings code of its own, which depthlens never runs; {fix}") from None
+        raise
 
 
 def _known_gguf(name: str, path: Path) -> None:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import types
 
-import jaxtyping
 import mini_tasks
 import nbformat
 import pytest
@@ -35,14 +34,6 @@ FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("refusals") / "model", "llama-gqa", max_position_embeddings=4096)
-
-
-@pytest.fixture
-def unchecked():
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_an_exception_in_a_trace_leaves_nothing_behind(pair):
 
 def test_rows_that_all_end_early_are_no_warning(pair, recwarn):
     whole, far = pair("llama-gqa")
-    lenses = [Lens("m", lens.model, lens.tokenizer, None, lens.remote) for lens in (whole, far)]
+    lenses = [Lens(lens.model, lens.tokenizer, "m", None, lens.remote) for lens in (whole, far)]
     ask = [GenerateRequest((1, 2, 3), (), 9), GenerateRequest((7, 8, 9, 10), (), 9)]
     free = Engine(whole, progress=False).generate_until(ask, [parse_condition("L1")])[0]
     ends = [whole.tokenizer(text).input_ids[0] for text in free]

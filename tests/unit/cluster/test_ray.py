@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import ray_losses
 import tiny
@@ -27,7 +26,7 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.requests import LoglikelihoodRequest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 DRIVER = """
 import sys
 import torch
@@ -43,15 +42,6 @@ except KeyboardInterrupt as stop:
     sys.exit(f"Interrupted: {stop}")
 result.save(out)
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def unchecked():
-    """Workers have no type checker, and neither has a user."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module")

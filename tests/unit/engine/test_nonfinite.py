@@ -100,7 +100,7 @@ def test_what_was_computed_before_stays(tmp_path, monkeypatch):
     """A condition that breaks a later pack does not lose the packs before it."""
     monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 13)
     built = builder.build()
-    lens = dl.Lens("organism", built.model, built.tokenizer)
+    lens = dl.Lens(built.model, built.tokenizer, "organism")
     walk, n = Wavefront.run, 0
 
     def walked(self, *args, **kwargs):

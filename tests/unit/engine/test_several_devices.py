@@ -70,7 +70,8 @@ def test_parts_that_walk_at_once_give_the_same(conditions, ends):
 def test_two_devices_compute_at_the_same_time():
     """The first part waits in a layer of the second device until another one is in a layer of the first."""
     two = spread(tiny.lens("llama-gqa"), TWO)
-    both = threading.Barrier(2)
+    engine, both = Engine(two, path="wavefront", progress=False), threading.Barrier(2)
+    assert engine.path_for(9) == "wavefront"  # tried before anything waits
     passed = []
 
     def on_second(module, args):
@@ -88,7 +89,7 @@ def test_two_devices_compute_at_the_same_time():
         two.arch.attn[2].register_forward_pre_hook(on_second),
         two.arch.attn[0].register_forward_pre_hook(on_first),
     ]
-    Engine(two, path="wavefront", progress=False).loglikelihood(SCORED, expand("heads", two.dims))
+    engine.loglikelihood(SCORED, expand("heads", two.dims))
     for handle in handles:
         handle.remove()
     assert sorted(passed) == ["first", "second"]
@@ -98,6 +99,7 @@ def test_a_part_that_runs_out_of_memory_is_computed_in_smaller_ones():
     two, conditions = spread(tiny.lens("llama-gqa"), TWO), expand("layers,heads", tiny.lens("llama-gqa").dims)
     engines = [Engine(two, progress=False) for _ in range(2)]
     wanted, faults = engines[0].loglikelihood(SCORED, conditions), [2, 5]
+    assert engines[1].path_for(9) == "wavefront"  # tried before anything fails
 
     def fail(module, args):
         faults[:] = [n - 1 for n in faults]

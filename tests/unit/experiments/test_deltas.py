@@ -46,7 +46,7 @@ def test_weight_deltas_by_hand(folders, family, streamed):
 def test_weight_deltas_of_equal_and_zero_weights():
     base = tiny.lens("qwen2")  # its biases start as zeros
     assert float(base.arch.attn[0].q_proj.bias.abs().max()) == 0
-    donor = Lens("donor", copy.deepcopy(base.model), base.tokenizer)
+    donor = Lens(copy.deepcopy(base.model), base.tokenizer, "donor")
     table = distillation.weight_deltas(base, donor)
     assert (table["relative"] == 0).all()
     assert table.loc[table["matrix"].str.endswith("bias"), "cosine"].isna().all()
@@ -95,7 +95,7 @@ def test_activation_deltas_by_hand(folders, family, streamed):
 
 def test_activation_deltas_of_equal_models_and_bad_prompts():
     base = tiny.lens("llama-gqa")
-    twin = Lens("same", copy.deepcopy(base.model), base.tokenizer)
+    twin = Lens(copy.deepcopy(base.model), base.tokenizer, "same")
     table = distillation.activation_deltas(base, twin, ["one prompt"])
     assert (table["relative"] == 0).all() and table["relative_low"].isna().all()
     for prompts_, message in (("text", "give a list"), ([], "give a list"), (["a", ""], "prompt 1 has 0 tokens")):

@@ -268,8 +268,8 @@ def test_a_layer_that_adds_nothing_has_no_effect():
 
 
 def test_the_model_is_as_it_was(lens):
-    before, config = lens.fingerprint, dict(vars(lens.model.config))
     logits = streams(lens, TEXTS[0])[1]  # transformers leaves hooks of its own behind, to collect hidden states
+    before, config = lens.fingerprint, dict(vars(lens.model.config))
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lens.model.modules()]
     geo.depth_geometry(lens, TEXTS, progress=False)
     geo.layer_effects(lens, TEXTS, progress=False)

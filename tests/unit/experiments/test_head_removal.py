@@ -26,7 +26,7 @@ N_DOCS, N_DRAWS = 10, 60
 @pytest.fixture(scope="module")
 def organism():
     built = builder.build(seed=2)
-    return Lens("organism:seed=2", built.model, built.tokenizer), built.truth
+    return Lens(built.model, built.tokenizer, "organism:seed=2"), built.truth
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_at_chance_nothing_is_judged(organism):
     lens, _ = organism
     # without the previous-token head the whole circuit is gone, and what is left guesses
     built = builder.build(seed=2)
-    broken = Lens("broken", built.model, built.tokenizer)
+    broken = Lens(built.model, built.tokenizer, "broken")
     broken.arch.o_proj[1].weight.zero_()
     found = removal_curve(broken, ONE, {"any": [(2, 1)]}, k=1, n_draws=10, limit=N_DOCS, progress=False)
     assert "the whole model is at chance, cannot judge" in found.describe()[0]

@@ -65,7 +65,7 @@ def planted_needles(task, n=20):
 
 def organism(name):
     built = builder.build(**{k: v for k, v in vars(builder.parse(name)).items()})
-    return Lens(name, built.model, built.tokenizer), built.truth
+    return Lens(built.model, built.tokenizer, name), built.truth
 
 
 def separates(values, heads):

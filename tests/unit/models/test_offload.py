@@ -14,6 +14,7 @@ from offloaded import SAME, TASK, layers_in_memory, requests, scores
 from safetensors.torch import load_file, save_file
 
 from depthlens.ablations import expand
+from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -156,6 +157,8 @@ def reads(monkeypatch):
 def test_a_walk_reads_each_layer_once_whatever_the_chunks(saved, reads, monkeypatch):
     watch, count, most = reads
     lens = watch(loading.load(saved(), offload="disk"))
+    assert walk_check.found(lens).fault is None and count == dict.fromkeys(range(5), 1), "tried once, by one more walk"
+    count.clear()
     chunks = []
     lens.arch.mlp[2].register_forward_hook(lambda *a: chunks.append(1))
     found = scores(lens, expand("heads", lens.dims), batch_tokens=64)

@@ -7,6 +7,7 @@ import torch
 from offloaded import SAME, scores
 
 from depthlens.ablations import expand
+from depthlens.engine import walk_check
 from depthlens.models import devices, loading, offload
 
 GPU = torch.device("cpu", 1)
@@ -49,6 +50,7 @@ def test_layers_are_sent_and_received_once_a_walk(on_gpu):
     lens, whole, copies = on_gpu
     conditions = expand("layers", whole.dims)
     wanted = scores(whole, conditions)
+    assert walk_check.found(lens).fault is None
     copies.events.clear()
     torch.testing.assert_close(scores(lens, conditions), wanted, atol=SAME, rtol=0)
     n_weights = len(list(whole.arch.layers[0].parameters()))

@@ -67,7 +67,7 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
     base.tokenizer = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
 
     def compared(tokenizer):
-        return pairs.compare(base, Lens("changed", copy.deepcopy(base.model), tokenizer)).notes
+        return pairs.compare(base, Lens(copy.deepcopy(base.model), tokenizer, "changed")).notes
 
     assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])) == ()
     with pytest.raises(UserError, match="token 3 is 'ab' in the base, 'bc' in the donor"):

@@ -120,7 +120,7 @@ def on_disk(tmp_path):
     model = copy.deepcopy(whole.model)
     where = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
     where |= {f"model.layers.{i}": "disk" if i > 1 else "cpu" for i in range(5)}
-    return Lens(whole.name, dispatch_model(model, where, offload_dir=tmp_path), whole.tokenizer), whole
+    return Lens(dispatch_model(model, where, offload_dir=tmp_path), whole.tokenizer, whole.name), whole
 
 
 @pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
@@ -134,7 +134,7 @@ def test_where_weights_are_does_not_change_the_fingerprint(on_disk):
     lens, whole = on_disk
     assert lens.identify() == whole.identify()
     hooked = dispatch_model(copy.deepcopy(whole.model), {"": "cpu"}, force_hooks=True)
-    moved = Lens(whole.name, hooked, whole.tokenizer)
+    moved = Lens(hooked, whole.tokenizer, whole.name)
     assert moved.identify() == whole.identify()
     hooked.model.layers[1].mlp.forward = lambda x: x
     assert "forward method of its own in model.layers.1.mlp" in moved.identify().obstacle

@@ -1,0 +1,128 @@
+"""Tiny random models of all of transformers' causal classes, and how depthlens takes each.
+
+    python tests/model_classes.py > docs/models.md
+
+Every class gets the same small sizes, under the names that its configuration has for them.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import tiny
+import torch
+import transformers
+from transformers import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from depthlens.engine import walk_check
+from depthlens.errors import UserError
+from depthlens.models.lens import Lens
+
+N_HEADS = 4
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2}
+OLDER = {"n_embd": 32, "n_layer": 4, "n_head": N_HEADS, "n_inner": 48, "n_positions": 512, "d_model": 32, "ffn_dim": 48}
+LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+SIZES = tiny.BASE | tiny.LATENT | EXPERTS | OLDER | LINEAR
+SIZES |= {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 8, "v_head_dim": 8}
+SIZES |= {"shared_expert_intermediate_size": 16, "sliding_window": 64}
+LARGE = 10**7  # parameters of a class that has other names for its sizes
+
+HEAD = f"""# Models
+
+How depthlens takes the causal language models of transformers {transformers.__version__}.
+`python tests/model_classes.py` makes this page: it tries a tiny random model of every class. Your own model is tried in
+the same way before it is swept, and one line says if it is not walked.
+
+- **walked**: all conditions share the layers that they have in common, which is fast.
+- **whole passes**: each pair of document and condition takes a forward pass with hooks, which is right and slow.
+  `@mean` and `@noise` of an attention or an MLP are refused. So are geometry, attention patterns and integrated
+  gradients.
+- **whole passes, layers only**: as above, but attention, MLPs and heads cannot be removed apart from their layer.
+- **refused**: a part cannot be found, or the logits are not those that the model's head gives.
+"""
+
+# kinds that the wavefront walks, beside those of `tiny.FAMILIES`
+WALKED = (
+    "apertus arcee aria_text bitnet cwm dots1 ernie4_5 ernie4_5_moe exaone_moe gemma glm "
+    "glm4_moe glm4_moe_lite granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe "
+    "hy_v3 jais2 minimax_m2 ministral ministral3 mixtral olmo olmoe persimmon "
+    "phi3 phimoe qwen2_moe seed_oss smollm3 solar_open starcoder2 youtu "
+).split()
+# kinds that are computed by whole passes, each for another reason
+WHOLE_PASSES = "olmo2 gpt_oss gpt_neox stablelm diffllama gemma2 gemma3_text glm4 cohere2 minicpm3".split()
+
+
+def config(kind: str) -> transformers.PreTrainedConfig:
+    """A small configuration of a model type."""
+    made = CONFIG_MAPPING[kind]
+    usual = made()
+    sizes = {name: value for name, value in SIZES.items() if hasattr(usual, name)}
+    if hasattr(usual, "kv_lora_rank"):  # latent attention makes a key and a value for every head
+        sizes["num_key_value_heads"] = N_HEADS
+    return made(**sizes)
+
+
+def build(kind: str) -> PreTrainedModel | None:
+    """A seeded random model of a type, in which every norm and bias matters; None where it would be large."""
+    small, cls = config(kind), getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
+    with torch.device("meta"):
+        if sum(p.numel() for p in cls(small).parameters()) > LARGE:
+            return None
+    torch.manual_seed(0)
+    model = cls(small).float().eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, float(parameter.mean()), 0.2)
+    model.generation_config.eos_token_id = 257
+    return model
+
+
+def lens(kind: str) -> Lens:
+    """The same as a depthlens handle."""
+    model = build(kind)
+    assert model is not None
+    return Lens(model, tiny.tokenizer(), kind)
+
+
+def taken(kind: str) -> tuple[str, str]:
+    """How a type is taken, and why not better."""
+    small = config(kind)
+    if small.get_text_config() is not small:
+        return "not tried", "reads more than text"
+    try:
+        model = build(kind)
+        if model is None:
+            return "not tried", "a tiny one cannot be configured"
+        found = walk_check.found(Lens(model, tiny.tokenizer(), kind))
+    except UserError as e:
+        return "refused", str(e).removesuffix("; it is not supported")
+    if found.fault is None:
+        return "walked", ""
+    return "whole passes" if found.separable else "whole passes, layers only", found.fault
+
+
+def main() -> None:
+    """Print a page."""
+    warnings.simplefilter("ignore")
+    logging.set_verbosity(logging.CRITICAL)
+    print(HEAD)
+    print("| class | how | why |\n|---|---|---|")
+    found = {}
+    for kind, name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
+        if name in found:
+            continue
+        try:
+            found[name] = taken(kind)
+        except Exception as e:  # noqa: BLE001 - whatever a class raises when it is built small goes into the table
+            found[name] = "not tried", f"a tiny one cannot be built ({type(e).__name__})"
+        print(f"| {name} | {found[name][0]} | {found[name][1]} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""A walk is trusted where it computes what the model computes: many classes, and models changed by hand."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+
+import model_classes
+import pytest
+import tiny
+import torch
+import transplants
+from torch import nn
+
+from depthlens import paths
+from depthlens.ablations import expand
+from depthlens.engine import walk_check
+from depthlens.engine.engine import Engine
+from depthlens.errors import UserError
+from depthlens.experiments import attribution
+from depthlens.models import pairs
+from depthlens.models.lens import Lens
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+
+SAME = 1e-4  # nats, of sums in another order
+ABLATE = "L0,L2,L1.attn,L2.mlp,L1.H1,L2.H0+L3.H2"
+CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
+ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
+WRITTEN = [GenerateRequest(context, (), 5) for context in CONTEXTS]
+
+
+def logprobs(lens: Lens, path: str | None, backend: str = "torch") -> torch.Tensor:
+    rows = Engine(lens, path=path, backend=backend, progress=False).loglikelihood(ASKED, expand(ABLATE, lens.dims))
+    return torch.tensor([[answer.logprob for answer in row] for row in rows])
+
+
+@pytest.mark.parametrize("kind", model_classes.WALKED)
+def test_a_class_that_is_walked_has_the_scores_and_texts_of_whole_passes(kind):
+    lens = model_classes.lens(kind)
+    assert walk_check.found(lens).fault is None
+    walked, whole = (logprobs(lens, path) for path in ("wavefront", "padded_rows"))
+    assert torch.allclose(walked, whole, atol=SAME) and not torch.allclose(whole[0], whole[1], atol=1e-3)
+    conditions = expand(ABLATE, lens.dims)
+    texts = [Engine(lens, path=p, progress=False).generate_until(WRITTEN, conditions) for p in (None, "padded_rows")]
+    assert texts[0] == texts[1]
+
+
+def test_the_page_of_models_tells_what_is_walked():
+    page = (paths.data_dir().parent / "docs/models.md").read_text(encoding="utf-8")
+    walked = set(re.findall(r"^\| (\w+) \| walked \|", page, re.MULTILINE))
+    names = model_classes.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert {names[kind] for kind in model_classes.WALKED} <= walked
+    assert {cls.__name__ for cls, _, _ in tiny.FAMILIES.values()} <= walked
+    assert len(walked) >= 40
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["olmo2", "gpt_oss", "gpt_neox", "stablelm", "diffllama", "gemma2", "gemma3_text", "glm4", "cohere2", "minicpm3"],
+)
+def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
+    lens = model_classes.lens(kind)
+    with caplog.at_level(logging.WARNING):
+        found = logprobs(lens, None)
+    assert f"model {kind}: " in caplog.text and "each row takes a whole pass" in caplog.text
+    for request, logprob in zip(ASKED, found[0], strict=True):
+        assert logprob == pytest.approx(by_model(lens.model, request), abs=SAME)
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "phi3", "smollm3", "olmo2", "gemma2", "gemma3_text", "cohere2", "gpt_oss"])
+def test_three_backends_agree(kind):
+    lens = model_classes.lens(kind)
+    wanted = logprobs(lens, None)
+    for backend in ("nnsight", "transformer_lens"):
+        assert torch.allclose(logprobs(lens, None, backend), wanted, atol=SAME), backend
+
+
+def test_a_class_that_transformer_lens_does_not_have():
+    lens = model_classes.lens("helium")
+    assert torch.allclose(logprobs(lens, None, "nnsight"), logprobs(lens, None), atol=SAME)
+    with pytest.raises(UserError, match="TransformerLens does not support HeliumForCausalLM; use backend 'torch' or"):
+        logprobs(lens, None, "transformer_lens")
+
+
+def test_what_hooks_cannot_do_to_the_parts_of_a_class_is_refused():
+    lens = model_classes.lens("olmo2")
+    for part in ("attn", "mlp"):
+        with pytest.raises(UserError, match=f"condition L1.{part}@noise: 'olmo2' may change what its attention"):
+            Engine(lens, progress=False).loglikelihood(ASKED, expand(f"L1.{part}@noise", lens.dims))
+    with pytest.raises(UserError, match="layers of 'gemma3_text' have not one norm each"):
+        pairs.with_donor(model_classes.lens("gemma3_text"), model_classes.lens("gemma3_text"))
+
+
+def test_a_layer_that_keeps_more_than_its_input_is_removed_only_whole():
+    model = tiny.model("llama-gqa")
+    own = model.model.layers[1].forward
+    model.model.layers[1].forward = lambda hidden_states, **kwargs: own(hidden_states, **kwargs) + hidden_states
+    lens = Lens(model, tiny.tokenizer(), "mine")
+    for part in ("attn", "mlp", "H2", "KV1"):
+        with pytest.raises(UserError, match=f"condition L3.{part}: a layer of 'mine' without .* remove whole layers"):
+            Engine(lens, progress=False).loglikelihood(ASKED, expand(f"L3.{part}", lens.dims))
+    whole, removed = Engine(lens, progress=False).loglikelihood(ASKED, expand("L3", lens.dims))
+    assert whole != removed
+
+
+def by_model(model, request) -> float:
+    """Log-likelihood of a continuation by the model's own forward pass."""
+    with torch.no_grad():
+        tokens = torch.tensor([request.context + request.continuation])
+        scores = model(tokens).logits.log_softmax(-1)[0, len(request.context) - 1 : -1]
+    return sum(float(s[t]) for s, t in zip(scores, request.continuation, strict=True))
+
+
+@pytest.mark.parametrize("part", ["L1.H0", "L2.KV1"])
+def test_heads_of_a_fused_projection_are_not_taken_from_a_donor(part):
+    base = model_classes.lens("phi3")
+    pair = pairs.with_donor(base, transplants.other(base))
+    engine = Engine(pair, progress=False)
+    with pytest.raises(UserError, match=f"condition {part}@donor: one matrix of 'phi3' makes queries, .*L3.attn@donor"):
+        engine.loglikelihood(ASKED, expand(f"{part}@donor", pair.dims))
+    whole, moved = engine.loglikelihood(ASKED, expand("L1.attn@donor", pair.dims))
+    assert whole != moved
+
+
+def hooked(model):
+    model.model.layers[1].register_forward_hook(lambda module, args, output: output * 1.5)
+
+
+def another_forward(model):
+    layer = model.model.layers[2]
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: own(*args, **kwargs) * 0.5
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        attended, *rest = self.inner(*args, **kwargs)
+        return attended * 2, *rest
+
+
+def norms_changed_places(model):
+    for layer in model.model.layers:
+        norms = layer.post_attention_layernorm, layer.input_layernorm
+        with torch.no_grad():
+            norms[0].weight.mul_(3)
+        del layer.input_layernorm, layer.post_attention_layernorm
+        layer.of_mlp_norm, layer.of_attention_norm = norms  # found in the other order
+        layer.forward = functools.partial(own_layer, layer)
+
+
+def own_layer(layer, hidden_states, **kwargs):
+    attended = layer.self_attn(hidden_states=layer.of_attention_norm(hidden_states), **kwargs)[0]
+    return hidden_states + attended + layer.mlp(layer.of_mlp_norm(hidden_states + attended))
+
+
+def embedding_scaled(model):
+    own = model.model.forward
+
+    def forward(input_ids=None, **kwargs):
+        return own(**kwargs | {"inputs_embeds": model.model.embed_tokens(input_ids) * 2})
+
+    model.model.forward = forward
+
+
+def attention_sees_itself_alone(model):
+    own = model.model.layers[3].self_attn.forward
+
+    def forward(hidden_states=None, attention_mask=None, **kwargs):
+        n = hidden_states.shape[1]
+        alone = torch.full((n, n), -torch.inf).fill_diagonal_(0)[None, None]
+        return own(hidden_states=hidden_states, attention_mask=alone, **kwargs)
+
+    model.model.layers[3].self_attn.forward = forward
+
+
+CHANGES = [hooked, another_forward, norms_changed_places, embedding_scaled, attention_sees_itself_alone]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_is_not_walked(change, caplog):
+    model = tiny.model("llama-gqa")
+    change(model)
+    lens = Lens(model, tiny.tokenizer(), "mine")
+    with caplog.at_level(logging.WARNING):
+        (found,) = Engine(lens, progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+    assert "model mine: " in caplog.text and "whole pass" in caplog.text
+    for request, answer in zip(ASKED, found, strict=True):
+        assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
+    with pytest.raises(UserError, match="path 'wavefront': .*; leave path out"):
+        Engine(lens, path="wavefront", progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+
+
+def test_a_wrapped_attention_is_refused_by_name():
+    model = tiny.model("llama-gqa")
+    model.model.layers[1].self_attn = Wrapper(model.model.layers[1].self_attn)
+    with pytest.raises(UserError, match="LlamaForCausalLM has no attention in model.layers.1; it is not supported"):
+        Lens(model, tiny.tokenizer(), "mine")
+
+
+def test_logits_that_are_scaled_afterwards_are_the_models():
+    model = tiny.model("llama-gqa")
+    model.register_forward_hook(lambda module, args, output: setattr(output, "logits", output.logits / 2))
+    lens = Lens(model, tiny.tokenizer(), "mine")
+    (found,) = Engine(lens, progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+    for request, answer in zip(ASKED, found, strict=True):
+        assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
+    with pytest.raises(UserError, match="attribution reads the unembedding of 'mine', whose logits are more than it"):
+        attribution.attribute(lens, ASKED)
+
+
+def test_logits_that_depend_on_the_tokens_are_refused():
+    model = tiny.model("llama-gqa")
+    own = model.forward
+
+    def forward(input_ids=None, **kwargs):
+        output = own(input_ids=input_ids, **kwargs)
+        output.logits = output.logits + input_ids[..., None] / 100 * torch.arange(output.logits.shape[-1])
+        return output
+
+    model.forward = forward
+    lens = Lens(model, tiny.tokenizer(), "mine")
+    with pytest.raises(UserError, match="'mine' .* is not supported: its logits are not those"):
+        Engine(lens, progress=False).loglikelihood(ASKED, expand("L1", lens.dims))
