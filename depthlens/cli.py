@@ -22,6 +22,7 @@ from depthlens import __version__
 from depthlens.cluster import options as cluster
 from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
+from depthlens.exports import commands as exports
 from depthlens.progress import say, text_table
 from depthlens.runner import commands as notebooks
 from depthlens.store import commands
@@ -367,6 +368,7 @@ def run(
 
 app.command()(notebooks.compare)
 app.command()(notebooks.gallery)
+app.command()(exports.export)
 
 
 @app.command()

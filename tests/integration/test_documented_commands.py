@@ -51,6 +51,7 @@ RUN = {
     "depthlens run 00_tour --profile demo --plan": "Here: about ",  # 20 s
     "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 60 s
     "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "Wrote ",  # 30 s
+    "depthlens export path/to/folder ": "Wrote ",  # 6 s
     "python -m depthlens.lm_eval_model run ": "|capitals_continuation|",  # 6 s
 }
 NOT_RUN = {

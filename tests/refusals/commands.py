@@ -100,4 +100,17 @@ COMPARE = [
     (["compare", "{tmp}", "{foreign}", "--out", "{out}", "--seed", "x"], "seed 'x': give a whole number from 0"),
 ]
 
-COMMANDS = [*USAGE, *RUN, *STORE, *GALLERY, *COMPARE]
+EXPORT = [
+    (["export", "m", "L1"], "Missing option '--out'; 'depthlens export --help' lists"),
+    (["export", "gpt5", "L1", "--out", "{out}"], "unknown model 'gpt5'; "),
+    (["export", "gpt5", "L1.E2", "--out", "{out}"], "cannot read 'L1.E2'; write L12"),
+    (["export", "gpt5", "L1", "--out", "{out}", "--dtype", "float8"], "unknown dtype 'float8'; did you mean"),
+    (["export", "gpt5", "L1", "--out", ""], "out '': give the path of a folder"),
+    (["export", "gpt5", "L1", "--out", "{out}", "--result", "{foreign}"], "holds no "),
+    (["export", "{model}", "L1", "--out", "{foreign}"], "exists and is not an empty folder; name a new one"),
+    (["export", "{model}", "L1@mean", "--out", "{out}"], "a checkpoint holds weights, and @mean acts on activations"),
+    (["export", "{model}", "L9", "--out", "{out}"], "layer 9 does not exist; layers are 0..4"),
+    (["export", "{model}", "L0-4", "--out", "{out}"], "leaves no layer of "),
+]
+
+COMMANDS = [*USAGE, *RUN, *STORE, *GALLERY, *COMPARE, *EXPORT]

@@ -1,0 +1,58 @@
+"""The command ``depthlens export``; nothing heavy is imported until it is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from depthlens.progress import say
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Short name (see `depthlens models`), Hugging Face id, folder or .gguf file."
+        ),
+    ],
+    condition: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONDITION", help="What is removed: layers, attn, mlp, heads or KV groups, joined by +."
+        ),
+    ],
+    out: Annotated[str, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")],
+    result: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder of a sweep that scored the condition: the model card then says what it cost."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16; that of the weights written.")
+    ] = "auto",
+    offload: Annotated[
+        str | None,
+        typer.Option(metavar="disk", help="disk: read the layers one by one, for models larger than memory."),
+    ] = None,
+) -> None:
+    """Write the model that a condition leaves as a smaller Hugging Face checkpoint, with a model card.
+
+    Removed layers are left out. Other removed parts get weights of zero, or are cut out where the class allows it.
+
+    Example: depthlens export smollm2-135m L20-22 --out models/smaller
+    """
+    from depthlens import arguments
+    from depthlens.ablations import parse_condition
+
+    arguments.check(dtype=dtype, offload=offload, out=out)
+    parse_condition(condition)
+    say(f"loading {model}", model=model)
+    import depthlens as dl
+    from depthlens.exports.checkpoint import empty_folder
+
+    empty_folder(out)
+    scored = dl.Result.load(result) if result is not None else None
+    found = dl.export(dl.load(model, dtype=dtype, offload=offload), condition, out, result=scored)
+    typer.echo(f"{found}\nWrote {found.folder}")

@@ -1,0 +1,215 @@
+"""An exported checkpoint computes what its condition computes, in depthlens and in lm-eval's ``hf``."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import lm_eval
+import mini_tasks
+import model_classes
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+import depthlens as dl
+from depthlens.ablations import expand, parse_condition
+from depthlens.engine.engine import Engine
+from depthlens.exports import checkpoint
+from depthlens.requests import LoglikelihoodRequest
+from depthlens.tasks import task_index
+
+SAME = 1e-5  # nats: removed parts are zeros instead of absent, and sums take another order
+CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
+ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
+CONDITIONS = ["L1", "L1-2", "L0+L3.mlp", "L2.attn", "L1.H1+L3.KV0", "L0+L2.H0+L2.H1"]
+CUT = "L0.KV1+L1.KV0+L2.KV1+L3.KV1+L4.KV1"
+FAMILIES = ["llama-gqa", "qwen2", "qwen3", "qwen3-moe", "deepseek-v2", "deepseek-v3", "mistral"]
+# sliding windows by layer, layers without positions, norms after parts, one matrix for queries, keys and values
+CLASSES = ["gemma2", "gemma3_text", "smollm3", "phi3", "olmo2", "mixtral", "qwen2_moe", "glm4_moe", "cohere2"]
+
+
+def logprobs(lens: dl.Lens, condition: str) -> torch.Tensor:
+    conditions = [parse_condition(condition).validate(lens.dims)]
+    (row,) = Engine(lens, progress=False).loglikelihood(ASKED, conditions)
+    return torch.tensor([answer.logprob for answer in row])
+
+
+def assert_is_condition(lens: dl.Lens, condition: str, out: Path) -> dl.Lens:
+    """Export, load again, and compare with the condition; returns what was loaded."""
+    wanted = logprobs(lens, condition)
+    assert not torch.allclose(wanted, logprobs(lens, "baseline"), atol=100 * SAME)
+    found = dl.export(lens, condition, out)
+    loaded = dl.load(str(out), dtype="float32")
+    assert loaded.dims.n_layers == len(found.layers)
+    assert torch.allclose(logprobs(loaded, "baseline"), wanted, atol=SAME)
+    assert found.n_parameters == sum(w.numel() for w in loaded.model.parameters()) <= found.n_whole
+    return loaded
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_the_conditions(family, condition, tmp_path):
+    assert_is_condition(tiny.lens(family), condition, tmp_path / "out")
+
+
+@pytest.mark.parametrize("condition", ["L1", "L0+L2"])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_layers_of_other_classes_are_left_out(kind, condition, tmp_path):
+    assert_is_condition(model_classes.lens(kind), condition, tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "qwen3", "mistral"])
+def test_groups_that_every_layer_loses_are_cut(family, tmp_path):
+    lens = tiny.lens(family)
+    loaded = assert_is_condition(lens, CUT, tmp_path / "out")
+    assert loaded.dims.n_kv_heads == lens.dims.n_kv_heads - 1
+    assert loaded.dims.query_heads(0) == lens.dims.query_heads(0)
+
+
+def test_heads_that_cannot_be_cut_are_zero(tmp_path):
+    lens = tiny.lens("llama-gqa")
+    assert_is_condition(tiny.lens("llama-mha"), "+".join(f"L{i}.H2" for i in range(5)), tmp_path / "three")
+    found = dl.export(lens, "L1.H1", tmp_path / "out")
+    columns = lens.dims.d_head * lens.dims.d_model
+    assert (found.n_parameters, found.n_zero) == (found.n_whole, columns)
+    assert f"{columns} of them set to zero" in str(found)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "qwen3-moe", "deepseek-v3"])
+def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tmp_path):
+    folder = mini_tasks.write(tmp_path)
+    lens = tiny.lens(family)
+    tasks = ["mini_choice", "mini_cloze", "mini_writing"]
+    conditions = ["L1", "L1-2+L4", "L3.H2+L0.mlp"]
+    ours = dl.condition_sweep(lens, tasks, conditions, include_path=str(folder), store=None, progress=False).docs
+    for i, condition in enumerate(conditions):
+        dl.export(lens, condition, tmp_path / str(i))
+        theirs = lm_eval.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(tmp_path / str(i)), "dtype": "float32"},
+            tasks=tasks,
+            task_manager=task_index.task_manager(tasks, str(folder)),
+            device="cpu",
+            batch_size=1,
+            bootstrap_iters=0,
+        )
+        left = ours[ours["condition"] == condition].set_index(["task", "doc_id", "metric"])["value"].to_dict()
+        for task, samples in theirs["samples"].items():
+            for sample in samples:
+                sample["nats"] = -sample.get("perplexity", 0.0)  # of a document, lm-eval's is its log-probability
+                for metric in {metric for _, _, metric in left} & set(sample):
+                    if (task, sample["doc_id"], metric) in left:
+                        assert left.pop((task, sample["doc_id"], metric)) == pytest.approx(sample[metric], abs=1e-3)
+        assert not left
+
+
+def test_tied_embeddings_stay_tied_and_an_offloaded_model_gives_the_same_files(tmp_path):
+    tiny.save(tmp_path / "model", "qwen2", tie_word_embeddings=True)
+    found = []
+    for name, offload in (("whole", None), ("offloaded", "disk")):
+        lens = dl.load(str(tmp_path / "model"), offload=offload)
+        dl.export(lens, "L2+L3.H1", tmp_path / name)
+        with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
+            found.append({key: file.get_tensor(key) for key in file.keys()})
+    assert found[0].keys() == found[1].keys() and "lm_head.weight" not in found[0]
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_several_files_make_one_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 20_000)
+    assert_is_condition(tiny.lens("qwen3-moe"), "L1", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
+
+
+def test_the_card_says_what_was_removed_and_what_it_cost(tmp_path):
+    lens = tiny.lens("llama-gqa")
+    folder = mini_tasks.write(tmp_path)
+    result = dl.condition_sweep(
+        lens, "mini_cloze", "L1-2,L3", include_path=str(folder), store=None, measure="answer_logprob", progress=False
+    )
+    dl.export(lens, "L1-2", tmp_path / "out", result=result)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for row in result.summary.query("condition == 'L1-2'").itertuples():
+        assert (
+            f"| mini_cloze | {row.metric} | 5 | {row.value - row.delta:.3f} | {row.value:.3f} | {row.delta:+.3f} ["
+            in card
+        )
+    assert "# tiny-llama-gqa without L1-2" in card and lens.fingerprint in card
+    assert "left: 0, 3-4." in card and "No weight was trained" in card
+    recipe = yaml.safe_load((tmp_path / "out" / "mergekit.yml").read_text(encoding="utf-8"))
+    assert [s["sources"][0]["layer_range"] for s in recipe["slices"]] == [[0, 1], [3, 5]]
+    assert recipe["merge_method"] == "passthrough"
+    dl.export(lens, "L1.mlp", tmp_path / "part")
+    assert not (tmp_path / "part" / "mergekit.yml").exists()
+    assert "It was not measured" in (tmp_path / "part" / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(dl.UserError, match="condition L4 is not in the result, which has baseline"):
+        dl.export(lens, "L4", tmp_path / "other", result=result)
+    with pytest.raises(dl.UserError, match="the result is of tiny-llama-gqa, and not of 'tiny-qwen2' as it is now"):
+        dl.export(tiny.lens("qwen2"), "L3", tmp_path / "other", result=result)
+    assert not (tmp_path / "other").exists()
+
+
+REFUSED = {
+    "baseline": "condition baseline removes nothing",
+    "L1@mean": "condition L1@mean: a checkpoint holds weights, and @mean acts on activations; .* e.g. L1",
+    "L1.H1@noise3": "and @noise acts on activations",
+    "L1[1:]": r"and \[1:\] acts on activations",
+    "L1@donor": "and @donor acts on",
+    "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
+    "L5": "layer 5 does not exist",
+    "L1.E2": "cannot read 'L1.E2'",
+    "": "cannot read ''",
+}
+
+
+@pytest.mark.parametrize("condition", REFUSED)
+def test_a_condition_that_weights_cannot_express_is_refused(condition, tmp_path):
+    with pytest.raises(dl.UserError, match=REFUSED[condition]):
+        dl.export(tiny.lens("llama-gqa"), condition, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_that_depends_on_how_many_there_are_is_told(tmp_path):
+    lens = model_classes.lens("minicpm3")  # scales what it adds by the square root of their number
+    with pytest.raises(dl.UserError, match="makes layer 0 another one .it has residual_scale 0.8.* and not 0.7"):
+        dl.export(lens, "L1", tmp_path / "out")
+    assert_is_condition(lens, "L1.mlp+L2.H0", tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    lens = tiny.lens("llama-gqa")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("kept")
+    with pytest.raises(dl.UserError, match="full' exists and is not an empty folder; name a new one"):
+        dl.export(lens, "L1", full)
+    with pytest.raises(dl.UserError, match="cannot write to"):
+        dl.export(lens, "L1", full / "mine.txt" / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+        with pytest.raises(dl.UserError, match="GB are free; name a folder on another disk"):
+            dl.export(lens, "L1", tmp_path / "out")
+
+    def no_room(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", no_room)
+        with pytest.raises(dl.UserError, match="No space left on device"):
+            dl.export(lens, "L1", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_model_is_as_it_was(tmp_path):
+    lens = tiny.lens("qwen3-moe")
+    before = lens.fingerprint
+    dl.export(lens, "L1+L2.mlp+L3.H0", tmp_path / "out")
+    assert lens.fingerprint == before
+    assert expand("layers", lens.dims)[-1].layer == 4
