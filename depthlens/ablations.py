@@ -17,6 +17,8 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
     L12.H3@noise  the part stays, and noise of the norm of what it writes is added to it (any of the first five rows);
                   L12.H3@noise3 draws it with seed 3 in place of 0
     L12[1:]       the part is ablated from position 1 on, so that the first token is spared; L12.H3[1:]@mean likewise
+    L12@int4      the part computes with its own weights rounded to 4 bits, or 8 (@int8; any of the first five rows,
+                  see `depthlens.models.rounded_weights`)
     L12.H3@donor  the part gets the weights of a donor model (any of the above, see `depthlens.models.pairs`)
     embed@donor, unembed@donor   the donor's embedding; its final norm and unembedding
 
@@ -35,10 +37,12 @@ from depthlens.errors import UserError
 
 ENDS = ("embed", "unembed")  # sites outside the layers
 SITES = ("layer", "attn", "mlp", "head", "kv", *ENDS)
-MODES = ("mean", "resample", "noise", "donor")  # those that are written; removal is not
+ROUNDED = {"int8": 8, "int4": 4}  # modes that round weights, and to how many bits
+WEIGHTS = ("donor", *ROUNDED)  # modes under which a part computes with other weights
+MODES = ("mean", "resample", "noise", *WEIGHTS)  # those that are written; removal is not
 GRAMMAR = (
     "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on) and an optional "
-    "@mean, @noise or @donor, joined by +"
+    "@mean, @noise, @int8, @int4 or @donor, joined by +"
 )
 
 _PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?|(embed|unembed))")
@@ -76,9 +80,10 @@ class Ablation:
         index: Head or KV group for the sites ``head`` and ``kv``, else -1.
         mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean`` (of what the part adds; of a head or KV
             group: of its ``z``), ``resample`` (heads and KV groups), ``noise`` (added to what the part writes, which
-            stays), or ``donor`` (all sites, and the only mode of ``embed`` and ``unembed``).
+            stays), ``int8`` or ``int4`` (its weights are rounded), or ``donor`` (all sites, and the only mode of
+            ``embed`` and ``unembed``).
         start: First position at which the part is ablated, counted from 0 in each token sequence; 1 spares the first
-            token. Under ``donor`` always 0.
+            token. Where the part computes with other weights always 0.
         seed: Of the noise; 0 for other modes.
     """
 
@@ -119,8 +124,9 @@ class Ablation:
         for name in ("start", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} {getattr(self, name)} of an ablation is negative; give a whole number from 0")
-        if self.start and self.mode == "donor":
-            raise UserError(f"{self}: a donor's part computes at all positions; leave [{self.start}:] out")
+        if self.start and self.mode in WEIGHTS:
+            whose = "a donor's part" if self.mode == "donor" else "a part with rounded weights"
+            raise UserError(f"{self}: {whose} computes at all positions; leave [{self.start}:] out")
         if self.seed and self.mode != "noise":
             raise UserError(f"seed {self.seed} does not fit mode {self.mode!r}; only noise has one, leave it out")
 
@@ -140,7 +146,7 @@ class Ablation:
     def covers(self, other: Ablation, dims: Dims | None = None) -> bool:
         """Whether ``other`` has no effect beside ``self`` (membership of a KV group needs ``dims``).
 
-        A part that comes from a donor can still be removed: ``L2@donor`` does not cover ``L2.H1``, but ``L2`` does.
+        A part with other weights can still be removed: ``L2@donor`` does not cover ``L2.H1``, but ``L2`` does.
         So can a part of one that gets noise, and one whose whole is spared at some position: ``L2[1:]`` does not cover
         ``L2.H1``. The same part cannot be ablated in two ways.
         """
@@ -150,7 +156,7 @@ class Ablation:
             return self.index == other.index
         if self.mode == "noise" or other.start < self.start:
             return False
-        if self.mode == "donor" and other.mode != "donor":
+        if self.mode in WEIGHTS and other.mode not in WEIGHTS:
             return False
         if self.site == "layer":
             return True
@@ -175,8 +181,9 @@ class Condition:
         if len(set(ordered)) != len(ordered):
             raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
         object.__setattr__(self, "ablations", ordered)
-        if {"noise", "donor"} <= {a.mode for a in ordered}:
-            raise UserError(f"condition {self}: @noise and @donor do not go together; drop one of the two")
+        modes = {a.mode for a in ordered}
+        if "noise" in modes and (others := [f"@{mode}" for mode in WEIGHTS if mode in modes]):
+            raise UserError(f"condition {self}: @noise and {others[0]} do not go together; drop one of the two")
         self._refuse_overlap(None)
 
     def _refuse_overlap(self, dims: Dims | None) -> None:
@@ -208,30 +215,14 @@ class Condition:
         """The first layer that the condition changes; layers below equal the baseline (0 for the embeddings)."""
         return max(0, self.ablations[0].layer) if self.ablations else None
 
-    @property
-    def uses_mean(self) -> bool:
-        """Whether an ablation has the mode ``mean``."""
-        return any(a.mode == "mean" for a in self.ablations)
-
-    @property
-    def uses_resample(self) -> bool:
-        """Whether an ablation has the mode ``resample``."""
-        return any(a.mode == "resample" for a in self.ablations)
+    def uses(self, *modes: str) -> bool:
+        """Whether an ablation has one of these modes."""
+        return any(a.mode in modes for a in self.ablations)
 
     @property
     def uses_positions(self) -> bool:
         """Whether what it does at a token depends on where the token stands."""
         return any(a.start or a.mode in ("mean", "resample", "noise") for a in self.ablations)
-
-    @property
-    def uses_noise(self) -> bool:
-        """Whether an ablation has the mode ``noise``."""
-        return any(a.mode == "noise" for a in self.ablations)
-
-    @property
-    def uses_donor(self) -> bool:
-        """Whether an ablation has the mode ``donor``."""
-        return any(a.mode == "donor" for a in self.ablations)
 
     def validate(self, dims: Dims) -> Condition:
         """Check every ablation against a model; returns self.
@@ -295,7 +286,7 @@ def parse_condition(text: str) -> Condition:
             raise UserError(f"condition {text!r}: cannot read {part.strip()!r}; write {GRAMMAR}")
         first, last, part_of_layer, head, kv, embedding = match.groups()
         if how["mode"] and how["mode"] not in MODES:
-            fix = "write @mean, @resample, @noise (or @noise3, with seed 3) or @donor, or nothing to remove"
+            fix = "write @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor, or nothing to remove"
             raise UserError(f"condition {text!r}: unknown mode '@{how['mode']}'; {fix}")
         if embedding:
             ablations.append(Ablation(-1, embedding, **how))

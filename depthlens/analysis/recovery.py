@@ -59,7 +59,7 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
     arguments.result(result)
     arguments.result(donor, "donor")
     comparable(result, donor)
-    conditions = [c for c in result.docs["condition"].unique() if parse_condition(c).uses_donor]
+    conditions = [c for c in result.docs["condition"].unique() if parse_condition(c).uses("donor")]
     if not conditions:
         raise UserError("no condition takes a part from a donor; sweep some, e.g. 'bottom@donor'")
     summary = result.summary.set_index(["task", "metric", "condition"])

@@ -203,7 +203,7 @@ def _family(run: str, result: Result, base: Any, losses: pd.DataFrame, named: Ma
     )
     shown = (losses["p_adjusted"] < stats.ALPHA) & (losses["loss"] > losses["min_effect"]) & ~losses["at_chance"]
     deciding = run_settings.deciding(
-        named, donor=any(c.uses_donor for c in parsed), reference=any(c.uses_mean for c in parsed)
+        named, donor=any(c.uses("donor") for c in parsed), reference=any(c.uses("mean") for c in parsed)
     )
     return Family(
         run=run,

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from depthlens.ablations import Ablation, Condition, Dims
+from depthlens.ablations import WEIGHTS, Ablation, Condition, Dims
 from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places, Positions
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
@@ -101,12 +101,12 @@ class RemoteNnsight:
             UserError: it does not fit the model, or asks for means and none were given.
         """
         condition.validate(self.lens.dims)
-        for mode, used in (("@resample", condition.uses_resample), ("@noise", condition.uses_noise)):
-            if used:
-                raise UserError(f"condition {condition}: {mode} {NOT_REMOTE}")
-        if condition.uses_donor:
-            raise UserError(f"condition {condition} needs both models' weights here; load them without remote")
-        if condition.uses_mean and (self.means is None or not self.means.measured):
+        for mode in ("resample", "noise"):
+            if condition.uses(mode):
+                raise UserError(f"condition {condition}: @{mode} {NOT_REMOTE}")
+        if condition.uses(*WEIGHTS):
+            raise UserError(f"condition {condition} needs the weights here; load the model without remote")
+        if condition.uses("mean") and (self.means is None or not self.means.measured):
             raise UserError(f"condition {condition} needs the means of a reference set and none was given")
         by_layer: dict[int, list[Ablation]] = {}
         for ablation in condition.ablations:

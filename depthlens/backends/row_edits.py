@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from depthlens.ablations import Ablation, Condition
+from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import noise, weight_swap
 from depthlens.backends.protocol import Means, Places
 from depthlens.errors import UserError
@@ -82,18 +82,18 @@ class RowEdits:
         self.n_rows = len(conditions)
         for condition in dict.fromkeys(conditions):
             condition.validate(lens.dims)
-            if condition.uses_donor and donor is None:
+            if condition.uses("donor") and donor is None:
                 raise UserError(f"condition {condition} takes weights from a donor, and none was given")
-            if condition.uses_mean and (means is None or not means.measured):
+            if condition.uses("mean") and (means is None or not means.measured):
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
-            if condition.uses_resample and (means is None or means.sample is None):
+            if condition.uses("resample") and (means is None or means.sample is None):
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
             if condition.uses_positions and places is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
         self.by_layer: dict[int, list[tuple[int, Ablation]]] = {}
         for row, condition in enumerate(conditions):
             for ablation in condition.ablations:
-                if ablation.mode != "donor":
+                if ablation.mode not in WEIGHTS:
                     self.by_layer.setdefault(ablation.layer, []).append((row, ablation))
         self.donations = weight_swap.RowDonations(conditions, lens, donor)
         self.layers = sorted({*self.by_layer, *self.donations.layers})

@@ -1,4 +1,4 @@
-"""Weights of a donor model in place of a base model's own, row by row of a batch (mode ``@donor`` of a condition).
+"""Other weights in place of a model's own, row by row of a batch: a donor's (``@donor``), or rounded ones (``@int4``).
 
 A transplanted part keeps its place and gets the donor's weights: for the rows whose condition asks for it the donor's
 module is called in place of the base's, wherever a module works on each position for itself (projections, norms, MLPs,
@@ -14,6 +14,9 @@ What goes along:
 - kv: the query heads of the group as above, and its rows of the key and value projections (or of ``kv_b_proj``);
 - embed: the embedding; unembed: final norm and unembedding.
 
+Under ``@int8`` and ``@int4`` the donor is the model itself with rounded weights (`depthlens.models.rounded_weights`),
+which has no norms and embeddings of its own.
+
 Where the rotary frequencies of the two differ (context extension), whole layers and whole attentions turn queries and
 keys by the donor's; single heads and groups, which share them, by the base's.
 
@@ -24,15 +27,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from depthlens.ablations import Ablation, Condition
+from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import moved, place_of
+from depthlens.models.rounded_weights import modules_of
 
 Forward = Callable[..., Any]
 
@@ -63,6 +68,7 @@ class RowShares:
     Args:
         mask: True where the donor does. One row serves batches of any size. Shape [row, part].
         device: Where the module is.
+        alone: Whether the base's weights are the model's own; else they are shared with another donor, by row, too.
 
     Attributes:
         base_rows: Rows that need the base's weights, as an index; None: all of them.
@@ -71,12 +77,12 @@ class RowShares:
         mixed: Rows that are the donor's in some parts only. Shape [row], or None.
     """
 
-    def __init__(self, mask: Bool[Tensor, "row part"], device: torch.device) -> None:
+    def __init__(self, mask: Bool[Tensor, "row part"], device: torch.device, alone: bool = True) -> None:
         some, every = mask.any(1), mask.all(1)
         self.parts = mask.shape[1]
         self.all_donor = bool(every.all())
         self.mask = mask.to(device)
-        self.base_rows = None if not every.any() else (~every).nonzero()[:, 0].to(device)
+        self.base_rows = None if not (every.any() and alone) else (~every).nonzero()[:, 0].to(device)
         self.donor_rows = None if some.all() else some.nonzero()[:, 0].to(device)
         self.mixed = (some & ~every).to(device) if (some & ~every).any() else None
 
@@ -106,7 +112,32 @@ def _spread(shares: RowShares, base: Tensor, n_rows: int) -> Tensor:
     return base.new_empty(n_rows, *base.shape[1:]).index_copy_(0, shares.base_rows, base)
 
 
-def _outputs(module: nn.Module, donor_module: nn.Module, shares: RowShares) -> Forward:
+class Rounded:
+    """A module with rounded weights, which is made when it is called: then those of the module are in memory.
+
+    Args:
+        made: Gives it.
+    """
+
+    def __init__(self, made: Callable[[], nn.Module]) -> None:
+        self._made = made
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the module computes."""
+        return self._made()(x)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of a linear module."""
+        bias = self._made().bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
+
+Module = nn.Module | Rounded
+
+
+def _outputs(module: nn.Module, donor_module: Module, shares: RowShares) -> Forward:
     """A forward whose output comes from the donor's module in the rows and parts that ask for it."""
     forward = module.forward
 
@@ -123,7 +154,7 @@ def _outputs(module: nn.Module, donor_module: nn.Module, shares: RowShares) -> F
     return call
 
 
-def _inputs(module: nn.Module, donor_module: nn.Linear, shares: RowShares) -> Forward:
+def _inputs(module: nn.Module, donor_module: Module, shares: RowShares) -> Forward:
     """A forward of a linear module with the donor's columns for some parts of the input; the bias goes with all."""
     if (mixed := shares.mixed) is None:
         return _outputs(module, donor_module, shares)
@@ -136,8 +167,9 @@ def _inputs(module: nn.Module, donor_module: nn.Linear, shares: RowShares) -> Fo
 
         base, donor = forward(only(False, shares.base_rows)), donor_module(only(True, shares.donor_rows))
         is_mixed = _take(mixed, shares.donor_rows).view(-1, *[1] * (x.dim() - 1))
-        if donor_module.bias is not None:
-            donor = donor - donor_module.bias * is_mixed
+        bias: Any = donor_module.bias
+        if bias is not None:
+            donor = donor - bias * is_mixed
         old = _take(_spread(shares, base, len(x)), shares.donor_rows)
         return _merge(shares, base, torch.where(is_mixed, old + donor, donor), len(x))
 
@@ -145,7 +177,7 @@ def _inputs(module: nn.Module, donor_module: nn.Linear, shares: RowShares) -> Fo
 
 
 class RowDonations:
-    """Which rows of a batch take weights from a donor.
+    """Which rows of a batch take weights from a donor, or their own rounded ones.
 
     Args:
         conditions: One per row; a single one serves batches of any size.
@@ -159,11 +191,12 @@ class RowDonations:
     def __init__(self, conditions: Sequence[Condition], lens: Lens, donor: Donor | None) -> None:
         self.lens = lens
         self.n_rows = len(conditions)
-        self.by_layer: dict[int, list[tuple[int, Ablation]]] = {}
+        self.by_layer: dict[int, dict[str, list[tuple[int, Ablation]]]] = {}  # and mode
         for row, condition in enumerate(conditions):
             for ablation in condition.ablations:
-                if ablation.mode == "donor":
-                    self.by_layer.setdefault(ablation.layer, []).append((row, ablation))
+                if ablation.mode in WEIGHTS:
+                    of_layer = self.by_layer.setdefault(ablation.layer, {})
+                    of_layer.setdefault(ablation.mode, []).append((row, ablation))
         self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
         self._donor = donor
 
@@ -172,9 +205,14 @@ class RowDonations:
         assert self._donor is not None, "conditions that take weights are refused where there is no donor"
         return self._donor
 
-    def layer(self, layer: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def layer(self, layer: int) -> Iterator[None]:
         """Within the context the rows of one of the ``layers`` have their weights."""
-        return replaced_forwards(self._layer_forwards(layer))
+        with ExitStack() as stack:
+            for mode in self.by_layer[layer]:  # each shares the rows of what those before have put in place
+                forwards = self._donor_forwards if mode == "donor" else self._rounded_forwards
+                stack.enter_context(replaced_forwards(forwards(layer, mode)))
+            yield
 
     def embeddings(self) -> AbstractContextManager[None]:
         """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
@@ -183,39 +221,79 @@ class RowDonations:
             base, donor = self.lens.arch, self.donor.lens.arch
             for site, names in (("embed", ("embed",)), ("unembed", ("final_norm", "unembed"))):
                 mask = torch.zeros(self.n_rows, 1, dtype=torch.bool)
-                mask[[row for row, a in self.by_layer[-1] if a.site == site]] = True
+                mask[[row for row, a in self.by_layer[-1]["donor"] if a.site == site]] = True
                 for module, its in [(getattr(base, name), getattr(donor, name)) for name in names]:
-                    forwards += self._shared(mask, [(module, its)], place_of(module, self.lens.device))
+                    place = place_of(module, self.lens.device)
+                    forwards += [(module, _outputs(module, its, RowShares(mask, place)))] if mask.any() else []
         return replaced_forwards(forwards)
 
-    def _layer_forwards(self, layer: int) -> list[tuple[nn.Module, Forward]]:
+    def _donor_forwards(self, layer: int, mode: str) -> list[tuple[nn.Module, Forward]]:
         """Modules of a layer, each with the forward that shares its rows among base and donor."""
         base, donor = self.lens.arch, self.donor.lens.arch
-        family = self.lens.arch.family
-        heads, kv, attn, mlp = self._masks(layer)
-        at, mlps = self.lens.device_of(layer), [(base.mlp[layer], donor.mlp[layer])]
+        _, _, attn, mlp = self._masks(layer, mode)
+        norms = [(base.mlp_norm, donor.mlp_norm, mlp), (base.attn_norm, donor.attn_norm, attn)]
+        attention = donor.attn[layer]
         forwards = [
-            *self._shared(mlp, [(base.mlp_norm[layer], donor.mlp_norm[layer]), *mlps], at),
-            *self._shared(heads, [(base.o_proj[layer], donor.o_proj[layer])], at, _inputs),
-            *self._shared(attn, [(base.attn_norm[layer], donor.attn_norm[layer])], at),
+            *(self._shared(layer, mask, its[layer], other[layer]) for its, other, mask in norms if mask.any()),
+            *self._matrices(layer, mode, donor.mlp[layer], attention.get_submodule),
         ]
-        for name, module in base.attn[layer].named_modules():
-            if module is not base.o_proj[layer] and next(module.parameters(recurse=False), None) is not None:
-                mask = heads if name in family.per_head else kv if name in family.per_kv_head else attn
-                forwards += self._shared(mask, [(module, donor.attn[layer].get_submodule(name))], at)
         if self.donor.own_rotary and attn.any():
             forwards.append((base.attn[layer], self._with_donor_rotary(base.attn[layer].forward, attn)))
         if self.donor.lens.stream:
             forwards.append((base.layers[layer], self._with_donor_resident(base.layers[layer].forward, layer)))
         return forwards
 
-    def _masks(self, layer: int) -> list[Bool[Tensor, "row part"]]:
-        """Which rows take query heads, key/value heads, the whole attention and the MLP from the donor."""
+    def _rounded_forwards(self, layer: int, mode: str) -> list[tuple[nn.Module, Forward]]:
+        """Modules of a layer, each with the forward that shares its rows among its own weights and rounded ones."""
+        arch, modules = self.lens.arch, modules_of(self.lens)
+
+        def other(module: nn.Module) -> Rounded:
+            return Rounded(partial(modules.of, layer, module, mode))
+
+        attention = arch.attn[layer]
+        return self._matrices(
+            layer, mode, other(arch.mlp[layer]), lambda name: other(attention.get_submodule(name)), min_dims=2
+        )
+
+    def _matrices(
+        self,
+        layer: int,
+        mode: str,
+        mlp: Module,
+        of_attention: Callable[[str], Module],
+        min_dims: int = 1,
+    ) -> list[tuple[nn.Module, Forward]]:
+        """MLP and modules of the attention, each with the forward that shares its rows.
+
+        Args:
+            layer: Layer number.
+            mode: Whose rows.
+            mlp: The other MLP.
+            of_attention: From the path of a module in the attention to the other one.
+            min_dims: Modules of the attention whose weights have fewer dimensions are left out.
+        """
+        arch, family = self.lens.arch, self.lens.arch.family
+        heads, kv, attn, of_mlp = self._masks(layer, mode)
+        forwards = [self._shared(layer, of_mlp, arch.mlp[layer], mlp)] if of_mlp.any() else []
+        for name, module in arch.attn[layer].named_modules():
+            own = [w.ndim for w in module.parameters(recurse=False)]
+            if not own or max(own) < min_dims:
+                continue
+            is_output = module is arch.o_proj[layer]
+            mask = kv if name in family.per_kv_head else heads if is_output or name in family.per_head else attn
+            if mask.any():
+                forwards.append(
+                    self._shared(layer, mask, module, of_attention(name), _inputs if is_output else _outputs)
+                )
+        return forwards
+
+    def _masks(self, layer: int, mode: str) -> list[Bool[Tensor, "row part"]]:
+        """Which rows take query heads, key/value heads, the whole attention and the MLP from elsewhere."""
         dims = self.lens.dims
         heads, kv, attn, mlp = (
             torch.zeros(self.n_rows, n, dtype=torch.bool) for n in (dims.n_heads, dims.n_kv_heads, 1, 1)
         )
-        for row, a in self.by_layer[layer]:
+        for row, a in self.by_layer[layer][mode]:
             if a.site in ("layer", "attn"):
                 heads[row] = kv[row] = attn[row] = True
             if a.site in ("layer", "mlp"):
@@ -229,16 +307,15 @@ class RowDonations:
 
     def _shared(
         self,
+        layer: int,
         mask: Bool[Tensor, "row part"],
-        modules: Sequence[tuple[nn.Module, nn.Module]],
-        device: torch.device,
+        module: nn.Module,
+        other: Module,
         share: Callable[..., Forward] = _outputs,
-    ) -> list[tuple[nn.Module, Forward]]:
-        """Modules of the base, each with the forward that shares its rows with the donor's module."""
-        if not mask.any():
-            return []
-        shares = RowShares(mask, device)
-        return [(module, share(module, donor_module, shares)) for module, donor_module in modules]
+    ) -> tuple[nn.Module, Forward]:
+        """A module of the base with the forward that shares its rows with another module."""
+        shares = RowShares(mask, self.lens.device_of(layer), alone=len(self.by_layer[layer]) == 1)
+        return module, share(module, other, shares)
 
     def _with_donor_rotary(self, forward: Forward, mask: Bool[Tensor, "row 1"]) -> Forward:
         """The attention's forward with the donor's rotary angles in some rows."""

@@ -131,7 +131,7 @@ def _tried(
 
     From some requests under some conditions, twice as many as before until it took half of `SECONDS`.
     """
-    usable = [c for c in conditions if not c.uses_mean and not c.uses_resample] or [BASELINE]
+    usable = [c for c in conditions if not c.uses("mean") and not c.uses("resample")] or [BASELINE]
     some = usable[:: max(1, len(usable) // 8)]
     asked = list(requests)
     if lengths is not None and _seconds_of_a_text(engine, asked[0]) > SECONDS:

@@ -31,8 +31,9 @@ from depthlens.engine.tree_attention import walking
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_rows
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
-from depthlens.models.lens import Lens, donor_layers_resident
+from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
+from depthlens.models.rounded_weights import other_weights_resident, rounded_bytes
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer, WrittenAnswer
 from depthlens.store import answer_cache
@@ -183,19 +184,19 @@ class PackedTrees:
         conditions = rows.conditions
         contexts = [q.context for q in rows.requests]
         max_new = [q.max_new_tokens for q in rows.requests]
-        n_layers, donor = self.lens.dims.n_layers, self.lens.donor
+        n_layers = self.lens.dims.n_layers
         # by fork, the baseline last: see decoding.DecodedRows
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         size, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
-        size = self._size_with_donor([conditions[c] for c in order], size)
+        size = self._size_with_weights([conditions[c] for c in order], size)
         run = partial(self._write, rows, contexts) if lengths is None else partial(self._count, rows, lengths=lengths)
         about: dict[str, Any] = {"work": self.work, "rate": rate}
         packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, max_new, MIN_DECODED_ROWS, **about)
         for i in range(0, len(order), size):
             group = order[i : i + size]
-            with donor_layers_resident(donor, [conditions[c] for c in group]):
+            with other_weights_resident(self.lens, [conditions[c] for c in group]):
                 packs.walk(group, room)
-        with donor_layers_resident(donor, conditions if rows.deferred else []):
+        with other_weights_resident(self.lens, conditions if rows.deferred else []):
             rows.finish(packs.do, bar.update)
         self.batch_tokens = packs.batch_tokens
 
@@ -297,17 +298,18 @@ class PackedTrees:
             size = (size + 1) // 2
         return size, max(1, self.budget.key_bytes // (size * token_bytes))
 
-    def _size_with_donor(self, ordered: Sequence[Condition], size: int) -> int:
-        """How many conditions in a row are decoded together, so that what they take from a donor fits with the keys.
+    def _size_with_weights(self, ordered: Sequence[Condition], size: int) -> int:
+        """How many conditions in a row are decoded together, so that their weights fit into memory with the keys.
 
         One condition's layers are in memory in any case, because text is written with all of them.
         """
-        donor = self.lens.donor
-        if donor is None:
-            return size
-        single = max((donor.layer_bytes([c]) for c in ordered), default=0)
-        bound = max(single, self.budget.key_bytes)
-        while size > 1 and any(donor.layer_bytes(ordered[i : i + size]) > bound for i in range(0, len(ordered), size)):
+
+        def taken(conditions: Sequence[Condition]) -> int:
+            donor = self.lens.donor
+            return rounded_bytes(self.lens, conditions) + (donor.layer_bytes(conditions) if donor else 0)
+
+        bound = max(max((taken([c]) for c in ordered), default=0), self.budget.key_bytes)
+        while size > 1 and any(taken(ordered[i : i + size]) > bound for i in range(0, len(ordered), size)):
             size = (size + 1) // 2
         return size
 
@@ -343,7 +345,7 @@ def _trees(rows: AnswerRows) -> list[tuple[list[tuple[int, ...]], list[int]]]:
     share a token that is both, conditions with such means walk trees in which it is two tokens.
     """
     plain = [q.inputs for q in rows.requests]
-    by_mean = [c for c in rows.unfinished if rows.conditions[c].uses_mean]
+    by_mean = [c for c in rows.unfinished if rows.conditions[c].uses("mean")]
     if not by_mean:
         return [(plain, rows.unfinished)]
     marked = [prefix_tree.marked(q.context, q.continuation[:-1]) for q in rows.requests]

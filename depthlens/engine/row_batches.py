@@ -14,7 +14,8 @@ from depthlens.ablations import Condition
 from depthlens.engine.nonfinite import renumbered
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
-from depthlens.models.lens import Lens, donor_layers_resident
+from depthlens.models.lens import Lens
+from depthlens.models.rounded_weights import other_weights_resident
 from depthlens.progress import Bar
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_rows import AnswerRows
@@ -68,7 +69,7 @@ class RowBatches(ABC):
 
     def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
         """Write the greedy text of every request under every condition."""
-        with donor_layers_resident(self.lens.donor, rows.conditions):
+        with other_weights_resident(self.lens, rows.conditions):
             self._answer(self.write, [len(q.context) + q.max_new_tokens for q in rows.requests], rows, bar)
 
     def _answer(

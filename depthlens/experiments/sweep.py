@@ -268,7 +268,7 @@ def condition_sweep(
     chosen = settled(options)
     arguments.check(resample_prompts=resample_prompts)
     conditions = expand(ablate, lens.dims)
-    if any(c.uses_resample for c in conditions):
+    if any(c.uses("resample") for c in conditions):
         lens.needs_weights("@resample")
     backend, batch_tokens = chosen["backend"], chosen["batch_tokens"]
     both = pairs.join_donor(lens, donor, conditions, backend)

@@ -28,7 +28,7 @@ def references_of(
     with_prompts: bool = False,
 ) -> dict[str, Reference]:
     """What takes the place of parts, by task, where a condition asks for it."""
-    if any(c.uses_mean for c in conditions):
+    if any(c.uses("mean") for c in conditions):
         prompts: dict[str, Any] = {
             "apply_chat_template": options["apply_chat_template"],
             "system_instruction": options["system_instruction"],
@@ -58,7 +58,7 @@ def views_of(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Vi
 
 def tokens_of_prompts(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] | None) -> list[list[int]]:
     """Token ids of the prompts of ``@resample``, where a condition asks for some."""
-    asked = next((c for c in conditions if c.uses_resample), None)
+    asked = next((c for c in conditions if c.uses("resample")), None)
     if bool(asked) != bool(prompts):
         need = f"condition {asked} needs resample_prompts"
         fault = need if asked else "resample_prompts are used by @resample conditions only"

@@ -3,7 +3,8 @@
 What a condition does to activations is done to weights. A skipped layer is left out, and the layers above it move
 down. Attention or MLP that adds nothing has weights of zero. The columns of ``o_proj`` that read a removed head are
 zero; where every layer loses as many whole groups of heads, the groups are cut out of the projections, and the
-configuration has fewer heads. So the logits are those of the condition.
+configuration has fewer heads. Weights that are rounded (``@int4``) are stored in the dtype of the model. So the logits
+are those of the condition.
 
 The weights go through memory a layer at a time, so that an offloaded model can be exported, too. Names are those of the
 hub, which transformers' own conversions give back.
@@ -29,13 +30,14 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from depthlens import arguments
-from depthlens.ablations import Ablation, Condition, parse_condition
+from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition
 from depthlens.analysis.results import Result
 from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.exports import model_card
 from depthlens.exports.smaller_config import skeleton
 from depthlens.models.lens import Lens
+from depthlens.models.rounded_weights import rounded
 from depthlens.paths import unwritable
 
 SHARD_BYTES = 4 << 30  # of one file, but for a layer that is larger
@@ -90,7 +92,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     walk_check.require_parts(lens, walk_check.found(lens), [chosen])
     cost = model_card.cost(lens, chosen, result)
     folder = empty_folder(out)
-    skipped = {a.layer for a in chosen.ablations if a.site == "layer"}
+    skipped = {a.layer for a in chosen.ablations if a.mode == "skip"}
     kept = [layer for layer in range(lens.dims.n_layers) if layer not in skipped]
     smaller, cut = _smaller(lens, chosen, kept)
     needed = sum(w.nbytes for w in smaller.parameters())
@@ -123,11 +125,12 @@ def _refuse(lens: Lens, condition: Condition) -> None:
     if not condition:
         raise UserError("condition baseline removes nothing; give one that does, e.g. L8-11")
     for a in condition.ablations:
-        if a.mode not in ("skip", "zero") or a.start:
+        removed = a.mode in ("skip", "zero") and not a.start
+        if not removed and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
             what = f"[{a.start}:]" if a.start else f"@{a.mode}"
-            fault = f"condition {condition}: a checkpoint holds weights, and {what} acts on activations"
+            fault = f"condition {condition}: what {a.site} {what} does cannot be written into weights"
             raise UserError(f"{fault}; export a removal, e.g. {str(a).removesuffix(a.suffix)}")
-    if sum(a.site == "layer" for a in condition.ablations) == lens.dims.n_layers:
+    if sum(a.mode == "skip" for a in condition.ablations) == lens.dims.n_layers:
         raise UserError(f"condition {condition} leaves no layer of {lens.name!r}; keep one")
     quantised = getattr(lens.model.config, "quantization_config", None)
     method = getattr(quantised, "quant_method", None) or (quantised or {}).get("quant_method")
@@ -171,14 +174,18 @@ def _groups(condition: Condition, layer: int, lens: Lens) -> list[int]:
 
 def _heads(ablations: Sequence[Ablation], lens: Lens) -> set[int]:
     of_groups = {h for a in ablations if a.site == "kv" for h in lens.dims.query_heads(a.index)}
-    return of_groups | {a.index for a in ablations if a.site == "head"}
+    return of_groups | {a.index for a in ablations if a.site == "head"}  # no head is exported rounded
 
 
 def _edited(lens: Lens, layer: int, ablations: Sequence[Ablation], cut: Sequence[int]) -> dict[str, Tensor]:
     """Weights of a layer by name; those of removed parts are zero, and key/value heads that are cut are gone."""
     family, dims = lens.arch.family, lens.dims
     weights = dict(lens.arch.layers[layer].state_dict())
-    for part in {a.site for a in ablations} & {"attn", "mlp"}:
+    for a in ablations:
+        if a.mode in ROUNDED:
+            inside = "" if a.site == "layer" else getattr(family, a.site) + "."
+            weights |= {k: rounded(v, a.mode) for k, v in weights.items() if k.startswith(inside)}
+    for part in {a.site for a in ablations if a.mode == "zero"} & {"attn", "mlp"}:
         inside = getattr(family, part) + "."
         weights |= {
             k: torch.zeros_like(v) for k, v in weights.items() if k.startswith(inside) and v.is_floating_point()
@@ -211,7 +218,7 @@ def _pieces(
         of_layer = [a for a in condition.ablations if a.layer == old]
         with lens.resident(old):
             weights = _edited(lens, old, of_layer, cut[old])
-            before = _edited(lens, old, [], cut[old])
+            before = _edited(lens, old, [a for a in of_layer if a.mode in ROUNDED], cut[old])
             edited = [k for k, w in weights.items() if w.data_ptr() != before[k].data_ptr()]
             n_zero = sum(int(((weights[k] == 0) & (before[k] != 0)).sum()) for k in edited)
             yield {f"{prefix}{new}.{k}": w for k, w in weights.items()}, n_zero

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from depthlens import __version__
-from depthlens.ablations import Condition
+from depthlens.ablations import ROUNDED, Condition
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
@@ -60,20 +60,25 @@ def write(
     name = Path(lens.name).name
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-        f"# {name} without {condition}\n",
+        f"# {name} {_said(condition)}\n",
         f"Made from `{lens.name}` (fingerprint `{lens.fingerprint}`) by depthlens {__version__}, which "
-        f"removed `{condition}`. No weight was trained after that.\n",
+        f"applied `{condition}`. No weight was trained after that.\n",
         f"- Size: {size}.",
         f"- Layers of the whole model that are left: {_ranges(kept)}.\n",
-        "## What the removal cost\n",
+        "## What that cost\n",
         _table(cost) if cost is not None else "It was not measured. `depthlens sweep` measures it.",
     ]
     (folder / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
-    if all(a.site == "layer" for a in condition.ablations):
+    if all(a.mode == "skip" for a in condition.ablations):
         slices = [{"sources": [{"model": lens.name, "layer_range": [first, last + 1]}]} for first, last in _runs(kept)]
         dtype = str(lens.dtype).removeprefix("torch.")
         recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
         (folder / "mergekit.yml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+
+def _said(condition: Condition) -> str:
+    rounded = any(a.mode in ROUNDED for a in condition.ablations)
+    return f"under {condition}" if rounded else f"without {condition}"
 
 
 def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:

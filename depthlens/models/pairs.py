@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from depthlens import arguments
-from depthlens.ablations import Condition
+from depthlens.ablations import ROUNDED, WEIGHTS, Condition
 from depthlens.errors import UserError, unknown
 from depthlens.models import loading, sources
 from depthlens.models.lens import Donor, Lens
@@ -112,7 +112,7 @@ def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
     """
     taken = {a.site for c in conditions for a in c.ablations}
     left = [site for site in donor.own_embeddings if site not in taken]
-    if left and any(c.uses_donor for c in conditions):
+    if left and any(c.uses("donor") for c in conditions):
         fix = f"add {' and '.join(f'{site}@donor' for site in left)}, or whole@donor, to take them along"
         log.warning("donor %r differs in %s too, which stay the base's; %s", donor.lens.name, " and ".join(left), fix)
 
@@ -129,7 +129,7 @@ def join_donor(
     require(joined, conditions, backend)
     if donor is not None and joined.donor is not None:
         name = joined.donor.lens.name
-        if not any(c.uses_donor for c in conditions):
+        if not any(c.uses("donor") for c in conditions):
             raise UserError(f"donor {name!r} is used by @donor conditions only; give both, or neither")
         warn_of_embeddings(joined.donor, conditions)
     return joined
@@ -137,16 +137,19 @@ def join_donor(
 
 def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch") -> None:
     """Refuse a condition that asks for a donor where there is none, or where the backend cannot transplant."""
-    asked = next((c for c in conditions if c.uses_donor), None)
+    rounded = next((c for c in conditions if c.uses(*ROUNDED)), None)
+    if rounded and backend != "torch":
+        raise UserError(f"condition {rounded} computes with rounded weights; use backend 'torch'")
+    asked = next((c for c in conditions if c.uses("donor")), None)
     if asked and (lens.donor is None or backend != "torch"):
         fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
         raise UserError(f"condition {asked} takes weights from a donor; {fix}")
     family = lens.arch.family
     fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
-    of_heads = (c for c in conditions for a in c.ablations if a.mode == "donor" and a.site in fused)
+    of_heads = (c for c in conditions for a in c.ablations if a.mode in WEIGHTS and a.site in fused)
     if part := next(of_heads, None):
         fault = f"condition {part}: one matrix of {lens.name!r} makes queries, keys and values of all heads"
-        raise UserError(f"{fault}; take whole attentions from the donor, e.g. L3.attn@donor")
+        raise UserError(f"{fault}; name whole attentions, e.g. L3.attn@{part.ablations[0].mode}")
 
 
 def compare(base: Lens, donor: Lens) -> Donor:

@@ -28,6 +28,9 @@ _DONE = {
     "removed": "removed",
     "mean": "replaced by the mean of what it adds",
     "resample": "replaced by another prompt's",
+    "noise": "disturbed by noise of its norm",
+    "int8": "computed with weights of 8 bits",
+    "int4": "computed with weights of 4 bits",
     "donor": "replaced by the donor's",
 }
 PROVEN = f"adjusted p < {ALPHA}"

@@ -72,10 +72,10 @@ class DepthlensLM(encoding.Drawing):
         self.condition = parse_condition(condition).validate(lens.dims)
         lens = lens if donor is None else pairs.with_donor(lens, donor)
         pairs.require(lens, [self.condition], backend)
-        if self.condition.uses_resample:
+        if self.condition.uses("resample"):
             raise UserError(f"condition {condition}: @resample is for dl.head_sweep; use @mean, or nothing to remove")
         means = None
-        if self.condition.uses_mean:
+        if self.condition.uses("mean"):
             if mean_prompts is None:
                 raise UserError(f"condition {condition} needs mean_prompts=FILE, a text file with one prompt a line")
             prompts = [lens.tokenizer(line).input_ids for line in _lines(mean_prompts)]

@@ -108,7 +108,7 @@ EXPORT = [
     (["export", "gpt5", "L1", "--out", ""], "out '': give the path of a folder"),
     (["export", "gpt5", "L1", "--out", "{out}", "--result", "{foreign}"], "holds no "),
     (["export", "{model}", "L1", "--out", "{foreign}"], "exists and is not an empty folder; name a new one"),
-    (["export", "{model}", "L1@mean", "--out", "{out}"], "a checkpoint holds weights, and @mean acts on activations"),
+    (["export", "{model}", "L1@mean", "--out", "{out}"], "what layer @mean does cannot be written into weights"),
     (["export", "{model}", "L9", "--out", "{out}"], "layer 9 does not exist; layers are 0..4"),
     (["export", "{model}", "L0-4", "--out", "{out}"], "leaves no layer of "),
 ]

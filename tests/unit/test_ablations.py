@@ -102,6 +102,15 @@ def test_random_conditions_round_trip_and_are_hashable():
         ("L3@noise-1", "unknown mode '@noise-1'"),
         ("L3[1:]@donor", r"L3\[1:\]@donor: a donor's part computes at all positions; leave \[1:\] out"),
         ("embed@noise", "embed can only be taken from a donor"),
+        ("embed@int4", "embed can only be taken from a donor"),
+        (
+            "L3@int3",
+            "unknown mode '@int3'; write @mean, @resample, @noise .*, @int8, @int4 or @donor",
+        ),
+        ("L3[1:]@int4", r"L3\[1:\]@int4: a part with rounded weights computes at all positions; leave \[1:\] out"),
+        ("L3@int4+L3.mlp@int8", "L3.mlp@int8 has no effect of its own beside L3@int4"),
+        ("L3@int4+L3@donor", "no effect"),
+        ("L3@noise+L4@int4", "@noise and @int4 do not go together"),
     ],
 )
 def test_malformed_conditions_are_refused(text, message):

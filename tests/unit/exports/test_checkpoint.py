@@ -26,7 +26,7 @@ from depthlens.tasks import task_index
 SAME = 1e-5  # nats: removed parts are zeros instead of absent, and sums take another order
 CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
 ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
-CONDITIONS = ["L1", "L1-2", "L0+L3.mlp", "L2.attn", "L1.H1+L3.KV0", "L0+L2.H0+L2.H1"]
+CONDITIONS = ["L1", "L1-2", "L0+L3.mlp", "L2.attn", "L1.H1+L3.KV0", "L0+L2.H0+L2.H1", "L0+L2@int4+L3.mlp@int8+L3.H1"]
 CUT = "L0.KV1+L1.KV0+L2.KV1+L3.KV1+L4.KV1"
 FAMILIES = ["llama-gqa", "qwen2", "qwen3", "qwen3-moe", "deepseek-v2", "deepseek-v3", "mistral"]
 # sliding windows by layer, layers without positions, norms after parts, one matrix for queries, keys and values
@@ -158,10 +158,11 @@ def test_the_card_says_what_was_removed_and_what_it_cost(tmp_path):
 
 REFUSED = {
     "baseline": "condition baseline removes nothing",
-    "L1@mean": "condition L1@mean: a checkpoint holds weights, and @mean acts on activations; .* e.g. L1",
-    "L1.H1@noise3": "and @noise acts on activations",
-    "L1[1:]": r"and \[1:\] acts on activations",
-    "L1@donor": "and @donor acts on",
+    "L1@mean": "condition L1@mean: what layer @mean does cannot be written into weights; .* e.g. L1",
+    "L1.H1@noise3": "what head @noise does cannot be written",
+    "L1.H1@int4": "what head @int4 does cannot be written",
+    "L1[1:]": r"what layer \[1:\] does cannot be written",
+    "L1@donor": "what layer @donor does cannot be written",
     "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
     "L5": "layer 5 does not exist",
     "L1.E2": "cannot read 'L1.E2'",

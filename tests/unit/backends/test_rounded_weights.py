@@ -1,0 +1,172 @@
+"""Parts that compute with rounded weights (``@int8``, ``@int4``) against models whose weights were rounded by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+
+import depthlens as dl
+from depthlens.ablations import expand, parse_condition
+from depthlens.engine.engine import Engine
+from depthlens.models import rounded_weights
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+
+SAME = 1e-4  # nats, of sums in another order
+CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
+ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
+WRITTEN = [GenerateRequest(context, (), 6) for context in CONTEXTS]
+FAMILIES = ["llama-gqa", "qwen2", "qwen3", "qwen3-moe", "deepseek-v3"]
+CONDITIONS = [
+    "L1@int4",
+    "L2.mlp@int8",
+    "L1.attn@int4+L3.mlp@int4",
+    "L0@int8+L2@int4+L4.H1",
+    "L1@int4+L1.H2",
+    "L0-4@int4",
+    "L3@int4+L4",
+]
+BITS = {"int8": 8, "int4": 4}
+
+
+def by_hand(weight: torch.Tensor, mode: str) -> torch.Tensor:
+    """Rows, and under four bits pieces of 32 of their numbers where these fit, one after another."""
+    made, top = weight.clone(), 2 ** (BITS[mode] - 1) - 1
+    for row in made.reshape(-1, made.shape[-1]):
+        size = 32 if mode == "int4" and len(row) % 32 == 0 else len(row)
+        for piece in row.split(size):
+            step = piece.abs().max() / top
+            piece.copy_((piece / step).round() * step)
+    return made
+
+
+def operated(lens: dl.Lens, condition: str) -> tuple[dl.Lens, str]:
+    """A copy of a model with rounded weights, and what of the condition is left to do."""
+    model = copy.deepcopy(lens.model)
+    left = []
+    with torch.no_grad():
+        for a in parse_condition(condition).ablations:
+            if a.mode not in BITS:
+                left.append(str(a))
+                continue
+            layer = model.model.layers[a.layer]
+            part = {"layer": layer, "attn": layer.self_attn, "mlp": layer.mlp}[a.site]
+            for weight in part.parameters():
+                if weight.ndim > 1:
+                    weight.copy_(by_hand(weight, a.mode))
+    return dl.Lens(model, lens.tokenizer, "operated"), "+".join(left) or "baseline"
+
+
+def logprobs(lens: dl.Lens, *conditions: str, path: str | None = None) -> torch.Tensor:
+    asked = [parse_condition(c).validate(lens.dims) for c in conditions]
+    rows = Engine(lens, path=path, progress=False).loglikelihood(ASKED, asked)
+    return torch.tensor([[answer.logprob for answer in row] for row in rows])
+
+
+@pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_rounded_weights(family, path):
+    lens = tiny.lens(family)
+    before = lens.fingerprint
+    found = logprobs(lens, "baseline", *CONDITIONS, path=path)  # all in one batch, both modes in some layers
+    assert torch.allclose(found[0], logprobs(lens, "baseline")[0], atol=SAME)
+    for row, condition in zip(found[1:], CONDITIONS, strict=True):
+        model, left = operated(lens, condition)
+        assert torch.allclose(row, logprobs(model, left)[0], atol=SAME), condition
+        assert not torch.allclose(row, logprobs(lens, left)[0], atol=SAME), condition
+    assert lens.fingerprint == before and lens.identify().obstacle is None
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe"])
+def test_texts_are_those_of_rounded_weights(family):
+    lens = tiny.lens(family)
+    conditions = [parse_condition(c) for c in CONDITIONS]
+    texts = Engine(lens, progress=False).generate_until(WRITTEN, conditions)
+    for of_condition, condition in zip(texts, CONDITIONS, strict=True):
+        model, left = operated(lens, condition)
+        assert of_condition == Engine(model, progress=False).generate_until(WRITTEN, [parse_condition(left)])[0]
+
+
+@pytest.mark.parametrize("condition", ["L1.H2@int4", "L1.KV1@int4", "L1.H0@int8+L1.H3"])
+def test_heads_have_their_rows_and_columns_rounded(condition):
+    lens = tiny.lens("llama-gqa")
+    (a, *others) = parse_condition(condition).ablations
+    model, n = copy.deepcopy(lens.model), lens.dims.d_head
+    attention = model.model.layers[a.layer].self_attn
+    heads = [a.index] if a.site == "head" else [*lens.dims.query_heads(a.index)]
+    with torch.no_grad():
+        for h in heads:
+            at = slice(h * n, (h + 1) * n)
+            attention.q_proj.weight[at] = by_hand(attention.q_proj.weight, a.mode)[at]
+        rounded = by_hand(attention.o_proj.weight, a.mode)
+        for h in heads:
+            at = slice(h * n, (h + 1) * n)
+            attention.o_proj.weight[:, at] = rounded[:, at]
+        if a.site == "kv":
+            at = slice(a.index * n, (a.index + 1) * n)
+            for name in ("k_proj", "v_proj"):
+                weight = getattr(attention, name).weight
+                weight[at] = by_hand(weight, a.mode)[at]
+    left = "+".join(map(str, others)) or "baseline"
+    wanted = logprobs(dl.Lens(model, lens.tokenizer), left)[0]
+    assert torch.allclose(logprobs(lens, condition)[0], wanted, atol=SAME)
+    assert not torch.allclose(logprobs(lens, left)[0], wanted, atol=SAME)
+
+
+def test_rounding_is_symmetric_to_the_nearest():
+    weight = torch.tensor([[0.0, 0.7, -0.26, 0.049], [0.0, 0.0, 0.0, 0.0]])
+    wanted = torch.tensor([[0.0, 0.7, -0.3, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert torch.allclose(rounded_weights.rounded(weight, "int4"), wanted)
+    wide = torch.randn(3, 2, 256, generator=torch.Generator().manual_seed(0))
+    for mode, levels in (("int8", 255), ("int4", 15)):
+        made = rounded_weights.rounded(wide, mode)
+        assert torch.equal(rounded_weights.rounded(made, mode), made)
+        assert all(len(row.unique()) <= levels * (2 if mode == "int4" else 1) for row in made.flatten(0, 1))
+    vector = torch.randn(4)
+    assert rounded_weights.rounded(vector, "int4") is vector
+
+
+def test_an_offloaded_model_rounds_what_it_reads(tmp_path):
+    folder = tiny.save(tmp_path / "model", "qwen2")
+    whole, offloaded = dl.load(str(folder)), dl.load(str(folder), offload="disk")
+    wanted = logprobs(whole, *CONDITIONS)
+    for path in ("wavefront", "padded_rows"):
+        assert torch.allclose(logprobs(offloaded, *CONDITIONS, path=path), wanted, atol=SAME)
+
+
+def test_changed_weights_are_rounded_anew():
+    lens = tiny.lens("llama-gqa")
+    before = logprobs(lens, "L4@int4")
+    with torch.no_grad():
+        lens.model.model.layers[4].mlp.down_proj.weight.mul_(1.5)
+    model, left = operated(lens, "L4@int4")
+    assert torch.allclose(logprobs(lens, "L4@int4"), logprobs(model, left), atol=SAME)
+    assert not torch.allclose(logprobs(lens, "L4@int4"), before, atol=SAME)
+
+
+def test_weights_are_its_own_again_after_an_error():
+    lens = tiny.lens("llama-gqa")
+    wanted = logprobs(lens, "baseline")
+    handle = lens.model.model.layers[3].register_forward_pre_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        logprobs(lens, "L0-4@int4", path="padded_rows")
+    handle.remove()
+    assert torch.equal(logprobs(lens, "baseline"), wanted) and lens.identify().obstacle is None
+
+
+def test_a_sweep_of_precisions_is_kept_and_read(tmp_path):
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    options = {"limit": 3, "store": str(tmp_path / "store"), "progress": False}
+    conditions = ["layers@int4", "L1.mlp@int8"]
+    first, second = (dl.condition_sweep(lens, "kv_retrieval_4", conditions, **options) for _ in range(2))
+    assert first.docs.equals(second.docs) and second.record["store"]["rows_computed"] == 0
+    assert [str(c) for c in expand(conditions, lens.dims)] == list(dict.fromkeys(first.docs["condition"]))
+    dl.plots.depth_profile(first)
+
+
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+def test_other_backends_refuse_it(backend):
+    with pytest.raises(dl.UserError, match="condition L1@int4 computes with rounded weights; use backend 'torch'"):
+        Engine(tiny.lens("llama-gqa"), backend=backend).loglikelihood(ASKED, [parse_condition("L1@int4")])
