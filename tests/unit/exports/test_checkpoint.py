@@ -84,9 +84,10 @@ def test_heads_that_cannot_be_cut_are_zero(tmp_path):
 def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tmp_path):
     folder = mini_tasks.write(tmp_path)
     lens = tiny.lens(family)
-    tasks = ["mini_choice", "mini_cloze", "mini_writing"]
-    conditions = ["L1", "L1-2+L4", "L3.H2+L0.mlp"]
-    ours = dl.condition_sweep(lens, tasks, conditions, include_path=str(folder), store=None, progress=False).docs
+    tasks = ["mini_choice", "mini_cloze", "mini_writing", "mini_filters"]
+    conditions = ["L1", "L1-2+L4", "L0.mlp+L3.H2"]
+    result = dl.condition_sweep(lens, tasks, conditions, include_path=str(folder), store=None, progress=False)
+    ours = result.docs
     for i, condition in enumerate(conditions):
         dl.export(lens, condition, tmp_path / str(i))
         theirs = lm_eval.simple_evaluate(
@@ -99,13 +100,22 @@ def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tm
             bootstrap_iters=0,
         )
         left = ours[ours["condition"] == condition].set_index(["task", "doc_id", "metric"])["value"].to_dict()
+        assert len(left) > 20
         for task, samples in theirs["samples"].items():
             for sample in samples:
                 sample["nats"] = -sample.get("perplexity", 0.0)  # of a document, lm-eval's is its log-probability
-                for metric in {metric for _, _, metric in left} & set(sample):
-                    if (task, sample["doc_id"], metric) in left:
-                        assert left.pop((task, sample["doc_id"], metric)) == pytest.approx(sample[metric], abs=1e-3)
+                for metric in {"nats", *sample["metrics"]}:
+                    name = f"{metric},{sample['filter']}" if task == "mini_filters" else metric
+                    if (task, sample["doc_id"], name) in left:
+                        assert left.pop((task, sample["doc_id"], name)) == pytest.approx(sample[metric], abs=1e-3)
         assert not left
+    beside = dl.hf_scores(tmp_path / "1", result, "L4+L1-2")
+    assert beside["condition"].to_numpy() == pytest.approx(beside["checkpoint"].to_numpy(), abs=1e-3)
+    assert len(beside) == (ours["condition"].eq("L1-2+L4") & ours["metric"].ne("nats")).sum()
+    with pytest.raises(dl.UserError, match="condition 'L9' is not in the result"):
+        dl.hf_scores(tmp_path / "0", result, "L9")
+    with pytest.raises(dl.UserError, match="holds no checkpoint"):
+        dl.hf_scores(tmp_path, result, "L1")
 
 
 def test_tied_embeddings_stay_tied_and_an_offloaded_model_gives_the_same_files(tmp_path):
