@@ -31,7 +31,7 @@ LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning
 HEADS, CLAIMED = ["05_retrieval_heads", "06_reasoning_heads"], ["09_claims"]
 SHALLOW = [name for name in NAMES if name not in HEADS + CLAIMED]
 N_LAYERS = 10
-SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads"}
+SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads", "10_compression": "layers,layers@int4"}
 
 
 class Runs:
