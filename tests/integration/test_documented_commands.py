@@ -124,7 +124,8 @@ def test_command(shell, desk, beginning):
         assert "Unable to parse" not in told and "unknown parameter" not in told, told
         assert (desk / "tour.ipynb").is_file()
     if "--out " in line and done.returncode == 0:
-        assert (desk / line.split("--out ")[1] / "record.json").is_file()
+        written = "config.json" if line.startswith("depthlens export") else "record.json"
+        assert (desk / line.split("--out ")[1] / written).is_file()
 
 
 @pytest.fixture(scope="module")
