@@ -150,4 +150,4 @@ def spread(lens: Lens, places: dict[str, str], border: int = 2) -> Lens:
     where |= {"model.embed_tokens": places["embed"], "model.rotary_emb": places["embed"]}
     where |= {"model.norm": places["ends"], "lm_head": places["ends"]}
     dispatch_model(model, where, force_hooks=True)
-    return Lens(lens.name, model, lens.tokenizer)
+    return Lens(model, lens.tokenizer, lens.name)
