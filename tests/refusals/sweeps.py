@@ -67,7 +67,7 @@ CONDITIONS = [
     ("L1+L1.attn", "L1.attn has no effect of its own beside L1; drop one of the two"),
     ("L2.KV0+L2.H1", "L2.H1 has no effect of its own beside L2.KV0; drop one"),
     ("L1+L1", "names one part twice; name it once"),
-    ("L1@zero", "unknown mode '@zero'; write @mean, @resample, @noise (or @noise3, with seed 3) or @donor"),
+    ("L1@zero", "unknown mode '@zero'; write @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor"),
     ("L1@noisy", "unknown mode '@noisy'; write @mean"),
     ("L1@noise-3", "unknown mode '@noise-3'; write @mean"),
     ("L1@resample", "mode 'resample' does not fit site 'layer'; allowed: skip, mean, noise, donor"),
