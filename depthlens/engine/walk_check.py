@@ -26,7 +26,7 @@ from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
 from depthlens.models.architectures import head, hidden, with_hidden
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved
+from depthlens.models.placement import moved, weights_state
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,7 @@ def _state(lens: Lens) -> tuple:
         (id(m), id(vars(m).get("forward")), len(m._forward_hooks), len(m._forward_pre_hooks))
         for m in lens.model.modules()
     )
-    weights = ((w.data_ptr(), 0 if w.is_inference() else w._version) for w in lens.model.parameters())
-    return tuple(modules), tuple(weights)
+    return tuple(modules), weights_state(lens.model)
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 Configurations tell layers apart by lists with one entry a layer (``layer_types``), by lists of layer numbers
 (``mlp_only_layers``), and by how many of the first layers are of a kind (``first_k_dense_replace``). Each is cut to the
-layers that stay. Whether that was enough is told by an empty model of the new configuration: its layers must be what
-those that stay are, module by module.
+layers that stay. An empty model of the new configuration shows whether that was enough: its layers must be what those
+that stay are, module by module.
 """
 
 from __future__ import annotations

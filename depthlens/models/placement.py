@@ -60,6 +60,11 @@ def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -
     raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or more GPUs")
 
 
+def weights_state(module: nn.Module) -> tuple:
+    """What differs after a weight of a module was replaced, or written to in place."""
+    return tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in module.parameters())
+
+
 def place_of(module: nn.Module, without_weights: torch.device | None = None) -> torch.device:
     """Where a module computes: where accelerate brings its weights for a call, else where they are.
 

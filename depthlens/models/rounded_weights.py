@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from depthlens.ablations import ROUNDED, Condition
 from depthlens.models.lens import Lens, donor_layers_resident
-from depthlens.models.placement import held
+from depthlens.models.placement import held, weights_state
 
 GROUP = 128  # weights that share a scale under int4; fewer, by halves, where the width of a matrix wants it
 _TINY = torch.finfo(torch.float32).tiny
@@ -74,21 +74,23 @@ class RoundedModules:
 
     def __init__(self, lens: Lens) -> None:
         self._n_layers = len(lens.devices)  # each device computes one
-        self._by_layer: OrderedDict[int, dict[tuple, nn.Module]] = OrderedDict()
+        self._by_layer: OrderedDict[int, dict[tuple[int, str], tuple[tuple, nn.Module]]] = OrderedDict()
         self._lock = threading.Lock()
         self._holders = 0
 
     def of(self, layer: int, module: nn.Module, mode: str) -> nn.Module:
         """The copy of a module of a layer; its weights are in memory, or accelerate brings them."""
         with self._lock, held(module):
-            state = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in module.parameters())
+            state = weights_state(module)
             kept = self._by_layer.setdefault(layer, {})
             self._by_layer.move_to_end(layer)
-            if (id(module), mode, state) not in kept:
-                kept[id(module), mode, state] = copied(module, mode)
+            found, copy_of = kept.get((id(module), mode), (None, module))
+            if found != state:  # one copy of each: an offloaded layer is read into other memory every time
+                copy_of = copied(module, mode)
+                kept[id(module), mode] = state, copy_of
             while not self._holders and len(self._by_layer) > self._n_layers:
                 self._by_layer.popitem(last=False)
-            return kept[id(module), mode, state]
+            return copy_of
 
     @contextmanager
     def held(self) -> Iterator[None]:
