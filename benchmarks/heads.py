@@ -21,7 +21,8 @@ from speed import Likelihoods, matmul_rate, spread, timed
 
 import depthlens as dl
 from depthlens import progress
-from depthlens.ablations import Condition, expand
+from depthlens.ablation_words import expand
+from depthlens.ablations import Condition
 from depthlens.analysis import head_effects
 from depthlens.analysis.rank_correlations import in_words
 from depthlens.backends.torch import TorchBackend

@@ -32,6 +32,7 @@ from .experiments.claim_sweeps import claim_sweeps as claim_sweeps
 from .experiments.distillation import activation_deltas as activation_deltas
 from .experiments.distillation import transplant as transplant
 from .experiments.distillation import weight_deltas as weight_deltas
+from .experiments.expert_choices import expert_choices as expert_choices
 from .experiments.free_text import free_text as free_text
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects

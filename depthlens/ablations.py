@@ -8,6 +8,7 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
     L12.mlp       MLP contribution set to zero
     L12.H3        output z of one query head set to zero before the output projection
     L12.KV1       z of every query head that reads key/value head 1 set to zero
+    L12.E17       one expert removed: the router chooses among the others
     L8-11         layers 8 to 11 skipped, both ends included
     L3.H1+L9.H2   several at once
     L12@mean      what the layer adds is replaced by the mean of what it adds over a named reference set: its output is
@@ -16,6 +17,7 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
     L12.H3@resample   z replaced by that of a stated reference prompt at the same position (heads and KV groups)
     L12.H3@noise  the part stays, and noise of the norm of what it writes is added to it (any of the first five rows);
                   L12.H3@noise3 draws it with seed 3 in place of 0
+    L12x2         the layer run twice: its output goes through it again
     L12[1:]       the part is ablated from position 1 on, so that the first token is spared; L12.H3[1:]@mean likewise
     L12@int4      the part computes with its own weights rounded to 4 bits, or 8 (@int8; any of the first five rows,
                   see `depthlens.models.rounded_weights`)
@@ -28,7 +30,7 @@ Conditions are hashable, travel through JSON as their text form, and need no tor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, permutations
 from typing import TypedDict
@@ -36,28 +38,41 @@ from typing import TypedDict
 from depthlens.errors import UserError
 
 ENDS = ("embed", "unembed")  # sites outside the layers
-SITES = ("layer", "attn", "mlp", "head", "kv", *ENDS)
+INDEXED = {"head": "H", "kv": "KV", "expert": "E"}  # sites that have a number, and the letters before it
+SITES = ("layer", "attn", "mlp", *INDEXED, *ENDS)
+# sites of one part, as the words of a sweep (`depthlens.ablation_words`)
+WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv", "expert": "experts"}
 ROUNDED = {"int8": 8, "int4": 4}  # modes that round weights, and to how many bits
 WEIGHTS = ("donor", *ROUNDED)  # modes under which a part computes with other weights
-MODES = ("mean", "resample", "noise", *WEIGHTS)  # those that are written; removal is not
+MODES = ("mean", "resample", "noise", *WEIGHTS)  # those that are written after an @; removal is not
 GRAMMAR = (
     "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on) and an optional "
-    "@mean, @noise, @int8, @int4 or @donor, joined by +"
+    "@mean, @noise, @int8, @int4 or @donor; L12.E17; L12x2; joined by +"
 )
 
-_PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|H(\d+)|KV(\d+)))?|(embed|unembed))")
-_SUFFIX = re.compile(r"(.*?)(?:\[(\d+):\])?(?:@(.*))?", re.DOTALL)  # what is ablated, from where on, and how
+_PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|(H|KV|E)(\d+)))?|(embed|unembed))")
+# what is ablated, whether it runs twice, from where on it is ablated, and how
+_SUFFIX = re.compile(r"(.*?)(x2)?(?:\[(\d+):\])?(?:@(.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of a model, against which conditions are checked; ``d_head`` is the width of one head's ``z``."""
+    """The sizes of a model, against which conditions are checked.
+
+    Attributes:
+        d_head: The width of one head's ``z``.
+        n_experts: Experts among which each layer's router chooses; 0 for a layer without. () where no layer has any.
+    """
 
     n_layers: int
     n_heads: int
     n_kv_heads: int
     d_model: int
     d_head: int
+    n_experts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_experts", tuple(self.n_experts))  # a record holds a list
 
     @property
     def head_names(self) -> list[str]:
@@ -76,14 +91,14 @@ class Ablation:
 
     Attributes:
         layer: Layer number from 0; -1 for the sites ``embed`` and ``unembed``.
-        site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``embed`` or ``unembed``.
-        index: Head or KV group for the sites ``head`` and ``kv``, else -1.
+        site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``expert``, ``embed`` or ``unembed``.
+        index: Head, KV group or expert for the sites ``head``, ``kv`` and ``expert``, else -1.
         mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean`` (of what the part adds; of a head or KV
             group: of its ``z``), ``resample`` (heads and KV groups), ``noise`` (added to what the part writes, which
-            stays), ``int8`` or ``int4`` (its weights are rounded), or ``donor`` (all sites, and the only mode of
-            ``embed`` and ``unembed``).
+            stays), ``int8`` or ``int4`` (its weights are rounded), ``donor`` (the only mode of ``embed`` and
+            ``unembed``), or ``twice`` (whole layers only). An expert can only be removed (``zero``).
         start: First position at which the part is ablated, counted from 0 in each token sequence; 1 spares the first
-            token. Where the part computes with other weights always 0.
+            token. Where the part computes with other weights, or twice, always 0.
         seed: Of the noise; 0 for other modes.
     """
 
@@ -106,26 +121,30 @@ class Ablation:
         removal = "skip" if self.site == "layer" else "zero"
         if not self.mode:
             object.__setattr__(self, "mode", removal)
-        allowed = [removal, *MODES]
-        if self.site not in ("head", "kv"):
+        allowed = [removal, *MODES, "twice"] if self.site != "expert" else [removal]
+        if self.site not in ("head", "kv", "expert"):
             allowed.remove("resample")
+        if self.site not in ("layer", "expert"):
+            allowed.remove("twice")
         if self.mode not in allowed:
             raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {', '.join(allowed)}")
         if self.site in ENDS:
             object.__setattr__(self, "layer", -1)
         elif self.layer < 0:
             raise UserError(f"layer {self.layer} is negative; layers count from 0")
-        if (self.index >= 0) != (self.site in ("head", "kv")):
+        if (self.index >= 0) != (self.site in INDEXED):
             fault = f"index {self.index} does not fit site {self.site!r}"
-            raise UserError(f"{fault}; heads and KV groups have one, other sites -1")
+            raise UserError(f"{fault}; heads, KV groups and experts have one, other sites -1")
         self._check_start_and_seed()
 
     def _check_start_and_seed(self) -> None:
         for name in ("start", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} {getattr(self, name)} of an ablation is negative; give a whole number from 0")
-        if self.start and self.mode in WEIGHTS:
-            whose = "a donor's part" if self.mode == "donor" else "a part with rounded weights"
+        if self.start and self.mode in (*WEIGHTS, "twice"):
+            whose = {"donor": "a donor's part", "twice": "a layer run twice"}.get(
+                self.mode, "a part with rounded weights"
+            )
             raise UserError(f"{self}: {whose} computes at all positions; leave [{self.start}:] out")
         if self.seed and self.mode != "noise":
             raise UserError(f"seed {self.seed} does not fit mode {self.mode!r}; only noise has one, leave it out")
@@ -133,12 +152,14 @@ class Ablation:
     def __str__(self) -> str:
         if self.site in ENDS:
             return self.site + self.suffix
-        part = {"layer": "", "head": f".H{self.index}", "kv": f".KV{self.index}"}.get(self.site, f".{self.site}")
-        return f"L{self.layer}{part}{self.suffix}"
+        part = f".{INDEXED[self.site]}{self.index}" if self.site in INDEXED else f".{self.site}"
+        return f"L{self.layer}{'' if self.site == 'layer' else part}{self.suffix}"
 
     @property
     def suffix(self) -> str:
         """``[1:]@mean`` and the like; "" for a removal at all positions."""
+        if self.mode == "twice":
+            return "x2"
         places = f"[{self.start}:]" if self.start else ""
         mode = "" if self.mode in ("skip", "zero") else f"@{self.mode}{self.seed or ''}"
         return places + mode
@@ -147,21 +168,21 @@ class Ablation:
         """Whether ``other`` has no effect beside ``self`` (membership of a KV group needs ``dims``).
 
         A part with other weights can still be removed: ``L2@donor`` does not cover ``L2.H1``, but ``L2`` does.
-        So can a part of one that gets noise, and one whose whole is spared at some position: ``L2[1:]`` does not cover
-        ``L2.H1``. The same part cannot be ablated in two ways.
+        So can a part of one that gets noise or runs twice, and one whose whole is spared at some position: ``L2[1:]``
+        does not cover ``L2.H1``. The same part cannot be ablated in two ways.
         """
         if self.layer != other.layer or self == other:
             return False
         if self.site == other.site:
             return self.index == other.index
-        if self.mode == "noise" or other.start < self.start:
+        if self.mode in ("noise", "twice") or other.start < self.start:
             return False
         if self.mode in WEIGHTS and other.mode not in WEIGHTS:
             return False
         if self.site == "layer":
             return True
-        if self.site == "attn":
-            return other.site in ("head", "kv")
+        if self.site in ("attn", "mlp"):
+            return other.site in {"attn": ("head", "kv"), "mlp": ("expert",)}[self.site]
         if self.site == "kv" and other.site == "head" and dims is not None:
             return other.index in dims.query_heads(self.index)
         return False
@@ -184,6 +205,9 @@ class Condition:
         modes = {a.mode for a in ordered}
         if "noise" in modes and (others := [f"@{mode}" for mode in WEIGHTS if mode in modes]):
             raise UserError(f"condition {self}: @noise and {others[0]} do not go together; drop one of the two")
+        other_mlps = {a.layer for a in ordered if a.mode in WEIGHTS and a.site in ("layer", "mlp")}
+        if expert := next((a for a in ordered if a.site == "expert" and a.layer in other_mlps), None):
+            raise UserError(f"condition {self}: {expert} is of an MLP that has other weights; drop one of the two")
         self._refuse_overlap(None)
 
     def _refuse_overlap(self, dims: Dims | None) -> None:
@@ -215,6 +239,10 @@ class Condition:
         """The first layer that the condition changes; layers below equal the baseline (0 for the embeddings)."""
         return max(0, self.ablations[0].layer) if self.ablations else None
 
+    def runs_twice(self, layer: int) -> bool:
+        """Whether a layer runs twice."""
+        return any((a.layer, a.mode) == (layer, "twice") for a in self.ablations)
+
     def uses(self, *modes: str) -> bool:
         """Whether an ablation has one of these modes."""
         return any(a.mode in modes for a in self.ablations)
@@ -234,18 +262,33 @@ class Condition:
             parts = [("layer", a.layer, dims.n_layers)]
             parts += [("head", a.index, dims.n_heads)] if a.site == "head" else []
             parts += [("KV group", a.index, dims.n_kv_heads)] if a.site == "kv" else []
+            if a.site == "expert" and a.layer < dims.n_layers:
+                parts.append(("expert", a.index, self._n_experts(a, dims)))
             for kind, index, count in parts:
                 if index >= count:
                     fault = f"condition {self}: {kind} {index} does not exist"
                     raise UserError(f"{fault}; {kind.split()[-1]}s are 0..{count - 1}")
         self._refuse_overlap(dims)
+        for layer, n_experts in enumerate(dims.n_experts):
+            if sum((a.layer, a.site) == (layer, "expert") for a in self.ablations) == n_experts > 0:
+                fix = f"keep one, or write L{layer}.mlp"
+                raise UserError(f"condition {self}: layer {layer} has {n_experts} experts, and all are removed; {fix}")
         return self
+
+    def _n_experts(self, ablation: Ablation, dims: Dims) -> int:
+        """Experts of the ablation's layer, which is refused where it has none."""
+        if not any(dims.n_experts):
+            raise UserError(f"condition {self}: the model has no experts; name layers, attention, MLPs or heads")
+        if not dims.n_experts[ablation.layer]:
+            those = ", ".join(f"L{layer}" for layer, n in enumerate(dims.n_experts) if n)
+            raise UserError(f"condition {self}: layer {ablation.layer} has no experts; {those} have some")
+        return dims.n_experts[ablation.layer]
 
 
 BASELINE = Condition()
 
 
-class _How(TypedDict):
+class How(TypedDict):
     """How a part is ablated, see `Ablation`."""
 
     mode: str
@@ -280,12 +323,12 @@ def parse_condition(text: str) -> Condition:
         return BASELINE
     ablations: list[Ablation] = []
     for part in text.strip().split("+"):
-        named, how = _split(part.strip())
+        named, how = split(part.strip())
         match = _PART.fullmatch(named)
         if not match:
             raise UserError(f"condition {text!r}: cannot read {part.strip()!r}; write {GRAMMAR}")
-        first, last, part_of_layer, head, kv, embedding = match.groups()
-        if how["mode"] and how["mode"] not in MODES:
+        first, last, part_of_layer, letter, number, embedding = match.groups()
+        if how["mode"] and how["mode"] not in (*MODES, "twice"):
             fix = "write @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor, or nothing to remove"
             raise UserError(f"condition {text!r}: unknown mode '@{how['mode']}'; {fix}")
         if embedding:
@@ -296,87 +339,23 @@ def parse_condition(text: str) -> Condition:
             raise UserError(f"condition {text!r}: block {bottom}-{top} runs backwards; write L{top}-{bottom}")
         if last and part_of_layer:
             raise UserError(f"condition {text!r}: a block is of whole layers; join sublayers with +")
-        site = "head" if head else "kv" if kv else part_of_layer or "layer"
-        index = int(head or kv or -1)
+        site = next((site for site, letters in INDEXED.items() if letters == letter), part_of_layer or "layer")
+        index = int(number or -1)
         ablations += [Ablation(layer, site, index, **how) for layer in range(bottom, top + 1)]
     return Condition(tuple(ablations))
 
 
-def _split(text: str) -> tuple[str, _How]:
+def split(text: str) -> tuple[str, How]:
     """What is ablated (a part, or a word such as ``layers``), and the mode, start and seed that follow it."""
     match = _SUFFIX.fullmatch(text)
     assert match  # its last groups are optional and its first takes the rest
-    named, start, mode = match[1], int(match[2] or 0), match[3] or ""
+    named, start, mode = match[1], int(match[3] or 0), match[4] or ""
     seeded = re.fullmatch(r"noise(\d+)", mode)
-    if match[3] == "":
-        named = text  # an @ with nothing after it: nothing reads as a part
+    if match[4] == "" or mode == "twice" or (match[2] and mode):
+        named = text  # an @ with nothing after it, or what is not written so: nothing reads as a part
+    elif match[2]:
+        mode = "twice"
     return named, {"mode": "noise" if seeded else mode, "start": start, "seed": int(seeded[1]) if seeded else 0}
-
-
-def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]:
-    """The conditions that a specification means, baseline first.
-
-    Args:
-        spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional first position
-            and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
-            ``heads``, ``kv``; ``blocks:N`` (all contiguous blocks of 2..N layers and single layers); ``bottom`` and
-            ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by N layers, in
-            the end to all); ``whole@donor`` (every layer and both embeddings: the donor itself).
-        dims: The model's sizes.
-
-    Raises:
-        UserError: unknown word, malformed condition, or a part that the model does not have.
-    """
-    allowed = "layers, attn, mlp, heads, kv, blocks:N, bottom[:N], top[:N] or conditions"
-    if not isinstance(spec, Iterable) or isinstance(spec, Mapping):
-        raise UserError(f"ablate {spec!r}: give {allowed}")
-    items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
-    if not items:
-        raise UserError(f"nothing to ablate in {spec!r}; give {allowed}")
-    if wrong := [item for item in items if not isinstance(item, str | Condition)]:
-        raise UserError(f"ablate {wrong[0]!r}: give {allowed}, each as a text")
-    conditions = [BASELINE]
-    for item in items:
-        if isinstance(item, Condition):
-            conditions.append(item)
-        else:
-            conditions += _expand_word(*_split(item.strip()), dims) or [parse_condition(item)]
-    return list(dict.fromkeys(condition.validate(dims) for condition in conditions))
-
-
-def _expand_word(word: str, how: _How, dims: Dims) -> list[Condition] | None:
-    """The conditions of a word such as ``layers``; None where ``word`` is not one."""
-    layers = range(dims.n_layers)
-    name, _, size = word.partition(":")
-    if name == "blocks" or (name in ("bottom", "top") and ":" in word):
-        if not size.isdigit() or not 1 <= int(size) <= dims.n_layers:
-            fault = f"size {size!r} in {word!r}"
-            raise UserError(f"{fault}; give {name}:N with N from 1 to {dims.n_layers}")
-    if name == "blocks":
-        parts = [
-            [Ablation(layer, **how) for layer in range(start, start + n)]
-            for n in range(1, int(size) + 1)
-            for start in range(dims.n_layers - n + 1)
-        ]
-    elif name in ("bottom", "top"):
-        lengths = [*range(int(size or 1), dims.n_layers, int(size or 1)), dims.n_layers]
-        runs = [layers[:n] if name == "bottom" else layers[-n:] for n in lengths]
-        parts = [[Ablation(layer, **how) for layer in run] for run in runs]
-    elif word == "whole":
-        if how["mode"] != "donor":
-            raise UserError(f"{word!r} can only be taken from a donor; write whole@donor")
-        embeddings = [Ablation(-1, site, **how) for site in ENDS]
-        parts = [[Ablation(layer, **how) for layer in layers] + embeddings]
-    elif word == "layers":
-        parts = [[Ablation(layer, **how)] for layer in layers]
-    elif word in ("attn", "mlp"):
-        parts = [[Ablation(layer, word, **how)] for layer in layers]
-    elif word in ("heads", "kv"):
-        site, count = ("head", dims.n_heads) if word == "heads" else ("kv", dims.n_kv_heads)
-        parts = [[Ablation(layer, site, i, **how)] for layer in layers for i in range(count)]
-    else:
-        return None
-    return [Condition(tuple(p)) for p in parts]
 
 
 def heads_condition(heads: Sequence[Head]) -> Condition:

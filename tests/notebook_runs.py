@@ -14,7 +14,8 @@ import nbformat
 import pytest
 
 from depthlens import paths
-from depthlens.ablations import Dims, expand
+from depthlens.ablation_words import expand
+from depthlens.ablations import Dims
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.analysis.stats import SUMMARY_COLUMNS
 from depthlens.claims import CLAIMS

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.ablations import parse_condition
+from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis.layer_profiles import labels
 from depthlens.analysis.rank_correlations import COLUMNS, MIN_PARTS, correlate, in_words
 from depthlens.analysis.tables import DescribedTable, record_of
@@ -25,8 +25,7 @@ from depthlens.errors import UserError
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-_SITES = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv"}  # as the words of a sweep
-Place = tuple[int, int]  # layer, and the index of a head or KV group (-1 for other parts)
+Place = tuple[int, int]  # layer, and the index of a head, KV group or expert (-1 for other parts)
 
 
 def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
@@ -82,8 +81,8 @@ def _by_mode(conditions: list[str]) -> dict[str, dict[str, dict[Place, str]]]:
     found: dict[str, dict[str, dict[Place, str]]] = {}
     for text in conditions:
         parts = parse_condition(text).ablations
-        if len(parts) == 1 and parts[0].site in _SITES:
+        if len(parts) == 1 and parts[0].site in WORDS:
             (part,) = parts
             mode = f"{part.mode}{part.seed or ''}" + (f"[{part.start}:]" if part.start else "")
-            found.setdefault(_SITES[part.site], {}).setdefault(mode, {})[part.layer, part.index] = text
+            found.setdefault(WORDS[part.site], {}).setdefault(mode, {})[part.layer, part.index] = text
     return found

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats as sps
 
 from depthlens import arguments
-from depthlens.ablations import ENDS, parse_condition
+from depthlens.ablations import ENDS, INDEXED, parse_condition
 from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import N_BOOT, draws, imaginary, interval, ratio
 from depthlens.analysis.layer_profiles import comparable, labels, same
@@ -183,6 +183,6 @@ def _stretch(condition: str) -> tuple[str, int | None, int | None]:
     """Site, first and last layer of a condition that is one stretch of layers of one site."""
     parts = parse_condition(condition).ablations
     layers, sites = sorted({p.layer for p in parts}), {p.site for p in parts}
-    if len(sites) > 1 or sites & {"head", "kv", *ENDS} or layers != list(range(layers[0], layers[-1] + 1)):
+    if len(sites) > 1 or sites & {*INDEXED, *ENDS} or layers != list(range(layers[0], layers[-1] + 1)):
         return "+".join(sorted(sites)), None, None
     return sites.pop(), layers[0], layers[-1]

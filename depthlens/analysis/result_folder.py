@@ -17,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from depthlens.ablations import Dims, expand
+from depthlens.ablation_words import expand
+from depthlens.ablations import Dims
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 

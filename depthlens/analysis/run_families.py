@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from depthlens.ablations import parse_condition
+from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import questions, run_settings, stats
 from depthlens.analysis.layer_profiles import Profile, floor_of
 from depthlens.analysis.results import Result
@@ -23,7 +23,6 @@ from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError, one_line
 
 OTHER, WHOLE = "other conditions", "whole model"
-_WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv"}
 OVER_DEPTH = ("layers", "attn", "mlp")  # one part a layer: these have a profile over depth
 MIN_SHARED = 2  # documents
 
@@ -164,9 +163,9 @@ def families(run: Run) -> Iterator[tuple[Key, Family]]:
 def parts_of(condition: str) -> str:
     """The family of a condition, in the words that a sweep takes: ``layers[1:]``, ``heads@mean``; or `OTHER`."""
     ablations = parse_condition(condition).ablations
-    if len(ablations) != 1 or ablations[0].site not in _WORDS:
+    if len(ablations) != 1 or ablations[0].site not in WORDS:
         return OTHER
-    return _WORDS[ablations[0].site] + ablations[0].suffix
+    return WORDS[ablations[0].site] + ablations[0].suffix
 
 
 def _by_place(losses: pd.DataFrame) -> pd.DataFrame:

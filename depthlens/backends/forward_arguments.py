@@ -7,11 +7,24 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 from depthlens.backends.protocol import Positions
 from depthlens.models.architectures import head
 from depthlens.models.lens import Lens
+
+
+class TwoRuns(DynamicCache):
+    """A cache with another one, ``again``, for layers that run twice."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config=config)
+        self.again = DynamicCache(config=config)
+
+    def batch_select_indices(self, indices: Int[Tensor, " row"]) -> None:
+        """Keep some rows of both."""
+        super().batch_select_indices(indices)
+        self.again.batch_select_indices(indices)
 
 
 def arguments(
@@ -26,7 +39,7 @@ def arguments(
     The model itself unembeds the last position only: `logits` unembeds those that are asked for.
     """
     if cache is None and keep_cache:
-        cache = DynamicCache(config=lens.model.config)
+        cache = TwoRuns(lens.model.config)
     return {
         "attention_mask": attention_mask,
         "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :],

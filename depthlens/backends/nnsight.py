@@ -1,8 +1,9 @@
 """nnsight: conditions written into a trace, which reads and assigns values while the model runs.
 
 Sites: layer, ``layer.input`` and ``layer.output``; attn and mlp, the ``output`` of the sublayer; head and KV group, the
-``input`` of ``o_proj``. ``layer.skip`` would save the layer's work, but a forward pass is shared by all rows and it
-skips for every one of them, so rows are selected by assignment.
+``input`` of ``o_proj``; experts, the router's own forward, inside of which a trace does not see. ``layer.skip`` would
+save the layer's work, but a forward pass is shared by all rows and it skips for every one of them, so rows are selected
+by assignment.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from depthlens.ablations import Condition
 from depthlens.backends.forward_arguments import arguments, logits
 from depthlens.backends.protocol import Means, Places, Positions
 from depthlens.backends.row_edits import RowEdits
+from depthlens.backends.weight_swap import replaced_forwards
 from depthlens.models.architectures import hidden, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
@@ -51,9 +53,10 @@ class NnsightBackend:
         places = Places.of_rows(kwargs["position_ids"], n_context)
         edits = RowEdits(conditions, self.lens, self.means, places)
         final_norm = attrgetter(self.family.final_norm)(self.model)
-        with self.model.trace(input_ids=tokens, **kwargs):
-            self._edit(edits)
-            states = final_norm.output.save()
+        with replaced_forwards(edits.routers(self.model._module)):
+            with self.model.trace(input_ids=tokens, **kwargs):
+                self._edit(edits)
+                states = final_norm.output.save()
         return logits(self.lens, states, positions), kwargs["cache"]
 
     def _edit(self, edits: RowEdits) -> None:

@@ -104,6 +104,8 @@ class RemoteNnsight:
         for mode in ("resample", "noise"):
             if condition.uses(mode):
                 raise UserError(f"condition {condition}: @{mode} {NOT_REMOTE}")
+        if condition.uses("twice") or any(a.site == "expert" for a in condition.ablations):
+            raise UserError(f"condition {condition} {NOT_REMOTE}")
         if condition.uses(*WEIGHTS):
             raise UserError(f"condition {condition} needs the weights here; load the model without remote")
         if condition.uses("mean") and (self.means is None or not self.means.measured):

@@ -6,8 +6,10 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - attn, mlp: ``attn_out`` or ``mlp_out`` is replaced by zero or its mean;
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
-- any of these under ``@noise``: noise is added there, see `depthlens.backends.noise`;
-- any of these under ``@donor``: the part is computed with another model's weights, see
+- layer ``x2``: the layer gets its own output once more, and keeps keys and values of the second run apart;
+- expert: the layer's router cannot choose it, see `depthlens.backends.expert_removal`;
+- layer, attn, mlp, head or KV group under ``@noise``: noise is added there, see `depthlens.backends.noise`;
+- any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
   `depthlens.backends.weight_swap`.
 
 Each acts at the positions from the ablation's ``start`` on. Hooks never write into tensors they did not make: they
@@ -22,13 +24,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
-from depthlens.backends import noise, weight_swap
+from depthlens.backends import expert_removal, noise, weight_swap
 from depthlens.backends.protocol import Means, Places
 from depthlens.errors import UserError
+from depthlens.models import experts
 from depthlens.models.architectures import hidden, with_hidden
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import held, moved
@@ -45,12 +48,16 @@ class LayerEdits:
         attn: From ``attn_out`` to the new one. Shape [row, pos, d_model].
         mlp: From ``mlp_out`` to the new one. Shape [row, pos, d_model].
         z: From all heads' ``z``, side by side, to the new ones. Shape [row, pos, n_heads * d_head].
+        routing: What the layer's router runs in.
+        twice: Rows that go through the layer twice. Shape [row].
     """
 
     layer: Callable[[Tensor, Tensor], Tensor] | None
     attn: Edit | None
     mlp: Edit | None
     z: Edit | None
+    routing: expert_removal.Routing | None
+    twice: Bool[Tensor, " row"] | None
 
 
 class RowEdits:
@@ -128,13 +135,28 @@ class RowEdits:
             (lambda value: replace(attn, value)) if attn else None,
             (lambda value: replace(mlp, value)) if mlp else None,
             replace_z if heads else None,
+            self._routing(layer, late),
+            self._twice(layer),
         )
 
+    def routers(self, view: nn.Module) -> list[tuple[nn.Module, weight_swap.Forward]]:
+        """Routers of another library's copy of the model, each with the forward that its rows ask for."""
+        found = [(self.arch.routers[layer], self.at(layer).routing) for layer in self.layers]
+        return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
+
     @contextmanager
-    def hooked(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> Iterator[LayerEdits]:
-        """Within the context the rows of one layer are edited by forward hooks; see `at`."""
+    def hooked(self, layer: int, keep: Int[Tensor, " kept"] | None = None, cache: Any = None) -> Iterator[LayerEdits]:
+        """Within the context the rows of one layer are edited by forward hooks; see `at`.
+
+        Args:
+            layer: Layer number.
+            keep: See `at`.
+            cache: Keys and values of second runs (transformers' class), where texts are written.
+        """
         arch, at = self.arch, self.at(layer, keep)
         with ExitStack() as stack:
+            if at.twice is not None:
+                stack.enter_context(_twice(arch.layers[layer], at.twice, cache))
             if layer in self.donations.layers:
                 stack.enter_context(self.donations.layer(layer))
             if (edit_layer := at.layer) is not None:
@@ -152,6 +174,8 @@ class RowEdits:
                         return with_hidden(output, edit(hidden(output)))
 
                     stack.enter_context(modules[layer].register_forward_hook(replace))
+            if (router := arch.routers[layer]) is not None and at.routing is not None:
+                stack.enter_context(weight_swap.replaced_forwards([at.routing.around(router.module)]))
             if (edit_z := at.z) is not None:
 
                 def replace_z(module: nn.Module, args: tuple) -> tuple:
@@ -160,9 +184,24 @@ class RowEdits:
                 stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(replace_z))
             yield at
 
+    def _twice(self, layer: int) -> Bool[Tensor, " row"] | None:
+        twice = torch.zeros(self.n_rows, dtype=torch.bool)
+        twice[[row for row, a in self.by_layer.get(layer, []) if a.mode == "twice"]] = True
+        return twice.to(self.lens.device_of(layer)) if twice.any() else None
+
+    def _routing(self, layer: int, places: Places | None) -> expert_removal.Routing | None:
+        """What the router of a layer runs in; None where no row does without an expert."""
+        ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site == "expert"]
+        if not ablations:
+            return None
+        n_experts = self.arch.dims.n_experts[layer]
+        device = self.lens.device_of(layer)
+        removed = expert_removal.removed(ablations, self.n_rows, n_experts, places, device)
+        return expert_removal.Routing(n_experts, removed)
+
     def _site(self, layer: int, sites: Sequence[str], places: Places | None) -> SiteEdit | None:
         """The edit of one site, whose parts are all heads or a single one; None where no row is edited there."""
-        ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site in sites]
+        ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site in sites and a.mode != "twice"]
         if not ablations:
             return None
         dims, of_heads = self.arch.dims, "head" in sites
@@ -179,6 +218,20 @@ class RowEdits:
         o_proj = self.arch.o_proj[layer] if of_heads else None
         n_parts = dims.n_heads if of_heads else 1
         return SiteEdit(edits, (self.n_rows, n_parts), places, mean, sample, o_proj, self.lens.device_of(layer))
+
+
+@contextmanager
+def _twice(layer: nn.Module, rows: Bool[Tensor, " row"], cache: Any) -> Iterator[None]:
+    """Within the context some rows go through a layer again; it comes before other hooks, which see the second run."""
+    forward = layer.forward
+
+    def call(x: Tensor, **kwargs: Any) -> Any:
+        first = forward(x, **kwargs)
+        again = forward(hidden(first), **kwargs | ({"cache": cache} if "cache" in kwargs else {}))
+        return with_hidden(first, torch.where(rows[:, None, None], hidden(again), hidden(first)))
+
+    with weight_swap.replaced_forwards([(layer, call)]):
+        yield
 
 
 class SiteEdit:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import Cache
 
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
@@ -31,11 +32,14 @@ class TorchBackend:
         self.means = means
 
     @contextmanager
-    def ablate(self, conditions: Sequence[Condition], places: Places | None = None) -> Iterator[None]:
+    def ablate(
+        self, conditions: Sequence[Condition], places: Places | None = None, again: Cache | None = None
+    ) -> Iterator[None]:
         """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
 
         ``places`` are needed by conditions whose effect depends on the position: ``@mean``, ``@resample``, ``@noise``,
-        and those that spare the first tokens.
+        and those that spare the first tokens. ``again`` keeps keys and values of layers that run twice; None: nothing
+        is kept of them.
 
         Raises:
             UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
@@ -44,7 +48,7 @@ class TorchBackend:
         with ExitStack() as stack:
             stack.enter_context(edits.donations.embeddings())
             for layer in edits.layers:
-                stack.enter_context(edits.hooked(layer))
+                stack.enter_context(edits.hooked(layer, cache=again))
             yield
 
     @torch.no_grad()
@@ -61,7 +65,8 @@ class TorchBackend:
         """See `depthlens.backends.protocol.Backend.forward`."""
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
         del kwargs["logits_to_keep"]  # the model below its unembedding
-        with self.ablate(conditions, Places.of_rows(kwargs["position_ids"], n_context)):
+        again = getattr(kwargs["cache"], "again", None)
+        with self.ablate(conditions, Places.of_rows(kwargs["position_ids"], n_context), again):
             out = self.lens.model.base_model(input_ids=tokens, **kwargs)
         positions = positions or [[tokens.shape[1] - 1]] * len(tokens)
         donations = weight_swap.RowDonations(

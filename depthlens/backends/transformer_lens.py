@@ -1,8 +1,9 @@
 """TransformerLens: conditions through the hook points of a `TransformerBridge`.
 
 Sites and hook points: layer, ``hook_resid_pre`` and ``hook_resid_post``; attn, ``hook_attn_out``; mlp,
-``hook_mlp_out``; head and KV group, ``attn.hook_z``. The bridge computes attention step by step (its eager kernel, so
-that every hook point exists), which makes it an implementation of its own and slower than the others.
+``hook_mlp_out``; head and KV group, ``attn.hook_z``; experts, the forward of the model's own router. The bridge
+computes attention step by step (its eager kernel, so that every hook point exists), which makes it an implementation of
+its own and slower than the others.
 
 Keys and values are cached for generation. TransformerLens 4.3 looks for the cache under the names that transformers
 had before 5.24, does not find it there and decodes as if there were no prompt (``bridge.generate`` too, unless it is
@@ -26,6 +27,7 @@ from depthlens.ablations import Condition
 from depthlens.backends.forward_arguments import arguments, logits
 from depthlens.backends.protocol import Means, Places, Positions
 from depthlens.backends.row_edits import RowEdits
+from depthlens.backends.weight_swap import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge
 
@@ -59,13 +61,14 @@ class TransformerLensBackend:
         cache = kwargs["cache"]
         final: list[Tensor] = []
         places = Places.of_rows(kwargs["position_ids"], n_context)
-        hooks = self._hooks(RowEdits(conditions, self.lens, self.means, places))
+        edits = RowEdits(conditions, self.lens, self.means, places)
+        hooks = self._hooks(edits)
         hooks.append(("ln_final.hook_out", lambda states, hook: final.append(states)))
         if keep_cache and isinstance(self.bridge.blocks[0].attn, MLAAttentionBridge):
             hooks += [hook for layer in range(self.lens.dims.n_layers) for hook in _caching(cache, layer)]
         elif keep_cache:
             kwargs["layer_past"] = cache
-        with self.bridge.hooks(fwd_hooks=hooks):
+        with self.bridge.hooks(fwd_hooks=hooks), replaced_forwards(edits.routers(self.bridge)):
             self.bridge(tokens, **kwargs)
         if keep_cache and cache.get_seq_length() != attention_mask.shape[1]:
             raise RuntimeError(

@@ -68,7 +68,7 @@ class RowShares:
     Args:
         mask: True where the donor does. One row serves batches of any size. Shape [row, part].
         device: Where the module is.
-        alone: Whether the base's weights are the model's own; else they are shared with another donor, by row, too.
+        alone: Whether nothing else in the base's module depends on rows; else the base computes all of them.
 
     Attributes:
         base_rows: Rows that need the base's weights, as an index; None: all of them.
@@ -198,6 +198,8 @@ class RowDonations:
                     of_layer = self.by_layer.setdefault(ablation.layer, {})
                     of_layer.setdefault(ablation.mode, []).append((row, ablation))
         self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
+        # layers in which rows do without an expert: what counts the rows there must see them all
+        self._routed = {a.layer for c in conditions for a in c.ablations if a.site == "expert"}
         self._donor = donor
 
     @property
@@ -314,7 +316,8 @@ class RowDonations:
         share: Callable[..., Forward] = _outputs,
     ) -> tuple[nn.Module, Forward]:
         """A module of the base with the forward that shares its rows with another module."""
-        shares = RowShares(mask, self.lens.device_of(layer), alone=len(self.by_layer[layer]) == 1)
+        alone = len(self.by_layer[layer]) == 1 and layer not in self._routed
+        shares = RowShares(mask, self.lens.device_of(layer), alone)
         return module, share(module, other, shares)
 
     def _with_donor_rotary(self, forward: Forward, mask: Bool[Tensor, "row 1"]) -> Forward:

@@ -145,7 +145,7 @@ class Engine:
             longest = max((len(q.inputs) for q in requests), default=0)
             needed = self._expect(rows, bar, None)
             if self.workers is not None:
-                self._sharded(self.workers, longest, needed, write=False).compute(rows, bar)
+                self._sharded(self.workers, longest, needed).compute(rows, bar)
             elif rows.unfinished:
                 path = self._path(longest)
                 path.loglikelihood(rows, bar)
@@ -172,9 +172,9 @@ class Engine:
             longest = max((len(q.context) + q.max_new_tokens for q in requests), default=0)
             needed = self._expect(rows, bar, made_up_answers.text_lengths(self.lens, requests))
             if self.workers is not None:
-                self._sharded(self.workers, longest, needed, write=True).compute(rows, bar)
+                self._sharded(self.workers, longest, needed, writes=conditions).compute(rows, bar)
             elif rows.unfinished:
-                path = self._path(longest)
+                path = self._path(longest, writes=conditions)
                 path.generate_until(rows, bar)
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
@@ -201,7 +201,7 @@ class Engine:
         if not rows.unfinished:
             return Work()
         longest = max((len(q.context) + len(getattr(q, "continuation", ())) for q in rows.requests), default=0)
-        path = self._path(longest + max(lengths or [0]))
+        path = self._path(longest + max(lengths or [0]), writes=rows.conditions if lengths is not None else ())
         path.work = work = Work()  # apart from what the engine itself has done
         with progress.bar(total=len(rows.requests) * len(rows.conditions), disable=True) as bar:
             path.plan(rows, bar, WorkRate(self.lens), lengths)
@@ -215,26 +215,34 @@ class Engine:
         bar.expects(needed.flops(self.lens), lambda: self.work.flops(self.lens) - before)
         return needed
 
-    def _sharded(self, workers: Workers, longest: int, needed: Work, *, write: bool) -> ShardedRows:
+    def _sharded(
+        self, workers: Workers, longest: int, needed: Work, writes: Sequence[Condition] | None = None
+    ) -> ShardedRows:
         """What has workers compute; they take the path that all requests together take."""
         means = self.backend.means and self.backend.means.to("cpu")
-        job = Job(write, self.backend.name, self.path_for(longest), self.asked_batch_tokens, means)
+        path = self.path_for(longest, writes or ())
+        job = Job(writes is not None, self.backend.name, path, self.asked_batch_tokens, means)
         return ShardedRows(self.lens, job, workers, self.work, needed)
 
-    def path_for(self, longest: int) -> str:
+    def path_for(self, longest: int, writes: Sequence[Condition] = ()) -> str:
         """Name of the path that requests take the longest of which has so many tokens.
 
-        The wavefront computes what the model computes only where attention sees all tokens before.
+        The wavefront computes what the model computes only where attention sees all tokens before. Where texts are
+        written under these conditions, a layer that runs twice needs keys and values of both runs, which it lacks.
 
         Raises:
-            UserError: the wavefront was asked for, and the model's attention window is shorter.
+            UserError: the wavefront was asked for, and the model's attention window is shorter, or a layer of a text
+                runs twice.
         """
+        twice = next((c for c in writes if c.uses("twice")), None)
+        if twice and self.path == "wavefront":
+            raise UserError(f"path 'wavefront' writes no text under {twice}; leave path out")
         not_walked = self._walked.fault
         window = plain_rows.window_of(self.lens)
         fits = window is None or longest <= window
         if self.path == "wavefront" and not fits:
             raise UserError(f"path 'wavefront': {longest} tokens, and the attention window is {window}; leave path out")
-        if self.path == "padded_rows" or not fits or not isinstance(self.backend, TorchBackend):
+        if self.path == "padded_rows" or not fits or twice or not isinstance(self.backend, TorchBackend):
             return "padded_rows"
         if self.path == "wavefront" and not_walked:
             raise UserError(f"path 'wavefront': {not_walked}; leave path out")
@@ -249,14 +257,14 @@ class Engine:
             log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
         return found
 
-    def _path(self, longest: int) -> EnginePath:
+    def _path(self, longest: int, writes: Sequence[Condition] = ()) -> EnginePath:
         if self.lens.remote:
             from depthlens.backends.remote import RemoteNnsight  # slow to import
             from depthlens.engine.remote_rows import RemoteRows
 
             assert isinstance(self.backend, RemoteNnsight)
             return RemoteRows(self.lens, self.backend, self.batch_tokens, self.work)
-        if self.path_for(longest) == "wavefront" and isinstance(self.backend, TorchBackend):
+        if self.path_for(longest, writes) == "wavefront" and isinstance(self.backend, TorchBackend):
             return PackedTrees(self.lens, self.backend, self.budget, self.work)
         return PaddedRows(self.lens, self.backend, self.batch_tokens, self.work)
 

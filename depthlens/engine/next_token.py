@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, Condition, expand
+from depthlens.ablation_words import expand
+from depthlens.ablations import BASELINE, Condition
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens

@@ -63,9 +63,12 @@ def skip_mode(condition: Condition, layer: int) -> str | None:
 
 
 def open_rows(conditions: Sequence[Condition], layer: int, n_layers: int, *, clean: bool) -> int:
-    """How many rows pass a layer: the clean row, and those of conditions that have forked and do not skip it."""
-    forked = (c for c in conditions if fork_layer(c, n_layers) <= layer)
-    return clean + sum(not skip_mode(c, layer) for c in forked)
+    """How many rows pass a layer: the clean row, and those of conditions that have forked and do not skip it.
+
+    A row that passes twice counts twice.
+    """
+    forked = [c for c in conditions if fork_layer(c, n_layers) <= layer]
+    return clean + sum(not skip_mode(c, layer) for c in forked) + sum(c.runs_twice(layer) for c in forked)
 
 
 class Wavefront:
@@ -143,7 +146,8 @@ class Wavefront:
                 donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
                     x = self._layer(x, open_rows, conditions, layer, layout, rotary, keep)
-                passed(len(open_rows) * pack.n_tokens)
+                n_again = sum(c >= 0 and conditions[c].runs_twice(layer) for c in open_rows)
+                passed((len(open_rows) + n_again) * pack.n_tokens)
                 seen(layer, x, open_rows)
         enter(self.lens.device_of(n_layers - 1))  # what has only the clean row waits for it here
         if clean.final is None:
@@ -207,16 +211,35 @@ class Wavefront:
         """One layer for all open rows, in chunks; with ``keep``, its output at those positions only."""
         size = max(1, self.batch_tokens // x.shape[1])
         out = x.new_empty(len(x), x.shape[1] if keep is None else len(keep), x.shape[2])
-        for start in range(0, len(x), size):
-            layout.rows = rows[start : start + size]
-            chunk_conditions = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
-            edits = RowEdits(chunk_conditions, self.lens, self.means, layout.places, self.lens.donor)
-            chunk = x[start : start + size]
-            with edits.hooked(layer, keep) if layer in edits.layers else nullcontext() as at:
-                _, _, resid_post = self.arch.step(layer, chunk, layout, rotary, keep)
-                if (
-                    at is not None and at.layer is not None
-                ):  # its hook waits for a call of the layer, which a step is not
-                    resid_post = at.layer(chunk if keep is None else chunk[:, keep], resid_post)
-            out[start : start + size] = resid_post
+        twice = [i for i, c in enumerate(rows) if c >= 0 and conditions[c].runs_twice(layer)]
+        once = [i for i in range(len(rows)) if i not in twice]
+        for group in (once, twice):
+            for start in range(0, len(group), size):
+                some = group[start : start + size]
+                at_rows: slice | list[int] = some if twice else slice(some[0], some[-1] + 1)
+                layout.rows = [rows[i] for i in some]
+                out[at_rows] = self._chunk(x[at_rows], conditions, layer, layout, rotary, keep, again=group is twice)
         return out
+
+    def _chunk(
+        self,
+        x: Float[Tensor, "row pos d_model"],
+        conditions: Sequence[Condition],
+        layer: int,
+        layout: Layout,
+        rotary: Any,
+        keep: Int[Tensor, " kept"] | None,
+        *,
+        again: bool,
+    ) -> Float[Tensor, "row kept d_model"]:
+        """One layer for the rows of ``layout``; with ``again`` they all pass twice."""
+        of_rows = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
+        edits = RowEdits(of_rows, self.lens, self.means, layout.places, self.lens.donor)
+        if again:
+            with edits.hooked(layer):
+                x = self.arch.step(layer, x, layout, rotary)[2]
+        with edits.hooked(layer, keep) if layer in edits.layers else nullcontext() as at:
+            resid_post = self.arch.step(layer, x, layout, rotary, keep)[2]
+            if at is not None and at.layer is not None:  # its hook waits for a call of the layer, which a step is not
+                resid_post = at.layer(x if keep is None else x[:, keep], resid_post)
+        return resid_post

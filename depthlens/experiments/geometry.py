@@ -85,7 +85,7 @@ def depth_geometry(
         UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
     """
     arguments.whole("lens_positions", lens_positions, 1)
-    rows = _encoded(lens, texts, limit, max_tokens)
+    rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", window_of(lens))
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
     names = [
@@ -224,7 +224,7 @@ def layer_effects(
     if reduce not in REDUCE:
         raise unknown("reduce", reduce, REDUCE)
     arguments.check(seed=seed)
-    rows = _encoded(lens, texts, limit, max_tokens)
+    rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", window_of(lens))
     shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
     if not 0 <= skip_first <= len(rows[shortest]) - 2:
         fix = f"give 0 to {len(rows[shortest]) - 2}, or leave that text out"
@@ -278,22 +278,6 @@ def text_effects(
     if not x[0].isfinite().all():
         nonfinite.refuse(lens, None, tokens, BASELINE, batch_tokens)
     return found
-
-
-def _encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
-    arguments.loaded(lens)
-    lens.needs_weights("the geometry of the residual stream")
-    arguments.whole("max_tokens", max_tokens, 2)
-    read = text_sets.chosen(texts, limit)
-    config = lens.model.config
-    reads = min(config.max_position_embeddings, window_of(lens) or max_tokens)
-    rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in read]
-    for i, (text, row) in enumerate(zip(read, rows, strict=True)):
-        if len(row) < 2:
-            raise UserError(f"text {i} ({text!r}) has fewer than 2 tokens ({len(row)}); give longer ones")
-        if len(row) > reads:
-            raise UserError(f"text {i} has {len(row)} tokens; the model reads {reads} at once, set max_tokens={reads}")
-    return rows
 
 
 def _table(keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray) -> pd.DataFrame:

@@ -12,7 +12,8 @@ import pandas as pd
 from torch import Tensor
 
 from depthlens import arguments, cluster, provenance
-from depthlens.ablations import Condition, expand
+from depthlens.ablation_words import expand
+from depthlens.ablations import INDEXED, Condition
 from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
@@ -74,13 +75,13 @@ def head_sweep(
     resample_prompts: Sequence[str] | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
-    """Remove every attention head, or every group of heads that share keys and values, one at a time.
+    """Remove every attention head, every group of heads that share keys and values, or every expert, one at a time.
 
     Args:
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several.
         layers: Layers whose heads are removed; None for all.
-        site: ``head`` or ``kv``.
+        site: ``head``, ``kv`` or ``expert`` (experts of a mixture, by ``exact`` and ``zero``).
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`);
             ``integrated_gradients`` from slopes along the way to the removal of some heads of a layer at a time, which
@@ -100,7 +101,7 @@ def head_sweep(
     """
     arguments.loaded(lens)
     for name, value, allowed in (
-        ("site", site, ("head", "kv")),
+        ("site", site, tuple(INDEXED)),
         ("method", method, METHODS),
         ("mode", mode, HEAD_MODES),
     ):
@@ -108,9 +109,18 @@ def head_sweep(
             raise unknown(name, value, allowed)
     dims = lens.dims
     chosen = range(dims.n_layers) if layers is None else arguments.layers("layers", layers, dims.n_layers)
-    of_layer, letter = (dims.n_heads, "H") if site == "head" else (dims.n_kv_heads, "KV")
+    if site == "expert" and (method, mode) != ("exact", "zero"):
+        raise UserError(f"method {method!r} with mode {mode!r}: experts are removed; leave both out")
     suffix = "" if mode == "zero" else f"@{mode}"
-    ablate = [f"L{layer}.{letter}{i}{suffix}" for layer in chosen for i in range(of_layer)]
+    counts = {"head": dims.n_heads, "kv": dims.n_kv_heads}
+    of_layer = {i: dims.n_experts[i] if dims.n_experts else 0 for i in chosen} if site == "expert" else {}
+    ablate = [
+        f"L{layer}.{INDEXED[site]}{i}{suffix}"
+        for layer in chosen
+        for i in range(of_layer[layer] if of_layer else counts.get(site, 0))
+    ]
+    if not ablate and len(chosen):
+        raise UserError(f"site {site!r}: the chosen layers of {lens.name!r} have no experts; choose 'head' or 'kv'")
     if not ablate:
         raise UserError("layers is empty; name at least one layer, or leave it out for all")
     if steps is not None:
@@ -251,7 +261,7 @@ def condition_sweep(
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions; see
-            `depthlens.ablations.expand`.
+            `depthlens.ablation_words.expand`.
         resample_prompts: Prompts whose z ``@resample`` conditions put in place, each in turn; scores are means over
             them.
         donor: Model whose weights ``@donor`` conditions put in place: a name or a loaded model

@@ -15,6 +15,7 @@ import datasets
 
 from depthlens import arguments
 from depthlens.errors import UserError, first_line, unknown
+from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
 from depthlens.tasks.encoding import quiet
 
@@ -54,6 +55,36 @@ def chosen(texts: Texts, limit: int | None) -> list[str]:
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"texts {texts!r}: give a list of at least one text")
     return list(texts[:limit])
+
+
+def encoded(
+    lens: Lens, texts: Texts, limit: int | None, max_tokens: int, what: str, window: int | None = None
+) -> list[list[int]]:
+    """Token ids of the texts that are read.
+
+    Args:
+        lens: A loaded model.
+        texts: See `chosen`.
+        limit: See `chosen`.
+        max_tokens: Of longer texts, only the first so many tokens are read.
+        what: What reads them, for errors.
+        window: Tokens that it reads at most; None: as many as the model.
+
+    Raises:
+        UserError: weights that are not here, no texts, or one of fewer than 2 tokens or more than are read.
+    """
+    arguments.loaded(lens)
+    lens.needs_weights(what)
+    arguments.whole("max_tokens", max_tokens, 2)
+    read = chosen(texts, limit)
+    reads = min(lens.model.config.get_text_config().max_position_embeddings, window or max_tokens)
+    rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in read]
+    for i, (text, row) in enumerate(zip(read, rows, strict=True)):
+        if len(row) < 2:
+            raise UserError(f"text {i} ({text!r}) has fewer than 2 tokens ({len(row)}); give longer ones")
+        if len(row) > reads:
+            raise UserError(f"text {i} has {len(row)} tokens; the model reads {reads} at once, set max_tokens={reads}")
+    return rows
 
 
 def _c4(limit: int | None) -> list[str]:

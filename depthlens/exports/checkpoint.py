@@ -3,7 +3,8 @@
 What a condition does to activations is done to weights. A skipped layer is left out, and the layers above it move
 down. Attention or MLP that adds nothing has weights of zero. The columns of ``o_proj`` that read a removed head are
 zero; where every layer loses as many whole groups of heads, the groups are cut out of the projections, and the
-configuration has fewer heads. Weights that are rounded (``@int4``) are stored in the dtype of the model. So the logits
+configuration has fewer heads. Experts are cut out where every layer with experts loses as many. A layer that runs twice
+is there twice. Weights that are rounded (``@int4``) are stored in the dtype of the model. So the logits
 are those of the condition.
 
 The weights go through memory a layer at a time, so that an offloaded model can be exported, too. Names are those of the
@@ -19,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -63,7 +65,8 @@ class Export:
 
     def __str__(self) -> str:
         zero = f", {self.n_zero:,} of them set to zero" if self.n_zero else ""
-        return f"{len(self.layers)} layers, {self.n_parameters:,} of {self.n_whole:,} parameters{zero}"
+        whole = f" (the whole model has {self.n_whole:,})"
+        return f"{len(self.layers)} layers, {self.n_parameters:,} parameters{whole}{zero}"
 
 
 def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: Result | None = None) -> Export:
@@ -93,7 +96,8 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     cost = model_card.cost(lens, chosen, result)
     folder = empty_folder(out)
     skipped = {a.layer for a in chosen.ablations if a.mode == "skip"}
-    kept = [layer for layer in range(lens.dims.n_layers) if layer not in skipped]
+    times = [0 if i in skipped else 1 + chosen.runs_twice(i) for i in range(lens.dims.n_layers)]
+    kept = [layer for layer, n in enumerate(times) for _ in range(n)]
     smaller, cut = _smaller(lens, chosen, kept)
     needed = sum(w.nbytes for w in smaller.parameters())
     try:
@@ -125,17 +129,38 @@ def _refuse(lens: Lens, condition: Condition) -> None:
     if not condition:
         raise UserError("condition baseline removes nothing; give one that does, e.g. L8-11")
     for a in condition.ablations:
-        removed = a.mode in ("skip", "zero") and not a.start
+        removed = a.mode in ("skip", "zero", "twice") and not a.start
         if not removed and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
             what = f"[{a.start}:]" if a.start else f"@{a.mode}"
             fault = f"condition {condition}: what {a.site} {what} does cannot be written into weights"
             raise UserError(f"{fault}; export a removal, e.g. {str(a).removesuffix(a.suffix)}")
     if sum(a.mode == "skip" for a in condition.ablations) == lens.dims.n_layers:
         raise UserError(f"condition {condition} leaves no layer of {lens.name!r}; keep one")
+    _n_gone(lens, condition)
     quantised = getattr(lens.model.config, "quantization_config", None)
     method = getattr(quantised, "quant_method", None) or (quantised or {}).get("quant_method")
     if quantised and method != "gguf":
         raise UserError(f"model {lens.name!r} is quantised ({method}); export its unquantised one, then quantise that")
+
+
+def _n_gone(lens: Lens, condition: Condition) -> int:
+    """Experts that every layer with experts loses, or a `UserError` that says why they cannot be cut out."""
+    experts = [a for a in condition.ablations if a.site == "expert"]
+    if not experts:
+        return 0
+    config: Any = lens.model.config.get_text_config()
+    skipped = {a.layer for a in condition.ablations if a.mode == "skip"}
+    lost = {i: sum(a.layer == i for a in experts) for i, n in enumerate(lens.dims.n_experts) if n and i not in skipped}
+    fault = f"condition {condition}: its experts cannot be cut out of {lens.name!r}"
+    if len({*lost.values()}) > 1:
+        each = ", ".join(f"L{layer} {n}" for layer, n in lost.items())
+        raise UserError(f"{fault}, because every layer must lose as many ({each}); name as many of each")
+    n_gone, n_chosen = max(lost.values()), getattr(config, "num_experts_per_tok", 1)
+    if (getattr(config, "n_group", 1) or 1) > 1:
+        raise UserError(f"{fault}, because its router chooses by groups of equal size; export another condition")
+    if max(lens.dims.n_experts) - n_gone < n_chosen:
+        raise UserError(f"{fault}, because each token passes {n_chosen} of them; keep {n_chosen}")
+    return n_gone
 
 
 def empty_folder(out: str | Path) -> Path:
@@ -149,10 +174,10 @@ def empty_folder(out: str | Path) -> Path:
 
 def _smaller(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[PreTrainedModel, dict[int, list[int]]]:
     """The empty checkpoint, and which key/value heads are cut out of each layer; none where heads become zeros."""
-    arch, dims = lens.arch, lens.dims
+    arch, dims, n_gone = lens.arch, lens.dims, _n_gone(lens, condition)
     gone = {layer: _groups(condition, layer, lens) for layer in kept}
     sizes = {len(groups) for groups in gone.values()}
-    if len(sizes) == 1 and 0 < (n := sizes.pop()) < dims.n_kv_heads:
+    if not n_gone and len(sizes) == 1 and 0 < (n := sizes.pop()) < dims.n_kv_heads:
         if (arch.family.per_head, arch.family.per_kv_head) == (("q_proj",), ("k_proj", "v_proj")):
             try:
                 smaller = skeleton(lens, kept, dims.n_kv_heads - n)
@@ -163,7 +188,17 @@ def _smaller(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[Pre
                 shapes = {k: v.shape for k, v in _edited(lens, old, [], gone[old]).items()}
             if {k: v.shape for k, v in made.items()} == shapes:
                 return smaller, gone
-    return skeleton(lens, kept, dims.n_kv_heads), {layer: [] for layer in kept}
+    return skeleton(lens, kept, dims.n_kv_heads, n_gone), {layer: [] for layer in kept}
+
+
+def _fewer_experts(weights: dict[str, Tensor], of_smaller: dict[str, Tensor], gone: Sequence[int]) -> dict[str, Tensor]:
+    """Weights of a layer without experts: along the axis in which they are larger than those of the checkpoint."""
+    found = {}
+    for name, w in weights.items():
+        axes = [i for i, n in enumerate(of_smaller[name].shape) if gone and n == w.shape[i] - len(gone)]
+        left = [i for i in range(w.shape[axes[0]]) if i not in gone] if axes else []
+        found[name] = w.index_select(axes[0], torch.tensor(left, device=w.device)) if axes else w
+    return found
 
 
 def _groups(condition: Condition, layer: int, lens: Lens) -> list[int]:
@@ -219,9 +254,13 @@ def _pieces(
         with lens.resident(old):
             weights = _edited(lens, old, of_layer, cut[old])
             before = _edited(lens, old, [a for a in of_layer if a.mode in ROUNDED], cut[old])
+            gone = [a.index for a in of_layer if a.site == "expert"]
+            its = smaller.get_submodule(f"{prefix}{new}").state_dict()
+            weights, before = (_fewer_experts(w, its, gone) for w in (weights, before))
             edited = [k for k, w in weights.items() if w.data_ptr() != before[k].data_ptr()]
             n_zero = sum(int(((weights[k] == 0) & (before[k] != 0)).sum()) for k in edited)
-            yield {f"{prefix}{new}.{k}": w for k, w in weights.items()}, n_zero
+            again = new > 0 and kept[new - 1] == old  # a file stores no weight under two names
+            yield {f"{prefix}{new}.{k}": w.clone() if again else w for k, w in weights.items()}, n_zero
 
 
 def _write_weights(

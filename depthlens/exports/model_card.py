@@ -69,7 +69,7 @@ def write(
         _table(cost) if cost is not None else "It was not measured. `depthlens sweep` measures it.",
     ]
     (folder / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
-    if all(a.mode == "skip" for a in condition.ablations):
+    if all(a.mode in ("skip", "twice") for a in condition.ablations):
         slices = [{"sources": [{"model": lens.name, "layer_range": [first, last + 1]}]} for first, last in _runs(kept)]
         dtype = str(lens.dtype).removeprefix("torch.")
         recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
@@ -77,8 +77,8 @@ def write(
 
 
 def _said(condition: Condition) -> str:
-    rounded = any(a.mode in ROUNDED for a in condition.ablations)
-    return f"under {condition}" if rounded else f"without {condition}"
+    stays = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
+    return f"under {condition}" if stays else f"without {condition}"
 
 
 def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:

@@ -21,22 +21,24 @@ from depthlens.models.lens import Lens
 
 # settings that count the first layers of a kind
 FIRST_LAYERS = ("first_k_dense_replace", "max_window_layers")
+NUMBER_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SIZES = ("in_features", "out_features")
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def skeleton(lens: Lens, kept: Sequence[int], n_kv_heads: int) -> PreTrainedModel:
+def skeleton(lens: Lens, kept: Sequence[int], n_kv_heads: int, n_gone: int = 0) -> PreTrainedModel:
     """An empty model (on the meta device) of the layers that stay, with a configuration of its own.
 
     Args:
         lens: The whole model.
-        kept: Numbers of the layers that stay, ascending.
+        kept: Numbers of the layers that stay, ascending; one that runs twice is there twice.
         n_kv_heads: Key/value heads that each of them keeps.
+        n_gone: Experts that each of those with experts loses.
 
     Raises:
         UserError: the configuration cannot say which kind each layer is once others are gone.
     """
-    config = _cut(lens, kept, n_kv_heads)
+    config = _cut(lens, kept, n_kv_heads, n_gone)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.generation_config = lens.model.generation_config
@@ -44,7 +46,8 @@ def skeleton(lens: Lens, kept: Sequence[int], n_kv_heads: int) -> PreTrainedMode
     for new, old in enumerate(kept):
         whole = lens.arch.layers[old]
         difference = _difference(layers[new], whole)
-        if not difference and n_kv_heads == lens.dims.n_kv_heads and _shapes(layers[new]) != _shapes(whole):
+        as_wide = n_kv_heads == lens.dims.n_kv_heads and not n_gone
+        if not difference and as_wide and _shapes(layers[new]) != _shapes(whole):
             difference = "its weights have other shapes"
         if difference:
             fault = f"without the removed layers, the configuration of {lens.name!r} makes layer {old} another one"
@@ -52,7 +55,7 @@ def skeleton(lens: Lens, kept: Sequence[int], n_kv_heads: int) -> PreTrainedMode
     return model
 
 
-def _cut(lens: Lens, kept: Sequence[int], n_kv_heads: int) -> PreTrainedConfig:
+def _cut(lens: Lens, kept: Sequence[int], n_kv_heads: int, n_gone: int) -> PreTrainedConfig:
     config: Any = lens.model.config
     entries = config.to_dict()
     n_layers, dims = lens.dims.n_layers, lens.dims
@@ -62,6 +65,8 @@ def _cut(lens: Lens, kept: Sequence[int], n_kv_heads: int) -> PreTrainedConfig:
             of_text[name] = sum(layer < value for layer in kept)
         elif "layer" in name and isinstance(value, list):
             of_text[name] = _cut_list(value, kept, n_layers)
+        elif n_gone and name in NUMBER_OF_EXPERTS and value == max(dims.n_experts):
+            of_text[name] = value - n_gone
     of_text["num_hidden_layers"] = len(kept)
     if n_kv_heads < dims.n_kv_heads:
         of_text["num_attention_heads"] = n_kv_heads * (dims.n_heads // dims.n_kv_heads)
@@ -95,7 +100,8 @@ def _difference(made: nn.Module, whole: nn.Module) -> str | None:
             return f"{name} is a {type(module).__name__} and not a {type(its[name]).__name__}"
         for key, value in vars(module).items():
             # where a layer is; and sizes, which the shapes of weights tell
-            other = ("layer_idx" in key, "layer_id" in key, "heads" in key, key in ("training", *_SIZES))
-            if isinstance(value, _PLAIN) and not any(other) and value != vars(its[name]).get(key):
+            other = any(what in key for what in ("layer_idx", "layer_id", "heads", "experts"))
+            other |= key in ("training", *_SIZES)
+            if isinstance(value, _PLAIN) and not other and value != vars(its[name]).get(key):
                 return f"{name or 'it'} has {key} {value!r} and not {vars(its[name]).get(key)!r}"
     return None

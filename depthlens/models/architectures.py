@@ -16,6 +16,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
+from depthlens.models import experts
 from depthlens.models.placement import moved, place_of
 from depthlens.models.structure import Family, find
 
@@ -50,6 +51,7 @@ class Architecture:
     o_proj: tuple[nn.Linear, ...]
     mlp_norm: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
+    routers: tuple[experts.Router | None, ...]  # None: the layer has no experts
     rotary: nn.Module
     final_norm: nn.Module
     unembed: nn.Module
@@ -119,9 +121,12 @@ def bind(model: nn.Module) -> Architecture:
     # latent attention decompresses one key and one value per query head: nothing is shared
     shares = not hasattr(config, "kv_lora_rank")
     n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
+    mlp = tuple(layer.get_submodule(family.mlp) for layer in layers)
+    routers = tuple(experts.find(part, d_model) for part in mlp)
+    n_experts = tuple(router.n_experts if router else 0 for router in routers)
     arch = Architecture(
         family=family,
-        dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head),
+        dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else ()),
         d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if not shares else d_head,
         embed=cast(nn.Embedding, model.get_submodule(family.embed)),
         layers=layers,
@@ -129,7 +134,8 @@ def bind(model: nn.Module) -> Architecture:
         attn=tuple(layer.get_submodule(family.attn) for layer in layers),
         o_proj=o_proj,
         mlp_norm=tuple(layer.get_submodule(family.mlp_norm) for layer in layers if family.mlp_norm),
-        mlp=tuple(layer.get_submodule(family.mlp) for layer in layers),
+        mlp=mlp,
+        routers=routers,
         rotary=model.get_submodule(family.rotary),
         final_norm=model.get_submodule(family.final_norm),
         unembed=model.get_submodule(family.unembed),

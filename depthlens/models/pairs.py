@@ -140,6 +140,9 @@ def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch")
     rounded = next((c for c in conditions if c.uses(*ROUNDED)), None)
     if rounded and backend != "torch":
         raise UserError(f"condition {rounded} computes with rounded weights; use backend 'torch'")
+    twice = next((c for c in conditions if c.uses("twice")), None)
+    if twice and backend != "torch":
+        raise UserError(f"condition {twice} runs a layer twice; use backend 'torch'")
     asked = next((c for c in conditions if c.uses("donor")), None)
     if asked and (lens.donor is None or backend != "torch"):
         fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,9 @@ from depthlens.plots.theme import counts
 Names = str | Sequence[str] | None
 FIELDS = [*GROUP, "site", "mode"]
 SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP", "head": "head", "kv": "KV group"}
+SITES |= {"expert": "expert"}
 _ONE = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
-_HEADS = {"head": "n_heads", "KV group": "n_kv_heads"}
+_COUNTS = {"head": "n_heads", "KV group": "n_kv_heads", "expert": "n_experts"}  # sites of several parts a layer
 _DONE = {
     "removed": "removed",
     "mean": "replaced by the mean of what it adds",
@@ -32,6 +34,7 @@ _DONE = {
     "int8": "computed with weights of 8 bits",
     "int4": "computed with weights of 4 bits",
     "donor": "replaced by the donor's",
+    "twice": "run twice",
 }
 PROVEN = f"adjusted p < {ALPHA}"
 
@@ -40,8 +43,8 @@ PROVEN = f"adjusted p < {ALPHA}"
 class Effects:
     """What removing or replacing each part changes, of one model, task, metric, site and mode; or a score of each head.
 
-    Arrays are of shape [n_layers] or, of heads and KV groups, [n_layers, n_heads]. They are NaN (or False) where a part
-    was not removed.
+    Arrays are of shape [n_layers] or, of heads, KV groups and experts, [n_layers, n_heads]. They are NaN (or False)
+    where a part was not removed.
 
     Attributes:
         key: What distinguishes it from others: of a sweep the value of each of `FIELDS`, in words.
@@ -121,9 +124,9 @@ def _effects(result: Result, rows: pd.DataFrame) -> Effects:
     proven = (rows["p_adjusted"] < ALPHA) & (rows["delta"].abs() > info["min_effect"]) & ~rows["at_chance"]
     loss = worse * rows["delta"] > 0
     at, shape = [rows["layer"].to_numpy(int)], [max(int(rows["layer"].max()) + 1, dims.get("n_layers", 0))]
-    if site in _HEADS:
+    if site in _COUNTS:
         at.append(rows["index"].to_numpy(int))
-        shape.append(max(int(rows["index"].max()) + 1, dims.get(_HEADS[site], 0)))
+        shape.append(max(int(rows["index"].max()) + 1, *np.atleast_1d(dims.get(_COUNTS[site], 0))))
 
     def grid(column: pd.Series, empty: float | bool) -> np.ndarray:
         array = np.full(shape, empty)
@@ -147,13 +150,13 @@ def _effects(result: Result, rows: pd.DataFrame) -> Effects:
     )
 
 
-def model_dims(record: dict, model: str) -> dict[str, int]:
+def model_dims(record: dict, model: str) -> dict[str, Any]:
     """Sizes of a model, from the record or from the part of a joined record that is about it; {} if it has none."""
     models = [r.get("model", {}) for r in (record, *record.get("parts", ()))]
     return next((m["dims"] for m in models if m.get("name", model) == model and m.get("dims")), {})
 
 
-def group_size(dims: dict[str, int]) -> int:
+def group_size(dims: dict[str, Any]) -> int:
     """Query heads that share keys and values; 1 where it is not known."""
     return dims["n_heads"] // dims["n_kv_heads"] if dims.get("n_kv_heads") else 1
 

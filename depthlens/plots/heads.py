@@ -26,7 +26,7 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Patch, Rectangle
 
 from depthlens import arguments
-from depthlens.ablations import Head
+from depthlens.ablations import INDEXED, Head
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
@@ -133,10 +133,11 @@ def head_map(
 
 def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[Effects], str]:
     """The panels of a head sweep, one per model, task, metric and kind of removal; and what all have in common."""
-    heads = sweep_effects(result, tasks, metrics, ("head", "kv"), "sweep heads or kv")
+    heads = sweep_effects(result, tasks, metrics, tuple(INDEXED), "sweep heads, kv or experts")
     method = result.record.get("method", "exact").replace("_", " ")
     how = "" if method == "exact" else f" (estimated by {method})"
-    title = sweep_title(heads, "one head or KV group", how)
+    sites = dict.fromkeys(e.key["site"] for e in heads)
+    title = sweep_title(heads, f"one {' or '.join(sites)}", how)
     return [replace(e, unit=f"change of {e.unit} from baseline") for e in heads], title
 
 
@@ -254,7 +255,7 @@ def _name_heads(ax: Axes, e: Effects, heads: Sequence[Head], layout: Layout) -> 
     sizes = np.full(len(heads), (_LINE if layout.upright else _NAME) * point)
     places = theme.spread([layer for layer, _ in heads], sizes, -0.5, n_layers - 0.5)
     foot = -0.5 - 9 * n_heads / (72 * layout.high)  # 9 points above the map
-    letter = "H" if e.key.get("site") != "KV group" else "KV"
+    letter = {"KV group": "KV", "expert": "E"}.get(e.key.get("site", ""), "H")
     for place, (layer, head) in zip(places, heads, strict=True):
         frame = Rectangle((layer - 0.5, head - 0.5), 1, 1, fc="none", ec=INK, lw=1, zorder=3, gid="top")
         ax.add_patch(frame).set_clip_on(False)

@@ -20,7 +20,8 @@ import yaml
 
 import depthlens as dl
 from depthlens import paths
-from depthlens.ablations import Dims, expand
+from depthlens.ablation_words import expand
+from depthlens.ablations import Dims
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 

@@ -12,7 +12,8 @@ import torch
 from backend_table import batch_logits
 
 from depthlens import backends, cli
-from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.ablation_words import expand
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.protocol import Backend
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine

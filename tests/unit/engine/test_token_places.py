@@ -7,7 +7,8 @@ import surgery
 import tiny
 import torch
 
-from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.ablation_words import expand
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree

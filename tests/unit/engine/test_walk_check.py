@@ -14,7 +14,7 @@ import transplants
 from torch import nn
 
 from depthlens import paths
-from depthlens.ablations import expand
+from depthlens.ablation_words import expand
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablations import expand, parse_condition
+from depthlens.ablation_words import expand
+from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.exports import checkpoint
 from depthlens.requests import LoglikelihoodRequest
@@ -47,7 +48,8 @@ def assert_is_condition(lens: dl.Lens, condition: str, out: Path) -> dl.Lens:
     loaded = dl.load(str(out), dtype="float32")
     assert loaded.dims.n_layers == len(found.layers)
     assert torch.allclose(logprobs(loaded, "baseline"), wanted, atol=SAME)
-    assert found.n_parameters == sum(w.numel() for w in loaded.model.parameters()) <= found.n_whole
+    assert found.n_parameters == sum(w.numel() for w in loaded.model.parameters())
+    assert found.n_whole == sum(w.numel() for w in lens.model.parameters())
     return loaded
 
 
@@ -69,6 +71,37 @@ def test_groups_that_every_layer_loses_are_cut(family, tmp_path):
     loaded = assert_is_condition(lens, CUT, tmp_path / "out")
     assert loaded.dims.n_kv_heads == lens.dims.n_kv_heads - 1
     assert loaded.dims.query_heads(0) == lens.dims.query_heads(0)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"])
+def test_experts_that_every_layer_loses_are_cut(kind, tmp_path):
+    lens = model_classes.lens(kind)
+    loaded = assert_is_condition(lens, "L0.E1+L1.E3+L2.E0+L3.E2", tmp_path / "one")
+    assert loaded.dims.n_experts == (3, 3, 3, 3)
+    loaded = assert_is_condition(lens, "L0.E1+L0.E2+L1+L2.E0+L2.E3+L3.E2+L3.E1", tmp_path / "two")
+    assert loaded.dims.n_experts == (2, 2, 2)
+
+
+def test_experts_that_cannot_be_cut_are_refused(tmp_path):
+    mixtral, grouped = model_classes.lens("mixtral"), model_classes.lens("deepseek_v3")
+    for lens, condition, message in (
+        (mixtral, "L1.E0", r"every layer must lose as many \(L0 0, L1 1, L2 0, L3 0\)"),
+        (mixtral, "+".join(f"L{i}.E{e}" for i in range(4) for e in (0, 1, 3)), "each token passes 2 of them; keep 2"),
+        (grouped, "L1.E0+L2.E0+L3.E0", "chooses by groups"),
+    ):
+        with pytest.raises(dl.UserError, match=message):
+            dl.export(lens, condition, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "deepseek_v3", "gemma2", "smollm3"])
+def test_a_layer_that_runs_twice_is_there_twice(kind, tmp_path):
+    lens = model_classes.lens(kind)
+    loaded = assert_is_condition(lens, "L0+L1.H1+L1-2x2", tmp_path / "out")
+    assert loaded.dims.n_layers == 5
+    dl.export(lens, "L0+L2x2", tmp_path / "slices")
+    slices = yaml.safe_load((tmp_path / "slices" / "mergekit.yml").read_text())["slices"]
+    assert [part["sources"][0]["layer_range"] for part in slices] == [[1, 3], [2, 4]]
 
 
 def test_heads_that_cannot_be_cut_are_zero(tmp_path):
@@ -175,7 +208,7 @@ REFUSED = {
     "L1@donor": "what layer @donor does cannot be written",
     "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
     "L5": "layer 5 does not exist",
-    "L1.E2": "cannot read 'L1.E2'",
+    "L1.E2": "the model has no experts",
     "": "cannot read ''",
 }
 

@@ -12,7 +12,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablations import BASELINE, expand
+from depthlens.ablation_words import expand
+from depthlens.ablations import BASELINE
 from depthlens.engine.engine import Engine
 from depthlens.models import sources
 from depthlens.requests import LoglikelihoodRequest

@@ -1,0 +1,116 @@
+"""Which experts the routers of a mixture choose, counted over the tokens of texts.
+
+A removal costs little where an expert is seldom chosen, and where another one does the same; the counts tell the two
+apart. The share of an expert is the number of tokens that pass it by the number of tokens: over the experts of a layer
+the shares add up to the number of experts that each token passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from depthlens import provenance
+from depthlens.analysis.stats import mean_intervals
+from depthlens.analysis.tables import DescribedTable
+from depthlens.backends.expert_removal import Routing
+from depthlens.backends.weight_swap import replaced_forwards
+from depthlens.errors import UserError
+from depthlens.experiments import text_sets
+from depthlens.experiments.measured import one_by_one
+from depthlens.experiments.text_sets import Texts
+from depthlens.models.lens import Lens
+from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
+from depthlens.store.parts import DEFAULT
+
+
+def expert_choices(
+    lens: Lens,
+    texts: Texts = None,
+    *,
+    limit: int | None = None,
+    max_tokens: int = 256,
+    store: Where = DEFAULT,
+    progress: bool = True,
+) -> DescribedTable:
+    """How many tokens each expert of a mixture is chosen for.
+
+    Args:
+        lens: A loaded model with experts.
+        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.text_sets`); None: the
+            embedded ones. The prompts of a task tell what a removal may cost there.
+        limit: Only the first so many; ``c4`` needs it.
+        max_tokens: Of longer texts, only the first so many tokens are read.
+        store: Where the numbers of single texts are found and kept; see `depthlens.layer_sweep`.
+        progress: Show a bar.
+
+    Returns:
+        One row an expert: ``layer``, ``expert``, ``condition`` (its removal, such as L5.E17), ``tokens`` (that pass
+        it), ``share`` (of all tokens), ``ci_low`` and ``ci_high`` (95% interval of the mean share of a text; see
+        `depthlens.analysis.stats.mean_intervals`), and ``n`` (texts).
+
+    Raises:
+        UserError: a model without experts, weights that are on a server, or texts that cannot be read.
+    """
+    rows = text_sets.encoded(lens, texts, limit, max_tokens, "a count of chosen experts")
+    dims = lens.dims
+    if not dims.n_experts:
+        raise UserError(f"model {lens.name!r} has no experts; give a mixture of experts")
+    experts = [(layer, expert) for layer, n in enumerate(dims.n_experts) for expert in range(n)]
+    names = [f"L{layer}.E{expert}" for layer, expert in experts]
+    answers = AnswerStore(store, lens)
+    cache = answers.entry("experts", method="experts that are chosen")
+    counts = one_by_one(
+        cache, rows, names, lambda i: _counts(lens, rows[i]), desc="experts", unit="text", progress=progress
+    )
+    lengths = np.array([len(row) for row in rows])
+    shares = (counts / lengths[:, None]).T
+    low, high = mean_intervals(shares) if len(rows) > 1 else np.full((2, len(experts)), np.nan)
+    tokens = counts.sum(0).astype(int)
+    table = pd.DataFrame(experts, columns=["layer", "expert"]).assign(condition=names, tokens=tokens)
+    table = table.assign(share=tokens / lengths.sum(), ci_low=low, ci_high=high, n=len(rows))
+    record = {
+        "made_by": "expert_choices",
+        "model": lens.describe(answers.fingerprint),
+        "texts": {"source": text_sets.named(texts), "n": len(rows), "tokens": int(lengths.sum())},
+        "max_tokens": max_tokens,
+        "store": cache_usage([cache]),
+        **provenance.environment(),
+        **provenance.where_and_when(),
+    }
+    return DescribedTable(table, _sentences(table, int(lengths.sum())), record)
+
+
+@torch.no_grad()
+def _counts(lens: Lens, tokens: Sequence[int]) -> np.ndarray:
+    """Tokens of a text that pass each expert, layer by layer."""
+    routings = {i: Routing(router.n_experts) for i, router in enumerate(lens.arch.routers) if router}
+    routers = [routings[i].around(router.module) for i, router in enumerate(lens.arch.routers) if router]
+    with replaced_forwards(routers):
+        lens.model.base_model(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
+    counts = []
+    for layer, routing in routings.items():
+        if routing.chosen is None:
+            raise UserError(f"layer {layer} of {lens.name!r} chooses its experts in another way than by topk")
+        counts.append(routing.chosen.flatten().bincount(minlength=routing.n_experts).cpu().numpy())
+    return np.concatenate(counts).astype(float)
+
+
+def _sentences(table: pd.DataFrame, n_tokens: int) -> list[str]:
+    """What the counts say."""
+    n_never = int((table["tokens"] == 0).sum())
+    never = f"{n_never} of {len(table)} experts were chosen for none of {n_tokens} tokens"
+    # a layer's experts by the effective number of them: exp of the entropy of their shares
+    spread = {}
+    for layer, rows in table.groupby("layer"):
+        p = (rows["tokens"] / rows["tokens"].sum()).to_numpy()
+        spread[layer] = float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum())), len(rows)
+    least = min(spread, key=lambda layer: spread[layer][0] / spread[layer][1])
+    used, n = spread[least]
+    return [
+        f"{never}.",
+        f"Layer {least} uses its experts least evenly: as {used:.1f} of {n} equally used ones would be.",
+    ]

@@ -1,0 +1,229 @@
+"""Removed experts, against models whose weights lack them; layers that run twice, against longer models."""
+
+from __future__ import annotations
+
+import copy
+
+import model_classes
+import pytest
+import surgery
+import tiny
+import torch
+from torch import nn
+
+import depthlens as dl
+from depthlens.ablation_words import expand
+from depthlens.ablations import BASELINE, parse_condition
+from depthlens.engine.engine import Engine
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+
+# softmax over all experts with and without new weights, over the chosen ones, sigmoids with a bias that only the choice
+# sees, groups of experts, routers with biases, shared experts, dense first layers
+KINDS = "mixtral qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 gpt_oss granitemoe ernie4_5_moe hunyuan_v1_moe".split()
+BRIDGED = "mixtral qwen2_moe qwen3_moe deepseek_v3 gpt_oss granitemoe".split()
+SAME = 1e-5  # nats: experts are summed in another order
+ASKED = [LoglikelihoodRequest(tuple(range(3 + i, 20 + 2 * i)), (5, 6 + i, 7)) for i in range(3)]
+LAST = 3
+
+
+def scores(lens, conditions, asked=ASKED, **options):
+    answers = Engine(lens, progress=False, **options).loglikelihood(asked, conditions)
+    return torch.tensor([[answer.logprob for answer in row] for row in answers])
+
+
+def without(lens, layer, expert):
+    """A copy of the model whose layer has one expert fewer: its matrices and its row of the router are gone."""
+    model = copy.deepcopy(lens.model)
+    n = lens.dims.n_experts[layer]
+    left = torch.tensor([i for i in range(n) if i != expert])
+    mlp = model.get_submodule(f"{lens.arch.family.layers}.{layer}.{lens.arch.family.mlp}")
+    for child in (m for name, m in mlp.named_children() if "shared" not in name):
+        for module in child.modules():
+            for table in (module._parameters, module._buffers):
+                for name, w in table.items():
+                    if w is not None and n in w.shape[:2]:
+                        fewer = w.detach().index_select(list(w.shape[:2]).index(n), left)
+                        table[name] = nn.Parameter(fewer) if isinstance(w, nn.Parameter) else fewer
+            for name, value in vars(module).items():
+                if isinstance(value, int) and not isinstance(value, bool) and value == n and "expert" in name:
+                    setattr(module, name, n - 1)
+                if name in ("n_group", "num_group", "topk_group"):
+                    assert value == 1
+    return dl.Lens(model, lens.tokenizer)
+
+
+def one_group(kind):
+    """A tiny model whose router, if it chooses by groups, has one."""
+    config = model_classes.config(kind)
+    lens = model_classes.lens(kind)
+    if getattr(config, "n_group", None):
+        for module in lens.model.modules():
+            for name in ("n_group", "num_group", "topk_group"):
+                if hasattr(module, name):
+                    setattr(module, name, 1)
+    return lens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_removal_is_what_a_model_without_the_expert_computes(kind):
+    lens = one_group(kind)
+    for layer, expert in ((LAST, 0), (1, 2)):
+        cut = scores(without(lens, layer, expert), [BASELINE])[0]
+        found = scores(lens, [BASELINE, parse_condition(f"L{layer}.E{expert}")])
+        assert torch.allclose(found[1], cut, atol=SAME)
+        assert not torch.allclose(found[0], cut, atol=100 * SAME)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paths_and_backends_agree(kind):
+    lens = model_classes.lens(kind)
+    conditions = expand("experts,experts[3:],L1.E0+L3.E1+L2.H1,L3.E0+L3.E1+L3.E2,L2.E0+L3", lens.dims)
+    before = scores(lens, [BASELINE])
+    found = scores(lens, conditions)
+    assert not torch.allclose(found[0], found[1:].mean(0), atol=100 * SAME)
+    assert torch.allclose(found, scores(lens, conditions, path="padded_rows"), atol=SAME)
+    assert torch.allclose(found, scores(lens, conditions, batch_tokens=40), atol=SAME)
+    assert torch.allclose(found, scores(lens, conditions, backend="nnsight"), atol=SAME)
+    if kind in BRIDGED:
+        assert torch.allclose(found, scores(lens, conditions, backend="transformer_lens"), atol=SAME)
+    assert torch.equal(before, scores(lens, [BASELINE]))
+
+
+def test_rows_with_other_weights_stand_beside():
+    base = surgery.rough_lens("qwen3-moe")
+    other = surgery.rough_lens("qwen3-moe")
+    with torch.no_grad():
+        for p in other.model.parameters():
+            p.mul_(1.01)
+    lens = dl.with_donor(base, other)
+    texts = ["L2.E1", "L2.mlp@int4", "L2@donor", "L2.E0+L2.H1@donor", "L2.mlp@int8+L3.E1"]
+    conditions = [BASELINE, *map(parse_condition, texts)]
+    together = scores(lens, conditions)
+    for condition, row in zip(conditions, together, strict=True):
+        assert torch.allclose(row, scores(lens, [condition])[0], atol=SAME)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
+def test_written_texts_are_those_of_a_model_without_the_expert(kind):
+    lens = one_group(kind)
+    asked = [GenerateRequest(tuple(range(5, 12 + i)), (), 10) for i in range(3)]
+    conditions = [BASELINE, parse_condition(f"L{LAST}.E0"), parse_condition("L1.E2")]
+    texts = Engine(lens, progress=False).generate_until(asked, conditions)
+    for row, model in zip(texts, [lens.model, without(lens, LAST, 0).model, without(lens, 1, 2).model], strict=True):
+        for answer, request in zip(row, asked, strict=True):
+            tokens = torch.tensor([request.context])
+            written = model.generate(tokens, max_new_tokens=10, do_sample=False)[0, len(request.context) :]
+            assert answer == lens.tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_the_router_is_whole_again_after_an_error():
+    lens = model_classes.lens("mixtral")
+    before = scores(lens, [BASELINE])
+    backend = dl.backends.get("torch", lens)
+    with pytest.raises(ZeroDivisionError), backend.ablate([parse_condition("L1.E0")]):
+        assert not torch.equal(
+            lens.model(torch.tensor([[5, 6, 7]])).logits, lens.model(torch.tensor([[5, 6, 7]])).logits * 2
+        )
+        raise ZeroDivisionError
+    assert torch.equal(before, scores(lens, [BASELINE]))
+    assert all("forward" not in vars(module) for module in lens.model.modules())
+
+
+def test_choices_are_counted():
+    lens = model_classes.lens("deepseek_v3")
+    texts = ["one two three four five six", "seven eight nine ten"]
+    found = dl.expert_choices(lens, texts, store=None, progress=False)
+    n_tokens = sum(len(lens.tokenizer(text).input_ids) for text in texts)
+    assert list(found.table["condition"]) == [f"L{layer}.E{i}" for layer in (1, 2, 3) for i in range(4)]
+    assert found.table.groupby("layer")["tokens"].sum().eq(2 * n_tokens).all()  # each token passes two
+    with torch.no_grad():
+        chosen = []
+        handle = lens.arch.mlp[2].gate.register_forward_hook(lambda m, args, out: chosen.append(out[2].flatten()))
+        for text in texts:
+            lens.model(torch.tensor([lens.tokenizer(text).input_ids]))
+        handle.remove()
+    assert found.table.query("layer == 2")["tokens"].tolist() == torch.cat(chosen).bincount(minlength=4).tolist()
+    assert "experts were chosen for none of" in found.describe()[0]
+    with pytest.raises(dl.UserError, match="has no experts"):
+        dl.expert_choices(tiny.lens("llama-gqa"), texts, store=None)
+
+
+@pytest.mark.parametrize(
+    "kind, text, message",
+    [
+        ("llama-gqa", "L1.E0", "the model has no experts"),
+        ("llama-gqa", "experts", "the model has no experts"),
+        ("deepseek-v3", "L0.E0", "layer 0 has no experts"),
+        ("deepseek-v3", "L3.E99", "expert 99 does not exist; experts are 0.."),
+        ("qwen3-moe", "L1.E0@mean", "allowed: zero"),
+        ("qwen3-moe", "L1.E0+L1.mlp", "no effect of its own"),
+        ("qwen3-moe", "L1.E0+L1.mlp@int4", "an MLP that has other weights"),
+        ("qwen3-moe", "L1.E0+L1.E1+L1.E2+L1.E3", "all are removed"),
+        ("llama-gqa", "L1x2[1:]", "computes at all positions"),
+        ("llama-gqa", "L1.mlpx2", "allowed: zero"),
+        ("llama-gqa", "L1@twice", "cannot read"),
+        ("llama-gqa", "L1+L1x2", "no effect of its own"),
+    ],
+)
+def test_bad_conditions_are_refused(kind, text, message):
+    with pytest.raises(dl.UserError, match=message.replace("(", r"\(")):
+        expand(text, tiny.lens(kind).dims)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v3"])
+def test_a_layer_that_runs_twice_is_there_twice(family):
+    lens = surgery.rough_lens(family)
+    asked = [GenerateRequest(tuple(range(5, 12 + i)), (), 10) for i in range(2)]
+    texts = ["L0x2", "L2x2", f"L{lens.dims.n_layers - 1}x2", "L1-2x2", "L1x2+L3"]
+    conditions = [BASELINE, *map(parse_condition, texts)]
+    found = scores(lens, conditions)
+    assert torch.allclose(found, scores(lens, conditions, path="padded_rows"), atol=SAME)
+    assert torch.allclose(found, scores(lens, conditions, batch_tokens=30), atol=SAME)
+    written = Engine(lens, progress=False).generate_until(asked, conditions)
+    for condition, row, answers in zip(conditions, found, written, strict=True):
+        longer = copy.deepcopy(lens.model)
+        skipped = {a.layer for a in condition.ablations if a.mode == "skip"}
+        layers = [
+            copy.deepcopy(layer)
+            for i, layer in enumerate(longer.model.layers)
+            for _ in range(1 + condition.runs_twice(i))
+            if i not in skipped
+        ]
+        for i, layer in enumerate(layers):
+            layer.self_attn.layer_idx = i
+        longer.model.layers = nn.ModuleList(layers)
+        longer.config.num_hidden_layers = len(layers)
+        if getattr(longer.config, "layer_types", None):
+            longer.config.layer_types = ["full_attention"] * len(layers)
+        assert torch.allclose(row, scores(dl.Lens(longer, lens.tokenizer), [BASELINE])[0], atol=SAME)
+        for answer, request in zip(answers, asked, strict=True):
+            tokens = torch.tensor([request.context])
+            theirs = longer.generate(tokens, max_new_tokens=10, do_sample=False)[0, len(request.context) :]
+            assert answer == lens.tokenizer.decode(theirs, skip_special_tokens=True)
+
+
+def test_parts_of_a_layer_are_removed_in_both_runs():
+    lens = surgery.rough_lens("llama-gqa")
+    (row,) = scores(lens, [parse_condition("L1x2+L1.H1+L1.mlp[2:]")])
+    assert torch.allclose(
+        row, scores(lens, [parse_condition("L1x2+L1.H1+L1.mlp[2:]")], path="padded_rows")[0], atol=SAME
+    )
+    longer = copy.deepcopy(lens.model)
+    longer.model.layers.insert(2, copy.deepcopy(longer.model.layers[1]))
+    for i, layer in enumerate(longer.model.layers):
+        layer.self_attn.layer_idx = i
+    longer.config.num_hidden_layers += 1
+    both = parse_condition("L1.H1+L1.mlp[2:]+L2.H1+L2.mlp[2:]")
+    assert torch.allclose(row, scores(dl.Lens(longer, lens.tokenizer), [both])[0], atol=SAME)
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
+def test_other_backends_run_no_layer_twice(backend):
+    with pytest.raises(dl.UserError, match="L1x2 runs a layer twice; use backend 'torch'"):
+        scores(tiny.lens("llama-gqa"), [parse_condition("L1x2")], backend=backend)
+
+
+def test_a_text_under_a_layer_that_runs_twice_is_not_walked():
+    engine = Engine(tiny.lens("llama-gqa"), path="wavefront", progress=False)
+    with pytest.raises(dl.UserError, match="writes no text under L1x2; leave path out"):
+        engine.generate_until([GenerateRequest((5, 6), (), 2)], [parse_condition("L1x2")])
