@@ -17,6 +17,7 @@ from typing import Any
 from depthlens.errors import UserError, unknown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SCHEMES = ("int8", "int4", "nf4")  # of `depthlens.models.quantised`
 DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "token_logprob", "both")
@@ -319,6 +320,7 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "measure": _one_of(MEASURES),
     "num_fewshot": _optional(_num_fewshot),
     "offload": _optional(_offload),
+    "quantize": _optional(_one_of(SCHEMES)),
     "out": _optional(_out),
     "progress": _flag,
     "ray": _optional(_ray),

@@ -23,6 +23,7 @@ from depthlens.cluster import options as cluster
 from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
 from depthlens.exports import commands as exports
+from depthlens.models.commands import DeviceOption, DtypeOption, OffloadOption, QuantizeOption
 from depthlens.progress import say, text_table
 from depthlens.runner import commands as notebooks
 from depthlens.store import commands
@@ -198,14 +199,10 @@ def sweep(
         typer.Option(metavar="MODEL", help="Model whose weights @donor conditions put in place, e.g. layers@donor."),
     ] = None,
     seed: Annotated[str, typer.Option(metavar="N", help="Seed of the choice of examples, and of drawn tokens.")] = "0",
-    dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="Type of the weights: auto, float32, bfloat16 or float16.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda:N or cuda:0,cuda:1.")] = "auto",
-    offload: Annotated[
-        str | None,
-        typer.Option(metavar="disk", help="disk: read layers when they are needed, for models larger than memory."),
-    ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
+    offload: OffloadOption = None,
     remote: Annotated[
         bool, typer.Option("--remote", help="Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.")
     ] = False,

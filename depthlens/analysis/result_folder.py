@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from depthlens.ablation_words import expand
 from depthlens.ablations import Dims
+from depthlens.arguments import SCHEMES
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 
@@ -40,8 +41,8 @@ def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> It
 
     Args:
         out: The folder. It is made where there is none.
-        asked: What is to be swept: model, tasks, ablate, num_fewshot, dtype, donor and `SETTINGS`, as the caller named
-            them.
+        asked: What is to be swept: model, tasks, ablate, num_fewshot, dtype, quantize, donor and `SETTINGS`, as the
+            caller named them.
         overwrite: Replace whatever it holds.
 
     Raises:
@@ -121,6 +122,9 @@ def _differs_from_asked(record: dict[str, Any], asked: Mapping[str, Any]) -> str
     if asked["num_fewshot"] is not None:
         pairs += [("num_fewshot", entry["num_fewshot"], asked["num_fewshot"]) for entry in record["tasks"].values()]
     pairs += [("dtype", model["dtype"], asked["dtype"])] if asked["dtype"] != "auto" else []
+    scheme = str(model.get("quantization") or "").partition(" ")[0]
+    if asked.get("quantize") or scheme in SCHEMES:  # else a checkpoint that came quantised
+        pairs += [("quantize", scheme or None, asked.get("quantize"))]
     pairs += [("donor", (record.get("donor") or {}).get("name"), asked["donor"])]
     return first_difference(pairs)
 

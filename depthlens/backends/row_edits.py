@@ -31,7 +31,7 @@ from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import expert_removal, noise, weight_swap
 from depthlens.backends.protocol import Means, Places
 from depthlens.errors import UserError
-from depthlens.models import experts
+from depthlens.models import experts, quantised
 from depthlens.models.architectures import hidden, with_hidden
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import held, moved
@@ -311,7 +311,8 @@ class SiteEdit:
             columns = None
             if self.o_proj is not None:
                 with held(self.o_proj):
-                    columns = self.o_proj.weight.unflatten(1, (value.shape[2], -1))[:, parts].flatten(1)
+                    width = value.shape[-1]
+                    columns = quantised.columns(self.o_proj, [p * width + i for p in parts for i in range(width)])
             added = noise.scaled(drawn, of_part, columns).unflatten(-1, (len(parts), -1))
             new[rows, :, parts] = value[rows, :, parts] + added.to(value)
         return new

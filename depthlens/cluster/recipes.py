@@ -9,21 +9,22 @@ from depthlens.cluster.worker import Proof, Recipe
 from depthlens.errors import UserError
 from depthlens.models import sources
 from depthlens.models.lens import Lens
+from depthlens.models.placement import n_bytes
 
 FIX = "lens.model.save_pretrained(FOLDER) and lens.tokenizer.save_pretrained(FOLDER)"
 
 
 def recipe_of(lens: Lens, gpus: float) -> Recipe:
     """How a worker that has so many GPUs gets a model that is loaded here."""
-    weights = {p.data_ptr(): p.numel() * p.element_size() for p in lens.model.parameters()}
     return Recipe(
         name=lens.name,
         load=_everywhere(lens.name),
         dtype=str(lens.dtype).removeprefix("torch."),
         # a worker sees its own GPUs only, numbered from 0
         device=lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus))),
+        quantize=lens.quantize,
         offload="disk" if lens.stream else None,
-        n_bytes=0 if lens.stream else sum(weights.values()),
+        n_bytes=0 if lens.stream else n_bytes(lens.model),
         donor=recipe_of(lens.donor.lens, gpus) if lens.donor else None,
     )
 

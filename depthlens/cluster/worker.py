@@ -31,6 +31,7 @@ class Recipe:
         load: What `depthlens.load` takes for it; a path is absolute.
         dtype: As `depthlens.load` takes it.
         device: As `depthlens.load` takes it.
+        quantize: As `depthlens.load` takes it.
         offload: As `depthlens.load` takes it.
         n_bytes: Of its weights; 0 where they are not held in memory.
         donor: The model that ``@donor`` conditions take parts from.
@@ -40,6 +41,7 @@ class Recipe:
     load: str
     dtype: str
     device: str
+    quantize: str | None
     offload: str | None
     n_bytes: int
     donor: Recipe | None = None
@@ -116,6 +118,7 @@ class Worker:
             sizes = f"{recipe.n_bytes / 2**30:.1f} GiB of weights, {free / 2**30:.1f} GiB are free"
             raise UserError(f"it does not fit ({sizes}); try dtype=bfloat16, or fewer workers on a machine")
         options: dict[str, Any] = {"dtype": recipe.dtype, "device": recipe.device, "offload": recipe.offload}
+        options["quantize"] = recipe.quantize
         lens = loading.load(recipe.load, **options)
         lens.name = recipe.name
         return lens

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from depthlens.models.lens import Lens
+from depthlens.models.quantised import n_weights
 
 
 @dataclass
@@ -71,5 +72,5 @@ def parameters_per_token(lens: Lens) -> float:
     total = 0.0
     for layer in lens.arch.layers:
         for p in layer.parameters():
-            total += p.numel() * (chosen / p.shape[0] if chosen is not None and p.dim() == 3 else 1)
+            total += n_weights(p) * (chosen / p.shape[0] if chosen is not None and p.dim() == 3 else 1)
     return total / len(lens.arch.layers)

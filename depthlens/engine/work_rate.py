@@ -15,6 +15,7 @@ from functools import cache
 import torch
 
 from depthlens.models.lens import Lens
+from depthlens.models.quantised import n_weights
 from depthlens.store import answer_cache
 
 READS = 4  # a pack lasts at least so many times as long as the reading of weights for it
@@ -32,7 +33,7 @@ class WorkRate:
     def __init__(self, lens: Lens) -> None:
         models = [lens, lens.donor.lens] if lens.donor else [lens]
         self._streams = [model.stream for model in models if model.stream]
-        n_parameters = sum(p.numel() for p in lens.arch.layers[0].parameters())
+        n_parameters = sum(map(n_weights, lens.arch.layers[0].parameters()))
         # tokens that pass a layer a second
         self._rate = SHARE * products(lens.device, lens.dtype) / (2 * max(1, n_parameters))
         self._reading = 0.0  # seconds of a pack in which weights were waited for

@@ -26,6 +26,7 @@ from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
+from depthlens.models import quantised
 from depthlens.models.lens import Lens
 from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_embeddings, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
@@ -122,6 +123,10 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
     arguments.loaded(base)
     donor = load_donor(base, donor)
     compare(base, donor)
+    if lens := next((lens for lens in (base, donor) if quantised.method_of(lens.model.config)), None):
+        raise UserError(
+            f"weight deltas compare plain weights, and those of {lens.name!r} are quantised; load it without"
+        )
     blocks = (None, *range(base.dims.n_layers))  # None: outside the layers
     places = [
         (layer, _site(base, layer, name), name, weight.numel())

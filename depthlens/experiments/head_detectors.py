@@ -33,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens.experiments import attention_patterns
+from depthlens.models import quantised
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerCache
@@ -139,22 +140,23 @@ def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.nda
     added = torch.zeros(len(needle.steps), dims.n_layers, dims.n_heads)
     unembed, norm = arch.unembed.weight, arch.final_norm.weight  # [d_vocab, d_model], [d_model]
     assert isinstance(unembed, Tensor) and isinstance(norm, Tensor)
-    weight = norm.float()
+    gain = norm.float()
     directions = unembed[needle.targets].float() - unembed.mean(0, dtype=torch.float32)
-    towards = moved(moved(directions, weight.device) * weight, lens.device)  # [step, d_model]
+    towards = moved(moved(directions, gain.device) * gain, lens.device)  # [step, d_model]
 
     def see(layer: int, pattern: Tensor, values: Tensor) -> None:
         read = pattern[..., sources].unflatten(0, (len(values), -1)) @ values[:, None, sources].float()
         z = read.flatten(0, 1)  # [n_heads, step, d_head]
-        columns = moved(arch.o_proj[layer].weight, z.device).float().unflatten(1, (dims.n_heads, dims.d_head))
+        weight = quantised.columns(arch.o_proj[layer], range(arch.o_proj[layer].in_features))
+        columns = moved(weight, z.device).float().unflatten(1, (dims.n_heads, dims.d_head))
         along = torch.einsum("sm,mhd->hsd", towards, columns)  # the direction of the logits in each head's own space
         added[:, layer] = (z * along).sum(-1).T.cpu()
 
     with torch.no_grad():
         final = attention_patterns.read_values(lens, _sequence(needle), needle.asked, see)
-        final = moved(final, weight.device)
+        final = moved(final, gain.device)
         # the norm multiplies by its weight and one number a position: that number, without asking how it is computed
-        plain, normed = final.float() * weight, arch.final_norm(final).float()
+        plain, normed = final.float() * gain, arch.final_norm(final).float()
         scale = (plain * normed).sum(-1) / plain.square().sum(-1)
     return (added * scale.cpu()[:, None, None]).double().numpy()
 

@@ -159,6 +159,7 @@ def run_plan(
     resample_prompts: Sequence[str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: str | None = None,
     offload: str | None = None,
     remote: bool = False,
     **options: Unpack[EvalOptions],
@@ -171,7 +172,7 @@ def run_plan(
     if remote:
         raise UserError("plan: a server's time and memory cannot be told from here; leave remote out")
     loaded = load_tasks(cast(Sequence[str], tasks), settled(options))  # its errors come before the model is loaded
-    lens = loading.load(model, dtype=dtype, device=device, offload=offload)
+    lens = loading.load(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
     return plan(lens, loaded, ablate, donor=donor, resample_prompts=resample_prompts, **options)
 
 

@@ -222,6 +222,7 @@ def run_sweep(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: str | None = None,
     offload: str | None = None,
     remote: bool | str = False,
     resample_prompts: Sequence[str] | None = None,
@@ -230,13 +231,13 @@ def run_sweep(
 ) -> Result:
     """`condition_sweep` on a model by name; what needs no weights is checked before they are read."""
     checked = settled(options)
-    arguments.check(dtype=dtype, device=device, tasks=tasks, resample_prompts=resample_prompts)
+    arguments.check(dtype=dtype, device=device, quantize=quantize, tasks=tasks, resample_prompts=resample_prompts)
     for name in (model, donor):
         if name is not None and not remote:
             sources.probe(sources.find(name))
     loaded = load_tasks(tasks, checked)
     cluster.workers_of(checked)  # their errors come before the model is loaded
-    lens = loading.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
+    lens = loading.load(model, dtype=dtype, device=device, quantize=quantize, offload=offload, remote=remote)
     result = condition_sweep(lens, loaded, ablate, resample_prompts=resample_prompts, donor=donor, **options)
     result.record["asked_tasks"] = list(tasks)  # groups among them stand for their tasks
     return result

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from depthlens.models.commands import DtypeOption, OffloadOption
 from depthlens.progress import say
 
 
@@ -29,13 +30,8 @@ def export(
             metavar="DIR", help="Folder of a sweep that scored the condition: the model card then says what it cost."
         ),
     ] = None,
-    dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16; that of the weights written.")
-    ] = "auto",
-    offload: Annotated[
-        str | None,
-        typer.Option(metavar="disk", help="disk: read the layers one by one, for models larger than memory."),
-    ] = None,
+    dtype: DtypeOption = "auto",
+    offload: OffloadOption = None,
 ) -> None:
     """Write the model that a condition leaves as a smaller Hugging Face checkpoint, with a model card.
 

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, GenerationConfig, PreTrainedConfig
 
 from depthlens.models import placement
+from depthlens.models.quantised import is_quantised, said, tensors_of
 
 # whose code does what its version says; anything else may change between two runs
-LIBRARIES = {"torch", "transformers", "peft", "depthlens", "numpy", *sys.stdlib_module_names}
+LIBRARIES = {"torch", "transformers", "peft", "torchao", "bitsandbytes", "depthlens", "numpy", *sys.stdlib_module_names}
 _OURS = "_part_of_depthlens"
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 # where a file was and which library wrote it do not change what the model computes
@@ -58,6 +59,7 @@ _BOOKKEEPING |= {
     "loss_type",
     "_weight_conversions",
     "_use_kernels",
+    "extra_repr",  # how a module is printed; torchao puts its own there
 }
 _BOOKKEEPING |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
 # how accelerate spreads a model; `_changed_code` looks at its hooks
@@ -180,11 +182,17 @@ def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
 
 
 def _place(tensor: Tensor) -> tuple:
-    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device)
+    parts = tensors_of(tensor)
+    return tuple((t.data_ptr(), t.dtype, tuple(t.shape), t.stride(), str(t.device)) for t in parts)
 
 
 def _checksum(tensor: Tensor) -> bytes:
     """Shape, dtype and bytes of a tensor; other threads run meanwhile."""
+    if is_quantised(tensor):
+        digest = xxhash.xxh3_128(said(tensor).encode())
+        for part in tensors_of(tensor):
+            digest.update(_checksum(part))
+        return digest.digest()
     about = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if data.device.type != "cpu":
@@ -264,6 +272,8 @@ def _text(value: Any, shared: dict[int, str]) -> str:
         if id(value) not in shared:
             shared[id(value)] = _configuration(value)
         return shared[id(value)]
+    if type(value).__module__.startswith("bitsandbytes."):  # how a module's weights are stored
+        return f"{type(value).__qualname__} {_text(vars(value), shared)}"
     if is_dataclass(value) and not isinstance(value, type) and _of_library(type(value)):
         return f"{type(value).__qualname__} {_text(vars(value), shared)}"
     if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, type)) and _of_library(value):
@@ -292,7 +302,9 @@ def _changed_code(model: nn.Module) -> str | None:
         if checked[kind]:
             return f"has {_name_of(name, module)} {checked[kind]}"
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if type(tensor) not in _TENSORS:
+            if type(tensor).__name__ == "Int8Params":
+                return f"has {name}.{key} of bitsandbytes' LLM.int8, which rounds activations by what is in a batch"
+            if type(tensor) not in _TENSORS and not is_quantised(tensor):
                 return f"has {name}.{key} of {type(tensor).__module__}.{type(tensor).__qualname__}, not a plain tensor"
     name = cast(PreTrainedConfig, model.config)._attn_implementation
     kernel = AttentionInterface().get(name)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthlens.ablations import Condition, Dims
 from depthlens.errors import UserError
-from depthlens.models import architectures, fingerprint
+from depthlens.models import architectures, fingerprint, quantised
 from depthlens.models.offload import Stream
 from depthlens.models.placement import held, place_of
 
@@ -37,6 +37,8 @@ class Lens:
         name: The name it was loaded by, for tables and records; "": that of the model's folder or class.
         stream: What reads the layers of a model that was loaded with ``offload="disk"``; else None.
         remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
+        quantize: How its weights were quantised on loading; None: not then. See `depthlens.load`.
+        stored_as: How its checkpoint's weights are quantised; None: they are not.
         donor: The model that ``@donor`` conditions take parts from (`depthlens.models.pairs.with_donor`); else None.
         arch: Layers, attention, ``o_proj`` and MLP modules.
 
@@ -50,6 +52,8 @@ class Lens:
     stream: Stream | None = field(default=None, repr=False)
     remote: Remote | None = field(default=None, repr=False)
     donor: Donor | None = field(default=None, repr=False)
+    quantize: str | None = field(default=None, repr=False)
+    stored_as: str | None = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -164,9 +168,10 @@ class Lens:
             "name": self.name,
             "class": type(self.model).__name__,
             "fingerprint": fingerprint or self.fingerprint,
-            "n_parameters": sum(p.numel() for p in self.model.parameters()),
+            "n_parameters": sum(map(quantised.n_weights, self.model.parameters())),
             "dims": vars(self.dims),
             "dtype": dtype,
+            "quantization": quantised.described(self.model, self.quantize, self.stored_as),
             "device": device,
             "offload": "disk" if self.stream else None,
             "remote": self.remote.describe() if self.remote else None,

@@ -9,7 +9,7 @@ changes for all.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnsight import TransformersModel
 from torch import nn
@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from depthlens.errors import UserError
+from depthlens.models.quantised import is_quantised
 
 if TYPE_CHECKING:
     from depthlens.models.lens import Lens
@@ -46,7 +47,10 @@ def shared_copy(lens: Lens, library: str) -> PreTrainedModel:
             "use backend 'torch', or load the model without offload"
         )
     # new Parameter objects: moving or casting the copy then leaves the original where it is
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lens.model.parameters()}
+    shared: dict[int, Any] = {
+        id(p): p if is_quantised(p) else nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+        for p in lens.model.parameters()
+    }
     model: PreTrainedModel = copy.deepcopy(lens.model, shared)
     for module in model.modules():
         vars(module).pop("forward", None)  # a transplant that is in force belongs to the original too

@@ -27,8 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as hf_logging
 
 from depthlens import arguments
-from depthlens.errors import UserError
-from depthlens.models import adapters, devices, embedded, placement, sources
+from depthlens.errors import UserError, first_line
+from depthlens.models import adapters, devices, embedded, placement, quantised, sources
 from depthlens.models.architectures import bind
 from depthlens.models.families import known
 from depthlens.models.hub_errors import explain
@@ -47,6 +47,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: str | None = None,
     offload: str | None = None,
     remote: bool | str = False,
 ) -> Lens:
@@ -58,6 +59,8 @@ def load(
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or several GPUs
             (``cuda:0,cuda:1``), over which whole layers are spread. ``auto`` spreads them over all GPUs where the
             first has no room for the model (see `depthlens.models.placement`).
+        quantize: ``int8``, ``int4`` or ``nf4``: linear layers keep their weights in so many bits, through torchao or
+            bitsandbytes (see `depthlens.models.quantised`). None: as the checkpoint has them, which may be quantised.
         offload: ``disk``: the layers stay in their safetensors files and are read as a sweep walks through them, which
             needs memory for two of them (see `depthlens.models.offload`). None: the whole model is in memory.
         remote: True: the weights stay on NDIF, or on the server that NDIF_HOST names, and sweeps run there through
@@ -68,7 +71,7 @@ def load(
         UserError: the name cannot be found or read, is not a supported architecture, dtype or device do not exist here,
             matrix products on the device are wrong, or a remote model cannot be reached. The message says what to do.
     """
-    arguments.check(dtype=dtype, offload=offload, device=device)
+    arguments.check(dtype=dtype, quantize=quantize, offload=offload, device=device)
     places = devices.torch_devices(device)
     place = places[0]
     if remote not in (False, True, "local"):
@@ -80,12 +83,16 @@ def load(
     if remote == "local":
         from depthlens.models.remote import simulated  # slow to import
 
-        return simulated(load(name, dtype=dtype, device=device))
-    if remote and (dtype, device) != ("auto", "auto"):
-        raise UserError(f"dtype {dtype!r} and device {device!r} of a remote model are the server's; leave them out")
+        return simulated(load(name, dtype=dtype, quantize=quantize, device=device))
+    if remote and (dtype, device, quantize) != ("auto", "auto", None):
+        raise UserError(
+            f"dtype {dtype!r}, device {device!r} and quantize of a remote model are the server's; leave them out"
+        )
     if place.type == "mps":
         devices.check_linear(place)
     source = sources.find(name, weights=not remote)
+    if quantize:
+        _refuse_to_quantise(source, quantize, offload, places)
     if source.kind == "organism":
         if offload:
             raise UserError(f"offload {offload!r}: model {source.name!r} is built in memory; leave offload out")
@@ -101,7 +108,22 @@ def load(
     chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
     if offload:
         return _load_offloaded(source, place, chosen)
-    return _load_whole(source, places, chosen, spread="," in device)
+    return _load_whole(source, places, chosen, quantize, spread="," in device)
+
+
+def _refuse_to_quantise(source: Source, scheme: str, offload: str | None, places: list[torch.device]) -> None:
+    """Refuse what cannot be quantised on loading."""
+    fault = f"quantize {scheme!r}: "
+    if source.kind == "organism":
+        raise UserError(f"{fault}model {source.name!r} is built with plain weights; leave quantize out")
+    if source.gguf or source.adapter:
+        what = "the weights of a .gguf file are" if source.gguf else "the sum of base and adapter is"
+        fix = "save it with dl.load(name).model.save_pretrained(folder), and load the folder"
+        raise UserError(f"{fault}{what} made in memory; {fix}, or leave quantize out")
+    if offload:
+        raise UserError(f"{fault}offload {offload!r} reads layers as their files have them; leave one of the two out")
+    if len(places) > 1:
+        raise UserError(f"{fault}a quantised model is on one device, and {len(places)} are named; name one")
 
 
 def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) -> Lens:
@@ -110,13 +132,25 @@ def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) ->
     return Lens(organism.model, organism.tokenizer, source.name)
 
 
-def _load_whole(source: Source, places: list[torch.device], dtype: torch.dtype | str, *, spread: bool) -> Lens:
+def _load_whole(
+    source: Source, places: list[torch.device], dtype: torch.dtype | str, quantize: str | None, *, spread: bool
+) -> Lens:
     """A model from a directory, the hub or a .gguf file, with all its weights in memory.
 
     On the first device, or over all of them, if the first has no room or if it is asked for with ``spread``.
     """
     with _explained(source.name):
-        _, tokenizer = _read_config(source)
+        config, tokenizer = _read_config(source)
+        options = _hub_options(source)
+        quantised.require_readable(source.name, config)
+        stored_as = quantised.method_of(config)
+        if quantize and stored_as:
+            fault = f"model {source.name!r} is quantised already ({stored_as})"
+            raise UserError(f"quantize {quantize!r}: {fault}; leave it out")
+        if quantize:
+            options["quantization_config"] = quantised.configuration(quantize, _widths(config), places[0], dtype)
+        if quantize or stored_as:
+            options["device_map"] = {"": places[0]}  # bitsandbytes makes its weights where they are to be
         loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
         model, info = loader.from_pretrained(
             source.place,
@@ -124,19 +158,26 @@ def _load_whole(source: Source, places: list[torch.device], dtype: torch.dtype |
             dtype=dtype,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **_hub_options(source),
+            **options,
         )
     _refuse_unfilled(source.name, info)
-    if source.gguf:
-        vars(model).pop("hf_quantizer", None)  # has dequantised the weights; the store could not tell what it does
+    quantised.settle(model)
+    vars(model).pop("hf_quantizer", None)  # has done its work; the store could not tell what it does
     if source.adapter:
         model = adapters.with_adapter(model, source.adapter, source.name, only_cached=source.only_cached)
     with _fitting(source.name, places):
         if spread or (len(places) > 1 and placement.n_bytes(model) > placement.room(places)[0]):
             placement.spread(source.name, model, places)
-        else:
+        elif "device_map" not in options:
             model.to(places[0])
-    return Lens(model, tokenizer, source.name)
+    return Lens(model, tokenizer, source.name, quantize=quantize, stored_as=stored_as)
+
+
+def _widths(config: PreTrainedConfig) -> list[int]:
+    """Inputs of the linear layers of a model's blocks."""
+    with torch.device("meta"):
+        layers = bind(AutoModelForCausalLM.from_config(copy.deepcopy(config))).layers
+    return sorted({m.in_features for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)})
 
 
 def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | str) -> Lens:
@@ -146,6 +187,9 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
         raise UserError(f"model file {source.name!r}: layers can be read from safetensors only; {fix}")
     with _explained(source.name):
         config, tokenizer = _read_config(source)
+        if method := quantised.method_of(config):
+            fault = f"model {source.name!r} is quantised ({method}), and offload reads plain weights"
+            raise UserError(f"{fault}; leave offload out, or load a checkpoint that is not quantised")
         checkpoint = Checkpoint(source.place, config, revision=source.revision)
         model, info = checkpoint.skeleton(dtype)
     _refuse_unfilled(source.name, info)
@@ -218,6 +262,8 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except ImportError as e:  # of a library that reads quantised weights
+        raise UserError(f"model {name!r} cannot be loaded here: {first_line(e).rstrip('.')}") from e
     except (OSError, ValueError, KeyError, SafetensorError, struct.error, hub.HTTPError) as e:
         raise explain(name, e, is_offline_mode()) from e
     except (MemoryError, RuntimeError) as e:

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from depthlens import arguments
 from depthlens.ablations import ROUNDED, WEIGHTS, Condition
 from depthlens.errors import UserError, unknown
-from depthlens.models import loading, sources
+from depthlens.models import fingerprint, loading, quantised, sources
 from depthlens.models.lens import Donor, Lens
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
 
     Args:
         base: A loaded model; it stays as it is.
-        donor: A name, read layer by layer from its safetensors files in the base's dtype and onto its device; or a
-            loaded model, in memory or offloaded.
+        donor: A name, read layer by layer from its safetensors files in the base's dtype and onto its device (quantised
+            as a whole, if the base was on loading); or a loaded model, in memory or offloaded.
 
     Returns:
         A second handle on the base's weights, whose ``donor`` is set.
@@ -100,7 +100,9 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     source = sources.find(donor)
     no_files = source.kind == "organism" or source.adapter  # of weights as they are to be
     dtype = str(base.dtype).removeprefix("torch.")
-    return loading.load(donor, dtype=dtype, device=str(base.device), offload=None if no_files else "disk")
+    held = no_files or base.quantize is not None
+    device, offload = str(base.device), None if held else "disk"
+    return loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=offload)
 
 
 def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
@@ -138,6 +140,9 @@ def join_donor(
 def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch") -> None:
     """Refuse a condition that asks for a donor where there is none, or where the backend cannot transplant."""
     rounded = next((c for c in conditions if c.uses(*ROUNDED)), None)
+    if rounded and (method := quantised.method_of(lens.model.config)):
+        fault = f"condition {rounded} rounds weights, and those of {lens.name!r} are quantised ({method})"
+        raise UserError(f"{fault}; load the model with plain weights")
     if rounded and backend != "torch":
         raise UserError(f"condition {rounded} computes with rounded weights; use backend 'torch'")
     twice = next((c for c in conditions if c.uses("twice")), None)
@@ -207,7 +212,7 @@ def _compare_modules(same: Same, base: Lens, donor: Lens) -> None:
     for size, value in vars(base.dims).items():
         same(f"{size} is", value, getattr(donor.dims, size))
     same("rows of the embedding (vocabulary size) are", *(len(lens.arch.embed.weight) for lens in (base, donor)))
-    shapes = [{key: list(t.shape) for key, t in lens.model.state_dict().items()} for lens in (base, donor)]
+    shapes = [{key: quantised.shape_of(t) for key, t in _kept(lens)} for lens in (base, donor)]
     for key in [*shapes[0], *shapes[1]]:
         same(f"shape of {key} is", *(shape.get(key, "missing") for shape in shapes))
     # read by attention at run time, not kept in a module (DeepSeek)
@@ -215,7 +220,7 @@ def _compare_modules(same: Same, base: Lens, donor: Lens) -> None:
     for layer, its_layer in zip(_computing(base), _computing(donor), strict=True):
         for (name, module), (_, its_module) in zip(layer.named_modules(), its_layer.named_modules(), strict=True):
             name = name or type(layer).__name__
-            same(f"a module {name} is", type(module).__name__, type(its_module).__name__)
+            same(f"a module {name} is", _kind(module), _kind(its_module))
             for key, value in _settings(module).items():
                 same(f"{key} of {name} is", value, _settings(its_module).get(key))
 
@@ -224,8 +229,21 @@ def _computing(lens: Lens) -> list[nn.Module]:
     return [*lens.arch.layers, lens.arch.final_norm]
 
 
+def _kept(lens: Lens) -> list[tuple[str, Tensor]]:
+    """Weights and buffers of a checkpoint, each under all of its names."""
+    kept = lens.model.state_dict().keys()
+    return [(name, tensor) for name, tensor in fingerprint.named_tensors(lens.model) if name in kept]
+
+
+def _kind(module: nn.Module) -> str:
+    """Name of a module's class; a linear layer is one however it keeps its weights."""
+    return "Linear" if quantised.is_linear(module) else type(module).__name__
+
+
 def _settings(module: nn.Module) -> dict[str, object]:
     """Numbers and words that a module computes by; dropout and padding matter in training only."""
+    if quantised.is_linear(module):
+        return {"bias": module.bias is not None}
     plain = (bool, int, float, str, type(None))
     idle = {"training", "attention_dropout", "padding_idx", "p"}
     return {k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_") and k not in idle}

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from depthlens.errors import UserError
 from depthlens.models.devices import free_bytes
+from depthlens.models.quantised import stored_bytes, tensors_of
 from depthlens.models.structure import find as find_structure
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ def room(devices: Sequence[torch.device]) -> list[int]:
 
 def n_bytes(model: PreTrainedModel) -> int:
     """Bytes of all weights; those that are tied count once."""
-    return sum(tensor.nbytes for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+    return sum(map(stored_bytes, {id(t): t for t in (*model.parameters(), *model.buffers())}.values()))
 
 
 def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
@@ -62,7 +63,8 @@ def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -
 
 def weights_state(module: nn.Module) -> tuple:
     """What differs after a weight of a module was replaced, or written to in place."""
-    return tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in module.parameters())
+    tensors = (tensor for w in module.parameters() for tensor in tensors_of(w))
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def place_of(module: nn.Module, without_weights: torch.device | None = None) -> torch.device:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from depthlens.ablations import ROUNDED, Condition
 from depthlens.models.lens import Lens, donor_layers_resident
 from depthlens.models.placement import held, weights_state
+from depthlens.models.quantised import stored_bytes
 
 GROUP = 128  # weights that share a scale under int4; fewer, by halves, where the width of a matrix wants it
 _TINY = torch.finfo(torch.float32).tiny
@@ -119,7 +120,7 @@ def modules_of(lens: Lens) -> RoundedModules:
 def rounded_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
     """Bytes of the copies that conditions need, at most: of whole layers, each once for a mode."""
     layers = {(a.layer, a.mode) for c in conditions for a in c.ablations if a.mode in ROUNDED}
-    return len(layers) * sum(w.nbytes for w in lens.arch.layers[0].parameters()) if layers else 0
+    return len(layers) * sum(map(stored_bytes, lens.arch.layers[0].parameters())) if layers else 0
 
 
 @contextmanager

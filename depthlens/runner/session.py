@@ -35,6 +35,7 @@ def setup_notebook(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     offload: str | None = None,
     remote: bool | str = False,
     out: str | None = None,
@@ -54,6 +55,7 @@ def setup_notebook(
         seed: Seed of Python, NumPy and torch.
         device: ``auto``, ``cpu``, ``mps``, ``cuda``, ``cuda:N``, or several GPUs: ``cuda:0,cuda:1``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quantize: ``int8``, ``int4`` or ``nf4``; see `depthlens.load`.
         offload: ``disk`` for a model larger than memory; see `depthlens.load`.
         remote: True for weights that stay on NDIF, ``"local"`` to simulate that; see `depthlens.load`.
         out: Folder for the notebook's results; None keeps nothing.
@@ -68,7 +70,9 @@ def setup_notebook(
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
     arguments.check(limit=limit, num_fewshot=num_fewshot, seed=seed, device=device, dtype=dtype, offload=offload)
-    arguments.check(tasks=tasks, include_path=include_path, out=out, apply_chat_template=apply_chat_template)
+    arguments.check(
+        quantize=quantize, tasks=tasks, include_path=include_path, out=out, apply_chat_template=apply_chat_template
+    )
     arguments.check(enable_thinking=enable_thinking, gen_kwargs=gen_kwargs, think_end_token=think_end_token)
     if out is not None:
         writable_folder(out)
@@ -81,14 +85,15 @@ def setup_notebook(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    lens = loading.load(model, dtype=dtype, device=device, offload=offload, remote=remote)
+    lens = loading.load(model, dtype=dtype, device=device, quantize=quantize, offload=offload, remote=remote)
     about = lens.describe()
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
     commit = provenance.git_commit() or "none"
     where = f"{about['device']} of {lens.remote.describe()['host']}" if lens.remote else about["device"]
+    kept = ", ".join(map(str, filter(None, [about["dtype"], about["quantization"]])))
     print(
-        f"{versions} | git {commit} | {about['name']} {about['dtype']} on {where}, "
+        f"{versions} | git {commit} | {about['name']} {kept} on {where}, "
         f"attention {about['attention_kernel']} | seed {seed} | fingerprint {str(about['fingerprint'])[:12]}"
     )
     return lens

@@ -103,7 +103,7 @@ COMPARE = [
 EXPORT = [
     (["export", "m", "L1"], "Missing option '--out'; 'depthlens export --help' lists"),
     (["export", "gpt5", "L1", "--out", "{out}"], "unknown model 'gpt5'; "),
-    (["export", "gpt5", "L1.E2", "--out", "{out}"], "cannot read 'L1.E2'; write L12"),
+    (["export", "gpt5", "L1.Q2", "--out", "{out}"], "cannot read 'L1.Q2'; write L12"),
     (["export", "gpt5", "L1", "--out", "{out}", "--dtype", "float8"], "unknown dtype 'float8'; did you mean"),
     (["export", "gpt5", "L1", "--out", ""], "out '': give the path of a folder"),
     (["export", "gpt5", "L1", "--out", "{out}", "--result", "{foreign}"], "holds no "),

@@ -1,0 +1,228 @@
+"""Quantised models: the scores of plain passes of the same model on every path, and weights as small as they say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import surgery
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+import depthlens as dl
+from depthlens.ablation_words import expand
+from depthlens.ablations import BASELINE, parse_condition
+from depthlens.engine.engine import Engine
+from depthlens.models import placement, quantised
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+
+SAME = 1e-4  # nats: rows are multiplied in batches of other sizes
+SCHEMES = list(quantised.SCHEMES)
+CASES = [("llama-gqa", s) for s in SCHEMES] + [(f, s) for f in ("qwen3-moe", "deepseek-v3") for s in ("int8", "nf4")]
+ASKED = [LoglikelihoodRequest(tuple(range(3 + i, 20 + 2 * i)), (5, 6 + i, 7)) for i in range(3)]
+ABLATE = "layers,attn,heads,kv,L1@noise,L1.H1@noise,L1.attn@noise+L2.mlp,L1x2"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Folders of tiny models whose widths are multiples of 32, each written once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(family="llama-gqa"):
+        place = root / family
+        if not place.exists():
+            sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 4}
+            sizes |= {"v_head_dim": 16} if family == "deepseek-v3" else {}
+            tiny.save(place, family, **sizes)
+        return str(place)
+
+    return folder
+
+
+def scores(lens, conditions, **options):
+    answers = Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
+    return torch.tensor([[answer.logprob for answer in row] for row in answers])
+
+
+@pytest.mark.parametrize("family, scheme", CASES)
+def test_every_path_and_backend_gives_the_same_scores(wide, family, scheme):
+    lens = dl.load(wide(family), quantize=scheme)
+    conditions = expand(ABLATE, lens.dims)
+    found = scores(lens, conditions)
+    assert torch.allclose(found, scores(lens, conditions, path="padded_rows"), atol=SAME)
+    others = [c for c in conditions if not c.uses("twice")]
+    found = scores(lens, others)
+    for backend in ("nnsight", "transformer_lens"):
+        assert torch.allclose(found, scores(lens, others, backend=backend), atol=SAME)
+    assert not torch.allclose(found[0], scores(dl.load(wide(family)), [BASELINE])[0], atol=100 * SAME)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_scores_are_those_of_a_plain_model_with_the_same_numbers(wide, scheme):
+    lens, plain = dl.load(wide(), quantize=scheme), dl.load(wide())
+    for a, b in zip(lens.arch.layers, plain.arch.layers, strict=True):
+        for (name, module), (_, other) in zip(a.named_modules(), b.named_modules(), strict=True):
+            if quantised.is_linear(other):
+                with torch.no_grad():
+                    other.weight.copy_(quantised.columns(module, range(module.in_features)))
+                assert quantised.is_quantised(module.weight), name
+    conditions = expand(ABLATE, lens.dims)
+    assert torch.allclose(scores(lens, conditions), scores(plain, conditions), atol=SAME)
+    asked = [GenerateRequest(tuple(range(3, 12)), (), 8)]
+    texts = [Engine(one, progress=False).generate_until(asked, conditions[:4]) for one in (lens, plain)]
+    assert texts[0] == texts[1]
+
+
+def test_memory_is_what_the_bits_take(wide):
+    plain = dl.load(wide())
+    layers = sum(m.weight.numel() for layer in plain.arch.layers for m in layer.modules() if quantised.is_linear(m))
+    others = placement.n_bytes(plain.model) - 4 * layers
+    n_rows = sum(m.out_features for layer in plain.arch.layers for m in layer.modules() if quantised.is_linear(m))
+    # a scale of 4 bytes, and a zero point of as much or less, for each row; nf4: a scale for 64 weights, and its levels
+    expected = {"int8": (layers, layers + 8 * n_rows), "nf4": (layers // 2, layers // 2 + layers // 16 + 28 * 64)}
+    for scheme, (least, most) in expected.items():
+        lens = dl.load(wide(), quantize=scheme)
+        assert least <= placement.n_bytes(lens.model) - others <= most
+        assert lens.describe()["n_parameters"] == plain.describe()["n_parameters"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_record_and_the_store_know_it(wide, tmp_path, scheme):
+    lens, again, plain = dl.load(wide(), quantize=scheme), dl.load(wide(), quantize=scheme), dl.load(wide())
+    before = lens.identify()
+    assert before.obstacle is None
+    lens.model(torch.tensor([[5, 6, 7]]))
+    assert lens.fingerprint == before.fingerprint == again.fingerprint != plain.fingerprint
+    assert lens.describe()["quantization"].startswith(f"{scheme} ({quantised.SCHEMES[scheme]} 0.")
+    assert plain.describe()["quantization"] is None
+    options = {"limit": 3, "store": str(tmp_path), "progress": False}
+    first = dl.layer_sweep(lens, "capitals_continuation", **options)
+    second = dl.layer_sweep(again, "capitals_continuation", **options)
+    assert second.record["store"]["rows_computed"] == 0
+    assert first.docs.equals(second.docs)
+    with torch.no_grad():
+        bits = quantised.tensors_of(lens.arch.mlp[2].up_proj.weight)[0]
+        bits[0, 0] = bits[0, 0] ^ 1
+    assert lens.fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_donors(wide, scheme):
+    base, plain = dl.load(wide(), quantize=scheme), dl.load(wide())
+    donor = dl.load(wide(), quantize=scheme)
+    with torch.no_grad():
+        for norm in donor.arch.mlp_norm:
+            norm.weight.mul_(1.1)
+    both = scores(dl.with_donor(base, donor), [parse_condition("L1@donor"), *expand("whole@donor", base.dims)])
+    assert torch.allclose(both[-1], scores(donor, [BASELINE])[0], atol=SAME)
+    assert not torch.allclose(both[0], both[1], atol=SAME)
+    mixed = dl.with_donor(plain, base)  # what quantising each layer alone would cost
+    assert torch.allclose(scores(mixed, expand("whole@donor", base.dims))[1], scores(base, [BASELINE])[0], atol=SAME)
+    named = dl.with_donor(base, wide())
+    assert named.donor.lens.quantize == scheme
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path, double):
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype="float32"
+    )
+    AutoModelForCausalLM.from_pretrained(wide(), quantization_config=config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    lens = dl.load(str(tmp_path))
+    conditions = expand(ABLATE, lens.dims)
+    assert torch.allclose(scores(lens, conditions), scores(lens, conditions, path="padded_rows"), atol=SAME)
+    assert lens.describe()["quantization"].startswith("Params4bit (bitsandbytes")
+    assert lens.identify().obstacle is None
+    if not double:
+        assert lens.fingerprint == dl.load(wide(), quantize="nf4").fingerprint
+    with pytest.raises(dl.UserError, match="is quantised already"):
+        dl.load(str(tmp_path), quantize="nf4")
+    with pytest.raises(dl.UserError, match="offload reads plain weights"):
+        dl.load(str(tmp_path), offload="disk")
+
+
+def test_llm_int8_is_not_stored(wide, tmp_path):
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    AutoModelForCausalLM.from_pretrained(wide(), quantization_config=config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert "rounds activations by what is in a batch" in dl.load(str(tmp_path)).identify().obstacle
+
+
+def said_to_be(folder, place, **settings):
+    """A copy of a checkpoint whose configuration says that it is quantised."""
+    shutil.copytree(folder, place)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return place
+
+
+def test_a_checkpoint_in_fp8_is_dequantised_where_no_gpu_reads_it(wide, tmp_path):
+    place = said_to_be(
+        wide(), tmp_path / "fp8", quant_method="fp8", weight_block_size=[128, 128], activation_scheme="dynamic"
+    )
+    weights = load_file(place / "model.safetensors")
+    for name, w in list(weights.items()):
+        if "proj" in name:
+            scale = w.abs().max() / 448
+            weights[name] = (w / scale).to(torch.float8_e4m3fn)
+            weights[name.replace("weight", "weight_scale_inv")] = scale.reshape(1, 1)
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    lens, plain = dl.load(str(place)), dl.load(wide())
+    assert lens.describe()["quantization"] == "dequantised (fp8)"
+    error = (lens.arch.o_proj[1].weight - plain.arch.o_proj[1].weight).norm() / plain.arch.o_proj[1].weight.norm()
+    assert 0 < error < 0.05  # three bits of mantissa
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "pip install optimum"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}, "pip install gptqmodel"),
+        ({"quant_method": "made-up"}, "'made-up', which transformers .* does not read"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_one_line(wide, tmp_path, settings, message):
+    with pytest.raises(dl.UserError, match=message):
+        dl.load(str(said_to_be(wide(), tmp_path / "model", **settings)))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"quantize": "int3"}, "unknown quantize 'int3'"),
+        ({"quantize": "int8", "offload": "disk"}, "leave one of the two out"),
+        ({"quantize": "int8", "device": "cuda:0,cuda:1"}, "cuda"),
+        ({"quantize": "int8", "remote": True}, "are the server's"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(wide, options, message):
+    with pytest.raises(dl.UserError, match=message):
+        dl.load(wide(), **options)
+
+
+def test_widths_without_a_group_are_refused(saved):
+    with pytest.raises(dl.UserError, match=r"widths that are multiples of 32, not \d+; use 'int8'"):
+        dl.load(saved("llama-gqa"), quantize="int4")
+
+
+def test_a_missing_library_is_one_line(wide, monkeypatch):
+    monkeypatch.setattr(quantised, "installed", lambda library: False)
+    with pytest.raises(dl.UserError, match=r"needs bitsandbytes, which is not installed; pip install 'depthlens\[quan"):
+        dl.load(wide(), quantize="nf4")
+
+
+def test_what_reads_plain_weights_is_refused(wide, tmp_path):
+    lens = dl.load(wide(), quantize="int8")
+    with pytest.raises(dl.UserError, match="rounds weights, and those of .* are quantised"):
+        scores(lens, [parse_condition("L1@int4")])
+    with pytest.raises(dl.UserError, match="is quantised"):
+        dl.export(lens, "L1", tmp_path / "out")
+    with pytest.raises(dl.UserError, match="weight deltas compare plain weights"):
+        dl.weight_deltas(lens, dl.load(wide()), store=None)
+    with pytest.raises(dl.UserError, match="leave quantize out"):
+        dl.load("organism", quantize="int8")
+    assert surgery.rough_lens("llama-gqa").stored_as is None
