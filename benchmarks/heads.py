@@ -21,8 +21,7 @@ from speed import Likelihoods, matmul_rate, spread, timed
 
 import depthlens as dl
 from depthlens import progress
-from depthlens.ablation_words import expand
-from depthlens.ablations import Condition
+from depthlens.ablations import Condition, expand
 from depthlens.analysis import head_effects
 from depthlens.analysis.rank_correlations import in_words
 from depthlens.backends.torch import TorchBackend

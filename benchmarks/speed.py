@@ -31,8 +31,7 @@ import torch
 import yaml
 
 import depthlens as dl
-from depthlens.ablation_words import expand
-from depthlens.ablations import Condition
+from depthlens.ablations import Condition, expand
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import cut

@@ -1,7 +1,7 @@
 """Which backend applies which condition on which family, measured; ``python tests/backend_table.py`` writes it.
 
 A cell is the largest difference of any logit from `surgery.cut`, a model with the part really cut out; "not supported"
-where the backend refuses the family. The table stands between two markers in docs/methods.md.
+where the backend refuses the family. The table stands between two markers in docs/equality.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from depthlens.engine import prefix_tree, wavefront
 from depthlens.engine.references import measure_means, sample
 from depthlens.errors import UserError
 
-DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[1] / "docs" / "equality.md"
 BEGIN, END = "<!-- backend table: begin -->", "<!-- backend table: end -->"
 # float32 rounding of one order of operations against another, over five layers with logits of order 10
 TOLERANCE = 1e-4
@@ -140,7 +140,7 @@ def statements(text: str) -> dict[tuple[str, str, str], str]:
 
 
 def committed() -> str:
-    """The table that docs/methods.md holds."""
+    """The table that docs/equality.md holds."""
     return DOCS.read_text().split(BEGIN)[1].split(END)[0]
 
 

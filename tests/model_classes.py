@@ -20,9 +20,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from depthlens.ablations import expand
 from depthlens.engine import walk_check
+from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
+from depthlens.requests import LoglikelihoodRequest
 
 N_HEADS = 4
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2}
@@ -31,6 +34,9 @@ LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_he
 SIZES = tiny.BASE | tiny.LATENT | EXPERTS | OLDER | LINEAR
 SIZES |= {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 8, "v_head_dim": 8}
 SIZES |= {"shared_expert_intermediate_size": 16, "sliding_window": 64}
+ABLATE = "L0,L2,L1.attn,L2.mlp,L1.H1,L2.H0+L3.H2"
+CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
+ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
 LARGE = 10**7  # parameters of a class that has other names for its sizes
 
 HEAD = f"""# Models
@@ -45,6 +51,10 @@ the same way before it is swept, and one line says if it is not walked.
   gradients.
 - **whole passes, layers only**: as above, but attention, MLPs and heads cannot be removed apart from their layer.
 - **refused**: a part cannot be found, or the logits are not those that the model's head gives.
+
+*Difference* is the largest one of any log-likelihood between walk and whole passes, in nats, of the conditions
+`{ABLATE}` on six answers. *Experts* says in how many layers experts can be removed
+(`L1.E0`).
 """
 
 # kinds that the wavefront walks, beside those of `tiny.FAMILIES`
@@ -90,8 +100,14 @@ def lens(kind: str) -> Lens:
     return Lens(model, tiny.tokenizer(), kind)
 
 
-def taken(kind: str) -> tuple[str, str]:
-    """How a type is taken, and why not better."""
+def logprobs(lens: Lens, path: str | None, backend: str = "torch") -> torch.Tensor:
+    """Log-likelihoods of the answers under the baseline and `ABLATE`."""
+    rows = Engine(lens, path=path, backend=backend, progress=False).loglikelihood(ASKED, expand(ABLATE, lens.dims))
+    return torch.tensor([[answer.logprob for answer in row] for row in rows])
+
+
+def taken(kind: str) -> tuple[str, ...]:
+    """How a type is taken, why not better, how far a walk is from whole passes, and its layers with experts."""
     small = config(kind)
     if small.get_text_config() is not small:
         return "not tried", "reads more than text"
@@ -99,12 +115,15 @@ def taken(kind: str) -> tuple[str, str]:
         model = build(kind)
         if model is None:
             return "not tried", "a tiny one cannot be configured"
-        found = walk_check.found(Lens(model, tiny.tokenizer(), kind))
+        lens = Lens(model, tiny.tokenizer(), kind)
+        found = walk_check.found(lens)
     except UserError as e:
         return "refused", str(e).removesuffix("; it is not supported")
+    experts = str(sum(n > 0 for n in lens.dims.n_experts) or "")
     if found.fault is None:
-        return "walked", ""
-    return "whole passes" if found.separable else "whole passes, layers only", found.fault
+        apart = float((logprobs(lens, "wavefront") - logprobs(lens, "padded_rows")).abs().max())
+        return "walked", "", f"{apart:.0e}", experts
+    return "whole passes" if found.separable else "whole passes, layers only", found.fault, "", experts
 
 
 def main() -> None:
@@ -112,8 +131,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.set_verbosity(logging.CRITICAL)
     print(HEAD)
-    print("| class | how | why |\n|---|---|---|")
-    found = {}
+    print("| class | how | why | difference | experts |\n|---|---|---|---|---|")
+    found: dict[str, tuple[str, ...]] = {}
     for kind, name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
         if name in found:
             continue
@@ -121,7 +140,7 @@ def main() -> None:
             found[name] = taken(kind)
         except Exception as e:  # noqa: BLE001 - whatever a class raises when it is built small goes into the table
             found[name] = "not tried", f"a tiny one cannot be built ({type(e).__name__})"
-        print(f"| {name} | {found[name][0]} | {found[name][1]} |", flush=True)
+        print(f"| {' | '.join((name, *found[name], *[''] * (4 - len(found[name]))))} |", flush=True)
 
 
 if __name__ == "__main__":

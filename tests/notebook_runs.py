@@ -14,8 +14,7 @@ import nbformat
 import pytest
 
 from depthlens import paths
-from depthlens.ablation_words import expand
-from depthlens.ablations import Dims
+from depthlens.ablations import Dims, expand
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.analysis.stats import SUMMARY_COLUMNS
 from depthlens.claims import CLAIMS

@@ -5,8 +5,7 @@ from __future__ import annotations
 import backend_table
 import torch
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import parse_condition
+from depthlens.ablations import expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.requests import LoglikelihoodRequest
 

@@ -8,7 +8,7 @@ import surgery
 import tiny
 import torch
 
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest

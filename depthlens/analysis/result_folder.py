@@ -17,8 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import Dims
+from depthlens.ablations import Dims, expand
 from depthlens.arguments import SCHEMES
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder

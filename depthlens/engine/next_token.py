@@ -8,8 +8,7 @@ import pandas as pd
 import torch
 
 from depthlens import arguments
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, Condition
+from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens

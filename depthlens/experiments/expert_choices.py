@@ -55,7 +55,7 @@ def expert_choices(
     Raises:
         UserError: a model without experts, weights that are on a server, or texts that cannot be read.
     """
-    rows = text_sets.encoded(lens, texts, limit, max_tokens, "a count of chosen experts")
+    rows = text_sets.encoded(lens, texts, limit, max_tokens, "a count of chosen experts", walked=False)
     dims = lens.dims
     if not dims.n_experts:
         raise UserError(f"model {lens.name!r} has no experts; give a mixture of experts")

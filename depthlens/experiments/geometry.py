@@ -40,7 +40,6 @@ from depthlens.ablations import BASELINE
 from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.stats import mean_interval
 from depthlens.engine import nonfinite, prefix_tree, walk_check
-from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
@@ -85,7 +84,7 @@ def depth_geometry(
         UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
     """
     arguments.whole("lens_positions", lens_positions, 1)
-    rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", window_of(lens))
+    rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
     names = [
@@ -224,7 +223,7 @@ def layer_effects(
     if reduce not in REDUCE:
         raise unknown("reduce", reduce, REDUCE)
     arguments.check(seed=seed)
-    rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", window_of(lens))
+    rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
     shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
     if not 0 <= skip_first <= len(rows[shortest]) - 2:
         fix = f"give 0 to {len(rows[shortest]) - 2}, or leave that text out"

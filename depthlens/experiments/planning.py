@@ -20,8 +20,7 @@ from typing import Any, Unpack, cast
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.ablation_words import expand
-from depthlens.ablations import Condition
+from depthlens.ablations import Condition, expand
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, refuse_workers, settled

@@ -12,8 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from depthlens import arguments, cluster, provenance
-from depthlens.ablation_words import expand
-from depthlens.ablations import INDEXED, Condition
+from depthlens.ablations import INDEXED, Condition, expand
 from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
@@ -262,7 +261,7 @@ def condition_sweep(
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions; see
-            `depthlens.ablation_words.expand`.
+            `depthlens.ablations.expand`.
         resample_prompts: Prompts whose z ``@resample`` conditions put in place, each in turn; scores are means over
             them.
         donor: Model whose weights ``@donor`` conditions put in place: a name or a loaded model

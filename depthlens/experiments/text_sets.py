@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import datasets
 
 from depthlens import arguments
+from depthlens.engine.plain_rows import window_of
 from depthlens.errors import UserError, first_line, unknown
 from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
@@ -58,7 +59,7 @@ def chosen(texts: Texts, limit: int | None) -> list[str]:
 
 
 def encoded(
-    lens: Lens, texts: Texts, limit: int | None, max_tokens: int, what: str, window: int | None = None
+    lens: Lens, texts: Texts, limit: int | None, max_tokens: int, what: str, *, walked: bool
 ) -> list[list[int]]:
     """Token ids of the texts that are read.
 
@@ -68,7 +69,7 @@ def encoded(
         limit: See `chosen`.
         max_tokens: Of longer texts, only the first so many tokens are read.
         what: What reads them, for errors.
-        window: Tokens that it reads at most; None: as many as the model.
+        walked: Layer by layer, which reads no more tokens than an attention window.
 
     Raises:
         UserError: weights that are not here, no texts, or one of fewer than 2 tokens or more than are read.
@@ -77,6 +78,7 @@ def encoded(
     lens.needs_weights(what)
     arguments.whole("max_tokens", max_tokens, 2)
     read = chosen(texts, limit)
+    window = window_of(lens) if walked else None
     reads = min(lens.model.config.get_text_config().max_position_embeddings, window or max_tokens)
     rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in read]
     for i, (text, row) in enumerate(zip(read, rows, strict=True)):

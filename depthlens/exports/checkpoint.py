@@ -37,11 +37,13 @@ from depthlens.analysis.results import Result
 from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.exports import model_card
+from depthlens.exports.layer_lists import kept_layers, layer_lists
 from depthlens.exports.smaller_config import skeleton
 from depthlens.models.lens import Lens
 from depthlens.models.rounded_weights import rounded
 from depthlens.paths import unwritable
 
+LISTS = "layer_lists.json"
 SHARD_BYTES = 4 << 30  # of one file, but for a layer that is larger
 
 
@@ -79,8 +81,9 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
         result: A sweep of the same model in which the condition was scored: the card then says what it cost.
 
     Returns:
-        What was written: weights (safetensors), configuration, tokenizer, README.md and, where whole layers were
-        removed, ``mergekit.yml``, which makes the same checkpoint.
+        What was written: weights (safetensors), configuration, tokenizer, README.md, ``layer_lists.json``
+        (`depthlens.layer_lists`) and, where whole layers were removed, ``mergekit.yml``, which makes the same
+        checkpoint.
 
     Raises:
         UserError: a condition that weights cannot express or that leaves no layer, a model whose weights are remote or
@@ -95,9 +98,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     walk_check.require_parts(lens, walk_check.found(lens), [chosen])
     cost = model_card.cost(lens, chosen, result)
     folder = empty_folder(out)
-    skipped = {a.layer for a in chosen.ablations if a.mode == "skip"}
-    times = [0 if i in skipped else 1 + chosen.runs_twice(i) for i in range(lens.dims.n_layers)]
-    kept = [layer for layer, n in enumerate(times) for _ in range(n)]
+    kept = kept_layers(lens, chosen)
     smaller, cut = _smaller(lens, chosen, kept)
     needed = sum(w.nbytes for w in smaller.parameters())
     try:
@@ -117,6 +118,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
             n_whole = sum(w.numel() for w in lens.model.parameters())
             found = Export(folder, tuple(kept), sum(w.numel() for w in smaller.parameters()), n_zero, n_whole)
             model_card.write(made, lens, chosen, str(found), kept, cost)
+            (made / LISTS).write_text(json.dumps(layer_lists(lens, chosen), indent=2) + "\n", encoding="utf-8")
             os.replace(made, folder)
     except OSError as e:
         raise unwritable(folder, e) from e

@@ -1,0 +1,7 @@
+"""Models: from a name, a folder or a module to a `Lens`."""
+
+import logging
+
+# transformers imports torchao where it is installed, which reports kernels of other devices and a deprecation of torch's
+for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+    logging.getLogger(_name).setLevel(logging.ERROR)

@@ -84,10 +84,10 @@ def load(
         from depthlens.models.remote import simulated  # slow to import
 
         return simulated(load(name, dtype=dtype, quantize=quantize, device=device))
-    if remote and (dtype, device, quantize) != ("auto", "auto", None):
-        raise UserError(
-            f"dtype {dtype!r}, device {device!r} and quantize of a remote model are the server's; leave them out"
-        )
+    if remote and (dtype, device) != ("auto", "auto"):
+        raise UserError(f"dtype {dtype!r} and device {device!r} of a remote model are the server's; leave them out")
+    if remote and quantize:
+        raise UserError(f"quantize {quantize!r}: how a remote model keeps its weights is the server's; leave it out")
     if place.type == "mps":
         devices.check_linear(place)
     source = sources.find(name, weights=not remote)

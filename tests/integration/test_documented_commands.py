@@ -20,8 +20,7 @@ import yaml
 
 import depthlens as dl
 from depthlens import paths
-from depthlens.ablation_words import expand
-from depthlens.ablations import Dims
+from depthlens.ablations import Dims, expand
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 

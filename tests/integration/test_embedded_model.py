@@ -223,8 +223,7 @@ from itertools import combinations
 from pathlib import Path
 import psutil, torch
 import depthlens as dl
-from depthlens.ablation_words import expand
-from depthlens.ablations import parse_condition
+from depthlens.ablations import expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 

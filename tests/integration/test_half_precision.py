@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import depthlens as dl
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.tasks import harness
 

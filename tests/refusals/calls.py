@@ -88,6 +88,7 @@ LOAD = [
     (load(dtype="fp8"), "unknown dtype 'fp8'; "),
     (load(device=None), "unknown device None; "),
     (load(device="cuda:99"), "device 'cuda:99': torch finds no CUDA GPU here; use device=cpu"),
+    (load(quantize="int3"), "unknown quantize 'int3'; did you mean"),
     (load(offload=True), "offload True: give 'disk', or leave it out"),
     (load(remote="yes"), "remote 'yes': give True, 'local' to simulate a server here, or leave it out"),
 ]
@@ -134,7 +135,7 @@ SWEEPS = [
     (ablate(None), "ablate None: give layers, attn, mlp"),
     (ablate(3), "ablate 3: give layers, attn, mlp"),
     (ablate([]), "nothing to ablate in []; give layers"),
-    (ablate(["L1", 3]), "ablate 3: give layers, attn, mlp, heads, kv, blocks:N"),
+    (ablate(["L1", 3]), "ablate 3: give layers, attn, mlp, heads, kv, experts, blocks:N"),
     (ablate([["L1"]]), "ablate ['L1']: give layers"),
     (ablate({"L1": 1}), "ablate {'L1': 1}: give layers"),
     (

@@ -5,8 +5,7 @@ import random
 
 import pytest
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, Ablation, Condition, Dims, parse_condition
+from depthlens.ablations import BASELINE, Ablation, Condition, Dims, expand, parse_condition
 from depthlens.errors import UserError
 
 DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)

@@ -16,7 +16,7 @@ import tiny
 import typer
 
 from depthlens import cli, paths
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.models import sources
 from depthlens.runner import execute
 from depthlens.runner.notebook_files import read_notebook

@@ -12,8 +12,7 @@ import torch
 from backend_table import batch_logits
 
 from depthlens import backends, cli
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.protocol import Backend
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
@@ -44,7 +43,7 @@ def test_every_kind_of_condition_equals_a_model_that_was_cut(way, family):
             assert drift < TOLERANCE, f"{way}, {family}, {kind}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
 
 
-def test_the_table_in_the_methods_says_what_was_measured():
+def test_the_page_says_what_was_measured():
     now = backend_table.statements(backend_table.render(backend_table.whole()))
     assert len(now) == len(backend_table.WAYS) * len(tiny.FAMILIES) * len(backend_table.KINDS)
     assert backend_table.statements(backend_table.committed()) == now, "run python tests/backend_table.py"

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import depthlens as dl
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 

@@ -24,8 +24,7 @@ from remote_models import (
 )
 
 import depthlens as dl
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.remote import RemoteNnsight
 from depthlens.engine.engine import Engine

@@ -21,8 +21,7 @@ import torch
 from remote_models import FAMILIES, TASK, TOLERANCE, contexts_and_answers, every_kind, requests, scores
 
 from depthlens import cli
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError

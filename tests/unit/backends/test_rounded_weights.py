@@ -9,8 +9,7 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens.ablation_words import expand
-from depthlens.ablations import parse_condition
+from depthlens.ablations import expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import rounded_weights
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest

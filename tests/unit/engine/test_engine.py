@@ -7,8 +7,7 @@ import tiny
 import torch
 
 from depthlens import progress
-from depthlens.ablation_words import expand
-from depthlens.ablations import parse_condition
+from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import memory_budget, packed_trees
 from depthlens.engine.decoding import cut

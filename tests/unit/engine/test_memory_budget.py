@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine import memory_budget
 from depthlens.engine.engine import Engine
 from depthlens.models.lens import Lens

@@ -10,8 +10,7 @@ import surgery
 import tiny
 import torch
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.decoding import Writer
 from depthlens.engine.engine import Engine
 from depthlens.engine.sampling import Numbers, drawn

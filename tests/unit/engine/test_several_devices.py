@@ -10,8 +10,7 @@ from backend_table import KINDS, reference_of
 from made_up_devices import ONE, TWO, spread
 from offloaded import SAME
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine import pipeline
 from depthlens.engine.engine import Engine
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest

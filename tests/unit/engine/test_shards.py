@@ -10,7 +10,7 @@ import pytest
 import tiny
 from stores import CHOICE, WRITTEN, counts, parts, run
 
-from depthlens import ablation_words
+from depthlens import ablations
 from depthlens.engine.engine import Engine
 from depthlens.engine.shards import Computed, shards_of
 from depthlens.errors import Interrupted, UserError
@@ -125,7 +125,7 @@ class TestEngine:
 
     def test_rows_that_another_reserved_and_gave_up_are_computed_at_the_end(self, lens, tmp_path):
         cache = AnswerStore(str(tmp_path), lens).entry("some")
-        asked, conditions = requests(lens), ablation_words.expand("layers", lens.dims)
+        asked, conditions = requests(lens), ablations.expand("layers", lens.dims)
         with ExitStack() as other:
             other.enter_context(cache.rows(asked, conditions).reserved([0, 1], [0, 1]))
 
@@ -150,7 +150,7 @@ class TestEngine:
                     raise KeyboardInterrupt
 
         cache = AnswerStore(str(tmp_path), lens).entry("some")
-        asked, conditions = requests(lens), ablation_words.expand("layers", lens.dims)
+        asked, conditions = requests(lens), ablations.expand("layers", lens.dims)
         with pytest.raises(Interrupted, match=r"\d+ of 72 rows of some are kept"):
             Engine(lens, cache=cache, progress=False, workers=Broken()).loglikelihood(asked, conditions)
         assert not list(tmp_path.glob("*/*/.reservations/*.json"))

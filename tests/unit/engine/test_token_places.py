@@ -7,8 +7,7 @@ import surgery
 import tiny
 import torch
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree

@@ -6,8 +6,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from trees import random_sequences, sees
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE
+from depthlens.ablations import BASELINE, expand
 from depthlens.engine import attention_choice, attention_parts, block_mask, prefix_tree
 from depthlens.engine.attention_choice import ENVIRONMENT, TREES
 from depthlens.engine.branch_attention import BranchTree

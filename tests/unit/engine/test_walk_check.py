@@ -11,28 +11,21 @@ import pytest
 import tiny
 import torch
 import transplants
+from model_classes import ABLATE, ASKED, CONTEXTS, logprobs
 from torch import nn
 
 from depthlens import paths
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import attribution
 from depthlens.models import pairs
 from depthlens.models.lens import Lens
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest
 
 SAME = 1e-4  # nats, of sums in another order
-ABLATE = "L0,L2,L1.attn,L2.mlp,L1.H1,L2.H0+L3.H2"
-CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
-ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
 WRITTEN = [GenerateRequest(context, (), 5) for context in CONTEXTS]
-
-
-def logprobs(lens: Lens, path: str | None, backend: str = "torch") -> torch.Tensor:
-    rows = Engine(lens, path=path, backend=backend, progress=False).loglikelihood(ASKED, expand(ABLATE, lens.dims))
-    return torch.tensor([[answer.logprob for answer in row] for row in rows])
 
 
 @pytest.mark.parametrize("kind", model_classes.WALKED)

@@ -12,8 +12,7 @@ import tiny
 import torch
 from transplants import operated, other, same, scores
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import parse_condition
+from depthlens.ablations import expand, parse_condition
 from depthlens.analysis.stats import mean_intervals
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError

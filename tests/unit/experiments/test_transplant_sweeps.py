@@ -12,8 +12,7 @@ import torch
 from transplants import SAME, TOKENS, logits, requests, same, scores
 
 from depthlens import cli
-from depthlens.ablation_words import expand
-from depthlens.ablations import parse_condition
+from depthlens.ablations import expand, parse_condition
 from depthlens.analysis.results import Result
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError

@@ -25,7 +25,7 @@ from transplants import (
     weights_of,
 )
 
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.next_token import next_token
 from depthlens.engine.references import measure_means

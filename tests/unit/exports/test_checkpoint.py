@@ -17,8 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablation_words import expand
-from depthlens.ablations import parse_condition
+from depthlens.ablations import expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.exports import checkpoint
 from depthlens.requests import LoglikelihoodRequest

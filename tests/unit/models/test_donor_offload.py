@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from transplants import conditions_for, layers_in_memory, logits, prompts, same, scores, texts
 
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.experiments import distillation
 from depthlens.models import loading, offload

@@ -12,8 +12,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE
+from depthlens.ablations import BASELINE, expand
 from depthlens.engine.engine import Engine
 from depthlens.models import sources
 from depthlens.requests import LoglikelihoodRequest

@@ -13,7 +13,7 @@ import torch
 from offloaded import SAME, TASK, layers_in_memory, requests, scores
 from safetensors.torch import load_file, save_file
 
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
@@ -281,7 +281,7 @@ CHILD = """
 import json, re, resource, sys
 import torch
 from depthlens.models import loading
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.errors import UserError

@@ -6,7 +6,7 @@ import tiny
 import torch
 from offloaded import SAME, scores
 
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine import walk_check
 from depthlens.models import devices, loading, offload
 

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import depthlens as dl
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import placement, quantised
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -196,7 +195,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(wide, tmp_path, settings, 
         ({"quantize": "int3"}, "unknown quantize 'int3'"),
         ({"quantize": "int8", "offload": "disk"}, "leave one of the two out"),
         ({"quantize": "int8", "device": "cuda:0,cuda:1"}, "cuda"),
-        ({"quantize": "int8", "remote": True}, "are the server's"),
+        ({"quantize": "int8", "remote": True}, "is the server's; leave it out"),
     ],
 )
 def test_what_cannot_be_quantised_is_refused(wide, options, message):

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from depthlens.ablation_words import expand
-from depthlens.ablations import BASELINE, Condition, parse_condition
+from depthlens.ablations import BASELINE, Condition, expand, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import planted_depth
 import pytest
 
-from depthlens.ablation_words import expand
+from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading

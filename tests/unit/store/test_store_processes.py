@@ -14,7 +14,7 @@ import tiny
 from stores import CHOICE, LIMIT, counts, run
 
 import depthlens as dl
-from depthlens import ablation_words
+from depthlens import ablations
 from depthlens.store import answer_cache, answer_rows
 from depthlens.store.reservations import Reservations
 
@@ -87,7 +87,7 @@ class TestReservations:
             done.set()
 
         prepared = dl.tasks.prepare(lens, dl.load_tasks([CHOICE]), limit=LIMIT)[0]
-        conditions = ablation_words.expand("layers", lens.dims)
+        conditions = ablations.expand("layers", lens.dims)
         everything = {
             "conditions": [str(c) for c in conditions],
             "requests": [answer_rows.digest(q) for q in prepared.requests],

@@ -40,7 +40,7 @@ from depthlens.errors import UserError
 ENDS = ("embed", "unembed")  # sites outside the layers
 INDEXED = {"head": "H", "kv": "KV", "expert": "E"}  # sites that have a number, and the letters before it
 SITES = ("layer", "attn", "mlp", *INDEXED, *ENDS)
-# sites of one part, as the words of a sweep (`depthlens.ablation_words`)
+# sites of one part, as the words of a sweep (`depthlens.ablations.sweep_words`)
 WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv", "expert": "experts"}
 ROUNDED = {"int8": 8, "int4": 4}  # modes that round weights, and to how many bits
 WEIGHTS = ("donor", *ROUNDED)  # modes under which a part computes with other weights

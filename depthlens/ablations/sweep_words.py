@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from depthlens.ablations import BASELINE, ENDS, Ablation, Condition, Dims, How, parse_condition, split
+from depthlens.ablations.conditions import BASELINE, ENDS, Ablation, Condition, Dims, How, parse_condition, split
 from depthlens.errors import UserError
 
 
