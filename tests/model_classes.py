@@ -30,8 +30,9 @@ from depthlens.requests import LoglikelihoodRequest
 N_HEADS = 4
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2}
 OLDER = {"n_embd": 32, "n_layer": 4, "n_head": N_HEADS, "n_inner": 48, "n_positions": 512, "d_model": 32, "ffn_dim": 48}
+ROTARY = {"rotary_dim": 4}
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-SIZES = tiny.BASE | tiny.LATENT | EXPERTS | OLDER | LINEAR
+SIZES = tiny.BASE | tiny.LATENT | EXPERTS | OLDER | LINEAR | ROTARY
 SIZES |= {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 8, "v_head_dim": 8}
 SIZES |= {"shared_expert_intermediate_size": 16, "sliding_window": 64}
 ABLATE = "L0,L2,L1.attn,L2.mlp,L1.H1,L2.H0+L3.H2"
@@ -73,6 +74,8 @@ def config(kind: str) -> transformers.PreTrainedConfig:
     made = CONFIG_MAPPING[kind]
     usual = made()
     sizes = {name: value for name, value in SIZES.items() if hasattr(usual, name)}
+    if isinstance(getattr(type(usual), "head_dim", None), property):  # a quotient of two others
+        del sizes["head_dim"]
     if hasattr(usual, "kv_lora_rank"):  # latent attention makes a key and a value for every head
         sizes["num_key_value_heads"] = N_HEADS
     return made(**sizes)
@@ -134,7 +137,8 @@ def main() -> None:
     print("| class | how | why | difference | experts |\n|---|---|---|---|---|")
     found: dict[str, tuple[str, ...]] = {}
     for kind, name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
-        if name in found:
+        of_text = f"{kind}_text"
+        if name in found or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(of_text) == name:
             continue
         try:
             found[name] = taken(kind)

@@ -62,6 +62,7 @@ class Dims:
     Attributes:
         d_head: The width of one head's ``z``.
         n_experts: Experts among which each layer's router chooses; 0 for a layer without. () where no layer has any.
+        headless: Layers of a hybrid model that have no attention heads.
     """
 
     n_layers: int
@@ -70,9 +71,11 @@ class Dims:
     d_model: int
     d_head: int
     n_experts: tuple[int, ...] = ()
+    headless: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n_experts", tuple(self.n_experts))  # a record holds a list
+        for name in ("n_experts", "headless"):  # a record holds lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def head_names(self) -> list[str]:
@@ -264,6 +267,11 @@ class Condition:
             parts += [("KV group", a.index, dims.n_kv_heads)] if a.site == "kv" else []
             if a.site == "expert" and a.layer < dims.n_layers:
                 parts.append(("expert", a.index, self._n_experts(a, dims)))
+            if a.site in ("head", "kv") and a.layer in dims.headless:
+                those = f"{len(dims.headless)} of {dims.n_layers} layers have none, e.g. L{dims.headless[0]}"
+                raise UserError(
+                    f"condition {self}: layer {a.layer} has no attention heads ({those}); remove L{a.layer}.attn"
+                )
             for kind, index, count in parts:
                 if index >= count:
                     fault = f"condition {self}: {kind} {index} does not exist"

@@ -69,7 +69,8 @@ def _expand_word(word: str, how: How, dims: Dims) -> list[Condition] | None:
         parts = [[Ablation(layer, word, **how)] for layer in layers]
     elif word in ("heads", "kv"):
         site, count = ("head", dims.n_heads) if word == "heads" else ("kv", dims.n_kv_heads)
-        parts = [[Ablation(layer, site, i, **how)] for layer in layers for i in range(count)]
+        with_heads = [layer for layer in layers if layer not in dims.headless]
+        parts = [[Ablation(layer, site, i, **how)] for layer in with_heads for i in range(count)]
     elif word == "experts":
         if not any(dims.n_experts):
             raise UserError(f"{word!r}: the model has no experts; give layers, attn, mlp, heads or kv")

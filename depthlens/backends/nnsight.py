@@ -68,7 +68,7 @@ class NnsightBackend:
             if at.z is not None:
                 o_proj = attrgetter(self.family.o_proj)(layer)
                 o_proj.input = at.z(o_proj.input)
-            for edit, path in ((at.attn, self.family.attn), (at.mlp, self.family.mlp)):
+            for edit, path in ((at.attn, self.family.mixes(i)), (at.mlp, self.family.mlp)):
                 if edit is not None:
                     part = attrgetter(path)(layer)
                     part.output = with_hidden(part.output, edit(hidden(part.output)))

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import Cache
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import expert_removal, noise, weight_swap
@@ -171,7 +172,9 @@ class RowEdits:
                 if edit is not None:
 
                     def replace(module: nn.Module, args: tuple, output: Any, edit: Edit = edit) -> Any:
-                        return with_hidden(output, edit(hidden(output)))
+                        value = hidden(output)  # of some mixtures of experts with all tokens in one row
+                        rows = value.view_as(args[0]) if args else value
+                        return with_hidden(output, edit(rows).view_as(value))
 
                     stack.enter_context(modules[layer].register_forward_hook(replace))
             if (router := arch.routers[layer]) is not None and at.routing is not None:
@@ -225,9 +228,12 @@ def _twice(layer: nn.Module, rows: Bool[Tensor, " row"], cache: Any) -> Iterator
     """Within the context some rows go through a layer again; it comes before other hooks, which see the second run."""
     forward = layer.forward
 
-    def call(x: Tensor, **kwargs: Any) -> Any:
-        first = forward(x, **kwargs)
-        again = forward(hidden(first), **kwargs | ({"cache": cache} if "cache" in kwargs else {}))
+    def other(value: Any) -> Any:
+        return cache if isinstance(value, Cache) else value
+
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        first = forward(x, *args, **kwargs)
+        again = forward(hidden(first), *map(other, args), **{name: other(value) for name, value in kwargs.items()})
         return with_hidden(first, torch.where(rows[:, None, None], hidden(again), hidden(first)))
 
     with weight_swap.replaced_forwards([(layer, call)]):
@@ -254,7 +260,7 @@ class SiteEdit:
         places: Places | None,
         mean: Float[Tensor, "token_class part width"] | None,
         sample: Float[Tensor, "row pos part width"] | None,
-        o_proj: nn.Linear | None,
+        o_proj: nn.Module | None,
         device: torch.device,
     ) -> None:
         self.places = places

@@ -19,6 +19,7 @@ from depthlens.backends import weight_swap
 from depthlens.backends.forward_arguments import arguments, logits
 from depthlens.backends.protocol import Means, Places, Positions
 from depthlens.backends.row_edits import RowEdits
+from depthlens.models.architectures import body_of
 from depthlens.models.lens import Lens
 
 
@@ -67,7 +68,7 @@ class TorchBackend:
         del kwargs["logits_to_keep"]  # the model below its unembedding
         again = getattr(kwargs["cache"], "again", None)
         with self.ablate(conditions, Places.of_rows(kwargs["position_ids"], n_context), again):
-            out = self.lens.model.base_model(input_ids=tokens, **kwargs)
+            out = body_of(self.lens.model)(input_ids=tokens, **kwargs)
         positions = positions or [[tokens.shape[1] - 1]] * len(tokens)
         donations = weight_swap.RowDonations(
             [c for c, asked in zip(conditions, positions, strict=True) for _ in asked], self.lens, self.lens.donor

@@ -15,7 +15,7 @@ from torch import Tensor
 from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places
 from depthlens.engine import memory_budget
 from depthlens.errors import UserError
-from depthlens.models.architectures import hidden
+from depthlens.models.architectures import body_of, hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 from depthlens.store.answer_rows import digest
@@ -80,13 +80,14 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str) -> Means:
         UserError: the model's weights are on a server.
     """
     lens.needs_weights("@resample")
+    lens.needs_heads("@resample")
     by_layer: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for i, o_proj in enumerate(lens.arch.o_proj):
             stack.enter_context(
                 o_proj.register_forward_pre_hook(lambda module, args, i=i: by_layer.update({i: args[0][0]}))
             )
-        lens.model.base_model(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
+        body_of(lens.model)(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
     z = torch.stack([by_layer[i].to(lens.device) for i in range(lens.dims.n_layers)])  # [layer, pos, n_heads * d_head]
     return replace(means, name=name, sample=z.unflatten(-1, (lens.dims.n_heads, lens.dims.d_head)))
 
@@ -148,7 +149,7 @@ def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[
     classes = torch.zeros(0, dtype=torch.long)  # of the tokens of the text that is read
 
     def add(site: str, layer: int, value: Tensor) -> None:
-        total[site][layer].index_add_(0, classes, value[0].cpu().double())
+        total[site][layer].index_add_(0, classes, value.flatten(0, -2).cpu().double())
 
     def add_layer(layer: int, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
         before = args[0] if args else kwargs["hidden_states"]  # may still be where the layer before is
@@ -166,5 +167,5 @@ def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[
         for tokens, n_context in texts:  # one at a time: no padding, so that every position counts once
             classes = Places.of_rows(torch.arange(len(tokens))[None], [n_context]).classes[0]
             n_tokens += classes.bincount(minlength=n_classes)
-            lens.model.base_model(input_ids=torch.tensor([tokens], device=lens.device), use_cache=False)
+            body_of(lens.model)(input_ids=torch.tensor([tokens], device=lens.device), use_cache=False)
     return total, n_tokens

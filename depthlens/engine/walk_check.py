@@ -188,6 +188,10 @@ class Trial:
 
     def _compare(self, layer: int, wanted: Float[Tensor, "1 pos d_model"]) -> str | None:
         arch, device = self.lens.arch, self.lens.device_of(layer)
+        if layer in arch.dims.headless:
+            return f"layer {layer} mixes its tokens in another way than by attention"
+        if arch.rotary is None:
+            return "its tokens learn where they stand in another way than by a rotary embedding"
         if not arch.attn_norm:
             return f"layer {layer} has other norms than one before attention and one before the MLP"
         x, layout = moved(self.x, device), moved(self.layout, device)

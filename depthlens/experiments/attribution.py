@@ -28,6 +28,7 @@ from depthlens.backends.protocol import Means, Places
 from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.errors import UserError, unknown
+from depthlens.models.architectures import body_of
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
 from depthlens.requests import LoglikelihoodRequest
@@ -110,6 +111,7 @@ def refuse(lens: Lens, mode: str, means: object, what: str) -> None:
     if mode == "mean" and means is None:
         raise UserError("mode 'mean' needs the means of a reference set and none was given")
     lens.needs_weights(what)
+    lens.needs_heads(what)
     if lens.stream:
         raise UserError(f"{what} needs the whole model in memory for its backward pass; load without offload")
 
@@ -177,7 +179,7 @@ def _batch(
     handles = [arch.o_proj[i].register_forward_pre_hook(keep(i)) for i in range(dims.n_layers)]
     try:
         with torch.enable_grad():
-            model = lens.model.base_model
+            model = body_of(lens.model)
             states = model(input_ids=tokens, position_ids=position_ids, use_cache=False).last_hidden_state[0]
             starts = torch.tensor([0, *lengths]).cumsum(0)
             spans = [range(at + len(q.context) - 1, at + length(q)) for at, q in zip(starts, requests, strict=False)]

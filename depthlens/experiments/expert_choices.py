@@ -22,6 +22,7 @@ from depthlens.errors import UserError
 from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.text_sets import Texts
+from depthlens.models.architectures import body_of
 from depthlens.models.lens import Lens
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
@@ -90,7 +91,7 @@ def _counts(lens: Lens, tokens: Sequence[int]) -> np.ndarray:
     routings = {i: Routing(router.n_experts) for i, router in enumerate(lens.arch.routers) if router}
     routers = [routings[i].around(router.module) for i, router in enumerate(lens.arch.routers) if router]
     with replaced_forwards(routers):
-        lens.model.base_model(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
+        body_of(lens.model)(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
     counts = []
     for layer, routing in routings.items():
         if routing.chosen is None:

@@ -147,7 +147,7 @@ def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.nda
     def see(layer: int, pattern: Tensor, values: Tensor) -> None:
         read = pattern[..., sources].unflatten(0, (len(values), -1)) @ values[:, None, sources].float()
         z = read.flatten(0, 1)  # [n_heads, step, d_head]
-        weight = quantised.columns(arch.o_proj[layer], range(arch.o_proj[layer].in_features))
+        weight = quantised.columns(arch.o_proj[layer], range(dims.n_heads * dims.d_head))
         columns = moved(weight, z.device).float().unflatten(1, (dims.n_heads, dims.d_head))
         along = torch.einsum("sm,mhd->hsd", towards, columns)  # the direction of the logits in each head's own space
         added[:, layer] = (z * along).sum(-1).T.cpu()

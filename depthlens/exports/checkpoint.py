@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from depthlens import arguments
@@ -39,6 +40,7 @@ from depthlens.errors import UserError
 from depthlens.exports import model_card
 from depthlens.exports.layer_lists import kept_layers, layer_lists
 from depthlens.exports.smaller_config import skeleton
+from depthlens.models import pairs
 from depthlens.models.lens import Lens
 from depthlens.models.rounded_weights import rounded
 from depthlens.paths import unwritable
@@ -95,6 +97,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
         raise UserError(f"condition {condition!r}: give a text such as 'L8-11'")
     chosen = (parse_condition(condition) if isinstance(condition, str) else condition).validate(lens.dims)
     _refuse(lens, chosen)
+    pairs.require(lens, [chosen])
     walk_check.require_parts(lens, walk_check.found(lens), [chosen])
     cost = model_card.cost(lens, chosen, result)
     folder = empty_folder(out)
@@ -217,21 +220,20 @@ def _heads(ablations: Sequence[Ablation], lens: Lens) -> set[int]:
 def _edited(lens: Lens, layer: int, ablations: Sequence[Ablation], cut: Sequence[int]) -> dict[str, Tensor]:
     """Weights of a layer by name; those of removed parts are zero, and key/value heads that are cut are gone."""
     family, dims = lens.arch.family, lens.dims
+    paths = {"layer": "", "attn": family.mixes(layer) + ".", "mlp": family.mlp + "."}
     weights = dict(lens.arch.layers[layer].state_dict())
     for a in ablations:
         if a.mode in ROUNDED:
-            inside = "" if a.site == "layer" else getattr(family, a.site) + "."
-            weights |= {k: rounded(v, a.mode) for k, v in weights.items() if k.startswith(inside)}
+            weights |= {k: rounded(v, a.mode) for k, v in weights.items() if k.startswith(paths[a.site])}
     for part in {a.site for a in ablations if a.mode == "zero"} & {"attn", "mlp"}:
-        inside = getattr(family, part) + "."
-        weights |= {
-            k: torch.zeros_like(v) for k, v in weights.items() if k.startswith(inside) and v.is_floating_point()
-        }
+        of_part = {k: v for k, v in weights.items() if k.startswith(paths[part]) and v.is_floating_point()}
+        weights |= {k: torch.zeros_like(v) for k, v in of_part.items()}
     reads = f"{family.o_proj}.weight"
     if heads := _heads(ablations, lens):
-        columns = weights[reads].unflatten(1, (dims.n_heads, dims.d_head)).clone()
-        columns[:, sorted(heads)] = 0
-        weights[reads] = columns.flatten(1)
+        axis = 0 if isinstance(lens.arch.o_proj[layer], Conv1D) else 1  # of its inputs
+        by_head = weights[reads].unflatten(axis, (dims.n_heads, dims.d_head)).clone()
+        by_head.index_fill_(axis, torch.tensor(sorted(heads), device=by_head.device), 0)
+        weights[reads] = by_head.flatten(axis, axis + 1)
     if cut:
         kv = [i for i in range(dims.n_kv_heads) if i not in cut]
         queries = [h for i in kv for h in dims.query_heads(i)]

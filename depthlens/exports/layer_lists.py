@@ -47,7 +47,7 @@ def layer_lists(lens: Lens, condition: str | Condition) -> dict[str, Any]:
     for new, old in enumerate(kept):
         name = f"{family.layers}.{new}"
         rounded = {a.site: ROUNDED[a.mode] for a in chosen.ablations if a.layer == old and a.mode in ROUNDED}
-        parts = {"layer": name, "attn": f"{name}.{family.attn}", "mlp": f"{name}.{family.mlp}"}
+        parts = {"layer": name, "attn": f"{name}.{family.mixes(old)}", "mlp": f"{name}.{family.mlp}"}
         bits |= {parts[site]: n for site, n in rounded.items() if site in parts}
         plain += [] if "layer" in rounded else _left([parts["attn"], parts["mlp"]], bits, name)
     return {

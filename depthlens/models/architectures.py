@@ -18,7 +18,7 @@ from depthlens.ablations import Dims
 from depthlens.errors import UserError
 from depthlens.models import experts
 from depthlens.models.placement import moved, place_of
-from depthlens.models.structure import Family, find
+from depthlens.models.structure import Family, find, widths
 
 
 @runtime_checkable
@@ -48,11 +48,11 @@ class Architecture:
     layers: tuple[nn.Module, ...]
     attn_norm: tuple[nn.Module, ...]
     attn: tuple[nn.Module, ...]
-    o_proj: tuple[nn.Linear, ...]
+    o_proj: tuple[nn.Module, ...]  # linear ones; of a layer with another mixer in place of attention an empty one
     mlp_norm: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
     routers: tuple[experts.Router | None, ...]  # None: the layer has no experts
-    rotary: nn.Module
+    rotary: nn.Module | None
     final_norm: nn.Module
     unembed: nn.Module
 
@@ -90,12 +90,14 @@ class Architecture:
         if keep is not None:
             x, attn_out = x[:, keep], attn_out[:, keep]
         resid_mid = x + attn_out
-        mlp_out = hidden(self.mlp[layer](self.mlp_norm[layer](resid_mid)))
+        # some mixtures of experts give all tokens in one row
+        mlp_out = hidden(self.mlp[layer](self.mlp_norm[layer](resid_mid))).view_as(resid_mid)
         return attn_out, mlp_out, resid_mid + mlp_out
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
         """What `step` calls ``rotary``, for tokens at these positions."""
         device = place_of(self.embed)
+        assert self.rotary is not None, "a model without a rotary embedding is not walked"
         return self.rotary(moved(x, device), position_ids=moved(position_ids, device))
 
     def logits(self, x: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos d_vocab"]:
@@ -114,10 +116,13 @@ def bind(model: nn.Module) -> Architecture:
     whole: Any = model
     config = whole.config.get_text_config()
     layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
-    o_proj = tuple(cast(nn.Linear, layer.get_submodule(family.o_proj)) for layer in layers)
+    mixers = dict(family.mixers)
+    with torch.device("meta"):
+        none = nn.Linear(0, 0)
+    o_proj = tuple(none if i in mixers else layer.get_submodule(family.o_proj) for i, layer in enumerate(layers))
     n_heads, d_model = config.num_attention_heads, config.hidden_size
     # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
-    d_head = o_proj[0].in_features // n_heads
+    d_head = widths(next(projection for projection in o_proj if projection is not none))[0] // n_heads
     # latent attention decompresses one key and one value per query head: nothing is shared
     shares = not hasattr(config, "kv_lora_rank")
     n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
@@ -126,17 +131,19 @@ def bind(model: nn.Module) -> Architecture:
     n_experts = tuple(router.n_experts if router else 0 for router in routers)
     arch = Architecture(
         family=family,
-        dims=Dims(len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else ()),
+        dims=Dims(
+            len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
+        ),
         d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if not shares else d_head,
         embed=cast(nn.Embedding, model.get_submodule(family.embed)),
         layers=layers,
         attn_norm=tuple(layer.get_submodule(family.attn_norm) for layer in layers if family.attn_norm),
-        attn=tuple(layer.get_submodule(family.attn) for layer in layers),
+        attn=tuple(layer.get_submodule(family.mixes(i)) for i, layer in enumerate(layers)),
         o_proj=o_proj,
         mlp_norm=tuple(layer.get_submodule(family.mlp_norm) for layer in layers if family.mlp_norm),
         mlp=mlp,
         routers=routers,
-        rotary=model.get_submodule(family.rotary),
+        rotary=model.get_submodule(family.rotary) if family.rotary else None,
         final_norm=model.get_submodule(family.final_norm),
         unembed=model.get_submodule(family.unembed),
     )
@@ -155,15 +162,20 @@ def _check(name: str, config: Any, arch: Architecture) -> None:
     expect("n_heads modulo n_kv_heads", dims.n_heads % dims.n_kv_heads, 0)
     expect("width of the embedding", arch.embed.embedding_dim, dims.d_model)
     for i, o_proj in enumerate(arch.o_proj):
-        expect(f"o_proj output of layer {i}", o_proj.out_features, dims.d_model)
-        expect(f"o_proj input of layer {i}", o_proj.in_features, dims.n_heads * dims.d_head)
+        if i in dims.headless:
+            continue
+        inputs, outputs = widths(o_proj)
+        expect(f"o_proj output of layer {i}", outputs, dims.d_model)
+        expect(f"o_proj input of layer {i}", inputs, dims.n_heads * dims.d_head)
 
 
 def head(model: PreTrainedModel, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
     """Logits as the model's own forward makes them from the states after its last norm, scaled or capped as it does."""
-    body = model.base_model
+    body = body_of(model)
     own = vars(body).get("forward")  # None: that of its class
-    body.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=states[:, None])
+    made = MoeModelOutputWithPast(last_hidden_state=states[:, None])
+    made.cross_attentions = None  # which GPT-2 passes on
+    body.forward = lambda *args, **kwargs: made
     try:
         tokens = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
         return model(input_ids=tokens, use_cache=False).logits[:, 0]  # a row each, as a donor's unembedding counts them
@@ -172,6 +184,11 @@ def head(model: PreTrainedModel, states: Float[Tensor, "pos d_model"]) -> Float[
             del body.forward
         else:
             body.forward = own
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The model below its unembedding, also where its class names another prefix than it has (Llama 4)."""
+    return model.base_model if model.base_model is not model else next(model.children())
 
 
 def hidden(output: Tensor | tuple) -> Tensor:

@@ -224,8 +224,9 @@ class Stream:
     def _fill(self, device: torch.device) -> None:
         """Read what is always held; compute the rotary frequencies, which no file holds."""
         family = find_structure(self.model)
-        rotary = self.model.get_submodule(family.rotary)
-        self.model.set_submodule(family.rotary, type(rotary)(self.model.config).to(device))
+        if family.rotary:
+            rotary = self.model.get_submodule(family.rotary)
+            self.model.set_submodule(family.rotary, type(rotary)(self.model.config).to(device))
         missing = self._load(self._keys[None])
         if self._copies:
             self._loading = replace(self._loading, device_map={"": torch.device("cpu"), "-": "disk"})  # of layers

@@ -152,6 +152,14 @@ def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch")
     if asked and (lens.donor is None or backend != "torch"):
         fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
         raise UserError(f"condition {asked} takes weights from a donor; {fix}")
+    taken = ((c, a.layer) for c in conditions for a in c.ablations if a.mode in WEIGHTS and a.site in ("layer", "attn"))
+    if part := next((c for c, layer in taken if layer in lens.dims.headless), None):
+        fault = f"condition {part}: what mixes tokens there uses its weights in other ways than by calling modules"
+        raise UserError(f"{fault}; name MLPs, or layers with attention")
+    if lens.dims.headless and backend == "transformer_lens":
+        raise UserError(
+            f"{lens.name!r} has layers without attention, which backend {backend!r} has no hooks for; use 'torch'"
+        )
     family = lens.arch.family
     fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
     of_heads = (c for c in conditions for a in c.ablations if a.mode in WEIGHTS and a.site in fused)
@@ -256,7 +264,7 @@ def _equal_weights(a: nn.Module, b: nn.Module) -> bool:
 def _rotary(lens: Lens) -> tuple[object, ...]:
     """What the rotary angles are made from."""
     rotary = lens.arch.rotary
-    frequencies = {name: tensor.tolist() for name, tensor in rotary.named_buffers()}
+    frequencies = {name: tensor.tolist() for name, tensor in rotary.named_buffers()} if rotary else {}
     return frequencies, getattr(rotary, "attention_scaling", None), getattr(rotary, "rope_type", None)
 
 

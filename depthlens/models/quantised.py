@@ -22,6 +22,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from depthlens import arguments
 from depthlens.errors import UserError
@@ -184,16 +185,19 @@ def n_weights(weight: Tensor) -> int:
     return math.prod(shape_of(weight))
 
 
-def columns(module: nn.Linear, at: Sequence[int]) -> Tensor:
+def columns(projection: nn.Module, at: Sequence[int]) -> Tensor:
     """Columns of the weight of a linear layer, as what it does to unit vectors where it holds no plain numbers.
 
     Args:
-        module: The layer; no hook on it is called.
+        projection: The layer; no hook on it is called.
         at: Which inputs.
 
     Returns:
         Shape [out_features, len(at)].
     """
+    module: Any = projection
+    if isinstance(module, Conv1D):
+        return module.weight[list(at)].T
     if type(module) is nn.Linear and not is_quantised(module.weight):
         return module.weight[:, list(at)]
     dtype = module.bias.dtype if module.bias is not None else getattr(module, "compute_dtype", None)

@@ -2,8 +2,9 @@
 
 Embedding and unembedding come from transformers' accessors. The layers are the longest list of blocks, a layer's
 attention is the child that holds a projection from its heads to the residual stream, and its MLP is the other child
-with matrices. What cannot be told apart is refused by name. Whether a walk through these parts computes what the model
-computes is another question, which `depthlens.engine.walk_check` answers with numbers.
+with matrices. A hybrid model has layers in which another mixer of tokens takes the place of attention: whatever stands
+there. What cannot be told apart is refused by name. Whether a walk through these parts computes what the model computes
+is another question, which `depthlens.engine.walk_check` answers with numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from depthlens.errors import UserError
 
@@ -25,10 +27,12 @@ PER_KV_HEAD = ("k_proj", "v_proj", "kv_b_proj")
 class Family:
     """Module paths, from the model for the first five and from a layer for the rest.
 
-    A layer that has not exactly two norms has no path of theirs: which part each belongs to is not known.
+    A layer that has not exactly two norms has no path of theirs: which part each belongs to is not known. A model whose
+    tokens learn where they stand in another way has none of a rotary embedding.
     ``per_head`` and ``per_kv_head`` are projections of the attention whose output is one slice a query head, or a
     key/value head; without any, queries, keys and values share one projection. Whatever else an attention holds is
-    shared by all heads.
+    shared by all heads. ``mixers`` are the layers of a hybrid whose tokens another module than ``attn`` mixes, and its
+    path: it has no heads that could be removed.
     """
 
     embed: str
@@ -43,6 +47,11 @@ class Family:
     mlp: str
     per_head: tuple[str, ...] = ()
     per_kv_head: tuple[str, ...] = ()
+    mixers: tuple[tuple[int, str], ...] = ()
+
+    def mixes(self, layer: int) -> str:
+        """Path, from a layer, of what mixes its tokens."""
+        return dict(self.mixers).get(layer, self.attn)
 
 
 def find(model: nn.Module) -> Family:
@@ -63,33 +72,70 @@ def find(model: nn.Module) -> Family:
     layers, blocks = max(lists, key=lambda found: len(found[1]))
     base = model.get_submodule(layers.rpartition(".")[0])
     above = layers.rpartition(".")[0] + "." if "." in layers else ""
-    rotary = _one(model, "rotary embedding", [n for n, m in base.named_children() if "rotary" in _kind(m)])
-    final_norm = _one(model, "final norm", [n for n, m in base.named_children() if "norm" in _kind(m)])
+    rotary = [n for n, m in base.named_children() if "rotary" in _kind(m)]
+    if len(rotary) > 1:
+        raise _fault(model, "more than one rotary embedding", rotary)
+    children = [name for name, _ in base.named_children()]
+    after = children[children.index(layers.rpartition(".")[2]) :]
+    norms = [n for n, m in base.named_children() if "norm" in _kind(m)]
+    final_norm = _one(model, "final norm", [n for n in norms if n in after] or norms)
     ends = [paths.get(id(part)) for part in (whole.get_input_embeddings(), whole.get_output_embeddings())]
     if None in ends:
         raise _fault(model, "no embedding or no unembedding", [])
-    found = [_in_layer(model, f"{layers}.{i}", block) for i, block in enumerate(blocks)]
-    if other := next((i for i, one in enumerate(found) if one != found[0]), None):
-        raise UserError(f"{type(model).__name__}: the parts of layers 0 and {other} are not alike; it is not supported")
+    found, mixers = _in_layers(model, layers, blocks)
     return Family(
         embed=str(ends[0]),
         layers=layers,
-        rotary=above + rotary,
+        rotary=above + rotary[0] if rotary else "",
         final_norm=above + final_norm,
         unembed=str(ends[1]),
-        **found[0],
+        mixers=mixers,
+        **found,
     )
+
+
+def _in_layers(
+    model: nn.Module, layers: str, blocks: nn.ModuleList
+) -> tuple[dict[str, Any], tuple[tuple[int, str], ...]]:
+    """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
+    found: list[dict[str, Any] | None] = []
+    faults = []
+    for i, block in enumerate(blocks):
+        try:
+            found.append(_in_layer(model, f"{layers}.{i}", block))
+        except UserError as e:
+            found.append(None)
+            faults.append(e)
+    known = [one for one in found if one]
+    if not known:
+        raise faults[0]
+    # linear attention may look alike, but shares no keys and values among heads
+    one = next((one for one in known if one["per_kv_head"]), known[0])
+    mixers = []
+    for i, block in enumerate(blocks):
+        if found[i] != one:
+            left = [name for name in _matrices(block) if name not in _norms(block) and name != one["mlp"]]
+            if len(left) != 1 or one["mlp"] not in _matrices(block):
+                raise faults[0] if faults else _fault(model, f"other parts in layer {i} than in others", left)
+            mixers.append((i, left[0]))
+    return one, tuple(mixers)
+
+
+def _norms(layer: nn.Module) -> list[str]:
+    return [name for name, child in layer.named_children() if "norm" in _kind(child)]
+
+
+def _matrices(layer: nn.Module) -> list[str]:
+    return [name for name, child in layer.named_children() if any(p.ndim > 1 for p in child.parameters())]
 
 
 def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
     """The paths of a `Family` that lead from a layer."""
-    children = dict(layer.named_children())
-    norms = [name for name, child in children.items() if "norm" in _kind(child)]
+    children, norms = dict(layer.named_children()), _norms(layer)
     projections = {name: _output_projections(child) for name, child in children.items() if "atten" in _kind(child)}
     attn = _one(model, f"attention in {where}", [name for name, inside in projections.items() if inside])
     o_proj = _one(model, f"output projection in {where}.{attn}", projections[attn])
-    matrices = [name for name, child in children.items() if any(p.ndim > 1 for p in child.parameters())]
-    mlp = _one(model, f"MLP in {where}", [name for name in matrices if name not in (attn, *norms)])
+    mlp = _one(model, f"MLP in {where}", [name for name in _matrices(layer) if name not in (attn, *norms)])
     attn_norm, mlp_norm = norms if len(norms) == 2 else ("", "")
     named = dict(children[attn].named_modules())
     return {
@@ -105,7 +151,16 @@ def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
 
 def _output_projections(attention: nn.Module) -> list[str]:
     named = attention.named_modules()
-    return [path for path, m in named if isinstance(m, nn.Linear) and path.rpartition(".")[2] in OUTPUT_PROJECTIONS]
+    kinds = (nn.Linear, Conv1D)
+    return [path for path, m in named if isinstance(m, kinds) and path.rpartition(".")[2] in OUTPUT_PROJECTIONS]
+
+
+def widths(projection: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, which GPT-2 keeps the other way round."""
+    if isinstance(projection, Conv1D):
+        return projection.nx, projection.nf
+    assert isinstance(projection, nn.Linear)
+    return projection.in_features, projection.out_features
 
 
 def _inside_a_list(model: nn.Module, path: str) -> bool:

@@ -1,0 +1,149 @@
+"""Models that place tokens without rotary embeddings, or have layers that mix tokens without attention."""
+
+from __future__ import annotations
+
+import copy
+
+import model_classes
+import pytest
+import torch
+from model_classes import ASKED
+from torch import nn
+
+import depthlens as dl
+from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.engine.engine import Engine
+from depthlens.requests import GenerateRequest
+
+SAME = 1e-4  # nats, of sums in another order
+POSITIONS = ["gpt2", "gpt_bigcode", "bloom", "falcon", "gptj", "codegen"]
+HYBRIDS = ["qwen3_next", "qwen3_5_text"]
+
+
+def scores(lens, conditions, **options):
+    answers = Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
+    return torch.tensor([[answer.logprob for answer in row] for row in answers])
+
+
+class Nothing(nn.Module):
+    """A part that adds nothing, in the form that the part has."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args, **kwargs):
+        out = self.part(*args, **kwargs)
+        return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
+
+
+class Passes(Nothing):
+    """A layer that returns its input."""
+
+    def forward(self, x, *args, **kwargs):
+        out = self.part(x, *args, **kwargs)
+        return (x, *out[1:]) if isinstance(out, tuple) else x
+
+    def __getattr__(self, name):
+        return getattr(super().__getattr__("part"), name) if name != "part" else super().__getattr__(name)
+
+
+def by_hand(lens, layer, site):
+    """Log-likelihoods of a copy in which a part was put out of work by a module of its own."""
+    model, family = copy.deepcopy(lens.model), lens.arch.family
+    layers = model.get_submodule(family.layers)
+    if site == "layer":
+        layers[layer] = Passes(layers[layer])
+    else:
+        path = family.mixes(layer) if site == "attn" else family.mlp
+        layers[layer].set_submodule(path, Nothing(layers[layer].get_submodule(path)))
+    found = []
+    for request in ASKED:
+        tokens = torch.tensor([[*request.context, *request.continuation]])
+        with torch.no_grad():
+            logprobs = model(tokens, use_cache=False).logits[0].log_softmax(-1)
+        start = len(request.context) - 1
+        found.append(sum(float(logprobs[start + i, token]) for i, token in enumerate(request.continuation)))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("kind", [*POSITIONS, *HYBRIDS])
+def test_removal_is_what_a_copy_without_the_part_computes(kind, caplog):
+    lens = model_classes.lens(kind)
+    sites = ["layer"] if kind == "bloom" else ["layer", "attn", "mlp"]  # bloom adds the stream inside of its parts
+    for layer in (0, 3):
+        for site in sites:
+            condition = parse_condition(f"L{layer}" + ("" if site == "layer" else f".{site}"))
+            found = scores(lens, [BASELINE, condition])
+            wanted = by_hand(lens, layer, site)
+            assert torch.allclose(found[1], wanted, atol=SAME), (layer, site)
+            assert not torch.allclose(found[0], wanted, atol=100 * SAME)
+    assert "each row takes a whole pass" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "falcon", "qwen3_next", "qwen3_5_text"])
+def test_nnsight_agrees(kind):
+    lens = model_classes.lens(kind)
+    heads = [c for c in expand("heads", lens.dims)[1:] if c.layer == 3]
+    conditions = [*expand("layers,attn,mlp", lens.dims), *heads]
+    found = scores(lens, conditions)
+    assert torch.allclose(found, scores(lens, conditions, backend="nnsight"), atol=SAME)
+    assert torch.allclose(found[0], found[1:].mean(0), atol=1e9)
+    for row in found[-len(heads) :]:
+        assert not torch.allclose(row, found[0], atol=10 * SAME)
+
+
+def test_a_head_of_gpt2_is_its_rows_of_the_output_projection():
+    lens = model_classes.lens("gpt2")
+    other = copy.deepcopy(lens.model)
+    with torch.no_grad():
+        other.transformer.h[2].attn.c_proj.weight[8:16] = 0  # [n_heads * d_head, d_model]
+    wanted = scores(dl.Lens(other, lens.tokenizer), [BASELINE])[0]
+    assert torch.allclose(scores(lens, [parse_condition("L2.H1")])[0], wanted, atol=SAME)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3_next"])
+def test_texts_are_those_of_the_model(kind):
+    lens = model_classes.lens(kind)
+    asked = [GenerateRequest(tuple(range(5, 12 + i)), (), 8) for i in range(3)]
+    conditions = [BASELINE, parse_condition("L1")]
+    texts = Engine(lens, progress=False).generate_until(asked, conditions)
+    cut = copy.deepcopy(lens.model)
+    layers = cut.get_submodule(lens.arch.family.layers)
+    layers[1] = Passes(layers[1])
+    for model, row in zip((lens.model, cut), texts, strict=True):
+        for answer, request in zip(row, asked, strict=True):
+            tokens = [*request.context]
+            for _ in range(8):
+                with torch.no_grad():
+                    tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+            written = tokens[len(request.context) :]
+            end = written.index(257) if 257 in written else 8
+            assert answer == lens.tokenizer.decode(written[:end], skip_special_tokens=True)
+
+
+def test_a_layer_without_heads_says_so():
+    lens = model_classes.lens("qwen3_next")
+    assert lens.dims.headless == (0, 1, 2)
+    assert {c.layer for c in expand("heads", lens.dims)[1:]} == {3}
+    for condition in ("L0.H1", "L2.KV0"):
+        with pytest.raises(
+            dl.UserError, match=r"has no attention heads \(3 of 4 layers have none, e.g. L0\); remove L"
+        ):
+            expand(condition, lens.dims)
+    with pytest.raises(dl.UserError, match="uses its weights in other ways"):
+        scores(lens, [parse_condition("L0@int4")])
+    assert scores(lens, [parse_condition("L0.mlp@int4+L3@int8")]).isfinite().all()
+    with pytest.raises(dl.UserError, match="no hooks for"):
+        scores(lens, [BASELINE], backend="transformer_lens")
+
+
+@pytest.mark.parametrize(
+    "kind, condition",
+    [("gpt2", "L1+L2.H1"), ("falcon", "L1"), ("qwen3_next", "L1+L0.attn+L3.H1"), ("qwen3_5_text", "L0+L2.mlp@int8")],
+)
+def test_an_export_is_the_condition(kind, condition, tmp_path):
+    lens = model_classes.lens(kind)
+    wanted = scores(lens, [parse_condition(condition)])[0]
+    dl.export(lens, condition, tmp_path / "out")
+    assert torch.allclose(scores(dl.load(str(tmp_path / "out")), [BASELINE])[0], wanted, atol=SAME)
