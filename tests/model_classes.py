@@ -62,7 +62,7 @@ the same way before it is swept, and one line says if it is not walked.
 WALKED = (
     "apertus arcee aria_text bitnet cwm dots1 ernie4_5 ernie4_5_moe exaone_moe gemma glm "
     "glm4_moe glm4_moe_lite granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe "
-    "hy_v3 jais2 minimax_m2 ministral ministral3 mixtral olmo olmoe persimmon "
+    "hy_v3 jais2 llama4_text minimax_m2 ministral ministral3 mixtral olmo olmoe persimmon "
     "phi3 phimoe qwen2_moe seed_oss smollm3 solar_open starcoder2 youtu "
 ).split()
 # kinds that are computed by whole passes, each for another reason

@@ -55,11 +55,11 @@ class NnsightBackend:
         final_norm = attrgetter(self.family.final_norm)(self.model)
         with replaced_forwards(edits.routers(self.model._module)):
             with self.model.trace(input_ids=tokens, **kwargs):
-                self._edit(edits)
+                self._edit(edits, len(tokens))
                 states = final_norm.output.save()
         return logits(self.lens, states, positions), kwargs["cache"]
 
-    def _edit(self, edits: RowEdits) -> None:
+    def _edit(self, edits: RowEdits, n_rows: int) -> None:
         """Inside a trace: read and assign in the order in which the model computes."""
         layers = attrgetter(self.family.layers)(self.model)
         for i in edits.layers:
@@ -71,6 +71,8 @@ class NnsightBackend:
             for edit, path in ((at.attn, self.family.mixes(i)), (at.mlp, self.family.mlp)):
                 if edit is not None:
                     part = attrgetter(path)(layer)
-                    part.output = with_hidden(part.output, edit(hidden(part.output)))
+                    value = hidden(part.output)  # of some mixtures of experts with all tokens in one row
+                    rows = value.reshape(n_rows, -1, value.shape[-1])
+                    part.output = with_hidden(part.output, edit(rows).reshape(value.shape))
             if at.layer is not None:
                 layer.output = with_hidden(layer.output, at.layer(resid_pre, hidden(layer.output)))

@@ -81,14 +81,18 @@ def test_removal_is_what_a_copy_without_the_part_computes(kind, caplog):
     assert "each row takes a whole pass" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "falcon", "qwen3_next", "qwen3_5_text"])
-def test_nnsight_agrees(kind):
+@pytest.mark.parametrize(
+    "kind, backends",
+    [(kind, ("nnsight", "transformer_lens")) for kind in ("gpt2", "gpt_bigcode", "falcon", "gptj", "llama4_text")]
+    + [(kind, ("nnsight",)) for kind in HYBRIDS],
+)
+def test_backends_agree(kind, backends):
     lens = model_classes.lens(kind)
     heads = [c for c in expand("heads", lens.dims)[1:] if c.layer == 3]
     conditions = [*expand("layers,attn,mlp", lens.dims), *heads]
     found = scores(lens, conditions)
-    assert torch.allclose(found, scores(lens, conditions, backend="nnsight"), atol=SAME)
-    assert torch.allclose(found[0], found[1:].mean(0), atol=1e9)
+    for backend in backends:
+        assert torch.allclose(found, scores(lens, conditions, backend=backend), atol=SAME)
     for row in found[-len(heads) :]:
         assert not torch.allclose(row, found[0], atol=10 * SAME)
 
