@@ -46,10 +46,11 @@ How depthlens takes the causal language models of transformers {transformers.__v
 `python tests/model_classes.py` makes this page: it tries a tiny random model of every class. Your own model is tried in
 the same way before it is swept, and one line says if it is not walked.
 
-- **walked**: all conditions share the layers that they have in common, which is fast.
+- **walked**: all conditions share the layers that they have in common, which is fast. Where layers are walked *as
+  wholes*, they do more than add attention and MLP to the residual stream: `@mean` and `@noise` of an attention or an
+  MLP are refused, and so are integrated gradients, swapped operands and effects of layers on later ones.
 - **whole passes**: each pair of document and condition takes a forward pass with hooks, which is right and slow.
-  `@mean` and `@noise` of an attention or an MLP are refused. So are geometry, attention patterns and integrated
-  gradients.
+  What layers as wholes refuse is refused, and so are geometry and attention patterns.
 - **whole passes, layers only**: as above, but attention, MLPs and heads cannot be removed apart from their layer.
 - **refused**: a part cannot be found, or the logits are not those that the model's head gives.
 
@@ -60,13 +61,14 @@ the same way before it is swept, and one line says if it is not walked.
 
 # kinds that the wavefront walks, beside those of `tiny.FAMILIES`
 WALKED = (
-    "apertus arcee aria_text bitnet cwm dots1 ernie4_5 ernie4_5_moe exaone_moe gemma glm "
-    "glm4_moe glm4_moe_lite granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe "
-    "hy_v3 jais2 llama4_text minimax_m2 ministral ministral3 mixtral olmo olmoe persimmon "
-    "phi3 phimoe qwen2_moe seed_oss smollm3 solar_open starcoder2 youtu "
+    "apertus arcee aria_text bitnet cohere cohere2 cwm dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe "
+    "flex_olmo gemma gemma3_text glm glm4 glm4_moe glm4_moe_lite gpt_neox gptj granite granitemoe "
+    "granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 jais2 llama4_text mellum minicpm3 "
+    "minimax_m2 ministral ministral3 mixtral olmo olmo2 olmo3 olmoe persimmon phi phi3 phimoe qwen2_moe "
+    "seed_oss smollm3 solar_open starcoder2 youtu "
 ).split()
 # kinds that are computed by whole passes, each for another reason
-WHOLE_PASSES = "olmo2 gpt_oss gpt_neox stablelm diffllama gemma2 gemma3_text glm4 cohere2 minicpm3".split()
+WHOLE_PASSES = "gpt_oss stablelm diffllama gemma2 falcon gpt2 nemotron".split()
 
 
 def config(kind: str) -> transformers.PreTrainedConfig:
@@ -125,7 +127,7 @@ def taken(kind: str) -> tuple[str, ...]:
     experts = str(sum(n > 0 for n in lens.dims.n_experts) or "")
     if found.fault is None:
         apart = float((logprobs(lens, "wavefront") - logprobs(lens, "padded_rows")).abs().max())
-        return "walked", "", f"{apart:.0e}", experts
+        return "walked", found.parts and f"layers as wholes: {found.parts}" or "", f"{apart:.0e}", experts
     return "whole passes" if found.separable else "whole passes, layers only", found.fault, "", experts
 
 

@@ -173,8 +173,8 @@ class RowEdits:
 
                     def replace(module: nn.Module, args: tuple, output: Any, edit: Edit = edit) -> Any:
                         value = hidden(output)  # of some mixtures of experts with all tokens in one row
-                        rows = value.view_as(args[0]) if args else value
-                        return with_hidden(output, edit(rows).view_as(value))
+                        rows = value.reshape(args[0].shape) if args else value
+                        return with_hidden(output, edit(rows).reshape(value.shape))
 
                     stack.enter_context(modules[layer].register_forward_hook(replace))
             if (router := arch.routers[layer]) is not None and at.routing is not None:

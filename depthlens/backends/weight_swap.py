@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
+from depthlens.models.architectures import head
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import moved, place_of
 from depthlens.models.rounded_weights import modules_of
@@ -55,11 +56,23 @@ def replaced_forwards(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator
 
 
 def unembed(
-    lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row *pos d_model"]
+    lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row *pos d_model"], *, plain: bool
 ) -> Float[Tensor, "row *pos d_vocab"]:
-    """Logits of final residual streams, before the last norm; one condition a row."""
-    with RowDonations(conditions, lens, lens.donor).embeddings():
-        return lens.arch.logits(states)
+    """Logits of final residual streams, before the last norm.
+
+    Args:
+        lens: A loaded model.
+        conditions: One a row.
+        states: The residual streams.
+        plain: Logits are what the unembedding gives; else the model's own head scales or caps them.
+    """
+    if plain:
+        with RowDonations(conditions, lens, lens.donor).embeddings():
+            return lens.arch.logits(states)
+    each = states[0, ..., 0].numel()  # positions of a row, each of which is a row for the head
+    with RowDonations([c for c in conditions for _ in range(each)], lens, lens.donor).embeddings():
+        normed = lens.arch.final_norm(moved(states, place_of(lens.arch.final_norm, states.device)))
+        return head(lens.model, normed.flatten(0, -2)).unflatten(0, states.shape[:-1])
 
 
 class RowShares:
@@ -240,7 +253,7 @@ class RowDonations:
             *self._matrices(layer, mode, donor.mlp[layer], attention.get_submodule),
         ]
         if self.donor.own_rotary and attn.any():
-            forwards.append((base.attn[layer], self._with_donor_rotary(base.attn[layer].forward, attn)))
+            forwards.append((base.attn[layer], self._with_donor_rotary(base.attn[layer].forward, layer, attn)))
         if self.donor.lens.stream:
             forwards.append((base.layers[layer], self._with_donor_resident(base.layers[layer].forward, layer)))
         return forwards
@@ -320,14 +333,14 @@ class RowDonations:
         shares = RowShares(mask, self.lens.device_of(layer), alone)
         return module, share(module, other, shares)
 
-    def _with_donor_rotary(self, forward: Forward, mask: Bool[Tensor, "row 1"]) -> Forward:
+    def _with_donor_rotary(self, forward: Forward, layer: int, mask: Bool[Tensor, "row 1"]) -> Forward:
         """The attention's forward with the donor's rotary angles in some rows."""
-        angles = self.donor.lens.arch.angles
+        arch = self.donor.lens.arch
 
         def call(*args: Any, **kwargs: Any) -> Any:
             base = kwargs["position_embeddings"]  # one tensor, or cosine and sine: each [row or 1, pos, angle]
             x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            donor = moved(angles(x, kwargs["position_ids"]), x.device)
+            donor = moved(arch.angles_at(arch.angles(x, kwargs["position_ids"]), layer), x.device)
             rows = mask[..., None].to(x.device)  # [row, 1, 1]
             mixed: Tensor | tuple[Tensor, ...]
             if isinstance(base, Tensor):

@@ -24,6 +24,7 @@ from depthlens.backends import weight_swap
 from depthlens.backends.protocol import Places
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
+from depthlens.engine import walk_check
 from depthlens.engine.attention_choice import Case, part_kernel
 from depthlens.engine.attention_parts import aligned, merge
 from depthlens.engine.memory_budget import Budget
@@ -295,6 +296,7 @@ def decode(
         enter: Called before a device is used; see `depthlens.engine.pipeline`.
     """
     enter(lens.device)
+    plain = walk_check.found(lens).plain
     p, n_prompts, n_new = len(pack.prefix), len(pack.paths), max(q.max_new_tokens for q in writer.requests)
     own = [path[p:] for path in pack.paths]
     width = max(map(len, own))
@@ -321,7 +323,8 @@ def decode(
         states, unfinished = states[_indices(cached, alive)], []
         for start in range(0, len(alive), budget.unembed_rows):
             some = slice(start, start + budget.unembed_rows)
-            logits = weight_swap.unembed(lens, [conditions[c] for c, _ in alive[some]], states[some])
+            under = [conditions[c] for c, _ in alive[some]]
+            logits = weight_swap.unembed(lens, under, states[some], plain=plain)
             unfinished += writer.write(alive[some], logits)
         if len(unfinished) < len(alive):
             finished(sorted({*alive} - {*unfinished}))
@@ -371,7 +374,8 @@ def _step(
         for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself
             enter(device := lens.device_of(i))
             x, rotary, position_ids = (moved(value, device) for value in (x, rotary, position_ids))
-            about = {"position_embeddings": rotary, "position_ids": position_ids, "layout": rows}
+            angles = arch.angles_at(rotary, i)
+            about = {"position_embeddings": angles, "position_ids": position_ids, "layout": rows}
             with edits.hooked(i) if i in edits.layers else nullcontext():
                 x = hidden(layer(x, attention_mask=None, **about))
     return x[:, 0]

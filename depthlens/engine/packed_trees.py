@@ -21,7 +21,7 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import pipeline, prefix_tree
+from depthlens.engine import pipeline, prefix_tree, walk_check
 from depthlens.engine.decoding import Row, Writer, decode
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.nonfinite import NotFinite, renumbered
@@ -61,6 +61,7 @@ class PackedTrees:
 
     def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget, work: Work) -> None:
         self.lens = lens
+        self.plain = walk_check.found(lens).plain
         self.backend = backend
         self.budget = budget
         self.batch_tokens = budget.batch_tokens
@@ -166,7 +167,7 @@ class PackedTrees:
         greedy = torch.empty(n, dtype=torch.bool, device=states.device)
         for start in range(0, states.shape[1], self.budget.unembed_rows):
             block = states[:, start : start + self.budget.unembed_rows]
-            logits = weight_swap.unembed(self.lens, conditions, block).float()
+            logits = weight_swap.unembed(self.lens, conditions, block, plain=self.plain).float()
             here = ((places >= start) & (places < start + block.shape[1])).nonzero()[:, 0]
             at, wanted = places[here] - start, targets[here]
             logprobs[:, here] = logits[:, at, wanted] - logits.logsumexp(-1)[:, at]

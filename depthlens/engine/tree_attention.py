@@ -85,8 +85,14 @@ def tree_attention(
 
     Returns:
         z, and no weights.
+
+    Raises:
+        NotImplementedError: the model caps scores or has attention sinks, which no layout knows.
     """
-    return layout.attention(cast(int, module.layer_idx), query, key, value, scaling).transpose(1, 2), None
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux")):
+        raise NotImplementedError("scores are capped, or some attention goes nowhere")
+    z = layout.attention(cast(int, module.layer_idx), query, key, value, scaling)
+    return z.transpose(1, 2).contiguous(), None  # as transformers' own kernels give it
 
 
 AttentionInterface.register(NAME, tree_attention)

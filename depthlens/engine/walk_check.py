@@ -1,8 +1,10 @@
 """Whether a walk layer by layer computes what the model computes, told by numbers: a few tokens take both ways.
 
-The fast path and some experiments take residual streams through the parts that `depthlens.models.structure` found. A
-model whose layers do more than add attention and MLP to the stream (multipliers, norms after a part, attention sinks),
-or that was changed by hand, computes something else. It is not walked: whole passes with hooks answer instead. There,
+The fast path takes residual streams through the parts that `depthlens.models.structure` found, and so do some
+experiments. A model whose layers do more than add attention and MLP to the stream (multipliers, norms after a part,
+both parts at once) computes something else. If its layers, called as wholes with a layout of tokens, compute what they
+do in the model, the fast path calls them so. Where they do not (capped scores, attention sinks, another mixer), or
+where a model was changed by hand, whole passes with hooks answer instead. Where parts are not added as they are,
 removing attention or MLP is right only if a layer without both returns its input, which is tried as well.
 """
 
@@ -42,12 +44,14 @@ class Found:
     """What a trial found.
 
     Attributes:
-        fault: What a walk does not compute; None: it computes what the model does.
+        fault: What a walk over layers does not compute; None: it computes what the model does.
+        parts: What a walk through attention and MLP of each layer does not compute; None: as above.
         separable: Whether each layer without attention and MLP returns its input.
         plain: Whether logits are what the unembedding gives.
     """
 
     fault: str | None = None
+    parts: str | None = None
     separable: bool = True
     plain: bool = True
 
@@ -55,9 +59,10 @@ class Found:
 _found_before: WeakKeyDictionary[Lens, tuple[tuple, Found]] = WeakKeyDictionary()
 
 
-def require(lens: Lens, what: str) -> None:
-    """Raise a `UserError` where the model cannot be walked; ``what`` needs that."""
-    if fault := found(lens).fault:
+def require(lens: Lens, what: str, *, parts: bool = True) -> None:
+    """Raise a `UserError` where the model cannot be walked, or not through its ``parts``; ``what`` needs that."""
+    tried = found(lens)
+    if fault := tried.fault or (tried.parts if parts else None):
         raise UserError(f"{what} walks through the layers of {lens.name!r}, and {fault}; use another method")
 
 
@@ -68,13 +73,14 @@ def require_plain(lens: Lens, what: str) -> None:
 
 
 def require_parts(lens: Lens, tried: Found, conditions: Iterable[Condition]) -> None:
-    """Raise a `UserError` where a model is not walked and a condition asks for what hooks cannot do to its parts."""
-    if tried.fault is None:
+    """Raise a `UserError` where a condition asks for what hooks cannot do to parts that are not added as they are."""
+    why = tried.fault or tried.parts
+    if why is None:
         return
     for condition in conditions:
         for a in condition.ablations:
             if a.site in ("attn", "mlp") and a.mode in ("mean", "noise"):
-                fault = f"{lens.name!r} may change what its attention and MLP give before it is added ({tried.fault})"
+                fault = f"{lens.name!r} may change what its attention and MLP give before it is added ({why})"
                 raise UserError(f"condition {condition}: {fault}; remove the part, or use @{a.mode} on the layer")
             if a.site in ("attn", "mlp", "head", "kv") and not tried.separable:
                 fault = f"a layer of {lens.name!r} without attention and MLP does not return its input"
@@ -123,8 +129,7 @@ def _try(lens: Lens) -> Found:
     if not plain and _apart(head(lens.model, moved(normed, logits.device)[0])[None], logits, trial.close):
         fault = "its logits are not those that its final norm and its head give"
         raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {fault}")
-    scaled = None if plain else "its logits are more than its unembedding gives"
-    return Found(trial.fault or scaled, trial.separable, plain)
+    return Found(trial.fault, trial.fault or trial.parts, trial.separable, plain)
 
 
 class Trial:
@@ -136,7 +141,8 @@ class Trial:
         tokens: Shape [pos]; so few that every layer sees them all.
         close: See `CLOSE`.
         x: What comes next into a layer, or into the final norm.
-        fault: What differs first.
+        fault: What differs first where layers are called as wholes.
+        parts: What differs first where they are taken apart.
         separable: See `Found`.
     """
 
@@ -146,6 +152,7 @@ class Trial:
         self.tokens = torch.tensor([i * 7919 % n_words for i in range(1, n + 1)], device=lens.device)
         self.close = CLOSE[lens.dtype]
         self.fault: str | None = None
+        self.parts: str | None = None
         self.separable = True
         self.layout = CountedRows(n, lens.device)
         self.x = lens.arch.embed(self.tokens)[None]
@@ -172,7 +179,7 @@ class Trial:
         except NOT_CALLABLE as e:
             self.fault = f"layer {layer} cannot be called by itself ({type(e).__name__})"
         try:
-            if self.fault:
+            if self.fault or self.parts:
                 self.separable &= self._is_separable(layer, args, kwargs)
         finally:
             self._inside = False
@@ -187,24 +194,40 @@ class Trial:
             return not _apart(hidden(self.lens.arch.layers[layer](*args, **kwargs)), self.x, self.close)
 
     def _compare(self, layer: int, wanted: Float[Tensor, "1 pos d_model"]) -> str | None:
+        """What the layer does not compute when it is called by itself; what its parts do not is noted."""
         arch, device = self.lens.arch, self.lens.device_of(layer)
         if layer in arch.dims.headless:
             return f"layer {layer} mixes its tokens in another way than by attention"
         if arch.rotary is None:
             return "its tokens learn where they stand in another way than by a rotary embedding"
-        if not arch.attn_norm:
-            return f"layer {layer} has other norms than one before attention and one before the MLP"
         x, layout = moved(self.x, device), moved(self.layout, device)
         rotary = moved(arch.angles(x, layout.position_ids), device)
-        about = {"position_embeddings": rotary, "position_ids": layout.position_ids, "layout": layout}
         with walking(self.lens.model):
-            found = arch.step(layer, x, layout, rotary)[2]
-            whole = hidden(arch.layers[layer](x, attention_mask=None, **about))  # as decoding calls it
-        if _apart(found, wanted, self.close) or _apart(whole, wanted, self.close):
-            return f"layer {layer} computes something else than its input, attention and MLP added up"
-        if layout.calls.pop(layer, []) != [self.lens.dims.n_kv_heads] * 2:
+            whole = arch.call(layer, x, layout, rotary)
+        if _apart(whole, wanted, self.close):
+            return f"layer {layer} computes something else when it is called by itself"
+        if layout.calls.pop(layer, []) != [self.lens.dims.n_kv_heads]:
             return f"layer {layer} has more than one attention, or other key heads than the configuration says"
+        self.parts = self.parts or self._compare_parts(layer, x, layout, rotary, wanted)
         return None
+
+    def _compare_parts(
+        self,
+        layer: int,
+        x: Float[Tensor, "1 pos d_model"],
+        layout: CountedRows,
+        rotary: Any,
+        wanted: Float[Tensor, "1 pos d_model"],
+    ) -> str | None:
+        if not self.lens.arch.attn_norm:
+            return f"layer {layer} has other norms than one before attention and one before the MLP"
+        fault = f"layer {layer} computes something else than its input, attention and MLP added up"
+        try:
+            with walking(self.lens.model):
+                found = self.lens.arch.step(layer, x, layout, rotary)[2]
+        except NOT_CALLABLE:
+            return fault
+        return fault if _apart(found, wanted, self.close) or layout.calls.pop(layer, []) == [] else None
 
 
 class CountedRows(CausalRows):

@@ -25,6 +25,7 @@ from depthlens.ablations import BASELINE, Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.weight_swap import RowDonations
+from depthlens.engine import walk_check
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.models.lens import Lens, donor_layers
@@ -85,6 +86,7 @@ class Wavefront:
         self.arch = lens.arch
         self.means = means
         self.batch_tokens = batch_tokens
+        self.by_parts = walk_check.found(lens).parts is None
 
     @torch.no_grad()
     def run(
@@ -235,6 +237,10 @@ class Wavefront:
         """One layer for the rows of ``layout``; with ``again`` they all pass twice."""
         of_rows = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
         edits = RowEdits(of_rows, self.lens, self.means, layout.places, self.lens.donor)
+        if not self.by_parts:  # hooks on the layer do all, a second pass too
+            with edits.hooked(layer) if layer in edits.layers else nullcontext():
+                x = self.arch.call(layer, x, layout, rotary)
+            return x if keep is None else x[:, keep]
         if again:
             with edits.hooked(layer):
                 x = self.arch.step(layer, x, layout, rotary)[2]

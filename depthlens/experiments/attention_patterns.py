@@ -84,7 +84,7 @@ def read_values(
 def _check(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]]) -> None:
     arguments.loaded(lens)
     lens.needs_weights("the attention pattern")
-    walk_check.require(lens, "the attention pattern")
+    walk_check.require(lens, "the attention pattern", parts=False)
     window = window_of(lens)
     for i, (tokens, positions) in enumerate(zip(sequences, asked, strict=True)):
         outside = [p for p in positions if not 0 <= p < len(tokens)]

@@ -144,7 +144,8 @@ def _measure(lens: Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarr
 
 def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
     """Residual streams of one text on the CPU: after the embedding and after each layer, before the final norm."""
-    walk_check.require(lens, "the geometry of the residual stream")
+    walk_check.require(lens, "the geometry of the residual stream", parts=False)
+    walk_check.require_plain(lens, "the logit lens")
     states: list[Tensor] = []
     pack = prefix_tree.build([tokens], [0])
 

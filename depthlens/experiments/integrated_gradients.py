@@ -147,6 +147,7 @@ class _Path:
 
     def __init__(self, lens: Lens, requests: Sequence[LoglikelihoodRequest], means: Means | None) -> None:
         walk_check.require(lens, "the path of integrated gradients")
+        walk_check.require_plain(lens, "the path of integrated gradients")
         self.lens, self.arch, self.means, self.requests = lens, lens.arch, means, requests
         device, dims = lens.device, lens.dims
         longest = max(map(attribution.length, requests))

@@ -113,6 +113,7 @@ def operand_swap_scores(
 def _differences(lens: Lens, swap: Swap) -> Float[np.ndarray, " case"]:
     """D in the text, in the swapped text, and with the z of each head in turn. Shape [2 + n_layers * n_heads]."""
     walk_check.require(lens, "the search for operands")
+    walk_check.require_plain(lens, "the search for operands")
     with walking(lens.model):
         inputs, row, _, end = _seen(lens, swap.prompt)
         *_, other_z, other_end = _seen(lens, swap.swapped)

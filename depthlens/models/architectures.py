@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -55,6 +56,7 @@ class Architecture:
     rotary: nn.Module | None
     final_norm: nn.Module
     unembed: nn.Module
+    rotary_types: tuple[str, ...] = ()  # of each layer, where layers turn queries and keys in several ways
 
     def step(
         self,
@@ -82,7 +84,7 @@ class Architecture:
             self.attn[layer](
                 hidden_states=self.attn_norm[layer](x),
                 attention_mask=None,
-                position_embeddings=rotary,
+                position_embeddings=self.angles_at(rotary, layer),
                 position_ids=layout.position_ids,
                 layout=layout,
             )
@@ -91,14 +93,32 @@ class Architecture:
             x, attn_out = x[:, keep], attn_out[:, keep]
         resid_mid = x + attn_out
         # some mixtures of experts give all tokens in one row
-        mlp_out = hidden(self.mlp[layer](self.mlp_norm[layer](resid_mid))).view_as(resid_mid)
+        mlp_out = hidden(self.mlp[layer](self.mlp_norm[layer](resid_mid))).reshape(resid_mid.shape)
         return attn_out, mlp_out, resid_mid + mlp_out
+
+    def call(
+        self, layer: int, x: Float[Tensor, "row pos d_model"], layout: TokenLayout, rotary: Any
+    ) -> Float[Tensor, "row pos d_model"]:
+        """Residual streams after one layer, which is called as a whole; see `step`, which takes its parts."""
+        device = place_of(self.layers[layer])
+        x, layout, rotary = moved(x, device), moved(layout, device), moved(rotary, device)
+        about = {"position_ids": layout.position_ids, "layout": layout}
+        about["position_embeddings"] = self.angles_at(rotary, layer)
+        return hidden(self.layers[layer](x, attention_mask=None, **about))
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
         """What `step` calls ``rotary``, for tokens at these positions."""
         device = place_of(self.embed)
         assert self.rotary is not None, "a model without a rotary embedding is not walked"
-        return self.rotary(moved(x, device), position_ids=moved(position_ids, device))
+        x, position_ids = moved(x, device), moved(position_ids, device)
+        if not self.rotary_types:
+            return self.rotary(x, position_ids=position_ids)
+        found = {kind: self.rotary(x, position_ids=position_ids, layer_type=kind) for kind in {*self.rotary_types}}
+        return tuple(found[kind] for kind in self.rotary_types)
+
+    def angles_at(self, rotary: Any, layer: int) -> Any:
+        """Those of `angles` that a layer uses."""
+        return rotary[layer] if self.rotary_types else rotary
 
     def logits(self, x: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos d_vocab"]:
         """Logits of final residual streams, before the last norm."""
@@ -144,11 +164,19 @@ def bind(model: nn.Module) -> Architecture:
         mlp=mlp,
         routers=routers,
         rotary=model.get_submodule(family.rotary) if family.rotary else None,
+        rotary_types=_rotary_types(model, family, config),
         final_norm=model.get_submodule(family.final_norm),
         unembed=model.get_submodule(family.unembed),
     )
     _check(type(model).__name__, config, arch)
     return arch
+
+
+def _rotary_types(model: nn.Module, family: Family, config: Any) -> tuple[str, ...]:
+    """Which angles each layer uses, where the rotary embedding makes several."""
+    rotary = model.get_submodule(family.rotary) if family.rotary else None
+    several = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
+    return tuple(config.layer_types) if several else ()
 
 
 def _check(name: str, config: Any, arch: Architecture) -> None:

@@ -78,7 +78,8 @@ def test_removal_is_what_a_copy_without_the_part_computes(kind, caplog):
             wanted = by_hand(lens, layer, site)
             assert torch.allclose(found[1], wanted, atol=SAME), (layer, site)
             assert not torch.allclose(found[0], wanted, atol=100 * SAME)
-    assert "each row takes a whole pass" in caplog.text
+    walked = kind in ("gptj", "codegen")
+    assert ("each row takes a whole pass" in caplog.text) != walked
 
 
 @pytest.mark.parametrize(

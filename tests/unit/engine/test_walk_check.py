@@ -50,7 +50,7 @@ def test_the_page_of_models_tells_what_is_walked():
 
 @pytest.mark.parametrize(
     "kind",
-    ["olmo2", "gpt_oss", "gpt_neox", "stablelm", "diffllama", "gemma2", "gemma3_text", "glm4", "cohere2", "minicpm3"],
+    model_classes.WHOLE_PASSES,
 )
 def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
     lens = model_classes.lens(kind)
@@ -172,10 +172,25 @@ def attention_sees_itself_alone(model):
     model.model.layers[3].self_attn.forward = forward
 
 
-CHANGES = [hooked, another_forward, norms_changed_places, embedding_scaled, attention_sees_itself_alone]
+@pytest.mark.parametrize("change", [hooked, another_forward, norms_changed_places])
+def test_changed_layers_are_walked_as_wholes(change):
+    model = tiny.model("llama-gqa")
+    change(model)
+    lens = Lens(model, tiny.tokenizer(), "mine")
+    tried = walk_check.found(lens)
+    assert tried.fault is None and "computes something else than its input, attention and MLP" in tried.parts
+    rows = [
+        Engine(lens, path=path, progress=False).loglikelihood(ASKED, expand("L0,L1,L3", lens.dims))
+        for path in ("wavefront", "padded_rows")
+    ]
+    found, whole = torch.tensor([[[answer.logprob for answer in row] for row in answers] for answers in rows])
+    assert torch.allclose(found[0], torch.tensor([by_model(model, request) for request in ASKED]), atol=SAME)
+    assert torch.allclose(found, whole, atol=SAME)
+    with pytest.raises(UserError, match="attention and MLP added up; use another method"):
+        walk_check.require(lens, "this")
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [embedding_scaled, attention_sees_itself_alone])
 def test_a_changed_model_is_not_walked(change, caplog):
     model = tiny.model("llama-gqa")
     change(model)
@@ -189,10 +204,23 @@ def test_a_changed_model_is_not_walked(change, caplog):
         Engine(lens, path="wavefront", progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
 
 
-def test_a_wrapped_attention_is_refused_by_name():
+def test_a_wrapped_attention_is_a_mixer_without_heads():
     model = tiny.model("llama-gqa")
     model.model.layers[1].self_attn = Wrapper(model.model.layers[1].self_attn)
-    with pytest.raises(UserError, match="LlamaForCausalLM has no attention in model.layers.1; it is not supported"):
+    lens = Lens(model, tiny.tokenizer(), "mine")
+    whole, removed = Engine(lens, progress=False).loglikelihood(ASKED, expand("L1.attn", lens.dims))
+    for request, answer in zip(ASKED, whole, strict=True):
+        assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
+    assert whole != removed
+    with pytest.raises(UserError, match="layer 1 has no attention heads"):
+        expand("L1.H0", lens.dims)
+
+
+def test_layers_without_any_attention_are_refused_by_name():
+    model = tiny.model("llama-gqa")
+    for layer in model.model.layers:
+        layer.self_attn = Wrapper(layer.self_attn)
+    with pytest.raises(UserError, match="LlamaForCausalLM has no attention in model.layers.0; it is not supported"):
         Lens(model, tiny.tokenizer(), "mine")
 
 
