@@ -24,7 +24,6 @@ from depthlens.backends import weight_swap
 from depthlens.backends.protocol import Places
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import walk_check
 from depthlens.engine.attention_choice import Case, part_kernel
 from depthlens.engine.attention_parts import aligned, merge
 from depthlens.engine.memory_budget import Budget
@@ -33,6 +32,7 @@ from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.sampling import Numbers, drawn
 from depthlens.engine.shared_prefixes import SharedPrefixes
 from depthlens.engine.tree_attention import Layout, walking
+from depthlens.engine.walk_check import Found
 from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.models import fingerprint
 from depthlens.models.architectures import hidden
@@ -274,6 +274,7 @@ def decode(
     pack: Pack,
     conditions: Sequence[Condition],
     budget: Budget,
+    tried: Found,
     writer: Writer,
     passed: Callable[[int], None],
     clean: CleanRow,
@@ -288,6 +289,7 @@ def decode(
         pack: The prompts.
         conditions: Any number, sorted by the layer at which they fork, the baseline last.
         budget: How many tokens of the prompts pass a layer together, and how many rows are unembedded together.
+        tried: How the model is walked.
         writer: Chooses the tokens and says which rows (condition, prompt) are not finished.
         passed: Called after each layer of the prompts, and after each written token, with the number of tokens that
             have passed a layer.
@@ -296,7 +298,6 @@ def decode(
         enter: Called before a device is used; see `depthlens.engine.pipeline`.
     """
     enter(lens.device)
-    plain = walk_check.found(lens).plain
     p, n_prompts, n_new = len(pack.prefix), len(pack.paths), max(q.max_new_tokens for q in writer.requests)
     own = [path[p:] for path in pack.paths]
     width = max(map(len, own))
@@ -310,7 +311,7 @@ def decode(
     rows = DecodedRows([c for c, _ in alive], mask.repeat(len(conditions), 1)[:, None, None], width, has_prefix=p > 0)
     last_tokens = [path[-1] for path in pack.paths]
     unique = list(dict.fromkeys(last_tokens))
-    walk = Wavefront(lens, backend.means, budget.batch_tokens)
+    walk = Wavefront(lens, backend.means, budget.batch_tokens, tried)
     layout = CapturingLayout(pack, lens, paths, rows, n_new, clean)
     states = walk.run(pack, conditions, unique, layout, passed, clean=clean, enter=enter)
     for layer in range(lens.dims.n_layers):
@@ -324,7 +325,7 @@ def decode(
         for start in range(0, len(alive), budget.unembed_rows):
             some = slice(start, start + budget.unembed_rows)
             under = [conditions[c] for c, _ in alive[some]]
-            logits = weight_swap.unembed(lens, under, states[some], plain=plain)
+            logits = weight_swap.unembed(lens, under, states[some], plain=tried.plain)
             unfinished += writer.write(alive[some], logits)
         if len(unfinished) < len(alive):
             finished(sorted({*alive} - {*unfinished}))

@@ -265,7 +265,7 @@ class Engine:
             assert isinstance(self.backend, RemoteNnsight)
             return RemoteRows(self.lens, self.backend, self.batch_tokens, self.work)
         if self.path_for(longest, writes) == "wavefront" and isinstance(self.backend, TorchBackend):
-            return PackedTrees(self.lens, self.backend, self.budget, self.work)
+            return PackedTrees(self.lens, self.backend, self.budget, self.work, self._walked)
         return PaddedRows(self.lens, self.backend, self.batch_tokens, self.work)
 
     @contextmanager

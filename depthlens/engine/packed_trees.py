@@ -21,13 +21,14 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import pipeline, prefix_tree, walk_check
+from depthlens.engine import pipeline, prefix_tree
 from depthlens.engine.decoding import Row, Writer, decode
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.nonfinite import NotFinite, renumbered
 from depthlens.engine.pack_runs import PackRuns, Passed
 from depthlens.engine.pipeline import Pipeline
 from depthlens.engine.tree_attention import walking
+from depthlens.engine.walk_check import Found
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_rows
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
@@ -57,11 +58,12 @@ class PackedTrees:
         backend: Hooks and reference means.
         budget: Bounds on one batch.
         work: Counts what is computed.
+        tried: How the model is walked.
     """
 
-    def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget, work: Work) -> None:
+    def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget, work: Work, tried: Found) -> None:
         self.lens = lens
-        self.plain = walk_check.found(lens).plain
+        self.tried = tried
         self.backend = backend
         self.budget = budget
         self.batch_tokens = budget.batch_tokens
@@ -115,7 +117,8 @@ class PackedTrees:
         """Log-likelihoods of one pack under a group of conditions."""
         self.work.unembedded += len(_scored(rows.requests, pack)[0]) * len(group)
         cut = pipeline.parts(self.lens, tokens, pack, group, rows.conditions, clean)
-        walk, passed = Wavefront(self.lens, self.backend.means, batch_tokens), _one_by_one(passed)
+        walk = Wavefront(self.lens, self.backend.means, batch_tokens, self.tried)
+        passed = _one_by_one(passed)
         with walking(self.lens.model):
             Pipeline(self.lens.devices).run([partial(self._score_part, rows, walk, part, passed) for part in cut])
 
@@ -167,7 +170,7 @@ class PackedTrees:
         greedy = torch.empty(n, dtype=torch.bool, device=states.device)
         for start in range(0, states.shape[1], self.budget.unembed_rows):
             block = states[:, start : start + self.budget.unembed_rows]
-            logits = weight_swap.unembed(self.lens, conditions, block, plain=self.plain).float()
+            logits = weight_swap.unembed(self.lens, conditions, block, plain=self.tried.plain).float()
             here = ((places >= start) & (places < start + block.shape[1])).nonzero()[:, 0]
             at, wanted = places[here] - start, targets[here]
             logprobs[:, here] = logits[:, at, wanted] - logits.logsumexp(-1)[:, at]
@@ -252,7 +255,8 @@ class PackedTrees:
 
         with renumbered(group, pack.sequences):
             budget = replace(self.budget, batch_tokens=batch_tokens)
-            decode(self.lens, self.backend, pack, conditions, budget, writer, passed, clean, finished, enter)
+            to = writer, passed, clean, finished, enter
+            decode(self.lens, self.backend, pack, conditions, budget, self.tried, *to)
         n_written = sum(map(len, writer.tokens.values()))
         count(Work(written_tokens=n_written, unembedded=n_written))
 

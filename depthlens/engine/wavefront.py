@@ -25,9 +25,9 @@ from depthlens.ablations import BASELINE, Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.weight_swap import RowDonations
-from depthlens.engine import walk_check
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
+from depthlens.engine.walk_check import Found, found
 from depthlens.models.lens import Lens, donor_layers
 from depthlens.models.placement import moved
 
@@ -79,14 +79,15 @@ class Wavefront:
         lens: A loaded model.
         means: Reference means for ``@mean`` conditions.
         batch_tokens: Rows go through a layer in chunks of at most so many tokens.
+        tried: How the model is walked; None: that is found out.
     """
 
-    def __init__(self, lens: Lens, means: Means | None, batch_tokens: int) -> None:
+    def __init__(self, lens: Lens, means: Means | None, batch_tokens: int, tried: Found | None = None) -> None:
         self.lens = lens
         self.arch = lens.arch
         self.means = means
         self.batch_tokens = batch_tokens
-        self.by_parts = walk_check.found(lens).parts is None
+        self.by_parts = (tried or found(lens)).parts is None
 
     @torch.no_grad()
     def run(

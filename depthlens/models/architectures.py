@@ -137,8 +137,7 @@ def bind(model: nn.Module) -> Architecture:
     config = whole.config.get_text_config()
     layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
     mixers = dict(family.mixers)
-    with torch.device("meta"):
-        none = nn.Linear(0, 0)
+    none = nn.Identity()
     o_proj = tuple(none if i in mixers else layer.get_submodule(family.o_proj) for i, layer in enumerate(layers))
     n_heads, d_model = config.num_attention_heads, config.hidden_size
     # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width

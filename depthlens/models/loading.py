@@ -187,9 +187,6 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
         raise UserError(f"model file {source.name!r}: layers can be read from safetensors only; {fix}")
     with _explained(source.name):
         config, tokenizer = _read_config(source)
-        if method := quantised.method_of(config):
-            fault = f"model {source.name!r} is quantised ({method}), and offload reads plain weights"
-            raise UserError(f"{fault}; leave offload out, or load a checkpoint that is not quantised")
         checkpoint = Checkpoint(source.place, config, revision=source.revision)
         model, info = checkpoint.skeleton(dtype)
     _refuse_unfilled(source.name, info)

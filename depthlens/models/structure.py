@@ -111,12 +111,15 @@ def _in_layers(
         raise faults[0]
     # linear attention may look alike, but shares no keys and values among heads
     one = next((one for one in known if one["per_kv_head"]), known[0])
+    like = type(blocks[found.index(one)].get_submodule(one["attn"]))
     mixers = []
     for i, block in enumerate(blocks):
         if found[i] != one:
             left = [name for name in _matrices(block) if name not in _norms(block) and name != one["mlp"]]
-            if len(left) != 1 or one["mlp"] not in _matrices(block):
-                raise faults[0] if faults else _fault(model, f"other parts in layer {i} than in others", left)
+            there = one["mlp"] in _matrices(block) and len(left) == 1
+            if not there or type(block.get_submodule(left[0])) is like:  # an attention that was changed is no mixer
+                fault = f"{type(model).__name__}: the parts of layers {found.index(one)} and {i} are not alike"
+                raise faults[0] if faults else UserError(f"{fault}; it is not supported")
             mixers.append((i, left[0]))
     return one, tuple(mixers)
 

@@ -36,7 +36,7 @@ def without(lens, layer, expert):
     n = lens.dims.n_experts[layer]
     left = torch.tensor([i for i in range(n) if i != expert])
     mlp = model.get_submodule(f"{lens.arch.family.layers}.{layer}.{lens.arch.family.mlp}")
-    for child in (m for name, m in mlp.named_children() if "shared" not in name):
+    for child in (m for name, m in mlp.named_children() if "shared_" not in name):
         for module in child.modules():
             for table in (module._parameters, module._buffers):
                 for name, w in table.items():

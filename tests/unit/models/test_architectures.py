@@ -19,9 +19,9 @@ DIMS = {
     "mistral": Dims(5, 4, 2, 32, 8),
     "qwen2": Dims(5, 4, 2, 32, 8),
     "qwen3": Dims(5, 4, 2, 32, 12),  # heads side by side are wider than the residual stream
-    "qwen3-moe": Dims(5, 4, 2, 32, 12),
-    "deepseek-v2": Dims(5, 4, 4, 32, 12),  # latent attention: the value width, no shared keys and values
-    "deepseek-v3": Dims(5, 4, 4, 32, 12),
+    "qwen3-moe": Dims(5, 4, 2, 32, 12, (4,) * 5),
+    "deepseek-v2": Dims(5, 4, 4, 32, 12, (0, 4, 4, 4, 4)),  # latent: no shared keys and values
+    "deepseek-v3": Dims(5, 4, 4, 32, 12, (0, 4, 4, 4, 4)),
 }
 
 
@@ -63,7 +63,8 @@ def test_parts_do_what_their_names_say(family):
 
 def test_a_part_that_is_missing_is_named():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16))
-    with pytest.raises(UserError, match="GPT2LMHeadModel has no rotary embedding; it is not supported"):
+    del model.transformer.ln_f
+    with pytest.raises(UserError, match="GPT2LMHeadModel has no final norm; it is not supported"):
         bind(model)
 
 

@@ -109,7 +109,8 @@ def test_describe_is_what_a_record_needs(folder):
     about = json.loads(json.dumps(lens.describe()))
     assert about["class"] == "LlamaForCausalLM" and about["fingerprint"] == lens.fingerprint
     assert about["n_parameters"] == sum(p.numel() for p in lens.model.parameters())
-    assert about["dims"] == {"n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "d_model": 32, "d_head": 8}
+    sizes = {"n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "d_model": 32, "d_head": 8}
+    assert about["dims"] == sizes | {"n_experts": [], "headless": []}
     assert about["device"] == "cpu" and about["attention_kernel"] == "sdpa"
 
 

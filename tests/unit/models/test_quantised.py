@@ -140,7 +140,7 @@ def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path, double):
         assert lens.fingerprint == dl.load(wide(), quantize="nf4").fingerprint
     with pytest.raises(dl.UserError, match="is quantised already"):
         dl.load(str(tmp_path), quantize="nf4")
-    with pytest.raises(dl.UserError, match="offload reads plain weights"):
+    with pytest.raises(dl.UserError, match="is quantised and cannot be offloaded"):
         dl.load(str(tmp_path), offload="disk")
 
 
