@@ -79,12 +79,13 @@ class Architecture:
             ``attn_out``, ``mlp_out`` and ``resid_post``, where the layer is; whatever is elsewhere is moved there.
         """
         device = place_of(self.layers[layer])
-        x, layout, rotary, keep = moved(x, device), moved(layout, device), moved(rotary, device), moved(keep, device)
+        rotary = moved(self.angles_at(rotary, layer), device)
+        x, layout, keep = moved(x, device), moved(layout, device), moved(keep, device)
         attn_out = hidden(
             self.attn[layer](
                 hidden_states=self.attn_norm[layer](x),
                 attention_mask=None,
-                position_embeddings=self.angles_at(rotary, layer),
+                position_embeddings=rotary,
                 position_ids=layout.position_ids,
                 layout=layout,
             )
@@ -101,9 +102,8 @@ class Architecture:
     ) -> Float[Tensor, "row pos d_model"]:
         """Residual streams after one layer, which is called as a whole; see `step`, which takes its parts."""
         device = place_of(self.layers[layer])
-        x, layout, rotary = moved(x, device), moved(layout, device), moved(rotary, device)
-        about = {"position_ids": layout.position_ids, "layout": layout}
-        about["position_embeddings"] = self.angles_at(rotary, layer)
+        x, layout, rotary = moved(x, device), moved(layout, device), moved(self.angles_at(rotary, layer), device)
+        about = {"position_embeddings": rotary, "position_ids": layout.position_ids, "layout": layout}
         return hidden(self.layers[layer](x, attention_mask=None, **about))
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:

@@ -118,6 +118,8 @@ def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tm
     lens = tiny.lens(family)
     tasks = ["mini_choice", "mini_cloze", "mini_writing", "mini_filters"]
     conditions = ["L1", "L1-2+L4", "L0.mlp+L3.H2"]
+    if family == "qwen3-moe":
+        conditions.append("L0.E1+L1.E3+L2.E0+L3.E2+L4.E1")
     result = dl.condition_sweep(lens, tasks, conditions, include_path=str(folder), store=None, progress=False)
     ours = result.docs
     for i, condition in enumerate(conditions):
