@@ -24,8 +24,8 @@ from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
-# how a model is asked and writes; the notebooks that read head scores of plain prompts have a part of them
-ASKING = {"apply_chat_template", "enable_thinking", "gen_kwargs", "think_end_token"}
+# how a model is kept, asked and writes; some notebooks have a part of them
+ASKING = {"apply_chat_template", "enable_thinking", "gen_kwargs", "think_end_token", "quantize"}
 PROFILES = ("smoke", "demo", "scorecard", "paper", "paper-qwen3", "paper-r1-llama", "paper-r1-qwen")
 MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
