@@ -70,11 +70,11 @@ class Dims:
     n_kv_heads: int
     d_model: int
     d_head: int
-    n_experts: tuple[int, ...] = ()
-    headless: tuple[int, ...] = ()
+    n_experts: Sequence[int] = ()
+    headless: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        for name in ("n_experts", "headless"):  # a record holds lists
+        for name in ("n_experts", "headless"):  # a record holds lists, and sizes are compared and hashed
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
