@@ -124,11 +124,11 @@ class Ablation:
         removal = "skip" if self.site == "layer" else "zero"
         if not self.mode:
             object.__setattr__(self, "mode", removal)
-        allowed = [removal, *MODES, "twice"] if self.site != "expert" else [removal]
-        if self.site not in ("head", "kv", "expert"):
-            allowed.remove("resample")
-        if self.site not in ("layer", "expert"):
-            allowed.remove("twice")
+        allowed = [removal]
+        if self.site != "expert":
+            allowed += [mode for mode in MODES if mode != "resample" or self.site in ("head", "kv")]
+        if self.site == "layer":
+            allowed.append("twice")
         if self.mode not in allowed:
             raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {', '.join(allowed)}")
         if self.site in ENDS:

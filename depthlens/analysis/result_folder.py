@@ -18,7 +18,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from depthlens.ablations import Dims, expand
-from depthlens.arguments import SCHEMES
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 
@@ -121,9 +120,7 @@ def _differs_from_asked(record: dict[str, Any], asked: Mapping[str, Any]) -> str
     if asked["num_fewshot"] is not None:
         pairs += [("num_fewshot", entry["num_fewshot"], asked["num_fewshot"]) for entry in record["tasks"].values()]
     pairs += [("dtype", model["dtype"], asked["dtype"])] if asked["dtype"] != "auto" else []
-    scheme = str(model.get("quantization") or "").partition(" ")[0]
-    if asked.get("quantize") or scheme in SCHEMES:  # else a checkpoint that came quantised
-        pairs += [("quantize", scheme or None, asked.get("quantize"))]
+    pairs += [("quantize", model.get("quantize"), asked.get("quantize"))]
     pairs += [("donor", (record.get("donor") or {}).get("name"), asked["donor"])]
     return first_difference(pairs)
 

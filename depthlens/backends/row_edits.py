@@ -142,7 +142,7 @@ class RowEdits:
 
     def routers(self, view: nn.Module) -> list[tuple[nn.Module, weight_swap.Forward]]:
         """Routers of another library's copy of the model, each with the forward that its rows ask for."""
-        found = [(self.arch.routers[layer], self.at(layer).routing) for layer in self.layers]
+        found = [(self.arch.routers[layer], self._routing(layer, self.places)) for layer in self.layers]
         return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
 
     @contextmanager

@@ -255,8 +255,19 @@ class PackedTrees:
 
         with renumbered(group, pack.sequences):
             budget = replace(self.budget, batch_tokens=batch_tokens)
-            to = writer, passed, clean, finished, enter
-            decode(self.lens, self.backend, pack, conditions, budget, self.tried, *to)
+            decode(
+                self.lens,
+                self.backend,
+                pack,
+                conditions,
+                budget,
+                self.tried,
+                writer,
+                passed,
+                clean,
+                finished,
+                enter,
+            )
         n_written = sum(map(len, writer.tokens.values()))
         count(Work(written_tokens=n_written, unembedded=n_written))
 

@@ -88,9 +88,9 @@ def expert_choices(
 @torch.no_grad()
 def _counts(lens: Lens, tokens: Sequence[int]) -> np.ndarray:
     """Tokens of a text that pass each expert, layer by layer."""
-    routings = {i: Routing(router.n_experts) for i, router in enumerate(lens.arch.routers) if router}
-    routers = [routings[i].around(router.module) for i, router in enumerate(lens.arch.routers) if router]
-    with replaced_forwards(routers):
+    routers = {layer: router for layer, router in enumerate(lens.arch.routers) if router}
+    routings = {layer: Routing(router.n_experts) for layer, router in routers.items()}
+    with replaced_forwards(routings[layer].around(router.module) for layer, router in routers.items()):
         body_of(lens.model)(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
     counts = []
     for layer, routing in routings.items():

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from depthlens import arguments, cluster, provenance
-from depthlens.ablations import INDEXED, Condition, expand
+from depthlens.ablations import INDEXED, WORDS, Condition, expand
 from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
@@ -111,17 +111,12 @@ def head_sweep(
     if site == "expert" and (method, mode) != ("exact", "zero"):
         raise UserError(f"method {method!r} with mode {mode!r}: experts are removed; leave both out")
     suffix = "" if mode == "zero" else f"@{mode}"
-    counts = {"head": dims.n_heads, "kv": dims.n_kv_heads}
-    of_layer = {i: dims.n_experts[i] if dims.n_experts else 0 for i in chosen} if site == "expert" else {}
-    ablate = [
-        f"L{layer}.{INDEXED[site]}{i}{suffix}"
-        for layer in chosen
-        for i in range(of_layer[layer] if of_layer else counts.get(site, 0))
-    ]
-    if not ablate and len(chosen):
-        raise UserError(f"site {site!r}: the chosen layers of {lens.name!r} have no experts; choose 'head' or 'kv'")
-    if not ablate:
+    if not len(chosen):
         raise UserError("layers is empty; name at least one layer, or leave it out for all")
+    every = expand(WORDS[site] + suffix, dims)[1:]
+    ablate = [str(condition) for layer in chosen for condition in every if condition.layer == layer]
+    if not ablate:
+        raise UserError(f"layers {list(chosen)}: they have no {WORDS[site]}; {every[0]} is the first of {lens.name!r}")
     if steps is not None:
         if method != "integrated_gradients":
             raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")

@@ -40,7 +40,7 @@ from depthlens.errors import UserError
 from depthlens.exports import model_card
 from depthlens.exports.layer_lists import kept_layers, layer_lists
 from depthlens.exports.smaller_config import skeleton
-from depthlens.models import pairs
+from depthlens.models import pairs, quantised
 from depthlens.models.lens import Lens
 from depthlens.models.rounded_weights import rounded
 from depthlens.paths import unwritable
@@ -142,9 +142,7 @@ def _refuse(lens: Lens, condition: Condition) -> None:
     if sum(a.mode == "skip" for a in condition.ablations) == lens.dims.n_layers:
         raise UserError(f"condition {condition} leaves no layer of {lens.name!r}; keep one")
     _n_gone(lens, condition)
-    quantised = getattr(lens.model.config, "quantization_config", None)
-    method = getattr(quantised, "quant_method", None) or (quantised or {}).get("quant_method")
-    if quantised and method != "gguf":
+    if method := quantised.method_of(lens.model.config):
         raise UserError(f"model {lens.name!r} is quantised ({method}); export its unquantised one, then quantise that")
 
 

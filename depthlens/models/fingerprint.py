@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, GenerationConfig, PreTrainedConfig
 
 from depthlens.models import placement
-from depthlens.models.quantised import is_quantised, said, tensors_of
+from depthlens.models.quantised import depends_on_batch, is_quantised, said, tensors_of
 
 # whose code does what its version says; anything else may change between two runs
 LIBRARIES = {"torch", "transformers", "peft", "torchao", "bitsandbytes", "depthlens", "numpy", *sys.stdlib_module_names}
@@ -302,7 +302,7 @@ def _changed_code(model: nn.Module) -> str | None:
         if checked[kind]:
             return f"has {_name_of(name, module)} {checked[kind]}"
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if type(tensor).__name__ == "Int8Params":
+            if depends_on_batch(tensor):
                 return f"has {name}.{key} of bitsandbytes' LLM.int8, which rounds activations by what is in a batch"
             if type(tensor) not in _TENSORS and not is_quantised(tensor):
                 return f"has {name}.{key} of {type(tensor).__module__}.{type(tensor).__qualname__}, not a plain tensor"

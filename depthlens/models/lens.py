@@ -177,6 +177,7 @@ class Lens:
             "n_parameters": sum(map(quantised.n_weights, self.model.parameters())),
             "dims": vars(self.dims),
             "dtype": dtype,
+            "quantize": self.quantize,
             "quantization": quantised.described(self.model, self.quantize, self.stored_as),
             "device": device,
             "offload": "disk" if self.stream else None,

@@ -92,7 +92,7 @@ def load(
         devices.check_linear(place)
     source = sources.find(name, weights=not remote)
     if quantize:
-        _refuse_to_quantise(source, quantize, offload, places)
+        _refuse_to_quantise(source, quantize, offload, device)
     if source.kind == "organism":
         if offload:
             raise UserError(f"offload {offload!r}: model {source.name!r} is built in memory; leave offload out")
@@ -111,7 +111,7 @@ def load(
     return _load_whole(source, places, chosen, quantize, spread="," in device)
 
 
-def _refuse_to_quantise(source: Source, scheme: str, offload: str | None, places: list[torch.device]) -> None:
+def _refuse_to_quantise(source: Source, scheme: str, offload: str | None, device: str) -> None:
     """Refuse what cannot be quantised on loading."""
     fault = f"quantize {scheme!r}: "
     if source.kind == "organism":
@@ -122,8 +122,8 @@ def _refuse_to_quantise(source: Source, scheme: str, offload: str | None, places
         raise UserError(f"{fault}{what} made in memory; {fix}, or leave quantize out")
     if offload:
         raise UserError(f"{fault}offload {offload!r} reads layers as their files have them; leave one of the two out")
-    if len(places) > 1:
-        raise UserError(f"{fault}a quantised model is on one device, and {len(places)} are named; name one")
+    if "," in device:
+        raise UserError(f"{fault}a quantised model is on one device, and {device!r} are several; name one")
 
 
 def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) -> Lens:
@@ -149,7 +149,8 @@ def _load_whole(
             raise UserError(f"quantize {quantize!r}: {fault}; leave it out")
         if quantize:
             options["quantization_config"] = quantised.configuration(quantize, _widths(config), places[0], dtype)
-        if quantize or stored_as:
+        there = bool(quantize or (stored_as and not spread))
+        if there:
             options["device_map"] = {"": places[0]}  # bitsandbytes makes its weights where they are to be
         loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
         model, info = loader.from_pretrained(
@@ -166,10 +167,11 @@ def _load_whole(
     if source.adapter:
         model = adapters.with_adapter(model, source.adapter, source.name, only_cached=source.only_cached)
     with _fitting(source.name, places):
-        if spread or (len(places) > 1 and placement.n_bytes(model) > placement.room(places)[0]):
-            placement.spread(source.name, model, places)
-        elif "device_map" not in options:
-            model.to(places[0])
+        if not there:
+            if spread or (len(places) > 1 and placement.n_bytes(model) > placement.room(places)[0]):
+                placement.spread(source.name, model, places)
+            else:
+                model.to(places[0])
     return Lens(model, tokenizer, source.name, quantize=quantize, stored_as=stored_as)
 
 

@@ -138,7 +138,7 @@ def join_donor(
 
 
 def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch") -> None:
-    """Refuse a condition that asks for a donor where there is none, or where the backend cannot transplant."""
+    """Refuse a condition that this model, its donor or the backend cannot do."""
     rounded = next((c for c in conditions if c.uses(*ROUNDED)), None)
     if rounded and (method := quantised.method_of(lens.model.config)):
         fault = f"condition {rounded} rounds weights, and those of {lens.name!r} are quantised ({method})"

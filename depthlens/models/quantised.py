@@ -139,6 +139,11 @@ def is_quantised(weight: Tensor) -> bool:
     return module.startswith(("torchao.", "bitsandbytes."))
 
 
+def depends_on_batch(weight: Tensor) -> bool:
+    """Whether a layer with this weight rounds activations by what else is in a batch (bitsandbytes' LLM.int8)."""
+    return is_quantised(weight) and type(weight).__name__ == "Int8Params"
+
+
 def tensors_of(weight: Tensor) -> list[Tensor]:
     """The plain tensors that a weight consists of; one that is not quantised is its own only one."""
     if not is_quantised(weight):
@@ -155,9 +160,9 @@ def tensors_of(weight: Tensor) -> list[Tensor]:
 
 
 def said(weight: Tensor) -> str:
-    """What of a weight is not in its tensors: its kind, shape and settings."""
+    """What of a quantised weight is not in its tensors: its kind, shape and settings."""
     about: Any = ""
-    if hasattr(weight, "__tensor_flatten__") and is_quantised(weight):
+    if hasattr(weight, "__tensor_flatten__"):
         about = weight.__tensor_flatten__()[1]
     elif (state := getattr(weight, "quant_state", None)) is not None:
         about = state.quant_type, state.blocksize, tuple(state.shape), state.dtype
@@ -190,16 +195,17 @@ def columns(projection: nn.Module, at: Sequence[int]) -> Tensor:
 
     Args:
         projection: The layer; no hook on it is called.
-        at: Which inputs.
+        at: Which inputs; of a range of them, plain numbers are not copied.
 
     Returns:
         Shape [out_features, len(at)].
     """
     module: Any = projection
+    index = slice(at.start, at.stop, at.step) if isinstance(at, range) else list(at)
     if isinstance(module, Conv1D):
-        return module.weight[list(at)].T
+        return module.weight[index].T
     if type(module) is nn.Linear and not is_quantised(module.weight):
-        return module.weight[:, list(at)]
+        return module.weight[:, index]
     dtype = module.bias.dtype if module.bias is not None else getattr(module, "compute_dtype", None)
     dtype = dtype or (module.weight.dtype if module.weight.is_floating_point() else torch.float32)
     units = torch.zeros(len(at), module.in_features, dtype=dtype, device=module.weight.device)

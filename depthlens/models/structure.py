@@ -99,13 +99,13 @@ def _in_layers(
 ) -> tuple[dict[str, Any], tuple[tuple[int, str], ...]]:
     """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
     found: list[dict[str, Any] | None] = []
-    faults = []
+    faults: dict[int, UserError] = {}
     for i, block in enumerate(blocks):
         try:
             found.append(_in_layer(model, f"{layers}.{i}", block))
         except UserError as e:
             found.append(None)
-            faults.append(e)
+            faults[i] = e
     known = [one for one in found if one]
     if not known:
         raise faults[0]
@@ -119,7 +119,7 @@ def _in_layers(
             there = one["mlp"] in _matrices(block) and len(left) == 1
             if not there or type(block.get_submodule(left[0])) is like:  # an attention that was changed is no mixer
                 fault = f"{type(model).__name__}: the parts of layers {found.index(one)} and {i} are not alike"
-                raise faults[0] if faults else UserError(f"{fault}; it is not supported")
+                raise faults.get(i) or UserError(f"{fault}; it is not supported")
             mixers.append((i, left[0]))
     return one, tuple(mixers)
 

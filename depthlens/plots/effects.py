@@ -22,8 +22,8 @@ from depthlens.plots.theme import counts
 
 Names = str | Sequence[str] | None
 FIELDS = [*GROUP, "site", "mode"]
-SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP", "head": "head", "kv": "KV group"}
-SITES |= {"expert": "expert"}
+SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
+SITES |= {"head": "head", "kv": "KV group", "expert": "expert"}  # several a layer
 _ONE = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
 _COUNTS = {"head": "n_heads", "KV group": "n_kv_heads", "expert": "n_experts"}  # sites of several parts a layer
 _DONE = {
@@ -126,7 +126,7 @@ def _effects(result: Result, rows: pd.DataFrame) -> Effects:
     at, shape = [rows["layer"].to_numpy(int)], [max(int(rows["layer"].max()) + 1, dims.get("n_layers", 0))]
     if site in _COUNTS:
         at.append(rows["index"].to_numpy(int))
-        shape.append(max(int(rows["index"].max()) + 1, *np.atleast_1d(dims.get(_COUNTS[site], 0))))
+        shape.append(max([int(rows["index"].max()) + 1, *np.atleast_1d(dims.get(_COUNTS[site], 0))]))
 
     def grid(column: pd.Series, empty: float | bool) -> np.ndarray:
         array = np.full(shape, empty)

@@ -63,6 +63,14 @@ def one_group(kind):
     return lens
 
 
+def assert_writes(model, lens, asked, answers):
+    """The answers are what a model writes greedily."""
+    for answer, request in zip(answers, asked, strict=True):
+        tokens = torch.tensor([request.context])
+        theirs = model.generate(tokens, max_new_tokens=request.max_new_tokens, do_sample=False)
+        assert answer == lens.tokenizer.decode(theirs[0, len(request.context) :], skip_special_tokens=True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_removal_is_what_a_model_without_the_expert_computes(kind):
     lens = one_group(kind)
@@ -109,21 +117,18 @@ def test_written_texts_are_those_of_a_model_without_the_expert(kind):
     conditions = [BASELINE, parse_condition(f"L{LAST}.E0"), parse_condition("L1.E2")]
     texts = Engine(lens, progress=False).generate_until(asked, conditions)
     for row, model in zip(texts, [lens.model, without(lens, LAST, 0).model, without(lens, 1, 2).model], strict=True):
-        for answer, request in zip(row, asked, strict=True):
-            tokens = torch.tensor([request.context])
-            written = model.generate(tokens, max_new_tokens=10, do_sample=False)[0, len(request.context) :]
-            assert answer == lens.tokenizer.decode(written, skip_special_tokens=True)
+        assert_writes(model, lens, asked, row)
 
 
 def test_the_router_is_whole_again_after_an_error():
     lens = model_classes.lens("mixtral")
     before = scores(lens, [BASELINE])
-    backend = dl.backends.get("torch", lens)
+    backend, tokens = dl.backends.get("torch", lens), torch.arange(5, 25)[None]
+    whole = lens.model(tokens).logits
     with pytest.raises(ZeroDivisionError), backend.ablate([parse_condition("L1.E0")]):
-        assert not torch.equal(
-            lens.model(torch.tensor([[5, 6, 7]])).logits, lens.model(torch.tensor([[5, 6, 7]])).logits * 2
-        )
+        assert not torch.allclose(lens.model(tokens).logits, whole, atol=100 * SAME)
         raise ZeroDivisionError
+    assert torch.equal(lens.model(tokens).logits, whole)
     assert torch.equal(before, scores(lens, [BASELINE]))
     assert all("forward" not in vars(module) for module in lens.model.modules())
 
@@ -145,6 +150,20 @@ def test_choices_are_counted():
     assert "experts were chosen for none of" in found.describe()[0]
     with pytest.raises(dl.UserError, match="has no experts"):
         dl.expert_choices(tiny.lens("llama-gqa"), texts, store=None)
+
+
+def test_a_sweep_over_experts_is_a_map():
+    lens = model_classes.lens("deepseek_v3")
+    options = {"limit": 2, "measure": "answer_logprob", "store": None, "progress": False}
+    result = dl.head_sweep(lens, "capitals_continuation", layers=[3, 1], site="expert", **options)
+    assert result.record["conditions"] == ["baseline", *(f"L{layer}.E{i}" for layer in (3, 1) for i in range(4))]
+    figure = dl.plots.head_map(result)
+    assert "one expert removed at a" in figure.get_suptitle()
+    assert {text.get_text()[:4] for text in figure.axes[0].texts} <= {"L1.E", "L3.E"}
+    with pytest.raises(dl.UserError, match=r"layers \[0\]: they have no experts; L1.E0 is the first of 'deepseek_v3'"):
+        dl.head_sweep(lens, "capitals_continuation", layers=[0], site="expert", **options)
+    with pytest.raises(dl.UserError, match="experts are removed; leave both out"):
+        dl.head_sweep(lens, "capitals_continuation", site="expert", method="attribution")
 
 
 @pytest.mark.parametrize(
@@ -195,10 +214,7 @@ def test_a_layer_that_runs_twice_is_there_twice(family):
         if getattr(longer.config, "layer_types", None):
             longer.config.layer_types = ["full_attention"] * len(layers)
         assert torch.allclose(row, scores(dl.Lens(longer, lens.tokenizer), [BASELINE])[0], atol=SAME)
-        for answer, request in zip(answers, asked, strict=True):
-            tokens = torch.tensor([request.context])
-            theirs = longer.generate(tokens, max_new_tokens=10, do_sample=False)[0, len(request.context) :]
-            assert answer == lens.tokenizer.decode(theirs, skip_special_tokens=True)
+        assert_writes(longer, lens, asked, answers)
 
 
 def test_parts_of_a_layer_are_removed_in_both_runs():

@@ -6,7 +6,6 @@ import json
 import shutil
 
 import pytest
-import surgery
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
@@ -194,7 +193,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(wide, tmp_path, settings, 
     [
         ({"quantize": "int3"}, "unknown quantize 'int3'"),
         ({"quantize": "int8", "offload": "disk"}, "leave one of the two out"),
-        ({"quantize": "int8", "device": "cuda:0,cuda:1"}, "cuda"),
+        ({"quantize": "int8", "device": "cuda:0,cuda:1"}, "torch finds no CUDA GPU here"),
         ({"quantize": "int8", "remote": True}, "is the server's; leave it out"),
     ],
 )
@@ -224,4 +223,3 @@ def test_what_reads_plain_weights_is_refused(wide, tmp_path):
         dl.weight_deltas(lens, dl.load(wide()), store=None)
     with pytest.raises(dl.UserError, match="leave quantize out"):
         dl.load("organism", quantize="int8")
-    assert surgery.rough_lens("llama-gqa").stored_as is None
