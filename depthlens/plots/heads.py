@@ -279,7 +279,8 @@ def _keys(heads: Sequence[Effects], top: int | None) -> list[Artist]:
     judged = [e for e in heads if not e.at_chance]
     keys: list[Artist] = []
     if any(e.tested for e in judged):
-        keys.append(panels.mark_key(CRITICAL_HEAD, ms=4))
+        experts = all(e.key.get("site") == "expert" for e in judged)
+        keys.append(panels.mark_key(CRITICAL_HEAD.replace("head", "expert") if experts else CRITICAL_HEAD, ms=4))
     if any(e.gain.any() for e in judged):
         keys.append(panels.mark_key("significant gain", ms=4, mfc="none"))
     if top is not None:

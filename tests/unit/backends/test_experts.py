@@ -9,6 +9,7 @@ import pytest
 import surgery
 import tiny
 import torch
+from matplotlib.text import Text
 from torch import nn
 
 import depthlens as dl
@@ -158,6 +159,7 @@ def test_a_sweep_over_experts_is_a_map():
     result = dl.head_sweep(lens, "capitals_continuation", layers=[3, 1], site="expert", **options)
     assert result.record["conditions"] == ["baseline", *(f"L{layer}.E{i}" for layer in (3, 1) for i in range(4))]
     figure = dl.plots.head_map(result)
+    assert not any("head" in text.get_text() for text in figure.findobj(Text))
     assert "one expert removed at a" in figure.get_suptitle()
     assert {text.get_text()[:4] for text in figure.axes[0].texts} <= {"L1.E", "L3.E"}
     with pytest.raises(dl.UserError, match=r"layers \[0\]: they have no experts; L1.E0 is the first of 'deepseek_v3'"):
