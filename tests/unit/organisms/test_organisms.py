@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from depthlens.ablations import BASELINE, Condition, expand, parse_condition
+from depthlens.ablations import BASELINE, Condition, Dims, expand, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -323,7 +323,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_callers_seed_alone():
 def test_an_organism_is_an_ordinary_lens(tmp_path):
     loaded = lens("organism")
     assert loaded.name == "organism" and type(loaded.model).__name__ == "LlamaForCausalLM"
-    assert vars(loaded.dims) == {"n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "d_model": 256, "d_head": 64}
+    assert loaded.dims == Dims(n_layers=6, n_heads=4, n_kv_heads=4, d_model=256, d_head=64)
     assert loaded.model.config.vocab_size == len(loaded.tokenizer) == 100
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     assert "organism" in {row.alias for row in registry.NAMED}
