@@ -13,7 +13,7 @@ import logging
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -22,13 +22,20 @@ from huggingface_hub import errors as hub
 from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
 from depthlens import arguments
 from depthlens.errors import UserError, first_line
-from depthlens.models import adapters, devices, embedded, placement, quantised, sources
+from depthlens.models import adapters, devices, embedded, packed_weights, placement, quantised, sources
 from depthlens.models.architectures import bind
 from depthlens.models.families import known
 from depthlens.models.hub_errors import explain
@@ -149,18 +156,11 @@ def _load_whole(
             raise UserError(f"quantize {quantize!r}: {fault}; leave it out")
         if quantize:
             options["quantization_config"] = quantised.configuration(quantize, _widths(config), places[0], dtype)
-        there = bool(quantize or (stored_as and not spread))
+        unpacks = packed_weights.needed(stored_as, places[0])
+        there = bool(quantize or (stored_as and not spread and not unpacks))
         if there:
             options["device_map"] = {"": places[0]}  # bitsandbytes makes its weights where they are to be
-        loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
-        model, info = loader.from_pretrained(
-            source.place,
-            use_safetensors=None if source.gguf else True,
-            dtype=dtype,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+        model, info = (_read_unpacked if unpacks else _read)(source, config, dtype, options)
     _refuse_unfilled(source.name, info)
     quantised.settle(model)
     vars(model).pop("hf_quantizer", None)  # has done its work; the store could not tell what it does
@@ -173,6 +173,35 @@ def _load_whole(
             else:
                 model.to(places[0])
     return Lens(model, tokenizer, source.name, quantize=quantize, stored_as=stored_as)
+
+
+def _read(
+    source: Source, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A model as transformers reads it, and what it reports about the weights."""
+    loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
+    return loader.from_pretrained(
+        source.place,
+        use_safetensors=None if source.gguf else True,
+        dtype=dtype,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+
+
+def _read_unpacked(
+    source: Source, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A quantised model with the plain weights that its packed ones stand for; see `_read`."""
+    if libraries := " and ".join(packed_weights.LIBRARIES.get(quantised.method_of(config) or "", ())):
+        log.warning("model %s: without %s, its weights are read as plain ones", source.name, libraries)
+    checkpoint = Checkpoint(source.place, config, revision=source.revision)
+    plain = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or torch.float16
+    model, info = checkpoint.whole(plain)
+    with suppress(OSError):  # a model need not have one
+        model.generation_config = GenerationConfig.from_pretrained(source.place, **options)
+    return model, info
 
 
 def _widths(config: PreTrainedConfig) -> list[int]:
@@ -194,7 +223,7 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
     _refuse_unfilled(source.name, info)
     with _fitting(source.name, [device]):
         stream = Stream(model, checkpoint, device)
-    return Lens(model, tokenizer, source.name, stream)
+    return Lens(model, tokenizer, source.name, stream, stored_as=quantised.method_of(config))
 
 
 def _load_remote(source: Source) -> Lens:

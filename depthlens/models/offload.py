@@ -14,16 +14,19 @@ call (for every chunk of a layer), and it first writes experts to disk again in 
 On CUDA the thread puts a layer that it has read into pinned memory and sends it on a stream of its own, beside what is
 computed (`Copies`). No GPU has run this yet: it is tested with a made-up device.
 
+Packed matrices of quantised checkpoints become plain ones as they are read (`depthlens.models.packed_weights`).
+
 Files are read with ``pread``. Mapping them into memory would reserve the whole file, which the system refuses where
 memory is limited. A layer whose experts are stored one by one takes about twice its size while they are stacked.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,7 +49,7 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from depthlens.errors import UserError
-from depthlens.models import fingerprint
+from depthlens.models import fingerprint, packed_weights, quantised
 from depthlens.models.structure import find as find_structure
 
 # also raised before a sweep starts
@@ -72,31 +75,37 @@ class Stored:
 class Checkpoint:
     """The safetensors files of a model: names, shapes and dtypes; the weights are read when asked for.
 
+    Quantised weights are read as plain ones.
+
     Args:
         source: Directory or hub id; from the hub the files are downloaded.
         config: The model's configuration.
         revision: Of a hub id; None: its main one.
 
     Raises:
-        UserError: the weights are quantised.
+        UserError: the weights are stored in a form that cannot be read so.
         OSError: there are no safetensors files.
     """
 
     def __init__(self, source: str, config: PreTrainedConfig, *, revision: str | None = None) -> None:
-        if getattr(config, "quantization_config", None):
-            fix = "convert it once to float16, bfloat16 or float32, or load it without offload"
-            raise UserError(f"model {source!r} is quantised and cannot be offloaded; {fix}")
-        self.config = config
+        self.config = copy.deepcopy(config)
         self.paths: list[str] = []
-        self.tensors: dict[str, Stored] = {}  # by name in the files
+        self.tensors: dict[str, packed_weights.Readable] = {}  # by name in the files, packed ones as plain ones
         for path in _files(source, {"revision": revision} if revision else {}):
             self.paths.append(path)
             file = safe_open(path, framework="pt", backend="pread")
             self.tensors |= {key: Stored(file, key) for key in file.keys()}
+        if quantised.method_of(config):
+            self.tensors = packed_weights.unpacked(source, config, self.tensors)
+            del self.config.quantization_config
         for key, stored in self.tensors.items():
             if stored.dtype not in _STORED:
                 fix = f"offload knows {', '.join(_STORED)}; load it without offload"
                 raise UserError(f"model {source!r}: its weight {key} is stored as {stored.dtype}; {fix}")
+
+    def whole(self, dtype: torch.dtype | str) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The model with its weights, and what `from_pretrained` reports about them."""
+        return self._model(self.tensors, dtype)
 
     def skeleton(self, dtype: torch.dtype | str) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The model on the meta device, and what `from_pretrained` reports about its weights."""
@@ -104,15 +113,20 @@ class Checkpoint:
             key: torch.empty(stored.shape, dtype=_STORED[stored.dtype], device="meta")
             for key, stored in self.tensors.items()
         }
+        return self._model(empty, dtype, device_map="meta")
+
+    def _model(
+        self, weights: Mapping[str, Any], dtype: torch.dtype | str, **options: Any
+    ) -> tuple[PreTrainedModel, dict[str, Any]]:
         model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
         return model_class.from_pretrained(
             None,
             config=self.config,
-            state_dict=empty,
+            state_dict=dict(weights),
             dtype=dtype,
-            device_map="meta",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **options,
         )
 
 

@@ -91,10 +91,14 @@ def method_of(config: Any) -> str | None:
 
     Those of a .gguf file are dequantised on loading.
     """
-    said = getattr(config, "quantization_config", None)
-    said = said if isinstance(said, dict) or said is None else said.to_dict()
-    method = (said or {}).get("quant_method")
+    method = settings_of(config).get("quant_method")
     return None if method in (None, "gguf") else str(getattr(method, "value", method))
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """How a configuration says that the weights are quantised; empty where it does not."""
+    said = getattr(config, "quantization_config", None)
+    return dict(said if isinstance(said, dict) else said.to_dict()) if said else {}
 
 
 def require_readable(name: str, config: Any) -> None:
