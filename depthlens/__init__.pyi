@@ -16,6 +16,7 @@ from .analysis.geometry import Geometry as Geometry
 from .analysis.head_scores import HeadScores as HeadScores
 from .analysis.head_scores import ReasoningScores as ReasoningScores
 from .analysis.mode_agreement import mode_agreement as mode_agreement
+from .analysis.races import Race as Race
 from .analysis.removal_curve import RemovalCurve as RemovalCurve
 from .analysis.results import Result as Result
 from .analysis.results import concat as concat
@@ -43,6 +44,9 @@ from .experiments.needle_recall import recalled_needles as recalled_needles
 from .experiments.operand_scores import operand_swap_scores as operand_swap_scores
 from .experiments.options import EvalOptions as EvalOptions
 from .experiments.planning import plan as plan
+from .experiments.race import race as race
+from .experiments.race_plan import RacePlan as RacePlan
+from .experiments.race_plan import plan_race as plan_race
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.result_attention import attention_at_results as attention_at_results
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores

@@ -7,10 +7,9 @@ exit code 1, and Ctrl-C gives 130.
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -22,6 +21,7 @@ from depthlens import __version__
 from depthlens.cluster import options as cluster
 from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
+from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports
 from depthlens.models.commands import DeviceOption, DtypeOption, OffloadOption, QuantizeOption
 from depthlens.progress import say, text_table
@@ -40,7 +40,10 @@ _COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it,
 # Typer's own class or Click's, depending on the version
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 # `sweep` passes all its other options on to `depthlens.experiments.sweep.run_sweep`, under the same names
-_OF_COMMAND = ("model", "tasks", "ablate", "out", "overwrite", "plan", "store", "json", *cluster.NAMES)
+_OF_COMMAND = (
+    *("model", "tasks", "ablate", "out", "overwrite", "plan", "store", "json", *cluster.NAMES),
+    *("margin", "alpha", "max_documents", "top"),  # of `depthlens race`
+)
 _NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
 StoreOption = Annotated[
     str,
@@ -217,21 +220,11 @@ def sweep(
 
     Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
     """
-    given = dict(locals())
-    options = {name: value for name, value in given.items() if name not in _OF_COMMAND}
-    from depthlens import arguments
+    options = _settle(dict(locals()))
     from depthlens.analysis.result_folder import FILES, claimed
     from depthlens.models import sources
 
-    options |= {name: arguments.whole_or_text(options[name]) for name in _NUMBERS}
-    options["gen_kwargs"] = arguments.settings_of(gen_kwargs)
-    arguments.check(tasks=tasks, **{name: value for name, value in options.items() if name in arguments.RULES})
-    if options["limit"] is not None and samples is not None:
-        raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
-    if out is None and not plan:
-        raise UserError("no --out; name a folder for the results, or add --plan to see what the sweep would cost")
     models = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
-    _configure(store, json, given, plan)
     if plan:
         say(f"loading {models[0].name} for {', '.join(tasks)}", model=model, tasks=tasks)
         from depthlens.experiments.planning import run_plan
@@ -260,24 +253,30 @@ def sweep(
     typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
 
 
-def _planning(command: Callable[..., None]) -> Callable[..., None]:
-    """The same command without an ``--out``, which only plans."""
+def _settle(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that experiments take, of all that a command has; the store and workers are set up."""
+    from depthlens import arguments
+    from depthlens.models import sources
 
-    def plan(**options: Any) -> None:
-        command(**options, plan=True)
+    options = {name: value for name, value in given.items() if name not in _OF_COMMAND}
+    options |= {name: arguments.whole_or_text(options[name]) for name in _NUMBERS}
+    options["gen_kwargs"] = arguments.settings_of(options["gen_kwargs"])
+    rules = {name: value for name, value in options.items() if name in arguments.RULES}
+    arguments.check(tasks=given["tasks"], **rules)
+    if options["limit"] is not None and options["samples"] is not None:
+        fault = f"limit {options['limit']} and samples {options['samples']!r} both choose documents"
+        raise UserError(f"{fault}; give one of them")
+    if given["out"] is None and not given["plan"]:
+        raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
+    for name in (given["model"], given["donor"]):
+        if name is not None:
+            sources.find(name, weights=not given["remote"])
+    _configure(given["store"], given["json"], given, given["plan"])
+    return options
 
-    own = inspect.signature(command, eval_str=True)
-    parameters = [p for name, p in own.parameters.items() if name not in ("out", "overwrite", "plan", *cluster.NAMES)]
-    vars(plan).update(__signature__=own.replace(parameters=parameters))
-    plan.__annotations__ = {p.name: p.annotation for p in parameters}
-    plan.__doc__ = """Say what a sweep would cost before anything is computed: tokens, operations, time and memory.
 
-    Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
-    """
-    return plan
-
-
-app.command("plan")(_planning(sweep))
+app.command("plan")(experiments.plan_like(sweep))
+app.command("race")(experiments.race_like(sweep, _settle))
 
 
 @app.command(cls=_RunCommand)

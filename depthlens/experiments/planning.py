@@ -168,11 +168,16 @@ def run_plan(
     Raises:
         UserError: for anything asked for that does not exist; a model on a server, whose time nobody here can tell.
     """
-    if remote:
-        raise UserError("plan: a server's time and memory cannot be told from here; leave remote out")
+    refuse_remote(remote)
     loaded = load_tasks(cast(Sequence[str], tasks), settled(options))  # its errors come before the model is loaded
     lens = loading.load(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
     return plan(lens, loaded, ablate, donor=donor, resample_prompts=resample_prompts, **options)
+
+
+def refuse_remote(remote: bool) -> None:
+    """Refuse to plan for a server."""
+    if remote:
+        raise UserError("plan: a server's time and memory cannot be told from here; leave remote out")
 
 
 def _short(number: int | float) -> str:

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast, overload
 
-import pandas as pd
 from torch import Tensor
 
-from depthlens import arguments, cluster, provenance
+from depthlens import arguments
 from depthlens.ablations import INDEXED, WORDS, Condition, expand
-from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
-from depthlens.analysis.questions import SUBTASK
+from depthlens.analysis.races import Race
 from depthlens.analysis.results import Result
-from depthlens.engine import attention_choice, memory_budget
-from depthlens.engine.engine import Engine, LoglikelihoodAnswer
 from depthlens.engine.references import Reference
-from depthlens.engine.work import Work
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution, integrated_gradients
+from depthlens.experiments.condition_runs import ConditionRuns, model_and_tasks, result_of
+from depthlens.experiments.head_race import head_race
 from depthlens.experiments.options import EvalOptions, load_tasks, recorded, refuse_workers, settled
-from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
+from depthlens.experiments.views import View, views_of
 from depthlens.metrics import ANSWER_LOGPROB
-from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import Lens
-from depthlens.models.offload import NO_GENERATION
-from depthlens.requests import LoglikelihoodRequest
-from depthlens.store import dry_run
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
-from depthlens.tasks import groups
+from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.store.answer_cache import AnswerCache, AnswerStore
 
 LAYER_SITES = ("layer", "attn", "mlp")
-METHODS = ("exact", "attribution", "integrated_gradients")
+METHODS = ("exact", "attribution", "integrated_gradients", "race")
 HEAD_MODES = ("zero", "mean", "resample")
 
 
@@ -62,6 +55,22 @@ def layer_sweep(
     return condition_sweep(lens, tasks, "layers" if site == "layer" else site, **options)
 
 
+@overload
+def head_sweep(  # type: ignore[overload-overlap]
+    lens: Lens,
+    tasks: str | Sequence[str],
+    *,
+    method: Literal["race"],
+    layers: Sequence[int] | None = None,
+    site: str = "head",
+    mode: str = "zero",
+    top: int | None = None,
+    margin: float | None = None,
+    alpha: float | None = None,
+    max_documents: int | None = None,
+    **options: Unpack[EvalOptions],
+) -> Race: ...
+@overload
 def head_sweep(
     lens: Lens,
     tasks: str | Sequence[str],
@@ -73,7 +82,23 @@ def head_sweep(
     steps: int | None = None,
     resample_prompts: Sequence[str] | None = None,
     **options: Unpack[EvalOptions],
-) -> Result:
+) -> Result: ...
+def head_sweep(
+    lens: Lens,
+    tasks: str | Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    site: str = "head",
+    method: str = "exact",
+    mode: str = "zero",
+    steps: int | None = None,
+    resample_prompts: Sequence[str] | None = None,
+    top: int | None = None,
+    margin: float | None = None,
+    alpha: float | None = None,
+    max_documents: int | None = None,
+    **options: Unpack[EvalOptions],
+) -> Result | Race:
     """Remove every attention head, every group of heads that share keys and values, or every expert, one at a time.
 
     Args:
@@ -84,16 +109,22 @@ def head_sweep(
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`);
             ``integrated_gradients`` from slopes along the way to the removal of some heads of a layer at a time, which
-            costs more and holds behind a saturated softmax (`depthlens.experiments.integrated_gradients`).
+            costs more and holds behind a saturated softmax (`depthlens.experiments.integrated_gradients`); ``race``
+            runs each only as long as it is undecided (`depthlens.race`), with ``top`` from attribution's order on.
         mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
             of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
         steps: Points along the way of ``integrated_gradients`` besides the whole model; None: 1.
         resample_prompts: Reference prompts for ``resample``; scores are means over them.
-        options: `EvalOptions`; ``measure`` is ``both`` by default, and ``answer_logprob`` is all that estimates have.
+        top: Of a ``race``: how many of the costliest are looked for; None: whether each costs something is decided.
+        margin: Of a ``race``; None: as `depthlens.race` has it. So with ``alpha`` and ``max_documents``.
+        alpha: Of a ``race``.
+        max_documents: Of a ``race``.
+        options: `EvalOptions`; ``measure`` is ``both`` by default, ``answer_logprob`` with ``race``, and that is all
+            that estimates have.
 
     Returns:
         Every document under the baseline and a condition a head. ``record["method"]`` says how it was found, and
-        ``record["steps"]`` with how many points.
+        ``record["steps"]`` with how many points. With ``race``, the decisions.
 
     Raises:
         UserError: for anything asked for that does not exist.
@@ -121,13 +152,23 @@ def head_sweep(
         if method != "integrated_gradients":
             raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")
         arguments.whole("steps", steps, 1)
+    own = {"top": top, "margin": margin, "alpha": alpha, "max_documents": max_documents}
+    of_race = {name: value for name, value in own.items() if value is not None}
+    if method == "race":
+        can_guess = site in ("head", "kv") and mode in ("zero", "mean") and options.get("backend", "torch") == "torch"
+        guess = partial(_estimated, lens, ablate=ablate, estimate=_Estimate("attribution", mode, None, chosen))
+        settings = settled(options, measure=ANSWER_LOGPROB)
+        return head_race(lens, tasks, ablate, guess if can_guess else None, settings, **of_race)
+    if of_race:
+        unused = next(iter(of_race))
+        raise UserError(f"{unused} {of_race[unused]!r}: method {method!r} has none; use method='race'")
     if method != "exact":
         if resample_prompts is not None and mode != "resample":
             fix = "leave them out, or use method='exact' and mode='resample'"
             raise UserError(f"resample_prompts {resample_prompts!r}: {method} puts no prompt in place; {fix}")
         points = None if method == "attribution" else steps or integrated_gradients.STEPS
         estimate = _Estimate(method, mode, points, chosen)
-        return _estimated(lens, tasks, ablate, estimate, settled(options, measure=ANSWER_LOGPROB))
+        return _estimated(lens, tasks, settled(options, measure=ANSWER_LOGPROB), ablate=ablate, estimate=estimate)
     options = {"measure": "both", **options}
     result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
     return Result(result.docs, result.record | {"method": method}, result.asked)
@@ -164,7 +205,12 @@ class _Estimate:
 
 
 def _estimated(
-    lens: Lens, names: str | Sequence[str], ablate: list[str], estimate: _Estimate, options: EvalOptions
+    lens: Lens,
+    tasks: str | Sequence[str] | dict[str, Any],
+    options: EvalOptions,
+    *,
+    ablate: list[str],
+    estimate: _Estimate,
 ) -> Result:
     """The result of a head sweep as it is estimated from gradients."""
     method = estimate.method
@@ -178,7 +224,9 @@ def _estimated(
         raise UserError(f"mode 'resample': {method} estimates 'zero' and 'mean'; use one of these, or method='exact'")
     conditions = expand(ablate, lens.dims)
     answers = AnswerStore(options["store"], lens)  # its errors come before the tasks are made
-    views = views_of(lens, load_tasks(names, options), options)
+    if not isinstance(tasks, dict):
+        tasks = load_tasks(tasks, options)
+    views = views_of(lens, tasks, options)
     of_layer = len(ablate) // len({c.layer for c in conditions[1:]})  # heads, or groups of them
 
     def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
@@ -200,7 +248,7 @@ def _estimated(
 
     record = {"ablate": ablate, "method": method, **({"steps": estimate.steps} if estimate.steps else {})}
     record |= recorded(options)
-    return _result(lens, answers, views, options, conditions, run, record)
+    return result_of(lens, answers, views, options, conditions, run, record)
 
 
 def _index(condition: Condition) -> int:
@@ -224,14 +272,9 @@ def run_sweep(
     **options: Unpack[EvalOptions],
 ) -> Result:
     """`condition_sweep` on a model by name; what needs no weights is checked before they are read."""
-    checked = settled(options)
-    arguments.check(dtype=dtype, device=device, quantize=quantize, tasks=tasks, resample_prompts=resample_prompts)
-    for name in (model, donor):
-        if name is not None and not remote:
-            sources.probe(sources.find(name))
-    loaded = load_tasks(tasks, checked)
-    cluster.workers_of(checked)  # their errors come before the model is loaded
-    lens = loading.load(model, dtype=dtype, device=device, quantize=quantize, offload=offload, remote=remote)
+    how = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
+    arguments.check(resample_prompts=resample_prompts)
+    lens, loaded = model_and_tasks(model, tasks, settled(options), donor=donor, **how)
     result = condition_sweep(lens, loaded, ablate, resample_prompts=resample_prompts, donor=donor, **options)
     result.record["asked_tasks"] = list(tasks)  # groups among them stand for their tasks
     return result
@@ -269,106 +312,5 @@ def condition_sweep(
     Raises:
         UserError: for anything asked for that does not exist.
     """
-    arguments.loaded(lens)
-    chosen = settled(options)
-    arguments.check(resample_prompts=resample_prompts)
-    conditions = expand(ablate, lens.dims)
-    if any(c.uses("resample") for c in conditions):
-        lens.needs_weights("@resample")
-    backend, batch_tokens = chosen["backend"], chosen["batch_tokens"]
-    both = pairs.join_donor(lens, donor, conditions, backend)
-    answers = AnswerStore(chosen["store"], both)  # its errors come before the tasks are made
-    workers = cluster.workers_of(chosen)
-    repeated_before = workers.repeated if workers else 0
-    if not isinstance(tasks, dict) or not tasks:
-        tasks = load_tasks(cast(Sequence[str], tasks), chosen)  # which refuses an empty dict
-    views = views_of(lens, tasks, chosen)
-    if lens.stream and (writing := [view.name for view in views if view.output_type == "generate_until"]):
-        raise UserError(f"task {writing[0]}: {NO_GENERATION}")
-
-    def run(view: View, reference: Reference | None) -> tuple[list[list[Any]], AnswerCache]:
-        cache = answers.entry(view.name, backend=backend, reference=reference.keys if reference else None)
-        means = None
-        if reference is not None and not dry_run.current() and cache.lacks(view.requests, conditions):
-            means = reference.measure(both)
-        about: dict[str, Any] = {"means": means, "progress": chosen["progress"], "cache": cache, "workers": workers}
-        engine = Engine(both, backend=backend, batch_tokens=batch_tokens, **about)
-        start = time.monotonic()
-        found = view.run(engine, conditions)
-        seconds.append(time.monotonic() - start)
-        if workers:
-            record["workers"] = workers.describe() | {"repeated_shards": workers.repeated - repeated_before}
-        work.add(engine.work)
-        record["work"] = work.described(lens) | {"seconds": sum(seconds)}
-        return found, cache
-
-    work, seconds = Work(), list[float]()
-    record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in conditions[1:]]} | recorded(chosen)
-    record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
-    record["batch_tokens"] = memory_budget.choose(lens, batch_tokens).batch_tokens
-    record["tree_attention"] = attention_choice.of_model(lens)
-    if both.donor:
-        record["donor"] = both.donor.lens.describe(answers.donor_fingerprint) | {"notes": list(both.donor.notes)}
-    return _result(
-        lens, answers, views, chosen, conditions, run, record, tokens_of_prompts(lens, conditions, resample_prompts)
-    )
-
-
-def _result(
-    lens: Lens,
-    store: AnswerStore,
-    views: Sequence[View],
-    options: EvalOptions,
-    conditions: Sequence[Condition],
-    run: Callable[[View, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
-    record: dict[str, Any],
-    prompts: Sequence[Sequence[int]] = (),
-) -> Result:
-    """Run every view of the tasks and put the documents and the record together."""
-    frames: list[pd.DataFrame] = []
-    records: dict[str, dict] = {}
-    asked: dict[str, pd.DataFrame] = {}
-    caches: list[AnswerCache] = []
-    references = references_of(lens, views, options, conditions, with_prompts=bool(prompts))
-    for view in views:
-        reference = references.get(view.name)
-        runs = []
-        for reference_prompt in reference.with_prompts(prompts) if reference and prompts else [reference]:
-            answers, cache = run(view, reference_prompt)
-            runs.append(_frame(lens.name, view, conditions, answers))
-            caches.append(cache)
-        frame = runs[0] if len(runs) == 1 else runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
-        frames.append(groups.renumbered(frame, view.member))
-        about = view.describe(frame) | ({"reference": reference.name} if reference else {})
-        if view.name in records:  # the task's own metrics came before
-            first = records[view.name]
-            cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
-            about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
-        records[view.name] = about
-        assert view.asked is not None
-        questions = view.asked if view.member is None else view.asked.assign(**{SUBTASK: view.name})
-        asked[view.name] = groups.renumbered(questions, view.member)
-    record = {
-        "model": lens.describe(store.fingerprint),
-        "tasks": groups.described(records, {view.name: view.member for view in views}),
-        "conditions": [str(c) for c in conditions],
-        **record,
-        "store": cache_usage(caches),
-        **provenance.environment(),
-        **provenance.where_and_when(),
-    }
-    return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
-
-
-def _frame(model: str, task: View, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]) -> pd.DataFrame:
-    """Tidy rows of one task: one a condition, metric and document."""
-    rows = [
-        (model, task.name, one.metric, str(condition), condition.layer, condition.head, *one[1:])
-        for condition, given in zip(conditions, answers, strict=True)
-        for one in task.score(given)
-    ]
-    if not rows:
-        skipped = ", ".join(task.skipped) or "none"
-        raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
-    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED, COMPLETE])
-    return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})
+    runs = ConditionRuns(lens, tasks, ablate, resample_prompts=resample_prompts, donor=donor, options=settled(options))
+    return result_of(lens, runs.store, runs.views, runs.options, runs.conditions, runs.run, runs.record, runs.prompts)

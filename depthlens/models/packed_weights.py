@@ -57,7 +57,7 @@ class Unpacked:
     def __init__(
         self, shape: Sequence[int], parts: Mapping[str, Readable], unpack: Callable[[dict[str, Tensor]], Tensor]
     ) -> None:
-        self.shape = list(shape)
+        self.shape: Sequence[int] = list(shape)
         self._parts, self._unpack = dict(parts), unpack
 
     def __getitem__(self, index: Any) -> Tensor:

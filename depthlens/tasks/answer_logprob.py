@@ -16,7 +16,8 @@ Long answers weigh more than short ones in ``answer_logprob``. In ``token_logpro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -74,6 +75,16 @@ class Answers:
         self.cut = encoder.cut
         if not any(prepared.cut):  # else `harness.prepare` has warned
             truncation.warn(self.name, self.cut, encoder.max_length)
+
+    def part(self, documents: Collection[int]) -> Answers:
+        """The same answers of some of the documents, by number."""
+        part = copy.copy(self)
+        part.prepared = self.prepared.part(documents)
+        part.asked = part.prepared.asked
+        part.requests = [q for doc_id, q in zip(self.texts, self.requests, strict=True) if doc_id in documents]
+        part.texts = {doc_id: text for doc_id, text in self.texts.items() if doc_id in documents}
+        part.pairs = {doc_id: pair for doc_id, pair in self.pairs.items() if doc_id in documents}
+        return part
 
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[LoglikelihoodAnswer]]:
         """Answers of the engine, indexed [condition][document]."""

@@ -20,11 +20,12 @@ also one that does not answer the question.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -100,6 +101,21 @@ class Prepared:
     def docs(self) -> dict[int, Any]:
         """Documents by number."""
         return {i.doc_id: i.doc for i in self.task.instances}
+
+    def part(self, documents: Collection[int]) -> Prepared:
+        """The same task with some of its documents, by number; its prompts stay the same."""
+        task, requests, windows = copy.copy(self.task), list[Any](), list[int]()
+        task._instances = []
+        remaining: Iterator[Any] = iter(self.requests)
+        for instance, n_windows in zip(self.task.instances, self.windows, strict=True):
+            of_instance = list(islice(remaining, n_windows))
+            if instance.doc_id in documents:
+                task._instances.append(instance)
+                requests += of_instance
+                windows.append(n_windows)
+        assert self.asked is not None
+        asked = self.asked[self.asked["doc_id"].isin(list(documents))].reset_index(drop=True)
+        return replace(self, task=task, requests=requests, windows=windows, asked=asked)
 
     @property
     def examples_by_seed(self) -> bool | None:

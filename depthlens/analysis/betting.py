@@ -1,0 +1,98 @@
+"""Evidence by betting: tests of a mean that stay valid however often, and whenever, one looks at the data.
+
+A gambler bets on values ``x`` of at least -1 whose mean is at most 0 under the null hypothesis. With a bet ``b`` in
+(0, 1) the capital is multiplied by ``1 + b x`` at every value. Under the null hypothesis the capital is a
+supermartingale, so it ever reaches ``1 / alpha`` with probability at most alpha (Ville 1939). The average over a set of
+bets that was fixed before is such a capital, too, and needs no choice of a bet (Waudby-Smith & Ramdas 2024, JRSS B
+86:1-27). It does not depend on the order of the values within a batch.
+
+**Many hypotheses.** Every average of capitals of true nulls is a supermartingale. So all nulls are rejected whose
+average with any others, of which only few can be true together, reaches ``1 / alpha`` (closed testing with e-values;
+Vovk & Wang 2021, Annals of Statistics 49:1736-1754): the family-wise error is at most alpha at any stopping time, and
+a hypothesis whose data end early keeps the capital that it has.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import logsumexp
+
+BETS = 0.99 * 2.0 ** (-np.arange(14) / 2)  # 0.99 to 0.01: for effects from the largest possible to a hundredth of it
+_STEPS = 40  # halvings of an interval of length 2
+
+
+def log_gains(values: np.ndarray) -> np.ndarray:
+    """What a batch of values adds to the logarithm of the capital of every bet.
+
+    Args:
+        values: At least -1. Shape [value, ...].
+
+    Returns:
+        Shape [..., bet].
+    """
+    return np.asarray(np.log1p(values[..., None] * BETS).sum(0))
+
+
+def log_capital(gains: np.ndarray) -> np.ndarray:
+    """Logarithm of the average capital over all bets.
+
+    Args:
+        gains: Sums of `log_gains`. Shape [..., bet].
+
+    Returns:
+        Shape [...].
+    """
+    return np.asarray(logsumexp(gains, axis=-1) - np.log(len(BETS)))
+
+
+def anytime_interval(values: np.ndarray, alpha: float) -> tuple[float, float]:
+    """Interval of a mean that holds at every stopping time together with probability ``1 - alpha``.
+
+    It has all means that no bet with half of alpha, upwards or downwards, has refuted; all values together, so that the
+    interval is that of the moment.
+
+    Args:
+        values: In [-1, 1]. Shape [value].
+        alpha: Probability that the interval ever misses the mean.
+    """
+    if not len(values):
+        return -1.0, 1.0
+    points, times = np.unique(values, return_counts=True)
+    limit = np.log(2 / alpha)
+
+    def refuted(mean: float, sign: int) -> bool:
+        scaled = sign * (points - mean) / (1 + sign * mean)  # at least -1
+        return bool(log_capital((np.log1p(scaled[:, None] * BETS) * times[:, None]).sum(0)) >= limit)
+
+    ends = []
+    for sign in (1, -1):
+        inside = float(np.clip(values.mean(), -1 + 1e-9, 1 - 1e-9))
+        outside = -sign * (1 - 1e-9)
+        if not refuted(outside, sign):
+            ends.append(-float(sign))
+            continue
+        for _ in range(_STEPS):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if refuted(middle, sign) else (middle, outside)
+        ends.append(inside)
+    low, high = ends
+    return low, high
+
+
+def closed_rejections(log_capitals: np.ndarray, alpha: float) -> np.ndarray:
+    """Which nulls are rejected with family-wise error at most alpha, where each group has at most one true null.
+
+    A null is rejected if its average with the nulls of any other groups, one of each, is at least ``1 / alpha``. The
+    worst others are those below ``1 / alpha``, the least of each group.
+
+    Args:
+        log_capitals: Shape [group, null].
+        alpha: Family-wise error.
+
+    Returns:
+        Shape [group, null].
+    """
+    capital = np.exp(np.minimum(log_capitals, 600.0))
+    short = np.maximum(0.0, 1 / alpha - capital.min(1))
+    others = short.sum() - short
+    return capital >= (1 / alpha + others)[:, None]

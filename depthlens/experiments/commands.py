@@ -1,0 +1,116 @@
+"""The commands ``depthlens plan`` and ``depthlens race``, made of ``depthlens sweep``.
+
+Nothing heavy is imported until one of them is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from depthlens.cluster import options as cluster
+from depthlens.errors import Interrupted, UserError
+from depthlens.progress import say
+
+_OWN = ("margin", "alpha", "max_documents", "top")
+
+
+def plan_like(sweep: Callable[..., None]) -> Callable[..., None]:
+    """The command of a sweep without an ``--out``, which only plans."""
+
+    def plan(**options: Any) -> None:
+        sweep(**options, plan=True)
+
+    own = inspect.signature(sweep, eval_str=True)
+    parameters = [p for name, p in own.parameters.items() if name not in ("out", "overwrite", "plan", *cluster.NAMES)]
+    vars(plan).update(__signature__=own.replace(parameters=parameters))
+    plan.__annotations__ = {p.name: p.annotation for p in parameters}
+    plan.__doc__ = """Say what a sweep would cost before anything is computed: tokens, operations, time and memory.
+
+    Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
+    """
+    return plan
+
+
+def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., None]:
+    """The command of a race, which has the options of a sweep and its own.
+
+    Args:
+        sweep: The command of a sweep.
+        settle: Checks the options of a command and sets up the store and workers; returns those that experiments take.
+    """
+
+    def race(
+        margin: Annotated[
+            float, typer.Option(metavar="X", help="Loss that a spared condition stays below, in the metric's unit.")
+        ] = 0.1,
+        alpha: Annotated[
+            float, typer.Option(metavar="X", help="Probability that any decision of the race is wrong.")
+        ] = 0.05,
+        max_documents: Annotated[
+            int | None, typer.Option(metavar="N", help="Documents of each task after which it ends. [default: all]")
+        ] = None,
+        top: Annotated[
+            int | None, typer.Option(metavar="K", help="Decide which K conditions cost most, up to the margin.")
+        ] = None,
+        **given: Any,
+    ) -> None:
+        of_race: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents, "top": top}
+        out, overwrite, plan = (given[name] for name in ("out", "overwrite", "plan"))
+        what = {name: given[name] for name in ("model", "tasks", "ablate")}
+        options = settle(given | of_race)
+        say(f"loading {what['model']} for {', '.join(what['tasks'])}", model=what["model"], tasks=what["tasks"])
+        if plan:
+            from depthlens.experiments.race_plan import run_race_plan
+
+            typer.echo(run_race_plan(**what, **of_race, **options))
+            return
+        asked = {**what, **of_race, **options}
+        _refuse_other(out, asked, overwrite=overwrite)
+        from depthlens.experiments.race import run_race
+
+        try:
+            result = run_race(**what, **of_race, **options)
+        except KeyboardInterrupt as stop:
+            told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
+            typer.echo(f"Interrupted: {told}", err=True)
+            raise typer.Exit(130) from None
+        result.record["asked"] = _comparable(asked)
+        result.save(out, overwrite=True)
+        columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
+        typer.echo(result.decisions[columns].to_string(index=False, float_format="{:.3g}".format))
+        typer.echo("\n" + repr(result))
+        typer.echo(f"\nWrote {', '.join(str(Path(out) / name) for name in result.files())}")
+
+    own = inspect.signature(race, eval_str=True).parameters
+    of_sweep = inspect.signature(sweep, eval_str=True)
+    parameters = [*of_sweep.parameters.values(), *(own[name] for name in _OWN)]
+    vars(race).update(__signature__=of_sweep.replace(parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in parameters]))
+    race.__annotations__ = {p.name: p.annotation for p in parameters}
+    race.__doc__ = """Decide which parts cost something and which less than a margin, on as few documents as that takes.
+
+    Example: depthlens race smollm2-135m capitals_continuation --ablate layers --out runs/race
+    """
+    return race
+
+
+def _comparable(asked: dict[str, Any]) -> dict[str, str]:
+    return {name: repr(value) for name, value in asked.items()}
+
+
+def _refuse_other(out: str, asked: dict[str, Any], *, overwrite: bool) -> None:
+    """Refuse a folder that holds something else than the same race, before anything is computed."""
+    from depthlens.analysis.races import Race
+    from depthlens.analysis.result_folder import RECORD_FILE, first_difference
+    from depthlens.paths import writable_folder
+
+    folder = writable_folder(out)
+    if overwrite or not (folder / RECORD_FILE).exists():
+        return
+    before = Race.load(folder).record.get("asked", {})
+    if why := first_difference((name, before.get(name), value) for name, value in _comparable(asked).items()):
+        raise UserError(f"{str(folder)!r} holds another race ({why}); name another folder, or replace it (--overwrite)")

@@ -1,0 +1,213 @@
+"""Tasks under conditions, computed and put together: what every sweep and every race does with its documents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+
+from depthlens import arguments, cluster, provenance
+from depthlens.ablations import Condition, expand
+from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
+from depthlens.analysis.questions import SUBTASK
+from depthlens.analysis.results import Result
+from depthlens.engine import attention_choice, memory_budget
+from depthlens.engine.engine import Engine
+from depthlens.engine.references import Reference
+from depthlens.engine.work import Work
+from depthlens.errors import UserError
+from depthlens.experiments.options import EvalOptions, load_tasks, recorded
+from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
+from depthlens.models import loading, pairs, sources
+from depthlens.models.lens import Lens
+from depthlens.models.offload import NO_GENERATION
+from depthlens.store import dry_run
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
+from depthlens.tasks import groups
+
+
+class ConditionRuns:
+    """A model, tasks and conditions, ready to run on any of the tasks' documents.
+
+    Args:
+        lens: A loaded model.
+        tasks: Names, or tasks from `depthlens.tasks.harness.load_tasks`.
+        ablate: See `depthlens.ablations.expand`.
+        resample_prompts: Prompts of ``@resample``.
+        donor: Model of ``@donor``.
+        options: All of `EvalOptions`.
+
+    Attributes:
+        conditions: The baseline and all others.
+        views: What is run of each task.
+        record: What is run and how; `run` adds the work that it was.
+        store: Where answers are kept.
+        prompts: Token ids of the prompts of ``@resample``.
+
+    Raises:
+        UserError: for anything asked for that does not exist.
+    """
+
+    def __init__(
+        self,
+        lens: Lens,
+        tasks: str | Sequence[str] | dict[str, Any],
+        ablate: str | Iterable[str | Condition],
+        *,
+        resample_prompts: Sequence[str] | None,
+        donor: str | Path | Lens | None,
+        options: EvalOptions,
+    ) -> None:
+        arguments.loaded(lens)
+        arguments.check(resample_prompts=resample_prompts)
+        self.options = options
+        self.conditions = expand(ablate, lens.dims)
+        if any(c.uses("resample") for c in self.conditions):
+            lens.needs_weights("@resample")
+        self._lens = lens
+        self._joined = pairs.join_donor(lens, donor, self.conditions, options["backend"])
+        self.store = AnswerStore(options["store"], self._joined)  # its errors come before the tasks are made
+        self._workers = cluster.workers_of(options)
+        self._repeated_before = self._workers.repeated if self._workers else 0
+        if not isinstance(tasks, dict) or not tasks:
+            tasks = load_tasks(cast(Sequence[str], tasks), options)  # which refuses an empty dict
+        self.views = views_of(lens, tasks, options)
+        if lens.stream and (writing := [view.name for view in self.views if view.output_type == "generate_until"]):
+            raise UserError(f"task {writing[0]}: {NO_GENERATION}")
+        self.prompts = tokens_of_prompts(lens, self.conditions, resample_prompts)
+        self._work, self._seconds = Work(), 0.0
+        names = [str(c) for c in self.conditions[1:]]
+        self.record = {"ablate": ablate if isinstance(ablate, str) else names} | recorded(options)
+        self.record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
+        self.record["batch_tokens"] = memory_budget.choose(lens, options["batch_tokens"]).batch_tokens
+        self.record["tree_attention"] = attention_choice.of_model(lens)
+        if (given := self._joined.donor) is not None:
+            about = given.lens.describe(self.store.donor_fingerprint)
+            self.record["donor"] = about | {"notes": list(given.notes)}
+
+    def run(
+        self, view: View, reference: Reference | None, conditions: Sequence[Condition] | None = None
+    ) -> tuple[list[list[Any]], AnswerCache]:
+        """Answers of a view, indexed [condition][request], and where they are kept.
+
+        Args:
+            view: One of `views`, or a part of its documents.
+            reference: What takes the place of parts.
+            conditions: Some of the conditions; None: all.
+        """
+        conditions = self.conditions if conditions is None else conditions
+        backend, workers = self.options["backend"], self._workers
+        cache = self.store.entry(view.name, backend=backend, reference=reference.keys if reference else None)
+        means = None
+        if reference is not None and not dry_run.current() and cache.lacks(view.requests, conditions):
+            means = reference.measure(self._joined)
+        about: dict[str, Any] = {"means": means, "progress": self.options["progress"], "cache": cache}
+        about |= {"batch_tokens": self.options["batch_tokens"], "workers": workers}
+        engine = Engine(self._joined, backend=backend, **about)
+        start = time.monotonic()
+        answers = view.run(engine, conditions)
+        self._seconds += time.monotonic() - start
+        if workers:
+            repeated = workers.repeated - self._repeated_before
+            self.record["workers"] = workers.describe() | {"repeated_shards": repeated}
+        self._work.add(engine.work)
+        self.record["work"] = self._work.described(self._lens) | {"seconds": self._seconds}
+        return answers, cache
+
+
+def model_and_tasks(
+    model: str, tasks: Sequence[str], options: EvalOptions, *, donor: str | None, **how: Any
+) -> tuple[Lens, dict[str, Any]]:
+    """A model by name, and tasks; what needs no weights is checked before they are read.
+
+    Args:
+        model: What `depthlens.load` takes.
+        tasks: Names.
+        options: All of `EvalOptions`.
+        donor: Name of the model that `@donor` conditions take weights of; it is not loaded.
+        how: Options of `depthlens.load`.
+
+    Raises:
+        UserError: for anything asked for that does not exist.
+    """
+    arguments.check(dtype=how["dtype"], device=how["device"], quantize=how["quantize"], tasks=tasks)
+    for name in (model, donor):
+        if name is not None and not how["remote"]:
+            sources.probe(sources.find(name))
+    loaded = load_tasks(tasks, options)
+    cluster.workers_of(options)  # their errors come before the model is loaded
+    return loading.load(model, **how), loaded
+
+
+def result_of(
+    lens: Lens,
+    store: AnswerStore,
+    views: Sequence[View],
+    options: EvalOptions,
+    conditions: Sequence[Condition],
+    run: Callable[[View, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
+    record: dict[str, Any],
+    prompts: Sequence[Sequence[int]] = (),
+) -> Result:
+    """Run every view of the tasks and put the documents and the record together.
+
+    Args:
+        lens: The model.
+        store: Its answers.
+        views: Of the tasks.
+        options: All of `EvalOptions`.
+        conditions: The baseline and others.
+        run: Answers of a view, indexed [condition][request], and where they are kept.
+        record: What the caller knows of it; read after everything was run.
+        prompts: Token ids of the prompts of ``@resample``.
+    """
+    frames: list[pd.DataFrame] = []
+    records: dict[str, dict] = {}
+    asked: dict[str, pd.DataFrame] = {}
+    caches: list[AnswerCache] = []
+    references = references_of(lens, views, options, conditions, with_prompts=bool(prompts))
+    for view in views:
+        reference = references.get(view.name)
+        runs = []
+        for reference_prompt in reference.with_prompts(prompts) if reference and prompts else [reference]:
+            answers, cache = run(view, reference_prompt)
+            runs.append(frame_of(lens.name, view, conditions, answers))
+            caches.append(cache)
+        frame = runs[0] if len(runs) == 1 else runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
+        frames.append(groups.renumbered(frame, view.member))
+        about = view.describe(frame) | ({"reference": reference.name} if reference else {})
+        if view.name in records:  # the task's own metrics came before
+            first = records[view.name]
+            cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
+            about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
+        records[view.name] = about
+        assert view.asked is not None
+        questions = view.asked if view.member is None else view.asked.assign(**{SUBTASK: view.name})
+        asked[view.name] = groups.renumbered(questions, view.member)
+    record = {
+        "model": lens.describe(store.fingerprint),
+        "tasks": groups.described(records, {view.name: view.member for view in views}),
+        "conditions": [str(c) for c in conditions],
+        **record,
+        "store": cache_usage(caches),
+        **provenance.environment(),
+        **provenance.where_and_when(),
+    }
+    return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
+
+
+def frame_of(model: str, task: View, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """Tidy rows of one task: one a condition, metric and document."""
+    rows = [
+        (model, task.name, one.metric, str(condition), condition.layer, condition.head, *one[1:])
+        for condition, given in zip(conditions, answers, strict=True)
+        for one in task.score(given)
+    ]
+    if not rows:
+        skipped = ", ".join(task.skipped) or "none"
+        raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
+    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED, COMPLETE])
+    return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})

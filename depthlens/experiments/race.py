@@ -1,0 +1,303 @@
+"""Sweeps that stop as soon as they know: documents in random order, and conditions that leave when they are decided.
+
+See `depthlens.analysis.races` for what is tested. Documents come in waves. A wave is computed as a sweep is, with all
+conditions that are still open, so that the store, other backends, offloaded models and workers do what they do there.
+A race that is started again with the same seed computes nothing twice and decides the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import pandas as pd
+
+from depthlens import arguments, progress, provenance
+from depthlens.ablations import Condition
+from depthlens.analysis import betting, races
+from depthlens.analysis.races import Evidence, Race, TopEvidence
+from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.written_answers import headline
+from depthlens.errors import UserError
+from depthlens.experiments.condition_runs import ConditionRuns, frame_of, model_and_tasks
+from depthlens.experiments.options import EvalOptions, settled
+from depthlens.experiments.views import View, references_of
+from depthlens.metrics import LOGPROBS
+from depthlens.models.lens import Lens
+from depthlens.store.answer_cache import AnswerCache, cache_usage
+from depthlens.tasks import groups
+from depthlens.tasks.free_text import FreeText
+
+FIRST_WAVE = 16  # documents; later waves have a quarter of all before
+MARGIN = 0.1
+_MEASURES = ("task", *LOGPROBS)
+
+
+@dataclass
+class _Course:
+    """The documents of one task, or of the tasks of a group, in the order in which they come.
+
+    Attributes:
+        views: By name, those of its tasks.
+        documents: Name of a view and number of a document of it.
+        n_seen: How many have come.
+        metric: By which the task is judged, once it is known.
+        bounded: Whether its values are between 0 and 1.
+        above_chance: Gains of bets that the whole model is above chance; None where there is no chance level.
+        losses: Tables of losses, wave by wave.
+    """
+
+    views: dict[str, View] = field(default_factory=dict)
+    documents: list[tuple[str, int]] = field(default_factory=list)
+    n_seen: int = 0
+    metric: str = ""
+    bounded: bool = True
+    above_chance: np.ndarray | None = None
+    losses: list[pd.DataFrame] = field(default_factory=list)
+
+    def next_wave(self) -> dict[str, list[int]]:
+        """Numbers of the documents that come now, by view."""
+        size = max(FIRST_WAVE, self.n_seen // 4)
+        coming = self.documents[self.n_seen : self.n_seen + size]
+        self.n_seen += len(coming)
+        found: dict[str, list[int]] = {}
+        for name, doc_id in coming:
+            found.setdefault(name, []).append(doc_id)
+        return found
+
+    @property
+    def ended(self) -> bool:
+        """Whether all documents have come."""
+        return self.n_seen >= len(self.documents)
+
+
+def race(
+    lens: Lens,
+    tasks: str | Sequence[str] | dict[str, Any],
+    ablate: str | Iterable[str | Condition],
+    *,
+    margin: int | float = MARGIN,
+    alpha: int | float = 0.05,
+    max_documents: int | None = None,
+    top: int | None = None,
+    order: Sequence[str] | None = None,
+    resample_prompts: Sequence[str] | None = None,
+    donor: str | Path | Lens | None = None,
+    **options: Unpack[EvalOptions],
+) -> Race:
+    """Decide which conditions cost something and which cost less than a margin, on as few documents as that takes.
+
+    Args:
+        lens: A loaded model.
+        tasks: See `depthlens.condition_sweep`.
+        ablate: See `depthlens.condition_sweep`.
+        margin: Loss that a spared condition stays below, in the unit of the task's metric; between 0 and 1.
+        alpha: Probability that any decision is wrong.
+        max_documents: Documents of each task after which the race ends; None: all that are chosen.
+        top: Decide instead which so many conditions cost most, up to the margin; of one task.
+        order: Conditions that are thought to cost most, with ``top``, first to last; others follow as they come.
+        resample_prompts: See `depthlens.condition_sweep`.
+        donor: See `depthlens.condition_sweep`.
+        options: `EvalOptions`. ``seed`` also is that of the order of documents. ``measure`` is ``task`` (the metric
+            that stands for the task), ``answer_logprob`` or ``token_logprob``.
+
+    Returns:
+        The decisions, and the losses that led to them.
+
+    Raises:
+        UserError: for anything asked for that does not exist.
+    """
+    chosen = settled(options)
+    for name, value in (("margin", margin), ("alpha", alpha)):
+        arguments.number(name, value, 0, 1)
+        if not 0 < value < 1:
+            raise UserError(
+                f"{name} {value!r}: give a number between 0 and 1, such as {MARGIN if name == 'margin' else 0.05}"
+            )
+    if max_documents is not None:
+        arguments.whole("max_documents", max_documents, 1, of=" of documents", fix=", or leave it out for all")
+    if chosen["measure"] not in _MEASURES:
+        raise UserError(f"measure {chosen['measure']!r}: a race judges one score; use one of {', '.join(_MEASURES)}")
+    runs = ConditionRuns(lens, tasks, ablate, resample_prompts=resample_prompts, donor=donor, options=chosen)
+    if runs.prompts:
+        raise UserError("a race has no @resample conditions, whose scores are means over prompts; use condition_sweep")
+    courses = _courses(runs.views, chosen["seed"], max_documents)
+    names = [str(condition) for condition in runs.conditions[1:]]
+    evidence = _evidence(courses, names, margin, alpha, top, order)
+    references = references_of(lens, runs.views, chosen, runs.conditions)
+    n_waves, caches = 0, list[AnswerCache]()
+    decided = [races.UNDECIDED] * (len(courses) * len(names))
+    total = len(decided)
+    with progress.bar(total=total, desc="race", unit="decision", disable=not chosen["progress"]) as bar:
+        chosen["progress"] = False  # of the waves
+        while open_now := _open(courses, names, decided):
+            n_waves += 1
+            for task, at in open_now.items():
+                course = courses[task]
+                conditions = [runs.conditions[0], *(runs.conditions[1 + i] for i in at)]
+                losses = _run_wave(runs, course, conditions, references, caches)
+                course.losses.append(losses.assign(task=task, wave=n_waves))
+                first = list(courses).index(task) * len(names)
+                table = losses.pivot(index="doc_id", columns="condition", values="loss")
+                if isinstance(evidence, TopEvidence):
+                    evidence.bound = 1.0 if course.bounded else 2.0
+                evidence.add([first + i for i in at], table[[names[i] for i in at]].to_numpy())
+            before = decided
+            decided = [
+                old if old != races.UNDECIDED else new for old, new in zip(before, evidence.decisions(), strict=True)
+            ]
+            bar.update(before.count(races.UNDECIDED) - decided.count(races.UNDECIDED))
+    record = {
+        "model": lens.describe(runs.store.fingerprint),
+        "tasks": {task: {"metric": course.metric} for task, course in courses.items()},
+        "conditions": names,
+        "margin": margin,
+        "alpha": alpha,
+        "top": top,
+        "max_documents": max_documents,
+        "n_documents": {task: len(course.documents) for task, course in courses.items()},
+        **runs.record,
+        "store": cache_usage(caches),
+        **provenance.environment(),
+        **provenance.where_and_when(),
+    }
+    losses = pd.concat([table for course in courses.values() for table in course.losses], ignore_index=True)
+    return Race(_decisions(courses, runs.conditions[1:], decided, losses, alpha), losses, record)
+
+
+def run_race(
+    model: str,
+    tasks: Sequence[str],
+    ablate: str,
+    *,
+    margin: int | float = MARGIN,
+    alpha: int | float = 0.05,
+    max_documents: int | None = None,
+    top: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str | None = None,
+    offload: str | None = None,
+    remote: bool | str = False,
+    resample_prompts: Sequence[str] | None = None,
+    donor: str | None = None,
+    **options: Unpack[EvalOptions],
+) -> Race:
+    """`race` on a model by name; what needs no weights is checked before they are read."""
+    how = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
+    lens, loaded = model_and_tasks(model, tasks, settled(options), donor=donor, **how)
+    of_race: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents, "top": top}
+    return race(lens, loaded, ablate, resample_prompts=resample_prompts, donor=donor, **of_race, **options)
+
+
+def _courses(views: Sequence[View], seed: int, max_documents: int | None) -> dict[str, _Course]:
+    """The documents of every task in random order."""
+    courses: dict[str, _Course] = {}
+    for view in views:
+        course = courses.setdefault(view.name if view.member is None else view.member.group, _Course())
+        course.views[view.name] = view
+        assert view.asked is not None
+        course.documents += [(view.name, int(doc_id)) for doc_id in view.asked["doc_id"]]
+    for course in courses.values():
+        drawn = np.random.default_rng(seed).permutation(len(course.documents))[:max_documents]
+        course.documents = [course.documents[i] for i in drawn]
+    return courses
+
+
+def _evidence(
+    courses: dict[str, _Course],
+    names: list[str],
+    margin: float,
+    alpha: float,
+    top: int | None,
+    order: Sequence[str] | None,
+) -> Evidence | TopEvidence:
+    """What collects the evidence of a race."""
+    if top is None:
+        if order is not None:
+            raise UserError(f"order {list(order)!r} is that of a race for the costliest; give top, or leave it out")
+        return Evidence(len(courses) * len(names), margin, alpha)
+    arguments.whole("top", top, 1, len(names) - 1, of=" of conditions")
+    if len(courses) > 1:
+        raise UserError(f"top {top}: a race for the costliest is of one task, not of {', '.join(courses)}; name one")
+    first = [names.index(name) for name in order or () if name in names]
+    if unknown := [name for name in order or () if name not in names]:
+        raise UserError(f"order: condition {unknown[0]!r} is not in the race; leave it out")
+    return TopEvidence([*first, *(i for i in range(len(names)) if i not in first)], top, margin, alpha, 2.0)
+
+
+def _open(courses: dict[str, _Course], names: list[str], decided: list[str]) -> dict[str, list[int]]:
+    """Conditions by number that are undecided, by task that has documents left."""
+    found = {}
+    for i, (task, course) in enumerate(courses.items()):
+        of_task = decided[i * len(names) : (i + 1) * len(names)]
+        at = [j for j, decision in enumerate(of_task) if decision == races.UNDECIDED]
+        if at and not course.ended:
+            found[task] = at
+    return found
+
+
+def _run_wave(
+    runs: ConditionRuns,
+    course: _Course,
+    conditions: Sequence[Condition],
+    references: dict[str, Any],
+    caches: list[AnswerCache],
+) -> pd.DataFrame:
+    """Losses of the next documents of a task: condition, doc_id, loss."""
+    found = []
+    for name, documents in course.next_wave().items():
+        view = course.views[name]
+        assert not isinstance(view, FreeText), "no task of lm-eval"
+        part = view.part(documents)
+        answers, cache = runs.run(part, references.get(name), conditions)
+        caches.append(cache)
+        frame = frame_of(part.name, part, conditions, answers)
+        course.metric = course.metric or headline(part.name, list(frame["metric"].unique()))
+        info = part.describe(frame)["metrics"][course.metric]
+        frame = groups.renumbered(frame[frame["metric"] == course.metric], part.member)
+        scores = frame.pivot(index="doc_id", columns="condition", values="value")
+        if info["chance"] is not None:
+            room = np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1)
+            gains = betting.log_gains(room)
+            course.above_chance = gains if course.above_chance is None else course.above_chance + gains
+        course.bounded &= bool(((scores >= 0) & (scores <= 1)).all(axis=None))
+        losses = scores.drop(columns=BASELINE).rsub(scores[BASELINE], axis=0) * (1 if info["higher_is_better"] else -1)
+        found.append(losses.clip(-1, 1).melt(ignore_index=False, value_name="loss").reset_index())
+    return pd.concat(found, ignore_index=True)[["condition", "doc_id", "loss"]]
+
+
+def _decisions(
+    courses: dict[str, _Course],
+    conditions: Sequence[Condition],
+    decided: list[str],
+    losses: pd.DataFrame,
+    alpha: float,
+) -> pd.DataFrame:
+    """`Race.decisions`."""
+    values = {key: group["loss"].to_numpy() for key, group in losses.groupby(["task", "condition"])}
+    rows = []
+    remaining = iter(decided)
+    for task, course in courses.items():
+        gains = course.above_chance
+        at_chance = gains is not None and betting.log_capital(gains) < np.log(1 / alpha)
+        for condition in conditions:
+            of_condition = values[task, str(condition)]
+            decision = next(remaining)
+            rows.append(
+                {
+                    "task": task,
+                    "metric": course.metric,
+                    "condition": str(condition),
+                    "layer": condition.layer,
+                    "head": condition.head,
+                    "decision": races.AT_CHANCE if at_chance else decision,
+                    "n": len(of_condition),
+                    "loss": of_condition.mean(),
+                    **dict(zip(("ci_low", "ci_high"), betting.anytime_interval(of_condition, alpha), strict=True)),
+                }
+            )
+    return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})

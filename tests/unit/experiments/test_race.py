@@ -1,0 +1,204 @@
+"""Races on organisms, whose planted heads are known: decisions, the store, other paths, and what is refused."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import tiny
+
+import depthlens as dl
+from depthlens.analysis.races import AT_CHANCE, CRITICAL, NOT_TOP, SPARED, TOP, UNDECIDED
+from depthlens.cli import main
+from depthlens.errors import UserError
+
+TASK, OTHER = "organism_one_hop", "organism_two_hop"
+QUIET = {"progress": False, "store": None}
+# planted: a previous-token head with a retrieval head, or with two that answer together
+ONE_HOP, TWO_HOP = {"L1.H2", "L2.H1"}, {"L1.H2", "L3.H0", "L4.H3"}
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return dl.load("organism")
+
+
+@pytest.fixture(scope="module")
+def raced(lens):
+    return dl.race(lens, [TASK, OTHER], "heads", **QUIET)
+
+
+def test_planted_heads_are_critical_and_all_others_spared(raced):
+    assert set(raced.of(CRITICAL, TASK)) == ONE_HOP
+    assert set(raced.of(CRITICAL, OTHER)) == TWO_HOP
+    assert set(raced.decisions["decision"]) == {CRITICAL, SPARED}
+    critical = raced.decisions["decision"] == CRITICAL
+    assert raced.decisions.loc[critical, "n"].max() < raced.decisions.loc[~critical, "n"].min() <= 200
+
+
+def test_losses_are_those_of_a_sweep(lens, raced):
+    swept = dl.head_sweep(lens, [TASK, OTHER], measure="task", **QUIET)
+    for task in (TASK, OTHER):
+        expected = swept.document_losses(task, "acc").melt(ignore_index=False, value_name="loss").reset_index()
+        mine = raced.losses[raced.losses["task"] == task]
+        both = mine.merge(expected, on=["condition", "doc_id"], suffixes=("", "_swept"))
+        assert len(both) == len(mine) and (both["loss"] == both["loss_swept"]).all()
+        assert not mine.duplicated(["condition", "doc_id"]).any()
+
+
+def test_a_condition_that_has_left_is_not_run(raced):
+    last = raced.losses.groupby(["task", "condition"])["doc_id"].agg("size")
+    for row in raced.decisions.itertuples():
+        assert last[row.task, row.condition] == row.n
+
+
+def test_the_order_is_random_and_seeded(lens):
+    orders = []
+    for seed in (0, 0, 1):
+        race = dl.race(lens, TASK, "layers", seed=seed, max_documents=40, **QUIET)
+        orders.append(race.losses[race.losses["condition"] == "L0"]["doc_id"].tolist())
+        assert race.record["n_documents"] == {TASK: 40}
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) != list(range(len(orders[0])))
+
+
+def test_a_second_race_computes_nothing_and_a_first_may_be_cut_short(lens, tmp_path):
+    options = {"progress": False, "store": str(tmp_path)}
+    short = dl.race(lens, TASK, "layers", max_documents=30, **options)
+    assert set(short.decisions["n"]) <= {16, 30}
+    whole = dl.race(lens, TASK, "layers", **options)
+    again = dl.race(lens, TASK, "layers", **options)
+    assert again.record["store"]["rows_computed"] == 0 < whole.record["store"]["rows_computed"]
+    pd.testing.assert_frame_equal(again.decisions, whole.decisions)
+    pd.testing.assert_frame_equal(again.losses, whole.losses)
+
+
+def test_an_interrupted_race_goes_on(lens, tmp_path, monkeypatch):
+    options = {"progress": False, "store": str(tmp_path)}
+    undisturbed = dl.race(lens, TASK, "heads", **QUIET)
+    waves = []
+
+    def stop(self, *args, **kwargs):
+        waves.append(1)
+        if len(waves) == 3:
+            raise KeyboardInterrupt
+        return score(self, *args, **kwargs)
+
+    score = dl.Engine.loglikelihood
+    monkeypatch.setattr(dl.Engine, "loglikelihood", stop)
+    with pytest.raises(KeyboardInterrupt):
+        dl.race(lens, TASK, "heads", **options)
+    monkeypatch.undo()
+    resumed = dl.race(lens, TASK, "heads", **options)
+    pd.testing.assert_frame_equal(resumed.decisions, undisturbed.decisions)
+    assert 0 < resumed.record["store"]["rows_computed"] < undisturbed.record["work"]["rows"]
+
+
+@pytest.mark.parametrize("options", [{"backend": "nnsight"}, {"backend": "transformer_lens"}, {"batch_tokens": 64}])
+def test_other_paths_decide_the_same(lens, options):
+    ablate = ["L0", "L1.H2", "L3.H0"]
+    one = dl.race(lens, TASK, ablate, max_documents=60, **QUIET)
+    other = dl.race(lens, TASK, ablate, max_documents=60, **QUIET, **options)
+    pd.testing.assert_frame_equal(one.decisions, other.decisions)
+
+
+@pytest.mark.parametrize("task", ["organism_two_hop_generative", "organism_one_hop_generative"])
+def test_written_answers_and_means(lens, task):
+    race = dl.race(lens, task, "L1.H2,L0.H0,L5@mean", max_documents=60, **QUIET)
+    assert race.decisions["decision"].tolist()[0] == CRITICAL
+    assert set(race.decisions["n"]) <= {16, 32, 48, 60}
+
+
+def test_nats_are_clipped(lens):
+    race = dl.race(lens, TASK, "heads", measure="answer_logprob", max_documents=100, **QUIET)
+    assert race.losses["loss"].abs().max() == 1.0  # a planted head costs many nats
+    assert set(race.of(CRITICAL)) == ONE_HOP
+    assert set(race.decisions["metric"]) == {"answer_logprob"}
+
+
+def test_the_costliest_heads(lens):
+    race = dl.head_sweep(lens, OTHER, method="race", top=3, margin=0.2, **QUIET)
+    assert set(race.of(TOP)) == TWO_HOP
+    assert len(race.of(NOT_TOP)) == 21
+    assert race.decisions["n"].max() <= 64
+    assert race.record["n_documents"][OTHER] == 200 - 16  # attribution has seen the others
+    plain = dl.head_sweep(lens, OTHER, method="race", layers=[1], measure="task", **QUIET)
+    assert plain.of(CRITICAL) == ["L1.H2"] and len(plain.decisions) == 4
+
+
+def test_a_model_at_chance_is_not_judged():
+    race = dl.race(tiny.lens("llama-gqa"), "capitals_continuation", "layers", max_documents=40, **QUIET)
+    assert set(race.decisions["decision"]) == {AT_CHANCE}
+    assert "none is judged" in race.describe()[0]
+
+
+def test_too_few_documents_leave_it_open(lens):
+    race = dl.race(lens, TASK, "heads", max_documents=10, **QUIET)
+    assert set(race.decisions["decision"]) <= {CRITICAL, UNDECIDED}
+    assert len(race.of(UNDECIDED)) >= 22
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"margin": 0.0}, "margin 0.0: give a number between 0 and 1, such as 0.1"),
+        ({"margin": 1.5}, "margin 1.5"),
+        ({"alpha": 1.0}, "alpha 1.0: give a number between 0 and 1, such as 0.05"),
+        ({"max_documents": 0}, "max_documents 0: give a whole number"),
+        ({"measure": "both"}, "measure 'both': a race judges one score"),
+        ({"top": 24}, "top 24: give a whole number of conditions from 1 to 23"),
+        ({"order": ["L0.H0"]}, "give top, or leave it out"),
+        ({"top": 2, "order": ["L9.H9"]}, "condition 'L9.H9' is not in the race"),
+        ({"limitt": 3}, "unknown option 'limitt'"),
+    ],
+)
+def test_what_cannot_be_raced_is_one_line(lens, options, message):
+    with pytest.raises(UserError, match=message):
+        dl.race(lens, TASK, "heads", **QUIET, **options)
+
+
+def test_other_refusals(lens):
+    with pytest.raises(UserError, match="is of one task, not of organism_one_hop, organism_two_hop"):
+        dl.race(lens, [TASK, OTHER], "heads", top=2, **QUIET)
+    with pytest.raises(UserError, match="a race has no @resample conditions"):
+        dl.race(lens, TASK, "L1.H2@resample", resample_prompts=["a b"], **QUIET)
+    with pytest.raises(UserError, match="top 2: method 'exact' has none; use method='race'"):
+        dl.head_sweep(lens, TASK, top=2, **QUIET)
+    with pytest.raises(UserError, match="20 documents are too few .* which needs 32"):
+        dl.head_sweep(lens, TASK, method="race", top=2, limit=20, **QUIET)
+
+
+def test_the_plan_is_a_range(lens, raced):
+    plan = dl.plan_race(lens, [TASK, OTHER], "heads", store=None)
+    tokens = [one.table["tokens"].sum() for one in (plan.least, plan.most)]
+    assert tokens[0] < raced.record["work"]["tokens"] < tokens[1]
+    assert plan.n_least < 200 and plan.most.table["documents"].tolist() == [200, 200]
+    assert "At least, if every condition is decided after" in repr(plan)
+    short = dl.plan_race(lens, TASK, "heads", max_documents=20, samples="0:100", store=None)
+    assert short.most.table["documents"].tolist() == [20] and short.n_least == 20
+
+
+class TestCommand:
+    def run(self, out, *more):
+        main(["race", "organism", TASK, "--ablate", "layers", "--out", str(out), "--store", "none", *more])
+
+    def test_it_prints_and_writes(self, tmp_path, capsys):
+        with pytest.raises(SystemExit) as end:
+            self.run(tmp_path, "--max-documents", "60")
+        assert end.value.code == 0
+        printed = capsys.readouterr().out
+        assert "critical" in printed and "is wrong is at most 0.05" in printed
+        race = dl.Race.load(tmp_path)
+        assert len(race.decisions) == 6
+
+    def test_another_race_is_refused_before_anything_runs(self, tmp_path, capsys):
+        for more, code in ((["--max-documents", "20"], 0), (["--max-documents", "20"], 0), (["--margin", "0.2"], 2)):
+            with pytest.raises(SystemExit) as end:
+                self.run(tmp_path, *more)
+            assert end.value.code == code
+        assert "holds another race (margin" in capsys.readouterr().err
+
+    def test_it_plans(self, tmp_path, capsys):
+        with pytest.raises(SystemExit) as end:
+            main(["race", "organism", TASK, "--ablate", "layers", "--plan", "--store", "none"])
+        assert end.value.code == 0
+        assert "At most, if all conditions stay to the end" in capsys.readouterr().out
