@@ -15,7 +15,7 @@ from depthlens.analysis import stats
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
-from depthlens.experiments import sweep
+from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_sweep
 from depthlens.tasks import harness
 
@@ -172,7 +172,7 @@ def test_groups_become_their_tasks_or_one_where_they_have_a_score(lens):
 
 
 def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):
-    monkeypatch.setattr(sweep, "Engine", lambda *a, **k: pytest.fail("the model runs"))
+    monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
     for ablate, said in (("L9", "layer 9 does not exist"), ("L1,,L1.H9", "head 9"), ("nothing", "cannot read")):
         with pytest.raises(UserError, match=said):
             condition_sweep(lens, [CHOICE], ablate)

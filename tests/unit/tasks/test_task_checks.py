@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from depthlens.errors import UserError
-from depthlens.experiments import sweep
+from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, run_sweep
 from depthlens.tasks import harness
 
@@ -318,14 +318,14 @@ def test_scoring_that_fails_on_what_the_model_writes_is_one_line_too(task):
 
 def test_run_sweep_checks_documents_before_it_loads_the_model(task, tmp_path, monkeypatch):
     task("choice", changed(2, answer=-1))
-    monkeypatch.setattr(sweep.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(condition_runs.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     with pytest.raises(UserError, match="document 2: doc_to_target 'answer' gives -1"):
         run_sweep("smollm2-135m", ["mine"], "layers", include_path=tmp_path)
 
 
 def test_a_sweep_of_a_loaded_model_checks_before_it_computes(task, tmp_path, monkeypatch):
     task("choice", functions=RAISES, process_results="!function utils.divide")
-    monkeypatch.setattr(sweep, "Engine", lambda *a, **k: pytest.fail("the model runs"))
+    monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
     with pytest.raises(UserError, match="ZeroDivisionError"):
         condition_sweep(tiny.lens("llama-gqa"), ["mine"], "layers", include_path=tmp_path, progress=False)
 
@@ -363,6 +363,6 @@ def test_the_check_does_not_change_the_choice_of_examples(task, monkeypatch):
 
 def test_a_tokenizer_of_a_larger_model(task, monkeypatch):
     lens = tiny.lens("llama-gqa", vocab_size=80, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    monkeypatch.setattr(sweep, "Engine", lambda *a, **k: pytest.fail("the model runs"))
+    monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
     with pytest.raises(UserError, match="token 256 .'<bos>'. of task mine is beyond the 80 rows of the embedding"):
         condition_sweep(lens, task("rolling")(), "L1", progress=False)
