@@ -193,7 +193,9 @@ class Race(Saveable):
         for (task, metric), rows in self.decisions.groupby(["task", "metric"], sort=False):
             counts = rows["decision"].value_counts()
             n_most = self.record["n_documents"][task]
-            told = f"after {rows['n'].min()} to {rows['n'].max()} of {n_most} documents (mean {rows['n'].mean():.0f})"
+            least, most = rows["n"].min(), rows["n"].max()
+            span = f"{least}" if least == most else f"{least} to {most}"
+            told = f"after {span} of {n_most} documents (mean {rows['n'].mean():.0f})"
             start = f"{task} ({metric}): of {len(rows)} conditions "
             if AT_CHANCE in counts:
                 lines.append(f"{start}none is judged, because the whole model is not shown to be above chance; {told}.")
