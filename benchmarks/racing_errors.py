@@ -21,7 +21,7 @@ import argparse
 import numpy as np
 
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Evidence, TopEvidence
-from depthlens.experiments.race import FIRST_WAVE
+from depthlens.experiments.race import FIRST_WAVE, GROWTH
 
 LAYERS, DOCUMENTS, MARGIN, ALPHA = 30, 2000, 0.1, 0.05
 RIGHT = 0.7  # of the documents, without any removal
@@ -72,7 +72,7 @@ def waves() -> list[slice]:
     """Documents of each wave."""
     seen, found = 0, []
     while seen < DOCUMENTS:
-        size = max(FIRST_WAVE, seen // 4)
+        size = max(FIRST_WAVE, seen // GROWTH)
         found.append(slice(seen, min(DOCUMENTS, seen + size)))
         seen += size
     return found

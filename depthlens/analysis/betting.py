@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
-BETS = 0.99 * 2.0 ** (-np.arange(14) / 2)  # 0.99 to 0.01: for effects from the largest possible to a hundredth of it
+BETS = 0.8 / 2.0 ** np.arange(7)  # 0.8 to 0.0125: for effects from the largest possible to about a hundredth of it
 _STEPS = 40  # halvings of an interval of length 2
 
 

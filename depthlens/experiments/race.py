@@ -31,7 +31,8 @@ from depthlens.store.answer_cache import AnswerCache, cache_usage
 from depthlens.tasks import groups
 from depthlens.tasks.free_text import FreeText
 
-FIRST_WAVE = 16  # documents; later waves have a quarter of all before
+FIRST_WAVE = 16  # documents
+GROWTH = 8  # a later wave has one for so many that came before
 MARGIN = 0.1
 _MEASURES = ("task", *LOGPROBS)
 
@@ -60,7 +61,7 @@ class _Course:
 
     def next_wave(self) -> dict[str, list[int]]:
         """Numbers of the documents that come now, by view."""
-        size = max(FIRST_WAVE, self.n_seen // 4)
+        size = max(FIRST_WAVE, self.n_seen // GROWTH)
         coming = self.documents[self.n_seen : self.n_seen + size]
         self.n_seen += len(coming)
         found: dict[str, list[int]] = {}
