@@ -100,7 +100,7 @@ class Checkpoint:
             del self.config.quantization_config
         for key, stored in self.tensors.items():
             if stored.dtype not in _STORED:
-                fix = f"offload knows {', '.join(_STORED)}; load it without offload"
+                fix = f"only {', '.join(_STORED)} can be read here; convert it once to one of these"
                 raise UserError(f"model {source!r}: its weight {key} is stored as {stored.dtype}; {fix}")
 
     def whole(self, dtype: torch.dtype | str) -> tuple[PreTrainedModel, dict[str, Any]]:
