@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -44,7 +44,7 @@ def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dic
         settle: Checks the options of a command and sets up the store and workers; returns those that experiments take.
     """
 
-    def race(
+    def command(
         margin: Annotated[
             float, typer.Option(metavar="X", help="Loss that a spared condition stays below, in the metric's unit.")
         ] = 0.1,
@@ -64,38 +64,65 @@ def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dic
         what = {name: given[name] for name in ("model", "tasks", "ablate")}
         options = settle(given | of_race)
         say(f"loading {what['model']} for {', '.join(what['tasks'])}", model=what["model"], tasks=what["tasks"])
-        if plan:
-            from depthlens.experiments.race_plan import run_race_plan
+        _run(what, of_race, options, out=None if plan else out, overwrite=overwrite)
 
-            typer.echo(run_race_plan(**what, **of_race, **options))
-            return
-        asked = {**what, **of_race, **options}
-        _refuse_other(out, asked, overwrite=overwrite)
-        from depthlens.experiments.race import run_race
-
-        try:
-            result = run_race(**what, **of_race, **options)
-        except KeyboardInterrupt as stop:
-            told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
-            typer.echo(f"Interrupted: {told}", err=True)
-            raise typer.Exit(130) from None
-        result.record["asked"] = _comparable(asked)
-        result.save(out, overwrite=True)
-        columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
-        typer.echo(result.decisions[columns].to_string(index=False, float_format="{:.3g}".format))
-        typer.echo("\n" + repr(result))
-        typer.echo(f"\nWrote {', '.join(str(Path(out) / name) for name in result.files())}")
-
-    own = inspect.signature(race, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
     of_sweep = inspect.signature(sweep, eval_str=True)
     parameters = [*of_sweep.parameters.values(), *(own[name] for name in _OWN)]
-    vars(race).update(__signature__=of_sweep.replace(parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in parameters]))
-    race.__annotations__ = {p.name: p.annotation for p in parameters}
-    race.__doc__ = """Decide which parts cost something and which less than a margin, on as few documents as that takes.
+    vars(command).update(
+        __signature__=of_sweep.replace(parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
+    )
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = """Decide which parts cost something, and which less than a margin, on few documents.
 
     Example: depthlens race smollm2-135m capitals_continuation --ablate layers --out runs/race
     """
-    return race
+    return command
+
+
+def _run(
+    what: dict[str, Any], of_race: dict[str, Any], options: dict[str, Any], *, out: str | None, overwrite: bool
+) -> None:
+    """Race, print and write, or print what it would cost.
+
+    Args:
+        what: Model, tasks and conditions.
+        of_race: Options of the race.
+        options: All others.
+        out: Folder for the results; None: only plan.
+        overwrite: Replace what it holds.
+    """
+    asked = {**what, **of_race, **options}
+    if out is not None:
+        _refuse_other(out, asked, overwrite=overwrite)
+    from depthlens.experiments import planning, race, race_plan
+    from depthlens.experiments.condition_runs import model_and_tasks
+    from depthlens.experiments.options import EvalOptions, settled
+
+    how = {name: options.pop(name) for name in ("dtype", "device", "quantize", "offload", "remote")}
+    of_race |= {name: options.pop(name) for name in ("donor", "resample_prompts")}
+    if out is None:
+        planning.refuse_remote(how["remote"])
+    lens, tasks = model_and_tasks(
+        what["model"], what["tasks"], settled(cast(EvalOptions, options)), donor=of_race["donor"], **how
+    )
+    of_race |= options
+    if out is None:
+        del of_race["resample_prompts"]  # no race has any
+        typer.echo(race_plan.plan_race(lens, tasks, what["ablate"], **of_race))
+        return
+    try:
+        result = race.race(lens, tasks, what["ablate"], **of_race)
+    except KeyboardInterrupt as stop:
+        told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
+        typer.echo(f"Interrupted: {told}", err=True)
+        raise typer.Exit(130) from None
+    result.record["asked"] = _comparable(asked)
+    result.save(out, overwrite=True)
+    columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
+    typer.echo(result.decisions[columns].to_string(index=False, float_format="{:.3g}".format))
+    typer.echo("\n" + repr(result))
+    typer.echo(f"\nWrote {', '.join(str(Path(out) / name) for name in result.files())}")
 
 
 def _comparable(asked: dict[str, Any]) -> dict[str, str]:

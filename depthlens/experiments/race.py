@@ -19,10 +19,10 @@ from depthlens import arguments, progress, provenance
 from depthlens.ablations import Condition
 from depthlens.analysis import betting, races
 from depthlens.analysis.races import Evidence, Race, TopEvidence
-from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.written_answers import headline
 from depthlens.errors import UserError
-from depthlens.experiments.condition_runs import ConditionRuns, frame_of, model_and_tasks
+from depthlens.experiments.condition_runs import ConditionRuns, frame_of
 from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.views import View, references_of
 from depthlens.metrics import LOGPROBS
@@ -81,7 +81,7 @@ def race(
     ablate: str | Iterable[str | Condition],
     *,
     margin: int | float = MARGIN,
-    alpha: int | float = 0.05,
+    alpha: int | float = ALPHA,
     max_documents: int | None = None,
     top: int | None = None,
     order: Sequence[str] | None = None,
@@ -112,12 +112,9 @@ def race(
         UserError: for anything asked for that does not exist.
     """
     chosen = settled(options)
-    for name, value in (("margin", margin), ("alpha", alpha)):
-        arguments.number(name, value, 0, 1)
-        if not 0 < value < 1:
-            raise UserError(
-                f"{name} {value!r}: give a number between 0 and 1, such as {MARGIN if name == 'margin' else 0.05}"
-            )
+    for name, value, usual in (("margin", margin, MARGIN), ("alpha", alpha, ALPHA)):
+        if not isinstance(value, int | float) or not 0 < value < 1:
+            raise UserError(f"{name} {value!r}: give a number between 0 and 1, such as {usual}")
     if max_documents is not None:
         arguments.whole("max_documents", max_documents, 1, of=" of documents", fix=", or leave it out for all")
     if chosen["measure"] not in _MEASURES:
@@ -167,31 +164,6 @@ def race(
     }
     losses = pd.concat([table for course in courses.values() for table in course.losses], ignore_index=True)
     return Race(_decisions(courses, runs.conditions[1:], decided, losses, alpha), losses, record)
-
-
-def run_race(
-    model: str,
-    tasks: Sequence[str],
-    ablate: str,
-    *,
-    margin: int | float = MARGIN,
-    alpha: int | float = 0.05,
-    max_documents: int | None = None,
-    top: int | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    quantize: str | None = None,
-    offload: str | None = None,
-    remote: bool | str = False,
-    resample_prompts: Sequence[str] | None = None,
-    donor: str | None = None,
-    **options: Unpack[EvalOptions],
-) -> Race:
-    """`race` on a model by name; what needs no weights is checked before they are read."""
-    how = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
-    lens, loaded = model_and_tasks(model, tasks, settled(options), donor=donor, **how)
-    of_race: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents, "top": top}
-    return race(lens, loaded, ablate, resample_prompts=resample_prompts, donor=donor, **of_race, **options)
 
 
 def _courses(views: Sequence[View], seed: int, max_documents: int | None) -> dict[str, _Course]:

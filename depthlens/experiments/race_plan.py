@@ -14,8 +14,8 @@ import numpy as np
 from depthlens import arguments
 from depthlens.ablations import Condition, expand
 from depthlens.analysis import betting
+from depthlens.analysis.stats import ALPHA
 from depthlens.experiments import planning
-from depthlens.experiments.condition_runs import model_and_tasks
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.planning import Plan
 from depthlens.experiments.race import FIRST_WAVE, MARGIN
@@ -58,7 +58,7 @@ def plan_race(
     ablate: str | Iterable[str | Condition],
     *,
     margin: int | float = MARGIN,
-    alpha: int | float = 0.05,
+    alpha: int | float = ALPHA,
     max_documents: int | None = None,
     top: int | None = None,
     donor: str | Path | Lens | None = None,
@@ -93,29 +93,3 @@ def plan_race(
 
     most = math.inf if max_documents is None else max_documents
     return RacePlan(cost(min(n_least, most)), cost(most), int(min(n_least, most)))
-
-
-def run_race_plan(
-    model: str,
-    tasks: Sequence[str],
-    ablate: str,
-    *,
-    margin: int | float = MARGIN,
-    alpha: int | float = 0.05,
-    max_documents: int | None = None,
-    top: int | None = None,
-    donor: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    quantize: str | None = None,
-    offload: str | None = None,
-    remote: bool = False,
-    resample_prompts: Sequence[str] | None = None,
-    **options: Unpack[EvalOptions],
-) -> RacePlan:
-    """`plan_race` of a model by name; see `depthlens.experiments.planning.run_plan`."""
-    planning.refuse_remote(remote)
-    how: dict[str, Any] = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": False}
-    lens, loaded = model_and_tasks(model, tasks, settled(options), donor=donor, **how)
-    of_race: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents, "top": top}
-    return plan_race(lens, loaded, ablate, donor=donor, **of_race, **options)

@@ -155,7 +155,11 @@ def head_sweep(
     own = {"top": top, "margin": margin, "alpha": alpha, "max_documents": max_documents}
     of_race = {name: value for name, value in own.items() if value is not None}
     if method == "race":
-        can_guess = site in ("head", "kv") and mode in ("zero", "mean") and options.get("backend", "torch") == "torch"
+        if mode == "resample" or resample_prompts is not None:
+            raise UserError(
+                "a race has no @resample conditions, whose scores are means over prompts; use method='exact'"
+            )
+        can_guess = options.get("backend", "torch") == "torch"
         guess = partial(_estimated, lens, ablate=ablate, estimate=_Estimate("attribution", mode, None, chosen))
         settings = settled(options, measure=ANSWER_LOGPROB)
         return head_race(lens, tasks, ablate, guess if can_guess else None, settings, **of_race)

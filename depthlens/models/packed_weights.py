@@ -134,6 +134,8 @@ def _gptq(settings: Mapping[str, Any], tensors: Mapping[str, Readable]) -> _Foun
     for prefix in _named(tensors, ".qweight"):
         parts = {s: tensors[f"{prefix}.{s}"] for s in suffixes if s != "g_idx" or f"{prefix}.{s}" in tensors}
         n_words, out = parts["qweight"].shape
+        if "g_idx" not in parts and not settings.get("bits"):
+            raise UserError("its config.json does not say of how many bits its weights are; get the whole model again")
         n_in = parts["g_idx"].shape[0] if "g_idx" in parts else n_words * WORD // int(settings["bits"])
         bits = n_words * WORD // n_in  # a file may have other bits for some layers
 

@@ -36,10 +36,11 @@ def test_planted_heads_are_critical_and_all_others_spared(raced):
 
 
 def test_losses_are_those_of_a_sweep(lens, raced):
-    swept = dl.head_sweep(lens, [TASK, OTHER], measure="task", **QUIET)
+    some = ["L0.H0", "L1.H2", "L2.H1", "L4.H3"]
+    swept = dl.condition_sweep(lens, [TASK, OTHER], some, **QUIET)
     for task in (TASK, OTHER):
         expected = swept.document_losses(task, "acc").melt(ignore_index=False, value_name="loss").reset_index()
-        mine = raced.losses[raced.losses["task"] == task]
+        mine = raced.losses[(raced.losses["task"] == task) & raced.losses["condition"].isin(some)]
         both = mine.merge(expected, on=["condition", "doc_id"], suffixes=("", "_swept"))
         assert len(both) == len(mine) and (both["loss"] == both["loss_swept"]).all()
         assert not mine.duplicated(["condition", "doc_id"]).any()
@@ -161,6 +162,8 @@ def test_other_refusals(lens):
         dl.race(lens, [TASK, OTHER], "heads", top=2, **QUIET)
     with pytest.raises(UserError, match="a race has no @resample conditions"):
         dl.race(lens, TASK, "L1.H2@resample", resample_prompts=["a b"], **QUIET)
+    with pytest.raises(UserError, match="a race has no @resample conditions"):
+        dl.head_sweep(lens, TASK, method="race", mode="resample", resample_prompts=["a b"], **QUIET)
     with pytest.raises(UserError, match="top 2: method 'exact' has none; use method='race'"):
         dl.head_sweep(lens, TASK, top=2, **QUIET)
     with pytest.raises(UserError, match="20 documents are too few .* which needs 32"):
