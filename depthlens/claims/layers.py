@@ -11,6 +11,7 @@ from scipy import stats as sps
 
 from depthlens.analysis.bootstrap import interval, ratio
 from depthlens.analysis.layer_profiles import Profile
+from depthlens.analysis.power import POWER
 from depthlens.analysis.stats import ALPHA
 from depthlens.claims import estimates
 from depthlens.claims.decision import ABOVE, BELOW, DEEPER_LAYERS, DIFFERENT, Estimate, Part, Spec, View
@@ -267,6 +268,8 @@ def between_tasks(draws: Draws, view: View) -> Estimate:
 
     low, middle, high = (solve(quantile) for quantile in (1 - ALPHA / 2, 0.5, ALPHA / 2))
     critical = float(sps.norm.ppf(1 - ALPHA / 2))
-    # power: the noise of one task's effect, against which a spread has to show
-    se = float(np.sqrt(np.trace(cov) / m))
+    # what a spread t of the tasks has to be larger than, as an effect than its standard error: the power is that of Q,
+    # noncentral chi-squared with (m - 1) t^2 / v where v is the variance of one task's effect
+    needed = optimize.brentq(lambda nc: sps.ncx2.sf(sps.chi2.ppf(1 - ALPHA / 2, m - 1), m - 1, nc) - POWER, 1e-3, 1e4)
+    se = float(np.sqrt(np.trace(cov) / m * needed / (m - 1)) / (critical + sps.norm.ppf(POWER)))
     return replace(blank, effect=middle, low=low, high=high, se=se, critical=critical)

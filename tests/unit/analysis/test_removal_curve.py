@@ -103,7 +103,7 @@ def test_differences_by_hand():
 
 def test_documents_of_two_tasks_are_paired_where_they_ask_the_same():
     made, rng = curve(("copy", "sums")), np.random.default_rng(0)
-    noise = {doc: rng.normal() for doc in range(N)}
+    noise = {doc: rng.normal(scale=3) for doc in range(N)}
     docs = made.result.docs
     hit = docs["condition"] == "L0.H0"
     value = docs["value"].where(~hit, docs["value"] + docs["doc_id"].map(noise))
