@@ -95,12 +95,12 @@ def mean_intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def hall_ends(skewness: np.ndarray, n: int, alpha: float = ALPHA) -> np.ndarray:
     """The largest and smallest value of a studentised statistic, by Hall's transformation [6] and a lowered alpha.
 
-    With ``a = skewness / 3`` the studentised statistic T becomes ``((1 + a T)^3 - 1) / (3 a) + a / 2``, which is free of
-    skewness to second order and rises with T, and is read with Student's t. What is left grows with the square of the
-    skewness, and so does the error of the skewness itself, because a sample without a rare fragile document does not
-    know of it. Therefore Student's t is read at ``alpha / (1 + 10 skewness^2)`` (`LEFT_OF_SKEWNESS`). The 10 is from
-    simulation: means of normal, exponential, bounded and log-normal values and of losses like ours (skewness 0 to 5;
-    30, 100 and 300 documents) are then covered in 93% to 97%, against 90% to 96% at alpha itself.
+    With ``a = skewness / 3`` the studentised statistic T becomes ``((1 + a T)^3 - 1) / (3 a) + a / 2``, which is free
+    of skewness to second order and rises with T, and is read with Student's t. What is left grows with the square of
+    the skewness, and so does the error of the skewness itself, because a sample without a rare fragile document does
+    not know of it. Therefore Student's t is read at ``alpha / (1 + 10 skewness^2)`` (`LEFT_OF_SKEWNESS`). The 10 is
+    from simulation: means of normal, exponential, bounded and log-normal values and of losses like ours (skewness 0 to
+    5; 30, 100 and 300 documents) are then covered in 93% to 97%, against 90% to 96% at alpha itself.
 
     Args:
         skewness: Of the statistic that was studentised; of a mean, that of the values divided by sqrt(n). Shape [...].
