@@ -1,14 +1,15 @@
 """Races against full sweeps on the embedded model: forward tokens, and whether their decisions agree.
 
-Run: ``python benchmarks/racing.py [--documents 500] [--heads 200]``. 40 minutes on two cores.
+Run: ``python benchmarks/racing.py [--part tokens]... [--documents 500] [--heads 200]``. Two hours on two cores.
 
-Documents are generated as those of the embedded tasks are, with other seeds. Two comparisons:
+Documents are generated as those of the embedded tasks are, with other seeds. Three parts:
 
 - *tokens*: one race of all layers on 2,000 documents, against what a sweep of all 2,000 would read, which is counted
   and not computed;
-- *decisions*: a full sweep of ``--documents`` documents (of all heads: ``--heads``), from which 2,000 are drawn with
-  replacement in five random orders, and raced. The full sweep decides *critical* by Holm-corrected tests on the same
-  2,000, and *below the margin* by its non-inferiority test. Tokens are rows here: conditions times documents.
+- *decisions*: a full sweep of ``--documents`` documents, from which 2,000 are drawn with replacement in five random
+  orders, and raced. The full sweep decides *critical* by Holm-corrected tests on the same 2,000, and *below the margin*
+  by its non-inferiority test. Tokens are rows here: conditions times documents;
+- *heads*: the same of ``--heads`` documents and all heads, for the eight costliest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from depthlens.analysis.races import CRITICAL, SPARED
 from depthlens.paths import tasks_dir
 
 DOCUMENTS, MARGIN, ALPHA, ORDERS, TOP = 2000, 0.1, 0.05, 5, 8
+PARTS = ("tokens", "decisions", "heads")
 TASKS = {"racing_kv": "kv_retrieval/kv_retrieval_4", "racing_arithmetic": "arithmetic/arithmetic_continuation"}
 
 
@@ -84,39 +86,48 @@ def replayed(result: dl.Result, task: str, metric: str) -> dict[str, Any]:
     }
 
 
+def raced(lens: dl.Lens, task: str, about: dict[str, Any]) -> None:
+    """Print what a race decides, and how many fewer tokens it reads than a sweep."""
+    found = dl.race(lens, task, "layers", margin=MARGIN, alpha=ALPHA, **about)
+    most = dl.plan(lens, task, "layers", measured=False, store=None, **about)
+    tokens = most.table["tokens"].sum() / found.record["work"]["tokens"]
+    print(f"{task}: {found.record['work']['seconds']:.0f} s, {tokens:.1f}x fewer tokens", *found.describe(), sep="\n")
+
+
+def costliest_heads(lens: dl.Lens, task: str, n: int, about: dict[str, Any]) -> None:
+    """Print what races for the costliest heads find."""
+    heads = dl.head_sweep(lens, task, limit=n, measure="answer_logprob", **about)
+    losses = np.clip(heads.document_losses(task, "answer_logprob").to_numpy(), -1, 1)
+    guess = dl.head_sweep(lens, task, method="attribution", samples=range(DOCUMENTS - 16, DOCUMENTS), **about)
+    order = np.argsort(-guess.document_losses(task, "answer_logprob").to_numpy().mean(0), kind="stable")
+    for seed in range(ORDERS):
+        drawn = losses[np.random.default_rng(seed).integers(0, len(losses), DOCUMENTS)]
+        best, rows, found = top_race(drawn, order, TOP, bound=2.0)
+        truth, worst = np.sort(losses.mean(0))[-TOP], losses.mean(0)[best].min()
+        print(f"order {seed}: {drawn.size / rows.sum():.1f}x fewer rows, {found=}, least {worst:.3f}, 8th {truth:.3f}")
+
+
 def main() -> None:
     """Print all comparisons."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--documents", type=int, default=500)
     parser.add_argument("--heads", type=int, default=200)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made(Path(folder), DOCUMENTS)
         lens = dl.load("smollm2-135m")
+        about: dict[str, Any] = {"include_path": folder, "progress": False}
+        parts = options.part or PARTS
         for task in TASKS:
-            about: dict[str, Any] = {"include_path": folder, "progress": False}
-            raced = dl.race(lens, task, "layers", margin=MARGIN, alpha=ALPHA, **about)
-            most = dl.plan(lens, task, "layers", measured=False, store=None, **about)
-            tokens = most.table["tokens"].sum() / raced.record["work"]["tokens"]
-            print(
-                f"{task}: {raced.record['work']['seconds']:.0f} s, {tokens:.1f}x fewer tokens",
-                *raced.describe(),
-                sep="\n",
-            )
-            swept = dl.layer_sweep(lens, task, limit=options.documents, **about)
-            metric = raced.decisions["metric"].iloc[0]
-            print(f"{task}, {options.documents} documents replayed: {replayed(swept, task, metric)}", flush=True)
-        task = "racing_kv"
-        heads = dl.head_sweep(lens, task, limit=options.heads, measure="answer_logprob", **about)
-        losses = np.clip(heads.document_losses(task, "answer_logprob").to_numpy(), -1, 1)
-        guess = dl.head_sweep(lens, task, method="attribution", samples=range(DOCUMENTS - 16, DOCUMENTS), **about)
-        order = np.argsort(-guess.document_losses(task, "answer_logprob").to_numpy().mean(0), kind="stable")
-        for seed in range(ORDERS):
-            drawn = losses[np.random.default_rng(seed).integers(0, len(losses), DOCUMENTS)]
-            best, n, found = top_race(drawn, order, TOP, bound=2.0)
-            truth = np.sort(losses.mean(0))[-TOP]
-            worst = losses.mean(0)[best].min()
-            print(f"order {seed}: {drawn.size / n.sum():.1f}x fewer rows, {found=}, least {worst:.3f}, 8th {truth:.3f}")
+            if "tokens" in parts:
+                raced(lens, task, about)
+            if "decisions" in parts:
+                swept = dl.layer_sweep(lens, task, limit=options.documents, measure="task", **about)
+                (metric,) = swept.primary().docs["metric"].unique()
+                print(f"{task}, {options.documents} documents: {replayed(swept, task, metric)}", flush=True)
+        if "heads" in parts:
+            costliest_heads(lens, "racing_kv", options.heads, about)
 
 
 if __name__ == "__main__":

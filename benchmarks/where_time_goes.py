@@ -1,6 +1,6 @@
 """Where the time of each row of the speed table goes, by kind of operation.
 
-Run: ``python benchmarks/where_time_goes.py [--work NAME]...``. 10 minutes on two cores.
+Run: ``python benchmarks/where_time_goes.py [--work NAME]... [--documents N]``. 10 minutes on two cores.
 
 Each work of `speed.py` runs once to warm up, then plain for its time, then under torch's profiler for the shares of
 its operations. Times of operations are those of the thread that calls them, which waits for the others. What is left
@@ -56,7 +56,9 @@ def main() -> None:
     """Print a row for each work."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", action="append", choices=[*WORKS])
-    chosen = parser.parse_args().work or [*WORKS]
+    parser.add_argument("--documents", type=int, help="documents of each work; its own number without")
+    options = parser.parse_args()
+    chosen = options.work or [*WORKS]
     unembed = weight_swap.unembed
 
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -69,7 +71,7 @@ def main() -> None:
     columns = [*KINDS, UNEMBEDDING, OTHERS, "Python"]
     print(f"| work | seconds | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for name in chosen:
-        if (prepared := prepared_work(lens, name, None)) is None:
+        if (prepared := prepared_work(lens, name, options.documents)) is None:
             continue
         prepared.run(Engine(lens, progress=False), conditions)
         start = time.perf_counter()
