@@ -15,8 +15,9 @@ skipped, and what a later layer l adds to the stream changes by ``||delta_l(skip
 layer s is skipped at all positions, this mixes two effects. Where it is skipped only before a random position t and
 the change is measured from t on, this is what layer s *passes on to future tokens* through attention.
 
-Every number is taken per text, then averaged, with a 95% Student t interval over texts. The residual streams of one
-text are held at a time. `depthlens.analysis.geometry` says how well these numbers predict what a removal costs.
+Every number is taken per text, then averaged, with its 95% interval (`depthlens.analysis.stats.mean_interval`).
+The residual streams of one text are held at a time. `depthlens.analysis.geometry` says how well these numbers predict
+what a removal costs.
 
 Limits: a few large dimensions of a trained stream dominate its cosines, and the first token is often a huge outlier.
 Early streams are not made for the unembedding, so the logit lens understates what they hold.
