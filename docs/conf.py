@@ -1,0 +1,126 @@
+"""The documentation site: ``make docs`` builds it into build/docs.
+
+Pages of the reference are made here, before Sphinx reads them: one for each name that api.md lists, and one for the
+command line, which Typer writes. Tutorials are the executed notebooks of a run folder (``DEPTHLENS_RUN``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import depthlens
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+MADE = HERE / "made"  # not in git
+
+project = "depthlens"
+author = copyright = "the depthlens authors"
+version = release = depthlens.__version__
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["README.md"]
+html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_title = "depthlens"
+html_theme_options = {"show_prev_next": True, "navigation_with_keys": True, "header_links_before_dropdown": 6}
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+nb_execution_mode = "off"  # the run has executed them
+nb_merge_streams = True
+default_role = "literal"  # names in docstrings stand between single backticks
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_use_rtype = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+# pages outside of docs/, which the pages in it link to as GitHub does
+OUTSIDE = {"CHANGELOG.md": "changelog", "benchmarks/README.md": "speed", "data/README.md": "data"}
+
+
+def _written(path: Path, text: str) -> None:
+    """Write a page unless it is there: Sphinx reads again what is newer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_text() != text:
+        path.write_text(text)
+
+
+def _outside() -> None:
+    for source, name in OUTSIDE.items():
+        _written(MADE / f"{name}.md", (ROOT / source).read_text())
+
+
+def _public_names() -> None:
+    """A page for each public name, and a list of them by the sections of api.md."""
+    page = (HERE / "api.md").read_text()
+    for name in re.findall(r"^\| `dl\.([\w.]+)`", page, re.MULTILINE):
+        found: Any = depthlens
+        for part in name.split("."):
+            found = getattr(found, part)
+        kind = "class" if isinstance(found, type) else "function" if callable(found) else "data"
+        members = "   :members:\n   :inherited-members:\n"
+        directive = f".. auto{kind}:: depthlens.{name}\n{members if kind == 'class' else ''}"
+        title = f"dl.{name}"
+        _written(MADE / "api" / f"{name}.rst", f"{title}\n{'=' * len(title)}\n\n{directive}")
+
+
+def _command_line() -> None:
+    command = [sys.executable, "-m", "typer", "depthlens.cli", "utils", "docs", "--name", "depthlens"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    _written(MADE / "command_line.md", re.sub(r"^# `depthlens`", "# The command line", text))
+
+
+def _tutorials() -> None:
+    """The executed notebooks of a run, in order; without a run, the notebooks as they are."""
+    run = os.environ.get("DEPTHLENS_RUN")
+    folder = Path(run) if run else ROOT / "notebooks"
+    for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        source = folder / notebook.name
+        (MADE / "tutorials").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source if source.is_file() else notebook, MADE / "tutorials" / notebook.name)
+
+
+def _links(app: Any, docname: str, source: list[str]) -> None:
+    """Links between the pages of the repository, as links of the site."""
+    text, up = source[0], "../" * docname.count("/")
+    if docname.startswith("made/"):
+        text = re.sub(r"\]\((?:\.\./)?docs/", f"]({up}", text)
+    for path, name in OUTSIDE.items():
+        text = re.sub(rf"\]\((?:\.\./)?{re.escape(path)}", f"]({up}made/{name}.md", text)
+    text = re.sub(r"\]\((?:\.\./)?notebooks/(\d\w*\.ipynb)", rf"]({up}made/tutorials/\1", text)
+    if docname == "api":
+        text = re.sub(r"^\| `dl\.([\w.]+)`", r"| [`dl.\1`](made/api/\1.rst)", text, flags=re.MULTILINE)
+        text += "\n\n```{toctree}\n:hidden:\n:glob:\nmade/api/*\n```\n"
+    # files that are no pages
+    text = re.sub(r"\[([^\]]+)\]\((?:\.\./)*(?:benchmarks|data|notebooks|depthlens|tests)[^)]*\)", r"\1", text)
+    source[0] = text
+
+
+def _foreign(app: Any, kind: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what a class has of another library's."""
+    own = getattr(getattr(member, "fget", member), "__module__", "depthlens") or "depthlens"
+    return None if own.startswith("depthlens") else True
+
+
+def setup(app: Any) -> None:
+    """Make pages, then change links as pages are read."""
+    _outside()
+    _public_names()
+    _command_line()
+    _tutorials()
+    app.connect("source-read", _links)
+    app.connect("autodoc-skip-member", _foreign)
