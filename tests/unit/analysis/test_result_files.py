@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,15 @@ def test_round_trip_is_exact(result, tmp_path):
     written = pd.read_parquet(tmp_path / "a" / "b" / "summary.parquet")
     pd.testing.assert_frame_equal(written, result.summary, check_exact=True)
     assert str(written["layer"].dtype) == "Int64"
+
+
+def test_every_column_is_on_the_page_of_files_in_its_order(result, tmp_path):
+    Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements")])).save(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "files.md").read_text()
+    for name in ("docs", "questions", "summary"):
+        section = page.partition(f"## {name}.parquet\n")[2].partition("\n## ")[0]
+        told = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        assert told == pd.read_parquet(tmp_path / f"{name}.parquet").columns.tolist(), name
 
 
 def asked_of(task="capitals", n=20, **columns) -> pd.DataFrame:
