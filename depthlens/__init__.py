@@ -4,12 +4,7 @@
 depthlens`` and the command line start quickly.
 """
 
-import warnings
-
 import lazy_loader
-
-# libraries ask a notebook for ipywidgets, whose bars no rendered page would show
-warnings.filterwarnings("ignore", message="IProgress not found")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.2.0"
