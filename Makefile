@@ -37,7 +37,7 @@ lint: $(STAMP)  ## ruff over package, tests and notebooks; mypy over the package
 	$(BIN)/python -m mypy
 
 clean:  ## remove caches and build leftovers; keeps .venv and runs/
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist docs/made *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf
 
 # A .venv without a working pip is repaired in place.

@@ -82,12 +82,13 @@ TRUTHS = {
         0,
         {"broken": {"rest": _deep(0, 0.05), "generation": _deep(0, 0.15)}, **NOISY},
     ),
-    # of 4 layers of the first third and 12 later ones, without L0 and L1
+    # 0.34: by simulation of 20,000 documents, since sturdy documents are parsed more often
     "C2: written letters that can be parsed cost 0.1 more": (
         "C2",
         1,
         {"broken": {"rest": _deep(0, 0.05), "generation": _deep(0, 0.34)}, **NOISY},
     ),
+    # of 4 layers of the first third and 12 later ones, without L0 and L1
     "C3: the share is 0.15 larger": ("C3", 0, {"broken": {"rest": _deep(0.2, 0.1), "text": _deep(0.15, 0.15)}}),
     "C4: the share is 0.15 larger than for copying": (
         "C4",
@@ -107,6 +108,7 @@ TRUTHS = {
     "C5: lists cost 0.1 more on their own tasks": ("C5", 4, {"effect": 0.34}),
     "C6: the shift is 0.1": ("C6", 0, {"broken": {"rest": _deep(0.2, 0.1), "reasoning_choice": _deep(0.094, 0.135)}}),
     "C7: late layers cost 0.1 less": ("C7", 0, {"broken": _deep(0.2, 0.1), **NOISY}),
+    # the standard deviation of six values of 0.046 and -0.046 is 0.05
     "C7: the trend differs between tasks by 0.05": (
         "C7",
         1,
@@ -115,9 +117,14 @@ TRUTHS = {
 }
 
 
+def asked(args: argparse.Namespace, world: str) -> bool:
+    """Whether a world is to be simulated."""
+    return any(part in world for part in args.worlds.split(","))
+
+
 def heads(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
     for name, world in NO_HEADS.items():
-        if args.worlds and not any(part in name for part in args.worlds.split(",")):
+        if not asked(args, name):
             continue
         count: Counter[str] = Counter()
         for i in bar(iterable=range(args.simulations), desc=name, unit="simulation"):
@@ -132,7 +139,7 @@ def heads(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
 def power(args: argparse.Namespace) -> None:
     rows = []
     for name, (claim, at, world) in TRUTHS.items():
-        if claim not in args.claims.split(",") or not any(part in name for part in args.worlds.split(",")):
+        if claim not in args.claims.split(",") or not asked(args, name):
             continue
 
         def found(i: int, n: int, claim: str = claim, at: int = at, world: dict[str, object] = world) -> Part:
@@ -165,7 +172,7 @@ def main() -> None:
         return power(args)
     rows: list[dict[str, object]] = []
     for name, (world, false) in NULLS.items():
-        if args.worlds and not any(part in name for part in args.worlds.split(",")):
+        if not asked(args, name):
             continue
         wanted = [claim for claim in args.claims.split(",") if claim in false]
         if not wanted:

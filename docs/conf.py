@@ -30,7 +30,6 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["README.md"]
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -46,26 +45,18 @@ autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_use_rtype = False
-copybutton_exclude = ".linenos, .gp, .go"
 
 # pages outside of docs/, which the pages in it link to as GitHub does
 OUTSIDE = {"CHANGELOG.md": "changelog", "benchmarks/README.md": "speed", "data/README.md": "data"}
 
 
-def _written(path: Path, text: str) -> None:
-    """Write a page unless it is there: Sphinx reads again what is newer."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() or path.read_text() != text:
-        path.write_text(text)
-
-
 def _outside() -> None:
     for source, name in OUTSIDE.items():
-        _written(MADE / f"{name}.md", (ROOT / source).read_text())
+        shutil.copyfile(ROOT / source, MADE / f"{name}.md")
 
 
 def _public_names() -> None:
-    """A page for each public name, and a list of them by the sections of api.md."""
+    """A page for each public name of api.md."""
     page = (HERE / "api.md").read_text()
     for name in re.findall(r"^\| `dl\.([\w.]+)`", page, re.MULTILINE):
         found: Any = depthlens
@@ -75,30 +66,31 @@ def _public_names() -> None:
         members = "   :members:\n   :inherited-members:\n"
         directive = f".. auto{kind}:: depthlens.{name}\n{members if kind == 'class' else ''}"
         title = f"dl.{name}"
-        _written(MADE / "api" / f"{name}.rst", f"{title}\n{'=' * len(title)}\n\n{directive}")
+        (MADE / "api" / f"{name}.rst").write_text(f"{title}\n{'=' * len(title)}\n\n{directive}")
 
 
 def _command_line() -> None:
     command = [sys.executable, "-m", "typer", "depthlens.cli", "utils", "docs", "--name", "depthlens"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    _written(MADE / "command_line.md", re.sub(r"^# `depthlens`", "# The command line", text))
+    (MADE / "command_line.md").write_text(re.sub(r"^# `depthlens`", "# The command line", text))
 
 
 def _tutorials() -> None:
-    """The executed notebooks of a run, in order; without a run, the notebooks as they are."""
-    run = os.environ.get("DEPTHLENS_RUN")
-    folder = Path(run) if run else ROOT / "notebooks"
-    for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+    """The executed notebooks of a run; those that it lacks, and all of them without a run, as they are."""
+    folder = Path(os.environ.get("DEPTHLENS_RUN") or ROOT / "notebooks")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"DEPTHLENS_RUN={folder}: there is no such folder; give one that depthlens run wrote")
+    for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
         source = folder / notebook.name
-        (MADE / "tutorials").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source if source.is_file() else notebook, MADE / "tutorials" / notebook.name)
 
 
 def _links(app: Any, docname: str, source: list[str]) -> None:
     """Links between the pages of the repository, as links of the site."""
     text, up = source[0], "../" * docname.count("/")
-    if docname.startswith("made/"):
-        text = re.sub(r"\]\((?:\.\./)?docs/", f"]({up}", text)
+    if docname == "index":  # opens as the README does
+        text = text.replace("% README", (ROOT / "README.md").read_text().partition("\n## Your own model")[0])
+    text = re.sub(r"\]\((?:\.\./)?docs/", f"]({up}", text)
     for path, name in OUTSIDE.items():
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(path)}", f"]({up}made/{name}.md", text)
     text = re.sub(r"\]\((?:\.\./)?notebooks/(\d\w*\.ipynb)", rf"]({up}made/tutorials/\1", text)
@@ -117,7 +109,10 @@ def _foreign(app: Any, kind: str, name: str, member: Any, skip: bool, options: A
 
 
 def setup(app: Any) -> None:
-    """Make pages, then change links as pages are read."""
+    """Make pages anew, then change links as pages are read."""
+    shutil.rmtree(MADE, ignore_errors=True)
+    for folder in ("api", "tutorials"):
+        (MADE / folder).mkdir(parents=True)
     _outside()
     _public_names()
     _command_line()

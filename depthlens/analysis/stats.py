@@ -14,8 +14,8 @@ Method, per condition against ``baseline``, document by document:
   documents (`depthlens.analysis.max_t`). ``p_holm`` is Holm's [3] of the p-values above, as a cross-check: it knows
   nothing of the correlation of conditions, and trusts Student's t far into its tails.
 
-Assumption: documents are independent of one another. Limit: where single documents hold most of a loss (skewness
-above 3, 30 documents), intervals cover less often than 93% (``benchmarks/coverage.py`` prints how often).
+Assumption: documents are independent of one another. Limit: where single documents hold most of a loss, intervals are
+several times as long as Student's on the side of the long tail (``docs/methods.md`` says how long).
 
 References: [1] Tango 1998, Statistics in Medicine 17:891-908. [2] McNemar 1947, Psychometrika 12:153-157;
 Fagerland, Lydersen, Laake 2013, BMC Med Res Methodol 13:91. [3] Holm 1979, Scand J Stat 6:65-70.
