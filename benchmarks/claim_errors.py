@@ -26,8 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import made_heads  # noqa: E402
 from made_claims import EARLY, FEW, FLAT, LATE, LAYERS, NONE, THIRD, parts, sweeps  # noqa: E402
+from made_sweeps import N_LAYERS, result_of  # noqa: E402
 
+from depthlens.analysis.recovery import transplant_recovery  # noqa: E402
 from depthlens.claims.decision import Part  # noqa: E402
+from depthlens.claims.distilled import recovered  # noqa: E402
 from depthlens.claims.heads import specific_heads  # noqa: E402
 from depthlens.claims.layers import HARMLESS_LOSS, SMALL_LOSS  # noqa: E402
 from depthlens.claims.verdicts import combined  # noqa: E402
@@ -62,6 +65,25 @@ NULLS = {
 # of C5: heads do not matter, or matter for both tasks; "likeness" is the correlation of attribution with removal
 NO_HEADS = {f"no head matters, likeness {r}": {"likeness": r} for r in (0.3, 0.6, 1.0)}
 NO_HEADS["heads matter for both tasks"] = {"effect": 5.0, "shared": True}
+
+
+# of C6: what each of nine transplants of one layer recovers, of a gap of 0.5
+NO_TRANSPLANT = {f"no transplant recovers anything, {p:.0%} of the answers change": {"change": p} for p in (0.0, 0.2)}
+ONE_HELPS = {"share": 0.25, "change": 0.05}
+
+
+def transplants(*, n: int, seed: list[int], share: float = 0.0, change: float = 0.0) -> Part:
+    """C6's part on transplants: one recovers ``share``, all others nothing; a share of the answers turns either way."""
+    rng = np.random.default_rng(seed)
+    base, learns = rng.random(n) < 0.3, rng.random(n)
+    donor = base | (learns < 0.5 / 0.7)
+    values = {"baseline": (None, base)}
+    for layer in range(N_LAYERS):
+        moved = base | (donor & (rng.random(n) < share)) if layer == 4 else base
+        turned = rng.random(n) < np.where(base, change * 0.7, change * 0.3)  # as many are lost as gained
+        values[f"L{layer}@donor"] = None, moved ^ turned
+    result, own = result_of(values), result_of({"baseline": (None, donor)}, model="donor")
+    return recovered(transplant_recovery(result, own, seed=seed[0], n_boot=1000).table, N_LAYERS)
 
 
 def _deep(first: float, later: float) -> np.ndarray:
@@ -107,6 +129,7 @@ TRUTHS = {
     "C5: a list costs 0.1 more than 3 times random heads": ("C5", 0, {"effect": 1.65}),
     "C5: lists cost 0.1 more on their own tasks": ("C5", 4, {"effect": 0.34}),
     "C6: the shift is 0.1": ("C6", 0, {"broken": {"rest": _deep(0.2, 0.1), "reasoning_choice": _deep(0.094, 0.135)}}),
+    "C6: one transplant recovers 0.25": ("C6", 1, ONE_HELPS),
     "C7: late layers cost 0.1 less": ("C7", 0, {"broken": _deep(0.2, 0.1), **NOISY}),
     # the standard deviation of six values of 0.046 and -0.046 is 0.05
     "C7: the trend differs between tasks by 0.05": (
@@ -136,6 +159,14 @@ def heads(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
         ]
 
 
+def of_transplants(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
+    for name, world in NO_TRANSPLANT.items():
+        if asked(args, name):
+            found = [transplants(n=args.documents, seed=[i, args.documents], **world) for i in range(args.simulations)]
+            share = np.mean([part.verdict == "supported" for part in found])
+            rows.append({"world": name, "verdict": "supported", "n": args.documents, "C6": f"{share:.1%}"})
+
+
 def power(args: argparse.Namespace) -> None:
     rows = []
     for name, (claim, at, world) in TRUTHS.items():
@@ -146,6 +177,8 @@ def power(args: argparse.Namespace) -> None:
             if claim == "C5":
                 curve, scores = made_heads.evidence(seed=[i, n, 1], n=n, **world)
                 return specific_heads(curve, made_heads.TASKS, scores)[at]
+            if claim == "C6" and at:
+                return transplants(n=n, seed=[i, n, 1], **world)
             return parts(claim, sweeps(n=n, seed=[i, n, 1], seed_sd=SEED_SD, **world), seed=i, n_boot=args.draws)[at]
 
         plans, passed = [], []
@@ -190,6 +223,8 @@ def main() -> None:
         print(pd.DataFrame(rows[-2:]).fillna("").to_string(index=False), flush=True)
     if "C5" in args.claims.split(","):
         heads(args, rows)
+    if "C6" in args.claims.split(","):
+        of_transplants(args, rows)
     print(pd.DataFrame(rows).fillna("").to_markdown(index=False))
 
 

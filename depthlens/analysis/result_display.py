@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from depthlens.analysis import written_answers
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.power import LOSS_THAT_MATTERS, POWER
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
@@ -107,10 +108,10 @@ def sentence(result: Result, row: Any) -> str:
         few = f"; about {needed} documents would show a loss of {LOSS_THAT_MATTERS}" if needed else ""
         return (
             f"{row.condition} shows no proven change of {where}: {row.delta:+.2g} "
-            f"[{row.ci_low:.2g}, {row.ci_high:.2g}] (p_adjusted = {row.p_adjusted:.2g}{few}).{unreadable}"
+            f"{bounds(row.ci_low, row.ci_high, '.2g')} (p_adjusted = {row.p_adjusted:.2g}{few}).{unreadable}"
         )
     low, high = (row.ci_low, row.ci_high) if row.delta > 0 else (-row.ci_high, -row.ci_low)
-    amount = f"{abs(row.delta):.2g} [{low:.2g}, {high:.2g}]"
+    amount = f"{abs(row.delta):.2g} {bounds(low, high, '.2g')}"
     if (row.loss > 0) == (row.delta < 0):  # higher is better
         text = f"{'costs' if row.loss > 0 else 'adds'} {amount} {where}"
     else:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from depthlens.analysis import run_settings
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.rank_correlations import in_words
 from depthlens.analysis.run_differences import CENTRE, SCORE
 from depthlens.analysis.run_families import Key
@@ -37,10 +38,6 @@ def _name(row: Any, parts: str | None = None) -> str:
     return str(Key(row.place, row.task, row.metric, row.parts if parts is None else parts))
 
 
-def _ends(low: float, high: float, digits: int = 2) -> str:
-    return f"[{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
 def _whole_models(table: pd.DataFrame) -> Iterator[str]:
     scores = {(row.place, row.task, row.metric, row.run): row for row in table.itertuples()}
     for row in table.itertuples():
@@ -50,8 +47,8 @@ def _whole_models(table: pd.DataFrame) -> Iterator[str]:
         if not row.reference:
             continue
         other = scores[row.place, row.task, row.metric, row.reference]
-        gap = f"{row.difference:+.2f} {_ends(row.difference_low, row.difference_high)} (p = {row.p_adjusted:.2g}"
-        gap += f", n = {row.n} and {other.n}, {row.documents})"
+        gap = f"{row.difference:+.2f} {bounds(row.difference_low, row.difference_high, '+.2f')} "
+        gap += f"(p = {row.p_adjusted:.2g}, n = {row.n} and {other.n}, {row.documents})"
         verdict = "**differ**" if row.shown else "are not shown to differ"
         yield (
             f"{name}: the whole models {verdict}: {row.run} scores {row.baseline:.2f} and {row.reference} "
@@ -93,7 +90,7 @@ def _centres(table: pd.DataFrame) -> Iterator[str]:
             why = "; ".join(f"{r.run}: {r.why}" for r in (row, other) if r.why) or "not every layer of both was removed"
             yield f"{name}: cannot judge where in depth the losses are ({why})."
             continue
-        gap = f"{row.difference:+.3f} {_ends(row.difference_low, row.difference_high, 3)}"
+        gap = f"{row.difference:+.3f} {bounds(row.difference_low, row.difference_high, '+.3f')}"
         verdict = "is not shown to differ"
         if row.shown:
             verdict = f"is **{'deeper' if row.difference > 0 else 'less deep'}** in {row.run}"
@@ -130,7 +127,7 @@ def _verdicts(table: pd.DataFrame) -> Iterator[str]:
     if not len(compared):
         return
     for row in compared[compared["shown"].astype(bool)].itertuples():
-        gap = f"{row.difference:+.2f} {_ends(row.difference_low, row.difference_high)} {row.unit}"
+        gap = f"{row.difference:+.2f} {bounds(row.difference_low, row.difference_high, '+.2f')} {row.unit}"
         gap += f", p = {row.p_adjusted:.2g}"
         yield f"{row.claim}{row.part}: **differs** between {row.run} and {row.reference}: {row.what}, {gap}."
     n = int((~compared["shown"].astype(bool)).sum())

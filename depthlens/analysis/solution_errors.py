@@ -26,12 +26,11 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal, DivisionByZero, InvalidOperation
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from depthlens.analysis.bootstrap import N_BOOT, draws, interval
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.layer_profiles import THIRDS, layer_third
-from depthlens.analysis.stats import BASELINE, proportion_interval
+from depthlens.analysis.stats import BASELINE, FEWEST, bounded_mean_intervals
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.analysis.text_numbers import WORDS, numbers
 from depthlens.analysis.written_answers import headline
@@ -128,9 +127,7 @@ def _calculate(node: ast.expr) -> Decimal:
     raise ValueError(f"{ast.unparse(node)} is not a sum")
 
 
-def classify_solutions(
-    result: Result, task: str, questions: Sequence[str], *, seed: int = 0, n_boot: int = N_BOOT
-) -> DescribedTable:
+def classify_solutions(result: Result, task: str, questions: Sequence[str]) -> DescribedTable:
     """What every written solution of a task is: right, or its first mistake.
 
     Args:
@@ -138,8 +135,6 @@ def classify_solutions(
             right (`depthlens.analysis.written_answers.headline`).
         task: Name of the task.
         questions: Its problems as text, by document id.
-        seed: Of the bootstrap over documents.
-        n_boot: Number of draws.
 
     Returns:
         One row a condition and document: condition, layer, doc_id, kind, solved (right with nothing removed), response.
@@ -165,8 +160,8 @@ def classify_solutions(
     right = table[table["condition"] == BASELINE].set_index("doc_id")["kind"] == RIGHT
     table["solved"] = table["doc_id"].map(right)
     table = table[["condition", "layer", "doc_id", "kind", "solved", "response"]].reset_index(drop=True)
-    lines = sentences(table, result.n_layers, seed=seed, n_boot=n_boot)
-    record = record_of("classify_solutions", result, task=task, bootstrap_seed=seed, n_boot=n_boot)
+    lines = sentences(table, result.n_layers)
+    record = record_of("classify_solutions", result, task=task)
     return DescribedTable(table, lines, record)
 
 
@@ -184,14 +179,12 @@ def by_layer(table: pd.DataFrame) -> pd.DataFrame:
     return counts.div(counts.sum(axis=1), axis=0)
 
 
-def by_third(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+def by_third(table: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     """Share of the problems solved with nothing removed that end as each kind, by depth third of the removed layer.
 
     Args:
         table: Of `classify_solutions`.
         n_layers: Of the model.
-        seed: Of the bootstrap over documents.
-        n_boot: Number of draws.
 
     Returns:
         One row a third and kind: third, kind, share, ci_low, ci_high, n (documents); none where no problem is solved.
@@ -205,47 +198,30 @@ def by_third(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int =
         counts = pd.crosstab(part["doc_id"], part["kind"]).reindex(columns=[RIGHT, *MISTAKES], fill_value=0)
         shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()  # [document, kind]
         n = len(shares)
-        low, high = share_interval(shares, seed=seed, n_boot=n_boot)
+        low, high = bounded_mean_intervals(shares.T)
         rows += [(third, *row, n) for row in zip(counts.columns, shares.mean(0), low, high, strict=True)]
     return pd.DataFrame(rows, columns=["third", "kind", "share", "ci_low", "ci_high", "n"])
 
 
-def share_interval(shares: np.ndarray, *, seed: int, n_boot: int) -> np.ndarray:
-    """95% intervals of mean shares over documents.
-
-    Args:
-        shares: Of each document. Shape [document, kind].
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
-
-    Returns:
-        Lower and upper bounds. Shape [2, kind].
-    """
-    n = len(shares)
-    ends = interval(draws(n, n_boot, seed) @ shares / n, n, skewed=True)  # a rare kind is in few documents
-    for same in (0, 1):  # that all documents are alike does not prove that others are: as for 0/1 values
-        ends[:, (shares == same).all(0)] = np.array(proportion_interval(same * n, n))[:, None]
-    return ends.clip(0, 1)
-
-
-def sentences(table: pd.DataFrame, n_layers: int, *, seed: int = 0, n_boot: int = N_BOOT) -> list[str]:
+def sentences(table: pd.DataFrame, n_layers: int) -> list[str]:
     """One sentence a depth third: how many solved problems stay solved, and what goes wrong first in the others.
 
     Args:
         table: See `by_third`.
         n_layers: See `by_third`.
-        seed: See `by_third`.
-        n_boot: See `by_third`.
     """
     n, n_solved = (t["doc_id"].nunique() for t in (table, table[table["solved"]]))
     if n_solved < 2:
         return [f"The whole model solves {n_solved or 'none'} of {n} problems: too few to see what a removal breaks."]
     lines = []
-    for third, part in by_third(table, n_layers, seed=seed, n_boot=n_boot).groupby("third", sort=False):
-        shares = {row.kind: f"{row.share:.0%} [{row.ci_low:.0%}, {row.ci_high:.0%}]" for row in part.itertuples()}
+    for third, part in by_third(table, n_layers).groupby("third", sort=False):
+        # most kinds of mistake are rare, so that the reason for a missing interval stands once, at the end
+        ends = {row.kind: f" {bounds(row.ci_low, row.ci_high, '.0%')}" for row in part.dropna().itertuples()}
+        shares = {row.kind: f"{row.share:.0%}{ends.get(row.kind, '')}" for row in part.itertuples()}
+        few = f" No interval is given where fewer than {FEWEST} problems differ." if len(ends) < len(shares) else ""
         wrong = ", ".join(f"{shares[kind]} {kind}" for kind in MISTAKES)
         lines.append(
             f"Without one layer of the {third}, {shares[RIGHT]} of the {n_solved} problems that the whole model solves "
-            f"stay solved; by their first mistake, {wrong}."
+            f"stay solved; by their first mistake, {wrong}.{few}"
         )
     return lines

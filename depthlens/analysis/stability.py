@@ -25,6 +25,7 @@ from scipy import stats as sps
 from depthlens import arguments
 from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import draws, ratio
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.max_t import threshold
 from depthlens.analysis.stats import ALPHA, GROUP
 from depthlens.analysis.tables import DescribedTable, record_of
@@ -102,7 +103,7 @@ def _sentence(table: pd.DataFrame, n_conditions: int, n: int) -> str:
 
 def _cost(row: Any, n_conditions: int) -> str:
     return (
-        f"{row.condition} costs {row.loss:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}], critical in "
+        f"{row.condition} costs {row.loss:.2g} {bounds(row.ci_low, row.ci_high, '.2g')}, critical in "
         f"{row.stability:.0%} of resamples, rank {row.rank:g} [{row.rank_low:g}, {row.rank_high:g}] of {n_conditions}"
     )
 

@@ -4,10 +4,10 @@ Method, per condition against ``baseline``, document by document:
 
 * **0/1 metrics** (accuracy, exact match). With ``lost`` documents right at baseline and wrong under the
   condition, and ``gained`` the other way round, the difference is ``(gained - lost) / n``. Its 95% interval
-  is Tango's score interval [1], which keeps its coverage at small n and is never of zero width: no change on
-  ten documents does not prove that there is none. The test is McNemar's exact one [2], a two-sided sign test
-  on the discordant documents. It is the more cautious of the two, so that an interval can just exclude 0
-  where p is a little above 0.05.
+  is Tango's score interval [1], which keeps its coverage at small n. No interval is given where fewer than `FEWEST`
+  documents change: only few counts are possible then, and no procedure covers as often as it says. The test is
+  McNemar's exact one [2], a two-sided sign test on the discordant documents. It is the more cautious of the two, so
+  that an interval can just exclude 0 where p is a little above 0.05.
 * **Other metrics** (F1, log-likelihood). Paired t test, and the t interval with Hall's correction for skewness [6],
   so that the interval can just contain 0 where p is a little below 0.05, and the other way round.
 * **Correction**, over all conditions of one (model, task, metric): ``p_adjusted`` is step-down maxT by sign flips of
@@ -20,7 +20,7 @@ several times as long as Student's on the side of the long tail (``docs/methods.
 References: [1] Tango 1998, Statistics in Medicine 17:891-908. [2] McNemar 1947, Psychometrika 12:153-157;
 Fagerland, Lydersen, Laake 2013, BMC Med Res Methodol 13:91. [3] Holm 1979, Scand J Stat 6:65-70.
 [4] Wilson 1927, JASA 22:209-212. [5] Hanley, Lippman-Hand 1983, JAMA 249:1743-1745 (rule of three).
-[6] Hall 1992, JRSS B 54:221-228.
+[6] Hall 1992, JRSS B 54:221-228. [7] Korn, Graubard 1998, Survey Methodology 24:193-201.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ BASELINE = "baseline"
 LEVEL = 0.95
 ALPHA = 0.05
 LEFT_OF_SKEWNESS = 10.0  # what Hall's transformation leaves, in shares of alpha by squared skewness; see `hall_ends`
+FEWEST = 4  # documents that have to differ; of fewer no procedure covers in 93% to 97% (docs/methods.md)
 GROUP = ["model", "task", "metric"]
 SUMMARY_COLUMNS = [
     *GROUP, "condition", "layer", "head", "n", "value", "baseline", "delta", "ci_low", "ci_high", "p_value",
@@ -90,6 +91,30 @@ def mean_intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     skewness = np.divide(cubes, spread**3, out=np.zeros_like(mean), where=varies)
     low, high = mean - spread / math.sqrt(n - 1) * hall_ends(skewness / math.sqrt(n), n)
     return low, high
+
+
+def bounded_mean_intervals(values: np.ndarray) -> np.ndarray:
+    """Intervals of means of scores from 0 to 1, many of which may be 0: Wilson's [4] of the effective number [7].
+
+    Scores of mean p and variance s^2 say as much as ``n p (1 - p) / s^2`` answers of 0 or 1, and Wilson's interval for
+    that many, with Student's quantile, is longer on the side of the long tail, as theirs is.
+
+    Args:
+        values: Shape [n_rows, n_values]. What rounding leaves outside 0 to 1 is cut off.
+
+    Returns:
+        Lower and upper bounds; NaN where fewer than `FEWEST` scores are not 0, or not 1, or all are alike. Shape
+        [2, n_rows].
+    """
+    n = values.shape[1]
+    values = np.clip(values, 0.0, 1.0)
+    mean, variance = values.mean(axis=1), values.var(axis=1, ddof=min(1, n - 1))
+    few = (np.minimum((values > 0).sum(axis=1), (values < 1).sum(axis=1)) < FEWEST) | (np.ptp(values, axis=1) < 1e-9)
+    effective = np.divide(n * mean * (1 - mean), variance, out=np.full(len(values), np.inf), where=variance > 0)
+    share = sps.t.ppf(1 - ALPHA / 2, max(1, n - 1)) ** 2 / effective
+    half = np.sqrt(share * mean * (1 - mean) + share**2 / 4)
+    ends = np.stack([mean + share / 2 - half, mean + share / 2 + half]) / (1 + share)
+    return np.where(few, np.nan, ends)
 
 
 def hall_ends(skewness: np.ndarray, n: int, alpha: float = ALPHA) -> np.ndarray:
@@ -210,13 +235,15 @@ def paired_change(base: np.ndarray, others: np.ndarray, *, binary: bool) -> tupl
         binary: Whether all scores are 0 or 1 (or all 0 or -1, of a score whose sign was turned).
 
     Returns:
-        Differences, lower bounds, upper bounds and p-values, each of shape [n_conditions].
+        Differences, lower bounds, upper bounds and p-values, each of shape [n_conditions]. The bounds of 0/1 scores are
+        NaN where fewer than `FEWEST` documents change: hardly anything but these counts is known there.
     """
     differences = others - base
     if not binary:
         return differences.mean(axis=1), *paired_t(differences, float(np.ptp(np.vstack([base, others]))))
     lost, gained = (differences < 0).sum(axis=1), (differences > 0).sum(axis=1)
-    low, high = tango_interval(lost, gained, len(base))
+    ends = np.where(lost + gained >= FEWEST, tango_interval(lost, gained, len(base)), np.nan)
+    low, high = ends
     return (gained - lost) / len(base), low, high, mcnemar_p(lost, gained)
 
 

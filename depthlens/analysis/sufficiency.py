@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import bootstrap, stats
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.analysis.saving import Saveable
 
@@ -70,7 +71,7 @@ class SufficiencyCurve(Saveable):
     def _sentence(self, row: Any) -> str:
         where = f"{row.list} on {row.task} ({row.metric})"
         if not row.judged:
-            gap = f"{row.gap:.3g} [{row.gap_low:.3g}, {row.gap_high:.3g}]"
+            gap = f"{row.gap:.3g} {bounds(row.gap_low, row.gap_high, '.3g')}"
             why = "is not proven, or the whole model is at chance"
             return f"{where}: what all heads together add to the score, {gap}, {why}; {CANNOT_JUDGE}."
         own = self.points[(self.points["list"] == row.list) & (self.points["task"] == row.task)]

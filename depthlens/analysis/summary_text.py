@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from depthlens.analysis.interval_text import bounds
+
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
@@ -18,7 +20,7 @@ def summary_text(result: Result) -> str:
     lines = []
     for base in result.baselines.itertuples():
         name = f"{base.task} {base.metric}"
-        interval = f"[{base.ci_low:.3f}, {base.ci_high:.3f}]"
+        interval = bounds(base.ci_low, base.ci_high, ".3f")
         lines.append(f"\n{name}, {base.n} documents: baseline {base.baseline:.3f} {interval}")
         if base.at_chance:
             # a baseline of 0 is at chance also where the metric has no chance level
@@ -32,7 +34,7 @@ def summary_text(result: Result) -> str:
             lines.append("  no condition made it worse")
         width = max(map(len, worst["condition"]), default=0)
         for row in worst.itertuples():
-            change = f"{row.delta:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+            change = f"{row.delta:+.3f} {bounds(row.ci_low, row.ci_high, '+.3f')}"
             lines.append(f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}")
     notes = [note for note in result.notes if "cannot judge" not in note]  # those are warnings above
     for task, about in result.record["tasks"].items():

@@ -28,7 +28,14 @@ HARMLESS = {
     for name in ("letters", "continuation")
 }  # fmt: skip
 RIVAL = {
-    name: Spec(f"the costliest later layer minus half of the first tenth's mean, {name}", _RELATIVE, 0.0, BELOW, 0.2)
+    name: Spec(
+        f"the costliest later layer minus half of the first tenth's mean, {name}",
+        _RELATIVE,
+        0.0,
+        BELOW,
+        0.2,
+        power=0.92,
+    )
     for name in ("letters", "continuation")
 }
 PROTOCOL = Spec(
@@ -39,7 +46,7 @@ PROTOCOL = Spec(
     0.1,
     difference=True,
 )
-WRONG = Spec("the same where the written answer can be parsed", _RELATIVE, 0.0, ABOVE, 0.1)
+WRONG = Spec("the same where the written answer can be parsed", _RELATIVE, 0.0, ABOVE, 0.1, power=0.75)
 SHALLOW = {
     name: Spec(f"the first third's share per token for {name} minus that for plain text", _SHARE, 0.0, ABOVE, 0.15,
                main=DEEPER_LAYERS, difference=True)

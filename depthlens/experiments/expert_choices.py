@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from depthlens import provenance
-from depthlens.analysis.stats import mean_intervals
+from depthlens.analysis.stats import bounded_mean_intervals
 from depthlens.analysis.tables import DescribedTable
 from depthlens.backends.expert_removal import Routing
 from depthlens.backends.weight_swap import replaced_forwards
@@ -51,7 +51,7 @@ def expert_choices(
     Returns:
         One row an expert: ``layer``, ``expert``, ``condition`` (its removal, such as L5.E17), ``tokens`` (that pass
         it), ``share`` (of all tokens), ``ci_low`` and ``ci_high`` (95% interval of the mean share of a text; see
-        `depthlens.analysis.stats.mean_intervals`), and ``n`` (texts).
+        `depthlens.analysis.stats.bounded_mean_intervals`), and ``n`` (texts).
 
     Raises:
         UserError: a model without experts, weights that are on a server, or texts that cannot be read.
@@ -69,7 +69,7 @@ def expert_choices(
     )
     lengths = np.array([len(row) for row in rows])
     shares = (counts / lengths[:, None]).T
-    low, high = mean_intervals(shares) if len(rows) > 1 else np.full((2, len(experts)), np.nan)
+    low, high = bounded_mean_intervals(shares)
     tokens = counts.sum(0).astype(int)
     table = pd.DataFrame(experts, columns=["layer", "expert"]).assign(condition=names, tokens=tokens)
     table = table.assign(share=tokens / lengths.sum(), ci_low=low, ci_high=high, n=len(rows))

@@ -14,7 +14,6 @@ Limits: a head may do both, and a head that induces by meaning (synonyms) has a 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -75,9 +74,7 @@ def induction_scores(
     record = scores_record(lens, answers, "induction", {"n_texts": n_texts, "length": length, "seed": seed})
     record["store"] = cache_usage([cache])
     cases = values.reshape(n_texts, lens.dims.n_layers, lens.dims.n_heads)
-    scores = HeadScores.of_cases("induction score", "", cases, record, tested=False)
-    assert scores.low is not None and scores.high is not None  # `of_cases` gives every score an interval
-    return replace(scores, low=scores.low.clip(0, 1), high=scores.high.clip(0, 1))
+    return HeadScores.of_cases("induction score", "", cases, record, tested=False, bounded=True)
 
 
 def _texts(lens: Lens, n_texts: int, length: int, seed: int) -> list[tuple[int, ...]]:

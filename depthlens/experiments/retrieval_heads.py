@@ -14,7 +14,6 @@ Limit: single removals miss heads that can replace each other; ``given_removed``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -142,11 +141,7 @@ def _detected(
     detector = DETECTORS[method]
     by_token = scores_by_token(lens, recalled, method, progress=progress, cache=cache)
     record["store"] = cache_usage([engine.cache, cache])
-    scores = HeadScores.of_tokens(detector.label, detector.unit, by_token, record)
-    if detector.unit:
-        return scores
-    assert scores.low is not None and scores.high is not None  # `of_cases` gives every score an interval
-    return replace(scores, low=scores.low.clip(0, 1), high=scores.high.clip(0, 1))
+    return HeadScores.of_tokens(detector.label, detector.unit, by_token, record, bounded=not detector.unit)
 
 
 def _removed(

@@ -13,6 +13,7 @@ import yaml
 
 from depthlens import __version__
 from depthlens.ablations import ROUNDED, Condition
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
@@ -96,6 +97,6 @@ def _table(rows: pd.DataFrame) -> str:
     lines = [columns, ["---"] * len(columns)]
     for row in rows.itertuples():
         scores = f"{row.value - row.delta:.3f}", f"{row.value:.3f}"
-        change = f"{row.delta:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+        change = f"{row.delta:+.3f} {bounds(row.ci_low, row.ci_high, '+.3f')}"
         lines.append([row.task, row.metric, str(row.n), *scores, change])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -205,7 +205,7 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = "nats", title: str | N
             ax.plot(layer[at], gap[at], marker, color=colour, mfc=fill, ms=5, gid="gap")
     panels.layer_axis(ax, int(layer.max()) + 1)
     ax.set(xlabel="layer", ylabel=f"open minus closed ({unit})")
-    ticks = [t for t in (0, inner, 1, 10, 100) if t <= max(inner, np.abs([low, high]).max())]
+    ticks = [t for t in (0, inner, 1, 10, 100) if t <= max(inner, np.nanmax(np.abs([gap, low, high])))]
     ticks = [t for i, t in enumerate(ticks) if i == 0 or t >= 2 * ticks[i - 1]]
     ax.set_yticks(sorted({s * t for t in ticks for s in _BOOK}))
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):+g}" if value else "0"))
@@ -249,7 +249,7 @@ def _end_before_far(ax: Axes, x: np.ndarray, y: np.ndarray, low: np.ndarray, hig
     far = np.abs(y) > (_FAR * ranked[-3] if len(y) > 3 else np.inf)
     if not far.any():
         return
-    bottom, top = min(0.0, low[~far].min()), max(0.0, high[~far].max())
+    bottom, top = (float(of(np.array([0 * y, y, low, high])[:, ~far])) for of in (np.nanmin, np.nanmax))
     margin = 0.08 * (top - bottom)
     ax.set_ylim(bottom - margin, top + margin)
     for layer, value in zip(x[far], y[far], strict=True):

@@ -80,7 +80,8 @@ def depth_profile(
     keys = panels.series_keys(labels, mfc=None) if len(groups) > 1 and 1 < len(labels) and overlaid else []
     if panels.drawn(fig, "critical"):
         keys.append(panels.mark_key(CRITICAL_LAYER))
-    return with_legend(fig, [*keys, *panels.level_keys(fig), panels.band_key()])
+    few = any((np.isfinite(e.values) & np.isnan(e.low)).any() for group in groups for e in group)
+    return with_legend(fig, [*keys, *panels.level_keys(fig), panels.band_key(*[panels.FEW] * few)])
 
 
 @themed

@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike
 
+from depthlens.analysis.stats import FEWEST
 from depthlens.errors import UserError
 from depthlens.plots import theme
 from depthlens.plots.theme import DASHED, DOTTED, EMPTY, GREY, INK, MARKERS, PALE, PALETTE, SMALL
@@ -131,7 +132,7 @@ def curve(
     y, low, high = values
     look = {**LINE, "gid": "series", "color": colour_of(style, idle), **options}
     band(ax, x, low, high, style, idle, gid=f"{look['gid']} band")
-    known = np.pad(np.isfinite(y), 1)
+    known = np.pad(np.isfinite(np.asarray(y) + low), 1)
     alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a band has no width at a point without neighbours
     if alone.any():
         ax.vlines(x[alone], low[alone], high[alone], color=look["color"], lw=1)
@@ -270,6 +271,9 @@ def mark_key(label: str, **options: Any) -> Line2D:
 def level_keys(fig: Figure, **labels: str) -> list[Line2D]:
     """Keys of all levels that a figure has, named for their kinds unless ``labels`` say otherwise."""
     return [line_key(labels.get(kind, kind), **look) for kind, look in _LEVELS.items() if drawn(fig, kind)]
+
+
+FEW = f"95% interval (none where fewer than {FEWEST} documents change)"
 
 
 def band_key(label: str = "95% interval", colour: str = INK) -> Patch:

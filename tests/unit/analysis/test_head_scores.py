@@ -59,8 +59,11 @@ def test_means_intervals_and_verdicts_over_cases():
 
 def test_no_interval_is_given_where_hardly_a_case_has_any_score():
     cases = np.zeros((30, 1, 3))
-    cases[:2, 0, 0], cases[:3, 0, 1] = 1.0, 1.0
-    scores = HeadScores.of_cases("test", "", cases, {}, tested=False)
+    cases[:3, 0, 0], cases[:4, 0, 1] = 1.0, 1.0
+    for bounded in (False, True):
+        scores = HeadScores.of_cases("test", "", cases, {}, tested=False, bounded=bounded)
+        assert np.isfinite(scores.low[0]).tolist() == [False, True, False]
+    assert 0 < scores.low[0, 1] < 4 / 30 < scores.high[0, 1] < 1
     assert np.isfinite(scores.low[0]).tolist() == np.isfinite(scores.high[0]).tolist() == [False, True, False]
     assert "[" in scores.describe()[0] and "nan" not in scores.describe()[0]
     assert "[" not in HeadScores.of_cases("test", "", cases[:, :, :1], {}, tested=False).describe()[0]

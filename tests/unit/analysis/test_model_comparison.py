@@ -28,7 +28,8 @@ def test_difference_of_differences_by_layer():
     np.testing.assert_allclose(table["base"], losses[0])
     np.testing.assert_allclose(table["distilled"], losses[1])
     np.testing.assert_allclose(table["difference"], losses[0] - losses[1])
-    assert (table["ci_low"] <= table["difference"]).all() and (table["difference"] <= table["ci_high"]).all()
+    assert ((table["ci_low"] <= table["difference"]) & (table["difference"] <= table["ci_high"])).sum() == 8
+    assert table.loc[table["ci_low"].isna(), "layer"].tolist() == [5], "fewer than four documents differ"
     assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 6, 7, 8]
     assert (table["p_adjusted"] >= np.minimum(table["p_value"], 1) - 0.02).all()  # drawn flips; no correction lowers p
     assert (table["p_adjusted"] <= stats.holm(table["p_value"]) + 0.02).all()
@@ -66,9 +67,12 @@ def test_intervals_and_tests_hold_their_level_for_sparse_and_for_equal_losses(n)
         loss = [r & (rng.random(r.shape) < x) for r, x in zip(rights, (lost_a, lost_b), strict=True)]
         low, high, p = model_comparison.whole_number_test((loss[0].astype(int) - loss[1]).T)
         truth = a * lost_a - b * lost_b
-        covered = ((low <= truth) & (truth <= high)).mean()
-        assert covered >= LEAST_COVERAGE, f"{name}: the interval covers in {covered:.2f} of samples"
-        assert (high > low).all(), f"{name}: an interval of zero width"
+        given = np.isfinite(low)
+        assert given.mean() > 0.9 or name in ("nothing", "rare") or n == 12, f"{name}: hardly any interval"
+        if given.mean() > 0.5 and n > 12:  # of fewer than 30 documents nothing is claimed
+            covered = ((low <= truth) & (truth <= high))[given].mean()
+            assert covered >= LEAST_COVERAGE, f"{name}: the interval covers in {covered:.2f} of samples"
+        assert (high > low)[given].all(), f"{name}: an interval of zero width"
         if truth == pytest.approx(0):
             assert (p < 0.05).mean() <= MOST_FALSE, f"{name}: {(p < 0.05).mean():.2f} false alarms"
         if name == "large" and n == 40:
@@ -100,7 +104,7 @@ def test_nothing_lost_is_no_proof_of_equality():
     base, distilled = sweep(EARLY * 0, n=20), sweep(EARLY * 0, model="distilled", n=20)
     table = model_comparison.layer_differences(base, distilled)
     assert (table["difference"] == 0).all() and (table["p_value"] == 1).all() and not table["proven"].any()
-    assert (table["ci_high"] > 0.05).all() and (table["ci_low"] < -0.05).all()
+    assert table["ci_high"].isna().all() and table["ci_low"].isna().all()
     thirds = compare_models(base, distilled, scale="score").thirds
     assert (thirds["ci_low"] < 0).all() and (thirds["ci_high"] > 0).all()
     (row,) = compare_models(base, distilled).centres.itertuples()

@@ -96,7 +96,7 @@ MADE = {
     "open book gain": lambda: dl.analysis.open_book_gain(books(), "closed", "open"),
     "open book losses": lambda: dl.analysis.open_book_losses(books(), "closed", "open", metric="acc"),
     "sites": lambda: dl.analysis.site_losses(sublayers(), n_boot=50),
-    "solutions": lambda: dl.analysis.classify_solutions(sweep(), "t", ["1 and 1?"] * N, n_boot=50),
+    "solutions": lambda: dl.analysis.classify_solutions(sweep(), "t", ["1 and 1?"] * N),
     "geometry agreement": lambda: dl.analysis.geometry_agreement(predictors(), sweep()),
     "comparison": lambda: dl.analysis.compare_models(sweep(), sweep("d", seed=1), n_boot=50),
 }

@@ -110,7 +110,9 @@ def test_the_difference_is_drawn_and_proven_layers_are_marked_by_who_loses():
     np.testing.assert_allclose(line.get_ydata(), table["difference"])
     assert (more.get_xdata().tolist(), less.get_xdata().tolist()) == ([0, 1, 2], [9, 10, 11])
     bars = next(c for ax in fig.axes for c in ax.collections if c.get_gid() == "interval")
-    np.testing.assert_allclose([s[:, 1] for s in bars.get_segments()], table[["ci_low", "ci_high"]])
+    given = [s[:, 1] for s in bars.get_segments() if len(s)]  # none where fewer than four documents differ
+    np.testing.assert_allclose(given, table[["ci_low", "ci_high"]].dropna())
+    assert 6 <= len(given) < len(table)
     assert "base loses more (proven" in texts(fig) and "distilled loses more (proven" in texts(fig)
     check(fig)
 

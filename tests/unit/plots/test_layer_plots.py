@@ -65,16 +65,15 @@ def test_profile_draws_the_summary():
     assert [c.get_ydata()[0] for c in by_gid(fig, "baseline")] == [0.9]
     assert [c.get_ydata()[0] for c in by_gid(fig, "chance")] == [0.25]
     (ax,) = fig.axes
-    band = ax.collections[0].get_paths()[0].vertices
-    at_3 = band[band[:, 0] == 3][:, 1]
-    assert at_3.min() == pytest.approx(0.9 + table["ci_low"].iloc[3])
-    assert at_3.max() == pytest.approx(0.9 + table["ci_high"].iloc[3])
-    assert band[:, 1].max() <= 1.0  # an accuracy
+    assert table["ci_low"].notna().tolist() == [True, False, False, True, False, False]  # the others change nothing
+    at_0, at_3 = ax.collections[1].get_segments()  # a band has no width without neighbours, so that lines are drawn
+    assert at_3[:, 1] == pytest.approx([0.9 + table["ci_low"].iloc[3], 0.9 + table["ci_high"].iloc[3]])
+    assert at_0[:, 1].min() >= 0  # an accuracy
     assert ax.get_ylim() == (-0.02, 1.02) and ax.get_ylabel() == "accuracy"
     assert ax.get_xlabel() == "removed layer"
     written = texts(fig)
     assert "tiny, capitals: one layer removed at a time, n = 40 documents" in written
-    for label in ("95% interval", "baseline", "chance", CRITICAL_LAYER):
+    for label in ("95% interval (none where fewer than 4 documents change)", "baseline", "chance", CRITICAL_LAYER):
         assert label in written
     assert theme.CANNOT_JUDGE not in written
     check(fig)
@@ -193,7 +192,7 @@ def test_layers_that_were_not_removed_are_gaps():
     (line,) = by_gid(plots.depth_profile(result), "series")
     assert np.flatnonzero(np.isfinite(line.get_ydata())).tolist() == [0, 3, 4]
     alone = [c for c in plots.depth_profile(result).axes[0].collections if hasattr(c, "get_segments")]
-    assert [segment[0][0] for segment in alone[0].get_segments()] == [0]  # L0 has no neighbours: a bar
+    assert [segment[0][0] for segment in alone[0].get_segments()] == [0, 3]  # no neighbours with an interval: bars
 
 
 def test_other_conditions_are_left_out():
