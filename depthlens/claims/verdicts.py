@@ -14,7 +14,6 @@ the 5% level; the seven are not corrected for one another.
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.analysis.saving import Contents, Saveable, json_record
+from depthlens.claims import scorecard_html
 from depthlens.claims.decision import (
     CANNOT,
     CONTRADICTED,
@@ -155,7 +155,7 @@ class Verdicts(list[Verdict], Saveable):
         return f"{headline(self)}\n{self.overview.to_string(index=False)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(headline(self))}</p>{self.overview.to_html(index=False, border=0)}"
+        return scorecard_html.scorecard(self, headline(self))
 
     @property
     def overview(self) -> pd.DataFrame:

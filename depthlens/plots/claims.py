@@ -10,22 +10,16 @@ import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from depthlens.claims.decision import ABOVE, BELOW, CANNOT, CONTRADICTED, SUPPORTED, UNDECIDED
+from depthlens.claims.decision import ABOVE, BELOW
+from depthlens.claims.scorecard_html import CHIPS
 from depthlens.claims.verdicts import Verdict, headline
 from depthlens.errors import UserError
 from depthlens.plots import panels
-from depthlens.plots.theme import DASHED, EMPTY, GREY, INK, PALETTE, SMALL, Plot, figure, ink_on, themed, with_legend
+from depthlens.plots.theme import DASHED, GREY, INK, SMALL, Plot, figure, themed, with_legend
 
-CHIPS = {
-    SUPPORTED: ("✓", PALETTE[0]),
-    CONTRADICTED: ("✗", PALETTE[1]),
-    UNDECIDED: ("?", "#FFFFFF"),
-    CANNOT: ("–", EMPTY),
-}
 _WIDTHS = (1.4, 2.9, 2.2, 0.9)  # of the verdict, the statement, the effect, and the documents and views
 _STATEMENT, _EFFECT = 44, 40  # characters in a line
 _REASON = 150  # characters in all, as many as fit beside a statement
@@ -73,11 +67,11 @@ def _measured(verdict: Verdict) -> str:
 
 
 def _chip(ax: Axes, verdict: Verdict) -> None:
-    symbol, colour = CHIPS[verdict.verdict]
+    symbol, colour, ink = CHIPS[verdict.verdict]
     box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
     panels.note(ax, 0, 0.5, verdict.claim.id, fontsize=9, fontweight="bold", color=INK)
     text = f"{symbol} {verdict.verdict}"
-    panels.note(ax, 0.3, 0.5, text, color=ink_on(to_rgb(colour)), bbox=box, gid=verdict.verdict)
+    panels.note(ax, 0.3, 0.5, text, color=ink, bbox=box, gid=verdict.verdict)
 
 
 def _effect(ax: Axes, verdict: Verdict) -> None:

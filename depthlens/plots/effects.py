@@ -13,6 +13,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import parse_condition
 from depthlens.analysis import stats
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
@@ -61,6 +62,7 @@ class Effects:
         chance: Score of guessing; NaN where it is not known.
         at_chance: Whether nothing can be judged.
         tested: Whether the values were tested against 0.
+        p: Adjusted p-values; None where there are none.
     """
 
     key: dict[str, str]
@@ -77,6 +79,16 @@ class Effects:
     chance: float = math.nan
     at_chance: bool = False
     tested: bool = True
+    p: np.ndarray | None = None
+
+    def said(self, *at: int) -> str:
+        """What there is to say of one part: its score, or its change with interval and adjusted p-value."""
+        value, low, high = (float(array[at]) for array in (self.values, self.low, self.high))
+        ends = f" {bounds(low, high, '.3g')}" if not math.isnan(value) else ""
+        p = "" if self.p is None or math.isnan(self.p[at]) else f", adjusted p = {self.p[at]:.2g}"
+        if math.isnan(self.baseline) or self.unit.startswith("change"):
+            return f"{self.unit} {value:.3g}{ends}{p}"
+        return f"{self.unit} {self.baseline + value:.3g}, change {value:+.3g}{ends}{p}"
 
     def as_change(self) -> Effects:
         """The same as changes from a baseline of 0."""
@@ -142,6 +154,7 @@ def _effects(result: Result, rows: pd.DataFrame) -> Effects:
         high=grid(rows["ci_high"], math.nan),
         critical=grid(proven & loss, False),
         gain=grid(proven & ~loss, False),
+        p=grid(rows["p_adjusted"], math.nan),
         n=int(first["n"]),
         group=group_size(dims) if site == "head" else 1,
         baseline=float(first["baseline"]),

@@ -118,6 +118,7 @@ def head_map(
         scale = _scale([heads[i] for i in group], int(14 * across))
         for i in group:
             mesh = _draw_map(axes[i], heads[i], scale, layout)
+            fig.points += _points(axes[i], heads[i])
             _name_heads(axes[i], heads[i], layout.named[i], layout)
             _titles(axes[i], heads[i], fields, layout.room)
         # a bar of 0.1 inches, whatever the panels above it measure
@@ -155,7 +156,8 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[Effects], str]:
         none, model = np.zeros(s.values.shape, dtype=bool), s.record.get("model", {})
         key = {"model": model.get("name", ""), "name": s.name}
         unit = (s.name if len(scores) == 1 else "loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
-        arrays = s.values, s.values, s.values, none if s.critical is None else s.critical, none
+        low, high = (s.values * np.nan if end is None else end for end in (s.low, s.high))
+        arrays = s.values, low, high, none if s.critical is None else s.critical, none
         tested, group = s.critical is not None, group_size(model.get("dims", {}))
         heads.append(Effects(key, unit, worse, *arrays, s.n, group, tested=tested))
     models, names = (list(dict.fromkeys(e.key[f] for e in heads)) for f in ("model", "name"))
@@ -248,6 +250,19 @@ def _draw_map(ax: Axes, e: Effects, scale: Scale, layout: Layout) -> QuadMesh:
     return mesh
 
 
+def _letter(e: Effects) -> str:
+    return {"KV group": "KV", "expert": "E"}.get(e.key.get("site", ""), "H")
+
+
+def _points(ax: Axes, e: Effects) -> list[tuple[Axes, float, float, str]]:
+    """What to say of each head under the pointer."""
+    measured = [] if e.at_chance else np.argwhere(np.isfinite(e.values)).tolist()
+    return [
+        (ax, float(layer), float(head), f"L{layer}.{_letter(e)}{head}: {e.said(layer, head)}")
+        for layer, head in measured
+    ]
+
+
 def _name_heads(ax: Axes, e: Effects, heads: Sequence[Head], layout: Layout) -> None:
     """Frame heads and name them above the map, with a line from name to cell."""
     n_layers, n_heads = e.values.shape
@@ -255,7 +270,6 @@ def _name_heads(ax: Axes, e: Effects, heads: Sequence[Head], layout: Layout) -> 
     sizes = np.full(len(heads), (_LINE if layout.upright else _NAME) * point)
     places = theme.spread([layer for layer, _ in heads], sizes, -0.5, n_layers - 0.5)
     foot = -0.5 - 9 * n_heads / (72 * layout.high)  # 9 points above the map
-    letter = {"KV group": "KV", "expert": "E"}.get(e.key.get("site", ""), "H")
     for place, (layer, head) in zip(places, heads, strict=True):
         frame = Rectangle((layer - 0.5, head - 0.5), 1, 1, fc="none", ec=INK, lw=1, zorder=3, gid="top")
         ax.add_patch(frame).set_clip_on(False)
@@ -263,7 +277,7 @@ def _name_heads(ax: Axes, e: Effects, heads: Sequence[Head], layout: Layout) -> 
         for x, y in (([place, layer], [foot, -0.5]), ([layer, layer], [start, head - 0.5])):
             ax.plot(x, y, color=INK, lw=0.5, clip_on=False, zorder=2.5, gid="leader")
         look: dict[str, Any] = {"ha": "center", "va": "bottom", "rotation": 90 if layout.upright else 0, "gid": "name"}
-        ax.text(place, foot, f"L{layer}.{letter}{head}", fontsize=SMALL, **look)
+        ax.text(place, foot, f"L{layer}.{_letter(e)}{head}", fontsize=SMALL, **look)
     ax.set(xlim=(-0.5, n_layers - 0.5), ylim=(n_heads - 0.5, -0.5))
 
 

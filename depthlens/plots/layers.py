@@ -69,6 +69,9 @@ def depth_profile(
         lines = [(e, labels.index(_label(e, within)) if overlaid else 0) for e in group]
         for e, style in lines:
             _draw_line(ax, e, style)
+            fig.points += [
+                (ax, float(i), float(e.baseline + e.values[i]), _said(e, i, within)) for i in range(len(e.values))
+            ]
         panels.layer_axis(ax, max(len(e.values) for e in group))
         panels.score_axis(ax, group[0].unit)
         if len(groups) > 1:
@@ -227,6 +230,11 @@ def _draw_line(ax: Axes, e: Effects, style: int) -> None:
     panels.marks(ax, x, curve[0], e.critical, style, "critical")
     panels.level(ax, e.baseline, "baseline", color=panels.colour_of(style, e.at_chance))
     panels.level(ax, e.chance, "chance")
+
+
+def _said(e: Effects, layer: int, fields: Sequence[str]) -> str:
+    whose = _label(e, fields) if fields else ""
+    return f"L{layer}{f' ({whose})' if whose else ''}: {e.said(layer)}"
 
 
 def _name_lines(ax: Axes, lines: Sequence[tuple[Effects, int]], fields: Sequence[str]) -> None:

@@ -12,16 +12,15 @@ import textwrap
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 
 from depthlens import arguments
 from depthlens.analysis.run_comparison import Comparison
+from depthlens.claims.scorecard_html import CHIPS
 from depthlens.errors import UserError
 from depthlens.plots import panels
-from depthlens.plots.claims import CHIPS
 from depthlens.plots.layers import MAX_OVERLAID
-from depthlens.plots.theme import GREY, INK, MARKERS, PALETTE, SMALL, Plot, figure, ink_on, themed, with_legend
+from depthlens.plots.theme import GREY, INK, MARKERS, PALETTE, SMALL, Plot, figure, themed, with_legend
 
 _WHAT = 34  # characters in a line
 
@@ -67,9 +66,9 @@ def scorecards(comparison: Comparison, *, place: str = "", title: str | None = N
 
 
 def _chip(ax: Axes, y: float, verdict: str, run: str) -> None:
-    symbol, colour = CHIPS[verdict]
+    symbol, colour, ink = CHIPS[verdict]
     box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
-    panels.note(ax, 0.08, y, f"{symbol} {verdict}", color=ink_on(to_rgb(colour)), bbox=box, gid=f"{verdict} {run}")
+    panels.note(ax, 0.08, y, f"{symbol} {verdict}", color=ink, bbox=box, gid=f"{verdict} {run}")
 
 
 def _estimates(ax: Axes, by_run: pd.DataFrame, runs: list[str], all_runs: list[str]) -> None:

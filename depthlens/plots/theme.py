@@ -11,15 +11,18 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import numpy as np
 import seaborn as sns
 from matplotlib import font_manager, ft2font
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
+
+from depthlens.plots import figure_data
 
 P = ParamSpec("P")
 PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73")  # lightness 46, 71, 0, 58 of 100
@@ -35,7 +38,18 @@ CANNOT_JUDGE = "at chance: cannot judge"
 
 
 class Plot(Figure):
-    """A matplotlib `Figure` that any notebook can display, whatever the active backend."""
+    """A matplotlib `Figure` that any notebook can display, whatever the active backend.
+
+    Attributes:
+        points: What to say of a point of a panel: panel, x, y and text.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.points: list[tuple[Axes, float, float, str]] = []
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {figure_data.MIME: figure_data.payload(self, self.points)}
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         buffer = io.BytesIO()

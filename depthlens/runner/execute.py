@@ -158,7 +158,9 @@ def prepare(
         if "out" in defaults[name] and "out" not in values:
             values["out"] = str(out.resolve() / name)
         check_values(defaults[name] | values, name)
-        report.notebooks.append(NotebookRun(name, values, question=pages.question(sources[name], name)))
+        report.notebooks.append(
+            NotebookRun(name, values, own_values[name], question=pages.question(sources[name], name))
+        )
     return PreparedRun(report, {name: sources[name] for name in selected})
 
 

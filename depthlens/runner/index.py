@@ -19,6 +19,7 @@ from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import notebooks_in, read_notebook, run_state, write_whole
+from depthlens.runner.run_facts import run_facts
 
 
 def gallery(folder: Path | str) -> Path:
@@ -109,21 +110,34 @@ class Index:
         version = f"depthlens {state['depthlens']}" if state.get("depthlens") else ""
         profile = f"profile {state['profile']}" if state.get("profile") else ""
         footer = " · ".join(filter(None, [version, profile, state.get("finished", "")]))
-        page = pages.notebook_page(nb, name, error=state["error"], footer=footer)
+        names = sorted(self.cards)
+        at = names.index(name) if name in names else 0
+        beside = names[at - 1] if at else None, names[at + 1] if at + 1 < len(names) else None
+        files = [path.relative_to(self.path.parent).as_posix() for path in self._files(name)]
+        page = pages.notebook_page(nb, name, error=state["error"], footer=footer, files=files, beside=beside)
         write_whole(self.path.with_name(f"{name}.html"), page)
+
+    def _files(self, name: str) -> list[Path]:
+        """What a reader may want beside a page: the notebook itself, and the results that it wrote."""
+        results = self.path.with_name(name)
+        return [self.path.with_name(f"{name}.ipynb"), *sorted(p for p in results.rglob("*") if p.is_file())]
 
 
 def _card(name: str, nb: NotebookNode) -> pages.Card:
     """The card of a notebook that has run."""
     state = run_state(nb)
+    found, details = pages.finding(nb)
     return pages.Card(
         name=name,
         question=pages.question(nb, name),
         status=state["status"],
         opens=any(map(pages.opens, nb.cells)),
         has_page=True,
-        headline=pages.headline_html(nb),
+        finding=found,
+        details=details,
         figure=pages.first_figure(nb),
+        scorecard=pages.scorecard(nb),
+        facts=run_facts(nb, name),
         error=state["error"],
         seconds=state["seconds"],
         profile=state.get("profile"),

@@ -1,8 +1,8 @@
 """Executed notebooks in, web pages out that need no network.
 
-Each page is one file with its styles and figures inside. It has no script, and a content security policy forbids the
-browser every request, so that a page looks the same offline, in a mail and in ten years. LaTeX is shown as it is
-written, because rendering it would need a script. The pages' templates and styles are in ``templates``.
+Each page is one file with its styles, figures and their numbers inside. It has no script, and a content security policy
+forbids the browser every request, so that a page looks the same offline, in a mail and in ten years. LaTeX is shown as
+it is written, because rendering it would need a script. The pages' templates and styles are in ``templates``.
 
 Limits: interactive outputs (widgets, plotly) need scripts and show their text form instead.
 """
@@ -26,6 +26,11 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
+from depthlens.claims.scorecard_html import CLASS as SCORECARD
+from depthlens.runner.notebook_files import run_state
+from depthlens.runner.page_figures import dress
+from depthlens.runner.run_facts import RunFacts, run_facts
+
 _POLICY = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:\">"
@@ -34,10 +39,13 @@ _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 _SCRIPT = re.compile(r"<script\b.*?(</script\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 # Best form first. Widgets and javascript are left out because neither works without a script.
 _SHOWN = ["text/html", "text/markdown", "image/png", "image/svg+xml", "image/jpeg", "text/plain"]
-_LONG_CODE = 30  # lines; longer code starts folded, because readers look for the findings
+_ITEM = re.compile(r"^[-*] ", re.MULTILINE)
+# a table that is wider than the window scrolls in a frame that the keyboard reaches
+_FRAME = '<div class="frame" tabindex="0" role="group" aria-label="table"><table'
 RUNNING, TO_COME = "running", "to come"
 UNFINISHED = (RUNNING, TO_COME)
 RELOAD_SECONDS = 5  # after which a browser loads the index of a run again
+RELOADS = 'http-equiv="refresh"'  # stands in an index that a run is writing
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("depthlens.runner"), autoescape=True)
 
 
@@ -47,12 +55,15 @@ class Card:
 
     Attributes:
         name: File name without ending.
-        question: The notebook's title.
+        question: The notebook's title, or a model.
         status: ``ok``, ``failed``, ``interrupted`` or ``not run``; in a run also ``running`` or ``to come``.
         opens: It comes before the others.
         has_page: ``NAME.html`` exists.
-        headline: Its finding, as HTML.
+        finding: The first sentence of what it found, as HTML.
+        details: The rest of it.
         figure: Its first figure, a PNG as base64.
+        scorecard: Its table of verdicts, as HTML.
+        facts: What it was run with.
         error: One line where it did not finish.
         seconds: How long it ran.
         detail: What it is doing now.
@@ -65,8 +76,11 @@ class Card:
     status: str
     opens: bool = False
     has_page: bool = False
-    headline: str = ""
+    finding: str = ""
+    details: str = ""
     figure: str | None = None
+    scorecard: str = ""
+    facts: RunFacts | None = None
     error: str | None = None
     seconds: float | None = None
     detail: str = ""
@@ -80,6 +94,12 @@ class Card:
             return ""
         minutes, seconds = divmod(self.seconds, 60)
         return f"{minutes:.0f} min {int(seconds)} s" if minutes else f"{seconds:.1f} s"
+
+    @property
+    def about(self) -> list[str]:
+        """Models, documents, time and name, as far as they are known."""
+        known = [", ".join(self.facts.models), self.facts.setting] if self.facts else []
+        return [fact for fact in (*known, self.detail, self.took, self.name) if fact]
 
 
 def question(nb: NotebookNode, name: str) -> str:
@@ -107,12 +127,33 @@ def headline(nb: NotebookNode) -> tuple[str, bool]:
     return "\n\n".join(text.strip() for text in texts), is_markdown
 
 
-def headline_html(nb: NotebookNode) -> str:
-    """The headline as HTML without scripts, empty if the notebook has none."""
+def finding(nb: NotebookNode) -> tuple[str, str]:
+    """The first sentence of the headline and its rest, as HTML without scripts; empty if the notebook has none."""
     text, is_markdown = headline(nb)
-    if is_markdown:
-        return _SCRIPT.sub("", markdown2html(text))
-    return f'<p class="plain">{html.escape(text)}</p>' if text else ""
+    if not is_markdown:
+        parts = text.partition("\n")[::2]
+        first, rest = (f'<p class="plain">{html.escape(part)}</p>' if part else "" for part in parts)
+        return first, rest
+    if text.startswith(("- ", "* ")):
+        first, *others = _ITEM.split(text)[1:]
+        rest = "".join(f"- {item}" for item in others)
+    else:
+        first, _, rest = text.partition("\n\n")
+    return _without_scripts(markdown2html(first)), _without_scripts(markdown2html(rest)) if rest else ""
+
+
+def finding_in_words(nb: NotebookNode) -> str:
+    """The first sentence of the headline without marks, for descriptions of figures."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", finding(nb)[0])).replace("¶", "").split())
+
+
+def scorecard(nb: NotebookNode) -> str:
+    """The table of verdicts among the outputs, as HTML; "" where there is none."""
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            if f'class="{SCORECARD}"' in (found := output.get("data", {}).get("text/html", "")):
+                return _without_scripts(found)
+    return ""
 
 
 def first_figure(nb: NotebookNode) -> str | None:
@@ -129,7 +170,15 @@ def opens(cell: NotebookNode) -> bool:
     return "opening" in cell.metadata.get("tags", [])
 
 
-def notebook_page(nb: NotebookNode, name: str, *, error: str | None = None, footer: str = "") -> str:
+def notebook_page(
+    nb: NotebookNode,
+    name: str,
+    *,
+    error: str | None = None,
+    footer: str = "",
+    files: Sequence[str] = (),
+    beside: tuple[str | None, str | None] = (None, None),
+) -> str:
     """Render one executed notebook.
 
     Args:
@@ -137,10 +186,13 @@ def notebook_page(nb: NotebookNode, name: str, *, error: str | None = None, foot
         name: Its file name without ending, for links and as a title of last resort.
         error: One line to show on top when the notebook did not finish.
         footer: One line about the run.
+        files: Paths of files to link to, relative to the page.
+        beside: Names of the notebooks before and after it.
     """
     nb = copy.deepcopy(nb)
-    _prepare(nb)
     nb.metadata["title"] = question(nb, name)
+    top = {"finding": finding(nb), "facts": run_facts(nb, name), "files": files, "beside": beside}
+    _prepare(nb, name)
     exporter = HTMLExporter(
         template_name="classic",
         raw_template=_text("notebook.html.j2"),
@@ -149,16 +201,18 @@ def notebook_page(nb: NotebookNode, name: str, *, error: str | None = None, foot
     )
     exporter.log.addFilter(_no_alt_text_nagging)
     css = _text("base.css") + _text("notebook.css") + _code_css()
-    page = {"policy": _POLICY, "css": css, "error": error, "footer": footer, "long_code": _LONG_CODE}
+    page = {"policy": _POLICY, "css": css, "error": error, "footer": footer, **top}
     body, _ = exporter.from_notebook_node(nb, resources={"depthlens": page})
-    return _SCRIPT.sub("", body)
+    body = _without_scripts(body).replace("<th></th>", "<td></td>")
+    return body.replace("<table", _FRAME).replace("</table>", "</table></div>")
 
 
 def index_page(cards: Sequence[Card], *, title: str, subtitle: str = "", of: str = "notebook") -> str:
-    """Render the list of notebooks, or of models: question or name, headline result, first figure, status.
+    """Render the verdicts and the list of notebooks, or of models: question or name, finding, first figure, status.
 
     As long as one of them is running or to come, browsers load the page again every few seconds.
     """
+    models = dict.fromkeys(card.facts.models[0] for card in cards if card.facts and card.facts.models)
     counts = Counter(card.status for card in cards)
     n_unfinished = sum(counts[status] for status in UNFINISHED)
     if n_unfinished:
@@ -172,6 +226,9 @@ def index_page(cards: Sequence[Card], *, title: str, subtitle: str = "", of: str
         "index.html.j2",
         ("base.css", "index.css"),
         cards=cards,
+        scorecards=[card for card in cards if card.scorecard],
+        models=list(models),
+        of=of,
         title=title,
         about=" · ".join(filter(None, (count, subtitle))),
         reload_seconds=RELOAD_SECONDS if n_unfinished else None,
@@ -185,14 +242,23 @@ def render(template: str, styles: Sequence[str], **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(policy=_POLICY, css=css, **values)
 
 
+def _without_scripts(text: str) -> str:
+    return _SCRIPT.sub("", text)
+
+
 def _no_alt_text_nagging(record: logging.LogRecord) -> bool:
     """Drop nbconvert's warning about images without description, which means nothing to a user of the terminal."""
     return "lternative text is missing" not in record.getMessage()
 
 
-def _prepare(nb: NotebookNode) -> None:
-    """Drop cells and outputs that are of no use to a reader, and describe figures by their section."""
-    section = "notebook"
+def _prepare(nb: NotebookNode, name: str) -> None:
+    """Drop cells and outputs that are of no use to a reader, and dress figures."""
+    section, found, n_figures = "notebook", finding_in_words(nb), 0
+    folder = str(run_state(nb).get("parameters", {}).get("out", "")).removesuffix(name)
+    for cell in nb.cells:  # the page has the title already
+        if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
+            cell.source = cell.source.replace(heading[0], "", 1)
+            break
     cells = []
     for cell in nb.cells:
         if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
@@ -200,16 +266,28 @@ def _prepare(nb: NotebookNode) -> None:
         if not cell.source.strip() and not cell.get("outputs"):
             continue
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output.metadata.setdefault("image/png", {}).setdefault("alt", f"Figure: {section}")
-                output.data.pop("text/html", None)  # a figure's HTML form would hide the figure
+            n_figures += "image/png" in output.get("data", {})
+            dress(output, f"{name}-{n_figures}", f"{section}: {found}" if found else f"Figure: {section}")
+            if folder:  # a page is read on other machines, beside the files of its run
+                _in_place(output, folder)
+        cell.source = cell.source.replace(folder, "") if folder else cell.source
         cells.append(cell)
     nb.cells = cells
     nb.metadata.pop("widgets", None)
 
 
+def _in_place(output: NotebookNode, folder: str) -> None:
+    """Name files relative to the page and not by where they were on the machine of the run."""
+    if "text" in output:
+        output.text = output.text.replace(folder, "")
+    for kind, text in output.get("data", {}).items():
+        if kind.startswith("text/") and isinstance(text, str):
+            output.data[kind] = text.replace(folder, "")
+
+
 def _code_css() -> str:
-    light = HtmlFormatter(style="friendly").get_style_defs(".highlight")
+    """Two of Pygments' styles that keep a contrast of 4.5 to 1 on the ground of the pages."""
+    light = HtmlFormatter(style="xcode").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
 

@@ -13,6 +13,7 @@ class NotebookRun:
     Attributes:
         name: File name without ending.
         parameters: Values that differ from the notebook's defaults.
+        given: Those of them that the caller gave, over the profile's.
         status: ``not run``, then ``ok``, ``failed`` or ``interrupted``.
         seconds: How long it ran.
         cell: Number of the cell that failed, from 1.
@@ -23,6 +24,7 @@ class NotebookRun:
 
     name: str
     parameters: dict[str, object]
+    given: dict[str, object] = field(default_factory=dict)
     status: str = "not run"
     seconds: float | None = None
     cell: int | None = None

@@ -122,11 +122,13 @@ def _card(card: pages.Card, report: RunReport) -> pages.Card:
     if not notebooks:
         return replace(card, status="interrupted", detail="")
     first = next((nb for nb in notebooks.values() if any(map(pages.opens, nb.cells))), next(iter(notebooks.values())))
+    found, details = pages.finding(first)
     bad = [run for run in report.notebooks if run.status != "ok"]
     return replace(
         card,
         status=bad[0].status if bad else "ok",
-        headline=pages.headline_html(first),
+        finding=found,
+        details=details,
         figure=pages.first_figure(first),
         error=bad[0].error if bad else None,
         seconds=sum(run.seconds or 0.0 for run in report.notebooks),

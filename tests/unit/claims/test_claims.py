@@ -221,3 +221,13 @@ def test_verdicts_print_as_a_table_and_one_as_its_sentence():
     assert text.startswith(headline(found)) and len(text.splitlines()) == 2 + len(CLAIMS) and len(text) < 3500
     assert all(claim.id in text for claim in CLAIMS) and "<table" in page and "function" not in text + page
     assert repr(found[0]) == found[0].sentence and repr(CLAIMS[0]) == f"C1: {CLAIMS[0].statement}"
+
+
+def test_the_table_of_verdicts_has_a_chip_a_bar_and_an_anchor_for_each_claim():
+    verdicts = Verdicts([verdict("C1", **facts()), verdict("C6")])
+    page = verdicts._repr_html_()
+    assert page.count('class="chip"') == 2 and "✓ supported" in page and "– cannot judge" in page
+    assert page.count("<svg") == 1 and "no estimate" in page, "C6 was not measured"
+    assert 'id="C1"' in page and 'href="#C6"' in page and headline(verdicts) in page
+    first = verdicts[0]
+    assert f"{first.effect:.2f} [{first.ci_low:.2f}, {first.ci_high:.2f}]" in page

@@ -1,0 +1,59 @@
+"""Figures in pages: words, tooltips without a script, and numbers to download."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+from nbformat.v4 import new_markdown_cell, new_notebook, new_output
+from notebook_suite import code
+
+from depthlens.plots.figure_data import MIME
+from depthlens.runner import pages
+
+PNG = "iVBORw0KGgo="
+ABOUT = {"title": "tiny <model>", "csv": "x,y\n0,1\n", "points": [[0.25, 0.5, "L0: accuracy 0.5 & more"]]}
+
+
+def page(about, found="- **L3** costs most.\n- And more."):
+    figure, headline = code("fig"), code("say", "headline")
+    data = {"image/png": PNG, "text/html": "<p>hides it</p>"} | ({MIME: about} if about else {})
+    figure.outputs = [new_output("display_data", data, metadata={"image/png": {"width": 400, "height": 200}})]
+    headline.outputs = [new_output("display_data", {"text/markdown": found})]
+    return pages.notebook_page(new_notebook(cells=[new_markdown_cell("# Q?\n\n## Result"), figure, headline]), "x")
+
+
+def test_a_figure_has_words_points_and_numbers():
+    text = page(ABOUT)
+    assert 'alt="tiny &lt;model&gt;. Result: L3 costs most."' in text and "hides it" not in text
+    (circle,) = re.findall(r"<circle[^>]*><title>[^<]*</title></circle>", text)
+    assert 'cx="100.0" cy="100.0"' in circle and "L0: accuracy 0.5 &amp; more" in circle
+    name, data = re.search(r'download="([^"]+)" href="data:text/csv;base64,([^"]+)"', text).groups()
+    assert name == "x-1.csv" and base64.b64decode(data).decode() == ABOUT["csv"]
+    assert "<script" not in text
+
+
+def test_a_picture_of_another_library_is_only_described():
+    text = page(None)
+    assert 'alt="Result: L3 costs most."' in text and "<circle" not in text and "text/csv" not in text
+
+
+def test_the_page_opens_with_what_was_found_and_folds_the_rest():
+    text = page(None)
+    order = [text.index(part) for part in ("<strong>L3</strong> costs most", "More of what it found", 'id="Result"')]
+    assert order == sorted(order) and text.count("<h1") == 1
+
+
+def test_code_is_folded_but_for_the_parameters_of_the_run():
+    cells = [code("a = 1", "parameters"), code("a = 2", "injected-parameters"), code("print(a)")]
+    text = pages.notebook_page(new_notebook(cells=cells), "x")
+    assert re.findall(r"<details class=\"code\"( open)?", text) == ["", " open", ""] or text.count("open") == 1
+    assert "<summary>Parameters of this run" in text
+
+
+def test_a_wide_table_scrolls_in_a_frame_that_the_keyboard_reaches():
+    cell = code("table")
+    cell.outputs = [new_output("display_data", {"text/html": "<table><tr><th></th><td>7</td></tr></table>"})]
+    text = pages.notebook_page(new_notebook(cells=[cell]), "x")
+    assert '<div class="frame" tabindex="0" role="group" aria-label="table"><table' in text
+    assert "<th></th>" not in text and "<td>7</td>" in text
