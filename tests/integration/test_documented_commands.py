@@ -40,10 +40,10 @@ RUN = {
     "depthlens sweep Qwen/Qwen3-8B capitals_continuation ": "is not in the local cache and HF_HUB_OFFLINE=1",
     "depthlens sweep path/to/folder kv_retrieval_4 ": "Wrote ",  # 18 s
     "depthlens run 00_tour -p model path/to/folder ": "Wrote ",  # 27 s
-    "depthlens gallery runs/mine_notebooks": "Wrote ",  # 5 s
-    "depthlens sweep path/to/folder capitals_continuation --ablate layers --limit 8 ": "Wrote ",  # 4 s
-    "depthlens sweep path/to/folder capitals_continuation --ablate layers --quantize int8 ": "Wrote ",  # 5 s
-    "depthlens sweep path/to/folder capitals_continuation --ablate layers@int4 ": "Wrote ",  # 4 s
+    "depthlens gallery runs/mine_notebooks": "Wrote ",  # 4 s
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers --limit 8 ": "Wrote ",  # 5 s
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers --quantize int8 ": "Wrote ",  # 9 s
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers@int4 ": "Wrote ",  # 8 s
     "depthlens store list": "entries, ",  # 1 s
     "depthlens store show KEY/TASK": '"conditions"',  # 1 s
     "depthlens store verify": " parts, 0 damaged",  # 1 s
@@ -57,7 +57,7 @@ RUN = {
     "depthlens run 00_tour --profile demo --plan": "Here: about ",  # 20 s
     "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 60 s
     "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "Wrote ",  # 30 s
-    "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out ": "Wrote ",  # 30 s
+    "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out ": "Wrote ",  # 8 s
     "depthlens export path/to/folder ": "Wrote ",  # 6 s
     "python -m depthlens.lm_eval_model run ": "|capitals_continuation|",  # 6 s
 }
