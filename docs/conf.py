@@ -39,6 +39,8 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "off"  # the run has executed them
 nb_merge_streams = True
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 default_role = "literal"  # names in docstrings stand between single backticks
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -90,10 +92,10 @@ def _links(app: Any, docname: str, source: list[str]) -> None:
     text, up = source[0], "../" * docname.count("/")
     if docname == "index":  # opens as the README does
         text = text.replace("% README", (ROOT / "README.md").read_text().partition("\n## Your own model")[0])
-    text = re.sub(r"\]\((?:\.\./)?docs/", f"]({up}", text)
+    text = re.sub(r"\]\((?:\.\./)*docs/", f"]({up}", text)
     for path, name in OUTSIDE.items():
-        text = re.sub(rf"\]\((?:\.\./)?{re.escape(path)}", f"]({up}made/{name}.md", text)
-    text = re.sub(r"\]\((?:\.\./)?notebooks/(\d\w*\.ipynb)", rf"]({up}made/tutorials/\1", text)
+        text = re.sub(rf"\]\((?:\.\./)*{re.escape(path)}", f"]({up}made/{name}.md", text)
+    text = re.sub(r"\]\((?:\.\./)*notebooks/(\d\w*\.ipynb)", rf"]({up}made/tutorials/\1", text)
     if docname == "api":
         text = re.sub(r"^\| `dl\.([\w.]+)`", r"| [`dl.\1`](made/api/\1.rst)", text, flags=re.MULTILINE)
         text += "\n\n```{toctree}\n:hidden:\n:glob:\nmade/api/*\n```\n"

@@ -25,8 +25,9 @@ from depthlens.ablations import Dims, expand
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 ROOT = paths.data_dir().parent
-PAGES = ("README.md", "docs/guide.md", "docs/python.md", "docs/store.md")
-TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+PAGES = [ROOT / page for page in ("README.md", "docs/guide.md", "docs/python.md", "docs/store.md")]
+PAGES += sorted((ROOT / "docs/howto").glob("*.md"))  # their Python is run by tests/unit/test_howto_doctests.py
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [
     line.split("  #")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines() if line.strip()
@@ -39,6 +40,10 @@ RUN = {
     "depthlens sweep Qwen/Qwen3-8B capitals_continuation ": "is not in the local cache and HF_HUB_OFFLINE=1",
     "depthlens sweep path/to/folder kv_retrieval_4 ": "Wrote ",  # 18 s
     "depthlens run 00_tour -p model path/to/folder ": "Wrote ",  # 27 s
+    "depthlens gallery runs/mine_notebooks": "Wrote ",  # 4 s
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers --limit 8 ": "Wrote ",  # 5 s
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers --quantize int8 ": "Wrote ",  # 9 s
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers@int4 ": "Wrote ",  # 8 s
     "depthlens store list": "entries, ",  # 1 s
     "depthlens store show KEY/TASK": '"conditions"',  # 1 s
     "depthlens store verify": " parts, 0 damaged",  # 1 s
@@ -52,6 +57,7 @@ RUN = {
     "depthlens run 00_tour --profile demo --plan": "Here: about ",  # 20 s
     "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 60 s
     "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "Wrote ",  # 30 s
+    "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out ": "Wrote ",  # 8 s
     "depthlens export path/to/folder ": "Wrote ",  # 6 s
     "python -m depthlens.lm_eval_model run ": "|capitals_continuation|",  # 6 s
 }
@@ -60,6 +66,8 @@ NOT_RUN = {
     "make test": "runs this",
     "depthlens sweep path/to/r1 ": "needs a reasoning model",
     "depthlens sweep Qwen/Qwen3-8B mmlu ": "needs a cluster with GPUs",
+    "depthlens sweep llama-3.1-8b ": "needs GPUs; test_reproduction.py parses it",
+    "depthlens sweep deepseek-r1-llama-70b ": "needs several GPUs; test_reproduction.py parses it",
     "depthlens run 04_heads --workers 2 ": "takes minutes; tests/unit/cluster runs sweeps on workers",
     "depthlens compare runs/step1000 ": "needs three checkpoints; test_compare.py has made-up ones",
 }

@@ -1,0 +1,97 @@
+"""Links of the pages lead somewhere: files exist, and anchors are headings; what is on other sites is not asked."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from depthlens import paths
+
+ROOT = paths.data_dir().parent
+PAGES = [
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "data/README.md")
+    ),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "howto").glob("*.md")),
+]
+LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^()\s]+(?:\([^()]*\)[^()\s]*)?)(?: \"[^\"]*\")?\)")
+FENCE = re.compile(r"^( *)(```|:::).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+SITE = "docs/made/"  # pages that the site makes
+
+
+def links(text: str) -> list[str]:
+    """Where the links of a page lead, code left out."""
+    return LINK.findall(re.sub(r"`[^`\n]*`", "", FENCE.sub("", text)))
+
+
+def slugs(text: str) -> set[str]:
+    """Anchors of a page by GitHub's rule: small letters, hyphens for spaces, no other signs, repeated ones numbered."""
+    found, seen = set(), Counter()
+    for heading in re.findall(r"^#{1,6} +(.+?) *#*$", FENCE.sub("", text), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+def fault(page: Path, link: str) -> str | None:
+    """What is wrong with a link of a page; None where it leads somewhere."""
+    place, _, anchor = unquote(link).partition("#")
+    target = (page.parent / place).resolve() if place else page
+    if not target.is_relative_to(ROOT):
+        return "leaves the repository"
+    if target.relative_to(ROOT).as_posix().startswith(SITE):
+        return None
+    if not target.exists():
+        return "no such file"
+    if anchor and (target.suffix != ".md" or anchor not in slugs(target.read_text(encoding="utf-8"))):
+        return "no such heading"
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    inside = [link for link in links(page.read_text(encoding="utf-8")) if not re.match(r"[a-z]+:", link)]
+    assert {link: fault(page, link) for link in inside if fault(page, link)} == {}
+
+
+def test_every_page_is_on_the_site():
+    listed = set()
+    for page in (ROOT / "docs").glob("*.md"):
+        for block in re.findall(
+            r"^```\{toctree\}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            listed |= {line for line in block.splitlines() if line and not line.startswith(":")}
+    names = {p.relative_to(ROOT / "docs").with_suffix("").as_posix() for p in PAGES if p.is_relative_to(ROOT / "docs")}
+    assert names - listed == {"index"}
+    assert {name for name in listed - names if not name.startswith("made/")} == set()
+
+
+@pytest.mark.parametrize(
+    ("link", "wrong"),
+    [
+        ("docs/guide.md", None),
+        ("docs/guide.md#conditions", None),
+        ("#two-commands", None),
+        ("docs/made/changelog.md", None),
+        ("docs/gide.md", "no such file"),
+        ("docs/guide.md#condition", "no such heading"),
+        ("docs/figures/stages.png#x", "no such heading"),
+        ("/elsewhere", "leaves the repository"),
+    ],
+)
+def test_a_broken_link_is_seen(link, wrong):
+    assert fault(ROOT / "README.md", link) == wrong
+
+
+def test_links_and_anchors_are_read_as_github_reads_them():
+    text = "# A `dl.x`: b, c\n## Same\n## Same\n```\n# code [a](b.md)\n```\n[x](y.md#z) `[no](no.md)` [![i](j.png)](k)"
+    assert slugs(text) == {"a-dlx-b-c", "same", "same-1"}
+    assert "y.md#z" in links(text) and not {"b.md", "no.md"} & set(links(text))
