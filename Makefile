@@ -8,7 +8,7 @@ QUICK := $(filter-out %/test_refusals.py %/test_lm_eval_model.py, $(wildcard tes
          tests/unit/analysis tests/unit/claims tests/unit/tasks tests/unit/runner
 IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: demo test check lab docs lint clean help
+.PHONY: demo test check lab labtest docs lint clean help
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -25,6 +25,9 @@ check: lint  ## lint and types, then the quick tests: under two minutes
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab notebooks
+
+labtest: $(STAMP)  ## run a notebook in a real JupyterLab in Chromium or Chrome; screenshots in build/labtest
+	$(BIN)/python tests/browser/lab.py $(if $(CHROME),--browser $(CHROME))
 
 # `make docs RUN=FOLDER` shows the notebooks of a run that is there
 docs: $(STAMP)  ## run all notebooks (50 minutes), and build the site into build/docs

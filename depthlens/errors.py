@@ -1,7 +1,8 @@
 """Errors of the caller as one line: the value, what is allowed, the fix.
 
-The command line turns a ``UserError`` into one line and exit code 2. Every other exception is a bug of ours and keeps
-its traceback.
+The command line turns a ``UserError`` into one line and exit code 2. IPython and JupyterLab show one line, too, for it
+and for `Interrupted`, and no frames of the package (``traceback.print_exception(sys.last_value)`` shows them). Plain
+Python prints the traceback. Every other exception is a bug of ours and keeps its traceback everywhere.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
-class UserError(ValueError):
+class _OneLine:
+    """An exception that IPython shows as its name and message."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UserError(_OneLine, ValueError):
     """The caller asked for something that does not exist or cannot be done."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(_OneLine, KeyboardInterrupt):
     """Ctrl-C in the middle of long work; the message says what is stored and how to go on."""
 
 

@@ -5,10 +5,15 @@ needed were counted (as `depthlens plan` counts them), the time left is theirs: 
 longer than others. With DEPTHLENS_PROGRESS every change is also a line of JSON for programs: ``-`` writes it to
 standard error instead of the bar, and a path appends it to that file. ``depthlens run`` shows the bar of the running
 notebook in this way.
+
+In the kernel of a notebook that a person runs, a bar is a display of its cell that changes in place: JupyterLab gives
+standard error a red background, and a saved notebook holds the last state alone. Under ``depthlens run`` it stays on
+standard error, which pages fold away.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import sys
@@ -20,6 +25,7 @@ from tqdm import tqdm
 
 ENVIRONMENT = "DEPTHLENS_PROGRESS"
 EVERY = 0.5  # seconds between lines
+_UNITS = {"row": "row: one answer of the model, to one prompt or to one option of it, under one condition"}
 
 
 class Bar(tqdm):
@@ -32,7 +38,9 @@ class Bar(tqdm):
         self._needed, self._spent = 0.0, _none
         hidden = kwargs.pop("disable", False)
         self._silent = hidden or not self._sink
-        super().__init__(*args, disable=hidden, file=_Nowhere() if self._sink == "-" else None, **kwargs)
+        self._cell = _CellDisplay() if not hidden and not self._sink and _in_kernel() else None
+        elsewhere = self._sink == "-" or self._cell is not None
+        super().__init__(*args, disable=hidden, file=_Nowhere() if elsewhere else None, **kwargs)
         self._write_state()
 
     def update(self, n: int = 1) -> bool | None:
@@ -55,11 +63,20 @@ class Bar(tqdm):
     def format_dict(self) -> dict[str, Any]:
         """As of tqdm; ``rate`` is that at which the rows that are left will be done."""
         state = super().format_dict
+        if state["total"] and (state["initial"] or 0) >= state["total"]:
+            return state | {"bar_format": "{desc}: all {total_fmt} {unit}s from the store"}
         spent = self._spent()
         left = state["elapsed"] * (self._needed - spent) / spent if spent > 0 else 0.0
         if left > 0 and state["total"] and state["n"] < state["total"]:
             state["rate"] = (state["total"] - state["n"]) / left
         return state
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+        """Show the state where the bar is shown."""
+        if self._cell is None:
+            return super().display(msg, pos)
+        self._cell.show(str(self) if msg is None else msg, _UNITS.get(self.unit, ""))
+        return True
 
     def held(self, n: int) -> None:
         """Move on by ``n`` rows that were computed before, or elsewhere."""
@@ -112,8 +129,39 @@ def _none() -> float:
     return 0.0
 
 
+def _in_kernel() -> bool:
+    """Whether this process is the kernel of a notebook; a terminal's IPython is none."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
+class _CellDisplay:
+    """A line among the outputs of the running cell."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, text: str, title: str) -> None:
+        """Replace the line.
+
+        Args:
+            text: The line.
+            title: What a browser says of it under the mouse; "": nothing.
+        """
+        from IPython.display import display
+
+        about = f' title="{html.escape(title)}"' if title else ""
+        forms = {"text/plain": text, "text/html": f"<pre{about}>{html.escape(text)}</pre>"}
+        if self._handle is None:
+            self._handle = display(forms, raw=True, display_id=True)
+        else:
+            self._handle.update(forms, raw=True)
+
+
 class _Nowhere:
     """A file that discards what tqdm draws."""
+
+    encoding = "utf-8"  # else tqdm would draw with "#"
 
     def write(self, text: str) -> int:
         return len(text)

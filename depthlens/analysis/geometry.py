@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Geometry(Saveable):
     """Cheap numbers of one model: means over texts with 95% intervals.
 
@@ -47,6 +47,11 @@ class Geometry(Saveable):
     def n_layers(self) -> int:
         """Layers of the model."""
         return len(self.influences)
+
+    def __repr__(self) -> str:
+        n = int(self.influences["n"].max()) if self.n_layers else 0
+        plots = "influence_profile, angular_map and logit_lens"
+        return f"Geometry of {self.n_layers} layers, over {n} texts; next: dl.plots.{plots} draw it"
 
 
 def geometry_predictors(geometry: Geometry) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import Head
-from depthlens.analysis import stats
+from depthlens.analysis import displays, stats
 from depthlens.analysis.max_t import max_t
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.analysis.saving import Contents, Saveable
@@ -25,6 +25,8 @@ from depthlens.metrics import MIN_NATS
 
 SCORES_FILE = "heads.parquet"
 _ARRAYS = ("low", "high", "critical", "spread")
+N_SHOWN = 10  # highest heads that a notebook shows
+_NEXT = "next: top(k) has the highest heads, dl.plots.head_map(scores) draws all, dl.removal_curve(...) removes them"
 N_VARIED = 10  # highest heads whose spread over tokens `describe` speaks of
 
 
@@ -130,7 +132,7 @@ class HeadScores(Saveable):
         Raises:
             UserError: ``k`` is not a number of heads that there are.
         """
-        measured = int(np.isfinite(self.values).sum())
+        measured = self._n_measured
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= measured:
             raise UserError(f"k {k!r}: give a whole number of heads from 1 to {measured}")
         order = np.argsort(-np.nan_to_num(self.values, nan=-np.inf), axis=None, kind="stable")[:k]
@@ -157,7 +159,7 @@ class HeadScores(Saveable):
         if self.low is not None and self.high is not None and np.isfinite(self.low[layer, head]):
             value += f" [{self.low[layer, head]:.2f}, {self.high[layer, head]:.2f}]"
         unit = f" {self.unit}" if self.unit else ""
-        n_measured = int(np.isfinite(self.values).sum())
+        n_measured = self._n_measured
         tested = "" if self.critical is None else f"**{int(self.critical.sum())} of {n_measured}** heads are critical; "
         return [
             f"{self.name}: {tested}the highest of {n_measured} heads is L{layer}.H{head} with {value}{unit}, the "
@@ -210,10 +212,23 @@ class HeadScores(Saveable):
         )
 
     def __repr__(self) -> str:
-        first = ", ".join(
-            f"L{a}.H{b} {self.values[a, b]:.3g}" for a, b in self.top(min(5, int(np.isfinite(self.values).sum())))
-        )
+        first = ", ".join(f"L{a}.H{b} {self.values[a, b]:.3g}" for a, b in self._highest(5)) or "no head was measured"
         return f"HeadScores({self.name}{', ' + self.unit if self.unit else ''}, n = {self.n}: {first}, ...)"
+
+    def _repr_html_(self) -> str:
+        unit = f" in {self.unit}" if self.unit else ""
+        highest = self._highest(N_SHOWN)
+        head = f"{self.name}{unit}: the {len(highest)} highest of {self._n_measured} heads (n = {self.n})"
+        table = self.frame.set_index(["layer", "head"]).loc[highest].dropna(axis=1, how="all").round(3)
+        return displays.as_html(head, table, [_NEXT] if highest else [])
+
+    @property
+    def _n_measured(self) -> int:
+        return int(np.isfinite(self.values).sum())
+
+    def _highest(self, k: int) -> list[Head]:
+        """Up to ``k`` of the highest heads."""
+        return self.top(min(k, self._n_measured)) if self._n_measured else []
 
 
 KINDS = ("computed", "copied", "text", "contrast", "normalised")

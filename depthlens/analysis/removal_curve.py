@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import removal_contrasts, stats
+from depthlens.analysis import displays, removal_contrasts, stats
 from depthlens.analysis.results import Result
 from depthlens.analysis.saving import Saveable
 from depthlens.errors import UserError, unknown
@@ -39,12 +38,13 @@ class RemovalCurve(Saveable):
     tests: pd.DataFrame
     result: Result
     record: dict[str, Any]
+    _next: ClassVar[str] = "next: describe() says it in words, dl.plots.removal_curve(...) draws it"
 
     def __repr__(self) -> str:
-        return f"{self._head()}\n{self._rounded().to_string(index=False)}"
+        return displays.as_text(self._head(), self._rounded(), [self._next])
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self._head())}</p>{self._rounded().to_html(index=False, border=0)}"
+        return displays.as_html(self._head(), self._rounded(), [self._next])
 
     def _head(self) -> str:
         lists, tasks = (", ".join(dict.fromkeys(self.tests[column])) for column in ("list", "task"))

@@ -29,7 +29,7 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
 
     Returns:
         A headline; a table, group by group (model, task and metric), each with its baseline and its worst losses; and
-        lines on how much is left out and on what limits the conclusions.
+        lines on how much is left out, on what limits the conclusions, and on what to do next.
     """
     summary = result.summary
     try:
@@ -47,7 +47,22 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
     rest = [f"{len(ordered) - n_rows} more rows in result.summary"] if len(ordered) > n_rows else []
     order = "in the order of the sweep" if losses is None else "worst loss of each task and metric first"
-    return f"Result of {sizes}; {order}", table, rest + notes
+    if len(notes) > ROWS:
+        notes = [*notes[:ROWS], f"{len(notes) - ROWS} more notes in result.notes"]
+    return f"Result of {sizes}; {order}", table, [*rest, *notes, _next(summary)]
+
+
+def _next(summary: pd.DataFrame) -> str:
+    """What to do with a result of these conditions, in one line."""
+    removed = summary[summary["condition"] != BASELINE]
+    if len(removed) and removed["head"].notna().all():
+        plot = "head_map"
+    elif removed["condition"].str.fullmatch(r"L\d+-\d+").any():
+        plot = "block_map"
+    else:
+        plot = "depth_profile" if removed["condition"].str.fullmatch(r"L\d+").any() else ""
+    drawn = f", dl.plots.{plot}(result) draws it" if plot else ""
+    return f"next: result.describe() says it in words, result.critical() lists what is shown to cost something{drawn}"
 
 
 def _by_loss(summary: pd.DataFrame, losses: Sequence[float] | None) -> pd.DataFrame:

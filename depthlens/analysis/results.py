@@ -12,7 +12,6 @@ or critical.
 
 from __future__ import annotations
 
-import html
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import pyarrow.parquet
 
 from depthlens import arguments
 from depthlens.analysis import (
+    displays,
     documents,
     findings,
     head_effects,
@@ -215,7 +215,7 @@ class Result(Saveable):
     def critical(self, alpha: float = ALPHA) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
 
-        A task at chance yields no row and a warning that names it.
+        A task at chance yields no row and a warning that names it. A table without rows is shown as "none".
 
         Args:
             alpha: Level that ``p_adjusted`` has to stay below.
@@ -228,7 +228,7 @@ class Result(Saveable):
                 warnings.warn(result_display.cannot_judge(row, several=several), stacklevel=2)
         table = self._losses
         critical = (table["p_adjusted"] < alpha) & (table["loss"] > table["min_effect"]) & ~table["at_chance"]
-        return table.loc[critical, stats.SUMMARY_COLUMNS].reset_index(drop=True)
+        return displays.Found(table.loc[critical, stats.SUMMARY_COLUMNS].reset_index(drop=True))
 
     def head_losses(self, task: str | None = None, metric: str | None = None) -> HeadScores:
         """Loss that removing each head causes, of a head sweep; see `depthlens.analysis.head_effects.head_losses`."""
@@ -350,13 +350,10 @@ class Result(Saveable):
         return needed
 
     def __repr__(self) -> str:
-        head, table, lines = result_display.displayed(self)
-        return "\n".join([head, table.to_string(index=False), *lines])
+        return displays.as_text(*result_display.displayed(self))
 
     def _repr_html_(self) -> str:
-        head, table, lines = result_display.displayed(self)
-        paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-        return f"<p>{html.escape(head)}</p>{table.to_html(index=False, border=0)}{paragraphs}"
+        return displays.as_html(*result_display.displayed(self))
 
 
 def concat(results: Sequence[Result]) -> Result:

@@ -7,14 +7,13 @@ m(all) is in them. Documents are not resampled in the test against random lists,
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import bootstrap, stats
+from depthlens.analysis import bootstrap, displays, stats
 from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.analysis.saving import Saveable
@@ -47,12 +46,13 @@ class SufficiencyCurve(Saveable):
     areas: pd.DataFrame
     result: Result
     record: dict[str, Any]
+    _next: ClassVar[str] = "next: describe() says it in words, dl.plots.sufficiency(...) draws it"
 
     def __repr__(self) -> str:
-        return f"{self._head()}\n{self._rounded().to_string(index=False)}"
+        return displays.as_text(self._head(), self._rounded(), [self._next])
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self._head())}</p>{self._rounded().to_html(index=False, border=0)}"
+        return displays.as_html(self._head(), self._rounded(), [self._next])
 
     def _head(self) -> str:
         lists, tasks = (", ".join(dict.fromkeys(self.areas[column])) for column in ("list", "task"))

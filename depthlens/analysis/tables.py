@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from depthlens.analysis import displays
 from depthlens.analysis.saving import Saveable
 
 if TYPE_CHECKING:
@@ -39,10 +40,15 @@ class DescribedTable(Saveable):
         return list(self.sentences)
 
     def __repr__(self) -> str:
-        return self.table.round(3).to_string(index=False)
+        return displays.as_text("", *self._shown())
 
     def _repr_html_(self) -> str:
-        return self.table.round(3).to_html(index=False, border=0)
+        return displays.as_html("", *self._shown())
+
+    def _shown(self) -> tuple[pd.DataFrame, list[str]]:
+        if not len(self.table):
+            return self.table, list(self.sentences) or ["none"]
+        return displays.cut(self.table.round(3), ".table; describe() says it in words")
 
 
 def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ the 5% level; the seven are not corrected for one another.
 
 from __future__ import annotations
 
+import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from depthlens import arguments
+from depthlens.analysis import displays
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.analysis.saving import Contents, Saveable, json_record
 from depthlens.claims import scorecard_html
@@ -45,6 +47,7 @@ COLUMNS = (
     "verdict", "what", "effect", "ci_low", "ci_high", "threshold", "unit", "n", "seeds", "holds", "fails", "tasks",
     "needed", "sentence",
 )  # fmt: skip
+_NEXT = "next: describe() says why, parts has every estimate, dl.plots.scorecard(...) draws them"
 _WORST_FIRST = (CONTRADICTED, CANNOT, UNDECIDED, SUPPORTED)
 
 
@@ -152,10 +155,10 @@ class Verdicts(list[Verdict], Saveable):
         return [headline(self), *(verdict.sentence for verdict in self)]
 
     def __repr__(self) -> str:
-        return f"{headline(self)}\n{self.overview.to_string(index=False)}"
+        return displays.as_text(headline(self), self.overview, [_NEXT] if self else [])
 
     def _repr_html_(self) -> str:
-        return scorecard_html.scorecard(self, headline(self))
+        return scorecard_html.scorecard(self, headline(self)) + f"<p>{html.escape(_NEXT)}</p>" * bool(self)
 
     @property
     def overview(self) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -193,6 +194,24 @@ class Lens:
             f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "
             f"{str(self.dtype).removeprefix('torch.')} on {where})"
         )
+
+    def _repr_html_(self) -> str:
+        d, kernel = self.dims, self.model.config._attn_implementation
+        kv = "" if d.n_kv_heads == d.n_heads else f" ({d.n_kv_heads} for keys and values)"
+        weights = quantised.described(self.model, self.quantize, self.stored_as) or "not quantised"
+        rows = {
+            "architecture": f"{type(self.model).__name__}, attention {kernel}",
+            "size": f"{d.n_layers} layers × {d.n_heads} heads{kv}, {d.d_model} wide",
+            "weights": f"{str(self.dtype).removeprefix('torch.')}, {weights}",
+            "device": self.remote.describe()["host"] if self.remote else self._places,
+        }
+        if self.stream:
+            rows["offload"] = "layers are read from disk"
+        if self.donor:
+            rows["donor"] = self.donor.lens.name
+        cells = "".join(f'<tr><th scope="row">{k}</th><td>{html.escape(str(v))}</td></tr>' for k, v in rows.items())
+        following = '<p>next: <code>dl.layer_sweep(lens, ["capitals_continuation"], limit=40)</code></p>'
+        return f"<p>Lens <b>{html.escape(self.name)}</b></p><table>{cells}</table>{following}"
 
 
 @dataclass(frozen=True, eq=False)

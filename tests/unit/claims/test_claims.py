@@ -218,7 +218,7 @@ def test_no_torch_is_needed():
 def test_verdicts_print_as_a_table_and_one_as_its_sentence():
     found = judge(Evidence(**facts()), n_boot=N_BOOT)
     text, page = repr(found), found._repr_html_()
-    assert text.startswith(headline(found)) and len(text.splitlines()) == 2 + len(CLAIMS) and len(text) < 3500
+    assert text.startswith(headline(found)) and len(text.splitlines()) == 3 + len(CLAIMS) and len(text) < 3500
     assert all(claim.id in text for claim in CLAIMS) and "<table" in page and "function" not in text + page
     assert repr(found[0]) == found[0].sentence and repr(CLAIMS[0]) == f"C1: {CLAIMS[0].statement}"
 

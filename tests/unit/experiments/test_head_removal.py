@@ -274,5 +274,5 @@ def test_a_curve_prints_as_a_few_lines(curve):
     assert text.startswith(
         "RemovalCurve of one-hop, two-hop, noise on organism_one_hop, organism_two_hop: 1 to 2 heads"
     )
-    assert len(text.splitlines()) == 2 + len(curve.tests) and len(text) < 2000
+    assert len(text.splitlines()) == 3 + len(curve.tests) and len(text) < 2000
     assert "separates" in text and "<table" in page and len(page) < 6000

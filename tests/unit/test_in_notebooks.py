@@ -1,0 +1,151 @@
+"""What a notebook shows: bars outside standard error, errors in one line, objects as short HTML, public names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import traceback
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from made_results import capitals_and_elements
+from nbclient import NotebookClient
+
+import depthlens as dl
+from depthlens import progress
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.errors import Interrupted, UserError
+from depthlens.runner.execute import OwnInterpreter
+
+BAR = """
+from depthlens import progress
+with progress.bar(total=3, desc="<task>", unit="row") as bar:
+    bar.update(1); bar.update(2)
+"""
+HELD = """
+with progress.bar(total=216, initial=216, desc="capitals", unit="row"):
+    pass
+"""
+FAILS = """
+def inner():
+    raise errors.UserError("limit -3: give a number")
+from depthlens import errors
+inner()
+"""
+STOPS = "raise errors.Interrupted('3 of 8 rows are kept in <store>')"
+
+
+def outputs(cells, monkeypatch) -> list[list[dict]]:
+    """What each cell shows when a kernel runs them as a person would."""
+    monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(nb, timeout=60, allow_errors=True, kernel_manager_class=OwnInterpreter).execute()
+    return [cell.outputs for cell in nb.cells]
+
+
+def test_a_kernel_shows_bars_beside_standard_error_and_errors_in_one_line(monkeypatch):
+    (bar,), (held,), (failed,), (stopped,) = outputs([BAR, HELD, FAILS, STOPS], monkeypatch)
+    assert bar.output_type == "display_data" and "3/3" in bar.data["text/plain"]  # changed in place
+    assert "&lt;task&gt;: 100%" in bar.data["text/html"] and "row: one answer of the model" in bar.data["text/html"]
+    assert held.data["text/plain"] == "capitals: all 216 rows from the store"
+    assert failed.traceback == ["UserError: limit -3: give a number"] and failed.ename == "UserError"
+    assert stopped.traceback == ["Interrupted: 3 of 8 rows are kept in <store>"]
+
+
+def test_under_a_run_bars_stay_on_standard_error(monkeypatch, tmp_path):
+    cell = f"import os\nos.environ[{progress.ENVIRONMENT!r}] = {str(tmp_path / 'lines')!r}"
+    (shown,) = outputs([cell + BAR], monkeypatch)
+    assert {output.name for output in shown} == {"stderr"}
+
+
+@pytest.mark.parametrize("error", [UserError("a value"), Interrupted("rows are kept")])
+def test_plain_python_shows_the_traceback(error):
+    def raises():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        raises()
+    text = "".join(traceback.format_exception(caught.value))
+    assert "Traceback" in text and "in raises" in text and text.endswith(f"{type(error).__name__}: {error}\n")
+    assert isinstance(error, KeyboardInterrupt | ValueError)
+
+
+def test_a_sweep_from_the_store_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    for _ in range(2):
+        capsys.readouterr()
+        dl.layer_sweep(lens, "capitals_continuation", limit=1, store=str(tmp_path))
+    err = capsys.readouterr().err
+    assert "capitals_continuation: all 24 rows from the store" in err and "?" not in err
+
+
+def test_lens():
+    lens = tiny.lens("llama-gqa")
+    lens.name = "<b>mine"
+    page = lens._repr_html_()
+    for text in ("LlamaForCausalLM", "5 layers × 4 heads (2 for keys and values)", "float32, not quantised", "cpu"):
+        assert text in page
+    assert "&lt;b&gt;mine" in page and "dl.layer_sweep(lens" in page and len(page) < 1500
+
+
+class TestHeadScores:
+    def made(self, values):
+        return HeadScores("copy <score>", "nats", values, None, None, 3, None, {})
+
+    def test_the_highest_come_first_and_few_are_shown(self):
+        values = np.random.default_rng(0).random((40, 64))
+        page = self.made(values)._repr_html_()
+        at = np.unravel_index(values.argmax(), values.shape)
+        first = "L{}.H{}".format(*at)
+        assert "copy &lt;score&gt; in nats: the 10 highest of 2560 heads" in page and len(page) < 3000
+        assert first in page and page.count("<tr>") == 10 and "dl.plots.head_map" in page
+
+    def test_without_any_head(self):
+        scores = self.made(np.full((2, 2), np.nan))
+        assert "0 heads" in scores._repr_html_() and "no head was measured" in repr(scores)
+
+
+class TestTables:
+    def test_a_long_one_is_cut(self):
+        table = pd.DataFrame({"head": [f"<L{i}>" for i in range(500)], "value": 1 / 3})
+        found = dl.analysis.DescribedTable(table, ["All are equal."], {})
+        for text in (repr(found), found._repr_html_()):
+            assert "440 more rows in .table" in text and len(text) < 10_000
+        assert "&lt;L0&gt;" in found._repr_html_() and "<L0>" not in found._repr_html_()
+
+    def test_an_empty_one_says_why(self):
+        found = dl.analysis.DescribedTable(pd.DataFrame({"task": []}), ["No task can be <judged>."], {})
+        assert repr(found) == "No task can be <judged>."
+        assert found._repr_html_() == "<p>No task can be &lt;judged&gt;.</p>"
+
+    def test_no_critical_condition_is_none(self):
+        result = capitals_and_elements().select(tasks="capitals")
+        some, none = result.critical(), result.select(conditions=["L1"]).critical()
+        assert len(some) == 1 and "L0" in some._repr_html_()
+        for table in (none, none[["condition", "delta"]].round(3)):
+            assert repr(table) == "none" and table._repr_html_() == "<p>none</p>"
+
+
+def test_a_result_says_what_to_do_next():
+    page = capitals_and_elements()._repr_html_()
+    assert page.endswith("dl.plots.depth_profile(result) draws it</p>") and "NaN" not in page and len(page) < 5000
+
+
+def test_completion_offers_public_names_alone():
+    """Also after modules were imported, which puts them among the attributes of their package."""
+    program = """
+import depthlens as dl, depthlens.plots.layers, depthlens.analysis.results
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.Completer.use_jedi = False
+shell.run_cell("import depthlens as dl")
+for space in ("dl", "dl.plots", "dl.analysis"):
+    offered = [text[1:] for text in shell.Completer.complete(line_buffer=space + ".")[1] if text.startswith(".")]
+    print(space, sorted(offered) == sorted(eval(space).__all__) == dir(eval(space)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["dl True", "dl.plots True", "dl.analysis True"]
