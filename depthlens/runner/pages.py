@@ -152,7 +152,7 @@ def scorecard(nb: NotebookNode) -> str:
     for cell in nb.cells:
         for output in cell.get("outputs", []):
             if f'class="{SCORECARD}"' in (found := output.get("data", {}).get("text/html", "")):
-                return _without_scripts(found)
+                return _without_scripts(found[: found.index("</table>") + len("</table>")])
     return ""
 
 

@@ -203,7 +203,7 @@ def test_the_scorecard_reads_without_colour():
     assert thresholds == [v.threshold for v in judged]
     intervals = [tuple(line.get_xdata()) for line in lines if line.get_gid() == "interval"]
     assert intervals == [(v.ci_low, v.ci_high) for v in judged]
-    assert len({symbol for symbol, _ in CHIPS.values()}) == len(CHIPS) == len(VERDICTS)
+    assert len({symbol for symbol, *_ in CHIPS.values()}) == len(CHIPS) == len(VERDICTS)
     assert figure.get_suptitle() == headline(found)
     with pytest.raises(UserError, match="no verdicts"):
         scorecard([])
