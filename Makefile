@@ -35,7 +35,7 @@ docs: $(STAMP)  ## run all notebooks (50 minutes), and build the site into build
 badges: $(STAMP)  ## write badges and the set-up cell of Colab, once pyproject.toml has the repository's address
 	$(BIN)/python docs/badges.py
 
-# The environment is outside the checkout, so that nothing but the wheel can be found. TMPDIR says where, for 2 to 8 GB.
+# The environment is outside the checkout, so that nothing but the wheel can be found. TMPDIR says where, for 2 to 7 GB.
 wheel:  ## build the wheel into dist/, and run a notebook with it in an empty environment
 	rm -rf dist
 	set -e; empty=$$(mktemp -d); trap 'rm -rf "$$empty"' EXIT INT TERM; unset PYTHONPATH; \
