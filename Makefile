@@ -8,7 +8,7 @@ QUICK := $(filter-out %/test_refusals.py %/test_lm_eval_model.py, $(wildcard tes
          tests/unit/analysis tests/unit/claims tests/unit/tasks tests/unit/runner
 IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: demo test check lab labtest docs lint clean help
+.PHONY: demo test check lab labtest docs badges wheel lint clean help
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -34,6 +34,19 @@ docs: $(STAMP)  ## run all notebooks (50 minutes), and build the site into build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(if $(RUN),,$(BIN)/depthlens run all --profile demo --out build/run)
 	DEPTHLENS_RUN=$(abspath $(or $(RUN),build/run)) $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+badges: $(STAMP)  ## write badges and the set-up cell of Colab, once pyproject.toml has the repository's address
+	$(BIN)/python docs/badges.py
+
+# The environment is outside the checkout, so that nothing but the wheel can be found. TMPDIR says where, for 2 to 7 GB.
+wheel:  ## build the wheel into dist/, and run a notebook with it in an empty environment
+	rm -rf dist
+	set -e; empty=$$(mktemp -d); trap 'rm -rf "$$empty"' EXIT INT TERM; unset PYTHONPATH; \
+	$(PYTHON) -m venv "$$empty/env"; \
+	"$$empty/env/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .; \
+	"$$empty/env/bin/python" -m pip install --quiet --disable-pip-version-check dist/depthlens-*.whl; \
+	cd "$$empty"; DEPTHLENS_STORE="$$empty/store" env/bin/depthlens run 00_tour --profile smoke --out run; \
+	test -s run/index.html
 
 lint: $(STAMP)  ## ruff over package, tests and notebooks; mypy over the package
 	$(BIN)/python -m ruff check .

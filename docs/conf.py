@@ -14,9 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 import depthlens
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import badges  # noqa: E402
+
 ROOT = HERE.parent
 MADE = HERE / "made"  # not in git
 
@@ -84,7 +89,9 @@ def _tutorials() -> None:
         raise FileNotFoundError(f"DEPTHLENS_RUN={folder}: there is no such folder; give one that depthlens run wrote")
     for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
         source = folder / notebook.name
-        shutil.copyfile(source if source.is_file() else notebook, MADE / "tutorials" / notebook.name)
+        shown = nbformat.read(source if source.is_file() else notebook, as_version=4)
+        shown = badges.on_page(shown, badges.address(), notebook.stem)
+        nbformat.write(shown, MADE / "tutorials" / notebook.name)
 
 
 def _links(app: Any, docname: str, source: list[str]) -> None:

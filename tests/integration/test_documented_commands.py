@@ -64,6 +64,11 @@ RUN = {
 NOT_RUN = {
     "make demo": "installs, and runs three notebooks (minutes)",
     "make test": "runs this",
+    "pipx install .": "downloads 2 GB; make wheel tests the wheel that it installs",
+    "uv tool install .": "as pipx",
+    "uvx --from . depthlens models": "as pipx",
+    "docker build ": "needs Docker and registries",
+    "docker run ": "needs the image",
     "depthlens sweep path/to/r1 ": "needs a reasoning model",
     "depthlens sweep Qwen/Qwen3-8B mmlu ": "needs a cluster with GPUs",
     "depthlens sweep llama-3.1-8b ": "needs GPUs; test_reproduction.py parses it",

@@ -79,7 +79,7 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "lint", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "wheel", "badges", "lint", "clean"])
 def test_make_targets_exist(target):
     done = make("--dry-run", target)
     assert done.returncode == 0, done.stderr
@@ -99,6 +99,31 @@ def test_make_check_runs_the_quick_tests_and_make_test_runs_all():
 def test_make_demo_is_the_documented_command():
     command = "depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo"
     assert command in make("--dry-run", "demo").stdout
+
+
+def test_make_wheel_runs_a_notebook_outside_the_checkout():
+    commands = make("--dry-run", "wheel").stdout
+    assert "mktemp -d" in commands and "env/bin/depthlens run 00_tour --profile smoke" in commands
+    assert "make wheel" in (ROOT / ".github" / "workflows" / "wheel.yml").read_text()
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_a_container_has_what_the_wheel_is_built_from_and_starts_jupyterlab_without_root(name):
+    ignored, *kept = (line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#"))
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], *wheel["only-include"]}
+    assert ignored == "*" and {line[1:] for line in kept if line.startswith("!")} == needed
+    lines = (ROOT / name).read_text().splitlines()
+    assert lines[-1].startswith('CMD ["jupyter", "lab"') and "EXPOSE 8888" in lines
+    assert "USER depthlens" in lines and not [line for line in lines[lines.index("USER depthlens") :] if "root" in line]
+    python = {line.split()[1] for line in lines if line.startswith("FROM")}
+    assert python == {"python:3.12-slim"} and SpecifierSet(PROJECT["requires-python"]).contains("3.12")
+
+
+def test_binder_installs_this_checkout_on_a_fitting_python():
+    assert (ROOT / ".binder" / "requirements.txt").read_text().splitlines()[-1] == "-e ."
+    version = (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
+    assert SpecifierSet(PROJECT["requires-python"]).contains(version)
 
 
 def test_make_without_a_fitting_python_says_so_in_one_line(tmp_path):
