@@ -24,6 +24,7 @@ CHIPS = {
     CANNOT: ("–", "#E8E8E8", "#000000"),
 }
 _WIDE, _HIGH = 150, 22  # of a bar, in pixels
+_REASON = 70  # characters
 _STYLE = f"""<style>
 .{CLASS} {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }}
 .{CLASS} th, .{CLASS} td {{ text-align: left; vertical-align: middle; padding: .3rem .6rem .3rem 0 }}
@@ -56,16 +57,23 @@ def _row(v: Verdict) -> str:
     symbol, ground, ink = CHIPS[v.verdict]
     chip = f'<span class="chip" style="background:{ground};color:{ink}">{symbol} {v.verdict}</span>'
     effect, ends, _ = v.numbers
-    numbers = f"<strong>{v.effect:.2f}</strong> <span>{ends}</span> {html.escape(v.unit)}" if effect else "–"
+    numbers = f"<strong>{v.effect:.2f}</strong> <span>{ends}</span> {html.escape(v.unit)}" if effect else _why(v)
     cells = [chip, _bar(v), numbers, f"n = {v.n}" if v.n else "–", html.escape(v.under) or "–"]
     name = f'<th scope="row"><a href="#{v.claim.id}">{v.claim.id}</a> {html.escape(v.claim.statement)}</th>'
     return f'<tr id="{v.claim.id}">{name}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
+def _why(v: Verdict) -> str:
+    """Why there is no effect, as far as it fits; the rest is in the title."""
+    (reason, *_) = [p.main.why for p in v.parts if p.main.why] or ["–"]
+    short = reason if len(reason) <= _REASON else f"{reason[:_REASON].rsplit(' ', 1)[0]} …"
+    return f'<small title="{html.escape(reason)}">{html.escape(short)}</small>'
+
+
 def _bar(v: Verdict) -> str:
     """Effect and interval beside the threshold, whose claimed side is shaded."""
     if v.effect is None or v.ci_low is None or v.ci_high is None or not math.isfinite(v.ci_high - v.ci_low):
-        return f'<span title="{html.escape(v.sentence)}">no estimate</span>'
+        return "no estimate"
     drawn = (v.threshold, v.ci_low, v.ci_high)
     low, span = min(drawn), (max(drawn) - min(drawn)) or 1.0
 
