@@ -119,4 +119,6 @@ def check_index(report: RunReport, names: list[str]) -> None:
     index = (report.out / "index.html").read_text()
     for run in report.notebooks:
         assert f'href="{run.name}.html"' in index and run.question in html.unescape(index)
-    assert index.count("data:image/png;base64,") == len(names) and "No headline result" not in index
+    pictures, tables = index.count("data:image/png;base64,"), index.count('class="depthlens-scorecard"')
+    assert tables == ("09_claims" in names), "the verdicts are a table there"
+    assert pictures + tables == len(names) and "No headline result" not in index
