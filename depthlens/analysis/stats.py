@@ -114,7 +114,7 @@ def bounded_mean_intervals(values: np.ndarray) -> np.ndarray:
     share = sps.t.ppf(1 - ALPHA / 2, max(1, n - 1)) ** 2 / effective
     half = np.sqrt(share * mean * (1 - mean) + share**2 / 4)
     ends = np.stack([mean + share / 2 - half, mean + share / 2 + half]) / (1 + share)
-    return np.where(few, np.nan, ends)
+    return np.where(few, np.nan, ends.clip(0.0, 1.0))
 
 
 def hall_ends(skewness: np.ndarray, n: int, alpha: float = ALPHA) -> np.ndarray:

@@ -148,7 +148,7 @@ def test_attention_cannot_tell_a_decoy_and_writing_can(planted):
         scores = scored(lens, method)
         assert set(scores.top(2)) == {retrieval, decoy} and scores.values[decoy] > 0.8
         assert np.sort(scores.values, axis=None)[-3] < 0.5
-        assert np.nanmin(scores.low) >= 0 and np.nanmax(scores.high) <= 1
+        assert not (scores.low < 0).any() and not (scores.high > 1).any()  # heads that always or never do it have none
         assert np.isnan(scores.spread).all()  # answers of one token
     for method in ("write_aware", "write_from_needle"):
         scores = scored(lens, method)
