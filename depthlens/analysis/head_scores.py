@@ -38,8 +38,8 @@ class HeadScores(Saveable):
         name: What is measured, e.g. "copy-paste score".
         unit: "" or "nats".
         values: Shape [n_layers, n_heads]; NaN where a head was not measured.
-        low: Lower bounds of the 95% intervals; NaN where fewer than `depthlens.analysis.stats.FEWEST` cases have
-            any score. Shape [n_layers, n_heads].
+        low: Lower bounds of the 95% intervals; NaN where fewer than `depthlens.analysis.stats.FEWEST` cases (of
+            fewer cases, not all) have any score. Shape [n_layers, n_heads].
         high: Upper bounds. Shape [n_layers, n_heads].
         n: Cases that the values are means over.
         critical: Above 0 by step-down maxT and, in nats, at least `MIN_NATS`, where tested. Shape
@@ -102,7 +102,7 @@ class HeadScores(Saveable):
             low[at], high[at] = stats.bounded_mean_intervals(by_head)
         else:
             ends = stats.paired_t(by_head, float(np.ptp(by_head)))[:2]
-            low[at], high[at] = np.where((by_head != 0).sum(1) >= stats.FEWEST, ends, np.nan)
+            low[at], high[at] = np.where((by_head != 0).sum(1) >= min(stats.FEWEST, n), ends, np.nan)
         p_adjusted = max_t(by_head, symmetric=False) if tested else np.ones(len(by_head))
         critical = np.zeros(shape, dtype=bool)
         critical[at] = (p_adjusted < stats.ALPHA) & (values[at] > (MIN_NATS if unit == "nats" else 0.0))
