@@ -253,7 +253,7 @@ def _no_alt_text_nagging(record: logging.LogRecord) -> bool:
 
 def _prepare(nb: NotebookNode, name: str) -> None:
     """Drop cells and outputs that are of no use to a reader, and dress figures."""
-    section, found, n_figures = "notebook", finding_in_words(nb), 0
+    section, found, n_figures = question(nb, name), finding_in_words(nb), 0
     folder = str(run_state(nb).get("parameters", {}).get("out", "")).removesuffix(name)
     for cell in nb.cells:  # the page has the title already
         if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
@@ -267,7 +267,8 @@ def _prepare(nb: NotebookNode, name: str) -> None:
             continue
         for output in cell.get("outputs", []):
             n_figures += "image/png" in output.get("data", {})
-            dress(output, f"{name}-{n_figures}", f"{section}: {found}" if found else f"Figure: {section}")
+            words = section + (" " if section.endswith("?") else ": ") + found if found else f"Figure: {section}"
+            dress(output, f"{name}-{n_figures}", words)
             if folder:  # a page is read on other machines, beside the files of its run
                 _in_place(output, folder)
         cell.source = cell.source.replace(folder, "") if folder else cell.source

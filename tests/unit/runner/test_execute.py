@@ -66,7 +66,7 @@ def test_run_writes_notebook_page_record_and_index(suite, tmp_path, monkeypatch)
     assert "profile smoke" in index and "✓ ok" in index
     page = (out / "00_good.html").read_text()
     assert "Parameters of this run" in page and 'src="data:image/png;base64,iVBOR' in page
-    assert 'alt="Does *one* layer matter?: 2 documents of smollm2-135m"' in page and "In [" not in page
+    assert 'alt="Does one layer matter? 2 documents of smollm2-135m"' in page and "In [" not in page
     assert not list(tmp_path.rglob(".ipynb_checkpoints"))
 
 
