@@ -39,7 +39,14 @@ html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_title = "depthlens"
-html_theme_options = {"show_prev_next": True, "navigation_with_keys": True, "header_links_before_dropdown": 6}
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_with_keys": True,
+    "header_links_before_dropdown": 6,
+    # the wide button is named "Search" and reads "Search Ctrl K", which screen readers cannot match
+    "navbar_persistent": ["search-button"],
+}
+html_context = {"default_mode": "auto"}  # else the theme complains on the console
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "off"  # the run has executed them
