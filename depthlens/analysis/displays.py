@@ -36,7 +36,7 @@ def as_text(head: str, table: pd.DataFrame, lines: Sequence[str] = ()) -> str:
 def as_html(head: str, table: pd.DataFrame, lines: Sequence[str] = ()) -> str:
     """The same as HTML; every text is escaped."""
     middle = table.to_html(index=False, border=0, na_rep="") if len(table) else ""
-    return _paragraphs([head]) + middle + _paragraphs(lines)
+    return paragraphs([head]) + middle + paragraphs(lines)
 
 
 def cut(table: pd.DataFrame, where: str, rows: int = ROWS) -> tuple[pd.DataFrame, list[str]]:
@@ -51,5 +51,6 @@ def cut(table: pd.DataFrame, where: str, rows: int = ROWS) -> tuple[pd.DataFrame
     return table.head(rows), [f"{left} more rows in {where}"] if left > 0 else []
 
 
-def _paragraphs(lines: Sequence[str]) -> str:
+def paragraphs(lines: Sequence[str]) -> str:
+    """Lines as paragraphs of HTML, escaped; empty ones are left out."""
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)

@@ -28,16 +28,10 @@ HARMLESS = {
     for name in ("letters", "continuation")
 }  # fmt: skip
 RIVAL = {
-    name: Spec(
-        f"the costliest later layer minus half of the first tenth's mean, {name}",
-        _RELATIVE,
-        0.0,
-        BELOW,
-        0.2,
-        power=0.92,
-    )
+    name: Spec(f"the costliest later layer minus half of the first tenth's mean, {name}", _RELATIVE, 0.0, BELOW, 0.2,
+               power=0.92)
     for name in ("letters", "continuation")
-}
+}  # fmt: skip
 PROTOCOL = Spec(
     "the mean loss beyond the first third, written letter minus likeliest letter",
     _RELATIVE,

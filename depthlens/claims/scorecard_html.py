@@ -6,7 +6,6 @@ It has its styles inside, so that JupyterLab, a page and an index show the same;
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -72,7 +71,7 @@ def _why(v: Verdict) -> str:
 
 def _bar(v: Verdict) -> str:
     """Effect and interval beside the threshold, whose claimed side is shaded."""
-    if v.effect is None or v.ci_low is None or v.ci_high is None or not math.isfinite(v.ci_high - v.ci_low):
+    if v.effect is None or v.ci_low is None or v.ci_high is None:
         return "no estimate"
     drawn = (v.threshold, v.ci_low, v.ci_high)
     low, span = min(drawn), (max(drawn) - min(drawn)) or 1.0

@@ -14,7 +14,6 @@ the 5% level; the seven are not corrected for one another.
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -158,7 +157,7 @@ class Verdicts(list[Verdict], Saveable):
         return displays.as_text(headline(self), self.overview, [_NEXT] if self else [])
 
     def _repr_html_(self) -> str:
-        return scorecard_html.scorecard(self, headline(self)) + f"<p>{html.escape(_NEXT)}</p>" * bool(self)
+        return scorecard_html.scorecard(self, headline(self)) + displays.paragraphs([_NEXT] if self else [])
 
     @property
     def overview(self) -> pd.DataFrame:

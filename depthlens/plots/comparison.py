@@ -249,7 +249,7 @@ def _end_before_far(ax: Axes, x: np.ndarray, y: np.ndarray, low: np.ndarray, hig
     far = np.abs(y) > (_FAR * ranked[-3] if len(y) > 3 else np.inf)
     if not far.any():
         return
-    bottom, top = (float(of(np.array([0 * y, y, low, high])[:, ~far])) for of in (np.nanmin, np.nanmax))
+    bottom, top = panels.reach(y[~far], low[~far], high[~far])
     margin = 0.08 * (top - bottom)
     ax.set_ylim(bottom - margin, top + margin)
     for layer, value in zip(x[far], y[far], strict=True):

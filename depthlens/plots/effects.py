@@ -84,7 +84,8 @@ class Effects:
     def said(self, *at: int) -> str:
         """What there is to say of one part: its score, or its change with interval and adjusted p-value."""
         value, low, high = (float(array[at]) for array in (self.values, self.low, self.high))
-        ends = f" {bounds(low, high, '.3g')}" if not math.isnan(value) else ""
+        known = not (math.isnan(value) or np.isnan(self.low).all())  # some scores have no intervals at all
+        ends = f" {bounds(low, high, '.3g')}" if known else ""
         p = "" if self.p is None or math.isnan(self.p[at]) else f", adjusted p = {self.p[at]:.2g}"
         if math.isnan(self.baseline) or self.unit.startswith("change"):
             return f"{self.unit} {value:.3g}{ends}{p}"

@@ -43,8 +43,7 @@ def _artists(ax: Axes) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     for line in ax.lines:
         name = str(line.get_gid() or line.get_label())
-        in_data = line.get_transform() is not None and line.get_transform().contains_branch(ax.transData)
-        if _DECORATION.fullmatch(name) or not in_data:
+        if _DECORATION.fullmatch(name) or not line.get_transform().contains_branch(ax.transData):
             continue
         found += [("point", name, x, y, np.nan) for x, y in zip(*_numbers(line.get_data()), strict=True)]
     for collection in ax.collections:

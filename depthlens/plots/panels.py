@@ -273,6 +273,12 @@ def level_keys(fig: Figure, **labels: str) -> list[Line2D]:
     return [line_key(labels.get(kind, kind), **look) for kind, look in _LEVELS.items() if drawn(fig, kind)]
 
 
+def reach(*values: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest of some values and of 0; NaN is left out."""
+    every = np.concatenate([np.zeros(1), *values])
+    return float(np.nanmin(every)), float(np.nanmax(every))
+
+
 FEW = f"95% interval (none where fewer than {FEWEST} documents change)"
 
 

@@ -333,7 +333,7 @@ def _end_before_far(ax: Axes, rows: pd.DataFrame) -> None:
     far = np.abs(loss) > (_FAR * ranked[-2 * n_runs - 1] if len(loss) > 3 * n_runs else np.inf)
     if not far.any():
         return
-    bottom, top = (float(of(np.array([0 * loss, loss, low, high])[:, ~far])) for of in (np.nanmin, np.nanmax))
+    bottom, top = panels.reach(loss[~far], low[~far], high[~far])
     ax.set_ylim(bottom - 0.08 * (top - bottom), top + 0.08 * (top - bottom))
     beyond = rows[far]
     values = ", ".join(f"{row.condition} {row.loss:.3g}" for row in beyond.itertuples())

@@ -111,7 +111,7 @@ class Index:
         profile = f"profile {state['profile']}" if state.get("profile") else ""
         footer = " · ".join(filter(None, [version, profile, state.get("finished", "")]))
         names = sorted(self.cards)
-        at = names.index(name) if name in names else 0
+        at = names.index(name)
         beside = names[at - 1] if at else None, names[at + 1] if at + 1 < len(names) else None
         files = [path.relative_to(self.path.parent).as_posix() for path in self._files(name)]
         page = pages.notebook_page(nb, name, error=state["error"], footer=footer, files=files, beside=beside)

@@ -254,7 +254,9 @@ def _no_alt_text_nagging(record: logging.LogRecord) -> bool:
 def _prepare(nb: NotebookNode, name: str) -> None:
     """Drop cells and outputs that are of no use to a reader, and dress figures."""
     section, found, n_figures = question(nb, name), finding_in_words(nb), 0
-    folder = str(run_state(nb).get("parameters", {}).get("out", "")).removesuffix(name)
+    out = Path(str(run_state(nb).get("parameters", {}).get("out", "")))
+    # as `depthlens run` names it; anything shorter could stand in the text for something else
+    folder = f"{out.parent}/" if out.is_absolute() and out.name == name and len(out.parts) > 2 else ""
     for cell in nb.cells:  # the page has the title already
         if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
             cell.source = cell.source.replace(heading[0], "", 1)

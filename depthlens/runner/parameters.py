@@ -75,7 +75,7 @@ def fit(value: object, default: object, parameter: str, notebook: str) -> object
     parsed = _parse(value, default) if isinstance(value, str) and not isinstance(default, str) else value
     if parsed is not _UNREADABLE and _same_type(parsed, default):
         return float(parsed) if isinstance(default, float) and isinstance(parsed, int) else parsed
-    example = "" if default in ("", [], None) or default is ANY else f", like its default {_yaml(default)}"
+    example = "" if default in ("", [], None) or default is ANY else f", like its default {as_yaml(default)}"
     raise UserError(f"parameter {parameter} = {value!r} of notebook {notebook} must be {_kind(default)}{example}")
 
 
@@ -97,14 +97,15 @@ def check_values(values: Mapping[str, object], notebook: str) -> None:
             if rule in arguments.RULES and value is not ANY:
                 arguments.RULES[rule](name, value)
         for name in MODELS:
-            for model in _texts(values.get(name)):
+            for model in texts(values.get(name)):
                 sources.probe(sources.find(model))
-        _check_tasks([task for name in TASKS for task in _texts(values.get(name))], values.get("include_path"))
+        _check_tasks([task for name in TASKS for task in texts(values.get(name))], values.get("include_path"))
     except UserError as error:
         raise UserError(f"notebook {notebook}: {error}") from None
 
 
-def _texts(value: object) -> list[str]:
+def texts(value: object) -> list[str]:
+    """The texts of a value that is one, or a list of some."""
     items = value if isinstance(value, list | tuple) else [value]
     return [item for item in items if isinstance(item, str)]
 
@@ -219,5 +220,6 @@ def _kind(default: object) -> str:
     return names.get(type(default), "readable YAML" if default is None or default is ANY else "a mapping")
 
 
-def _yaml(value: object) -> str:
+def as_yaml(value: object) -> str:
+    """A value in one line of YAML, as the command line reads it."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -48,6 +49,10 @@ def test_a_map_of_heads_tells_each_head_and_has_its_cells_as_numbers():
     about, table = bundle(plots.head_map(scores))
     assert [text.split(":")[0] for *_, text in about["points"]] == [f"L{a}.H{b}" for a in range(3) for b in range(4)]
     assert f"{scores.values[0, 0]:.3g} [{scores.low[0, 0]:.3g}, {scores.high[0, 0]:.3g}]" in about["points"][0][2]
+    without = bundle(plots.head_map(replace(scores, low=None, high=None)))[0]["points"]
+    assert without[0][2] == f"L0.H0: retrieval score {scores.values[0, 0]:.3g}", (
+        "no interval was made, so none is missed"
+    )
     cells = table[table["kind"] == "cell"].pivot(index="x", columns="y", values="value").to_numpy()
     np.testing.assert_allclose(cells, scores.values, atol=1e-6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
@@ -47,8 +48,33 @@ def test_the_page_opens_with_what_was_found_and_folds_the_rest():
 def test_code_is_folded_but_for_the_parameters_of_the_run():
     cells = [code("a = 1", "parameters"), code("a = 2", "injected-parameters"), code("print(a)")]
     text = pages.notebook_page(new_notebook(cells=cells), "x")
-    assert re.findall(r"<details class=\"code\"( open)?", text) == ["", " open", ""] or text.count("open") == 1
+    assert re.findall(r"<details class=\"code\"( open)?", text) == ["", " open", ""]
     assert "<summary>Parameters of this run" in text
+
+
+def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
+    about = {"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "git_commit": "0123456789abcdef"}
+    about |= {"parameters": {"model": "m", "limit": 5}, "given": {"limit": 5, "tasks": ["a", "b"], "model": "m"}}
+    notebook = new_notebook(cells=[code('model = "n"\nnum_fewshot = 2\nlimit = 3', "parameters")])
+    notebook.metadata["depthlens"] = about
+    text = html.unescape(pages.notebook_page(notebook, "x"))
+    assert "m · 5 documents a task, 2-shot" in text and "<code>012345678</code>" in text
+    assert "depthlens run x --profile demo -p limit 5 -p tasks '[a, b]' -p model m" in text
+
+
+def paths_on(out):
+    """What a page of a notebook with these results says of a path in its output."""
+    cell = code("say")
+    cell.outputs = [new_output("stream", text="see /tmp/run/x/docs.parquet and x")]
+    notebook = new_notebook(cells=[cell])
+    notebook.metadata["depthlens"] = {"status": "ok", "error": None, "seconds": 1.0, "parameters": {"out": out}}
+    return pages.notebook_page(notebook, "x")
+
+
+def test_paths_are_those_beside_the_page():
+    assert "see x/docs.parquet and x" in paths_on("/tmp/run/x")
+    for out in ("x", "/x", "s", "/tmp/run/mine", "runs/x", None):
+        assert "see /tmp/run/x/docs.parquet and x" in paths_on(out), out
 
 
 def test_a_wide_table_scrolls_in_a_frame_that_the_keyboard_reaches():
