@@ -18,7 +18,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -173,6 +174,26 @@ class _Nowhere:
 def bar(**kwargs: Any) -> Bar:
     """A bar; arguments as of tqdm (total, initial, desc, unit, disable)."""
     return Bar(**kwargs)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Tell a person in the kernel of a notebook what takes seconds now, and then how many it took.
+
+    Nothing is said in a terminal, where the command does that, and in a notebook under ``depthlens run``.
+
+    Args:
+        what: In words, such as ``"loading smollm2-135m"``.
+    """
+    if os.environ.get(ENVIRONMENT) or not _in_kernel():
+        yield
+        return
+    line, since = _CellDisplay(), time.monotonic()
+    line.show(f"{what} ...", "")
+    try:
+        yield
+    finally:
+        line.show(f"{what}: {time.monotonic() - since:.0f} s", "")
 
 
 def say(what: str, **about: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 
 import depthlens
+from depthlens import look
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -36,8 +37,8 @@ extensions = [
     "sphinx_design",
 ]
 html_theme = "pydata_sphinx_theme"
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_static_path = ["_static", "made/static"]
+html_css_files = ["look.css", "site.css"]
 html_title = "depthlens"
 html_theme_options = {
     "show_prev_next": True,
@@ -127,8 +128,9 @@ def _foreign(app: Any, kind: str, name: str, member: Any, skip: bool, options: A
 def setup(app: Any) -> None:
     """Make pages anew, then change links as pages are read."""
     shutil.rmtree(MADE, ignore_errors=True)
-    for folder in ("api", "tutorials"):
+    for folder in ("api", "tutorials", "static"):
         (MADE / folder).mkdir(parents=True)
+    (MADE / "static" / "look.css").write_text(look.site_css())
     _outside()
     _public_names()
     _command_line()

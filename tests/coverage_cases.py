@@ -83,8 +83,10 @@ def of_profile(name: str, sweep: str):
     sample, floor = SWEEPS[sweep]
     true = truth(name, sample, floor)
 
-    def covers(rng: np.random.Generator, n: int) -> bool:
+    def covers(rng: np.random.Generator, n: int) -> bool | None:
         p = profile(*sample(rng, n), floor)
+        if name in ("third, importance", "centre of mass") and p.unplaced:
+            return None
         (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
         low, high = interval(statistic_of(name, p, *means), n, skewed=not p.binary)
         return bool(low <= true <= high)
@@ -98,10 +100,12 @@ def of_two_tasks(sweep: str):
     other = nats(DEEP, 0.8) if "nats" in sweep else right_and_wrong(0.9, DEEP, 0.25)
     true = truth("centre of mass", sample, floor) - truth("centre of mass", other, floor)
 
-    def covers(rng: np.random.Generator, n: int) -> bool:
+    def covers(rng: np.random.Generator, n: int) -> bool | None:
         values = []
         for draw in (sample, other):
             p = profile(*draw(rng, n), floor)
+            if p.unplaced:
+                return None
             (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
             values.append(depth.centre(p, means[0]))
         low, high = interval(values[0] - values[1], n, skewed="nats" in sweep)

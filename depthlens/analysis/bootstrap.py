@@ -6,8 +6,8 @@ percentile interval honest where documents are few or hardly anything changes:
 * its levels are moved outwards as far as Student's t is from the normal distribution (the *expanded* percentile
   interval of Hesterberg 2015, The American Statistician 69:371-386);
 * where documents lose very unequally, as in nats, the interval is longer on the side of the long tail (Hall 1992);
-* with right and wrong answers, two imaginary documents are drawn along, one that is lost at a layer taken at random and
-  one that is won at one. This is the idea of Agresti & Coull (1998, The American Statistician 52:119-126), made for
+* with right and wrong answers, imaginary documents are drawn along, some that are lost at a layer taken at random and
+  some that are won at one. This is the idea of Agresti & Coull (1998, The American Statistician 52:119-126), made for
   pairs by Bonett & Price (2012, J. Educ. Behav. Stat. 37:479-488). That nothing changed on n documents does not prove
   that nothing ever changes, so no interval has zero width.
 """
@@ -25,6 +25,7 @@ from depthlens.analysis.stats import ALPHA, hall_ends
 from depthlens.errors import UserError
 
 N_BOOT = 1000
+IMAGINARY = 0.75  # documents lost, and as many won; with 1 shares of 30 documents cover in 98%, with 0.5 in 93%
 MOST_SKEWNESS = 1.0  # of draws; Hall's transformation is made for less, and samples like ours have at most 0.9
 
 
@@ -67,11 +68,11 @@ def draws(n: int, n_boot: int, seed: int, clusters: Sequence[str] | np.ndarray |
 
 
 def imaginary(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """What two imaginary documents, each lost or won at one layer, add to summed losses. Shape [draw, layer]."""
+    """What `IMAGINARY` documents lost at one layer, and as many won, add to summed losses. Shape [draw, layer]."""
     n_draws, n_layers = shape
     added = np.zeros(shape)
     for loss in (1, -1):
-        times = rng.poisson(1, n_draws)  # how often a document is drawn
+        times = rng.poisson(IMAGINARY, n_draws)  # how often such a document is drawn
         at = np.repeat(np.arange(n_draws), times), np.repeat(rng.integers(0, n_layers, n_draws), times)
         np.add.at(added, at, loss)
     return added

@@ -9,6 +9,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from depthlens import look
 from depthlens.claims.decision import ABOVE, BELOW, CANNOT, CONTRADICTED, SUPPORTED, UNDECIDED
 
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 CLASS = "depthlens-scorecard"
 # symbol, ground, text: symbol and word say the same as the colour, and text keeps a contrast of 4.5 to 1
 CHIPS = {
-    SUPPORTED: ("✓", "#0072B2", "#FFFFFF"),
-    CONTRADICTED: ("✗", "#E69F00", "#000000"),
-    UNDECIDED: ("?", "#FFFFFF", "#000000"),
-    CANNOT: ("–", "#E8E8E8", "#000000"),
+    SUPPORTED: ("✓", look.PALETTE[0], "#FFFFFF"),
+    CONTRADICTED: ("✗", look.PALETTE[1], look.PALETTE[2]),
+    UNDECIDED: ("?", "#FFFFFF", look.PALETTE[2]),
+    CANNOT: ("–", look.EMPTY, look.PALETTE[2]),
 }
 _WIDE, _HIGH = 150, 22  # of a bar, in pixels
 _REASON = 70  # characters
@@ -29,10 +30,10 @@ _STYLE = f"""<style>
 .{CLASS} th, .{CLASS} td {{ text-align: left; vertical-align: middle; padding: .3rem .6rem .3rem 0 }}
 .{CLASS} tbody th {{ font-weight: 400 }} .{CLASS} tbody th a {{ font-weight: 700 }}
 .{CLASS} span {{ white-space: nowrap }}
-.{CLASS} .chip {{ display: inline-block; white-space: nowrap; border: 1px solid #767676; border-radius: 999px;
+.{CLASS} .chip {{ display: inline-block; white-space: nowrap; border: 1px solid {look.GREY}; border-radius: 999px;
   padding: .1rem .6rem; font-weight: 600; font-size: .85em }}
 @media (max-width: 44rem) {{ .{CLASS} thead {{ display: none }}
-  .{CLASS} tr {{ display: block; border-bottom: 1px solid #767676; padding: .4rem 0 }}
+  .{CLASS} tr {{ display: block; border-bottom: 1px solid {look.GREY}; padding: .4rem 0 }}
   .{CLASS} tr > * {{ display: inline-block; border: 0 !important; padding: .1rem .6rem .1rem 0 !important }}
   .{CLASS} th {{ width: 100% }} }}
 </style>"""
@@ -83,8 +84,8 @@ def _bar(v: Verdict) -> str:
     shaded = {ABOVE: (at(v.threshold), _WIDE), BELOW: (0.0, at(v.threshold))}.get(side)
     shade = ""
     if shaded:
-        look = f'width="{shaded[1] - shaded[0]:.1f}" height="{_HIGH}" fill="#56a0d3" opacity=".25"'
-        shade = f'<rect x="{shaded[0]}" {look}/>'
+        size = f'width="{shaded[1] - shaded[0]:.1f}" height="{_HIGH}"'
+        shade = f'<rect x="{shaded[0]}" {size} fill="{look.CLAIMED}" opacity="{look.CLAIMED_OPACITY}"/>'
     text = f"{v.what}: {v.effect:.2f} [{v.ci_low:.2f}, {v.ci_high:.2f}] {v.unit}, claimed {v.claimed}"
     middle = _HIGH / 2
     return (

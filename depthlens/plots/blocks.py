@@ -16,8 +16,9 @@ from depthlens.analysis import stats
 from depthlens.analysis.block_losses import block_table
 from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.results import Result
+from depthlens.look import EMPTY, INK, PALETTE
 from depthlens.plots import panels
-from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALETTE, Plot, figure, themed, with_legend
+from depthlens.plots.theme import CANNOT_JUDGE, Plot, figure, themed, with_legend
 
 
 @themed

@@ -17,13 +17,13 @@ from depthlens.claims.decision import ABOVE, BELOW
 from depthlens.claims.scorecard_html import CHIPS
 from depthlens.claims.verdicts import Verdict, headline
 from depthlens.errors import UserError
+from depthlens.look import CLAIMED, CLAIMED_OPACITY, GREY, INK
 from depthlens.plots import panels
-from depthlens.plots.theme import DASHED, GREY, INK, SMALL, Plot, figure, themed, with_legend
+from depthlens.plots.theme import DASHED, SMALL, Plot, figure, themed, with_legend
 
 _WIDTHS = (1.4, 2.9, 2.2, 0.9)  # of the verdict, the statement, the effect, and the documents and views
 _STATEMENT, _EFFECT = 44, 40  # characters in a line
 _REASON = 150  # characters in all, as many as fit beside a statement
-_CLAIMED = "#CFE3F1"
 
 
 @themed
@@ -51,7 +51,7 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
     keys = [
         panels.line_key("effect, 95% interval", marker="o", ms=4, lw=1.4),
         *panels.level_keys(fig),
-        Patch(facecolor=_CLAIMED, lw=0, label="claimed side"),
+        Patch(facecolor=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, label="claimed side"),
     ]
     return with_legend(fig, keys)
 
@@ -91,7 +91,8 @@ def _effect(ax: Axes, verdict: Verdict) -> None:
     left, right = min(drawn) - margin, max(drawn) + margin
     side = next(p.spec.side for p in verdict.parts if p.spec.what == verdict.what)
     if side in (ABOVE, BELOW):
-        ax.axvspan(verdict.threshold, right if side == ABOVE else left, color=_CLAIMED, lw=0, zorder=0, gid="claimed")
+        shade = {"color": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 0, "zorder": 0}
+        ax.axvspan(verdict.threshold, right if side == ABOVE else left, gid="claimed", **shade)
     ax.axvline(verdict.threshold, color=INK, lw=1, ls=DASHED, zorder=1, gid="threshold")
     ax.plot([verdict.ci_low, verdict.ci_high], [0, 0], color=INK, lw=1.4, zorder=2, gid="interval")
     ax.plot([verdict.effect], [0], "o", color=INK, ms=4, zorder=3, gid="effect")

@@ -20,11 +20,12 @@ from depthlens.analysis.layer_profiles import Profile, labels, profiles
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
+from depthlens.look import GREY, INK, PALETTE
 from depthlens.plots import panels
 from depthlens.plots.effects import PROVEN, model_dims, unit_of
 from depthlens.plots.layers import CRITICAL_LAYER
 from depthlens.plots.panels import ACCURACY, numbers
-from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, PALETTE, SMALL, Plot, counts, figure, themed, with_legend
+from depthlens.plots.theme import CANNOT_JUDGE, SMALL, Plot, counts, figure, themed, with_legend
 
 _FAR = 3.0  # times the third largest: from here on a loss without bounds would flatten all others
 _BOOK = {1: (PALETTE[0], "^"), -1: (PALETTE[1], "v")}  # colour and marker by the sign of open minus closed

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.errors import UserError, unknown
+from depthlens.look import PALETTE
 from depthlens.plots import panels
-from depthlens.plots.theme import PALETTE, Plot, figure, round_up, themed, with_legend
+from depthlens.plots.theme import Plot, figure, round_up, themed, with_legend
 
 _WEIGHTS = {"relative": "size of the change relative to the weights", "cosine": "1 − cosine of old and new weights"}
 _ACTIVATIONS = {"relative": "size of the difference\nrelative to the base's", "cosine": "cosine of base and donor"}

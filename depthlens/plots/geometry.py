@@ -17,10 +17,11 @@ from depthlens.analysis.geometry import Geometry, aligned, geometry_agreement
 from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
+from depthlens.look import INK
 from depthlens.plots import panels
 from depthlens.plots.effects import unit_of
 from depthlens.plots.panels import numbers
-from depthlens.plots.theme import CANNOT_JUDGE, INK, SMALL, WIDTH, Plot, counts, figure, round_up, themed, with_legend
+from depthlens.plots.theme import CANNOT_JUDGE, SMALL, WIDTH, Plot, counts, figure, round_up, themed, with_legend
 
 _LENSES = {"probability": "probability of\nthe final top-1 token", "entropy": "entropy (nats)"}
 _PREDICTORS = {

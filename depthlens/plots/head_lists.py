@@ -23,10 +23,11 @@ from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.layer_profiles import labels
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.errors import UserError
+from depthlens.look import GREY, INK, PALE, PALETTE
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import unit_of
 from depthlens.plots.panels import numbers
-from depthlens.plots.theme import GREY, INK, PALE, PALETTE, SMALL, Plot, figure, themed, with_legend
+from depthlens.plots.theme import SMALL, Plot, figure, themed, with_legend
 
 OUTSIDE = "worse than every random draw"
 _DISTANCES = (5, 12, 20, 30, 42, 56, 72, 90)  # points from a dot to its name

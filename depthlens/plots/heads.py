@@ -30,15 +30,16 @@ from depthlens.ablations import INDEXED, Head
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
+from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import PROVEN, Effects, Names, group_size, sweep_effects, sweep_title, varying
-from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, INK, PALE, SMALL, Plot, figure, themed, with_legend
+from depthlens.plots.theme import CANNOT_JUDGE, SMALL, Plot, figure, themed, with_legend
 
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
 _TOP_LOSSES, _TOP_SCORES = ("largest loss", "largest losses"), ("highest score", "highest scores")
-_GROUP_LINE = "#8C8C8C"
+_GROUP_LINE = GREY
 _FAR = 2.0  # times the 99th percentile: a largest value from here on does not end the scale
 _MANY = 0.2  # share of heads that are marked
 _LINE = 11.0  # points: height of a line of 8 pt

@@ -19,10 +19,11 @@ from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import GROUP
 from depthlens.errors import UserError
+from depthlens.look import EMPTY, GREY, INK, PALETTE
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, PROVEN, Effects, Names, sweep_effects, sweep_title, varying
 from depthlens.plots.panels import ACCURACY
-from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, GREY, INK, SMALL, Plot, figure, themed, with_legend
+from depthlens.plots.theme import CANNOT_JUDGE, SMALL, Plot, figure, themed, with_legend
 
 CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
 MAX_OVERLAID = 4  # series in one panel; more are drawn side by side
@@ -191,7 +192,7 @@ def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Plot:
     ax = fig.subplots()
     floor = np.zeros(len(shares))
     keys = []
-    for kind, colour in zip((solution_errors.RIGHT, *solution_errors.MISTAKES), (EMPTY, *theme.PALETTE), strict=True):
+    for kind, colour in zip((solution_errors.RIGHT, *solution_errors.MISTAKES), (EMPTY, *PALETTE), strict=True):
         ax.bar(shares.index, shares[kind], 0.92, bottom=floor, color=colour, lw=0)
         keys.append(Patch(facecolor=colour, label="still right" if kind == solution_errors.RIGHT else kind))
         floor += shares[kind].to_numpy()

@@ -25,8 +25,9 @@ from numpy.typing import ArrayLike
 
 from depthlens.analysis.stats import FEWEST
 from depthlens.errors import UserError
+from depthlens.look import EMPTY, GREY, INK, PALE, PALETTE
 from depthlens.plots import theme
-from depthlens.plots.theme import DASHED, DOTTED, EMPTY, GREY, INK, MARKERS, PALE, PALETTE, SMALL
+from depthlens.plots.theme import DASHED, DOTTED, MARKERS, SMALL
 
 Number = int | float
 ACCURACY = "accuracy"

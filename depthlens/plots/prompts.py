@@ -24,8 +24,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from depthlens.errors import UserError
+from depthlens.look import EMPTY, GREY, INK, PALE, PALETTE
 from depthlens.plots import panels, theme
-from depthlens.plots.theme import EMPTY, GREY, INK, PALE, PALETTE, SMALL, Plot, figure, themed, with_legend
+from depthlens.plots.theme import SMALL, Plot, figure, themed, with_legend
 
 MAP_TOKENS = 60  # more do not fit a page in 8 pt
 STRIP_TOKENS = 800  # a longer prompt is shown in excerpts

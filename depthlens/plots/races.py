@@ -10,8 +10,9 @@ from matplotlib.patches import Patch
 from depthlens import arguments
 from depthlens.analysis import races
 from depthlens.analysis.races import Race
+from depthlens.look import EMPTY, PALE, PALETTE
 from depthlens.plots import panels
-from depthlens.plots.theme import CANNOT_JUDGE, EMPTY, PALE, PALETTE, Plot, counts, figure, themed, with_legend
+from depthlens.plots.theme import CANNOT_JUDGE, Plot, counts, figure, themed, with_legend
 
 MOST_ROWS = 40  # conditions in a panel; of more, those that took longest are shown
 _COLOURS = {

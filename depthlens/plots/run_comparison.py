@@ -23,12 +23,13 @@ from depthlens.analysis.run_comparison import Comparison
 from depthlens.analysis.run_differences import ABOVE_FLOOR, CENTRE, SCORE
 from depthlens.analysis.run_families import Key
 from depthlens.errors import UserError
+from depthlens.look import GREY, INK, PALE, PALETTE
 from depthlens.metrics import LOGPROBS, metric_unit
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import PROVEN
 from depthlens.plots.layers import CRITICAL_LAYER, MAX_OVERLAID
 from depthlens.plots.panels import numbers
-from depthlens.plots.theme import CANNOT_JUDGE, GREY, INK, MARKERS, PALETTE, Plot, counts, figure, themed, with_legend
+from depthlens.plots.theme import CANNOT_JUDGE, MARKERS, Plot, counts, figure, themed, with_legend
 
 DEPTH = "depth (layer / last layer)"
 _CAP = 3  # times an even share: where the colours end
@@ -371,7 +372,7 @@ def _map_row(
     mesh = ax.pcolormesh(edges, [at - 0.46, at + 0.46], np.ma.masked_invalid(loss[None]), gid="shares", **look)
     if centre["why"]:
         why = CANNOT_JUDGE if centre["why"] == AT_CHANCE else f"{centre['why']}: cannot judge"
-        ax.axhspan(at - 0.46, at + 0.46, hatch="////", fc="none", ec=theme.PALE, lw=0, gid="hatch")
+        ax.axhspan(at - 0.46, at + 0.46, hatch="////", fc="none", ec=PALE, lw=0, gid="hatch")
         box = {"fc": "white", "ec": "none", "pad": 1.5}
         ax.text(0.5, at, why, ha="center", va="center", fontsize=theme.SMALL, bbox=box)
         return mesh

@@ -18,9 +18,10 @@ from depthlens import arguments
 from depthlens.analysis.run_comparison import Comparison
 from depthlens.claims.scorecard_html import CHIPS
 from depthlens.errors import UserError
+from depthlens.look import GREY, INK, PALETTE
 from depthlens.plots import panels
 from depthlens.plots.layers import MAX_OVERLAID
-from depthlens.plots.theme import GREY, INK, MARKERS, PALETTE, SMALL, Plot, figure, themed, with_legend
+from depthlens.plots.theme import MARKERS, SMALL, Plot, figure, themed, with_legend
 
 _WHAT = 34  # characters in a line
 

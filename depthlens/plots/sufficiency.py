@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from depthlens import arguments
 from depthlens.analysis.sufficiency import CANNOT_JUDGE, SufficiencyCurve
 from depthlens.errors import UserError
+from depthlens.look import PALETTE
 from depthlens.plots import panels, theme
 from depthlens.plots.panels import numbers
-from depthlens.plots.theme import PALETTE, Plot, figure, themed, with_legend
+from depthlens.plots.theme import Plot, figure, themed, with_legend
 
 
 @themed

@@ -1,7 +1,7 @@
-"""What all figures share: paper size, colours, markers, fonts, and how text is made to fit.
+"""What all figures share: paper size, markers, fonts, and how text is made to fit.
 
 The theme is seaborn's and holds while a figure is drawn: global settings stay as they are. Figures do not belong to
-pyplot. Colours are those of Okabe and Ito (2008, jfly.uni-koeln.de/color) that differ in lightness, too.
+pyplot. Colours are those of `depthlens.look`, as are those of pages and of the site.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ from scipy.optimize import isotonic_regression
 from depthlens.plots import figure_data
 
 P = ParamSpec("P")
-PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73")  # lightness 46, 71, 0, 58 of 100
 MARKERS = ("o", "s", "^", "D")
-INK, GREY = "#262626", "#767676"  # the grey keeps 4.5:1 on white, the least that small text needs
-PALE = "#B0B0B0"  # what must not draw attention: hatching, dots of other heads
-EMPTY = "#E8E8E8"  # a cell without a number
 SCORES = "mako_r"  # numbers from 0 up: perceptually uniform, light to dark, so that it also prints in grey
 WIDTH = 7.0  # inches: both columns of a page
 SMALL = 8  # points: no text is smaller

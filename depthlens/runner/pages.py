@@ -26,6 +26,7 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
+from depthlens import look
 from depthlens.claims.scorecard_html import CLASS as SCORECARD
 from depthlens.runner.notebook_files import run_state
 from depthlens.runner.page_figures import dress
@@ -200,7 +201,7 @@ def notebook_page(
         config=Config(NbConvertBase={"display_data_priority": _SHOWN}),
     )
     exporter.log.addFilter(_no_alt_text_nagging)
-    css = _text("base.css") + _text("notebook.css") + _code_css()
+    css = _styles("base.css", "notebook.css") + _code_css()
     page = {"policy": _POLICY, "css": css, "error": error, "footer": footer, **top}
     body, _ = exporter.from_notebook_node(nb, resources={"depthlens": page})
     body = _without_scripts(body).replace("<th></th>", "<td></td>")
@@ -238,8 +239,11 @@ def index_page(cards: Sequence[Card], *, title: str, subtitle: str = "", of: str
 
 def render(template: str, styles: Sequence[str], **values: Any) -> str:
     """A page from one of the templates, with its styles inside and the policy that forbids every request."""
-    css = "".join(map(_text, styles))
-    return _TEMPLATES.get_template(template).render(policy=_POLICY, css=css, **values)
+    return _TEMPLATES.get_template(template).render(policy=_POLICY, css=_styles(*styles), **values)
+
+
+def _styles(*names: str) -> str:
+    return look.page_css() + "".join(map(_text, names))
 
 
 def _without_scripts(text: str) -> str:

@@ -7,19 +7,20 @@ stops a notebook in its first second with one line that names the value, what is
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from tqdm import TqdmWarning
 
-from depthlens import arguments, provenance
+from depthlens import arguments, progress, provenance
 from depthlens.errors import UserError
-from depthlens.models import loading, sources
-from depthlens.models.lens import Lens
 from depthlens.paths import writable_folder
-from depthlens.tasks import harness
+
+if TYPE_CHECKING:
+    from depthlens.models.lens import Lens
 
 
 def setup_notebook(
@@ -76,16 +77,10 @@ def setup_notebook(
     arguments.check(enable_thinking=enable_thinking, gen_kwargs=gen_kwargs, think_end_token=think_end_token)
     if out is not None:
         writable_folder(out)
-    source = sources.find(model, weights=not remote)
-    if not remote:
-        sources.probe(source)
-    n_docs = arguments.documents(limit)
-    chosen: dict[str, Any] = {"num_fewshot": num_fewshot, "seed": seed, "limit": n_docs, "gen_kwargs": gen_kwargs}
-    harness.load_tasks(tasks, include_path=include_path, **chosen)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    lens = loading.load(model, dtype=dtype, device=device, quantize=quantize, offload=offload, remote=remote)
+    options: dict[str, Any] = {"num_fewshot": num_fewshot, "seed": seed, "limit": limit, "gen_kwargs": gen_kwargs}
+    loaded = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
+    with progress.working(f"loading {model} and {', '.join(map(str, tasks))}"):
+        lens = _load(model, tasks, loaded, include_path=include_path, **options)
     about = lens.describe()
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
@@ -97,3 +92,21 @@ def setup_notebook(
         f"attention {about['attention_kernel']} | seed {seed} | fingerprint {str(about['fingerprint'])[:12]}"
     )
     return lens
+
+
+def _load(model: str, tasks: Sequence[str], loaded: Mapping[str, Any], *, seed: int, **options: Any) -> Lens:
+    """Look up the tasks, seed every generator and load the model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # bars of other libraries want ipywidgets; ours do not
+        import torch  # here, because importing takes seconds in which the cell says what it does
+
+        from depthlens.models import loading, sources
+        from depthlens.tasks import harness
+    source = sources.find(model, weights=not loaded["remote"])
+    if not loaded["remote"]:
+        sources.probe(source)
+    harness.load_tasks(tasks, seed=seed, **options | {"limit": arguments.documents(options["limit"])})
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return loading.load(model, **loaded)

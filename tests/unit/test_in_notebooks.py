@@ -35,6 +35,11 @@ def inner():
 from depthlens import errors
 inner()
 """
+LOADS = """
+from depthlens import progress
+with progress.working("loading a <model>"):
+    pass
+"""
 STOPS = "raise errors.Interrupted('3 of 8 rows are kept in <store>')"
 
 
@@ -53,6 +58,20 @@ def test_a_kernel_shows_bars_beside_standard_error_and_errors_in_one_line(monkey
     assert held.data["text/plain"] == "capitals: all 216 rows from the store"
     assert failed.traceback == ["UserError: limit -3: give a number"] and failed.ename == "UserError"
     assert stopped.traceback == ["Interrupted: 3 of 8 rows are kept in <store>"]
+
+
+def test_a_kernel_says_what_takes_seconds_and_a_run_does_not(monkeypatch, tmp_path):
+    run = f"import os\nos.environ[{progress.ENVIRONMENT!r}] = {str(tmp_path / 'lines')!r}"
+    (said,), under_a_run = outputs([LOADS, run + LOADS], monkeypatch)
+    assert said.output_type == "display_data" and said.data["text/plain"] == "loading a <model>: 0 s"
+    assert "loading a &lt;model&gt;: 0 s" in said.data["text/html"] and not under_a_run
+
+
+def test_the_first_cell_of_a_notebook_does_not_ask_for_ipywidgets(tmp_path, monkeypatch):
+    model = str(tiny.save(tmp_path / "model", "llama-gqa"))
+    (shown,) = outputs([f"import depthlens as dl\nlens = dl.setup_notebook({model!r}, ['capitals'])"], monkeypatch)
+    texts = [str(output.get("data", output.get("text"))) for output in shown]
+    assert any("fingerprint" in text for text in texts) and not any("ipywidgets" in text for text in texts)
 
 
 def test_under_a_run_bars_stay_on_standard_error(monkeypatch, tmp_path):

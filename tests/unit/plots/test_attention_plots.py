@@ -12,6 +12,7 @@ from matplotlib import colormaps
 
 from depthlens import plots
 from depthlens.errors import UserError
+from depthlens.look import GREY
 from depthlens.plots import theme
 
 PROMPT = ["<s>", "The", " key", " of", " 7f", "$x$", " is", " 巴", ".", "\n", "\t", "Key", ":"]
@@ -64,7 +65,7 @@ def test_attention_of_one_query_shades_the_prompt():
     cmap = colormaps["mako_r"]
     np.testing.assert_allclose(boxes.get_facecolor(), cmap(weights[6, :7] / theme.round_up(weights[6].max())))
     inks = [t.get_color() for t in strip(fig)]
-    assert set(inks[7:]) == {theme.GREY} and set(inks[:7]) <= {"black", "white"}
+    assert set(inks[7:]) == {GREY} and set(inks[:7]) <= {"black", "white"}
     lines = {t.get_position()[1] for t in strip(fig)}
     assert len(lines) == 2, "a line break in the prompt breaks the line"
     best = int(weights[6].argmax())

@@ -11,6 +11,7 @@ from depthlens import plots
 from depthlens.analysis import depth, model_comparison
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
+from depthlens.look import GREY
 from depthlens.plots import theme
 
 N_LAYERS, N = 12, 40
@@ -72,7 +73,7 @@ def test_profiles_side_by_side_with_their_centres():
 def test_a_profile_at_chance_has_no_centre():
     fig = plots.profile_comparison(sweep(EARLY, base=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d"))
     assert texts(fig).count(theme.CANNOT_JUDGE) == 1
-    assert len(by_gid(fig, "centre")) == 1 and by_gid(fig, "series")[0].get_color() == theme.GREY
+    assert len(by_gid(fig, "centre")) == 1 and by_gid(fig, "series")[0].get_color() == GREY
     check(fig)
     nothing = plots.profile_comparison(sweep(EARLY * 0))
     assert "no loss to place in depth: cannot judge" in texts(nothing) and by_gid(nothing, "centre") == []
@@ -121,7 +122,7 @@ def test_a_difference_that_cannot_be_judged_marks_nothing():
     fig = plots.loss_difference(sweep(EARLY, base=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d"))
     assert theme.CANNOT_JUDGE in texts(fig)
     assert by_gid(fig, "proven") == []
-    assert by_gid(fig, "difference")[0].get_color() == theme.GREY
+    assert by_gid(fig, "difference")[0].get_color() == GREY
     check(fig)
 
 

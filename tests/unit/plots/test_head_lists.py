@@ -16,6 +16,7 @@ from depthlens.analysis.head_lists import head_overlap
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.errors import UserError
+from depthlens.look import GREY, PALETTE
 from depthlens.plots import theme
 
 # -- removal_curve -------------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ def test_curve_draws_lists_bands_and_levels():
     assert [ax.get_title(loc="left") for ax in fig.axes] == list(TASKS)
     for t, ax in enumerate(fig.axes):
         lines = [line for line in ax.get_lines() if line.get_gid() == "list"]
-        assert [line.get_color() for line in lines] == list(theme.PALETTE[:2])
+        assert [line.get_color() for line in lines] == list(PALETTE[:2])
         for i, line in enumerate(lines):
             np.testing.assert_allclose(line.get_ydata(), FALL if i == t else FLAT)
             np.testing.assert_allclose(line.get_xdata(), KS, atol=0.1)  # lists stand a little aside of each other
@@ -70,7 +71,7 @@ def test_curve_draws_lists_bands_and_levels():
         random = [line for line in ax.get_lines() if line.get_gid() == "random"]
         assert [line.get_ydata()[-1] for line in random] == pytest.approx([0.85, 0.85])
         (outside,) = [line for line in ax.get_lines() if line.get_gid() == "outside"]
-        assert outside.get_color() == theme.PALETTE[t] and outside.get_ydata().tolist() == FALL[1:]
+        assert outside.get_color() == PALETTE[t] and outside.get_ydata().tolist() == FALL[1:]
         assert ax.get_ylim() == (-0.02, 1.02) and ax.get_xlabel() == "heads removed together"
     assert [line.get_ydata()[0] for line in by_gid(fig, "baseline")] == [0.9, 0.9]
     assert [line.get_ydata()[0] for line in by_gid(fig, "chance")] == [0.25, 0.25]
@@ -101,7 +102,7 @@ def test_curve_where_lower_is_better_marks_the_rise():
 def test_curve_at_chance_is_grey_and_written():
     fig = plots.removal_curve(curve(("kv_retrieval",), ("retrieval",), base=0.25, chance=0.25, at_chance=True))
     assert theme.CANNOT_JUDGE in texts(fig) and "retrieval p =" not in texts(fig) and by_gid(fig, "outside") == []
-    assert [line.get_color() for line in by_gid(fig, "list")] == [theme.GREY]
+    assert [line.get_color() for line in by_gid(fig, "list")] == [GREY]
     check(fig)
 
 

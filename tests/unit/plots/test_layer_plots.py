@@ -15,6 +15,7 @@ from depthlens import plots
 from depthlens.analysis import depth
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
+from depthlens.look import GREY
 from depthlens.plots import theme
 from depthlens.plots.layers import CRITICAL_LAYER
 
@@ -95,7 +96,7 @@ def test_chance_is_written_and_never_marked(protocols):
     assert texts(fig).count(theme.CANNOT_JUDGE) == 1
     lines = by_gid(fig, "series")
     assert len(lines) == 3 and len(by_gid(fig, "critical")) == 2
-    assert [line.get_color() for line in lines].count(theme.GREY) == 1
+    assert [line.get_color() for line in lines].count(GREY) == 1
     hatched = [c for c in fig.axes[0].collections if c.get_hatch()]
     assert len(hatched) == 1
     check(fig)

@@ -19,6 +19,7 @@ from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 
 from depthlens import plots
+from depthlens.look import PALETTE
 from depthlens.plots import panels, theme
 
 
@@ -38,10 +39,10 @@ def lightness(colour) -> float:
 
 
 def test_colours_differ_in_greyscale():
-    levels = [lightness(to_rgb(c)) for c in theme.PALETTE]
+    levels = [lightness(to_rgb(c)) for c in PALETTE]
     assert min(abs(a - b) for a, b in itertools.combinations(levels, 2)) > 10, levels
     assert max(levels) < 75, "a line must stand out from white paper"
-    assert len(set(theme.MARKERS)) == len(theme.PALETTE)
+    assert len(set(theme.MARKERS)) == len(PALETTE)
 
 
 # what people without working medium-wave cones see, in linear RGB (Machado et al. 2009, severity 1)

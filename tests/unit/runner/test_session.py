@@ -12,8 +12,8 @@ import torch
 
 import depthlens as dl
 from depthlens.errors import UserError
+from depthlens.models import loading
 from depthlens.models.lens import Lens
-from depthlens.runner import session
 
 TASKS = ["capitals_continuation", "kv_retrieval_4"]
 
@@ -99,7 +99,7 @@ def test_an_output_that_cannot_be_written(folder, tmp_path):
 
 
 def test_everything_cheap_is_checked_before_the_model_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setattr(session.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     for wrong in ({"limit": 0}, {"seed": -1}, {"tasks": ["no_such_task"]}, {"num_fewshot": 99}):
         with pytest.raises(UserError):
             dl.setup_notebook(**({"model": "smollm2-135m", "tasks": ["capitals_continuation"]} | wrong))
