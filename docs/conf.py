@@ -18,6 +18,7 @@ import nbformat
 
 import depthlens
 from depthlens import look
+from depthlens.plots import figure_data
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -99,6 +100,8 @@ def _tutorials() -> None:
         source = folder / notebook.name
         shown = nbformat.read(source if source.is_file() else notebook, as_version=4)
         shown = badges.on_page(shown, badges.address(), notebook.stem)
+        for output in (o for cell in shown.cells for o in cell.get("outputs", [])):
+            output.get("data", {}).pop(figure_data.MIME, None)  # the numbers of a figure, which Sphinx cannot show
         nbformat.write(shown, MADE / "tutorials" / notebook.name)
 
 
