@@ -53,6 +53,7 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "off"  # the run has executed them
 nb_merge_streams = True
+nb_output_stderr = "remove"  # bars, and what libraries say while they load
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 default_role = "literal"  # names in docstrings stand between single backticks

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from depthlens.claims.decision import ABOVE, BELOW
 from depthlens.claims.scorecard_html import CHIPS
-from depthlens.claims.verdicts import Verdict, headline
+from depthlens.claims.verdicts import Verdict, Verdicts, headline
 from depthlens.errors import UserError
 from depthlens.look import CLAIMED, CLAIMED_OPACITY, GREY, INK
 from depthlens.plots import panels
@@ -23,7 +23,7 @@ from depthlens.plots.theme import DASHED, SMALL, Plot, figure, themed, with_lege
 
 _WIDTHS = (1.4, 2.9, 2.2, 0.9)  # of the verdict, the statement, the effect, and the documents and views
 _STATEMENT, _EFFECT = 44, 40  # characters in a line
-_REASON = 150  # characters in all, as many as fit beside a statement
+_LETTERS = "abcdefgh"  # of the parts of a claim, as in `Verdicts.parts`
 
 
 @themed
@@ -32,35 +32,45 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
 
     Args:
         verdicts: Of `depthlens.claims.judge`.
-        title: Above the figure; by default how many claims came out how.
+        title: Above the figure; by default the models, and how many claims came out how.
 
     Raises:
         UserError: no verdicts.
     """
     if not isinstance(verdicts, Sequence) or not verdicts or not all(isinstance(v, Verdict) for v in verdicts):
         raise UserError("no verdicts to draw; give those of depthlens.claims.judge")
-    fig = figure(title, headline(verdicts), height=0.92 * len(verdicts) + 0.9)
-    axes = fig.subplots(len(verdicts), len(_WIDTHS), width_ratios=_WIDTHS, squeeze=False)
+    reasons = {v.claim.id: _reason(v) for v in verdicts}
+    heights = [0.92 + 0.13 * max(0, text.count("\n") - 4) for text in reasons.values()]  # a line of 8 pt is 0.13 inches
+    models = verdicts.record.get("models", []) if isinstance(verdicts, Verdicts) else []
+    default = f"{', '.join(models)}: {headline(verdicts)}" if models else headline(verdicts)
+    fig = figure(title, default, height=sum(heights) + 0.9)
+    axes = fig.subplots(len(verdicts), len(_WIDTHS), width_ratios=_WIDTHS, height_ratios=heights, squeeze=False)
     for (chip, statement, effect, documents), verdict in zip(axes, verdicts, strict=True):
         for ax in (chip, statement, documents):
             ax.set_axis_off()
         _chip(chip, verdict)
         panels.note(statement, 0, 0.5, textwrap.fill(verdict.claim.statement, _STATEMENT), color=INK)
-        _effect(effect, verdict)
+        _effect(effect, verdict, reasons[verdict.claim.id])
         panels.note(documents, 0.1, 0.5, _measured(verdict), color=INK if verdict.n else GREY)
     keys = [
         panels.line_key("effect, 95% interval", marker="o", ms=4, lw=1.4),
         *panels.level_keys(fig),
         Patch(facecolor=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, label="claimed side"),
     ]
+    if any(len(v.parts) > 1 for v in verdicts):
+        meaning = ", ".join(f"{symbol} {verdict}" for verdict, (symbol, *_) in CHIPS.items())
+        keys.append(panels.mark_key(f"a, b, …: parts of a claim ({meaning})", marker=""))
     return with_legend(fig, keys)
 
 
 def _measured(verdict: Verdict) -> str:
-    """How many documents and seeds, and under how many views the claim holds."""
+    """How many documents and seeds, what each part came to, and under how many views the claim holds."""
     if not verdict.n:
         return "–"
-    lines = [f"n = {verdict.n}", f"{verdict.seeds} seed{'s' * (verdict.seeds != 1)}"]
+    lines = [f"n = {verdict.n}, {verdict.seeds} seed{'s' * (verdict.seeds != 1)}"]
+    if len(verdict.parts) > 1:
+        came_to = [f"{letter}\xa0{CHIPS[p.verdict][0]}" for letter, p in zip(_LETTERS, verdict.parts, strict=False)]
+        lines += textwrap.wrap("  ".join(came_to), 15)
     if views := len(verdict.holds) + len(verdict.fails):
         lines.append(f"holds in {len(verdict.holds)}\nof {views} views")
     return "\n".join(lines)
@@ -74,12 +84,19 @@ def _chip(ax: Axes, verdict: Verdict) -> None:
     panels.note(ax, 0.3, 0.5, text, color=ink, bbox=box, gid=verdict.verdict)
 
 
-def _effect(ax: Axes, verdict: Verdict) -> None:
+def _reason(verdict: Verdict) -> str:
+    """Why there is no effect to draw, in lines; "" where there is one."""
+    if verdict.effect is not None and verdict.ci_low is not None and verdict.ci_high is not None:
+        return ""
+    reasons = dict.fromkeys(part.main.why for part in verdict.parts if part.main.why)
+    return textwrap.fill("; ".join(reasons) or verdict.sentence.partition(": ")[2], _EFFECT)
+
+
+def _effect(ax: Axes, verdict: Verdict, reason: str) -> None:
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
-    if verdict.effect is None or verdict.ci_low is None or verdict.ci_high is None:
-        reason = textwrap.shorten(verdict.sentence.partition(": ")[2], _REASON, placeholder=" …")
-        panels.note(ax, 0, 0.5, textwrap.fill(reason, _EFFECT), color=GREY)
+    if reason or verdict.effect is None or verdict.ci_low is None or verdict.ci_high is None:
+        panels.note(ax, 0, 0.5, reason, color=GREY)
         ax.set_title("\n", fontsize=SMALL, pad=2)  # the height of a row with an axis
         ax.set_xticks([0], [" "])
         ax.set_xlabel(" ", fontsize=SMALL, labelpad=1)
@@ -98,5 +115,6 @@ def _effect(ax: Axes, verdict: Verdict) -> None:
     ax.plot([verdict.effect], [0], "o", color=INK, ms=4, zorder=3, gid="effect")
     ax.set(xlim=(left, right), ylim=(-1, 1))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    panels.panel_title(ax, textwrap.fill(verdict.what, _EFFECT), fontsize=SMALL, pad=2)
+    letter = _LETTERS[[p.spec.what for p in verdict.parts].index(verdict.what)] if len(verdict.parts) > 1 else ""
+    panels.panel_title(ax, textwrap.fill(f"{letter} {verdict.what}".strip(), _EFFECT), fontsize=SMALL, pad=2)
     ax.set_xlabel(verdict.unit, fontsize=SMALL, labelpad=1)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import AsinhNorm
 from matplotlib.patches import Patch
 
 from depthlens.analysis import depth, solution_errors
@@ -27,7 +28,6 @@ from depthlens.plots.theme import CANNOT_JUDGE, SMALL, Plot, figure, themed, wit
 
 CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
 MAX_OVERLAID = 4  # series in one panel; more are drawn side by side
-_CAP = 3  # times an even share: where the colours end, since one early layer can hold nearly everything
 _THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
 # documents: the intervals of fewer scores that are not 0 or 1 are many times wider than the scores, and hide them
 FEWEST_FOR_BAND = 6
@@ -70,6 +70,7 @@ def depth_profile(
         lines = [(e, labels.index(_label(e, within)) if overlaid else 0) for e in group]
         for e, style in lines:
             _draw_line(ax, e, style)
+            _chance(ax, e, style, [other for other, _ in lines])
             fig.points += [
                 (ax, float(i), float(e.baseline + e.values[i]), _said(e, i, within)) for i in range(len(e.values))
             ]
@@ -81,11 +82,14 @@ def depth_profile(
             _name_lines(ax, lines, within)
         if any(e.at_chance for e in group) and (len(groups) > 1 or len(group) == 1):
             panels.note(ax, 1, 0.95, CANNOT_JUDGE, ha="right", color=GREY)
+    one = len(labels) == 1 or not overlaid
+    colour = panels.colour_of(0, all(e.at_chance for e in effects)) if one else None
     keys = panels.series_keys(labels, mfc=None) if len(groups) > 1 and 1 < len(labels) and overlaid else []
     if panels.drawn(fig, "critical"):
-        keys.append(panels.mark_key(CRITICAL_LAYER))
+        keys.append(panels.mark_key(CRITICAL_LAYER, color=colour or INK))
     few = any((np.isfinite(e.values) & np.isnan(e.low)).any() for group in groups for e in group)
-    return with_legend(fig, [*keys, *panels.level_keys(fig), panels.band_key(*[panels.FEW] * few)])
+    band = panels.band_key(panels.FEW if few else panels.BAND, colour or INK)
+    return with_legend(fig, [*keys, *panels.level_keys(fig, colour=colour), band])
 
 
 @themed
@@ -153,8 +157,13 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> P
     fig = figure(title, default, height=0.4 * len(rows) + 1.6)
     names = [p.label.replace(" ", "\n", 1) for p in rows]
     idle = [p.unplaced and f"{p.unplaced}: cannot judge" for p in rows]
-    look = {"cmap": "RdBu_r", "gid": "shares", "label": "share of the row's summed loss", "extend": "both"}
-    ax = panels.layer_rows(fig, grid, _CAP / n_layers, names, idle, **look)
+    limit = max(float(np.nanmax(np.abs(grid), initial=0)), 3 / n_layers)
+    # one early layer can hold nearly everything: colours go on evenly up to an even share, and by its logarithm beyond
+    norm = AsinhNorm(1 / n_layers, -limit, limit)
+    ticks = [t for t in (-1, -0.3, -0.1, -0.03, 0, 0.03, 0.1, 0.3, 1) if abs(t) <= limit]
+    look = {"cmap": "RdBu_r", "gid": "shares", "label": "share of the row's summed loss", "norm": norm}
+    look |= {"ticks": ticks, "format": "%g"}
+    ax = panels.layer_rows(fig, grid, limit, names, idle, **look)
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (profile, (centre, *interval)) in enumerate(zip(rows, places, strict=True)):
         if profile.unplaced:
@@ -230,7 +239,14 @@ def _draw_line(ax: Axes, e: Effects, style: int) -> None:
     panels.curve(ax, x, curve, style, idle=e.at_chance)
     panels.marks(ax, x, curve[0], e.critical, style, "critical")
     panels.level(ax, e.baseline, "baseline", color=panels.colour_of(style, e.at_chance))
-    panels.level(ax, e.chance, "chance")
+
+
+def _chance(ax: Axes, e: Effects, style: int, all_lines: Sequence[Effects]) -> None:
+    """A dotted line in the colour of its series; those of series with one chance level take turns in its dots."""
+    same = [other for other in all_lines if other.chance == e.chance]
+    turn = next(i for i, other in enumerate(same) if other is e) if e in same else 0
+    dots = (3 * turn, (1, 3 * max(1, len(same)) - 1))
+    panels.level(ax, e.chance, "chance", color=panels.colour_of(style, e.at_chance), ls=dots)
 
 
 def _said(e: Effects, layer: int, fields: Sequence[str]) -> str:

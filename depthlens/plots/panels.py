@@ -162,6 +162,7 @@ def cells(
     grid: np.ndarray,
     limits: tuple[Number, Number],
     *,
+    norm: Normalize | None = None,
     cmap: str | Colormap = theme.SCORES,
     first_row: int = 0,
     empty: str = EMPTY,
@@ -173,6 +174,7 @@ def cells(
         ax: The panel.
         grid: Numbers; NaN is left empty. Shape [row, column].
         limits: The numbers at the ends of the colours.
+        norm: How numbers become colours; evenly by default.
         cmap: The colours.
         first_row: Number of the first row.
         empty: Colour of an empty cell.
@@ -181,7 +183,7 @@ def cells(
     rows, columns = grid.shape
     x, y = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5 + first_row
     look: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.5, **options}
-    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(grid), cmap=cmap, norm=Normalize(*limits), **look)
+    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(grid), cmap=cmap, norm=norm or Normalize(*limits), **look)
     ax.set(xlim=(x[0], x[-1]), ylim=(y[-1], y[0]), facecolor=empty)
     for axis in (ax.xaxis, ax.yaxis):
         whole_numbers(axis)
@@ -216,6 +218,7 @@ def layer_rows(
     *,
     cmap: str,
     gid: str,
+    norm: Normalize | None = None,
     **bar: Any,
 ) -> Axes:
     """A map with a named row for each task and a column for each removed layer, and the scale of its changes.
@@ -228,10 +231,11 @@ def layer_rows(
         idle: Why a row has no numbers: it is hatched; "" where it has.
         cmap: The colours.
         gid: Name of the map.
+        norm: How numbers become colours; evenly by default.
         **bar: Of the scale: its ``label``, and other options for matplotlib.
     """
     ax = fig.subplots()
-    mesh = cells(ax, grid, (-limit, limit), cmap=cmap, gid=gid)
+    mesh = cells(ax, grid, (-limit, limit), norm=norm, cmap=cmap, gid=gid)
     for row, why in enumerate(idle):
         if why:
             hatch(ax, row - 0.5, 1, grid.shape[1], why)
@@ -269,9 +273,16 @@ def mark_key(label: str, **options: Any) -> Line2D:
     return Line2D([], [], label=label, **{"color": INK, "ls": "", "marker": "o", "ms": 6, **options})
 
 
-def level_keys(fig: Figure, **labels: str) -> list[Line2D]:
-    """Keys of all levels that a figure has, named for their kinds unless ``labels`` say otherwise."""
-    return [line_key(labels.get(kind, kind), **look) for kind, look in _LEVELS.items() if drawn(fig, kind)]
+def level_keys(fig: Figure, *, colour: str | None = None, **labels: str) -> list[Line2D]:
+    """Keys of all levels that a figure has, named for their kinds unless ``labels`` say otherwise.
+
+    Args:
+        fig: The figure.
+        colour: Of all; by default those of their kinds.
+        **labels: What to call a kind.
+    """
+    own = {} if colour is None else {"color": colour}
+    return [line_key(labels.get(kind, kind), **look | own) for kind, look in _LEVELS.items() if drawn(fig, kind)]
 
 
 def reach(*values: np.ndarray) -> tuple[float, float]:
@@ -280,10 +291,11 @@ def reach(*values: np.ndarray) -> tuple[float, float]:
     return float(np.nanmin(every)), float(np.nanmax(every))
 
 
+BAND = "95% interval"
 FEW = f"95% interval (none where fewer than {FEWEST} documents change)"
 
 
-def band_key(label: str = "95% interval", colour: str = INK) -> Patch:
+def band_key(label: str = BAND, colour: str = INK) -> Patch:
     return Patch(facecolor=colour, alpha=0.2, lw=0, label=label)
 
 

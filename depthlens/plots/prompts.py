@@ -208,10 +208,12 @@ def prediction(
     condition: str = "the ablation",
     title: str | None = None,
 ) -> Plot:
-    """Probability of each next token before and after an ablation, first token on top.
+    """Probability of each next token before and after an ablation.
+
+    Tokens that lose probability stand on top, those that gain below them, each from the likeliest down.
 
     Args:
-        tokens: Their text; spaces and line breaks are made visible.
+        tokens: Their text, which is quoted; spaces and line breaks are made visible.
         before: Probability of each without ablation. Shape [token].
         after: Probability of each under the condition. Shape [token].
         condition: Its text form, for the legend.
@@ -220,7 +222,7 @@ def prediction(
     Raises:
         UserError: no tokens, different lengths, or numbers that are not probabilities.
     """
-    names = [theme.visible(token) for token in tokens]
+    names = [f'"{theme.visible(token)}"' if token else theme.visible(token) for token in tokens]
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if not names or before.shape != (len(names),) or after.shape != before.shape:
         shapes = f"probabilities of shape {before.shape} before and {after.shape} after"
@@ -228,6 +230,8 @@ def prediction(
     pairs = np.stack([before, after])
     if not ((pairs >= 0) & (pairs <= 1 + 1e-6)).all():
         raise UserError(f"probabilities run from {pairs.min():.3g} to {pairs.max():.3g}; allowed: 0 to 1")
+    order = np.lexsort((-pairs.max(axis=0), after > before))
+    names, before, after = [names[i] for i in order], before[order], after[order]
     y, top = np.arange(len(names)), max(float(pairs.max()), 0.01)
     fig = figure(title, "", height=0.27 * len(names) + 1.2, width=0.7 * theme.WIDTH)
     ax = fig.subplots()

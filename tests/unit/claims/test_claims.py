@@ -204,7 +204,12 @@ def test_the_scorecard_reads_without_colour():
     intervals = [tuple(line.get_xdata()) for line in lines if line.get_gid() == "interval"]
     assert intervals == [(v.ci_low, v.ci_high) for v in judged]
     assert len({symbol for symbol, *_ in CHIPS.values()}) == len(CHIPS) == len(VERDICTS)
-    assert figure.get_suptitle() == headline(found)
+    assert figure.get_suptitle() == f"m: {headline(found)}"
+    parts = [v for v in judged if len(v.parts) > 1]
+    letters = ["abcdef"[[p.spec.what for p in v.parts].index(v.what)] for v in parts]
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert parts and all(any(t.startswith(f"{letter} ") for t in titles) for letter in letters)
+    assert any("a, b, …: parts of a claim" in key.get_text() for key in figure.legends[0].get_texts())
     with pytest.raises(UserError, match="no verdicts"):
         scorecard([])
 

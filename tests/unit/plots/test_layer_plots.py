@@ -91,6 +91,20 @@ def test_delta():
     check(fig)
 
 
+def test_each_chance_line_has_the_colour_of_its_series():
+    same, other = sweep("one"), sweep("two", base=0.8)
+    fig = plots.depth_profile(concat([same, other, sweep("written", chance=0.1)]))
+    lines = by_gid(fig, "chance")
+    assert [line.get_ydata()[0] for line in lines] == [0.25, 0.25, 0.1]
+    assert [line.get_color() for line in lines] == [line.get_color() for line in by_gid(fig, "series")]
+    (first, *_), (second, *_) = (line._dash_pattern for line in lines[:2])  # matplotlib has no getter
+    assert first != second, "series with one chance level take turns"
+    alone = plots.depth_profile(same)
+    (of_series,) = {line.get_color() for line in by_gid(alone, "series")}
+    keys = alone.legends[0].get_lines()
+    assert {line.get_color() for line in keys} == {of_series}
+
+
 def test_chance_is_written_and_never_marked(protocols):
     fig = plots.depth_profile(protocols)
     assert texts(fig).count(theme.CANNOT_JUDGE) == 1
@@ -279,7 +293,8 @@ def test_every_row_of_shares_adds_up_to_one_with_its_centre():
     losses = -result.select(tasks="solved").summary["delta"].iloc[1:].to_numpy()
     np.testing.assert_allclose(grid[0], losses / losses.sum())
     low, high = mesh.get_clim()
-    assert low == -high == pytest.approx(-3 / N_LAYERS), "one early layer must not hide all others"
+    assert high == -low == pytest.approx(np.abs(grid).max()), "no colour stands for several shares"
+    assert mesh.norm(1 / N_LAYERS) > 0.6, "one early layer must not hide all others"
     (centre,) = by_gid(fig, "centre")
     place = depth.centre_of_mass(result).table.set_index("task")["centre"]["solved"]
     assert centre.get_xdata()[0] == pytest.approx(place * (N_LAYERS - 1))

@@ -13,11 +13,11 @@ def test_prediction():
     tokens = [" Paris", "\n", " $x$", " 巴", ""]
     fig = plots.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
     (ax,) = fig.axes
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["␣Paris", "⏎", "␣$x$", "␣\\u5df4", "(empty)"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ['"␣Paris"', '"␣\\u5df4"', "(empty)", '"⏎"', '"␣$x$"']
     points = {line.get_label(): line.get_xdata().tolist() for line in ax.get_lines()}
-    assert points == {"before": [0.6, 0.2, 0.1, 0.05, 0], "after L3": [0.1, 0.3, 0.2, 0.05, 0]}
+    assert points == {"before": [0.6, 0.05, 0, 0.2, 0.1], "after L3": [0.1, 0.05, 0, 0.3, 0.2]}
     top, bottom = ax.get_ylim()[1], ax.get_ylim()[0]
-    assert top < bottom  # first token on top
+    assert top < bottom  # tokens that lose on top, the likeliest first
     check(fig)
 
 
