@@ -2,9 +2,9 @@
 
 A gambler bets on values ``x`` of at least -1 whose mean is at most 0 under the null hypothesis. With a bet ``b`` in
 (0, 1) the capital is multiplied by ``1 + b x`` at every value. Under the null hypothesis the capital is a
-supermartingale, so it ever reaches ``1 / alpha`` with probability at most alpha (Ville 1939). The average over a set of
-bets that was fixed before is such a capital, too, and needs no choice of a bet (Waudby-Smith & Ramdas 2024, JRSS B
-86:1-27). It does not depend on the order of the values within a batch.
+supermartingale, so it ever reaches ``1 / alpha`` with probability at most alpha (Ville 1939). A weighted average over a
+set of bets that was fixed before is such a capital, too, and needs no choice of a bet (Waudby-Smith & Ramdas 2024, JRSS
+B 86:1-27). It does not depend on the order of the values within a batch.
 
 **Many hypotheses.** Every average of capitals of true nulls is a supermartingale. So all nulls are rejected whose
 average with any others, of which only few can be true together, reaches ``1 / alpha`` (closed testing with e-values;
@@ -17,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
-BETS = 0.8 / 2.0 ** np.arange(7)  # 0.8 to 0.0125: for effects from the largest possible to about a hundredth of it
+BETS = 0.9 * 0.7 ** np.arange(13)  # 0.9 to 0.0125: for effects from the largest possible to about a hundredth of it
+WEIGHTS = 0.7 ** np.arange(13) / (0.7 ** np.arange(13)).sum()  # of the bets: small ones need many documents anyway
 _STEPS = 40  # halvings of an interval of length 2
 
 
@@ -34,7 +35,7 @@ def log_gains(values: np.ndarray) -> np.ndarray:
 
 
 def log_capital(gains: np.ndarray) -> np.ndarray:
-    """Logarithm of the average capital over all bets.
+    """Logarithm of the average capital over all bets, weighted with `WEIGHTS`.
 
     Args:
         gains: Sums of `log_gains`. Shape [..., bet].
@@ -42,7 +43,7 @@ def log_capital(gains: np.ndarray) -> np.ndarray:
     Returns:
         Shape [...].
     """
-    return np.asarray(logsumexp(gains, axis=-1) - np.log(len(BETS)))
+    return np.asarray(logsumexp(gains + np.log(WEIGHTS), axis=-1))
 
 
 def anytime_interval(values: np.ndarray, alpha: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ SAME = 1e-12
 
 def test_capital_is_that_of_a_gambler_who_splits_it_over_all_bets():
     values = np.random.default_rng(0).uniform(-1, 1, 50)
-    purses = np.full(len(betting.BETS), 1 / len(betting.BETS))
+    purses = betting.WEIGHTS
     for value in values:
         purses = purses * (1 + betting.BETS * value)
     found = betting.log_capital(betting.log_gains(values))
