@@ -1,6 +1,7 @@
 """Races against full sweeps on the embedded model: forward tokens, and whether their decisions agree.
 
-Run: ``python benchmarks/racing.py [--part tokens]... [--documents 500] [--heads 200]``. Two hours on two cores.
+Run: ``python benchmarks/racing.py [--part tokens]... [--documents 500] [--heads 200] [--dtype bfloat16]``. Two hours
+on two cores in float32.
 
 Documents are generated as those of the embedded tasks are, with other seeds. Three parts:
 
@@ -113,10 +114,11 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--documents", type=int, default=500)
     parser.add_argument("--heads", type=int, default=200)
+    parser.add_argument("--dtype", default="float32", help="of the model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made(Path(folder), DOCUMENTS)
-        lens = dl.load("smollm2-135m")
+        lens = dl.load("smollm2-135m", dtype=options.dtype)
         about: dict[str, Any] = {"include_path": folder, "progress": False}
         parts = options.part or PARTS
         for task in TASKS:
