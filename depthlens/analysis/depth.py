@@ -21,6 +21,8 @@ loss (above all in nats). Sweep or select the other layers to see where the rest
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -324,7 +326,17 @@ def describe_critical(result: Result) -> list[str]:
             sentences.append(f"{label}: at chance, cannot judge ({score}).")
             continue
         conditions = critical[label]
-        total = losses.loc[losses["task"] == row.task, "condition"].nunique()
-        count = f"**{len(conditions)} of {total}** conditions proved critical ({', '.join(conditions) or 'none'})"
+        every = list(losses.loc[losses["task"] == row.task, "condition"].unique())
+        rest = [c for c in every if c not in conditions]
+        which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(conditions) / 4 else ", ".join(conditions) or "none"
+        count = f"**{len(conditions)} of {len(every)}** {_parts(every)} proved critical ({which})"
         sentences.append(f"{label}: {count}; {score}.")
     return sentences
+
+
+def _parts(conditions: Sequence[str]) -> str:
+    """What single conditions remove."""
+    for form, word in ((r"L\d+", "layers"), (r"L\d+\.H\d+", "heads")):
+        if all(re.fullmatch(form, condition) for condition in conditions):
+            return word
+    return "conditions"

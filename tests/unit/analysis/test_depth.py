@@ -94,8 +94,14 @@ def test_critical_conditions_and_findings_in_words():
     assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
     assert row.scale == "of the score above chance"
     early, _, guess = result.describe()
-    assert f"**{len(found['early'])} of {N_LAYERS}** conditions proved critical (L0, L1, L2" in early
+    assert f"**{len(found['early'])} of {N_LAYERS}** layers proved critical (L0, L1, L2" in early
     assert "at chance, cannot judge" in guess
+
+
+def test_few_parts_that_are_left_are_named_instead_of_the_many_that_are_critical():
+    without = [0.9 if layer == 7 else 0.3 for layer in range(N_LAYERS)]
+    (all_but,) = synthetic({"everywhere": (0.9, without)}).describe()
+    assert f"**{N_LAYERS - 1} of {N_LAYERS}** layers proved critical (all but L7)" in all_but
 
 
 def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
