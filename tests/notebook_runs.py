@@ -7,6 +7,7 @@ with abilities run on the embedded one, and the others on its first layers, in a
 from __future__ import annotations
 
 import html
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -119,6 +120,8 @@ def check_index(report: RunReport, names: list[str]) -> None:
     index = (report.out / "index.html").read_text()
     for run in report.notebooks:
         assert f'href="{run.name}.html"' in index and run.question in html.unescape(index)
+        page = (report.out / f"{run.name}.html").read_text()
+        assert not re.search(r"</summary>\s*</details>", page), "what is to be folded stands open below an empty fold"
     pictures, tables = index.count("data:image/png;base64,"), index.count('class="depthlens-scorecard"')
     assert tables == ("09_claims" in names), "the verdicts are a table there"
     assert pictures + tables == len(names) and "No headline result" not in index
