@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
 
-from depthlens import __version__
+from depthlens import __version__, provenance
 from depthlens.cluster import options as cluster
 from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
 from depthlens.errors import Interrupted, UserError, stop_on_sigterm
@@ -36,7 +35,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(commands.app, name="store")
-_COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it, for the record
 # Typer's own class or Click's, depending on the version
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 # `sweep` passes all its other options on to `depthlens.experiments.sweep.run_sweep`, under the same names
@@ -75,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stop_on_sigterm()
     typed = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        _COMMAND.set(["depthlens", *typed])
+        provenance.COMMAND.set(["depthlens", *typed])
         code = app(args=typed, prog_name="depthlens", standalone_mode=False)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -244,7 +242,7 @@ def sweep(
             from depthlens.experiments.sweep import run_sweep
 
             result = run_sweep(model, tasks, ablate, **options)
-            result.record["command"] = _COMMAND.get()
+            result.record["command"] = provenance.COMMAND.get()
             result.save(folder, overwrite=overwrite)
     except KeyboardInterrupt as stop:
         typer.echo(f"Interrupted: {stop if isinstance(stop, Interrupted) else 'nothing was computed yet'}", err=True)

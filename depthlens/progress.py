@@ -176,6 +176,9 @@ def bar(**kwargs: Any) -> Bar:
     return Bar(**kwargs)
 
 
+_busy = False  # whether `working` shows a line now
+
+
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Tell a person in the kernel of a notebook what takes seconds now, and then how many it took.
@@ -185,14 +188,17 @@ def working(what: str) -> Iterator[None]:
     Args:
         what: In words, such as ``"loading smollm2-135m"``.
     """
-    if os.environ.get(ENVIRONMENT) or not _in_kernel():
+    global _busy
+    if _busy or os.environ.get(ENVIRONMENT) or not _in_kernel():  # what is within it needs no line of its own
         yield
         return
     line, since = _CellDisplay(), time.monotonic()
     line.show(f"{what} ...", "")
+    _busy = True
     try:
         yield
     finally:
+        _busy = False
         line.show(f"{what}: {time.monotonic() - since:.0f} s", "")
 
 

@@ -329,13 +329,13 @@ def describe_critical(result: Result) -> list[str]:
         every = list(losses.loc[losses["task"] == row.task, "condition"].unique())
         rest = [c for c in every if c not in conditions]
         which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(conditions) / 4 else ", ".join(conditions) or "none"
-        count = f"**{len(conditions)} of {len(every)}** {_parts(every)} proved critical ({which})"
+        count = f"**{len(conditions)} of {len(every)}** {removed_parts(every)} proved critical ({which})"
         sentences.append(f"{label}: {count}; {score}.")
     return sentences
 
 
-def _parts(conditions: Sequence[str]) -> str:
-    """What single conditions remove."""
+def removed_parts(conditions: Sequence[str]) -> str:
+    """What conditions remove, one each: ``layers``, ``heads``, or ``conditions`` where it is neither."""
     for form, word in ((r"L\d+", "layers"), (r"L\d+\.H\d+", "heads")):
         if all(re.fullmatch(form, condition) for condition in conditions):
             return word

@@ -24,7 +24,10 @@ class Found(pd.DataFrame):
         return super().__repr__() if len(self) else "none"
 
     def _repr_html_(self) -> str | None:
-        return super()._repr_html_() if len(self) else "<p>none</p>"
+        if not len(self):
+            return "<p>none</p>"
+        shown = self.astype(object).where(self.notna(), "")
+        return pd.DataFrame(shown).to_html(index=False, border=0, float_format="{:.3g}".format, max_rows=ROWS)
 
 
 def as_text(head: str, table: pd.DataFrame, lines: Sequence[str] = ()) -> str:

@@ -46,16 +46,27 @@ def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> It
     Raises:
         UserError: it cannot be written, another process is writing to it, or it holds something else.
     """
+    with locked(out) as folder:
+        if not overwrite:
+            refuse_other(folder, FILES, lambda record: _differs_from_asked(record, asked))
+        yield folder
+
+
+@contextmanager
+def locked(out: str | Path) -> Iterator[Path]:
+    """Make a folder that other processes are refused until the context ends.
+
+    Raises:
+        UserError: it cannot be written, or another process is writing to it.
+    """
     folder = writable_folder(out)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        fault = f"another sweep is writing to {str(folder)!r} now"
+        fault = f"another process is writing to {str(folder)!r} now"
         raise UserError(f"{fault}; wait for its end, or name another folder") from None
     try:
-        if not overwrite:
-            refuse_other(folder, FILES, lambda record: _differs_from_asked(record, asked))
         yield folder
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from scipy import stats as sps
 from depthlens import arguments
 from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import draws, ratio
+from depthlens.analysis.depth import removed_parts
 from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.max_t import threshold
 from depthlens.analysis.stats import ALPHA, GROUP
@@ -87,17 +88,18 @@ def critical_stability(result: Result, *, alpha: float = ALPHA, n_boot: int = N_
             table = table.assign(stability=again[1:, at].mean(0), rank=rank, rank_low=low, rank_high=high)
             table = table.sort_values("loss", ascending=False, kind="stable")
             tables.append(table)
-        lines.append(f"{where}: {_sentence(table, len(of_group), base.n)}.")
+        lines.append(f"{where}: {_sentence(table, list(of_group.condition), base.n)}.")
     table = pd.concat(tables, ignore_index=True) if tables else losses.head(0)
     record = record_of("critical_stability", result, alpha=alpha, n_boot=n_boot, bootstrap_seed=seed)
     return DescribedTable(table.reindex(columns=COLUMNS), lines, record)
 
 
-def _sentence(table: pd.DataFrame, n_conditions: int, n: int) -> str:
+def _sentence(table: pd.DataFrame, conditions: list[str], n: int) -> str:
+    n_conditions = len(conditions)
     described = "; ".join(_cost(row, n_conditions) for row in table.head(_MOST_DESCRIBED).itertuples())
     if len(table) > _MOST_DESCRIBED:
         described += f"; and {len(table) - _MOST_DESCRIBED} more"
-    count = f"**{len(table)} of {n_conditions}** conditions critical (n = {n})"
+    count = f"**{len(table)} of {n_conditions}** {removed_parts(conditions)} critical (n = {n})"
     return f"{count}: {described or 'none is proven to cost anything'}"
 
 

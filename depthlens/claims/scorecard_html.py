@@ -24,7 +24,7 @@ CHIPS = {
     CANNOT: ("–", look.EMPTY, look.PALETTE[2]),
 }
 _WIDE, _HIGH = 150, 22  # of a bar, in pixels
-_REASON = 70  # characters
+_REASON = 200  # characters
 _STYLE = f"""<style>
 .{CLASS} {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }}
 .{CLASS} th, .{CLASS} td {{ text-align: left; vertical-align: middle; padding: .3rem .6rem .3rem 0 }}

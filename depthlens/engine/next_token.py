@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pandas as pd
 import torch
 
-from depthlens import arguments
+from depthlens import arguments, progress
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -40,8 +41,9 @@ def next_token(
     columns = expand(conditions, lens.dims) if conditions else [BASELINE]
     rows = torch.tensor([tokens] * len(columns), device=lens.device)
     last = [[len(tokens) - 1]] * len(columns)
-    engine = Engine(lens, backend=backend, progress=False)
-    logits, _ = engine.backend.forward(rows, torch.ones_like(rows), columns, positions=last)
+    with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
+        engine = Engine(lens, backend=backend, progress=False)  # libraries are imported here, which takes seconds
+        logits, _ = engine.backend.forward(rows, torch.ones_like(rows), columns, positions=last)
     probs = torch.cat(logits).float().softmax(-1)  # [condition, d_vocab]
     likeliest = probs.topk(k).indices.flatten().unique()
     frame = pd.DataFrame(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
+from depthlens import provenance
 from depthlens.cluster import options as cluster
 from depthlens.errors import Interrupted, UserError
 from depthlens.progress import say
@@ -64,7 +66,10 @@ def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dic
         what = {name: given[name] for name in ("model", "tasks", "ablate")}
         options = settle(given | of_race)
         say(f"loading {what['model']} for {', '.join(what['tasks'])}", model=what["model"], tasks=what["tasks"])
-        _run(what, of_race, options, out=None if plan else out, overwrite=overwrite)
+        from depthlens.analysis.result_folder import locked
+
+        with nullcontext() if plan else locked(out):
+            _run(what, of_race, options, out=None if plan else out, overwrite=overwrite)
 
     own = inspect.signature(command, eval_str=True).parameters
     of_sweep = inspect.signature(sweep, eval_str=True)
@@ -117,7 +122,7 @@ def _run(
         told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
         typer.echo(f"Interrupted: {told}", err=True)
         raise typer.Exit(130) from None
-    result.record["asked"] = _comparable(asked)
+    result.record.update(asked=_comparable(asked), command=provenance.COMMAND.get())
     result.save(out, overwrite=True)
     columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
     typer.echo(result.decisions[columns].to_string(index=False, float_format="{:.3g}".format))

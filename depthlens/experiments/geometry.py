@@ -63,7 +63,7 @@ def depth_geometry(
     texts: Texts = None,
     *,
     limit: int | None = None,
-    max_tokens: int = 256,
+    max_tokens: int = 128,
     lens_positions: int = 64,
     store: Where = DEFAULT,
     progress: bool = True,
@@ -74,7 +74,7 @@ def depth_geometry(
         lens: A loaded model; an offloaded one reads its layers once a text.
         texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.text_sets`); None: the
             embedded ones.
-        limit: Only the first so many; ``c4`` needs it.
+        limit: Only the first so many; ``c4`` needs it. None: all, but 16 where no texts are named.
         max_tokens: Of longer texts, only the first so many tokens are read.
         lens_positions: The logit lens reads at most so many positions of a text, evenly spread, the last among
             them: at every depth a position costs as much as several layers.
@@ -191,7 +191,7 @@ def layer_effects(
     reduce: str = "max",
     skip_first: int = 0,
     seed: int = 0,
-    max_tokens: int = 256,
+    max_tokens: int = 128,
     batch_tokens: int = 4096,
     store: Where = DEFAULT,
     progress: bool = True,
@@ -205,7 +205,7 @@ def layer_effects(
         lens: A loaded model; an offloaded one reads its layers once a text.
         texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.text_sets`); None: the
             embedded ones.
-        limit: Only the first so many; ``c4`` needs it.
+        limit: Only the first so many; ``c4`` needs it. None: all, but 16 where no texts are named.
         reduce: The effect on a text is the ``max`` or the ``mean`` over its positions.
         skip_first: At so many first positions no layer is skipped, and nothing is measured.
         seed: Of the position t that splits each text: after the first one that is not spared, equally likely.

@@ -30,6 +30,9 @@ def plain_texts() -> list[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
+FIRST = 16  # of the embedded texts, where a caller names neither texts nor a limit: minutes less than all 48
+
+
 def named(texts: Texts) -> str:
     """What a record calls some texts: the name of their set, or ``given``."""
     return EMBEDDED if texts is None else texts if isinstance(texts, str) else "given"
@@ -40,7 +43,7 @@ def chosen(texts: Texts, limit: int | None) -> list[str]:
 
     Args:
         texts: Any texts, or the name of a set: ``embedded`` (`plain_texts`) or ``c4``; None: ``embedded``.
-        limit: Only the first so many; ``c4`` needs it.
+        limit: Only the first so many; ``c4`` needs it. None: all, but `FIRST` where no texts are named.
 
     Raises:
         UserError: no texts, an unknown set, or a set that cannot be read.
@@ -48,7 +51,7 @@ def chosen(texts: Texts, limit: int | None) -> list[str]:
     if limit is not None:
         arguments.whole("limit", limit, 1)
     if texts is None or texts == EMBEDDED:
-        return plain_texts()[:limit]
+        return plain_texts()[: FIRST if texts is None and limit is None else limit]
     if isinstance(texts, str):
         if texts != C4:
             raise unknown("text set", texts, arguments.TEXT_SETS, "or give texts as a list")

@@ -33,7 +33,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from depthlens import arguments
+from depthlens import arguments, progress
 from depthlens.errors import UserError, first_line
 from depthlens.models import adapters, devices, embedded, packed_weights, placement, quantised, sources
 from depthlens.models.architectures import bind
@@ -100,6 +100,21 @@ def load(
     source = sources.find(name, weights=not remote)
     if quantize:
         _refuse_to_quantise(source, quantize, offload, device)
+    with progress.working(f"loading {name}"):
+        return _load(source, places, dtype, quantize, offload, remote=bool(remote), spread="," in device)
+
+
+def _load(
+    source: Source,
+    places: list[torch.device],
+    dtype: str,
+    quantize: str | None,
+    offload: str | None,
+    *,
+    remote: bool,
+    spread: bool,
+) -> Lens:
+    place = places[0]
     if source.kind == "organism":
         if offload:
             raise UserError(f"offload {offload!r}: model {source.name!r} is built in memory; leave offload out")
@@ -115,7 +130,7 @@ def load(
     chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
     if offload:
         return _load_offloaded(source, place, chosen)
-    return _load_whole(source, places, chosen, quantize, spread="," in device)
+    return _load_whole(source, places, chosen, quantize, spread=spread)
 
 
 def _refuse_to_quantise(source: Source, scheme: str, offload: str | None, device: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -40,7 +41,7 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
     if not isinstance(verdicts, Sequence) or not verdicts or not all(isinstance(v, Verdict) for v in verdicts):
         raise UserError("no verdicts to draw; give those of depthlens.claims.judge")
     reasons = {v.claim.id: _reason(v) for v in verdicts}
-    heights = [0.92 + 0.13 * max(0, text.count("\n") - 4) for text in reasons.values()]  # a line of 8 pt is 0.13 inches
+    heights = [0.92 + 0.17 * max(0, text.count("\n") - 4) for text in reasons.values()]
     models = verdicts.record.get("models", []) if isinstance(verdicts, Verdicts) else []
     default = f"{', '.join(models)}: {headline(verdicts)}" if models else headline(verdicts)
     fig = figure(title, default, height=sum(heights) + 0.9)
@@ -108,13 +109,13 @@ def _effect(ax: Axes, verdict: Verdict, reason: str) -> None:
     left, right = min(drawn) - margin, max(drawn) + margin
     side = next(p.spec.side for p in verdict.parts if p.spec.what == verdict.what)
     if side in (ABOVE, BELOW):
-        shade = {"color": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 0, "zorder": 0}
+        shade: dict[str, Any] = {"color": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 0, "zorder": 0}
         ax.axvspan(verdict.threshold, right if side == ABOVE else left, gid="claimed", **shade)
     ax.axvline(verdict.threshold, color=INK, lw=1, ls=DASHED, zorder=1, gid="threshold")
     ax.plot([verdict.ci_low, verdict.ci_high], [0, 0], color=INK, lw=1.4, zorder=2, gid="interval")
     ax.plot([verdict.effect], [0], "o", color=INK, ms=4, zorder=3, gid="effect")
     ax.set(xlim=(left, right), ylim=(-1, 1))
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
     letter = _LETTERS[[p.spec.what for p in verdict.parts].index(verdict.what)] if len(verdict.parts) > 1 else ""
-    panels.panel_title(ax, textwrap.fill(f"{letter} {verdict.what}".strip(), _EFFECT), fontsize=SMALL, pad=2)
+    panels.panel_title(ax, textwrap.fill(f"{letter} {verdict.what}".strip(), 34), fontsize=SMALL, pad=2)
     ax.set_xlabel(verdict.unit, fontsize=SMALL, labelpad=1)

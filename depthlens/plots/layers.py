@@ -26,6 +26,7 @@ from depthlens.plots.effects import FIELDS, PROVEN, Effects, Names, sweep_effect
 from depthlens.plots.panels import ACCURACY
 from depthlens.plots.theme import CANNOT_JUDGE, SMALL, Plot, figure, themed, with_legend
 
+SHARES = "share of the row's summed loss (red: loss)"
 CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
 MAX_OVERLAID = 4  # series in one panel; more are drawn side by side
 _THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
@@ -158,12 +159,9 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> P
     names = [p.label.replace(" ", "\n", 1) for p in rows]
     idle = [p.unplaced and f"{p.unplaced}: cannot judge" for p in rows]
     limit = max(float(np.nanmax(np.abs(grid), initial=0)), 3 / n_layers)
-    # one early layer can hold nearly everything: colours go on evenly up to an even share, and by its logarithm beyond
-    norm = AsinhNorm(1 / n_layers, -limit, limit)
-    ticks = [t for t in (-1, -0.3, -0.1, -0.03, 0, 0.03, 0.1, 0.3, 1) if abs(t) <= limit]
-    look = {"cmap": "RdBu_r", "gid": "shares", "label": "share of the row's summed loss", "norm": norm}
-    look |= {"ticks": ticks, "format": "%g"}
-    ax = panels.layer_rows(fig, grid, limit, names, idle, **look)
+    scale: dict[str, Any] = {"label": SHARES, "ticks": share_ticks(limit), "format": "%g"}
+    norm = share_colours(limit, n_layers)
+    ax = panels.layer_rows(fig, grid, limit, names, idle, norm=norm, cmap="RdBu_r", gid="shares", **scale)
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (profile, (centre, *interval)) in enumerate(zip(rows, places, strict=True)):
         if profile.unplaced:
@@ -177,6 +175,19 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> P
     if not all(p.unplaced for p in rows):
         keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="D", mec="white", ms=6))
     return with_legend(fig, keys)
+
+
+def share_colours(limit: float, n_layers: int) -> AsinhNorm:
+    """Colours of shares of the losses: even up to an even share, and by the logarithm beyond.
+
+    One early layer can hold nearly everything, and is not to hide the others.
+    """
+    return AsinhNorm(1 / n_layers, -limit, limit)
+
+
+def share_ticks(limit: float) -> list[float]:
+    """Shares for the scale of such colours."""
+    return [t for t in (-1.0, -0.3, -0.1, -0.03, 0.0, 0.03, 0.1, 0.3, 1.0) if abs(t) <= limit]
 
 
 @themed

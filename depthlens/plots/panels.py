@@ -143,7 +143,8 @@ def curve(
 def marks(ax: Axes, x: np.ndarray, y: np.ndarray, where: np.ndarray, style: int, gid: str) -> None:
     """Filled markers at the points that are proven; nothing where none is."""
     if where.any():
-        look: dict[str, Any] = {"color": PALETTE[style], "ms": 6, "mec": "white", "mew": 0.5, "gid": gid}
+        look: dict[str, Any] = {"color": PALETTE[style], "mec": "white", "mew": 0.7, "gid": gid}
+        look |= {"ms": 5 if style == 0 else 7, "zorder": 3 - style / 10}  # no mark hides one of another series
         ax.plot(x[where], y[where], MARKERS[style], ls="", **look)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 
 from depthlens import arguments
 from depthlens.analysis import written_answers
@@ -27,12 +28,11 @@ from depthlens.look import GREY, INK, PALE, PALETTE
 from depthlens.metrics import LOGPROBS, metric_unit
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import PROVEN
-from depthlens.plots.layers import CRITICAL_LAYER, MAX_OVERLAID
+from depthlens.plots.layers import CRITICAL_LAYER, MAX_OVERLAID, SHARES, share_colours, share_ticks
 from depthlens.plots.panels import numbers
 from depthlens.plots.theme import CANNOT_JUDGE, MARKERS, Plot, counts, figure, themed, with_legend
 
 DEPTH = "depth (layer / last layer)"
-_CAP = 3  # times an even share: where the colours end
 _FAR = 3.0  # times the third largest loss: one beyond it is written, not drawn
 
 
@@ -167,21 +167,19 @@ def run_map(comparison: Comparison, *, place: str = "", parts: str = "layers", t
     fig = figure(title, _title(comparison, shown, f"share of each row's losses, {parts}"), height=height)
     ratios = [0.26 * len(p.runs) + 0.2 for p in shown]
     axes = fig.subplots(len(shown), 1, height_ratios=ratios, squeeze=False)[:, 0]
+    norm = share_colours(1.0, max(_n_layers(panel.rows(comparison.profiles)) for panel in shown))
     for ax, panel in zip(axes, shown, strict=True):
         rows = panel.rows(comparison.profiles)
         n_layers = max(_n_layers(rows), 2)
-        limit = _CAP / n_layers
         for i, run in enumerate(panel.runs):
-            mesh = _map_row(ax, panel, comparison, rows[rows["run"] == run], run, i, limit)
+            mesh = _map_row(ax, panel, comparison, rows[rows["run"] == run], run, i, norm)
         ax.set(xlim=(-0.5 / (n_layers - 1), 1 + 0.5 / (n_layers - 1)), ylim=(len(panel.runs) - 0.5, -0.5))
         panels.name_rows(ax, panel.runs)
         ax.tick_params(axis="y", length=0)
         ax.spines[:].set_visible(False)
         panels.panel_title(ax, panel.title)
     axes[-1].set_xlabel(DEPTH)
-    panels.colour_bar(
-        mesh, list(axes), "share of the row's summed loss", extend="both", ticks=[-limit, 0, limit], format="%.2g"
-    )
+    panels.colour_bar(mesh, list(axes), SHARES, ticks=share_ticks(1.0), format="%g")
     keys = [panels.mark_key(CRITICAL_LAYER.replace("layer", "part"), ms=4)]
     keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="D", mec="white", ms=6))
     return with_legend(fig, keys)
@@ -359,7 +357,7 @@ def _centre_row(panel: Panel, comparison: Comparison, run: str) -> pd.Series:
 
 
 def _map_row(
-    ax: Axes, panel: Panel, comparison: Comparison, rows: pd.DataFrame, run: str, at: int, limit: float
+    ax: Axes, panel: Panel, comparison: Comparison, rows: pd.DataFrame, run: str, at: int, norm: Normalize
 ) -> Any:
     """The losses of one run as a row of cells as wide as its layers are deep; hatched where they cannot be placed."""
     n_layers = max(_n_layers(rows), 2)
@@ -368,7 +366,7 @@ def _map_row(
     if not centre["why"]:
         loss[rows["layer"].to_numpy(int)] = rows["loss"].to_numpy(float) / rows["loss"].sum()
     edges = (np.arange(n_layers + 1) - 0.5) / (n_layers - 1)
-    look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "edgecolors": "white", "linewidth": 0.5}
+    look: dict[str, Any] = {"cmap": "RdBu_r", "norm": norm, "edgecolors": "white", "linewidth": 0.5}
     mesh = ax.pcolormesh(edges, [at - 0.46, at + 0.46], np.ma.masked_invalid(loss[None]), gid="shares", **look)
     if centre["why"]:
         why = CANNOT_JUDGE if centre["why"] == AT_CHANCE else f"{centre['why']}: cannot judge"

@@ -40,6 +40,7 @@ _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 _SCRIPT = re.compile(r"<script\b.*?(</script\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 # Best form first. Widgets and javascript are left out because neither works without a script.
 _SHOWN = ["text/html", "text/markdown", "image/png", "image/svg+xml", "image/jpeg", "text/plain"]
+_NO_NUMBER = re.compile(r"<td>(?:NaN|None|&lt;NA&gt;)</td>")
 _ITEM = re.compile(r"^[-*] ", re.MULTILINE)
 # a table that is wider than the window scrolls in a frame that the keyboard reaches
 _FRAME = '<div class="frame" tabindex="0" role="group" aria-label="table"><table'
@@ -205,6 +206,7 @@ def notebook_page(
     page = {"policy": _POLICY, "css": css, "error": error, "footer": footer, **top}
     body, _ = exporter.from_notebook_node(nb, resources={"depthlens": page})
     body = _without_scripts(body).replace("<th></th>", "<td></td>")
+    body = _NO_NUMBER.sub("<td></td>", body)
     return body.replace("<table", _FRAME).replace("</table>", "</table></div>")
 
 

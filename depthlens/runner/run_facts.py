@@ -23,12 +23,14 @@ class RunFacts:
         setting: Documents and examples, e.g. ``60 documents a task, 2-shot``.
         command: The command line that runs it again; "" where it was not run by ``depthlens run``.
         commit: Of depthlens; "" where it is not known.
+        machine: That it ran on; "" where it is not known.
     """
 
     models: tuple[str, ...]
     setting: str
     command: str
     commit: str
+    machine: str
 
 
 def run_facts(nb: NotebookNode, name: str) -> RunFacts:
@@ -41,6 +43,7 @@ def run_facts(nb: NotebookNode, name: str) -> RunFacts:
         setting=_setting(values),
         command=_command(name, state) if "given" in state else "",
         commit=(state.get("git_commit") or "")[:9],
+        machine=state.get("machine", ""),
     )
 
 
@@ -65,6 +68,7 @@ def _command(name: str, state: Mapping[str, Any]) -> str:
     words = ["depthlens", "run", name]
     if state.get("profile"):
         words += ["--profile", state["profile"]]
+    words += ["--out", f"runs/{name}"]
     for key, value in state["given"].items():
         words += ["-p", key, value if isinstance(value, str) else as_yaml(value)]
     return shlex.join(words)

@@ -145,6 +145,7 @@ class TestTables:
         result = capitals_and_elements().select(tasks="capitals")
         some, none = result.critical(), result.select(conditions=["L1"]).critical()
         assert len(some) == 1 and "L0" in some._repr_html_()
+        assert "NaN" not in some._repr_html_() and "&lt;NA&gt;" not in some._repr_html_()
         for table in (none, none[["condition", "delta"]].round(3)):
             assert repr(table) == "none" and table._repr_html_() == "<p>none</p>"
 

@@ -155,7 +155,7 @@ def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sw
     try:
         assert process.stdout.readline() == "held\n"
         code, line = sweep()
-        assert code == 2 and line.startswith(f"Error: another sweep is writing to {str(out)!r} now; wait for its end")
+        assert code == 2 and line.startswith(f"Error: another process is writing to {str(out)!r} now; wait for its end")
     finally:
         process.kill()
         process.wait()

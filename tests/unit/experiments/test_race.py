@@ -8,6 +8,7 @@ import tiny
 
 import depthlens as dl
 from depthlens.analysis.races import AT_CHANCE, CRITICAL, NOT_TOP, SPARED, TOP, UNDECIDED
+from depthlens.analysis.result_folder import locked
 from depthlens.cli import main
 from depthlens.errors import UserError
 
@@ -192,6 +193,13 @@ class TestCommand:
         assert "critical" in printed and "is wrong is at most 0.05" in printed
         race = dl.Race.load(tmp_path)
         assert len(race.decisions) == 6
+        assert race.record["command"][:3] == ["depthlens", "race", "organism"]
+
+    def test_two_do_not_write_to_one_folder(self, tmp_path, capsys):
+        with locked(tmp_path), pytest.raises(SystemExit) as end:
+            self.run(tmp_path, "--max-documents", "20")
+        assert end.value.code == 2 and "another process is writing to" in capsys.readouterr().err
+        assert not (tmp_path / "record.json").exists()
 
     def test_another_race_is_refused_before_anything_runs(self, tmp_path, capsys):
         for more, code in ((["--max-documents", "20"], 0), (["--max-documents", "20"], 0), (["--margin", "0.2"], 2)):

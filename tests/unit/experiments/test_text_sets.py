@@ -52,3 +52,5 @@ def test_bad_sets_are_refused(texts, limit, message):
 
 def test_embedded_by_name_and_by_default_are_the_same():
     assert text_sets.chosen("embedded", 2) == text_sets.chosen(None, None)[:2] == text_sets.plain_texts()[:2]
+    assert len(text_sets.chosen(None, None)) == text_sets.FIRST < len(text_sets.chosen("embedded", None))
+    assert len(text_sets.chosen(None, 20)) == 20

@@ -300,7 +300,7 @@ def test_every_row_of_shares_adds_up_to_one_with_its_centre():
     assert centre.get_xdata()[0] == pytest.approx(place * (N_LAYERS - 1))
     assert [t.get_text() for t in ax.get_yticklabels()] == ["solved", "guess"]
     assert [t.get_text() for t in ax.texts] == [theme.CANNOT_JUDGE]
-    assert bar.get_xlabel() == "share of the row's summed loss" and "thirds of the depth" in texts(fig)
+    assert bar.get_xlabel() == "share of the row's summed loss (red: loss)" and "thirds of the depth" in texts(fig)
     check(fig)
     nothing = plots.loss_shares(sweep("guess", base=0.25))
     assert by_gid(nothing, "centre") == [] and "centre of mass" not in texts(nothing)
