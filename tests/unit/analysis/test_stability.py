@@ -98,7 +98,7 @@ def test_nothing_is_critical_at_chance_or_without_loss():
     assert "at chance, cannot judge" in line
     nothing = critical_stability(sweep([0.0] * 4), n_boot=20)
     assert nothing.table.empty and list(nothing.table.columns) == COLUMNS
-    assert "**0 of 4** conditions critical (n = 60): none is proven" in nothing.describe()[0]
+    assert "**0 of 4** layers critical (n = 60): none is proven" in nothing.describe()[0]
 
 
 def test_losses_below_the_smallest_effect_are_not_critical():
