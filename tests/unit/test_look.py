@@ -56,6 +56,6 @@ def test_no_style_sheet_has_colours_of_its_own():
     sheets = [*(ROOT / "depthlens" / "runner" / "templates").glob("*.css"), *(ROOT / "docs" / "_static").glob("*.css")]
     used = {sheet.name: re.findall(r"#[0-9a-fA-F]{6}\b", sheet.read_text()) for sheet in sheets}
     assert len(used) >= 5 and not any(used.values())
-    known = variables(look.page_css())
+    known = variables(look.page_css()) | variables(look.site_css())
     wanted = {name for sheet in sheets for name in re.findall(r"var\(--([\w-]+)\)", sheet.read_text())}
     assert wanted <= {*known}
