@@ -80,8 +80,8 @@ def replayed(result: dl.Result, task: str, metric: str) -> dict[str, Any]:
         both += int(((decided == CRITICAL) | (decided == SPARED)).sum())
         ratios.append(DOCUMENTS * (losses.shape[1] + 1) / (n.sum() + n.max()))
     return {
-        "ratio": np.median(ratios),
-        "ratios": [round(r, 1) for r in ratios],
+        "ratio": round(float(np.median(ratios)), 1),
+        "ratios": [round(float(r), 1) for r in ratios],
         "conflicts": conflicts,
         "decided": both,
     }

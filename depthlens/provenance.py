@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from contextvars import ContextVar
@@ -15,6 +14,7 @@ PACKAGES = (
     "torch transformers transformer-lens nnsight lm-eval datasets numpy pandas scipy statsmodels "
     "matplotlib seaborn papermill nbclient nbconvert"
 ).split()
+COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it, for records
 
 
 def version(distribution: str) -> str | None:
@@ -23,15 +23,6 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it, for records
-
-
-def machine() -> str:
-    """The system and processor of this machine, and how many cores may be used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{platform.system()} {platform.machine()}, {cores} cores"
 
 
 def git_commit() -> str | None:

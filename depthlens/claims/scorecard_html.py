@@ -65,7 +65,7 @@ def _row(v: Verdict) -> str:
 
 def _why(v: Verdict) -> str:
     """Why there is no effect, as far as it fits; the rest is in the title."""
-    (reason, *_) = [p.main.why for p in v.parts if p.main.why] or ["–"]
+    (reason, *_) = v.reasons or ["–"]
     short = reason if len(reason) <= _REASON else f"{reason[:_REASON].rsplit(' ', 1)[0]} …"
     return f'<small title="{html.escape(reason)}">{html.escape(short)}</small>'
 

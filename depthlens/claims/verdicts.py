@@ -46,6 +46,7 @@ COLUMNS = (
     "verdict", "what", "effect", "ci_low", "ci_high", "threshold", "unit", "n", "seeds", "holds", "fails", "tasks",
     "needed", "sentence",
 )  # fmt: skip
+LETTERS = "abcdefgh"  # of the parts of a claim
 _NEXT = "next: describe() says why, parts has every estimate, dl.plots.scorecard(...) draws them"
 _WORST_FIRST = (CONTRADICTED, CANNOT, UNDECIDED, SUPPORTED)
 
@@ -103,6 +104,11 @@ class Verdict:
         return f"{self.effect:.2f} {self.unit}", f"[{self.ci_low:.2f}, {self.ci_high:.2f}]", self.claimed
 
     @property
+    def reasons(self) -> list[str]:
+        """Why parts have no estimate, each reason once."""
+        return list(dict.fromkeys(part.main.why for part in self.parts if part.main.why))
+
+    @property
     def under(self) -> str:
         """Under how many views the claim holds, and under which it does not."""
         views = len(self.holds) + len(self.fails)
@@ -140,7 +146,7 @@ class Verdicts(list[Verdict], Saveable):
         the part) and why.
         """
         rows = [
-            (v.claim.id, "abcdefgh"[i], p.spec.what, e.view, e.effect, e.low, e.high, p.spec.threshold, p.spec.unit,
+            (v.claim.id, LETTERS[i], p.spec.what, e.view, e.effect, e.low, e.high, p.spec.threshold, p.spec.unit,
              e.n, e.seeds, ", ".join(e.tasks), p.verdict if e is p.main else "", e.why)
             for v in self
             for i, p in enumerate(v.parts)

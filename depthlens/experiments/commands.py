@@ -138,9 +138,8 @@ def _refuse_other(out: str, asked: dict[str, Any], *, overwrite: bool) -> None:
     """Refuse a folder that holds something else than the same race, before anything is computed."""
     from depthlens.analysis.races import Race
     from depthlens.analysis.result_folder import RECORD_FILE, first_difference
-    from depthlens.paths import writable_folder
 
-    folder = writable_folder(out)
+    folder = Path(out)
     if overwrite or not (folder / RECORD_FILE).exists():
         return
     before = Race.load(folder).record.get("asked", {})

@@ -16,15 +16,15 @@ from matplotlib.ticker import MaxNLocator
 
 from depthlens.claims.decision import ABOVE, BELOW
 from depthlens.claims.scorecard_html import CHIPS
-from depthlens.claims.verdicts import Verdict, Verdicts, headline
+from depthlens.claims.verdicts import LETTERS, Verdict, Verdicts, headline
 from depthlens.errors import UserError
 from depthlens.look import CLAIMED, CLAIMED_OPACITY, GREY, INK
 from depthlens.plots import panels
 from depthlens.plots.theme import DASHED, SMALL, Plot, figure, themed, with_legend
 
 _WIDTHS = (1.4, 2.9, 2.2, 0.9)  # of the verdict, the statement, the effect, and the documents and views
-_STATEMENT, _EFFECT = 44, 40  # characters in a line
-_LETTERS = "abcdefgh"  # of the parts of a claim, as in `Verdicts.parts`
+_STATEMENT, _REASON, _EFFECT = 44, 40, 34  # characters in a line
+_ROW, _LINE, _LINES = 0.92, 0.17, 5  # inches of a row and of a line of 8 pt; lines that a row has room for
 
 
 @themed
@@ -41,7 +41,7 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
     if not isinstance(verdicts, Sequence) or not verdicts or not all(isinstance(v, Verdict) for v in verdicts):
         raise UserError("no verdicts to draw; give those of depthlens.claims.judge")
     reasons = {v.claim.id: _reason(v) for v in verdicts}
-    heights = [0.92 + 0.17 * max(0, text.count("\n") - 4) for text in reasons.values()]
+    heights = [_ROW + _LINE * max(0, text.count("\n") + 1 - _LINES) for text in reasons.values()]
     models = verdicts.record.get("models", []) if isinstance(verdicts, Verdicts) else []
     default = f"{', '.join(models)}: {headline(verdicts)}" if models else headline(verdicts)
     fig = figure(title, default, height=sum(heights) + 0.9)
@@ -70,7 +70,7 @@ def _measured(verdict: Verdict) -> str:
         return "–"
     lines = [f"n = {verdict.n}, {verdict.seeds} seed{'s' * (verdict.seeds != 1)}"]
     if len(verdict.parts) > 1:
-        came_to = [f"{letter}\xa0{CHIPS[p.verdict][0]}" for letter, p in zip(_LETTERS, verdict.parts, strict=False)]
+        came_to = [f"{letter}\xa0{CHIPS[p.verdict][0]}" for letter, p in zip(LETTERS, verdict.parts, strict=False)]
         lines += textwrap.wrap("  ".join(came_to), 15)
     if views := len(verdict.holds) + len(verdict.fails):
         lines.append(f"holds in {len(verdict.holds)}\nof {views} views")
@@ -89,14 +89,13 @@ def _reason(verdict: Verdict) -> str:
     """Why there is no effect to draw, in lines; "" where there is one."""
     if verdict.effect is not None and verdict.ci_low is not None and verdict.ci_high is not None:
         return ""
-    reasons = dict.fromkeys(part.main.why for part in verdict.parts if part.main.why)
-    return textwrap.fill("; ".join(reasons) or verdict.sentence.partition(": ")[2], _EFFECT)
+    return textwrap.fill("; ".join(verdict.reasons) or verdict.sentence.partition(": ")[2], _REASON)
 
 
 def _effect(ax: Axes, verdict: Verdict, reason: str) -> None:
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
-    if reason or verdict.effect is None or verdict.ci_low is None or verdict.ci_high is None:
+    if verdict.effect is None or verdict.ci_low is None or verdict.ci_high is None:
         panels.note(ax, 0, 0.5, reason, color=GREY)
         ax.set_title("\n", fontsize=SMALL, pad=2)  # the height of a row with an axis
         ax.set_xticks([0], [" "])
@@ -116,6 +115,6 @@ def _effect(ax: Axes, verdict: Verdict, reason: str) -> None:
     ax.plot([verdict.effect], [0], "o", color=INK, ms=4, zorder=3, gid="effect")
     ax.set(xlim=(left, right), ylim=(-1, 1))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
-    letter = _LETTERS[[p.spec.what for p in verdict.parts].index(verdict.what)] if len(verdict.parts) > 1 else ""
-    panels.panel_title(ax, textwrap.fill(f"{letter} {verdict.what}".strip(), 34), fontsize=SMALL, pad=2)
+    letter = LETTERS[[p.spec.what for p in verdict.parts].index(verdict.what)] if len(verdict.parts) > 1 else ""
+    panels.panel_title(ax, textwrap.fill(f"{letter} {verdict.what}".strip(), _EFFECT), fontsize=SMALL, pad=2)
     ax.set_xlabel(verdict.unit, fontsize=SMALL, labelpad=1)

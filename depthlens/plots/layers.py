@@ -120,7 +120,7 @@ def protocol_comparison(
     names, idle = [_label(e, fields) for e in effects], [CANNOT_JUDGE if e.at_chance else "" for e in effects]
     cmap, label = "RdBu" if effects[0].worse < 0 else "RdBu_r", effects[0].as_change().unit
     fig = figure(title, sweep_title(effects, _SEVERAL), height=0.34 * len(effects) + 1.6)
-    ax = panels.layer_rows(fig, grid, limit, names, idle, cmap=cmap, gid="changes", label=label)
+    ax = panels.layer_rows(fig, grid, (-limit, limit), names, idle, cmap=cmap, gid="changes", label=label)
     for row, e in enumerate(effects):
         for layer in np.flatnonzero(e.critical | e.gain):
             ink = "white" if abs(e.values[layer]) > 0.6 * limit else "black"
@@ -160,8 +160,8 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> P
     idle = [p.unplaced and f"{p.unplaced}: cannot judge" for p in rows]
     limit = max(float(np.nanmax(np.abs(grid), initial=0)), 3 / n_layers)
     scale: dict[str, Any] = {"label": SHARES, "ticks": share_ticks(limit), "format": "%g"}
-    norm = share_colours(limit, n_layers)
-    ax = panels.layer_rows(fig, grid, limit, names, idle, norm=norm, cmap="RdBu_r", gid="shares", **scale)
+    colours = share_colours(limit, n_layers)
+    ax = panels.layer_rows(fig, grid, colours, names, idle, cmap="RdBu_r", gid="shares", **scale)
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (profile, (centre, *interval)) in enumerate(zip(rows, places, strict=True)):
         if profile.unplaced:
@@ -254,10 +254,10 @@ def _draw_line(ax: Axes, e: Effects, style: int) -> None:
 
 def _chance(ax: Axes, e: Effects, style: int, all_lines: Sequence[Effects]) -> None:
     """A dotted line in the colour of its series; those of series with one chance level take turns in its dots."""
-    same = [other for other in all_lines if other.chance == e.chance]
-    turn = next(i for i, other in enumerate(same) if other is e) if e in same else 0
-    dots = (3 * turn, (1, 3 * max(1, len(same)) - 1))
-    panels.level(ax, e.chance, "chance", color=panels.colour_of(style, e.at_chance), ls=dots)
+    turns = [other is e for other in all_lines if other.chance == e.chance]
+    if turns:  # a chance that is not known equals none, itself included
+        dots = (3 * turns.index(True), (1, 3 * len(turns) - 1))
+        panels.level(ax, e.chance, "chance", color=panels.colour_of(style, e.at_chance), ls=dots)
 
 
 def _said(e: Effects, layer: int, fields: Sequence[str]) -> str:

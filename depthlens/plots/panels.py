@@ -161,9 +161,8 @@ def level(ax: Axes, value: Number | None, kind: str, **options: Any) -> None:
 def cells(
     ax: Axes,
     grid: np.ndarray,
-    limits: tuple[Number, Number],
+    limits: tuple[Number, Number] | Normalize,
     *,
-    norm: Normalize | None = None,
     cmap: str | Colormap = theme.SCORES,
     first_row: int = 0,
     empty: str = EMPTY,
@@ -174,8 +173,7 @@ def cells(
     Args:
         ax: The panel.
         grid: Numbers; NaN is left empty. Shape [row, column].
-        limits: The numbers at the ends of the colours.
-        norm: How numbers become colours; evenly by default.
+        limits: The numbers at the ends of the colours, between which they are even; or how numbers become colours.
         cmap: The colours.
         first_row: Number of the first row.
         empty: Colour of an empty cell.
@@ -184,7 +182,8 @@ def cells(
     rows, columns = grid.shape
     x, y = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5 + first_row
     look: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.5, **options}
-    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(grid), cmap=cmap, norm=norm or Normalize(*limits), **look)
+    norm = limits if isinstance(limits, Normalize) else Normalize(*limits)
+    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(grid), cmap=cmap, norm=norm, **look)
     ax.set(xlim=(x[0], x[-1]), ylim=(y[-1], y[0]), facecolor=empty)
     for axis in (ax.xaxis, ax.yaxis):
         whole_numbers(axis)
@@ -213,13 +212,12 @@ def hatch(ax: Axes, row: Number, n_rows: int, n_columns: int, text: str = "") ->
 def layer_rows(
     fig: Figure,
     grid: np.ndarray,
-    limit: float,
+    limits: tuple[Number, Number] | Normalize,
     names: Sequence[str],
     idle: Sequence[str],
     *,
     cmap: str,
     gid: str,
-    norm: Normalize | None = None,
     **bar: Any,
 ) -> Axes:
     """A map with a named row for each task and a column for each removed layer, and the scale of its changes.
@@ -227,16 +225,15 @@ def layer_rows(
     Args:
         fig: Where it is added.
         grid: Changes. Shape [task, layer].
-        limit: The change at the ends of the colours.
+        limits: See `cells`.
         names: Of the rows.
         idle: Why a row has no numbers: it is hatched; "" where it has.
         cmap: The colours.
         gid: Name of the map.
-        norm: How numbers become colours; evenly by default.
         **bar: Of the scale: its ``label``, and other options for matplotlib.
     """
     ax = fig.subplots()
-    mesh = cells(ax, grid, (-limit, limit), norm=norm, cmap=cmap, gid=gid)
+    mesh = cells(ax, grid, limits, cmap=cmap, gid=gid)
     for row, why in enumerate(idle):
         if why:
             hatch(ax, row - 0.5, 1, grid.shape[1], why)

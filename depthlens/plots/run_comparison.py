@@ -179,7 +179,7 @@ def run_map(comparison: Comparison, *, place: str = "", parts: str = "layers", t
         ax.spines[:].set_visible(False)
         panels.panel_title(ax, panel.title)
     axes[-1].set_xlabel(DEPTH)
-    panels.colour_bar(mesh, list(axes), SHARES, ticks=share_ticks(1.0), format="%g")
+    panels.colour_bar(mesh, list(axes), SHARES, extend="both", ticks=share_ticks(1.0), format="%g")
     keys = [panels.mark_key(CRITICAL_LAYER.replace("layer", "part"), ms=4)]
     keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="D", mec="white", ms=6))
     return with_legend(fig, keys)

@@ -234,7 +234,8 @@ def _run_one(run: NotebookRun, report: RunReport, index: Index, progress: RunPro
         run.seconds = round(time.monotonic() - started, 2)
         run.headline = pages.headline(nb)[0]
         about = {key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")}
-        nb.metadata["depthlens"] = asdict(run) | about | {"machine": provenance.machine(), "finished": _now()}
+        about["platform"] = provenance.where_and_when()["platform"]
+        nb.metadata["depthlens"] = asdict(run) | about | {"finished": _now()}
         write_whole(report.out / f"{run.name}.ipynb", nbformat.writes(nb) + "\n")
 
     def on_cell_start(cell: nbformat.NotebookNode, cell_index: int) -> None:

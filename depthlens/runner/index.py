@@ -101,8 +101,9 @@ class Index:
         profiles = sorted({card.profile for card in cards if card.profile})
         finished = max((card.finished for card in cards if card.finished), default="")
         facts = [card.facts for card in cards if card.facts]
-        machines, commits = {f.machine: None for f in facts}, {f.commit and f"commit {f.commit}": None for f in facts}
-        about = [f"profile {', '.join(profiles)}" if profiles else "", *machines, *commits, finished]
+        platforms = dict.fromkeys(f.platform for f in facts)
+        commits = dict.fromkeys(f"commit {f.commit}" for f in facts if f.commit)
+        about = [f"profile {', '.join(profiles)}" if profiles else "", *platforms, *commits, finished]
         title = f"depthlens: {self.path.parent.resolve().name}"
         write_whole(self.path, pages.index_page(cards, title=title, subtitle=" · ".join(filter(None, about))))
         return self.path

@@ -22,28 +22,29 @@ class RunFacts:
         models: Names of the models, the main one first.
         setting: Documents and examples, e.g. ``60 documents a task, 2-shot``.
         command: The command line that runs it again; "" where it was not run by ``depthlens run``.
-        commit: Of depthlens; "" where it is not known.
-        machine: That it ran on; "" where it is not known.
+        commit: Of depthlens, with ``-dirty`` where files differed from it; "" where it is not known.
+        platform: System and processor that it ran on; "" where it is not known.
     """
 
     models: tuple[str, ...]
     setting: str
     command: str
     commit: str
-    machine: str
+    platform: str
 
 
 def run_facts(nb: NotebookNode, name: str) -> RunFacts:
     """The facts of a notebook, whoever ran it."""
     state = run_state(nb)
     values = _values(nb, name) | state.get("parameters", {})
+    commit, *changed = (state.get("git_commit") or "").partition("-")
     models = [model for key in MODELS for model in texts(values.get(key))]
     return RunFacts(
         models=tuple(dict.fromkeys(models)),
         setting=_setting(values),
         command=_command(name, state) if "given" in state else "",
-        commit=(state.get("git_commit") or "")[:9],
-        machine=state.get("machine", ""),
+        commit=commit[:9] + "".join(changed),
+        platform=state.get("platform", ""),
     )
 
 

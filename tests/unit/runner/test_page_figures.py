@@ -53,14 +53,14 @@ def test_code_is_folded_but_for_the_parameters_of_the_run():
 
 
 def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
-    about = {"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "git_commit": "0123456789abcdef"}
-    about |= {"machine": "Linux x86_64, 2 cores"}
+    about = {"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "git_commit": "0123456789abcdef-dirty"}
+    about |= {"platform": "Linux-6-x86_64"}
     about |= {"parameters": {"model": "m", "limit": 5}, "given": {"limit": 5, "tasks": ["a", "b"], "model": "m"}}
     notebook = new_notebook(cells=[code('model = "n"\nnum_fewshot = 2\nlimit = 3', "parameters")])
     notebook.metadata["depthlens"] = about
     text = html.unescape(pages.notebook_page(notebook, "x"))
-    assert "m · 5 documents a task, 2-shot" in text and "<code>012345678</code>" in text
-    assert "Linux x86_64, 2 cores" in text
+    assert "m · 5 documents a task, 2-shot" in text and "<code>012345678-dirty</code>" in text
+    assert "Linux-6-x86_64" in text
     assert "depthlens run x --profile demo --out runs/x -p limit 5 -p tasks '[a, b]' -p model m" in text
 
 
