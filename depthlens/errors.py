@@ -11,9 +11,11 @@ import contextlib
 import difflib
 import signal
 import sysconfig
+import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 
 class _OneLine:
@@ -39,6 +41,39 @@ def stop_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+
+
+@contextlib.contextmanager
+def hear_ctrl_c() -> Iterator[Callable[[], None]]:
+    """Within the context Ctrl-C and SIGTERM are heard, also where they arrive in code whose exceptions Python ignores.
+
+    Python raises KeyboardInterrupt wherever the main thread is. Where that is a ``__del__`` (of a lock, of an object
+    of Ray), Python prints the exception and goes on.
+
+    Yields:
+        To be called between pieces of work: raises KeyboardInterrupt if there was one since the context began.
+    """
+    came: set[int] = set()
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other one gets signals, or may say what they do
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.add(number)
+        before[signal.Signals(number)](number, frame)
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:

@@ -25,7 +25,7 @@ from depthlens.engine.padded_rows import PaddedRows
 from depthlens.engine.shards import Job, ShardedRows, Workers
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
-from depthlens.errors import Interrupted, UserError, unknown
+from depthlens.errors import UserError, unknown
 from depthlens.models import offload, pairs
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
@@ -283,8 +283,7 @@ class Engine:
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
-        with progress.bar(**options) as bar:
-            rows.show_on(bar)
+        with progress.bar(**options) as bar, rows.shown_on(bar):
             try:
                 yield rows, bar
             except NotFinite as e:
@@ -292,5 +291,3 @@ class Engine:
                 answer = e.written if isinstance(request, GenerateRequest) else request.continuation[:-1]
                 read = request.context, condition, self.batch_tokens, answer
                 nonfinite.refuse(self.lens, self.backend.means, *read)
-            except KeyboardInterrupt:
-                raise Interrupted(rows.stored_so_far()) from None

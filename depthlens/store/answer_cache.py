@@ -23,7 +23,6 @@ import torch
 from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
-from depthlens.errors import Interrupted
 from depthlens.store import dry_run
 from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.parts import Entry, Store, open_store
@@ -160,13 +159,10 @@ class AnswerCache:
             bar.held(n // len(names))
 
         known = rows.n_known // len(names)
-        with bars.bar(total=len(cases), initial=known, desc=desc, unit=unit, disable=not progress) as bar:
-            rows.show_on(bar)
-            try:
-                rows.run(range(len(cases)), range(len(names)), compute, arrived)
-                rows.finish(compute, arrived)
-            except KeyboardInterrupt:
-                raise Interrupted(rows.stored_so_far()) from None
+        options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
+        with bars.bar(**options) as bar, rows.shown_on(bar):
+            rows.run(range(len(cases)), range(len(names)), compute, arrived)
+            rows.finish(compute, arrived)
         return np.array(rows.answers).T
 
     def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from depthlens import progress as bars
+from depthlens.errors import Interrupted, hear_ctrl_c
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
 from depthlens.store.dry_run import DryRun
 from depthlens.store.parts import Entry
@@ -27,6 +28,10 @@ _WAIT = 0.2  # seconds between looks at what another process has reserved
 
 
 def _ignore(n: int) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass
 
 
@@ -66,6 +71,7 @@ class AnswerRows:
         self._conditions_at, self._requests_at = _index(addresses), _index(self._digests)
         self._n_stored = 0
         self._bar: bars.Bar | None = None
+        self._check_ctrl_c: Callable[[], None] = _nothing
         self.n_known = self._read()
 
     def only_count(self, run: DryRun) -> None:
@@ -87,10 +93,20 @@ class AnswerRows:
         found.answers, found.deferred, found._kept_early = [list(row) for row in self.answers], [], set()
         return found
 
-    def show_on(self, bar: bars.Bar) -> None:
-        """Show on a bar how many rows are stored, from now on."""
+    @contextmanager
+    def shown_on(self, bar: bars.Bar) -> Iterator[None]:
+        """Within the context a bar shows how many rows are stored, and Ctrl-C says so in one line.
+
+        Raises:
+            Interrupted: Ctrl-C.
+        """
         self._bar = bar if self.entry else None
         self._count_stored(0)
+        try:
+            with hear_ctrl_c() as self._check_ctrl_c:
+                yield
+        except KeyboardInterrupt:
+            raise Interrupted(self._stored_so_far()) from None
 
     def _count_stored(self, n: int) -> None:
         self._n_stored += n
@@ -106,7 +122,7 @@ class AnswerRows:
         """All rows that lack answers, as products of requests and conditions."""
         return _products([(c, r) for c, row in enumerate(self.answers) for r, a in enumerate(row) if a is None])
 
-    def stored_so_far(self) -> str:
+    def _stored_so_far(self) -> str:
         """How many rows are stored and how to continue, in one line."""
         entry = self.entry
         if not entry:
@@ -146,11 +162,14 @@ class AnswerRows:
         """Store the answers of rows (condition, request), before the others of their product are `put`."""
         self._kept_early |= {*rows}
         self.n_computed += len(rows)
-        if not (self.entry and self.entry.store.writable and rows):
-            return
+        if self.entry and self.entry.store.writable and rows:
+            self._write(self.entry, rows)
+        self._check_ctrl_c()
+
+    def _write(self, entry: Entry, rows: Sequence[Row]) -> None:
         unique = {(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows}
         conditions, requests = zip(*unique, strict=True)
-        name = self.entry.write(conditions, requests, *zip(*map(_columns, unique.values()), strict=True))
+        name = entry.write(conditions, requests, *zip(*map(_columns, unique.values()), strict=True))
         self._seen.add(name)
         self._count_stored(len(rows))
 

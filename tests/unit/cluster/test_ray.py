@@ -213,6 +213,6 @@ class TestLosses:
         wait_for(lambda: ray_losses.parts(tmp_path / "store") >= 1)
         stopped.send_signal(signal.SIGINT)
         text = stopped.communicate()[1]
-        assert stopped.returncode == 1
+        assert stopped.returncode == 1, text
         assert text.splitlines()[-1].startswith("Interrupted: ") and "are kept in" in text
         assert not list((tmp_path / "store").glob("*/*/.reservations/*.json"))

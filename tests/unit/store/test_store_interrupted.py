@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 
 import pytest
 import tiny
@@ -66,6 +67,25 @@ class TestInterrupted:
                 dl.depth_geometry(lens, texts, **options)
         stored = dl.depth_geometry(lens, texts, **options).record["store"]
         assert stored["rows_read"] == 2 * stored["rows_computed"] > 0
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_ctrl_c_is_heard_where_python_ignores_exceptions(self, lens, tmp_path, small_packs, monkeypatch):
+        class Reference:
+            def __del__(self):
+                signal.raise_signal(signal.SIGINT)
+
+        walk, handler = wavefront.Wavefront.run, signal.getsignal(signal.SIGINT)
+        references = [Reference()]
+
+        def walked(self, *args, **kwargs):
+            references.clear()
+            return walk(self, *args, **kwargs)
+
+        monkeypatch.setattr(wavefront.Wavefront, "run", walked)
+        with pytest.raises(Interrupted, match=f"rows of {CHOICE} are kept in {tmp_path}"):
+            run(lens, tmp_path, tasks=[CHOICE])
+        assert len(parts(tmp_path)) == 1, "the pack that was being computed is kept"
+        assert signal.getsignal(signal.SIGINT) is handler
 
     def test_without_a_store_it_says_so(self, lens, monkeypatch):
         self.stopping(monkeypatch, after=0)
