@@ -1,4 +1,4 @@
-"""Folders: where the package's data files and notebooks are, whether a folder can be written, and atomic writes.
+"""Folders: where the package's data files and notebooks are, who may write to a folder, and atomic writes.
 
 In a checkout these files are beside the package, in a wheel they are inside it.
 """
@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
+
 from depthlens.errors import UserError
 
+LOCK = ".depthlens.lock"
 TEMPORARY = ".new-"  # the names of files that are being written start with it
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -63,6 +67,27 @@ def writable_folder(path: Path | str) -> Path:
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder
+
+
+@contextmanager
+def locked(path: Path | str) -> Iterator[Path]:
+    """Make a folder that other processes are refused until the context ends.
+
+    Raises:
+        UserError: it cannot be written, or another process is writing to it.
+    """
+    folder = writable_folder(path)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        fault = f"another process is writing to {str(folder)!r} now"
+        raise UserError(f"{fault}; wait for its end, or name another folder") from None
+    try:
+        yield folder
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object]]) -> None:

@@ -15,16 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from depthlens.ablations import Dims, expand
 from depthlens.errors import UserError
-from depthlens.paths import writable_folder
+from depthlens.paths import locked
 
 DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
 SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
 FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
-LOCK = ".depthlens.lock"
 SETTINGS = (
     *("apply_chat_template", "backend", "include_path", "limit", "measure", "resample_prompts", "samples", "seed"),
     *("system_instruction", "gen_kwargs", "think_end_token", "enable_thinking"),
@@ -50,27 +47,6 @@ def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> It
         if not overwrite:
             refuse_other(folder, FILES, lambda record: _differs_from_asked(record, asked))
         yield folder
-
-
-@contextmanager
-def locked(out: str | Path) -> Iterator[Path]:
-    """Make a folder that other processes are refused until the context ends.
-
-    Raises:
-        UserError: it cannot be written, or another process is writing to it.
-    """
-    folder = writable_folder(out)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        fault = f"another process is writing to {str(folder)!r} now"
-        raise UserError(f"{fault}; wait for its end, or name another folder") from None
-    try:
-        yield folder
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[dict[str, Any]], str]) -> None:

@@ -66,7 +66,7 @@ def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dic
         what = {name: given[name] for name in ("model", "tasks", "ablate")}
         options = settle(given | of_race)
         say(f"loading {what['model']} for {', '.join(what['tasks'])}", model=what["model"], tasks=what["tasks"])
-        from depthlens.analysis.result_folder import locked
+        from depthlens.paths import locked
 
         with nullcontext() if plan else locked(out):
             _run(what, of_race, options, out=None if plan else out, overwrite=overwrite)

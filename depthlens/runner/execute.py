@@ -33,7 +33,7 @@ from traitlets import default
 
 from depthlens import arguments, paths, provenance
 from depthlens.errors import UserError, unknown
-from depthlens.paths import writable_folder
+from depthlens.paths import locked
 from depthlens.progress import say
 from depthlens.runner import pages
 from depthlens.runner.index import Index
@@ -111,7 +111,7 @@ def run(
 
     Raises:
         UserError: a notebook, profile or parameter that does not exist, a value that a notebook would refuse, or a
-            folder that cannot be written.
+            folder that cannot be written, or that another process writes to.
     """
     return start(prepare(names, out=out, profile=profile, parameters=parameters), progress=progress)
 
@@ -168,11 +168,11 @@ def start(prepared: PreparedRun, *, progress: bool = True) -> RunReport:
     """Execute the notebooks of a prepared run; see `run`."""
     report = prepared.report
     index = Index(report.out, prepared.sources)
-    writable_folder(report.out)
-    index.write()
-    if progress:
-        say(f"writing findings to {index.path} as notebooks end", page=str(index.path))
-    _run_all(report, index, RunProgress(len(report.notebooks), enabled=progress))
+    with locked(report.out):
+        index.write()
+        if progress:
+            say(f"writing findings to {index.path} as notebooks end", page=str(index.path))
+        _run_all(report, index, RunProgress(len(report.notebooks), enabled=progress))
     return report
 
 

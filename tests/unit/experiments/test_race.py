@@ -8,9 +8,9 @@ import tiny
 
 import depthlens as dl
 from depthlens.analysis.races import AT_CHANCE, CRITICAL, NOT_TOP, SPARED, TOP, UNDECIDED
-from depthlens.analysis.result_folder import locked
 from depthlens.cli import main
 from depthlens.errors import UserError
+from depthlens.paths import locked
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"
 QUIET = {"progress": False, "store": None}

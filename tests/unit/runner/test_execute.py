@@ -16,7 +16,7 @@ from notebook_suite import code, seen, write
 
 from depthlens import paths
 from depthlens.errors import UserError
-from depthlens.paths import writable_folder
+from depthlens.paths import locked, writable_folder
 from depthlens.runner import execute
 from depthlens.runner.index import gallery
 
@@ -169,6 +169,12 @@ def test_ctrl_c_keeps_what_was_done(suite, tmp_path):
     assert [n["status"] for n in record["notebooks"]] == ["ok", "interrupted", "not run"]
     index = (out / "index.html").read_text()
     assert "interrupted in cell 3" in index and "✓ ok" in index and "begun" in (out / "03_slow.html").read_text()
+
+
+def test_two_runs_do_not_write_to_one_folder(suite, tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="another process is writing to .*; wait for its end"):
+        execute.run("02_plain", out=tmp_path, progress=False)
+    assert execute.run("02_plain", out=tmp_path, progress=False).exit_code == 0
 
 
 def test_a_notebook_is_named_as_the_shell_completes_it(suite, tmp_path):
