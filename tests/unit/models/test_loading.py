@@ -74,6 +74,17 @@ def test_dtype_is_what_was_asked_for(folder, dtype):
     assert lens.describe()["dtype"] == dtype
 
 
+SPEEDS = [("bfloat16", 9.2, True), ("bfloat16", 1.1, False), ("float32", 9.2, False)]
+
+
+@pytest.mark.parametrize(("dtype", "times", "told"), SPEEDS)
+def test_a_dtype_that_is_slow_on_this_cpu_is_told(folder, dtype, times, told, monkeypatch, caplog):
+    assert devices.times_float32(torch.bfloat16) > 0
+    monkeypatch.setattr(devices, "times_float32", lambda _: times)
+    loading.load(str(folder), dtype=dtype, device="cpu")
+    assert ("bfloat16 products take 9 times as long as float32 on this CPU; leave dtype out" in caplog.text) is told
+
+
 def test_auto_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_elsewhere(tmp_path):
     model = tiny.model("llama-gqa").bfloat16()
     model.save_pretrained(tmp_path)
