@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import statistics
 import tempfile
@@ -102,14 +103,18 @@ def write_tasks(folder: Path) -> None:
     )
 
 
-WORKS = {  # name: (task, documents, few-shot override)
-    "mmlu-mathematics-0shot": ("mmlu_mathematics_0shot", 16, None),
-    "mmlu-geography-0shot": ("mmlu_geography_0shot", 16, None),
-    "mmlu-geography-5shot": ("mmlu_geography_5shot", 16, None),
-    "long-contexts": ("long_contexts", 16, None),
-    "capitals-generative-2shot": ("capitals_generative", 32, 2),
-    "gsm8k-5shot-64": ("gsm8k_5shot", 32, None),
+BASE, COT = "smollm2-135m", "smollm2-135m-cot"
+WORKS = {  # name: (model, task, documents, few-shot override)
+    "mmlu-mathematics-0shot": (BASE, "mmlu_mathematics_0shot", 16, None),
+    "mmlu-geography-0shot": (BASE, "mmlu_geography_0shot", 16, None),
+    "mmlu-geography-5shot": (BASE, "mmlu_geography_5shot", 16, None),
+    "long-contexts": (BASE, "long_contexts", 16, None),
+    "capitals-generative-2shot": (BASE, "capitals_generative", 32, 2),
+    "gsm8k-5shot-64": (BASE, "gsm8k_5shot", 32, None),
+    "arithmetic-cot": (COT, "arithmetic_cot", 32, None),
 }
+EMBEDDED = ("capitals_generative", "arithmetic_cot")  # tasks
+load = functools.cache(dl.load)
 PEERS = ("hf", "checkpoint", "bridge", "nnsight")
 
 
@@ -310,16 +315,18 @@ def gflop(lens: Any, prepared: harness.Prepared, n_conditions: int) -> tuple[flo
     return 2 * shared / 1e9, 2 * alone / 1e9
 
 
-def prepared_work(lens: Any, name: str, n_docs: int | None) -> harness.Prepared | None:
-    task, documents, num_fewshot = WORKS[name]
+def prepared_work(name: str, n_docs: int | None) -> tuple[Any, harness.Prepared] | None:
+    """The model of a work and its requests."""
+    model, task, documents, num_fewshot = WORKS[name]
+    lens = load(model)
     with tempfile.TemporaryDirectory() as folder:
         if SHARED.is_dir():
             write_tasks(Path(folder))
-        elif task != "capitals_generative":
+        elif task not in EMBEDDED:
             print(f"{name}: left out, {SHARED} is absent")
             return None
         loaded = harness.load_tasks([task], include_path=folder, num_fewshot=num_fewshot)
-        return harness.prepare(lens, loaded, limit=n_docs or documents)[0]
+        return lens, harness.prepare(lens, loaded, limit=n_docs or documents)[0]
 
 
 def measure(
@@ -396,13 +403,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, help="documents of each work; its own number without")
     parser.add_argument("--linear", action="store_true", help="time over a 16-fold range instead")
     args = parser.parse_args()
-    lens = dl.load("smollm2-135m")
-    print(f"{lens}; {torch.get_num_threads()} threads; torch {torch.__version__}")
+    print(f"{torch.get_num_threads()} threads; torch {torch.__version__}")
     if args.linear:
-        linear(lens)
+        linear(load(BASE))
         return
     for name in args.work or WORKS:
-        if prepared := prepared_work(lens, name, args.documents):
+        if work := prepared_work(name, args.documents):
+            lens, prepared = work
             measure(lens, name, prepared, args.peer or PEERS, args.repeats, args.conditions)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from speed import WORKS, prepared_work
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import depthlens as dl
 from depthlens.ablations import expand
 from depthlens.backends import weight_swap
 from depthlens.engine.engine import Engine
@@ -66,13 +65,13 @@ def main() -> None:
             return unembed(*args, **kwargs)
 
     weight_swap.unembed = marked
-    lens = dl.load("smollm2-135m")
-    conditions = expand("layers", lens.dims)
     columns = [*KINDS, UNEMBEDDING, OTHERS, "Python"]
     print(f"| work | seconds | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for name in chosen:
-        if (prepared := prepared_work(lens, name, options.documents)) is None:
+        if (work := prepared_work(name, options.documents)) is None:
             continue
+        lens, prepared = work
+        conditions = expand("layers", lens.dims)
         prepared.run(Engine(lens, progress=False), conditions)
         start = time.perf_counter()
         prepared.run(Engine(lens, progress=False), conditions)
