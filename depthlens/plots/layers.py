@@ -88,9 +88,12 @@ def depth_profile(
     keys = panels.series_keys(labels, mfc=None) if len(groups) > 1 and 1 < len(labels) and overlaid else []
     if panels.drawn(fig, "critical"):
         keys.append(panels.mark_key(CRITICAL_LAYER, color=colour or INK))
-    few = any((np.isfinite(e.values) & np.isnan(e.low)).any() for group in groups for e in group)
-    band = panels.band_key(panels.FEW if few else panels.BAND, colour or INK)
-    return with_legend(fig, [*keys, *panels.level_keys(fig, colour=colour), band])
+    keys += panels.level_keys(fig, colour=colour)
+    banded = [e for e in effects if _has_band(e) and np.isfinite(e.low).any()]
+    if banded:
+        few = any((np.isfinite(e.values) & np.isnan(e.low)).any() for e in banded)
+        keys.append(panels.band_key(panels.FEW if few else panels.BAND, colour or INK))
+    return with_legend(fig, keys)
 
 
 @themed
@@ -241,11 +244,15 @@ def _groups(effects: list[Effects]) -> tuple[list[list[Effects]], list[str], lis
     return list(groups.values()), outer, inner
 
 
+def _has_band(e: Effects) -> bool:
+    return e.unit == ACCURACY or e.n >= FEWEST_FOR_BAND
+
+
 def _draw_line(ax: Axes, e: Effects, style: int) -> None:
     x, curve = np.arange(len(e.values)), e.baseline + np.array([e.values, e.low, e.high])
     if e.unit == ACCURACY:
         curve[1:] = np.clip(curve[1:], 0, 1)
-    elif e.n < FEWEST_FOR_BAND:
+    elif not _has_band(e):
         curve[1:] = np.nan
     panels.curve(ax, x, curve, style, idle=e.at_chance)
     panels.marks(ax, x, curve[0], e.critical, style, "critical")

@@ -80,6 +80,13 @@ def test_profile_draws_the_summary():
     check(fig)
 
 
+def test_no_key_for_a_band_that_is_not_drawn():
+    many = sweep()
+    few = Result(many.docs[many.docs["doc_id"] < 3], many.record)
+    assert "95% interval" in texts(plots.depth_profile(many))
+    assert "95% interval" not in texts(plots.depth_profile(few))
+
+
 def test_delta():
     result = sweep()
     fig = plots.depth_profile(result, value="delta", title="My title")
