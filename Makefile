@@ -18,7 +18,7 @@ demo: $(STAMP)  ## run three notebooks on the embedded model; runs/demo/index.ht
 
 # the longest files come first, so that both processes end at about the same time
 test: lint  ## lint and types, then all tests
-	$(BIN)/python -m pytest tests/notebooks tests/integration tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/notebooks tests/integration tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30
 
 check: lint  ## lint and types, then the quick tests: under two minutes
 	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses 2 --dist worksteal
