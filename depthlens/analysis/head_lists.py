@@ -132,7 +132,8 @@ class Overlap:
         else:
             p, expected, of = self.p_value, self.expected, "as many random heads of each layer"
         amount = "more than" if p < ALPHA else "no more than"
-        return f"{self.n} heads in common, {amount} {of} explain ({expected:.2g} expected, p = {p:.2g})"
+        heads = "head" if self.n == 1 else "heads"
+        return f"{self.n} {heads} in common, {amount} {of} explain ({expected:.2g} expected, p = {p:.2g})"
 
 
 def head_overlap(a: Sequence[Head], b: Sequence[Head], n_heads_in_all: int | Sequence[int]) -> Overlap:

@@ -162,7 +162,8 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
 def _overlap_title(a: HeadScores, tops: tuple[list[Head], list[Head]], n: int) -> str:
     common = head_lists.head_overlap(*tops, np.isfinite(a.values).sum(axis=1).tolist())
     model = a.record.get("model", {}).get("name", "")
-    counted = f"{common.n} of the top {len(tops[0])} heads are on both lists; {common.expected:.2g} expected"
+    are = "is" if common.n == 1 else "are"
+    counted = f"{common.n} of the top {len(tops[0])} heads {are} on both lists; {common.expected:.2g} expected"
     chance = f"of lists with as many heads in each layer, p = {common.p_value:.2g} ({n} heads)"
     return f"{model}: {counted} {chance}".removeprefix(": ")
 

@@ -123,7 +123,7 @@ def test_overlap_says_what_the_lists_share():
     common = head_overlap(a.top(5), b.top(5), [SIZES[0][1]] * SIZES[0][0])
     assert common.n == 1
     title = fig.get_suptitle().replace("\n", " ")
-    assert f"tiny: 1 of the top 5 heads are on both lists; {common.expected:.2g} expected of lists" in title
+    assert f"tiny: 1 of the top 5 heads is on both lists; {common.expected:.2g} expected of lists" in title
     assert f"with as many heads in each layer, p = {common.p_value:.2g} (270 heads)" in title
     (ax,) = fig.axes
     assert ax.get_xlabel() == "copy-paste score" and ax.get_ylabel() == "loss on computed tokens (nats)"
