@@ -65,7 +65,7 @@ def depth_profile(
     overlaid = len(labels) <= MAX_OVERLAID
     columns = {1: 1, 2: 2, 4: 2}.get(len(groups), 3)
     fig = figure(title, sweep_title(effects, _SEVERAL), height=2.2 * math.ceil(len(groups) / columns) + 1.1)
-    goes = any(e.key["mode"] in ("removed", "mean") for e in effects)
+    goes = all(e.key["mode"] in ("removed", "mean") for e in effects)
     axis = "removed layer" if goes else "layer"  # one that is rounded, disturbed or run twice stays
     for ax, group in zip(panels.grid(fig, len(groups), columns, axis), groups, strict=True):
         lines = [(e, labels.index(_label(e, within)) if overlaid else 0) for e in group]
