@@ -73,7 +73,8 @@ def hear_ctrl_c() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is note:  # `stop_on_sigterm` changes it when it stops
+                signal.signal(number, handler)
 
 
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:
