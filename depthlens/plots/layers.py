@@ -88,12 +88,12 @@ def depth_profile(
     keys = panels.series_keys(labels, mfc=None) if len(groups) > 1 and 1 < len(labels) and overlaid else []
     if panels.drawn(fig, "critical"):
         keys.append(panels.mark_key(CRITICAL_LAYER, color=colour or INK))
-    keys += panels.level_keys(fig, colour=colour)
+    bands = []
     banded = [e for e in effects if _has_band(e) and np.isfinite(e.low).any()]
     if banded:
         few = any((np.isfinite(e.values) & np.isnan(e.low)).any() for e in banded)
-        keys.append(panels.band_key(panels.FEW if few else panels.BAND, colour or INK))
-    return with_legend(fig, keys)
+        bands.append(panels.band_key(panels.FEW if few else panels.BAND, colour or INK))
+    return with_legend(fig, [*keys, *panels.level_keys(fig, colour=colour), *bands])
 
 
 @themed
