@@ -47,6 +47,7 @@ from depthlens.organisms import builder
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HALF = ("bfloat16", "float16")
 SLOW = 2.0  # times as long as float32: worth a warning, where half the memory is seldom what was wanted
 
 
@@ -129,7 +130,7 @@ def _load(
         raise UserError(f"model {source.name!r}: an adapter is merged in memory; {fix}, or leave offload out")
     source = _with_folder(sources.probe(source))  # a server's models are its own to know
     chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
-    if place.type == "cpu" and chosen != torch.float32 and (times := devices.times_float32(DTYPES[dtype])) > SLOW:
+    if place.type == "cpu" and dtype in HALF and (times := devices.times_float32(DTYPES[dtype])) > SLOW:
         log.warning("%s products take %.0f times as long as float32 on this CPU; leave dtype out", dtype, times)
     if offload:
         return _load_offloaded(source, place, chosen)
