@@ -23,8 +23,9 @@ test: lint  ## lint and types, then all tests
 check: lint  ## lint and types, then the quick tests: under two minutes
 	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses 2 --dist worksteal
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	$(BIN)/python -m jupyterlab notebooks
+# the folder at the left is the checkout, so that tasks in data are seen, too
+lab: $(STAMP)  ## open the tour in JupyterLab, beside the other notebooks
+	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_tour.ipynb
 
 labtest: $(STAMP)  ## run a notebook in a real JupyterLab in Chromium or Chrome; screenshots in build/labtest
 	$(BIN)/python tests/browser/lab.py $(if $(CHROME),--browser $(CHROME))

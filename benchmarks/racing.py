@@ -103,7 +103,7 @@ def costliest_heads(lens: dl.Lens, task: str, n: int, about: dict[str, Any]) -> 
     order = np.argsort(-guess.document_losses(task, "answer_logprob").to_numpy().mean(0), kind="stable")
     for seed in range(ORDERS):
         drawn = losses[np.random.default_rng(seed).integers(0, len(losses), DOCUMENTS)]
-        best, rows, found = top_race(drawn, order, TOP, bound=2.0)
+        best, rows, found, _ = top_race(drawn, order, TOP, bound=2.0)
         truth, worst = np.sort(losses.mean(0))[-TOP], losses.mean(0)[best].min()
         print(f"order {seed}: {drawn.size / rows.sum():.1f}x fewer rows, {found=}, least {worst:.3f}, 8th {truth:.3f}")
 

@@ -29,6 +29,7 @@ from .errors import UserError as UserError
 from .experiments.attention_patterns import attention_pattern as attention_pattern
 from .experiments.block_removal import block_sweep as block_sweep
 from .experiments.block_removal import greedy_removal as greedy_removal
+from .experiments.claim_sweeps import claim_curves as claim_curves
 from .experiments.claim_sweeps import claim_sweeps as claim_sweeps
 from .experiments.distillation import activation_deltas as activation_deltas
 from .experiments.distillation import transplant as transplant
@@ -55,6 +56,7 @@ from .experiments.sufficiency import sufficiency_curve as sufficiency_curve
 from .experiments.sweep import condition_sweep as condition_sweep
 from .experiments.sweep import head_sweep as head_sweep
 from .experiments.sweep import layer_sweep as layer_sweep
+from .experiments.views import resample_prompts as resample_prompts
 from .experiments.worked_solutions import worked_solutions as worked_solutions
 from .exports.checkpoint import Export as Export
 from .exports.checkpoint import export as export

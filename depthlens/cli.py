@@ -192,7 +192,7 @@ def sweep(
         typer.Option(
             "--resample-prompt",
             metavar="TEXT",
-            help="Prompt whose head outputs @resample conditions put in place; may be repeated.",
+            help="Prompt on which @resample conditions look up what a part does; may be repeated.",
         ),
     ] = None,
     donor: Annotated[

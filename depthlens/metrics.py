@@ -7,6 +7,8 @@ ANSWER_LOGPROB, TOKEN_LOGPROB = LOGPROBS = ("answer_logprob", "token_logprob")
 ACC_NORM = "acc_norm"  # the option with the highest log-likelihood per character is the answer
 # tasks whose baselines are published by accuracy normalised by the length of the options (Open LLM Leaderboard v1)
 LENGTH_NORMALISED = frozenset({"hellaswag", "arc_challenge"})
+# metrics whose value of one document is between 0 and 1, whatever the documents are
+SHARES = frozenset({"acc", ACC_NORM, "acc_bytes", "acc_mutual_info", "exact_match"})
 MIN_NATS = 0.05  # nats: about 5% of an answer's probability. A smaller change is not called an effect, however sure
 
 

@@ -18,7 +18,7 @@ import nbformat
 
 import depthlens
 from depthlens import look
-from depthlens.plots import figure_data
+from depthlens.runner.pages import dress_figures
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -63,6 +63,11 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_use_rtype = False
 
+# of `sphinx -b linkcheck`, which CI runs
+linkcheck_ignore = [r"https?://(127\.0\.0\.1|localhost)"]
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/"]  # a script makes these anchors
+linkcheck_timeout, linkcheck_retries = 30, 3
+
 # pages outside of docs/, which the pages in it link to as GitHub does
 OUTSIDE = {"CHANGELOG.md": "changelog", "benchmarks/README.md": "speed", "data/README.md": "data"}
 
@@ -101,8 +106,7 @@ def _tutorials() -> None:
         source = folder / notebook.name
         shown = nbformat.read(source if source.is_file() else notebook, as_version=4)
         shown = badges.on_page(shown, badges.address(), notebook.stem)
-        for output in (o for cell in shown.cells for o in cell.get("outputs", [])):
-            output.get("data", {}).pop(figure_data.MIME, None)  # the numbers of a figure, which Sphinx cannot show
+        dress_figures(shown, notebook.stem)  # figures tell their numbers, as on the pages of a run
         nbformat.write(shown, MADE / "tutorials" / notebook.name)
 
 

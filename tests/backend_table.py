@@ -30,10 +30,13 @@ TOLERANCE = 1e-4
 KINDS = {
     "layer": "L2",
     "layer @mean": "L2@mean",
+    "layer @resample": "L2@resample",
     "attn": "L2.attn",
     "attn @mean": "L2.attn@mean",
+    "attn @resample": "L2.attn@resample",
     "mlp": "L2.mlp",
     "mlp @mean": "L2.mlp@mean",
+    "mlp @resample": "L2.mlp@resample",
     "head": "L2.H1",
     "head @mean": "L2.H1@mean",
     "head @resample": "L2.H1@resample",

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from depthlens.analysis import depth, stats
+from depthlens.analysis import depth, rank_correlations, stats, sufficiency
 from depthlens.analysis.bootstrap import draws, interval, ratio, widened
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.layer_profiles import Profile, drawn
@@ -256,6 +256,85 @@ def of_clusters(n_clusters: int):
     return covers
 
 
+def of_ranks(kind: str, idle: bool, known: bool):
+    """`mode_agreement`, `rank_agreement` and `geometry_agreement`: 30 layers, all of which do something or six.
+
+    Each sample has profiles of its own. The documents are the same for both, or the second profile is known.
+    """
+    n_layers = 30
+    easy = np.random.default_rng(99).beta(1, 2, LARGE // 10)[:, None] * 3
+
+    def losses(rng: np.random.Generator, mean: np.ndarray, hard: np.ndarray, fragile: np.ndarray, right: np.ndarray):
+        shape = len(hard), n_layers
+        if kind == "0/1":
+            return right[:, None] * (rng.random(shape) < np.minimum(1, fragile[:, None] * mean))
+        size = np.exp(0.8 * (0.6 * hard[:, None] + 0.8 * rng.standard_normal(shape)) - 0.32)
+        return mean * size * (rng.random(shape) < 0.67) / 0.67 + 0.05 * rng.standard_normal(shape)
+
+    def covers(rng: np.random.Generator, n: int) -> bool | None:
+        pearson = rng.choice([0.0, 0.6, 0.9])
+        z = rng.standard_normal((2, n_layers))
+        z[1] = pearson * z[0] + np.sqrt(1 - pearson**2) * z[1]
+        means = np.minimum(0.9, np.exp(z) / 4)
+        if idle:
+            means = np.where(rng.random(n_layers).argsort() < 6, 2 * means, 0.01 * np.exp(0.5 * z))
+        hard, fragile, right = rng.standard_normal(n), rng.beta(1, 2, n) * 3, rng.random(n) < 0.9
+        a, b = (losses(rng, mean, hard, fragile, right) for mean in means)
+        true = [np.minimum(1, easy * mean).mean(0) if kind == "0/1" else mean for mean in means]
+        if known:
+            true[1] = b = z[1]
+        found = rank_correlations.correlate(a, b, np.arange(n_layers))
+        rho = float(rank_correlations.ranks(true[0]) @ rank_correlations.ranks(true[1]))
+        return bool(found.ci_low <= rho <= found.ci_high) if np.isfinite(found.ci_low) else None
+
+    return covers
+
+
+def of_sufficiency(kind: str, what: str):
+    """A tenth, a fifth and a half of the heads kept restore 0.2, 0.6 and 0.9 of what all heads add."""
+    shares, restored = np.array([0, 0.1, 0.2, 0.5, 1]), np.array([0, 0.2, 0.6, 0.9, 1])
+
+    def sample(rng: np.random.Generator, n: int) -> np.ndarray:
+        if kind == "0/1":
+            return (rng.random((n, 1)) < 0.3 + 0.6 * restored - 0.05 * rng.random((n, 5))).astype(float)
+        gain = np.exp(0.8 * rng.standard_normal((n, 1)))
+        return -rng.gamma(2, 1, (n, 1)) - gain * (1 - restored) * rng.uniform(0.5, 1.5, (n, 5))
+
+    def value(points: np.ndarray, areas: np.ndarray) -> np.ndarray:
+        return {"faithfulness": points[:, 2], "CPR": areas[0], "CMD": areas[1]}[what]
+
+    means = sample(np.random.default_rng(99), LARGE).mean(0)[None]
+    f = sufficiency.faithfulness(means, means[:, 0], means[:, -1])
+    true = value(f, np.stack(sufficiency.areas(f, shares)))[0]
+
+    def covers(rng: np.random.Generator, n: int) -> bool | None:
+        values = sample(rng, n)
+        change, *_, p = stats.change(values[:, 0], values[:, -1])
+        if not (change > 0 and p < stats.ALPHA):
+            return None
+        _, low, high = value(*sufficiency.with_intervals(values, shares, int(rng.integers(1 << 30))))
+        return bool(low <= true <= high)
+
+    return covers
+
+
+def of_texts(what: str):
+    """`depth_geometry` and `layer_effects`: means over texts, of numbers with spreads like those of ours."""
+    draw = {
+        "distance": lambda rng, n: 0.1 * np.exp(0.3 * rng.standard_normal(n)),
+        "probability": lambda rng, n: rng.beta(0.3, 2, n),
+        "entropy": lambda rng, n: 5 + rng.standard_normal(n) - 0.5 * rng.exponential(1, n),
+        "effect": lambda rng, n: np.exp(0.6 * rng.standard_normal(n)),
+    }[what]
+    true = float(draw(np.random.default_rng(99), 10 * LARGE).mean())
+
+    def covers(rng: np.random.Generator, n: int) -> bool:
+        low, high = stats.mean_interval(draw(rng, n))
+        return bool(low <= true <= high)
+
+    return covers
+
+
 CASES = {
     **{f"change of L{i} ({s})": (of_change, s, i) for s in SWEEPS for i in (0, 5)},
     **{f"proportion of {p} (Wilson)": (of_proportion, p) for p in (0.3, 0.9)},
@@ -271,6 +350,11 @@ CASES = {
     **{f"share of mistakes {p}": (of_mistakes, p) for p in (0.05, 0.4)},
     **{f"{k} seeds, spread {s}": (of_seeds, k, s) for k in (3, 5) for s in (0.0, 0.5, 1.0)},
     **{f"clusters, {k}": (of_clusters, k) for k in (20, 30)},
+    **{f"rank correlation ({kind})": (of_ranks, kind, False, False) for kind in ("nats", "0/1")},
+    **{f"rank correlation, most layers idle ({kind})": (of_ranks, kind, True, False) for kind in ("nats", "0/1")},
+    **{f"rank correlation, known ({kind})": (of_ranks, kind, False, True) for kind in ("nats", "0/1")},
+    **{f"{w} ({k})": (of_sufficiency, k, w) for k in ("nats", "0/1") for w in ("faithfulness", "CPR", "CMD")},
+    **{f"geometry: {what}": (of_texts, what) for what in ("distance", "probability", "entropy", "effect")},
 }
 
 

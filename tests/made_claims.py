@@ -55,12 +55,14 @@ class World:
         n: Documents of each task.
         seed_sd: Standard deviation between few-shot seeds, of the latent score.
         fragility: Share of the variance of what breaks a document that is common to all layers and tasks.
+        alike: Share of the scores (document by document and layer by layer) that are the same under every view.
     """
 
     rng: np.random.Generator
     n: int
     seed_sd: float
     fragility: float = 0.4
+    alike: float = 0.0
     hard: dict[str, np.ndarray] = field(default_factory=dict)
     fragile: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -71,11 +73,22 @@ class World:
     def _sweep(self, tasks: tuple[Task, ...], model: str) -> dict[str, list[Profile]]:
         by_view: dict[str, list[Profile]] = {suffix: [] for suffix in SUFFIXES}
         for task in tasks:
-            base, values, parsed = self._scores(task)
-            for i, suffix in enumerate(SUFFIXES):
-                at = slice(i * N_LAYERS, (i + 1) * N_LAYERS)
-                by_view[suffix].append(self._profile(task, model, base, values[:, at], parsed[:, at]))
+            base, *scores = self._scores(task)
+            first = tuple(x[:, :N_LAYERS] for x in scores)
+            by_view[SUFFIXES[0]].append(profile := self._profile(task, model, base, *first))
+            for i, suffix in enumerate(SUFFIXES[1:], 1):
+                if self.alike < 1:  # else all views have one and the same profile
+                    own = tuple(x[:, i * N_LAYERS : (i + 1) * N_LAYERS] for x in scores)
+                    profile = self._profile(task, model, base, *self._mixed(first, own))
+                by_view[suffix].append(profile)
         return by_view
+
+    def _mixed(self, first: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Scores of a view, of which a share is that of the first view."""
+        if not self.alike:
+            return own
+        same = self.rng.random(own[0].shape) < self.alike
+        return tuple(np.where(same, a, b) for a, b in zip(first, own, strict=True))
 
     def _profile(self, task: Task, model: str, base: np.ndarray, values: np.ndarray, parsed: np.ndarray) -> Profile:
         floor = {"choice": CHANCE, "written": 0.0, "nats": None}[task.protocol]
@@ -151,8 +164,8 @@ ROLES = {
 IN_NATS = {"retrieval_tokens": "retrieval", "text_tokens": "text"}
 
 
-def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.15, fragility=0.4) -> dict[str, Sweeps]:
-    """Sweeps of every role.
+def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.15, fragility=0.4, alike=0.0):
+    """Sweeps of every role, by its name.
 
     Args:
         broken: How often documents break by layer, for all roles or by role ("rest": all others).
@@ -163,8 +176,9 @@ def sweeps(broken, *, n=150, seed=0, seeds=3, formats=0.0, base=0.85, seed_sd=0.
         base: Score of the whole model, for all roles or by role.
         seed_sd: See `World`.
         fragility: See `World`.
+        alike: See `World`; 1 is the hardest case for a claim that is not true, because no view can then disagree.
     """
-    world = World(np.random.default_rng(seed), n, seed_sd, fragility)
+    world = World(np.random.default_rng(seed), n, seed_sd, fragility, alike)
 
     def of(values, role):
         return (

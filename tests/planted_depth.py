@@ -1,5 +1,7 @@
 """Organisms on which the study's claims are true or false by construction, and sweeps of them as evidence.
 
+`evidence` is for the claims on layers and for that on distillation; `tests/planted_heads.py` has the one on heads.
+
 `organism_name` chooses where circuits are planted, `planted_losses` says what each layer then costs each role of the
 evidence, `true_values` puts the claims to these losses, and `evidence_sweeps` measures them.
 """
@@ -38,7 +40,7 @@ COMMON = {"n_layers": N_LAYERS, "previous_layer": 0, "sharpness": 9.0}
 MIDDLE = {"letters": 6, "retrieval": 5, "reasoning": 5, "writing": "6-7"}
 LATE = {"letters": 10, "retrieval": 10, "reasoning": 8, "writing": "8-11"}
 # a claim with bounds for every layer needs more documents, and knowledge in the first tenth of the layers too
-DOCUMENTS, WHERE_TRUE = {"C1": 120}, {"C1": {"knowledge_layers": "1"}}
+DOCUMENTS, WHERE_TRUE = {"C1": 120, "C6": 80}, {"C1": {"knowledge_layers": "1"}}
 # in nats, the head that retrieval builds on counts as much as the one that retrieves: it stands where plain text is, so
 # that retrieval is deeper under the view of all layers as well
 WHERE_FALSE = {
@@ -159,11 +161,20 @@ def evidence_sweeps(truth: dict[str, bool], seed: int, *, ablate="layers", limit
     return sweeps(dl.load(name, device="cpu"), ablate=ablate, limit=limit)
 
 
-def evidence(claim: str, *, true: bool, seed: int) -> dl.claims.Evidence:
+def evidence(claim: str, *, true: bool, seed: int, limit: int | None = None) -> dl.claims.Evidence:
     """What a claim takes, under every view, of an organism on which it is true or false.
 
     An organism takes no examples, so three few-shot seeds are the same sweep three times.
+
+    Args:
+        claim: One of `CLAIMS`, or C6.
+        true: Whether it is true.
+        seed: Of the organism.
+        limit: Documents of each task; None: so many that the claim is decided.
     """
+    options = {"limit": limit or DOCUMENTS.get(claim, 60), "num_fewshot": 0, "progress": False}
+    if claim == "C6":
+        return _of_distillation(distillation_names(seed, moved=true), options)
     truth, planted = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], WHERE_FALSE.get(claim, {}))
     name = organism_name(truth, seed, noise=NOISE, **planted)
     roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
@@ -171,9 +182,20 @@ def evidence(claim: str, *, true: bool, seed: int) -> dl.claims.Evidence:
     in_nats = ("continuation", "retrieval", "text", "long_text", "reasoning_choice")
     roles["tokens"] = list(dict.fromkeys(roles[field] for field in in_nats))
     (needs,) = [known.needs for known in dl.claims.CLAIMS if known.id == claim]
-    options = {"limit": DOCUMENTS.get(claim, 60), "num_fewshot": 0, "progress": False}
     wanted = {field: roles[field] for field in needs}
     found = dl.claim_sweeps(dl.load(name, device="cpu"), wanted, seeds=[0], **options)
+    return dl.claims.Evidence(**{field: results * 3 for field, results in found.items()})
+
+
+def _of_distillation(names: dict[str, str], options: dict) -> dl.claims.Evidence:
+    base, distilled, control = (dl.load(names[who], device="cpu") for who in ("base", "distilled", "control"))
+    roles = {"continuation": ROLES["knowledge"][0], "reasoning_choice": "organism_reasoning"}
+    found, of_control = (dl.claim_sweeps(lens, roles, seeds=[0], **options) for lens in (distilled, control))
+    written = ROLES["reasoning"][0]
+    found["reasoning"] = [dl.condition_sweep(distilled, written, "L0", **options)]  # only the whole model is read
+    found["control"] = [dl.concat([result for (result,) in of_control.values()])]
+    thirds = [f"{third}@donor" for third in dl.analysis.third_conditions(N_LAYERS)]
+    found["transplants"] = [dl.condition_sweep(base, written, thirds, donor=distilled, **options)]
     return dl.claims.Evidence(**{field: results * 3 for field, results in found.items()})
 
 
@@ -182,7 +204,7 @@ def distillation_names(seed: int, *, moved: bool) -> dict[str, str]:
 
     The base does the two-hop task in layers 3 and 4, too weakly to answer most questions. The distilled model does it
     well, in layers 8 and 9 if it ``moved``, else where the base does. Knowledge stays where it is. The control has
-    other noise and nothing else.
+    less noise and nothing else, so that no layer of noise decides where its losses are.
     """
     # little noise: a circuit at the edge of failing would else answer more questions where a layer of noise is missing
     planted = COMMON | {"seed": seed, "noise": 0.1, "reasoning_strength": 0.27, "reasoning_layer": 3}
@@ -190,6 +212,6 @@ def distillation_names(seed: int, *, moved: bool) -> dict[str, str]:
     changes = {
         "base": {},
         "distilled": {"reasoning_layer": 8 if moved else 3, "reasoning_strength": 1.0},
-        "control": {"noise": 0.12},
+        "control": {"noise": 0.02},
     }
     return {who: dl.organisms.Options(**planted | change).name for who, change in changes.items()}

@@ -43,7 +43,8 @@ class Part(nn.Module):
     Args:
         part: What is computed; None: nothing.
         start: First position.
-        put: Put in place of what it adds, by class of the token, of shape [3, width]; None: noise is added.
+        put: Put in place of what it adds, by class of the token, of shape [3, width], or by position; None: noise is
+            added.
         noise: Noise by position.
     """
 
@@ -60,7 +61,7 @@ class Part(nn.Module):
             new = added + drawn / drawn.norm(dim=-1, keepdim=True) * added.norm(dim=-1, keepdim=True)
         else:
             kinds = [0 if p == 0 else 1 if p < self.n_context else 2 for p in position.tolist()]
-            new = self.put[kinds][None]
+            new = self.put[position if len(self.put) > 3 else kinds][None]
         return torch.cat([added[:, : self.start], new[:, self.start :]], 1)
 
 
@@ -114,7 +115,7 @@ def new_z(lens, a, heads, means, n_context):
             kinds = [0 if p == 0 else 1 if p < n_context else 2 for p in range(n)]
             return means.z[a.layer][kinds][:, heads][None]
         if a.mode == "resample":
-            sample = means.sample[a.layer]
+            sample = means.sample["z"][a.layer]
             return sample[[wrapped(p, sample) for p in range(n)]][:, heads][None]
         if a.mode == "noise":
             drawn = noise(a.seed, a.layer, a.site, a.index, n, z.shape[2] * z.shape[3]).view(1, *z.shape[1:])
@@ -140,6 +141,9 @@ def cut(lens, condition, means, n_context=10**6):
         put = drawn = None
         if a.mode == "noise":
             drawn = noise(a.seed, a.layer, a.site, a.index, widest, lens.dims.d_model)
+        elif a.mode == "resample":
+            sample = means.sample[a.site][a.layer]
+            put = sample[[wrapped(p, sample) for p in range(widest)]]
         else:
             put = getattr(means, a.site)[a.layer] if a.mode == "mean" else torch.zeros(3, lens.dims.d_model)
         if a.site == "layer":

@@ -103,3 +103,26 @@ def exact_match(doc: dict, results: list[str]) -> dict[str, float]:
     """1.0 if the answer written is an accepted one, else 0.0."""
     accepted = {normalise(answer) for answer in doc["accepted"]}
     return {"exact_match": float(bool(candidates(results[0]) & accepted))}
+
+
+def as_copies(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Problems of GSM8K with ``copied`` in place of their solutions: as long, and without a calculation.
+
+    As `copies` in data/generate.py: every whole result becomes another number of as many digits, wherever it occurs,
+    and signs between numbers become "&" and ":".
+    """
+    return dataset.map(lambda doc: {"copied": copyable(doc["answer"], doc["question"])})
+
+
+def copyable(answer: str, question: str) -> str:
+    """A solution of GSM8K, the line of its answer included, that can be copied and not calculated."""
+    random = Random(question)
+    known = set(re.findall(r"\d+", question + answer))
+    for result in dict.fromkeys(re.findall(r"=\s*\$?(\d+)", answer)):
+        first = 10 ** (len(result) - 1) if len(result) > 1 else 0
+        others = [n for n in range(first, 10 ** len(result)) if str(n) not in known] if len(result) < 5 else []
+        other = str(random.choice(others) if others else random.randrange(first, 10 ** len(result)))
+        known.add(other)
+        answer = re.sub(rf"(?<![\d\0]){result}(?!\d)", f"\0{other}\0", answer)  # marked, lest it be replaced again
+    answer = answer.replace("\0", "")
+    return re.sub(r"(?<=\d)(\s*)[-+*/](?=\s*\$?\d)", r"\1&", answer).replace("=", ":")

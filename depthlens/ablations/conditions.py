@@ -14,7 +14,8 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
     L12@mean      what the layer adds is replaced by the mean of what it adds over a named reference set: its output is
                   its input plus that mean; L12.attn@mean and L12.mlp@mean likewise
     L12.H3@mean   z replaced by its mean over the reference set (heads and KV groups)
-    L12.H3@resample   z replaced by that of a stated reference prompt at the same position (heads and KV groups)
+    L12@resample  what the layer adds is replaced by what it adds to a stated reference prompt at the same position;
+                  L12.attn@resample and L12.mlp@resample likewise, and L12.H3@resample its z (heads and KV groups)
     L12.H3@noise  the part stays, and noise of the norm of what it writes is added to it (any of the first five rows);
                   L12.H3@noise3 draws it with seed 3 in place of 0
     L12x2         the layer run twice: its output goes through it again
@@ -47,7 +48,7 @@ WEIGHTS = ("donor", *ROUNDED)  # modes under which a part computes with other we
 MODES = ("mean", "resample", "noise", *WEIGHTS)  # those that are written after an @; removal is not
 GRAMMAR = (
     "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on) and an optional "
-    "@mean, @noise, @int8, @int4 or @donor; L12.E17; L12x2; joined by +"
+    "@mean, @resample, @noise, @int8, @int4 or @donor; L12.E17; L12x2; joined by +"
 )
 
 _PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|(H|KV|E)(\d+)))?|(embed|unembed))")
@@ -97,9 +98,9 @@ class Ablation:
         site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``expert``, ``embed`` or ``unembed``.
         index: Head, KV group or expert for the sites ``head``, ``kv`` and ``expert``, else -1.
         mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean`` (of what the part adds; of a head or KV
-            group: of its ``z``), ``resample`` (heads and KV groups), ``noise`` (added to what the part writes, which
-            stays), ``int8`` or ``int4`` (its weights are rounded), ``donor`` (the only mode of ``embed`` and
-            ``unembed``), or ``twice`` (whole layers only). An expert can only be removed (``zero``).
+            group: of its ``z``), ``resample`` (the same of a reference prompt), ``noise`` (added to what the part
+            writes, which stays), ``int8`` or ``int4`` (its weights are rounded), ``donor`` (the only mode of ``embed``
+            and ``unembed``), or ``twice`` (whole layers only). An expert can only be removed (``zero``).
         start: First position at which the part is ablated, counted from 0 in each token sequence; 1 spares the first
             token. Where the part computes with other weights, or twice, always 0.
         seed: Of the noise; 0 for other modes.
@@ -126,7 +127,7 @@ class Ablation:
             object.__setattr__(self, "mode", removal)
         allowed = [removal]
         if self.site != "expert":
-            allowed += [mode for mode in MODES if mode != "resample" or self.site in ("head", "kv")]
+            allowed += MODES
         if self.site == "layer":
             allowed.append("twice")
         if self.mode not in allowed:
@@ -366,8 +367,10 @@ def split(text: str) -> tuple[str, How]:
     return named, {"mode": "noise" if seeded else mode, "start": start, "seed": int(seeded[1]) if seeded else 0}
 
 
-def heads_condition(heads: Sequence[Head]) -> Condition:
-    """The condition that removes heads together (zero ablation of their z)."""
+def heads_condition(heads: Sequence[Head], suffix: str = "") -> Condition:
+    """The condition that removes heads together: zero ablation of their z, or what a suffix such as ``@mean`` says."""
+    if suffix:
+        return parse_condition("+".join(f"L{layer}.H{head}{suffix}" for layer, head in heads))
     return Condition(tuple(Ablation(layer, "head", head) for layer, head in heads))
 
 

@@ -30,6 +30,11 @@ class Found(pd.DataFrame):
         return pd.DataFrame(shown).to_html(index=False, border=0, float_format="{:.3g}".format, max_rows=ROWS)
 
 
+def plain(sentence: str) -> str:
+    """A sentence without the marks of Markdown that make a part of it bold, for terminals."""
+    return sentence.replace("**", "")
+
+
 def as_text(head: str, table: pd.DataFrame, lines: Sequence[str] = ()) -> str:
     """Headline, table and lines as plain text; an empty headline or table is left out."""
     middle = table.to_string(index=False, na_rep="") if len(table) else ""

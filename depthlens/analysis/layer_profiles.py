@@ -78,6 +78,8 @@ class Profile:
         """
         if not (kept := self.layers >= n).any():
             raise UserError(f"task {self.task}: only layers below {n} were removed; sweep all layers")
+        if kept.all():
+            return self  # with what it has already computed
         parsed = None if self.parsed is None else self.parsed[:, kept]
         return replace(self, values=self.values[:, kept], layers=self.layers[kept], parsed=parsed)
 
@@ -237,7 +239,7 @@ def floor_of(result: Result, task: str, info: dict[str, Any], never_below_zero: 
 def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Mean loss and mean score of the whole model for every profile: of the sample itself, then of bootstrap draws.
 
-    Of a group, tasks are drawn and then documents of each (`depthlens.analysis.bootstrap.draws`).
+    Of a group, whole tasks are drawn, with all their documents (`depthlens.analysis.bootstrap.draws`).
 
     Returns:
         A pair for each profile, of shapes [1 + n_boot, layer] and [1 + n_boot].

@@ -10,8 +10,9 @@ parts cost more. Of any m rivals, at least ``m - k + 1`` then do not cost more, 
 smallest capitals that bet on "the rival costs more" is a valid capital. The part leaves when that reaches
 ``2 k / alpha``, because only k parts can be lost wrongly. Rivals are chosen before: half of the capital bets on the
 first ``2 k`` of an order that is a guess, such as attribution's, half on all (the first 512). The race ends when k
-parts are left, or when each of the k that cost most is shown to cost as much as the k-th costliest, less the margin;
-both together err with probability at most alpha.
+parts are left, or when each of the k that have cost most is shown to cost as much as the k-th costliest, less the
+margin. With probability at least ``1 - alpha`` every part that is chosen costs at most the margin less than the k-th
+costliest, and no part that left is one of the k costliest. A part that is neither chosen nor out may be one of them.
 
 Losses are within [-1, 1]. Scores between 0 and 1 are as they are. A loss in another unit, such as nats, is clipped to
 [-1, 1]: such a race judges the mean of clipped losses, in which one document cannot count more than one unit.
@@ -27,11 +28,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
+from depthlens.analysis import displays
 from depthlens.analysis.betting import BETS, closed_rejections, log_capital, log_gains
 from depthlens.analysis.saving import Saveable
+from depthlens.errors import UserError
 
 CRITICAL, SPARED, UNDECIDED, AT_CHANCE = "critical", "spared", "undecided", "at chance"
-TOP, NOT_TOP = "among the top", "not among them"
+TOP, NOT_TOP, NOT_EXCLUDED = "costliest within the margin", "not among the costliest", "not excluded"
 RIVALS, MOST_RIVALS = 2, 512  # of a guess, times k; of all
 
 
@@ -82,7 +85,8 @@ class TopEvidence:
         k: How many are looked for.
         margin: By how much those that are found may cost less than the k-th costliest.
         alpha: Probability of a wrong answer.
-        bound: Largest difference of two losses of one document: 1 for scores between 0 and 1, else 2.
+        bound: Largest difference of two losses of one document: 1 for scores between 0 and 1, else 2. It must be known
+            before the documents are: bets on differences that are divided by it are fair only then.
     """
 
     def __init__(self, order: Sequence[int], k: int, margin: float, alpha: float, bound: float) -> None:
@@ -96,8 +100,15 @@ class TopEvidence:
         self.left = np.ones(n, dtype=bool)
 
     def add(self, at: Sequence[int] | np.ndarray, losses: np.ndarray) -> None:
-        """Take in documents; see `Evidence.add`. Only conditions that are left are run."""
+        """Take in documents; see `Evidence.add`. Only conditions that are left are run.
+
+        Raises:
+            UserError: two losses of one document differ by more than the bound.
+        """
         at = np.array(at)
+        if (widest := np.ptp(losses, axis=1).max(initial=0.0)) > self.bound + 1e-9:
+            fault = f"two losses of one document differ by {widest:.3g}, and its metric allows {self.bound:g} at most"
+            raise UserError(f"{fault}; correct the task's scoring")
         self._sum[at] += losses.sum(0)
         self._seen[at] += len(losses)
         column = {condition: i for i, condition in enumerate(at)}
@@ -152,8 +163,7 @@ class TopEvidence:
 
     def decisions(self) -> list[str]:
         """The decision on every condition as of now."""
-        undecided = NOT_TOP if self.found else UNDECIDED
-        names = [undecided if left else NOT_TOP for left in self.left]
+        names = [(NOT_EXCLUDED if self.found else UNDECIDED) if left else NOT_TOP for left in self.left]
         for i in self.best if self.found else ():
             names[i] = TOP
         return names
@@ -164,10 +174,13 @@ class Race(Saveable):
     """What a race decided, and after how many documents.
 
     Attributes:
-        decisions: One row a task and condition: task, metric, condition, layer, head, decision (``critical``,
-            ``spared`` or ``undecided``; ``at chance`` where the whole model is not shown to be above it; or ``among the
-            top``, ``not among them``), n (documents that the condition was run on), loss (mean over these, clipped; it
-            is too large where a condition left early), ci_low, ci_high (interval that holds at every time together).
+        decisions: One row a task and condition: task, metric, condition, layer, head, decision, n (documents that the
+            condition was run on), loss (mean over these, clipped; it is too large where a condition left early),
+            ci_low, ci_high (interval that holds at every time together). A decision is ``critical``, ``spared`` or
+            ``undecided``; or ``at chance`` where the whole model is not shown to be above it. In a race for the k
+            costliest it is ``costliest within the margin`` (chosen: it costs at most the margin less than the k-th
+            costliest), ``not among the costliest``, ``not excluded`` (not chosen, and it may be one of the k) or
+            ``undecided``, where the race ended before k were found.
         losses: One row a task, condition and document: task, condition, doc_id, wave, loss.
         record: What was asked, with ``n_documents`` by task, and ``work``.
     """
@@ -187,7 +200,7 @@ class Race(Saveable):
         return list(dict.fromkeys(rows["condition"] if task is None else rows.loc[rows["task"] == task, "condition"]))
 
     def describe(self) -> list[str]:
-        """What was decided for each task, and from how many documents: a sentence each."""
+        """What was decided for each task, and from how many documents: a sentence each, in Markdown."""
         lines = []
         alpha, margin, top = (self.record[name] for name in ("alpha", "margin", "top"))
         for (task, metric), rows in self.decisions.groupby(["task", "metric"], sort=False):
@@ -200,10 +213,7 @@ class Race(Saveable):
             if AT_CHANCE in counts:
                 lines.append(f"{start}none is judged, because the whole model is not shown to be above chance; {told}.")
             elif top is not None:
-                names = rows.loc[rows["decision"] == TOP, "condition"]
-                left = int(counts.get(UNDECIDED, 0))
-                what = ", ".join(names) if len(names) else f"some of {left} that are left"
-                lines.append(f"{start}the {top} costliest are {what}; {told}.")
+                lines.append(f"{start}{_costliest(rows, top, margin)}; {told}.")
             else:
                 n = {name: int(counts.get(name, 0)) for name in (CRITICAL, SPARED, UNDECIDED)}
                 said = f"**{n[CRITICAL]}** cost something, **{n[SPARED]}** cost less than {margin:g}"
@@ -211,4 +221,25 @@ class Race(Saveable):
         return [*lines, f"The probability that any of these decisions is wrong is at most {alpha:g}."]
 
     def __repr__(self) -> str:
-        return "\n".join(self.describe())
+        return displays.as_text("", *self._shown())
+
+    def _repr_html_(self) -> str:
+        return displays.as_html("", *self._shown())
+
+    def _shown(self) -> tuple[pd.DataFrame, list[str]]:
+        columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
+        table, rest = displays.cut(self.decisions[columns].round({"loss": 3, "ci_low": 3, "ci_high": 3}), ".decisions")
+        return table, [*rest, *map(displays.plain, self.describe()), "next: dl.plots.race_course(...) draws it"]
+
+
+def _costliest(rows: pd.DataFrame, top: int, margin: float) -> str:
+    """What a race for the costliest has shown, without what it has not."""
+    counts = rows["decision"].value_counts()
+    n_out = f"shown not to be among the {top} costliest: {counts.get(NOT_TOP, 0)}"
+    if UNDECIDED in counts:
+        return f"the {top} costliest are not found; undecided: {counts[UNDECIDED]}; {n_out}"
+    chosen = ", ".join(rows.loc[rows["decision"] == TOP, "condition"])
+    if NOT_EXCLUDED not in counts:
+        return f"the {top} costliest are {chosen}"
+    near = f"each of {chosen} costs at most {margin:g} less than number {top} of the costliest"
+    return f"{near}; not excluded: {counts[NOT_EXCLUDED]}; {n_out}"

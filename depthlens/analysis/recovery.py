@@ -2,9 +2,9 @@
 
 A transplant is a condition that takes parts from a donor (``L0-11@donor``, see `depthlens.ablations`). With mean
 scores over the same documents it recovers ``(transplant - base) / (donor - base)``: 0 is the base, 1 the donor, below 0
-worse than either. Intervals are percentile bootstraps over documents, drawn jointly for all three
-(`depthlens.analysis.bootstrap`). The share is given where the donor is proven better than the base: without a gap there
-is nothing to recover, and a ratio of noise could be anything.
+worse than either. Intervals are bootstraps over documents, drawn jointly for all three, with Hall's correction for
+skewness where scores are not 0 or 1 (`depthlens.analysis.bootstrap.interval`). The share is given where the donor is
+proven better than the base: without a gap there is nothing to recover, and a ratio of noise could be anything.
 
 Limit: the transplanted parts work beside layers that they were not trained with. A low share says that the parts do not
 work there, not that the ability is elsewhere.
@@ -172,11 +172,12 @@ def recovered_shares(
         return np.full((n_conditions, 3), np.nan), NO_GAP
     counts = draws(n, n_boot, seed)
     gained = counts @ (moved - base[:, None])
-    if stats.is_binary(np.abs(np.column_stack([base, goal, moved]))):
+    binary = stats.is_binary(np.abs(np.column_stack([base, goal, moved])))
+    if binary:
         rng = np.random.default_rng([seed, 1])
         gained[1:] += np.hstack([imaginary((n_boot, 1), rng) for _ in range(n_conditions)])
     share = ratio(gained, (counts @ (goal - base))[:, None])
-    return np.column_stack([share[0], *interval(share, n)]), ""
+    return np.column_stack([share[0], *interval(share, n, skewed=not binary)]), ""
 
 
 def _stretch(condition: str) -> tuple[str, int | None, int | None]:

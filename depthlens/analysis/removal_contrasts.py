@@ -70,7 +70,8 @@ def costs(result: Result, record: dict[str, Any]) -> list[Costs]:
     """
 
     def mean(orders: list, losses: pd.DataFrame) -> np.ndarray:
-        names = [str(heads_condition([tuple(h) for h in heads[:k]])) for heads in orders for k in record["k"]]
+        suffix = record.get("suffix", "")  # curves that were saved before there was one have none
+        names = [str(heads_condition([tuple(h) for h in heads[:k]], suffix)) for heads in orders for k in record["k"]]
         return losses[names].mean(axis=1).to_numpy()
 
     found = []

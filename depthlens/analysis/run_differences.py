@@ -153,7 +153,7 @@ def placed(family: Family, seed: int, n_boot: int) -> Iterator[dict[str, Any]]:
     values = np.full((4, 3), np.nan)
     if not why:
         draws = measures(profile, drawn([profile], seed=seed, n_boot=n_boot)[0][0])
-        values = np.column_stack([draws[0], *_ends(draws, n)])
+        values = np.column_stack([draws[0], *_ends(draws, n, skewed=not profile.binary)])
     for measure, (value, low, high) in zip(MEASURES, values, strict=True):
         yield {"measure": measure, "n": n, "value": value, "ci_low": low, "ci_high": high, "why": why}
 
@@ -173,18 +173,19 @@ def moved(pair: Pair, seed: int, n_boot: int) -> list[tuple[float, float, float,
         return [(math.nan,) * 4] * len(MEASURES)
     draws = drawn(profiles, seed=seed, n_boot=n_boot)
     gap = np.subtract(*(measures(p, loss) for p, (loss, _) in zip(profiles, draws, strict=True)))
-    low, high = _ends(gap, min(len(p.documents) for p in profiles))
+    skewed = not all(p.binary for p in profiles)
+    low, high = _ends(gap, min(len(p.documents) for p in profiles), skewed=skewed)
     known = np.isfinite(gap[1:]).sum(0)
     sides = np.array([(gap[1:] <= 0).sum(0), (gap[1:] >= 0).sum(0)]).min(0)
     p = np.where(known > 0, np.minimum(1.0, 2 * (sides + 1) / (known + 1)), np.nan)
     return [(float(g), float(a), float(b), float(q)) for g, a, b, q in zip(gap[0], low, high, p, strict=True)]
 
 
-def _ends(draws: np.ndarray, n: int) -> np.ndarray:
+def _ends(draws: np.ndarray, n: int, *, skewed: bool) -> np.ndarray:
     """Intervals of the columns that have a value; NaN for others. [1 + n_boot, column] to [2, column]."""
     ends = np.full((2, draws.shape[1]), np.nan)
     known = np.isfinite(draws[0])
-    ends[:, known] = interval(draws[:, known], n)
+    ends[:, known] = interval(draws[:, known], n, skewed=skewed)
     return ends
 
 

@@ -2,7 +2,8 @@
 
 See `depthlens.experiments.sufficiency` for the definitions. Intervals are those of the bootstrap over documents
 (`depthlens.analysis.bootstrap`): each draw takes all scores of a document together, so that the noise of m(none) and
-m(all) is in them. Documents are not resampled in the test against random lists, which is a rank test over the draws.
+m(all) is in them. Scores that are not 0 or 1 have Hall's correction for skewness. Documents are not resampled in the
+test against random lists, which is a rank test over the draws.
 """
 
 from __future__ import annotations
@@ -110,6 +111,27 @@ def areas(f: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.trapezoid(f, shares, axis=-1), np.trapezoid(np.abs(1 - f), shares, axis=-1)
 
 
+def with_intervals(
+    values: np.ndarray, shares: np.ndarray, seed: int, *, higher_is_better: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Faithfulness by number of heads kept, then CPR and CMD, each with its 95% interval.
+
+    Args:
+        values: Scores: with no head kept first, and with all last. Shape [document, k].
+        shares: Share of heads kept. Shape [k].
+        seed: Of the bootstrap.
+        higher_is_better: Of the metric.
+
+    Returns:
+        Value, lower and upper end. Shapes [3, k] and [2, 3].
+    """
+    n, skewed = len(values), not stats.is_binary(np.abs(values))
+    means = bootstrap.draws(n, bootstrap.N_BOOT, seed) @ values / n  # [draw, k]
+    f = faithfulness(means, means[:, 0], means[:, -1], higher_is_better=higher_is_better)
+    found = [np.array([area[0], *bootstrap.interval(area, n, skewed=skewed)]) for area in areas(f, shares)]
+    return np.stack([f[0], *bootstrap.interval(f, n, skewed=skewed)]), np.stack(found)
+
+
 def assemble(
     result: Result,
     none: str,
@@ -134,30 +156,24 @@ def assemble(
     for base in result.baselines.itertuples():
         scores = result.scores(base.task, base.metric)
         better = result.metric_info(base.task, base.metric)["higher_is_better"]
-        n = len(scores)
-        drawn = bootstrap.draws(n, bootstrap.N_BOOT, record["seed"])
         gap = np.array([scores[none].to_numpy(), scores[stats.BASELINE].to_numpy()])
         change, low, high, p = stats.change(*(gap if better else -gap))
         judged = bool(change > 0 and p < stats.ALPHA and not base.at_chance)
         for name, orders in conditions.items():
             key = name, base.task, base.metric
             values = [scores[[none, *order, stats.BASELINE]].to_numpy() for order in orders]
-            means = drawn @ values[0] / n  # [draw, k]
-            f = faithfulness(means, means[:, 0], means[:, -1], higher_is_better=better)
-            ends = bootstrap.interval(f, n)
-            points += [(*key, *row) for row in zip(every_k, shares, means[0], f[0], *ends, strict=True)]
-            cpr, cmd = areas(f, shares)
+            f, (cpr, cmd) = with_intervals(values[0], shares, record["seed"], higher_is_better=better)
+            points += [(*key, *row) for row in zip(every_k, shares, values[0].mean(0), *f, strict=True)]
             rival_means = np.array([rival.mean(0) for rival in values[1:]])  # [rival, k]
             rivals = faithfulness(rival_means, rival_means[:, 0], rival_means[:, -1], higher_is_better=better)
             low_f, high_f, mean_f = rivals.min(0), rivals.max(0), rivals.mean(0)
             band += [(*key, *row, len(rivals)) for row in zip(every_k, shares, low_f, high_f, mean_f, strict=True)]
             random, _ = areas(rivals, shares)
             at_least = random >= cpr[0]  # NaN where there is nothing to restore
-            found = [(area[0], *bootstrap.interval(area, n)) for area in (cpr, cmd)]
             p_value = (1 + at_least.sum()) / (1 + len(random)) if judged else np.nan
             against = random.mean(), random.min(), random.max(), p_value
             separates = judged and not at_least.any()
-            table.append((*key, *found[0], *found[1], *against, separates, change, low, high, judged))
+            table.append((*key, *cpr, *cmd, *against, separates, change, low, high, judged))
     keys = ["list", "task", "metric"]
     of_areas = ["cpr", "cpr_low", "cpr_high", "cmd", "cmd_low", "cmd_high"]
     of_test = ["random_cpr", "random_low", "random_high", "p_value", "separates"]

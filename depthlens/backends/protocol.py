@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,7 +60,9 @@ class Means:
         attn: Mean output of each attention sublayer.
         mlp: Mean output of each MLP sublayer.
         z: Mean output of each head before ``o_proj``.
-        sample: Output of each head at every position of one prompt, for ``@resample``; else None.
+        sample: The same numbers at every position of one prompt, for ``@resample``: by site (``layer``, ``attn``,
+            ``mlp``, ``z``), each of shape [n_layers, pos, ...]. Sites that nothing asks for are left out; None where
+            there is no prompt.
     """
 
     name: str
@@ -68,13 +70,15 @@ class Means:
     attn: Float[Tensor, "n_layers token_class d_model"]
     mlp: Float[Tensor, "n_layers token_class d_model"]
     z: Float[Tensor, "n_layers token_class n_heads d_head"]
-    sample: Float[Tensor, "n_layers pos n_heads d_head"] | None = None
+    sample: Mapping[str, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Means:
         """The same on a device."""
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
+        if self.sample is not None:
+            moved["sample"] = {site: value.to(device) for site, value in self.sample.items()}
         return replace(self, **moved)
 
     @property
@@ -82,16 +86,19 @@ class Means:
         """Whether there are means, and not only a sample."""
         return self.layer.shape[1] > 0
 
-    def sampled(self, layer: int, position_ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos n_heads d_head"]:
-        """What ``@resample`` puts at some positions of a layer: the reference prompt's z at the same ones.
+    def sampled(
+        self, site: str, layer: int, position_ids: Int[Tensor, "row pos"]
+    ) -> Float[Tensor, "row pos *part width"]:
+        """What ``@resample`` puts at some positions of a site: what the reference prompt has at the same ones.
 
         A longer row reads the reference again from its second token on, because the first token draws attention
         whatever its content.
         """
         assert self.sample is not None, "conditions with @resample are refused where there is no reference prompt"
-        n = self.sample.shape[1]
+        at = self.sample[site][layer].to(position_ids.device)
+        n = len(at)
         again = 1 + (position_ids - 1) % max(1, n - 1)
-        return self.sample[layer].to(position_ids.device)[position_ids.where(position_ids < n, again).clamp(max=n - 1)]
+        return at[position_ids.where(position_ids < n, again).clamp(max=n - 1)]
 
 
 @runtime_checkable

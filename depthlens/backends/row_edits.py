@@ -2,8 +2,9 @@
 
 Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = resid_mid + mlp_out``):
 
-- layer: ``resid_post`` is replaced by ``resid_pre`` (skip) or ``resid_pre`` + mean contribution;
-- attn, mlp: ``attn_out`` or ``mlp_out`` is replaced by zero or its mean;
+- layer: ``resid_post`` is replaced by ``resid_pre`` (skip) or ``resid_pre`` + a contribution (the mean, or that to a
+  reference prompt);
+- attn, mlp: ``attn_out`` or ``mlp_out`` is replaced by zero, its mean, or that of a reference prompt;
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
 - layer ``x2``: the layer gets its own output once more, and keeps keys and values of the second run apart;
@@ -217,7 +218,8 @@ class RowEdits:
         if self.means is not None and any(a.mode == "mean" for _, a in ablations):
             mean = self.means.z[layer] if of_heads else getattr(self.means, sites[0])[layer][:, None]
         if self.means is not None and places is not None and any(a.mode == "resample" for _, a in ablations):
-            sample = self.means.sampled(layer, places.position_ids)
+            sample = self.means.sampled("z" if of_heads else sites[0], layer, places.position_ids)
+            sample = sample if of_heads else sample[:, :, None]
         o_proj = self.arch.o_proj[layer] if of_heads else None
         n_parts = dims.n_heads if of_heads else 1
         return SiteEdit(edits, (self.n_rows, n_parts), places, mean, sample, o_proj, self.lens.device_of(layer))
@@ -292,7 +294,7 @@ class SiteEdit:
         if self.mean is not None and self.places is not None:
             new = torch.where(self.by_mean, base + self.mean.to(value)[self.places.classes], new)
         if self.sample is not None:
-            new = torch.where(self.by_sample, self.sample.to(value), new)
+            new = torch.where(self.by_sample, base + self.sample.to(value), new)
         if self.noisy:
             new = self._with_noise(value, base, new)
         return torch.where(self._active(), new, value)

@@ -10,13 +10,15 @@ the least effect that matters, and "cannot judge" where they do not. Below 30 do
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scipy import stats as sps
 
 from depthlens.analysis.power import POWER, documents_for_power
 from depthlens.analysis.stats import ALPHA
+from depthlens.errors import UserError
 
 SUPPORTED, CONTRADICTED, UNDECIDED, CANNOT = "supported", "contradicted", "undecided", "cannot judge"
 ABOVE, BELOW, DIFFERENT = 1, -1, 0
@@ -49,6 +51,8 @@ DEEPER_LAYERS = View("without L0 and L1", "", 2)
 SPARED = View("first token spared", "[1:]", 0)
 MEAN = View("mean ablation", "@mean", 0)
 VIEWS = (ALL, DEEPER_LAYERS, SPARED, MEAN)
+# views of effects that are estimated with one few-shot seed at a time
+SEED_VIEWS = tuple(f"few-shot seed {i + 1}" for i in range(MIN_SEEDS))
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class Part:
         others: Those of the other views.
         p: Adjusted p-value of a further test that has to be below 0.05 to support; 0 where there is none.
         p_against: The same to contradict.
+        lacks: What else support needs and there is not, as noun phrases.
     """
 
     spec: Spec
@@ -185,12 +190,13 @@ class Part:
     others: tuple[Estimate, ...] = ()
     p: float = 0.0
     p_against: float = 0.0
+    lacks: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The part as JSON has it."""
         others = [e.as_json() for e in self.others]
         return {"spec": asdict(self.spec), "main": self.main.as_json(), "others": others} | {
-            name: getattr(self, name) for name in ("p", "p_against")
+            name: getattr(self, name) for name in ("p", "p_against", "lacks")
         }
 
     @classmethod
@@ -199,7 +205,8 @@ class Part:
         spec = fields["spec"]
         spec = Spec(**spec | {"main": None if spec["main"] is None else View(**spec["main"])})
         others = tuple(Estimate.from_json(e) for e in fields["others"])
-        return cls(spec, Estimate.from_json(fields["main"]), others, fields["p"], fields["p_against"])
+        lacks = tuple(fields.get("lacks", ()))  # verdicts that were saved before there were any have none
+        return cls(spec, Estimate.from_json(fields["main"]), others, fields["p"], fields["p_against"], lacks)
 
     @property
     def holds(self) -> tuple[str, ...]:
@@ -208,11 +215,11 @@ class Part:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Views that have no effect because they were not swept, and seeds that are too few."""
+        """Views that have no effect because they were not swept, seeds that are too few, and `lacks`."""
         lacks = [f"the view {e.view}" for e in self.others if not e.n]
         if self.spec.main is not None and self.main.seeds < MIN_SEEDS:
             lacks.append(f"{MIN_SEEDS} few-shot seeds")
-        return tuple(lacks)
+        return (*lacks, *self.lacks)
 
     @property
     def passes(self) -> bool:
@@ -274,3 +281,26 @@ class Part:
         """
         planned = None if self.verdict != CANNOT or self.main.why else self.planned
         return planned if planned and self.main.n < planned <= _MOST_TIMES * self.main.n else None
+
+
+def beside(of_view: Mapping[str, Sequence[Part]], wanted: Sequence[str]) -> list[Part]:
+    """Parts that were estimated under one view at a time. The first decides, and the others stand beside it.
+
+    Args:
+        of_view: The parts under each view, by its name.
+        wanted: Views that support needs; those without parts are named as missing.
+
+    Raises:
+        UserError: a view has other parts than the first.
+    """
+    (decides, parts), *others = of_view.items()
+    for name, rivals in others:
+        if [p.spec for p in rivals] != [p.spec for p in parts]:
+            raise UserError(f"{name} has other lists, tasks or metrics than {decides}; measure the same under both")
+    seeds = len(of_view.keys() & set(SEED_VIEWS))
+    absent = tuple(Estimate(name, why="not measured") for name in wanted if name not in of_view)
+    found = []
+    for i, part in enumerate(parts):
+        estimates = tuple(replace(rivals[i].main, view=name) for name, rivals in others)
+        found.append(replace(part, main=replace(part.main, view=decides, seeds=seeds), others=(*estimates, *absent)))
+    return found

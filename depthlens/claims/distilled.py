@@ -34,7 +34,8 @@ def shifted(
 
     signs = zip((1, -1, -1, 1), (reasoning, knowledge, control_reasoning, control_knowledge), strict=True)
     terms = [Term(sign, sweeps, place, placed=True) for sign, sweeps in signs]
-    return estimates.part(SHIFT, terms, seed=seed, n_boot=n_boot)
+    # the base's centres cancel only where the distilled model and the control are judged on the same tasks
+    return estimates.part(SHIFT, terms, seed=seed, n_boot=n_boot, pairs=((0, 2), (1, 3)))
 
 
 def recovered(table: pd.DataFrame, n_layers: int) -> Part:

@@ -30,6 +30,7 @@ from depthlens.errors import UserError
 Source = Callable[[str], list[Profile]]  # from what stands behind a layer in the conditions of a sweep to its profiles
 Sweeps = Sequence[Source]  # one a few-shot seed or template
 Statistic = Callable[[Profile, np.ndarray, np.ndarray], np.ndarray]  # profile, loss, baseline to [draw, ...]
+Pairs = Sequence[tuple[int, int]]  # terms of a sum, by number, that are about the same documents
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,11 @@ class Chosen:
         return Draws(np.empty(0), np.empty(0), self.n, self.seeds, (), self.left, "; ".join(self.left) or "no task")
 
 
-def choose(terms: Sequence[Term], view: View) -> Chosen:
+def choose(terms: Sequence[Term], view: View, pairs: Pairs = ()) -> Chosen:
     """The profiles of a view that each term can be taken of. A task is left out for every seed if it is for one.
+
+    Of ``pairs`` of terms, each task is left out whose documents the other term has not, or cannot be taken of: else
+    their difference would be one between tasks.
 
     Raises:
         UserError: see `of_view`; or terms have several seeds, but not equally many.
@@ -202,12 +206,25 @@ def choose(terms: Sequence[Term], view: View) -> Chosen:
         labels = set.intersection(*({p.label for p in used} for used, _ in checked))
         left += [why for _, reasons in checked for why in reasons]
         kept.append((term, [[p for p in used if p.label in labels] for used, _ in checked]))
-        every += [p for found in (kept[-1][1] if labels else by_seed) for p in found]
+        every += [p for found in by_seed for p in found]
+    for pair in pairs:
+        left += _leave_unpaired(kept, pair)
+    used = [p for _, by_seed in kept for found in by_seed for p in found]
     counts = sorted({len(found) for _, found in kept} - {1})
     if len(counts) > 1:
         raise UserError(f"sweeps have {' and '.join(map(str, counts))} few-shot seeds; run all with the same")
     seeds = min((len(found) for _, found in kept), default=1)
-    return Chosen(kept, min((len(p.documents) for p in every), default=0), seeds, tuple(dict.fromkeys(left)))
+    return Chosen(kept, min((len(p.documents) for p in used or every), default=0), seeds, tuple(dict.fromkeys(left)))
+
+
+def _leave_unpaired(kept: list[tuple[Term, list[list[Profile]]]], pair: tuple[int, int]) -> list[str]:
+    """Leave out of two terms, in place, the tasks whose documents only one of them has, and say which."""
+    shared = set.intersection(*({p.documents for p in kept[i][1][0]} for i in pair))
+    alone = dict.fromkeys(p.label for i in pair for p in kept[i][1][0] if p.documents not in shared)
+    for i in pair:
+        term, by_seed = kept[i]
+        kept[i] = term, [[p for p in found if p.documents in shared] for found in by_seed]
+    return [f"{label}: its documents can be used on one side of the difference only" for label in alone]
 
 
 def _without_few(chosen: Chosen) -> Chosen:
@@ -222,7 +239,7 @@ def _without_few(chosen: Chosen) -> Chosen:
     return replace(chosen, terms=enough, n=min(n for n in sizes if n >= MIN_DOCS), left=(*chosen.left, *few))
 
 
-def draw(terms: Sequence[Term], view: View, *, seed: int, n_boot: int, apart: bool = False) -> Draws:
+def draw(terms: Sequence[Term], view: View, *, seed: int, n_boot: int, apart: bool = False, pairs: Pairs = ()) -> Draws:
     """A sum of terms under one view, with documents drawn jointly for all of them.
 
     Args:
@@ -232,11 +249,12 @@ def draw(terms: Sequence[Term], view: View, *, seed: int, n_boot: int, apart: bo
         n_boot: Number of draws.
         apart: Give the values of the terms side by side and not their sum, shape [1 + n_boot, term]; terms without a
             usable task are left out, and do not leave the sum without a value.
+        pairs: See `choose`.
 
     Raises:
         UserError: see `choose`.
     """
-    chosen = choose(terms, view)
+    chosen = choose(terms, view, pairs)
     if apart:
         chosen = _without_few(replace(chosen, terms=[(term, found) for term, found in chosen.terms if found[0]]))
     if not chosen.terms or not all(found[0] for _, found in chosen.terms):
@@ -279,9 +297,9 @@ def viewed(spec: Spec, of: Callable[[View], Estimate | None]) -> Part:
     return Part(spec, main or Estimate(why="has no meaning here"), tuple(e for e in others if e is not None))
 
 
-def part(spec: Spec, terms: Sequence[Term], *, seed: int, n_boot: int) -> Part:
+def part(spec: Spec, terms: Sequence[Term], *, seed: int, n_boot: int, pairs: Pairs = ()) -> Part:
     """A part of a claim whose effect is a sum of terms."""
-    return viewed(spec, lambda view: estimate(draw(terms, view, seed=seed, n_boot=n_boot), view.name))
+    return viewed(spec, lambda view: estimate(draw(terms, view, seed=seed, n_boot=n_boot, pairs=pairs), view.name))
 
 
 def lower_bounds(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

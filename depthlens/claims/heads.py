@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from scipy import stats as sps
 
+from depthlens.analysis import questions
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.stats import ALPHA
-from depthlens.claims.decision import ABOVE, Estimate, Part, Spec
+from depthlens.claims.decision import ABOVE, MEAN, SEED_VIEWS, SPARED, Estimate, Part, Spec, beside
 from depthlens.metrics import metric_unit
 
 COSTS = Spec("the cost of a list minus 3 times that of random heads", "of the score", 0.0, ABOVE, 0.1, main=None)
@@ -21,16 +22,33 @@ OWN_TASK = Spec("the cost of two lists on their own tasks minus on each other's"
 _MATTERS_NATS = 0.5
 
 
-def specific_heads(curve: RemovalCurve, own: Mapping[str, str], scores: Mapping[str, HeadScores]) -> list[Part]:
+def specific_heads(
+    curves: Sequence[RemovalCurve], own: Mapping[str, str], scores: Mapping[str, HeadScores]
+) -> list[Part]:
     """C5: every list costs at least 3 times what random heads of the same layers cost, and mostly on its own task.
 
-    In every metric of the curve: accuracy as well as nats.
+    In every metric of the curves: accuracy as well as nats.
 
     Args:
-        curve: Removal of the lists; random lists are drawn from all heads of the same layers.
+        curves: Removal of the lists; random lists are drawn from all heads of the same layers. The first decides, and
+            the others are its views: other few-shot seeds, heads spared at the first token or replaced by their mean.
         own: The task of each list.
-        scores: What chose the heads of each list; its documents must not be those of the curve.
+        scores: What chose the heads of each list; its documents must not be those of the curves.
+
+    Raises:
+        UserError: the curves are not of the same lists, tasks and metrics.
     """
+    found: dict[str, list[Part]] = {}
+    for curve in curves:
+        of_suffix = [view.name for view in (SPARED, MEAN) if view.suffix == curve.record.get("suffix", "")]
+        name = of_suffix[0] if of_suffix else f"few-shot seed {len(found) + 1}"
+        found[name] = _parts(curve, own, scores, decides=not found)
+    return beside(found, wanted=(*SEED_VIEWS, SPARED.name, MEAN.name))
+
+
+def _parts(
+    curve: RemovalCurve, own: Mapping[str, str], scores: Mapping[str, HeadScores], *, decides: bool
+) -> list[Part]:
     n_draws = int(curve.record["n_draws"])
     reused = {name: _reused(curve, name, task, scores) for name, task in own.items()}
     parts = []
@@ -38,7 +56,7 @@ def specific_heads(curve: RemovalCurve, own: Mapping[str, str], scores: Mapping[
         for row in curve.ratio[(curve.ratio["list"] == name) & (curve.ratio["task"] == task)].itertuples():
             test = _only(curve.tests, list=name, task=task, metric=row.metric)
             p, why = float(test.p_value), reused[name] or _unable(curve, task, row.metric)
-            if not 1 / (1 + n_draws) < ALPHA:
+            if decides and not 1 / (1 + n_draws) < ALPHA:
                 why = why or f"{n_draws} random lists cannot reach p < {ALPHA}; give n_draws={math.ceil(1 / ALPHA)}"
             spec = _spec(COSTS, f"the cost of {name} heads minus 3 times that of random heads", row.metric)
             against = 1 + 1 / (1 + n_draws) - p
@@ -86,6 +104,10 @@ def _reused(curve: RemovalCurve, name: str, task: str, scores: Mapping[str, Head
     if name not in scores:
         return f"say what chose the heads of {name} (head_scores=)"
     record = scores[name].record
+    # tasks that ask the same documents under other names or in other forms
+    asked = set(questions.identities(curve.result, task))
+    if again := asked & set(record.get("documents", ())):
+        return f"{len(again)} documents of {task} both chose and test the heads of {name}; use other samples"
     if task not in record.get("tasks", ()):
         return ""
     tested = set(curve.result.docs.loc[curve.result.docs["task"] == task, "doc_id"])

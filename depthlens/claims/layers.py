@@ -20,7 +20,7 @@ from depthlens.claims.estimates import Draws, Sweeps, Term
 _RELATIVE, _SHARE = "of the score above the floor", "of all loss"
 SMALL_LOSS = 0.10
 HARMLESS_LOSS = 0.015  # documents are planned for layers that cost so much and are to be shown under SMALL_LOSS
-_APART = "the two protocols have other documents; run both on the same"
+_BOTH_PROTOCOLS = ((0, 1),)
 
 HARMLESS = {
     name: Spec(f"the share of layers beyond the first tenth shown to cost under {SMALL_LOSS:.0%}, {name}", "of layers",
@@ -156,24 +156,25 @@ def generation_costs_more(letters: Sweeps, written: Sweeps, *, seed: int, n_boot
     parsed = estimates.viewed(WRONG, lambda view: _where_parsed(terms, view, seed, n_boot))
     # a broken writer often writes what cannot be parsed, and where it can be less is broken: too little contradicts
     # nothing
-    return [estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot), replace(parsed, p_against=1.0)]
+    protocol = estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
+    return [protocol, replace(parsed, p_against=1.0)]
 
 
 def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> Estimate:
     """The difference of relative losses, pooled over pairs of document and layer whose written answer was parsed."""
-    chosen = estimates.choose(terms, view)
+    chosen = estimates.choose(terms, view, _BOTH_PROTOCOLS)
+    if not chosen.every:
+        return estimates.estimate(chosen.none, view.name)
     by_seed = []
     for written, letters in zip(*(found for _, found in chosen.terms), strict=True):
         of_task = []
         by_documents = {p.documents: p for p in letters}
-        for i, profile in enumerate(p for p in written if p.documents in by_documents):
+        for i, profile in enumerate(written):
             counts = profile.draws(n_boot, seed + i)
             deep = profile.thirds > 0
             parsed = np.ones_like(profile.values) if profile.parsed is None else profile.parsed.astype(float)
             both = (_pooled(p, parsed[:, deep], deep, counts) for p in (profile, by_documents[profile.documents]))
             of_task.append(np.subtract(*both))
-        if not of_task:
-            return estimates.estimate(replace(chosen.none, why=chosen.none.why if chosen.left else _APART), view.name)
         by_seed.append(np.mean(of_task, axis=0))
     return estimates.estimate(chosen.draws(np.stack(by_seed)), view.name)
 

@@ -5,13 +5,14 @@ A store addresses an answer by the texts of its reference, so that nothing has t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from depthlens.ablations import Condition
 from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places
 from depthlens.engine import memory_budget
 from depthlens.errors import UserError
@@ -21,6 +22,7 @@ from depthlens.models.placement import moved
 from depthlens.store.answer_rows import digest
 
 Tokens = Sequence[int]
+SITES = ("layer", "attn", "mlp", "z")  # what is read: what a layer adds, what its sublayers give, and z of its heads
 
 
 class Reference:
@@ -29,8 +31,9 @@ class Reference:
     Args:
         name: What it is, for the record.
         texts: Token ids of the prompts and answers whose means ``@mean`` puts in place; none where nothing asks for it.
-        prompt: Token ids of the prompt whose z ``@resample`` puts in place, if there is one.
+        prompt: Token ids of the prompt that ``@resample`` takes parts from, if there is one.
         parent: The reference without the prompt: it measures the means once for all prompts.
+        sites: Those of `SITES` that are kept of the prompt.
 
     Attributes:
         keys: Digest of the texts and of where their answers begin, by mode.
@@ -42,23 +45,27 @@ class Reference:
         texts: Sequence[tuple[Tokens, Tokens]],
         prompt: Tokens | None = None,
         parent: Reference | None = None,
+        sites: Collection[str] = SITES,
     ) -> None:
         self.name = name
         self.texts = texts
         self.prompt = prompt
         self.parent = parent
+        self.sites = sites
         self.keys = {"mean": digest([(tuple(p), tuple(a)) for p, a in texts]), "resample": digest(prompt)}
         self._means: Means | None = None
 
-    def with_prompts(self, prompts: Sequence[Tokens]) -> list[Reference]:
-        """The same with each of the prompts of ``@resample``."""
-        return [Reference(self.name, self.texts, prompt, self) for prompt in prompts]
+    def with_prompts(self, prompts: Sequence[Tokens], conditions: Sequence[Condition]) -> list[Reference]:
+        """The same with each of the prompts of ``@resample``, as far as conditions ask for it."""
+        resampled = {a.site for c in conditions for a in c.ablations if a.mode == "resample"}
+        sites = {"z" if site in ("head", "kv") else site for site in resampled}
+        return [Reference(self.name, self.texts, prompt, self, sites) for prompt in prompts]
 
     def measure(self, lens: Lens) -> Means:
-        """Means over the texts, with z of the prompt if there is one; the means are measured once."""
+        """Means over the texts, with parts of the prompt if there is one; the means are measured once."""
         if self._means is None:
             self._means = self.parent.measure(lens) if self.parent else self._measure(lens)
-        return self._means if self.prompt is None else sample(lens, self._means, self.prompt, self.name)
+        return self._means if self.prompt is None else sample(lens, self._means, self.prompt, self.name, self.sites)
 
     def _measure(self, lens: Lens) -> Means:
         if not self.texts:
@@ -67,29 +74,32 @@ class Reference:
 
 
 @torch.no_grad()
-def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str) -> Means:
-    """The same means with z of every position of one reference prompt, for ``@resample``.
+def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str, sites: Collection[str] = SITES) -> Means:
+    """The same means with what every position of one reference prompt has at some sites, for ``@resample``.
 
     Args:
         lens: The model.
         means: From `measure_means`.
         tokens: The reference prompt.
         name: What the reference is, for the record.
+        sites: Of `SITES`.
 
     Raises:
         UserError: the model's weights are on a server.
     """
     lens.needs_weights("@resample")
-    lens.needs_heads("@resample")
-    by_layer: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        for i, o_proj in enumerate(lens.arch.o_proj):
-            stack.enter_context(
-                o_proj.register_forward_pre_hook(lambda module, args, i=i: by_layer.update({i: args[0][0]}))
-            )
+    n_layers, n_pos, widths = lens.dims.n_layers, len(tokens), _widths(lens)
+    # a layer of a hybrid model without heads keeps a z of zeros, which no condition asks for
+    kept = {site: torch.zeros(n_layers, n_pos, widths[site], dtype=lens.dtype, device=lens.device) for site in sites}
+
+    def keep(site: str, layer: int, value: Tensor) -> None:
+        kept[site][layer] = value.reshape(n_pos, -1).to(kept[site])
+
+    with _reading(lens, sites, keep):
         body_of(lens.model)(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
-    z = torch.stack([by_layer[i].to(lens.device) for i in range(lens.dims.n_layers)])  # [layer, pos, n_heads * d_head]
-    return replace(means, name=name, sample=z.unflatten(-1, (lens.dims.n_heads, lens.dims.d_head)))
+    if "z" in kept:
+        kept["z"] = kept["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
+    return replace(means, name=name, sample=kept)
 
 
 def no_means(lens: Lens, name: str) -> Means:
@@ -140,32 +150,48 @@ def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[
 
     A text is token ids and how many of them are of the prompt.
     """
-    arch, dims = lens.arch, lens.dims
-    widths = {"layer": dims.d_model, "attn": dims.d_model, "mlp": dims.d_model, "z": dims.n_heads * dims.d_head}
-    n_classes = len(TOKEN_CLASSES)
+    n_layers, n_classes = lens.dims.n_layers, len(TOKEN_CLASSES)
     # float64 sums: a float32 running sum over 10^5 positions would lose three digits
-    total = {site: torch.zeros(dims.n_layers, n_classes, w, dtype=torch.float64) for site, w in widths.items()}
+    total = {site: torch.zeros(n_layers, n_classes, w, dtype=torch.float64) for site, w in _widths(lens).items()}
     n_tokens = torch.zeros(n_classes, dtype=torch.float64)
     classes = torch.zeros(0, dtype=torch.long)  # of the tokens of the text that is read
 
     def add(site: str, layer: int, value: Tensor) -> None:
         total[site][layer].index_add_(0, classes, value.flatten(0, -2).cpu().double())
 
-    def add_layer(layer: int, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
-        before = args[0] if args else kwargs["hidden_states"]  # may still be where the layer before is
-        add("layer", layer, hidden(output) - moved(before, hidden(output).device))
-
-    with ExitStack() as stack:
-        for i in range(dims.n_layers):
-            for handle in (
-                arch.layers[i].register_forward_hook(lambda m, a, k, o, i=i: add_layer(i, a, k, o), with_kwargs=True),
-                arch.attn[i].register_forward_hook(lambda m, a, o, i=i: add("attn", i, hidden(o))),
-                arch.mlp[i].register_forward_hook(lambda m, a, o, i=i: add("mlp", i, hidden(o))),
-                arch.o_proj[i].register_forward_pre_hook(lambda m, a, i=i: add("z", i, a[0])),
-            ):
-                stack.enter_context(handle)
+    with _reading(lens, SITES, add):
         for tokens, n_context in texts:  # one at a time: no padding, so that every position counts once
             classes = Places.of_rows(torch.arange(len(tokens))[None], [n_context]).classes[0]
             n_tokens += classes.bincount(minlength=n_classes)
             body_of(lens.model)(input_ids=torch.tensor([tokens], device=lens.device), use_cache=False)
     return total, n_tokens
+
+
+def _widths(lens: Lens) -> dict[str, int]:
+    """The width of each of `SITES`."""
+    dims = lens.dims
+    return {"layer": dims.d_model, "attn": dims.d_model, "mlp": dims.d_model, "z": dims.n_heads * dims.d_head}
+
+
+@contextmanager
+def _reading(lens: Lens, sites: Collection[str], read: Callable[[str, int, Tensor], None]) -> Iterator[None]:
+    """Within the context ``read`` gets every value of some sites, with site and layer, as the model computes it."""
+    arch = lens.arch
+
+    def read_layer(layer: int, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+        before = args[0] if args else kwargs["hidden_states"]  # may still be where the layer before is
+        read("layer", layer, hidden(output) - moved(before, hidden(output).device))
+
+    with ExitStack() as stack:
+        for i in range(lens.dims.n_layers):
+            hook = {
+                "layer": lambda i=i: arch.layers[i].register_forward_hook(
+                    lambda m, a, k, o: read_layer(i, a, k, o), with_kwargs=True
+                ),
+                "attn": lambda i=i: arch.attn[i].register_forward_hook(lambda m, a, o: read("attn", i, hidden(o))),
+                "mlp": lambda i=i: arch.mlp[i].register_forward_hook(lambda m, a, o: read("mlp", i, hidden(o))),
+                "z": lambda i=i: arch.o_proj[i].register_forward_pre_hook(lambda m, a: read("z", i, a[0])),
+            }
+            for site in sites:
+                stack.enter_context(hook[site]())
+        yield

@@ -79,7 +79,7 @@ def require_parts(lens: Lens, tried: Found, conditions: Iterable[Condition]) -> 
         return
     for condition in conditions:
         for a in condition.ablations:
-            if a.site in ("attn", "mlp") and a.mode in ("mean", "noise"):
+            if a.site in ("attn", "mlp") and a.mode in ("mean", "resample", "noise"):
                 fault = f"{lens.name!r} may change what its attention and MLP give before it is added ({why})"
                 raise UserError(f"condition {condition}: {fault}; remove the part, or use @{a.mode} on the layer")
             if a.site in ("attn", "mlp", "head", "kv") and not tried.separable:

@@ -60,7 +60,7 @@ def fork_layer(condition: Condition, n_layers: int) -> int:
 def skip_mode(condition: Condition, layer: int) -> str | None:
     """The mode in which a condition does without the whole layer, if it does at all positions."""
     whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and not a.start)
-    return next((a.mode for a in whole if a.mode in ("skip", "mean")), None)
+    return next((a.mode for a in whole if a.mode in ("skip", "mean", "resample")), None)
 
 
 def open_rows(conditions: Sequence[Condition], layer: int, n_layers: int, *, clean: bool) -> int:
@@ -77,7 +77,7 @@ class Wavefront:
 
     Args:
         lens: A loaded model.
-        means: Reference means for ``@mean`` conditions.
+        means: What ``@mean`` and ``@resample`` put in place of a part.
         batch_tokens: Rows go through a layer in chunks of at most so many tokens.
         tried: How the model is walked; None: that is found out.
     """
@@ -180,7 +180,7 @@ class Wavefront:
         aside: dict[int, Tensor],
         layout: Layout,
     ) -> tuple[Tensor, list[int]]:
-        """Move rows that skip this layer to ``aside``, where a mean is added to them if they ask for it."""
+        """Move rows that skip this layer to ``aside``, where what takes its place is added to them."""
         stay = []
         for i, c in enumerate(rows):
             if c >= 0 and skip_mode(conditions[c], layer):
@@ -188,8 +188,13 @@ class Wavefront:
             else:
                 stay.append(i)
         for c in aside:
-            if self.means is not None and skip_mode(conditions[c], layer) == "mean":
+            mode = skip_mode(conditions[c], layer)
+            if self.means is None:
+                continue
+            if mode == "mean":
                 aside[c] = aside[c] + self.means.layer[layer].to(x)[layout.places.classes[0]]
+            elif mode == "resample":
+                aside[c] = aside[c] + self.means.sampled("layer", layer, layout.places.position_ids)[0].to(x)
         return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
 
     def _join(

@@ -1,12 +1,15 @@
-"""The sweeps that `depthlens.claims` judges by: every layer, under every view, with several few-shot seeds."""
+"""What the claims are judged by: sweeps of layers and curves of heads, under every view and with several seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Unpack
 
+from depthlens.ablations import Head
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
-from depthlens.errors import UserError
+from depthlens.errors import UserError, unknown
+from depthlens.experiments.head_removal import MIN_DRAWS, removal_curve
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import TOKEN_LOGPROB
@@ -65,3 +68,50 @@ def claim_sweeps(
             of_tokens: EvalOptions = {**of_seed, "measure": TOKEN_LOGPROB}
             found[TOKENS].append(condition_sweep(lens, tasks[TOKENS], ablate, **of_tokens))
     return found
+
+
+def claim_curves(
+    lens: Lens,
+    tasks: str | Sequence[str],
+    lists: dict[str, Sequence[Head]],
+    *,
+    k: int | Sequence[int],
+    n_draws: int = 40,
+    seeds: Sequence[int] = SEEDS,
+    ablate: str | Sequence[str] = VIEWS,
+    **options: Unpack[EvalOptions],
+) -> list[RemovalCurve]:
+    """Remove lists of heads under every view and with every few-shot seed, as claim C5 is judged by.
+
+    Args:
+        lens: A loaded model.
+        tasks: The task of each list.
+        lists: See `removal_curve`.
+        k: See `removal_curve`.
+        n_draws: Random rivals of each list in the curve that decides. The others count by their sign, and have 10.
+        seeds: As `claim_sweeps` has them. The first is that of the curve that decides.
+        ablate: As `claim_sweeps` has it: heads are set to zero, spared at the first token, and replaced by their mean
+            where layers are. The views other than the first take the first seed.
+        options: `EvalOptions`, but for ``seed``; ``measure`` is ``both`` by default.
+
+    Returns:
+        The curve that decides, then those of the other seeds, then those of the other views.
+
+    Raises:
+        UserError: no seeds, views that are not of all layers, or see `removal_curve`.
+    """
+    if "seed" in options:
+        raise UserError("option 'seed': claim_curves sets it for each curve; use seeds=")
+    if not (seeds := [*seeds]):
+        raise UserError("no seeds; give at least one, e.g. seeds=[0]")
+    views = [ablate] if isinstance(ablate, str) else [*ablate]
+    if wrong := [view for view in views if view not in VIEWS]:
+        raise unknown("view", wrong[0], VIEWS)
+    ways = [("", seed) for seed in seeds]
+    ways += [(view.removeprefix(VIEWS[0]), seeds[0]) for view in views if view != VIEWS[0]]
+    curves = []
+    for i, (suffix, seed) in enumerate(ways):
+        of_way: EvalOptions = {"measure": "both", **options, "seed": seed}
+        draws = min(n_draws, MIN_DRAWS) if i else n_draws
+        curves.append(removal_curve(lens, tasks, lists, k=k, n_draws=draws, suffix=suffix, **of_way))
+    return curves

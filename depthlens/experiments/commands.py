@@ -57,7 +57,8 @@ def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dic
             int | None, typer.Option(metavar="N", help="Documents of each task after which it ends. [default: all]")
         ] = None,
         top: Annotated[
-            int | None, typer.Option(metavar="K", help="Decide which K conditions cost most, up to the margin.")
+            int | None,
+            typer.Option(metavar="K", help="Find K that cost at most the margin less than the K-th costliest."),
         ] = None,
         **given: Any,
     ) -> None:
@@ -100,9 +101,11 @@ def _run(
     asked = {**what, **of_race, **options}
     if out is not None:
         _refuse_other(out, asked, overwrite=overwrite)
-    from depthlens.experiments import planning, race, race_plan
+    from depthlens.analysis.displays import plain
+    from depthlens.experiments import planning, race_plan
     from depthlens.experiments.condition_runs import model_and_tasks
     from depthlens.experiments.options import EvalOptions, settled
+    from depthlens.experiments.sweep import race_by_name
 
     how = {name: options.pop(name) for name in ("dtype", "device", "quantize", "offload", "remote")}
     of_race |= {name: options.pop(name) for name in ("donor", "resample_prompts")}
@@ -111,13 +114,12 @@ def _run(
     lens, tasks = model_and_tasks(
         what["model"], what["tasks"], settled(cast(EvalOptions, options)), donor=of_race["donor"], **how
     )
-    of_race |= options
     if out is None:
         del of_race["resample_prompts"]  # no race has any
-        typer.echo(race_plan.plan_race(lens, tasks, what["ablate"], **of_race))
+        typer.echo(race_plan.plan_race(lens, tasks, what["ablate"], **of_race, **options))
         return
     try:
-        result = race.race(lens, tasks, what["ablate"], **of_race)
+        result = race_by_name(lens, tasks, what["ablate"], options=cast(EvalOptions, options), **of_race)
     except KeyboardInterrupt as stop:
         told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
         typer.echo(f"Interrupted: {told}", err=True)
@@ -126,7 +128,7 @@ def _run(
     result.save(out, overwrite=True)
     columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
     typer.echo(result.decisions[columns].to_string(index=False, float_format="{:.3g}".format))
-    typer.echo("\n" + repr(result))
+    typer.echo("\n" + "\n".join(map(plain, result.describe())))
     typer.echo(f"\nWrote {', '.join(str(Path(out) / name) for name in result.files())}")
 
 

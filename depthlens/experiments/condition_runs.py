@@ -172,7 +172,7 @@ def result_of(
     for view in views:
         reference = references.get(view.name)
         runs = []
-        for reference_prompt in reference.with_prompts(prompts) if reference and prompts else [reference]:
+        for reference_prompt in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
             answers, cache = run(view, reference_prompt)
             runs.append(frame_of(lens.name, view, conditions, answers))
             caches.append(cache)

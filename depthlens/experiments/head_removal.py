@@ -37,6 +37,7 @@ from depthlens.experiments.sweep import condition_sweep
 from depthlens.models.lens import Lens
 
 MIN_DRAWS = 10
+SUFFIXES = ("", "[1:]", "@mean")
 Lists = dict[str, list[Head]]
 
 
@@ -48,6 +49,7 @@ def removal_curve(
     k: int | Sequence[int] = 8,
     n_draws: int = 20,
     metric: str | None = None,
+    suffix: str = "",
     **options: Unpack[EvalOptions],
 ) -> RemovalCurve:
     """Score tasks as the first k heads of each list are removed together, against random heads of the same layers.
@@ -59,6 +61,8 @@ def removal_curve(
         k: Remove 1, 2, ... up to so many; or the numbers themselves.
         n_draws: Random rivals of each list; at least 10.
         metric: Which metric of the tasks, where they have several; None takes each task's first.
+        suffix: How heads are removed, as it stands behind them in a condition: "" sets their z to zero, ``[1:]`` spares
+            the first token, ``@mean`` puts the mean in its place (see `condition_sweep`).
         options: `EvalOptions`; ``measure="both"`` gives the task's metric and nats, and ``seed`` is also that of the
             draws.
 
@@ -73,6 +77,8 @@ def removal_curve(
     arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     found = lists_of_heads.checked(lens, lists, ks[-1])
     chosen = {name: heads[: ks[-1]] for name, heads in found.items()}
+    if suffix not in SUFFIXES:
+        raise unknown("suffix", suffix, SUFFIXES)
     loaded = load_tasks(tasks, settings)
     for name, task in loaded.items():  # a wrong name is refused before the sweep
         if measure in ("task", "both") and metric and metric.split(",")[0] not in (known := task.higher_is_better()):
@@ -82,12 +88,13 @@ def removal_curve(
         random = Random(f"removal {seed} {name}")
         rivals[name] = [lists_of_heads.same_layers(heads, lens.dims.n_heads, random) for _ in range(n_draws)]
     every = [order[:n] for name in chosen for order in (chosen[name], *rivals[name]) for n in ks]
-    conditions = list(dict.fromkeys(str(heads_condition(heads)) for heads in every))
+    conditions = list(dict.fromkeys(str(heads_condition(heads, suffix)) for heads in every))
     result = lists_of_heads.one_metric(condition_sweep(lens, loaded, conditions, **options), metric)
     record = {
         **result.record,
         "k": ks,
         "n_draws": n_draws,
+        "suffix": suffix,
         "lists": {name: [list(head) for head in heads] for name, heads in chosen.items()},
         "draws": {name: [[list(head) for head in order] for order in orders] for name, orders in rivals.items()},
         "n_lists": {name: n_lists(heads, ks, lens.dims.n_heads) for name, heads in chosen.items()},
@@ -109,6 +116,9 @@ def n_lists(heads: Sequence[Head], ks: Sequence[int], n_heads: int) -> int:
 def _assemble(
     result: Result, lists: Lists, rivals: dict[str, list[list[Head]]], ks: list[int], record: dict
 ) -> RemovalCurve:
+    def named(heads: list[Head]) -> str:
+        return str(heads_condition(heads, record["suffix"])) if heads else stats.BASELINE
+
     points, band, tests = [], [], []
     for base in result.baselines.itertuples():
         docs = result.docs[(result.docs["task"] == base.task) & (result.docs["metric"] == base.metric)]
@@ -119,12 +129,10 @@ def _assemble(
             key = name, base.task, base.metric
             curve = []
             for n in [0, *ks]:
-                scores = values[str(heads_condition(heads[:n]))]
+                scores = values[named(heads[:n])]
                 curve.append(scores.mean())
                 points.append((*key, n, scores.mean(), *mean_interval(scores, binary=binary)))
-            draws = np.array(
-                [[values[str(heads_condition(order[:n]))].mean() for n in [0, *ks]] for order in rivals[name]]
-            )
+            draws = np.array([[values[named(order[:n])].mean() for n in [0, *ks]] for order in rivals[name]])
             for i, n in enumerate([0, *ks]):
                 drawn = draws[:, i]
                 band.append((*key, n, drawn.min(), drawn.max(), drawn.mean(), len(drawn)))

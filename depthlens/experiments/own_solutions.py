@@ -12,6 +12,7 @@ are the easier ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from depthlens import cluster
@@ -26,7 +27,7 @@ from depthlens.models.offload import NO_GENERATION
 from depthlens.store.answer_cache import AnswerStore
 from depthlens.tasks import harness, token_spans
 from depthlens.tasks.encoding import Encoder
-from depthlens.tasks.prepared_task import Prepared
+from depthlens.tasks.prepared_task import Prepared, identity
 
 REFERENCE, OWN = "reference", "own"
 MIN_RIGHT = 8  # solutions; a mean over fewer says nothing of the model
@@ -85,7 +86,8 @@ def written_solutions(
             if instance.doc_id in right:
                 aligned = token_spans.align(lens, f"task {prepared.name}", instance.args[0], text.rstrip(), encoder)
                 question = prepared.task.doc_to_text(instance.doc)
-                found.append(take_apart(instance.doc_id, aligned, question))
+                solution = take_apart(instance.doc_id, aligned, question)
+                found.append(replace(solution, doc_hash=identity(prepared.task, instance.doc)))
     if len(found) < MIN_RIGHT:
         fault = f"the model solves {len(found)} of {n_asked} problems, and {MIN_RIGHT} right solutions are needed"
         raise UserError(f"tasks {', '.join(names)}: {fault}; take more documents, or solutions='reference'")

@@ -117,7 +117,7 @@ def plan(
     for view in views:
         reference = references.get(view.name)
         with dry_run.counting(measured=measured) as run:
-            for one in reference.with_prompts(prompts) if reference and prompts else [reference]:
+            for one in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
                 cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
                 engine = Engine(both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], cache=cache)
                 view.run(engine, conditions)

@@ -25,14 +25,14 @@ from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import ConditionRuns, frame_of
 from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.views import View, references_of
-from depthlens.metrics import LOGPROBS
+from depthlens.metrics import LOGPROBS, SHARES
 from depthlens.models.lens import Lens
 from depthlens.store.answer_cache import AnswerCache, cache_usage
 from depthlens.tasks import groups
 from depthlens.tasks.free_text import FreeText
 
 FIRST_WAVE = 16  # documents
-GROWTH = 8  # a later wave has one for so many that came before
+GROWTH = 8  # a later wave has one document for so many that came before
 MARGIN = 0.1
 _MEASURES = ("task", *LOGPROBS)
 
@@ -46,7 +46,6 @@ class _Course:
         documents: Name of a view and number of a document of it.
         n_seen: How many have come.
         metric: By which the task is judged, once it is known.
-        bounded: Whether its values are between 0 and 1.
         above_chance: Gains of bets that the whole model is above chance; None where there is no chance level.
         losses: Tables of losses, wave by wave.
     """
@@ -55,14 +54,12 @@ class _Course:
     documents: list[tuple[str, int]] = field(default_factory=list)
     n_seen: int = 0
     metric: str = ""
-    bounded: bool = True
     above_chance: np.ndarray | None = None
     losses: list[pd.DataFrame] = field(default_factory=list)
 
     def next_wave(self) -> dict[str, list[int]]:
         """Numbers of the documents that come now, by view."""
-        size = max(FIRST_WAVE, self.n_seen // GROWTH)
-        coming = self.documents[self.n_seen : self.n_seen + size]
+        coming = self.documents[self.n_seen : wave_end(self.n_seen)]
         self.n_seen += len(coming)
         found: dict[str, list[int]] = {}
         for name, doc_id in coming:
@@ -73,6 +70,19 @@ class _Course:
     def ended(self) -> bool:
         """Whether all documents have come."""
         return self.n_seen >= len(self.documents)
+
+    @property
+    def bound(self) -> float:
+        """Largest difference of two losses of one document: the name of the metric says it, and no score does.
+
+        Losses of any other metric are clipped to [-1, 1].
+        """
+        return 1.0 if self.metric.partition(",")[0] in SHARES else 2.0
+
+
+def wave_end(n_seen: int) -> int:
+    """Documents that have come after the next wave, where so many came before."""
+    return n_seen + max(FIRST_WAVE, n_seen // GROWTH)
 
 
 def race(
@@ -98,8 +108,10 @@ def race(
         margin: Loss that a spared condition stays below, in the unit of the task's metric; between 0 and 1.
         alpha: Probability that any decision is wrong.
         max_documents: Documents of each task after which the race ends; None: all that are chosen.
-        top: Decide instead which so many conditions cost most, up to the margin; of one task.
-        order: Conditions that are thought to cost most, with ``top``, first to last; others follow as they come.
+        top: Find instead so many conditions of one task that each cost at most the margin less than number ``top`` of
+            the costliest.
+        order: Conditions that are thought to cost most, with ``top``, first to last; others follow as they come. It
+            must come from other documents than those of the race: the bets that it steers are fair only then.
         resample_prompts: See `depthlens.condition_sweep`.
         donor: See `depthlens.condition_sweep`.
         options: `EvalOptions`. ``seed`` also is that of the order of documents. ``measure`` is ``task`` (the metric
@@ -141,7 +153,7 @@ def race(
                 first = list(courses).index(task) * len(names)
                 table = losses.pivot(index="doc_id", columns="condition", values="loss")
                 if isinstance(evidence, TopEvidence):
-                    evidence.bound = 1.0 if course.bounded else 2.0
+                    evidence.bound = course.bound
                 evidence.add([first + i for i in at], table[[names[i] for i in at]].to_numpy())
             before = decided
             decided = [
@@ -193,13 +205,18 @@ def _evidence(
         if order is not None:
             raise UserError(f"order {list(order)!r} is that of a race for the costliest; give top, or leave it out")
         return Evidence(len(courses) * len(names), margin, alpha)
-    arguments.whole("top", top, 1, len(names) - 1, of=" of conditions")
-    if len(courses) > 1:
-        raise UserError(f"top {top}: a race for the costliest is of one task, not of {', '.join(courses)}; name one")
+    check_top(top, len(names), list(courses))
     first = [names.index(name) for name in order or () if name in names]
     if unknown := [name for name in order or () if name not in names]:
         raise UserError(f"order: condition {unknown[0]!r} is not in the race; leave it out")
     return TopEvidence([*first, *(i for i in range(len(names)) if i not in first)], top, margin, alpha, 2.0)
+
+
+def check_top(top: int, n_conditions: int, tasks: Sequence[str]) -> None:
+    """Raise a `UserError` where so many of the conditions cannot be looked for, or there are several tasks."""
+    arguments.whole("top", top, 1, n_conditions - 1, of=" of conditions")
+    if len(tasks) > 1:
+        raise UserError(f"top {top}: a race for the costliest is of one task, not of {', '.join(tasks)}; name one")
 
 
 def _open(courses: dict[str, _Course], names: list[str], decided: list[str]) -> dict[str, list[int]]:
@@ -237,7 +254,6 @@ def _run_wave(
             room = np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1)
             gains = betting.log_gains(room)
             course.above_chance = gains if course.above_chance is None else course.above_chance + gains
-        course.bounded &= bool(((scores >= 0) & (scores <= 1)).all(axis=None))
         losses = scores.drop(columns=BASELINE).rsub(scores[BASELINE], axis=0) * (1 if info["higher_is_better"] else -1)
         found.append(losses.clip(-1, 1).melt(ignore_index=False, value_name="loss").reset_index())
     return pd.concat(found, ignore_index=True)[["condition", "doc_id", "loss"]]

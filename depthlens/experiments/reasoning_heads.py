@@ -88,6 +88,7 @@ def reasoning_scores(
     source = tasks_record(names, chosen)
     of = {kind: [i for i, cell in enumerate(cells) if cell[1] == kind] for kind in KINDS}
     record = scores_record(lens, answers, method, source) | about
+    record["documents"] = [s.doc_hash for s in solved]  # which of them chose these scores
     record["store"] = cache_usage([cache])
     record["n_unclear"] = sum(s.n_unclear for s in solved)
     record["baseline"] = {

@@ -6,7 +6,7 @@ decoding writes exactly the answer, so that one teacher-forced pass for each nee
 mean over the tokens of a needle, then over recalled needles; its spread over tokens is reported beside it.
 
 **Loss on needle tokens**: what removing the head (zero ablation of its z) costs on these tokens, in nats per token,
-exactly or by attribution. The loss says whether the head matters, not what it does.
+exactly or estimated from gradients. The loss says whether the head matters, not what it does.
 
 Limit: single removals miss heads that can replace each other; ``given_removed`` finds those.
 """
@@ -27,6 +27,7 @@ from depthlens.experiments import needle_recall
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_detectors import COPY_PASTE, DETECTORS, scores_by_token
 from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, added, checked, removed_alone, scores_record, single
+from depthlens.experiments.integrated_gradients import GROUPS, STEPS, integrate
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
@@ -35,7 +36,8 @@ from depthlens.tasks import haystacks
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
 
-METHODS = (*DETECTORS, EXACT, ATTRIBUTION)
+INTEGRATED = "integrated_gradients"
+METHODS = (*DETECTORS, EXACT, ATTRIBUTION, INTEGRATED)
 
 
 def retrieval_scores(
@@ -60,8 +62,9 @@ def retrieval_scores(
         method: ``copy_paste`` (copy-paste score, from 0 to 1), ``query_to_gold`` (attention from the question to the
             sentence with the answer, from 0 to 1), ``write_aware`` (what the head adds to the logit of the answer's
             tokens), ``write_from_needle`` (the part of that which it reads from the sentence with the answer),
-            ``exact`` (loss per needle token, in nats, when the head is removed) or ``attribution`` (first-order
-            estimate of that loss from one forward and one backward pass).
+            ``exact`` (loss per needle token, in nats, when the head is removed), ``attribution`` (first-order
+            estimate of that loss from one forward and one backward pass) or ``integrated_gradients`` (an estimate that
+            costs more and holds behind a saturated softmax, see `depthlens.experiments.integrated_gradients`).
         heads: Heads to remove, with ``exact``; None for all. This takes long for long prompts, so that it is used to
             check the heads that an estimate ranks first.
         given_removed: Heads to test against each other, with ``exact``: the loss that removing one adds when all others
@@ -103,19 +106,25 @@ def retrieval_scores(
     recalled = needle_recall.recalled(lens, engine, needles)
     record = scores_record(lens, answers, method, source)
     groups = needle_recall.groups(needles, recalled)
+    record["documents"] = [n.about["doc_hash"] for n in recalled if "doc_hash" in n.about]  # those that made the scores
     record["needles"] = {"asked": len(needles), "recalled": len(recalled), "groups": groups}
     if method in DETECTORS:
         cache = answers.entry(label, method=f"{method} by token")
         return _detected(lens, recalled, method, cache, engine, record, chosen["progress"])
     requests = [_needle_tokens(n) for n in recalled]
     name = "loss on needle tokens"
-    if method == ATTRIBUTION:
-        cache = answers.entry(label, method="attribution zero")
-        change, _ = attribute(
+    if method in (ATTRIBUTION, INTEGRATED):
+        estimate, address = (
+            (attribute, "attribution zero")
+            if method == ATTRIBUTION
+            else (integrate, f"{INTEGRATED} zero {STEPS} steps {GROUPS} groups")
+        )
+        cache = answers.entry(label, method=address)
+        change, _ = estimate(
             lens, requests, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], cache=cache
         )
         record["store"] = cache_usage([engine.cache, cache])
-        name, losses = f"{name}, by attribution", -change.numpy()
+        name, losses = f"{name}, by {method.replace('_', ' ')}", -change.numpy()
     elif given_removed is None:
         losses, _ = single(lens, engine, requests, removed)
         record["store"] = cache_usage([engine.cache])

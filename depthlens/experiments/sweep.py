@@ -18,8 +18,9 @@ from depthlens.engine.references import Reference
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution, integrated_gradients
 from depthlens.experiments.condition_runs import ConditionRuns, model_and_tasks, result_of
-from depthlens.experiments.head_race import head_race
+from depthlens.experiments.head_race import head_race, way_of_removal
 from depthlens.experiments.options import EvalOptions, load_tasks, recorded, refuse_workers, settled
+from depthlens.experiments.race import race
 from depthlens.experiments.views import View, views_of
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models.lens import Lens
@@ -115,7 +116,8 @@ def head_sweep(
             of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
         steps: Points along the way of ``integrated_gradients`` besides the whole model; None: 1.
         resample_prompts: Reference prompts for ``resample``; scores are means over them.
-        top: Of a ``race``: how many of the costliest are looked for; None: whether each costs something is decided.
+        top: Of a ``race``: how many of the costliest are looked for, up to the margin; None: whether each costs
+            something is decided.
         margin: Of a ``race``; None: as `depthlens.race` has it. So with ``alpha`` and ``max_documents``.
         alpha: Of a ``race``.
         max_documents: Of a ``race``.
@@ -159,10 +161,8 @@ def head_sweep(
             raise UserError(
                 "a race has no @resample conditions, whose scores are means over prompts; use method='exact'"
             )
-        can_guess = options.get("backend", "torch") == "torch"
         guess = partial(_estimated, lens, ablate=ablate, estimate=_Estimate("attribution", mode, None, chosen))
-        settings = settled(options, measure=ANSWER_LOGPROB)
-        return head_race(lens, tasks, ablate, guess if can_guess else None, settings, **of_race)
+        return head_race(lens, tasks, ablate, guess, settled(options, measure=ANSWER_LOGPROB), **of_race)
     if of_race:
         unused = next(iter(of_race))
         raise UserError(f"{unused} {of_race[unused]!r}: method {method!r} has none; use method='race'")
@@ -176,6 +176,27 @@ def head_sweep(
     options = {"measure": "both", **options}
     result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
     return Result(result.docs, result.record | {"method": method}, result.asked)
+
+
+def race_by_name(lens: Lens, tasks: dict[str, Any], ablate: str, *, options: EvalOptions, **of_race: Any) -> Race:
+    """The race of ``depthlens race``: that of `head_sweep` where the conditions are heads, else `depthlens.race`.
+
+    Args:
+        lens: The model.
+        tasks: Loaded tasks.
+        ablate: See `condition_sweep`.
+        options: `EvalOptions`.
+        of_race: Other arguments of `depthlens.race`.
+    """
+    conditions = expand(ablate, lens.dims)[1:]
+    if (way := way_of_removal(conditions)) is None:
+        return race(lens, tasks, ablate, **of_race, **options)
+    site, mode = way
+    layers = sorted({condition.layer for condition in conditions if condition.layer is not None})
+    every = expand(WORDS[site] + ("" if mode == "zero" else f"@{mode}"), lens.dims)[1:]
+    whole = [str(condition) for condition in every if condition.layer in layers]  # estimates are of whole layers
+    guess = partial(_estimated, lens, ablate=whole, estimate=_Estimate("attribution", mode, None, layers))
+    return head_race(lens, tasks, ablate, guess, settled(options), **of_race)
 
 
 @dataclass(frozen=True)
@@ -304,8 +325,8 @@ def condition_sweep(
         tasks: One lm-eval task (or group) or several, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions; see
             `depthlens.ablations.expand`.
-        resample_prompts: Prompts whose z ``@resample`` conditions put in place, each in turn; scores are means over
-            them.
+        resample_prompts: Prompts whose parts ``@resample`` conditions put in place, each in turn; scores are means over
+            them. `depthlens.resample_prompts` makes some.
         donor: Model whose weights ``@donor`` conditions put in place: a name or a loaded model
             (`depthlens.models.pairs.with_donor`).
         options: `EvalOptions`.

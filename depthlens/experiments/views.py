@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Unpack, cast
 
-from depthlens.ablations import Condition
+from depthlens import arguments
+from depthlens.ablations import Condition, expand
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError
-from depthlens.experiments.options import EvalOptions, prepare
+from depthlens.experiments.options import EvalOptions, load_tasks, prepare, settled
 from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models.lens import Lens
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.free_text import FreeText
 from depthlens.tasks.prepared_task import Prepared
-from depthlens.tasks.reference_texts import reference_of
+from depthlens.tasks.reference_texts import prompts_of_others, reference_of
 
 View = Prepared | Answers | FreeText
 
@@ -64,3 +65,43 @@ def tokens_of_prompts(lens: Lens, conditions: Sequence[Condition], prompts: Sequ
         fault = need if asked else "resample_prompts are used by @resample conditions only"
         raise UserError(f"{fault}: give both, or neither")
     return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]
+
+
+def resample_prompts(
+    lens: Lens,
+    task: str,
+    ablate: str | Iterable[str | Condition],
+    *,
+    n: int = 2,
+    **options: Unpack[EvalOptions],
+) -> list[str] | None:
+    """Prompts for the ``@resample`` conditions of a sweep: those of documents of its task that it does not evaluate.
+
+    They have the form of the prompts that are scored, with as many examples, and end with their reference answers
+    (`depthlens.tasks.reference_texts`).
+
+    Args:
+        lens: A loaded model.
+        task: One lm-eval task; of a group its first one gives the prompts.
+        ablate: See `depthlens.ablations.expand`.
+        n: How many. A sweep runs its ``@resample`` conditions once with each, and scores are means over them.
+        options: `EvalOptions`, as the sweep has them.
+
+    Returns:
+        What ``resample_prompts`` of `depthlens.condition_sweep` takes: None where no condition resamples.
+
+    Raises:
+        UserError: fewer documents are left, or anything asked for that does not exist.
+    """
+    arguments.loaded(lens)
+    arguments.whole("n", n, 1, of=" of prompts")
+    chosen = settled(options)
+    if not any(c.uses("resample") for c in expand(ablate, lens.dims)):
+        return None
+    name, first = next(iter(load_tasks(task, chosen).items()))
+    samples = chosen["samples"]
+    if isinstance(samples, Mapping):
+        chosen["samples"] = {name: samples[name]} if name in samples else None
+    (prepared,) = prepare(lens, {name: first}, chosen)
+    chat = {key: chosen[key] for key in ("apply_chat_template", "system_instruction", "enable_thinking")}
+    return prompts_of_others(lens, prepared, n, seed=chosen["seed"], **cast(Any, chat))

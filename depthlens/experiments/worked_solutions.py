@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import Encoder
-from depthlens.tasks.prepared_task import Prepared
+from depthlens.tasks.prepared_task import Prepared, identity
 
 KINDS = ("computed", "copied", "text")
 
@@ -78,6 +78,7 @@ class Solution:
         results: The computed numbers, in order.
         question: Token positions of the question (few-shot examples are not a part of it).
         n_unclear: Numbers that were left out.
+        doc_hash: What the document is; see `depthlens.tasks.prepared_task.identity`.
     """
 
     doc_id: int
@@ -86,6 +87,7 @@ class Solution:
     results: tuple[ComputedNumber, ...]
     question: tuple[int, ...]
     n_unclear: int
+    doc_hash: str = ""
 
     def request(self, span: Span) -> LoglikelihoodRequest:
         """The tokens of a span, after everything before them."""
@@ -238,7 +240,9 @@ def worked_solutions(
         generative(prepared)
         for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():
             text = token_spans.align(lens, f"task {prepared.name}", context, solution, encoder)
-            found.append(take_apart(doc_id, text, prepared.task.doc_to_text(prepared.docs[doc_id])))
+            doc = prepared.docs[doc_id]
+            found_in = take_apart(doc_id, text, prepared.task.doc_to_text(doc))
+            found.append(replace(found_in, doc_hash=identity(prepared.task, doc)))
     if not any(s.results for s in found):
         raise UserError(
             f"tasks {', '.join(names)}: none of {len(found)} answers has a number that does not occur before it"

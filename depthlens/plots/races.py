@@ -21,6 +21,7 @@ _COLOURS = {
     races.SPARED: PALETTE[0],
     races.NOT_TOP: PALETTE[0],
     races.UNDECIDED: PALE,
+    races.NOT_EXCLUDED: PALE,  # of a race that has ended, and the other of one that has not
     races.AT_CHANCE: EMPTY,
 }
 
@@ -52,10 +53,13 @@ def race_course(race: Race, *, title: str | None = None) -> Plot:
         cut = f", the {len(table)} of {len(rows)} that took longest" if len(table) < len(rows) else ""
         panels.panel_title(ax, f"{task} ({metric}): {race.record['n_documents'][task]} documents{cut}", fontsize=9)
     present = list(dict.fromkeys(race.decisions["decision"]))
-    margin = race.record["margin"]
+    margin, top = race.record["margin"], race.record["top"]
     names = {
         races.CRITICAL: "costs something",
         races.SPARED: f"costs less than {margin:g}",
+        races.TOP: f"among the {top} costliest, within {margin:g}",
+        races.NOT_TOP: f"not among the {top} costliest",
+        races.NOT_EXCLUDED: f"not excluded from the {top} costliest",
         races.AT_CHANCE: CANNOT_JUDGE,
     }
     return with_legend(fig, [Patch(facecolor=_COLOURS[name], label=names.get(name, name)) for name in present])

@@ -43,6 +43,7 @@ def compare(
     number = arguments.whole_or_text(seed)
     arguments.check(seed=number, out=out)
     say(f"reading {', '.join(runs)}", runs=runs)
+    from depthlens.analysis.displays import plain
     from depthlens.runner.compare_page import check_out, write_comparison
     from depthlens.runner.compared_runs import compare as compared
 
@@ -50,7 +51,7 @@ def compare(
     found = compared(*runs, stages=stages, seed=cast(int, number))
     page = write_comparison(found, out, overwrite=overwrite)
     for line in found.sentences:
-        typer.echo(line.replace("**", ""))
+        typer.echo(plain(line))
     for note in found.notes:
         typer.echo(f"Note: {note}")
     typer.echo(f"\nWrote {page}")

@@ -244,6 +244,23 @@ def render(template: str, styles: Sequence[str], **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(policy=_POLICY, css=_styles(*styles), **values)
 
 
+def dress_figures(nb: NotebookNode, name: str) -> None:
+    """Turn the pictures of a notebook into figures of HTML, with words, tooltips and numbers; the notebook is changed.
+
+    Args:
+        nb: An executed notebook.
+        name: Its file name without ending, for the names of the files to download.
+    """
+    section, found, n_figures = question(nb, name), finding_in_words(nb), 0
+    for cell in nb.cells:
+        if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
+            section = heading[1]
+        for output in cell.get("outputs", []):
+            n_figures += "image/png" in output.get("data", {})
+            words = section + (" " if section.endswith("?") else ": ") + found if found else f"Figure: {section}"
+            dress(output, f"{name}-{n_figures}", words)
+
+
 def _styles(*names: str) -> str:
     return look.page_css() + "".join(map(_text, names))
 
@@ -259,7 +276,6 @@ def _no_alt_text_nagging(record: logging.LogRecord) -> bool:
 
 def _prepare(nb: NotebookNode, name: str) -> None:
     """Drop cells and outputs that are of no use to a reader, and dress figures."""
-    section, found, n_figures = question(nb, name), finding_in_words(nb), 0
     out = Path(str(run_state(nb).get("parameters", {}).get("out", "")))
     # as `depthlens run` names it; anything shorter could stand in the text for something else
     folder = f"{out.parent}/" if out.is_absolute() and out.name == name and len(out.parts) > 2 else ""
@@ -267,19 +283,15 @@ def _prepare(nb: NotebookNode, name: str) -> None:
         if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
             cell.source = cell.source.replace(heading[0], "", 1)
             break
+    dress_figures(nb, name)
     cells = []
     for cell in nb.cells:
-        if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
-            section = heading[1]
         if not cell.source.strip() and not cell.get("outputs"):
             continue
-        for output in cell.get("outputs", []):
-            n_figures += "image/png" in output.get("data", {})
-            words = section + (" " if section.endswith("?") else ": ") + found if found else f"Figure: {section}"
-            dress(output, f"{name}-{n_figures}", words)
-            if folder:  # a page is read on other machines, beside the files of its run
+        if folder:  # a page is read on other machines, beside the files of its run
+            for output in cell.get("outputs", []):
                 _in_place(output, folder)
-        cell.source = cell.source.replace(folder, "") if folder else cell.source
+            cell.source = cell.source.replace(folder, "")
         cells.append(cell)
     nb.cells = cells
     nb.metadata.pop("widgets", None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from depthlens.errors import UserError
+from depthlens.paths import is_locked
 from depthlens.runner.index import gallery
 from depthlens.runner.pages import RELOADS
 
@@ -25,12 +26,16 @@ class _Pages(SimpleHTTPRequestHandler):
 
 
 def renew(folder: Path) -> bool:
-    """Make the pages anew if a notebook is newer than the index and no run writes it; returns whether it did."""
+    """Make the pages anew where notebooks have changed since or a run was killed; returns whether it did.
+
+    As long as a run is going on, it writes the index itself. The index of a run that was killed would reload for ever.
+    """
     index = folder / "index.html"
     written = index.stat().st_mtime if index.is_file() else 0.0
-    newest = max((path.stat().st_mtime for path in folder.glob("*.ipynb")), default=0.0)
-    if newest <= written or (written and RELOADS in index.read_text(encoding="utf-8")):
-        return False  # as long as a run is going on, it writes the index itself
+    times = [path.stat().st_mtime for path in folder.glob("*.ipynb")]
+    of_a_run = bool(written) and RELOADS in index.read_text(encoding="utf-8")
+    if not times or (is_locked(folder) if of_a_run else max(times) <= written):
+        return False
     gallery(folder)
     return True
 

@@ -24,6 +24,7 @@ from depthlens.tasks import harness, haystacks, token_spans
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import Encoder
+from depthlens.tasks.prepared_task import identity
 
 RESERVE = 16  # tokens of the model's context that a prompt leaves free for the answer
 
@@ -36,7 +37,8 @@ class Needle:
         request: Prompt and answer.
         steps: Indices of the needle's tokens among the tokens of the answer.
         places: Positions of the needle's tokens in the context.
-        about: Task and document, or depth, context length, kind and whom or what it is about.
+        about: Task, document and its hash (`depthlens.tasks.prepared_task.identity`), or depth, context length, kind
+            and whom or what it is about.
         sentence: Positions of the sentence that states the answer; empty where it is not known.
         question: Positions of the question; empty where it is not known.
     """
@@ -114,7 +116,9 @@ def task_needles(
     for prepared in harness.prepare(lens, loaded, **which):
         for doc_id, (context, answer) in Answers(lens, prepared).pairs.items():
             text = token_spans.align(lens, f"task {prepared.name}", context, answer, encoder)
-            needles.append(find(text, answer.strip(), {"task": prepared.name, "doc_id": doc_id}))
+            about = {"task": prepared.name, "doc_id": doc_id}
+            about["doc_hash"] = identity(prepared.task, prepared.docs[doc_id])
+            needles.append(find(text, answer.strip(), about))
     if not any(needles):
         fault = f"no answer of {len(needles)} documents is in its prompt"
         raise UserError(f"tasks {', '.join(names)}: {fault}; retrieval needs one that is")

@@ -1,17 +1,20 @@
-"""Texts over which ``@mean`` takes means: documents of a task that are not evaluated, without examples.
+"""Texts that take no part in what is scored: those of the means of ``@mean``, and the prompts of ``@resample``.
 
-A text is the prompt of a document with no worked examples before it, and its reference answer. Documents of the
-few-shot, training and validation splits come first, then those of the evaluation split that are not evaluated, the last
-one first. A document whose text equals one that is evaluated is left out.
+A text is the prompt of a document that is not evaluated, and its reference answer. Documents of the few-shot, training
+and validation splits come first, then those of the evaluation split that are not evaluated, the last one first. A
+document whose text equals one that is evaluated is left out.
 
-Why so: a mean over the evaluated prompts would hold what is asked of the model, and one over prompts with examples is a
-mean of examples (92% of the text of GSM8K with five of them).
+A text of ``@mean`` has no worked examples before it: a mean over the evaluated prompts would hold what is asked of the
+model, and one over prompts with examples is a mean of examples (92% of the text of GSM8K with five of them). A prompt
+of ``@resample`` has as many examples as those that are scored, because each position gets what the same position of the
+prompt has: a prompt of another form would put a question where an example is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -48,42 +51,114 @@ def reference_of(
     Raises:
         UserError: fewer than 8 documents are left.
     """
-    name, task = prepared.name, prepared.task
+    name = prepared.name
     encoder = Encoder(lens, enable_thinking=enable_thinking)
-    options: dict[str, Any] = {"apply_chat_template": apply_chat_template}
+    instances = _instances(prepared, encoder, apply_chat_template, system_instruction)
+    before_answer = delimiter(prepared.task, chat=apply_chat_template)
+    chosen = _others(prepared, instances, before_answer, MOST, FEWEST, "@mean")
+    texts = [text for _, group in chosen for text in _tokens(prepared, encoder, group, before_answer)]
+    encoding.check_tokens(lens, name, [LoglikelihoodRequest(*text) for text in texts])
+    told = " and ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, _ in chosen).items())
+    return Reference(f"{name}: {told} documents, without examples", texts)
+
+
+def prompts_of_others(
+    lens: Lens,
+    prepared: Prepared,
+    n: int,
+    *,
+    seed: int = 0,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+    enable_thinking: bool | None = None,
+) -> list[str]:
+    """Prompts of documents that are not evaluated, with examples as the task has them and their reference answers.
+
+    Args:
+        lens: The model.
+        prepared: The task and the documents that are evaluated.
+        n: How many.
+        seed: Of the choice of examples.
+        apply_chat_template: As the task was prepared.
+        system_instruction: As the task was prepared.
+        enable_thinking: As the task was prepared.
+
+    Raises:
+        UserError: fewer documents are left.
+    """
+    encoder = Encoder(lens, enable_thinking=enable_thinking)
+    instances = _instances(prepared, encoder, apply_chat_template, system_instruction)
+    before_answer = delimiter(prepared.task, chat=apply_chat_template)
+    prepared.task.set_fewshot_seed(seed=seed)
+    examples = prepared.task.config.num_fewshot or 0
+    chosen = _others(prepared, instances, before_answer, n, n, "@resample", examples)
+    texts = ["".join(_text(prepared, group, before_answer)) for _, group in chosen]
+    tokenizer = lens.tokenizer
+    if tokenizer("a").input_ids[0] == tokenizer.bos_token_id:  # what a chat template begins with would be there twice
+        texts = [text.removeprefix(tokenizer.bos_token) for text in texts]
+    return texts
+
+
+Instances = Callable[[Any, int], list[Instance]]  # of a document with so many examples before it, one an option
+
+
+def _instances(prepared: Prepared, encoder: Encoder, chat: bool, system_instruction: str | None) -> Instances:
+    """What makes lm-eval's instances of a document, as the task was prepared."""
+    task = prepared.task
+    options: dict[str, Any] = {"apply_chat_template": chat}
     prompt: dict[str, Any] = {"system_instruction": system_instruction, **options}
-    if apply_chat_template:
+    if chat:
         options |= {"chat_template": encoder.apply_chat_template}
         prompt |= {"fewshot_as_multiturn": True, **options}
 
-    def instances(doc: Any) -> list[Instance]:
-        """lm-eval's instances of a document, one an option."""
-        context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc), **prompt)
-        made = task.construct_requests(doc=doc, ctx=context, metadata=(name, 0, 1), **options)
+    def instances(doc: Any, examples: int) -> list[Instance]:
+        context = task.fewshot_context(doc, num_fewshot=examples, gen_prefix=task.doc_to_prefix(doc), **prompt)
+        made = task.construct_requests(doc=doc, ctx=context, metadata=(prepared.name, 0, 1), **options)
         return made if isinstance(made, list) else [made]
 
-    before_answer = delimiter(task, chat=apply_chat_template)
-    chosen: list[list[Instance]] = []
-    counts: Counter[str] = Counter()
-    fault, fix = f"task {name}: prompts without examples cannot be made", "correct its YAML file or its documents"
-    with blaming(fault, fix), quiet():
-        seen = {_text(prepared, instances(doc), before_answer) for doc in prepared.docs.values()}
+    return instances
+
+
+def _others(
+    prepared: Prepared,
+    instances: Instances,
+    before_answer: str,
+    most: int,
+    fewest: int,
+    what: str,
+    examples: int = 0,
+) -> list[tuple[str, list[Instance]]]:
+    """Instances of documents that are not evaluated, each of another text, and what they are.
+
+    A document that is among its own examples is left out.
+
+    Raises:
+        UserError: fewer than ``fewest``, which ``what`` needs.
+    """
+    name = prepared.name
+
+    def others() -> Iterator[tuple[str, list[Instance]]]:
+        seen = {_text(prepared, instances(doc, 0), before_answer) for doc in prepared.docs.values()}
         for kind, doc in _candidates(prepared):
-            group = instances(doc)
-            if (text := _text(prepared, group, before_answer)) not in seen:
-                seen.add(text)
-                chosen.append(group)
-                counts[kind] += 1
-            if len(chosen) == MOST:
-                break
-    if len(chosen) < FEWEST:
-        fix = "lower limit, use a task with a training split, or ablate without @mean"
-        fault = f"@mean needs {FEWEST} documents that are not evaluated, and {len(chosen)} are left"
+            group = instances(doc, 0)
+            if (text := _text(prepared, group, before_answer)) in seen:
+                continue
+            if examples:
+                group = instances(doc, examples)
+                question = prepared.task.doc_to_text(doc)  # a number where the options are parts of the prompt
+                if isinstance(question, str) and question and group[0].args[0].count(question) > 1:
+                    continue
+            seen.add(text)
+            yield kind, group
+
+    fault, fix = f"task {name}: its prompts cannot be made", "correct its YAML file or its documents"
+    with blaming(fault, fix), quiet():
+        chosen = list(islice(others(), most))
+    if len(chosen) < fewest:
+        fix = f"lower limit, use a task with a training split, or ablate without {what}"
+        fault = f"{what} needs {fewest} documents that are not evaluated, and {len(chosen)} are left"
         raise UserError(f"task {name}: {fault}; {fix}")
-    texts = [text for group in chosen for text in _tokens(prepared, encoder, group, before_answer)]
-    encoding.check_tokens(lens, name, [LoglikelihoodRequest(*text) for text in texts])
-    told = " and ".join(f"{n} {kind}" for kind, n in counts.items())
-    return Reference(f"{name}: {told} documents, without examples", texts)
+    return chosen
 
 
 def _candidates(prepared: Prepared) -> Iterator[tuple[str, Any]]:

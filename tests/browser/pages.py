@@ -2,64 +2,81 @@
 
     python tests/browser/pages.py PAGE.html [PAGE.html ...] [--axe PATH/TO/axe.min.js]
 
-Every page is opened from disk in headless Chromium at 375, 768 and 1280 pixels, light and dark. The script that looks
-at it is put into a copy of the page, whose content security policy is taken out for that. axe-core comes from npm
-(``npm install axe-core``). Prints one line a page and finding; the exit code is 1 where there is any.
+Every page is opened from disk in headless Chromium at 375, 768 and 1280 pixels, light and dark. The sizes are emulated
+by the DevTools protocol, because no window of Chromium is narrower than 500 pixels, and the width that the page sees
+is compared with the one that was asked for. The content security policy of pages is bypassed for axe-core, which comes
+from npm (``npm install axe-core``). Prints one line a page and finding; the exit code is 1 where there is any.
 """
 
 from __future__ import annotations
 
 import argparse
-import html
-import json
-import re
+import contextlib
 import shutil
-import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-WIDTHS = (375, 768, 1280)
+from lab import BROWSERS, Browser, until
+
+WIDTHS, HEIGHT = (375, 768, 1280), 900
 SERIOUS = ("serious", "critical")
-POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-LOOK = """
-<script>
+LOAD_SECONDS = 120  # after which a page has hung
+# runs before the scripts of a page
+LISTEN = """
 window.seen = [];
 addEventListener("error", e => window.seen.push(e.message));
 ["error", "warn"].forEach(of => {
   const old = console[of];
   console[of] = (...said) => { window.seen.push(said.join(" ")); old(...said); };
 });
-addEventListener("load", async () => {
+"""
+LOADED = "!window.left && document.readyState === 'complete'"
+FIND = """
+(async () => {
   const root = document.documentElement;
   document.querySelectorAll("details").forEach(folded => { folded.open = true; });
-  const found = {wide: root.scrollWidth - root.clientWidth, console: window.seen, axe: []};
   await new Promise(resolve => setTimeout(resolve, 1000));  // scripts of the page make what scrolls focusable
+  const found = {inner: innerWidth, wide: root.scrollWidth - root.clientWidth, console: window.seen, axe: []};
   if (window.axe) found.axe = (await axe.run({preload: false})).violations.map(
     v => [v.id, v.impact, v.nodes.length, [...new Set(v.nodes.map(n => n.html.slice(0, 60)))].slice(0, 4).join(" ")]);
-  document.body.innerHTML = ""; document.body.id = "found"; document.body.textContent = JSON.stringify(found);
-});
-</script>
+  return found;
+})()
 """
 
 
-def look(page: Path, width: int, dark: bool, axe: str, browser: str) -> dict:
+def look(browser: Browser, page: Path, width: int, dark: bool, axe: str) -> dict:
     """What a browser finds on a page."""
-    text = POLICY.sub("", page.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        copy = page.with_name(f".looked-at-{page.name}")
-        copy.write_text(text.replace("<head>", f"<head><script>{axe}</script>{LOOK}", 1), encoding="utf-8")
-        try:
-            command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
-            command += [f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom"]
-            command += ["--blink-settings=preferredColorScheme=0"] if dark else []
-            dom = subprocess.run([*command, copy.as_uri()], capture_output=True, text=True, timeout=180, check=True)
-        finally:
-            copy.unlink()
-    body = re.search(r'<body[^>]*id="found"[^>]*>(.*?)</body>', dom.stdout, re.DOTALL)
-    if body is None:
-        raise RuntimeError(f"{page}: the browser did not finish")
-    return json.loads(html.unescape(body[1]))
+    size = {"width": width, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+    browser.send("Emulation.setDeviceMetricsOverride", **size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.send("Emulation.setEmulatedMedia", features=[scheme])
+    browser.value("void (window.left = true)")  # so that the page before is not taken for the next one
+    browser.send("Page.navigate", url=page.as_uri())
+
+    def loaded() -> bool:
+        with contextlib.suppress(RuntimeError):  # between two pages there is nothing to ask
+            return browser.value(LOADED)
+        return False
+
+    until(loaded, f"{page} to load", LOAD_SECONDS)
+    browser.send("Runtime.evaluate", expression=axe)
+    found = browser.value(FIND)
+    if found["inner"] != width:
+        raise RuntimeError(f"{page}: the window is {found['inner']} pixels wide and not {width}")
+    return found
+
+
+@contextlib.contextmanager
+def opened(program: str) -> Iterator[Browser]:
+    """A browser that listens to the pages that it opens."""
+    with tempfile.TemporaryDirectory(prefix="depthlens-pages-", ignore_cleanup_errors=True) as folder:
+        with contextlib.closing(Browser(program, Path(folder))) as browser:
+            browser.send("Page.enable")
+            browser.send("Page.setBypassCSP", enabled=True)
+            browser.send("Page.addScriptToEvaluateOnNewDocument", source=LISTEN)
+            yield browser
 
 
 def main() -> int:
@@ -67,15 +84,15 @@ def main() -> int:
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--axe", type=Path, help="axe.min.js; without it only widths and messages are looked at")
     args = parser.parse_args()
-    browser = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
-    if browser is None:
-        parser.error("no chromium; install it (Debian: apt-get install chromium)")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        parser.error(f"no browser was found; install one of {', '.join(BROWSERS)}")
     axe = args.axe.read_text(encoding="utf-8") if args.axe else ""
     n_bad = 0
-    for page in args.pages:
-        for width in WIDTHS:
-            for dark in (False, True):
-                found = look(page.resolve(), width, dark, axe, browser)
+    with opened(program) as browser:
+        for page in args.pages:
+            for width, dark in ((width, dark) for width in WIDTHS for dark in (False, True)):
+                found = look(browser, page.resolve(), width, dark, axe)
                 bad = [
                     f"{id_} ({impact}, {n} places): {of}" for id_, impact, n, of in found["axe"] if impact in SERIOUS
                 ]

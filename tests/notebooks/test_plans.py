@@ -78,9 +78,9 @@ def values_of(profile: str, name: str, models: dict[str, str]) -> dict[str, Any]
     for parameter in ("limit", "reasoning_limit", "head_limit"):
         if values.get(parameter) is not None:
             values[parameter] = min(LIMIT, values[parameter])
-    if name == "09_claims":  # the whole group under three protocols, three seeds and all views takes minutes even dry
-        for role in ("letters", "generation", "continuation"):
-            values[role] = [task.replace("mmlu", "mmlu_miscellaneous") for task in values[role]]
+    # the whole group takes minutes even dry under three protocols and several views; 03 plans it under one
+    for role in {"01_protocols": ["tasks"], "09_claims": ["letters", "generation", "continuation"]}.get(name, []):
+        values[role] = [task.replace("mmlu", "mmlu_miscellaneous") for task in values[role]]
     if name == "04_heads":  # gradients of one batch are measured, and 02 plans this task at its length
         values["tasks"] = [task.replace("uuid_75", "uuid_8") for task in values["tasks"]]
     return values

@@ -26,6 +26,9 @@ DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)
         "L12.H3@mean",
         "L12.H3@resample",
         "L3.KV1@resample",
+        "L12@resample",
+        "L8-11[1:]@resample",
+        "L12.mlp@resample",
     ]
     + ["L4@mean", "L8-11@mean", "L2.attn+L2.mlp", "L0-1+L3+L5.KV0@mean", "L1.attn@mean+L1.mlp"]
     + ["L12[1:]", "L12.attn[1:]", "L12.H3[1:]@mean", "L8-11[1:]", "L12.KV1[1:]@resample", "L2.mlp[17:]@noise3"]

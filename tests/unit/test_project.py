@@ -101,6 +101,11 @@ def test_make_demo_is_the_documented_command():
     assert command in make("--dry-run", "demo").stdout
 
 
+def test_make_lab_opens_the_tour_in_the_checkout():
+    assert "jupyterlab --ServerApp.root_dir=. notebooks/00_tour.ipynb" in make("--dry-run", "lab").stdout
+    assert (ROOT / "notebooks" / "00_tour.ipynb").is_file()
+
+
 def test_make_wheel_runs_a_notebook_outside_the_checkout():
     commands = make("--dry-run", "wheel").stdout
     assert "mktemp -d" in commands and "env/bin/depthlens run 00_tour --profile smoke" in commands

@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 
 from depthlens.analysis import races
-from depthlens.analysis.races import CRITICAL, NOT_TOP, SPARED, TOP, UNDECIDED, Evidence, Race, TopEvidence
+from depthlens.analysis.races import (
+    CRITICAL,
+    NOT_EXCLUDED,
+    NOT_TOP,
+    SPARED,
+    TOP,
+    UNDECIDED,
+    Evidence,
+    Race,
+    TopEvidence,
+)
 from depthlens.errors import UserError
 
 MARGIN, ALPHA = 0.1, 0.05
@@ -88,7 +98,7 @@ def test_the_costliest_are_found(guess):
 def test_equal_parts_end_by_the_margin():
     losses = binary(np.random.default_rng(2), [0.4] * 6, 2000)
     evidence, used = top_race(losses, list(range(6)), 2)
-    assert evidence.found and evidence.decisions().count(TOP) == 2
+    assert evidence.found and sorted(evidence.decisions()) == [TOP] * 2 + [NOT_EXCLUDED] * 4
     assert used < losses.size
 
 
@@ -104,6 +114,13 @@ def test_the_costliest_are_rarely_lost():
 def test_before_the_end_all_that_are_left_are_undecided():
     evidence = TopEvidence(range(6), 2, MARGIN, ALPHA, 2.0)
     assert not evidence.found and evidence.decisions() == [UNDECIDED] * 6
+
+
+def test_scores_outside_of_the_metric_are_refused():
+    evidence = TopEvidence(range(2), 1, MARGIN, ALPHA, 1.0)
+    evidence.add([0, 1], np.array([[0.0, 1.0], [-1.0, 0.0]]))
+    with pytest.raises(UserError, match="two losses of one document differ by 1.5, and its metric allows 1 at most"):
+        evidence.add([0, 1], np.array([[-0.5, 1.0]]))
 
 
 def made(decisions, top=None):
@@ -126,9 +143,22 @@ def test_sentences_and_lists():
     first, last = race.describe()
     assert first.startswith("t (acc): of 4 conditions **1** cost something, **2** cost less than 0.1, 1 are undecided")
     assert "after 20 to 23 of 200 documents (mean 22)" in first and last.endswith("is at most 0.05.")
-    assert "the 1 costliest are L0" in made([TOP, NOT_TOP], top=1).describe()[0]
-    assert "some of 2 that are left" in made([UNDECIDED, UNDECIDED], top=1).describe()[0]
+    assert "of 2 conditions the 1 costliest are L0; after" in made([TOP, NOT_TOP], top=1).describe()[0]
+    near = made([TOP, NOT_EXCLUDED, NOT_TOP, NOT_TOP], top=1).describe()[0]
+    assert "each of L0 costs at most 0.1 less than number 1 of the costliest; not excluded: 1; shown not to be" in near
+    assert "among the 1 costliest: 2; after" in near
+    open_still = made([UNDECIDED, UNDECIDED, NOT_TOP], top=1).describe()[0]
+    assert "are not found; undecided: 2; shown not to be among the 1 costliest: 1" in open_still
     assert "not shown to be above chance" in made([races.AT_CHANCE, races.AT_CHANCE]).describe()[0]
+
+
+def test_it_is_shown_without_marks():
+    race = made([CRITICAL, SPARED])
+    text, page = repr(race), race._repr_html_()
+    assert "of 2 conditions 1 cost something, 1 cost less than 0.1" in text and "**" not in text + page
+    assert text.splitlines()[0].split() == ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
+    assert "<td>critical</td>" in page and "<p>The probability that any" in page
+    assert "40 more rows in .decisions" in repr(made([SPARED] * 100))
 
 
 def test_a_race_is_saved_and_read(tmp_path):

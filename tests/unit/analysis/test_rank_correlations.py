@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from depthlens.analysis.rank_correlations import correlate, in_words, ranks, shift_p
+from depthlens.analysis import rank_correlations
+from depthlens.analysis.rank_correlations import MEASURED, correlate, in_words, ranks, shift_p
 from depthlens.errors import UserError
 
 N_LAYERS, N_HEADS = 30, 9
@@ -43,6 +46,13 @@ def test_it_is_spearmans_of_the_means_and_exact_without_noise():
     assert correlate(a * 1e-12, -b, LAYERS).spearman == pytest.approx(-rho), "no unit is rounded away"
 
 
+@pytest.fixture
+def always_corrected(monkeypatch):
+    """Correct whatever part of the order is measured: these layers all do something."""
+    monkeypatch.setattr(rank_correlations, "MEASURED", 0.0)
+
+
+@pytest.mark.usefixtures("always_corrected")
 def test_the_ceiling_is_what_two_measurements_of_one_truth_reach():
     rng = np.random.default_rng(1)
     x, _, _ = profiles(0, rng)
@@ -52,6 +62,7 @@ def test_the_ceiling_is_what_two_measurements_of_one_truth_reach():
     assert np.nanmean([f.corrected for f in found]) > 0.9
 
 
+@pytest.mark.usefixtures("always_corrected")
 def test_noise_that_two_measurements_share_is_no_agreement():
     """The same documents under two modes: their errors agree, their truths do not."""
     rng = np.random.default_rng(2)
@@ -64,6 +75,7 @@ def test_noise_that_two_measurements_share_is_no_agreement():
     assert raw > 0.1 and abs(corrected) < 0.06 and called < 0.2
 
 
+@pytest.mark.usefixtures("always_corrected")
 @pytest.mark.parametrize(("rho", "n", "noise"), [(0.0, 30, 1.0), (0.6, 100, 3.0), (0.9, 30, 1.0)])
 def test_the_interval_covers_the_correlation_without_noise(rho, n, noise):
     """A percentile bootstrap of the means covers in 17% to 40% of samples at a true correlation of 0.6."""
@@ -74,6 +86,32 @@ def test_the_interval_covers_the_correlation_without_noise(rho, n, noise):
         found = correlate(losses(x, n, noise, rng), losses(y, n, noise, rng), LAYERS)
         covered.append(found.ci_low <= truth <= found.ci_high)
     assert np.mean(covered) >= COVERED
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_nothing_is_corrected_where_most_of_an_order_is_noise(known):
+    """Six layers cost much and 24 next to nothing: their order is another one under each mode, which no half shows."""
+    rng, given = np.random.default_rng(10), []
+    for _ in range(20):
+        large = rng.random(N_LAYERS).argsort() < 6
+        x, y = (np.where(large, 1 + rng.random(N_LAYERS), 0.01 * rng.random(N_LAYERS)) for _ in range(2))
+        a, b = (losses(profile, 40, 0.1, rng) for profile in (x, y))
+        found = correlate(a, y if known else b, LAYERS)
+        assert found.ceiling > 0.6 and found.reliability > 0.5, "the large ones are measured well"
+        given.append(np.isfinite(found.ci_low))
+        if not given[-1]:
+            measured = re.search(r"(\d+)% of the order of a profile is measured, below the 90% that", found.note)
+            assert np.isnan(found.corrected) and int(measured[1]) < 100 * MEASURED and found.note in in_words(found)
+    assert np.mean(given) < 0.2
+
+
+def test_ties_measure_no_order():
+    """All documents lose at six layers, and none at the others: halves agree that 24 layers tie."""
+    a = np.zeros((40, N_LAYERS))
+    a[:, :6] = np.arange(1, 7)
+    found = correlate(a, a, LAYERS)
+    assert found.reliability == pytest.approx(1) and found.ceiling == pytest.approx(1) and np.isnan(found.corrected)
+    assert "48% of the order of a profile is measured" in found.note
 
 
 @pytest.mark.parametrize("n_layers", [12, 30])
@@ -121,7 +159,7 @@ def test_what_cannot_be_told_is_not_told():
 def test_other_documents_and_other_numbers_of_them():
     rng = np.random.default_rng(7)
     x, y, truth = profiles(0.6, rng)
-    found = correlate(losses(x, 90, 1, rng), losses(y, 12, 1, rng), LAYERS)
+    found = correlate(losses(x, 90, 1, rng), losses(y, 12, 0.5, rng), LAYERS)
     assert found.n == 12 and abs(found.corrected - truth) < 0.3 and found.reliability > found.other_reliability
     again = correlate(losses(x, 90, 1, np.random.default_rng(8)), losses(y, 12, 1, np.random.default_rng(9)), LAYERS)
     same = correlate(losses(x, 90, 1, np.random.default_rng(8)), losses(y, 12, 1, np.random.default_rng(9)), LAYERS)

@@ -102,6 +102,53 @@ def test_tasks_at_chance_are_left_out_by_name():
     assert "guess: at chance (n = 40)" in verdict("C1", **both).sentence
 
 
+def asking(sweeps, what):
+    """Sweeps that say which documents they ask: those of ``what``."""
+    found = []
+    for sweep in sweeps:
+        rows = sweep.docs[["task", "doc_id"]].drop_duplicates()
+        hashes = [f"{what} {i}" for i in rows["doc_id"]]
+        found.append(replace(sweep, asked=rows.assign(question=what, reference="", choices=None, doc_hash=hashes)))
+    return found
+
+
+def test_a_task_that_is_at_chance_under_one_protocol_is_left_out_of_both():
+    """Else the difference of protocols would be one between tasks."""
+
+    def sweeps(name, what, loss, **options):
+        return asking(viewed(loss, name, n=150, **options), what)
+
+    def both(*pair):
+        return [dl.concat(list(seeds)) for seeds in zip(*pair, strict=True)]
+
+    letters = sweeps("capitals", "capitals", FEW), sweeps("elements", "elements", FEW, base=0.25)
+    written = sweeps("capitals_w", "capitals", FEW), sweeps("elements_w", "elements", LATE)
+    found = verdict("C2", letters=both(*letters), generation=both(*written))
+    alone = verdict("C2", letters=letters[0], generation=written[0])
+    assert [p.main.effect for p in found.parts] == [p.main.effect for p in alone.parts]
+    assert found.tasks == ("capitals_w acc", "capitals acc")
+    assert "elements_w: its documents can be used on one side of the difference only" in found.sentence
+    apart = verdict("C2", letters=letters[0], generation=written[1])
+    assert apart.verdict == "cannot judge" and "capitals: its documents" in apart.sentence
+
+
+def test_a_control_of_another_length_keeps_a_claim_from_support():
+    own = {"reasoning": viewed(LATE, "sums", n=150), "reasoning_choice": viewed(LATE, "choice", n=150)}
+    evidence = shallow((EARLY,) * 3) | own | {"copying": viewed(EARLY, "copies", n=150)}
+
+    def lacks(reference):
+        asked = {
+            field: [replace(s, asked=s.asked.assign(reference=text)) for s in asking(evidence[field], field)]
+            for field, text in (("reasoning", "x" * 90), ("copying", reference))
+        }
+        return verdict("C4", **evidence | asked).parts[0].missing
+
+    assert lacks("x" * 60) == ()
+    assert lacks("x" * 40) == (
+        "a control as long as reasoning (its references have 90 characters, those of copying 40)",
+    )
+
+
 def test_a_task_of_too_few_documents_does_not_make_the_others_few():
     both = {"letters": viewed(EARLY, "good", n=60), "continuation": viewed(EARLY, "short", n=5)}
     found = verdict("C7", **both)

@@ -94,6 +94,14 @@ class TestResults:
         }
         assert there.record["work"]["rows"] == alone.record["work"]["rows"]
 
+    def test_a_race_decides_as_in_one_process(self, nodes):
+        organism = dl.load(ray_losses.MODEL)
+        options = {"max_documents": 60, "store": None, "progress": False}
+        alone = dl.race(organism, "organism_one_hop", "heads", **options)
+        there = dl.race(organism, "organism_one_hop", "heads", workers=2, ray=nodes.address, **options)
+        assert there.record["workers"]["n"] == 2 and "workers" not in alone.record
+        assert there.decisions.equals(alone.decisions) and there.losses.equals(alone.losses)
+
     def test_a_second_run_computes_nothing_and_an_fsspec_store_will_do(self, nodes, lens):
         where = "memory://ray-test"
         options = {"tasks": [CHOICE], "workers": 3, "ray": nodes.address}

@@ -1,4 +1,4 @@
-"""Resample ablation: z of a reference prompt at the same position, against hooks written out by hand."""
+"""Resample ablation: what a part does on a reference prompt at the same position, against hooks written by hand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from depthlens.ablations import parse_condition
 from depthlens.backends import get
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import measure_means, sample
+from depthlens.engine.references import Reference, measure_means, sample
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import head_sweep
+from depthlens.models.architectures import hidden, with_hidden
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout
 REFERENCE = [7, 80, 33, 120, 9, 41]
 CONDITIONS = ["L1.H2@resample", "L3.KV1@resample", "L0.H1@resample+L2.H0", "L2.H3@resample+L4.mlp"]
+WHOLE = ["L2@resample", "L1.attn@resample", "L3.mlp@resample", "L1-2[1:]@resample", "L1@resample+L2.H0+L3@mean"]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,56 @@ def by_hand(lens, request, heads, zeroed=(), reference=REFERENCE):
     return sum(logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation))
 
 
+def added_by_hand(lens, request, site, layer, reference=REFERENCE):
+    """Log-likelihood when a layer or sublayer adds what it adds to the reference at the same position."""
+    part = {"layer": lens.arch.layers, "attn": lens.arch.attn, "mlp": lens.arch.mlp}[site][layer]
+    seen, n_ref = {}, len(reference)
+
+    def before(args, kwargs):
+        return (args[0] if args else kwargs["hidden_states"]) if site == "layer" else 0
+
+    def look(module, args, kwargs, output):
+        seen["added"] = hidden(output).reshape(1, n_ref, -1) - before(args, kwargs)
+
+    handle = part.register_forward_hook(look, with_kwargs=True)
+    lens.model(torch.tensor([reference]))
+    handle.remove()
+    tokens = [*request.context, *request.continuation]
+    places = [p if p < n_ref else 1 + (p - 1) % (n_ref - 1) for p in range(len(tokens))]
+
+    def put(module, args, kwargs, output):
+        new = before(args, kwargs) + seen["added"][:, places]
+        return with_hidden(output, new.reshape(hidden(output).shape))
+
+    handle = part.register_forward_hook(put, with_kwargs=True)
+    logprobs = lens.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    handle.remove()
+    n = len(request.context)
+    return sum(logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation))
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v3"])
+def test_a_layer_or_sublayer_equals_a_hook_written_by_hand(family, requests):
+    lens = tiny.lens(family)
+    asked = [parse_condition(text) for text in ("baseline", *WHOLE[:3])]
+    answers = Engine(lens, means=with_sample(lens), progress=False).loglikelihood(requests, asked)
+    for r, request in enumerate(requests):
+        for row, (site, layer) in zip(answers[1:], (("layer", 2), ("attn", 1), ("mlp", 3)), strict=True):
+            assert row[r].logprob == pytest.approx(added_by_hand(lens, request, site, layer), abs=LOGPROB_TOLERANCE)
+            assert abs(row[r].logprob - answers[0][r].logprob) > 10 * LOGPROB_TOLERANCE
+
+
+def test_only_what_is_asked_for_is_kept_of_a_prompt():
+    lens = tiny.lens("llama-gqa")
+    (one,) = Reference("prompts", []).with_prompts([REFERENCE], [parse_condition("L1.KV0@resample+L2@resample")])
+    kept = one.measure(lens).sample
+    assert set(kept) == {"z", "layer"} and kept["layer"].shape == (
+        lens.dims.n_layers,
+        len(REFERENCE),
+        lens.dims.d_model,
+    )
+
+
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v3"])
 def test_equals_hooks_written_by_hand(family, requests, kernel):
     lens = tiny.lens(family)
@@ -86,7 +138,7 @@ def test_equals_hooks_written_by_hand(family, requests, kernel):
 
 def test_every_path_gives_the_same(requests):
     lens = tiny.lens("llama-gqa")
-    means, conditions = with_sample(lens), list(map(parse_condition, CONDITIONS))
+    means, conditions = with_sample(lens), list(map(parse_condition, [*CONDITIONS, *WHOLE]))
     asked = [GenerateRequest(q.context, (), 6) for q in requests]
     fast = Engine(lens, means=means, batch_tokens=40, progress=False)
     wanted, texts = fast.loglikelihood(requests, conditions), fast.generate_until(asked, conditions)
@@ -100,10 +152,9 @@ def test_every_path_gives_the_same(requests):
 def test_the_reference_itself_is_left_as_it_is(requests):
     lens = tiny.lens("llama-gqa")
     same = LoglikelihoodRequest(tuple(REFERENCE[:4]), tuple(REFERENCE[4:]))
-    answers = Engine(lens, means=with_sample(lens), progress=False).loglikelihood(
-        [same], [parse_condition("baseline"), parse_condition("L2.H1@resample")]
-    )
-    assert answers[0][0].logprob == pytest.approx(answers[1][0].logprob, abs=LOGPROB_TOLERANCE)
+    asked = [parse_condition(text) for text in ("baseline", "L2.H1@resample", "L1-3@resample")]
+    (clean,), *others = Engine(lens, means=with_sample(lens), progress=False).loglikelihood([same], asked)
+    assert [row[0].logprob for row in others] == pytest.approx([clean.logprob] * 2, abs=LOGPROB_TOLERANCE)
 
 
 def test_head_sweep_means_over_references():
@@ -133,8 +184,8 @@ def test_what_is_missing_is_said(requests):
     ]:
         with pytest.raises(UserError, match=message):
             head_sweep(lens, "capitals_continuation", limit=1, progress=False, **options)
-    with pytest.raises(UserError, match="does not fit site 'attn'; allowed: zero, mean"):
-        parse_condition("L1.attn@resample")
+    with pytest.raises(UserError, match="does not fit site 'expert'; allowed: zero"):
+        parse_condition("L1.E2@resample")
     backend = get("torch", lens, measure_means(lens, [REFERENCE], "x"))
     with pytest.raises(UserError, match="needs a reference prompt"):
         backend.forward(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.long), [parse_condition("L1.H0@resample")])

@@ -13,6 +13,7 @@ import tiny
 
 from depthlens.analysis.head_lists import head_overlap
 from depthlens.errors import UserError
+from depthlens.experiments.claim_sweeps import claim_curves
 from depthlens.experiments.head_removal import n_lists, removal_curve
 from depthlens.experiments.lists_of_heads import same_layers
 from depthlens.experiments.sweep import condition_sweep
@@ -118,6 +119,42 @@ def test_values_are_those_of_a_sweep(organism, curve):
         band = curve.band.set_index(["list", "task", "k"]).loc[(name, TWO, k)]
         assert band["low"] == min(docs[texts]) and band["high"] == max(docs[texts])
         assert band["mean"] == pytest.approx(np.mean(docs[texts]))
+
+
+def test_heads_are_removed_as_the_suffix_says(organism):
+    lens, truth = organism
+    lists = {"two-hop": [truth.role("output"), truth.role("bridge")]}
+    options = {"k": [2], "n_draws": 10, "limit": N_DOCS, "progress": False}
+    for suffix, text in (("@mean", "L3.H0@mean+L4.H3@mean"), ("[1:]", "L3.H0[1:]+L4.H3[1:]")):
+        found = removal_curve(lens, TWO, lists, suffix=suffix, **options)
+        alone = condition_sweep(lens, TWO, text, limit=N_DOCS, progress=False).summary.set_index("condition")["value"]
+        points = found.points.set_index("k")["value"]
+        assert points[2] == alone[text] and points[0] == alone["baseline"] and found.record["suffix"] == suffix
+        own = found.result.document_losses(TWO, "acc")[text]
+        draws = [
+            "+".join(f"L{a}.H{b}{suffix}" for a, b in sorted(map(tuple, d))) for d in found.record["draws"]["two-hop"]
+        ]
+        rivals = found.result.document_losses(TWO, "acc")[draws].mean(axis=1)
+        assert found.excess["excess"].item() == pytest.approx((own - rivals).mean())
+    with pytest.raises(UserError, match="unknown suffix '@noise'"):
+        removal_curve(lens, TWO, lists, suffix="@noise", **options)
+
+
+def test_the_claim_on_heads_has_a_curve_a_seed_and_a_view(organism):
+    lens, truth = organism
+    lists = {"two-hop": [truth.role("output"), truth.role("bridge")]}
+    options = {"k": [2], "n_draws": 12, "limit": N_DOCS, "num_fewshot": 0, "progress": False}
+    curves = claim_curves(lens, TWO, lists, seeds=[0, 4], **options)
+    told = [(c.record["suffix"], c.record["seed"], c.record["n_draws"]) for c in curves]
+    assert told == [("", 0, 12), ("", 4, 10), ("[1:]", 0, 10), ("@mean", 0, 10)]
+    assert set(curves[0].tests["metric"]) == {"acc", "answer_logprob"}
+    (alone,) = claim_curves(lens, TWO, lists, seeds=[0], ablate="layers", **options)
+    assert alone.points.equals(curves[0].points)
+    for wrong, said in (
+        ({"seeds": []}, "no seeds"), ({"ablate": ["layers", "heads"]}, "unknown view 'heads'"), ({"seed": 1}, "'seed'")
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            claim_curves(lens, TWO, lists, **options | wrong)
 
 
 def test_planted_lists_dissociate_though_layers_of_four_heads_let_no_list_separate(curve):

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
 
 import depthlens as dl
-from depthlens.analysis.races import AT_CHANCE, CRITICAL, NOT_TOP, SPARED, TOP, UNDECIDED
+from depthlens.ablations import expand
+from depthlens.analysis.races import AT_CHANCE, CRITICAL, NOT_TOP, SPARED, TOP, UNDECIDED, Evidence
+from depthlens.analysis.stats import ALPHA
 from depthlens.cli import main
 from depthlens.errors import UserError
+from depthlens.experiments.head_race import way_of_removal
+from depthlens.experiments.race import MARGIN, wave_end
+from depthlens.experiments.race_plan import fewest_documents
 from depthlens.paths import locked
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"
@@ -95,6 +107,20 @@ def test_an_interrupted_race_goes_on(lens, tmp_path, monkeypatch):
     assert 0 < resumed.record["store"]["rows_computed"] < undisturbed.record["work"]["rows"]
 
 
+@pytest.mark.slow
+def test_a_killed_race_goes_on_and_decides_the_same(tmp_path):
+    """SIGKILL, in a process of its own; see tests/killed.py."""
+    script = Path(tiny.__file__).with_name("killed.py")
+    options = ["--kills", "2", "--keep-seconds", "10"]  # a wave is kept as a whole
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), "race", str(tmp_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["kills"] == 2 and found["equal"]
+    assert 0 < found["rows_of_the_last"] < found["rows"], "what was kept is not computed again"
+
+
 @pytest.mark.parametrize("options", [{"backend": "nnsight"}, {"backend": "transformer_lens"}, {"batch_tokens": 64}])
 def test_other_paths_decide_the_same(lens, options):
     ablate = ["L0", "L1.H2", "L3.H0"]
@@ -123,8 +149,22 @@ def test_the_costliest_heads(lens):
     assert len(race.of(NOT_TOP)) == 21
     assert race.decisions["n"].max() <= 64
     assert race.record["n_documents"][OTHER] == 200 - 16  # attribution has seen the others
+    assert race.record["tasks"][OTHER]["metric"] == "answer_logprob"
     plain = dl.head_sweep(lens, OTHER, method="race", layers=[1], measure="task", **QUIET)
     assert plain.of(CRITICAL) == ["L1.H2"] and len(plain.decisions) == 4
+
+
+@pytest.mark.parametrize(
+    "ablate, way",
+    [
+        ("heads", ("head", "zero")),
+        ("kv@mean", ("kv", "mean")),
+        ("L0.H1,L2.H0", ("head", "zero")),
+        *((other, None) for other in ("layers", "heads[1:]", "heads@noise", "L0.H1+L0.H2", "L0.H1,L2.H0@mean")),
+    ],
+)
+def test_which_conditions_attribution_puts_in_order(lens, ablate, way):
+    assert way_of_removal(expand(ablate, lens.dims)[1:]) == way
 
 
 def test_a_model_at_chance_is_not_judged():
@@ -173,12 +213,37 @@ def test_other_refusals(lens):
 
 def test_the_plan_is_a_range(lens, raced):
     plan = dl.plan_race(lens, [TASK, OTHER], "heads", store=None)
-    tokens = [one.table["tokens"].sum() for one in (plan.least, plan.most)]
-    assert tokens[0] < raced.record["work"]["tokens"] < tokens[1]
-    assert plan.n_least < 200 and plan.most.table["documents"].tolist() == [200, 200]
-    assert "At least, if every condition is decided after" in repr(plan)
+    tokens = [one.table["tokens"].sum() for one in (plan.least, plan.unchanged, plan.most)]
+    assert tokens[0] < raced.record["work"]["tokens"] < tokens[2] and tokens[0] < tokens[1] < tokens[2]
+    assert plan.n_least < plan.n_unchanged < 200 and plan.most.table["documents"].tolist() == [200, 200]
+    assert "At least, if every condition is decided after 16 documents" in repr(plan)
+    assert "If no condition changes anything, all are spared after 96 documents" in repr(plan)
     short = dl.plan_race(lens, TASK, "heads", max_documents=20, samples="0:100", store=None)
-    assert short.most.table["documents"].tolist() == [20] and short.n_least == 20
+    assert short.most.table["documents"].tolist() == [20] and (short.n_least, short.n_unchanged) == (16, 20)
+
+
+def test_no_race_costs_less_than_the_least_of_its_plan(lens):
+    heads = sorted(ONE_HOP)  # removing either is always noticed
+    race, plan = dl.race(lens, TASK, heads, **QUIET), dl.plan_race(lens, TASK, heads, store=None)
+    assert set(race.decisions["decision"]) == {CRITICAL} and set(race.decisions["n"]) == {plan.n_least} == {16}
+    assert race.record["work"]["tokens"] == plan.least.table["tokens"].sum() < plan.unchanged.table["tokens"].sum()
+    top = dl.plan_race(lens, TASK, "heads", top=2, store=None)
+    assert top.n_least == 16 and top.unchanged is top.n_unchanged is None and "changes anything" not in repr(top)
+
+
+@pytest.mark.parametrize("n", [1, 30, 1024])
+def test_documents_of_a_plan_are_those_of_the_evidence(n):
+    """As many as a race takes in which all documents lose, change nothing, or gain."""
+
+    def taken(loss):
+        evidence, seen = Evidence(n, MARGIN, ALPHA), 0
+        while UNDECIDED in evidence.decisions():
+            evidence.add(range(n), np.full((wave_end(seen) - seen, n), loss))
+            seen = wave_end(seen)
+        return seen
+
+    assert taken(0.0) == fewest_documents(n, ALPHA, MARGIN / (1 - MARGIN))
+    assert min(taken(1.0), taken(-1.0)) == fewest_documents(n, ALPHA, (1 + MARGIN) / (1 - MARGIN))
 
 
 class TestCommand:
@@ -190,7 +255,7 @@ class TestCommand:
             self.run(tmp_path, "--max-documents", "60")
         assert end.value.code == 0
         printed = capsys.readouterr().out
-        assert "critical" in printed and "is wrong is at most 0.05" in printed
+        assert "critical" in printed and "is wrong is at most 0.05" in printed and "**" not in printed
         race = dl.Race.load(tmp_path)
         assert len(race.decisions) == 6
         assert race.record["command"][:3] == ["depthlens", "race", "organism"]
@@ -207,6 +272,21 @@ class TestCommand:
                 self.run(tmp_path, *more)
             assert end.value.code == code
         assert "holds another race (margin" in capsys.readouterr().err
+
+    def test_the_costliest_heads_are_those_of_a_head_sweep(self, lens, tmp_path, capsys):
+        asked = ["race", "organism", OTHER, "--top", "3", "--margin", "0.2", "--store", "none", "--ablate"]
+        with pytest.raises(SystemExit) as end:
+            main([*asked, "heads", "--out", str(tmp_path / "all")])
+        assert end.value.code == 0
+        printed = capsys.readouterr().out
+        assert "of 24 conditions the 3 costliest are L1.H2, L3.H0, L4.H3" in printed
+        mine = dl.Race.load(tmp_path / "all")
+        swept = dl.head_sweep(lens, OTHER, method="race", top=3, margin=0.2, measure="task", **QUIET)
+        pd.testing.assert_frame_equal(mine.decisions, swept.decisions, check_dtype=False)
+        assert mine.record["n_documents"][OTHER] == 200 - 16
+        with pytest.raises(SystemExit) as end:
+            main([*asked, "L0.H1,L1.H2,L3.H0,L4.H3,L5.H0", "--out", str(tmp_path / "some")])
+        assert end.value.code == 0 and set(dl.Race.load(tmp_path / "some").of(TOP)) == TWO_HOP
 
     def test_it_plans(self, tmp_path, capsys):
         with pytest.raises(SystemExit) as end:

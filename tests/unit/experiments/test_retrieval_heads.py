@@ -125,6 +125,10 @@ def test_a_task_gives_needles_and_attribution_agrees():
     assert set(estimate.top(1)) <= truth.needed("one_hop")  # saturated attention hides the rest from gradients
     change, _ = attribute(lens, [n.request for n in prompts.task_needles(lens, "organism_one_hop", limit=8)])
     assert np.allclose(estimate.values, -change.mean(0).numpy(), atol=LOSS_TOLERANCE)
+    path = retrieval_scores(lens, "organism_one_hop", method="integrated_gradients", **options)
+    assert set(path.top(2)) == truth.needed("one_hop"), "which the way to removal shows"
+    assert path.name == "loss on needle tokens, by integrated gradients"
+    assert len(set(exact.record["documents"])) == 8 and exact.record["documents"] == copying.record["documents"]
     assert "attribution" in estimate.name and estimate.unit == exact.unit == "nats" and copying.unit == ""
 
 

@@ -137,7 +137,8 @@ def test_a_distilled_organism_reasons_better_elsewhere_or_where_its_base_does(mo
     assert where["distilled"].tolist() == ([0, 8, 9] if moved else [0, 3, 4])
     for who, found in right.items():
         score = found["two_hop", True][0].mean()
-        assert score >= SOLVED if who == "distilled" else 0.3 <= score <= 0.9, (who, score)
+        assert score >= (SOLVED if who == "distilled" else 0.3), (who, score)
+        assert score <= 0.9 or who != "base", score  # a gap is left, which transplants can recover
         assert found["knowledge", True][0].mean() >= SOLVED
         assert found["two_hop", True][1:][where[who]].mean() <= WRITTEN_BY_CHANCE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Race
+from depthlens.analysis.races import CRITICAL, NOT_EXCLUDED, NOT_TOP, SPARED, TOP, UNDECIDED, Race
 from depthlens.plots.races import MOST_ROWS, race_course
 
 
@@ -38,3 +38,16 @@ def test_of_many_those_that_took_longest():
     (ax,) = race_course(made(60)).axes
     assert [bar.get_width() for bar in ax.patches] == [16 + i for i in range(60 - MOST_ROWS, 60)]
     assert "the 40 of 60 that took longest" in ax.get_title(loc="left")
+
+
+def test_the_legend_of_the_costliest_says_what_is_known():
+    race = made(4)
+    kinds = [TOP, NOT_EXCLUDED, NOT_TOP, NOT_TOP]
+    costliest = Race(race.decisions.assign(decision=kinds), race.losses, race.record | {"top": 1})
+    fig = race_course(costliest)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "among the 1 costliest, within 0.1",
+        "not excluded from the 1 costliest",
+        "not among the 1 costliest",
+    ]
+    assert len({bar.get_facecolor() for bar in fig.axes[0].patches}) == 3

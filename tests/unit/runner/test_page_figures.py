@@ -9,6 +9,7 @@ import re
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 from notebook_suite import code
 
+from depthlens import paths
 from depthlens.plots.figure_data import MIME
 from depthlens.runner import pages
 
@@ -16,12 +17,16 @@ PNG = "iVBORw0KGgo="
 ABOUT = {"title": "tiny <model>", "csv": "x,y\n0,1\n", "points": [[0.25, 0.5, "L0: accuracy 0.5 & more"]]}
 
 
-def page(about, found="- **L3** costs most.\n- And more."):
+def notebook(about, found="- **L3** costs most.\n- And more."):
     figure, headline = code("fig"), code("say", "headline")
     data = {"image/png": PNG, "text/html": "<p>hides it</p>"} | ({MIME: about} if about else {})
     figure.outputs = [new_output("display_data", data, metadata={"image/png": {"width": 400, "height": 200}})]
     headline.outputs = [new_output("display_data", {"text/markdown": found})]
-    return pages.notebook_page(new_notebook(cells=[new_markdown_cell("# Q?\n\n## Result"), figure, headline]), "x")
+    return new_notebook(cells=[new_markdown_cell("# Q?\n\n## Result"), figure, headline])
+
+
+def page(about, *found):
+    return pages.notebook_page(notebook(about, *found), "x")
 
 
 def test_a_figure_has_words_points_and_numbers():
@@ -32,6 +37,18 @@ def test_a_figure_has_words_points_and_numbers():
     name, data = re.search(r'download="([^"]+)" href="data:text/csv;base64,([^"]+)"', text).groups()
     assert name == "x-1.csv" and base64.b64decode(data).decode() == ABOUT["csv"]
     assert "<script" not in text
+
+
+def test_figures_of_the_site_are_those_of_pages():
+    """docs/conf.py dresses tutorials, whose titles stay; Sphinx takes the HTML as it is, in the site's own colours."""
+    tutorial = notebook(ABOUT)
+    pages.dress_figures(tutorial, "x")
+    ((kind, shown),) = tutorial.cells[1].outputs[0].data.items()
+    assert kind == "text/html" and 'alt="tiny &lt;model&gt;. Q?' in shown and 'download="x-1.csv"' in shown
+    assert "<title>L0: accuracy 0.5 &amp; more</title>" in shown and "<script" not in shown
+    assert tutorial.cells[0].source.startswith("# Q?")
+    css = (paths.data_dir().parent / "docs" / "_static" / "site.css").read_text()
+    assert all(f".plot {part} {{" in css for part in ("svg", "circle", "img", "figcaption"))
 
 
 def test_a_picture_of_another_library_is_only_described():

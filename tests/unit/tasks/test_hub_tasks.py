@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import hub
 import lm_eval
 import pytest
@@ -22,9 +24,10 @@ TASKS = [
     "kv_retrieval_uuid_8",
     "mathqa",
     "gsm8k",
+    "gsm8k_copy",
 ]
 # the metric that stands for a task where that is not its first one
-HEADLINES = {"hellaswag": "acc_norm", "gsm8k": "exact_match,flexible-extract"}
+HEADLINES = {"hellaswag": "acc_norm"} | dict.fromkeys(("gsm8k", "gsm8k_copy"), "exact_match,flexible-extract")
 LIMIT = 3
 SHORT = {"max_gen_toks": 12}  # of what a random model writes, for the time it takes
 # float32 sums of log-probabilities of some hundred bytes in another batch layout
@@ -105,6 +108,16 @@ def test_the_open_book_has_the_fact_before_the_very_question(lens):
     options = [[lens.tokenizer.decode(q.continuation) for q in prepared.requests] for prepared in (open_, closed)]
     assert options[0] == options[1]
     assert open_.asked["doc_hash"].tolist() == closed.asked["doc_hash"].tolist(), "they are paired by it"
+
+
+def test_the_copy_of_a_solution_is_as_long_and_cannot_be_calculated(lens):
+    solved, copied = (harness.load_tasks(name, num_fewshot=0)[name] for name in ("gsm8k", "gsm8k_copy"))
+    for own, copy in zip(solved.eval_docs, copied.eval_docs, strict=True):
+        target, text = copied.doc_to_target(copy), copied.doc_to_text(copy)
+        assert text == f"Text: {target}\nCopy:" and len(target) == len(solved.doc_to_target(own))
+        a, b, result, again = re.findall(r"<<(\d+)&(\d+):(\d+)>>(\d+)", target)[0]
+        assert result == again == target.rpartition("#### ")[2] and int(a) + int(b) != int(result)
+        assert not re.search(r"[-+*/=]", target)
 
 
 def test_a_group_with_a_missing_subject_is_one_line(lens, tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
-"""Over which texts ``@mean`` takes means: not evaluated, without examples, with their reference answers."""
+"""Over which texts ``@mean`` takes means, and which prompts ``@resample`` reads: not evaluated, with their answers."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import tiny
 
+import depthlens as dl
 from depthlens.backends.protocol import Means
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -155,3 +157,33 @@ def test_resampling_alone_needs_no_documents(lens, prepared):
     assert result.record["resample_prompts"] == ["a b"] and len(result.docs["doc_id"].unique()) == N_TEST
     with pytest.raises(UserError, match="and 4 are left"):
         condition_sweep(lens, {task.name: task.task}, "L1.H0@resample,L1@mean", **options)
+
+
+def test_prompts_to_resample_have_the_form_of_those_that_are_scored(folder, lens, prepared):
+    """Two examples come before each, as the task says."""
+    task = prepared("choice")
+    options = {"include_path": folder, "limit": 20, "measure": "answer_logprob"}
+    prompts = dl.resample_prompts(lens, task.name, "layers,L1@resample", **options)
+    shots = [line for text in prompts for line in re.findall(r"Q: (\w+ \d+)\?", text)]
+    assert len(prompts) == 2 and len(shots) == 6 and shots[2] != shots[5], "two questions, with two examples each"
+    assert not any(asked in shots[i : i + 2] for i, asked in ((0, shots[2]), (3, shots[5]))), "none is its own example"
+    assert all(re.fullmatch(r"(Q: .+\? (yes|no) \d+\s+){2}Q: shot \d\? (yes|no) \d", text) for text in prompts)
+    assert dl.resample_prompts(lens, task.name, ["L1@resample"], **options) == prompts, "examples are seeded"
+    asked = dl.condition_sweep(
+        lens, task.name, ["L1", "L1@resample"], resample_prompts=prompts, store=None, progress=False, **options
+    )
+    losses = asked.losses().set_index("condition")["loss"]
+    assert asked.record["resample_prompts"] == prompts and losses["L1"] != losses["L1@resample"]
+
+
+def test_nothing_is_resampled_where_nothing_asks_for_it(folder, lens, prepared):
+    task = prepared("choice", splits="fewshot_split: test\n", limit=None)
+    options = {"include_path": folder}
+    assert dl.resample_prompts(lens, task.name, "layers,layers@mean", **options) is None
+    for n in (0, -1):
+        with pytest.raises(UserError, match=f"n {n}: give a whole number of prompts"):
+            dl.resample_prompts(lens, task.name, "layers@resample", n=n, **options)
+    with pytest.raises(
+        UserError, match="@resample needs 2 documents that are not evaluated, and 0 are left; lower lim"
+    ):
+        dl.resample_prompts(lens, task.name, "layers@resample", **options)
