@@ -112,8 +112,8 @@ NULLS = {
 NO_HEADS = {f"no head matters, likeness {r}": {"likeness": r} for r in (0.3, 0.6, 1.0)}
 NO_HEADS |= {
     "heads matter for retrieval, none for reasoning": {"effect": {"retrieval": 5.0, "reasoning": 0.0}},
-    "heads matter for both tasks": {"effect": 5.0, "shared": True},
-    "by token, heads matter for both tasks": {"effect": 5.0, "shared": True, "tokens": 3},
+    "heads matter for both tasks": {"effect": 5.0, "both": True},
+    "by token, heads matter for both tasks": {"effect": 5.0, "both": True, "tokens": 3},
     "formats of solutions are lost with their heads": {"effect": {"retrieval": 5.0, "reasoning": 0.0}, "formats": 0.3},
 }
 

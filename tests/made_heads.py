@@ -17,7 +17,7 @@ FOUND = 10.0  # nats that an attribution gives to heads for the format
 ACCURACY = "acc"
 
 
-def evidence(*, seed, n=60, shape=(6, 8), likeness=1.0, effect=0.0, shared=False, tokens=1, formats=0.0, reuse=False):
+def evidence(*, seed, n=60, shape=(6, 8), likeness=1.0, effect=0.0, both=False, tokens=1, formats=0.0, reuse=False):
     """A curve, and what chose its lists.
 
     Args:
@@ -26,7 +26,7 @@ def evidence(*, seed, n=60, shape=(6, 8), likeness=1.0, effect=0.0, shared=False
         shape: Layers and heads.
         likeness: Correlation of attribution with the loss, document by document.
         effect: Mean loss of the planted heads, `TOP` for each task, on their own task, in nats; or by list.
-        shared: Whether the planted heads of one task cost as much on the other.
+        both: Whether the planted heads of one task cost as much on the other.
         tokens: Tokens of a solution, each of which loses what a token of a retrieved answer does.
         formats: Probability that a solution cannot be parsed without one of the planted heads of reasoning. It costs no
             nats, and the attribution finds these heads.
@@ -41,7 +41,7 @@ def evidence(*, seed, n=60, shape=(6, 8), likeness=1.0, effect=0.0, shared=False
     for name, task in TASKS.items():
         mean = np.zeros(len(heads))
         for other, at in planted.items():
-            mean[at] += (effect[other] if isinstance(effect, dict) else effect) * (shared or other == name)
+            mean[at] += (effect[other] if isinstance(effect, dict) else effect) * (both or other == name)
         long, unread = (tokens, formats) if name == "reasoning" else (1, 0.0)
         loss, estimate = _losses(rng, n, mean, likeness, long)
         estimate[:, planted[name]] += FOUND * (unread > 0)

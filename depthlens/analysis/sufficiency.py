@@ -2,8 +2,8 @@
 
 See `depthlens.experiments.sufficiency` for the definitions. Intervals are those of the bootstrap over documents
 (`depthlens.analysis.bootstrap`): each draw takes all scores of a document together, so that the noise of m(none) and
-m(all) is in them. Scores that are not 0 or 1 have Hall's correction for skewness. Documents are not resampled in the
-test against random lists, which is a rank test over the draws.
+m(all) is in them. Scores of 0 and 1 draw imaginary documents along, others have Hall's correction for skewness.
+Documents are not resampled in the test against random lists, which is a rank test over the draws.
 """
 
 from __future__ import annotations
@@ -127,6 +127,9 @@ def with_intervals(
     """
     n, skewed = len(values), not stats.is_binary(np.abs(values))
     means = bootstrap.draws(n, bootstrap.N_BOOT, seed) @ values / n  # [draw, k]
+    if not skewed:  # right and wrong answers: imaginary documents, as in `depthlens.analysis.recovery`
+        rng = np.random.default_rng([seed, 1])
+        means[1:, 1:-1] += bootstrap.imaginary((bootstrap.N_BOOT, values.shape[1] - 2), rng) / n
     f = faithfulness(means, means[:, 0], means[:, -1], higher_is_better=higher_is_better)
     found = [np.array([area[0], *bootstrap.interval(area, n, skewed=skewed)]) for area in areas(f, shares)]
     return np.stack([f[0], *bootstrap.interval(f, n, skewed=skewed)]), np.stack(found)

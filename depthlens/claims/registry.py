@@ -214,7 +214,7 @@ def _unlike(evidence: Evidence, name: str, control: str, column: str) -> tuple[s
 def _length(sweeps: Sequence[Result], column: str) -> float | None:
     """Characters of a question or a reference, the median over documents; None where they are not known."""
     texts = [text for sweep in sweeps if sweep.asked is not None for text in sweep.asked[column]]
-    return median(map(len, texts)) if texts else None
+    return float(median(map(len, texts))) if texts else None
 
 
 def _c5(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:

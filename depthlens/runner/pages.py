@@ -106,10 +106,13 @@ class Card:
 
 def question(nb: NotebookNode, name: str) -> str:
     """The first markdown heading, which by convention is the notebook's question."""
-    for cell in nb.cells:
-        if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
-            return re.sub(r"[*`]", "", heading[1])
-    return name
+    return next(filter(None, map(_heading, nb.cells)), name)
+
+
+def _heading(cell: NotebookNode) -> str:
+    """The first heading of a markdown cell without marks; "" where there is none."""
+    found = _HEADING.search(cell.source) if cell.cell_type == "markdown" else None
+    return re.sub(r"[*`]", "", found[1]) if found else ""
 
 
 def headline(nb: NotebookNode) -> tuple[str, bool]:
@@ -253,8 +256,7 @@ def dress_figures(nb: NotebookNode, name: str) -> None:
     """
     section, found, n_figures = question(nb, name), finding_in_words(nb), 0
     for cell in nb.cells:
-        if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
-            section = heading[1]
+        section = _heading(cell) or section
         for output in cell.get("outputs", []):
             n_figures += "image/png" in output.get("data", {})
             words = section + (" " if section.endswith("?") else ": ") + found if found else f"Figure: {section}"
@@ -276,6 +278,7 @@ def _no_alt_text_nagging(record: logging.LogRecord) -> bool:
 
 def _prepare(nb: NotebookNode, name: str) -> None:
     """Drop cells and outputs that are of no use to a reader, and dress figures."""
+    dress_figures(nb, name)  # before its heading goes, which describes the figures below it
     out = Path(str(run_state(nb).get("parameters", {}).get("out", "")))
     # as `depthlens run` names it; anything shorter could stand in the text for something else
     folder = f"{out.parent}/" if out.is_absolute() and out.name == name and len(out.parts) > 2 else ""
@@ -283,7 +286,6 @@ def _prepare(nb: NotebookNode, name: str) -> None:
         if cell.cell_type == "markdown" and (heading := _HEADING.search(cell.source)):
             cell.source = cell.source.replace(heading[0], "", 1)
             break
-    dress_figures(nb, name)
     cells = []
     for cell in nb.cells:
         if not cell.source.strip() and not cell.get("outputs"):

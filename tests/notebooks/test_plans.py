@@ -75,7 +75,7 @@ def values_of(profile: str, name: str, models: dict[str, str]) -> dict[str, Any]
     for parameter in MODELS:
         if given := values.get(parameter):
             values[parameter] = [models[parameter]] if isinstance(given, list) else models[parameter]
-    for parameter in ("limit", "reasoning_limit", "head_limit"):
+    for parameter in ("limit", "text_limit", "reasoning_limit", "head_limit"):
         if values.get(parameter) is not None:
             values[parameter] = min(LIMIT, values[parameter])
     # the whole group takes minutes even dry under three protocols and several views; 03 plans it under one

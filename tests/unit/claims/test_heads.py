@@ -92,7 +92,7 @@ def test_other_seeds_and_ways_have_to_agree():
 
 def test_true_heads_are_found_and_shared_ones_are_not_specific():
     assert verdicts(10, effect=5.0).count(SUPPORTED) >= 8
-    assert verdicts(10, effect=5.0, shared=True).count(SUPPORTED) <= 1
+    assert verdicts(10, effect=5.0, both=True).count(SUPPORTED) <= 1
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_true_heads_are_found_and_shared_ones_are_not_specific():
     [
         {"effect": {"retrieval": 5.0, "reasoning": 0.0}},
         {"effect": {"retrieval": 5.0, "reasoning": 0.0}, "formats": 0.3},
-        {"effect": 5.0, "shared": True, "tokens": 3},
+        {"effect": 5.0, "both": True, "tokens": 3},
     ],
     ids=["one list matters", "the other loses formats", "by token"],
 )
