@@ -259,14 +259,15 @@ def between_tasks(draws: Draws, view: View) -> Estimate:
         return replace(blank, why=f"{n} documents for {m} tasks")
     scale = (n - 1) * (m - 1) / (n - m + 1)
 
-    def excess(t: float, quantile: float) -> float:
+    def excess(t: float, expected: float) -> float:
         weights = np.linalg.inv(cov + t**2 * np.eye(m))
         rest = effects - (weights @ effects).sum() / weights.sum()
-        return float(rest @ weights @ rest) - scale * float(sps.f.ppf(quantile, m - 1, n - m + 1))
+        return float(rest @ weights @ rest) - expected
 
     def solve(quantile: float) -> float:
         top = 10 * (float(np.ptp(effects)) + float(np.sqrt(np.trace(cov))))
-        return 0.0 if excess(0.0, quantile) <= 0 else float(optimize.brentq(excess, 0.0, top, args=(quantile,)))
+        expected = scale * float(sps.f.ppf(quantile, m - 1, n - m + 1))
+        return 0.0 if excess(0.0, expected) <= 0 else float(optimize.brentq(excess, 0.0, top, args=(expected,)))
 
     low, middle, high = (solve(quantile) for quantile in (1 - ALPHA / 2, 0.5, ALPHA / 2))
     critical = float(sps.norm.ppf(1 - ALPHA / 2))

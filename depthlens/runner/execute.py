@@ -42,6 +42,7 @@ from depthlens.runner.parameters import Profiles, assign, check_values, declared
 from depthlens.runner.progress import RunProgress
 from depthlens.runner.report import NotebookRun, RunReport
 
+KERNEL_DIED = "its kernel died (often: out of memory)"
 # `_run_one` reports a dead kernel in one line; without a handler Python would print papermill's own line as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
 
@@ -253,7 +254,7 @@ def _run_one(run: NotebookRun, report: RunReport, index: Index, progress: RunPro
             if failed := failed_cell(nb):
                 run.fail(*failed)
         except DeadKernelError:
-            run.fail(current, "its kernel died (often: out of memory)")
+            run.fail(current, KERNEL_DIED)
         finally:
             if run.status == "interrupted":
                 run.error = f"notebook {run.name} was interrupted in cell {current}"

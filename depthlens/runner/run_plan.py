@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
 from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -79,7 +79,7 @@ def plan_run(
                 if progress:
                     say(f"[{i + 1}/{len(run.report.notebooks)}] planning {notebook.name}", notebook=notebook.name)
                 start = time.monotonic()
-                stopped += _errors(notebook, _executed(notebook))
+                stopped += _execute(notebook)
                 took = time.monotonic() - start
                 new = next(counted)
                 # what is done besides: loading, means, scoring, figures
@@ -128,16 +128,15 @@ def _counting_kernels(folder: Path) -> Iterator[Iterator[list[dict[str, Any]]]]:
             os.environ[dry_run.ENVIRONMENT] = before
 
 
-def _executed(run: NotebookRun) -> nbformat.NotebookNode:
-    """A notebook of which every cell ran, also behind one that stopped."""
+def _execute(run: NotebookRun) -> list[str]:
+    """Run every cell of a notebook, also behind one that stopped, and say which stopped."""
     nb = load_notebook_node(str(paths.notebooks_dir() / f"{run.name}.ipynb"))
     nb = parameterize_notebook(nb, run.parameters, kernel_name="python3", language="python")
     kernel: dict[str, Any] = {"kernel_manager_class": execute.OwnInterpreter, "kernel_name": "python3"}
-    NotebookClient(nb, allow_errors=True, timeout=None, **kernel).execute()
-    return nb
-
-
-def _errors(run: NotebookRun, nb: nbformat.NotebookNode) -> list[str]:
+    try:
+        NotebookClient(nb, allow_errors=True, timeout=None, **kernel).execute()
+    except DeadKernelError:
+        return [f"{run.name}: {execute.KERNEL_DIED}"]
     found = ((number, error_of(cell)) for number, cell in enumerate(nb.cells, start=1) if cell.cell_type == "code")
     return [f"{run.name}, cell {number}: {error}" for number, error in found if error]
 

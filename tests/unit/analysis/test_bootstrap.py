@@ -73,3 +73,12 @@ def test_an_interval_in_nats_is_that_of_the_mean_and_contains_its_estimate():
     sums = np.array([0.1, *rng.normal(0.1, 0.1, 1000)])
     share = ratio(np.full(1001, 0.05), sums)
     np.testing.assert_array_equal(interval(share, 40, skewed=True), interval(share, 40))
+
+
+@pytest.mark.parametrize("skewness", [0.32, 0.5, 0.9])
+def test_draws_that_are_more_skewed_do_not_have_a_longer_interval(skewness):
+    """Hall's transformation of a skewness of 0.5 ends ten standard errors away, of 0.3 three and a half."""
+    normal = np.random.default_rng(0).standard_normal(4000)
+    skewed = sps.pearson3.ppf(sps.norm.cdf(normal), skewness)
+    low, high = interval(np.array([0.0, *skewed]), 60, skewed=True) / skewed.std()
+    assert -2 < low < -1.5 and 3 < high < 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import notebook_suite
 import pytest
 import stores
 import tiny
@@ -59,6 +60,13 @@ def test_the_command_names_a_cell_that_stops_and_writes_nothing(tmp_path, monkey
     assert said.startswith(f"{short}\n") and "00_tour" in said
     assert re.search(r"^Not counted: 00_tour, cell \d+: .+", said, re.MULTILINE)
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_dead_kernel_is_told_in_one_line_and_does_not_stop_the_next_notebook(suite):
+    notebook_suite.write(suite, "03_dies", notebook_suite.code("import os; os._exit(9)"))
+    planned = runner.plan_run(["03_dies", "02_plain"], profile=None, progress=False)
+    assert planned.stopped == ["03_dies: its kernel died (often: out of memory)"]
+    assert list(planned.plan.table["notebook"]) == ["03_dies", "02_plain"]
 
 
 @pytest.mark.parametrize(
