@@ -213,7 +213,7 @@ def _unlike(evidence: Evidence, name: str, control: str, column: str) -> tuple[s
 
 def _length(sweeps: Sequence[Result], column: str) -> float | None:
     """Characters of a question or a reference, the median over documents; None where they are not known."""
-    texts = [text for sweep in sweeps if sweep.asked is not None for text in sweep.asked[column]]
+    texts = [text for sweep in sweeps if sweep.asked is not None for text in sweep.questions()[column]]
     return float(median(map(len, texts))) if texts else None
 
 

@@ -143,10 +143,22 @@ def test_a_control_of_another_length_keeps_a_claim_from_support():
         }
         return verdict("C4", **evidence | asked).parts[0].missing
 
-    assert lacks("x" * 60) == ()
-    assert lacks("x" * 40) == (
-        "a control as long as reasoning (its references have 90 characters, those of copying 40)",
-    )
+    def together(reference):
+        """Both roles are selected from one sweep, as `dl.claim_sweeps` has them."""
+        pairs = zip(*(asking(evidence[field], field) for field in ("reasoning", "copying")), strict=True)
+        of_both = [dl.concat(list(pair)) for pair in pairs]
+        for s in of_both:
+            s.asked.loc[s.asked["task"] == "sums", "reference"] = "x" * 90
+            s.asked.loc[s.asked["task"] == "copies", "reference"] = reference
+        tasks = {"reasoning": "sums", "copying": "copies"}
+        of_role = {field: [s.select(tasks=task) for s in of_both] for field, task in tasks.items()}
+        return verdict("C4", **evidence | of_role).parts[0].missing
+
+    for found in (lacks, together):
+        assert found("x" * 60) == ()
+        assert found("x" * 40) == (
+            "a control as long as reasoning (its references have 90 characters, those of copying 40)",
+        )
 
 
 def test_a_task_of_too_few_documents_does_not_make_the_others_few():
