@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from made_heads import ACCURACY, TASKS, evidence
 
-from depthlens.claims import Evidence, judge
+from depthlens.claims import CLAIMS, Evidence, judge
 from depthlens.claims.decision import CONTRADICTED, SUPPORTED
 from depthlens.claims.heads import specific_heads
-from depthlens.claims.verdicts import combined
+from depthlens.claims.verdicts import combined, verdict_of
 from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB
+from depthlens.plots.claims import scorecard
 
 
 def verdicts(n_simulations, **world):
@@ -159,3 +160,13 @@ def test_evidence_that_does_not_fit_is_refused():
         Evidence(heads=curve, head_tasks={"retrieval": "another"}, head_scores=scores)
     (alone,) = judge(Evidence(heads=curve, head_tasks={"retrieval": "kv"}), claims="C5", n_boot=200)
     assert "retrieval is alone" in alone.sentence
+
+
+def test_the_figure_names_the_part_that_decides_among_parts_of_the_same_words():
+    """Each list is tested in accuracy and in nats; here the last part, in nats, is the one nearest to failing."""
+    curve, scores = evidence(seed=0)
+    found = verdict_of(next(c for c in CLAIMS if c.id == "C5"), specific_heads([curve], TASKS, scores))
+    decides = [p.main.effect == found.effect for p in found.parts]
+    assert found.unit == "nats" and decides == [False] * 5 + [True]
+    titles = [ax.get_title(loc="left") for ax in scorecard([found]).axes]
+    assert any(title.startswith("f the cost of") for title in titles)
