@@ -15,7 +15,7 @@ from depthlens.claims.decision import ABOVE, DIFFERENT, Estimate, Part, Spec
 from depthlens.claims.estimates import Sweeps, Term
 
 SHIFT = Spec("the shift of reasoning in depth, beyond that of knowledge and of the control", "of depth", 0.0, DIFFERENT,
-             0.05, margin=0.05)  # fmt: skip
+             0.05, margin=0.05, power=0.95)  # fmt: skip
 RECOVERED = Spec("the most that a transplant recovers", "of the gap", 0.0, ABOVE, 0.25, main=None, power=0.7)
 
 
