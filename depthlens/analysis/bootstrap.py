@@ -85,12 +85,12 @@ def interval(values: np.ndarray, n: int, alpha: float = ALPHA, *, skewed: bool =
     Draws without a value, such as a share of something that is not above 0, are left out.
 
     With ``skewed`` it is Student's t interval with the standard error of the draws, corrected by Hall's transformation
-    (`depthlens.analysis.stats.hall_ends`) for their skewness. For a mean this is
-    `depthlens.analysis.stats.mean_intervals`. For shares and centres of losses in nats it covers the truth in 95% to
-    96% of samples of 30 documents, and the percentile interval in 91% to 93%. Skewness beyond `MOST_CORRECTED` counts
-    as that much: the cube root in the transformation is vertical near 0.45. Scores of 0 and 1 keep the percentile
-    interval, which covers in 93% to 98%. So do draws whose skewness is beyond `MOST_SKEWNESS`: those of a share of a
-    sum near 0, whose spread has no meaning.
+    (`depthlens.analysis.stats.hall_ends`) for their skewness. For a mean that is skewed by no more than
+    `MOST_CORRECTED` this is `depthlens.analysis.stats.mean_intervals`. For shares and centres of losses in nats it
+    covers the truth in 95% to 96% of samples of 30 documents, and the percentile interval in 91% to 93%. Skewness
+    beyond `MOST_CORRECTED` counts as that much: the cube root in the transformation is vertical near 0.45. Scores of 0
+    and 1 keep the percentile interval, which covers in 93% to 98%. So do draws whose skewness is beyond
+    `MOST_SKEWNESS`: those of a share of a sum near 0, whose spread has no meaning.
 
     Args:
         values: The sample's own value first, then the draws. Shape [1 + n_boot, ...].

@@ -25,7 +25,7 @@ are measured exactly, and the order of all others is noise, which neither half s
 is measured is its reliability, times the share of the variance of ranks that ties leave. Where this is below
 ``MEASURED`` for one of the two profiles, neither the corrected correlation nor its interval is given. In simulations of
 30 layers, 24 of which do next to nothing, the interval covers in 35% to 92% of samples of 30 to 300 documents without
-this rule, and in 94% to 99% with it (docs/methods.md). ``SMOOTHING`` was settled on simulations of layers that all do
+this rule; docs/methods.md has what it covers with it. ``SMOOTHING`` was settled on simulations of layers that all do
 something. The p-value is at most 0.05 for 4% to 6% of unrelated profiles, also of random walks over depth (without the
 mirror image: 15%) and with noise that both share.
 

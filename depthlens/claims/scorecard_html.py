@@ -80,7 +80,7 @@ def _bar(v: Verdict) -> str:
     def at(value: float) -> float:
         return round(8 + (_WIDE - 16) * (value - low) / span, 1)
 
-    side = next(p.spec.side for p in v.parts if p.spec.what == v.what)
+    side = v.deciding.spec.side
     shaded = {ABOVE: (at(v.threshold), _WIDE), BELOW: (0.0, at(v.threshold))}.get(side)
     shade = ""
     if shaded:

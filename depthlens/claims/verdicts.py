@@ -97,6 +97,11 @@ class Verdict:
         return self.sentence
 
     @property
+    def deciding(self) -> Part:
+        """The part that `effect`, its interval, `what` and `unit` are of."""
+        return _deciding(self.parts)
+
+    @property
     def numbers(self) -> tuple[str, str, str]:
         """Effect, interval and claimed side as texts; empty where there is no effect."""
         if self.effect is None or self.ci_low is None or self.ci_high is None:
@@ -238,7 +243,7 @@ def _parts(claim: Claim, evidence: Evidence, seed: int, n_boot: int) -> list[Par
 def verdict_of(claim: Claim, parts: Sequence[Part]) -> Verdict:
     """The verdict that the parts of a claim give."""
     worst = combined(parts)
-    binding = min((p for p in parts if p.verdict == worst), key=_margin)
+    binding = _deciding(parts)
     main = binding.main
     known = math.isfinite(main.effect)
     effect, low, high = (
@@ -279,6 +284,12 @@ def verdict_of(claim: Claim, parts: Sequence[Part]) -> Verdict:
 def combined(parts: Sequence[Part]) -> str:
     """The verdict on a claim of several parts: contradicted if one is, supported if all are."""
     return min((p.verdict for p in parts), key=_WORST_FIRST.index)
+
+
+def _deciding(parts: Sequence[Part]) -> Part:
+    """Of the parts whose verdict is that of the claim, the one that is nearest to failing."""
+    worst = combined(parts)
+    return min((p for p in parts if p.verdict == worst), key=_margin)
 
 
 def _margin(part: Part) -> float:

@@ -106,9 +106,7 @@ def _effect(ax: Axes, verdict: Verdict, reason: str) -> None:
     drawn = [verdict.threshold, verdict.ci_low, verdict.ci_high, verdict.effect]
     margin = 0.12 * max(max(drawn) - min(drawn), 0.05)
     left, right = min(drawn) - margin, max(drawn) + margin
-    numbers = verdict.what, verdict.effect, verdict.ci_low  # C5 has parts of the same words, in accuracy and in nats
-    decides = [(p.spec.what, p.main.effect, p.main.low) for p in verdict.parts].index(numbers)
-    side = verdict.parts[decides].spec.side
+    side = verdict.deciding.spec.side
     if side in (ABOVE, BELOW):
         shade: dict[str, Any] = {"color": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 0, "zorder": 0}
         ax.axvspan(verdict.threshold, right if side == ABOVE else left, gid="claimed", **shade)
@@ -117,6 +115,6 @@ def _effect(ax: Axes, verdict: Verdict, reason: str) -> None:
     ax.plot([verdict.effect], [0], "o", color=INK, ms=4, zorder=3, gid="effect")
     ax.set(xlim=(left, right), ylim=(-1, 1))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
-    letter = LETTERS[decides] if len(verdict.parts) > 1 else ""
+    letter = LETTERS[verdict.parts.index(verdict.deciding)] if len(verdict.parts) > 1 else ""
     panels.panel_title(ax, textwrap.fill(f"{letter} {verdict.what}".strip(), _EFFECT), fontsize=SMALL, pad=2)
     ax.set_xlabel(verdict.unit, fontsize=SMALL, labelpad=1)
