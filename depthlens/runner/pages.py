@@ -106,13 +106,13 @@ class Card:
 
 def question(nb: NotebookNode, name: str) -> str:
     """The first markdown heading, which by convention is the notebook's question."""
-    return next(filter(None, map(_heading, nb.cells)), name)
+    return next((heading for cell in nb.cells for heading in _headings(cell)), name)
 
 
-def _heading(cell: NotebookNode) -> str:
-    """The first heading of a markdown cell without marks; "" where there is none."""
-    found = _HEADING.search(cell.source) if cell.cell_type == "markdown" else None
-    return re.sub(r"[*`]", "", found[1]) if found else ""
+def _headings(cell: NotebookNode) -> list[str]:
+    """The headings of a markdown cell without marks; none of another cell."""
+    found = _HEADING.findall(cell.source) if cell.cell_type == "markdown" else []
+    return [re.sub(r"[*`]", "", heading) for heading in found]
 
 
 def headline(nb: NotebookNode) -> tuple[str, bool]:
@@ -256,7 +256,7 @@ def dress_figures(nb: NotebookNode, name: str) -> None:
     """
     section, found, n_figures = question(nb, name), finding_in_words(nb), 0
     for cell in nb.cells:
-        section = _heading(cell) or section
+        section = [section, *_headings(cell)][-1]
         for output in cell.get("outputs", []):
             n_figures += "image/png" in output.get("data", {})
             words = section + (" " if section.endswith("?") else ": ") + found if found else f"Figure: {section}"
