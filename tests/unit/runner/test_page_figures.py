@@ -44,7 +44,7 @@ def test_figures_of_the_site_are_those_of_pages():
     tutorial = notebook(ABOUT)
     pages.dress_figures(tutorial, "x")
     ((kind, shown),) = tutorial.cells[1].outputs[0].data.items()
-    assert kind == "text/html" and 'alt="tiny &lt;model&gt;. Q?' in shown and 'download="x-1.csv"' in shown
+    assert kind == "text/html" and 'alt="tiny &lt;model&gt;. Result: L3' in shown and 'download="x-1.csv"' in shown
     assert "<title>L0: accuracy 0.5 &amp; more</title>" in shown and "<script" not in shown
     assert tutorial.cells[0].source.startswith("# Q?")
     css = (paths.data_dir().parent / "docs" / "_static" / "site.css").read_text()
