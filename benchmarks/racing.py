@@ -1,16 +1,15 @@
-"""Races against full sweeps on the embedded model: forward tokens, and whether their decisions agree.
+"""Races against full sweeps on the embedded model: forward work, and whether their decisions agree.
 
-Run: ``python benchmarks/racing.py [--part tokens]... [--documents 500] [--heads 200] [--dtype bfloat16]``. Two hours
-on two cores in float32.
+Run: ``python benchmarks/racing.py [--part NAME]... [--documents 2000] [--heads 200] [--dtype bfloat16] [--store DIR]``.
+An hour on two cores with bfloat16 arithmetic. A store keeps the sweeps, so that a run that was cut off goes on.
 
-Documents are generated as those of the embedded tasks are, with other seeds. Three parts:
+Documents are generated as those of the embedded tasks are, with other seeds. Two parts:
 
-- *tokens*: one race of all layers on 2,000 documents, against what a sweep of all 2,000 would read, which is counted
-  and not computed;
-- *decisions*: a full sweep of ``--documents`` documents, from which 2,000 are drawn with replacement in five random
-  orders, and raced. The full sweep decides *critical* by Holm-corrected tests on the same 2,000, and *below the margin*
-  by its non-inferiority test. Tokens are rows here: conditions times documents;
-- *heads*: the same of ``--heads`` documents and all heads, for the eight costliest.
+- *layers*: a full sweep of all layers on ``--documents`` documents, and races on the same documents in five random
+  orders. The sweep decides *critical* by Holm-corrected tests, and *below the margin* by its non-inferiority test. What
+  a race costs is counted wave by wave, as the engine plans it, and not computed again;
+- *heads*: a full sweep of all heads on ``--heads`` documents, from which 2,000 are drawn with replacement in five
+  random orders, and raced for the eight costliest. Work is rows here: conditions times documents.
 """
 
 from __future__ import annotations
@@ -24,17 +23,19 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
-from racing_errors import race, top_race
+from racing_errors import top_race
 from scipy import stats as sps
 from statsmodels.stats.multitest import multipletests
 
 import depthlens as dl
 from depthlens.analysis.races import CRITICAL, SPARED
 from depthlens.paths import tasks_dir
+from depthlens.tasks import harness
 
 DOCUMENTS, MARGIN, ALPHA, ORDERS, TOP = 2000, 0.1, 0.05, 5, 8
-PARTS = ("tokens", "decisions", "heads")
+PARTS = ("layers", "heads")
 TASKS = {"racing_kv": "kv_retrieval/kv_retrieval_4", "racing_arithmetic": "arithmetic/arithmetic_continuation"}
 
 
@@ -58,41 +59,45 @@ def made(folder: Path, n: int) -> None:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(own))
 
 
-def decided_by_all(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which conditions a full sweep calls critical, and which below the margin. Shape [document, condition]."""
+def decided_by_all(losses: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Which conditions a full sweep calls critical, and which below the margin. One column a condition."""
     p_cost = sps.ttest_1samp(losses, 0, alternative="greater").pvalue
     p_small = sps.ttest_1samp(losses, MARGIN, alternative="less").pvalue
-    still = losses.std(0) == 0  # nothing changed on any document
-    p_cost, p_small = np.where(still, 1.0, p_cost), np.where(still, 0.0, p_small)
-    return multipletests(p_cost, ALPHA, "holm")[0], multipletests(p_small, ALPHA, "holm")[0]
+    still = losses.std() == 0  # nothing changed on any document
+    corrected = [
+        multipletests(np.where(still, p, p_all), ALPHA, "holm")[0] for p, p_all in ((1.0, p_cost), (0.0, p_small))
+    ]
+    critical, small = (pd.Series(reject, losses.columns) for reject in corrected)
+    return critical, small
 
 
-def replayed(result: dl.Result, task: str, metric: str) -> dict[str, Any]:
-    """Five races on documents drawn from a sweep, beside what all of them decide."""
-    losses = np.clip(result.document_losses(task, metric).to_numpy(), -1, 1)
-    ratios, conflicts, both = [], 0, 0
+def operations(lens: dl.Lens, task: dict[str, Any], conditions: list[str], **about: Any) -> float:
+    """Floating point operations of a sweep, as the engine plans it."""
+    return float(dl.plan(lens, task, conditions, measured=False, **{**about, "store": None}).table["flops"].sum())
+
+
+def raced(lens: dl.Lens, name: str, n: int, about: dict[str, Any]) -> None:
+    """Print what races in five orders decide, and how many fewer operations they take than a sweep."""
+    swept = dl.layer_sweep(lens, name, limit=n, measure="task", **about)
+    (metric,) = swept.primary().docs["metric"].unique()
+    critical, small = decided_by_all(swept.document_losses(name, metric).clip(-1, 1))
+    task = harness.load_tasks([name], include_path=about["include_path"])
+    all_of_it = operations(lens, task, ["layers"], limit=n, **about)
     for seed in range(ORDERS):
-        drawn = losses[np.random.default_rng(seed).integers(0, len(losses), DOCUMENTS)]
-        names, n = race(drawn, MARGIN)
-        critical, small = decided_by_all(drawn)
-        decided = np.array(names)
-        conflicts += int(((decided == CRITICAL) & ~critical).sum() + ((decided == SPARED) & ~small).sum())
-        both += int(((decided == CRITICAL) | (decided == SPARED)).sum())
-        ratios.append(DOCUMENTS * (losses.shape[1] + 1) / (n.sum() + n.max()))
-    return {
-        "ratio": round(float(np.median(ratios)), 1),
-        "ratios": [round(float(r), 1) for r in ratios],
-        "conflicts": conflicts,
-        "decided": both,
-    }
-
-
-def raced(lens: dl.Lens, task: str, about: dict[str, Any]) -> None:
-    """Print what a race decides, and how many fewer tokens it reads than a sweep."""
-    found = dl.race(lens, task, "layers", margin=MARGIN, alpha=ALPHA, **about)
-    most = dl.plan(lens, task, "layers", measured=False, store=None, **about)
-    tokens = most.table["tokens"].sum() / found.record["work"]["tokens"]
-    print(f"{task}: {found.record['work']['seconds']:.0f} s, {tokens:.1f}x fewer tokens", *found.describe(), sep="\n")
+        found = dl.race(lens, name, "layers", margin=MARGIN, alpha=ALPHA, limit=n, seed=seed, **about)
+        decided = found.decisions.set_index("condition")["decision"]
+        both = decided.isin([CRITICAL, SPARED])
+        conflicts = ((decided == CRITICAL) & ~critical) | ((decided == SPARED) & ~small)
+        spent = sum(
+            operations(lens, task, [*wave["condition"].unique()], samples=sorted(wave["doc_id"].unique()), **about)
+            for _, wave in found.losses.groupby("wave")
+        )
+        read = found.decisions["n"].sum() + found.decisions["n"].max()
+        print(
+            f"{name}, order {seed}: {all_of_it / spent:.1f}x fewer operations, {n * (len(decided) + 1) / read:.1f}x "
+            f"fewer rows, {both.sum()} of {len(decided)} decided, {conflicts.sum()} not by the sweep",
+            flush=True,
+        )
 
 
 def costliest_heads(lens: dl.Lens, task: str, n: int, about: dict[str, Any]) -> None:
@@ -112,22 +117,19 @@ def main() -> None:
     """Print all comparisons."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", action="append", choices=PARTS)
-    parser.add_argument("--documents", type=int, default=500)
+    parser.add_argument("--documents", type=int, default=DOCUMENTS)
     parser.add_argument("--heads", type=int, default=200)
     parser.add_argument("--dtype", default="float32", help="of the model")
+    parser.add_argument("--store", help="folder that keeps the sweeps; a temporary one without")
     options = parser.parse_args()
+    parts = options.part or PARTS
     with tempfile.TemporaryDirectory() as folder:
         made(Path(folder), DOCUMENTS)
         lens = dl.load("smollm2-135m", dtype=options.dtype)
-        about: dict[str, Any] = {"include_path": folder, "progress": False}
-        parts = options.part or PARTS
-        for task in TASKS:
-            if "tokens" in parts:
-                raced(lens, task, about)
-            if "decisions" in parts:
-                swept = dl.layer_sweep(lens, task, limit=options.documents, measure="task", **about)
-                (metric,) = swept.primary().docs["metric"].unique()
-                print(f"{task}, {options.documents} documents: {replayed(swept, task, metric)}", flush=True)
+        about: dict[str, Any] = {"include_path": folder, "store": options.store or f"{folder}/store", "progress": False}
+        if "layers" in parts:
+            for task in TASKS:
+                raced(lens, task, options.documents, about)
         if "heads" in parts:
             costliest_heads(lens, "racing_kv", options.heads, about)
 

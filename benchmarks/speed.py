@@ -367,6 +367,13 @@ def measure(
         rate = statistics.median(rates)
         share = f"{need / mid:.0f} GFLOP/s = {need / mid / rate:.2f} of the {rate:.0f} of a matmul"
         print(f"  needed {need:.0f} GFLOP, done at {share}; request by request {alone / need:.1f} times as many")
+    else:
+        work = engine.work
+        alone = (work.unshared_tokens + work.written_tokens) * lens.dims.n_layers
+        print(
+            f"  {work.layer_tokens:.3g} passes of a token through a layer, {work.written_tokens} tokens are written; "
+            f"text by text {alone / work.layer_tokens:.1f} times as many passes"
+        )
     for peer in peers:
         ratio = statistics.median(t / o for t, o in zip(theirs[peer], ours, strict=True))
         batch = f", batch {side.batch_size}"
