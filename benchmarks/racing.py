@@ -85,7 +85,7 @@ def raced(lens: dl.Lens, name: str, n: int, about: dict[str, Any]) -> None:
     all_of_it = operations(lens, task, ["layers"], limit=n, **about)
     for seed in range(ORDERS):
         found = dl.race(lens, name, "layers", margin=MARGIN, alpha=ALPHA, limit=n, seed=seed, **about)
-        decided = found.decisions.set_index("condition")["decision"]
+        decided = found.decisions.set_index("condition")["decision"].loc[critical.index]  # each has been swept
         both = decided.isin([CRITICAL, SPARED])
         conflicts = ((decided == CRITICAL) & ~critical) | ((decided == SPARED) & ~small)
         spent = sum(
