@@ -182,7 +182,7 @@ class Race(Saveable):
             costliest), ``not among the costliest``, ``not excluded`` (not chosen, and it may be one of the k) or
             ``undecided``, where the race ended before k were found.
         losses: One row a task, condition and document: task, condition, doc_id, wave, loss.
-        record: What was asked, with ``n_documents`` by task, and ``work``.
+        record: What was asked, with ``n_documents`` and ``n_baseline`` by task (`docs/files.md`), and ``work``.
     """
 
     decisions: pd.DataFrame
@@ -211,7 +211,8 @@ class Race(Saveable):
             told = f"after {span} of {n_most} documents (mean {rows['n'].mean():.0f})"
             start = f"{task} ({metric}): of {len(rows)} conditions "
             if AT_CHANCE in counts:
-                lines.append(f"{start}none is judged, because the whole model is not shown to be above chance; {told}.")
+                start = f"{task} ({metric}): none of {len(rows)} conditions is judged"
+                lines.append(f"{start}, because {n_most} documents do not show the whole model to be above chance.")
             elif top is not None:
                 lines.append(f"{start}{_costliest(rows, top, margin)}; {told}.")
             else:

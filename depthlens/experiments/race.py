@@ -71,6 +71,11 @@ class _Course:
         """Whether all documents have come."""
         return self.n_seen >= len(self.documents)
 
+    def at_chance(self, alpha: float) -> bool:
+        """Whether the documents so far do not show that the whole model is above chance."""
+        gains = self.above_chance
+        return gains is not None and bool(betting.log_capital(gains) < np.log(1 / alpha))
+
     @property
     def bound(self) -> float:
         """Largest difference of two losses of one document: the name of the metric says it, and no score does.
@@ -143,12 +148,14 @@ def race(
     total = len(decided)
     with progress.bar(total=total, desc="race", unit="decision", disable=not chosen["progress"]) as bar:
         chosen["progress"] = False  # of the waves
-        while open_now := _open(courses, names, decided):
+        while open_now := _open(courses, names, decided, alpha):
             n_waves += 1
             for task, at in open_now.items():
                 course = courses[task]
                 conditions = [runs.conditions[0], *(runs.conditions[1 + i] for i in at)]
                 losses = _run_wave(runs, course, conditions, references, caches)
+                if not at:
+                    continue
                 course.losses.append(losses.assign(task=task, wave=n_waves))
                 first = list(courses).index(task) * len(names)
                 table = losses.pivot(index="doc_id", columns="condition", values="loss")
@@ -169,6 +176,7 @@ def race(
         "top": top,
         "max_documents": max_documents,
         "n_documents": {task: len(course.documents) for task, course in courses.items()},
+        "n_baseline": {task: course.n_seen for task, course in courses.items()},
         **runs.record,
         "store": cache_usage(caches),
         **provenance.environment(),
@@ -219,13 +227,17 @@ def check_top(top: int, n_conditions: int, tasks: Sequence[str]) -> None:
         raise UserError(f"top {top}: a race for the costliest is of one task, not of {', '.join(tasks)}; name one")
 
 
-def _open(courses: dict[str, _Course], names: list[str], decided: list[str]) -> dict[str, list[int]]:
-    """Conditions by number that are undecided, by task that has documents left."""
+def _open(courses: dict[str, _Course], names: list[str], decided: list[str], alpha: float) -> dict[str, list[int]]:
+    """Conditions by number that are undecided, by task that has documents left.
+
+    None of a task whose conditions are decided, but whose whole model is yet to be shown above chance: it goes on
+    alone, because the decisions would not count.
+    """
     found = {}
     for i, (task, course) in enumerate(courses.items()):
         of_task = decided[i * len(names) : (i + 1) * len(names)]
         at = [j for j, decision in enumerate(of_task) if decision == races.UNDECIDED]
-        if at and not course.ended:
+        if not course.ended and (at or course.at_chance(alpha)):
             found[task] = at
     return found
 
@@ -271,8 +283,7 @@ def _decisions(
     rows = []
     remaining = iter(decided)
     for task, course in courses.items():
-        gains = course.above_chance
-        at_chance = gains is not None and betting.log_capital(gains) < np.log(1 / alpha)
+        at_chance = course.at_chance(alpha)
         for condition in conditions:
             of_condition = values[task, str(condition)]
             decision = next(remaining)

@@ -30,10 +30,11 @@ class RacePlan:
     Attributes:
         least: If every condition is decided at the end of the first wave after which all can be: each document loses or
             gains all that it can.
-        unchanged: If no condition changes any score, so that all are spared at once; None in a race for the costliest.
+        unchanged: If no condition changes any score, so that all are spared at once; None in a race for the costliest,
+            and where a task has fewer documents than that takes.
         most: If one condition is open until the end, and so are all others.
         n_least: Documents of each task in `least`.
-        n_unchanged: Documents of each task in `unchanged`.
+        n_unchanged: Documents of each task that it takes to spare all; None in a race for the costliest.
     """
 
     least: Plan
@@ -43,11 +44,14 @@ class RacePlan:
     n_unchanged: int | None
 
     def __repr__(self) -> str:
-        start = f"At least, if every condition is decided after {self.n_least} documents of each task:"
+        start = f"At least, if the race ends after {self.n_least} documents of each task:"
         lines = [start, repr(self.least), ""]
         if self.unchanged is not None:
             middle = f"If no condition changes anything, all are spared after {self.n_unchanged} documents"
             lines += [f"{middle} of each task:", repr(self.unchanged), ""]
+        elif self.n_unchanged is not None:
+            middle = f"It takes {self.n_unchanged} documents of each task to spare all conditions that change nothing"
+            lines += [f"{middle}. There are fewer, so that they can only be found critical, or stay undecided.", ""]
         return "\n".join([*lines, "At most, if all conditions stay to the end:", repr(self.most)])
 
 
@@ -112,6 +116,7 @@ def plan_race(
         return planning.plan(lens, tasks, ablate, donor=donor, **asked)
 
     most = math.inf if max_documents is None else max_documents
-    least, unchanged = (None if n is None else int(min(n, most)) for n in (n_least, n_unchanged))
-    assert least is not None
-    return RacePlan(cost(least), None if unchanged is None else cost(unchanged), cost(most), least, unchanged)
+    n_least = int(min(n_least, most))
+    enough = n_unchanged is not None and n_unchanged <= min(most, *sizes.values())
+    unchanged = cost(n_unchanged) if n_unchanged is not None and enough else None
+    return RacePlan(cost(n_least), unchanged, cost(most), n_least, n_unchanged)

@@ -173,6 +173,8 @@ def start(prepared: PreparedRun, *, progress: bool = True) -> RunReport:
         index.write()
         if progress:
             say(f"writing findings to {index.path} as notebooks end", page=str(index.path))
+            for notebook, values in report.left_out().items():
+                say(f"leaving {', '.join(values)} out of {notebook}, which has no such parameter", left_out=values)
         _run_all(report, index, RunProgress(len(report.notebooks), enabled=progress))
     return report
 

@@ -56,6 +56,12 @@ class RunReport:
         """One line per notebook that failed."""
         return [run.error for run in self.notebooks if run.status == "failed" and run.error]
 
+    def left_out(self) -> dict[str, list[str]]:
+        """For each notebook the values that the caller gave and that it does not declare, if there are any."""
+        given = dict.fromkeys(name for run in self.notebooks for name in run.given)
+        lacking = {run.name: [name for name in given if name not in run.given] for run in self.notebooks}
+        return {name: values for name, values in lacking.items() if values}
+
     @property
     def exit_code(self) -> int:
         """130 after an interrupt, 1 where a notebook failed, else 0."""

@@ -149,7 +149,7 @@ def test_sentences_and_lists():
     assert "among the 1 costliest: 2; after" in near
     open_still = made([UNDECIDED, UNDECIDED, NOT_TOP], top=1).describe()[0]
     assert "are not found; undecided: 2; shown not to be among the 1 costliest: 1" in open_still
-    assert "not shown to be above chance" in made([races.AT_CHANCE, races.AT_CHANCE]).describe()[0]
+    assert "do not show the whole model to be above chance" in made([races.AT_CHANCE, races.AT_CHANCE]).describe()[0]
 
 
 def test_it_is_shown_without_marks():

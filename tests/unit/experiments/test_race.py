@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import yaml
 
 import depthlens as dl
 from depthlens.ablations import expand
@@ -22,7 +23,7 @@ from depthlens.errors import UserError
 from depthlens.experiments.head_race import way_of_removal
 from depthlens.experiments.race import MARGIN, wave_end
 from depthlens.experiments.race_plan import fewest_documents
-from depthlens.paths import locked
+from depthlens.paths import locked, tasks_dir
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"
 QUIET = {"progress": False, "store": None}
@@ -170,7 +171,25 @@ def test_which_conditions_attribution_puts_in_order(lens, ablate, way):
 def test_a_model_at_chance_is_not_judged():
     race = dl.race(tiny.lens("llama-gqa"), "capitals_continuation", "layers", max_documents=40, **QUIET)
     assert set(race.decisions["decision"]) == {AT_CHANCE}
-    assert "none is judged" in race.describe()[0]
+    assert "capitals_continuation (acc): none of 5 conditions is judged, because 40 documents" in race.describe()[0]
+
+
+@pytest.mark.parametrize("solved, decision", [(7, SPARED), (4, AT_CHANCE)])
+def test_the_whole_model_goes_on_alone_until_it_is_above_chance(lens, tmp_path, solved, decision):
+    folder = tasks_dir() / "organism"
+    docs = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    for i, doc in enumerate(docs):
+        if i % 20 >= solved:  # another option is called right, so that the model is right in 35% or 20%
+            doc["one_hop"] = next(option for option in doc["options"] if option != doc["one_hop"])
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    own = {"include": str(folder / f"{TASK}.yaml"), "task": "weak"}
+    files = {"test": str(tmp_path / "test.jsonl"), "fewshot": str(folder / "fewshot.jsonl")}
+    (tmp_path / "weak.yaml").write_text(yaml.safe_dump(own | {"dataset_kwargs": files}))
+    race = dl.race(lens, "weak", "L0.H0", include_path=tmp_path, **QUIET)
+    assert race.decisions["decision"].tolist() == [decision]
+    (n,) = race.decisions["n"]
+    assert n == len(race.losses) < race.record["n_baseline"]["weak"] <= 200
+    assert (race.record["n_baseline"]["weak"] == 200) == (decision == AT_CHANCE)
 
 
 def test_too_few_documents_leave_it_open(lens):
@@ -216,10 +235,13 @@ def test_the_plan_is_a_range(lens, raced):
     tokens = [one.table["tokens"].sum() for one in (plan.least, plan.unchanged, plan.most)]
     assert tokens[0] < raced.record["work"]["tokens"] < tokens[2] and tokens[0] < tokens[1] < tokens[2]
     assert plan.n_least < plan.n_unchanged < 200 and plan.most.table["documents"].tolist() == [200, 200]
-    assert "At least, if every condition is decided after 16 documents" in repr(plan)
+    assert "At least, if the race ends after 16 documents of each task" in repr(plan)
     assert "If no condition changes anything, all are spared after 96 documents" in repr(plan)
     short = dl.plan_race(lens, TASK, "heads", max_documents=20, samples="0:100", store=None)
-    assert short.most.table["documents"].tolist() == [20] and (short.n_least, short.n_unchanged) == (16, 20)
+    assert short.most.table["documents"].tolist() == [20] and short.n_least == 16
+    assert short.unchanged is None and f"It takes {short.n_unchanged} documents of each task to spare" in repr(short)
+    enough = dl.plan_race(lens, TASK, "heads", max_documents=short.n_unchanged, store=None)
+    assert enough.unchanged is not None and enough.n_unchanged == short.n_unchanged > 20
 
 
 def test_no_race_costs_less_than_the_least_of_its_plan(lens):

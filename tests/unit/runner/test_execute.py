@@ -112,6 +112,13 @@ def test_failing_notebook_is_told_in_one_line_and_does_not_stop_the_others(suite
     assert lines[1] == "[1/3] 00_good: running 8 cells" and "failed after" in lines[4]
 
 
+def test_values_that_a_notebook_does_not_declare_are_told(suite, tmp_path, capfd):
+    execute.run(["00_good", "02_plain"], out=tmp_path / "out", parameters={"limit": "3", "threshold": "0.1"})
+    said = capfd.readouterr().err.splitlines()
+    assert said[1] == "leaving limit, threshold out of 02_plain, which has no such parameter ..."
+    assert not any("out of 00_good" in line for line in said)
+
+
 def test_user_error_in_a_notebook_is_told_plainly(suite, tmp_path):
     source = "from depthlens.errors import UserError\nraise UserError('limit = 0: must be at least 1')"
     write(suite, "03_check", new_markdown_cell("# Checked?"), code(source))
