@@ -1,8 +1,9 @@
 """Synthetic profiles for the study's claims: under every view and few-shot seed, of models whose truth is known.
 
 A document is broken by the removal of a layer with a stated probability. What is broken is broken under every protocol:
-a choice becomes a guess, and what is written becomes wrong, often so that no answer can be parsed. Formats are lost
-apart from that. Nats fall by what a broken answer costs, token by token.
+a choice becomes a guess, and what is written becomes wrong, often so that no answer can be parsed; a written letter
+that can be parsed is a guess, too. Formats are lost apart from that. Nats fall by what a broken answer costs, token by
+token.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Task:
     Attributes:
         name: Of the task.
         broken: Probability that a document breaks, by layer. Shape [layer].
-        protocol: ``choice``, ``written`` or ``nats`` (per answer token).
+        protocol: ``choice``, ``letter`` (written), ``written`` or ``nats`` (per answer token).
         base: Score of the whole model.
         formats: Probability that a written answer loses its format though it is right. Shape [layer] or a number.
         questions: Tasks with the same questions have the same name here.
@@ -91,7 +92,7 @@ class World:
         return tuple(np.where(same, a, b) for a, b in zip(first, own, strict=True))
 
     def _profile(self, task: Task, model: str, base: np.ndarray, values: np.ndarray, parsed: np.ndarray) -> Profile:
-        floor = {"choice": CHANCE, "written": 0.0, "nats": None}[task.protocol]
+        floor = {"choice": CHANCE, "letter": 0.0, "written": 0.0, "nats": None}[task.protocol]
         binary = floor is not None
         documents = tuple(f"{task.questions}:{i}" for i in range(self.n))
         return Profile(
@@ -132,7 +133,8 @@ class World:
         else:
             lost = rng.random((n, m)) < np.tile(np.broadcast_to(task.formats, N_LAYERS), len(SUFFIXES))
             parsed = ~lost & ~(broken & (rng.random((n, m)) < UNPARSED))
-            after = right[:, None] & ~broken & parsed
+            guess = rng.random((n, m)) < CHANCE if task.protocol == "letter" else False
+            after = parsed & np.where(broken, guess, right[:, None])
         return right.astype(float), after.astype(float), parsed
 
 
@@ -145,7 +147,7 @@ NONE = np.zeros(N_LAYERS)
 # task, protocol and questions of each role
 ROLES = {
     "letters": ("facts_letters", "choice", "facts"),
-    "generation": ("facts_written", "written", "facts"),
+    "generation": ("facts_written", "letter", "facts"),
     "continuation": ("facts", "choice", "facts"),
     "retrieval": ("kv", "choice", "kv"),
     "text": ("text", "choice", "text"),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 SCALES = ("score", "above_chance", "importance")
+FEWEST = 5  # documents that can prove a loss: the p-value of sign flips of four is above 0.05
 
 
 def third_losses(profile: Profile, loss: np.ndarray, base: np.ndarray, scale: str) -> np.ndarray:
@@ -240,7 +241,7 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
     return critical
 
 
-def critical_overlap(result: Result, *, seed: int = 0) -> pd.DataFrame:
+def critical_overlap(result: Result, *, seed: int = 0) -> DescribedTable:
     """Which conditions are critical under both of two tasks, and which are shown to cost more under one of them.
 
     That a condition is critical under one task alone does not show that the tasks differ. The difference of its two
@@ -253,16 +254,17 @@ def critical_overlap(result: Result, *, seed: int = 0) -> pd.DataFrame:
         seed: Of the test.
 
     Returns:
-        One row a pair of tasks that can be judged: task, other, both (critical under both), more_task and more_other
-        (shown to cost more there, and critical there), not_shown (critical under one alone, but no difference is
-        shown), scale (what was compared; "" where the losses have no common scale, and no difference can be shown).
-        Conditions are texts, ``none`` if empty.
+        In `table` one row a pair of tasks that can be judged: task, other, both (critical under both), more_task and
+        more_other (shown to cost more there, and critical there), not_shown (critical under one alone, but no
+        difference is shown), scale (what was compared; "" where the losses have no common scale, and no difference can
+        be shown).
+        Conditions are texts, ``none`` if empty. `describe` begins with the pair that differs most.
     """
 
     def text(conditions: list[str]) -> str:
         return ", ".join(conditions) or "none"
 
-    rows = []
+    rows, counts, lines = [], [], []
     pairs = {label: pair for pair, label in labels(result).items()}
     for (task, a), (other, b) in itertools.combinations(critical_by_task(result).items(), 2):
         more, less, scale = _shown_differences(result, pairs[task], pairs[other], seed)
@@ -271,7 +273,23 @@ def critical_overlap(result: Result, *, seed: int = 0) -> pd.DataFrame:
         not_shown = [c for c in alone if c not in more_task and c not in more_other]
         both = [c for c in a if c in b]
         rows.append((task, other, *map(text, (both, more_task, more_other, not_shown)), scale))
-    return pd.DataFrame(rows, columns=["task", "other", "both", "more_task", "more_other", "not_shown", "scale"])
+        side = (more_task, task, other) if len(more_task) >= len(more_other) else (more_other, other, task)
+        counts.append((len(more_task) + len(more_other), *side))
+        lines.append(
+            f"Critical under both {task} and {other}: {text(both)}; shown to cost more under {task}: "
+            f"{text(more_task)}; under {other}: {text(more_other)}; critical under one, but not shown to differ: "
+            + text(not_shown)
+            + (f" (losses as shares {scale})." if scale.startswith("of ") else ".")
+        )
+    if counts:
+        n, most, task, other = max(counts, key=lambda count: count[0])
+        rest = f", and {n - len(most)} under {other}" if n > len(most) else ""
+        shown = f"**{len(most)} {removed_parts(most)}** are shown to cost more under {task} than under {other}"
+        nothing = "No condition is shown to cost more under one of the tasks than under another."
+        lines.insert(0, f"{shown} ({text(most)}){rest}." if n else nothing)
+    table = pd.DataFrame(rows, columns=["task", "other", "both", "more_task", "more_other", "not_shown", "scale"])
+    lines = lines or ["Fewer than two tasks can be judged, so no two can be compared."]
+    return DescribedTable(table, lines, record_of("critical_overlap", result, seed_of_test=seed))
 
 
 def _shown_differences(
@@ -321,9 +339,13 @@ def describe_critical(result: Result) -> list[str]:
     sentences = []
     for row in result.baselines.itertuples():
         label = names[row.task, row.metric]
-        score = f"{row.baseline:.2f} {bounds(row.ci_low, row.ci_high)} with nothing removed, n = {row.n}"
+        score = f"{row.metric} {row.baseline:.2f} {bounds(row.ci_low, row.ci_high)} with nothing removed, n = {row.n}"
         if row.at_chance:
             sentences.append(f"{label}: at chance, cannot judge ({score}).")
+            continue
+        if row.n < FEWEST:
+            needs = f"{row.n} documents cannot prove a loss, at least {FEWEST} are needed"
+            sentences.append(f"{label}: {needs} ({row.metric} {row.baseline:.2f} with nothing removed).")
             continue
         conditions = critical[label]
         every = list(losses.loc[losses["task"] == row.task, "condition"].unique())

@@ -14,7 +14,7 @@ from depthlens.analysis.layer_profiles import Profile
 from depthlens.analysis.power import POWER
 from depthlens.analysis.stats import ALPHA
 from depthlens.claims import estimates
-from depthlens.claims.decision import ABOVE, BELOW, DEEPER_LAYERS, DIFFERENT, Estimate, Part, Spec, View
+from depthlens.claims.decision import ABOVE, BELOW, CONTRADICTED, DEEPER_LAYERS, DIFFERENT, Estimate, Part, Spec, View
 from depthlens.claims.estimates import Draws, Sweeps, Term
 
 _RELATIVE, _SHARE = "of the score above the floor", "of all loss"
@@ -23,7 +23,7 @@ HARMLESS_LOSS = 0.015  # documents are planned for layers that cost so much and 
 _BOTH_PROTOCOLS = ((0, 1),)
 
 HARMLESS = {
-    name: Spec(f"the share of layers beyond the first tenth shown to cost under {SMALL_LOSS:.0%}, {name}", "of layers",
+    name: Spec(f"the share of layers beyond the first tenth that cost under {SMALL_LOSS:.0%}, {name}", "of layers",
                0.5, ABOVE, 0.25)
     for name in ("letters", "continuation")
 }  # fmt: skip
@@ -40,7 +40,14 @@ PROTOCOL = Spec(
     0.1,
     difference=True,
 )
-WRONG = Spec("the same where the written answer can be parsed", _RELATIVE, 0.0, ABOVE, 0.1, power=0.75)
+WRONG = Spec(
+    "the mean loss beyond the first third where the written letter can be parsed, written minus likeliest letter",
+    _RELATIVE,
+    0.0,
+    ABOVE,
+    0.1,
+    power=0.75,
+)
 SHALLOW = {
     name: Spec(f"the first third's share per token for {name} minus that for plain text", _SHARE, 0.0, ABOVE, 0.15,
                main=DEEPER_LAYERS, difference=True)
@@ -53,8 +60,14 @@ BEYOND_KNOWLEDGE = Spec("the share beyond the first third per token, reasoning m
 MOSTLY_DEEP = Spec("the share beyond the first third for reasoning", _SHARE, 0.5, ABOVE, 0.15)
 TREND = Spec("the mean loss of a last-third layer minus that of a first-third layer", _RELATIVE, 0.0, BELOW, 0.1,
              main=DEEPER_LAYERS, difference=True)  # fmt: skip
-SPREAD = Spec("the standard deviation of that difference between tasks", _RELATIVE, 0.0, DIFFERENT, 0.05,
-              main=DEEPER_LAYERS)  # fmt: skip
+SPREAD = Spec(
+    "the standard deviation between tasks of the last third's mean loss minus the first third's",
+    _RELATIVE,
+    0.0,
+    DIFFERENT,
+    0.05,
+    main=DEEPER_LAYERS,
+)
 
 
 def few_harmful(by_protocol: dict[str, Sweeps], *, seed: int, n_boot: int) -> list[Part]:
@@ -154,14 +167,35 @@ def generation_costs_more(letters: Sweeps, written: Sweeps, *, seed: int, n_boot
     """C2: of identical prompts, beyond the first third; in all, and where the written answer could be parsed."""
     terms = [Term(1, written, estimates.beyond_first_third), Term(-1, letters, estimates.beyond_first_third)]
     parsed = estimates.viewed(WRONG, lambda view: _where_parsed(terms, view, seed, n_boot))
+    protocol = estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
+    # answers that are equal under both protocols lose a smaller share of a written score, whose floor is lower: what
+    # contradicts has to contradict with the floor of letters for both, too
+    terms[0] = replace(terms[0], sweeps=_with_floor_of(letters, written))
+    one_floor = estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
+    protocol = replace(protocol, p_against=float(one_floor.verdict != CONTRADICTED))
     # a broken writer often writes what cannot be parsed, and where it can be less is broken: too little contradicts
     # nothing
-    protocol = estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
     return [protocol, replace(parsed, p_against=1.0)]
 
 
+def _with_floor_of(letters: Sweeps, written: Sweeps) -> Sweeps:
+    """Written letters, as if a broken writer guessed among the letters."""
+
+    def of_seed(own: estimates.Source, other: estimates.Source) -> estimates.Source:
+        def profiles(suffix: str) -> list[Profile]:
+            floors = {p.documents: p.floor for p in other(suffix)}
+            return [replace(p, floor=floors.get(p.documents, p.floor)) for p in own(suffix)]
+
+        return profiles
+
+    return [of_seed(own, letters[min(i, len(letters) - 1)]) for i, own in enumerate(written)]
+
+
 def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> Estimate:
-    """The difference of relative losses, pooled over pairs of document and layer whose written answer was parsed."""
+    """The difference of relative losses, pooled over pairs of document and layer whose written answer was parsed.
+
+    Both are shares of the score above guessing: a letter that can be parsed is one of the options.
+    """
     chosen = estimates.choose(terms, view, _BOTH_PROTOCOLS)
     if not chosen.every:
         return estimates.estimate(chosen.none, view.name)
@@ -173,15 +207,18 @@ def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> 
             counts = profile.draws(n_boot, seed + i)
             deep = profile.thirds > 0
             parsed = np.ones_like(profile.values) if profile.parsed is None else profile.parsed.astype(float)
-            both = (_pooled(p, parsed[:, deep], deep, counts) for p in (profile, by_documents[profile.documents]))
+            other = by_documents[profile.documents]
+            both = (_pooled(p, other.floor, parsed[:, deep], deep, counts) for p in (profile, other))
             of_task.append(np.subtract(*both))
         by_seed.append(np.mean(of_task, axis=0))
     return estimates.estimate(chosen.draws(np.stack(by_seed)), view.name)
 
 
-def _pooled(profile: Profile, parsed: np.ndarray, deep: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _pooled(
+    profile: Profile, floor: float | None, parsed: np.ndarray, deep: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
     """Loss over what there was to lose, both summed over parsed documents and layers. Shape [draw]."""
-    over_floor = (profile.base - float(profile.floor or 0.0))[:, None]
+    over_floor = (profile.base - float(floor or 0.0))[:, None]
     lost = (profile.loss[:, deep] * parsed).sum(1)
     return ratio(counts @ lost, counts @ (over_floor * parsed).sum(1))
 

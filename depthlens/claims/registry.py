@@ -34,9 +34,10 @@ SWEEPS = {
     "copying": "a sweep of a task that asks to copy such a solution, e.g. solution_copy",
     "reasoning_choice": "a sweep of a reasoning task with options, e.g. arithmetic_step_continuation",
     "tokens": "a sweep of the tasks with options, but for letters, with measure='token_logprob'",
-    "heads": "depthlens.claim_curves with a list of retrieval heads and one of reasoning heads",
-    "control": "sweeps of the control model on the tasks of continuation and reasoning_choice",
-    "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the reasoning task",
+    "heads": "depthlens.claim_curves with a list of retrieval heads and one of reasoning heads (in 09_claims: draws)",
+    "control": "sweeps of a control model on the tasks of continuation and reasoning_choice (in 09_claims: control)",
+    "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the reasoning task "
+    "(in 09_claims: base)",
 }
 TIMES_AS_LONG = 2  # a control may be so many times as long, or as short
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
@@ -272,7 +273,10 @@ CLAIMS = (
         "The same prompts and documents, answered by the likeliest letter and by a written letter. The mean relative "
         "loss of the layers beyond the first third, written minus likeliest, is above 0, (a) for all answers and (b) "
         f"where the written answer can be parsed, so that a lost format does not count as a lost answer. {_BOTH} "
-        "Part (b) contradicts nothing: of a broken writer, less can be parsed.",
+        "Losses are shares of the score above guessing; but in (a) those of written letters are shares of the whole "
+        "score, because a broken writer can score 0. Equal answers then give an effect below 0 in (a), which "
+        "contradicts only if it also does with shares above guessing for both. Part (b) contradicts nothing: of a "
+        "broken writer, less can be parsed.",
         _c2,
         ("letters", "generation"),
         (layers.PROTOCOL, layers.WRONG),

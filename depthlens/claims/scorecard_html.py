@@ -57,7 +57,10 @@ def _row(v: Verdict) -> str:
     symbol, ground, ink = CHIPS[v.verdict]
     chip = f'<span class="chip" style="background:{ground};color:{ink}">{symbol} {v.verdict}</span>'
     effect, ends, _ = v.numbers
-    numbers = f"<strong>{v.effect:.2f}</strong> <span>{ends}</span> {html.escape(v.unit)}" if effect else _why(v)
+    numbers = _why(v)
+    if effect:
+        what = f"<br><small>{html.escape(v.what)}</small>"
+        numbers = f"<strong>{v.effect:.2f}</strong> <span>{ends}</span> {html.escape(v.unit)}{what}"
     cells = [chip, _bar(v), numbers, f"n = {v.n}" if v.n else "–", html.escape(v.under) or "–"]
     name = f'<th scope="row"><a href="#{v.claim.id}">{v.claim.id}</a> {html.escape(v.claim.statement)}</th>'
     return f'<tr id="{v.claim.id}">{name}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'

@@ -116,11 +116,19 @@ class Verdict:
     @property
     def under(self) -> str:
         """Under how many views the claim holds, and under which it does not."""
-        views = len(self.holds) + len(self.fails)
-        if not views or self.effect is None:
+        if not self.swept or self.effect is None:
             return ""
-        rest = f", not {', '.join(self.fails)}" if self.fails and self.holds else ""
-        return f"{len(self.holds)} of {views} views{rest}"
+        failed = [view for view in self.fails if view in self.swept]
+        text = f"{len(self.holds)} of {len(self.swept)} views"
+        text += f", not {', '.join(failed)}" if failed and self.holds else ""
+        unswept = [view for view in self.fails if view not in self.swept]
+        return text + (f"; not swept: {', '.join(unswept)}" if unswept else "")
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """Views that were measured."""
+        measured = {e.view for p in self.parts for e in (p.main, *p.others) if e.n}
+        return tuple(view for view in (*self.holds, *self.fails) if view in measured)
 
 
 class Verdicts(list[Verdict], Saveable):
@@ -223,10 +231,20 @@ def judge(
 def headline(verdicts: Sequence[Verdict]) -> str:
     """How many claims came out how, in one sentence."""
     count = Counter(v.verdict for v in verdicts)
-    return (
+    measured = [v for v in verdicts if v.n]
+    text = (
         f"{count[SUPPORTED]} of {len(verdicts)} claims supported, {count[CONTRADICTED]} contradicted, "
-        f"{count[UNDECIDED]} undecided, {count[CANNOT]} cannot be judged."
+        f"{count[UNDECIDED]} undecided, {count[CANNOT]} cannot be judged"
     )
+    text += f" ({len(verdicts) - len(measured)} of them not measured)." if len(measured) < len(verdicts) else "."
+    lacks = [dict.fromkeys(lack for p in v.parts for lack in p.missing) for v in measured]
+    common = [lack for lack in lacks[0] if all(lack in others for others in lacks)] if lacks else []
+    return text + (f" None could be supported without {_listed(common)}." if common else "")
+
+
+def _listed(nouns: Sequence[str]) -> str:
+    *first, last = nouns
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _cell(value: Any) -> Any:
@@ -236,7 +254,7 @@ def _cell(value: Any) -> Any:
 def _parts(claim: Claim, evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
     if missing := claim.missing(evidence):
         why = ("; or " if claim.any_of else "; and ").join(f"{SWEEPS[name]} ({name}=)" for name in missing)
-        return [Part(spec, Estimate(why=f"run {why}")) for spec in claim.specs]
+        return [Part(spec, Estimate(why=f"not measured; it needs {why}")) for spec in claim.specs]
     return claim.parts(evidence, seed, n_boot)
 
 
@@ -255,11 +273,12 @@ def verdict_of(claim: Claim, parts: Sequence[Part]) -> Verdict:
     views = list(dict.fromkeys(e.view for p in parts for e in (p.main, *p.others) if e.view))
     holds = tuple(v for v in views if all(v in p.holds for p in parts if any(v == e.view for e in (p.main, *p.others))))
     missing = list(dict.fromkeys(lack for p in parts for lack in p.missing))
-    more = f"; about {enough} documents would give 80% power" if enough else ""
+    more = f"; about {enough} documents would give each part 80% power" if enough else ""
+    more += f"; support also needs {_listed(missing)}" if enough and missing else ""
     if worst == CANNOT and any(p.verdict == CANNOT and p.needs_seeds for p in parts):
         more = "; few-shot seeds differ so much that more seeds are needed, and not only more documents"
     if worst == UNDECIDED and missing and all(p.passes for p in parts):
-        more += f"; every test passes, but {' and '.join(missing)} are missing"
+        more += f"; every test passes, but {_listed(missing)} are missing"
     return Verdict(
         claim=claim,
         verdict=worst,
@@ -311,6 +330,7 @@ def _part_sentence(part: Part) -> str:
     if part.verdict == CANNOT and not main.why:
         text += ", too few documents" if main.n < MIN_DOCS else ", too wide to decide"
     text += f", but {main.why}" if main.why else ""
-    against = [f"{e.effect:.2f} with {e.view}" for e in part.others if e.n and e.view not in part.holds]
-    text += f"; it is {' and '.join(against)}" if part.passes and against else ""
+    if part.passes or spec.fails(main.low, main.high):  # views that say something else
+        against = [e for e in part.others if e.n and (e.view in part.holds) != part.passes]
+        text += f"; it is {_listed([f'{e.effect:.2f} with {e.view}' for e in against])}" if against else ""
     return text + (f"; left out: {'; '.join(main.left)}" if main.left else "")

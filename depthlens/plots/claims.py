@@ -72,8 +72,8 @@ def _measured(verdict: Verdict) -> str:
     if len(verdict.parts) > 1:
         came_to = [f"{letter}\xa0{CHIPS[p.verdict][0]}" for letter, p in zip(LETTERS, verdict.parts, strict=False)]
         lines += textwrap.wrap("  ".join(came_to), 15)
-    if views := len(verdict.holds) + len(verdict.fails):
-        lines.append(f"holds in {len(verdict.holds)}\nof {views} views")
+    if verdict.swept and verdict.effect is not None:
+        lines.append(f"holds in {len(verdict.holds)}\nof {len(verdict.swept)} views")
     return "\n".join(lines)
 
 

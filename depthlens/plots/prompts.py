@@ -205,10 +205,10 @@ def prediction(
     before: ArrayLike,
     after: ArrayLike,
     *,
-    condition: str = "the ablation",
+    condition: str = "the part",
     title: str | None = None,
 ) -> Plot:
-    """Probability of each next token before and after an ablation.
+    """Probability of each next token with and without an ablation.
 
     Tokens that lose probability stand on top, those that gain below them, each from the likeliest down.
 
@@ -236,8 +236,8 @@ def prediction(
     fig = figure(title, "", height=0.27 * len(names) + 1.2, width=0.7 * theme.WIDTH)
     ax = fig.subplots()
     ax.hlines(y, before, after, color=PALE, lw=2, zorder=1)
-    ax.plot(after, y, "s", color=PALETTE[1], ms=6, label=f"after {condition}")
-    ax.plot(before, y, "o", mfc="none", mec=PALETTE[0], mew=1.5, ms=8.5, label="before")
+    ax.plot(after, y, "s", color=PALETTE[1], ms=6, label=f"{condition} removed")
+    ax.plot(before, y, "o", mfc="none", mec=PALETTE[0], mew=1.5, ms=8.5, label="nothing removed")
     panels.name_rows(ax, names)
     ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(-0.025 * top, 1.04 * top))
     ax.set_xlabel("probability of the next token")

@@ -394,4 +394,4 @@ def _steps(ax: Axes, rows: pd.DataFrame, column: str, runs: Sequence[str]) -> No
     ax.set_xlim(-0.5, len(runs) - 0.5)
     if not np.isfinite(y).any():
         ax.set_yticks([])
-        panels.note(ax, 0.5, 0.5, "at chance, or no loss to place", ha="center", color=INK)
+        panels.note(ax, 0.5, 0.5, "at chance, or no loss shown", ha="center", color=INK)

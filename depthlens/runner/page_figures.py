@@ -29,7 +29,7 @@ def dress(output: NotebookNode, name: str, alt: str) -> None:
     size = output.get("metadata", {}).get("image/png", {})
     wide, high = size.get("width"), size.get("height")
     title = about.get("title", "")
-    text = html.escape(f"{title}. {alt}" if title else alt)
+    text = html.escape(f"{title.rstrip('.')}. {alt}" if title else alt)
     measures = f' width="{wide}" height="{high}"' if wide and high else ""
     data = re.sub(r"\s", "", png)
     picture = f'<img alt="{text}"{measures} src="data:image/png;base64,{data}">'

@@ -62,7 +62,7 @@ class Card:
         opens: It comes before the others.
         has_page: ``NAME.html`` exists.
         finding: The first sentence of what it found, as HTML.
-        details: The rest of it.
+        details: The rest of it, folded.
         figure: Its first figure, a PNG as base64.
         scorecard: Its table of verdicts, as HTML.
         facts: What it was run with.
@@ -133,18 +133,25 @@ def headline(nb: NotebookNode) -> tuple[str, bool]:
 
 
 def finding(nb: NotebookNode) -> tuple[str, str]:
-    """The first sentence of the headline and its rest, as HTML without scripts; empty if the notebook has none."""
+    """The first sentence of the headline and its rest, folded, as HTML without scripts; empty if there is none."""
     text, is_markdown = headline(nb)
     if not is_markdown:
         parts = text.partition("\n")[::2]
         first, rest = (f'<p class="plain">{html.escape(part)}</p>' if part else "" for part in parts)
-        return first, rest
+        return first, _folded(rest)
     if text.startswith(("- ", "* ")):
         first, *others = _ITEM.split(text)[1:]
         rest = "".join(f"- {item}" for item in others)
     else:
         first, _, rest = text.partition("\n\n")
-    return _without_scripts(markdown2html(first)), _without_scripts(markdown2html(rest)) if rest else ""
+    return _without_scripts(markdown2html(first)), _folded(_without_scripts(markdown2html(rest)) if rest else "")
+
+
+def _folded(rest: str) -> str:
+    """In a fold, unless it is one already."""
+    if not rest or rest.lstrip().startswith("<details"):
+        return rest
+    return f"<details><summary>More of what it found</summary>{rest}</details>"
 
 
 def finding_in_words(nb: NotebookNode) -> str:
@@ -255,11 +262,15 @@ def dress_figures(nb: NotebookNode, name: str) -> None:
         name: Its file name without ending, for the names of the files to download.
     """
     section, found, n_figures = question(nb, name), finding_in_words(nb), 0
+    first = first_figure(nb)
     for cell in nb.cells:
         section = [section, *_headings(cell)][-1]
         for output in cell.get("outputs", []):
-            n_figures += "image/png" in output.get("data", {})
-            words = section + (" " if section.endswith("?") else ": ") + found if found else f"Figure: {section}"
+            png = re.sub(r"\s", "", output.get("data", {}).get("image/png", ""))
+            n_figures += bool(png)
+            # the finding is what the figure shows that stands for the notebook, and not the others
+            shows_it = found and png and png == first
+            words = section + (" " if section.endswith("?") else ": ") + found if shows_it else f"Figure: {section}"
             dress(output, f"{name}-{n_figures}", words)
 
 

@@ -59,7 +59,9 @@ def _setting(values: Mapping[str, object]) -> str:
     limit, shots = values.get("limit"), values.get("num_fewshot")
     parts = []
     if "limit" in values:
-        parts.append("all documents" if limit is None else f"{limit} documents a task")
+        others = [f"{name} {n}" for name, n in values.items() if name.endswith("_limit") and n not in (limit, None)]
+        rest = f" ({', '.join(others)})" if others else ""
+        parts.append(("all documents" if limit is None else f"{limit} documents a task") + rest)
     if isinstance(shots, int):
         parts.append(f"{shots}-shot")
     return ", ".join(parts)

@@ -90,7 +90,8 @@ def test_critical_conditions_and_findings_in_words():
     found = depth.critical_by_task(result)
     assert found["early"][:3] == ["L0", "L1", "L2"]
     assert "guess" not in found
-    (row,) = depth.critical_overlap(result).itertuples()
+    overlap = depth.critical_overlap(result)
+    (row,) = overlap.table.itertuples()
     assert row.more_task.startswith("L0, L1, L2") and row.more_other == "L5, L6, L7, L8"
     alone = set(found["early"]) ^ set(found["late"])
     shown = set(f"{row.more_task}, {row.more_other}".split(", "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import subprocess
 import sys
 from dataclasses import replace
@@ -82,7 +83,8 @@ def test_missing_evidence_says_what_to_run():
         assert all(f"({field}=)" in v.sentence for field in v.claim.needs)
     one = verdict("C2", letters=viewed(FEW))
     assert "(generation=)" in one.sentence and "(letters=)" not in one.sentence
-    assert headline(found) == "0 of 7 claims supported, 0 contradicted, 0 undecided, 7 cannot be judged."
+    counts = "0 of 7 claims supported, 0 contradicted, 0 undecided, 7 cannot be judged (7 of them not measured)."
+    assert headline(found) == counts
 
 
 def test_some_claims_are_judged_alone():
@@ -263,7 +265,7 @@ def test_the_scorecard_reads_without_colour():
     intervals = [tuple(line.get_xdata()) for line in lines if line.get_gid() == "interval"]
     assert intervals == [(v.ci_low, v.ci_high) for v in judged]
     assert len({symbol for symbol, *_ in CHIPS.values()}) == len(CHIPS) == len(VERDICTS)
-    assert figure.get_suptitle() == f"m: {headline(found)}"
+    assert " ".join(figure.get_suptitle().split()) == f"m: {headline(found)}"
     parts = [v for v in judged if len(v.parts) > 1]
     letters = ["abcdef"[[p.spec.what for p in v.parts].index(v.what)] for v in parts]
     titles = [ax.get_title(loc="left") for ax in figure.axes]
@@ -295,3 +297,14 @@ def test_the_table_of_verdicts_has_a_chip_a_bar_and_an_anchor_for_each_claim():
     assert 'id="C1"' in page and 'href="#C6"' in page and headline(verdicts) in page
     first = verdicts[0]
     assert f"{first.effect:.2f} [{first.ci_low:.2f}, {first.ci_high:.2f}]" in page
+    assert f"<small>{html.escape(first.what)}</small>" in page
+
+
+def test_views_and_seeds_that_were_not_measured_are_told_and_not_counted_as_failures():
+    whole = {name: [seeds[0].select(conditions=[f"L{i}" for i in range(12)])] for name, seeds in facts().items()}
+    found = judge(Evidence(**whole), n_boot=N_BOOT)
+    first = next(v for v in found if v.claim.id == "C1")
+    assert first.under == "2 of 2 views; not swept: first token spared, mean ablation" and len(first.swept) == 2
+    told = "None could be supported without the view first token spared, the view mean ablation and 3 few-shot seeds."
+    assert headline(found).endswith(told)
+    assert "holds in 2\nof 2 views" in [t.get_text()[-21:] for ax in scorecard(found).axes for t in ax.texts]

@@ -12,7 +12,7 @@ from scipy import stats as sps
 
 from depthlens.analysis.bootstrap import draws, interval, widened
 from depthlens.claims import CLAIMS, estimates, layers
-from depthlens.claims.decision import ALL, SUPPORTED
+from depthlens.claims.decision import ALL, CONTRADICTED, SUPPORTED
 from depthlens.claims.estimates import Draws
 from depthlens.claims.verdicts import combined
 
@@ -37,6 +37,26 @@ NULLS = {
     "by token": {"broken": LONGER},
     "formats lost": {"broken": FEW, "formats": np.where(THIRD > 0, 0.5, 0.0)},
 }
+
+
+def test_equal_answers_under_both_protocols_are_no_difference():
+    of = sweeps({"rest": FLAT}, seed=2)
+
+    def as_written(sweep):
+        return lambda suffix: [replace(p, task="written", label="written", floor=0.0) for p in sweep(suffix)]
+
+    of["generation"] = [as_written(sweep) for sweep in of["letters"]]
+    protocol, parsed = parts("C2", of, seed=0, n_boot=N_BOOT)
+    assert {e.effect for e in (parsed.main, *parsed.others)} == {0.0}
+    assert protocol.main.effect < 0, "a written score has a lower floor, so that the same loss is a smaller share of it"
+    assert protocol.verdict == CONTRADICTED, "they are alike with one floor, too"
+
+
+def test_a_lower_floor_alone_contradicts_nothing():
+    """What costs more under generation by less than the floors differ by: 0.3 of the score in place of 0.15."""
+    of = sweeps({"rest": FLAT, "generation": np.where(THIRD > 0, 0.3, FLAT)}, seed=2, base=0.5, alike=1.0)
+    (protocol, _) = parts("C2", of, seed=0, n_boot=N_BOOT)
+    assert protocol.verdict != CONTRADICTED
 
 
 @pytest.mark.slow
@@ -186,7 +206,7 @@ def test_the_effect_of_every_part_is_what_the_formula_says():
     read = generated.parsed[:, deep]
     pooled = [
         ((p.base[:, None] - p.values)[:, deep] * read).sum() / ((p.base - floor)[:, None] * read).sum()
-        for p, floor in ((generated, 0.0), (letters, 0.25))
+        for p, floor in ((generated, 0.25), (letters, 0.25))  # a letter that can be parsed is one of the options
     ]
     assert parsed.main.effect == pytest.approx(pooled[0] - pooled[1])
     assert parsed.p_against == 1.0, "what cannot be parsed contradicts nothing"

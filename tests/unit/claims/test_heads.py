@@ -118,7 +118,7 @@ def test_every_list_is_tested_in_accuracy_and_in_nats():
     assert (f"kv {ACCURACY}",) in tasks and (f"sums {ANSWER_LOGPROB}",) in tasks
     (found,) = judge(Evidence(heads=curve, head_tasks=TASKS, head_scores=scores), claims="C5", n_boot=200)
     assert found.verdict == "undecided" and found.n == 60 and found.holds == ("few-shot seed 1",)
-    assert "every test passes, but the view few-shot seed 2 and" in found.sentence
+    assert "every test passes, but the view few-shot seed 2, the view" in found.sentence
 
 
 def test_nats_of_a_task_that_the_model_cannot_do_are_not_judged():

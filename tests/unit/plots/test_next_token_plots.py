@@ -15,7 +15,7 @@ def test_prediction():
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ['"␣Paris"', '"␣\\u5df4"', "(empty)", '"⏎"', '"␣$x$"']
     points = {line.get_label(): line.get_xdata().tolist() for line in ax.get_lines()}
-    assert points == {"before": [0.6, 0.05, 0, 0.2, 0.1], "after L3": [0.1, 0.05, 0, 0.3, 0.2]}
+    assert points == {"nothing removed": [0.6, 0.05, 0, 0.2, 0.1], "L3 removed": [0.1, 0.05, 0, 0.3, 0.2]}
     top, bottom = ax.get_ylim()[1], ax.get_ylim()[0]
     assert top < bottom  # tokens that lose on top, the likeliest first
     check(fig)
