@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import math
 import os
@@ -252,6 +253,16 @@ def a_function(lens: Lens, chance: random.Random, until: ExitStack) -> None:
     until.enter_context(mock.patch.object(modeling_llama, "apply_rotary_pos_emb", halved))
 
 
+def a_wrapped_forward_of_the_class(lens: Lens, chance: random.Random, until: ExitStack) -> None:
+    forward = modeling_llama.LlamaMLP.forward
+
+    @functools.wraps(forward)  # which gives it the name and the module of the library's own
+    def doubled(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return forward(self, x) * 2
+
+    until.enter_context(mock.patch.object(modeling_llama.LlamaMLP, "forward", doubled))
+
+
 def a_class_of_ones_own(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     class Doubled(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -312,6 +323,7 @@ WAYS: dict[str, Way] = {
     **{way.__name__: way for way in (an_adapter, an_adapters_weight, an_adapters_scale, an_adapter_switched_off)},
     **{way.__name__: way for way in (an_adapter_merged, a_hook, a_pre_hook, a_hook_with_keywords, a_global_hook)},
     **{way.__name__: way for way in (a_forward, a_forward_of_the_class, another_classs_forward, a_function)},
+    "a_wrapped_forward_of_the_class": a_wrapped_forward_of_the_class,
     **{way.__name__: way for way in (a_class_of_ones_own, a_parametrisation, training)},
     **{way.__name__: way for way in (lower_precision, a_penalty, other_ends, an_end_of_the_tokenizer)},
 }

@@ -67,8 +67,12 @@ def evidence(*, seed, n=60, shape=(6, 8), likeness=1.0, effect=0.0, both=False, 
             means = {name: x.mean(0) for name, x in rivals.items()}
             found.append(Costs(task, metric, False, own, means, scale, (task,)))
             for name in lists:
-                p = (1 + int((rivals[name].mean(1) >= own[name].mean()).sum())) / (1 + DRAWS)
-                tests.append((name, task, metric, p, False))
+                others = rivals[name].mean(1)
+                p, cheaper = (
+                    (1 + int(n)) / (1 + DRAWS)
+                    for n in ((others >= own[name].mean()).sum(), (others <= own[name].mean()).sum())
+                )
+                tests.append((name, task, metric, p, cheaper, 1 / (1 + DRAWS), False))
     curve = _curve(found, tests, n)
     documents = range(n) if reuse else range(n, 2 * n)
     scores = {}
@@ -94,7 +98,7 @@ def _cost(lost, hard, unparsed, metric):
 
 
 def _curve(found, tests, n):
-    table = pd.DataFrame(tests, columns=["list", "task", "metric", "p_value", "at_chance"])
+    table = pd.DataFrame(tests, columns=["list", "task", "metric", "p_value", "p_cheaper", "smallest_p", "at_chance"])
     rows = [("model", task, ACCURACY, "baseline", None, None, i, 1.0, "") for task in TASKS.values() for i in range(n)]
     columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
     metrics = {"metrics": {ACCURACY: {"higher_is_better": True, "chance": 0.25}}}

@@ -31,7 +31,7 @@ import pandas as pd
 from depthlens.analysis.bootstrap import N_BOOT, interval, ratio
 from depthlens.analysis.differences import interaction, relative_losses
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, labels, paired_profiles, profiles
+from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, floor_of, labels, paired_profiles, profiles
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
@@ -246,8 +246,10 @@ def critical_overlap(result: Result, *, seed: int = 0) -> DescribedTable:
 
     That a condition is critical under one task alone does not show that the tasks differ. The difference of its two
     losses is tested instead, over all conditions that both tasks have (`depthlens.analysis.differences.interaction`):
-    of relative losses, ``loss / (baseline - chance)``, where both tasks have a chance level, and in the metric's own
-    unit where both have the same metric without one.
+    of relative losses, ``loss / (baseline - floor)``, where both tasks have a chance level, and in the metric's own
+    unit where both have the same metric without one. The floor is what a broken model scores: chance among options, 0
+    for a written answer. Where the two differ, a difference has to show with the lower one for both, too: else equal
+    answers would differ by their floors.
 
     Args:
         result: A sweep.
@@ -300,12 +302,15 @@ def _shown_differences(
     names = [c for c in losses[0] if c in losses[1]]
     infos = [result.metric_info(*pair) for pair in (first, second)]
     values = [table[names].to_numpy() for table in losses]
+    floors: list[float] = []
     if all(info["chance"] is not None for info in infos):
-        scale = "of the score above chance"
-        effects = []
-        for value, info, pair in zip(values, infos, (first, second), strict=True):
-            room = result.scores(*pair)[BASELINE].to_numpy() - info["chance"]
-            effects.append(relative_losses(value, room if info["higher_is_better"] else -room))
+        scale = "of the score above the floor"
+        signs = [1.0 if info["higher_is_better"] else -1.0 for info in infos]
+        bases = [s * result.scores(*pair)[BASELINE].to_numpy() for s, pair in zip(signs, (first, second), strict=True)]
+        for sign, pair, info in zip(signs, (first, second), infos, strict=True):
+            floor = floor_of(result, pair[0], info, never_below_zero=False)
+            floors.append(sign * info["chance"] if floor is None else floor)
+        effects = [relative_losses(v, b - f) for v, b, f in zip(values, bases, floors, strict=True)]
     elif first[1] == second[1]:
         scale = metric_unit(first[1]) or f"of {first[1]}"
         effects = [(value.mean(0), value - value.mean(0)) for value in values]
@@ -313,8 +318,15 @@ def _shown_differences(
         return [], [], ""
     if not names or min(map(len, values)) < 2:
         return [], [], ""
-    found = interaction(*effects, paired=_same_documents(result, first[0], second[0]), seed=seed)
+    paired = _same_documents(result, first[0], second[0])
+    found = interaction(*effects, paired=paired, seed=seed)
     shown = found.p_adjusted < ALPHA
+    if len(set(floors)) > 1:
+        lower = min(floors)
+        again = interaction(
+            *(relative_losses(v, b - lower) for v, b in zip(values, bases, strict=True)), paired=paired, seed=seed
+        )
+        shown &= (again.p_adjusted < ALPHA) & (again.difference * found.difference > 0)
     more, less = (
         [c for c, is_so in zip(names, shown & (sign * found.difference > 0), strict=True) if is_so] for sign in (1, -1)
     )

@@ -102,8 +102,9 @@ def _serves(table: pd.DataFrame) -> list[str]:
     finding = ", ".join(proven.loc[proven["difference"] > 0, "condition"]) or "none"
     knowing = ", ".join(proven.loc[proven["difference"] < 0, "condition"]) or "none"
     return [
-        f"Layers that cost more open-book (they help to find the answer in the prompt): {finding}.",
-        f"Layers that cost more closed-book (they help to recall the answer): {knowing}.",
+        f"Layers that cost more open-book: {finding}. The open book has more to lose, so that a layer which breaks the "
+        "model costs more there, too.",
+        f"Layers that cost more closed-book: {knowing}.",
     ]
 
 

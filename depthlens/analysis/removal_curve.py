@@ -14,6 +14,7 @@ from depthlens.analysis import displays, removal_contrasts, stats
 from depthlens.analysis.results import Result
 from depthlens.analysis.saving import Saveable
 from depthlens.errors import UserError, unknown
+from depthlens.metrics import ANSWER_LOGPROB, TOKEN_LOGPROB
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,7 +171,9 @@ class RemovalCurve(Saveable):
                 f"difference to {row.other_task} {row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] (p = {p:.2g})"
                 for row, p in zip(rows.itertuples(), p_values, strict=True)
             )
-            if not test.separates:
+            if test.metric == ANSWER_LOGPROB:
+                what = f"longer answers have more nats to lose, so {TOKEN_LOGPROB} has to say whether it is specific"
+            elif not test.separates:
                 what = f"not shown to be more than random heads cost, so not specific to {task}"
             else:
                 what = f"specific to {task}" if shown.all() else f"not shown to be specific to {task}"

@@ -244,7 +244,8 @@ class Part:
         negligible = not passes and spec.negligible(main.low, main.high)
         against = fails and all(spec.fails(e, e) for e in effects)
         shown = any(e.counts and spec.passes(e.low, e.high) for e in self.others)
-        against |= negligible and not (self.missing or shown) and all(spec.negligible(e, e) for e in effects)
+        every = len(effects) == len(self.others)  # a view may have been swept and have no effect
+        against |= negligible and every and not (self.missing or shown) and all(spec.negligible(e, e) for e in effects)
         if against and self.p_against < ALPHA:
             return CONTRADICTED
         crosses = not (passes or fails or negligible)

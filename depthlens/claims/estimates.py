@@ -30,6 +30,7 @@ from depthlens.errors import UserError
 Source = Callable[[str], list[Profile]]  # from what stands behind a layer in the conditions of a sweep to its profiles
 Sweeps = Sequence[Source]  # one a few-shot seed or template
 Statistic = Callable[[Profile, np.ndarray, np.ndarray], np.ndarray]  # profile, loss, baseline to [draw, ...]
+MIN_SUBTASKS = 10  # of a group: intervals over fewer, which are drawn whole, cover too seldom
 Pairs = Sequence[tuple[int, int]]  # terms of a sum, by number, that are about the same documents
 
 
@@ -60,6 +61,7 @@ class Draws:
         values: Shape [1 + n_boot, ...].
         of_documents: The same without the noise between few-shot seeds.
         n: Documents; the fewest of the tasks.
+        units: What is drawn, the fewest of the tasks: documents, or whole tasks of a group.
         seeds: The fewest of the terms.
         tasks: ``task metric`` of each that was used.
         left: Why others were left out.
@@ -70,6 +72,7 @@ class Draws:
     values: np.ndarray
     of_documents: np.ndarray
     n: int
+    units: int
     seeds: int
     tasks: tuple[str, ...]
     left: tuple[str, ...]
@@ -115,7 +118,9 @@ def depth_difference(profile: Profile, loss: np.ndarray, base: np.ndarray) -> np
 def usable(chosen: Sequence[Profile], term: Term, view: View) -> tuple[list[Profile], list[str]]:
     """Profiles that a term can be taken of, and why the others cannot."""
     used, left = [], []
-    guards = {p.task: p for sweep in term.guard for p in sweep(view.suffix) if p.floor is not None}
+    guards: dict[str, Profile] = {}  # a task that is at chance with one seed is not judged
+    for p in (p for sweep in term.guard for p in sweep(view.suffix) if p.floor is not None):
+        guards[p.task] = p if p.at_chance or p.task not in guards else guards[p.task]
     for profile in chosen:
         why = profile.unusable("importance" if term.placed else "above_chance")
         if not why and profile.floor is None:
@@ -179,13 +184,18 @@ class Chosen:
         """What was drawn of them, [seed, 1 + n_boot, ...]."""
         tasks = tuple(dict.fromkeys(f"{p.task} {p.metric}" for p in self.every))
         why = "" if self.n > 1 else "one document"
+        units = min(len(set(p.subtasks or p.documents)) for p in self.every)
+        if units < min(self.n, MIN_SUBTASKS):
+            why = why or f"{units} tasks of a group are too few to draw from; take {MIN_SUBTASKS}"
         skewed = not all(p.binary for p in self.every)
-        return Draws(widened(values, self.n), values.mean(axis=0), self.n, self.seeds, tasks, self.left, why, skewed)
+        wide = widened(values, units)
+        return Draws(wide, values.mean(axis=0), self.n, units, self.seeds, tasks, self.left, why, skewed)
 
     @property
     def none(self) -> Draws:
         """Draws without values."""
-        return Draws(np.empty(0), np.empty(0), self.n, self.seeds, (), self.left, "; ".join(self.left) or "no task")
+        why = "; ".join(self.left) or "no task"
+        return Draws(np.empty(0), np.empty(0), self.n, self.n, self.seeds, (), self.left, why)
 
 
 def choose(terms: Sequence[Term], view: View, pairs: Pairs = ()) -> Chosen:
@@ -272,10 +282,10 @@ def estimate(draws: Draws, view: str) -> Estimate:
     """A scalar effect with its interval."""
     if not draws.values.size:
         return draws.without_effect(view)
-    low, high = map(float, interval(draws.values, draws.n, skewed=draws.skewed))
-    critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.n - 1, 1)))
+    low, high = map(float, interval(draws.values, draws.units, skewed=draws.skewed))
+    critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.units - 1, 1)))
     se = (high - low) / 2 / critical
-    of_documents = float(np.diff(interval(draws.of_documents, draws.n, skewed=draws.skewed))[0]) / 2 / critical
+    of_documents = float(np.diff(interval(draws.of_documents, draws.units, skewed=draws.skewed))[0]) / 2 / critical
     return replace(
         draws.without_effect(view), effect=float(draws.values[0]), low=low, high=high, se=se,
         se_documents=of_documents, critical=critical,

@@ -59,7 +59,9 @@ def _parts(
             if decides and not 1 / (1 + n_draws) < ALPHA:
                 why = why or f"{n_draws} random lists cannot reach p < {ALPHA}; give n_draws={math.ceil(1 / ALPHA)}"
             spec = _spec(COSTS, f"the cost of {name} heads minus 3 times that of random heads", row.metric)
-            against = 1 + 1 / (1 + n_draws) - p
+            if not test.smallest_p < ALPHA:
+                why = why or "there are so few such lists that many draws are the list itself"
+            against = float(getattr(test, "p_cheaper", 1.0))  # curves that were saved before there was one have none
             numbers = row.effect, row.ci_low, row.ci_high, int(row.n)
             parts.append(Part(spec, _estimate(*numbers, (f"{task} {row.metric}",), why), p=p, p_against=against))
     for row in curve.interactions.itertuples():
@@ -74,7 +76,10 @@ def _parts(
         why = next((w for w in (*(reused[name] for name in pair), *unable) if w), "")
         what = f"the cost of {' and '.join(pair)} heads on their own task minus on the other's"
         spec, tasks = _spec(OWN_TASK, what, row.metric), tuple(f"{task} {metric}" for task, metric in metrics.items())
-        parts.append(Part(spec, _estimate(sign * row.effect, low, high, int(row.n), tasks, why)))
+        # a list that costs more on both tasks is not specific to its own, whatever the sum
+        terms = ((row.on_task, row.p_on_task), (row.on_other, row.p_on_other))
+        p = max(float(p) if sign * term > 0 else 1.0 for term, p in terms)
+        parts.append(Part(spec, _estimate(sign * row.effect, low, high, int(row.n), tasks, why), p=p))
     return parts
 
 

@@ -123,7 +123,7 @@ def _harmless(draws: Draws, least: float, view: View) -> Estimate:
     values = draws.values[0]
     se = np.maximum(np.nanstd(draws.values[1:], axis=0, ddof=1), least)
     z = (SMALL_LOSS - values) / se
-    freedom = max(draws.n - 1, 1)
+    freedom = max(draws.units - 1, 1)
     under, over = (number_shown(sps.t.sf(side, freedom)) / len(values) for side in (z, -z))
     # power: for a layer with the median standard error that costs HARMLESS_LOSS, in the unit of the share
     typical = float(np.median(se)) * HARMLESS["letters"].matters / (SMALL_LOSS - HARMLESS_LOSS)
@@ -152,10 +152,10 @@ def _largest(draws: Draws, view: View) -> Estimate:
     """
     if not draws.values.size:
         return estimates.estimate(draws, view.name)
-    low, se = estimates.lower_bounds(draws.values, draws.n)
-    high = interval(draws.values, draws.n)[1]
+    low, se = estimates.lower_bounds(draws.values, draws.units)
+    high = interval(draws.values, draws.units)[1]
     worst = int(np.argmax(high))
-    critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.n - 1, 1)))
+    critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.units - 1, 1)))
     of_documents = float(np.nanstd(draws.of_documents[1:, worst], ddof=1))
     return replace(
         draws.without_effect(view.name), effect=float(draws.values[0].max()), low=float(low.max()),
@@ -170,7 +170,7 @@ def generation_costs_more(letters: Sweeps, written: Sweeps, *, seed: int, n_boot
     protocol = estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
     # answers that are equal under both protocols lose a smaller share of a written score, whose floor is lower: what
     # contradicts has to contradict with the floor of letters for both, too
-    terms[0] = replace(terms[0], sweeps=_with_floor_of(letters, written))
+    terms[0] = replace(terms[0], sweeps=_with_floors(written, letters))
     one_floor = estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
     protocol = replace(protocol, p_against=float(one_floor.verdict != CONTRADICTED))
     # a broken writer often writes what cannot be parsed, and where it can be less is broken: too little contradicts
@@ -178,17 +178,19 @@ def generation_costs_more(letters: Sweeps, written: Sweeps, *, seed: int, n_boot
     return [protocol, replace(parsed, p_against=1.0)]
 
 
-def _with_floor_of(letters: Sweeps, written: Sweeps) -> Sweeps:
-    """Written letters, as if a broken writer guessed among the letters."""
+def _with_floors(sweeps: Sweeps, of: Sweeps | None = None) -> Sweeps:
+    """Sweeps with the floors that others have for the same documents; without others, all floors are 0."""
 
-    def of_seed(own: estimates.Source, other: estimates.Source) -> estimates.Source:
+    def of_seed(own: estimates.Source, other: estimates.Source | None) -> estimates.Source:
         def profiles(suffix: str) -> list[Profile]:
+            if other is None:
+                return [p if p.floor is None else replace(p, floor=0.0) for p in own(suffix)]
             floors = {p.documents: p.floor for p in other(suffix)}
             return [replace(p, floor=floors.get(p.documents, p.floor)) for p in own(suffix)]
 
         return profiles
 
-    return [of_seed(own, letters[min(i, len(letters) - 1)]) for i, own in enumerate(written)]
+    return [of_seed(own, of[min(i, len(of) - 1)] if of else None) for i, own in enumerate(sweeps)]
 
 
 def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> Estimate:
@@ -200,7 +202,9 @@ def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> 
     if not chosen.every:
         return estimates.estimate(chosen.none, view.name)
     by_seed = []
-    for written, letters in zip(*(found for _, found in chosen.terms), strict=True):
+    found = [by_seed for _, by_seed in chosen.terms]
+    n_seeds = max(map(len, found))  # one seed stands beside several
+    for written, letters in zip(*(f * n_seeds if len(f) == 1 else f for f in found), strict=True):
         of_task = []
         by_documents = {p.documents: p for p in letters}
         for i, profile in enumerate(written):
@@ -262,10 +266,15 @@ def depth_trend(roles: Sequence[Sweeps], *, seed: int, n_boot: int) -> list[Part
             draws = replace(draws, values=draws.values.mean(1), of_documents=draws.of_documents.mean(1))
         return estimates.estimate(draws, view.name)
 
-    def spread(view: View) -> Estimate:
+    def spread(view: View, terms: Sequence[Term] = terms) -> Estimate:
         return between_tasks(estimates.draw(terms, view, seed=seed, n_boot=n_boot, apart=True), view)
 
-    return [estimates.viewed(TREND, trend), estimates.viewed(SPREAD, spread)]
+    varies = estimates.viewed(SPREAD, spread)
+    # tasks with the same answers differ by their floors: what varies has to vary with one floor, too
+    one_floor = [replace(term, sweeps=_with_floors(term.sweeps)) for term in terms]
+    if varies.passes and not estimates.viewed(SPREAD, lambda view: spread(view, one_floor)).passes:
+        varies = replace(varies, lacks=("variation with one floor for all tasks",))
+    return [estimates.viewed(TREND, trend), varies]
 
 
 def _one_task_each(roles: Sequence[Sweeps]) -> list[Sweeps]:
@@ -291,7 +300,7 @@ def between_tasks(draws: Draws, view: View) -> Estimate:
     effects, drawn = draws.values[0], draws.values[1:]
     # a draw in which the whole model scores no more than the floor has no relative loss
     cov = np.cov(drawn[np.isfinite(drawn).all(1)], rowvar=False)
-    m, n = len(effects), draws.n
+    m, n = len(effects), draws.units
     if n <= m:
         return replace(blank, why=f"{n} documents for {m} tasks")
     scale = (n - 1) * (m - 1) / (n - m + 1)
@@ -302,9 +311,13 @@ def between_tasks(draws: Draws, view: View) -> Estimate:
         return float(rest @ weights @ rest) - expected
 
     def solve(quantile: float) -> float:
-        top = 10 * (float(np.ptp(effects)) + float(np.sqrt(np.trace(cov))))
+        top = float(np.ptp(effects)) + float(np.sqrt(np.trace(cov)))
         expected = scale * float(sps.f.ppf(quantile, m - 1, n - m + 1))
-        return 0.0 if excess(0.0, expected) <= 0 else float(optimize.brentq(excess, 0.0, top, args=(expected,)))
+        if excess(0.0, expected) <= 0:
+            return 0.0
+        while excess(top, expected) > 0:
+            top *= 2
+        return float(optimize.brentq(excess, 0.0, top, args=(expected,)))
 
     low, middle, high = (solve(quantile) for quantile in (1 - ALPHA / 2, 0.5, ALPHA / 2))
     critical = float(sps.norm.ppf(1 - ALPHA / 2))

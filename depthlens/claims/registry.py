@@ -124,6 +124,11 @@ class Evidence:
             return []
         return [*value] if isinstance(value, list | tuple) else [value]
 
+    def same_examples(self, names: Sequence[str]) -> bool:
+        """Whether a field has several seeds of a task whose examples are the same under every seed, as mmlu's are."""
+        several = [result for name in names for result in self.results(name) if len(self.results(name)) > 1]
+        return any(e.get("examples_by_seed") is False for result in several for e in result.record["tasks"].values())
+
     def sweeps(self, name: str, like: str | None = None) -> Sweeps:
         """The profiles of a field, of the tasks of the field ``like``."""
         sweeps = [lru_cache(partial(profiles, result.primary())) for result in self.results(name)]

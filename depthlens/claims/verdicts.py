@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -255,7 +255,10 @@ def _parts(claim: Claim, evidence: Evidence, seed: int, n_boot: int) -> list[Par
     if missing := claim.missing(evidence):
         why = ("; or " if claim.any_of else "; and ").join(f"{SWEEPS[name]} ({name}=)" for name in missing)
         return [Part(spec, Estimate(why=f"not measured; it needs {why}")) for spec in claim.specs]
-    return claim.parts(evidence, seed, n_boot)
+    parts = claim.parts(evidence, seed, n_boot)
+    if evidence.same_examples(claim.needs):
+        parts = [replace(part, lacks=(*part.lacks, "few-shot seeds that draw other examples")) for part in parts]
+    return parts
 
 
 def verdict_of(claim: Claim, parts: Sequence[Part]) -> Verdict:

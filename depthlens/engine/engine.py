@@ -28,6 +28,7 @@ from depthlens.engine.work_rate import WorkRate
 from depthlens.errors import UserError, unknown
 from depthlens.models import offload, pairs
 from depthlens.models.lens import Lens
+from depthlens.models.rounded_weights import modules_of
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerCache
@@ -105,6 +106,7 @@ class Engine:
         if workers is not None and lens.remote:
             raise UserError(f"model {lens.name!r} runs on a server; leave workers out")
         self.lens = lens
+        modules_of(lens).clear()  # of another engine, which ran before weights may have been edited
         self.backend = backends.get(backend, lens, means)
         if path is not None and (lens.remote or (path == "wavefront" and not isinstance(self.backend, TorchBackend))):
             where = "a remote model" if lens.remote else f"backend {self.backend.name!r}"

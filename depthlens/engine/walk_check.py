@@ -90,8 +90,8 @@ def require_parts(lens: Lens, tried: Found, conditions: Iterable[Condition]) -> 
 def found(lens: Lens) -> Found:
     """Whether a model is walked; a server's model is taken for granted.
 
-    A model is tried again only after a module, a hook or a weight of it was changed. An offloaded one, all of whose
-    layers are read for it, is tried once.
+    A model is tried again only after a module, a hook, a weight or a setting of it was changed. An offloaded one, all
+    of whose layers are read for it, is tried once.
 
     Raises:
         UserError: the logits are not those that the head makes of the normed states, which no backend could tell.
@@ -105,14 +105,20 @@ def found(lens: Lens) -> Found:
 
 
 def _state(lens: Lens) -> tuple:
-    """What differs after a module, a hook or a weight was changed."""
+    """What differs after a module, a hook, a weight, a plain value or the configuration was changed."""
     if lens.stream:
         return ()
     modules = (
         (id(m), id(vars(m).get("forward")), len(m._forward_hooks), len(m._forward_pre_hooks))
         for m in lens.model.modules()
     )
-    return tuple(modules), weights_state(lens.model)
+    values = (
+        (key, value)
+        for m in lens.model.modules()
+        for key, value in vars(m).items()
+        if isinstance(value, bool | int | float | str | None)
+    )
+    return tuple(modules), weights_state(lens.model), tuple(values), lens.model.config.to_json_string()
 
 
 @torch.no_grad()

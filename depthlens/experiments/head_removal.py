@@ -139,13 +139,14 @@ def _assemble(
             whole, random = float(np.mean(curve[1:])), draws[:, 1:].mean(1)
             # the list itself may be drawn; its score then differs by rounding at most
             slack = 1e-9 * max(1.0, float(np.abs(random).max()))
-            worse = (random <= whole + slack) if better else (random >= whole - slack)
-            p = (1 + int(worse.sum())) / (1 + len(random))
+            low, high = random <= whole + slack, random >= whole - slack
+            worse, cheaper = (low, high) if better else (high, low)
+            p, p_cheaper = ((1 + int(drawn.sum())) / (1 + len(random)) for drawn in (worse, cheaper))
             smallest = (1 + len(random) / record["n_lists"][name]) / (1 + len(random))
-            numbers = whole, random.mean(), random.min(), random.max(), p, smallest
+            numbers = whole, random.mean(), random.min(), random.max(), p, p_cheaper, smallest
             tests.append((*key, better, *numbers, p < stats.ALPHA, bool(base.at_chance)))
     keys = ["list", "task", "metric"]
-    numbers_columns = ["value", "random", "low", "high", "p_value", "smallest_p"]
+    numbers_columns = ["value", "random", "low", "high", "p_value", "p_cheaper", "smallest_p"]
     return RemovalCurve(
         pd.DataFrame(points, columns=[*keys, "k", "value", "ci_low", "ci_high"]),
         pd.DataFrame(band, columns=[*keys, "k", "low", "high", "mean", "n_draws"]),

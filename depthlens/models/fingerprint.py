@@ -18,12 +18,14 @@ differ, so that a fingerprint also says on what kind of device the weights were.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
-from types import BuiltinFunctionType, FunctionType, MethodType
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 import accelerate.hooks
@@ -38,6 +40,7 @@ from depthlens.models.quantised import depends_on_batch, is_quantised, said, ten
 
 # whose code does what its version says; anything else may change between two runs
 LIBRARIES = {"torch", "transformers", "peft", "torchao", "bitsandbytes", "depthlens", "numpy", *sys.stdlib_module_names}
+_PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE")
 _OURS = "_part_of_depthlens"
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 # where a file was and which library wrote it do not change what the model computes
@@ -155,8 +158,26 @@ def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> di
     return {
         "writing": of_writing(config, tokenizer),
         "attention": str(kernel),
-        "matmul": f"{torch.get_float32_matmul_precision()} {getattr(torch.backends, 'fp32_precision', '')}".strip(),
+        "matmul": _matmul_precision(),
     }
+
+
+def _matmul_precision() -> str:
+    """How matrix products are rounded, as torch's flags and two variables of libraries say."""
+    try:
+        known = [torch.get_float32_matmul_precision()]
+    except RuntimeError:  # torch refuses to say once the flags of its parts, which follow, were set apart
+        known = ["by part"]
+    known.append(getattr(torch.backends, "fp32_precision", ""))
+    matmul = torch.backends.cuda.matmul
+    for name, part in (("cuda", matmul), ("mkldnn", getattr(torch.backends.mkldnn, "matmul", None))):
+        if (precision := getattr(part, "fp32_precision", "none")) != "none":
+            known.append(f"{name} {precision}")
+    for flag, usual in (("allow_fp16_accumulation", False), ("allow_bf16_reduced_precision_reduction", True)):
+        if (value := getattr(matmul, flag, usual)) != usual:
+            known.append(f"{flag} {value}")
+    known += [f"{name} {os.environ[name]}" for name in _PRECISION_VARIABLES if os.environ.get(name)]
+    return " ".join(known).strip()
 
 
 def end_tokens(config: GenerationConfig, tokenizer: Any) -> list[int]:
@@ -285,12 +306,16 @@ def _changed_code(model: nn.Module) -> str | None:
     """The first part of a model whose code is not that of a library."""
     if nn.modules.module._has_any_global_hook():
         return "runs under global hooks of torch"
+    if replaced := _replaced(nn.functional, "runs with torch.nn.functional, whose"):
+        return replaced
     checked: dict[type, str | None] = {}
     for name, module in model.named_modules():
         if module.training and (
             not type(module).__module__.startswith("torch.nn.") or "dropout" in type(module).__name__.lower()
         ):
             return f"is in training mode ({_name_of(name, module)}); call model.eval()"
+        if any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope")):
+            return f"has {_name_of(name, module)}, whose frequencies depend on the longest text of a batch"
         if any(getattr(module, hooks) for hooks in _HOOKS):
             return f"has hooks on {_name_of(name, module)}"
         own = vars(module).get("forward")
@@ -328,18 +353,29 @@ def _changed_class(kind: type) -> str | None:
     if not _of_library(kind):
         return f"of class {kind.__module__}.{kind.__qualname__}, whose code is not part of the address"
     for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        for key in ("forward", "__call__", "_call_impl"):
-            if (method := vars(base).get(key)) is not None and not _of_library(method):
-                return f"whose {base.__qualname__}.{key} was replaced by one of {method.__module__}"
+        for key, method in vars(base).items():
+            if isinstance(method, FunctionType) and _home(method).partition(".")[0] not in LIBRARIES:
+                return f"whose {base.__qualname__}.{key} was replaced by one of {_home(method)}"
         if (method := vars(base).get("forward")) is not None and method.__qualname__.rpartition(".")[0] not in (
             "",  # a helper that torch or transformers put in place
             *(c.__qualname__ for c in base.__mro__),
         ):
             return f"whose {base.__qualname__}.forward was replaced by {method.__qualname__}"
-    for key, value in vars(sys.modules[kind.__module__]).items():
-        if isinstance(value, FunctionType) and not _of_library(value):
-            return f"whose function {key} was replaced by one of {value.__module__}"
+    return _replaced(sys.modules[kind.__module__], "whose function")
+
+
+def _replaced(module: ModuleType, what: str) -> str | None:
+    """The first function of a module of a library that is not the library's."""
+    for key, value in vars(module).items():
+        function = value.func if isinstance(value, partial) else value
+        if isinstance(function, FunctionType) and _home(function).partition(".")[0] not in LIBRARIES:
+            return f"{what} {key} was replaced by one of {_home(function)}"
     return None
+
+
+def _home(function: FunctionType) -> str:
+    """The module that a function was written in; a decorator such as functools.wraps gives it another's name."""
+    return str(function.__globals__.get("__name__", function.__module__))
 
 
 def _of_library(value: Any) -> bool:

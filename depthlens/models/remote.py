@@ -113,7 +113,8 @@ class Remote:
         """Which model it is: by name, server and configuration; of a simulated server by its weights."""
         edited = "has edits made by nnsight" if self.model._edits else None
         if self.served is None:
-            digest = fingerprint.of_model(self.model._module).fingerprint
+            module = self.model._module  # nnsight leaves objects in it that cannot be written down
+            digest = fingerprint.of_config(module.config, fingerprint.of_model(module).fingerprint)
         else:
             digest = fingerprint.of_config(self.model._module.config, name, self.served.host, self.served.key)
         return fingerprint.Identity(f"remote:{digest}", edited)

@@ -106,6 +106,12 @@ class RoundedModules:
                 if not self._holders:
                     self._by_layer.clear()
 
+    def clear(self) -> None:
+        """Forget copies that nobody holds: a weight that was edited through ``.data`` or numpy looks unchanged."""
+        with self._lock:
+            if not self._holders:
+                self._by_layer.clear()
+
 
 _modules: WeakKeyDictionary[Lens, RoundedModules] = WeakKeyDictionary()
 

@@ -153,7 +153,11 @@ class Store:
     def _check(self, text: bytes | None) -> None:
         """Make the store, or see that it is one we can read; ``text`` of its format file."""
         if text is None:
-            if strange := [name for name, _, _ in self._list("") if not name.startswith(".")]:
+            names = [name for name, _, _ in self._list("") if not name.startswith(".")]
+            if "format.json" in names:  # another process has made the store since it was looked for
+                self._check(self._read("format.json"))
+                return
+            if strange := names:
                 fault = f"store {self.location!r} is a folder with other things in it ({strange[0]}, ...)"
                 raise UserError(f"{fault}; name an empty folder or a new one")
             self.write_file("format.json", json.dumps({"format": FORMAT}).encode())

@@ -96,10 +96,28 @@ def test_critical_conditions_and_findings_in_words():
     alone = set(found["early"]) ^ set(found["late"])
     shown = set(f"{row.more_task}, {row.more_other}".split(", "))
     assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
-    assert row.scale == "of the score above chance"
+    assert row.scale == "of the score above the floor"
     early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** layers proved critical (L0, L1, L2" in early
     assert "at chance, cannot judge" in guess
+
+
+@pytest.mark.parametrize("written", [EARLY, (0.9, [0.0, 0.0, 0.0, *[0.9] * 6])], ids=["equal answers", "all is broken"])
+def test_protocols_do_not_differ_by_what_a_broken_model_scores(written):
+    """A guess among options scores a quarter, a broken writer nothing: neither shows that a layer matters more."""
+    chosen = EARLY if written is EARLY else (0.9, [0.25, 0.25, 0.25, *[0.9] * 6])
+    result = synthetic({"chosen": chosen, "written": written})
+    result.record["tasks"]["written"]["metrics"]["acc"]["floor"] = 0.0
+    overlap = depth.critical_overlap(result)
+    assert overlap.table[["more_task", "more_other"]].to_numpy().tolist() == [["none", "none"]]
+    assert overlap.describe()[0] == "No condition is shown to cost more under one of the tasks than under another."
+    assert overlap.table["both"].item().startswith("L0, L1, L2")
+
+
+def test_the_pair_that_differs_most_comes_first():
+    lines = depth.critical_overlap(synthetic({"early": EARLY, "late": LATE})).describe()
+    assert lines[0].startswith("**4 layers** are shown to cost more under late than under early (L5, L6, L7, L8), and ")
+    assert "shown to cost more under early: L0, L1, L2" in lines[1]
 
 
 def test_few_parts_that_are_left_are_named_instead_of_the_many_that_are_critical():

@@ -68,8 +68,8 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
     proven = table[table["p_adjusted"] < 0.05]
     assert dict(zip(proven["condition"], proven["difference"] > 0, strict=True)) == {"L1": True, "L3": False}
     finding, knowing = losses.describe()
-    assert finding.endswith("(they help to find the answer in the prompt): L1.")
-    assert knowing.endswith("(they help to recall the answer): L3.")
+    assert finding.startswith("Layers that cost more open-book: L1. The open book has more to lose")
+    assert knowing == "Layers that cost more closed-book: L3."
     (gain,) = open_book.open_book_gain(both, CLOSED, OPENED).describe()
     assert (
         gain.startswith("The facts in the prompt change the whole model's score by **+0.")

@@ -59,6 +59,31 @@ def test_a_lower_floor_alone_contradicts_nothing():
     assert protocol.verdict != CONTRADICTED
 
 
+def test_tasks_with_the_same_answers_do_not_vary_by_their_floors():
+    of = sweeps({"rest": LATE}, seed=2)
+
+    def renamed(sweep, name, floor):
+        return lambda suffix: [replace(p, task=name, label=name, floor=floor) for p in sweep(suffix)]
+
+    roles = [[renamed(s, name, floor) for s in of["letters"]] for name, floor in (("a", 0.25), ("b", 0.0), ("c", 0.25))]
+    _, varies = layers.depth_trend(roles, seed=0, n_boot=N_BOOT)
+    assert varies.passes and varies.verdict != SUPPORTED
+    assert varies.missing == ("variation with one floor for all tasks",)
+
+
+def test_two_tasks_of_other_trends_have_an_interval():
+    of = sweeps({"letters": EARLY, "continuation": LATE}, seed=2, seeds=1)
+    _, varies = layers.depth_trend([of["letters"], of["continuation"]], seed=0, n_boot=N_BOOT)
+    assert varies.main.low < varies.main.effect < varies.main.high < np.inf
+
+
+def test_one_seed_of_letters_stands_beside_three_of_written_ones():
+    of = sweeps({"rest": FLAT}, seed=2)
+    of["letters"] = of["letters"][:1]
+    _, parsed = parts("C2", of, seed=0, n_boot=N_BOOT)
+    assert np.isfinite(parsed.main.effect) and parsed.main.seeds == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("null", NULLS)
 @pytest.mark.parametrize("claim", ["C2", "C3", "C4", "C6", "C7"])
@@ -148,7 +173,7 @@ def test_the_spread_between_tasks_is_covered(true):
         effects = 0.1 + true * rng.standard_normal(m) + noise @ rng.standard_normal(m)
         values = effects + rng.standard_normal((400, m)) @ noise.T
         drawn = np.vstack([effects, values])
-        spread = layers.between_tasks(Draws(drawn, drawn, n, 3, (), ()), ALL)
+        spread = layers.between_tasks(Draws(drawn, drawn, n, n, 3, (), ()), ALL)
         hits += spread.low <= true <= spread.high
         found += spread.low > 0
     assert 0.92 <= hits / 200 <= 1.0
@@ -159,9 +184,9 @@ def test_draws_without_a_score_above_the_floor_are_left_out_of_the_spread():
     rng = np.random.default_rng(0)
     effects = np.array([0.1, 0.3, 0.2])
     drawn = np.vstack([effects, effects + 0.05 * rng.standard_normal((400, 3))])
-    expected = layers.between_tasks(Draws(drawn, drawn, 80, 3, (), ()), ALL)
+    expected = layers.between_tasks(Draws(drawn, drawn, 80, 80, 3, (), ()), ALL)
     nothing = np.full((5, 3), [np.nan, 0.1, 0.1])
-    spread = layers.between_tasks(Draws(np.vstack([drawn, nothing]), drawn, 80, 3, (), ()), ALL)
+    spread = layers.between_tasks(Draws(np.vstack([drawn, nothing]), drawn, 80, 80, 3, (), ()), ALL)
     assert spread == expected
 
 

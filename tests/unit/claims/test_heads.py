@@ -144,12 +144,23 @@ def test_too_few_random_lists_cannot_judge():
 
 def test_heads_that_help_contradict():
     curve, scores = evidence(seed=0, effect=5.0)
-    worse = replace(curve, tests=curve.tests.assign(p_value=1.0))
+    tests = curve.tests.assign(p_value=1.0, p_cheaper=curve.tests["smallest_p"])
+    worse = replace(curve, tests=tests)
     turned = curve.ratio.assign(effect=-curve.ratio["effect"])
     turned[["ci_low", "ci_high"]] = -curve.ratio[["ci_high", "ci_low"]].to_numpy()
     worse.__dict__.update(ratio=turned, interactions=curve.interactions)
     assert combined(judged(worse, scores)) == CONTRADICTED
     assert np.isfinite([p.main.effect for p in judged(worse, scores)]).all()
+    ties = replace(curve, tests=tests.assign(p_cheaper=1.0))  # every draw costs as much
+    ties.__dict__.update(ratio=turned, interactions=curve.interactions)
+    assert combined(judged(ties, scores)) != CONTRADICTED
+
+
+def test_a_list_that_costs_more_on_both_tasks_is_not_specific():
+    curve, scores = evidence(seed=0, effect=5.0)
+    assert combined(judged(curve, scores)) == SUPPORTED
+    curve.__dict__["interactions"] = curve.interactions.assign(on_task=-curve.interactions["on_task"])
+    assert combined(judged(curve, scores)) != SUPPORTED
 
 
 def test_evidence_that_does_not_fit_is_refused():

@@ -248,3 +248,14 @@ def test_logits_that_depend_on_the_tokens_are_refused():
     lens = Lens(model, tiny.tokenizer(), "mine")
     with pytest.raises(UserError, match="'mine' .* is not supported: its logits are not those"):
         Engine(lens, progress=False).loglikelihood(ASKED, expand("L1", lens.dims))
+
+
+def test_a_model_is_tried_again_after_its_configuration_or_a_plain_value_was_changed():
+    lens = tiny.lens("llama-gqa")
+    first = walk_check.found(lens)
+    assert walk_check.found(lens) is first
+    lens.model.config.final_logit_softcapping = 30.0
+    second = walk_check.found(lens)
+    assert second is not first and walk_check.found(lens) is second
+    lens.model.model.layers[0].self_attn.scaling *= 2
+    assert walk_check.found(lens) is not second

@@ -13,12 +13,14 @@ from pathlib import Path
 import fsspec
 import pytest
 import tiny
+import torch
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, flip, parts, run
 
 import depthlens as dl
 from depthlens import cli, provenance
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
+from depthlens.models import fingerprint
 from depthlens.store import inspection
 from depthlens.store import parts as store_parts
 from depthlens.store.parts import Store, open_store
@@ -236,3 +238,44 @@ class TestReadOnly:
             cli.main(["store", "prune", "--all", "--store", str(read_only)])
         err = capsys.readouterr().err
         assert end.value.code == 2 and "cannot be written" in err.splitlines()[1] and err.count("\n") == 2
+
+
+def test_a_store_that_another_process_has_made_meanwhile_is_no_strange_folder(tmp_path, monkeypatch):
+    made = Store(str(tmp_path / "store"))
+    files = type(fsspec.filesystem("file"))
+    read, looked = files.cat_file, []
+
+    def late(self, path, *args, **options):
+        looked.append(path)
+        if len(looked) == 1:
+            raise FileNotFoundError(path)  # it was not there yet
+        return read(self, path, *args, **options)
+
+    monkeypatch.setattr(files, "cat_file", late)
+    assert Store(made.location).writable and len(looked) == 2
+
+
+def test_precision_flags_of_parts_are_in_the_settings(monkeypatch):
+    lens = tiny.lens("llama-gqa")
+
+    def matmul():
+        return fingerprint.settings(lens.model.generation_config, lens.tokenizer, None)["matmul"]
+
+    usual = matmul()
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    assert matmul() != usual
+    monkeypatch.delenv("ONEDNN_DEFAULT_FPMATH_MODE")
+    flags = torch.backends.mkldnn.matmul
+    flags.fp32_precision = "bf16"  # torch then refuses to say one precision for all
+    try:
+        assert "mkldnn bf16" in matmul()
+    finally:
+        flags.fp32_precision = "none"
+    assert matmul() == usual
+
+
+def test_frequencies_by_the_longest_text_of_a_batch_keep_a_model_out_of_the_store():
+    lens = tiny.lens("llama-gqa")
+    assert fingerprint.of_model(lens.model).obstacle is None
+    lens.model.model.rotary_emb.rope_type = "longrope"
+    assert "frequencies depend on the longest text" in fingerprint.of_model(lens.model).obstacle
