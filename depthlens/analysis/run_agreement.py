@@ -34,10 +34,11 @@ from depthlens.analysis.stability import critical_in_resamples
 from depthlens.analysis.stats import ALPHA
 
 N_BOOT = 500
+MOST_TIMES = 1.25  # as many documents: more find more critical parts, whatever the truth is
 _KEYS = [*Key._fields, "run", "reference", "paired"]
 CRITICAL = [
     *_KEYS, "n_parts", "critical", "reference_critical", "both", "n_critical", "n_reference", "n_both", "jaccard",
-    "ceiling", "ceiling_low", "chance", "p_value", "below_ceiling", "why",
+    "ceiling", "ceiling_low", "chance", "p_value", "below_ceiling", "documents", "reference_documents", "why",
 ]  # fmt: skip
 RANK_COLUMNS = [*_KEYS, *RANKS]
 
@@ -58,6 +59,8 @@ def critical(key: Key, pair: Pair, why: str, seed: int, n_boot: int = N_BOOT) ->
     ]
     n, sizes = len(pair.own.conditions), [int(s.sum()) for s in sets]
     row = _head(key, pair) | {"n_parts": n, "n_critical": sizes[0], "n_reference": sizes[1], "why": why}
+    documents = [int(f.losses["n"].max()) for f in (pair.own, pair.reference)]
+    row |= {"documents": documents[0], "reference_documents": documents[1]}
     row |= {"critical": ", ".join(names[0]) or "none", "reference_critical": ", ".join(names[1]) or "none"}
     if not why and not any(sizes):
         row["why"] = "no part is critical in either run"
@@ -78,7 +81,7 @@ def critical(key: Key, pair: Pair, why: str, seed: int, n_boot: int = N_BOOT) ->
         "ceiling_low": low,
         "chance": expected_jaccard(n, *sizes),
         "p_value": p if all(sizes) and smallest <= ALPHA else math.nan,  # few layers have few shifts
-        "below_ceiling": found < low,
+        "below_ceiling": found < low and max(documents) <= MOST_TIMES * min(documents),
     }
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from depthlens.analysis import run_settings
 from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.rank_correlations import in_words
+from depthlens.analysis.run_agreement import MOST_TIMES
 from depthlens.analysis.run_differences import CENTRE, SCORE
 from depthlens.analysis.run_families import Key
 from depthlens.analysis.stats import ALPHA
@@ -108,6 +109,9 @@ def _critical(table: pd.DataFrame, ranks: pd.DataFrame) -> Iterator[str]:
         judged = "**below** what noise allows" if row.below_ceiling else "not shown to be below what noise allows"
         if row.ceiling_low <= row.chance:
             judged = "too few documents to judge"
+        sizes = row.documents, row.reference_documents
+        if max(sizes) > MOST_TIMES * min(sizes):
+            judged = f"not judged, because {sizes[0]} and {sizes[1]} documents find other numbers of critical parts"
         chance = f"chance gives {row.chance:.2f}"
         if not math.isnan(row.p_value):
             verdict = "more than" if row.p_value <= ALPHA else "no more than"

@@ -67,6 +67,15 @@ def test_a_planted_difference_is_found_everywhere():
     assert "the centre of mass of the losses is **deeper** in b" in said and "**below** what noise allows" in said
 
 
+def test_critical_parts_of_other_numbers_of_documents_are_not_judged():
+    found = compared(sweep(EARLY, n=400), sweep(EARLY, n=60, model="small", seed=1))
+    (row,) = found.critical.itertuples()
+    assert (row.documents, row.reference_documents) == (60, 400) and not row.below_ceiling
+    assert "not judged, because 60 and 400 documents find other numbers of critical parts" in "\n".join(
+        found.describe()
+    )
+
+
 def test_the_numbers_are_those_of_the_functions_for_one_run_and_for_two():
     a, b = sweep(EARLY), sweep(LATE, model="late", seed=1)
     found = compared(a, b)
