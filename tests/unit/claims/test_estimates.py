@@ -72,7 +72,7 @@ def test_tasks_with_the_same_answers_do_not_vary_by_their_floors():
 
 
 def test_two_tasks_of_other_trends_have_an_interval():
-    of = sweeps({"letters": EARLY, "continuation": LATE}, seed=2, seeds=1)
+    of = sweeps({"rest": FLAT, "letters": EARLY, "continuation": LATE}, seed=2, seeds=1)
     _, varies = layers.depth_trend([of["letters"], of["continuation"]], seed=0, n_boot=N_BOOT)
     assert varies.main.low < varies.main.effect < varies.main.high < np.inf
 
