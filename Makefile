@@ -31,7 +31,7 @@ labtest: $(STAMP)  ## run a notebook in a real JupyterLab in Chromium or Chrome;
 	$(BIN)/python tests/browser/lab.py $(if $(CHROME),--browser $(CHROME))
 
 # `make docs RUN=FOLDER` shows the notebooks of a run that is there
-docs: $(STAMP)  ## run all notebooks (50 minutes), and build the site into build/docs
+docs: $(STAMP)  ## run all notebooks (one to two hours), and build the site into build/docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(if $(RUN),,$(BIN)/depthlens run all --profile demo --out build/run)
 	DEPTHLENS_RUN=$(abspath $(or $(RUN),build/run)) $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
