@@ -4,7 +4,6 @@ import atexit
 import os
 import shutil
 import tempfile
-import zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DEPTHLENS_STORE"] = "none"  # what a test computes is computed, not read from an earlier run
@@ -28,16 +27,6 @@ CORES = torch.get_num_threads()
 def threads(request):
     """One thread for tiny models: more only wait for each other."""
     torch.set_num_threads(CORES if request.node.get_closest_marker("integration") else 1)
-
-
-@pytest.fixture(autouse=True)
-def types(request):
-    """The type checker looks at the calls of every fourth test: it takes about as long as what it checks."""
-    before = jaxtyping.config.jaxtyping_disable
-    if zlib.crc32(request.node.nodeid.encode()) % 4:
-        jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module")

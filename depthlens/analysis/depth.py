@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 SCALES = ("score", "above_chance", "importance")
+ABOVE_FLOOR = "of the score above the floor"
 FEWEST = 5  # documents that can prove a loss: the p-value of sign flips of four is above 0.05
 
 
@@ -281,7 +282,7 @@ def critical_overlap(result: Result, *, seed: int = 0) -> DescribedTable:
             f"Critical under both {task} and {other}: {text(both)}; shown to cost more under {task}: "
             f"{text(more_task)}; under {other}: {text(more_other)}; critical under one, but not shown to differ: "
             + text(not_shown)
-            + (f" (losses as shares {scale})." if scale.startswith("of ") else ".")
+            + (f" (losses as shares {scale})." if scale == ABOVE_FLOOR else ".")
         )
     if counts:
         n, most, task, other = max(counts, key=lambda count: count[0])
@@ -304,7 +305,7 @@ def _shown_differences(
     values = [table[names].to_numpy() for table in losses]
     floors: list[float] = []
     if all(info["chance"] is not None for info in infos):
-        scale = "of the score above the floor"
+        scale = ABOVE_FLOOR
         signs = [1.0 if info["higher_is_better"] else -1.0 for info in infos]
         bases = [s * result.scores(*pair)[BASELINE].to_numpy() for s, pair in zip(signs, (first, second), strict=True)]
         for sign, pair, info in zip(signs, (first, second), infos, strict=True):

@@ -166,13 +166,14 @@ def _largest(draws: Draws, view: View) -> Estimate:
 def generation_costs_more(letters: Sweeps, written: Sweeps, *, seed: int, n_boot: int) -> list[Part]:
     """C2: of identical prompts, beyond the first third; in all, and where the written answer could be parsed."""
     terms = [Term(1, written, estimates.beyond_first_third), Term(-1, letters, estimates.beyond_first_third)]
-    parsed = estimates.viewed(WRONG, lambda view: _where_parsed(terms, view, seed, n_boot))
     protocol = estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
     # answers that are equal under both protocols lose a smaller share of a written score, whose floor is lower: what
     # contradicts has to contradict with the floor of letters for both, too
-    terms[0] = replace(terms[0], sweeps=_with_floors(written, letters))
-    one_floor = estimates.part(PROTOCOL, terms, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
-    protocol = replace(protocol, p_against=float(one_floor.verdict != CONTRADICTED))
+    one_floor = [replace(terms[0], sweeps=_with_floors(written, letters)), terms[1]]
+    again = estimates.part(PROTOCOL, one_floor, seed=seed, n_boot=n_boot, pairs=_BOTH_PROTOCOLS)
+    protocol = replace(protocol, p_against=float(again.verdict != CONTRADICTED))
+    # a letter that can be parsed is one of the options, whose floor is guessing
+    parsed = estimates.viewed(WRONG, lambda view: _where_parsed(one_floor, view, seed, n_boot))
     # a broken writer often writes what cannot be parsed, and where it can be less is broken: too little contradicts
     # nothing
     return [protocol, replace(parsed, p_against=1.0)]
@@ -194,10 +195,7 @@ def _with_floors(sweeps: Sweeps, of: Sweeps | None = None) -> Sweeps:
 
 
 def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> Estimate:
-    """The difference of relative losses, pooled over pairs of document and layer whose written answer was parsed.
-
-    Both are shares of the score above guessing: a letter that can be parsed is one of the options.
-    """
+    """The difference of relative losses, pooled over pairs of document and layer whose written answer was parsed."""
     chosen = estimates.choose(terms, view, _BOTH_PROTOCOLS)
     if not chosen.every:
         return estimates.estimate(chosen.none, view.name)
@@ -211,18 +209,15 @@ def _where_parsed(terms: Sequence[Term], view: View, seed: int, n_boot: int) -> 
             counts = profile.draws(n_boot, seed + i)
             deep = profile.thirds > 0
             parsed = np.ones_like(profile.values) if profile.parsed is None else profile.parsed.astype(float)
-            other = by_documents[profile.documents]
-            both = (_pooled(p, other.floor, parsed[:, deep], deep, counts) for p in (profile, other))
+            both = (_pooled(p, parsed[:, deep], deep, counts) for p in (profile, by_documents[profile.documents]))
             of_task.append(np.subtract(*both))
         by_seed.append(np.mean(of_task, axis=0))
     return estimates.estimate(chosen.draws(np.stack(by_seed)), view.name)
 
 
-def _pooled(
-    profile: Profile, floor: float | None, parsed: np.ndarray, deep: np.ndarray, counts: np.ndarray
-) -> np.ndarray:
+def _pooled(profile: Profile, parsed: np.ndarray, deep: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Loss over what there was to lose, both summed over parsed documents and layers. Shape [draw]."""
-    over_floor = (profile.base - float(floor or 0.0))[:, None]
+    over_floor = (profile.base - float(profile.floor or 0.0))[:, None]
     lost = (profile.loss[:, deep] * parsed).sum(1)
     return ratio(counts @ lost, counts @ (over_floor * parsed).sum(1))
 

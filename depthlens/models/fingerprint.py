@@ -354,7 +354,7 @@ def _changed_class(kind: type) -> str | None:
         return f"of class {kind.__module__}.{kind.__qualname__}, whose code is not part of the address"
     for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         for key, method in vars(base).items():
-            if isinstance(method, FunctionType) and _home(method).partition(".")[0] not in LIBRARIES:
+            if _is_foreign(method):
                 return f"whose {base.__qualname__}.{key} was replaced by one of {_home(method)}"
         if (method := vars(base).get("forward")) is not None and method.__qualname__.rpartition(".")[0] not in (
             "",  # a helper that torch or transformers put in place
@@ -368,12 +368,16 @@ def _replaced(module: ModuleType, what: str) -> str | None:
     """The first function of a module of a library that is not the library's."""
     for key, value in vars(module).items():
         function = value.func if isinstance(value, partial) else value
-        if isinstance(function, FunctionType) and _home(function).partition(".")[0] not in LIBRARIES:
+        if _is_foreign(function):
             return f"{what} {key} was replaced by one of {_home(function)}"
     return None
 
 
-def _home(function: FunctionType) -> str:
+def _is_foreign(value: Any) -> bool:
+    return isinstance(value, FunctionType) and _home(value).partition(".")[0] not in LIBRARIES
+
+
+def _home(function: Any) -> str:
     """The module that a function was written in; a decorator such as functools.wraps gives it another's name."""
     return str(function.__globals__.get("__name__", function.__module__))
 

@@ -138,3 +138,12 @@ def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     assert list(both.primary().docs["metric"].unique()) == ["acc"]
     with pytest.raises(UserError, match="not one condition a layer"):
         depth.loss_by_third(Result(result.docs.assign(layer=pd.NA), result.record))
+
+
+def test_too_few_documents_to_prove_a_loss_are_said():
+    result = synthetic({"early": EARLY})
+    few = Result(result.docs[result.docs["doc_id"] < depth.FEWEST - 1], result.record)
+    score = few.baselines.assign(at_chance=False)
+    few.__dict__["baselines"] = score  # a perfect score of four documents is at chance, too
+    assert few.describe()[0].startswith("early: 4 documents cannot prove a loss, at least 5 are needed (acc ")
+    assert not few.critical().size

@@ -53,9 +53,10 @@ def test_equal_answers_under_both_protocols_are_no_difference():
 
 
 def test_a_lower_floor_alone_contradicts_nothing():
-    """What costs more under generation by less than the floors differ by: 0.3 of the score in place of 0.15."""
-    of = sweeps({"rest": FLAT, "generation": np.where(THIRD > 0, 0.3, FLAT)}, seed=2, base=0.5, alike=1.0)
+    """Layers break 0.35 of what is written and 0.3 of what is chosen; half of that is lost in the lower floor."""
+    of = sweeps({"rest": LATE, "generation": np.where(THIRD > 0, 0.35, LATE)}, n=400, seed=2, alike=1.0, seed_sd=0.0)
     (protocol, _) = parts("C2", of, seed=0, n_boot=N_BOOT)
+    assert replace(protocol, p_against=0.0).verdict == CONTRADICTED, "by its own floors alone"
     assert protocol.verdict != CONTRADICTED
 
 
