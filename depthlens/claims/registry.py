@@ -118,11 +118,12 @@ class Evidence:
         return [*self.heads] if isinstance(self.heads, list | tuple) else [cast(RemovalCurve, self.heads)]
 
     def results(self, name: str) -> list[Result]:
-        """The results of a field, one a few-shot seed; none where the field was not given."""
+        """The results of a field, one a few-shot seed or curve of heads; none where the field was not given."""
         value = getattr(self, name)
         if value is None:
             return []
-        return [*value] if isinstance(value, list | tuple) else [value]
+        several = value if isinstance(value, list | tuple) else [value]
+        return [made.result if isinstance(made, RemovalCurve) else made for made in several]
 
     def same_examples(self, names: Sequence[str]) -> bool:
         """Whether a field has several seeds of a task whose examples are the same under every seed, as mmlu's are."""

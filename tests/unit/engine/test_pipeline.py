@@ -75,7 +75,7 @@ def test_the_first_failure_is_raised_and_the_others_stop():
 
 def test_walks_that_come_round_again_share_devices():
     """As in decoding: every token passes all devices."""
-    inside, steps = set(), []
+    inside, steps, last_began = set(), [], threading.Event()
 
     def walk(number):
         def run(enter):
@@ -86,12 +86,16 @@ def test_walks_that_come_round_again_share_devices():
                     inside.add(device)
                     time.sleep(0.0005)
                     inside.remove(device)
+                    if number == 2:
+                        last_began.set()
+                # the first, before its last step, waits for the last one as long as a busy machine needs
+                assert (number, step) != (0, 3) or last_began.wait(60), "they take turns"
                 steps.append((number, step))
 
         return run
 
     Pipeline(DEVICES).run([walk(i) for i in range(3)])
-    assert len(steps) == 15 and steps.index((2, 0)) < steps.index((0, 4)), "they take turns"
+    assert len(steps) == 15
 
 
 def test_ctrl_c_stops_all_walks(monkeypatch):
