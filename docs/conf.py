@@ -45,9 +45,11 @@ html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": True,
     "header_links_before_dropdown": 6,
+    "collapse_navigation": True,  # what unfolds a section in the side bar has no name for screen readers
     # the wide button is named "Search" and reads "Search Ctrl K", which screen readers cannot match
     "navbar_persistent": ["search-button"],
 }
+html_sidebars = dict.fromkeys(("results", "made/changelog"), ())  # sections of one page have nothing to navigate
 html_context = {"default_mode": "auto"}  # else the theme complains on the console
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]

@@ -13,12 +13,16 @@ if "HF_DATASETS_CACHE" not in os.environ:  # made-up documents must not stay whe
 if "PYTEST_XDIST_WORKER" in os.environ:  # several threads in each process wait for one another
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-import jaxtyping
-import pytest
-import surgery
-import tiny
-import torch
-import transplants
+import type_checks
+
+type_checks.install()
+
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+import surgery  # noqa: E402
+import tiny  # noqa: E402
+import torch  # noqa: E402
+import transplants  # noqa: E402
 
 CORES = torch.get_num_threads()
 

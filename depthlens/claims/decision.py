@@ -183,6 +183,7 @@ class Part:
         p: Adjusted p-value of a further test that has to be below 0.05 to support; 0 where there is none.
         p_against: The same to contradict.
         lacks: What else support needs and there is not, as noun phrases.
+        obstacle: Why there is no support although the interval is on the claimed side, as a clause; see ``p``.
     """
 
     spec: Spec
@@ -191,12 +192,13 @@ class Part:
     p: float = 0.0
     p_against: float = 0.0
     lacks: tuple[str, ...] = ()
+    obstacle: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The part as JSON has it."""
         others = [e.as_json() for e in self.others]
         return {"spec": asdict(self.spec), "main": self.main.as_json(), "others": others} | {
-            name: getattr(self, name) for name in ("p", "p_against", "lacks")
+            name: getattr(self, name) for name in ("p", "p_against", "lacks", "obstacle")
         }
 
     @classmethod
@@ -205,8 +207,9 @@ class Part:
         spec = fields["spec"]
         spec = Spec(**spec | {"main": None if spec["main"] is None else View(**spec["main"])})
         others = tuple(Estimate.from_json(e) for e in fields["others"])
-        lacks = tuple(fields.get("lacks", ()))  # verdicts that were saved before there were any have none
-        return cls(spec, Estimate.from_json(fields["main"]), others, fields["p"], fields["p_against"], lacks)
+        # verdicts that were saved before there were these have none
+        lacks, obstacle = tuple(fields.get("lacks", ())), fields.get("obstacle", "")
+        return cls(spec, Estimate.from_json(fields["main"]), others, fields["p"], fields["p_against"], lacks, obstacle)
 
     @property
     def holds(self) -> tuple[str, ...]:

@@ -77,9 +77,15 @@ def _parts(
         what = f"the cost of {' and '.join(pair)} heads on their own task minus on the other's"
         spec, tasks = _spec(OWN_TASK, what, row.metric), tuple(f"{task} {metric}" for task, metric in metrics.items())
         # a list that costs more on both tasks is not specific to its own, whatever the sum
-        terms = ((row.on_task, row.p_on_task), (row.on_other, row.p_on_other))
-        p = max(float(p) if sign * term > 0 else 1.0 for term, p in terms)
-        parts.append(Part(spec, _estimate(sign * row.effect, low, high, int(row.n), tasks, why), p=p))
+        terms = {row.task: (sign * row.on_task, row.p_on_task), row.other_task: (sign * row.on_other, row.p_on_other)}
+        p = max(float(p) if term > 0 else 1.0 for term, p in terms.values())
+        obstacles = [
+            f"{name} heads cost no more on {own[name]} than {other} heads"
+            for name, other in (pair, pair[::-1])
+            if not terms[own[name]][0] > 0
+        ]
+        estimate = _estimate(sign * row.effect, low, high, int(row.n), tasks, why)
+        parts.append(Part(spec, estimate, p=p, obstacle=" and ".join(obstacles)))
     return parts
 
 

@@ -333,6 +333,7 @@ def _part_sentence(part: Part) -> str:
     if part.verdict == CANNOT and not main.why:
         text += ", too few documents" if main.n < MIN_DOCS else ", too wide to decide"
     text += f", but {main.why}" if main.why else ""
+    text += f", but {part.obstacle}" if part.obstacle and spec.passes(main.low, main.high) else ""
     if part.passes or spec.fails(main.low, main.high):  # views that say something else
         against = [e for e in part.others if e.n and (e.view in part.holds) != part.passes]
         text += f"; it is {_listed([f'{e.effect:.2f} with {e.view}' for e in against])}" if against else ""

@@ -23,8 +23,9 @@ from depthlens.plots import panels
 from depthlens.plots.theme import DASHED, SMALL, Plot, figure, themed, with_legend
 
 _WIDTHS = (1.4, 2.9, 2.2, 0.9)  # of the verdict, the statement, the effect, and the documents and views
-_STATEMENT, _REASON, _EFFECT = 44, 40, 34  # characters in a line
+_STATEMENT, _REASON, _EFFECT = 44, 40, 31  # characters in a line
 _ROW, _LINE, _LINES = 0.92, 0.17, 5  # inches of a row and of a line of 8 pt; lines that a row has room for
+_TITLE = 2  # lines above an axis that a row has room for
 
 
 @themed
@@ -41,7 +42,8 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
     if not isinstance(verdicts, Sequence) or not verdicts or not all(isinstance(v, Verdict) for v in verdicts):
         raise UserError("no verdicts to draw; give those of depthlens.claims.judge")
     reasons = {v.claim.id: _reason(v) for v in verdicts}
-    heights = [_ROW + _LINE * max(0, text.count("\n") + 1 - _LINES) for text in reasons.values()]
+    titles = {v.claim.id: _title(v) for v in verdicts}
+    heights = [_height(reasons[v.claim.id], titles[v.claim.id]) for v in verdicts]
     models = verdicts.record.get("models", []) if isinstance(verdicts, Verdicts) else []
     default = f"{', '.join(models)}: {headline(verdicts)}" if models else headline(verdicts)
     fig = figure(title, default, height=sum(heights) + 0.9)
@@ -51,7 +53,7 @@ def scorecard(verdicts: Sequence[Verdict], *, title: str | None = None) -> Plot:
             ax.set_axis_off()
         _chip(chip, verdict)
         panels.note(statement, 0, 0.5, textwrap.fill(verdict.claim.statement, _STATEMENT), color=INK)
-        _effect(effect, verdict, reasons[verdict.claim.id])
+        _effect(effect, verdict, titles[verdict.claim.id], reasons[verdict.claim.id])
         panels.note(documents, 0.1, 0.5, _measured(verdict), color=INK if verdict.n else GREY)
     keys = [
         panels.line_key("effect, 95% interval", marker="o", ms=4, lw=1.4),
@@ -92,7 +94,19 @@ def _reason(verdict: Verdict) -> str:
     return textwrap.fill("; ".join(verdict.reasons) or verdict.sentence.partition(": ")[2], _REASON)
 
 
-def _effect(ax: Axes, verdict: Verdict, reason: str) -> None:
+def _title(verdict: Verdict) -> str:
+    """What the effect is, in lines, with the letter of the part that decides."""
+    letter = LETTERS[verdict.parts.index(verdict.deciding)] if len(verdict.parts) > 1 else ""
+    return textwrap.fill(f"{letter} {verdict.what}".strip(), _EFFECT)
+
+
+def _height(reason: str, title: str) -> float:
+    """Inches of a row, which shows why there is no effect, or a title and an axis."""
+    shown, room = (reason, _LINES) if reason else (title, _TITLE)
+    return _ROW + _LINE * max(0, shown.count("\n") + 1 - room)
+
+
+def _effect(ax: Axes, verdict: Verdict, title: str, reason: str) -> None:
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
     if verdict.effect is None or verdict.ci_low is None or verdict.ci_high is None:
@@ -115,6 +129,5 @@ def _effect(ax: Axes, verdict: Verdict, reason: str) -> None:
     ax.plot([verdict.effect], [0], "o", color=INK, ms=4, zorder=3, gid="effect")
     ax.set(xlim=(left, right), ylim=(-1, 1))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
-    letter = LETTERS[verdict.parts.index(verdict.deciding)] if len(verdict.parts) > 1 else ""
-    panels.panel_title(ax, textwrap.fill(f"{letter} {verdict.what}".strip(), _EFFECT), fontsize=SMALL, pad=2)
+    panels.panel_title(ax, title, fontsize=SMALL, pad=2)
     ax.set_xlabel(verdict.unit, fontsize=SMALL, labelpad=1)

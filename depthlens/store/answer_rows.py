@@ -127,8 +127,8 @@ class AnswerRows:
         entry = self.entry
         if not entry:
             return "nothing is kept without a store; with one the same call goes on where it was stopped"
-        if not entry.store.writable:
-            return f"{entry.store.location} is read-only: nothing that was computed is kept"
+        if not entry.writable:
+            return f"{entry.store.location} cannot be written here: nothing that was computed is kept"
         rows = f"{self._n_stored} of {len(self.requests) * len(self.conditions)} rows of {entry.label}"
         return f"{rows} are kept in {entry.store.location}; run the same again to go on"
 
@@ -162,7 +162,7 @@ class AnswerRows:
         """Store the answers of rows (condition, request), before the others of their product are `put`."""
         self._kept_early |= {*rows}
         self.n_computed += len(rows)
-        if self.entry and self.entry.store.writable and rows:
+        if self.entry and self.entry.writable and rows:
             self._write(self.entry, rows)
         self._check_ctrl_c()
 
@@ -216,7 +216,7 @@ class AnswerRows:
             return [(c, r) for c in group for r in members if self.answers[c][r] is None]
 
         entry = self.entry
-        if not (entry and entry.reservations_folder and entry.store.writable):
+        if not (entry and entry.reservations_folder and entry.writable):
             yield _products(missing())
             return
 
@@ -241,7 +241,7 @@ class AnswerRows:
                     self._reservations = Reservations(entry.reservations_folder)
                 products = stack.enter_context(self._reservations.reserve(choose))
             except OSError as e:
-                raise entry.store.unwritable(e) from e
+                raise entry.store.files.unwritable(e) from e
             yield products
 
 

@@ -77,7 +77,7 @@ def prune(
     older_than: Annotated[str | None, typer.Option(metavar="DAYS", help="Parts made so long ago.")] = None,
     outdated: Annotated[bool, typer.Option("--outdated", help="Parts of an older version; they are not read.")] = False,
     leftovers: Annotated[
-        bool, typer.Option("--leftovers", help="Temporary files of killed processes, and damaged parts.")
+        bool, typer.Option("--leftovers", help="Temporary files of killed processes, an hour old, and damaged parts.")
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="All parts.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,

@@ -163,7 +163,7 @@ def prune(
         ]
     if not dry_run:
         for path in [*(part.path for part in chosen), *leftover_files]:
-            store.remove_file(path)
+            store.files.remove(path)
     return chosen, leftover_files
 
 

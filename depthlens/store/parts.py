@@ -21,20 +21,19 @@ import io
 import json
 import logging
 import os
-import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from depthlens.errors import UserError
-from depthlens.paths import TEMPORARY, writable_folder, write_files
+from depthlens.paths import writable_folder
+from depthlens.store.files import StoreFiles
 
 log = logging.getLogger(__name__)
 
@@ -122,22 +121,17 @@ class Store:
 
     Attributes:
         location: Where it is, as it was given.
+        files: Its files.
         folder: The same as a local folder; None for other file systems.
         writable: Whether parts can be added; from one that others own answers are only read.
     """
 
     def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(location)
-        except (ValueError, ImportError) as e:
-            raise UserError(f"store {location!r} cannot be opened: {e}; give a folder or another URL") from e
-        local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
-        self.folder = Path(self._root).expanduser() if local else None
-        if self.folder:
-            self._root = str(self.folder)
+        self.files = StoreFiles(location)
+        self.folder = self.files.folder
         self.writable = True
-        text = self._read("format.json")
+        text = self.files.read("format.json")
         if self.folder and (make or text is not None):
             try:
                 writable_folder(self.folder)
@@ -146,21 +140,21 @@ class Store:
                     raise
                 self.writable = False
         if text is None and not make:
-            state = "is not a store" if self._fs.exists(self._root) else "does not exist"
+            state = "is not a store" if self.files.exist else "does not exist"
             raise UserError(f"store {location!r} {state}; a sweep makes one, --store names another")
         self._check(text)
 
     def _check(self, text: bytes | None) -> None:
         """Make the store, or see that it is one we can read; ``text`` of its format file."""
         if text is None:
-            names = [name for name, _, _ in self._list("") if not name.startswith(".")]
+            names = [name for name, _, _ in self.files.entries("") if not name.startswith(".")]
             if "format.json" in names:  # another process has made the store since it was looked for
-                self._check(self._read("format.json"))
+                self._check(self.files.read("format.json"))
                 return
             if strange := names:
                 fault = f"store {self.location!r} is a folder with other things in it ({strange[0]}, ...)"
                 raise UserError(f"{fault}; name an empty folder or a new one")
-            self.write_file("format.json", json.dumps({"format": FORMAT}).encode())
+            self.files.write("format.json", json.dumps({"format": FORMAT}).encode())
             return
         try:
             number = int(json.loads(text)["format"])
@@ -183,28 +177,32 @@ class Store:
         """
         shared = {"address": ADDRESS, **shared}
         key = _key(shared)
-        if self.writable and self.about(key) != shared:  # new, or damaged since
-            self.write_file(f"{key}/about.json", json.dumps(shared, indent=2, sort_keys=True).encode())
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
-        return Entry(self, key, safe, made)
+        entry = Entry(self, key, safe, made)
+        if entry.writable and self.about(key) != shared:  # new, or damaged since
+            self.files.write(f"{key}/about.json", json.dumps(shared, indent=2, sort_keys=True).encode())
+        if self.writable and not entry.writable:
+            fault = f"store {self.location}: the folder {key}/{safe} belongs to somebody else"
+            log.warning("%s: its answers are read, and new ones are not kept", fault)
+        return entry
 
     def parts(self) -> Iterator[Part]:
         """Every part, whole or not."""
-        for key, _, folder in sorted(self._list("")):
+        for key, _, folder in sorted(self.files.entries("")):
             if folder and key != _DAMAGED:
-                for label, _, inner in sorted(self._list(key)):
+                for label, _, inner in sorted(self.files.entries(key)):
                     if inner:
                         yield from self.parts_of(key, label)
 
     def parts_of(self, key: str, label: str) -> list[Part]:
         """Parts of one entry."""
-        files = sorted(self._list(f"{key}/{label}"))
+        files = sorted(self.files.entries(f"{key}/{label}"))
         return [Part(n, key, label, size) for n, size, _ in files if n.endswith(".parquet") and n[0] != "."]
 
     def about(self, key: str) -> dict[str, Any]:
         """What all rows of an entry share; empty where that is missing or damaged, until its model is asked again."""
         try:
-            shared = json.loads(self._read(f"{key}/about.json") or b"")
+            shared = json.loads(self.files.read(f"{key}/about.json") or b"")
         except ValueError:
             return {}
         return shared if isinstance(shared, dict) and _key(shared) == key else {}
@@ -215,8 +213,9 @@ class Store:
         Raises:
             Damaged: it is not what it was when it was written.
             FileNotFoundError: it is gone.
+            UserError: this version of pyarrow cannot read it.
         """
-        data = self._read(part.path)
+        data = self.files.read(part.path)
         if data is None:
             raise FileNotFoundError(part.path)
         if part_digest(data) != part.name.removesuffix(".parquet"):
@@ -224,83 +223,29 @@ class Store:
         try:
             # in this thread: a process that ends while Arrow starts threads for a part is aborted (pyarrow 26)
             table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
-        except (pa.ArrowException, OSError) as e:
+        except (pa.ArrowInvalid, OSError) as e:
             raise Damaged(f"it is no parquet file ({str(e).splitlines()[0]})") from e
+        except pa.ArrowNotImplementedError as e:
+            fault = f"store {self.location!r}: pyarrow {pa.__version__} cannot read {part.path}: {e}"
+            raise UserError(f"{fault}; install the usual build of pyarrow, or name another store") from e
         if not table.schema.equals(SCHEMA):
             raise Damaged(f"its columns are {', '.join(table.schema.names)}, not {', '.join(SCHEMA.names)}")
         return table
 
     def set_aside(self, part: Part, why: str) -> str:
-        """Move a damaged part out of the way, unless the store is read-only; returns where it is then."""
-        if not self.writable:
+        """Move a damaged part out of the way, unless it cannot be moved here; returns where it is then."""
+        if not Entry(self, part.key, part.label, {}).writable:
             log.warning("store: part %s is damaged: %s; it is not read", part.path, why)
             return part.path
         target = f"{_DAMAGED}/{part.key}.{part.label}.{part.name}"
-        with self._moving():
-            self._fs.makedirs(self._at(_DAMAGED), exist_ok=True)
-            self._fs.mv(self._at(part.path), self._at(target))
+        self.files.move(part.path, target)
         log.warning("store: part %s is damaged: %s; set aside as %s, to be computed again", part.path, why, target)
         return target
 
     def leftovers(self) -> list[str]:
-        """Temporary files of killed processes and parts set aside, as paths under the store."""
-        damaged = [f"{_DAMAGED}/{name}" for name, _, folder in self._list(_DAMAGED) if not folder]
-        paths = (posixpath.relpath(path, self._root) for path in self._fs.find(self._root, detail=False))
-        return [*damaged, *(path for path in paths if posixpath.basename(path).startswith(TEMPORARY))]
-
-    def remove_file(self, path: str) -> None:
-        """Delete a file of the store, such as a part or one that `leftovers` named."""
-        with self._moving():
-            self._fs.rm_file(self._at(path))
-
-    @contextmanager
-    def _moving(self) -> Iterator[None]:
-        """Within the context a file may be missing, because another process was faster; other errors are one line."""
-        try:
-            yield
-        except FileNotFoundError:
-            pass
-        except OSError as e:
-            raise self.unwritable(e) from e
-
-    def _at(self, path: str) -> str:
-        return posixpath.join(self._root, path) if path else self._root
-
-    def _list(self, path: str) -> list[tuple[str, int, bool]]:
-        """Name, size and whether it is a folder of what a folder holds."""
-        self._fs.invalidate_cache()
-        try:
-            entries = self._fs.ls(self._at(path), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        named = ((posixpath.basename(entry["name"].rstrip("/")), entry) for entry in entries)
-        return [(name, entry.get("size") or 0, entry["type"] == "directory") for name, entry in named]
-
-    def _read(self, path: str) -> bytes | None:
-        try:
-            return self._fs.cat_file(self._at(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as e:
-            raise UserError(f"store {self.location!r} cannot be read: {e.strerror or e}") from e
-
-    def write_file(self, path: str, data: bytes) -> None:
-        """Write a file of the store, whole or not at all."""
-        try:
-            if not self.folder:
-                self._fs.makedirs(posixpath.dirname(self._at(path)), exist_ok=True)
-                self._fs.pipe_file(self._at(path), data)  # object stores show a new object when it is whole
-                return
-            target = self.folder / path
-            write_files(target.parent, {target.name: lambda file: file.write(data)})
-        except OSError as e:
-            raise self.unwritable(e) from e
-
-    def unwritable(self, error: OSError) -> UserError:
-        """The one line for a store that cannot be written any more."""
-        fault = f"store {self.location!r} cannot be written: {error.strerror or error}"
-        fix = "what it held is whole: make room or name another store, and run again to go on"
-        return UserError(f"{fault}; {fix}")
+        """Parts set aside, and temporary files that no living process is writing, as paths under the store."""
+        damaged = [f"{_DAMAGED}/{name}" for name, _, folder in self.files.entries(_DAMAGED) if not folder]
+        return [*damaged, *self.files.abandoned()]
 
 
 class Entry:
@@ -322,6 +267,13 @@ class Entry:
     def reservations_folder(self) -> Path | None:
         """Where reservations are; None where the store is not a local folder."""
         return self.store.folder / self.key / self.label / ".reservations" if self.store.folder else None
+
+    @cached_property
+    def writable(self) -> bool:
+        """Whether rows can be added: somebody else may have made its folders. Of a URL only writing tells."""
+        inner = self.reservations_folder
+        folders = (inner.parent.parent, inner.parent, inner) if inner else ()
+        return self.store.writable and all(os.access(f, os.W_OK | os.X_OK) for f in folders if f.exists())
 
     def fresh(self, seen: set[str]) -> Iterator[tuple[str, pa.Table]]:
         """Parts whose names are not in ``seen``, which are added to it; damaged parts are set aside with a warning."""
@@ -351,7 +303,7 @@ class Entry:
         pq.write_table(table, sink, compression="zstd")
         data = sink.getvalue()
         name = f"{part_digest(data)}.parquet"
-        self.store.write_file(f"{self.key}/{self.label}/{name}", data)
+        self.store.files.write(f"{self.key}/{self.label}/{name}", data)
         self.used.add(name)
         return name
 

@@ -174,7 +174,14 @@ def test_a_list_that_costs_more_on_both_tasks_is_not_specific():
     curve, scores = evidence(seed=0, effect=5.0)
     assert combined(judged(curve, scores)) == SUPPORTED
     curve.__dict__["interactions"] = curve.interactions.assign(on_task=-curve.interactions["on_task"])
-    assert combined(judged(curve, scores)) != SUPPORTED
+    parts = judged(curve, scores)
+    assert combined(parts) != SUPPORTED
+    said = verdict_of(next(c for c in CLAIMS if c.id == "C5"), parts).sentence
+    (task,) = curve.interactions["task"].unique()
+    owner = next(name for name, own in TASKS.items() if own == task)
+    other = next(name for name in TASKS if name != owner)
+    assert f", but {owner} heads cost no more on {task} than {other} heads" in said
+    assert all(not p.obstacle for p in judged(*evidence(seed=0, effect=5.0)))
 
 
 def test_evidence_that_does_not_fit_is_refused():

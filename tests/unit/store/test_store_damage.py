@@ -93,7 +93,7 @@ class TestDamage:
 def child(body: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run a program that sweeps the tiny model, in a process of its own."""
     program = (
-        "import sys, os, torch; torch.set_num_threads(1); sys.path.insert(0, 'tests')\n"
+        "import sys, os, pathlib, torch; torch.set_num_threads(1); sys.path.insert(0, 'tests')\n"
         "import tiny, depthlens as dl\n"
         "from depthlens import cli\n"
         "from depthlens.engine import memory_budget\n"
@@ -108,6 +108,38 @@ def child(body: str, *arguments: object) -> subprocess.CompletedProcess:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
+
+
+def passable(folder: Path) -> Path:
+    """The folder; where root runs the tests, others may look for files in it."""
+    for outer in (folder, *folder.parents):
+        if outer.owner() == "root" and outer not in (Path("/"), Path("/tmp")) and os.getuid() == 0:
+            outer.chmod(outer.stat().st_mode | 0o055)
+    return folder
+
+
+@pytest.mark.slow
+def test_folders_of_somebody_else_are_only_read(tmp_path):
+    """The store itself can be written: parts of other models are added, and a damaged part stays where it is."""
+    body = (
+        "where = sys.argv[1]\n"
+        "run(where)\n"
+        "torn, *_ = whole = sorted(pathlib.Path(where).rglob('*.parquet'))\n"
+        "torn.write_bytes(b'torn')\n"
+        "for folder, _, _ in os.walk(where): os.chmod(folder, 0o555)\n"
+        "os.chmod(where, 0o777)\n"
+        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "found = run(where, 4).record['store']\n"
+        "print(found['rows_read'] > 0, found['rows_computed'] > 0)\n"
+        "print(whole == sorted(pathlib.Path(where).rglob('*.parquet')))\n"
+        "other = tiny.lens('qwen2', max_position_embeddings=4096)\n"
+        "dl.condition_sweep(other, 'capitals_continuation', 'layers', limit=3, store=where, progress=False)\n"
+    )
+    done = child(body, passable(tmp_path) / "s")
+    assert (done.returncode, done.stdout) == (0, "True True\nTrue\n"), done
+    assert done.stderr.count("belongs to somebody else: its answers are read, and new ones are not kept") == 1
+    assert done.stderr.count("is damaged") == 1 and "; it is not read" in done.stderr
+    assert len({part.parent.parent for part in parts(tmp_path / "s")}) == 2
 
 
 @pytest.mark.slow
@@ -155,13 +187,10 @@ class TestNoRoom:
             "try: run(where)\n"
             "except dl.UserError as e: print(e)\n"
         )
-        at = tmp_path / "s"
+        at = passable(tmp_path) / "s"
         at.mkdir()
         if os.getuid() == 0:
             os.chown(at, 65534, 65534)
-        for folder in (tmp_path, *tmp_path.parents):
-            if folder.owner() == "root" and folder not in (Path("/"), Path("/tmp")) and os.getuid() == 0:
-                folder.chmod(folder.stat().st_mode | 0o055)
         done = child(body, at)
         assert "cannot be written: Permission denied; what it held is whole" in done.stdout, done
         assert done.stdout.count("\n") == 1

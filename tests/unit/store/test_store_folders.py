@@ -145,9 +145,14 @@ class TestCommands:
     def test_prune(self, lens, at, capsys):
         flip(parts(at)[0], 30)
         assert counts(run(lens, at))[1] > 0
-        parts(at)[0].with_name(".new-9").write_bytes(b"half")
+        killed, living = (parts(at)[0].with_name(f".new-{n}") for n in range(2))
+        for file in (killed, living):
+            file.write_bytes(b"half")
+        os.utime(killed, (0, 0))
         code, out, _ = self.call(capsys, "store", "prune", "--leftovers", "--store", at)
         assert code == 0 and out.endswith("deleted 0 parts (0 B) and 2 leftovers\n")
+        assert living.exists() and not killed.exists()
+        living.unlink()
         n = len(parts(at))
         code, out, _ = self.call(capsys, "store", "prune", "--task", CHOICE, "--dry-run", "--store", at)
         assert code == 0 and out.splitlines()[-1].startswith("would delete 1 parts") and len(parts(at)) == n
