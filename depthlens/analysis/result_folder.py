@@ -49,14 +49,14 @@ def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> It
         yield folder
 
 
-def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[dict[str, Any]], str]) -> None:
+def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[Any], str]) -> None:
     """Refuse a folder that holds something else than what is to be written.
 
     Args:
         folder: The folder.
         files: Names of the files that are to be written, the record among them.
-        differs: Says in what the record of the folder differs from the new one, "" if in nothing. A ``KeyError`` or
-            ``TypeError`` means that it is a record of another kind.
+        differs: Says in what the record of the folder, any JSON, differs from the new one, "" if in nothing. A
+            ``KeyError`` or ``TypeError`` means that it is a record of another kind.
 
     Raises:
         UserError: the folder holds something else.
@@ -93,7 +93,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return first_difference(pairs)
 
 
-def _differs_from_asked(record: dict[str, Any], asked: Mapping[str, Any]) -> str:
+def _differs_from_asked(record: Any, asked: Mapping[str, Any]) -> str:
     """In what a record differs from a sweep of which nothing is loaded yet; "" if in nothing that is known."""
     model, tasks = record["model"], list(asked["tasks"])
     pairs: list[tuple[str, Any, Any]] = [("model", model["name"], asked["model"])]

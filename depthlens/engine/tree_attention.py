@@ -75,13 +75,15 @@ def tree_attention(
     query: Float[Tensor, "row n_heads pos d_head"],
     key: Float[Tensor, "row n_kv_heads pos d_head"],
     value: Float[Tensor, "row n_kv_heads pos d_value"],
-    attention_mask: None,
+    attention_mask: Tensor | None,
     *,
     scaling: float,
     layout: AttentionLayout,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "row pos n_heads d_value"], None]:
     """Transformers' attention interface: the layout, which knows which keys each token sees, computes z.
+
+    A mask that a changed model makes for itself is not used; `walk_check` finds that its layers give something else.
 
     Returns:
         z, and no weights.

@@ -28,12 +28,14 @@ from depthlens.requests import LoglikelihoodRequest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 DRIVER = """
+import signal
 import sys
 import torch
 import depthlens as dl
 from ray_losses import sweep
 from pathlib import Path
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script ignore it
 address, store, out, workers, limit = sys.argv[1:]
 lens = dl.load("organism")
 try:
