@@ -58,6 +58,7 @@ nb_merge_streams = True
 nb_output_stderr = "remove"  # bars, and what libraries say while they load
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
+smartquotes_action = "qe"  # no dash for the two hyphens of an option
 default_role = "literal"  # names in docstrings stand between single backticks
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -96,6 +97,9 @@ def _public_names() -> None:
 def _command_line() -> None:
     command = [sys.executable, "-m", "typer", "depthlens.cli", "utils", "docs", "--name", "depthlens"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # Typer cuts the sentences of its lists at 45 characters; those under the headings are whole
+    whole = {name.split()[-1]: said for name, said in re.findall(r"^##+ `(depthlens [^`]+)`\n\n(.+)$", text, re.M)}
+    text = re.sub(r"^\* `(\w+)`: .*\.\.\.$", lambda cut: f"* `{cut[1]}`: {whole[cut[1]]}", text, flags=re.M)
     (MADE / "command_line.md").write_text(re.sub(r"^# `depthlens`", "# The command line", text))
 
 
