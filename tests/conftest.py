@@ -17,12 +17,12 @@ import type_checks
 
 type_checks.install()
 
-import jaxtyping  # noqa: E402
-import pytest  # noqa: E402
-import surgery  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
-import transplants  # noqa: E402
+import jaxtyping
+import pytest
+import surgery
+import tiny
+import torch
+import transplants
 
 CORES = torch.get_num_threads()
 

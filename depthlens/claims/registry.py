@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from statistics import median
-from typing import cast
+from typing import Any
 
 from depthlens import arguments
 from depthlens.analysis.head_scores import HeadScores
@@ -113,17 +113,11 @@ class Evidence:
     @property
     def curves(self) -> list[RemovalCurve]:
         """The removal curves, that which decides first; none where they were not given."""
-        if self.heads is None:
-            return []
-        return [*self.heads] if isinstance(self.heads, list | tuple) else [cast(RemovalCurve, self.heads)]
+        return _several(self.heads)
 
     def results(self, name: str) -> list[Result]:
         """The results of a field, one a few-shot seed or curve of heads; none where the field was not given."""
-        value = getattr(self, name)
-        if value is None:
-            return []
-        several = value if isinstance(value, list | tuple) else [value]
-        return [made.result if isinstance(made, RemovalCurve) else made for made in several]
+        return [curve.result for curve in self.curves] if name == "heads" else _several(getattr(self, name))
 
     def same_examples(self, names: Sequence[str]) -> bool:
         """Whether a field has several seeds of a task whose examples are the same under every seed, as mmlu's are."""
@@ -173,6 +167,11 @@ class Claim:
         """Fields of the evidence that the test lacks."""
         lacks = [name for name in self.needs if getattr(evidence, name) is None]
         return [] if self.any_of and len(lacks) < len(self.needs) else lacks
+
+
+def _several(given: Any) -> list[Any]:
+    """What a field of `Evidence` was given: nothing, one, or several."""
+    return [] if given is None else [*given] if isinstance(given, list | tuple) else [given]
 
 
 def _c1(evidence: Evidence, seed: int, n_boot: int) -> list[Part]:
