@@ -35,9 +35,9 @@ import depthlens as dl
 from depthlens.ablations import Condition, expand
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree
-from depthlens.engine.decoding import cut
 from depthlens.engine.engine import Engine
 from depthlens.engine.work import Work
+from depthlens.engine.writer import cut
 from depthlens.tasks import encoding, harness
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

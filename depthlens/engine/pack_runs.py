@@ -1,7 +1,8 @@
 """Requests under conditions, pack by pack: how much is done at once, when it is stored, and what if memory runs out.
 
-A pack is cut so that one condition takes at most about ten seconds (`work_rate`), and so are the conditions that
-walk through it together. Their answers are stored then, so that no more than that is lost when the work is stopped.
+Where texts are scored, a pack is cut so that one condition takes at most about ten seconds (`work_rate`), and so are
+the conditions that walk through it together. Their answers are stored then, so that no more than that is lost when the
+work is stopped. Texts that are written are stored as they end, and only memory bounds a pack.
 Where memory runs out, the budget is halved, then the pack, then the group of conditions, and the work continues.
 """
 
@@ -19,7 +20,7 @@ from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
 from depthlens.models.lens import Lens
 from depthlens.progress import Bar
-from depthlens.store.answer_rows import AnswerRows
+from depthlens.store.answer_rows import AnswerRows, Product
 
 # a prefix that requests share is computed once a pack, so that a pack of several times its length spends little on it
 PREFIX_SHARE = 4
@@ -39,7 +40,6 @@ class PackRuns:
         bar: Moves as tokens pass layers, by rows (request, condition).
         batch_tokens: Token budget of one batch; falls where memory runs out.
         max_new: Most tokens that each request writes; None: nothing is written.
-        min_rows: Rows that are worth a batch: fewer are not cut off to save time.
         among: Indices of the conditions that `walk` is called with; None: all.
         work: Counts what is computed; None: nothing counts.
         rate: Where nothing is computed, but only counted: the rate that packs are cut for. None: it is measured.
@@ -57,7 +57,6 @@ class PackRuns:
         bar: Bar,
         batch_tokens: int,
         max_new: Sequence[int] | None = None,
-        min_rows: int = 1,
         among: Sequence[int] | None = None,
         work: Work | None = None,
         rate: WorkRate | None = None,
@@ -69,7 +68,6 @@ class PackRuns:
         self._run = run
         self._bar = bar
         self._max_new = max_new or [0] * len(tokens)
-        self._min_rows = min_rows
         self._among = range(len(rows.conditions)) if among is None else among
         self._n_layers = lens.dims.n_layers
         self._work_done = work or Work()
@@ -84,12 +82,13 @@ class PackRuns:
             group: Indices of conditions.
             room: Largest number of distinct tokens in a pack, and of tokens written after them.
         """
+        writes = any(self._max_new)
 
         def fits(prefix: int) -> int:
-            return min(room, max(int(self._rate.work / self._n_layers), PREFIX_SHARE * prefix))
+            return room if writes else min(room, max(int(self._rate.work / self._n_layers), PREFIX_SHARE * prefix))
 
         for pack in prefix_tree.pack(self.tokens, fits, extra=max(self._max_new, default=0)):
-            for subgroup in self._in_time(pack, group):
+            for subgroup in [[*group]] if writes else self._in_time(pack, group):
                 self.rows.run(pack.sequences, subgroup, self.do, self._bar.update)
 
     def do(self, members: list[int], group: list[int]) -> None:
@@ -117,13 +116,12 @@ class PackRuns:
         """Conditions that lack answers in a pack, in groups that take about the time of a pack (half as long again)."""
         answers = self.rows.answers
         todo = [c for c in group if any(answers[c][r] is None for r in pack.sequences)]
-        min_conditions = -(-self._min_rows // len(pack.sequences))
         walked = False
         while todo:
-            n, work = min_conditions, self._rate.work
+            n, work = 1, self._rate.work
             while n < len(todo) and self._work(pack, todo[: n + 1], walked) <= work:
                 n += 1
-            if len(todo) - n < min_conditions or self._work(pack, todo, walked) <= 1.5 * work:
+            if len(todo) == n or self._work(pack, todo, walked) <= 1.5 * work:
                 n = len(todo)
             yield todo[:n]
             todo, walked = todo[n:], True
@@ -141,12 +139,7 @@ class PackRuns:
         walked = clean.final is not None
         work = max(1, self._work(pack, group, walked))
         context = sum(pack.depths) / max(1, pack.n_tokens) + 1
-        before = self._work_done.layer_tokens, self._work_done.attended
-        counted = Work(
-            rows=n_rows,
-            tokens=0 if walked else pack.n_tokens,
-            unshared_tokens=len(group) * sum(len(self.tokens[r]) for r in members),
-        )
+        n_tokens = 0 if walked else pack.n_tokens
 
         def passed(n: int) -> None:
             nonlocal done
@@ -163,23 +156,30 @@ class PackRuns:
                 raise
         else:
             self._bar.update(start + n_rows - self._bar.n)
-            self._work_done.add(counted)
-            self.rows.put(members, group)
+            self._answered(members, group, n_tokens)
             return
         # outside of the except block: there the traceback would keep the tensors in memory
-        self._work_done.layer_tokens, self._work_done.attended = before
         self._forget_clean_row()
-        self._bar.update(start - self._bar.n)
+        self._answered(members, group, n_tokens)  # some may be
         self.batch_tokens = max(memory_budget.MIN_BATCH_TOKENS, self.batch_tokens // 2)
-        if len(members) > 1:
-            halves = [(half, group) for half in _halves(members)]
-        else:
-            halves = [(members, half) for half in _halves(group)]
-        for fewer_members, fewer_conditions in halves:
+        missing = self.rows.missing(members, group)
+        n_missing = sum(len(some) * len(conditions) for some, conditions in missing)
+        self._bar.update(start + n_rows - n_missing - self._bar.n)
+        for fewer_members, fewer_conditions in (half for product in missing for half in _halves(*product)):
             smaller = prefix_tree.build(self.tokens, fewer_members)
             self._run_shrinking(smaller, fewer_conditions, CleanRow(frozenset()))
 
+    def _answered(self, members: Sequence[int], group: Sequence[int], n_tokens: int) -> None:
+        """Store and count what is answered of some requests under some conditions; so many tokens were read for it."""
+        done = [(c, r) for c in group for r in members if self.rows.answers[c][r] is not None]
+        unshared = sum(len(self.tokens[r]) for _, r in done)
+        self._work_done.add(Work(rows=len(done), tokens=n_tokens, unshared_tokens=unshared))
+        self.rows.put(members, group)
 
-def _halves(items: list[int]) -> list[list[int]]:
+
+def _halves(members: list[int], group: list[int]) -> list[Product]:
+    """A product in two: half of the requests each, or of the conditions where there is one request."""
+    items = members if len(members) > 1 else group
     middle = len(items) // 2
-    return [half for half in (items[:middle], items[middle:]) if half]
+    cut = [half for half in (items[:middle], items[middle:]) if half]
+    return [(half, group) if len(members) > 1 else (members, half) for half in cut]

@@ -22,7 +22,7 @@ from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import pipeline, prefix_tree
-from depthlens.engine.decoding import Row, Writer, decode
+from depthlens.engine.decoding import Decoding
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.nonfinite import NotFinite, renumbered
 from depthlens.engine.pack_runs import PackRuns, Passed
@@ -32,6 +32,7 @@ from depthlens.engine.walk_check import Found
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_rows
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
+from depthlens.engine.writer import Row, Writer
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
 from depthlens.models.rounded_weights import other_weights_resident, rounded_bytes
@@ -41,12 +42,11 @@ from depthlens.store import answer_cache
 from depthlens.store.answer_rows import AnswerRows
 
 T = TypeVar("T")
-# how many prompts make a decoding step worth its weights
-MIN_PROMPTS = 16
+# prompts that are decoded in one pack, even if few conditions fit into memory then: a pack's last rows, which write for
+# longest, have few others beside them
+MIN_PROMPTS = 64
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
 MAX_OPEN_ROWS = 128
-# rows (condition, prompt) that make a decoding step worth its weights
-MIN_DECODED_ROWS = 64
 PLANNED = "planned"  # stands for an answer of which only the work is counted
 
 
@@ -191,11 +191,14 @@ class PackedTrees:
         n_layers = self.lens.dims.n_layers
         # by fork, the baseline last: see decoding.DecodedRows
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
-        size, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
-        size = self._size_with_weights([conditions[c] for c in order], size)
-        run = partial(self._write, rows, contexts) if lengths is None else partial(self._count, rows, lengths=lengths)
+        at_once, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
+        size = self._size_with_weights([conditions[c] for c in order])
+        if lengths is None:
+            run = partial(self._write, rows, contexts, at_once)
+        else:
+            run = partial(self._count, rows, lengths=lengths, at_once=at_once)
         about: dict[str, Any] = {"work": self.work, "rate": rate}
-        packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, max_new, MIN_DECODED_ROWS, **about)
+        packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, max_new, **about)
         for i in range(0, len(order), size):
             group = order[i : i + size]
             with other_weights_resident(self.lens, [conditions[c] for c in group]):
@@ -208,36 +211,47 @@ class PackedTrees:
         self,
         rows: AnswerRows,
         tokens: Sequence[Sequence[int]],
+        at_once: int,
         pack: prefix_tree.Pack,
         group: list[int],
         clean: CleanRow,
         passed: Passed,
         batch_tokens: int,
     ) -> None:
-        """Texts of one pack under a group of conditions."""
+        """Texts of one pack under a group of conditions, of which so many fit into memory at once."""
         last_kept = time.monotonic()
         waiting: list[tuple[int, int]] = []
 
-        def ended(found: dict[tuple[int, int], WrittenAnswer]) -> None:
+        def keep() -> None:
             nonlocal last_kept, waiting
+            some, waiting = waiting, []
+            rows.keep(some)
+            last_kept = time.monotonic()
+
+        def ended(found: dict[tuple[int, int], WrittenAnswer]) -> None:
             for (c, r), text in found.items():
                 rows.answers[c][r] = text
                 waiting.append((c, r))
             # long texts: those that have ended are stored while the others are written
             if time.monotonic() - last_kept > answer_cache.KEEP_SECONDS:
-                rows.keep(waiting)
-                last_kept, waiting = time.monotonic(), []
+                keep()
 
         # a step reads every weight for however few rows: no more parts than keep the devices busy
         cut = pipeline.parts(self.lens, tokens, pack, group, rows.conditions, clean, per_device=1)
         calls = _one_by_one(passed), _one_by_one(ended), _one_by_one(self.work.add)
         with walking(self.lens.model):
-            walks = [partial(self._write_part, rows, part, batch_tokens, *calls) for part in cut]
-            Pipeline(self.lens.devices).run(walks)
+            share = max(1, at_once // len(cut))
+            walks = [partial(self._write_part, rows, share, part, batch_tokens, *calls) for part in cut]
+            try:
+                Pipeline(self.lens.devices).run(walks)
+            except BaseException:  # also Ctrl-C: texts that have ended are not lost with the others
+                keep()
+                raise
 
     def _write_part(
         self,
         rows: AnswerRows,
+        at_once: int,
         part: pipeline.Part,
         batch_tokens: int,
         passed: Passed,
@@ -255,19 +269,8 @@ class PackedTrees:
 
         with renumbered(group, pack.sequences):
             budget = replace(self.budget, batch_tokens=batch_tokens)
-            decode(
-                self.lens,
-                self.backend,
-                pack,
-                conditions,
-                budget,
-                self.tried,
-                writer,
-                passed,
-                clean,
-                finished,
-                enter,
-            )
+            of_pack = pack, conditions, budget, self.tried, writer, passed, clean, finished, enter
+            Decoding(self.lens, self.backend, *of_pack).run(at_once)
         n_written = sum(map(len, writer.tokens.values()))
         count(Work(written_tokens=n_written, unembedded=n_written))
 
@@ -280,8 +283,12 @@ class PackedTrees:
         passed: Passed,
         batch_tokens: int,
         lengths: Sequence[int] | None = None,
+        at_once: int = 0,
     ) -> None:
-        """Pass the tokens of one pack without computing anything; ``lengths`` are those of the texts to be written."""
+        """Pass the tokens of one pack without computing anything.
+
+        ``lengths`` are those of the texts to be written, under so many conditions ``at_once``.
+        """
         n_layers, walked = self.lens.dims.n_layers, clean.final is not None
         conditions = [rows.conditions[c] for c in group]
         for layer in range(n_layers):
@@ -293,7 +300,7 @@ class PackedTrees:
         else:
             n_new = max(rows.requests[r].max_new_tokens for r in pack.sequences)
             own = max(len(path) for path in pack.paths) - len(pack.prefix) + n_new
-            self.work.add(Work(keys=len(group) * (len(pack.prefix) + own * len(pack.sequences))))
+            self.work.add(Work(keys=min(at_once, len(group)) * (len(pack.prefix) + own * len(pack.sequences))))
             n_written = [lengths[r] for r in pack.sequences]
             passed(len(group) * n_layers * sum(n - 1 for n in n_written))
             n = len(group) * sum(n_written)
@@ -303,7 +310,7 @@ class PackedTrees:
                 rows.answers[c][r] = PLANNED
 
     def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
-        """How many conditions are decoded together, and how many tokens each may hold keys and values for."""
+        """How many conditions are decoded at once, and how many tokens each may hold keys and values for."""
         dims = self.lens.dims
         token_bytes = 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize
         shared = prefix_tree.common_prefix(min(contexts, default=()), max(contexts, default=()))
@@ -314,8 +321,8 @@ class PackedTrees:
             size = (size + 1) // 2
         return size, max(1, self.budget.key_bytes // (size * token_bytes))
 
-    def _size_with_weights(self, ordered: Sequence[Condition], size: int) -> int:
-        """How many conditions in a row are decoded together, so that their weights fit into memory with the keys.
+    def _size_with_weights(self, ordered: Sequence[Condition]) -> int:
+        """How many conditions in a row are decoded in one go, so that their weights fit into memory with the keys.
 
         One condition's layers are in memory in any case, because text is written with all of them.
         """
@@ -324,6 +331,7 @@ class PackedTrees:
             donor = self.lens.donor
             return rounded_bytes(self.lens, conditions) + (donor.layer_bytes(conditions) if donor else 0)
 
+        size = max(1, len(ordered))
         bound = max(max((taken([c]) for c in ordered), default=0), self.budget.key_bytes)
         while size > 1 and any(taken(ordered[i : i + size]) > bound for i in range(0, len(ordered), size)):
             size = (size + 1) // 2

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Backend
-from depthlens.engine.decoding import Row, Writer
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.work import Work
+from depthlens.engine.writer import Row, Writer
 from depthlens.models.lens import Lens
 from depthlens.progress import Bar
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest

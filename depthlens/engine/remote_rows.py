@@ -16,10 +16,10 @@ import torch
 
 from depthlens.ablations import Condition
 from depthlens.backends.remote import RemoteNnsight, padded
-from depthlens.engine.decoding import Writer
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.work import Work
+from depthlens.engine.writer import Writer
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 from depthlens.models.remote import Overfull

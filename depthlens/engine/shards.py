@@ -23,7 +23,6 @@ import torch
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.engine import prefix_tree
-from depthlens.engine.packed_trees import MIN_DECODED_ROWS
 from depthlens.engine.wavefront import fork_layer
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
@@ -33,6 +32,8 @@ from depthlens.store.answer_rows import AnswerRows, Product
 
 # shards that each worker gets, unless they repeat too much: the fewer there are, the longer wait those who end first
 MOST_PER_WORKER = 6
+# rows (condition, prompt) that make a decoding step worth its weights
+MIN_DECODED_ROWS = 64
 
 Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
 Reserve = Callable[[list[int], list[int]], AbstractContextManager[list[Product]]]

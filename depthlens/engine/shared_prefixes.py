@@ -54,27 +54,26 @@ class _Product:
 
 
 class SharedPrefixes:
-    """Keys and values of the prefix at every layer, by condition.
+    """Keys and values of the prefix at every layer, by condition."""
 
-    Args:
-        conditions: Condition of each row, sorted.
-    """
-
-    def __init__(self, conditions: Sequence[int]) -> None:
-        self.conditions = list(conditions)
+    def __init__(self) -> None:
+        self._conditions: list[int] = []  # of each row
         self._known: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by layer and condition
         self._stacked: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, those of conditions as one tensor
-        self._products: dict[int, list[_Product]] = {}  # by layer, until rows leave
+        self._products: dict[int, list[_Product]] = {}  # by layer, until rows join or leave
 
     def put(
         self, layer: int, condition: int, key: Float[Tensor, "kv pos d_head"], value: Float[Tensor, "kv pos d_value"]
     ) -> None:
         """Keep the prefix of a condition, or of the clean row (`CLEAN`), at a layer."""
-        self._known.setdefault(layer, {})[condition] = key.clone(), value.clone()
+        known = self._known.setdefault(layer, {})
+        if condition != CLEAN or CLEAN not in known:  # every walk of the pack brings that of the clean row
+            known[condition] = key.clone(), value.clone()
+            self._stacked.pop(layer, None)
 
-    def keep(self, conditions: Sequence[int]) -> None:
-        """Some rows have left: the condition of each that stays."""
-        self.conditions = list(conditions)
+    def read_by(self, conditions: Sequence[int]) -> None:
+        """Rows have joined or left: the condition of each that there is now, sorted."""
+        self._conditions = list(conditions)
         self._products.clear()
 
     def attention(
@@ -91,8 +90,8 @@ class SharedPrefixes:
 
     def _made(self, layer: int) -> list[_Product]:
         """One product for the prefixes that conditions have of their own, and one for the clean prefix."""
-        of_row = torch.tensor(self.conditions)
-        own = torch.tensor(sorted((self._known[layer].keys() - {CLEAN}) & {*self.conditions}), dtype=torch.long)
+        of_row = torch.tensor(self._conditions)
+        own = torch.tensor(sorted((self._known[layer].keys() - {CLEAN}) & {*self._conditions}), dtype=torch.long)
         of_row = torch.where(torch.isin(of_row, own), of_row, CLEAN)
         products = []
         for prefixes, mine in ((own, of_row != CLEAN), (torch.tensor([CLEAN]), of_row == CLEAN)):

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -118,9 +118,11 @@ class AnswerRows:
         """Conditions that lack answers."""
         return [c for c, row in enumerate(self.answers) if None in row]
 
-    def missing(self) -> list[Product]:
-        """All rows that lack answers, as products of requests and conditions."""
-        return _products([(c, r) for c, row in enumerate(self.answers) for r, a in enumerate(row) if a is None])
+    def missing(self, members: Iterable[int] | None = None, group: Iterable[int] | None = None) -> list[Product]:
+        """Rows that lack answers, as products: those of some requests under some conditions, or all."""
+        members = range(len(self.requests)) if members is None else list(members)
+        group = range(len(self.conditions)) if group is None else group
+        return _products([(c, r) for c in group for r in members if self.answers[c][r] is None])
 
     def _stored_so_far(self) -> str:
         """How many rows are stored and how to continue, in one line."""
@@ -154,8 +156,9 @@ class AnswerRows:
                 time.sleep(_WAIT)
 
     def put(self, members: Sequence[int], group: Sequence[int]) -> None:
-        """Store the answers to some requests under some conditions, but for those that `keep` stored before."""
-        self.keep([(c, r) for c in group for r in members if (c, r) not in self._kept_early])
+        """Store the answers that there are to some requests under some conditions, and that `keep` has not stored."""
+        rows = {(c, r) for c in group for r in members if self.answers[c][r] is not None}
+        self.keep(sorted(rows - self._kept_early))
         self._kept_early.clear()
 
     def keep(self, rows: Sequence[Row]) -> None:
@@ -211,13 +214,9 @@ class AnswerRows:
 
         Several contexts may be open at once, in one thread: each is a reservation of its own, which the others respect.
         """
-
-        def missing() -> list[Row]:
-            return [(c, r) for c in group for r in members if self.answers[c][r] is None]
-
         entry = self.entry
         if not (entry and entry.reservations_folder and entry.writable):
-            yield _products(missing())
+            yield self.missing(members, group)
             return
 
         def choose(reservations: list[dict]) -> tuple[list[Product], dict]:
@@ -225,7 +224,7 @@ class AnswerRows:
             taken = [(set(other["conditions"]), set(other["requests"])) for other in reservations]
             mine: list[Row] = []
             theirs: list[Row] = []
-            for c, r in missing():
+            for c, r in _rows(self.missing(members, group)):
                 reserved = any(self.addresses[c] in a and self._digests[r] in b for a, b in taken)
                 (theirs if reserved else mine).append((c, r))
             self.deferred += _products(theirs)
@@ -257,6 +256,11 @@ def _index(names: Sequence[str]) -> dict[str, list[int]]:
     for i, name in enumerate(names):
         places[name].append(i)
     return places
+
+
+def _rows(products: Sequence[Product]) -> list[Row]:
+    """The rows of products."""
+    return [(c, r) for members, group in products for c in group for r in members]
 
 
 def _products(rows: Sequence[Row]) -> list[Product]:

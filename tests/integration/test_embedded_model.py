@@ -250,11 +250,11 @@ print(int(peak) * 1024 - before)
 """
 
 
-@pytest.mark.parametrize("work", ["loglikelihood", "generation"])
-def test_full_packs_stay_within_two_gigabytes_above_the_model(work):
+@pytest.mark.parametrize(("work", "most"), [("loglikelihood", 2), ("generation", 3)])
+def test_full_packs_stay_within_gigabytes_above_the_model(work, most):
     done = subprocess.run([sys.executable, "-c", HOG, work], capture_output=True, text=True, check=True)
     above = int(done.stdout.split()[-1])
-    assert 0.5 * 2**30 < above < 2 * 2**30, f"{work}: peak memory is the model + {above / 2**30:.2f} GiB"
+    assert 0.5 * 2**30 < above < most * 2**30, f"{work}: peak memory is the model + {above / 2**30:.2f} GiB"
 
 
 def test_the_main_command_writes_its_files_with_every_layer_and_document(tmp_path, capsys):

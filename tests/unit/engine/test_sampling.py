@@ -11,9 +11,9 @@ import tiny
 import torch
 
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.engine.decoding import Writer
 from depthlens.engine.engine import Engine
 from depthlens.engine.sampling import Numbers, drawn
+from depthlens.engine.writer import Writer
 from depthlens.requests import GenerateRequest, Sampling
 
 WARM = Sampling(temperature=1.5, top_p=0.9, seed=3)

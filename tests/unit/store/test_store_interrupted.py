@@ -6,15 +6,20 @@ import json
 import re
 import signal
 
+import pandas as pd
 import pytest
 import tiny
+import torch
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, parts, run
 
 import depthlens as dl
 from depthlens import cli, progress
 from depthlens.analysis.results import Result
 from depthlens.engine import wavefront, work_rate
+from depthlens.engine.engine import Engine
+from depthlens.engine.writer import Writer
 from depthlens.errors import Interrupted
+from depthlens.requests import GenerateRequest
 from depthlens.store import answer_cache
 from depthlens.store import parts as store_parts
 
@@ -111,23 +116,68 @@ class TestInterrupted:
         assert record["rows_read"] > 0 and record["rows_computed"] > 0 and record["location"] == str(tmp_path / "s")
 
 
+class TestTextsThatHaveEnded:
+    """They are kept where the others of their pack are stopped."""
+
+    LENGTHS = (1, 2, 9, 9)
+    CONDITIONS = ("baseline", "L0", "L1", "L2")
+
+    def write(self, lens, where):
+        """Texts of unequal lengths, and how many were read and computed."""
+        cache = answer_cache.AnswerStore(where and str(where), lens).entry("texts")
+        prompts = [GenerateRequest((1, 2, 3, 20 + i), (), n) for i, n in enumerate(self.LENGTHS)]
+        conditions = [dl.parse_condition(c) for c in self.CONDITIONS]
+        texts = Engine(lens, progress=False, cache=cache).generate_until(prompts, conditions)
+        return texts, (cache.n_read, cache.n_computed)
+
+    def stop(self, monkeypatch, error):
+        """An error when the fourth token is to be chosen and some texts have ended; returns the rows of every step."""
+        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1000.0)  # nothing is kept because it is time
+        sizes, write = [], Writer.write
+
+        def written(self, rows, logits):
+            sizes.append(len(rows))
+            if len(sizes) == 4:
+                raise error
+            return write(self, rows, logits)
+
+        monkeypatch.setattr(Writer, "write", written)
+        return sizes
+
+    def test_an_interrupt(self, lens, tmp_path, monkeypatch):
+        whole, _ = self.write(lens, None)
+        self.stop(monkeypatch, KeyboardInterrupt())
+        with pytest.raises(Interrupted, match="8 of 16 rows of texts are kept"):
+            self.write(lens, tmp_path)
+        assert self.write(lens, tmp_path) == (whole, (8, 8))
+
+    def test_memory_runs_out(self, lens, tmp_path, monkeypatch):
+        whole, _ = self.write(lens, None)
+        sizes = self.stop(monkeypatch, torch.OutOfMemoryError("out of memory"))
+        texts, counted = self.write(lens, tmp_path)
+        # each text is written and stored once, also those that had ended
+        assert texts == whole and counted == (0, 16)
+        assert sum(len(pd.read_parquet(p)) for p in parts(tmp_path)) == 16
+        assert sizes[:4] == [16, 12, 8, 8] and max(sizes[4:]) <= 4
+
+
 class TestPacksAreBoundedInTime:
     """Without the bound all of these documents are one pack, which is kept when it ends."""
 
     @pytest.fixture
     def no_time(self, monkeypatch):
         monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1e-6)
-        monkeypatch.setattr("depthlens.engine.packed_trees.MIN_DECODED_ROWS", 1)
 
     def test_all_documents_are_one_pack_where_there_is_time(self, lens, tmp_path):
         run(lens, tmp_path, tasks=[CHOICE])
         assert len(parts(tmp_path)) == 1
 
-    @pytest.mark.parametrize("task", [CHOICE, WRITTEN])
-    def test_without_time_every_condition_is_kept_by_itself_and_scores_stay(self, lens, tmp_path, task, no_time):
+    # texts are kept as they end: those that end in the same step together
+    @pytest.mark.parametrize(("task", "least"), [(CHOICE, 6), (WRITTEN, 2)])
+    def test_without_time_every_condition_is_kept_by_itself_and_scores_stay(self, lens, tmp_path, task, least, no_time):
         alone = run(lens, None, tasks=[task])
         assert run(lens, tmp_path, tasks=[task]).docs.equals(alone.docs)
-        assert len(parts(tmp_path)) >= 6
+        assert len(parts(tmp_path)) >= least
 
     def test_conditions_of_a_pack_share_its_clean_row(self, lens, no_time, monkeypatch):
         passed = []
@@ -170,7 +220,6 @@ class TestPacksAreBoundedInTime:
 
     def test_texts_that_have_ended_are_kept_before_their_pack_has(self, lens, tmp_path, monkeypatch):
         monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 0.0)
-        monkeypatch.setattr("depthlens.engine.packed_trees.MIN_DECODED_ROWS", 10**6)  # one pack
         n_rows = 6 * LIMIT
         result = run(lens, tmp_path, tasks=[WRITTEN])
         assert counts(result) == (0, n_rows)
