@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.depthlens-installed
 # what `make check` tests: the packages that need no model, and only their quick tests
-QUICK := $(filter-out %/test_refusals.py %/test_lm_eval_model.py, $(wildcard tests/unit/test_*.py)) \
-         tests/unit/analysis tests/unit/claims tests/unit/tasks tests/unit/runner
+QUICK := $(wildcard tests/unit/test_*.py) tests/unit/analysis tests/unit/claims tests/unit/tasks tests/unit/runner
 IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .PHONY: demo test check lab labtest docs badges wheel lint clean help
@@ -20,7 +19,7 @@ demo: $(STAMP)  ## run three notebooks on the embedded model; runs/demo/index.ht
 test: lint  ## lint and types, then all tests
 	$(BIN)/python -m pytest tests/notebooks tests/integration tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30
 
-check: lint  ## lint and types, then the quick tests: under two minutes
+check: lint  ## lint and types, then the quick tests: four minutes
 	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses 2 --dist worksteal
 
 # the folder at the left is the checkout, so that tasks in data are seen, too

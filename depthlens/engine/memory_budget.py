@@ -24,7 +24,7 @@ REMOTE_BATCH_TOKENS = 8192
 # below this a layer's weights cost more to read than its arithmetic; with less memory nothing can be computed
 MIN_BATCH_TOKENS = 64
 # on a CPU more of either gains little: with these a sweep of the embedded model takes 2 GiB more than its weights where
-# it scores, and 3 GiB more where it writes
+# it scores, and 3.0 GiB more where it writes
 CPU_STATE_BYTES = 512 << 20
 CPU_KEY_BYTES = 2 << 30
 # positions that are unembedded at once; 512 x 49k logits take 200 MB, and a GPU wants some thousand rows for a product

@@ -250,8 +250,8 @@ print(int(peak) * 1024 - before)
 """
 
 
-@pytest.mark.parametrize(("work", "most"), [("loglikelihood", 2), ("generation", 3)])
-def test_full_packs_stay_within_gigabytes_above_the_model(work, most):
+@pytest.mark.parametrize(("work", "most"), [("loglikelihood", 2), ("generation", 3.25)])
+def test_full_packs_take_no_more_memory_above_the_model_than_is_said(work, most):
     done = subprocess.run([sys.executable, "-c", HOG, work], capture_output=True, text=True, check=True)
     above = int(done.stdout.split()[-1])
     assert 0.5 * 2**30 < above < most * 2**30, f"{work}: peak memory is the model + {above / 2**30:.2f} GiB"

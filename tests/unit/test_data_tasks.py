@@ -28,6 +28,8 @@ from rendered_prompts import RENDERED
 
 from depthlens.tasks.prepared_task import identity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> dict:
@@ -61,7 +63,6 @@ def test_the_protocols_of_a_family_ask_the_same_documents_and_families_do_not(ta
     assert len(set(known)) == len(known) == sum(N_DOCS[name] for name in names)
 
 
-@pytest.mark.slow
 def test_groups_and_tags_do_not_collide_with_lm_eval():
     from lm_eval.tasks import TaskManager
 

@@ -18,6 +18,8 @@ from depthlens.experiments import sweep
 from depthlens.lm_eval_model import DepthlensLM
 from depthlens.tasks import encoding
 
+pytestmark = pytest.mark.slow
+
 TASKS = ["capitals_continuation", "kv_retrieval_4"]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}<bot>{% endif %}"
@@ -150,7 +152,6 @@ def run(tmp_path, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | own)
 
 
-@pytest.mark.slow
 def test_the_command_finds_embedded_tasks_wherever_it_runs(tmp_path):
     done = run(tmp_path, "--model_args", "pretrained=organism,condition=L2", "--tasks", "organism_one_hop", "-L", "8")
     assert done.returncode == 0, done.stderr
@@ -158,7 +159,6 @@ def test_the_command_finds_embedded_tasks_wherever_it_runs(tmp_path):
     assert "acc" in row and done.stderr.startswith("loading lm-eval and its tasks ...\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

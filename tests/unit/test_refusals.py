@@ -26,6 +26,8 @@ from depthlens import cli, paths
 from depthlens.errors import UserError
 from depthlens.store import parts
 
+pytestmark = pytest.mark.slow
+
 TASK = sweeps.TASK
 # a line says what is allowed, or what to do
 FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples")
@@ -105,11 +107,8 @@ def told(line: str, said: str) -> None:
 
 
 def rows(table):
-    """Parameters of a test; lm-eval's own tasks are slow, because its index has to be read for them."""
-    return [
-        pytest.param(*row, id=f"{i:03} {row[-1][:60]}", marks=[pytest.mark.slow] if "task hellaswag" in row[-1] else [])
-        for i, row in enumerate(table)
-    ]
+    """Parameters of a test."""
+    return [pytest.param(*row, id=f"{i:03} {row[-1][:60]}") for i, row in enumerate(table)]
 
 
 def test_the_tables_are_long_enough():
@@ -212,7 +211,6 @@ def test_parts_older_than_all_time(call, places):
     assert code == 0 and printed[-1].startswith("deleted 0 parts")
 
 
-@pytest.mark.slow
 def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_cells(call, tmp_path):
     out = tmp_path / "out"
     code, _, told = call(["run", "00_tour", "-p", "num_fewshot", "99", "-p", "model", "organism", "--out", out])
@@ -223,7 +221,6 @@ def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_ce
     assert nbformat.read(out / "00_tour.ipynb", 4).cells and (out / "index.html").is_file()
 
 
-@pytest.mark.slow
 def test_in_a_process_of_its_own(model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "copy")
     folders.config(num_hidden_layers=7)(copy)

@@ -23,6 +23,8 @@ from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared
 from depthlens.tasks import harness
 
+pytestmark = pytest.mark.slow
+
 ROOT = paths.data_dir().parent
 PAGE = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
 HEADER = ["experiment", "notebook", "command", "settings", "differences", "one H100"]
@@ -165,7 +167,6 @@ def asked() -> dict[tuple[str, int | None], set[str]]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("task", "num_fewshot"), sorted(asked(), key=str))
 def test_every_task_of_the_profiles_makes_prompts_of_handwritten_documents(here, lens, task, num_fewshot):
     tasks = harness.load_tasks(task, num_fewshot=num_fewshot, seed=1234, limit=1)

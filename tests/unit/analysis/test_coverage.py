@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from coverage_cases import CASES, coverage
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = 100
 WANTED = 0.93  # the least that benchmarks/coverage.py finds, of 1,000 samples
 CASES_AND_SIZES = [(case, 100 if "clusters" in case else 30) for case in CASES]

@@ -14,6 +14,8 @@ from depthlens.analysis.model_comparison import compare_models
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 # Coverage is binomial: with 300 samples of a 95% interval it stays above 0.91 with probability 0.998.
 SAMPLES, LEAST_COVERAGE, MOST_FALSE = 300, 0.91, 0.09
 

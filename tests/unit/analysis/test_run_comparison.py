@@ -16,6 +16,8 @@ from depthlens.analysis.run_differences import ABOVE_FLOOR, CENTRE, SCORE
 from depthlens.analysis.run_families import WHOLE, Run, families, pair, parts_of
 from depthlens.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 N_BOOT = 400
 MILD = np.array([0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.05, 0, 0])
 

@@ -19,6 +19,8 @@ from depthlens.claims.verdicts import VERDICTS, Verdicts, combined
 from depthlens.errors import UserError
 from depthlens.plots.claims import CHIPS, scorecard
 
+pytestmark = pytest.mark.slow
+
 N_BOOT = 400
 
 

@@ -16,6 +16,8 @@ from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.plots.claims import scorecard
 
+pytestmark = pytest.mark.slow
+
 
 def verdicts(n_simulations, **world):
     found = []

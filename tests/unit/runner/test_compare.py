@@ -16,6 +16,8 @@ from depthlens import cli, runner
 from depthlens.analysis.run_comparison import Comparison
 from depthlens.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"n_boot": 200}
 TABLES = ("settings", "baselines", "profiles", "differences", "centres", "critical", "ranks", "verdicts", "cost")
 

@@ -20,6 +20,8 @@ from depthlens.paths import locked, writable_folder
 from depthlens.runner import execute
 from depthlens.runner.index import gallery
 
+pytestmark = pytest.mark.slow
+
 
 def test_run_writes_notebook_page_record_and_index(suite, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -10,6 +10,8 @@ from notebook_suite import code, write
 
 from depthlens.runner import execute, index, pages
 
+pytestmark = pytest.mark.slow
+
 REFRESH = '<meta http-equiv="refresh"'
 
 
