@@ -18,7 +18,7 @@ from depthlens.engine.writer import Row
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 
-# finished rows leave when so many are left of those that are in memory, since to leave copies the others
+# finished rows leave once less than this share of those in memory still writes: leaving copies the others
 STAY_SHARE = 0.8
 
 

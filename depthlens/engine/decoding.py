@@ -34,7 +34,7 @@ from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
 
-# of the conditions that fit into memory, how many are walked together to join those that write
+# a half of the conditions that fit into memory is walked at a time, and joins when as much room is free
 JOIN_SHARE = 2
 
 
@@ -85,7 +85,7 @@ class Decoding:
             # n_layers, of the whole model, is no layer, but says that the clean row is needed
             self.clean.layers |= {fork_layer(c, n_layers) for c in self.conditions[size:]}
         for start in range(0, n, size):
-            while len(self._rows.rows) > max(0, at_once - size) * len(self.pack.paths):
+            while len(self._rows.rows) > (at_once - size) * len(self.pack.paths):
                 self._step()
             self._join(range(start, min(start + size, n)))
         while self._alive:
@@ -124,7 +124,7 @@ class Decoding:
         """Write a token of each row."""
         rows = self._rows.rows
         under, tokens = [self.conditions[c] for c, _ in rows], self.writer.last(rows)
-        states = _step(self.lens, self.backend, under, tokens, self._rows, self._enter)
+        states = _walked_once(self.lens, self.backend, under, tokens, self._rows, self._enter)
         self._rows.advance()
         self._passed(len(rows) * self.lens.dims.n_layers)
         self._write(rows, states)
@@ -147,7 +147,7 @@ class Decoding:
         self._rows.keep(self._alive)
 
 
-def _step(
+def _walked_once(
     lens: Lens,
     backend: TorchBackend,
     conditions: list[Condition],

@@ -174,7 +174,7 @@ class TestPacksAreBoundedInTime:
 
     # texts are kept as they end: those that end in the same step together
     @pytest.mark.parametrize(("task", "least"), [(CHOICE, 6), (WRITTEN, 2)])
-    def test_without_time_every_condition_is_kept_by_itself_and_scores_stay(self, lens, tmp_path, task, least, no_time):
+    def test_without_time_answers_are_kept_in_many_parts_and_scores_stay(self, lens, tmp_path, task, least, no_time):
         alone = run(lens, None, tasks=[task])
         assert run(lens, tmp_path, tasks=[task]).docs.equals(alone.docs)
         assert len(parts(tmp_path)) >= least
