@@ -39,12 +39,11 @@ def result(tasks, *, model="m", seed=0, names=None, chance=CHANCE, n=N_DOCS, **o
         record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": chance}}}
         conditions = names or [f"L{layer}" for layer in range(len(loss))]
         layers = [int(m[1]) if (m := re.fullmatch(r"L(\d+)(\[1:\]|@mean)?", c)) else None for c in conditions]
-        for name, layer, value in zip(["baseline", *conditions], [None, *layers], [whole, *without.T], strict=True):
-            parts.append(pd.DataFrame({"condition": name, "layer": layer, "doc_id": np.arange(n), "value": value}))
-            parts[-1]["task"] = task
-    docs = pd.concat([p.astype({"layer": "Int64"}) for p in parts]).assign(
-        model=model, metric="acc", head=None, response=""
-    )
+        columns = pd.DataFrame({"condition": ["baseline", *conditions], "layer": pd.array([None, *layers], "Int64")})
+        rows = columns.loc[columns.index.repeat(n)]
+        values = np.concatenate([whole, *without.T])
+        parts.append(rows.assign(doc_id=np.tile(np.arange(n), len(columns)), value=values, task=task))
+    docs = pd.concat(parts).assign(model=model, metric="acc", head=None, response="")
     return Result(docs, record)
 
 

@@ -64,4 +64,4 @@ def table(docs: pd.DataFrame, values: str, task: str, metric: str, model: str | 
         name = only(docs, column, name)
         docs = docs[docs[column] == name]
     wide = docs.pivot(index="doc_id", columns="condition", values=values)
-    return wide[list(dict.fromkeys(docs["condition"]))]
+    return wide[list(docs["condition"].unique())]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from statistics import median
 from typing import Any
 
@@ -126,10 +126,17 @@ class Evidence:
 
     def sweeps(self, name: str, like: str | None = None) -> Sweeps:
         """The profiles of a field, of the tasks of the field ``like``."""
-        sweeps = [lru_cache(partial(profiles, result.primary())) for result in self.results(name)]
+        if name not in self._sweeps:
+            self._sweeps[name] = [lru_cache(partial(profiles, result.primary())) for result in self.results(name)]
+        sweeps = self._sweeps[name]
         if like is None:
             return sweeps
         return of_tasks(sweeps, {str(task) for result in self.results(like) for task in result.docs["task"].unique()})
+
+    @cached_property
+    def _sweeps(self) -> dict[str, Sweeps]:
+        """What `sweeps` has made of a field, for the next claim."""
+        return {}
 
     @property
     def models(self) -> list[str]:

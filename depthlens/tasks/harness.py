@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import lm_eval.utils
 from datasets.exceptions import DatasetNotFoundError
 from lm_eval.api.task import ConfigurableTask
 
@@ -24,6 +26,9 @@ from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import quiet
 from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
 from depthlens.tasks.task_index import task_manager, walk
+
+# lm-eval gives jinja the text of a template anew for every document, and jinja keeps nothing that it compiles of a text
+lm_eval.utils.env.from_string = lru_cache(maxsize=4096)(lm_eval.utils.env.from_string)
 
 
 def load_tasks(
