@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# processes that test; each takes a core and up to 4 GiB of memory
+WORKERS ?= 2
 STAMP := $(VENV)/.depthlens-installed
 # what `make check` tests: the packages that need no model, and only their quick tests
 QUICK := $(wildcard tests/unit/test_*.py) tests/unit/analysis tests/unit/claims tests/unit/tasks tests/unit/runner
@@ -17,10 +19,10 @@ demo: $(STAMP)  ## run three notebooks on the embedded model; runs/demo/index.ht
 
 # the longest files come first, so that both processes end at about the same time
 test: lint  ## lint and types, then all tests
-	$(BIN)/python -m pytest tests/notebooks tests/integration tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30
+	$(BIN)/python -m pytest tests/notebooks tests/integration tests/unit --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30
 
 check: lint  ## lint and types, then the quick tests: four minutes
-	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses $(WORKERS) --dist worksteal
 
 # the folder at the left is the checkout, so that tasks in data are seen, too
 lab: $(STAMP)  ## open the tour in JupyterLab, beside the other notebooks

@@ -27,9 +27,9 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS, TOKEN_LOGPROB
 from depthlens.models.lens import Lens
-from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks import truncation
-from depthlens.tasks.encoding import Encoder
+from depthlens.tasks.encoding import Encoder, quiet
 from depthlens.tasks.prepared_task import Prepared, Score, by_document
 
 
@@ -65,13 +65,13 @@ class Answers:
         before_answer = delimiter(prepared.task, chat=chat)
         self.texts: dict[int, str] = {}
         self.pairs: dict[int, tuple[str, str]] = {}
-        self.requests: list[LoglikelihoodRequest] = []
         encoder = Encoder(lens)
         for doc_id, group in by_document(prepared.task.instances).items():
             context, answer = reference_pair(prepared, group, before_answer)
             self.texts[doc_id] = answer.strip()
             self.pairs[doc_id] = context, answer
-            self.requests.append(encoder.pair(self.name, context, answer))
+        with quiet():
+            self.requests = [encoder.pair(self.name, *pair) for pair in self.pairs.values()]
         self.cut = encoder.cut
         if not any(prepared.cut):  # else `harness.prepare` has warned
             truncation.warn(self.name, self.cut, encoder.max_length)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
 _SAMPLING: dict[str, tuple[float, float, float]] = {
     "temperature": (0.0, 100.0, 1.0), "top_p": (0.0, 1.0, 1.0), "top_k": (0, 1 << 30, 50), "min_p": (0.0, 1.0, 0.0),
 }  # fmt: skip
+_IS_QUIET = ContextVar("_IS_QUIET", default=False)
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
@@ -205,7 +207,14 @@ def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the logs and bars of lm-eval and datasets about work of milliseconds; errors still pass."""
+    """Silence the logs and bars of lm-eval and datasets about work of milliseconds; errors still pass.
+
+    Within another one it does nothing: to change the level of a log takes longer than to encode a request.
+    """
+    if _IS_QUIET.get():
+        yield
+        return
+    within = _IS_QUIET.set(True)
     logs = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels, bars = [log.level for log in logs], datasets.is_progress_bar_enabled()
     for log in logs:
@@ -219,3 +228,4 @@ def quiet() -> Iterator[None]:
             log.setLevel(level)
         if bars:
             datasets.enable_progress_bar()
+        _IS_QUIET.reset(within)

@@ -145,7 +145,8 @@ def prepare(
             commonest = commonest_answer(task) if written else None
             asked = questions(name, task)
         encoder.cut.clear()
-        requests = [encoder.requests(instance) for instance in task.instances]
+        with quiet():
+            requests = [encoder.requests(instance) for instance in task.instances]
         ready = Prepared(
             name,
             task,

@@ -56,7 +56,8 @@ def reference_of(
     instances = _instances(prepared, encoder, apply_chat_template, system_instruction)
     before_answer = delimiter(prepared.task, chat=apply_chat_template)
     chosen = _others(prepared, instances, before_answer, MOST, FEWEST, "@mean")
-    texts = [text for _, group in chosen for text in _tokens(prepared, encoder, group, before_answer)]
+    with quiet():
+        texts = [text for _, group in chosen for text in _tokens(prepared, encoder, group, before_answer)]
     encoding.check_tokens(lens, name, [LoglikelihoodRequest(*text) for text in texts])
     told = " and ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, _ in chosen).items())
     return Reference(f"{name}: {told} documents, without examples", texts)

@@ -55,7 +55,7 @@ RUN = {
     "depthlens plan smollm2-135m ": "Here: about ",  # 10 s
     "depthlens race path/to/folder ": "Wrote ",  # 15 s
     "depthlens run 00_tour --profile demo --plan": "Here: about ",  # 20 s
-    "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 60 s
+    "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 30 s
     "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "Wrote ",  # 30 s
     "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out ": "Wrote ",  # 8 s
     "depthlens export path/to/folder ": "Wrote ",  # 6 s

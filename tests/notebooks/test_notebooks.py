@@ -10,6 +10,7 @@ import tokenize
 
 import gsm8k
 import nbformat
+import notebook_runs
 import papermill
 import pytest
 import tiny
@@ -167,9 +168,10 @@ def test_every_profile_is_checked():
 @pytest.mark.integration
 def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHLENS_STORE", str(tmp_path / "store"))
+    model = notebook_runs.shallow(tmp_path / "model", "smollm2-135m")
     rows = []
     for limit in (2, 2, 3):
-        parameters = {"limit": limit}
+        parameters = {"model": model, "limit": limit}
         report = execute.run("00_tour", out=tmp_path, profile="smoke", parameters=parameters, progress=False)
         assert report.errors == []
         stored = Result.load(tmp_path / "00_tour").record["store"]
