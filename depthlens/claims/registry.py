@@ -20,7 +20,7 @@ from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.claims import distilled, heads, layers
 from depthlens.claims.decision import SEED_VIEWS, Estimate, Part, Spec, beside
-from depthlens.claims.estimates import Sweeps, of_tasks
+from depthlens.claims.estimates import Source, Sweeps, of_tasks
 from depthlens.errors import UserError, unknown
 
 SWEEPS = {
@@ -126,16 +126,17 @@ class Evidence:
 
     def sweeps(self, name: str, like: str | None = None) -> Sweeps:
         """The profiles of a field, of the tasks of the field ``like``."""
-        if name not in self._sweeps:
-            self._sweeps[name] = [lru_cache(partial(profiles, result.primary())) for result in self.results(name)]
-        sweeps = self._sweeps[name]
+        for result in self.results(name):
+            if result not in self._sources:
+                self._sources[result] = lru_cache(partial(profiles, result.primary()))
+        sweeps = [self._sources[result] for result in self.results(name)]
         if like is None:
             return sweeps
         return of_tasks(sweeps, {str(task) for result in self.results(like) for task in result.docs["task"].unique()})
 
     @cached_property
-    def _sweeps(self) -> dict[str, Sweeps]:
-        """What `sweeps` has made of a field, for the next claim."""
+    def _sources(self) -> dict[Result, Source]:
+        """The profiles of each result, made once for all claims and fields that take it."""
         return {}
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +28,7 @@ from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_an
 from depthlens.tasks.task_index import task_manager, walk
 
 # lm-eval gives jinja the text of a template anew for every document, and jinja keeps nothing that it compiles of a text
-lm_eval.utils.env.from_string = lru_cache(maxsize=4096)(lm_eval.utils.env.from_string)
+lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 
 
 def load_tasks(
