@@ -9,23 +9,33 @@ notebook in this way.
 In the kernel of a notebook that a person runs, a bar is a display of its cell that changes in place: JupyterLab gives
 standard error a red background, and a saved notebook holds the last state alone. Under ``depthlens run`` it stays on
 standard error, which pages fold away.
+
+`quiet` silences other libraries about work of ours. Levels of loggers and bars are settings of the whole process, so
+the first thread that comes in saves and changes them, and the last one that leaves puts them back. Nothing is
+redirected: what the user or another thread prints is seen.
 """
 
 from __future__ import annotations
 
 import html
 import json
+import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 ENVIRONMENT = "DEPTHLENS_PROGRESS"
 EVERY = 0.5  # seconds between lines
+_SILENT = {"lm_eval": logging.CRITICAL, "datasets": logging.CRITICAL, "transformers": logging.ERROR}
+_quiet_lock = threading.Lock()
+_n_quiet = 0
+_quiet_undo = ExitStack()
 _UNITS = {"row": "row: one answer of the model, to one prompt or to one option of it, under one condition"}
 
 
@@ -220,3 +230,36 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = ("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) for line in cells)
     return "\n".join(line.rstrip() for line in lines)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the context lm-eval, datasets and transformers log nothing but errors, and show no bars."""
+    global _n_quiet
+    with _quiet_lock:
+        _n_quiet += 1
+        if _n_quiet == 1:
+            _silence()
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _n_quiet -= 1
+            if not _n_quiet:
+                _quiet_undo.close()
+
+
+def _silence() -> None:
+    for name, level in _SILENT.items():
+        log = logging.getLogger(name)
+        _quiet_undo.callback(log.setLevel, log.level)
+        log.setLevel(level)
+    tasks: Any = sys.modules.get("lm_eval.api.task")  # what nobody has imported shows no bar
+    if tasks is not None:
+        _quiet_undo.callback(setattr, tasks, "tqdm", tasks.tqdm)  # it takes no setting
+        tasks.tqdm = lambda documents, **options: documents
+    for name in ("datasets", "transformers.utils.logging"):
+        library: Any = sys.modules.get(name)
+        if library is not None and library.is_progress_bar_enabled():
+            _quiet_undo.callback(library.enable_progress_bar)
+            library.disable_progress_bar()

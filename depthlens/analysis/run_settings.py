@@ -29,7 +29,7 @@ _CIRCUMSTANCES = {
     *("ablate", "asked_tasks", "batch_tokens", "command", "git_commit", "include_path", "limit", "measure", "platform"),
     *("python", "samples", "selected_conditions", "store", "time", "tree_attention", "work", "workers"),
     *("model device", "model offload", "model remote", "model attention_kernel"),
-    *("task n_docs", "task n_truncated", "task max_tokens_cut", "task file"),
+    *("task n_docs", "task n_truncated", "task max_tokens_cut", "task n_replaced_examples", "task file"),
 }
 _MODEL = {f"model {key}" for key in ("name", "class", "fingerprint", "n_parameters", "dims", "notes", "adapter")}
 _DECIDING_VERSIONS = {"version of depthlens", "version of lm-eval"}

@@ -27,7 +27,7 @@ from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
 from depthlens.errors import UserError, unknown
 from depthlens.models import offload, pairs
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, exclusive
 from depthlens.models.rounded_weights import modules_of
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store import dry_run
@@ -285,7 +285,7 @@ class Engine:
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
-        with progress.bar(**options) as bar, rows.shown_on(bar):
+        with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
             try:
                 yield rows, bar
             except NotFinite as e:

@@ -12,9 +12,10 @@ from depthlens import arguments, progress
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 
 
+@one_thread
 def next_token(
     lens: Lens, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8, backend: str = "torch"
 ) -> pd.DataFrame:

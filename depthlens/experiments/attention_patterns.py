@@ -27,7 +27,7 @@ from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 
 See = Callable[[int, int, Tensor], None]  # layer, sequence, pattern [n_heads, asked, pos]
@@ -101,6 +101,7 @@ def _of_sequence(see: See, sequence: int, layer: int, pattern: Tensor, values: T
     see(layer, sequence, pattern)
 
 
+@one_thread
 def attention_pattern(
     lens: Lens, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]
 ) -> Float[Tensor, "asked pos"]:

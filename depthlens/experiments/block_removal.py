@@ -28,11 +28,12 @@ from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.options import EvalOptions
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 
 MIN_DOCS = 4  # two choose and two judge
 
 
+@one_thread
 def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **options: Unpack[EvalOptions]) -> Result:
     """Remove every contiguous block of 1 to ``max_size`` layers, one block at a time.
 
@@ -53,6 +54,7 @@ def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **
     return condition_sweep(lens, tasks, f"blocks:{max_size}", **options)
 
 
+@one_thread
 def greedy_removal(
     lens: Lens,
     tasks: str,

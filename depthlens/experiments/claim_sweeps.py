@@ -13,7 +13,7 @@ from depthlens.experiments.head_removal import MIN_DRAWS, removal_curve
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import TOKEN_LOGPROB
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks import groups
 
 VIEWS = ("layers", "layers[1:]", "layers@mean")
@@ -21,6 +21,7 @@ SEEDS = (0, 1, 2)
 TOKENS = "tokens"  # the role whose tasks are measured in nats per answer token
 
 
+@one_thread
 def claim_sweeps(
     lens: Lens,
     roles: Mapping[str, str | Sequence[str]],
@@ -70,6 +71,7 @@ def claim_sweeps(
     return found
 
 
+@one_thread
 def claim_curves(
     lens: Lens,
     tasks: str | Sequence[str],

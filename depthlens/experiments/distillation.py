@@ -27,7 +27,7 @@ from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models import quantised
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, exclusive, one_thread
 from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_embeddings, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
@@ -86,20 +86,22 @@ def transplant(
     ]
     parts += [Ablation(-1, end, mode="donor") for end in (ENDS if embeddings else ())]
     condition = Condition(tuple(parts)).validate(base.dims)
-    if base.model in _TRANSPLANTED:
-        fix = "name all parts in one transplant, or leave the first one"
-        raise UserError(f"model {base.name!r} is inside a transplant already; {fix}")
     joined = with_donor(base, donor)
     if joined.donor:
         warn_of_embeddings(joined.donor, [condition])
-    _TRANSPLANTED.add(base.model)
-    try:
-        with TorchBackend(joined).ablate([condition]):
-            yield condition
-    finally:
-        _TRANSPLANTED.discard(base.model)
+    with exclusive(joined):
+        if base.model in _TRANSPLANTED:
+            fix = "name all parts in one transplant, or leave the first one"
+            raise UserError(f"model {base.name!r} is inside a transplant already; {fix}")
+        _TRANSPLANTED.add(base.model)
+        try:
+            with TorchBackend(joined).ablate([condition]):
+                yield condition
+        finally:
+            _TRANSPLANTED.discard(base.model)
 
 
+@one_thread
 def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> pd.DataFrame:
     """How far every matrix and vector of weights moved, layer by layer.
 
@@ -179,6 +181,7 @@ def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
     return relative, cosine
 
 
+@one_thread
 @torch.no_grad()
 def activation_deltas(
     base: Lens,

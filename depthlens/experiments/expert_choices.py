@@ -23,11 +23,12 @@ from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.text_sets import Texts
 from depthlens.models.architectures import body_of
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
 
 
+@one_thread
 def expert_choices(
     lens: Lens,
     texts: Texts = None,

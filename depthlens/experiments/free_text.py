@@ -13,7 +13,7 @@ from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.experiments.text_sets import plain_texts
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks.free_text import NAME, FreeText
 
 # options of tasks, which free text does not have
@@ -23,6 +23,7 @@ WITHOUT = (
 )
 
 
+@one_thread
 def free_text(
     lens: Lens,
     ablate: str | Iterable[str | Condition] = "layers",

@@ -47,7 +47,7 @@ from depthlens.errors import UserError, unknown
 from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.text_sets import Texts
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
@@ -58,6 +58,7 @@ REDUCE = ("max", "mean")
 UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
 
 
+@one_thread
 def depth_geometry(
     lens: Lens,
     texts: Texts = None,
@@ -183,6 +184,7 @@ def _logits(lens: Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos v
     return lens.arch.logits(x).float()
 
 
+@one_thread
 def layer_effects(
     lens: Lens,
     texts: Texts = None,

@@ -34,13 +34,14 @@ from depthlens.errors import unknown
 from depthlens.experiments import lists_of_heads
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 
 MIN_DRAWS = 10
 SUFFIXES = ("", "[1:]", "@mean")
 Lists = dict[str, list[Head]]
 
 
+@one_thread
 def removal_curve(
     lens: Lens,
     tasks: str | Sequence[str],

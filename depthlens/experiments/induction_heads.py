@@ -26,11 +26,12 @@ from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.head_losses import scores_record
 from depthlens.experiments.measured import one_by_one
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
 
 
+@one_thread
 def induction_scores(
     lens: Lens,
     n_texts: int = 20,

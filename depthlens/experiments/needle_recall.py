@@ -12,12 +12,13 @@ from depthlens import arguments, cluster
 from depthlens.ablations import BASELINE
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 from depthlens.tasks.needles import Needle
 
 
+@one_thread
 def recalled_needles(
     lens: Lens,
     needles: Sequence[Needle],

@@ -40,13 +40,14 @@ from depthlens.experiments.head_losses import scores_record
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.operand_swaps import Swap
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, tasks_record
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerStore, cache_usage
 
 MIN_SOLUTIONS = 5  # in which the model follows the operands; an interval over fewer says nothing
 
 
+@one_thread
 def operand_swap_scores(
     lens: Lens,
     tasks: str | Sequence[str] = "arithmetic_cot",

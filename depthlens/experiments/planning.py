@@ -26,7 +26,7 @@ from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, refuse_workers, settled
 from depthlens.experiments.views import references_of, tokens_of_prompts, views_of
 from depthlens.models import loading, pairs
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerStore
 
@@ -77,6 +77,7 @@ class Plan:
         return "\n".join([self.table.to_string(index=False), *self.describe()])
 
 
+@one_thread
 def plan(
     lens: Lens,
     tasks: str | Sequence[str] | dict[str, Any],

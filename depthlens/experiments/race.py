@@ -26,7 +26,7 @@ from depthlens.experiments.condition_runs import ConditionRuns, frame_of
 from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.views import View, references_of
 from depthlens.metrics import LOGPROBS, SHARES
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerCache, cache_usage
 from depthlens.tasks import groups
 from depthlens.tasks.free_text import FreeText
@@ -90,6 +90,7 @@ def wave_end(n_seen: int) -> int:
     return n_seen + max(FIRST_WAVE, n_seen // GROWTH)
 
 
+@one_thread
 def race(
     lens: Lens,
     tasks: str | Sequence[str] | dict[str, Any],

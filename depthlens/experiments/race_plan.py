@@ -19,7 +19,7 @@ from depthlens.experiments import planning
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.planning import Plan
 from depthlens.experiments.race import MARGIN, wave_end
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks import document_choice, groups
 
 
@@ -71,6 +71,7 @@ def fewest_documents(n_conditions: int, alpha: float, gain: float) -> int:
     return n
 
 
+@one_thread
 def plan_race(
     lens: Lens,
     tasks: str | Sequence[str] | dict[str, Any],

@@ -35,13 +35,14 @@ from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, removed_alone, scores_record, single
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, tasks_record
 from depthlens.experiments.worked_solutions import KINDS, Solution
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 
 Cell = tuple[int, str]  # solution, kind of token
 
 
+@one_thread
 def reasoning_scores(
     lens: Lens,
     tasks: str | Sequence[str] = "arithmetic_cot",

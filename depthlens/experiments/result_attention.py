@@ -25,12 +25,13 @@ from depthlens.experiments import attention_patterns, worked_solutions
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options
 from depthlens.experiments.worked_solutions import Solution
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerStore
 
 SOURCES = ("operands", "previous_result", "question", "rest")
 
 
+@one_thread
 def attention_at_results(
     lens: Lens,
     tasks: str | Sequence[str] = "arithmetic_cot",

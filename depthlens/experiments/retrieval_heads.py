@@ -29,7 +29,7 @@ from depthlens.experiments.head_detectors import COPY_PASTE, DETECTORS, scores_b
 from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, added, checked, removed_alone, scores_record, single
 from depthlens.experiments.integrated_gradients import GROUPS, STEPS, integrate
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks import haystacks
@@ -40,6 +40,7 @@ INTEGRATED = "integrated_gradients"
 METHODS = (*DETECTORS, EXACT, ATTRIBUTION, INTEGRATED)
 
 
+@one_thread
 def retrieval_scores(
     lens: Lens,
     tasks: str | Sequence[str] | None = None,

@@ -23,7 +23,7 @@ from depthlens.errors import UserError, unknown
 from depthlens.experiments.head_detectors import COPY_PASTE, DETECTORS, QUERY_TO_GOLD, scores_by_token
 from depthlens.experiments.head_losses import scores_record
 from depthlens.experiments.needle_recall import recalled_needles
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 from depthlens.tasks.needles import Needle
@@ -33,6 +33,7 @@ STEPS = ("first", "later")
 N_SPLITS = 100
 
 
+@one_thread
 def retrieval_by_step(
     lens: Lens,
     needles: Sequence[Needle],

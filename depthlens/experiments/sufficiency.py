@@ -32,7 +32,7 @@ from depthlens.errors import UserError, unknown
 from depthlens.experiments import lists_of_heads
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of all heads, as in MIB from its fourth on: heads are fewer than edges
 MIN_DRAWS = 10
@@ -64,6 +64,7 @@ def keep_only(kept: Sequence[Head], dims: Dims) -> Condition:
     return Condition(tuple(others))
 
 
+@one_thread
 def sufficiency_curve(
     lens: Lens,
     tasks: str | Sequence[str],

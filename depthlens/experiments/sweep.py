@@ -23,7 +23,7 @@ from depthlens.experiments.options import EvalOptions, load_tasks, recorded, ref
 from depthlens.experiments.race import race
 from depthlens.experiments.views import View, views_of
 from depthlens.metrics import ANSWER_LOGPROB
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore
 
@@ -32,6 +32,7 @@ METHODS = ("exact", "attribution", "integrated_gradients", "race")
 HEAD_MODES = ("zero", "mean", "resample")
 
 
+@one_thread
 def layer_sweep(
     lens: Lens, tasks: str | Sequence[str], *, site: str = "layer", **options: Unpack[EvalOptions]
 ) -> Result:
@@ -84,6 +85,7 @@ def head_sweep(
     resample_prompts: Sequence[str] | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result: ...
+@one_thread
 def head_sweep(
     lens: Lens,
     tasks: str | Sequence[str],
@@ -305,6 +307,7 @@ def run_sweep(
     return result
 
 
+@one_thread
 def condition_sweep(
     lens: Lens,
     tasks: str | Sequence[str] | dict[str, Any],

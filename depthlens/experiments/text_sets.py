@@ -18,7 +18,7 @@ from depthlens.engine.plain_rows import window_of
 from depthlens.errors import UserError, first_line, unknown
 from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
-from depthlens.tasks.encoding import quiet
+from depthlens.progress import quiet
 
 Texts = str | Sequence[str] | None
 EMBEDDED, C4 = arguments.TEXT_SETS

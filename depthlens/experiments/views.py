@@ -11,7 +11,7 @@ from depthlens.engine.references import Reference
 from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, prepare, settled
 from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.free_text import FreeText
 from depthlens.tasks.prepared_task import Prepared
@@ -67,6 +67,7 @@ def tokens_of_prompts(lens: Lens, conditions: Sequence[Condition], prompts: Sequ
     return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]
 
 
+@one_thread
 def resample_prompts(
     lens: Lens,
     task: str,

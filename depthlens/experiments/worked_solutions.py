@@ -26,7 +26,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.analysis.text_numbers import WORDS, numbers
 from depthlens.errors import UserError
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
@@ -206,6 +206,7 @@ def generative(prepared: Prepared) -> None:
         raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
 
 
+@one_thread
 def worked_solutions(
     lens: Lens,
     tasks: str | Sequence[str],

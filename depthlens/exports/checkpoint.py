@@ -41,7 +41,7 @@ from depthlens.exports import model_card
 from depthlens.exports.layer_lists import kept_layers, layer_lists
 from depthlens.exports.smaller_config import skeleton
 from depthlens.models import pairs, quantised
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.models.rounded_weights import rounded
 from depthlens.paths import unwritable
 
@@ -73,6 +73,7 @@ class Export:
         return f"{len(self.layers)} layers, {self.n_parameters:,} parameters{whole}{zero}"
 
 
+@one_thread
 def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: Result | None = None) -> Export:
     """Write the model that a condition leaves as a Hugging Face checkpoint, with a model card.
 

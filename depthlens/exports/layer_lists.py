@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from depthlens.ablations import ROUNDED, Condition, parse_condition
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 
 
 def kept_layers(lens: Lens, condition: Condition) -> list[int]:
@@ -17,6 +17,7 @@ def kept_layers(lens: Lens, condition: Condition) -> list[int]:
     return [layer for layer, n in enumerate(times) for _ in range(n)]
 
 
+@one_thread
 def layer_lists(lens: Lens, condition: str | Condition) -> dict[str, Any]:
     """Lists for fine-tuning and for quantisation, of the model that a condition leaves.
 

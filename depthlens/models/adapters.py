@@ -23,12 +23,12 @@ from huggingface_hub import errors as hub
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as hf_logging
 
 from depthlens import paths
 from depthlens.errors import UserError
 from depthlens.models import embedded
 from depthlens.models.sources import ADAPTER_FILES as FILES
+from depthlens.progress import quiet
 
 BASE = "smollm2-135m"
 
@@ -76,8 +76,7 @@ def merge(base: Path, adapter: Path, out: Path, name: str) -> Path:
         UserError: the adapter is damaged or does not fit the base.
     """
     log.warning("merging the adapter of %s into its base (once)", name)
-    hf_logging.disable_progress_bar()
-    try:
+    with quiet():
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
         try:
             model = applied(model, adapter)
@@ -86,8 +85,6 @@ def merge(base: Path, adapter: Path, out: Path, name: str) -> Path:
         model.config._name_or_path = name
         model.save_pretrained(out)
         AutoTokenizer.from_pretrained(base).save_pretrained(out)
-    finally:
-        hf_logging.enable_progress_bar()
     return out
 
 

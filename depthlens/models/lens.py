@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cached_property, wraps
+from threading import Lock, RLock
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +25,11 @@ if TYPE_CHECKING:  # slow to import
     from transformer_lens.model_bridge import TransformerBridge
 
     from depthlens.models.remote import Remote
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_locks: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+_looking_up = Lock()
 
 
 @dataclass(eq=False)
@@ -42,6 +49,8 @@ class Lens:
         stored_as: How its checkpoint's weights are quantised; None: they are not.
         donor: The model that ``@donor`` conditions take parts from (`depthlens.models.pairs.with_donor`); else None.
         arch: Layers, attention, ``o_proj`` and MLP modules.
+
+    One thread at a time works with a model, whatever number of threads and of Lenses there are: others wait.
 
     Raises:
         UserError: a part of the model cannot be found, or it is no causal language model of transformers.
@@ -125,10 +134,11 @@ class Lens:
 
     def identify(self) -> fingerprint.Identity:
         """Which model this is as it is now: of every weight and whatever else decides what it computes."""
-        if self.remote:
-            identity = self.remote.identify(self.name)
-        else:
-            identity = fingerprint.of_model(self.model, self.stream.checksums() if self.stream else None)
+        with exclusive(self):
+            if self.remote:
+                identity = self.remote.identify(self.name)
+            else:
+                identity = fingerprint.of_model(self.model, self.stream.checksums() if self.stream else None)
         kernel = self.model.config._attn_implementation
         settings = fingerprint.settings(self.model.generation_config, self.tokenizer, kernel)
         return replace(identity, settings=settings)
@@ -150,7 +160,8 @@ class Lens:
         """
         from depthlens.models.library_views import bridge
 
-        return bridge(self)
+        with exclusive(self):
+            return bridge(self)
 
     @cached_property
     def nnsight(self) -> TransformersModel:
@@ -166,7 +177,8 @@ class Lens:
             return self.remote.model
         from depthlens.models.library_views import wrap
 
-        return wrap(self)
+        with exclusive(self):
+            return wrap(self)
 
     def describe(self, fingerprint: str | None = None) -> dict[str, object]:
         """What a record must hold to name this model again; its fingerprint, where it was taken already, is given."""
@@ -258,3 +270,30 @@ def donor_layers_resident(donor: Donor | None, conditions: Sequence[Condition]) 
             for layer in layers:
                 stack.enter_context(donor.resident(layer, layers))
         yield
+
+
+@contextmanager
+def exclusive(*lenses: Lens) -> Iterator[None]:
+    """Within the context no other thread works with these models: hooks and the attention kernel are state of a module.
+
+    Other threads wait. The same thread may enter again.
+    """
+    with_donors = [*lenses, *(lens.donor.lens for lens in lenses if lens.donor)]
+    models = {id(lens.model): lens.model for lens in with_donors}
+    with _looking_up:
+        locks = [_locks.setdefault(models[key], RLock()) for key in sorted(models)]  # in one order: none waits for ever
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        yield
+
+
+def one_thread(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, which works with the models that it is given as `exclusive` says."""
+
+    @wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        with exclusive(*(given for given in (*args, *kwargs.values()) if isinstance(given, Lens))):
+            return function(*args, **kwargs)
+
+    return alone

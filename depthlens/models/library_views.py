@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight import TransformersModel
 from torch import nn
-from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from depthlens.errors import UserError
 from depthlens.models.quantised import is_quantised
+from depthlens.progress import quiet
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
     from depthlens.models.lens import Lens
 
 
@@ -71,6 +72,10 @@ def bridge(lens: Lens) -> TransformerBridge:
     Raises:
         UserError: TransformerLens does not know the architecture, or the weights are not in memory.
     """
+    with quiet():  # the import changes transformers' level of logging
+        from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+        from transformer_lens.model_bridge import TransformerBridge
+
     name = type(lens.model).__name__
     if name not in SUPPORTED_ARCHITECTURES:
         raise UserError(f"TransformerLens does not support {name}; use backend 'torch' or 'nnsight'")

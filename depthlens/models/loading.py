@@ -31,7 +31,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as hf_logging
 
 from depthlens import arguments, progress
 from depthlens.errors import UserError, first_line
@@ -302,11 +301,9 @@ def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerB
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Within the context transformers is silent, and what it raises about files and memory ends in one line."""
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # what it would report is checked afterwards, in one line
-    hf_logging.disable_progress_bar()
     try:
-        yield
+        with progress.quiet():  # what transformers would report is checked afterwards, in one line
+            yield
     except UserError:
         raise
     except ImportError as e:  # of a library that reads quantised weights
@@ -317,9 +314,6 @@ def _explained(name: str) -> Iterator[None]:
         if isinstance(e, RuntimeError) and "allocate memory" not in str(e):
             raise
         raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from e
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        hf_logging.enable_progress_bar()
 
 
 @contextmanager

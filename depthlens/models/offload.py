@@ -45,12 +45,12 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils import logging as hf_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from depthlens.errors import UserError
 from depthlens.models import fingerprint, packed_weights, quantised
 from depthlens.models.structure import find as find_structure
+from depthlens.progress import quiet
 
 # also raised before a sweep starts
 NO_GENERATION = (
@@ -254,14 +254,9 @@ class Stream:
 
     def _load(self, keys: list[str]) -> set[str]:
         """Put weights from the files into the model; returns the names of all others."""
-        bar = hf_logging.is_progress_bar_enabled()
-        hf_logging.disable_progress_bar()
-        try:
-            tensors = {key: self.tensors[key] for key in keys}
+        tensors = {key: self.tensors[key] for key in keys}
+        with quiet():
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, self._loading)
-        finally:
-            if bar:
-                hf_logging.enable_progress_bar()
         return info.missing_keys
 
     def read(self, layer: int) -> None:

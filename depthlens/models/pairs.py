@@ -25,7 +25,7 @@ from depthlens import arguments
 from depthlens.ablations import ROUNDED, WEIGHTS, Condition
 from depthlens.errors import UserError, unknown
 from depthlens.models import fingerprint, loading, quantised, sources
-from depthlens.models.lens import Donor, Lens
+from depthlens.models.lens import Donor, Lens, one_thread
 
 log = logging.getLogger(__name__)
 Same = Callable[[str, object, object], None]  # refuses two values that differ
@@ -65,6 +65,7 @@ def pair(name: str) -> Pair:
     return PAIRS[name]
 
 
+@one_thread
 def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     """The same model with a donor, for conditions such as ``L12@donor``.
 

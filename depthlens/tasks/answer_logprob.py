@@ -27,9 +27,10 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS, TOKEN_LOGPROB
 from depthlens.models.lens import Lens
+from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks import truncation
-from depthlens.tasks.encoding import Encoder, quiet
+from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared, Score, by_document
 
 

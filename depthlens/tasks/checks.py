@@ -15,10 +15,11 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from depthlens.errors import UserError, blaming
+from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks import document_choice
 from depthlens.tasks.document_choice import Samples
-from depthlens.tasks.encoding import check_generation, quiet
+from depthlens.tasks.encoding import check_generation
 from depthlens.tasks.prepared_task import SAME_IF, Prepared, build_requests
 
 N_REHEARSED = 3  # documents that are scored with made-up answers

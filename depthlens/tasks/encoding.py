@@ -6,15 +6,12 @@ are not repeated here, because an `HFLM` around our module applies them.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -22,20 +19,34 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
+from depthlens.progress import quiet
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
 
 # options of sampling, their bounds, and what transformers takes where neither task nor model says it
 _SAMPLING: dict[str, tuple[float, float, float]] = {
     "temperature": (0.0, 100.0, 1.0), "top_p": (0.0, 1.0, 1.0), "top_k": (0, 1 << 30, 50), "min_p": (0.0, 1.0, 0.0),
 }  # fmt: skip
-_IS_QUIET = ContextVar("_IS_QUIET", default=False)
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 class Drawing(HFLM):
-    """lm-eval's model class, with the seed of tokens that are drawn."""
+    """lm-eval's model class, with the seed of tokens that are drawn.
 
-    seed: int
+    It ties the weights of the model that it is given and sets a pad token. So it gets a copy of the tokenizer, and of
+    the model what it reads: no weights.
+
+    Args:
+        lens: A loaded model.
+        seed: Of tokens that are drawn.
+        options: Of lm-eval's class.
+    """
+
+    def __init__(self, lens: Lens, seed: int, **options: Any) -> None:
+        model = lens.model
+        read: Any = SimpleNamespace(config=model.config, generation_config=model.generation_config, device=lens.device)
+        with quiet():
+            super().__init__(pretrained=read, tokenizer=copy.deepcopy(lens.tokenizer), batch_size=1 << 20, **options)
+        self.seed = seed
 
 
 class Encoder(Drawing):
@@ -54,10 +65,7 @@ class Encoder(Drawing):
     def __init__(
         self, lens: Lens, *, seed: int = 0, think_end_token: str | None = None, enable_thinking: bool | None = None
     ) -> None:
-        thinking: dict[str, Any] = {"think_end_token": think_end_token, "enable_thinking": enable_thinking}
-        with quiet():
-            super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20, **thinking)
-        self.seed = seed
+        super().__init__(lens, seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
         self.cut: list[int] = []
         self._recorded: list[tuple[Any, list[int], list[int]]] = []
 
@@ -203,29 +211,3 @@ def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest 
                 f"model {lens.name}: token {token} ({text!r}) of task {name} is beyond the {rows} rows of the "
                 "embedding; give the tokenizer that belongs to the model"
             )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the logs and bars of lm-eval and datasets about work of milliseconds; errors still pass.
-
-    Within another one it does nothing: to change the level of a log takes longer than to encode a request.
-    """
-    if _IS_QUIET.get():
-        yield
-        return
-    within = _IS_QUIET.set(True)
-    logs = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels, bars = [log.level for log in logs], datasets.is_progress_bar_enabled()
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
-    datasets.disable_progress_bar()
-    try:
-        with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
-        if bars:
-            datasets.enable_progress_bar()
-        _IS_QUIET.reset(within)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from depthlens.errors import UserError
 
-_SUMS, _LARGEST = ("n_docs", "n_truncated"), ("max_tokens_cut",)
+_SUMS, _LARGEST = ("n_docs", "n_truncated", "n_replaced_examples"), ("max_tokens_cut",)
 
 
 class Member(NamedTuple):

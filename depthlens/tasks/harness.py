@@ -6,7 +6,9 @@ Prompts, few-shot examples, tokenisation and truncation are lm-eval's own (`enco
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,14 +23,17 @@ from lm_eval.api.task import ConfigurableTask
 from depthlens import arguments
 from depthlens.errors import UserError, blaming, first_line, one_line
 from depthlens.models.lens import Lens
-from depthlens.tasks import checks, data_files, document_choice, encoding, groups, task_files, truncation
+from depthlens.progress import quiet
+from depthlens.tasks import checks, data_files, document_choice, encoding, few_shot, groups, task_files, truncation
 from depthlens.tasks.document_choice import Samples
-from depthlens.tasks.encoding import quiet
 from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
 from depthlens.tasks.task_index import task_manager, walk
 
 # lm-eval gives jinja the text of a template anew for every document, and jinja keeps nothing that it compiles of a text
 lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
+
+
+_preparing = threading.Lock()  # a task draws examples and numbers its instances for one thread at a time
 
 
 def load_tasks(
@@ -75,12 +80,12 @@ def load_tasks(
         for leaf, task in loaded.items():
             groups.check(tasks, leaf, in_group.get(leaf))
             task.depthlens_group = in_group.get(leaf)
-            _set_fewshot(leaf, task, num_fewshot)
+            few_shot.set_examples(leaf, task, num_fewshot)
             if gen_kwargs and task.OUTPUT_TYPE == "generate_until":
                 _set_gen_kwargs(task, gen_kwargs)
+            task.depthlens_seed = seed
             task.set_fewshot_seed(seed=seed)
             checks.check(leaf, task, limit, samples)
-            task.set_fewshot_seed(seed=seed)  # because the check has drawn examples
             task.depthlens_source = data_files.source(task, name, manager.task_index, include_path)
             tasks[leaf] = task
     document_choice.check(limit, samples, tasks)
@@ -139,8 +144,13 @@ def prepare(
         checks.documents(
             name, task, limit, samples
         )  # because more may be run than were checked when the task was loaded
-        with blaming(f"task {name}: its prompts cannot be made", "correct its YAML file or its documents"), quiet():
+        fix = "correct its YAML file or its documents"
+        with blaming(f"task {name}: its prompts cannot be made", fix), quiet(), _preparing:
+            task.set_fewshot_seed(seed=task.depthlens_seed)  # whatever was drawn before
+            task.depthlens_replaced.clear()
             build_requests(task, document_choice.chosen(name, task, limit, samples), **prompts)
+            task = copy.copy(task)  # with instances of its own, whatever is prepared after
+            task.depthlens_replaced = {*task.depthlens_replaced}
             written = task.OUTPUT_TYPE == "generate_until"
             commonest = commonest_answer(task) if written else None
             asked = questions(name, task)
@@ -161,6 +171,7 @@ def prepare(
         )
         encoding.check_tokens(lens, name, ready.requests)
         truncation.warn(name, ready.cut, encoder.max_length)
+        few_shot.warn(name, task, len(ready.docs))
         prepared.append(ready)
     return prepared
 
@@ -221,14 +232,3 @@ def _set_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:
         if any(name in gen_kwargs for name in names):
             own = {key: value for key, value in own.items() if key not in names}
     task.set_config(key="generation_kwargs", value=own | dict(gen_kwargs))
-
-
-def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:
-    fixed = task.config.num_fewshot
-    if num_fewshot is None:
-        num_fewshot = fixed or 0
-    elif fixed == 0 and num_fewshot > 0:
-        raise UserError(f"task {name} is fixed at 0 examples in its YAML file; leave num_fewshot out")
-    elif num_fewshot and num_fewshot > (n_examples := len(task.fewshot_docs())):
-        raise UserError(f"num_fewshot {num_fewshot}: task {name} has {n_examples} examples")
-    task.set_config(key="num_fewshot", value=num_fewshot)

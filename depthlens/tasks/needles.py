@@ -18,7 +18,7 @@ from typing import Any
 
 from depthlens import arguments
 from depthlens.errors import UserError, unknown
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, haystacks, token_spans
 from depthlens.tasks.answer_logprob import Answers
@@ -83,6 +83,7 @@ def find(text: token_spans.Text, answer: str, about: dict[str, Any]) -> Needle |
     return Needle(text.request, tuple(steps), tuple(sorted(set(places))), about)
 
 
+@one_thread
 def task_needles(
     lens: Lens,
     tasks: str | Sequence[str],
@@ -125,6 +126,7 @@ def task_needles(
     return [needle for needle in needles if needle]
 
 
+@one_thread
 def written_needles(
     lens: Lens,
     n_needles: int = 2,

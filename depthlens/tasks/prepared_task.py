@@ -262,6 +262,7 @@ class Prepared:
             **self.source,
             "num_fewshot": config.num_fewshot,
             "examples_by_seed": self.examples_by_seed,
+            "n_replaced_examples": len(self.task.depthlens_replaced),
             "n_docs": len(self.docs),
             "output_type": self.output_type,
             **truncation.counted(self.cut),

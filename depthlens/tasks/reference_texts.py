@@ -22,10 +22,11 @@ from lm_eval.api.instance import Instance
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, blaming
 from depthlens.models.lens import Lens
+from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import encoding
 from depthlens.tasks.answer_logprob import delimiter, reference_pair, written_answer
-from depthlens.tasks.encoding import Encoder, quiet
+from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared
 
 MOST, FEWEST = 64, 8  # texts of a reference

@@ -81,9 +81,7 @@ class DepthlensLM(encoding.Drawing):
             prompts = [lens.tokenizer(line).input_ids for line in _lines(mean_prompts)]
             means = measure_means(lens, prompts, mean_prompts)
         self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
-        self.seed = seed
-        with encoding.quiet():
-            super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1 << 20, **kwargs)
+        super().__init__(lens, seed, **kwargs)
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None

@@ -19,7 +19,7 @@ from typing import Any
 
 from depthlens import paths
 from depthlens.errors import UserError, unknown
-from depthlens.tasks.encoding import quiet
+from depthlens.progress import quiet
 from depthlens.tasks.task_files import read, shown
 
 MAX_NAME = 128  # bytes; the store names folders after tasks, and lm-eval's longest name has 86

@@ -16,7 +16,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.lm_eval_model import DepthlensLM
-from depthlens.tasks import encoding
+from depthlens.progress import quiet
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +32,13 @@ def lens():
 
 @pytest.fixture(scope="module")
 def manager():
-    with encoding.quiet():
+    with quiet():
         return TaskManager(include_path=str(paths.tasks_dir()))
 
 
 def evaluate(model, manager, **kwargs):
     """Per-document samples of each task."""
-    with encoding.quiet():
+    with quiet():
         found = lm_eval.simple_evaluate(
             model=model, tasks=TASKS, task_manager=manager, limit=3, bootstrap_iters=0, fewshot_random_seed=0, **kwargs
         )

@@ -73,7 +73,7 @@ def test_cut_prompts_are_counted_told_and_kept_in_record_and_notes(lens, load, c
     assert prepared.cut == cut and any(cut)
     n, most = sum(c > 0 for c in cut), max(cut)
     wanted = f"task {name}: {n} of {len(cut)} prompts are longer than the model reads (48 tokens) and lose up to {most}"
-    assert [m.startswith(wanted) for m in caplog.messages] == [True]
+    assert [m.startswith(wanted) for m in caplog.messages if "among their own examples" not in m] == [True]
     result = condition_sweep(lens, load(name), "L2", progress=False)
     about = result.record["tasks"][name]
     assert (about["n_truncated"], about["max_tokens_cut"]) == (n, most)
@@ -95,7 +95,7 @@ def test_reference_answers_are_cut_and_counted_too(lens, load, caplog):
 def test_nothing_is_said_where_nothing_is_cut(load, caplog):
     roomy = tiny.lens("llama-gqa", max_position_embeddings=4096)
     result = condition_sweep(roomy, load("mini_shots", "mini_writing", "mini_rolling"), "L2", progress=False)
-    assert caplog.messages == []
+    assert not any("longer" in message for message in caplog.messages)
     assert {t["n_truncated"] for t in result.record["tasks"].values()} == {0}
     assert not any("longer" in note for note in result.notes)
 

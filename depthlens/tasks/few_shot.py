@@ -1,0 +1,81 @@
+"""Worked examples before a question: how many, and never the question itself.
+
+lm-eval draws them, and keeps the evaluated document out where ``fewshot_split`` names the test split. Elsewhere (a task
+with a test split only, one that is evaluated on its validation split, a question that stands in two splits) it would
+show a question and its answer before asking it. Such an example is replaced by the next document of those that examples
+are drawn from. All other examples are lm-eval's, so that every prompt without a replaced one is token for token what
+lm-eval makes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from depthlens.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def set_examples(name: str, task: Any, num_fewshot: int | None) -> None:
+    """Set how many examples there are; None: what the task says.
+
+    Raises:
+        UserError: the task is fixed at 0 examples, or has fewer.
+    """
+    fixed = task.config.num_fewshot
+    if num_fewshot is None:
+        num_fewshot = fixed or 0
+    elif fixed == 0 and num_fewshot > 0:
+        raise UserError(f"task {name} is fixed at 0 examples in its YAML file; leave num_fewshot out")
+    elif num_fewshot and num_fewshot > (n_examples := len(task.fewshot_docs())):
+        raise UserError(f"num_fewshot {num_fewshot}: task {name} has {n_examples} examples")
+    task.set_config(key="num_fewshot", value=num_fewshot)
+    task.depthlens_replaced = set()
+    if num_fewshot and hasattr(task, "sampler"):
+        _keep_apart(name, task)
+
+
+def _keep_apart(name: str, task: Any) -> None:
+    """Let no prompt of a task hold the document that it asks."""
+    draw, build = task.sampler.sample, task.fewshot_context
+    asked: Any = None
+
+    def context(doc: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal asked
+        asked = doc
+        return build(doc, *args, **kwargs)
+
+    def sample(n: int, **about: Any) -> list[Any]:
+        examples = list(draw(n, **about))
+        same = [i for i, example in enumerate(examples) if _same(task, example, asked)]
+        if not same:
+            return examples
+        pool = task.sampler.fewshot_docs()
+        others = (doc for doc in pool if doc not in examples and not _same(task, doc, asked))
+        for i in same:
+            other = next(others, None)
+            if other is None:
+                fault = f"task {name} has fewer examples beside a document that it asks"
+                raise UserError(f"num_fewshot {n}: {fault}; give fewer, or name a fewshot_split of other documents")
+            examples[i] = other
+        task.depthlens_replaced.add(str(asked))
+        return examples
+
+    task.sampler.sample, task.fewshot_context = sample, context
+
+
+def _same(task: Any, one: Any, other: Any) -> bool:
+    """Whether two documents ask the same and have the same answer, whatever else they say."""
+    reads = (task.doc_to_text, task.doc_to_target, *([task.doc_to_choice] if task.config.doc_to_choice else []))
+    return one == other or all(read(one) == read(other) for read in reads)
+
+
+def warn(name: str, task: Any, n_docs: int) -> None:
+    """Log in one line that examples were replaced."""
+    if n := len(task.depthlens_replaced):
+        log.warning(
+            "task %s: lm-eval would show %d of %d documents among their own examples; another example stands there, "
+            "so that these prompts differ from lm-eval's; name a fewshot_split of other documents",
+            *(name, n, n_docs),
+        )

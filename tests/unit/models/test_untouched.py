@@ -1,0 +1,222 @@
+"""Whatever is measured on a model, the model, its tokenizer and the process are as before: also after errors."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import pickle
+import random
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import lm_eval
+import numpy as np
+import pytest
+import tiny
+import torch
+from lm_eval.tasks import TaskManager
+
+import depthlens as dl
+from depthlens import paths
+from depthlens.lm_eval_model import DepthlensLM
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+CHOICE, WRITTEN = "capitals_continuation", "capitals_generative"
+LONG = {"max_position_embeddings": 1024}
+HEAD = 3.0  # the head's own weights, as multiples of the embedding's
+QUIET = {"limit": 2, "store": None, "progress": False}
+SHORT = {"gen_kwargs": {"max_gen_toks": 6}}
+SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))  # else lm-eval sets generators
+TEXTS = ["one text of some length", "another one, which is longer"]
+
+
+def untied() -> dl.Lens:
+    """A model whose configuration ties the head to the embedding, and which has a head of its own; no pad token."""
+    model = tiny.model("llama-gqa", tie_word_embeddings=True, **LONG)
+    model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach() * HEAD)
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = None
+    return dl.Lens(model, tokenizer)
+
+
+def state(lens: dl.Lens) -> dict[str, object]:
+    """Everything that an experiment could leave behind, in a form that can be compared."""
+    model, tokenizer = lens.model, lens.tokenizer
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {
+        "weights": {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors},
+        "tensors": {name: (id(tensor), tensor.requires_grad, tensor.grad) for name, tensor in tensors},
+        "tied": model.lm_head.weight is model.model.embed_tokens.weight,
+        "modules": [(name, id(module), type(module)) for name, module in model.named_modules()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), "forward" in vars(m))
+            for m in model.modules()
+        ],
+        "training": [module.training for module in model.modules()],
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+        "config": model.config.to_json_string(use_diff=False),
+        "attention": model.config._attn_implementation,
+        "generation_config": model.generation_config.to_json_string(use_diff=False),
+        "tokenizer": tokenizer.backend_tokenizer.to_str(),
+        "special tokens": str(tokenizer.special_tokens_map),
+        "padding": (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token),
+        "template": tokenizer.chat_template,
+        "python's generator": random.getstate(),
+        "numpy's generator": pickle.dumps(np.random.get_state()),
+        "torch's generator": torch.get_rng_state().numpy().tobytes(),
+        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
+        "precision": (torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()),
+        "streams": (id(sys.stdout), id(sys.stderr), sys.stderr.closed),
+        "warnings": list(warnings.filters),
+        "logs": levels(),
+        "bars": lm_eval.api.task.tqdm,
+    }
+
+
+LOGS = ("", "lm_eval", "datasets", "transformers")
+
+
+def levels() -> dict[str, int]:
+    return {name: logging.getLogger(name).level for name in LOGS}
+
+
+@pytest.fixture(scope="module")
+def lens():
+    """The model, when all libraries are imported: imports add filters of warnings, and change no level of logging."""
+    lens, before = untied(), levels()
+    dl.layer_sweep(lens, CHOICE, **QUIET).describe()
+    assert lens.bridge and lens.nnsight and levels() == before
+    return lens
+
+
+def transplanted(lens):
+    with dl.transplant(lens, tiny.lens("llama-gqa", tie_word_embeddings=False, **LONG), layers=[1], heads=[(3, 1)]):
+        lens.model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False)
+
+
+def harness(lens):
+    manager = TaskManager(include_path=str(paths.tasks_dir()), include_defaults=False)
+    model = DepthlensLM(lens, condition="L1")
+    lm_eval.simple_evaluate(model=model, tasks=[CHOICE], task_manager=manager, limit=2, bootstrap_iters=0, **SEEDS)
+
+
+def conditions(*conditions, tasks=CHOICE, **options):
+    return lambda lens: dl.condition_sweep(lens, tasks, list(conditions), **QUIET | options)
+
+
+EXPERIMENTS = {
+    "layers": lambda lens: dl.layer_sweep(lens, CHOICE, **QUIET),
+    "few-shot": lambda lens: dl.layer_sweep(lens, CHOICE, num_fewshot=2, **QUIET),
+    "written": lambda lens: dl.layer_sweep(lens, WRITTEN, **QUIET | SHORT),
+    "drawn": conditions("L1", tasks=WRITTEN, gen_kwargs={"do_sample": True, "temperature": 0.7, "max_gen_toks": 6}),
+    "all sites": conditions("L1", "L2.attn", "L2.mlp", "L1.H2", "L3.KV1", "L1-3"),
+    "means": conditions("L1@mean", "L2.H1@mean"),
+    "a sample": conditions("L1@resample", resample_prompts=["a reference prompt"]),
+    "noise, twice, rounded": conditions("L1@noise3", "L2x2", "L3@int8"),
+    "a donor": lambda lens: dl.condition_sweep(lens, CHOICE, ["L1@donor"], donor=untied(), **QUIET),
+    "whole passes": conditions("L1", "L2.H1", backend="nnsight"),
+    "TransformerLens": conditions("L1", "L2.H1", backend="transformer_lens"),
+    "heads": lambda lens: dl.head_sweep(lens, CHOICE, layers=[1], **QUIET),
+    "attribution": lambda lens: dl.head_sweep(lens, CHOICE, method="attribution", **QUIET),
+    "blocks": lambda lens: dl.block_sweep(lens, CHOICE, max_size=2, **QUIET),
+    "next token": lambda lens: dl.next_token(lens, "abc", ["L1"]),
+    "attention": lambda lens: dl.attention_pattern(lens, [1, 2, 3, 4], (1, 2), [2, 3]),
+    "geometry": lambda lens: dl.depth_geometry(lens, TEXTS, store=None, progress=False),
+    "effects": lambda lens: dl.layer_effects(lens, TEXTS, store=None, progress=False),
+    "induction": lambda lens: dl.induction_scores(lens, progress=False),
+    "transplant": transplanted,
+    "deltas": lambda lens: dl.activation_deltas(lens, untied(), TEXTS, store=None),
+    "lm-eval": harness,
+}
+
+
+class BrokenError(Exception):
+    pass
+
+
+ENDS = {"ends": None, "error": BrokenError, "Ctrl-C": KeyboardInterrupt}
+
+
+def raise_in_the_model(monkeypatch, error: type[BaseException]) -> None:
+    """From now on the 20th product that a model computes, in the middle of its first pass, ends in an error."""
+    product, calls = torch.nn.Linear.forward, iter(range(1 << 20))
+
+    def forward(self, *args):
+        if next(calls) == 20:
+            raise error("in the middle")
+        return product(self, *args)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_everything_is_as_before(lens, monkeypatch, experiment, end):
+    before = state(lens)
+    if ENDS[end] is None:
+        EXPERIMENTS[experiment](lens)
+    else:
+        with monkeypatch.context() as patch, pytest.raises(ENDS[end]):
+            raise_in_the_model(patch, ENDS[end])
+            EXPERIMENTS[experiment](lens)
+    after = state(lens)
+    changed = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    assert not changed
+
+
+def test_a_head_of_its_own_is_what_is_measured():
+    """lm-eval's `HFLM` ties the head to the embedding again."""
+    lens = untied()
+    tokens = torch.tensor([lens.tokenizer("abc").input_ids])
+    wanted = lens.model(tokens).logits[0, -1].softmax(-1)
+    dl.layer_sweep(lens, CHOICE, **QUIET)
+    found = dl.next_token(lens, "abc")["baseline"]
+    assert found.iloc[0] == pytest.approx(wanted.max().item(), abs=1e-6)
+
+
+def numbers(lens: dl.Lens, kind: int) -> str:
+    """What an experiment gives, as text."""
+    kinds = (
+        lambda: dl.layer_sweep(lens, CHOICE, **QUIET).docs["value"].tolist(),
+        lambda: dl.condition_sweep(lens, WRITTEN, ["L1", "L2.H1"], **QUIET | SHORT).docs["response"].tolist(),
+        lambda: dl.condition_sweep(lens, "capitals_default", ["L2@mean"], **QUIET).docs["value"].tolist(),
+        lambda: dl.next_token(lens, "abc", ["L1"]).to_numpy().tolist(),
+        lambda: dl.condition_sweep(lens, CHOICE, ["L1"], backend="nnsight", **QUIET).docs["value"].tolist(),
+    )
+    return json.dumps(kinds[kind]())
+
+
+def test_threads_give_the_numbers_of_one_thread(capfd):
+    lenses = [tiny.lens(family, **LONG) for family in ("llama-gqa", "qwen2")]
+    jobs = [(lens, kind) for kind in range(5) for lens in lenses for _ in range(3)]
+    random.Random(0).shuffle(jobs)
+    wanted = {(id(lens), kind): numbers(lens, kind) for lens, kind in jobs}
+    before = [state(lens) for lens in lenses if lens.model.config.model_type == "llama"]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda job: numbers(*job), jobs))
+    assert found == [wanted[id(lens), kind] for lens, kind in jobs]
+    assert asyncio.run(asyncio.to_thread(numbers, *jobs[0])) == found[0]
+    assert [state(lens) for lens in lenses if lens.model.config.model_type == "llama"] == before
+    assert "closed file" not in capfd.readouterr().err
+
+
+def test_another_thread_waits_while_a_model_is_transplanted():
+    lens, donor = tiny.lens("llama-gqa", **LONG), tiny.lens("llama-gqa", tie_word_embeddings=False, **LONG)
+    plain, found, begun = numbers(lens, 3), [], threading.Event()
+
+    def measure():
+        begun.set()
+        found.append(numbers(lens, 3))
+
+    with dl.transplant(lens, donor, layers=[1, 2]):
+        thread = threading.Thread(target=measure)
+        thread.start()
+        begun.wait()
+        numbers(donor, 3)
+    thread.join()
+    assert found == [plain]
