@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 from depthlens import __version__, provenance
 from depthlens.cluster import options as cluster
 from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
-from depthlens.errors import Interrupted, UserError, stop_on_sigterm
+from depthlens.errors import Interrupted, UserError, stop_on_signals
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports
 from depthlens.models.commands import DeviceOption, DtypeOption, OffloadOption, QuantizeOption
@@ -70,7 +70,7 @@ class _RunCommand(TyperCommand):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``depthlens`` script."""
-    stop_on_sigterm()
+    stop_on_signals()
     typed = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         provenance.COMMAND.set(["depthlens", *typed])

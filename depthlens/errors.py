@@ -33,14 +33,24 @@ class Interrupted(_OneLine, KeyboardInterrupt):
     """Ctrl-C in the middle of long work; the message says what is stored and how to go on."""
 
 
-def stop_on_sigterm() -> None:
-    """From now on SIGTERM ends long work as Ctrl-C does: with a message about what is stored, and with whole files."""
+_came_before: set[int] = set()  # signals since `stop_on_signals`, until work that hears them
+
+
+def stop_on_signals() -> None:
+    """From now on SIGTERM ends long work as Ctrl-C does: with a message about what is stored, and with whole files.
+
+    Either ends the work that comes next, too, where a library that is being imported swallows the exception.
+    """
 
     def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        _came_before.add(number)
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    _came_before.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 @contextlib.contextmanager
@@ -51,7 +61,8 @@ def hear_ctrl_c() -> Iterator[Callable[[], None]]:
     of Ray), Python prints the exception and goes on.
 
     Yields:
-        To be called between pieces of work: raises KeyboardInterrupt if there was one since the context began.
+        To be called between pieces of work: raises KeyboardInterrupt if there was one since the context began, or
+        since `stop_on_signals`.
     """
     came: set[int] = set()
     before = {}
@@ -64,16 +75,18 @@ def hear_ctrl_c() -> Iterator[Callable[[], None]]:
         before[signal.Signals(number)](number, frame)
 
     def check() -> None:
-        if came:
+        if came or _came_before:
             raise KeyboardInterrupt
 
     for number in before:
         signal.signal(number, note)
     try:
+        check()
         yield check
     finally:
+        _came_before.clear()
         for number, handler in before.items():
-            if signal.getsignal(number) is note:  # `stop_on_sigterm` changes it when it stops
+            if signal.getsignal(number) is note:  # `stop_on_signals` changes it when it stops
                 signal.signal(number, handler)
 
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import depthlens as dl
 from depthlens.engine import pack_runs
-from depthlens.errors import stop_on_sigterm
+from depthlens.errors import stop_on_signals
 from depthlens.store import answer_cache, answer_rows
 
 KINDS = {
@@ -90,7 +90,7 @@ def fork(work: Callable[[], object]) -> int:
         return pid
     code = 1
     try:
-        stop_on_sigterm()
+        stop_on_signals()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script ignore it
         work()
         code = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -13,7 +14,7 @@ import torch
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, parts, run
 
 import depthlens as dl
-from depthlens import cli, progress
+from depthlens import cli, errors, progress
 from depthlens.analysis.results import Result
 from depthlens.engine import wavefront, work_rate
 from depthlens.engine.engine import Engine
@@ -49,6 +50,20 @@ class TestInterrupted:
             return walk(self, *args, **kwargs)
 
         monkeypatch.setattr(wavefront.Wavefront, "run", stopped)
+
+    def test_one_that_a_library_swallows_ends_the_work_that_comes_next(self, lens, tmp_path):
+        """As a module does that is imported and catches whatever is raised meanwhile."""
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            errors.stop_on_signals()
+            with contextlib.suppress(BaseException):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(Interrupted, match=f"0 of 72 rows of {CHOICE} are kept"):
+                run(lens, tmp_path, tasks=[CHOICE])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        assert counts(run(lens, tmp_path, tasks=[CHOICE])) == (0, 72)
 
     def test_ctrl_c_says_what_is_kept_and_the_rest_goes_on(self, lens, tmp_path, small_packs, monkeypatch):
         whole = run(lens, None, tasks=[CHOICE])
