@@ -25,6 +25,7 @@ from depthlens.engine.padded_rows import PaddedRows
 from depthlens.engine.shards import Job, ShardedRows, Workers
 from depthlens.engine.work import Work
 from depthlens.engine.work_rate import WorkRate
+from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
 from depthlens.models import offload, pairs
 from depthlens.models.lens import Lens, exclusive
@@ -163,11 +164,13 @@ class Engine:
             Texts, indexed [condition][request].
 
         Raises:
-            UserError: the model is offloaded, or see `loglikelihood`.
+            UserError: the model is offloaded or asks for texts that are not written token by token, or see
+                `loglikelihood`.
             Interrupted: Ctrl-C; the message says what is stored.
         """
         if self.lens.stream:
             raise UserError(offload.NO_GENERATION)
+        require_plain(self.lens)
         if run := dry_run.current():
             return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from depthlens.ablations import Condition
 from depthlens.backends.remote import RemoteNnsight, padded
@@ -82,9 +83,14 @@ class RemoteRows(RowBatches):
                 f"model {self.lens.name}: a server draws tokens in its own way; load the model here to sample"
             )
         writer = Writer(self.lens, requests, conditions)
+        # the others depend on the length of a prompt, which is padded there
+        if others := [rule for rule in writer.rules if not isinstance(rule, RepetitionPenaltyLogitsProcessor)]:
+            fault = f"a server applies {type(others[0]).__name__} of its generation configuration in its own way"
+            raise UserError(f"model {self.lens.name}: {fault}; load the model here to write texts")
         options = {
             "do_sample": False,
             "num_beams": 1,
+            "repetition_penalty": float(self.lens.model.generation_config.repetition_penalty or 1.0),
             "eos_token_id": writer.eos or None,
             "pad_token_id": writer.eos[0] if writer.eos else 0,  # only ever after the end
         }

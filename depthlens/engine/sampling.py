@@ -10,40 +10,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from depthlens.ablations import Condition
-from depthlens.requests import GenerateRequest, Sampling
+from depthlens.requests import GenerateRequest
 
 _BITS = 52  # of the numbers: as many as a product with a float64 near 1 keeps below 1
 
 
-def drawn(logits: Float[Tensor, "row d_vocab"], sampling: Sampling, numbers: Sequence[float]) -> list[int]:
+def drawn(scores: Float[Tensor, "row d_vocab"], numbers: Sequence[float]) -> list[int]:
     """The tokens that numbers from 0 to 1 stand for, one a row.
 
-    Temperature, ``top_k``, ``top_p`` and ``min_p`` are transformers' own, in their order.
+    Args:
+        scores: Logits, as transformers draws from them (`depthlens.engine.writer.processors`).
+        numbers: One a row.
     """
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
-    if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(float(sampling.top_p)))
-    if sampling.min_p:
-        warpers.append(MinPLogitsWarper(float(sampling.min_p)))
-    no_text = cast(torch.LongTensor, torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device))
-    warped = warpers(no_text, cast(torch.FloatTensor, logits.float()))
-    cumulative = warped.cpu().double().softmax(-1).cumsum(-1)
+    cumulative = scores.cpu().double().softmax(-1).cumsum(-1)
     places = torch.tensor(numbers, dtype=torch.float64)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, places, right=True)[:, 0].tolist()
 

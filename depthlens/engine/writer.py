@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessorList
 
 from depthlens.ablations import Condition
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.sampling import Numbers, drawn
+from depthlens.errors import UserError
 from depthlens.models import fingerprint
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, Sampling, WrittenAnswer
 
 Row = tuple[int, int]  # condition, prompt
+
+# settings of a generation configuration that ask for more than the next token of one text: above 1, and at all
+_ABOVE_ONE = ("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale")
+_AT_ALL = (
+    *("penalty_alpha", "dola_layers", "constraints", "force_words_ids", "token_healing", "watermarking_config"),
+    *("use_mtp", "prompt_lookup_num_tokens", "assistant_early_exit", "max_time", "stop_strings"),
+)
+
+
+def require_plain(lens: Lens) -> None:
+    """Refuse a model whose generation configuration asks for texts that are not written token by token.
+
+    Raises:
+        UserError: names the settings.
+    """
+    config = lens.model.generation_config
+    asked = {name: value for name in (*_ABOVE_ONE, *_AT_ALL) if (value := getattr(config, name, None))}
+    if found := {name: value for name, value in asked.items() if name in _AT_ALL or value != 1}:
+        settings = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        fix = f"set lens.model.generation_config.{next(iter(found))} = None, or take it out of generation_config.json"
+        fault = f"its generation configuration asks for {settings}, and texts are written one token after the other"
+        raise UserError(f"model {lens.name}: {fault}; {fix}")
+
+
+def processors(lens: Lens, request: GenerateRequest, device: torch.device) -> LogitsProcessorList:
+    """What transformers' ``generate`` does to the logits of a text, from the model's generation configuration.
+
+    Where the request is drawn, the settings of its sampling come over those of the model.
+    """
+    n, sampling, model = len(request.context), request.sampling, cast(Any, lens.model)
+    config = copy.deepcopy(model.generation_config)
+    config.max_length = n + request.max_new_tokens
+    if config.min_new_tokens is not None:
+        config.min_length = n + config.min_new_tokens
+    config.do_sample = sampling is not None
+    if sampling is not None:
+        config.temperature, config.top_k = float(sampling.temperature), sampling.top_k
+        config.top_p, config.min_p = sampling.top_p, sampling.min_p or None
+    model._prepare_special_tokens(config, device=device)
+    prompt = torch.tensor([request.context], device=device)
+    return model._get_logits_processor(config, n, prompt, device=device, model_kwargs={})
 
 
 class Writer:
@@ -31,15 +74,16 @@ class Writer:
     """
 
     def __init__(self, lens: Lens, requests: Sequence[GenerateRequest], conditions: Sequence[Condition]) -> None:
-        config = lens.model.generation_config
-        self.eos = fingerprint.end_tokens(config, lens.tokenizer)
-        penalty = fingerprint.penalty(config)
-        self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
+        self.lens = lens
+        self.eos = fingerprint.end_tokens(lens.model.generation_config, lens.tokenizer)
         self.tokenizer = lens.tokenizer
         self.requests = requests
         self.conditions = conditions
         self.tokens: dict[Row, list[int]] = {}
         self._numbers: dict[Row, Numbers] = {}
+        # what is done to logits where no token is drawn; it depends on the text so far
+        self.rules = processors(lens, replace(requests[0], sampling=None), torch.device("cpu"))
+        self._processors: dict[int | Sampling, LogitsProcessorList] = {}
 
     def write(self, rows: list[Row], logits: Float[Tensor, "row d_vocab"]) -> list[Row]:
         """Append a token to each row, the likeliest or one that is drawn; returns the rows that are not finished.
@@ -47,30 +91,36 @@ class Writer:
         Raises:
             NotFinite: the highest logit of a row is not finite.
         """
-        if self.penalty is not None:
-            read = [[*self.requests[row[1]].context, *self.tokens.get(row, [])] for row in rows]
-            logits = torch.cat(
-                [self.penalty(torch.tensor([t], device=x.device), x[None]) for t, x in zip(read, logits, strict=True)]
-            )
         highest, likeliest = logits.max(-1)  # NaN is the highest of all
         if not (finite := highest.isfinite()).all():
             row = rows[int((~finite).nonzero()[0, 0])]
             raise NotFinite(row, self.tokens.get(row, ()))
         tokens = likeliest.tolist()
-        for sampling, places in self._sampled(rows).items():
-            numbers = [self._number(rows[i]) for i in places]
-            for i, token in zip(places, drawn(logits[places], sampling, numbers), strict=True):
+        for (key, _), places in self._alike(rows).items():
+            of = [rows[i] for i in places]
+            request = self.requests[of[0][1]]
+            if key not in self._processors:
+                self._processors[key] = processors(self.lens, request, logits.device)
+            read = [[*request.context, *self.tokens.get(row, [])] if self.rules else [] for row in of]
+            ids = cast(torch.LongTensor, torch.tensor(read, dtype=torch.long, device=logits.device))
+            scores = self._processors[key](ids, cast(torch.FloatTensor, logits[places].float()))
+            drawing = request.sampling is not None
+            found = drawn(scores, [self._number(row) for row in of]) if drawing else scores.argmax(-1).tolist()
+            for i, token in zip(places, found, strict=True):
                 tokens[i] = token
         for row, token in zip(rows, tokens, strict=True):
             self.tokens.setdefault(row, []).append(token)
         return [row for row in rows if not self._finished(row)]
 
-    def _sampled(self, rows: Sequence[Row]) -> dict[Sampling, list[int]]:
-        """Places of rows whose tokens are drawn, by how they are; rows of several draws are drawn alike."""
-        found: dict[Sampling, list[int]] = {}
-        for i, (_, r) in enumerate(rows):
-            if (sampling := self.requests[r].sampling) is not None:
-                found.setdefault(replace(sampling, draw=0), []).append(i)
+    def _alike(self, rows: Sequence[Row]) -> dict[tuple[int | Sampling, int], list[int]]:
+        """Places of rows whose logits are processed together, by prompt and length, or by how they are drawn alone."""
+        found: dict[tuple[int | Sampling, int], list[int]] = {}
+        for i, row in enumerate(rows):
+            sampling = self.requests[row[1]].sampling
+            if self.rules:
+                found.setdefault((row[1], len(self.tokens.get(row, ()))), []).append(i)
+            elif sampling is not None:
+                found.setdefault((replace(sampling, draw=0), 0), []).append(i)
         return found
 
     def _number(self, row: Row) -> float:

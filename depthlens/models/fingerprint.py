@@ -53,6 +53,15 @@ _NOT_THE_MODEL = {
     "architectures",
     "auto_map",
 }
+# of a generation configuration: what decides no text, what `of_writing` has apart, and what a request says itself
+_NOT_TEXT = {
+    *("_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory"),
+    *("compile_config", "disable_compile", "continuous_batching_config", "return_dict_in_generate"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("eos_token_id", "repetition_penalty"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "max_length", "max_new_tokens"),
+}
 # of every module: what `nn.Module` keeps for itself, and how transformers loads, saves and spreads a model
 _BOOKKEEPING = {*vars(nn.Module())} - {"training"}
 _BOOKKEEPING |= {
@@ -186,19 +195,19 @@ def end_tokens(config: GenerationConfig, tokenizer: Any) -> list[int]:
     return sorted({*eos} if isinstance(eos, (list, tuple)) else {eos} - {None})
 
 
-def penalty(config: GenerationConfig) -> float:
-    """Repetition penalty of greedy decoding; some instruct models ship one. 1.0: none."""
-    return float(config.repetition_penalty or 1.0)
-
-
 def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
-    """Hash of what decides a written text and is not part of the model: tokenizer, end tokens, repetition penalty."""
+    """Hash of what decides a written text and is not part of the model: its tokenizer, and how the model generates."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         about = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     else:  # version, truncation and padding come first, and encoding leaves its last ones there
         about = backend.to_str().partition('"added_tokens"')[2]
-    rules = [end_tokens(config, tokenizer), penalty(config), getattr(tokenizer, "clean_up_tokenization_spaces", None)]
+    penalty = float(config.repetition_penalty or 1.0)
+    rules = [end_tokens(config, tokenizer), penalty, getattr(tokenizer, "clean_up_tokenization_spaces", None)]
+    usual = config._get_default_generation_params()
+    settings = {k: v for k, v in config.to_dict().items() if k not in _NOT_TEXT and v not in (None, usual.get(k))}
+    if settings:  # most models have none, and keep the address that they had before these were looked at
+        rules.append(sorted((settings | {"eos_token_id": config.eos_token_id}).items()))
     return xxhash.xxh3_128_hexdigest(f"{rules} {about}".encode())
 
 

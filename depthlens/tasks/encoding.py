@@ -16,15 +16,18 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.utils import warning_once
 
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
 
-# options of sampling, their bounds, and what transformers takes where neither task nor model says it
-_SAMPLING: dict[str, tuple[float, float, float]] = {
-    "temperature": (0.0, 100.0, 1.0), "top_p": (0.0, 1.0, 1.0), "top_k": (0, 1 << 30, 50), "min_p": (0.0, 1.0, 0.0),
+log = logging.getLogger(__name__)
+
+# options of sampling, and their bounds
+_SAMPLING: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "top_k": (0, 1 << 30), "min_p": (0.0, 1.0),
 }  # fmt: skip
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -141,7 +144,13 @@ def generation(lm: Drawing, instance: Instance) -> GenerateRequest:
     if room < 1:
         raise UserError(f"task {name} writes up to {n_new} tokens; the model reads {lm.max_length} in all")
     tokens, _ = lm.tok_batch_encode([context], left_truncate_len=room)
+    if own := lm.model.generation_config.max_new_tokens:
+        told = f"max_new_tokens={own} of the model's generation configuration takes the place of {n_new}, as in lm-eval"
+        warning_once(log, "task %s: %s", name, told)
+        n_new = own
     think_end = lm.think_end_token
+    if isinstance(think_end, int):  # lm-eval takes the number of a token, too
+        think_end = lm.tok_decode([think_end], skip_special_tokens=False)
     return GenerateRequest(tuple(tokens[0].tolist()), until, n_new, sampling_of(lm, kwargs), think_end)
 
 
@@ -152,13 +161,11 @@ def sampling_of(lm: Drawing, kwargs: Mapping[str, Any]) -> Sampling | None:
     """
     if not kwargs["do_sample"] or not kwargs.get("temperature"):
         return None
-    values = {name: kwargs.get(name) for name in _SAMPLING}
-    own = {name: getattr(lm.model.generation_config, name, None) for name in _SAMPLING}
-    chosen: dict[str, Any] = {
-        name: next(value for value in (values[name], own[name], unset) if value is not None)
-        for name, (_, _, unset) in _SAMPLING.items()
-    }
-    return Sampling(**chosen, seed=lm.seed)
+    own = lm.model.generation_config
+    chosen: dict[str, Any] = {"min_p": 0.0, **own._get_default_generation_params()}
+    for settings in (vars(own), kwargs):
+        chosen |= {name: value for name, value in settings.items() if value is not None}
+    return Sampling(**{name: chosen[name] for name in _SAMPLING}, seed=lm.seed)
 
 
 def check_generation(name: str, settings: dict[str, Any]) -> None:
@@ -170,7 +177,7 @@ def check_generation(name: str, settings: dict[str, Any]) -> None:
     """
     for key, value in settings.items():
         if key in _SAMPLING and value is not None:
-            low, high, _ = _SAMPLING[key]
+            low, high = _SAMPLING[key]
             if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
                 raise UserError(f"task {name}: {key} {value!r}: give a number from {low:g} to {high:g}")
             if key == "top_k" and not isinstance(value, int):

@@ -21,6 +21,7 @@ from datasets.exceptions import DatasetNotFoundError
 from lm_eval.api.task import ConfigurableTask
 
 from depthlens import arguments
+from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, blaming, first_line, one_line
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
@@ -122,7 +123,9 @@ def prepare(
 
     Raises:
         UserError: a bad limit, a chat template that the tokenizer does not have, thinking without one or before an
-            answer that is not written, a tokenizer of another model, or documents that `checks.documents` refuses.
+            answer that is not written, answers that the model's generation configuration has written in another way
+            (`depthlens.engine.writer.require_plain`), a tokenizer of another model, or documents that
+            `checks.documents` refuses.
     """
     document_choice.check(limit, samples, tasks)
     if apply_chat_template and not lens.tokenizer.chat_template:
@@ -134,6 +137,8 @@ def prepare(
     if thinking and (other := next((n for n, t in tasks.items() if t.OUTPUT_TYPE != "generate_until"), None)):
         name = "enable_thinking" if enable_thinking else "think_end_token"
         raise UserError(f"{name}: task {other} has no written answers before which a model could think; leave it out")
+    if any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
+        require_plain(lens)
     encoder = encoding.Encoder(lens, seed=seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
     prompts: dict[str, Any] = {"system_instruction": system_instruction}
     if apply_chat_template:

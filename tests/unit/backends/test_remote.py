@@ -141,6 +141,24 @@ def test_rows_that_all_end_early_are_no_warning(pair, recwarn):
     assert not [w for w in recwarn if "never reached" in str(w.message)]
 
 
+def test_texts_follow_the_repetition_penalty_and_what_counts_padding_is_refused(pair):
+    lenses, conditions = pair("llama-gqa"), [BASELINE, parse_condition("L1")]
+    ask = [GenerateRequest((1, 2, 3), (), 9), GenerateRequest((7, 8, 7, 8, 7), (), 7)]
+    free = Engine(lenses[0], progress=False).generate_until(ask, conditions)
+    config = lenses[0].model.generation_config  # of both
+    try:
+        config.repetition_penalty = 1.7  # after the server has loaded the model
+        whole, far = (Engine(lens, progress=False).generate_until(ask, conditions) for lens in lenses)
+        assert whole == far != free
+        config.min_new_tokens = 3
+        with pytest.raises(
+            UserError, match="a server applies MinLengthLogitsProcessor of its generation configuration"
+        ):
+            Engine(lenses[1], progress=False).generate_until(ask, conditions)
+    finally:
+        config.repetition_penalty = config.min_new_tokens = None
+
+
 def test_a_whole_sweep_by_name(tmp_path):
     folder = str(tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096))
     whole, far = (

@@ -13,7 +13,7 @@ import torch
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.sampling import Numbers, drawn
-from depthlens.engine.writer import Writer
+from depthlens.engine.writer import Writer, processors
 from depthlens.requests import GenerateRequest, Sampling
 
 WARM = Sampling(temperature=1.5, top_p=0.9, seed=3)
@@ -49,10 +49,12 @@ def probabilities(logits, sampling):
     ],
     ids=str,
 )
-def test_tokens_have_their_probabilities(sampling):
+def test_tokens_have_their_probabilities(lens, sampling):
     logits = np.random.default_rng(0).standard_normal(12)
     numbers = (np.arange(N) + 0.5) / N
-    tokens = drawn(torch.tensor(logits).float().expand(N, -1), sampling, numbers.tolist())
+    process = processors(lens, GenerateRequest((5,), (), 9, sampling), torch.device("cpu"))
+    scores = process(torch.zeros(N, 0, dtype=torch.long), torch.tensor(logits).float().expand(N, -1))
+    tokens = drawn(scores, numbers.tolist())
     shares = np.bincount(tokens, minlength=12) / N
     assert np.abs(shares - probabilities(logits, sampling)).max() <= 2 / N + 1e-6
     assert sampling == Sampling(1.0) or np.abs(shares - probabilities(logits, Sampling(1.0))).max() > 0.02

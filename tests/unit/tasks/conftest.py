@@ -33,8 +33,8 @@ def load(folder):
 class Noting(HFLM):
     """lm-eval's model, one row at a time, that notes what it feeds the network."""
 
-    def __init__(self, lens):
-        super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1, logits_cache=False)
+    def __init__(self, lens, **options):
+        super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1, logits_cache=False, **options)
         self.read, self.written = [], []
 
     def _model_call(self, inps, *args, **kwargs):
@@ -44,6 +44,12 @@ class Noting(HFLM):
     def _model_generate(self, context, max_length, stop, **kwargs):
         self.written.append((tuple(context[0].tolist()), tuple(stop), max_length - context.shape[1]))
         return super()._model_generate(context, max_length, stop, **kwargs)
+
+
+@pytest.fixture
+def noting():
+    """The class of lm-eval's model that notes what it reads."""
+    return Noting
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import lm_eval
 import pytest
 import tiny
+from lm_eval.models.huggingface import HFLM
 
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import Sampling
-from depthlens.tasks import harness
+from depthlens.tasks import harness, task_index
 
 WARM = {"temperature": 1.5, "top_p": 0.9}
 TEMPLATE = (
@@ -142,3 +144,35 @@ def test_thinking_is_an_argument_of_the_template_and_what_follows_it_is_the_answ
         assert request.think_end == "</t>"
         prompts[value] = lens.tokenizer.decode(request.context)
     assert prompts[None] == prompts[True] and prompts[False] == prompts[True] + " <none>"
+
+
+@pytest.mark.parametrize(
+    ("settings", "think_end"),
+    [
+        ({"max_new_tokens": 3}, None),
+        ({"max_new_tokens": 11}, None),  # more than the task's 7
+        ({"no_repeat_ngram_size": 1, "min_new_tokens": 4}, None),
+        ({"suppress_tokens": [*range(130, 256)]}, "32"),  # the number of a token, which is a space
+    ],
+    ids=["shorter", "longer", "processors", "thoughts"],
+)
+def test_the_models_own_settings_decide_texts_as_in_lm_evals_own_model(folder, settings, think_end):
+    lens = tiny.lens("llama-gqa")
+    before = condition_sweep(lens, "mini_writing", "L1", include_path=folder, progress=False)
+    vars(lens.model.generation_config).update(settings)
+    lm = HFLM(lens.model, tokenizer=lens.tokenizer, batch_size=1, think_end_token=think_end)
+    manager = task_index.task_manager(["mini_writing"], str(folder))
+    samples = lm_eval.simple_evaluate(lm, tasks=["mini_writing"], task_manager=manager, bootstrap_iters=0)["samples"]
+    options = {"include_path": folder, "progress": False, "think_end_token": think_end}
+    result = condition_sweep(lens, "mini_writing", "L1", **options)
+    ours = result.docs.query("condition == 'baseline'")["response"].tolist()
+    assert ours == [sample["filtered_resps"][0] for sample in samples["mini_writing"]]
+    assert texts(result) != texts(before), "the setting decides nothing here"
+
+
+def test_beams_are_refused_before_anything_is_computed_and_choices_do_not_need_them(folder):
+    lens = tiny.lens("llama-gqa")
+    lens.model.generation_config.num_beams = 4
+    with pytest.raises(UserError, match="its generation configuration asks for num_beams=4, and texts are written one"):
+        harness.prepare(lens, load(folder, "mini_choice", "mini_writing"))
+    assert harness.prepare(lens, load(folder, "mini_choice"))

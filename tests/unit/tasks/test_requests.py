@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 
+import lm_eval
 import pytest
+import tiny
 from mini_tasks import CONTEXT, DOCUMENTS, LIKELIHOODS, WRITTEN
 
 from depthlens.errors import UserError
-from depthlens.tasks import harness
+from depthlens.tasks import harness, task_index
+
+# as Qwen2.5's: what a system says where nobody says it
+SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<system>You are helpful.\n{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+# as DeepSeek R1's: the prompt begins with <bos> and opens the thoughts
+REASONING = (
+    "{{ bos_token }}{% for m in messages %}{{ m.content if m.role == 'system' else '<' ~ m.role ~ '>' ~ m.content }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -61,3 +75,23 @@ def test_stop_strings_hold_the_end_of_text_and_long_prompts_leave_room_to_write(
     asked = writing.task.instances[3].args[0]
     assert lens.tokenizer.decode(writing.requests[3].context) == asked[-(CONTEXT - 7) :]
     assert "<eos>" in defaults.requests[0].until and defaults.requests[0].max_new_tokens == 5
+
+
+@pytest.mark.parametrize("instruction", [None, "Be brief."])
+@pytest.mark.parametrize(("template", "think_end"), [(SYSTEM, None), (REASONING, "</think>")])
+def test_chat_prompts_are_those_of_lm_eval(folder, load, noting, template, think_end, instruction):
+    lens = tiny.lens("llama-gqa")
+    lens.tokenizer.chat_template = template
+    options = {"apply_chat_template": True, "system_instruction": instruction}
+    lm = noting(lens, think_end_token=think_end)
+    manager = task_index.task_manager(["mini_writing"], str(folder))
+    lm_eval.simple_evaluate(lm, tasks=["mini_writing"], task_manager=manager, bootstrap_iters=0, **options)
+    (prepared,) = harness.prepare(lens, load("mini_writing"), think_end_token=think_end, **options)
+    assert Counter(q.context for q in prepared.requests) == Counter(context for context, _, _ in lm.written)
+    prompt = lens.tokenizer.decode(prepared.requests[0].context)
+    asked = {SYSTEM: "<system>You are helpful.\n<user>Is ice cold?\n<assistant>"}
+    asked[REASONING] = "<bos><user>Is ice cold?<assistant><think>\n"
+    if instruction is None:
+        assert prompt == asked[template]
+    else:
+        assert instruction in prompt and "You are helpful" not in prompt
