@@ -126,7 +126,7 @@ class Decoding:
         under, tokens = [self.conditions[c] for c, _ in rows], self.writer.last(rows)
         states = _walked_once(self.lens, self.backend, under, tokens, self._rows, self._enter)
         self._rows.advance()
-        self._passed(len(rows) * self.lens.dims.n_layers)
+        self._passed(len(self._alive) * self.lens.dims.n_layers)
         self._write(rows, states)
 
     def _write(self, rows: list[Row], states: Float[Tensor, "row d_model"]) -> None:

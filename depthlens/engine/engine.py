@@ -23,7 +23,7 @@ from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
 from depthlens.engine.shards import Job, ShardedRows, Workers
-from depthlens.engine.work import Work
+from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.work_rate import WorkRate
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
@@ -175,7 +175,7 @@ class Engine:
             return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
             longest = max((len(q.context) + q.max_new_tokens for q in requests), default=0)
-            needed = self._expect(rows, bar, made_up_answers.text_lengths(self.lens, requests))
+            needed = self._expect(rows, bar, text_lengths(self.lens, requests))
             if self.workers is not None:
                 self._sharded(self.workers, longest, needed, writes=conditions).compute(rows, bar)
             elif rows.unfinished:
@@ -216,8 +216,16 @@ class Engine:
         """Let a bar that is shown tell the time left from the operations that `plan` counts, which are returned."""
         if not rows.unfinished or (bar.disable and self.workers is None):
             return Work()
-        before, needed = self.work.flops(self.lens), self._counted(rows.counting(), lengths)
-        bar.expects(needed.flops(self.lens), lambda: self.work.flops(self.lens) - before)
+        needed, n_layers = self._counted(rows.counting(), lengths), self.lens.dims.n_layers
+        attended = n_layers * needed.attended / max(1, needed.layer_tokens)
+        token = Work(layer_tokens=n_layers, attended=attended, unembedded=1).flops(self.lens)
+
+        def done() -> float:
+            """What a text that has ended was expected to need is done, however short it is."""
+            return self.work.flops(self.lens) + token * self.work.spared
+
+        before = done()
+        bar.expects(needed.flops(self.lens), lambda: done() - before)
         return needed
 
     def _sharded(

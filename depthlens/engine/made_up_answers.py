@@ -19,7 +19,7 @@ import torch
 from depthlens.ablations import BASELINE, Condition
 from depthlens.engine import memory_budget
 from depthlens.engine.memory_budget import Budget
-from depthlens.engine.work import Work
+from depthlens.engine.work import Work, text_lengths
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, WrittenAnswer
 from depthlens.store import dry_run
@@ -101,17 +101,6 @@ def _made_up(requests: Sequence[Any], conditions: Sequence[Condition], rng: np.r
                 mean = _WRONG if request.right is False or not right else -1.0
                 row.append(LoglikelihoodAnswer(mean + noise, right and request.right is not False))
         found.append(row)
-    return found
-
-
-def text_lengths(lens: Lens, requests: Sequence[GenerateRequest]) -> list[int]:
-    """About how many tokens each text has: as many as its right answer and one that ends it, or half of what may be."""
-    found = []
-    for request in requests:
-        most = request.max_new_tokens
-        known = request.right
-        n = most // 2 if known is None else len(lens.tokenizer(known, add_special_tokens=False).input_ids) + 1
-        found.append(max(1, min(most, n)))
     return found
 
 

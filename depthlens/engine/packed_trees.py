@@ -30,7 +30,7 @@ from depthlens.engine.pipeline import Pipeline
 from depthlens.engine.tree_attention import walking
 from depthlens.engine.walk_check import Found
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_rows
-from depthlens.engine.work import Work
+from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.work_rate import WorkRate
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.lens import Lens
@@ -263,16 +263,17 @@ class PackedTrees:
         pack, group, clean = part
         conditions = [rows.conditions[c] for c in group]
         writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
+        expected = text_lengths(self.lens, writer.requests)
 
         def finished(found: list[Row]) -> None:
+            n = sum(len(writer.tokens[row]) for row in found)
+            count(Work(written_tokens=n, unembedded=n, spared=sum(expected[d] for _, d in found) - n))
             ended({(group[c], pack.sequences[d]): writer.text((c, d)) for c, d in found})
 
         with renumbered(group, pack.sequences):
             budget = replace(self.budget, batch_tokens=batch_tokens)
             of_pack = pack, conditions, budget, self.tried, writer, passed, clean, finished, enter
             Decoding(self.lens, self.backend, *of_pack).run(at_once)
-        n_written = sum(map(len, writer.tokens.values()))
-        count(Work(written_tokens=n_written, unembedded=n_written))
 
     def _count(
         self,

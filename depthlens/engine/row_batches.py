@@ -12,7 +12,7 @@ from typing import Any
 
 from depthlens.ablations import Condition
 from depthlens.engine.nonfinite import renumbered
-from depthlens.engine.work import Work
+from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.work_rate import WorkRate
 from depthlens.models.lens import Lens
 from depthlens.models.rounded_weights import other_weights_resident
@@ -92,6 +92,8 @@ class RowBatches(ABC):
                 texts = [answer for answer in of_condition if isinstance(answer, str)]
                 written = [len(self.lens.tokenizer(text).input_ids) + 1 for text in texts] if texts else None
                 self._counted(requests, members, written)
+                if written:
+                    self.work.spared += sum(text_lengths(self.lens, [requests[r] for r in members])) - sum(written)
             rows.put(members, group)
 
         order = sorted(range(len(requests)), key=lambda r: -lengths[r])

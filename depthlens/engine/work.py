@@ -7,11 +7,13 @@ itself and to all before it, and the product with the unembedding of every posit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from depthlens.models.lens import Lens
 from depthlens.models.quantised import n_weights
+from depthlens.requests import GenerateRequest
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Work:
         unembedded: Positions whose logits are computed.
         states: Most residual streams that are kept at once; no sum.
         keys: Most tokens whose keys and values are kept at once; no sum.
+        spared: Tokens that `text_lengths` expected of the texts that are written, and that they do not have.
     """
 
     rows: int = 0
@@ -39,6 +42,7 @@ class Work:
     unembedded: int = 0
     states: int = 0
     keys: int = 0
+    spared: int = 0
 
     def add(self, other: Work) -> None:
         """Count what was counted elsewhere."""
@@ -63,6 +67,17 @@ class Work:
         unembedding = 2 * dims.d_model * lens.model.get_output_embeddings().weight.shape[0]
         per_token = 2 * parameters_per_token(lens)
         return per_token * self.layer_tokens + attention * self.attended + unembedding * self.unembedded
+
+
+def text_lengths(lens: Lens, requests: Sequence[GenerateRequest]) -> list[int]:
+    """About how many tokens each text has: as many as its right answer and one that ends it, or half of what may be."""
+    found = []
+    for request in requests:
+        most = request.max_new_tokens
+        known = request.right
+        n = most // 2 if known is None else len(lens.tokenizer(known, add_special_tokens=False).input_ids) + 1
+        found.append(max(1, min(most, n)))
+    return found
 
 
 def parameters_per_token(lens: Lens) -> float:

@@ -12,8 +12,13 @@ import tiny
 
 import depthlens as dl
 from depthlens import cli, progress
+from depthlens.ablations import parse_condition
+from depthlens.engine import memory_budget
+from depthlens.engine.engine import PATHS, Engine
+from depthlens.requests import GenerateRequest
 from depthlens.runner.progress import RunProgress, bar_text
 from depthlens.runner.report import NotebookRun
+from depthlens.store.answer_rows import AnswerRows
 
 CHOICE = "capitals_continuation"
 
@@ -92,6 +97,31 @@ def test_a_bar_expects_what_the_plan_counts(backend, monkeypatch):
     assert needed == spent() > 0
     if backend == "torch":  # what a plan is of
         assert needed == dl.plan(lens, CHOICE, "layers", limit=2).table["flops"].sum()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_texts_that_end_early_do_not_need_is_not_left(path, monkeypatch):
+    """Half of 200 tokens are expected and a few are written: as much of the work is done as there are rows."""
+    lens, told, shares = tiny.lens("llama-gqa"), [], []
+    lens.model.generation_config.eos_token_id = list(range(0, 256, 3))
+    asked = [GenerateRequest((i, 7, i + 1), (), 200) for i in range(40)]
+    conditions = [parse_condition(text) for text in ("baseline", "L2", "L1.H3")]
+    put = AnswerRows.put
+
+    def noted(rows, members, group):
+        put(rows, members, group)
+        for needed, spent in told:  # nothing is told of rows that are only counted
+            shares.append((rows.n_computed / (len(asked) * len(conditions)), spent() / needed))
+
+    monkeypatch.setattr(progress.Bar, "expects", lambda bar, needed, spent: told.append((needed, spent)))
+    monkeypatch.setattr(AnswerRows, "put", noted)
+    monkeypatch.setattr(memory_budget, "CPU_KEY_BYTES", 1 << 20)  # eight prompts at a time
+    engine = Engine(lens, path=path)
+    engine.generate_until(asked, conditions)
+    assert engine.work.written_tokens < 10 * engine.work.rows
+    assert len(shares) == (5 if path == "wavefront" else 1)
+    # two percent: tokens of a text have as many before them as an average token of the plan has
+    assert shares == [(rows, pytest.approx(rows, abs=0.02)) for rows, _ in shares] and shares[-1][0] == 1
 
 
 def test_a_sweep_that_is_resumed_starts_where_it_was(tmp_path, monkeypatch, capsys):
