@@ -7,6 +7,7 @@ are not repeated here, because an `HFLM` around our module applies them.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
