@@ -57,6 +57,21 @@ TASKS = {
         doc_to_target: answer
         metric_list: [{metric: acc}, {metric: acc_mutual_info}]
         """,
+    "mini_metrics": """
+        output_type: multiple_choice
+        doc_to_text: "{{q}}"
+        doc_to_choice: "{{options}}"
+        doc_to_target: answer
+        metric_list:
+          [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}, {metric: acc_mutual_info}, {metric: exact_match}]
+        """,
+    "mini_blanks": """
+        output_type: multiple_choice
+        doc_to_text: answer
+        doc_to_choice: "{{options}}"
+        doc_to_target: "{{q[:9]}}"
+        metric_list: [{metric: acc}, {metric: acc_norm}]
+        """,
     "mini_cloze": """
         output_type: loglikelihood
         doc_to_text: "{{q}}"
@@ -111,6 +126,18 @@ TASKS = {
         filter_list:
           - {name: first, filter: [{function: take_first}]}
           - {name: vote, filter: [{function: majority_vote}, {function: take_first}]}
+        """,
+    "mini_draws": """
+        output_type: generate_until
+        doc_to_text: "{{q}}"
+        doc_to_target: "{{'a'}}"
+        repeats: 4
+        generation_kwargs: {do_sample: true, temperature: 1.5, max_gen_toks: 2}
+        filter_list:
+          - name: first
+            filter: [{function: regex, regex_pattern: "(\\\\w)$"}, {function: take_first}]
+          - name: vote
+            filter: [{function: regex, regex_pattern: "(\\\\w)$"}, {function: majority_vote}, {function: take_first}]
         """,
     "mini_beams": """
         output_type: generate_until

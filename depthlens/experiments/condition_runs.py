@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, cast
 
@@ -176,7 +178,7 @@ def result_of(
             answers, cache = run(view, reference_prompt)
             runs.append(frame_of(lens.name, view, conditions, answers))
             caches.append(cache)
-        frame = runs[0] if len(runs) == 1 else runs[0].assign(value=sum(f["value"] for f in runs) / len(runs))
+        frame = runs[0] if len(runs) == 1 else _mean_of(runs)
         frames.append(groups.renumbered(frame, view.member))
         about = view.describe(frame) | ({"reference": reference.name} if reference else {})
         if view.name in records:  # the task's own metrics came before
@@ -197,6 +199,17 @@ def result_of(
         **provenance.where_and_when(),
     }
     return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
+
+
+def _mean_of(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Means over prompts of `frame_of`'s rows.
+
+    A response has every answer that one of the prompts gave; it was read, and had ended, if all of them were.
+    """
+    given = zip(*(frame["response"] for frame in frames), strict=True)
+    flags = {c: reduce(and_, (frame[c].astype("boolean") for frame in frames)) for c in (PARSED, COMPLETE)}
+    mean = sum(frame["value"] for frame in frames) / len(frames)
+    return frames[0].assign(value=mean, response=[" | ".join(dict.fromkeys(texts)) for texts in given], **flags)
 
 
 def frame_of(model: str, task: View, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]) -> pd.DataFrame:

@@ -16,6 +16,12 @@ and 0 for an answer that it has to write or that must be what greedy decoding wr
 nothing and gives its fallback (lm-eval's ``[invalid]``), or if what is left has no letter and no digit. A choice among
 options is always parsed. Limit: without a filter that extracts the answer, every text with a letter counts as parsed,
 also one that does not answer the question.
+
+**Response** is the answer that a value is of. Among options it is the choice of that metric: the likeliest option for
+``acc``, for ``acc_norm`` the likeliest per character, for ``acc_bytes`` per byte, for ``acc_mutual_info`` the one that
+gains most from its context, and for ``exact_match`` what greedy decoding writes ("" if that is no option). A written
+answer is the whole text; of several that were drawn it is the first that the filters turn into the answer that is
+scored. Limit: a task with a ``process_results`` of its own may choose among options in another way.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.utils import handle_non_serializable, hash_string
@@ -44,6 +51,7 @@ from depthlens.tasks.groups import Member
 
 SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+_LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda option: len(option.encode())}
 # perplexity metrics: the name of what we report of each document, and its unit in nats
 _RATES = {
     "word_perplexity": ("nats_per_word", 1.0),
@@ -101,6 +109,11 @@ class Prepared:
     def docs(self) -> dict[int, Any]:
         """Documents by number."""
         return {i.doc_id: i.doc for i in self.task.instances}
+
+    @cached_property
+    def _options(self) -> dict[int, list[str]]:
+        """The options of each document, in lm-eval's order."""
+        return {doc_id: self.task.doc_to_choice(doc) for doc_id, doc in self.docs.items()}
 
     def part(self, documents: Collection[int]) -> Prepared:
         """The same task with some of its documents, by number; its prompts stay the same."""
@@ -164,15 +177,17 @@ class Prepared:
         with blaming(f"task {self.name}: its filters cannot be applied to the answers", "correct the filters"):
             self.task.apply_filters()
         instances = by_document(self.task.instances)
-        filters = list(self.task.instances[0].filtered_resps)
+        filters, better = list(self.task.instances[0].filtered_resps), self.task.higher_is_better()
+        chooses = self.output_type == "multiple_choice"
         for key in filters:
             for doc_id, group in instances.items():
                 given = [i.filtered_resps[key] for i in group]
-                text, parsed = self._text(group), self._parsed(key, given)
+                parsed, complete = self._parsed(key, given), self._complete(group)
                 for metric, value in self._score_document(doc_id, group, given):
                     name = metric if len(filters) == 1 else f"{metric},{key}"
-                    # what is right was read
-                    yield Score(name, doc_id, value, text, parsed or value == 1.0, self._complete(group))
+                    response = self._choice(metric, group, given) if chooses else self._text(key, group, given)
+                    is_right = value == 1.0 and better.get(metric, True)  # what is right was read
+                    yield Score(name, doc_id, value, response, parsed or is_right, complete)
 
     def _score_document(self, doc_id: int, group: list[Any], answers: list[Any]) -> list[tuple[str, float]]:
         where = f"task {self.name}, document {doc_id}"
@@ -191,13 +206,30 @@ class Prepared:
         (answer,) = answers
         return (answer.logprob, answer.is_greedy) if isinstance(answer, LoglikelihoodAnswer) else answer
 
-    def _text(self, group: list[Any]) -> str:
-        """The answer to one document, as text."""
-        if self.output_type == "generate_until":
-            return group[0].resps[0]
-        if self.output_type == "multiple_choice":
-            return max(group, key=lambda i: i.resps[0][0]).args[1].strip()
-        return str(group[0].resps[0])
+    def _choice(self, metric: str, group: list[Any], answers: list[tuple[float, bool]]) -> str:
+        """The option that a metric chooses, by the rules of lm-eval's ``ConfigurableTask.process_results``."""
+        options = self._options[group[0].doc_id]
+        logprobs = np.array([logprob for logprob, _ in answers])
+        with_context, without = logprobs[: len(options)], logprobs[len(options) :]
+        if metric == "exact_match":
+            return " | ".join(o.strip() for o, (_, is_greedy) in zip(options, answers, strict=False) if is_greedy)
+        if metric == "acc_mutual_info" and len(without):
+            with_context = with_context - without
+        elif metric in _LENGTHS:
+            with np.errstate(divide="ignore", invalid="ignore"):  # an option may be empty
+                with_context = with_context / [float(_LENGTHS[metric](option)) for option in options]
+        return options[int(np.argmax(with_context))].strip()
+
+    def _text(self, filter_name: str, group: list[Any], answers: list[Any]) -> str:
+        """The text that the answer to one document was taken from."""
+        texts = group[0].resps
+        for text in dict.fromkeys(texts) if len(set(texts)) > 1 else ():
+            alike = copy.copy(group[0])
+            alike.resps, alike.filtered_resps = [text] * len(texts), {}
+            self._pipeline(filter_name).apply([alike])
+            if alike.filtered_resps[filter_name] == answers[0]:
+                return str(text)
+        return str(texts[0])
 
     def _complete(self, group: list[Any]) -> bool | None:
         """Whether all texts of a document ended before they had as many tokens as were allowed."""
@@ -208,14 +240,18 @@ class Prepared:
         """Whether a document's answer can be compared (see the module)."""
         if self.output_type != "generate_until":
             return True
-        text = str(answers[0])
-        return text.casefold() not in self._fallbacks(filter_name) and bool(re.search(r"[^\W_]", text))
+        texts = map(str, answers[0] if isinstance(answers[0], list) else answers)
+        unread = self._fallbacks(filter_name)
+        return any(text.casefold() not in unread and bool(re.search(r"[^\W_]", text)) for text in texts)
+
+    def _pipeline(self, name: str) -> Any:
+        """lm-eval's filters of that name."""
+        return next(pipeline for pipeline in self.task._filters if pipeline.name == name)
 
     def _fallbacks(self, filter_name: str) -> set[str]:
         """What the filters of that name give where they find no answer."""
         if filter_name not in self._fallback_texts:
-            (pipeline,) = [p for p in self.task._filters if p.name == filter_name]
-            found = (getattr(make(), "fallback", None) for make in pipeline.filters)
+            found = (getattr(make(), "fallback", None) for make in self._pipeline(filter_name).filters)
             self._fallback_texts[filter_name] = {str(text).casefold() for text in found if text is not None}
         return self._fallback_texts[filter_name]
 

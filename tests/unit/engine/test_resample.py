@@ -13,7 +13,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference, measure_means, sample
 from depthlens.errors import UserError
-from depthlens.experiments.sweep import head_sweep
+from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.models.architectures import hidden, with_hidden
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
@@ -168,6 +168,20 @@ def test_head_sweep_means_over_references():
     assert not np.allclose(first.docs["value"], second.docs["value"])
     assert both.record["resample_prompts"] == [one, two]
     assert both.record["conditions"][1] == "L1.H0@resample"
+
+
+def test_a_mean_over_references_has_the_answers_of_all():
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    prompts = ["The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."]
+    options = {"limit": 8, "store": None, "progress": False}
+    *alone, both = (
+        condition_sweep(lens, ["capitals_default", "kv_retrieval_4"], "L1@resample", resample_prompts=some, **options)
+        for some in ([prompts[0]], [prompts[1]], prompts)
+    )
+    given = [" | ".join(dict.fromkeys(pair)) for pair in zip(*(r.docs["response"] for r in alone), strict=True)]
+    assert both.docs["response"].tolist() == given and any(" | " in text for text in given)
+    for flag in ("parsed", "complete"):
+        assert both.docs[flag].equals(alone[0].docs[flag] & alone[1].docs[flag])
 
 
 def test_what_is_missing_is_said(requests):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -61,6 +62,32 @@ def test_log_likelihoods_and_texts_equal_lm_evals(lens, load, lm_evals_own):
     texts = result.docs.query("condition == 'baseline'").set_index("doc_id")["response"]
     assert {s["doc_id"]: s["resps"][0][0] for s in samples} == texts.to_dict()
     assert any(texts)
+
+
+@pytest.mark.parametrize("name", ["mini_metrics", "mini_blanks"])
+def test_the_response_of_each_metric_is_its_own_choice(lens, load, name):
+    """Made-up answers, over which the metrics disagree: a choice is right where the value is 1, whatever the metric."""
+    (prepared,) = harness.prepare(lens, load(name))
+    rng, disagreements = np.random.default_rng(0), 0
+    references = prepared.asked.set_index("doc_id")["reference"].str.strip()
+    for _ in range(20):
+        answers = [LoglikelihoodAnswer(float(-rng.gamma(2)), bool(rng.random() < 0.3)) for _ in prepared.requests]
+        table = pd.DataFrame(prepared.score(answers))
+        says_right = [references[row.doc_id] in row.response.split(" | ") for row in table.itertuples()]
+        assert says_right == (table["value"] == 1.0).tolist()
+        disagreements += (table.groupby("doc_id")["response"].nunique() > 1).sum()
+    assert disagreements > 20
+
+
+def test_the_response_of_a_vote_is_the_first_text_that_has_its_answer(lens, load):
+    (prepared,) = harness.prepare(lens, load("mini_draws"), limit=1)
+    scores = {score.metric: score for score in prepared.score(["say b", "an a", "the a", "..."])}
+    assert {metric: (score.response, score.value) for metric, score in scores.items()} == {
+        "exact_match,first": ("say b", 0.0),
+        "exact_match,vote": ("an a", 1.0),
+    }
+    parsed = {s.metric: s.parsed for s in prepared.score(["...", "...", "...", "the b"])}
+    assert parsed == {"exact_match,first": False, "exact_match,vote": False}
 
 
 def test_rolling_metrics_are_nats_per_unit_of_each_document(lens, load):
