@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -138,7 +137,7 @@ class HeadScores(Saveable):
         order = np.argsort(-np.nan_to_num(self.values, nan=-np.inf), axis=None, kind="stable")[:k]
         return [(int(i) // self.values.shape[1], int(i) % self.values.shape[1]) for i in order]
 
-    @cached_property
+    @property
     def frame(self) -> pd.DataFrame:
         """One row a head: layer, head, condition ("L9.H6"), value, low, high, critical, spread."""
         layer, head = (x.ravel() for x in np.indices(self.values.shape))

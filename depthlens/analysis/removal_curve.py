@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 
 from depthlens.analysis import displays, removal_contrasts, stats
 from depthlens.analysis.results import Result
-from depthlens.analysis.saving import Saveable
+from depthlens.analysis.saving import Saveable, derived
 from depthlens.errors import UserError, unknown
 from depthlens.metrics import ANSWER_LOGPROB, TOKEN_LOGPROB
 
@@ -77,11 +76,11 @@ class RemovalCurve(Saveable):
         lines = [self._sentence(row) for row in self.tests.itertuples()]
         return lines + [self._dissociation(row) for row in self.interactions.itertuples()]
 
-    @cached_property
+    @derived
     def _costs(self) -> list[removal_contrasts.Costs]:
         return removal_contrasts.costs(self.result, self.record)
 
-    @cached_property
+    @derived
     def excess(self) -> pd.DataFrame:
         """How much more removing a list costs than removing random heads of the same layers, mean over k > 0.
 
@@ -93,7 +92,7 @@ class RemovalCurve(Saveable):
         """
         return removal_contrasts.excess_table(self._costs)
 
-    @cached_property
+    @derived
     def ratio(self) -> pd.DataFrame:
         """Whether removing a list costs at least three times what random heads of the same layers cost.
 
@@ -107,7 +106,7 @@ class RemovalCurve(Saveable):
         """
         return removal_contrasts.ratio_table(self._costs)
 
-    @cached_property
+    @derived
     def interactions(self) -> pd.DataFrame:
         """Whether two lists do different things for two tasks: the list x task interaction.
 
@@ -122,7 +121,7 @@ class RemovalCurve(Saveable):
         """
         return removal_contrasts.interaction_table(self._costs)
 
-    @cached_property
+    @derived
     def specificity(self) -> pd.DataFrame:
         """How much more a list costs beyond random heads on one task than on another, for every two tasks.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +40,7 @@ from depthlens.analysis.bootstrap import interval_over_clusters
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FILE
-from depthlens.analysis.saving import Contents, Saveable, json_record
+from depthlens.analysis.saving import Contents, Saveable, derived, json_record
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
 from depthlens.metrics import LOGPROBS
@@ -88,12 +87,12 @@ class Result(Saveable):
             raise UserError(f"this result holds no questions (no {questions.FILE}); run the sweep again to have them")
         return questions.of(self.asked, self.docs)
 
-    @cached_property
+    @derived
     def summary(self) -> pd.DataFrame:
         """One row per (model, task, metric, condition); see `depthlens.analysis.stats.summarise`."""
         return stats.summarise(self.docs)
 
-    @cached_property
+    @derived
     def baselines(self) -> pd.DataFrame:
         """One row per (model, task, metric): score of the whole model, its interval, and whether it is at chance.
 
@@ -194,9 +193,9 @@ class Result(Saveable):
             The columns of `summary`, and ``loss`` (positive is worse), ``loss_low``, ``loss_high`` (95% interval),
             ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline).
         """
-        return self._losses.copy()
+        return self._losses
 
-    @cached_property
+    @derived
     def _losses(self) -> pd.DataFrame:
         table = self.summary[self.summary["condition"] != BASELINE]
         of_base = self.baselines[[*GROUP, "chance", "p_chance", "at_chance"]]
@@ -335,7 +334,7 @@ class Result(Saveable):
         n = pyarrow.parquet.read_metadata(path).num_rows if path.exists() else len(self.docs)
         return "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
 
-    @cached_property
+    @derived
     def needed_documents(self) -> dict[tuple[str, str, str], int | None]:
         """Documents that show a loss of 0.1 of a 0/1 metric in 80% of samples; None where there are as many.
 

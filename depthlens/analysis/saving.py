@@ -3,15 +3,19 @@
 `Saveable` has the two methods `save` and `load` for every result of depthlens. A class says what it consists of
 (`contents`) and how it is made from that (`from_contents`). An object with a `depthlens.Result` inside writes the files
 of that result unchanged and its own beside them, so that ``Result.load`` of the same folder works, too.
+
+What is `derived` from an object is computed once, and again after a table or a record of the object was edited: what is
+said and saved always belongs to what the object holds.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, ClassVar, TypeVar
 
@@ -24,6 +28,7 @@ from depthlens.errors import UserError, first_line
 from depthlens.paths import unwritable, writable_folder, write_files
 
 T = TypeVar("T", bound="Saveable")
+V = TypeVar("V")
 # of a record
 _CIRCUMSTANCES = (
     *("depthlens", "git_commit", "platform", "python", "store", "time"),
@@ -66,6 +71,16 @@ class Saveable:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record", json_record(self.record, allow_nan=True))
+
+    def kept(self) -> dict[str, Any]:
+        """What was derived from the tables and records as they are now, by name; empty after one was edited."""
+        before, values = vars(self).get("_kept", (None, {}))
+        if before is None or not _unchanged(self, before):
+            before, values = vars(self)["_kept"] = _copied(self), {}
+        return values
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
@@ -191,6 +206,31 @@ class Saveable:
         except (KeyError, TypeError, AttributeError) as error:
             fault = f"{str(folder)!r} does not hold what {writer} writes ({type(error).__name__}: {first_line(error)})"
             raise UserError(f"{fault}; make it again") from error
+
+
+class derived(cached_property[V]):
+    """A property of a `Saveable` that is computed once for what the object holds; a table is given as a copy."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        kept, name = instance.kept(), str(self.attrname)
+        if name not in kept:
+            kept[name] = self.func(instance)
+        return kept[name].copy() if isinstance(kept[name], pd.DataFrame) else kept[name]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Saveable):
+        return {f.name: _copied(getattr(value, f.name)) for f in fields(value)}
+    return value.copy() if isinstance(value, pd.DataFrame) else copy.deepcopy(value)
+
+
+def _unchanged(value: Any, before: Any) -> bool:
+    """Whether a value is as it was when it was copied."""
+    if isinstance(value, Saveable):
+        return all(_unchanged(getattr(value, name), old) for name, old in before.items())
+    return value.equals(before) if isinstance(value, pd.DataFrame) else value == before
 
 
 def json_record(record: dict, *, allow_nan: bool = False) -> dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from statistics import median
 from typing import Any
 
@@ -126,24 +126,24 @@ class Evidence:
 
     def sweeps(self, name: str, like: str | None = None) -> Sweeps:
         """The profiles of a field, of the tasks of the field ``like``."""
-        for result in self.results(name):
-            if result not in self._sources:
-                self._sources[result] = lru_cache(partial(profiles, result.primary()))
-        sweeps = [self._sources[result] for result in self.results(name)]
+        sweeps = [_profiles_of(result) for result in self.results(name)]
         if like is None:
             return sweeps
         return of_tasks(sweeps, {str(task) for result in self.results(like) for task in result.docs["task"].unique()})
-
-    @cached_property
-    def _sources(self) -> dict[Result, Source]:
-        """The profiles of each result, made once for all claims and fields that take it."""
-        return {}
 
     @property
     def models(self) -> list[str]:
         """Names of the models."""
         names = (*MODEL_FIELDS, "control", "transplants")
         return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
+
+
+def _profiles_of(result: Result) -> Source:
+    """The profiles of a result, made once for all claims and fields that take it."""
+    kept = result.kept()
+    if "profiles" not in kept:
+        kept["profiles"] = lru_cache(partial(profiles, result.primary()))
+    return kept["profiles"]
 
 
 @dataclass(frozen=True, repr=False)

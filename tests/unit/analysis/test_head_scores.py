@@ -43,6 +43,8 @@ def test_frame_and_files_keep_everything(tmp_path):
         HeadScores.load(tmp_path)
     with pytest.raises(UserError, match="low has shape"):
         made_scores(low=np.zeros(3))
+    scores.values[1, 1] = 9.0
+    assert scores.top(1) == [(1, 1)] and scores.frame["value"].max() == 9.0, "also after a score was edited"
 
 
 def test_means_intervals_and_verdicts_over_cases():

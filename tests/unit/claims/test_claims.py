@@ -106,6 +106,16 @@ def test_tasks_at_chance_are_left_out_by_name():
     assert "guess: at chance (n = 40)" in verdict("C1", **both).sentence
 
 
+def test_documents_that_were_edited_are_judged_as_they_are():
+    sweeps, changed = facts(seeds=1), facts(FLAT, seeds=1)
+    evidence = Evidence(**sweeps)
+    before = judge(evidence, claims="C1", n_boot=N_BOOT)[0]
+    for name, (sweep,) in sweeps.items():
+        sweep.docs["value"] = changed[name][0].docs["value"]
+    after = judge(evidence, claims="C1", n_boot=N_BOOT)[0]
+    assert after.sentence == verdict("C1", **changed).sentence != before.sentence
+
+
 def asking(sweeps, what):
     """Sweeps that say which documents they ask: those of ``what``."""
     found = []
