@@ -26,13 +26,14 @@ N_SEEDS = 2**32
 
 
 def loaded(lens: Any) -> None:
-    """Refuse a value that is not a loaded model, such as the name of one."""
+    """Refuse a value that is not a loaded model, such as the name of one; parts that were replaced are found anew."""
     if isinstance(lens, str | os.PathLike):
         name = os.fspath(lens)
         raise UserError(f"lens {name!r} is the name of a model; load it first: dl.load({name!r})")
     if not (hasattr(lens, "dims") and hasattr(lens, "tokenizer")):
         kind = type(lens).__name__
         raise UserError(f"lens is a {kind}, not a loaded model; load one first: dl.load('smollm2-135m')")
+    lens.bind()
 
 
 def result(value: Any, name: str = "result") -> None:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
-from depthlens import backends, progress
+from depthlens import arguments, backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
@@ -98,6 +98,7 @@ class Engine:
         cache: AnswerCache | None = None,
         workers: Workers | None = None,
     ) -> None:
+        arguments.loaded(lens)
         if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
             raise UserError(f"batch_tokens {batch_tokens!r}: give a whole number of tokens, at least 1")
         if path is not None and path not in PATHS:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, wraps
+from functools import wraps
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from depthlens.ablations import Condition, Dims
 from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint, quantised
 from depthlens.models.offload import Stream
-from depthlens.models.placement import held, place_of
+from depthlens.models.placement import held, place_of, weights_state
 
 if TYPE_CHECKING:  # slow to import
     from nnsight import TransformersModel
@@ -65,6 +65,7 @@ class Lens:
     quantize: str | None = field(default=None, repr=False)
     stored_as: str | None = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
+    _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if hasattr(self.model, "merge_and_unload"):
@@ -122,7 +123,7 @@ class Lens:
         return self.stream.resident(layer) if self.stream else held(self.arch.layers[layer])
 
     def bind(self) -> None:
-        """Find the model's parts again: some may have been replaced since.
+        """Find the parts of the model, and of its donor, again: some may have been replaced since.
 
         Raises:
             UserError: they are no longer those of its architecture, or torch casts types automatically.
@@ -131,6 +132,8 @@ class Lens:
             fix = "leave it, and load the model with dtype=bfloat16"
             raise UserError(f"torch.autocast is on, which changes scores; {fix}")
         self.arch = architectures.bind(self.model)
+        if self.donor:
+            self.donor.lens.bind()
 
     def identify(self) -> fingerprint.Identity:
         """Which model this is as it is now: of every weight and whatever else decides what it computes."""
@@ -151,21 +154,22 @@ class Lens:
         """
         return self.identify().fingerprint
 
-    @cached_property
+    @property
     def bridge(self) -> TransformerBridge:
         """A TransformerLens `TransformerBridge` over the same weights, made on first use; ``model`` stays as it is.
+
+        Another one is made after a module of ``model`` was replaced. A weight that is written to changes in both.
 
         Raises:
             UserError: TransformerLens does not support the architecture, or the weights are not in memory.
         """
         from depthlens.models.library_views import bridge
 
-        with exclusive(self):
-            return bridge(self)
+        return self._view(bridge)
 
-    @cached_property
+    @property
     def nnsight(self) -> TransformersModel:
-        """An nnsight `TransformersModel` over the same weights, made on first use; ``model`` stays as it is.
+        """An nnsight `TransformersModel` over the same weights, made as `bridge` is; ``model`` stays as it is.
 
         Of a remote model it is the one that sweeps use: ``model = lens.nnsight``, then ``with model.trace(prompt,
         remote=True):`` (a block that names ``lens`` would send it).
@@ -177,8 +181,15 @@ class Lens:
             return self.remote.model
         from depthlens.models.library_views import wrap
 
+        return self._view(wrap)
+
+    def _view(self, make: Callable[[Lens], Any]) -> Any:
+        """What a library makes of the model, made again after a module, or the storage of a weight, was replaced."""
         with exclusive(self):
-            return wrap(self)
+            state = [id(module) for module in self.model.modules()], [where for where, _ in weights_state(self.model)]
+            if make not in self._views or self._views[make][0] != state:
+                self._views[make] = state, make(self)
+        return self._views[make][1]
 
     def describe(self, fingerprint: str | None = None) -> dict[str, object]:
         """What a record must hold to name this model again; its fingerprint, where it was taken already, is given."""

@@ -91,6 +91,7 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
 def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     """A donor by name, or as it was loaded; see `with_donor`."""
     if isinstance(donor, Lens):
+        donor.bind()
         return donor
     if len(base.devices) > 1:
         where = ",".join(map(str, base.devices))

@@ -1,17 +1,20 @@
 """The handles of other libraries share one set of weights, and nothing that is done to one reaches another."""
 
+import copy
 import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import backend_table
+import pandas as pd
 import pytest
 import surgery
 import tiny
 import torch
 from backend_table import batch_logits
 
+import depthlens as dl
 from depthlens import backends
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.torch import TorchBackend
@@ -43,6 +46,22 @@ def ask(lens, who):
 
 
 HANDLES = ("model", "bridge", "nnsight")
+
+
+def test_a_module_that_was_replaced_is_the_one_that_every_handle_and_function_sees(tmp_path):
+    lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
+    before = {who: ask(lens, who) for who in HANDLES}
+    lens.model.model.layers[2].mlp = copy.deepcopy(lens.model.model.layers[1].mlp)
+    fresh = dl.Lens(lens.model, lens.tokenizer)
+    for who in HANDLES:
+        assert torch.allclose(ask(lens, who), ask(fresh, "model"), atol=TOLERANCE), who
+        assert not torch.allclose(ask(lens, who), before[who], atol=0.01), who
+    token = dl.next_token(lens, "abc", ["L2.mlp"])
+    assert (token["L2.mlp"] - token["baseline"]).abs().max() > 1e-4
+    pd.testing.assert_frame_equal(token, dl.next_token(fresh, "abc", ["L2.mlp"]))
+    folder = dl.export(lens, "L0", tmp_path / "smaller").folder
+    left = type(lens.model).from_pretrained(folder).model.layers[1].mlp.down_proj.weight
+    assert torch.equal(left, lens.model.model.layers[2].mlp.down_proj.weight)
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
