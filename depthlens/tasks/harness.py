@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -27,16 +26,14 @@ from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.tasks import checks, data_files, document_choice, encoding, few_shot, groups, task_files, truncation
 from depthlens.tasks.document_choice import Samples
-from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
+from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, lm_evals_seeds, questions
 from depthlens.tasks.task_index import task_manager, walk
 
 # lm-eval gives jinja the text of a template anew for every document, and jinja keeps nothing that it compiles of a text
 lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 
 
-_preparing = threading.Lock()  # a task draws examples and numbers its instances for one thread at a time
-
-
+@lm_evals_seeds()
 def load_tasks(
     names: str | Sequence[str],
     *,
@@ -95,6 +92,7 @@ def load_tasks(
     return tasks
 
 
+@lm_evals_seeds()
 def prepare(
     lens: Lens,
     tasks: dict[str, Any],
@@ -150,7 +148,7 @@ def prepare(
             name, task, limit, samples
         )  # because more may be run than were checked when the task was loaded
         fix = "correct its YAML file or its documents"
-        with blaming(f"task {name}: its prompts cannot be made", fix), quiet(), _preparing:
+        with blaming(f"task {name}: its prompts cannot be made", fix), quiet(), lm_evals_seeds():
             task.set_fewshot_seed(seed=task.depthlens_seed)  # whatever was drawn before
             task.depthlens_replaced.clear()
             build_requests(task, document_choice.chosen(name, task, limit, samples), **prompts)
@@ -184,7 +182,7 @@ def prepare(
 def _load(manager: Any, name: str, include_path: str | Path | None) -> dict[str, Any]:
     """The tasks that a name means; an error of lm-eval's becomes one line with the file or document at fault."""
     try:
-        with quiet():
+        with quiet(), lm_evals_seeds():  # the same documents, whatever was loaded before
             return manager.load([name])["tasks"]
     except Exception as error:
         raise _unloadable(manager, name, include_path, error) from error

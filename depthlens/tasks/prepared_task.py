@@ -29,9 +29,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -39,6 +42,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.utils import handle_non_serializable, hash_string
 
@@ -58,6 +62,30 @@ _RATES = {
     "byte_perplexity": ("nats_per_byte", 1.0),
     "bits_per_byte": ("bits_per_byte", math.log(2)),
 }
+
+_seeded = threading.RLock()
+
+
+@contextmanager
+def lm_evals_seeds() -> Iterator[None]:
+    """Within the context `random`, NumPy and torch draw as lm-eval's ``simple_evaluate`` has them; then as before it.
+
+    Functions of tasks draw from them (GPQA's shuffles the options), and so does lm-eval for names that it does not use.
+    The states are those of the process, so that one thread at a time is within the context.
+    """
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    with _seeded:
+        python, numpy, of_torch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
+        torch.default_generator.manual_seed(DEFAULT_OTHER_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.default_generator.set_state(of_torch)
 
 
 class Score(NamedTuple):
@@ -160,12 +188,16 @@ class Prepared:
             found += [replace(request, right=right) for request in islice(remaining, n_windows)]
         return found
 
-    def score(self, answers: Sequence[Any]) -> Iterator[Score]:
+    @lm_evals_seeds()
+    def score(self, answers: Sequence[Any]) -> list[Score]:
         """Score one condition's answers with lm-eval.
 
         Raises:
             UserError: the task's own functions or filters raise, or return no dictionary of numbers.
         """
+        return list(self._scores(answers))
+
+    def _scores(self, answers: Sequence[Any]) -> Iterator[Score]:
         remaining = iter(answers)
         for instance, n_windows in zip(self.task.instances, self.windows, strict=True):
             given = list(islice(remaining, n_windows))
