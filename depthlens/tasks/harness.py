@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import datasets
 import lm_eval.utils
 from datasets.exceptions import DatasetNotFoundError
 from lm_eval.api.task import ConfigurableTask
@@ -199,6 +200,12 @@ def _unloadable(manager: Any, name: str, include_path: str | Path | None, error:
         entries = [entry for entry in entries if entry.name == name] or entries
     files = [task_files.read(entry.yaml_path) for entry in entries]
     where = " or ".join(task_files.shown(file.path, include_path) for file in files[:3])
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.filename):
+        cause = cause.__cause__
+    if cause is not None:  # of the system, on a file: as a rule datasets' own, which the user did not name
+        home = datasets.config.HF_DATASETS_CACHE
+        return UserError(f"task {name}: {first_line(cause)} (datasets keeps its cache in {home}; HF_HOME moves it)")
     for file in files:
         data_files.refuse_damaged(name, file.config, file.files)
     if isinstance(error, FileNotFoundError) and not isinstance(error, DatasetNotFoundError):

@@ -98,6 +98,14 @@ def test_data_that_do_not_exist(tmp_path):
     assert f"Unable to find '{tmp_path}/mine.jsonl'" in line and f"correct data_files in {tmp_path}/mine.yaml" in line
 
 
+def test_a_cache_that_cannot_be_made_is_told_in_the_systems_own_words(tmp_path):
+    """The task's files are not to blame, and there is nothing to correct in them or to download."""
+    data = {"test": str(tmp_path / "mine.jsonl")}
+    write(tmp_path, dataset_kwargs={"data_files": data, "cache_dir": str(tmp_path / "mine.yaml" / "cache")})
+    said = r"task mine: \[Errno \d+\] Not a directory: '.*' \(datasets keeps its cache in .*; HF_HOME moves it\)"
+    assert re.fullmatch(said, refusal(tmp_path))
+
+
 @pytest.mark.parametrize("key", ["test_split", "fewshot_split"])
 def test_data_without_the_split(tmp_path, key):
     write(tmp_path, **{key: "tset"})
