@@ -224,6 +224,9 @@ def _unloadable(manager: Any, name: str, include_path: str | Path | None, error:
                 return UserError(f"task {name}: {fault}; correct {where}")
     if hasattr(task, "multiple_target"):
         checks.documents(name, task, 1)  # lm-eval was trying the first document
+        if task.config.doc_to_choice is not None and "" in (options := task.doc_to_choice(task.task_docs[0])):
+            fault = f"its options are {options!r}, and lm-eval loads no task whose first document has an empty one"
+            return UserError(f"task {name}, document 0: {fault}; write a space there, or correct the document")
     return UserError(
         f"task {name}: lm-eval cannot use its YAML file or its documents ({one_line(error)}); correct {where}"
     )

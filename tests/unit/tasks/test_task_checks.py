@@ -127,6 +127,14 @@ def test_documents_with_less_than_two_options(refused, options, said, doc_id):
     assert f"document {doc_id}: doc_to_choice 'options' {said}" in refused("choice", changed(doc_id, options=options))
 
 
+def test_an_empty_option(task, refused):
+    """lm-eval looks at the first character of the first document's options when it makes a task."""
+    fault = "document 0: its options are ['', 'no'], and lm-eval loads no task whose first document has an empty one"
+    assert fault in refused("choice", changed(0, options=["", "no"]))
+    later = task("choice", changed(1, options=["", "no"]))
+    assert condition_sweep(tiny.lens("llama-gqa"), later(), "L2", progress=False).docs["value"].notna().all()
+
+
 def test_options_that_name_no_field(refused):
     said = refused("choice", doc_to_choice="optoins")
     assert "doc_to_choice 'optoins' names no field; fields: q, options, answer, word, accepted" in said
