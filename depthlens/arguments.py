@@ -1,7 +1,8 @@
 """Checks of arguments: one rule for each name of an argument, the same in Python, notebooks and commands.
 
 A rule refuses a value with one line that names the value, what is allowed and the fix. Rules load nothing: whether a
-task has so many documents, or a machine has such a device, is checked later. No torch.
+task has so many documents, or a machine has such a device, is checked later. Numbers and lists may be those of NumPy,
+pandas and torch; what the functions return are Python's own. No torch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,24 @@ BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "token_logprob", "both")
 TEXT_SETS = ("embedded", "c4")
 N_SEEDS = 2**32
+
+
+def plain(value: Any) -> Any:
+    """Numbers, texts and collections of NumPy, pandas and torch as Python's own; a set as a sorted list.
+
+    Ranges, and whatever is none of these, stay as they are.
+    """
+    if type(value) in (str, int, float, bool):  # most of a record, quickly
+        return value
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, set | frozenset):
+        return sorted(map(plain, value), key=str)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | KeysView | ValuesView | Iterator):
+        return [plain(item) for item in value]
+    return value
 
 
 def loaded(lens: Any) -> None:
@@ -55,6 +74,7 @@ def chosen(name: str, value: Any, known: Iterable[Any]) -> list[str]:
     Raises:
         UserError: no name, or one that is not known.
     """
+    value = plain(value)
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not names:
         raise UserError(f"{name} {value!r}: give a name or a list of names out of: {', '.join(map(str, known))}")
@@ -65,11 +85,13 @@ def chosen(name: str, value: Any, known: Iterable[Any]) -> list[str]:
     return list(names)
 
 
-def whole(name: str, value: Any, low: int, high: int | None = None, *, of: str = "", fix: str = "") -> None:
-    """Refuse a value that is not a whole number from ``low`` up to ``high``, both included."""
+def whole(name: str, value: Any, low: int, high: int | None = None, *, of: str = "", fix: str = "") -> int:
+    """A whole number from ``low`` up to ``high``, both included; any other value is refused."""
+    value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         span = f" from {low} to {high}" if high is not None else f", at least {low}"
         raise UserError(f"{name} {value!r}: give a whole number{of}{span}{fix}")
+    return value
 
 
 def whole_or_text(text: str | None) -> int | str | None:
@@ -80,11 +102,13 @@ def whole_or_text(text: str | None) -> int | str | None:
         return text
 
 
-def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> None:
-    """Refuse a value that is not a number from ``low`` to ``high``, both included; NaN is not."""
+def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> float:
+    """A number from ``low`` to ``high``, both included; any other value is refused, and so is NaN."""
+    value = plain(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         span = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
         raise UserError(f"{name} {value!r}: give a number, {span}{fix}")
+    return value
 
 
 def settings_of(text: str | None) -> dict[str, object] | None:
@@ -114,6 +138,7 @@ def names(name: str, value: Any, example: str) -> list[str]:
     Raises:
         UserError: no text, one that is empty, one that occurs twice, or a value of another type.
     """
+    value = plain(value)
     texts = [value] if isinstance(value, str) else value
     if isinstance(texts, Sequence) and not texts:
         raise UserError(f"no {name} given; name at least one, e.g. {example}")
@@ -130,12 +155,13 @@ def layers(name: str, value: Any, n_layers: int) -> list[int]:
     Raises:
         UserError: it is not iterable, or contains something else than layers of the model.
     """
+    value = plain(value)
     numbers = _items(value)
     if numbers is None or not all(map(_is_whole, numbers)):
         raise UserError(f"{name} {value!r}: give a list of layers, e.g. [3, 4]")
     if missing := [n for n in numbers if not 0 <= n < n_layers]:
         raise UserError(f"{name} {value!r}: layer {missing[0]} does not exist; layers are 0..{n_layers - 1}")
-    return [int(n) for n in numbers]
+    return numbers
 
 
 def heads(name: str, value: Any) -> list[tuple[int, int]]:
@@ -144,10 +170,11 @@ def heads(name: str, value: Any) -> list[tuple[int, int]]:
     Raises:
         UserError: it is not a list of such pairs.
     """
+    value = plain(value)
     pairs = _items(value)
     if pairs is None or not all(_is_pair(pair) for pair in pairs):
         raise UserError(f"{name} {value!r}: give a list of heads as (layer, head), e.g. [(3, 0)]")
-    return [(int(layer), int(head)) for layer, head in pairs]
+    return [(layer, head) for layer, head in pairs]
 
 
 def _is_pair(value: Any) -> bool:
@@ -161,8 +188,8 @@ def _items(value: Any) -> list[Any] | None:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, also of NumPy's types; a bool is not."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    """Whether a value is a whole number; a bool is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def documents(limit: int | None) -> int | None:
@@ -181,10 +208,16 @@ def slice_of(text: str) -> slice:
     return slice(*(int(part) if part else None for part in text.split(":")))
 
 
-def check(**values: Any) -> None:
-    """Check values against the rules of their names; a name without a rule is a mistake of ours."""
+def check(**values: Any) -> dict[str, Any]:
+    """Check values against the rules of their names; a name without a rule is a mistake of ours.
+
+    Returns:
+        The values, as `plain` ones.
+    """
+    values = {name: plain(value) for name, value in values.items()}
     for name, value in values.items():
         RULES[name](name, value)
+    return values
 
 
 def _optional(rule: Callable[[str, Any], None]) -> Callable[[str, Any], None]:

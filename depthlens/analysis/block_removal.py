@@ -31,7 +31,7 @@ def halves(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     Raises:
         UserError: fewer than two documents.
     """
-    arguments.whole("n", n, 2, of=" of documents")
+    n = arguments.whole("n", n, 2, of=" of documents")
     return tuple(range(0, n, 2)), tuple(range(1, n, 2))
 
 

@@ -63,8 +63,8 @@ def detector_agreement(
         raise UserError("scores: give two or more, by name: {'copy-paste': scores, 'write-aware': others}")
     for name, one in scores.items():
         arguments.made_by(one, "critical", "scores of heads, such as retrieval_scores returns", f"scores[{name!r}]")
-    arguments.whole("n_permutations", n_permutations, 99)
-    arguments.check(seed=seed)
+    n_permutations = arguments.whole("n_permutations", n_permutations, 99)
+    seed = arguments.check(seed=seed)["seed"]
     rng = np.random.default_rng(seed)
     pairs = combinations(scores, 2)
     table = pd.DataFrame([_pair(a, b, scores[a], scores[b], k, n_permutations, rng) for a, b in pairs])
@@ -84,7 +84,7 @@ def _pair(
         raise UserError(f"{a} has shape {one.values.shape}, {b} {other.values.shape}; give scores of one model")
     both = np.isfinite(one.values) & np.isfinite(other.values)
     n = int(both.sum())
-    arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have the scores of both {a} and {b})")
+    k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have the scores of both {a} and {b})")
     ranks = [sps.rankdata(s.values[both]) for s in (one, other)]
     for name, r in zip((a, b), ranks, strict=True):
         if np.ptp(r) == 0:

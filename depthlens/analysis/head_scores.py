@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis import displays, stats
 from depthlens.analysis.max_t import max_t
@@ -131,9 +132,7 @@ class HeadScores(Saveable):
         Raises:
             UserError: ``k`` is not a number of heads that there are.
         """
-        measured = self._n_measured
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= measured:
-            raise UserError(f"k {k!r}: give a whole number of heads from 1 to {measured}")
+        k = arguments.whole("k", k, 1, self._n_measured, of=" of heads")
         order = np.argsort(-np.nan_to_num(self.values, nan=-np.inf), axis=None, kind="stable")[:k]
         return [(int(i) // self.values.shape[1], int(i) % self.values.shape[1]) for i in order]
 

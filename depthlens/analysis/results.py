@@ -219,6 +219,7 @@ class Result(Saveable):
         Args:
             alpha: Level that ``p_adjusted`` has to stay below.
         """
+        alpha = arguments.plain(alpha)
         if not isinstance(alpha, int | float) or not 0 < alpha < 1:
             raise UserError(f"alpha {alpha!r} is not between 0 and 1; 0.05 is usual")
         several = self.docs["model"].nunique() > 1

@@ -22,6 +22,7 @@ from typing import IO, Any, ClassVar, TypeVar
 import pandas as pd
 import pyarrow
 
+from depthlens import arguments
 from depthlens.analysis import result_folder
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.errors import UserError, first_line
@@ -240,7 +241,7 @@ def json_record(record: dict, *, allow_nan: bool = False) -> dict:
         UserError: a value that JSON does not have.
     """
     try:
-        return json.loads(json.dumps(record, allow_nan=allow_nan))
+        return json.loads(json.dumps(arguments.plain(record), allow_nan=allow_nan))
     except (TypeError, ValueError) as error:
         raise UserError(f"the record cannot be written as JSON: {error}; leave out what is not a value") from error
 

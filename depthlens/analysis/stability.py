@@ -60,8 +60,8 @@ def critical_stability(result: Result, *, alpha: float = ALPHA, n_boot: int = N_
         UserError: an alpha outside 0 to 1, or no resamples.
     """
     arguments.result(result)
-    arguments.whole("n_boot", n_boot, 1, fix="; 500 is usual")
-    arguments.check(seed=seed)
+    n_boot = arguments.whole("n_boot", n_boot, 1, fix="; 500 is usual")
+    seed = arguments.check(seed=seed)["seed"]
     critical = result.critical(alpha)
     losses = result.losses().drop(columns=["ci_low", "ci_high"])
     losses = losses.rename(columns={"loss_low": "ci_low", "loss_high": "ci_high"})

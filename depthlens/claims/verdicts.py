@@ -220,8 +220,8 @@ def judge(
         UserError: an unknown claim, too few draws, or a result that is not the sweep that its field asks for.
     """
     arguments.made_by(evidence, "letters", "depthlens.claims.Evidence(...)", "evidence")
-    arguments.whole("n_boot", n_boot, 200, fix="; the tails of an interval need them")
-    arguments.check(seed=seed)
+    n_boot = arguments.whole("n_boot", n_boot, 200, fix="; the tails of an interval need them")
+    seed = arguments.check(seed=seed)["seed"]
     ids = [claim.id for claim in CLAIMS]
     chosen = ids if claims is None else arguments.chosen("claim", claims, ids)
     verdicts = (verdict_of(c, _parts(c, evidence, seed, n_boot)) for c in CLAIMS if c.id in chosen)

@@ -99,8 +99,7 @@ class Engine:
         workers: Workers | None = None,
     ) -> None:
         arguments.loaded(lens)
-        if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
-            raise UserError(f"batch_tokens {batch_tokens!r}: give a whole number of tokens, at least 1")
+        batch_tokens = arguments.check(batch_tokens=batch_tokens)["batch_tokens"]
         if path is not None and path not in PATHS:
             raise unknown("path", path, PATHS)
         if lens.stream and backend in backends.BACKENDS and backend != "torch":

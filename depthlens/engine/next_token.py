@@ -35,7 +35,7 @@ def next_token(
         UserError: empty prompt, or a condition that the model does not have.
     """
     arguments.loaded(lens)
-    arguments.whole("k", k, 1)
+    k = arguments.whole("k", k, 1)
     tokens = lens.tokenizer(prompt).input_ids if isinstance(prompt, str) else []
     if not tokens:
         raise UserError(f"prompt {prompt!r}: give some text")

@@ -50,7 +50,7 @@ def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **
         UserError: ``max_size`` is no number of layers that the model has, or anything that a sweep refuses.
     """
     arguments.loaded(lens)
-    arguments.whole("max_size", max_size, 1, lens.dims.n_layers, of=" of layers")
+    max_size = arguments.whole("max_size", max_size, 1, lens.dims.n_layers, of=" of layers")
     return condition_sweep(lens, tasks, f"blocks:{max_size}", **options)
 
 
@@ -86,9 +86,9 @@ def greedy_removal(
     """
     arguments.loaded(lens)
     n_layers = lens.dims.n_layers
-    max_removed = n_layers - 1 if max_layers is None else max_layers
-    arguments.whole("max_layers", max_removed, 1, n_layers - 1, fix=", or leave it out")
-    arguments.number("tolerance", tolerance, 0)
+    max_layers = n_layers - 1 if max_layers is None else max_layers
+    max_removed = arguments.whole("max_layers", max_layers, 1, n_layers - 1, fix=", or leave it out")
+    tolerance = arguments.number("tolerance", tolerance, 0)
     results: list[Result] = []
 
     def tried(gone: list[int]) -> Tried:

@@ -64,7 +64,7 @@ class ConditionRuns:
         options: EvalOptions,
     ) -> None:
         arguments.loaded(lens)
-        arguments.check(resample_prompts=resample_prompts)
+        resample_prompts = arguments.check(resample_prompts=resample_prompts)["resample_prompts"]
         self.options = options
         self.conditions = expand(ablate, lens.dims)
         if any(c.uses("resample") for c in self.conditions):

@@ -58,11 +58,12 @@ def free_text(
     """
     arguments.loaded(lens)
     settled(options, without=WITHOUT)
-    for name, value, low in (("prompt_tokens", prompt_tokens, 1), ("max_new_tokens", max_new_tokens, 1)):
-        arguments.whole(name, value, low)
+    prompt_tokens = arguments.whole("prompt_tokens", prompt_tokens, 1)
+    max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1)
     if n_prompts is not None:
-        arguments.whole("n_prompts", n_prompts, 2, fix=", or None for all")
+        n_prompts = arguments.whole("n_prompts", n_prompts, 2, fix=", or None for all")
     if texts is not None:
+        texts = arguments.plain(texts)
         if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts):
             raise UserError(f"texts {texts!r}: give a list of texts")
     chosen = list(plain_texts() if texts is None else texts)[:n_prompts]

@@ -85,7 +85,7 @@ def depth_geometry(
     Raises:
         UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
     """
-    arguments.whole("lens_positions", lens_positions, 1)
+    lens_positions = arguments.whole("lens_positions", lens_positions, 1)
     rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
@@ -226,7 +226,7 @@ def layer_effects(
     """
     if reduce not in REDUCE:
         raise unknown("reduce", reduce, REDUCE)
-    arguments.check(seed=seed)
+    seed = arguments.check(seed=seed)["seed"]
     rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
     shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
     if not 0 <= skip_first <= len(rows[shortest]) - 2:

@@ -75,7 +75,7 @@ def removal_curve(
     settings = settled(options)
     measure, seed = settings["measure"], settings["seed"]
     ks = lists_of_heads.sizes(k)
-    arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
+    n_draws = arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     found = lists_of_heads.checked(lens, lists, ks[-1])
     chosen = {name: heads[: ks[-1]] for name, heads in found.items()}
     if suffix not in SUFFIXES:

@@ -58,8 +58,8 @@ def induction_scores(
         UserError: a number that is not allowed, or a length that the vocabulary or the model does not have.
     """
     arguments.loaded(lens)
-    arguments.whole("n_texts", n_texts, 1)
-    arguments.check(seed=seed)
+    n_texts = arguments.whole("n_texts", n_texts, 1)
+    seed = arguments.check(seed=seed)["seed"]
     texts = _texts(lens, n_texts, length, seed)
     answers = AnswerStore(store, lens)
     cache = answers.entry("random tokens", method="induction score")
@@ -84,7 +84,7 @@ def _texts(lens: Lens, n_texts: int, length: int, seed: int) -> list[tuple[int, 
     ordinary = [i for i in range(min(len(lens.tokenizer), lens.model.config.vocab_size)) if i not in special]
     start = () if lens.tokenizer.bos_token_id is None else (lens.tokenizer.bos_token_id,)
     longest = min(len(ordinary), (lens.model.config.max_position_embeddings - len(start)) // 2)
-    arguments.whole("length", length, 2, of=" of tokens")
+    length = arguments.whole("length", length, 2, of=" of tokens")
     if length > longest:
         raise UserError(f"length {length}: {lens.name} can read {longest} different tokens twice; give 2 to {longest}")
     drawn = (Random(f"induction {seed} {i}").sample(ordinary, length) for i in range(n_texts))

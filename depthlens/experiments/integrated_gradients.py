@@ -102,9 +102,9 @@ def integrate(
     """
     arguments.loaded(lens)
     attribution.refuse(lens, mode, means, "integrated gradients")
-    arguments.whole("steps", steps, 1)
+    steps = arguments.whole("steps", steps, 1)
     dims = lens.dims
-    arguments.whole("groups", groups, 1)
+    groups = arguments.whole("groups", groups, 1)
     refuse_window(lens, max(map(attribution.length, requests), default=0), "integrated gradients")
     chosen = list(range(dims.n_layers)) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     n_groups = min(groups, dims.n_heads)

@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
-import numpy as np
-
 from depthlens import arguments
 from depthlens.ablations import Head, heads_condition
 from depthlens.analysis.results import Result
@@ -22,10 +20,11 @@ def sizes(k: int | Sequence[int]) -> list[int]:
     Raises:
         UserError: not a whole number from 1, or several.
     """
+    k = arguments.plain(k)
     numbers = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k]
-    if not numbers or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in numbers):
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
         raise UserError(f"k {k!r}: give a whole number from 1, or several")
-    return list(range(1, int(k) + 1)) if isinstance(k, (int, np.integer)) else sorted({int(n) for n in numbers})
+    return list(range(1, k + 1)) if isinstance(k, int) else sorted(set(numbers))
 
 
 def checked(lens: Lens, lists: dict[str, Sequence[Head]], longest: int = 1) -> dict[str, list[Head]]:

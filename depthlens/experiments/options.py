@@ -131,7 +131,7 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
         if name not in allowed:
             raise unknown("option", name, allowed)
     options = cast(EvalOptions, {**DEFAULTS, **own, **given})
-    arguments.check(**{name: value for name, value in options.items() if name != "store"})
+    options.update(cast(EvalOptions, arguments.check(**{n: value for n, value in options.items() if n != "store"})))
     options["limit"] = arguments.documents(options["limit"])
     document_choice.check(options["limit"], options["samples"])
     cluster.asked(options)  # refuses workers of which only the size is given

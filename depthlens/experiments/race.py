@@ -130,11 +130,13 @@ def race(
         UserError: for anything asked for that does not exist.
     """
     chosen = settled(options)
+    margin, alpha = arguments.plain([margin, alpha])
     for name, value, usual in (("margin", margin, MARGIN), ("alpha", alpha, ALPHA)):
         if not isinstance(value, int | float) or not 0 < value < 1:
             raise UserError(f"{name} {value!r}: give a number between 0 and 1, such as {usual}")
     if max_documents is not None:
-        arguments.whole("max_documents", max_documents, 1, of=" of documents", fix=", or leave it out for all")
+        all_of_them = ", or leave it out for all"
+        max_documents = arguments.whole("max_documents", max_documents, 1, of=" of documents", fix=all_of_them)
     if chosen["measure"] not in _MEASURES:
         raise UserError(f"measure {chosen['measure']!r}: a race judges one score; use one of {', '.join(_MEASURES)}")
     runs = ConditionRuns(lens, tasks, ablate, resample_prompts=resample_prompts, donor=donor, options=chosen)
@@ -223,7 +225,7 @@ def _evidence(
 
 def check_top(top: int, n_conditions: int, tasks: Sequence[str]) -> None:
     """Raise a `UserError` where so many of the conditions cannot be looked for, or there are several tasks."""
-    arguments.whole("top", top, 1, n_conditions - 1, of=" of conditions")
+    top = arguments.whole("top", top, 1, n_conditions - 1, of=" of conditions")
     if len(tasks) > 1:
         raise UserError(f"top {top}: a race for the costliest is of one task, not of {', '.join(tasks)}; name one")
 

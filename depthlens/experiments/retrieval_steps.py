@@ -69,8 +69,8 @@ def retrieval_by_step(
         raise unknown("method", method, METHODS)
     arguments.loaded(lens)
     dims = lens.dims
-    arguments.whole("k", k, 1, dims.n_layers * dims.n_heads - 1, of=" of heads")
-    arguments.check(seed=seed)
+    k = arguments.whole("k", k, 1, dims.n_layers * dims.n_heads - 1, of=" of heads")
+    seed = arguments.check(seed=seed)["seed"]
     recalled = recalled_needles(lens, needles, batch_tokens=batch_tokens, store=store, progress=progress)
     longer = [needle for needle in recalled if len(needle.steps) > 1]
     if len(longer) < 4:

@@ -94,7 +94,7 @@ def sufficiency_curve(
     """
     arguments.loaded(lens)
     settings = settled(options)
-    arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
+    n_draws = arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     if settings["measure"] == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     dims = lens.dims

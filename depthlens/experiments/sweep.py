@@ -155,7 +155,7 @@ def head_sweep(
     if steps is not None:
         if method != "integrated_gradients":
             raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")
-        arguments.whole("steps", steps, 1)
+        steps = arguments.whole("steps", steps, 1)
     own = {"top": top, "margin": margin, "alpha": alpha, "max_documents": max_documents}
     of_race = {name: value for name, value in own.items() if value is not None}
     if method == "race":

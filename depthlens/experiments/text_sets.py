@@ -49,13 +49,14 @@ def chosen(texts: Texts, limit: int | None) -> list[str]:
         UserError: no texts, an unknown set, or a set that cannot be read.
     """
     if limit is not None:
-        arguments.whole("limit", limit, 1)
+        limit = arguments.whole("limit", limit, 1)
     if texts is None or texts == EMBEDDED:
         return plain_texts()[: FIRST if texts is None and limit is None else limit]
     if isinstance(texts, str):
         if texts != C4:
             raise unknown("text set", texts, arguments.TEXT_SETS, "or give texts as a list")
         return _c4(limit)
+    texts = arguments.plain(texts)
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"texts {texts!r}: give a list of at least one text")
     return list(texts[:limit])
@@ -79,7 +80,7 @@ def encoded(
     """
     arguments.loaded(lens)
     lens.needs_weights(what)
-    arguments.whole("max_tokens", max_tokens, 2)
+    max_tokens = arguments.whole("max_tokens", max_tokens, 2)
     read = chosen(texts, limit)
     window = window_of(lens) if walked else None
     reads = min(lens.model.config.get_text_config().max_position_embeddings, window or max_tokens)

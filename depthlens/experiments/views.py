@@ -95,7 +95,7 @@ def resample_prompts(
         UserError: fewer documents are left, or anything asked for that does not exist.
     """
     arguments.loaded(lens)
-    arguments.whole("n", n, 1, of=" of prompts")
+    n = arguments.whole("n", n, 1, of=" of prompts")
     chosen = settled(options)
     if not any(c.uses("resample") for c in expand(ablate, lens.dims)):
         return None

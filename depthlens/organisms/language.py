@@ -168,9 +168,9 @@ def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: in
     """
     if task not in CONTROL:
         raise unknown("organism task", task, TASKS)
-    arguments.whole("n", n, 1)
-    arguments.whole("n_chains", n_chains, 1, (len(words()) - 1) // 3)  # a word is left for fillers
-    arguments.whole("n_fillers", n_fillers, 0)
+    n = arguments.whole("n", n, 1)
+    n_chains = arguments.whole("n_chains", n_chains, 1, (len(words()) - 1) // 3)  # a word is left for fillers
+    n_fillers = arguments.whole("n_fillers", n_fillers, 0)
     random = Random(f"organism prompts {seed}")
     drawn = [draw(random, n_chains, n_fillers) for _ in range(n)]
     return [read(f"{context} {CONTROL[task]} {key}") for context, key in drawn]

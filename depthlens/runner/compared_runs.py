@@ -54,8 +54,8 @@ def compare(
     if len(runs) < 2:
         given = f"run {_name_of(runs[0])!r} alone" if runs else "no run"
         raise UserError(f"{given}: a comparison needs two runs or more; {_FIX} for each")
-    arguments.check(seed=seed)
-    arguments.whole("n_boot", n_boot, 200, fix="; the tails of an interval need them")
+    seed = arguments.check(seed=seed)["seed"]
+    n_boot = arguments.whole("n_boot", n_boot, 200, fix="; the tails of an interval need them")
     read = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
     return compare_runs(_by_place(read), stages=stages, seed=seed, n_boot=n_boot)
 

@@ -140,7 +140,7 @@ def prune(
         UserError: no criterion, or a model or label of which nothing is kept.
     """
     if older_than is not None:
-        arguments.number("older_than", older_than, 0, fix=" of days")
+        older_than = arguments.number("older_than", older_than, 0, fix=" of days")
     if not (model or label or older_than is not None or outdated or leftovers or everything):
         raise UserError("nothing to prune is named; give a model, a task, an age, outdated, leftovers or all")
     leftover_files = store.leftovers() if leftovers else []

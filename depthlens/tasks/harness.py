@@ -66,10 +66,11 @@ def load_tasks(
         UserError: unknown task, missing folder, a file or data that cannot be read, more examples than there are,
             documents and scoring that give no meaningful numbers, or a task alone and in a group.
     """
-    names = [names] if isinstance(names, str) else names
+    names = [names] if isinstance(names, str) else arguments.plain(names)
     if not names:
         raise UserError("no tasks given; name at least one, e.g. capitals_continuation")
-    arguments.check(num_fewshot=num_fewshot, include_path=include_path)
+    given = arguments.check(num_fewshot=num_fewshot, include_path=include_path, seed=seed)
+    num_fewshot, seed, gen_kwargs = given["num_fewshot"], given["seed"], arguments.plain(gen_kwargs)
     document_choice.check(limit, samples)
     manager = task_manager(names, include_path)
     tasks: dict[str, Any] = {}

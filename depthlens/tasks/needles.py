@@ -152,10 +152,11 @@ def written_needles(
             or a tokenizer that does not know English words.
     """
     arguments.loaded(lens)
-    arguments.whole("n_needles", n_needles, 1)
-    arguments.check(seed=seed)
+    n_needles = arguments.whole("n_needles", n_needles, 1)
+    seed = arguments.check(seed=seed)["seed"]
     if kind not in haystacks.KINDS:
         raise unknown("kind", kind, haystacks.KINDS)
+    depths, context_lengths = arguments.plain(depths), arguments.plain(context_lengths)
     for name, numbers in (("depths", depths), ("context_lengths", context_lengths)):
         if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not numbers:
             raise UserError(f"{name} {numbers!r}: give a list of numbers, at least one")
