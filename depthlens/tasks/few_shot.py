@@ -1,4 +1,4 @@
-"""Worked examples before a question: how many, and never the question itself.
+"""What lm-eval draws: worked examples before a question, which are never the question itself, and other numbers.
 
 lm-eval draws them, and keeps the evaluated document out where ``fewshot_split`` names the test split. Elsewhere (a task
 with a test split only, one that is evaluated on its validation split, a question that stands in two splits) it would
@@ -10,11 +10,19 @@ lm-eval makes.
 from __future__ import annotations
 
 import logging
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
+import torch
 
 from depthlens.errors import UserError
 
 log = logging.getLogger(__name__)
+_seeded = threading.RLock()
 
 
 def set_examples(name: str, task: Any, num_fewshot: int | None) -> None:
@@ -79,3 +87,25 @@ def warn(name: str, task: Any, n_docs: int) -> None:
             "so that these prompts differ from lm-eval's; name a fewshot_split of other documents",
             *(name, n, n_docs),
         )
+
+
+@contextmanager
+def lm_evals_seeds() -> Iterator[None]:
+    """Within the context `random`, NumPy and torch draw as lm-eval's ``simple_evaluate`` has them; then as before it.
+
+    Functions of tasks draw from them (GPQA's shuffles the options), and so does lm-eval for names that it does not use.
+    The states are those of the process, so that one thread at a time is within the context.
+    """
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    with _seeded:
+        python, numpy, of_torch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
+        torch.default_generator.manual_seed(DEFAULT_OTHER_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.default_generator.set_state(of_torch)

@@ -27,7 +27,8 @@ from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.tasks import checks, data_files, document_choice, encoding, few_shot, groups, task_files, truncation
 from depthlens.tasks.document_choice import Samples
-from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, lm_evals_seeds, questions
+from depthlens.tasks.few_shot import lm_evals_seeds
+from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
 from depthlens.tasks.task_index import task_manager, walk
 
 # lm-eval gives jinja the text of a template anew for every document, and jinja keeps nothing that it compiles of a text

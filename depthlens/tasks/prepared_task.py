@@ -29,12 +29,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-import random
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -42,7 +39,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.utils import handle_non_serializable, hash_string
 
@@ -51,6 +47,7 @@ from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
 from depthlens.store import dry_run
 from depthlens.tasks import truncation
+from depthlens.tasks.few_shot import lm_evals_seeds
 from depthlens.tasks.groups import Member
 
 SAME_IF = "same_if"  # key of a task's metadata, see `identity`
@@ -62,30 +59,6 @@ _RATES = {
     "byte_perplexity": ("nats_per_byte", 1.0),
     "bits_per_byte": ("bits_per_byte", math.log(2)),
 }
-
-_seeded = threading.RLock()
-
-
-@contextmanager
-def lm_evals_seeds() -> Iterator[None]:
-    """Within the context `random`, NumPy and torch draw as lm-eval's ``simple_evaluate`` has them; then as before it.
-
-    Functions of tasks draw from them (GPQA's shuffles the options), and so does lm-eval for names that it does not use.
-    The states are those of the process, so that one thread at a time is within the context.
-    """
-    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
-
-    with _seeded:
-        python, numpy, of_torch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-        random.seed(DEFAULT_RANDOM_SEED)
-        np.random.seed(DEFAULT_OTHER_SEED)
-        torch.default_generator.manual_seed(DEFAULT_OTHER_SEED)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            torch.default_generator.set_state(of_torch)
 
 
 class Score(NamedTuple):
