@@ -14,16 +14,16 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     Args:
         spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional first position
             and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
-            ``heads``, ``kv``, ``experts``; ``layersx2``; ``blocks:N`` (all contiguous blocks of 2..N layers and single
-            layers); ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and
-            ``top:N`` grow by N layers, in the end to all); ``whole@donor`` (every layer and both embeddings: the donor
-            itself).
+            ``heads``, ``kv``, ``experts``; ``layersx2``; ``layers:N``, ``attn:N`` and ``mlp:N`` (N of them, evenly
+            spread over the depth; all where there are fewer); ``blocks:N`` (all contiguous blocks of at most N layers);
+            ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by
+            N layers, in the end to all); ``whole@donor`` (every layer and both embeddings: the donor itself).
         dims: The model's sizes.
 
     Raises:
         UserError: unknown word, malformed condition, or a part that the model does not have.
     """
-    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, bottom[:N], top[:N] or conditions"
+    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, bottom[:N], top[:N] or conditions"
     if not isinstance(spec, Iterable) or isinstance(spec, Mapping):
         raise UserError(f"ablate {spec!r}: give {allowed}")
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
@@ -44,14 +44,13 @@ def _expand_word(word: str, how: How, dims: Dims) -> list[Condition] | None:
     """The conditions of a word such as ``layers``; None where ``word`` is not one."""
     layers = range(dims.n_layers)
     name, _, size = word.partition(":")
-    if name == "blocks" or (name in ("bottom", "top") and ":" in word):
-        if not size.isdigit() or not 1 <= int(size) <= dims.n_layers:
-            fault = f"size {size!r} in {word!r}"
-            raise UserError(f"{fault}; give {name}:N with N from 1 to {dims.n_layers}")
+    if name == "blocks" or (name in ("bottom", "top", "layers", "attn", "mlp") and ":" in word):
+        if not size.isdecimal() or not int(size):
+            raise UserError(f"size {size!r} in {word!r}; give {name}:N with N a whole number, at least 1")
     if name == "blocks":
         parts = [
-            [Ablation(layer, **how) for layer in range(start, start + n)]
-            for n in range(1, int(size) + 1)
+            [Ablation(layer, **how) for layer in layers[start : start + n]]
+            for n in range(1, min(int(size), dims.n_layers) + 1)
             for start in range(dims.n_layers - n + 1)
         ]
     elif name in ("bottom", "top"):
@@ -63,10 +62,10 @@ def _expand_word(word: str, how: How, dims: Dims) -> list[Condition] | None:
             raise UserError(f"{word!r} can only be taken from a donor; write whole@donor")
         embeddings = [Ablation(-1, site, **how) for site in ENDS]
         parts = [[Ablation(layer, **how) for layer in layers] + embeddings]
-    elif word == "layers":
-        parts = [[Ablation(layer, **how)] for layer in layers]
-    elif word in ("attn", "mlp"):
-        parts = [[Ablation(layer, word, **how)] for layer in layers]
+    elif name in ("layers", "attn", "mlp"):
+        n = min(int(size or dims.n_layers), dims.n_layers)
+        spread = [(2 * i + 1) * dims.n_layers // (2 * n) for i in range(n)]  # the middle of each n-th of the depth
+        parts = [[Ablation(layer, name.replace("layers", "layer"), **how)] for layer in spread]
     elif word in ("heads", "kv"):
         site, count = ("head", dims.n_heads) if word == "heads" else ("kv", dims.n_kv_heads)
         with_heads = [layer for layer in layers if layer not in dims.headless]

@@ -40,17 +40,17 @@ def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **
     Args:
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several.
-        max_size: Layers of the largest block.
+        max_size: Layers of the largest block, where the model has so many.
         options: `EvalOptions`.
 
     Returns:
         Every document under the baseline and every block; single layers are those of a layer sweep.
 
     Raises:
-        UserError: ``max_size`` is no number of layers that the model has, or anything that a sweep refuses.
+        UserError: ``max_size`` is no number of layers, or anything that a sweep refuses.
     """
     arguments.loaded(lens)
-    max_size = arguments.whole("max_size", max_size, 1, lens.dims.n_layers, of=" of layers")
+    max_size = arguments.whole("max_size", max_size, 1, of=" of layers")
     return condition_sweep(lens, tasks, f"blocks:{max_size}", **options)
 
 
@@ -73,7 +73,7 @@ def greedy_removal(
         lens: A loaded model.
         tasks: One lm-eval task.
         tolerance: How far the mean score of the choosing half may fall below the whole model's, in the metric's unit.
-        max_layers: Largest number of layers to remove; None: all but one.
+        max_layers: Largest number of layers to remove; None, or as many as the model has: all but one.
         metric: Which metric; None takes the task's first.
         options: `EvalOptions`. With a store the steps of an earlier call are read.
 
@@ -86,8 +86,8 @@ def greedy_removal(
     """
     arguments.loaded(lens)
     n_layers = lens.dims.n_layers
-    max_layers = n_layers - 1 if max_layers is None else max_layers
-    max_removed = arguments.whole("max_layers", max_layers, 1, n_layers - 1, fix=", or leave it out")
+    asked = n_layers if max_layers is None else max_layers
+    asked = arguments.whole("max_layers", asked, 1, fix=", or leave it out")
     tolerance = arguments.number("tolerance", tolerance, 0)
     results: list[Result] = []
 
@@ -105,7 +105,7 @@ def greedy_removal(
     rows, stopped = follow(
         lambda gone: tried(gone) if gone else first,
         tolerance=tolerance,
-        max_removed=max_removed,
+        max_removed=min(asked, n_layers - 1),
         sign=1.0 if better else -1.0,
     )
     steps = pd.DataFrame(rows).astype({"layer": "Int64"})

@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack, cast, overload
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.ablations import INDEXED, WORDS, Condition, expand
+from depthlens.ablations import INDEXED, WORDS, Condition, Dims, expand
 from depthlens.analysis.races import Race
 from depthlens.analysis.results import Result
 from depthlens.engine.references import Reference
@@ -63,7 +63,7 @@ def head_sweep(  # type: ignore[overload-overlap]
     tasks: str | Sequence[str],
     *,
     method: Literal["race"],
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | str | None = None,
     site: str = "head",
     mode: str = "zero",
     top: int | None = None,
@@ -77,7 +77,7 @@ def head_sweep(
     lens: Lens,
     tasks: str | Sequence[str],
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | str | None = None,
     site: str = "head",
     method: str = "exact",
     mode: str = "zero",
@@ -90,7 +90,7 @@ def head_sweep(
     lens: Lens,
     tasks: str | Sequence[str],
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | str | None = None,
     site: str = "head",
     method: str = "exact",
     mode: str = "zero",
@@ -107,7 +107,8 @@ def head_sweep(
     Args:
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several.
-        layers: Layers whose heads are removed; None for all.
+        layers: Layers whose heads are removed: numbers, or a text such as ``layers:4`` (four, evenly spread) or
+            ``L3,L8-11``; None for all.
         site: ``head``, ``kv`` or ``expert`` (experts of a mixture, by ``exact`` and ``zero``).
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`);
@@ -142,7 +143,7 @@ def head_sweep(
         if value not in allowed:
             raise unknown(name, value, allowed)
     dims = lens.dims
-    chosen = range(dims.n_layers) if layers is None else arguments.layers("layers", layers, dims.n_layers)
+    chosen = _layers("layers" if layers is None else layers, dims)
     if site == "expert" and (method, mode) != ("exact", "zero"):
         raise UserError(f"method {method!r} with mode {mode!r}: experts are removed; leave both out")
     suffix = "" if mode == "zero" else f"@{mode}"
@@ -178,6 +179,16 @@ def head_sweep(
     options = {"measure": "both", **options}
     result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
     return Result(result.docs, result.record | {"method": method}, result.asked)
+
+
+def _layers(layers: Sequence[int] | str, dims: Dims) -> list[int]:
+    """Layers by their numbers, or those that a text such as ``layers:4`` names."""
+    if not isinstance(layers, str):
+        return arguments.layers("layers", layers, dims.n_layers)
+    try:
+        return sorted({ablation.layer for condition in expand(layers, dims) for ablation in condition.ablations})
+    except UserError as error:
+        raise UserError(f"layers {layers!r}: {error}") from None
 
 
 def race_by_name(lens: Lens, tasks: dict[str, Any], ablate: str, *, options: EvalOptions, **of_race: Any) -> Race:

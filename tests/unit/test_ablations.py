@@ -162,6 +162,10 @@ def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
         ("heads", 24),
         ("kv", 12),
         ("blocks:3", 6 + 5 + 4),
+        ("blocks:9", 6 + 5 + 4 + 3 + 2 + 1),
+        ("top:9@donor", 1),
+        ("layers:3@mean", 3),
+        ("attn:9", 6),
         ("L1,L2.H3", 2),
     ],
 )
@@ -217,12 +221,23 @@ def test_where_a_condition_starts_and_its_seed_are_part_of_it():
     assert [c.uses_positions for c in conditions] == [False, True, True, True, True, True]
 
 
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 30])
+def test_so_many_layers_are_spread_evenly_over_the_depth_of_any_model(n_layers):
+    dims = Dims(n_layers, 4, 2, 32, 8)
+    for n in range(1, n_layers + 2):
+        layers = [condition.layer for condition in expand(f"layers:{n}", dims)[1:]]
+        assert layers == sorted(set(layers)) and len(layers) == min(n, n_layers)
+        gaps = {b - a for a, b in itertools.pairwise([-1 - layers[0], *layers, 2 * n_layers - 1 - layers[-1]])}
+        assert max(gaps) - min(gaps) <= 2, "as far from both ends as from one another, to within rounding"
+    assert [str(c) for c in expand("layers:3", Dims(30, 9, 3, 576, 64))] == ["baseline", "L5", "L15", "L25"]
+
+
 def test_expand_mean_words_and_sequences():
     assert [str(c) for c in expand("attn@mean", DIMS)][:2] == ["baseline", "L0.attn@mean"]
     assert expand(["L1", parse_condition("L1"), "baseline"], DIMS) == [BASELINE, parse_condition("L1")]
 
 
-@pytest.mark.parametrize("spec", ["layer", "blocks:0", "blocks:7", "blocks:x", "", "layers@median", "L1,L9"])
+@pytest.mark.parametrize("spec", ["layer", "blocks:0", "layers:0", "mlp:x", "blocks:x", "", "layers@median", "L1,L9"])
 def test_expand_refuses(spec):
     with pytest.raises(UserError):
         expand(spec, DIMS)
