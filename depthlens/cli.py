@@ -123,9 +123,9 @@ def sweep(
         typer.Option(
             metavar="WHAT",
             help="What to remove, one at a time: layers, attn, mlp, heads, kv, blocks:N, layers:N (evenly "
-            "spread), bottom[:N], top[:N], or conditions such as L3,L5.H2,L8@mean. @mean puts the mean of what a part adds, over texts of the task that "
-            "are not evaluated, in its place; @noise adds noise of the norm of what the part writes; layers[1:] spares "
-            "the first token.",
+            "spread), bottom[:N], top[:N], or conditions such as L3,L5.H2,L8@mean. @mean puts the mean of what a part "
+            "adds, over texts of the task that are not evaluated, in its place; @noise adds noise of the norm of what "
+            "the part writes; layers[1:] spares the first token.",
         ),
     ],
     out: Annotated[

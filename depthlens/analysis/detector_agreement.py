@@ -53,11 +53,12 @@ def detector_agreement(
     Returns:
         One row a pair: a, b, n_heads (that have both scores), spearman, expected_spearman (mean over the permutations:
         what the layers alone explain), p_spearman (one-sided), p_spearman_adjusted (Holm over both tests of all pairs),
-        n_shared (heads on both lists of k), expected_shared, p_shared, p_shared_adjusted, heads (those shared).
+        n_shared (heads on both lists of k), expected_shared, p_shared, p_shared_adjusted, heads (those shared). A score
+        that is the same for all heads ranks none: it has no rows, and a sentence says so.
 
     Raises:
-        UserError: fewer than two scores, scores of different shapes, a score that is the same for all heads, or a ``k``
-            that does not fit.
+        UserError: fewer than two scores, scores of different shapes, one that ranks none of the heads that another has,
+            or a ``k`` that does not fit.
     """
     if not isinstance(scores, Mapping) or len(scores) < 2:
         raise UserError("scores: give two or more, by name: {'copy-paste': scores, 'write-aware': others}")
@@ -66,14 +67,17 @@ def detector_agreement(
     n_permutations = arguments.whole("n_permutations", n_permutations, 99)
     seed = arguments.check(seed=seed)["seed"]
     rng = np.random.default_rng(seed)
-    pairs = combinations(scores, 2)
-    table = pd.DataFrame([_pair(a, b, scores[a], scores[b], k, n_permutations, rng) for a, b in pairs])
-    adjusted = holm(table[["p_spearman", "p_shared"]].to_numpy().ravel()).reshape(-1, 2)
+    flat = [name for name, one in scores.items() if np.nanmin(one.values) == np.nanmax(one.values)]
+    pairs = combinations([name for name in scores if name not in flat], 2)
+    rows = [_pair(a, b, scores[a], scores[b], k, n_permutations, rng) for a, b in pairs]
+    table = pd.DataFrame(rows, columns=[name for name in COLUMNS if "adjusted" not in name])
+    adjusted = holm(table[["p_spearman", "p_shared"]].to_numpy(float).ravel()).reshape(-1, 2)
     table["p_spearman_adjusted"], table["p_shared_adjusted"] = adjusted.T
+    flats = [f"{name}: all heads have the same score, which ranks none." for name in flat]
     model = next(iter(scores.values())).record.get("model", {})
     record = {"made_by": "detector_agreement", "model": model, "detectors": {n: s.name for n, s in scores.items()}}
     record |= {"k": k, "n_permutations": n_permutations, "seed": seed, "n": {n: s.n for n, s in scores.items()}}
-    return DescribedTable(table[COLUMNS], _sentences(table, k), record)
+    return DescribedTable(table[COLUMNS], _sentences(table, k) + flats, record)
 
 
 def _pair(

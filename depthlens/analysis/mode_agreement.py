@@ -18,9 +18,8 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis.layer_profiles import labels
-from depthlens.analysis.rank_correlations import COLUMNS, MIN_PARTS, correlate, in_words
+from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.tables import DescribedTable, record_of
-from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -43,9 +42,7 @@ def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
         One row a task (and metric, and model) that is not at chance, kind of part and pair of modes: task, parts, mode,
         other (such as ``skip``, ``skip[1:]``, ``mean``, ``noise3``), and the columns of
         `depthlens.analysis.rank_correlations` over the parts that both have. It is described by one sentence each.
-
-    Raises:
-        UserError: no two modes have three parts in common.
+        Where no two modes have a part in common, there are no rows, and the sentence says so.
     """
     arguments.result(result)
     modes = _by_mode(list(dict.fromkeys(result.docs["condition"])))
@@ -54,14 +51,13 @@ def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
         for site, found in modes.items()
         for (a, first), (b, second) in itertools.combinations(found.items(), 2)
     ]
-    pairs = [pair for pair in pairs if len(pair[3]) >= MIN_PARTS]
-    if not pairs:
-        known = ", ".join(f"{mode} of {site}" for site, found in modes.items() for mode in found) or "no single parts"
-        fault = f"the result has {known}; two modes need {MIN_PARTS} parts in common"
-        raise UserError(f"{fault}; sweep e.g. ablate='layers,layers@mean'")
+    pairs = [pair for pair in pairs if pair[3]]
     names, several = labels(result), result.docs["model"].nunique() > 1
     rows, lines = [], []
-    for base in result.baselines.itertuples():
+    if not pairs:
+        known = ", ".join(f"{mode} of {site}" for site, found in modes.items() for mode in found) or "no single parts"
+        lines.append(f"The result has {known}: no two modes have parts in common, so that none can be compared.")
+    for base in result.baselines.itertuples() if pairs else ():
         label = f"{names[base.task, base.metric]} of {base.model}" if several else names[base.task, base.metric]
         if base.at_chance:
             lines.append(f"{label}: at chance, cannot judge (n = {base.n}).")

@@ -43,7 +43,6 @@ import numpy as np
 from scipy import stats as sps
 
 from depthlens.analysis.stats import ALPHA
-from depthlens.errors import UserError
 
 N_SPLITS = 30
 N_GROUPS = 20  # of documents, each left out once
@@ -106,15 +105,13 @@ def correlate(a: np.ndarray, b: np.ndarray, layers: np.ndarray, *, seed: int = 0
         layers: The layer of each part, rising. Shape [part].
         seed: Of the halves.
 
-    Raises:
-        UserError: fewer than three parts.
     """
     n_parts = a.shape[1]
-    if n_parts < MIN_PARTS:
-        raise UserError(f"{n_parts} parts have both losses; a rank correlation needs {MIN_PARTS}; sweep more of them")
     known = b.ndim == 1
     n = len(a) if known else min(len(a), len(b))
     empty = RankCorrelation(**dict.fromkeys(COLUMNS[:-3], math.nan), n_parts=n_parts, n=n, note="")
+    if n_parts < MIN_PARTS:
+        return replace(empty, note=f"a rank correlation needs {MIN_PARTS} parts, and here are {n_parts}")
     mean_a, mean_b = ranks(a.sum(0)), ranks(b if known else b.sum(0))
     spearman = float(mean_a @ mean_b)
     if not mean_a.any() or not mean_b.any():

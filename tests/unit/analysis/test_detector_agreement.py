@@ -68,12 +68,26 @@ def test_only_heads_with_both_scores_count():
     assert row["spearman"] == pytest.approx(sps.spearmanr(a.values[kept], b.values[kept]).statistic)
 
 
+def test_a_detector_that_ranks_no_head_is_named_and_the_others_are_compared():
+    """As a copy-paste score of a model that copies nothing."""
+    a, b = layered(np.random.default_rng(4), 2.0)
+    flat = made(np.zeros((12, 6)))
+    found = dl.detector_agreement({"a": a, "flat": flat, "b": b}, n_permutations=99)
+    alone = dl.detector_agreement({"a": a, "b": b}, n_permutations=99)
+    assert found.table.equals(alone.table)
+    assert found.describe() == [*alone.describe(), "flat: all heads have the same score, which ranks none."]
+    nothing = dl.detector_agreement({"a": a, "flat": flat})
+    assert nothing.table.empty and len(nothing.describe()) == 1
+
+
 def test_bad_requests_are_refused():
     a, b = layered(np.random.default_rng(3))
+    in_first = np.arange(12)[:, None] == 0
+    first, rest = made(np.where(in_first, a.values, np.nan)), made(np.where(in_first, 1.0, b.values))
     for scores, options, message in [
         ({"a": a}, {}, "give two or more"),
         ({"a": a, "b": made(b.values[:5])}, {}, "give scores of one model"),
-        ({"a": a, "b": made(np.ones((12, 6)))}, {}, "b: all 72 heads have the same score"),
+        ({"a": first, "b": rest}, {"k": 2}, "b: all 6 heads have the same score"),
         ({"a": a, "b": b}, {"k": 72}, "k 72.*72 heads have the scores of both a and b"),
         ({"a": a, "b": b}, {"n_permutations": 10}, "n_permutations 10"),
     ]:

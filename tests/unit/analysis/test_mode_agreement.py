@@ -9,7 +9,6 @@ import pytest
 import depthlens as dl
 from depthlens.analysis.rank_correlations import COLUMNS
 from depthlens.analysis.results import DOCS_COLUMNS
-from depthlens.errors import UserError
 
 N_LAYERS, N = 12, 40
 TRUE = np.random.default_rng(0).permutation(N_LAYERS) / 4
@@ -59,14 +58,16 @@ def test_a_task_at_chance_has_no_row():
 
 
 @pytest.mark.parametrize(
-    ("modes", "parts", "said"),
+    ("modes", "parts", "n_rows", "said"),
     [
-        ({"L{}": TRUE}, None, "the result has skip of layers; two modes need 3 parts in common"),
-        ({"L{}": TRUE, "L{}@mean": TRUE}, 2, "the result has skip of layers, mean of layers; two modes need 3"),
-        ({"L{}": TRUE, "L{}.attn": TRUE}, None, "skip of layers, zero of attn; two modes need 3 parts in common"),
-        ({"L{}-20": TRUE}, None, "the result has no single parts"),
+        ({"L{}": TRUE}, None, 0, "The result has skip of layers: no two modes have parts in common"),
+        ({"L{}": TRUE, "L{}.attn": TRUE}, None, 0, "skip of layers, zero of attn: no two modes have parts"),
+        ({"L{}-20": TRUE}, None, 0, "The result has no single parts: "),
+        ({"L{}": TRUE, "L{}@mean": TRUE}, 2, 1, "cannot judge: a rank correlation needs 3 parts, and here are 2"),
     ],
 )
-def test_nothing_to_compare_is_refused(modes, parts, said):
-    with pytest.raises(UserError, match=said):
-        dl.mode_agreement(sweep(modes, parts=parts))
+def test_nothing_to_compare_is_said(modes, parts, n_rows, said):
+    """As of one way to remove, or of a model of two layers."""
+    found = dl.mode_agreement(sweep(modes, parts=parts))
+    (sentence,) = found.describe()
+    assert len(found.table) == n_rows and said in sentence
