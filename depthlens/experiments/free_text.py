@@ -73,7 +73,7 @@ def free_text(
     if short := [i for i, row in enumerate(rows) if len(row) < prompt_tokens]:
         fault = f"text {short[0]} has {len(rows[short[0]])} tokens, fewer than prompt_tokens {prompt_tokens}"
         raise UserError(f"{fault}; give longer texts or fewer prompt_tokens")
-    reads = lens.model.config.max_position_embeddings
+    reads = lens.max_length
     if prompt_tokens + max_new_tokens > reads:
         fault = (
             f"prompt_tokens {prompt_tokens} and max_new_tokens {max_new_tokens} are {prompt_tokens + max_new_tokens}"

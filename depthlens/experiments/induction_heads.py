@@ -81,9 +81,11 @@ def induction_scores(
 def _texts(lens: Lens, n_texts: int, length: int, seed: int) -> list[tuple[int, ...]]:
     """Token ids: ``<bos>`` if there is one, then ``length`` different tokens twice."""
     special = set(lens.tokenizer.all_special_ids)
-    ordinary = [i for i in range(min(len(lens.tokenizer), lens.model.config.vocab_size)) if i not in special]
+    ordinary = [
+        i for i in range(min(len(lens.tokenizer), lens.model.config.get_text_config().vocab_size)) if i not in special
+    ]
     start = () if lens.tokenizer.bos_token_id is None else (lens.tokenizer.bos_token_id,)
-    longest = min(len(ordinary), (lens.model.config.max_position_embeddings - len(start)) // 2)
+    longest = min(len(ordinary), (lens.max_length - len(start)) // 2)
     length = arguments.whole("length", length, 2, of=" of tokens")
     if length > longest:
         raise UserError(f"length {length}: {lens.name} can read {longest} different tokens twice; give 2 to {longest}")

@@ -49,6 +49,7 @@ def retrieval_scores(
     heads: Sequence[Head] | None = None,
     given_removed: Sequence[Head] | None = None,
     needles: Sequence[Needle] | None = None,
+    only_recalled: bool = True,
     n_needles: int = 2,
     depths: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
     context_lengths: Sequence[int] = (256, 512),
@@ -71,6 +72,8 @@ def retrieval_scores(
         given_removed: Heads to test against each other, with ``exact``: the loss that removing one adds when all others
             of them are removed already. It is high for heads that can replace each other.
         needles: Needles to use, from `depthlens.tasks.needles`, in place of the following.
+        only_recalled: Whether needles count only if the model recalls them. False: their answers are given to the
+            model token by token, which says what its heads do then, and not how it would find an answer.
         n_needles: Written haystacks for every depth and context length.
         depths: Where in the haystack the needle is, from 0 to 1.
         context_lengths: Tokens of a prompt.
@@ -79,10 +82,10 @@ def retrieval_scores(
             choice of examples; batch_tokens, store, progress.
 
     Returns:
-        Means over the needles that the model recalls; ``record["needles"]`` says how many of how many.
+        Means over the needles that count; ``record["needles"]`` says how many are recalled of how many.
 
     Raises:
-        UserError: anything asked for that does not exist, or no needle is recalled: then nothing can be judged.
+        UserError: anything asked for that does not exist, or only recalled needles count and there are none.
     """
     arguments.loaded(lens)
     chosen = settled(options, without=WITHOUT_CONDITIONS)
@@ -105,14 +108,23 @@ def retrieval_scores(
     about: dict[str, Any] = {"progress": chosen["progress"], "workers": cluster.workers_of(chosen)}
     engine = Engine(lens, batch_tokens=chosen["batch_tokens"], cache=answers.entry(label), **about)
     recalled = needle_recall.recalled(lens, engine, needles)
+    if only_recalled and not recalled:
+        fix = "give shorter contexts, more examples (num_fewshot) or a larger model, or only_recalled=False"
+        raise UserError(f"{lens.name} recalls none of {len(needles)} needles: cannot judge its heads; {fix}")
+    used = recalled if only_recalled else needles
     record = scores_record(lens, answers, method, source)
     groups = needle_recall.groups(needles, recalled)
-    record["documents"] = [n.about["doc_hash"] for n in recalled if "doc_hash" in n.about]  # those that made the scores
-    record["needles"] = {"asked": len(needles), "recalled": len(recalled), "groups": groups}
+    record["documents"] = [n.about["doc_hash"] for n in used if "doc_hash" in n.about]  # those that made the scores
+    record["needles"] = {
+        "asked": len(needles),
+        "recalled": len(recalled),
+        "only_recalled": only_recalled,
+        "groups": groups,
+    }
     if method in DETECTORS:
         cache = answers.entry(label, method=f"{method} by token")
-        return _detected(lens, recalled, method, cache, engine, record, chosen["progress"])
-    requests = [_needle_tokens(n) for n in recalled]
+        return _detected(lens, used, method, cache, engine, record, chosen["progress"])
+    requests = [_needle_tokens(n) for n in used]
     name = "loss on needle tokens"
     if method in (ATTRIBUTION, INTEGRATED):
         estimate, address = (
@@ -140,16 +152,16 @@ def retrieval_scores(
 
 def _detected(
     lens: Lens,
-    recalled: Sequence[Needle],
+    needles: Sequence[Needle],
     method: str,
     cache: AnswerCache,
     engine: Engine,
     record: dict[str, Any],
     progress: bool,
 ) -> HeadScores:
-    """Scores of a detector over recalled needles."""
+    """Scores of a detector over needles."""
     detector = DETECTORS[method]
-    by_token = scores_by_token(lens, recalled, method, progress=progress, cache=cache)
+    by_token = scores_by_token(lens, needles, method, progress=progress, cache=cache)
     record["store"] = cache_usage([engine.cache, cache])
     return HeadScores.of_tokens(detector.label, detector.unit, by_token, record, bounded=not detector.unit)
 

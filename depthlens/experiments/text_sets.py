@@ -83,7 +83,7 @@ def encoded(
     max_tokens = arguments.whole("max_tokens", max_tokens, 2)
     read = chosen(texts, limit)
     window = window_of(lens) if walked else None
-    reads = min(lens.model.config.get_text_config().max_position_embeddings, window or max_tokens)
+    reads = min(lens.max_length, window or max_tokens)
     rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in read]
     for i, (text, row) in enumerate(zip(read, rows, strict=True)):
         if len(row) < 2:

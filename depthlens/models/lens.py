@@ -104,6 +104,13 @@ class Lens:
         return self.remote.dtype if self.remote else self.arch.embed.weight.dtype
 
     @property
+    def max_length(self) -> int:
+        """Tokens that the model reads at once, as lm-eval finds it; configurations without a limit name none."""
+        from lm_eval.models.utils import resolve_max_length  # slow to import
+
+        return int(resolve_max_length(self.model.config, self.tokenizer))
+
+    @property
     def _places(self) -> str:
         return ",".join(map(str, self.devices))
 

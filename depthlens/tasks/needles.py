@@ -9,6 +9,7 @@ A needle is the tokens of the answer without spaces, and every place in the cont
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -25,6 +26,8 @@ from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import identity
+
+log = logging.getLogger(__name__)
 
 RESERVE = 16  # tokens of the model's context that a prompt leaves free for the answer
 
@@ -142,14 +145,15 @@ def written_needles(
         lens: The model that reads them.
         n_needles: Needles for every depth and context length.
         depths: Place of the needle: 0 is the start of the haystack, 1 its end.
-        context_lengths: Tokens of a prompt, to within one sentence.
+        context_lengths: Tokens of a prompt, to within one sentence. Where the facts alone take more, or the model reads
+            fewer, the nearest length that fits is taken, and a warning says so.
         seed: Seed of the haystacks, facts and answers.
         kind: ``natural`` (sentences about people in prose; question and sentence share no phrase of three words) or
             ``codes`` (codes of things in generated sentences; the question repeats the sentence up to the code).
 
     Raises:
-        UserError: an unknown kind, a number that is not allowed, a length that does not fit the model or is too short,
-            or a tokenizer that does not know English words.
+        UserError: an unknown kind, a number that is not allowed, a model that cannot read the facts alone, or a
+            tokenizer that does not know English words.
     """
     arguments.loaded(lens)
     n_needles = arguments.whole("n_needles", n_needles, 1)
@@ -172,12 +176,16 @@ def written_needles(
     def count(sentence: str) -> int:
         return len(lens.tokenizer(sentence, add_special_tokens=False).input_ids)
 
-    needles = []
-    for length, depth, i in product(context_lengths, depths, range(n_needles)):
+    def drawn(length: int, depth: float, i: int) -> tuple[Random, haystacks.Facts]:
         natural = f"{kind} " if kind != haystacks.CODES else ""
         random = Random(f"needle {natural}{seed} {length} {depth} {i}")
-        facts = haystacks.facts(kind, random)
-        _check_length(lens, length, len(encoder.tok_encode(f"{' '.join(facts.facts)}\n\n{facts.asked}")))
+        return random, haystacks.facts(kind, random)
+
+    every = (drawn(*case)[1] for case in product(context_lengths, depths, range(n_needles)))
+    shortest = max(len(encoder.tok_encode(f"{' '.join(facts.facts)}\n\n{facts.asked}")) for facts in every)
+    needles = []
+    for length, depth, i in product(_fitting(lens, context_lengths, shortest), depths, range(n_needles)):
+        random, facts = drawn(length, depth, i)
         prompt = haystacks.prompt(kind, facts, random, depth, length, count, lambda text: len(encoder.tok_encode(text)))
         text = token_spans.align(lens, "needle", prompt, f" {facts.answers[0]}", encoder)
         needle = find(text, facts.answers[0], {"depth": depth, "context_length": length, **facts.about})
@@ -193,8 +201,13 @@ def written_needles(
     return needles
 
 
-def _check_length(lens: Lens, length: int, shortest: int) -> None:
-    longest = lens.model.config.max_position_embeddings
-    if not shortest <= length <= longest - RESERVE:
-        fault = f"context length {length}: {lens.name} reads {longest} tokens and a prompt without hay has {shortest}"
-        raise UserError(f"{fault}; give {shortest} to {longest - RESERVE}")
+def _fitting(lens: Lens, lengths: Sequence[int], shortest: int) -> list[int]:
+    """The lengths that a model reads, and that hold the facts; the nearest one in place of any other."""
+    longest = lens.max_length - RESERVE
+    about = f"{lens.name} reads {longest + RESERVE} tokens, and a prompt without hay has up to {shortest}"
+    if shortest > longest:
+        raise UserError(f"{about}: no needle fits; give tasks= with shorter prompts, or another model")
+    fitting = list(dict.fromkeys(min(max(length, shortest), longest) for length in lengths))
+    if fitting != list(lengths):
+        log.warning("context_lengths %s: %s; %s instead", list(lengths), about, fitting)
+    return fitting

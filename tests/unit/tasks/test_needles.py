@@ -7,10 +7,15 @@ from random import Random
 
 import pytest
 import tiny
+import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from depthlens.errors import UserError
+from depthlens.experiments.free_text import free_text
+from depthlens.models.lens import Lens
 from depthlens.tasks import haystacks, token_spans
 from depthlens.tasks import needles as prompts
+from depthlens.tasks.encoding import Encoder
 
 FUNCTION_WORDS = set("a an the of in on with and from at by for to without".split())
 
@@ -95,6 +100,29 @@ def test_long_haystacks_repeat_paragraphs_in_another_order():
     sentences = haystacks.hay("natural", Random(0))
     once, again = ([next(sentences) for _ in range(n)] for _ in range(2))
     assert once != again and sorted(once) == sorted(again) and len("".join(once)) > 30_000
+
+
+def test_lengths_that_a_model_cannot_have_become_the_nearest_that_it_can(caplog):
+    """One byte a token, so that the facts of natural needles take some 700 tokens."""
+    asked = {"n_needles": 1, "depths": (0.5,), "context_lengths": (256, 512, 1500, 4000)}
+    made = prompts.written_needles(tiny.lens("llama-gqa", max_position_embeddings=2048), **asked)
+    lengths = [needle.about["context_length"] for needle in made]
+    assert 600 < lengths[0] < 800 and lengths[1:] == [1500, 2048 - prompts.RESERVE]
+    assert all(len(needle.request.context) <= length for needle, length in zip(made, lengths, strict=True))
+    assert "context_lengths [256, 512, 1500, 4000]: tiny-llama-gqa reads 2048 tokens" in caplog.text
+    with pytest.raises(UserError, match="reads 512 tokens, and a prompt without hay has up to .*: no needle fits"):
+        prompts.written_needles(tiny.lens("llama-gqa"), **asked)
+
+
+def test_a_configuration_that_names_no_longest_text_is_read_as_lm_eval_reads_it():
+    """ALiBi has no table of positions, so that BLOOM's configuration has no `max_position_embeddings`."""
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=tiny.VOCAB, hidden_size=32, n_layer=2, n_head=4)
+    lens = Lens(BloomForCausalLM(config), tiny.tokenizer())
+    (needle,) = prompts.written_needles(lens, 1, [0.5], [10**6])
+    assert needle.about["context_length"] == Encoder(lens).max_length - prompts.RESERVE
+    written = free_text(lens, "L1", n_prompts=2, prompt_tokens=4, max_new_tokens=2, store=None, progress=False)
+    assert written.docs["condition"].unique().tolist() == ["baseline", "L1"]
 
 
 def test_an_unknown_kind_is_refused(lens):
