@@ -113,14 +113,9 @@ def retrieval_scores(
         raise UserError(f"{lens.name} recalls none of {len(needles)} needles: cannot judge its heads; {fix}")
     used = recalled if only_recalled else needles
     record = scores_record(lens, answers, method, source)
-    groups = needle_recall.groups(needles, recalled)
     record["documents"] = [n.about["doc_hash"] for n in used if "doc_hash" in n.about]  # those that made the scores
-    record["needles"] = {
-        "asked": len(needles),
-        "recalled": len(recalled),
-        "only_recalled": only_recalled,
-        "groups": groups,
-    }
+    counts = {"asked": len(needles), "recalled": len(recalled), "only_recalled": only_recalled}
+    record["needles"] = {**counts, "groups": needle_recall.groups(needles, recalled)}
     if method in DETECTORS:
         cache = answers.entry(label, method=f"{method} by token")
         return _detected(lens, used, method, cache, engine, record, chosen["progress"])

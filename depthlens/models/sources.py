@@ -18,6 +18,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+from depthlens.ablations import Dims
 from depthlens.errors import UserError, unknown
 from depthlens.models.families import GGUF, known
 from depthlens.models.registry import NAMED
@@ -202,6 +203,24 @@ def probe(source: Source) -> Source:
         raise explain(source.name, e, is_offline_mode()) from e
     _known_class(source.name, Path(config))
     return replace(source, only_cached=only_cached)
+
+
+def dims(source: Source) -> Dims | None:
+    """Sizes of a model by its configuration; None where they are known only once the model is loaded."""
+    if source.kind not in ("folder", "hub"):
+        return None
+    from transformers import AutoConfig  # `_known_class` imported transformers
+
+    at = {"revision": source.revision} if source.revision else {}
+    config = AutoConfig.from_pretrained(source.place, local_files_only=True, **at).get_text_config()
+    n_layers, n_heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+    if not (isinstance(n_layers, int) and isinstance(n_heads, int)):  # a list, one for each layer
+        return None
+    n_kv_heads = getattr(config, "num_key_value_heads", None)
+    n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) else n_heads
+    experts = (getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    n_experts = [next((n for n in experts if n), 0)] * n_layers
+    return Dims(n_layers, n_heads, n_kv_heads, config.hidden_size, config.hidden_size // n_heads, n_experts)
 
 
 def _seconds(setting: str | float) -> float:

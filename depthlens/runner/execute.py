@@ -38,7 +38,7 @@ from depthlens.progress import say
 from depthlens.runner import pages
 from depthlens.runner.index import Index
 from depthlens.runner.notebook_files import failed_cell, read_notebook, write_whole
-from depthlens.runner.parameters import Profiles, assign, check_values, declared
+from depthlens.runner.parameters import Profiles, assign, check_twin, check_values, declared
 from depthlens.runner.progress import RunProgress
 from depthlens.runner.report import NotebookRun, RunReport
 
@@ -124,10 +124,12 @@ class PreparedRun:
     Attributes:
         report: What is to be run.
         sources: The notebooks by name.
+        left_out: One line for each notebook of ``all`` that needs a value which was not given.
     """
 
     report: RunReport
     sources: dict[str, nbformat.NotebookNode]
+    left_out: list[str]
 
 
 def prepare(
@@ -154,15 +156,23 @@ def prepare(
     own_values = assign(dict(parameters or {}), {name: defaults[name] for name in selected})
 
     report = RunReport(out=out, profile=profile, started=_now(), **provenance.environment())
+    left_out = []
     for name in selected:
         values = profile_values[name] | own_values[name]
+        try:
+            check_twin(defaults[name] | values, own_values[name], name)
+        except UserError as error:
+            if names not in ("all", ["all"]) or len(selected) == 1:
+                raise
+            left_out.append(str(error))
+            continue
         if "out" in defaults[name] and "out" not in values:
             values["out"] = str(out.resolve() / name)
         check_values(defaults[name] | values, name)
         report.notebooks.append(
             NotebookRun(name, values, own_values[name], question=pages.question(sources[name], name))
         )
-    return PreparedRun(report, {name: sources[name] for name in selected})
+    return PreparedRun(report, {run.name: sources[run.name] for run in report.notebooks}, left_out)
 
 
 def start(prepared: PreparedRun, *, progress: bool = True) -> RunReport:
@@ -175,6 +185,8 @@ def start(prepared: PreparedRun, *, progress: bool = True) -> RunReport:
             say(f"writing findings to {index.path} as notebooks end", page=str(index.path))
             for notebook, values in report.left_out().items():
                 say(f"leaving {', '.join(values)} out of {notebook}, which has no such parameter", left_out=values)
+            for line in prepared.left_out:
+                say(f"leaving out {line}", left_out=line)
         _run_all(report, index, RunProgress(len(report.notebooks), enabled=progress))
     return report
 

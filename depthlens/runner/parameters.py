@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from nbformat import NotebookNode
 
 from depthlens import arguments, paths
+from depthlens.ablations import ROUNDED, Dims, expand
 from depthlens.errors import UserError, unknown
 from depthlens.models import sources
+from depthlens.models.registry import NAMED
 
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
-TASKS = ("tasks", "more", "knowledge", "reasoning")  # and of tasks
+ROLES = ("letters", "generation", "continuation", "retrieval", "text", "long_text", "reasoning", "copying")
+TASKS = ("tasks", "more", "knowledge", *ROLES, "reasoning_choice", "written_retrieval")  # and of tasks
+PARTS = ("ways", "sites", "views", "layers")  # and of parts of the model
 _UNREADABLE = object()
 ANY = object()  # the default is not a literal, so that nothing is known about its type
 
@@ -92,22 +98,59 @@ def check_values(values: Mapping[str, object], notebook: str) -> None:
         UserError: the first value that is not allowed.
     """
     try:
-        for name, value in values.items():
-            rule = "limit" if name.endswith("_limit") else name
-            if rule in arguments.RULES and value is not ANY:
-                arguments.RULES[rule](name, value)
-        for name in MODELS:
-            for model in texts(values.get(name)):
-                sources.probe(sources.find(model))
-        _check_tasks([task for name in TASKS for task in texts(values.get(name))], values.get("include_path"))
+        check(**{name: value for name, value in values.items() if value is not ANY})
+        for model in named(values, MODELS):
+            sources.probe(sources.find(model))
+        if (model := values.get("model")) and (dims := sources.dims(sources.find(model))):
+            check_parts(values, dims)
+        _check_tasks(named(values, TASKS), values.get("include_path"))
     except UserError as error:
         raise UserError(f"notebook {notebook}: {error}") from None
 
 
-def texts(value: object) -> list[str]:
-    """The texts of a value that is one, or a list of some."""
-    items = value if isinstance(value, list | tuple) else [value]
-    return [item for item in items if isinstance(item, str)]
+def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebook: str) -> None:
+    """Refuse a model of one's own in a notebook that compares it with a twin, where the twin is that of another model.
+
+    Raises:
+        UserError: the twin is not named.
+    """
+    if "distilled" in values and "model" in given and "distilled" not in given:
+        kinds = {row.alias: (row.family, row.size) for row in NAMED}
+        model, distilled = str(values["model"]), str(values["distilled"])
+        if kinds.get(model) != kinds.get(distilled):
+            fault = f"notebook {notebook}: distilled {distilled!r} is no twin of model {model!r}"
+            raise UserError(f"{fault}; name one that was trained from it: -p distilled NAME")
+
+
+def check(**values: object) -> None:
+    """Check values against the rules of their names; one without a rule passes.
+
+    Raises:
+        UserError: the first value that is not allowed.
+    """
+    for name, value in values.items():
+        if rule := RULES.get("limit" if name.endswith("_limit") else name):
+            rule(name, value)
+
+
+def check_parts(values: Mapping[str, Any], dims: Dims) -> None:
+    """Refuse parts that a model does not have, before anything is computed.
+
+    Raises:
+        UserError: the first such value, by the name of its parameter.
+    """
+    for name in PARTS:
+        if (value := values.get(name)) is not None:
+            try:
+                expand(value if isinstance(value, str) else [f"L{p}" if isinstance(p, int) else p for p in value], dims)
+            except UserError as error:
+                raise UserError(f"{name} {value!r}: {error}") from None
+
+
+def named(values: Mapping[str, object], parameters: Sequence[str]) -> list[str]:
+    """The texts that are values of some parameters, or in lists that are."""
+    lists = [value if isinstance(value, list | tuple) else [value] for value in map(values.get, parameters)]
+    return [item for items in lists for item in items if isinstance(item, str)]
 
 
 def _check_tasks(names: list[str], include_path: object) -> None:
@@ -117,6 +160,66 @@ def _check_tasks(names: list[str], include_path: object) -> None:
         from depthlens.tasks.task_index import task_manager
 
         task_manager(others, str(include_path) if include_path else None)
+
+
+def _whole(low: int) -> Callable[[str, Any], None]:
+    return lambda name, value: arguments.whole(name, value, low)
+
+
+def _each(rule: Callable[[str, Any], None], low: int = 1, high: int = sys.maxsize) -> Callable[[str, Any], None]:
+    """The rule of a list of ``low`` to ``high`` values that each keep a rule."""
+
+    def check_list(name: str, value: Any) -> None:
+        if not isinstance(value, Sequence) or isinstance(value, str) or not low <= len(value) <= high:
+            most = f", at most {high}" if high < sys.maxsize else ""
+            raise UserError(f"{name} {value!r}: give a list of at least {low}{most}")
+        for item in value:
+            rule(name, item)
+
+    return check_list
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{name} {value!r}: give a text that is not empty")
+
+
+def _texts(name: str, value: Any) -> None:
+    if value is not None:
+        arguments.whole(name, value, 2, fix=", or None for all")
+
+
+def _layers(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        _each(_whole(0))(name, value)
+
+
+def _draws(name: str, value: Any) -> None:
+    if value != 0:
+        arguments.whole(name, value, 10)
+
+
+# one rule for each name of a parameter; those that the experiments have are theirs
+RULES: dict[str, Callable[[str, Any], object]] = arguments.RULES | {
+    **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _whole(1)),
+    **dict.fromkeys(("removed", "rounded", "top"), _whole(1)),
+    **dict.fromkeys(("context_lengths", "ks"), _each(_whole(1))),
+    **dict.fromkeys(("model", "organism", "distilled", "position", "prompt", "written_retrieval"), _text),
+    **dict.fromkeys(("more", "knowledge"), _each(_text, 0)),
+    **dict.fromkeys(("metrics", "ways", "sites", "views", "reasoning_choice", *ROLES), _each(_text)),
+    **dict.fromkeys(("base", "control"), _each(_text, 0, 1)),
+    "check": _whole(3),
+    "depths": _each(lambda name, value: arguments.number(name, value, 0, 1)),
+    "draws": _draws,
+    "layers": _layers,
+    "max_tokens": _whole(2),
+    "race": arguments.RULES["progress"],
+    "rounding": lambda name, value: arguments.chosen(name, value, ROUNDED),
+    "seeds": _each(arguments.RULES["seed"]),
+    "skip_first": _whole(0),
+    "texts": _texts,
+    "tolerance": lambda name, value: arguments.number(name, value, 0),
+}
 
 
 class Profiles:

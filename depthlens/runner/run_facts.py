@@ -11,7 +11,7 @@ from nbformat import NotebookNode
 
 from depthlens.errors import UserError
 from depthlens.runner.notebook_files import run_state
-from depthlens.runner.parameters import MODELS, as_yaml, declared, texts
+from depthlens.runner.parameters import MODELS, as_yaml, declared, named
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def run_facts(nb: NotebookNode, name: str) -> RunFacts:
     state = run_state(nb)
     values = _values(nb, name) | state.get("parameters", {})
     commit, *changed = (state.get("git_commit") or "").partition("-")
-    models = [model for key in MODELS for model in texts(values.get(key))]
+    models = named(values, MODELS)
     return RunFacts(
         models=tuple(dict.fromkeys(models)),
         setting=_setting(values),

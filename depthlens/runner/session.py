@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import TqdmWarning
 
 from depthlens import arguments, progress, provenance
-from depthlens.errors import UserError
+from depthlens.errors import UserError, unknown
 from depthlens.paths import writable_folder
+from depthlens.runner import parameters
 
 if TYPE_CHECKING:
     from depthlens.models.lens import Lens
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def setup_notebook(
     model: str,
-    tasks: Sequence[str],
+    tasks: Sequence[str] = (),
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
@@ -41,6 +42,7 @@ def setup_notebook(
     remote: bool | str = False,
     out: str | None = None,
     include_path: str | None = None,
+    **others: Any,
 ) -> Lens:
     """Check a notebook's parameters, seed every generator, load the model and print one line of set-up.
 
@@ -61,6 +63,8 @@ def setup_notebook(
         remote: True for weights that stay on NDIF, ``"local"`` to simulate that; see `depthlens.load`.
         out: Folder for the notebook's results; None keeps nothing.
         include_path: Folder with more lm-eval YAML files.
+        others: Further parameters of the notebook, by name, such as ``ways`` or ``knowledge``. Values are checked,
+            parts of a model against this one, and tasks are looked up as ``tasks`` are.
 
     Returns:
         The loaded model.
@@ -71,16 +75,24 @@ def setup_notebook(
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
     arguments.check(limit=limit, num_fewshot=num_fewshot, seed=seed, device=device, dtype=dtype, offload=offload)
-    arguments.check(
-        quantize=quantize, tasks=tasks, include_path=include_path, out=out, apply_chat_template=apply_chat_template
-    )
+    arguments.check(quantize=quantize, include_path=include_path, out=out, apply_chat_template=apply_chat_template)
     arguments.check(enable_thinking=enable_thinking, gen_kwargs=gen_kwargs, think_end_token=think_end_token)
+    if odd := next((name for name in others if name not in parameters.RULES and not name.endswith("_limit")), None):
+        raise unknown("parameter", odd, parameters.RULES)
+    parameters.check(**others)
+    every = [*tasks, *parameters.named(others, parameters.TASKS)]
+    arguments.check(tasks=tasks or every)
+    tasks = list(dict.fromkeys(every))
     if out is not None:
         writable_folder(out)
     options: dict[str, Any] = {"num_fewshot": num_fewshot, "seed": seed, "limit": limit, "gen_kwargs": gen_kwargs}
     loaded = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
     with progress.working(f"loading {model} and {', '.join(map(str, tasks))}"):
         lens = _load(model, tasks, loaded, include_path=include_path, **options)
+    from depthlens.tasks.harness import check_chat  # slow to import before
+
+    check_chat(lens, apply_chat_template, enable_thinking)
+    parameters.check_parts(others, lens.dims)
     about = lens.describe()
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)

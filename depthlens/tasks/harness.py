@@ -95,6 +95,15 @@ def load_tasks(
     return tasks
 
 
+def check_chat(lens: Lens, apply_chat_template: bool, enable_thinking: bool | None) -> None:
+    """Refuse a chat template that the tokenizer does not have, and an argument of one where none is applied."""
+    if apply_chat_template and not lens.tokenizer.chat_template:
+        fault = f"apply_chat_template: the tokenizer of {lens.name} has no chat template"
+        raise UserError(f"{fault}; leave apply_chat_template out")
+    if enable_thinking is not None and not apply_chat_template:
+        raise UserError("enable_thinking is an argument of the chat template; give apply_chat_template, too")
+
+
 @lm_evals_seeds()
 def prepare(
     lens: Lens,
@@ -129,11 +138,7 @@ def prepare(
             `checks.documents` refuses.
     """
     document_choice.check(limit, samples, tasks)
-    if apply_chat_template and not lens.tokenizer.chat_template:
-        fault = f"apply_chat_template: the tokenizer of {lens.name} has no chat template"
-        raise UserError(f"{fault}; leave apply_chat_template out")
-    if enable_thinking is not None and not apply_chat_template:
-        raise UserError("enable_thinking is an argument of the chat template; give apply_chat_template, too")
+    check_chat(lens, apply_chat_template, enable_thinking)
     thinking = think_end_token is not None or bool(enable_thinking)
     if thinking and (other := next((n for n, t in tasks.items() if t.OUTPUT_TYPE != "generate_until"), None)):
         name = "enable_thinking" if enable_thinking else "think_end_token"

@@ -18,15 +18,15 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from depthlens import paths
+from depthlens.ablations import Dims
 from depthlens.analysis.results import Result
+from depthlens.errors import UserError
 from depthlens.models import registry
-from depthlens.runner import execute
+from depthlens.runner import execute, parameters
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
-# how a model is kept, asked and writes; some notebooks have a part of them
-ASKING = {"apply_chat_template", "enable_thinking", "gen_kwargs", "think_end_token", "quantize"}
 PROFILES = ("smoke", "demo", "scorecard", "paper", "paper-qwen3", "paper-r1-llama", "paper-r1-qwen")
 MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
@@ -113,9 +113,8 @@ def test_next_cell_checks_every_parameter(name):
     following = cells[[cell.id for cell in cells].index(parameters.id) + 1]
     calls = [n for n in ast.walk(ast.parse(following.source)) if isinstance(n, ast.Call)]
     (start,) = [call for call in calls if ast.unparse(call.func) == "dl.setup_notebook"]
-    # of [*tasks, *more], tasks
-    given = [ast.unparse(a).removeprefix("[*").partition(",")[0] for a in start.args] + [k.arg for k in start.keywords]
-    assert set(given) - {"include_path"} == COMMON | (ASKING & set(declared(notebook(name), name)))
+    given = [ast.unparse(a) for a in start.args] + [k.arg for k in start.keywords]
+    assert set(given) == set(declared(notebook(name), name))
     assert all(ast.unparse(k.value) == k.arg for k in start.keywords), "passed on as they are"
 
 
@@ -157,6 +156,49 @@ def test_profiles_name_what_exists(profile):
         named = [values["tasks"]] if "tasks" in values else [values[role] for role in ROLES]
         assert all(tasks and set(tasks) <= known_tasks() for tasks in named)
         assert values["out"] is None, "depthlens run chooses the folder"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_and_defaults_fit_a_model_of_any_size(profile):
+    """Whatever a profile says is allowed, and names parts that models of few layers and heads have, too."""
+    for name, values in profiles().values(profile).items():
+        values = declared(notebook(name), name) | values
+        parameters.check(**values)
+        for n_layers in (1, 4, 12):
+            parameters.check_parts(values, Dims(n_layers, 1, 1, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def four_layers(tmp_path_factory):
+    return str(tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa", num_hidden_layers=4))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "demo"])
+def test_a_profile_takes_a_model_of_ones_own(four_layers, tmp_path, profile):
+    prepared = execute.prepare("all", out=tmp_path, profile=profile, parameters={"model": four_layers})
+    assert [run.name for run in prepared.report.notebooks] == [name for name in NAMES if name != "07_distillation"]
+    (line,) = prepared.left_out
+    assert "07_distillation: distilled " in line and line.endswith(": -p distilled NAME")
+    both = {"model": four_layers, "distilled": four_layers}
+    assert "07_distillation" in execute.prepare("all", out=tmp_path, profile=profile, parameters=both).sources
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "said"),
+    [
+        ("00_tour", {"ways": ["layers", "L6"]}, "ways ['layers', 'L6']: condition L6: layer 6 does not exist; layers"),
+        ("02_knowledge_and_retrieval", {"sites": ["atn"]}, "sites ['atn']: condition 'atn': cannot read 'atn'"),
+        ("04_heads", {"layers": [3, 4]}, "layers [3, 4]: condition L4: layer 4 does not exist; layers are 0..3"),
+        ("04_heads", {"layers": "layers:0"}, "layers 'layers:0': size '0' in 'layers:0'"),
+        ("07_distillation", {}, "distilled 'smollm2-135m-cot' is no twin of model"),
+        ("09_claims", {"views": ["layers", "L2.H9"]}, "head 9 does not exist; heads are 0..3"),
+    ],
+)
+def test_parts_that_the_model_does_not_have_are_told_before_the_first_cell(four_layers, tmp_path, name, own, said):
+    with pytest.raises(UserError) as told:
+        execute.run(name, out=tmp_path / "out", profile="smoke", parameters={"model": four_layers, **own})
+    assert f"notebook {name}: " in str(told.value) and said in str(told.value) and "\n" not in str(told.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_profile_is_checked():
