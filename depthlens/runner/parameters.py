@@ -101,7 +101,7 @@ def check_values(values: Mapping[str, object], notebook: str) -> None:
         check(**{name: value for name, value in values.items() if value is not ANY})
         for model in named(values, MODELS):
             sources.probe(sources.find(model))
-        if (model := values.get("model")) and (dims := sources.dims(sources.find(model))):
+        if "model" in values and (dims := sources.dims(sources.find(values["model"]))):
             check_parts(values, dims)
         _check_tasks(named(values, TASKS), values.get("include_path"))
     except UserError as error:
@@ -162,17 +162,17 @@ def _check_tasks(names: list[str], include_path: object) -> None:
         task_manager(others, str(include_path) if include_path else None)
 
 
-def _whole(low: int) -> Callable[[str, Any], None]:
+def _whole(low: int) -> Callable[[str, Any], object]:
     return lambda name, value: arguments.whole(name, value, low)
 
 
-def _each(rule: Callable[[str, Any], None], low: int = 1, high: int = sys.maxsize) -> Callable[[str, Any], None]:
+def _each(rule: Callable[[str, Any], object], low: int = 1, high: int = sys.maxsize) -> Callable[[str, Any], None]:
     """The rule of a list of ``low`` to ``high`` values that each keep a rule."""
 
     def check_list(name: str, value: Any) -> None:
         if not isinstance(value, Sequence) or isinstance(value, str) or not low <= len(value) <= high:
-            most = f", at most {high}" if high < sys.maxsize else ""
-            raise UserError(f"{name} {value!r}: give a list of at least {low}{most}")
+            size = f"{low} to {high} items" if high < sys.maxsize else f"at least {low} item{'s' * (low != 1)}"
+            raise UserError(f"{name} {value!r}: give a list with {size}")
         for item in value:
             rule(name, item)
 
