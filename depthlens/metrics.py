@@ -1,6 +1,8 @@
-"""Names of metrics and their units."""
+"""Names of metrics, their units, and the scores that there can be."""
 
 from __future__ import annotations
+
+import math
 
 # the metrics of `depthlens.tasks.answer_logprob`: of the whole reference answer, and per token of it
 ANSWER_LOGPROB, TOKEN_LOGPROB = LOGPROBS = ("answer_logprob", "token_logprob")
@@ -15,3 +17,16 @@ MIN_NATS = 0.05  # nats: about 5% of an answer's probability. A smaller change i
 def metric_unit(metric: str) -> str:
     """``nats`` for log-probabilities of answers (`depthlens.tasks.answer_logprob`), "" for scores."""
     return "nats" if metric in LOGPROBS else ""
+
+
+def limits(metric: str, least: float, greatest: float) -> tuple[float, float]:
+    """The least and the greatest score that a metric can have; minus or plus infinity where nothing bounds it.
+
+    Nats and bits have one bound, by their names. Any other metric whose scores, from ``least`` to ``greatest``, are all
+    from 0 to 1 is a share or a probability.
+    """
+    if metric in LOGPROBS:
+        return -math.inf, 0.0
+    if metric.startswith(("nats", "bits")):
+        return 0.0, math.inf
+    return (0.0, 1.0) if 0 <= least and greatest <= 1 else (-math.inf, math.inf)

@@ -26,6 +26,7 @@ from depthlens.analysis.layer_profiles import comparable, labels, same
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
+from depthlens.metrics import limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +77,8 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
         columns: dict[str, Any] = {"task": label, "metric": metric, "condition": conditions}
         columns |= dict(stretches.astype({"first": "Int64", "last": "Int64"}).items())
         columns |= {"n": len(scores), "value": rows["value"]}
-        columns |= {f"value_{end}": rows["baseline"] + rows[f"ci_{end}"] for end in ("low", "high")}
+        ends = limits(metric, scores.to_numpy().min(), scores.to_numpy().max())
+        columns |= {f"value_{end}": (rows["baseline"] + rows[f"ci_{end}"]).clip(*ends) for end in ("low", "high")}
         columns |= {"base": rows["baseline"], "donor": of_donor[BASELINE].mean()}
         columns |= dict(zip(("recovered", "ci_low", "ci_high"), shares.T, strict=True))
         tables.append(pd.DataFrame(columns | {"p_adjusted": rows["p_adjusted"], "no_gap": no_gap}))

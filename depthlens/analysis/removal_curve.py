@@ -210,16 +210,17 @@ class RemovalCurve(Saveable):
         return ", ".join(str(k) for k in points.index[worse]) or "no single k"
 
 
-def mean_interval(values: np.ndarray, *, binary: bool) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, limits: tuple[float, float], *, binary: bool) -> tuple[float, float]:
     """95% interval of a mean over documents: Wilson's for 0/1 values, else `depthlens.analysis.stats.mean_interval`.
 
     Of one value it is the value itself.
 
     Args:
         values: Shape [document].
+        limits: See `depthlens.metrics.limits`.
         binary: Whether they are 0 or 1.
     """
     if binary:
         return stats.proportion_interval(int(values.sum()), len(values))
-    low, high = stats.mean_interval(values)
+    low, high = stats.mean_interval(values, limits)
     return (low, high) if not math.isnan(low) else (float(values[0]), float(values[0]))

@@ -43,7 +43,7 @@ from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FIL
 from depthlens.analysis.saving import Contents, Saveable, derived, json_record
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
-from depthlens.metrics import LOGPROBS
+from depthlens.metrics import LOGPROBS, limits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,6 +101,7 @@ class Result(Saveable):
         """
         rows = []
         base = self.docs[self.docs["condition"] == BASELINE]
+        spans = self.docs.groupby(GROUP)["value"].agg(["min", "max"])
         for (model, task, metric), group in base.groupby(GROUP, sort=False):
             info = self.metric_info(task, metric)
             n, value, *ends, chance, p, at_chance = stats.baseline(
@@ -108,6 +109,7 @@ class Result(Saveable):
             )
             if (subtasks := questions.subtasks(self, task)) is not None:
                 ends = [*interval_over_clusters(group["value"].to_numpy(), subtasks.loc[group["doc_id"]].to_numpy())]
+            ends = np.clip(ends, *limits(metric, *spans.loc[(model, task, metric)]))
             rows.append((model, task, metric, n, value, *ends, chance, p, at_chance))
         columns = [*GROUP, "n", "baseline", "ci_low", "ci_high", "chance", "p_chance", "at_chance"]
         return pd.DataFrame(rows, columns=columns).astype({"chance": "float64"})

@@ -36,6 +36,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from depthlens.analysis.max_t import max_t
 from depthlens.errors import UserError
+from depthlens.metrics import limits
 
 Counts = ArrayLike | int
 BASELINE = "baseline"
@@ -62,12 +63,17 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_interval(values: ArrayLike) -> tuple[float, float]:
-    """Interval of a mean; see `mean_intervals`. (NaN, NaN) for one value, which says nothing about spread."""
+def mean_interval(values: ArrayLike, limits: tuple[float, float] = (-math.inf, math.inf)) -> tuple[float, float]:
+    """Interval of a mean; see `mean_intervals`. (NaN, NaN) for one value, which says nothing about spread.
+
+    Args:
+        values: Shape [n_values].
+        limits: The least and the greatest mean that there can be; an end beyond them is cut off.
+    """
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float("nan"), float("nan")
-    low, high = mean_intervals(values[None])
+    low, high = np.clip(mean_intervals(values[None]), *limits)
     return float(low[0]), float(high[0])
 
 
@@ -324,6 +330,8 @@ def _summarise_group(key: tuple[str, str, str], group: pd.DataFrame) -> pd.DataF
     values = values.to_numpy()
     binary = is_binary(values)
     delta, low, high, p = paired_change(values[0], values[1:], binary=binary)
+    least, greatest = limits(key[2], values.min(), values.max())
+    low, high = np.clip([low, high], least - greatest, greatest - least)
     p_adjusted = max_t(values[1:] - values[0], symmetric=binary)
     table["n"] = values.shape[1]
     table["value"] = values.mean(axis=1)

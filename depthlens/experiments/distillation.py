@@ -7,6 +7,7 @@ module `depthlens.backends.weight_swap` says what belongs to a part, `depthlens.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -145,7 +146,7 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
             yield chosen, np.array(moved)
 
     cache = AnswerStore(store, base, donor).entry("deltas", method="weight deltas")
-    values = cache.numbers(places, _MEASURES, measure, desc="weight deltas", unit="matrix")
+    values = cache.numbers(places, list(_MEASURES), measure, desc="weight deltas", unit="matrix")
     table = pd.DataFrame(places, columns=["layer", "site", "matrix", "n_parameters"]).astype({"layer": "Int64"})
     return table.assign(**dict(zip(_MEASURES, values.T, strict=True)))
 
@@ -248,14 +249,15 @@ def activation_deltas(
     found = []
     for layer in range(n_layers):
         for part, of_prompts in zip(_PARTS, values[:, layer].swapaxes(0, 1), strict=True):
-            columns = of_prompts.T.tolist()  # by measure, over prompts
-            found.append((layer, part, len(rows), *(x for c in columns for x in (sum(c) / len(c), *mean_interval(c)))))
+            columns = zip(of_prompts.T.tolist(), _MEASURES.values(), strict=True)  # by measure, over prompts
+            means = (x for c, limits in columns for x in (sum(c) / len(c), *mean_interval(c, limits)))
+            found.append((layer, part, len(rows), *means))
     measures = [f"{m}{end}" for m in _MEASURES for end in ("", "_low", "_high")]
     return pd.DataFrame(found, columns=["layer", "part", "n", *measures])
 
 
 _PARTS = ("attn_out", "mlp_out", "resid_post")
-_MEASURES = ("relative", "cosine")
+_MEASURES = {"relative": (0.0, math.inf), "cosine": (-1.0, 1.0)}  # with their limits
 
 
 class _Walk:

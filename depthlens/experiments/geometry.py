@@ -52,7 +52,7 @@ from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
 
-LENS = ("probability", "rank", "entropy")
+LENS = {"probability": (0.0, 1.0), "rank": (1.0, np.inf), "entropy": (0.0, np.inf)}  # with their limits
 WHERE = ("all", "future")
 REDUCE = ("max", "mean")
 UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
@@ -102,7 +102,10 @@ def depth_geometry(
     )
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
     by_depth = by_depth.reshape(len(rows), len(depths), len(LENS))
-    lenses = [[depth, *(v for m in LENS for v in _mean(by_depth[:, depth, LENS.index(m)]))] for depth in depths]
+    lenses = [
+        [depth, *(v for i, ends in enumerate(LENS.values()) for v in _mean(by_depth[:, depth, i], ends))]
+        for depth in depths
+    ]
     columns = ["depth", *(f"{m}{end}" for m in LENS for end in ("", "_low", "_high"))]
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
     record = {
@@ -115,8 +118,8 @@ def depth_geometry(
         **provenance.where_and_when(),
     }
     return Geometry(
-        _table(["layer", "size"], "distance", places, distance),
-        _table(["layer"], "influence", [(layer,) for layer in depths[:-1]], influence),
+        _table(["layer", "size"], "distance", places, distance, (0.0, 1.0)),
+        _table(["layer"], "influence", [(layer,) for layer in depths[:-1]], influence, (0.0, 2.0)),
         pd.DataFrame(lenses, columns=columns).assign(n=len(rows)),
         record,
     )
@@ -246,7 +249,7 @@ def layer_effects(
     names = [f"{where} {s} {later}" for s, later, where in places]
     bar = f"effects of layers of {lens.name}"
     values = one_by_one(cache, cases, names, measure, desc=bar, unit="text", progress=progress)
-    return _table(["layer", "later", "where"], "effect", places, values)
+    return _table(["layer", "later", "where"], "effect", places, values, (0.0, np.inf))
 
 
 @torch.no_grad()
@@ -283,11 +286,13 @@ def text_effects(
     return found
 
 
-def _table(keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray) -> pd.DataFrame:
+def _table(
+    keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray, limits: tuple[float, float]
+) -> pd.DataFrame:
     # one row a place; values are [text, place]
-    rows = [(*p, *_mean(column), len(values)) for p, column in zip(places, values.T, strict=True)]
+    rows = [(*p, *_mean(column, limits), len(values)) for p, column in zip(places, values.T, strict=True)]
     return pd.DataFrame(rows, columns=[*keys, name, "ci_low", "ci_high", "n"])
 
 
-def _mean(values: np.ndarray) -> tuple[float, float, float]:
-    return float(values.mean()), *mean_interval(values)
+def _mean(values: np.ndarray, limits: tuple[float, float]) -> tuple[float, float, float]:
+    return float(values.mean()), *mean_interval(values, limits)

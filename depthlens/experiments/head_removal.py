@@ -34,6 +34,7 @@ from depthlens.errors import unknown
 from depthlens.experiments import lists_of_heads
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
+from depthlens.metrics import limits
 from depthlens.models.lens import Lens, one_thread
 
 MIN_DRAWS = 10
@@ -126,13 +127,14 @@ def _assemble(
         values = {c: g["value"].to_numpy() for c, g in docs.groupby("condition")}
         better = result.metric_info(base.task, base.metric)["higher_is_better"]
         binary = stats.is_binary(docs["value"])
+        ends = limits(base.metric, docs["value"].min(), docs["value"].max())
         for name, heads in lists.items():
             key = name, base.task, base.metric
             curve = []
             for n in [0, *ks]:
                 scores = values[named(heads[:n])]
                 curve.append(scores.mean())
-                points.append((*key, n, scores.mean(), *mean_interval(scores, binary=binary)))
+                points.append((*key, n, scores.mean(), *mean_interval(scores, ends, binary=binary)))
             draws = np.array([[values[named(order[:n])].mean() for n in [0, *ks]] for order in rivals[name]])
             for i, n in enumerate([0, *ks]):
                 drawn = draws[:, i]

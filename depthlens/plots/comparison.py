@@ -24,7 +24,7 @@ from depthlens.look import GREY, INK, PALETTE
 from depthlens.plots import panels
 from depthlens.plots.effects import PROVEN, model_dims, unit_of
 from depthlens.plots.layers import CRITICAL_LAYER
-from depthlens.plots.panels import ACCURACY, numbers
+from depthlens.plots.panels import numbers
 from depthlens.plots.theme import CANNOT_JUDGE, SMALL, Plot, counts, figure, themed, with_legend
 
 _FAR = 3.0  # times the third largest: from here on a loss without bounds would flatten all others
@@ -157,7 +157,7 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
         task, metric = pairs[label]
         unit = unit_of(result, names[0], task, metric)
         for name, rows in series.items():
-            _draw_transplants(ax, rows, name, (0.0, 1.0) if unit == ACCURACY else (-np.inf, np.inf))
+            _draw_transplants(ax, rows, name)
         rows = pd.concat(series.values())
         levels = rows.iloc[0]
         panels.level(ax, levels["base"], "base")
@@ -277,10 +277,10 @@ def _style(name: str) -> int:
     return next(style for style, kind in enumerate(_SERIES) if name.endswith(kind))
 
 
-def _draw_transplants(ax: Axes, rows: pd.DataFrame, name: str, bounds: tuple[float, float]) -> None:
+def _draw_transplants(ax: Axes, rows: pd.DataFrame, name: str) -> None:
     changed = "last" if name.endswith(recovery.BOTTOM) else "first"
     x, y, low, high, p = numbers(rows, changed, "value", "value_low", "value_high", "p_adjusted")
-    panels.curve(ax, x, [y, *np.clip([low, high], *bounds)], _style(name), gid=name)
+    panels.curve(ax, x, [y, low, high], _style(name), gid=name)
     panels.marks(ax, x, y, p < ALPHA, _style(name), "proven")
 
 

@@ -17,7 +17,7 @@ from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
-from depthlens.metrics import metric_unit
+from depthlens.metrics import limits, metric_unit
 from depthlens.plots.panels import ACCURACY
 from depthlens.plots.theme import counts
 
@@ -63,6 +63,7 @@ class Effects:
         at_chance: Whether nothing can be judged.
         tested: Whether the values were tested against 0.
         p: Adjusted p-values; None where there are none.
+        limits: The least and the greatest score that there can be; of changes, the least and the greatest change.
     """
 
     key: dict[str, str]
@@ -80,6 +81,7 @@ class Effects:
     at_chance: bool = False
     tested: bool = True
     p: np.ndarray | None = None
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     def said(self, *at: int) -> str:
         """What there is to say of one part: its score, or its change with interval and adjusted p-value."""
@@ -93,7 +95,9 @@ class Effects:
 
     def as_change(self) -> Effects:
         """The same as changes from a baseline of 0."""
-        return replace(self, unit=f"change of {self.unit} from baseline", baseline=0.0, chance=math.nan)
+        low, high = self.limits
+        unit, limits = f"change of {self.unit} from baseline", (low - high, high - low)
+        return replace(self, unit=unit, limits=limits, baseline=0.0, chance=math.nan)
 
     def label(self, fields: Sequence[str]) -> str:
         return ", ".join(self.key[f] for f in fields)
@@ -133,6 +137,7 @@ def _effects(result: Result, rows: pd.DataFrame) -> Effects:
     first = rows.iloc[0]
     model, task, metric, site = (str(first[field]) for field in FIELDS[:4])
     info, dims = result.metric_info(task, metric), model_dims(result.record, model)
+    values = _scores(result, model, task, metric)
     worse = -1 if info["higher_is_better"] else 1
     proven = (rows["p_adjusted"] < ALPHA) & (rows["delta"].abs() > info["min_effect"]) & ~rows["at_chance"]
     loss = worse * rows["delta"] > 0
@@ -157,6 +162,7 @@ def _effects(result: Result, rows: pd.DataFrame) -> Effects:
         gain=grid(proven & ~loss, False),
         p=grid(rows["p_adjusted"], math.nan),
         n=int(first["n"]),
+        limits=limits(metric, values.min(), values.max()),
         group=group_size(dims) if site == "head" else 1,
         baseline=float(first["baseline"]),
         chance=float(first["chance"]),
@@ -177,12 +183,16 @@ def group_size(dims: dict[str, Any]) -> int:
 
 def unit_of(result: Result, model: str, task: str, metric: str) -> str:
     """What a metric is called on an axis: accuracy where it is a share of documents, else its name and unit."""
-    docs = result.docs
-    values = docs.loc[(docs["model"] == model) & (docs["task"] == task) & (docs["metric"] == metric), "value"]
+    values = _scores(result, model, task, metric)
     if result.metric_info(task, metric)["higher_is_better"] and stats.is_binary(values):
         return ACCURACY
     unit = metric_unit(metric)
     return metric.removesuffix(",none") + (f" ({unit})" if unit else "")
+
+
+def _scores(result: Result, model: str, task: str, metric: str) -> pd.Series:
+    docs = result.docs
+    return docs.loc[(docs["model"] == model) & (docs["task"] == task) & (docs["metric"] == metric), "value"]
 
 
 def varying(keys: Sequence[dict[str, str]]) -> list[str]:

@@ -250,10 +250,7 @@ def _has_band(e: Effects) -> bool:
 
 def _draw_line(ax: Axes, e: Effects, style: int) -> None:
     x, curve = np.arange(len(e.values)), e.baseline + np.array([e.values, e.low, e.high])
-    if e.unit == ACCURACY:
-        curve[1:] = np.clip(curve[1:], 0, 1)
-    elif not _has_band(e):
-        curve[1:] = np.nan
+    curve[1:] = np.clip(curve[1:], *e.limits) if _has_band(e) else np.nan
     panels.curve(ax, x, curve, style, idle=e.at_chance)
     panels.marks(ax, x, curve[0], e.critical, style, "critical")
     panels.level(ax, e.baseline, "baseline", color=panels.colour_of(style, e.at_chance))

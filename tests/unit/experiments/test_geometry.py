@@ -63,9 +63,13 @@ def cosine(a, b):
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
-def check_interval(row, values, low="ci_low", high="ci_high"):
+# the least and the greatest value that there can be
+LIMITS = {"distance": (0, 1), "influence": (0, 2), "probability": (0, 1), "rank": (1, np.inf), "entropy": (0, np.inf)}
+
+
+def check_interval(row, values, name, low="ci_low", high="ci_high"):
     # Student's interval with Hall's correction for skewness; tests of depthlens.analysis.stats have its coverage
-    ends = mean_intervals(np.asarray(values, dtype=float)[None])
+    ends = np.clip(mean_intervals(np.asarray(values, dtype=float)[None]), *LIMITS[name])
     assert (row[low], row[high]) == pytest.approx([float(end[0]) for end in ends], abs=INTERVAL)
     assert row["n"] == len(values)
 
@@ -82,11 +86,11 @@ def test_distances_and_influences_equal_those_of_transformers_hidden_states(lens
         a, b = int(row["layer"]), int(row["layer"] + row["size"])
         values = [math.acos(float(cosine(x[a, -1], x[b, -1]))) / math.pi for x in every]
         assert row["distance"] == pytest.approx(np.mean(values), abs=SAME)
-        check_interval(row, values)
+        check_interval(row, values, "distance")
     for layer, row in g.influences.iterrows():
         values = [1 - float(cosine(x[layer], x[layer + 1]).mean()) for x in every]
         assert row["layer"] == layer and row["influence"] == pytest.approx(np.mean(values), abs=SAME)
-        check_interval(row, values)
+        check_interval(row, values, "influence")
 
 
 def test_the_logit_lens_equals_norm_and_unembedding_by_hand(lens):
@@ -107,7 +111,7 @@ def test_the_logit_lens_equals_norm_and_unembedding_by_hand(lens):
             values.append((float(of_top.mean()), np.median(ranks), float(-(p * p.log()).sum(-1).mean())))
         for name, column in zip(geo.LENS, zip(*values, strict=True), strict=True):
             assert row[name] == pytest.approx(np.mean(column), abs=SAME, rel=SAME), name
-            check_interval(row, column, f"{name}_low", f"{name}_high")
+            check_interval(row, column, name, f"{name}_low", f"{name}_high")
     assert table["rank"].iloc[-1] == 1, "the final top-1 token is on top after the last layer"
 
 

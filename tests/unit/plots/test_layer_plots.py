@@ -192,6 +192,27 @@ def test_few_documents_have_no_band_that_hides_their_scores():
         assert (len(band.get_paths()) > 0) == has_band
 
 
+@pytest.mark.parametrize(
+    ("metric", "better", "least", "greatest"),
+    [("chance_of_answer", True, 0, 1), ("misses", False, 0, 1), ("answer_logprob", True, -np.inf, 0)],
+)
+def test_no_interval_leaves_the_range_of_its_metric(metric, better, least, greatest):
+    """Graded scores near an end of their range, of so few documents that Student's interval passes it."""
+    right = sweep("t", metric, info={"higher_is_better": better, "chance": None})
+    close = np.random.default_rng(0).beta(0.3, 5, len(right.docs))  # to 0
+    values = np.where(right.docs["value"] == 1, 1 - close, close) if greatest == 1 else -close
+    few = right.docs.assign(value=values)
+    result = Result(few[few["doc_id"] < 8], right.record)
+    base, table = result.baselines.iloc[0], result.summary
+    assert least <= base["ci_low"] and base["ci_high"] <= greatest
+    width = greatest - least
+    assert (table["ci_low"] >= -width).all() and (table["ci_high"] <= width).all()
+    fig = plots.depth_profile(result)
+    points = np.vstack([path.vertices for c in fig.axes[0].collections for path in c.get_paths()])
+    assert points[:, 1].min() >= least - 1e-12 and points[:, 1].max() <= greatest + 1e-12
+    assert greatest in points[:, 1].round(12) or least in points[:, 1].round(12), "an end was cut off"
+
+
 def test_units_do_not_share_an_axis():
     graded = sweep("summaries", "rouge", info={"higher_is_better": True, "chance": None})
     graded = Result(graded.docs.assign(value=graded.docs["value"] * 37.5), graded.record)
