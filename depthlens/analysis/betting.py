@@ -15,7 +15,7 @@ a hypothesis whose data end early keeps the capital that it has.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import logsumexp
+import scipy
 
 _FALLING = 0.7 ** np.arange(13)
 BETS = 0.9 * _FALLING  # 0.9 to 0.0125: for effects from the largest possible to about a hundredth of it
@@ -44,7 +44,7 @@ def log_capital(gains: np.ndarray) -> np.ndarray:
     Returns:
         Shape [...].
     """
-    return np.asarray(logsumexp(gains + np.log(WEIGHTS), axis=-1))
+    return np.asarray(scipy.special.logsumexp(gains + np.log(WEIGHTS), axis=-1))
 
 
 def anytime_interval(values: np.ndarray, alpha: float) -> tuple[float, float]:

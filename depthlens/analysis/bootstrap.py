@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis.stats import ALPHA, hall_ends
 from depthlens.errors import UserError
@@ -103,7 +103,7 @@ def interval(values: np.ndarray, n: int, alpha: float = ALPHA, *, skewed: bool =
     """
     if n < 2 or np.isnan(values[1:]).all():
         return np.full((2, *values.shape[1:]), np.nan)
-    tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf(alpha / 2, n - 1))
+    tail = scipy.stats.norm.cdf(np.sqrt(n / (n - 1)) * scipy.stats.t.ppf(alpha / 2, n - 1))
     found = np.nanquantile(values[1:], [tail, 1 - tail], axis=0)
     if skewed:
         deviations = values[1:] - np.nanmean(values[1:], axis=0)
@@ -165,7 +165,11 @@ def widened(by_seed: np.ndarray, n: int) -> np.ndarray:
     spread = shared**2 / (n - 1) + between**2 / (n_seeds - 1)
     with np.errstate(divide="ignore", invalid="ignore"):  # where nothing varies
         degrees = np.where(shared + between > of_mean, np.minimum(n - 1, total**2 / spread), n - 1)
-        factor = np.sqrt(total / of_mean) * sps.t.ppf(1 - ALPHA / 2, degrees) / sps.t.ppf(1 - ALPHA / 2, n - 1)
+        factor = (
+            np.sqrt(total / of_mean)
+            * scipy.stats.t.ppf(1 - ALPHA / 2, degrees)
+            / scipy.stats.t.ppf(1 - ALPHA / 2, n - 1)
+        )
     return values[:1] + (values - values[:1]) * np.where(np.isfinite(factor), factor, 1.0)
 
 

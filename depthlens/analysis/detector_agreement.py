@@ -22,7 +22,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens import arguments
 from depthlens.analysis.head_scores import HeadScores
@@ -89,7 +89,7 @@ def _pair(
     both = np.isfinite(one.values) & np.isfinite(other.values)
     n = int(both.sum())
     k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have the scores of both {a} and {b})")
-    ranks = [sps.rankdata(s.values[both]) for s in (one, other)]
+    ranks = [scipy.stats.rankdata(s.values[both]) for s in (one, other)]
     for name, r in zip((a, b), ranks, strict=True):
         if np.ptp(r) == 0:
             raise UserError(f"{name}: all {n} heads have the same score, which ranks none; leave it out")

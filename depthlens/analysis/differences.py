@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis.max_t import max_t
 from depthlens.analysis.stats import ALPHA, holm, is_binary, tango_score
@@ -112,10 +112,12 @@ def interaction(
         [np.where(known, s, 1.0) ** 2 / (len(p) - 1) for s, p in zip(squares, groups, strict=True)], axis=0
     )
     statistic = np.where(known, np.abs(a - b) / error, 0.0)
-    own = sps.norm.isf(sps.t.sf(statistic, freedom))  # on the scale of a normal variable, as the draws are
+    own = scipy.stats.norm.isf(
+        scipy.stats.t.sf(statistic, freedom)
+    )  # on the scale of a normal variable, as the draws are
     scaled = [parts / np.sqrt(len(parts) * (len(parts) - 1)) / error * known for parts in groups]
     p, most = _largest_of_draws(scaled, own, n_draws, seed)
-    bound = sps.t.isf(sps.norm.sf(most), freedom) * error
+    bound = scipy.stats.t.isf(scipy.stats.norm.sf(most), freedom) * error
     bound = np.where(known, bound, np.inf)
     return Differences(a - b, a - b - bound, a - b + bound, np.where(known, p, 1.0))
 
@@ -167,7 +169,7 @@ def non_inferiority(loss: np.ndarray, room: np.ndarray | None, margin: float, *,
     if is_binary(np.abs(loss)):
         allowed = margin if room is None else margin * float(room.mean())
         lost, gained = (loss > 0).sum(0), (loss < 0).sum(0)
-        return holm(sps.norm.sf(tango_score(lost, gained, len(loss), np.full(loss.shape[1], -allowed))))
+        return holm(scipy.stats.norm.sf(tango_score(lost, gained, len(loss), np.full(loss.shape[1], -allowed))))
     below = (margin if room is None else margin * room[:, None]) - loss
     p = max_t(below.T, symmetric=False, seed=seed)
     return np.where(below.mean(0) > 0, p / 2, 1.0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens.ablations import Head
 from depthlens.analysis import questions
@@ -151,7 +151,7 @@ def rank_correlation(a: HeadScores, b: HeadScores) -> tuple[float, int]:
     measured = np.isfinite(a.values) & np.isfinite(b.values)
     if (n := int(measured.sum())) < 3:
         raise UserError(f"{n} heads have both scores; a rank correlation needs three")
-    return float(sps.spearmanr(a.values[measured], b.values[measured]).statistic), n
+    return float(scipy.stats.spearmanr(a.values[measured], b.values[measured]).statistic), n
 
 
 def auroc(scores: HeadScores, heads: Collection[Head]) -> float:
@@ -170,7 +170,7 @@ def auroc(scores: HeadScores, heads: Collection[Head]) -> float:
     inside, outside = scores.values[positive & scored], scores.values[~positive & scored]
     if not len(inside) or not len(outside):
         raise UserError("auroc needs scored heads on both sides")
-    return float(sps.mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))
+    return float(scipy.stats.mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))
 
 
 def _metric(result: Result, task: str, metric: str | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens import arguments
 from depthlens.ablations import Head
@@ -161,7 +161,7 @@ def head_overlap(a: Sequence[Head], b: Sequence[Head], n_heads_in_all: int | Seq
             raise UserError(f"{fault}; give at least one head, each once")
     common, lengths = sets[0] & sets[1], [len(heads) for heads in sets]
     expected, p = (math.nan, math.nan) if layers is None else _within_layers(first, second, layers, len(common))
-    anywhere = lengths[0] * lengths[1] / n_in_all, float(sps.hypergeom.sf(len(common) - 1, n_in_all, *lengths))
+    anywhere = lengths[0] * lengths[1] / n_in_all, float(scipy.stats.hypergeom.sf(len(common) - 1, n_in_all, *lengths))
     jaccard = len(common) / len(sets[0] | sets[1])
     return Overlap(len(common), expected, p, *anywhere, jaccard, tuple(sorted(common)))
 
@@ -175,7 +175,7 @@ def _within_layers(a: set[Head], b: set[Head], layers: Sequence[int], n: int) ->
             fault = f"a list has {max(counts)} heads of layer {layer}, which has {size}"
             raise UserError(f"{fault}; give the number of heads of each layer")
         if min(counts):
-            chances = np.convolve(chances, sps.hypergeom.pmf(np.arange(min(counts) + 1), size, *counts))
+            chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(counts) + 1), size, *counts))
     if beyond := [head for head in sorted(a | b) if head[0] >= len(layers)]:
         raise UserError(f"layer {beyond[0][0]} does not exist; {len(layers)} layers are given")
     return float(np.arange(len(chances)) @ chances), float(min(1.0, chances[n:].sum()))

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import N_BOOT, interval
@@ -224,7 +224,7 @@ def whole_number_test(gap: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """
     n = len(gap) + 0.5
     mean = gap.sum(0) / n
-    half = sps.t.ppf((1 + stats.LEVEL) / 2, n - 1) * np.sqrt(((np.square(gap).sum(0) + 0.5) / n - mean**2) / n)
+    half = scipy.stats.t.ppf((1 + stats.LEVEL) / 2, n - 1) * np.sqrt(((np.square(gap).sum(0) + 0.5) / n - mean**2) / n)
     ends = np.where((gap != 0).sum(0) >= stats.FEWEST, [mean - half, mean + half], np.nan)
     sizes = ((np.abs(gap) == 1).sum(0), (np.abs(gap) == 2).sum(0), np.abs(gap.sum(0)).astype(int))
     return *ends, np.array([sign_flip_p(*column) for column in np.transpose(sizes).tolist()])
@@ -233,6 +233,6 @@ def whole_number_test(gap: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def sign_flip_p(ones: int, twos: int, total: int) -> float:
     """Chance that ``ones`` values of size 1 and ``twos`` of size 2, signs at random, add up to at least ``total``."""
     one, two = np.arange(ones + 1), np.arange(twos + 1)
-    chance = np.outer(sps.binom.pmf(one, ones, 0.5), sps.binom.pmf(two, twos, 0.5))
+    chance = np.outer(scipy.stats.binom.pmf(one, ones, 0.5), scipy.stats.binom.pmf(two, twos, 0.5))
     sums = np.add.outer(2 * one - ones, 2 * (2 * two - twos))
     return float(min(1.0, chance[np.abs(sums) >= total].sum()))

@@ -20,8 +20,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import optimize
-from scipy import stats as sps
+import scipy
 
 from depthlens.errors import UserError
 
@@ -54,15 +53,15 @@ def documents_for_power(
     ):  # fmt: skip
         if not low < value < high:
             raise UserError(f"{name} {value!r} is not a number between {low:g} and {high:g}; give one")
-    spread = half_width / sps.t.ppf(1 - alpha / 2, n - 1) * math.sqrt(n)  # standard deviation of one document
+    spread = half_width / scipy.stats.t.ppf(1 - alpha / 2, n - 1) * math.sqrt(n)  # standard deviation of one document
 
     def lacking(documents: float) -> float:
-        quantiles = sps.t.ppf([1 - alpha / 2, power], documents - 1).sum()
+        quantiles = scipy.stats.t.ppf([1 - alpha / 2, power], documents - 1).sum()
         return float(quantiles * spread - matters * math.sqrt(documents))
 
     if lacking(_MOST) > 0:
         return None
-    return math.ceil(optimize.brentq(lacking, 1.0001, _MOST, xtol=1e-3)) if lacking(2.0) > 0 else 2
+    return math.ceil(scipy.optimize.brentq(lacking, 1.0001, _MOST, xtol=1e-3)) if lacking(2.0) > 0 else 2
 
 
 def documents_for_loss(loss: float, n_conditions: int, *, alpha: float = 0.05, power: float = POWER) -> int:
@@ -79,7 +78,7 @@ def documents_for_loss(loss: float, n_conditions: int, *, alpha: float = 0.05, p
     """
     lost = math.floor(math.log2(n_conditions / alpha)) + 2  # the fewest with n_conditions * 2 ** (1 - lost) < alpha
     n = np.arange(lost, math.ceil((lost + 10) * 6 / loss))
-    return int(n[np.argmax(sps.binom.sf(lost - 1, n, loss) >= power)])
+    return int(n[np.argmax(scipy.stats.binom.sf(lost - 1, n, loss) >= power)])
 
 
 def needed_documents(base: np.ndarray, n_conditions: int, *, loss: float = LOSS_THAT_MATTERS) -> int | None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import logsumexp
+import scipy
 
 from depthlens.analysis import displays
 from depthlens.analysis.betting import BETS, closed_rejections, log_capital, log_gains
@@ -157,7 +157,7 @@ class TopEvidence:
         capitals = log_capital(self._near)
         for first in self.best:
             others = np.sort(capitals[first, left[left != first]])[: self.k]
-            if logsumexp(others) - np.log(len(others)) < limit:
+            if scipy.special.logsumexp(others) - np.log(len(others)) < limit:
                 return False
         return True
 

@@ -40,7 +40,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis.stats import ALPHA
 
@@ -156,12 +156,12 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def _order(values: np.ndarray) -> np.ndarray:
     """Ranks over the last axis from 1 on; equal losses tie, whatever their rounding."""
     scale = np.maximum(np.abs(values).max(-1, keepdims=True), np.finfo(float).tiny)
-    return np.asarray(sps.rankdata((values / scale).round(9), axis=-1))
+    return np.asarray(scipy.stats.rankdata((values / scale).round(9), axis=-1))
 
 
 def _untied(values: np.ndarray) -> float:
     """What ties leave of the variance of the ranks of a profile; 1 where there are none."""
-    return float(sps.tiecorrect(_order(values)))
+    return float(scipy.stats.tiecorrect(_order(values)))
 
 
 def shift_p(a: np.ndarray, b: np.ndarray, layers: np.ndarray) -> tuple[float, float, str]:
@@ -238,7 +238,7 @@ def _margin(left_out: np.ndarray) -> np.ndarray:
     """Half width of a 95% interval from jackknife values. Shape [group, ...] to [...]."""
     n = len(left_out)
     error = np.sqrt((n - 1) / n * np.square(left_out - left_out.mean(0)).sum(0))
-    return np.asarray(sps.t.ppf(1 - ALPHA / 2, n - 1) * error)
+    return np.asarray(scipy.stats.t.ppf(1 - ALPHA / 2, n - 1) * error)
 
 
 def _fieller(whole: np.ndarray, left_out: np.ndarray) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens import arguments
 from depthlens.ablations import ENDS, INDEXED, parse_condition
@@ -134,7 +134,7 @@ def _half(chosen: pd.DataFrame) -> str:
     The smallest is sought among all of the series, so that the lower bounds are those of simultaneous intervals: each
     is moved out by the ratio of the normal quantiles of the corrected level (Bonferroni) and of 95%.
     """
-    wider = sps.norm.isf(ALPHA / 2 / len(chosen)) / sps.norm.isf(ALPHA / 2)
+    wider = scipy.stats.norm.isf(ALPHA / 2 / len(chosen)) / scipy.stats.norm.isf(ALPHA / 2)
     low = chosen["recovered"] - wider * (chosen["recovered"] - chosen["ci_low"])
     enough = chosen[(low >= 0.5) & (chosen["p_adjusted"] < ALPHA)]
     if not len(enough):

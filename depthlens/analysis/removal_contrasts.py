@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens.ablations import heads_condition
 from depthlens.analysis import questions, stats
@@ -193,8 +193,8 @@ def sum_of_means(first: np.ndarray, second: np.ndarray) -> Estimate:
     variance, freedom = zip(_variance(first), _variance(second), strict=True)
     error = float(np.sqrt(sum(variance)))
     df = sum(variance) ** 2 / sum(v**2 / f for v, f in zip(variance, freedom, strict=True))
-    half = float(sps.t.ppf(1 - ALPHA / 2, df)) * error
-    return mean, mean - half, mean + half, float(2 * sps.t.sf(abs(mean) / error, df))
+    half = float(scipy.stats.t.ppf(1 - ALPHA / 2, df)) * error
+    return mean, mean - half, mean + half, float(2 * scipy.stats.t.sf(abs(mean) / error, df))
 
 
 def _variance(values: np.ndarray) -> tuple[float, int]:

@@ -24,7 +24,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis.bootstrap import draws
 from depthlens.analysis.rank_correlations import COLUMNS as RANKS
@@ -103,7 +103,9 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def expected_jaccard(n: int, first: int, second: int) -> float:
     """Mean Jaccard index of two random sets of these sizes out of n parts."""
     shared = np.arange(min(first, second) + 1)
-    return float(sps.hypergeom.pmf(shared, n, first, second) @ (shared / np.maximum(first + second - shared, 1)))
+    return float(
+        scipy.stats.hypergeom.pmf(shared, n, first, second) @ (shared / np.maximum(first + second - shared, 1))
+    )
 
 
 def _with_itself(family: Family, seed: int, n_boot: int) -> np.ndarray:

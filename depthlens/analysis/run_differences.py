@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 from statsmodels.stats.proportion import confint_proportions_2indep, test_proportions_2indep
 
 from depthlens.analysis import stats
@@ -64,7 +64,7 @@ def whole_models(pair: Pair) -> tuple[float, float, float, float]:
         with np.errstate(divide="ignore", invalid="ignore"):  # of the odds ratio, which is not used
             p = float(test_proportions_2indep(*counts, method="score").pvalue)
         return difference, float(low), float(high), 1.0 if math.isnan(p) else p  # NaN: all scores of both are the same
-    test = sps.ttest_ind(scores, others, equal_var=False)
+    test = scipy.stats.ttest_ind(scores, others, equal_var=False)
     ends = test.confidence_interval(stats.LEVEL)
     return difference, float(ends.low), float(ends.high), float(test.pvalue)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis import run_settings, stats
 from depthlens.analysis.stats import ALPHA
@@ -131,5 +131,5 @@ def _difference(row: pd.Series, other: pd.Series | None, reference: str) -> dict
     half = gap - low if gap > 0 else high - gap  # of the side on which 0 is
     if half <= 0:  # shares of layers may have intervals without width, which tell nothing of the noise
         return {"reference": "", **dict.fromkeys(names, math.nan)}
-    p = float(2 * sps.norm.sf(abs(gap) / half * sps.norm.ppf(1 - ALPHA / 2)))
+    p = float(2 * scipy.stats.norm.sf(abs(gap) / half * scipy.stats.norm.ppf(1 - ALPHA / 2)))
     return {"reference": reference, **dict(zip(names, (gap, low, high, p), strict=True))}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens import arguments
 from depthlens.analysis import stats
@@ -84,7 +84,7 @@ def critical_stability(result: Result, *, alpha: float = ALPHA, n_boot: int = N_
             again, mean = critical_in_resamples(by_document.to_numpy().T, counts, binary, alpha, min_effect)
             at = by_document.columns.get_indexer(table["condition"])
             low, high = rank_intervals(mean, at)
-            rank = sps.rankdata(-mean[0])[at]
+            rank = scipy.stats.rankdata(-mean[0])[at]
             table = table.assign(stability=again[1:, at].mean(0), rank=rank, rank_low=low, rank_high=high)
             table = table.sort_values("loss", ascending=False, kind="stable")
             tables.append(table)

@@ -30,9 +30,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats as sps
-from statsmodels.stats.proportion import proportion_confint
 
 from depthlens.analysis.max_t import max_t
 from depthlens.errors import UserError
@@ -59,6 +58,8 @@ def is_binary(values: ArrayLike) -> bool:
 
 def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson score interval [4] of a proportion."""
+    from statsmodels.stats.proportion import proportion_confint  # slow to import
+
     low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)
 
@@ -117,7 +118,7 @@ def bounded_mean_intervals(values: np.ndarray) -> np.ndarray:
     mean, variance = values.mean(axis=1), values.var(axis=1, ddof=min(1, n - 1))
     few = (np.minimum((values > 0).sum(axis=1), (values < 1).sum(axis=1)) < FEWEST) | (np.ptp(values, axis=1) < 1e-9)
     effective = np.divide(n * mean * (1 - mean), variance, out=np.full(len(values), np.inf), where=variance > 0)
-    share = sps.t.ppf(1 - ALPHA / 2, max(1, n - 1)) ** 2 / effective
+    share = scipy.stats.t.ppf(1 - ALPHA / 2, max(1, n - 1)) ** 2 / effective
     half = np.sqrt(share * mean * (1 - mean) + share**2 / 4)
     ends = np.stack([mean + share / 2 - half, mean + share / 2 + half]) / (1 + share)
     return np.where(few, np.nan, ends.clip(0.0, 1.0))
@@ -142,7 +143,7 @@ def hall_ends(skewness: np.ndarray, n: int, alpha: float = ALPHA) -> np.ndarray:
         Shape [2, ...].
     """
     skewness = np.asarray(skewness, dtype=float)
-    quantile = sps.t.ppf(1 - alpha / (1 + LEFT_OF_SKEWNESS * skewness**2) / 2, n - 1)
+    quantile = scipy.stats.t.ppf(1 - alpha / (1 + LEFT_OF_SKEWNESS * skewness**2) / 2, n - 1)
     a, t = skewness / 3, np.stack([quantile, -quantile])
     return np.divide(np.cbrt(1 + 3 * a * (t - a / 2)) - 1, a, out=t.copy(), where=np.abs(a) > 1e-6)
 
@@ -154,16 +155,16 @@ def above_chance(values: ArrayLike, chance: float) -> float:
     """
     values = np.asarray(values, dtype=float)
     if is_binary(values):
-        return float(sps.binomtest(int(values.sum()), len(values), chance, alternative="greater").pvalue)
+        return float(scipy.stats.binomtest(int(values.sum()), len(values), chance, alternative="greater").pvalue)
     if np.ptp(values) == 0:
         return float(0.5 ** len(values)) if values[0] > chance else 1.0
-    return float(sps.ttest_1samp(values, chance, alternative="greater").pvalue)
+    return float(scipy.stats.ttest_1samp(values, chance, alternative="greater").pvalue)
 
 
 def mcnemar_p(lost: Counts, gained: Counts) -> np.ndarray:
     """Two-sided exact McNemar p-value [2] from both counts of discordant documents; 1 where none is."""
     lost, gained = np.asarray(lost), np.asarray(gained)
-    return np.asarray(np.minimum(1.0, 2 * sps.binom.cdf(np.minimum(lost, gained), lost + gained, 0.5)))
+    return np.asarray(np.minimum(1.0, 2 * scipy.stats.binom.cdf(np.minimum(lost, gained), lost + gained, 0.5)))
 
 
 def tango_score(lost: Counts, gained: Counts, n: int, difference: np.ndarray) -> np.ndarray:
@@ -200,7 +201,7 @@ def tango_interval(lost: Counts, gained: Counts, n: int) -> tuple[np.ndarray, np
             low, high = np.where(above, middle, low), np.where(above, high, middle)
         return ((low + high) / 2).reshape(shape)
 
-    z = sps.norm.ppf((1 + LEVEL) / 2)
+    z = scipy.stats.norm.ppf((1 + LEVEL) / 2)
     return root(z), root(-z)
 
 
@@ -228,7 +229,7 @@ def paired_t(differences: np.ndarray, spread: float) -> tuple[np.ndarray, np.nda
     varies = np.ptp(differences, axis=1) > 1e-9 * spread
     if varies.any():
         low[varies], high[varies] = mean_intervals(differences[varies])
-        p[varies] = sps.ttest_1samp(differences[varies], 0.0, axis=1).pvalue
+        p[varies] = scipy.stats.ttest_1samp(differences[varies], 0.0, axis=1).pvalue
     return low, high, p
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis.power import POWER, documents_for_power
 from depthlens.analysis.stats import ALPHA
@@ -266,7 +266,7 @@ class Part:
         main = self.main
         if main.n < 2 or not (math.isfinite(main.critical) and main.se > 0) or self.needs_seeds:
             return None
-        alpha = 2 * float(sps.t.sf(main.critical, main.n - 1))  # simultaneous bounds have a smaller one
+        alpha = 2 * float(scipy.stats.t.sf(main.critical, main.n - 1))  # simultaneous bounds have a smaller one
         noisy = main.se_documents < main.se or self.spec.main is None
         power = self.spec.power or (_NOISY if noisy else POWER)
         documents = documents_for_power(self.spec.matters, main.critical * main.se, main.n, alpha=alpha, power=power)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens.ablations import parse_condition
 from depthlens.analysis.depth import centre
@@ -56,8 +56,8 @@ def recovered(table: pd.DataFrame, n_layers: int) -> Part:
     rows = rows[rows["no_gap"] == ""]
     if not len(rows):
         return Part(RECOVERED, Estimate(n=int(table["n"].min()), seeds=1, left=left, why="; ".join(left)))
-    critical = float(sps.norm.ppf(1 - ALPHA / 2 / len(rows)))
-    wider = critical / float(sps.norm.ppf(1 - ALPHA / 2))
+    critical = float(scipy.stats.norm.ppf(1 - ALPHA / 2 / len(rows)))
+    wider = critical / float(scipy.stats.norm.ppf(1 - ALPHA / 2))
     low = rows["recovered"] - wider * (rows["recovered"] - rows["ci_low"])
     high = rows["recovered"] + wider * (rows["ci_high"] - rows["recovered"])
     best = rows["recovered"].idxmax()

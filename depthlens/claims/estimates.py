@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis.bootstrap import interval, ratio, widened
 from depthlens.analysis.layer_profiles import Profile, drawn
@@ -283,7 +283,7 @@ def estimate(draws: Draws, view: str) -> Estimate:
     if not draws.values.size:
         return draws.without_effect(view)
     low, high = map(float, interval(draws.values, draws.units, skewed=draws.skewed))
-    critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.units - 1, 1)))
+    critical = float(scipy.stats.t.ppf(1 - ALPHA / 2, max(draws.units - 1, 1)))
     se = (high - low) / 2 / critical
     of_documents = float(np.diff(interval(draws.of_documents, draws.units, skewed=draws.skewed))[0]) / 2 / critical
     return replace(
@@ -326,6 +326,6 @@ def lower_bounds(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """
     se = np.nanstd(draws[1:], axis=0, ddof=1)
     deviations = (draws[1:] - draws[0]) / np.where(se > 0, se, np.inf)
-    tail = sps.norm.cdf(np.sqrt(n / (n - 1)) * sps.t.ppf(ALPHA / 2, n - 1)) if n > 1 else 0.0
+    tail = scipy.stats.norm.cdf(np.sqrt(n / (n - 1)) * scipy.stats.t.ppf(ALPHA / 2, n - 1)) if n > 1 else 0.0
     # an effect lies as far below its estimate as draws lie above it
     return draws[0] - float(np.nanquantile(deviations.max(1), 1 - tail)) * se, se

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis import questions
 from depthlens.analysis.head_scores import HeadScores
@@ -98,7 +98,7 @@ def _spec(spec: Spec, what: str, metric: str) -> Spec:
 
 
 def _estimate(effect: float, low: float, high: float, n: int, tasks: tuple[str, ...], why: str) -> Estimate:
-    critical = float(sps.t.ppf(1 - ALPHA / 2, max(n - 1, 1)))
+    critical = float(scipy.stats.t.ppf(1 - ALPHA / 2, max(n - 1, 1)))
     se = float(high - low) / 2 / critical
     return Estimate("", float(effect), float(low), float(high), n, 1, se, critical=critical, tasks=tasks, why=why)
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy import optimize
-from scipy import stats as sps
+import scipy
 
 from depthlens.analysis.bootstrap import interval, ratio
 from depthlens.analysis.layer_profiles import Profile
@@ -124,12 +123,12 @@ def _harmless(draws: Draws, least: float, view: View) -> Estimate:
     se = np.maximum(np.nanstd(draws.values[1:], axis=0, ddof=1), least)
     z = (SMALL_LOSS - values) / se
     freedom = max(draws.units - 1, 1)
-    under, over = (number_shown(sps.t.sf(side, freedom)) / len(values) for side in (z, -z))
+    under, over = (number_shown(scipy.stats.t.sf(side, freedom)) / len(values) for side in (z, -z))
     # power: for a layer with the median standard error that costs HARMLESS_LOSS, in the unit of the share
     typical = float(np.median(se)) * HARMLESS["letters"].matters / (SMALL_LOSS - HARMLESS_LOSS)
     return replace(
         draws.without_effect(view.name), effect=float((values < SMALL_LOSS).mean()), low=under, high=1 - over,
-        se=typical, critical=float(sps.t.ppf(1 - ALPHA / 2, freedom)),
+        se=typical, critical=float(scipy.stats.t.ppf(1 - ALPHA / 2, freedom)),
     )  # fmt: skip
 
 
@@ -155,7 +154,7 @@ def _largest(draws: Draws, view: View) -> Estimate:
     low, se = estimates.lower_bounds(draws.values, draws.units)
     high = interval(draws.values, draws.units)[1]
     worst = int(np.argmax(high))
-    critical = float(sps.t.ppf(1 - ALPHA / 2, max(draws.units - 1, 1)))
+    critical = float(scipy.stats.t.ppf(1 - ALPHA / 2, max(draws.units - 1, 1)))
     of_documents = float(np.nanstd(draws.of_documents[1:, worst], ddof=1))
     return replace(
         draws.without_effect(view.name), effect=float(draws.values[0].max()), low=float(low.max()),
@@ -307,17 +306,19 @@ def between_tasks(draws: Draws, view: View) -> Estimate:
 
     def solve(quantile: float) -> float:
         top = float(np.ptp(effects)) + float(np.sqrt(np.trace(cov)))
-        expected = scale * float(sps.f.ppf(quantile, m - 1, n - m + 1))
+        expected = scale * float(scipy.stats.f.ppf(quantile, m - 1, n - m + 1))
         if excess(0.0, expected) <= 0:
             return 0.0
         while excess(top, expected) > 0:
             top *= 2
-        return float(optimize.brentq(excess, 0.0, top, args=(expected,)))
+        return float(scipy.optimize.brentq(excess, 0.0, top, args=(expected,)))
 
     low, middle, high = (solve(quantile) for quantile in (1 - ALPHA / 2, 0.5, ALPHA / 2))
-    critical = float(sps.norm.ppf(1 - ALPHA / 2))
+    critical = float(scipy.stats.norm.ppf(1 - ALPHA / 2))
     # what a spread t of the tasks has to be larger than, as an effect than its standard error: the power is that of Q,
     # noncentral chi-squared with (m - 1) t^2 / v where v is the variance of one task's effect
-    needed = optimize.brentq(lambda nc: sps.ncx2.sf(sps.chi2.ppf(1 - ALPHA / 2, m - 1), m - 1, nc) - POWER, 1e-3, 1e4)
-    se = float(np.sqrt(np.trace(cov) / m * needed / (m - 1)) / (critical + sps.norm.ppf(POWER)))
+    needed = scipy.optimize.brentq(
+        lambda nc: scipy.stats.ncx2.sf(scipy.stats.chi2.ppf(1 - ALPHA / 2, m - 1), m - 1, nc) - POWER, 1e-3, 1e4
+    )
+    se = float(np.sqrt(np.trace(cov) / m * needed / (m - 1)) / (critical + scipy.stats.norm.ppf(POWER)))
     return replace(blank, effect=middle, low=low, high=high, se=se, critical=critical)

@@ -27,8 +27,8 @@ from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.work_rate import WorkRate
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
-from depthlens.models import offload, pairs
-from depthlens.models.lens import Lens, exclusive
+from depthlens.models import pairs
+from depthlens.models.lens import NO_GENERATION, Lens, exclusive
 from depthlens.models.rounded_weights import modules_of
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store import dry_run
@@ -169,7 +169,7 @@ class Engine:
             Interrupted: Ctrl-C; the message says what is stored.
         """
         if self.lens.stream:
-            raise UserError(offload.NO_GENERATION)
+            raise UserError(NO_GENERATION)
         require_plain(self.lens)
         if run := dry_run.current():
             return made_up_answers.answers(run, self, requests, conditions, desc)

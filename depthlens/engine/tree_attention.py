@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from depthlens.backends.protocol import Places
 from depthlens.engine import attention_choice
@@ -97,12 +97,12 @@ def tree_attention(
     return z.transpose(1, 2).contiguous(), None  # as transformers' own kernels give it
 
 
-AttentionInterface.register(NAME, tree_attention)
-
-
 @contextmanager
 def walking(model: nn.Module) -> Iterator[None]:
     """Within the context the model's attention modules use tree attention and need ``layout=``."""
+    from transformers import AttentionInterface  # slow to import
+
+    AttentionInterface.register(NAME, tree_attention)
     config = cast(PreTrainedConfig, model.config)
     before = config._attn_implementation
     try:

@@ -24,8 +24,7 @@ from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, recorded
 from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
 from depthlens.models import loading, pairs, sources
-from depthlens.models.lens import Lens
-from depthlens.models.offload import NO_GENERATION
+from depthlens.models.lens import NO_GENERATION, Lens
 from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks import groups

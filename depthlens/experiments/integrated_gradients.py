@@ -34,9 +34,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.special import roots_jacobi
 from torch import Tensor
 
 from depthlens import arguments
@@ -61,7 +61,7 @@ def nodes(steps: int) -> list[tuple[float, float]]:
     Args:
         steps: Number of points besides 0.
     """
-    inner, weights = roots_jacobi(steps, 0, 1) if steps else ([], [])
+    inner, weights = scipy.special.roots_jacobi(steps, 0, 1) if steps else ([], [])
     rest = [((x + 1) / 2, w / (1 + x) / 2) for x, w in zip(inner, weights, strict=True)]
     return [(0.0, 1 / (steps + 1) ** 2), *rest]
 

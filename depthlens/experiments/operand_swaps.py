@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from random import Random
+from typing import TYPE_CHECKING
 
 from depthlens.analysis.solution_errors import calculate
 from depthlens.analysis.text_numbers import numbers
@@ -28,7 +29,9 @@ from depthlens.experiments import worked_solutions
 from depthlens.experiments.worked_solutions import Solution
 from depthlens.models.lens import Lens
 from depthlens.tasks import token_spans
-from depthlens.tasks.encoding import Encoder
+
+if TYPE_CHECKING:  # slow to import
+    from depthlens.tasks.encoding import Encoder
 
 _CALCULATION = re.compile(r"[\d.,$%()\s+\-*/x×÷]+$")
 
@@ -62,6 +65,8 @@ def operand_swaps(lens: Lens, solved: Sequence[Solution], *, seed: int = 0) -> l
         solved: From `depthlens.worked_solutions`.
         seed: Of the choice of operand and replacement.
     """
+    from depthlens.tasks.encoding import Encoder  # slow to import
+
     encoder = Encoder(lens)
     return [swap for solution in solved for swap in _of_solution(lens, solution, encoder, seed)]
 

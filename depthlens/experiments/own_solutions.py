@@ -22,11 +22,9 @@ from depthlens.errors import UserError, unknown
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.options import EvalOptions, task_options
 from depthlens.experiments.worked_solutions import Solution, take_apart
-from depthlens.models.lens import Lens
-from depthlens.models.offload import NO_GENERATION
+from depthlens.models.lens import NO_GENERATION, Lens
 from depthlens.store.answer_cache import AnswerStore
 from depthlens.tasks import harness, token_spans
-from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared, identity
 
 REFERENCE, OWN = "reference", "own"
@@ -64,6 +62,8 @@ def written_solutions(
     Raises:
         UserError: a task that is not generative, a model that cannot write, or fewer than 8 right solutions.
     """
+    from depthlens.tasks.encoding import Encoder  # slow to import
+
     if lens.stream:
         raise UserError(NO_GENERATION)
     loaded = harness.load_tasks(names, **task_options(options))

@@ -11,8 +11,6 @@ import json
 import os
 from collections.abc import Sequence
 
-import datasets
-
 from depthlens import arguments
 from depthlens.engine.plain_rows import window_of
 from depthlens.errors import UserError, first_line, unknown
@@ -94,6 +92,8 @@ def encoded(
 
 
 def _c4(limit: int | None) -> list[str]:
+    import datasets  # slow to import
+
     if limit is None:
         raise UserError("text set c4 has 364,608 texts; say how many of them are read, e.g. limit=128")
     try:

@@ -31,7 +31,6 @@ from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.document_choice import Samples
-from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared, identity
 
 KINDS = ("computed", "copied", "text")
@@ -231,6 +230,8 @@ def worked_solutions(
     Raises:
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
+    from depthlens.tasks.encoding import Encoder  # slow to import
+
     arguments.loaded(lens)
     which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
     names = arguments.names("tasks", tasks, "arithmetic_cot")

@@ -20,14 +20,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -44,6 +43,9 @@ from depthlens.models import pairs, quantised
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.rounded_weights import rounded
 from depthlens.paths import unwritable
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedModel
 
 LISTS = "layer_lists.json"
 SHARD_BYTES = 4 << 30  # of one file, but for a layer that is larger

@@ -16,19 +16,22 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import errors as hub
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthlens import paths
 from depthlens.errors import UserError
 from depthlens.models import embedded
 from depthlens.models.sources import ADAPTER_FILES as FILES
 from depthlens.progress import quiet
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedModel
 
 BASE = "smollm2-135m"
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from depthlens.ablations import Dims
@@ -20,6 +19,9 @@ from depthlens.errors import UserError
 from depthlens.models import experts
 from depthlens.models.placement import moved, place_of
 from depthlens.models.structure import Family, find, widths
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedModel
 
 
 @runtime_checkable

@@ -28,12 +28,12 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
-import accelerate.hooks
 import numpy as np
 import torch
+import transformers
 import xxhash
 from torch import Tensor, nn
-from transformers import AttentionInterface, GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from depthlens.models import placement
 from depthlens.models.quantised import depends_on_batch, is_quantised, said, tensors_of
@@ -75,7 +75,7 @@ _BOOKKEEPING |= {
 }
 _BOOKKEEPING |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
 # how accelerate spreads a model; `_changed_code` looks at its hooks
-_BOOKKEEPING |= {"_hf_hook", "_old_forward", "hf_device_map", *accelerate.hooks._accelerate_added_attributes}
+_BOOKKEEPING |= {"_hf_hook", "_old_forward", "hf_device_map", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MASK = (1 << 64) - 1
 _CHUNK = 1 << 22  # 64-bit words that are mixed at once: 32 MiB and as much again
@@ -341,7 +341,7 @@ def _changed_code(model: nn.Module) -> str | None:
             if type(tensor) not in _TENSORS and not is_quantised(tensor):
                 return f"has {name}.{key} of {type(tensor).__module__}.{type(tensor).__qualname__}, not a plain tensor"
     name = cast(PreTrainedConfig, model.config)._attn_implementation
-    kernel = AttentionInterface().get(name)
+    kernel = transformers.AttentionInterface().get(name)
     if kernel is not None and not _of_library(kernel):
         return f"has attention kernel {name!r} of {kernel.__module__}"
     return None
@@ -349,11 +349,13 @@ def _changed_code(model: nn.Module) -> str | None:
 
 def _only_moves(module: nn.Module) -> bool:
     """Whether a forward method of its own is that of its class, with accelerate moving tensors before and after it."""
+    from accelerate import hooks  # slow to import
+
     hook, whole = vars(module).get("_hf_hook"), vars(module).get("_old_forward")
     return (
-        all(type(h) is accelerate.hooks.AlignDevicesHook for h in getattr(hook, "hooks", [hook]))
+        all(type(h) is hooks.AlignDevicesHook for h in getattr(hook, "hooks", [hook]))
         and getattr(whole, "__func__", None) is type(module).forward
-        and getattr(getattr(vars(module)["forward"], "func", None), "__module__", "") == accelerate.hooks.__name__
+        and getattr(getattr(vars(module)["forward"], "func", None), "__module__", "") == hooks.__name__
     )
 
 

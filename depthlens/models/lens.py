@@ -12,20 +12,25 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from depthlens.ablations import Condition, Dims
 from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint, quantised
-from depthlens.models.offload import Stream
 from depthlens.models.placement import held, place_of, weights_state
 
 if TYPE_CHECKING:  # slow to import
     from nnsight import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
 
+    from depthlens.models.offload import Stream
     from depthlens.models.remote import Remote
 
+NO_GENERATION = (
+    "to write text an offloaded model is read whole once for every token; "
+    "load it without offload, or score given answers with a log-likelihood task"
+)
 P = ParamSpec("P")
 T = TypeVar("T")
 _locks: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
@@ -68,6 +73,8 @@ class Lens:
     _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        from transformers import PreTrainedModel
+
         if hasattr(self.model, "merge_and_unload"):
             raise UserError("the model is one of peft; give Lens(model.merge_and_unload(), tokenizer)")
         if not isinstance(self.model, PreTrainedModel) or not isinstance(self.tokenizer, PreTrainedTokenizerBase):

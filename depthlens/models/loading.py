@@ -39,7 +39,6 @@ from depthlens.models.architectures import bind
 from depthlens.models.families import known
 from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
-from depthlens.models.offload import Checkpoint, Stream
 from depthlens.models.sources import Source
 from depthlens.organisms import builder
 
@@ -214,6 +213,8 @@ def _read_unpacked(
     """A quantised model with the plain weights that its packed ones stand for; see `_read`."""
     if libraries := " and ".join(packed_weights.LIBRARIES.get(quantised.method_of(config) or "", ())):
         log.warning("model %s: without %s, its weights are read as plain ones", source.name, libraries)
+    from depthlens.models.offload import Checkpoint  # slow to import
+
     checkpoint = Checkpoint(source.place, config, revision=source.revision)
     plain = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or torch.float16
     model, info = checkpoint.whole(plain)
@@ -234,6 +235,8 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
     if source.gguf:
         fix = "convert it once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
         raise UserError(f"model file {source.name!r}: layers can be read from safetensors only; {fix}")
+    from depthlens.models.offload import Checkpoint, Stream  # slow to import
+
     with _explained(source.name):
         config, tokenizer = _read_config(source)
         checkpoint = Checkpoint(source.place, config, revision=source.revision)

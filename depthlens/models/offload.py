@@ -53,10 +53,6 @@ from depthlens.models.structure import find as find_structure
 from depthlens.progress import quiet
 
 # also raised before a sweep starts
-NO_GENERATION = (
-    "to write text an offloaded model is read whole once for every token; "
-    "load it without offload, or score given answers with a log-likelihood task"
-)
 _STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

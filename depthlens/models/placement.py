@@ -11,17 +11,18 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from depthlens.errors import UserError
 from depthlens.models.devices import free_bytes
 from depthlens.models.quantised import stored_bytes, tensors_of
 from depthlens.models.structure import find as find_structure
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 WEIGHTS_SHARE = 0.9  # of the free memory of a device that weights may take: the work needs the rest
@@ -43,6 +44,8 @@ def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -
     Raises:
         UserError: they have no room for the model together.
     """
+    from accelerate import dispatch_model, infer_auto_device_map  # slow to import
+
     whole = {type(layer).__name__ for layer in model.get_submodule(find_structure(model).layers).children()}
     rooms, needed = room(devices), n_bytes(model)
     largest = max(sum(t.nbytes for t in part.parameters()) for part in model.modules() if type(part).__name__ in whole)

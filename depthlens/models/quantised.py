@@ -16,16 +16,18 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthlens import arguments
 from depthlens.errors import UserError
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedModel
 
 SCHEMES = dict(zip(arguments.SCHEMES, ("torchao", "torchao", "bitsandbytes"), strict=True))  # and each one's library
 GROUPS = (128, 64, 32)  # sizes that int4 tries

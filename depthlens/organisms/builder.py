@@ -22,13 +22,16 @@ attention; above about 10, attention is so saturated that gradients through it v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import language, mlps, weights
 from depthlens.organisms.options import CIRCUITS, KIND_NAMES, KINDS, Options, parse
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import LlamaForCausalLM
 
 Head = tuple[int, int]  # layer, head
 

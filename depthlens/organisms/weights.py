@@ -9,11 +9,10 @@ written; they change nothing that the model computes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from depthlens.organisms import language, mlps
 from depthlens.organisms.heads import Heads, pair_turn
@@ -33,6 +32,10 @@ from depthlens.organisms.stream import (
     rounded,
 )
 
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
+
 STATED_LAYERS = 6  # the number of layers that the noise is stated for
 MAX_POSITIONS = 8192
 ROPE_THETA = 1e6  # at 1e4 even the lowest pairs turn too far beyond about 90 tokens
@@ -49,6 +52,8 @@ def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCau
         roles: Role by (layer, head): ``previous_token``, ``control`` or a key of `heads.MATCH`.
         options: What else the model is built from.
     """
+    from transformers import LlamaConfig, LlamaForCausalLM  # slow to import
+
     vocabulary = language.vocabulary(options.extended)
     config = LlamaConfig(
         vocab_size=len(vocabulary),

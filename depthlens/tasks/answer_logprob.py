@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from lm_eval.api.instance import Instance
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -30,8 +29,10 @@ from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks import truncation
-from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared, Score, by_document
+
+if TYPE_CHECKING:  # slow to import
+    from lm_eval.api.instance import Instance
 
 
 class Answers:
@@ -57,6 +58,8 @@ class Answers:
     output_type = "loglikelihood"
 
     def __init__(self, lens: Lens, prepared: Prepared, *, chat: bool = False, metric: str = ANSWER_LOGPROB) -> None:
+        from depthlens.tasks.encoding import Encoder  # slow to import
+
         self.metric = metric
         self.name = prepared.name
         self.prepared = prepared

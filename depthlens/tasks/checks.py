@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from lm_eval.api.task import ConfigurableTask
-
 from depthlens.errors import UserError, blaming
 from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks import document_choice
 from depthlens.tasks.document_choice import Samples
-from depthlens.tasks.encoding import check_generation
 from depthlens.tasks.prepared_task import SAME_IF, Prepared, build_requests
 
 N_REHEARSED = 3  # documents that are scored with made-up answers
@@ -55,6 +52,8 @@ def check(name: str, task: Any, limit: int | None = None, samples: Samples | Non
 
 def settings(name: str, task: Any) -> None:
     """Refuse metrics that the kind of task does not have, generation options, and fields that do not exist."""
+    from depthlens.tasks.encoding import check_generation  # slow to import
+
     config = task.config
     if task.OUTPUT_TYPE == "generate_until":
         check_generation(name, config.generation_kwargs or {})
@@ -103,6 +102,8 @@ def _unknown_field(value: Any, task: Any) -> bool:
 
 def documents(name: str, task: Any, limit: int | None = None, samples: Samples | None = None) -> None:
     """Refuse documents that lm-eval would score as wrong whatever the model answers; for arguments see `check`."""
+    from lm_eval.api.task import ConfigurableTask  # slow to import
+
     if type(task) is ConfigurableTask and not len(task.eval_docs):
         raise UserError(f"task {name}: its test or validation split has no documents; correct its data or its splits")
     if not _as_lm_eval(task):
@@ -125,6 +126,8 @@ def documents(name: str, task: Any, limit: int | None = None, samples: Samples |
 
 def _as_lm_eval(task: Any) -> bool:
     """Whether lm-eval's own code reads and scores the documents."""
+    from lm_eval.api.task import ConfigurableTask  # slow to import
+
     return type(task) is ConfigurableTask and not callable(task.config.process_results)
 
 
@@ -197,6 +200,8 @@ def rehearse(name: str, task: Any, limit: int | None = None, samples: Samples | 
     Raises:
         UserError: the task's functions raise, or no metric of the task has a value per document.
     """
+    from depthlens.tasks.encoding import check_generation  # slow to import
+
     chosen = document_choice.chosen(name, task, limit, samples)
     some = range(N_REHEARSED) if chosen is None else chosen[:N_REHEARSED]
     with blaming(f"task {name}: its prompts cannot be made", "correct its YAML file or its documents"), quiet():

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from lm_eval.utils import hash_string
 
 from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
@@ -66,6 +65,8 @@ class FreeText:
     @property
     def asked(self) -> pd.DataFrame:
         """The prompts; see `depthlens.analysis.questions`."""
+        from lm_eval.utils import hash_string  # slow to import
+
         texts = [self.lens.tokenizer.decode(list(prompt)) for prompt in self.prompts]
         table = {"task": self.name, "doc_id": range(len(texts)), "question": texts, "reference": "", "choices": None}
         return pd.DataFrame(table).assign(doc_hash=[hash_string(text) for text in texts])

@@ -15,24 +15,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import datasets
-import lm_eval.utils
-from datasets.exceptions import DatasetNotFoundError
-from lm_eval.api.task import ConfigurableTask
-
 from depthlens import arguments
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, blaming, first_line, one_line
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
-from depthlens.tasks import checks, data_files, document_choice, encoding, few_shot, groups, task_files, truncation
+from depthlens.tasks import checks, data_files, document_choice, few_shot, groups, task_files, truncation
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.few_shot import lm_evals_seeds
 from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
 from depthlens.tasks.task_index import task_manager, walk
-
-# lm-eval gives jinja the text of a template anew for every document, and jinja keeps nothing that it compiles of a text
-lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 
 
 @lm_evals_seeds()
@@ -72,6 +64,7 @@ def load_tasks(
         raise UserError("no tasks given; name at least one, e.g. capitals_continuation")
     given = arguments.check(num_fewshot=num_fewshot, include_path=include_path, seed=seed)
     num_fewshot, seed, gen_kwargs = given["num_fewshot"], given["seed"], arguments.plain(gen_kwargs)
+    _compile_once()
     document_choice.check(limit, samples)
     manager = task_manager(names, include_path)
     tasks: dict[str, Any] = {}
@@ -145,7 +138,9 @@ def prepare(
         raise UserError(f"{name}: task {other} has no written answers before which a model could think; leave it out")
     if any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
         require_plain(lens)
-    encoder = encoding.Encoder(lens, seed=seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
+    from depthlens.tasks.encoding import Encoder, check_tokens  # slow to import
+
+    encoder = Encoder(lens, seed=seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
     prompts: dict[str, Any] = {"system_instruction": system_instruction}
     if apply_chat_template:
         prompts |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
@@ -180,7 +175,7 @@ def prepare(
             source=getattr(task, "depthlens_source", {}),
             member=groups.of(task),
         )
-        encoding.check_tokens(lens, name, ready.requests)
+        check_tokens(lens, name, ready.requests)
         truncation.warn(name, ready.cut, encoder.max_length)
         few_shot.warn(name, task, len(ready.docs))
         prepared.append(ready)
@@ -198,6 +193,8 @@ def _load(manager: Any, name: str, include_path: str | Path | None) -> dict[str,
 
 def _unloadable(manager: Any, name: str, include_path: str | Path | None, error: Exception) -> UserError:
     """Say why lm-eval could not load a task, from what it was doing when it failed."""
+    import datasets  # slow to import
+
     entries = [e for e in walk([name], manager.task_index)[0].values() if e.yaml_path]
     # the task as far as lm-eval made it, because its data say more about the cause than the error does
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -215,7 +212,7 @@ def _unloadable(manager: Any, name: str, include_path: str | Path | None, error:
         return UserError(f"task {name}: {first_line(cause)} (datasets keeps its cache in {home}; HF_HOME moves it)")
     for file in files:
         data_files.refuse_damaged(name, file.config, file.files)
-    if isinstance(error, FileNotFoundError) and not isinstance(error, DatasetNotFoundError):
+    if isinstance(error, FileNotFoundError) and not isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return UserError(f"task {name}: {first_line(error)} (from {os.getcwd()}); correct data_files in {where}")
     if isinstance(error, OSError):
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
@@ -241,14 +238,26 @@ def _unloadable(manager: Any, name: str, include_path: str | Path | None, error:
 
 def _makes_a_task(frame: FrameType) -> bool:
     """Whether a frame of a traceback belongs to a task that lm-eval was making."""
+    from lm_eval.api.task import ConfigurableTask  # slow to import
+
     task = frame.f_locals.get("self")
     return isinstance(task, ConfigurableTask) and task.config is not None
 
 
+@cache
+def _compile_once() -> None:
+    """Have jinja compile each template of lm-eval's once and not for every document."""
+    import lm_eval.utils
+
+    lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
+
+
 def _set_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:
     """Put settings over the task's own; a length or a temperature takes the place of what else says it."""
+    from depthlens.tasks.encoding import LENGTHS  # slow to import
+
     own = dict(task.config.generation_kwargs or {})
-    for names in (encoding.LENGTHS, ("do_sample", "temperature")):
+    for names in (LENGTHS, ("do_sample", "temperature")):
         if any(name in gen_kwargs for name in names):
             own = {key: value for key, value in own.items() if key not in names}
     task.set_config(key="generation_kwargs", value=own | dict(gen_kwargs))

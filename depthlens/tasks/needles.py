@@ -24,7 +24,6 @@ from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, haystacks, token_spans
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.document_choice import Samples
-from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import identity
 
 log = logging.getLogger(__name__)
@@ -111,6 +110,8 @@ def task_needles(
     Raises:
         UserError: unknown task, or tasks whose answers do not occur in their prompts.
     """
+    from depthlens.tasks.encoding import Encoder  # slow to import
+
     arguments.loaded(lens)
     which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
@@ -155,6 +156,8 @@ def written_needles(
         UserError: an unknown kind, a number that is not allowed, a model that cannot read the facts alone, or a
             tokenizer that does not know English words.
     """
+    from depthlens.tasks.encoding import Encoder  # slow to import
+
     arguments.loaded(lens)
     n_needles = arguments.whole("n_needles", n_needles, 1)
     seed = arguments.check(seed=seed)["seed"]

@@ -39,8 +39,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from lm_eval.api.samplers import FirstNSampler
-from lm_eval.utils import handle_non_serializable, hash_string
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
@@ -134,6 +132,8 @@ class Prepared:
     @property
     def examples_by_seed(self) -> bool | None:
         """Whether another seed draws other examples; None where there are none."""
+        from lm_eval.api.samplers import FirstNSampler  # slow to import
+
         if not self.task.config.num_fewshot:
             return None
         return not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
@@ -370,6 +370,8 @@ def identity(task: Any, doc: Any) -> str:
     different files name the fields that make it the same in their YAML file (``metadata: {same_if: [question]}``), and
     only these are hashed.
     """
+    from lm_eval.utils import handle_non_serializable, hash_string  # slow to import
+
     fields = (task.config.metadata or {}).get(SAME_IF)
     said = doc if fields is None else {field: doc[field] for field in fields}
     return hash_string(json.dumps(said, indent=2, default=handle_non_serializable, ensure_ascii=False))

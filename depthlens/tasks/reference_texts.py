@@ -15,19 +15,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
-
-from lm_eval.api.instance import Instance
+from typing import TYPE_CHECKING, Any
 
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, blaming
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks import encoding
 from depthlens.tasks.answer_logprob import delimiter, reference_pair, written_answer
-from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared
+
+if TYPE_CHECKING:  # slow to import
+    from lm_eval.api.instance import Instance
+
+    from depthlens.tasks.encoding import Encoder
 
 MOST, FEWEST = 64, 8  # texts of a reference
 
@@ -52,6 +53,8 @@ def reference_of(
     Raises:
         UserError: fewer than 8 documents are left.
     """
+    from depthlens.tasks.encoding import Encoder, check_tokens  # slow to import
+
     name = prepared.name
     encoder = Encoder(lens, enable_thinking=enable_thinking)
     instances = _instances(prepared, encoder, apply_chat_template, system_instruction)
@@ -59,7 +62,7 @@ def reference_of(
     chosen = _others(prepared, instances, before_answer, MOST, FEWEST, "@mean")
     with quiet():
         texts = [text for _, group in chosen for text in _tokens(prepared, encoder, group, before_answer)]
-    encoding.check_tokens(lens, name, [LoglikelihoodRequest(*text) for text in texts])
+    check_tokens(lens, name, [LoglikelihoodRequest(*text) for text in texts])
     told = " and ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, _ in chosen).items())
     return Reference(f"{name}: {told} documents, without examples", texts)
 
@@ -88,6 +91,8 @@ def prompts_of_others(
     Raises:
         UserError: fewer documents are left.
     """
+    from depthlens.tasks.encoding import Encoder  # slow to import
+
     encoder = Encoder(lens, enable_thinking=enable_thinking)
     instances = _instances(prepared, encoder, apply_chat_template, system_instruction)
     before_answer = delimiter(prepared.task, chat=apply_chat_template)
@@ -101,7 +106,7 @@ def prompts_of_others(
     return texts
 
 
-Instances = Callable[[Any, int], list[Instance]]  # of a document with so many examples before it, one an option
+Instances = Callable[[Any, int], list[Any]]  # of a document with so many examples before it, one an option
 
 
 def _instances(prepared: Prepared, encoder: Encoder, chat: bool, system_instruction: str | None) -> Instances:

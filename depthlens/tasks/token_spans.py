@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks.encoding import Encoder
+
+if TYPE_CHECKING:  # slow to import
+    from depthlens.tasks.encoding import Encoder
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def align(lens: Lens, name: str, context: str, continuation: str, encoder: Encod
     Raises:
         UserError: the tokenizer gives no characters of its tokens.
     """
+    from depthlens.tasks.encoding import Encoder  # slow to import
+
     request = (encoder or Encoder(lens)).pair(name, context, continuation)
     if not lens.tokenizer.is_fast:
         raise UserError(f"tokenizer of {lens.name} gives no offsets of its tokens; a fast tokenizer is needed")
