@@ -65,12 +65,7 @@ _NOT_TEXT = {
 # of every module: what `nn.Module` keeps for itself, and how transformers loads, saves and spreads a model
 _BOOKKEEPING = {*vars(nn.Module())} - {"training"}
 _BOOKKEEPING |= {
-    "_is_hf_initialized",
-    "generation_config",
-    "name_or_path",
-    "loss_type",
-    "_weight_conversions",
-    "_use_kernels",
+    *("_is_hf_initialized", "generation_config", "name_or_path", "loss_type", "_weight_conversions", "_use_kernels"),
     "extra_repr",  # how a module is printed; torchao puts its own there
 }
 _BOOKKEEPING |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}

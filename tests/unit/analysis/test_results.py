@@ -365,9 +365,7 @@ def test_display_leaves_the_room_of_short_groups_to_long_ones():
     metrics = {"metrics": {"acc": {"higher_is_better": True}}}
     result = Result(pd.concat([long, short]), {"tasks": {"capitals": metrics, "elements": metrics}})
     table = repr(result).splitlines()
-    assert (
-        sum("elements" in line for line in table[2:14]) == 2 and sum("capitals" in line for line in table[2:14]) == 10
-    )
+    assert [sum(task in line for line in table[2:14]) for task in ("elements", "capitals")] == [2, 10]
     assert "11 more rows in result.summary" in repr(result)
 
 
