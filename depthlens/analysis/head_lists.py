@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -136,26 +136,59 @@ class Overlap:
         return f"{self.n} {heads} in common, {amount} {of} explain ({expected:.2g} expected, p = {p:.2g})"
 
 
-def head_overlap(a: Sequence[Head], b: Sequence[Head], n_heads_in_all: int | Sequence[int]) -> Overlap:
-    """Compare two lists of heads of one model.
+def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[Head], np.ndarray]:
+    """The first ``k`` heads by each of two scores, among the heads that have both, and which heads these are.
+
+    Raises:
+        UserError: scores of models of different sizes, or a ``k`` that does not fit the heads that have both.
+    """
+    if a.values.shape != b.values.shape:
+        raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
+    scored = np.isfinite(a.values) & np.isfinite(b.values)
+    n, k = int(scored.sum()), arguments.plain(k)
+    if not (type(k) is int and 1 <= k < n):
+        raise UserError(f"k {k!r}: {n} heads have both scores; give a whole number from 1 to {max(n - 1, 1)}")
+    first, second = (replace(s, values=np.where(scored, s.values, np.nan)).top(k) for s in (a, b))
+    return first, second, scored
+
+
+def head_overlap(
+    a: Sequence[Head] | HeadScores,
+    b: Sequence[Head] | HeadScores,
+    n_heads_in_all: int | Sequence[int] | None = None,
+    *,
+    k: int | None = None,
+) -> Overlap:
+    """Compare two lists of heads of one model, or the heads that two scores rank first.
+
+    Of two scores the first ``k`` heads are compared, among the heads that have both: a head that was not measured could
+    be on no list. `depthlens.plots.head_overlap` draws these.
 
     Where the layers are known, the heads of each list are permuted within their layers. In a layer of h heads, of which
     one list has x and the other y, the number in common is then hypergeometric. The layers are independent, so that the
     distribution of the sum is the convolution, and p is exact.
 
     Args:
-        a: Heads as (layer, head).
-        b: Heads as (layer, head).
-        n_heads_in_all: The heads of each layer that could be on a list, from the first layer on: ``[n_heads] *
-            n_layers``. A single number, ``n_layers * n_heads``, gives no test within layers.
+        a: Heads as (layer, head), or scores.
+        b: The same.
+        n_heads_in_all: Of lists: the heads of each layer that could be on a list, from the first layer on:
+            ``[n_heads] * n_layers``. A single number, ``n_layers * n_heads``, gives no test within layers.
+        k: Of scores: how many heads of each are compared.
 
     Raises:
-        UserError: an empty list, a head twice, or more heads than there are.
+        UserError: an empty list, a head twice, more heads than there are, a list and scores, or scores of models of
+            different sizes.
     """
-    first, second = sets = [set(arguments.heads("list", heads)) for heads in (a, b)]
+    if isinstance(a, HeadScores) and isinstance(b, HeadScores) and k is not None:
+        a, b, scored = both_tops(a, b, k)
+        n_heads_in_all = scored.sum(axis=1).tolist()
+    if n_heads_in_all is None:
+        raise UserError("head_overlap: give two scores and k, or two lists and the number of heads of each layer")
+    lists = [arguments.heads("list", heads) for heads in (a, b)]
+    first, second = sets = [set(heads) for heads in lists]
     layers = None if isinstance(n_heads_in_all, int | np.integer) else [int(n) for n in n_heads_in_all]
     n_in_all = int(n_heads_in_all) if layers is None else sum(layers)  # type: ignore[arg-type]
-    for heads, unique in zip((a, b), sets, strict=True):
+    for heads, unique in zip(lists, sets, strict=True):
         if not heads or len(unique) < len(heads) or len(unique) > n_in_all:
             fault = f"a list of {len(heads)} heads, {len(unique)} of them different, of {n_in_all}"
             raise UserError(f"{fault}; give at least one head, each once")

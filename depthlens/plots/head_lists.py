@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,19 +124,12 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     Raises:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
     """
-    if a.values.shape != b.values.shape:
-        raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
-    scored = np.isfinite(a.values) & np.isfinite(b.values)
-    n = int(scored.sum())
-    if not (type(k) is int and 1 <= k < n):
-        raise UserError(f"k {k!r}: {n} heads have both scores; give a whole number from 1 to {max(n - 1, 1)}")
-    a, b = (replace(s, values=np.where(scored, s.values, np.nan)) for s in (a, b))
-    tops = a.top(k), b.top(k)
+    *tops, scored = head_lists.both_tops(a, b, k)
     shared = set(tops[0]) & set(tops[1])
     listed = sorted({*tops[0], *tops[1]})
     others = scored.copy()
     others[tuple(np.transpose(listed))] = False
-    fig = figure(title, _overlap_title(a, tops, n), height=5.2)
+    fig = figure(title, _overlap_title(a, b, k, int(scored.sum())), height=5.2)
     ax = fig.subplots()
     ax.plot(a.values[others], b.values[others], "o", ms=3, color=PALE, mew=0, label="other heads", gid="others")
     for label, heads, colour, marker, gid in (
@@ -159,11 +151,11 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     return fig
 
 
-def _overlap_title(a: HeadScores, tops: tuple[list[Head], list[Head]], n: int) -> str:
-    common = head_lists.head_overlap(*tops, np.isfinite(a.values).sum(axis=1).tolist())
+def _overlap_title(a: HeadScores, b: HeadScores, k: int, n: int) -> str:
+    common = head_lists.head_overlap(a, b, k=k)
     model = a.record.get("model", {}).get("name", "")
     are = "is" if common.n == 1 else "are"
-    counted = f"{common.n} of the top {len(tops[0])} heads {are} on both lists; {common.expected:.2g} expected"
+    counted = f"{common.n} of the top {k} heads {are} on both lists; {common.expected:.2g} expected"
     chance = f"of lists with as many heads in each layer, p = {common.p_value:.2g} ({n} heads)"
     return f"{model}: {counted} {chance}".removeprefix(": ")
 

@@ -162,6 +162,23 @@ def test_overlap_of_a_score_with_itself_and_of_heads_that_both_have():
     assert "(135 heads)" in plots.head_overlap(a, scores(half, sizes=SIZES[0]), k=3).get_suptitle().replace("\n", " ")
 
 
+def test_the_figure_and_the_sentence_have_one_number():
+    """Where one score is of some heads alone, only these could be on both lists."""
+    a = planted(SIZES[0])
+    values = a.values.copy()
+    chosen = np.zeros(values.shape, dtype=bool)
+    chosen[tuple(np.transpose(a.top(12)))] = True
+    some = scores(np.where(chosen, values[::-1], np.nan), sizes=SIZES[0])
+    common = head_overlap(a, some, k=5)
+    title = plots.head_overlap(a, some, k=5).get_suptitle().replace("\n", " ")
+    assert f"{common.expected:.2g} expected" in title and f"p = {common.p_value:.2g} (12 heads)" in title
+    assert f"({common.expected:.2g} expected, p = {common.p_value:.2g})" in str(common)
+    among_all = head_overlap(a.top(5), some.top(5), [SIZES[0][1]] * SIZES[0][0])
+    assert among_all.n == common.n and among_all.p_value < common.p_value
+    with pytest.raises(UserError, match="two scores and k, or two lists and the number of heads"):
+        head_overlap(a.top(5), some.top(5))
+
+
 def test_overlap_refusals():
     a = planted(SIZES[0])
     with pytest.raises(UserError, match=r"shapes \(30, 9\) and \(36, 32\); give two of one model"):
