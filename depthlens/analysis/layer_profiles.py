@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _OF_TASK = ("version", "num_fewshot", "output_type")
 _OF_RUN = ("seed", "apply_chat_template", "system_instruction")
 THIRDS = ("first third", "middle third", "last third")
-AT_CHANCE, NO_LOSS = "at chance", "summed loss not shown to be above 0"
+AT_CHANCE, NO_LOSS = "at chance", "losses and gains of all layers may cancel"
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import interval
 from depthlens.analysis.depth import centre, third_losses
 from depthlens.analysis.differences import interaction, relative_losses
-from depthlens.analysis.layer_profiles import AT_CHANCE, NO_LOSS, THIRDS, Profile, drawn
+from depthlens.analysis.layer_profiles import AT_CHANCE, THIRDS, Profile, drawn
 from depthlens.analysis.model_comparison import paired_gaps
 from depthlens.analysis.run_families import MIN_SHARED, Family, Key, Pair, same_parts
 from depthlens.analysis.stats import ALPHA
@@ -161,7 +161,7 @@ def placed(family: Family, seed: int, n_boot: int) -> Iterator[dict[str, Any]]:
 def unplaced(profile: Profile) -> str:
     """Why the losses of a family cannot be placed in depth; "" if they can."""
     if profile.n_layers < len(THIRDS) or not len(profile.layers):
-        return NO_LOSS
+        return f"fewer than {len(THIRDS)} layers"
     return profile.unplaced
 
 

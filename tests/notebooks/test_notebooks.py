@@ -241,7 +241,7 @@ def test_reasoning_takes_a_written_task_of_ones_own_alone(tmp_path):
     assert report.errors == []
     (run,) = report.notebooks
     assert "gsm8k_local exact_match: at chance, cannot judge" in run.headline
-    assert "gsm8k_local answer_logprob: summed loss not shown to be above 0, cannot judge" in run.headline
+    assert "gsm8k_local answer_logprob: losses and gains of all layers may cancel, cannot judge" in run.headline
     assert "solves none of 2 problems" in run.headline
 
 

@@ -85,6 +85,14 @@ def test_two_models_are_compared_task_by_task():
         depth.rank_agreement(base, other)
 
 
+def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():
+    """One layer costs what removing the others gains: its loss is shown, and the sum of all is not."""
+    result = synthetic({"mixed": (0.6, [0.1, *[0.68] * (N_LAYERS - 1)])})
+    (critical,), (centre,) = depth.describe_critical(result), depth.centre_of_mass(result).describe()
+    assert f"**1 of {N_LAYERS}** layers proved critical (L0)" in critical
+    assert centre == f"mixed: losses and gains of all layers may cancel, cannot judge (n = {N_DOCS})."
+
+
 def test_critical_conditions_and_findings_in_words():
     result = synthetic({"early": EARLY, "late": LATE, "guess": GUESS})
     found = depth.critical_by_task(result)
