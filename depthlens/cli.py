@@ -2,7 +2,8 @@
 
 Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command prints what it
 does in its first second. A mistake of the caller ends as one line on stderr and exit code 2, a failed notebook gives
-exit code 1, and Ctrl-C gives 130.
+exit code 1, Ctrl-C gives 130, and standard output that cannot be written to (a full disk, a closed pipe) gives one line
+and 74, as in sysexits.h. Commands print when their files are written, so that these are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typer.core import TyperCommand
 from depthlens import __version__, provenance
 from depthlens.cluster import options as cluster
 from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
-from depthlens.errors import Interrupted, UserError, stop_on_signals
+from depthlens.errors import Interrupted, UserError, stop_on_signals, told_where_output_fails
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports
 from depthlens.models.commands import DeviceOption, DtypeOption, OffloadOption, QuantizeOption
@@ -74,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         provenance.COMMAND.set(["depthlens", *typed])
-        code = app(args=typed, prog_name="depthlens", standalone_mode=False)
+        with told_where_output_fails():
+            code = app(args=typed, prog_name="depthlens", standalone_mode=False)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

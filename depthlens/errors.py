@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import signal
+import sys
 import sysconfig
 import threading
 import traceback
@@ -51,6 +53,22 @@ def stop_on_signals() -> None:
     _came_before.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+
+
+@contextlib.contextmanager
+def told_where_output_fails() -> Iterator[None]:
+    """Within the context, standard output that `typer.echo` cannot write to ends the process with one line and 74."""
+    try:
+        yield
+    except (OSError, SystemExit) as error:
+        fault = error.__context__ if isinstance(error, SystemExit) else error  # typer itself ends at a closed pipe
+        frames = traceback.extract_tb(fault.__traceback__) if isinstance(fault, OSError) else []
+        if not isinstance(fault, OSError) or "echo" not in (frame.name for frame in frames):
+            raise
+        print(f"Error: standard output: {fault.strerror}; files that were written are kept", file=sys.stderr)
+        with contextlib.suppress(OSError):  # else Python tries again when it ends, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(74) from None
 
 
 @contextlib.contextmanager
