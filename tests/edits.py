@@ -148,7 +148,9 @@ def parts_swapped(lens: Lens, chance: random.Random, _: ExitStack) -> None:
 
 def part_shared(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     one, other = chance.sample(list(lens.model.model.layers), 2)
-    one.mlp = other.mlp
+    for name, module in one.mlp.named_children():
+        if name != "act_fn":
+            module.weight = other.mlp.get_submodule(name).weight
 
 
 def another_activation(lens: Lens, chance: random.Random, _: ExitStack) -> None:

@@ -94,7 +94,8 @@ def found(lens: Lens) -> Found:
     of whose layers are read for it, is tried once.
 
     Raises:
-        UserError: the logits are not those that the head makes of the normed states, which no backend could tell.
+        UserError: a layer is passed twice, or the logits are not those that the head makes of the normed states, which
+            no backend could tell.
     """
     if lens.remote:
         return Found()
@@ -130,6 +131,13 @@ def _try(lens: Lens) -> Found:
             stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
         logits = lens.model(input_ids=trial.tokens[None], use_cache=False).logits
+    depths = [*range(lens.dims.n_layers)]
+    if len(trial.called) > len({*trial.called}):
+        again = next(i for i in depths if trial.called.count(i) > 1)
+        fault = f"layer {again} is passed {trial.called.count(again)} times, which no condition could tell apart"
+        raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {fault}")
+    if trial.called != depths:
+        trial.fault = trial.fault or "its layers are not passed one after the other"
     plain = not _apart(lens.arch.logits(trial.x), logits, trial.close)
     normed = lens.arch.final_norm(trial.x)
     if not plain and _apart(head(lens.model, moved(normed, logits.device)[0])[None], logits, trial.close):
@@ -147,6 +155,7 @@ class Trial:
         tokens: Shape [pos]; so few that every layer sees them all.
         close: See `CLOSE`.
         x: What comes next into a layer, or into the final norm.
+        called: Layers in the order in which the model passes them.
         fault: What differs first where layers are called as wholes.
         parts: What differs first where they are taken apart.
         separable: See `Found`.
@@ -162,6 +171,7 @@ class Trial:
         self.separable = True
         self.layout = CountedRows(n, lens.device)
         self.x = lens.arch.embed(self.tokens)[None]
+        self.called: list[int] = []
         self._held = ExitStack()
         self._inside = False
 
@@ -169,6 +179,7 @@ class Trial:
         """Compare what a layer gets with what left the one before it, or the embedding."""
         if self._inside:
             return
+        self.called.append(layer)
         self._held.enter_context(self.lens.resident(layer))
         given = args[0] if args else kwargs["hidden_states"]
         if _apart(self.x, given, self.close):

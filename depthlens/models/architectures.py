@@ -132,8 +132,10 @@ def bind(model: nn.Module) -> Architecture:
     """Find the parts of a Hugging Face causal language model and check their shapes.
 
     Raises:
-        UserError: parts are missing, cannot be told apart, or do not have the expected shapes.
+        UserError: parts are missing, cannot be told apart, or do not have the expected shapes; or hooks of one layer
+            could not act on it alone, because modules are compiled or in several layers.
     """
+    _refuse_compiled(model)
     family = find(model)
     whole: Any = model
     config = whole.config.get_text_config()
@@ -169,8 +171,29 @@ def bind(model: nn.Module) -> Architecture:
         final_norm=model.get_submodule(family.final_norm),
         unembed=model.get_submodule(family.unembed),
     )
+    _refuse_shared(type(model).__name__, layers)
     _check(type(model).__name__, config, arch)
     return arch
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Refuse compiled modules: what runs may have been made before there were hooks."""
+    for name, module in model.named_modules():
+        runs = module, vars(module).get("forward")
+        if module._compiled_call_impl is not None or any(hasattr(run, "_torchdynamo_orig_callable") for run in runs):
+            fault = f"{name or type(model).__name__} is compiled, so that hooks may not reach what it runs"
+            raise UserError(f"{fault}; give the model as it was before torch.compile")
+
+
+def _refuse_shared(name: str, layers: tuple[nn.Module, ...]) -> None:
+    """Refuse a module that is in two layers: removed from one it would be gone from both."""
+    first: dict[int, int] = {}
+    for i, layer in enumerate(layers):
+        for path, module in layer.named_modules():
+            if first.setdefault(id(module), i) != i and any(True for _ in module.parameters()):
+                fault = f"{name}: layers {first[id(module)]} and {i} share {path or 'one module'}"
+                fix = f"give layer {i} copy.deepcopy(MODULE, {{id(model.config): model.config}}), with its layer_idx"
+                raise UserError(f"{fault}, so that neither can be removed alone; {fix}")
 
 
 def _rotary_types(model: nn.Module, family: Family, config: Any) -> tuple[str, ...]:
@@ -190,6 +213,10 @@ def _check(name: str, config: Any, arch: Architecture) -> None:
     expect("number of layers", dims.n_layers, config.num_hidden_layers)
     expect("n_heads modulo n_kv_heads", dims.n_heads % dims.n_kv_heads, 0)
     expect("width of the embedding", arch.embed.embedding_dim, dims.d_model)
+    slots = {getattr(attn, "layer_idx", i) for i, attn in enumerate(arch.attn)}
+    if lacking := sorted({*range(dims.n_layers)} - slots):
+        fault = f"{name}: no attention has layer_idx {lacking[0]}, by which keys and values of texts are kept apart"
+        raise UserError(f"{fault}; set layer_idx of each attention to the number of its layer")
     for i, o_proj in enumerate(arch.o_proj):
         if i in dims.headless:
             continue

@@ -77,6 +77,8 @@ class Lens:
 
         if hasattr(self.model, "merge_and_unload"):
             raise UserError("the model is one of peft; give Lens(model.merge_and_unload(), tokenizer)")
+        if hasattr(self.model, "_orig_mod"):
+            raise UserError("the model is compiled; give Lens(model._orig_mod, tokenizer)")
         if not isinstance(self.model, PreTrainedModel) or not isinstance(self.tokenizer, PreTrainedTokenizerBase):
             found = f"{type(self.model).__name__} and {type(self.tokenizer).__name__}"
             raise UserError(f"Lens of {found}; give a causal language model of transformers and its tokenizer")

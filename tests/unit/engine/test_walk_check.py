@@ -15,7 +15,7 @@ from model_classes import ABLATE, ASKED, CONTEXTS, logprobs
 from torch import nn
 
 from depthlens import paths
-from depthlens.ablations import expand
+from depthlens.ablations import BASELINE, expand
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -172,6 +172,24 @@ def attention_sees_itself_alone(model):
     model.model.layers[3].self_attn.forward = forward
 
 
+def passes(order):
+    """A model whose own loop over its layers follows an order."""
+
+    def change(model):
+        own, layers = model.model.forward, list(model.model.layers)
+
+        def forward(**kwargs):
+            model.model.layers = nn.ModuleList(layers[i] for i in order)
+            try:
+                return own(**kwargs)
+            finally:
+                model.model.layers = nn.ModuleList(layers)
+
+        model.model.forward = forward
+
+    return change
+
+
 @pytest.mark.parametrize("change", [hooked, another_forward, norms_changed_places])
 def test_changed_layers_are_walked_as_wholes(change):
     model = tiny.model("llama-gqa")
@@ -190,7 +208,9 @@ def test_changed_layers_are_walked_as_wholes(change):
         walk_check.require(lens, "this")
 
 
-@pytest.mark.parametrize("change", [embedding_scaled, attention_sees_itself_alone])
+@pytest.mark.parametrize(
+    "change", [embedding_scaled, attention_sees_itself_alone, passes([0, 2, 1, 3, 4]), passes([0, 1, 3, 4])]
+)
 def test_a_changed_model_is_not_walked(change, caplog):
     model = tiny.model("llama-gqa")
     change(model)
@@ -202,6 +222,13 @@ def test_a_changed_model_is_not_walked(change, caplog):
         assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
     with pytest.raises(UserError, match="path 'wavefront': .*; leave path out"):
         Engine(lens, path="wavefront", progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+
+
+def test_a_model_that_passes_a_layer_twice_is_refused():
+    model = tiny.model("llama-gqa")
+    passes([0, 1, 2, 1, 2])(model)
+    with pytest.raises(UserError, match="'mine' .* is not supported: layer 1 is passed 2 times"):
+        Engine(Lens(model, tiny.tokenizer(), "mine"), progress=False).loglikelihood(ASKED, [BASELINE])
 
 
 def test_a_wrapped_attention_is_a_mixer_without_heads():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -124,6 +126,47 @@ def test_wrong_number_of_layers_width_and_groups_are_refused():
     model = tiny.model("llama-gqa")
     model.config.num_key_value_heads = 3
     with pytest.raises(UserError, match="n_heads modulo n_kv_heads is 1, expected 0"):
+        bind(model)
+
+
+@pytest.mark.parametrize("path", ["", "self_attn", "self_attn.o_proj", "mlp", "input_layernorm"])
+def test_a_module_at_two_depths_is_refused_with_the_way(path):
+    model = tiny.model("llama-gqa")
+    where = f"model.layers.2.{path}".rstrip(".")
+    model.set_submodule(where, model.get_submodule(where.replace("2", "1")))
+    said = f"layers 1 and 2 share {path or 'one module'}, so that neither can be removed alone; give layer 2 copy"
+    with pytest.raises(UserError, match=said):
+        bind(model)
+    model.set_submodule(where, copy.deepcopy(model.get_submodule(where), {id(model.config): model.config}))
+    if path in ("", "self_attn"):
+        with pytest.raises(UserError, match="no attention has layer_idx 2, .*; set layer_idx of each attention to"):
+            bind(model)
+        model.model.layers[2].self_attn.layer_idx = 2
+    assert bind(model).dims.n_layers == 5
+
+
+def test_parameters_may_be_shared():
+    model = tiny.model("llama-gqa")
+    one, other = model.model.layers[1].mlp, model.model.layers[2].mlp
+    one.up_proj.weight = other.up_proj.weight
+    assert bind(model).dims.n_layers == 5
+
+
+@pytest.mark.parametrize("path", ["", "model", "model.layers.1", "model.layers.1.self_attn", "model.layers.4.mlp"])
+def test_compiled_modules_are_refused(path):
+    """Compiled code does not see hooks that come later: an MLP that was removed stayed."""
+    model = tiny.model("llama-gqa")
+    model.get_submodule(path).compile(backend="eager")
+    with pytest.raises(UserError, match=f"^{path or 'LlamaForCausalLM'} is compiled, .*as it was before torch.compile"):
+        bind(model)
+    if path:
+        model = tiny.model("llama-gqa")
+        model.set_submodule(path, torch.compile(model.get_submodule(path), backend="eager"))
+        with pytest.raises(UserError, match=f"^{path} is compiled, "):
+            bind(model)
+    model = tiny.model("llama-gqa")
+    model.forward = torch.compile(model.forward, backend="eager")
+    with pytest.raises(UserError, match="^LlamaForCausalLM is compiled, "):
         bind(model)
 
 
