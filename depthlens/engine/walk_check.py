@@ -163,7 +163,7 @@ class Trial:
 
     def __init__(self, lens: Lens) -> None:
         self.lens = lens
-        n, n_words = min(N_TOKENS, window_of(lens) or N_TOKENS), lens.arch.embed.num_embeddings
+        n, n_words = min(N_TOKENS, window_of(lens) or N_TOKENS), len(lens.arch.embed.weight)
         self.tokens = torch.tensor([i * 7919 % n_words for i in range(1, n + 1)], device=lens.device)
         self.close = CLOSE[lens.dtype]
         self.fault: str | None = None

@@ -212,7 +212,7 @@ def _check(name: str, config: Any, arch: Architecture) -> None:
 
     expect("number of layers", dims.n_layers, config.num_hidden_layers)
     expect("n_heads modulo n_kv_heads", dims.n_heads % dims.n_kv_heads, 0)
-    expect("width of the embedding", arch.embed.embedding_dim, dims.d_model)
+    expect("width of the embedding", arch.embed.weight.shape[1], dims.d_model)
     slots = {getattr(attn, "layer_idx", i) for i, attn in enumerate(arch.attn)}
     if lacking := sorted({*range(dims.n_layers)} - slots):
         fault = f"{name}: no attention has layer_idx {lacking[0]}, by which keys and values of texts are kept apart"

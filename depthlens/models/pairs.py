@@ -147,6 +147,10 @@ def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch")
         raise UserError(f"{fault}; load the model with plain weights")
     if rounded and backend != "torch":
         raise UserError(f"condition {rounded} computes with rounded weights; use backend 'torch'")
+    other = next((c for c in conditions if c.uses(*WEIGHTS)), None)
+    if other and any(hasattr(part, "base_layer") for part in lens.model.modules()):
+        fault = f"condition {other} puts other weights in place, and {lens.name!r} has adapters of peft beside its own"
+        raise UserError(f"{fault}; merge them first")
     twice = next((c for c in conditions if c.uses("twice")), None)
     if twice and backend != "torch":
         raise UserError(f"condition {twice} runs a layer twice; use backend 'torch'")

@@ -155,15 +155,17 @@ def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
 def _output_projections(attention: nn.Module) -> list[str]:
     named = attention.named_modules()
     kinds = (nn.Linear, Conv1D)
-    return [path for path, m in named if isinstance(m, kinds) and path.rpartition(".")[2] in OUTPUT_PROJECTIONS]
+    # an adapter of peft has the projection that it adds to inside
+    linear = [path for path, m in named if isinstance(getattr(m, "base_layer", m), kinds)]
+    return [path for path in linear if path.rpartition(".")[2] in OUTPUT_PROJECTIONS]
 
 
 def widths(projection: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a linear layer, which GPT-2 keeps the other way round."""
     if isinstance(projection, Conv1D):
         return projection.nx, projection.nf
-    assert isinstance(projection, nn.Linear)
-    return projection.in_features, projection.out_features
+    linear: Any = projection  # an adapter of peft says its widths as `nn.Linear` does
+    return linear.in_features, linear.out_features
 
 
 def _inside_a_list(model: nn.Module, path: str) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from model_classes import ASKED
 from peft import LoraConfig, get_peft_model
 
 import depthlens as dl
+from depthlens.ablations import expand
+from depthlens.engine.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -38,9 +42,39 @@ def test_adapters_that_are_not_merged_are_refused_with_the_way(tmp_path):
     with pytest.raises(dl.UserError, match=r"one of peft; give Lens\(model.merge_and_unload\(\), tokenizer\)"):
         dl.Lens(wrapped, tiny.tokenizer())
     assert dl.Lens(wrapped.merge_and_unload(), tiny.tokenizer()).identify().obstacle is None
-    wrapped = get_peft_model(tiny.model("qwen2"), LoraConfig(r=2, target_modules=["q_proj", "o_proj"]))
-    with pytest.raises(dl.UserError, match="Qwen2ForCausalLM has no attention in model.layers.0"):
-        dl.Lens(wrapped.get_base_model(), tiny.tokenizer())
+
+
+@pytest.mark.parametrize(
+    "targets", [["o_proj"], ["q_proj", "v_proj", "o_proj", "down_proj"], ["embed_tokens", "lm_head"]]
+)
+@pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
+def test_adapters_inside_a_model_count_as_its_own(targets, path):
+    lens, merged = (
+        dl.Lens(model, tiny.tokenizer(), "mine")
+        for model in (adapted(targets).get_base_model(), adapted(targets).merge_and_unload())
+    )
+    conditions = expand("L1,L2.attn,L1.mlp,L1.H1,L1.KV0", lens.dims)
+    found, wanted = (
+        [[a.logprob for a in row] for row in Engine(one, path=path, progress=False).loglikelihood(ASKED, conditions)]
+        for one in (lens, merged)
+    )
+    assert np.abs(np.subtract(found, wanted)).max() < 1e-4  # products of base and adapter are summed apart
+    for condition in ("L1.H1@int4", "L1@int8"):
+        with pytest.raises(
+            dl.UserError, match=f"condition {condition} puts other weights in place, .* merge them first"
+        ):
+            Engine(lens, progress=False).loglikelihood(ASKED, expand(condition, lens.dims))
+
+
+def adapted(targets):
+    """A model of peft whose adapters change much."""
+    torch.manual_seed(0)
+    return get_peft_model(tiny.model("llama-gqa"), LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+
+
+def test_a_compiled_model_is_refused_with_the_way():
+    with pytest.raises(dl.UserError, match=r"the model is compiled; give Lens\(model._orig_mod, tokenizer\)"):
+        dl.Lens(torch.compile(tiny.model("qwen2"), backend="eager"), tiny.tokenizer())
 
 
 def test_what_is_no_model_is_refused():
