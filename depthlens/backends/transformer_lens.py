@@ -6,10 +6,9 @@ computes attention step by step (its eager kernel, so that every hook point exis
 its own and slower than the others.
 
 Keys and values are cached for generation. TransformerLens 4.3 looks for the cache under the names that transformers
-had before 5.24, does not find it there and decodes as if there were no prompt (``bridge.generate`` too, unless it is
-called with ``use_past_kv_cache=False``). So the cache goes in under another name that the bridge reads,
-``layer_past``; latent attention (DeepSeek) reads none, and is given its past through ``hook_k`` and ``hook_v``. Whether
-the cache was filled is checked after every step.
+had before 5.24, does not find it there and decodes as if there were no prompt. So the cache goes in under another name
+that the bridge reads, ``layer_past``; latent attention (DeepSeek) reads none, and is given its past through ``hook_k``
+and ``hook_v``. Whether the cache was filled is checked after every step.
 """
 
 from __future__ import annotations

@@ -86,6 +86,10 @@ def bridge(lens: Lens) -> TransformerBridge:
     made = TransformerBridge.boot_transformers(
         lens.name, hf_model=model, tokenizer=tokenizer, device=lens.device, dtype=lens.dtype
     )
+    # strings are encoded as the tokenizer does, with a first token of its own where it adds one and no other
+    made.cfg.default_prepend_bos = made.cfg.tokenizer_prepends_bos
+    # with transformers 5.24 a step of `generate` would not see the cache, nor anything that was written before
+    made.adapter.supports_kv_cache = False
     # folding norms replaces most weights, but stacked experts are scaled in place, where lens.model has them too
     if any(p.ndim > 2 for p in model.parameters()):
         made.adapter.supports_fold_ln = False  # type: ignore[attr-defined]  # its subclasses have it

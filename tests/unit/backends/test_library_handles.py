@@ -13,6 +13,7 @@ import surgery
 import tiny
 import torch
 from backend_table import batch_logits
+from tokenizers import processors
 
 import depthlens as dl
 from depthlens import backends
@@ -202,3 +203,22 @@ def test_the_tokenizers_of_the_handles_are_their_own(lens):
     text = "two words"
     assert lens.bridge.tokenizer(text).input_ids == lens.tokenizer(text).input_ids
     assert lens.bridge.to_tokens(text, prepend_bos=False)[0].tolist() == lens.tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize("begins", [False, True], ids=["plain", "bos"])
+def test_the_bridge_reads_and_writes_what_the_model_does(family, begins):
+    """TransformerLens prepends a token of its own, and its cache of keys is not seen with this transformers."""
+    lens = surgery.rough_lens(family)
+    if begins:
+        lens.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            "<bos> $A", special_tokens=[("<bos>", 256)]
+        )
+    text, tokens = "The capital of Peru is", torch.tensor([lens.tokenizer("The capital of Peru is").input_ids])
+    assert tokens[0, 0].item() == (256 if begins else lens.tokenizer("T").input_ids[-1])
+    assert torch.equal(lens.bridge.to_tokens(text), tokens)
+    assert torch.allclose(lens.bridge(text), lens.model(tokens).logits, atol=TOLERANCE)
+    wanted = lens.model.generate(tokens, max_new_tokens=12, do_sample=False, attention_mask=torch.ones_like(tokens))
+    assert torch.equal(lens.bridge.generate(tokens, max_new_tokens=12, do_sample=False, verbose=False), wanted)
+    said = lens.bridge.generate(text, max_new_tokens=12, do_sample=False, verbose=False)
+    assert said == lens.bridge.tokenizer.decode(wanted[0], skip_special_tokens=True)
