@@ -102,10 +102,9 @@ def save(folder: Path, family: str, **changes: object) -> Path:
     return folder
 
 
-def gguf_head(path: Path, architecture: bytes = b"llama", key: bytes = b"general.architecture") -> Path:
-    """The beginning of a .gguf file, as much as says what it holds."""
-    pair = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(architecture)) + architecture
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pair + b".block_count" + b"\0" * 64)
+def gguf_head(path: Path) -> Path:
+    """The beginning of a .gguf file, as much as is read before transformers reads it."""
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + b"llama.block_count" + b"\0" * 64)
     return path
 
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from depthlens.errors import UserError
 
-# `general.architecture` of .gguf files that hold a model whose weights transformers reads as they were
-GGUF = ("llama", "mistral", "qwen2", "qwen3", "qwen3moe", "deepseek2")
-
 
 def known(class_name: str) -> None:
     """Let a class of transformers' causal language models pass.

@@ -301,6 +301,8 @@ def _text(value: Any, shared: dict[int, str]) -> str:
         return f"{type(value).__qualname__} {_text(vars(value), shared)}"
     if is_dataclass(value) and not isinstance(value, type) and _of_library(type(value)):
         return f"{type(value).__qualname__} {_text(vars(value), shared)}"
+    if isinstance(value, partial):  # such as the tanh form of GELU
+        return _text([value.func, value.args, value.keywords], shared)
     if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, type)) and _of_library(value):
         return f"{value.__module__}.{value.__qualname__}"
     raise _Unaddressable(f"a {type(value).__module__}.{type(value).__qualname__}, which cannot be written down")

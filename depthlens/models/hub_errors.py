@@ -62,4 +62,6 @@ def explain(name: str, error: Exception, offline: bool) -> UserError:
         return UserError(f"model {name!r} has no tokenizer files; save its tokenizer into the same folder")
     if "safetensors" in text and "no file named" in text:
         return UserError(f"model {name!r} has no safetensors weights; pickled weights are never read")
-    return UserError(f"model {name!r} cannot be read: {first}; check the name, or get its files again")
+    elsewhere = "load the model from the hub or a folder"
+    fix = elsewhere if "gguf" in first.lower() else "check the name, or get its files again"
+    return UserError(f"model {name!r} cannot be read: {first.rstrip('.')}; {fix}")

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -27,9 +28,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    GgufConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.gguf import is_gguf_arch_supported, read_gguf_metadata
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from depthlens import arguments, progress
@@ -46,6 +51,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HALF = ("bfloat16", "float16")
+ELSEWHERE = "load the model from the hub or a folder"  # where transformers does not read all of a .gguf file
 SLOW = 2.0  # times as long as float32: worth a warning, where half the memory is seldom what was wanted
 
 
@@ -178,7 +184,9 @@ def _load_whole(
         if there:
             options["device_map"] = {"": places[0]}  # bitsandbytes makes its weights where they are to be
         model, info = (_read_unpacked if unpacks else _read)(source, config, dtype, options)
-    _refuse_unfilled(source.name, info)
+    _refuse_unfilled(source, info)
+    if source.gguf:
+        _refuse_unread(source, model)
     quantised.settle(model)
     vars(model).pop("hf_quantizer", None)  # has done its work; the store could not tell what it does
     if source.adapter:
@@ -196,6 +204,8 @@ def _read(
     source: Source, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """A model as transformers reads it, and what it reports about the weights."""
+    if source.gguf:
+        options |= {"quantization_config": GgufConfig(dequantize=True)}
     loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
     return loader.from_pretrained(
         source.place,
@@ -241,7 +251,7 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
         config, tokenizer = _read_config(source)
         checkpoint = Checkpoint(source.place, config, revision=source.revision)
         model, info = checkpoint.skeleton(dtype)
-    _refuse_unfilled(source.name, info)
+    _refuse_unfilled(source, info)
     with _fitting(source.name, [device]):
         stream = Stream(model, checkpoint, device)
     return Lens(model, tokenizer, source.name, stream, stored_as=quantised.method_of(config))
@@ -311,7 +321,7 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except ImportError as e:  # of a library that reads quantised weights
         raise UserError(f"model {name!r} cannot be loaded here: {first_line(e).rstrip('.')}") from e
-    except (OSError, ValueError, KeyError, SafetensorError, struct.error, hub.HTTPError) as e:
+    except (OSError, ValueError, LookupError, NotImplementedError, SafetensorError, struct.error, hub.HTTPError) as e:
         raise explain(name, e, is_offline_mode()) from e
     except (MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and "allocate memory" not in str(e):
@@ -329,17 +339,37 @@ def _fitting(name: str, places: list[torch.device]) -> Iterator[None]:
         raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or device=cpu") from e
 
 
-def _refuse_unfilled(name: str, loaded: dict[str, Any]) -> None:
+def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
     """Refuse a model some of whose weights the file did not give: transformers fills them at random."""
+    name, about, fix = source.name, "its config.json wants", "get the whole model again"
+    if source.gguf:
+        about, fix = "transformers takes it to have", ELSEWHERE
     for key, shape, expected in sorted(loaded["mismatched_keys"]):
-        raise UserError(
-            f"model {name!r}: its weight {key} has shape {list(shape)}, its config.json wants {list(expected)}; "
-            "get the whole model again"
-        )
+        raise UserError(f"model {name!r}: its weight {key} has shape {list(shape)}, {about} {list(expected)}; {fix}")
     if missing := sorted(loaded["missing_keys"]):
-        raise UserError(
-            f"model {name!r} lacks {len(missing)} of the weights that its config.json wants, "
-            f"e.g. {missing[0]}; get the whole model again"
-        )
+        fault = f"model {name!r} lacks {len(missing)} of the weights that {about}, e.g. {missing[0]}"
+        raise UserError(f"{fault}; {fix}")
     if spare := sorted(loaded["unexpected_keys"]):
         log.warning("model %r: %d weights in the file are not used, e.g. %s", name, len(spare), spare[0])
+
+
+def _refuse_unread(source: Source, model: PreTrainedModel) -> None:
+    """Refuse a .gguf file that holds more of a model than transformers reads, which says nothing of it.
+
+    Such are biases of an architecture that it takes to have none, and scales of rotary angles, as LLaMA 3.1's.
+    """
+    metadata, names = read_gguf_metadata(str(Path(source.place) / cast(str, source.gguf)))
+    architecture = metadata["general.architecture"]
+    unread: set[str] = set()
+    if not is_gguf_arch_supported(architecture):  # by the reader that reports what it leaves out
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+        unread = {*names} - get_gguf_hf_weights_map(model, processor).keys()
+    if metadata.get(key := f"{architecture}.rope.scaling.type", "none") != "none":
+        unread.add(key)
+    angles: dict[str, Any] = getattr(model.config, "rope_parameters", None) or {}
+    by_kind = [one for one in angles.values() if isinstance(one, dict)] or [angles]
+    if any(one.get("rope_type", "default") != "default" for one in by_kind):  # scaled as transformers knows the model
+        unread = {name for name in unread if "rope" not in name}
+    if unread:
+        fault = f"model file {source.name!r}: transformers does not read its {min(unread)}, and scores would be others"
+        raise UserError(f"{fault}; {ELSEWHERE}")

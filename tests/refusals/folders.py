@@ -50,8 +50,8 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def gguf(architecture: bytes) -> Callable[[Path], Path]:
-    return lambda folder: tiny.gguf_head(folder / "m.gguf", architecture)
+def cut_gguf(folder: Path) -> Path:
+    return tiny.gguf_head(folder / "m.gguf")
 
 
 FOLDERS = [
@@ -78,7 +78,6 @@ FOLDERS = [
     (write("m.bin", b"x"), "m.bin' is a file but not a .gguf file; give a directory or a .gguf file"),
     (write("m.gguf", b""), "cannot be read: it is not a GGUF file ("),
     (write("m.gguf", b"not GGUF at all, whatever it is called"), "cannot be read: it is not a GGUF file (it does not"),
-    (gguf(b"gemma3"), "architecture gemma3 of model file "),
-    (gguf(b"llama"), "m.gguf' cannot be read: "),
+    (cut_gguf, "m.gguf' cannot be read: "),
     (write("m.gguf", b"GGUF\3" + b"\1" * 40), "it holds no weights, or does not say how many layers"),
 ]

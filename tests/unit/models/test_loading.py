@@ -9,6 +9,8 @@ import shutil
 import struct
 
 import gguf
+import gguf_files
+import model_classes
 import pytest
 import tiny
 import torch
@@ -138,75 +140,48 @@ def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
 
 # -- GGUF --
 
-BLOCK = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-OUTSIDE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
 
-
-def pairs_side_by_side(weight, n_heads):
-    """Rotary halves as llama.cpp orders the rows of a query or key projection."""
-    return weight.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path, model):
-    """The tiny LLaMA as llama.cpp's converter would write it, in float32."""
-    config, vocab = model.config, tiny.tokenizer().get_vocab()
-    out = gguf.GGUFWriter(str(path), "llama")
-    out.add_context_length(config.max_position_embeddings)
-    out.add_embedding_length(config.hidden_size)
-    out.add_block_count(config.num_hidden_layers)
-    out.add_feed_forward_length(config.intermediate_size)
-    out.add_head_count(config.num_attention_heads)
-    out.add_head_count_kv(config.num_key_value_heads)
-    out.add_layer_norm_rms_eps(config.rms_norm_eps)
-    out.add_rope_dimension_count(config.head_dim)
-    out.add_vocab_size(config.vocab_size)
-    out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("smollm")
-    # BPE wants one merge, and the merged token in the place of <unk>
-    out.add_token_list([*sorted(vocab, key=vocab.get)[:259], "zq"])
-    out.add_token_types([1] * 256 + [3] * 3 + [1])
-    out.add_token_merges(["z q"])
-    out.add_bos_token_id(256)
-    out.add_eos_token_id(257)
-    for key, weight in model.state_dict().items():
-        name = OUTSIDE.get(key)
-        if name is None:
-            layer, module = key.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-            name = f"blk.{layer}.{BLOCK[module]}.weight"
-            if module == "self_attn.q_proj":
-                weight = pairs_side_by_side(weight, config.num_attention_heads)
-            if module == "self_attn.k_proj":
-                weight = pairs_side_by_side(weight, config.num_key_value_heads)
-        out.add_tensor(name, weight.contiguous().numpy())
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-
-
-def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
-    original = tiny.lens("llama-gqa")
-    write_gguf(tmp_path / "m.gguf", original.model)
-    loaded = loading.load(str(tmp_path / "m.gguf"))
-    assert torch.equal(logits(loaded), logits(original))
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "starcoder2"])
+def test_a_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
+    original = model_classes.lens(kind)
+    loaded = loading.load(gguf_files.write(tmp_path / "m.gguf", original.model))
+    tokens = torch.tensor([loaded.tokenizer("Layers do not matter equally.", add_special_tokens=False).input_ids])
+    with torch.no_grad():
+        assert torch.equal(loaded.model(tokens).logits, original.model(tokens).logits)
     assert loaded.dims == original.dims and loaded.dtype == torch.float32
+    assert torch.equal(*(model_classes.logprobs(lens, None) for lens in (loaded, original)))
+    assert loaded.tokenizer.decode(tokens[0]).replace("▁", " ") == "Layers do not matter equally."
     assert loaded.identify().obstacle is None, "its answers can be stored"
     (tmp_path / "m.gguf").rename(tmp_path / "renamed.gguf")
     assert loading.load(str(tmp_path / "renamed.gguf")).fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        (
+            {"without": "blk.1.ffn_up.weight"},
+            "lacks 1 of the weights that transformers takes it to have, e.g. model.la",
+        ),
+        (
+            {"beside": {"rope_freqs.weight": torch.ones(4)}},
+            "transformers does not read its rope_freqs.weight, and scores",
+        ),
+        (
+            {"beside": {"blk.0.attn_q.bias": torch.ones(32)}},
+            "transformers does not read its blk.0.attn_q.bias, and scores",
+        ),
+        ({"scaling": gguf.RopeScalingType.YARN}, "transformers does not read its llama.rope.scaling.type, and scores"),
+        (
+            {"architecture": "deepseek2"},
+            "cannot be read: GGUF model with architecture deepseek2 is not supported yet; load",
+        ),
+        ({"architecture": "mistral"}, "cannot be read: Unknown gguf model_type: mistral in gguf-py"),
+    ],
+)
+def test_a_gguf_file_of_which_transformers_would_make_another_model(spoilt, said, tmp_path):
+    message = refusal(gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"), **spoilt))
+    assert said in message and message.endswith("; load the model from the hub or a folder")
 
 
 # -- nothing that came with a model runs --

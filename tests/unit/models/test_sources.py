@@ -88,11 +88,8 @@ def test_the_lists_of_names_agree_with_what_knows_them_better():
     assert set(arguments.DTYPES) == {"auto", *loading.DTYPES}
 
 
-def test_a_gguf_file_says_what_it_is_before_it_is_read(tmp_path):
+def test_what_a_gguf_file_holds_is_left_to_transformers(tmp_path):
     assert sources.find(tiny.gguf_head(tmp_path / "a.gguf")).kind == "gguf"
-    assert sources.find(tiny.gguf_head(tmp_path / "b.gguf", b"gemma", b"general.name")).kind == "gguf"
-    with pytest.raises(UserError, match="architecture gemma3 of model file '.*' is not supported; supported: llama"):
-        sources.find(tiny.gguf_head(tmp_path / "c.gguf", b"gemma3"))
 
 
 def test_nothing_heavy_is_imported():
@@ -253,7 +250,7 @@ def test_the_time_that_the_hub_has_can_be_set(online, monkeypatch):
             "does not exist on the hub, or is private; check the spelling or set HF_TOKEN",
         ),
         ("RemoteEntryNotFoundError", 404, "has no config.json on the hub; download its file and give the path instead"),
-        ("HfHubHTTPError", 503, "cannot be read: 503 Error.; check the name, or get its files again"),
+        ("HfHubHTTPError", 503, "cannot be read: 503 Error; check the name, or get its files again"),
     ],
 )
 def test_what_the_hub_answers_is_one_line(online, monkeypatch, kind, status, said):
