@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import errors as hub
@@ -28,13 +28,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations.gguf import is_gguf_arch_supported, read_gguf_metadata
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from depthlens import arguments, progress
@@ -46,6 +42,9 @@ from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
 from depthlens.models.sources import Source
 from depthlens.organisms import builder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +204,8 @@ def _read(
 ) -> tuple[Any, dict[str, Any]]:
     """A model as transformers reads it, and what it reports about the weights."""
     if source.gguf:
+        from transformers import GgufConfig  # slow to import
+
         options |= {"quantization_config": GgufConfig(dequantize=True)}
     loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
     return loader.from_pretrained(
@@ -358,12 +359,15 @@ def _refuse_unread(source: Source, model: PreTrainedModel) -> None:
 
     Such are biases of an architecture that it takes to have none, and scales of rotary angles, as LLaMA 3.1's.
     """
+    from transformers import modeling_gguf_pytorch_utils as reader  # slow to import
+    from transformers.integrations.gguf import is_gguf_arch_supported, read_gguf_metadata
+
     metadata, names = read_gguf_metadata(str(Path(source.place) / cast(str, source.gguf)))
     architecture = metadata["general.architecture"]
     unread: set[str] = set()
     if not is_gguf_arch_supported(architecture):  # by the reader that reports what it leaves out
-        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
-        unread = {*names} - get_gguf_hf_weights_map(model, processor).keys()
+        processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)(config=model.config.to_dict())
+        unread = {*names} - reader.get_gguf_hf_weights_map(model, processor).keys()
     if metadata.get(key := f"{architecture}.rope.scaling.type", "none") != "none":
         unread.add(key)
     angles: dict[str, Any] = getattr(model.config, "rope_parameters", None) or {}
