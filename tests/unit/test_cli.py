@@ -241,43 +241,6 @@ def test_user_error_is_one_line_and_exit_code_2(sweeps, tmp_path, capsys):
     assert (code, out, err) == (2, "", told) and list(tmp_path.iterdir()) == []
 
 
-def closed_pipe() -> int:
-    reading, writing = os.pipe()
-    os.close(reading)
-    return writing
-
-
-@pytest.mark.parametrize(
-    ("opened", "reason"),
-    [
-        pytest.param(
-            lambda: os.open("/dev/full", os.O_WRONLY),
-            "No space left on device",
-            marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full"),
-        ),
-        (closed_pipe, "Broken pipe"),
-    ],
-)
-def test_standard_output_that_cannot_be_written_is_one_line_and_the_results_are_kept(
-    sweeps, tmp_path, capsys, monkeypatch, opened, reason
-):
-    for command in (
-        ["sweep", "organism", "capitals", "--ablate", "L3", "--out", str(tmp_path)],
-        ["--help"],
-        ["models"],
-    ):
-        with monkeypatch.context() as patch, os.fdopen(opened(), "w") as output:
-            patch.setattr(sys, "stdout", output)
-            patch.setattr(sys, "stderr", sys.stderr)  # typer changes both at a closed pipe
-            with pytest.raises(SystemExit) as ended:
-                cli.main(command)
-        assert ended.value.code == 74
-        told = capsys.readouterr().err.splitlines()
-        assert told[-1] == f"Error: standard output: {reason}; files that were written are kept"
-        assert len(told) == 1 + (command[0] == "sweep")
-    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
-
-
 def test_interrupted_sweep(sweeps, tmp_path, capsys):
     code, out, err = call(capsys, "sweep", "organism", "stopped", "--ablate", "layers", "--out", str(tmp_path))
     assert (code, out, err.splitlines()[1:]) == (130, "", ["Interrupted: nothing was computed yet"])
