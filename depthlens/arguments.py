@@ -17,7 +17,7 @@ from typing import Any
 
 from depthlens.errors import UserError, unknown
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 SCHEMES = ("int8", "int4", "nf4")  # of `depthlens.models.quantised`
 DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS = ("torch", "transformer_lens", "nnsight")

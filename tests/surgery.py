@@ -57,7 +57,7 @@ class Part(nn.Module):
         """What is added instead. Shape [1, pos, width]."""
         position = torch.arange(added.shape[1])
         if self.put is None:
-            drawn = self.drawn[position]
+            drawn = self.drawn[position].to(added)
             new = added + drawn / drawn.norm(dim=-1, keepdim=True) * added.norm(dim=-1, keepdim=True)
         else:
             kinds = [0 if p == 0 else 1 if p < self.n_context else 2 for p in position.tolist()]
@@ -118,7 +118,7 @@ def new_z(lens, a, heads, means, n_context):
             sample = means.sample["z"][a.layer]
             return sample[[wrapped(p, sample) for p in range(n)]][:, heads][None]
         if a.mode == "noise":
-            drawn = noise(a.seed, a.layer, a.site, a.index, n, z.shape[2] * z.shape[3]).view(1, *z.shape[1:])
+            drawn = noise(a.seed, a.layer, a.site, a.index, n, z.shape[2] * z.shape[3]).to(z).view(1, *z.shape[1:])
             size, wanted = (torch.einsum("rphd,mhd->rpm", x, columns).norm(dim=-1) for x in (drawn, z))
             return z + drawn * (wanted / size)[:, :, None, None]
         return torch.zeros_like(z)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import SITES, Ablation
+from depthlens.models.architectures import wide, wide_type
 
 BLOCK = 256  # positions that are drawn together
 # at 256 positions of a residual stream of 8192 numbers a block takes 8 MiB
@@ -52,9 +53,10 @@ def scaled(
         written: What the part writes; of heads their z.
         columns: What these heads' z is multiplied by on its way to the residual stream: the norm is taken there.
     """
-    norm, of_noise = (_norm(x.float(), columns) for x in (written, drawn))
+    written, drawn = wide(written), drawn.to(wide_type(written.dtype))
+    norm, of_noise = _norm(written, columns), _norm(drawn, columns)
     return drawn * (norm / of_noise.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def _norm(x: Tensor, columns: Tensor | None) -> Float[Tensor, "row pos 1"]:
-    return (x if columns is None else x @ columns.float().T).norm(dim=-1, keepdim=True)
+    return (x if columns is None else x @ columns.to(x).T).norm(dim=-1, keepdim=True)

@@ -201,7 +201,8 @@ class RemoteNnsight:
                         answer = nnsight.save(torch.zeros(2, n_rows, dtype=torch.float64))
                         slices = zip(picked.split(step), rows.split(step), targets.split(step), strict=True)
                         for chunk, chunk_rows, chunk_targets in slices:
-                            logits = unembed(chunk).float()
+                            logits = unembed(chunk)
+                            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                             token = chunk_targets.to(logits.device)
                             logprob = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
                             missed = logits.argmax(-1) != token

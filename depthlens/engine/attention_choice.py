@@ -31,13 +31,14 @@ from depthlens.engine.block_mask import BlockTree
 from depthlens.engine.branch_attention import BranchTree
 from depthlens.engine.prefix_tree import Pack
 from depthlens.errors import UserError, unknown
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
 
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = "DEPTHLENS_ATTENTION"
-# largest difference from plain attention in float32, of outputs of about 1: rounding; a wrong mask gives about 1
-TOLERANCE, TOLERANCES = 1e-4, {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# largest difference from plain attention, of outputs of about 1: rounding; a wrong mask gives about 1
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 REPEATS = 3  # the fastest counts
 
 
@@ -153,13 +154,11 @@ def _tried(case: Case, name: str) -> float | str:
         for i in range(n):  # one by one, since the plain one holds all scores
             row = slice(i, i + 1)
             plain = _plain(query[row], key[row], value[row], scale, sees)
-            errors.append((found[row].float() - plain).abs().max())
+            errors.append((found[row] - plain).abs().max())
     error = float(torch.stack(errors).max())
     # tensor cores may read float32 with as many digits as float16 has
     coarse = case.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    if not error <= TOLERANCES.get(
-        torch.float16 if coarse else case.dtype, TOLERANCE
-    ):  # not "greater": a NaN is refused as well
+    if not error <= TOLERANCES[torch.float16 if coarse else case.dtype]:  # not "greater": a NaN is refused as well
         return f"differs from plain attention by {error:.2g}"
     return min(_seconds(lambda: tree.attention(query, key, value, scale), case.device) for _ in range(REPEATS))
 
@@ -189,10 +188,10 @@ def _plain(
     scale: float,
     sees: Bool[Tensor, "pos pos"],
 ) -> Float[Tensor, "row n_heads pos d_value"]:
-    """Attention in float32 with all scores in memory."""
+    """Attention in float32 or wider with all scores in memory."""
     group = query.shape[1] // key.shape[1]
-    k, v = (x.float().repeat_interleave(group, 1) for x in (key, value))
-    scores = query.float() @ k.transpose(-1, -2) * scale
+    k, v = (wide(x).repeat_interleave(group, 1) for x in (key, value))
+    scores = wide(query) @ k.transpose(-1, -2) * scale
     return scores.masked_fill(~sees, -torch.inf).softmax(-1) @ v
 
 

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from depthlens.models.architectures import wide
+
 # of the unfused path, held at once: so many for each query on average, in float32, three times (while it computes)
 SCORES_PER_QUERY, SCORE_BYTES = 256, 12
 # elements: CUDA kernels want rows of a mask to start at such multiples (16 bytes in bfloat16)
@@ -44,7 +46,7 @@ def fused(
         causal: Query i sees keys 0..i.
 
     Returns:
-        Output, and log-sum-exp of the scores in float32.
+        Output, and log-sum-exp of the scores in float32, or float64 of float64.
 
     Raises:
         RuntimeError: torch has no such kernel for this device, dtype or these widths.
@@ -68,13 +70,13 @@ def unfused(
     mask: Float[Tensor, "#batch #head #query key"] | None,
     causal: bool,
 ) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
-    """`fused`, written out, with a bounded number of scores at once, in float32."""
+    """`fused`, written out, with a bounded number of scores at once."""
     outs, lses = [], []
     n_queries, n_keys = q.shape[2], k.shape[2]
     step = max(1, n_queries * SCORES_PER_QUERY // max(1, n_keys))
     for start in range(0, n_queries, step):
         end = start + step
-        scores = (q[:, :, start:end] @ k.transpose(-1, -2)).float() * scale
+        scores = wide(q[:, :, start:end] @ k.transpose(-1, -2)) * scale
         if mask is not None:
             scores = scores + (mask[:, :, start:end] if mask.shape[2] > 1 else mask)
         if causal:

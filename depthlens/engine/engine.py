@@ -139,13 +139,15 @@ class Engine:
             Answers, indexed [condition][request].
 
         Raises:
-            UserError: a condition needs a donor and there is none, or an answer is not finite.
+            UserError: a condition needs a donor and there is none, an answer is not finite, or texts are so long that
+                the model's rotary angles depend on the longest of a batch.
             Interrupted: Ctrl-C; the message says what is stored.
         """
         if run := dry_run.current():
             return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
             longest = max((len(q.inputs) for q in requests), default=0)
+            plain_rows.refuse_scaled_angles(self.lens, longest)
             needed = self._expect(rows, bar, None)
             if self.workers is not None:
                 self._sharded(self.workers, longest, needed).compute(rows, bar)
@@ -175,6 +177,7 @@ class Engine:
             return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
             longest = max((len(q.context) + q.max_new_tokens for q in requests), default=0)
+            plain_rows.refuse_scaled_angles(self.lens, longest)
             needed = self._expect(rows, bar, text_lengths(self.lens, requests))
             if self.workers is not None:
                 self._sharded(self.workers, longest, needed, writes=conditions).compute(rows, bar)

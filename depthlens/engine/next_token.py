@@ -12,6 +12,7 @@ from depthlens import arguments, progress
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 
 
@@ -45,7 +46,7 @@ def next_token(
     with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
         engine = Engine(lens, backend=backend, progress=False)  # libraries are imported here, which takes seconds
         logits, _ = engine.backend.forward(rows, torch.ones_like(rows), columns, positions=last)
-    probs = torch.cat(logits).float().softmax(-1)  # [condition, d_vocab]
+    probs = wide(torch.cat(logits)).softmax(-1)  # [condition, d_vocab]
     likeliest = probs.topk(k).indices.flatten().unique()
     frame = pd.DataFrame(
         probs[:, likeliest].T.cpu().numpy(),

@@ -33,6 +33,7 @@ from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_row
 from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.work_rate import WorkRate
 from depthlens.engine.writer import Row, Writer
+from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
 from depthlens.models.rounded_weights import other_weights_resident, rounded_bytes
@@ -157,7 +158,7 @@ class PackedTrees:
         places: Int[Tensor, " target"],
         targets: Int[Tensor, " target"],
     ) -> tuple[Float[Tensor, "condition target"], Bool[Tensor, "condition target"]]:
-        """Log-probabilities of target tokens in float32, and whether each is the likeliest.
+        """Log-probabilities of target tokens, and whether each is the likeliest.
 
         Args:
             conditions: One a row.
@@ -166,11 +167,11 @@ class PackedTrees:
             targets: Token ids.
         """
         n = len(conditions), len(targets)
-        logprobs = torch.empty(n, device=states.device)
+        logprobs = torch.empty(n, dtype=wide_type(states.dtype), device=states.device)
         greedy = torch.empty(n, dtype=torch.bool, device=states.device)
         for start in range(0, states.shape[1], self.budget.unembed_rows):
             block = states[:, start : start + self.budget.unembed_rows]
-            logits = weight_swap.unembed(self.lens, conditions, block, plain=self.tried.plain).float()
+            logits = wide(weight_swap.unembed(self.lens, conditions, block, plain=self.tried.plain))
             here = ((places >= start) & (places < start + block.shape[1])).nonzero()[:, 0]
             at, wanted = places[here] - start, targets[here]
             logprobs[:, here] = logits[:, at, wanted] - logits.logsumexp(-1)[:, at]

@@ -19,6 +19,7 @@ from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.work import Work
 from depthlens.engine.writer import Row, Writer
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
 from depthlens.progress import Bar
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
@@ -118,5 +119,5 @@ def score_continuation(
 ) -> LoglikelihoodAnswer:
     """Log-likelihood of a continuation from the logits that predict it."""
     targets = torch.tensor(continuation, device=logits.device)
-    logprobs = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None])
+    logprobs = torch.log_softmax(wide(logits), -1).gather(-1, targets[:, None])
     return LoglikelihoodAnswer(float(logprobs.sum()), bool((logits.argmax(-1) == targets).all()))

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens.errors import UserError
+from depthlens.models.architectures import rotary_settings
 from depthlens.models.lens import Lens
 
 # settings of configurations that let a token see fewer tokens than all before it
@@ -24,8 +25,23 @@ def window_of(lens: Lens) -> int | None:
     return min((n for name in WINDOWS if (n := getattr(config, name, None))), default=None)
 
 
+def refuse_scaled_angles(lens: Lens, longest: int) -> None:
+    """Raise a `UserError` where texts are so long that their rotary angles follow the longest one of a batch."""
+    config = lens.model.config.get_text_config()
+    for said in rotary_settings(config):
+        limits = {"dynamic": config.max_position_embeddings, "longrope": said.get("original_max_position_embeddings")}
+        limit = limits.get(kind := said.get("rope_type", ""))
+        if limit is not None and longest > limit:
+            fault = f"{longest} tokens: beyond {limit} the rotary angles of {lens.name!r} ({kind}) change"
+            raise UserError(f"{fault} for all texts of a batch, and so do their scores; give shorter texts")
+
+
 def refuse_window(lens: Lens, longest: int, what: str) -> None:
-    """Raise a `UserError` where the model's attention window is shorter than what these layouts let it see."""
+    """Raise a `UserError` where the model's attention window is shorter than what these layouts let it see.
+
+    Or where `refuse_scaled_angles` does.
+    """
+    refuse_scaled_angles(lens, longest)
     window = window_of(lens)
     if window is not None and longest > window:
         fault = f"{what} walk {longest} tokens, and the attention window is {window}"

@@ -16,7 +16,7 @@ from depthlens.ablations import Condition
 from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places
 from depthlens.engine import memory_budget
 from depthlens.errors import UserError
-from depthlens.models.architectures import body_of, hidden
+from depthlens.models.architectures import body_of, hidden, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 from depthlens.store.answer_rows import digest
@@ -140,7 +140,7 @@ def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Seq
             n_tokens[lacking] = n_tokens[other]
             for sums in total.values():
                 sums[:, lacking] = sums[:, other]
-    means = {site: (sums / n_tokens[:, None]).float().to(lens.device) for site, sums in total.items()}
+    means = {site: (sums / n_tokens[:, None]).to(lens.device, wide_type(lens.dtype)) for site, sums in total.items()}
     z = means["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
     return Means(name, means["layer"], means["attn"], means["mlp"], z)
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens.engine.attention_parts import Attend
+from depthlens.models.architectures import wide_type
 
 CLEAN = -1  # stands for the condition of the clean row
 
@@ -80,7 +81,7 @@ class SharedPrefixes:
         self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float, attend: Attend
     ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
         """Attention of one new token a row to its prefix, and its log-sum-exp."""
-        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=torch.float32)
+        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=wide_type(q.dtype))
         if layer not in self._products:
             self._products[layer] = self._made(layer)
         for product in self._products[layer]:

@@ -26,7 +26,7 @@ from depthlens.ablations import Condition
 from depthlens.engine.plain_rows import CausalRows, window_of
 from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
-from depthlens.models.architectures import head, hidden, with_hidden
+from depthlens.models.architectures import head, hidden, wide, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, weights_state
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 N_TOKENS = 12
 # largest difference of a token's vector from the model's, as a share of its norm: kernels sum in other orders
-CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+CLOSE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 # what a module raises that is called with arguments, or on shapes, which it does not expect
 NOT_CALLABLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError)
 
@@ -270,6 +270,6 @@ def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
 
 def _apart(found: Float[Tensor, "1 pos width"], wanted: Float[Tensor, "1 pos width"], close: float) -> bool:
     """Whether some token's vector differs; vectors that are not finite on either side are for others to report."""
-    found, wanted = found.float(), moved(wanted, found.device).float()
+    found, wanted = wide(found), wide(moved(wanted, found.device))
     share = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-12)
     return bool((share > close).any())

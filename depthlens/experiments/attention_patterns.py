@@ -27,6 +27,7 @@ from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 
@@ -159,8 +160,8 @@ class PatternRows(Layout):
 def pattern(
     query: Float[Tensor, "n_heads pos d"], key: Float[Tensor, "n_kv_heads pos d"], asked: Tensor, scale: float
 ) -> Float[Tensor, "n_heads asked pos"]:
-    """Causal attention patterns of the asked positions, in float32 whatever the model's own type."""
-    q = query[:, asked].float().unflatten(0, (key.shape[0], -1))  # [kv, group, asked, d]
-    scores = (q @ key.float().transpose(-1, -2)[:, None] * scale).flatten(0, 1)
+    """Causal attention patterns of the asked positions, in float32 or wider."""
+    q = wide(query[:, asked]).unflatten(0, (key.shape[0], -1))  # [kv, group, asked, d]
+    scores = (q @ wide(key).transpose(-1, -2)[:, None] * scale).flatten(0, 1)
     ahead = torch.arange(key.shape[1], device=key.device) > asked[:, None]
     return scores.masked_fill(ahead, -torch.inf).softmax(-1)

@@ -27,8 +27,9 @@ from depthlens import arguments
 from depthlens.backends.protocol import Means, Places
 from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.memory_budget import out_of_memory
+from depthlens.engine.plain_rows import refuse_scaled_angles
 from depthlens.errors import UserError, unknown
-from depthlens.models.architectures import body_of
+from depthlens.models.architectures import body_of, wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
 from depthlens.requests import LoglikelihoodRequest
@@ -68,6 +69,7 @@ def attribute(
     """
     arguments.loaded(lens)
     refuse(lens, mode, means, "attribution")
+    refuse_scaled_angles(lens, max(map(length, requests), default=0))
     factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
     if [len(f) for f in factors] != [len(q.continuation) for q in requests]:
         raise UserError("weights do not fit the requests; give one number for each token of each continuation")
@@ -90,7 +92,7 @@ def attribute(
     values = (cache or AnswerCache()).numbers(
         asked, names, measure, desc="attribution", unit="request", progress=progress
     )
-    clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
+    clean, *each = torch.tensor(values.T, dtype=wide_type(lens.dtype)).unbind()
     return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
 
 
@@ -184,20 +186,20 @@ def _batch(
             starts = torch.tensor([0, *lengths]).cumsum(0)
             spans = [range(at + len(q.context) - 1, at + length(q)) for at, q in zip(starts, requests, strict=False)]
             picked = states[[i for span in spans for i in span]]
-            logits = arch.unembed(moved(picked, place_of(arch.unembed))).float()
+            logits = wide(arch.unembed(moved(picked, place_of(arch.unembed))))
             wanted = torch.tensor([t for q in requests for t in q.continuation], device=logits.device)
-            factors = torch.tensor([f for by in weights for f in by], dtype=torch.float32, device=logits.device)
+            factors = torch.tensor([f for by in weights for f in by], dtype=logits.dtype, device=logits.device)
             logprobs = (logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)) * factors
             # sequences do not see each other: the gradient of the sum holds each one's own
             logprobs.sum().backward()
     finally:
         for handle in handles:
             handle.remove()
-    change = torch.zeros(len(requests), dims.n_layers, dims.n_heads)
+    change = torch.zeros(len(requests), dims.n_layers, dims.n_heads, dtype=wide_type(lens.dtype))
     for layer, z in kept.items():
         assert z.grad is not None  # the backward pass above
-        grad = z.grad.unflatten(-1, (dims.n_heads, dims.d_head)).float()  # [1, pos, n_heads, d_head]
-        step = -z.detach().unflatten(-1, (dims.n_heads, dims.d_head)).float()
+        grad = wide(z.grad.unflatten(-1, (dims.n_heads, dims.d_head)))  # [1, pos, n_heads, d_head]
+        step = -wide(z.detach().unflatten(-1, (dims.n_heads, dims.d_head)))
         if means is not None:
             step = step + means.z[layer][classes].to(step.device)
         by_token = (step * grad).sum((0, 3)).cpu()  # [pos, n_heads]

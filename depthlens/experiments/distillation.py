@@ -28,6 +28,7 @@ from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models import quantised
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, exclusive, one_thread
 from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_embeddings, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
@@ -175,7 +176,7 @@ def _resident(lens: Lens, layer: int | None) -> AbstractContextManager[None]:
 
 def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
     """Relative Frobenius norm of the difference, and cosine."""
-    a, b = one.float(), other.float()
+    a, b = wide(one), wide(other)
     norm, its, apart = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b, b - a))
     relative = apart / norm if norm else float("inf") if apart else 0.0
     cosine = float((a * b).sum(dtype=torch.float64)) / (norm * its) if norm and its else float("nan")

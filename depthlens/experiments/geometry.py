@@ -47,6 +47,7 @@ from depthlens.errors import UserError, unknown
 from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.text_sets import Texts
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
@@ -166,7 +167,7 @@ def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "p
 def _logit_lens(lens: Lens, states: Sequence[Tensor], n_positions: int) -> np.ndarray:
     """Probability and rank of the final top-1 token, and entropy, of one text by depth. Shape [n_layers + 1, 3]."""
     n_pos = len(states[0])
-    at = torch.linspace(n_pos - 1, 0, min(n_positions, n_pos)).round().long()
+    at = torch.linspace(n_pos - 1, 0, min(n_positions, n_pos), dtype=torch.float32).round().long()
     x = torch.stack([state[at] for state in states])  # [depth, position, d_model]
     top = torch.cat([_logits(lens, chunk.to(lens.device)).argmax(-1).cpu() for chunk in x[-1].split(UNEMBEDDED)])
     found = []
@@ -184,7 +185,7 @@ def _logit_lens(lens: Lens, states: Sequence[Tensor], n_positions: int) -> np.nd
 
 
 def _logits(lens: Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocabulary"]:
-    return lens.arch.logits(x).float()
+    return wide(lens.arch.logits(x))
 
 
 @one_thread
@@ -271,10 +272,10 @@ def text_effects(
                 steps = [lens.arch.step(layer, rows, layout, rotary) for rows in x.split(size)]
             attn_out, mlp_out, out = (torch.cat(parts) for parts in zip(*steps, strict=True))
             added = torch.stack([attn_out, mlp_out])  # [sublayer, row, pos, d_model]
-            clean = added[:, 0].float().sum(0)
+            clean = wide(added[:, 0]).sum(0)
             norm = clean.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
             for row in range(1, len(x)):
-                change = (added[:, row].float().sum(0) - clean).norm(dim=-1) / norm  # [pos]
+                change = (wide(added[:, row]).sum(0) - clean).norm(dim=-1) / norm  # [pos]
                 s, where = divmod(row - 1, 2)
                 seen = change[split if where else skip_first :]
                 found[where, s, layer] = float(seen.max() if reduce == "max" else seen.mean())

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from depthlens.experiments import attention_patterns
 from depthlens.models import quantised
+from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerCache
@@ -137,18 +138,18 @@ def _write_from_needle(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_
 def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.ndarray, "step n_layers n_heads"]:
     """What every head adds to the logit of each token of the answer, from the source positions alone."""
     arch, dims = lens.arch, lens.dims
-    added = torch.zeros(len(needle.steps), dims.n_layers, dims.n_heads)
+    added = torch.zeros(len(needle.steps), dims.n_layers, dims.n_heads, dtype=wide_type(lens.dtype))
     unembed, norm = arch.unembed.weight, arch.final_norm.weight  # [d_vocab, d_model], [d_model]
     assert isinstance(unembed, Tensor) and isinstance(norm, Tensor)
-    gain = norm.float()
-    directions = unembed[needle.targets].float() - unembed.mean(0, dtype=torch.float32)
+    gain = wide(norm)
+    directions = wide(unembed[needle.targets]) - unembed.mean(0, dtype=wide_type(unembed.dtype))
     towards = moved(moved(directions, gain.device) * gain, lens.device)  # [step, d_model]
 
     def see(layer: int, pattern: Tensor, values: Tensor) -> None:
-        read = pattern[..., sources].unflatten(0, (len(values), -1)) @ values[:, None, sources].float()
+        read = pattern[..., sources].unflatten(0, (len(values), -1)) @ wide(values[:, None, sources])
         z = read.flatten(0, 1)  # [n_heads, step, d_head]
         weight = quantised.columns(arch.o_proj[layer], range(dims.n_heads * dims.d_head))
-        columns = moved(weight, z.device).float().unflatten(1, (dims.n_heads, dims.d_head))
+        columns = wide(moved(weight, z.device)).unflatten(1, (dims.n_heads, dims.d_head))
         along = torch.einsum("sm,mhd->hsd", towards, columns)  # the direction of the logits in each head's own space
         added[:, layer] = (z * along).sum(-1).T.cpu()
 
@@ -156,7 +157,7 @@ def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.nda
         final = attention_patterns.read_values(lens, _sequence(needle), needle.asked, see)
         final = moved(final, gain.device)
         # the norm multiplies by its weight and one number a position: that number, without asking how it is computed
-        plain, normed = final.float() * gain, arch.final_norm(final).float()
+        plain, normed = wide(final) * gain, wide(arch.final_norm(final))
         scale = (plain * normed).sum(-1) / plain.square().sum(-1)
     return (added * scale.cpu()[:, None, None]).double().numpy()
 

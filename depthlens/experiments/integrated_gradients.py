@@ -45,6 +45,7 @@ from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.plain_rows import CausalRows, refuse_window
 from depthlens.engine.tree_attention import walking
 from depthlens.experiments import attribution
+from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
@@ -127,8 +128,8 @@ def integrate(
     values = (cache or AnswerCache()).numbers(
         requests, names, measure, desc="integrated gradients", unit="request", progress=progress
     )
-    clean, *each = torch.tensor(values.T, dtype=torch.float32).unbind()
-    found = torch.full((len(requests), dims.n_layers, dims.n_heads), torch.nan)
+    clean, *each = torch.tensor(values.T, dtype=wide_type(lens.dtype)).unbind()
+    found = torch.full((len(requests), dims.n_layers, dims.n_heads), torch.nan, dtype=clean.dtype)
     found[:, chosen] = torch.stack(each, 1).unflatten(1, (len(chosen), dims.n_heads))
     return found, clean
 
@@ -161,7 +162,7 @@ class _Path:
         x = self.arch.embed(tokens.to(device))
         self.rotary = self.arch.angles(x, self.layout.position_ids)
         self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
-        still = torch.zeros(len(requests), dims.n_heads, device=device)
+        still = torch.zeros(len(requests), dims.n_heads, dtype=x.dtype, device=device)
         self.clean, slopes = self._slopes(x, range(dims.n_layers), still)
         self.slopes = torch.stack(slopes, 1)  # [request, n_layers, n_heads]
 
@@ -180,8 +181,8 @@ class _Path:
         group = torch.stack(
             [_groups(q, self.lens.dims.n_layers, self.lens.dims.n_heads, n_groups) for q in self.requests]
         )
-        members = torch.stack([group == g for g in range(n_groups)]).float()  # [group, request, n_layers, n_heads]
-        fractions, weights = (torch.tensor(x, dtype=torch.float32) for x in zip(*further, strict=True))
+        members = torch.stack([group == g for g in range(n_groups)]).to(total)  # [group, request, n_layers, n_heads]
+        fractions, weights = (torch.tensor(x, dtype=total.dtype) for x in zip(*further, strict=True))
         for i, layer in enumerate(layers):
             own = members[None, :, :, layer]  # [step, group, request, n_heads]
             shift = (fractions[:, None, None, None] * own).flatten(0, 2)
@@ -230,15 +231,15 @@ class _Path:
                 if len(moved) == dims.n_layers:
                     self.inputs.append(x.detach())
                 x = self.arch.step(layer, x, self.layout, self.rotary)[2]
-            logits = self.arch.logits(x[row.to(x.device), pos.to(x.device)]).float()
+            logits = wide(self.arch.logits(x[row.to(x.device), pos.to(x.device)]))
             logprobs = logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
             logprobs.sum().backward()  # rows do not see each other: the gradient of the sum holds each one's own
         slopes = []
         for layer in moved:
             z, way = ends[layer]
             assert z.grad is not None  # the backward pass above
-            slopes.append((way.float() * z.grad.float()).sum((1, 3)).cpu())
-        return torch.zeros(len(x)).index_add(0, row.cpu(), logprobs.detach().cpu()), slopes
+            slopes.append((wide(way) * wide(z.grad)).sum((1, 3)).cpu())
+        return torch.zeros(len(x), dtype=logprobs.dtype).index_add(0, row.cpu(), logprobs.detach().cpu()), slopes
 
 
 def _groups(

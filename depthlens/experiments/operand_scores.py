@@ -40,6 +40,7 @@ from depthlens.experiments.head_losses import scores_record
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.operand_swaps import Swap
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, tasks_record
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 from depthlens.store.answer_cache import AnswerStore, cache_usage
@@ -119,7 +120,7 @@ def _differences(lens: Lens, swap: Swap) -> Float[np.ndarray, " case"]:
         inputs, row, _, end = _seen(lens, swap.prompt)
         *_, other_z, other_end = _seen(lens, swap.swapped)
         ends = torch.cat([end, other_end, _patched(lens, inputs, LastPosition(row), other_z)])
-    logits = lens.arch.logits(ends).float()
+    logits = wide(lens.arch.logits(ends))
     right, other = swap.answers
     return (logits[:, right] - logits[:, other]).double().cpu().numpy()
 

@@ -86,7 +86,7 @@ def _masses(lens: Lens, solution: Solution) -> np.ndarray:
     weights = _sources(solution).to(lens.device)
 
     def see(layer: int, _: int, pattern: Tensor) -> None:
-        masses[layer, :, :-1] = torch.einsum("hap,aps->hs", pattern, weights).double().cpu().numpy()
+        masses[layer, :, :-1] = torch.einsum("hap,aps->hs", pattern, weights.to(pattern)).double().cpu().numpy()
 
     asked = [p - 1 for result in solution.results for p in result.tokens]
     attention_patterns.read(lens, [solution.text.tokens[:-1]], [asked], see)

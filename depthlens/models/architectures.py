@@ -225,6 +225,12 @@ def _check(name: str, config: Any, arch: Architecture) -> None:
         expect(f"o_proj input of layer {i}", inputs, dims.n_heads * dims.d_head)
 
 
+def rotary_settings(config: Any) -> list[dict[str, Any]]:
+    """How a configuration says that rotary angles are made; for each kind of layers, where these differ."""
+    said: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return [one for one in said.values() if isinstance(one, dict)] or [said]
+
+
 def head(model: PreTrainedModel, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
     """Logits as the model's own forward makes them from the states after its last norm, scaled or capped as it does."""
     body = body_of(model)
@@ -245,6 +251,16 @@ def head(model: PreTrainedModel, states: Float[Tensor, "pos d_model"]) -> Float[
 def body_of(model: PreTrainedModel) -> nn.Module:
     """The model below its unembedding, also where its class names another prefix than it has (Llama 4)."""
     return model.base_model if model.base_model is not model else next(model.children())
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in the type that sums and logarithms are taken in; see `wide_type`."""
+    return x.to(wide_type(x.dtype))
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """float32, and float64 of a model that computes in it."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def hidden(output: Tensor | tuple) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 DtypeOption = Annotated[
-    str, typer.Option(metavar="TYPE", help="Type of the weights: auto, float32, bfloat16 or float16.")
+    str, typer.Option(metavar="TYPE", help="Type of the weights: auto, float32, float64, bfloat16 or float16.")
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda:N or cuda:0,cuda:1.")]
 QuantizeOption = Annotated[

@@ -92,7 +92,9 @@ def check_linear(device: torch.device) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     for n_rows, n_in, n_out in LINEAR_SHAPES:
-        x, weight, bias = (torch.randn(*n, generator=generator) for n in ((n_rows, n_in), (n_out, n_in), (n_out,)))
+        x, weight, bias = (
+            torch.randn(*n, generator=generator, dtype=torch.float32) for n in ((n_rows, n_in), (n_out, n_in), (n_out,))
+        )
         expected = x @ weight.T + bias
         for x_on_device, weight_on_device in itertools.product(_layouts(x, device), _layouts(weight, device)):
             product = functional.linear(x_on_device, weight_on_device, bias.to(device)).cpu()

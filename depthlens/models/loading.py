@@ -36,7 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from depthlens import arguments, progress
 from depthlens.errors import UserError, first_line
 from depthlens.models import adapters, devices, embedded, packed_weights, placement, quantised, sources
-from depthlens.models.architectures import bind
+from depthlens.models.architectures import bind, rotary_settings
 from depthlens.models.families import known
 from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in arguments.DTYPES if name != "auto"}
 HALF = ("bfloat16", "float16")
 ELSEWHERE = "load the model from the hub or a folder"  # where transformers does not read all of a .gguf file
 SLOW = 2.0  # times as long as float32: worth a warning, where half the memory is seldom what was wanted
@@ -67,7 +67,8 @@ def load(
 
     Args:
         name: What to load.
-        dtype: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``bfloat16``, ``float16``.
+        dtype: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``float64``, ``bfloat16``,
+            ``float16``.
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or several GPUs
             (``cuda:0,cuda:1``), over which whole layers are spread. ``auto`` spreads them over all GPUs where the
             first has no room for the model (see `depthlens.models.placement`).
@@ -370,9 +371,8 @@ def _refuse_unread(source: Source, model: PreTrainedModel) -> None:
         unread = {*names} - reader.get_gguf_hf_weights_map(model, processor).keys()
     if metadata.get(key := f"{architecture}.rope.scaling.type", "none") != "none":
         unread.add(key)
-    angles: dict[str, Any] = getattr(model.config, "rope_parameters", None) or {}
-    by_kind = [one for one in angles.values() if isinstance(one, dict)] or [angles]
-    if any(one.get("rope_type", "default") != "default" for one in by_kind):  # scaled as transformers knows the model
+    if any(one.get("rope_type", "default") != "default" for one in rotary_settings(model.config)):
+        # scaled as transformers knows the model
         unread = {name for name in unread if "rope" not in name}
     if unread:
         fault = f"model file {source.name!r}: transformers does not read its {min(unread)}, and scores would be others"

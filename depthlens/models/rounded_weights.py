@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from depthlens.ablations import ROUNDED, Condition
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, donor_layers_resident
 from depthlens.models.placement import held, weights_state
 from depthlens.models.quantised import stored_bytes
@@ -46,7 +47,7 @@ def rounded(weight: Tensor, mode: str) -> Tensor:
     if mode == "int4":
         size = next((n for n in (GROUP, GROUP // 2, GROUP // 4) if width % n == 0), width)
     top = 2 ** (ROUNDED[mode] - 1) - 1
-    groups = weight.detach().float().unflatten(-1, (-1, size))
+    groups = wide(weight.detach()).unflatten(-1, (-1, size))
     scale = groups.abs().amax(-1, keepdim=True).clamp_min(_TINY) / top
     return ((groups / scale).round() * scale).flatten(-2).to(weight.dtype)
 

@@ -22,7 +22,7 @@ from depthlens.errors import UserError
 from depthlens.experiments import attribution
 from depthlens.models import pairs
 from depthlens.models.lens import Lens
-from depthlens.requests import GenerateRequest
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 SAME = 1e-4  # nats, of sums in another order
 WRITTEN = [GenerateRequest(context, (), 5) for context in CONTEXTS]
@@ -286,3 +286,31 @@ def test_a_model_is_tried_again_after_its_configuration_or_a_plain_value_was_cha
     assert second is not first and walk_check.found(lens) is second
     lens.model.model.layers[0].self_attn.scaling *= 2
     assert walk_check.found(lens) is not second
+
+
+@pytest.mark.parametrize(
+    "angles",
+    [
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 4.0}
+        | {"original_max_position_embeddings": 20},
+    ],
+    ids=lambda angles: angles["rope_type"],
+)
+def test_texts_whose_rotary_angles_would_change_with_their_neighbours_are_refused(angles):
+    """One text of a batch that is longer than the limit changes the angles, and so the scores, of all others."""
+    lens = tiny.lens("llama-gqa", rope_parameters={"rope_theta": 1e4} | angles, max_position_embeddings=20)
+    short = [LoglikelihoodRequest(tuple(range(5, 5 + n)), (7, 8)) for n in (18, 4)]
+    for path in ("wavefront", "padded_rows"):
+        (found,) = Engine(lens, path=path, progress=False).loglikelihood(short, [BASELINE])
+        for request, answer in zip(short, found, strict=True):
+            assert answer.logprob == pytest.approx(by_model(lens.model, request), abs=SAME)
+    long = [*short, LoglikelihoodRequest(tuple(range(5, 25)), (7, 8))]
+    said = f"21 tokens: beyond 20 the rotary angles of 'tiny-llama-gqa' .{angles['rope_type']}. change for all texts"
+    for ask in (
+        lambda: Engine(lens, progress=False).loglikelihood(long, [BASELINE]),
+        lambda: Engine(lens, progress=False).generate_until([GenerateRequest((1,) * 16, (), 5)], [BASELINE]),
+        lambda: attribution.attribute(lens, long),
+    ):
+        with pytest.raises(UserError, match=said):
+            ask()

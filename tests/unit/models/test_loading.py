@@ -95,7 +95,7 @@ def test_auto_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_elsewhere(tmp_pa
     assert devices.auto_dtype(torch.device("cuda")) == "auto"
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bf16", ""])
+@pytest.mark.parametrize("dtype", ["float80", "bf16", ""])
 def test_unknown_dtypes_are_refused(folder, dtype):
     assert f"unknown dtype {dtype!r}" in refusal(str(folder), dtype=dtype)
 

@@ -1,0 +1,123 @@
+"""Models in float64 are computed in float64, and torch's default type changes nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import backend_table
+import pytest
+import surgery
+import tiny
+import torch
+import transplants
+from model_classes import ASKED
+
+from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.engine.engine import Engine
+from depthlens.engine.next_token import next_token
+from depthlens.engine.references import measure_means
+from depthlens.experiments import attention_patterns, attribution, geometry, integrated_gradients
+from depthlens.models import loading, pairs
+from depthlens.models.lens import Lens
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
+from depthlens.store.answer_cache import AnswerStore
+
+SAME = 1e-9  # nats: norms of transformers are taken in float32, but of the same numbers
+EAGER = 1e-5  # transformers' own eager attention, which TransformerLens uses, has a softmax in float32
+WAYS = [
+    ("torch", None, SAME),
+    ("torch", "padded_rows", SAME),
+    ("nnsight", None, SAME),
+    ("transformer_lens", None, EAGER),
+]
+TOKENS, N_CONTEXT = backend_table.TOKENS.tolist(), backend_table.N_CONTEXT
+REQUEST = LoglikelihoodRequest(tuple(TOKENS[:N_CONTEXT]), tuple(TOKENS[N_CONTEXT:]))
+
+
+@pytest.fixture(scope="module")
+def lens():
+    rough = surgery.rough_lens("llama-gqa")
+    return Lens(rough.model.double(), rough.tokenizer, "double")
+
+
+def wanted(lens, conditions, means):
+    """Log-likelihoods by the model that was cut, in float64."""
+    found = []
+    for condition in conditions:
+        scores = surgery.logits(lens, condition, means, backend_table.TOKENS, N_CONTEXT).log_softmax(-1)
+        found.append(sum(scores[i - 1, TOKENS[i]].item() for i in range(N_CONTEXT, len(TOKENS))))
+    return found
+
+
+@pytest.mark.parametrize(("backend", "path", "same"), WAYS)
+def test_log_likelihoods_are_those_of_a_model_that_was_cut(lens, backend, path, same):
+    means = backend_table.reference_of(lens)
+    assert {means.layer.dtype, means.z.dtype, means.sample["attn"].dtype} == {torch.float64}
+    conditions = [BASELINE, *map(parse_condition, backend_table.KINDS.values())]
+    engine = Engine(lens, backend=backend, path=path, means=means, progress=False)
+    found = [row[0].logprob for row in engine.loglikelihood([REQUEST], conditions)]
+    assert found == pytest.approx(wanted(lens, conditions, means), abs=same, rel=0)
+
+
+def test_other_weights_are_put_in_place(lens):
+    donor = transplants.other(lens)
+    pair = pairs.with_donor(lens, donor)
+    condition = expand("whole@donor", lens.dims)[1]
+    found = Engine(pair, progress=False).loglikelihood([REQUEST], [condition])[0][0].logprob
+    assert found == pytest.approx(wanted(donor, [BASELINE], None)[0], abs=SAME, rel=0)
+
+
+@pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
+def test_texts_are_those_of_the_model(lens, path):
+    asked = [GenerateRequest(REQUEST.context, (), 8), GenerateRequest(REQUEST.context[:4], (), 8)]
+    found = Engine(lens, path=path, progress=False).generate_until(asked, [BASELINE])[0]
+    for text, request in zip(found, asked, strict=True):
+        tokens = torch.tensor([request.context])
+        new = lens.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False)
+        assert text == lens.tokenizer.decode(new[0, len(request.context) :], skip_special_tokens=True)
+
+
+def test_gradients_are_in_float64(lens):
+    for estimate in (attribution.attribute, integrated_gradients.integrate):
+        change, clean = estimate(lens, [REQUEST])
+        assert change.dtype == clean.dtype == torch.float64
+        assert clean.item() == pytest.approx(wanted(lens, [BASELINE], None)[0], abs=SAME, rel=0)
+
+
+def answers(lens):
+    """What every path makes of a model."""
+    means = backend_table.reference_of(lens)
+    conditions = expand("L1,L2@mean,L2.H1[1:]@resample,L2.mlp@noise,L0.KV1@mean,L3@int4", lens.dims)
+    drawn = Sampling(temperature=1.0, seed=1, draw=0)
+    texts = [GenerateRequest(q.context, (), 6, sampling=s) for q in ASKED for s in (None, drawn)]
+    found: list = []
+    for backend, path, _ in WAYS:
+        conditions = conditions if backend == "torch" else conditions[:-1]
+        engine = Engine(lens, backend=backend, path=path, means=means, progress=False)
+        found += [a.logprob for row in engine.loglikelihood(ASKED, conditions) for a in row]
+        found += [str(a) for row in engine.generate_until(texts, conditions) for a in row]
+    cache = AnswerStore("none", lens).entry("loglikelihood")
+    found += [a.logprob for a in Engine(lens, cache=cache, progress=False).loglikelihood(ASKED, [BASELINE])[0]]
+    found += next_token(lens, "abc", ["L1"]).to_numpy().tolist()
+    found += [x.tolist() for x in (*attribution.attribute(lens, ASKED), *integrated_gradients.integrate(lens, ASKED))]
+    found += attention_patterns.attention_pattern(lens, TOKENS, (1, 2), [5]).tolist()
+    measured = geometry.depth_geometry(lens, ["a text of some length", "another"], progress=False, store="none")
+    return found + [
+        frame.to_numpy().tolist() for frame in (measured.distances, measured.influences, measured.logit_lens)
+    ]
+
+
+def test_the_default_type_changes_nothing():
+    lens = tiny.lens("llama-gqa")
+    before = answers(Lens(copy.deepcopy(lens.model), lens.tokenizer, lens.name))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert answers(lens) == before
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_float64_is_a_type_to_load_in(tmp_path):
+    folder = tiny.save(tmp_path, "llama-gqa")
+    assert loading.load(folder, dtype="float64").dtype == torch.float64
+    assert measure_means(loading.load(folder, dtype="float64"), [TOKENS], "one").z.dtype == torch.float64
