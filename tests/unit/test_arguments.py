@@ -39,7 +39,7 @@ def lens():
         (pd.Index([1, 2]), [1, 2]),
         ({"b", "a"}, ["a", "b"]),
         (frozenset({2, 1}), [1, 2]),
-        ((np.int64(1), 2), [1, 2]),
+        ((np.int64(1), 2), (1, 2)),
         (dict.fromkeys("ba").keys(), ["b", "a"]),
         ((x for x in "ba"), ["b", "a"]),
         ({"t": np.array([0])}, {"t": [0]}),
