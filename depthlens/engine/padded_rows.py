@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
@@ -82,7 +83,9 @@ class PaddedRows(RowBatches):
             for c, r in batch:
                 texts[c][r] = writer.text((c, r))
 
-        self._run([len(q.context) + q.max_new_tokens for q in requests], len(conditions), run, bar)
+        # in float64 nothing is padded: eager attention takes its softmax in float32, where what padding sees is NaN
+        alike = [len(q.context) for q in requests] if self.lens.dtype == torch.float64 else None
+        self._run([len(q.context) + q.max_new_tokens for q in requests], len(conditions), run, bar, alike)
         return texts
 
     def _pad(self, rows: list[tuple[int, ...]], *, left: bool) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
@@ -95,14 +98,26 @@ class PaddedRows(RowBatches):
             mask[i, place] = 1
         return tokens.to(self.lens.device), mask.to(self.lens.device)
 
-    def _run(self, lengths: Sequence[int], n_conditions: int, run: Callable[[list[Row]], None], bar: Bar) -> None:
-        """Run all rows, long ones first, in batches under the budget; halve the budget where memory runs out."""
+    def _run(
+        self,
+        lengths: Sequence[int],
+        n_conditions: int,
+        run: Callable[[list[Row]], None],
+        bar: Bar,
+        alike: Sequence[int] | None = None,
+    ) -> None:
+        """Run all rows, long ones first, in batches under the budget; halve the budget where memory runs out.
+
+        A batch has requests of one kind only, where there are numbers that tell which are ``alike``.
+        """
         rows = [(c, r) for r in range(len(lengths)) for c in range(n_conditions)]
         rows.sort(key=lambda row: -lengths[row[1]])
         start = 0
         while start < len(rows):
             longest = lengths[rows[start][1]]
             batch = rows[start : start + max(1, self.batch_tokens // longest)]
+            if alike is not None:
+                batch = list(next(groupby(batch, lambda row: alike[row[1]]))[1])
             try:
                 run(batch)
             except (torch.OutOfMemoryError, RuntimeError) as e:
