@@ -84,7 +84,7 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
         described by one sentence a task and predictor.
 
     Raises:
-        UserError: no column ``layer``, a removed layer without predictors, fewer than 3 layers, or no layer sweep.
+        UserError: no column ``layer``, a removed layer without predictors, or no layer sweep.
     """
     source = "a table such as that of depthlens.analysis.geometry_predictors"
     arguments.made_by(predictors, "columns", source, "predictors")
@@ -108,6 +108,4 @@ def aligned(predictors: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     table = predictors.set_index("layer")
     if missing := sorted(set(profile.layers.tolist()) - set(table.index)):
         raise UserError(f"task {profile.task}: removed layer {missing[0]} has no predictors; take both of one model")
-    if len(profile.layers) < 3:
-        raise UserError(f"task {profile.task}: {len(profile.layers)} layers were removed; correlate at least 3")
     return table.loc[profile.layers]

@@ -86,12 +86,12 @@ def head_map(
         scores: A head sweep (conditions that are not one head or KV group are left out), or scores of heads.
         tasks: The task or tasks of a sweep to draw; all by default.
         metrics: The metric or metrics of a sweep to draw; all by default.
-        top: Frame and name so many heads with the largest loss or score in each panel, up to 20.
+        top: Frame and name so many heads with the largest loss or score in each panel, at most 20.
         title: Above the figure; by default the model, what was done, and the number of documents.
 
     Raises:
-        UserError: an unknown task or metric, no condition that is a single head, scores of no heads, or a number of
-            names that does not fit.
+        UserError: an unknown task or metric, no condition that is a single head, scores of no heads, or no number of
+            names.
     """
     if isinstance(scores, Result):
         heads, default = _of_result(scores, tasks, metrics)
@@ -99,8 +99,9 @@ def head_map(
         if tasks is not None or metrics is not None:
             raise UserError("tasks= and metrics= choose within a Result; give the scores themselves to draw fewer")
         heads, default = _of_scores([scores] if isinstance(scores, HeadScores | str) else scores)
-    if top is not None and not (type(top) is int and 1 <= top <= MAX_TOP):
-        raise UserError(f"top {top!r}: give a whole number of heads from 1 to {MAX_TOP}")
+    if top is not None:
+        arguments.whole("top", top, 1, of=" of heads")
+        top = min(top, MAX_TOP)
     units: dict[tuple[str, int], list[int]] = {}
     for i, e in enumerate(heads):
         units.setdefault((e.unit, e.worse), []).append(i)

@@ -26,7 +26,7 @@ from depthlens.models.registry import NAMED
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
 ROLES = ("letters", "generation", "continuation", "retrieval", "text", "long_text", "reasoning", "copying")
 TASKS = ("tasks", "more", "knowledge", *ROLES, "reasoning_choice", "written_retrieval")  # and of tasks
-PARTS = ("ways", "sites", "views", "layers")  # and of parts of the model
+PARTS = ("ways", "views", "layers")  # and of parts of the model
 _UNREADABLE = object()
 ANY = object()  # the default is not a literal, so that nothing is known about its type
 
@@ -129,8 +129,10 @@ def check(**values: object) -> None:
         UserError: the first value that is not allowed.
     """
     for name, value in values.items():
-        if rule := RULES.get("limit" if name.endswith("_limit") else name):
+        if rule := RULES.get(name, RULES["limit"] if name.endswith("_limit") else None):
             rule(name, value)
+    if "distilled" in values and values["distilled"] == values.get("model"):
+        raise UserError(f"distilled {values['distilled']!r}: it is the model itself; name one that was trained from it")
 
 
 def check_parts(values: Mapping[str, Any], dims: Dims) -> None:
@@ -162,17 +164,18 @@ def _check_tasks(names: list[str], include_path: object) -> None:
         task_manager(others, str(include_path) if include_path else None)
 
 
-def _whole(low: int) -> Callable[[str, Any], object]:
-    return lambda name, value: arguments.whole(name, value, low)
+def _whole(low: int, *, optional: bool = False) -> Callable[[str, Any], object]:
+    """The rule of a whole number from ``low`` on."""
+    return lambda name, value: None if optional and value is None else arguments.whole(name, value, low)
 
 
-def _each(rule: Callable[[str, Any], object], low: int = 1, high: int = sys.maxsize) -> Callable[[str, Any], None]:
+def _each(rule: Callable[[str, Any], object], low: int = 1, high: int | None = None) -> Callable[[str, Any], None]:
     """The rule of a list of ``low`` to ``high`` values that each keep a rule."""
 
     def check_list(name: str, value: Any) -> None:
-        if not isinstance(value, Sequence) or isinstance(value, str) or not low <= len(value) <= high:
-            size = f"{low} to {high} items" if high < sys.maxsize else f"at least {low} item{'s' * (low != 1)}"
-            raise UserError(f"{name} {value!r}: give a list with {size}")
+        if not isinstance(value, Sequence) or isinstance(value, str) or not low <= len(value) <= (high or sys.maxsize):
+            most = f" and at most {high}" if high else ""
+            raise UserError(f"{name} {value!r}: give a list of at least {low}{most}")
         for item in value:
             rule(name, item)
 
@@ -184,41 +187,39 @@ def _text(name: str, value: Any) -> None:
         raise UserError(f"{name} {value!r}: give a text that is not empty")
 
 
-def _texts(name: str, value: Any) -> None:
-    if value is not None:
-        arguments.whole(name, value, 2, fix=", or None for all")
-
-
 def _layers(name: str, value: Any) -> None:
     if value is not None and not isinstance(value, str):
         _each(_whole(0))(name, value)
 
 
-def _draws(name: str, value: Any) -> None:
-    if value != 0:
-        arguments.whole(name, value, 10)
+def _views(name: str, value: Any) -> None:
+    _each(_text)(name, value)
+    if "layers" not in value:
+        raise UserError(f"{name} {value!r}: name layers among them, the view that all others are held against")
 
 
-# one rule for each name of a parameter; those that the experiments have are theirs
+# one rule for each name of a parameter; those that the experiments have, too, are theirs
 RULES: dict[str, Callable[[str, Any], object]] = arguments.RULES | {
     **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _whole(1)),
     **dict.fromkeys(("removed", "rounded", "top"), _whole(1)),
     **dict.fromkeys(("context_lengths", "ks"), _each(_whole(1))),
+    **dict.fromkeys(("head_limit", "texts"), _whole(2, optional=True)),
     **dict.fromkeys(("model", "organism", "distilled", "position", "prompt", "written_retrieval"), _text),
     **dict.fromkeys(("more", "knowledge"), _each(_text, 0)),
-    **dict.fromkeys(("metrics", "ways", "sites", "views", "reasoning_choice", *ROLES), _each(_text)),
+    **dict.fromkeys(("ways", "reasoning_choice", *ROLES), _each(_text)),
     **dict.fromkeys(("base", "control"), _each(_text, 0, 1)),
     "check": _whole(3),
     "depths": _each(lambda name, value: arguments.number(name, value, 0, 1)),
-    "draws": _draws,
+    "draws": lambda name, value: None if value == 0 else arguments.whole(name, value, 10),
     "layers": _layers,
     "max_tokens": _whole(2),
+    "metrics": lambda name, value: None if value is None else _each(_text)(name, value),
     "race": arguments.RULES["progress"],
     "rounding": lambda name, value: arguments.chosen(name, value, ROUNDED),
     "seeds": _each(arguments.RULES["seed"]),
     "skip_first": _whole(0),
-    "texts": _texts,
     "tolerance": lambda name, value: arguments.number(name, value, 0),
+    "views": _views,
 }
 
 

@@ -79,19 +79,19 @@ def setup_notebook(
     arguments.check(enable_thinking=enable_thinking, gen_kwargs=gen_kwargs, think_end_token=think_end_token)
     if odd := next((name for name in others if name not in parameters.RULES and not name.endswith("_limit")), None):
         raise unknown("parameter", odd, parameters.RULES)
-    parameters.check(**others)
-    every = [*tasks, *parameters.named(others, parameters.TASKS)]
-    arguments.check(tasks=tasks or every)
-    tasks = list(dict.fromkeys(every))
+    parameters.check(model=model, **others)
+    of_roles = parameters.named(others, parameters.TASKS)
+    arguments.check(tasks=tasks or list(dict.fromkeys(of_roles)))
+    tasks = list(dict.fromkeys([*tasks, *of_roles]))
     if out is not None:
         writable_folder(out)
     options: dict[str, Any] = {"num_fewshot": num_fewshot, "seed": seed, "limit": limit, "gen_kwargs": gen_kwargs}
     loaded = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
     with progress.working(f"loading {model} and {', '.join(map(str, tasks))}"):
-        lens = _load(model, tasks, loaded, include_path=include_path, **options)
+        lens, found = _load(model, tasks, loaded, include_path=include_path, **options)
     from depthlens.tasks.harness import check_chat  # slow to import before
 
-    check_chat(lens, apply_chat_template, enable_thinking)
+    check_chat(lens, found, apply_chat_template, enable_thinking)
     parameters.check_parts(others, lens.dims)
     about = lens.describe()
     packages = ("depthlens", "torch", "transformers", "lm-eval")
@@ -106,8 +106,10 @@ def setup_notebook(
     return lens
 
 
-def _load(model: str, tasks: Sequence[str], loaded: Mapping[str, Any], *, seed: int, **options: Any) -> Lens:
-    """Look up the tasks, seed every generator and load the model."""
+def _load(
+    model: str, tasks: Sequence[str], loaded: Mapping[str, Any], *, seed: int, **options: Any
+) -> tuple[Lens, dict[str, Any]]:
+    """Look up the tasks, seed every generator and load the model; returns the model and the tasks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TqdmWarning)  # bars of other libraries want ipywidgets; ours do not
         import torch  # here, because importing takes seconds in which the cell says what it does
@@ -117,8 +119,8 @@ def _load(model: str, tasks: Sequence[str], loaded: Mapping[str, Any], *, seed: 
     source = sources.find(model, weights=not loaded["remote"])
     if not loaded["remote"]:
         sources.probe(source)
-    harness.load_tasks(tasks, seed=seed, **options | {"limit": arguments.documents(options["limit"])})
+    found = harness.load_tasks(tasks, seed=seed, **options | {"limit": arguments.documents(options["limit"])})
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return loading.load(model, **loaded)
+    return loading.load(model, **loaded), found

@@ -88,13 +88,20 @@ def load_tasks(
     return tasks
 
 
-def check_chat(lens: Lens, apply_chat_template: bool, enable_thinking: bool | None) -> None:
-    """Refuse a chat template that the tokenizer does not have, and an argument of one where none is applied."""
+def check_chat(lens: Lens, tasks: dict[str, Any], apply_chat_template: bool, enable_thinking: bool | None) -> None:
+    """Refuse a chat template that the tokenizer does not have, and thinking without one or where nothing is written."""
     if apply_chat_template and not lens.tokenizer.chat_template:
         fault = f"apply_chat_template: the tokenizer of {lens.name} has no chat template"
         raise UserError(f"{fault}; leave apply_chat_template out")
     if enable_thinking is not None and not apply_chat_template:
         raise UserError("enable_thinking is an argument of the chat template; give apply_chat_template, too")
+    if enable_thinking:
+        _check_written("enable_thinking", tasks)
+
+
+def _check_written(name: str, tasks: dict[str, Any]) -> None:
+    if other := next((task for task, found in tasks.items() if found.OUTPUT_TYPE != "generate_until"), None):
+        raise UserError(f"{name}: task {other} has no written answers before which a model could think; leave it out")
 
 
 @lm_evals_seeds()
@@ -131,11 +138,9 @@ def prepare(
             `checks.documents` refuses.
     """
     document_choice.check(limit, samples, tasks)
-    check_chat(lens, apply_chat_template, enable_thinking)
-    thinking = think_end_token is not None or bool(enable_thinking)
-    if thinking and (other := next((n for n, t in tasks.items() if t.OUTPUT_TYPE != "generate_until"), None)):
-        name = "enable_thinking" if enable_thinking else "think_end_token"
-        raise UserError(f"{name}: task {other} has no written answers before which a model could think; leave it out")
+    check_chat(lens, tasks, apply_chat_template, enable_thinking)
+    if think_end_token is not None:
+        _check_written("think_end_token", tasks)
     if any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
         require_plain(lens)
     from depthlens.tasks.encoding import Encoder, check_tokens  # slow to import

@@ -179,7 +179,7 @@ def test_a_profile_takes_a_model_of_ones_own(four_layers, tmp_path, profile):
     assert [run.name for run in prepared.report.notebooks] == [name for name in NAMES if name != "07_distillation"]
     (line,) = prepared.left_out
     assert "07_distillation: distilled " in line and line.endswith(": -p distilled NAME")
-    both = {"model": four_layers, "distilled": four_layers}
+    both = {"model": four_layers, "distilled": f"{four_layers}/"}
     assert "07_distillation" in execute.prepare("all", out=tmp_path, profile=profile, parameters=both).sources
 
 
@@ -187,7 +187,7 @@ def test_a_profile_takes_a_model_of_ones_own(four_layers, tmp_path, profile):
     ("name", "own", "said"),
     [
         ("00_tour", {"ways": ["layers", "L6"]}, "ways ['layers', 'L6']: condition L6: layer 6 does not exist; layers"),
-        ("02_knowledge_and_retrieval", {"sites": ["atn"]}, "sites ['atn']: condition 'atn': cannot read 'atn'"),
+        ("02_knowledge_and_retrieval", {"ways": ["atn"]}, "ways ['atn']: condition 'atn': cannot read 'atn'"),
         ("04_heads", {"layers": [3, 4]}, "layers [3, 4]: condition L4: layer 4 does not exist; layers are 0..3"),
         ("04_heads", {"layers": "layers:0"}, "layers 'layers:0': size '0' in 'layers:0'"),
         ("07_distillation", {}, "distilled 'smollm2-135m-cot' is no twin of model"),

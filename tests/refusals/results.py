@@ -101,7 +101,7 @@ PLOTS = [
     (lambda e: dl.plots.protocol_comparison(e.result, metrics="f1"), "unknown metric 'f1'; "),
     (lambda e: dl.plots.head_map("x"), "scores is a str; give a head sweep, or scores of heads"),
     (lambda e: dl.plots.head_map(e.heads, metrics="f1"), "unknown metric 'f1'; "),
-    (lambda e: dl.plots.head_map(e.heads, top=0), "top 0: give a whole number of heads from 1 to 20"),
+    (lambda e: dl.plots.head_map(e.heads, top=0), "top 0: give a whole number of heads, at least 1"),
     (lambda e: dl.plots.recovery_curve("x", e.result), f"result {KIND}"),
     (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
     (lambda e: dl.plots.removal_curve(e.result), "curve is a Result; give what depthlens.removal_curve returned"),
