@@ -52,7 +52,7 @@ the same way before it is swept, and one line says if it is not walked.
 - **whole passes**: each pair of document and condition takes a forward pass with hooks, which is right and slow.
   What layers as wholes refuse is refused, and so are geometry and attention patterns.
 - **whole passes, layers only**: as above, but attention, MLPs and heads cannot be removed apart from their layer.
-- **refused**: a part cannot be found, or the logits are not those that the model's head gives.
+- **refused**: a part cannot be found, a layer is passed twice, or the logits are not those that the model's head gives.
 
 *Difference* is the largest one of any log-likelihood between walk and whole passes, in nats, of the conditions
 `{ABLATE}` on six answers. *Experts* says in how many layers experts can be removed
