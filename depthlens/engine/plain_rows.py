@@ -29,8 +29,9 @@ def refuse_scaled_angles(lens: Lens, longest: int) -> None:
     """Raise a `UserError` where texts are so long that their rotary angles follow the longest one of a batch."""
     config = lens.model.config.get_text_config()
     for said in rotary_settings(config):
-        limits = {"dynamic": config.max_position_embeddings, "longrope": said.get("original_max_position_embeddings")}
-        limit = limits.get(kind := said.get("rope_type", ""))
+        kind = said.get("rope_type", "")
+        of_config = config.max_position_embeddings if kind == "dynamic" else None  # some configurations have none
+        limit = said.get("original_max_position_embeddings") if kind == "longrope" else of_config
         if limit is not None and longest > limit:
             fault = f"{longest} tokens: beyond {limit} the rotary angles of {lens.name!r} ({kind}) change"
             raise UserError(f"{fault} for all texts of a batch, and so do their scores; give shorter texts")

@@ -212,7 +212,10 @@ def dims(source: Source) -> Dims | None:
     from transformers import AutoConfig  # `_known_class` imported transformers
 
     at = {"revision": source.revision} if source.revision else {}
-    config = AutoConfig.from_pretrained(source.place, local_files_only=True, **at).get_text_config()
+    try:
+        config = AutoConfig.from_pretrained(source.place, local_files_only=True, **at).get_text_config()
+    except OSError:  # no configuration in the local cache
+        return None
     n_layers, n_heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
     if not (isinstance(n_layers, int) and isinstance(n_heads, int)):  # a list, one for each layer
         return None

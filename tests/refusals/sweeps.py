@@ -124,7 +124,7 @@ NUMBERS = [
 ]
 
 WORDS = [
-    ({"dtype": "float8"}, "unknown dtype 'float8'; did you mean float32, float16"),
+    ({"dtype": "float8"}, "unknown dtype 'float8'; did you mean float64, float32, float16"),
     ({"dtype": ""}, "unknown dtype ''; allowed: auto, float32"),
     ({"device": "gpu"}, "unknown device 'gpu'; "),
     ({"device": "cuda:99"}, "device 'cuda:99': torch finds no CUDA GPU here; use device=cpu"),
