@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +28,11 @@ from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.parts import Entry, Store, open_store
 
 log = logging.getLogger(__name__)
+
+
+@cache  # once in a process, and not for every sweep of a notebook
+def _say_read_only(location: str) -> None:
+    log.warning("store %s is read-only: answers are read, and new ones are not kept", location)
 
 # of the engine's arithmetic: raise it when a change moves scores by more than rounding
 NUMERICS = 1
@@ -246,7 +251,7 @@ class AnswerStore:
                 log.warning("store: model %s %s; results are neither read nor kept", name, identity.obstacle)
                 return None
         if self._opened and not self._opened.writable:
-            log.warning("store %s is read-only: answers are read, and new ones are not kept", self._opened.location)
+            _say_read_only(self._opened.location)
         return self._opened
 
     def entry(

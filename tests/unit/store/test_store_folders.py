@@ -233,10 +233,10 @@ class TestReadOnly:
     def test_answers_are_read_and_new_ones_are_not_kept(self, lens, read_only, caplog):
         with caplog.at_level(logging.WARNING):
             result = run(lens, read_only, tasks=[CHOICE], limit=LIMIT + 1)
+            assert counts(run(lens, read_only, tasks=[CHOICE], limit=LIMIT + 1)) == (N_CHOICE, 24)
         assert counts(result) == (N_CHOICE, 24)
         assert caplog.text.count("is read-only: answers are read, and new ones are not kept") == 1
         assert result.docs.equals(run(lens, None, tasks=[CHOICE], limit=LIMIT + 1).docs)
-        assert counts(run(lens, read_only, tasks=[CHOICE], limit=LIMIT + 1)) == (N_CHOICE, 24)
 
     def test_prune_is_one_line(self, read_only, capsys):
         with pytest.raises(SystemExit) as end:
