@@ -10,6 +10,7 @@ import surgery
 import tiny
 import torch
 from backend_table import batch_logits
+from transformer_lens.factories import architecture_adapter_factory
 
 from depthlens import backends, cli
 from depthlens.ablations import BASELINE, expand, parse_condition
@@ -18,7 +19,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
-from depthlens.models import library_views, loading
+from depthlens.models import loading
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 OTHERS = ("transformer_lens", "nnsight")
@@ -266,7 +267,7 @@ def test_the_study_s_way_removes_the_whole_group(family, z_of):
 
 
 def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backends_that_do(lens, monkeypatch):
-    monkeypatch.delitem(library_views.SUPPORTED_ARCHITECTURES, "LlamaForCausalLM")
+    monkeypatch.delitem(architecture_adapter_factory.SUPPORTED_ARCHITECTURES, "LlamaForCausalLM")
     fresh = surgery.rough_lens("llama-gqa")
     said = "TransformerLens does not support LlamaForCausalLM; use backend 'torch' or 'nnsight'"
     with pytest.raises(UserError, match=re.escape(said)):

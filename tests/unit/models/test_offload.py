@@ -281,6 +281,7 @@ def test_generation_is_refused_before_anything_runs(saved, reads):
 CHILD = """
 import json, re, resource, sys
 import torch
+import depthlens.models.offload  # libraries that are imported when a model is loaded, which the limit does not count
 from depthlens.models import loading
 from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
