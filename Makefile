@@ -17,7 +17,7 @@ help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 demo: $(INSTALLED)  ## run three notebooks on the embedded model; runs/demo/index.html shows findings as they come
-	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo
+	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p draws 0 --out runs/demo
 
 # the longest files come first, so that both processes end at about the same time
 test: lint  ## lint and types, then all tests

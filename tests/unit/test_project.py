@@ -97,7 +97,7 @@ def test_make_check_runs_the_quick_tests_and_make_test_runs_all():
 
 
 def test_make_demo_is_the_documented_command():
-    command = "depthlens run 00_tour 01_protocols 09_claims --profile demo -p base '[]' -p draws 0 --out runs/demo"
+    command = "depthlens run 00_tour 01_protocols 09_claims --profile demo -p draws 0 --out runs/demo"
     assert command in make("--dry-run", "demo").stdout
 
 
