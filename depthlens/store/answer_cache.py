@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 def _say_read_only(location: str) -> None:
     log.warning("store %s is read-only: answers are read, and new ones are not kept", location)
 
+
 # of the engine's arithmetic: raise it when a change moves scores by more than rounding
 NUMERICS = 1
 # answers are stored about so often, in seconds: stopping loses no more than that
