@@ -103,7 +103,7 @@ def whole_or_text(text: str | None) -> int | str | None:
         return text
 
 
-def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> float:
+def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> int | float:
     """A number from ``low`` to ``high``, both included; any other value is refused, and so is NaN."""
     value = plain(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:

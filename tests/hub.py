@@ -37,7 +37,7 @@ def mmlu(subject: str) -> dict[str, list[dict[str, Any]]]:
     return {
         "test": docs[:3] + (more if subject == "miscellaneous" else []),
         "validation": docs[:1],
-        "dev": [*docs[1:], docs[0]][:5],
+        "dev": [doc | {"question": f"Once more: {doc['question']}"} for doc in docs[:5]],
     }
 
 

@@ -106,7 +106,8 @@ def check_notebook(report: RunReport, name: str) -> None:
     conditions = result.record["conditions"]
     if name in SWEPT:
         dims = Dims(**result.record["model"]["dims"])
-        chosen = given.get("layers") or range(dims.n_layers)  # 04 can be told to remove heads of some layers only
+        # 04 can be told to remove heads of some layers only
+        chosen = {a.layer for c in expand(given.get("layers") or "layers", dims) for a in c.ablations}
         wanted = [c for c in expand(SWEPT[name], dims) if all(a.layer in chosen for a in c.ablations)]
         assert conditions == [str(c) for c in wanted]
     counted = result.docs.groupby(["task", "metric"])[["condition", "doc_id"]].nunique()

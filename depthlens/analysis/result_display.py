@@ -151,7 +151,8 @@ def _example_notes(record: Mapping[str, Any]) -> Iterator[str]:
     """One line for each task whose examples are the same under every seed, or are not lm-eval's."""
     for task, entry in record.get("tasks", {}).items():
         if n := entry.get("n_replaced_examples"):
-            yield f"{task}: lm-eval would show {n} documents among their own examples; another example stands there"
+            others = "another stands there, if there is one"
+            yield f"{task}: lm-eval would show {n} documents among their own examples; {others}"
         if entry.get("examples_by_seed") is False:
             n = entry["num_fewshot"]
             yield f"{task}: its {n} examples are the first {n} under every seed, so that seeds say nothing about them"

@@ -12,6 +12,7 @@ vendor states it for dense products in bfloat16.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import Condition, expand
 from depthlens.engine.engine import Engine
+from depthlens.engine.references import Reference
 from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, refuse_workers, settled
 from depthlens.experiments.views import references_of, tokens_of_prompts, views_of
@@ -30,6 +32,7 @@ from depthlens.models.lens import Lens, one_thread
 from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerStore
 
+MEAN_TEXTS = 8  # that are run to time the means of a task
 SHARE = 0.4  # of a GPU's peak
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense, bfloat16
 COUNTS = ("rows", "known", "tokens", "unshared_tokens", "written_tokens", "most_written_tokens", "flops")
@@ -117,6 +120,8 @@ def plan(
     rows, lines = [], []
     for view in views:
         reference = references.get(view.name)
+        if measured and reference and reference.texts:
+            lines.append({"seconds": _seconds_of_means(lens, reference), "store_bytes": 0})
         with dry_run.counting(measured=measured) as run:
             for one in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
                 cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
@@ -127,6 +132,15 @@ def plan(
         rows.append({"task": view.name, "conditions": len(conditions), "documents": n_docs, **counts})
         lines += run.lines
     return planned(pd.DataFrame(rows), lines)
+
+
+def _seconds_of_means(lens: Lens, reference: Reference) -> float:
+    """About how long the means of a reference take, from a few of its texts."""
+    few = reference.texts[:: max(1, len(reference.texts) // MEAN_TEXTS)]
+    began = time.monotonic()
+    Reference(reference.name, few).measure(lens)
+    tokens = [sum(len(prompt) + len(answer) for prompt, answer in texts) for texts in (reference.texts, few)]
+    return (time.monotonic() - began) * tokens[0] / tokens[1]
 
 
 def planned(table: pd.DataFrame, lines: Sequence[Mapping[str, Any]]) -> Plan:

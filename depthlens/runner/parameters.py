@@ -182,6 +182,11 @@ def _each(rule: Callable[[str, Any], object], low: int = 1, high: int | None = N
     return check_list
 
 
+def _model(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        sources.find(value)  # says what a name can be
+
+
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{name} {value!r}: give a text that is not empty")
@@ -204,7 +209,8 @@ RULES: dict[str, Callable[[str, Any], object]] = arguments.RULES | {
     **dict.fromkeys(("removed", "rounded", "top"), _whole(1)),
     **dict.fromkeys(("context_lengths", "ks"), _each(_whole(1))),
     **dict.fromkeys(("head_limit", "texts"), _whole(2, optional=True)),
-    **dict.fromkeys(("model", "organism", "distilled", "position", "prompt", "written_retrieval"), _text),
+    "model": _model,
+    **dict.fromkeys(("organism", "distilled", "position", "prompt", "written_retrieval"), _text),
     **dict.fromkeys(("more", "knowledge"), _each(_text, 0)),
     **dict.fromkeys(("ways", "reasoning_choice", *ROLES), _each(_text)),
     **dict.fromkeys(("base", "control"), _each(_text, 0, 1)),

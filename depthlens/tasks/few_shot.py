@@ -62,11 +62,10 @@ def _keep_apart(name: str, task: Any) -> None:
         pool = task.sampler.fewshot_docs()
         others = (doc for doc in pool if doc not in examples and not _same(task, doc, asked))
         for i in same:
-            other = next(others, None)
-            if other is None:
-                fault = f"task {name} has fewer examples beside a document that it asks"
-                raise UserError(f"num_fewshot {n}: {fault}; give fewer, or name a fewshot_split of other documents")
-            examples[i] = other
+            examples[i] = next(others, None)
+        if not (examples := [example for example in examples if example is not None]):
+            fault = f"task {name} has no example beside a document that it asks"
+            raise UserError(f"num_fewshot {n}: {fault}; name a fewshot_split of other documents")
         task.depthlens_replaced.add(str(asked))
         return examples
 
@@ -83,8 +82,8 @@ def warn(name: str, task: Any, n_docs: int) -> None:
     """Log in one line that examples were replaced."""
     if n := len(task.depthlens_replaced):
         log.warning(
-            "task %s: lm-eval would show %d of %d documents among their own examples; another example stands there, "
-            "so that these prompts differ from lm-eval's; name a fewshot_split of other documents",
+            "task %s: lm-eval would show %d of %d documents among their own examples; another stands there, "
+            "if there is one, so that these prompts differ from lm-eval's; name a fewshot_split of other documents",
             *(name, n, n_docs),
         )
 
