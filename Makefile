@@ -5,26 +5,29 @@ BIN := $(VENV)/bin
 # processes that test; each takes a core and up to 4 GiB of memory
 WORKERS ?= 2
 INSTALLED := $(VENV)/.depthlens-installed
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
 # with what tests need beside it: Ray, quantisers, linters
 INSTALLED_DEV := $(VENV)/.depthlens-dev-installed
 # what `make check` tests: the packages that need no model, and only their quick tests
 QUICK := $(wildcard tests/unit/test_*.py) tests/unit/analysis tests/unit/claims tests/unit/tasks tests/unit/runner
 IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: demo test check lab labtest docs badges wheel lint clean help
+.PHONY: demo test test-all check lab labtest docs badges wheel lint clean help
 
 help:  ## list what can be made
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 demo: $(INSTALLED)  ## run three notebooks on the embedded model; runs/demo/index.html shows findings as they come
 	$(BIN)/depthlens run 00_tour 01_protocols 09_claims --profile demo -p draws 0 --out runs/demo
 
-# the longest files come first, so that both processes end at about the same time
-test: lint  ## lint and types, then all tests
-	$(BIN)/python -m pytest tests/notebooks tests/integration tests/unit --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30
+test: lint  ## lint and types, then the tests
+	$(PYTEST) tests -m "not nightly" --durations 30
 
-check: lint  ## lint and types, then the quick tests: four minutes
-	$(BIN)/python -m pytest $(QUICK) -m "not slow" --numprocesses $(WORKERS) --dist worksteal
+test-all: lint  ## all tests, nightly ones too, with the types of every call checked: an hour
+	$(PYTEST) tests --durations 30 --jaxtyping-packages=depthlens,beartype.beartype
+
+check: lint  ## lint and types, then the quick tests: a minute and a half
+	$(PYTEST) $(QUICK) -m "not nightly and not slow"
 
 # the folder at the left is the checkout, so that tasks in data are seen, too
 lab: $(INSTALLED)  ## open the tour in JupyterLab, beside the other notebooks

@@ -13,10 +13,6 @@ if "HF_DATASETS_CACHE" not in os.environ:  # made-up documents must not stay whe
 if "PYTEST_XDIST_WORKER" in os.environ:  # several threads in each process wait for one another
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-import type_checks
-
-type_checks.install()
-
 import jaxtyping
 import pytest
 import surgery
@@ -35,7 +31,7 @@ def threads(request):
 
 @pytest.fixture(scope="module")
 def unchecked():
-    """The type checker is off: no user has one, and workers have none."""
+    """The type checker of `make test-all` is off: no user has one, and workers have none."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

@@ -79,7 +79,8 @@ def resample_prompts(
     """Prompts for the ``@resample`` conditions of a sweep: those of documents of its task that it does not evaluate.
 
     They have the form of the prompts that are scored, with as many examples, and end with their reference answers
-    (`depthlens.tasks.reference_texts`).
+    (`depthlens.tasks.reference_texts`). Whether enough documents are left for ``@mean`` is checked, too, so that a
+    notebook says so before its first sweep.
 
     Args:
         lens: A loaded model.
@@ -97,9 +98,14 @@ def resample_prompts(
     arguments.loaded(lens)
     n = arguments.whole("n", n, 1, of=" of prompts")
     chosen = settled(options)
-    if not any(c.uses("resample") for c in expand(ablate, lens.dims)):
+    conditions = expand(ablate, lens.dims)
+    if not any(c.uses("resample") or c.uses("mean") for c in conditions):
         return None
-    name, first = next(iter(load_tasks(task, chosen).items()))
+    loaded = load_tasks(task, chosen)
+    references_of(lens, views_of(lens, loaded, chosen), chosen, conditions)
+    if not any(c.uses("resample") for c in conditions):
+        return None
+    name, first = next(iter(loaded.items()))
     samples = chosen["samples"]
     if isinstance(samples, Mapping):
         chosen["samples"] = {name: samples[name]} if name in samples else None

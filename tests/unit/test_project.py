@@ -79,7 +79,7 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "wheel", "badges", "lint", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "check", "lab", "wheel", "badges", "lint", "clean"])
 def test_make_targets_exist(target):
     done = make("--dry-run", target)
     assert done.returncode == 0, done.stderr
@@ -87,13 +87,6 @@ def test_make_targets_exist(target):
 
 def test_make_lint_checks_types():
     assert "-m ruff check ." in make("--dry-run", "lint").stdout and "-m mypy" in make("--dry-run", "lint").stdout
-
-
-def test_make_check_runs_the_quick_tests_and_make_test_runs_all():
-    check, test = make("--dry-run", "check").stdout, make("--dry-run", "test").stdout
-    assert 'tests/unit/runner -m "not slow"' in check and "tests/unit/test_cli.py" in check
-    assert "-m mypy" in check and "-m mypy" in test
-    assert "not slow" not in test and all(f"tests/{part}" in test for part in ("unit", "integration", "notebooks"))
 
 
 def test_make_demo_is_the_documented_command():
