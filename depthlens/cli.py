@@ -222,9 +222,9 @@ def sweep(
     """
     options = _settle(dict(locals()))
     from depthlens.analysis.result_folder import FILES, claimed
-    from depthlens.models import sources
+    from depthlens.models import names
 
-    models = [sources.find(name, weights=not remote) for name in (model, donor) if name is not None]
+    models = [names.find(name) for name in (model, donor) if name is not None]
     if plan:
         say(f"loading {models[0].name} for {', '.join(tasks)}", model=model, tasks=tasks)
         from depthlens.experiments.planning import run_plan
@@ -235,11 +235,11 @@ def sweep(
     try:
         asked = {"model": model, "tasks": tasks, "ablate": ablate, **options}
         with claimed(out, asked, overwrite=overwrite) as folder:
-            names = " and ".join(source.name for source in models)
             on = ", here and on workers of Ray" if cluster.asked({}) else ""
-            say(f"loading {names} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
+            loaded = " and ".join(source.name for source in models)
+            say(f"loading {loaded} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
             for source in models if not remote else ():
-                sources.probe(source)
+                names.configuration(source)
             from depthlens.analysis.summary_text import summary_text
             from depthlens.experiments.sweep import run_sweep
 
@@ -256,7 +256,7 @@ def sweep(
 def _settle(given: dict[str, Any]) -> dict[str, Any]:
     """The options that experiments take, of all that a command has; the store and workers are set up."""
     from depthlens import arguments
-    from depthlens.models import sources
+    from depthlens.models import names
 
     options = {name: value for name, value in given.items() if name not in _OF_COMMAND}
     options |= {name: arguments.whole_or_text(options[name]) for name in _NUMBERS}
@@ -270,7 +270,7 @@ def _settle(given: dict[str, Any]) -> dict[str, Any]:
         raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
     for name in (given["model"], given["donor"]):
         if name is not None:
-            sources.find(name, weights=not given["remote"])
+            names.find(name)
     _configure(given["store"], given["json"], given, given["plan"])
     return options
 
@@ -370,9 +370,9 @@ app.command()(exports.export)
 @app.command()
 def models() -> None:
     """List the models that have a short name."""
-    from depthlens.models import registry
+    from depthlens.models import names
 
-    typer.echo(text_table(registry.table()))
+    typer.echo(text_table([row._asdict() for row in names.NAMED]))
 
 
 def _configure(store: str, json: bool, given: dict[str, Any], plan: bool) -> None:

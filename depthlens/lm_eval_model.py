@@ -18,7 +18,7 @@ from typing import Any
 
 from depthlens import arguments, paths
 from depthlens.errors import UserError, unknown
-from depthlens.models import sources
+from depthlens.models import names
 from depthlens.progress import say
 
 
@@ -61,7 +61,7 @@ def _check(options: Any) -> bool:
     finally:
         logging.disable(level)
     if options.model == "depthlens":
-        sources.probe(sources.find((options.model_args or {}).get("pretrained")))
+        names.configuration(names.find((options.model_args or {}).get("pretrained")))
     return not options.include_path and set(options.tasks) <= paths.embedded_names()
 
 

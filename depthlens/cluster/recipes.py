@@ -7,7 +7,7 @@ from pathlib import Path
 
 from depthlens.cluster.worker import Proof, Recipe
 from depthlens.errors import UserError
-from depthlens.models import sources
+from depthlens.models import names
 from depthlens.models.lens import Lens
 from depthlens.models.placement import n_bytes
 
@@ -32,7 +32,7 @@ def recipe_of(lens: Lens, gpus: float) -> Recipe:
 def _everywhere(name: str) -> str:
     """A name that means the same in another working directory."""
     try:
-        source = sources.find(name)
+        source = names.find(name)
     except UserError:  # a model that was made here; the worker says what it makes of the name
         return name
     if source.adapter:

@@ -23,7 +23,7 @@ from depthlens.engine.work import Work
 from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, recorded
 from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
-from depthlens.models import loading, pairs, sources
+from depthlens.models import loading, names, pairs
 from depthlens.models.lens import NO_GENERATION, Lens
 from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
@@ -137,7 +137,7 @@ def model_and_tasks(
     arguments.check(dtype=how["dtype"], device=how["device"], quantize=how["quantize"], tasks=tasks)
     for name in (model, donor):
         if name is not None and not how["remote"]:
-            sources.probe(sources.find(name))
+            names.configuration(names.find(name))
     loaded = load_tasks(tasks, options)
     cluster.workers_of(options)  # their errors come before the model is loaded
     return loading.load(model, **how), loaded

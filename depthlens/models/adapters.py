@@ -1,7 +1,7 @@
 """Adapters of PEFT: merged into their base, W + (alpha / r) B A, after which it is a model like any other.
 
 ``BASE+ADAPTER`` names any base with any adapter, and a folder that peft wrote names the base itself
-(`depthlens.models.sources`). Such an adapter is merged in memory, in the type of the base's weights.
+(`depthlens.models.names`). Such an adapter is merged in memory, in the type of the base's weights.
 
 The embedded adapters (LoRA, a few MB each) travel with the package under ``data/adapters/<name>``;
 ``data/train_adapters.py`` trained them, and a README.md in each folder says on what. On first use such an adapter is
@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from depthlens import paths
 from depthlens.errors import UserError
 from depthlens.models import embedded
-from depthlens.models.sources import ADAPTER_FILES as FILES
+from depthlens.models.names import ADAPTER_FILES as FILES
 from depthlens.progress import quiet
 
 if TYPE_CHECKING:  # slow to import
@@ -107,14 +107,13 @@ def applied(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     return merged
 
 
-def with_adapter(model: PreTrainedModel, adapter: str, name: str, *, only_cached: bool) -> PreTrainedModel:
+def with_adapter(model: PreTrainedModel, adapter: str, name: str) -> PreTrainedModel:
     """A model with any adapter merged into it.
 
     Args:
         model: The base.
         adapter: Folder or hub id.
         name: What the sum is called, for errors.
-        only_cached: Whether the hub is not asked.
 
     Raises:
         UserError: the adapter cannot be had, or does not fit.
@@ -122,7 +121,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, name: str, *, only_cached
     folder = Path(adapter).expanduser()
     try:
         if not folder.is_dir():
-            files = [hf_hub_download(adapter, file, local_files_only=only_cached) for file in FILES]
+            files = [hf_hub_download(adapter, file) for file in FILES]
             folder = Path(files[0]).parent
         return applied(model, folder)
     except (OSError, hub.HTTPError) as e:

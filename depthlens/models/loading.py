@@ -2,7 +2,7 @@
 
 A name is an alias (``depthlens models`` lists them), an organism (`depthlens.organisms`), a Hugging Face hub id, with a
 revision where one is named (``EleutherAI/pythia-70m@step1000``), a directory or a ``.gguf`` file.
-`depthlens.models.sources` finds what it names; this module has one loader for each kind of source. Weights are read
+`depthlens.models.names` finds what it names. Weights are read
 from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 """
 
@@ -11,36 +11,22 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub import errors as hub
-from huggingface_hub import is_offline_mode
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from depthlens import arguments, progress
-from depthlens.errors import UserError, first_line
-from depthlens.models import adapters, devices, embedded, packed_weights, placement, quantised, sources
+from depthlens.errors import UserError
+from depthlens.models import adapters, devices, embedded, names, placement, quantised
 from depthlens.models.architectures import bind, rotary_settings
-from depthlens.models.families import known
-from depthlens.models.hub_errors import explain
 from depthlens.models.lens import Lens
-from depthlens.models.sources import Source
+from depthlens.models.names import Source, explained
 from depthlens.organisms import builder
 
 if TYPE_CHECKING:
@@ -103,7 +89,7 @@ def load(
         raise UserError(f"quantize {quantize!r}: how a remote model keeps its weights is the server's; leave it out")
     if place.type == "mps":
         devices.check_linear(place)
-    source = sources.find(name, weights=not remote)
+    source = names.find(name)
     if quantize:
         _refuse_to_quantise(source, quantize, offload, device)
     with progress.working(f"loading {name}"):
@@ -132,7 +118,8 @@ def _load(
     if source.adapter and offload:
         fix = "save the sum once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
         raise UserError(f"model {source.name!r}: an adapter is merged in memory; {fix}, or leave offload out")
-    source = _with_folder(sources.probe(source))  # a server's models are its own to know
+    names.configuration(source)
+    source = _with_folder(source)
     chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
     if place.type == "cpu" and dtype in HALF and (times := devices.times_float32(DTYPES[dtype])) > SLOW:
         log.warning("%s products take %.0f times as long as float32 on this CPU; leave dtype out", dtype, times)
@@ -169,9 +156,9 @@ def _load_whole(
 
     On the first device, or over all of them, if the first has no room or if it is asked for with ``spread``.
     """
-    with _explained(source.name):
+    with explained(source.name):
         config, tokenizer = _read_config(source)
-        options = _hub_options(source)
+        options = source.options
         quantised.require_readable(source.name, config)
         stored_as = quantised.method_of(config)
         if quantize and stored_as:
@@ -179,18 +166,17 @@ def _load_whole(
             raise UserError(f"quantize {quantize!r}: {fault}; leave it out")
         if quantize:
             options["quantization_config"] = quantised.configuration(quantize, _widths(config), places[0], dtype)
-        unpacks = packed_weights.needed(stored_as, places[0])
-        there = bool(quantize or (stored_as and not spread and not unpacks))
+        there = bool(quantize or (stored_as and not spread))
         if there:
             options["device_map"] = {"": places[0]}  # bitsandbytes makes its weights where they are to be
-        model, info = (_read_unpacked if unpacks else _read)(source, config, dtype, options)
+        model, info = _read(source, dtype, options)
     _refuse_unfilled(source, info)
     if source.gguf:
         _refuse_unread(source, model)
     quantised.settle(model)
     vars(model).pop("hf_quantizer", None)  # has done its work; the store could not tell what it does
     if source.adapter:
-        model = adapters.with_adapter(model, source.adapter, source.name, only_cached=source.only_cached)
+        model = adapters.with_adapter(model, source.adapter, source.name)
     with _fitting(source.name, places):
         if not there:
             if spread or (len(places) > 1 and placement.n_bytes(model) > placement.room(places)[0]):
@@ -200,9 +186,7 @@ def _load_whole(
     return Lens(model, tokenizer, source.name, quantize=quantize, stored_as=stored_as)
 
 
-def _read(
-    source: Source, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+def _read(source: Source, dtype: torch.dtype | str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A model as transformers reads it, and what it reports about the weights."""
     if source.gguf:
         from transformers import GgufConfig  # slow to import
@@ -219,22 +203,6 @@ def _read(
     )
 
 
-def _read_unpacked(
-    source: Source, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """A quantised model with the plain weights that its packed ones stand for; see `_read`."""
-    if libraries := " and ".join(packed_weights.LIBRARIES.get(quantised.method_of(config) or "", ())):
-        log.warning("model %s: without %s, its weights are read as plain ones", source.name, libraries)
-    from depthlens.models.offload import Checkpoint  # slow to import
-
-    checkpoint = Checkpoint(source.place, config, revision=source.revision)
-    plain = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or torch.float16
-    model, info = checkpoint.whole(plain)
-    with suppress(OSError):  # a model need not have one
-        model.generation_config = GenerationConfig.from_pretrained(source.place, **options)
-    return model, info
-
-
 def _widths(config: PreTrainedConfig) -> list[int]:
     """Inputs of the linear layers of a model's blocks."""
     with torch.device("meta"):
@@ -249,14 +217,16 @@ def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | s
         raise UserError(f"model file {source.name!r}: layers can be read from safetensors only; {fix}")
     from depthlens.models.offload import Checkpoint, Stream  # slow to import
 
-    with _explained(source.name):
+    with explained(source.name):
         config, tokenizer = _read_config(source)
+        if method := quantised.method_of(config):
+            raise UserError(f"model {source.name!r} is quantised ({method}); offload reads plain weights, leave it out")
         checkpoint = Checkpoint(source.place, config, revision=source.revision)
         model, info = checkpoint.skeleton(dtype)
     _refuse_unfilled(source, info)
     with _fitting(source.name, [device]):
         stream = Stream(model, checkpoint, device)
-    return Lens(model, tokenizer, source.name, stream, stored_as=quantised.method_of(config))
+    return Lens(model, tokenizer, source.name, stream)
 
 
 def _load_remote(source: Source) -> Lens:
@@ -272,7 +242,7 @@ def _load_remote(source: Source) -> Lens:
             f"model {source.name!r}: a server holds main revisions; leave {source.revision!r} or remote out"
         )
     served = remote.find(source.place)  # before anything is downloaded
-    with _explained(source.name):
+    with explained(source.name):
         config, tokenizer = _read_config(source)
         skeleton = remote.skeleton(source.place, config, tokenizer, None)
     return Lens(skeleton._module, tokenizer, source.name, remote=remote.Remote(skeleton, served))
@@ -287,48 +257,12 @@ def _with_folder(source: Source) -> Source:
     return source
 
 
-def _hub_options(source: Source) -> dict[str, Any]:
-    """Arguments that transformers' loaders share."""
-    # left to itself, transformers asks on the terminal whether to run code that came with a model
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if source.gguf:
-        options["gguf_file"] = source.gguf
-    if source.revision:
-        options["revision"] = source.revision
-    if source.only_cached:
-        options["local_files_only"] = True
-    return options
-
-
 def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Configuration and tokenizer of a model whose parts can be found, which an empty one shows."""
-    config = AutoConfig.from_pretrained(source.place, **_hub_options(source))
-    if source.gguf:
-        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
-    else:
-        name = (config.architectures or ["(not named in config.json)"])[0]
-    known(name)
+    config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
         bind(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
-    return config, AutoTokenizer.from_pretrained(source.place, **_hub_options(source))
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Within the context transformers is silent, and what it raises about files and memory ends in one line."""
-    try:
-        with progress.quiet():  # what transformers would report is checked afterwards, in one line
-            yield
-    except UserError:
-        raise
-    except ImportError as e:  # of a library that reads quantised weights
-        raise UserError(f"model {name!r} cannot be loaded here: {first_line(e).rstrip('.')}") from e
-    except (OSError, ValueError, LookupError, NotImplementedError, SafetensorError, struct.error, hub.HTTPError) as e:
-        raise explain(name, e, is_offline_mode()) from e
-    except (MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and "allocate memory" not in str(e):
-            raise
-        raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from e
+    return config, AutoTokenizer.from_pretrained(source.place, **source.options)
 
 
 @contextmanager

@@ -14,8 +14,6 @@ call (for every chunk of a layer), and it first writes experts to disk again in 
 On CUDA the thread puts a layer that it has read into pinned memory and sends it on a stream of its own, beside what is
 computed (`Copies`). No GPU has run this yet: it is tested with a made-up device.
 
-Packed matrices of quantised checkpoints become plain ones as they are read (`depthlens.models.packed_weights`).
-
 Files are read with ``pread``. Mapping them into memory would reserve the whole file, which the system refuses where
 memory is limited. A layer whose experts are stored one by one takes about twice its size while they are stacked.
 """
@@ -48,7 +46,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from depthlens.errors import UserError
-from depthlens.models import fingerprint, packed_weights, quantised
+from depthlens.models import fingerprint
 from depthlens.models.structure import find as find_structure
 from depthlens.progress import quiet
 
@@ -71,8 +69,6 @@ class Stored:
 class Checkpoint:
     """The safetensors files of a model: names, shapes and dtypes; the weights are read when asked for.
 
-    Quantised weights are read as plain ones.
-
     Args:
         source: Directory or hub id; from the hub the files are downloaded.
         config: The model's configuration.
@@ -86,22 +82,15 @@ class Checkpoint:
     def __init__(self, source: str, config: PreTrainedConfig, *, revision: str | None = None) -> None:
         self.config = copy.deepcopy(config)
         self.paths: list[str] = []
-        self.tensors: dict[str, packed_weights.Readable] = {}  # by name in the files, packed ones as plain ones
+        self.tensors: dict[str, Stored] = {}  # by name in the files
         for path in _files(source, {"revision": revision} if revision else {}):
             self.paths.append(path)
             file = safe_open(path, framework="pt", backend="pread")
             self.tensors |= {key: Stored(file, key) for key in file.keys()}
-        if quantised.method_of(config):
-            self.tensors = packed_weights.unpacked(source, config, self.tensors)
-            del self.config.quantization_config
         for key, stored in self.tensors.items():
             if stored.dtype not in _STORED:
                 fix = f"only {', '.join(_STORED)} can be read here; convert it once to one of these"
                 raise UserError(f"model {source!r}: its weight {key} is stored as {stored.dtype}; {fix}")
-
-    def whole(self, dtype: torch.dtype | str) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The model with its weights, and what `from_pretrained` reports about them."""
-        return self._model(self.tensors, dtype)
 
     def skeleton(self, dtype: torch.dtype | str) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The model on the meta device, and what `from_pretrained` reports about its weights."""

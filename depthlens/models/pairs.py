@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from depthlens import arguments
 from depthlens.ablations import ROUNDED, WEIGHTS, Condition
 from depthlens.errors import UserError, unknown
-from depthlens.models import fingerprint, loading, quantised, sources
+from depthlens.models import fingerprint, loading, names, quantised
 from depthlens.models.lens import Donor, Lens, one_thread
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
             f"donor {str(donor)!r} would be read onto one device, and base {base.name!r} is spread over {where}; "
             f"give donor=dl.load({str(donor)!r}, device={where!r})"
         )
-    source = sources.find(donor)
+    source = names.find(donor)
     no_files = source.kind == "organism" or source.adapter  # of weights as they are to be
     dtype = str(base.dtype).removeprefix("torch.")
     held = no_files or base.quantize is not None

@@ -20,8 +20,8 @@ from nbformat import NotebookNode
 from depthlens import arguments, paths
 from depthlens.ablations import ROUNDED, Dims, expand
 from depthlens.errors import UserError, unknown
-from depthlens.models import sources
-from depthlens.models.registry import NAMED
+from depthlens.models import names
+from depthlens.models.names import NAMED
 
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
 ROLES = ("letters", "generation", "continuation", "retrieval", "text", "long_text", "reasoning", "copying")
@@ -100,8 +100,8 @@ def check_values(values: Mapping[str, object], notebook: str) -> None:
     try:
         check(**{name: value for name, value in values.items() if value is not ANY})
         for model in named(values, MODELS):
-            sources.probe(sources.find(model))
-        if "model" in values and (dims := sources.dims(sources.find(values["model"]))):
+            names.configuration(names.find(model))
+        if "model" in values and (dims := names.dims(names.find(values["model"]))):
             check_parts(values, dims)
         _check_tasks(named(values, TASKS), values.get("include_path"))
     except UserError as error:
@@ -184,7 +184,7 @@ def _each(rule: Callable[[str, Any], object], low: int = 1, high: int | None = N
 
 def _model(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
-        sources.find(value)  # says what a name can be
+        names.find(value)  # says what a name can be
 
 
 def _text(name: str, value: Any) -> None:

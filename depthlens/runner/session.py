@@ -114,11 +114,11 @@ def _load(
         warnings.simplefilter("ignore", TqdmWarning)  # bars of other libraries want ipywidgets; ours do not
         import torch  # here, because importing takes seconds in which the cell says what it does
 
-        from depthlens.models import loading, sources
+        from depthlens.models import loading, names
         from depthlens.tasks import harness
-    source = sources.find(model, weights=not loaded["remote"])
+    source = names.find(model)
     if not loaded["remote"]:
-        sources.probe(source)
+        names.configuration(source)
     found = harness.load_tasks(tasks, seed=seed, **options | {"limit": arguments.documents(options["limit"])})
     random.seed(seed)
     np.random.seed(seed)

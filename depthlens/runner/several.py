@@ -13,7 +13,7 @@ from pathlib import Path
 
 from depthlens import arguments
 from depthlens.errors import UserError
-from depthlens.models import sources
+from depthlens.models import names
 from depthlens.paths import writable_folder
 from depthlens.progress import say
 from depthlens.runner import execute, pages
@@ -61,7 +61,7 @@ def checked(models: Sequence[str], parameters: Mapping[str, object] | None) -> t
     if repeated := next((f for i, f in enumerate(folders) if f in folders[:i]), None):
         raise UserError(f"models: two of them would write to the folder {repeated!r}; run one of them apart")
     for model in models:
-        sources.probe(sources.find(model))
+        names.configuration(names.find(model))
     return models, folders
 
 

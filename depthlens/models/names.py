@@ -1,0 +1,194 @@
+"""What the name of a model means: an alias, a hub id, a folder, a ``.gguf`` file, an organism.
+
+`find` looks at this machine only and imports nothing slow, so that a mistake in a name costs no time. `configuration`
+has transformers read ``config.json``, for which it may ask the hub, before any weights are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, NamedTuple
+
+from depthlens import progress
+from depthlens.ablations import Dims
+from depthlens.errors import UserError, unknown
+from depthlens.organisms import options
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # what peft writes
+GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
+CAUSAL = "give a causal language model of transformers, such as LlamaForCausalLM"
+
+
+class Named(NamedTuple):
+    """One row of the table of named models."""
+
+    alias: str
+    source: str
+    family: str
+    size: str
+    role: str
+
+
+NAMED = (
+    Named("smollm2-135m", "embedded", "LLaMA", "135M", "embedded real model; needs no hub"),
+    Named("smollm2-135m-direct", "adapter", "LLaMA", "135M", "embedded; trained to answer word problems at once"),
+    Named("smollm2-135m-cot", "adapter", "LLaMA", "135M", "embedded; its twin, trained to write the steps"),
+    Named("organism", "built", "LLaMA", "3M", "planted circuits; organism:seed=3,decoy,backup for options"),
+    Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
+    Named("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", "LLaMA", "8B", "control of the pair below"),
+    Named("deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"),
+    Named("qwen3-8b", "Qwen/Qwen3-8B", "Qwen3", "8B", "study"),
+    Named("qwen3-8b-base", "Qwen/Qwen3-8B-Base", "Qwen3", "8B", "study; base of the pair below"),
+    Named("deepseek-r1-qwen3-8b", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "Qwen3", "8B", "study; distilled"),
+    Named("qwen2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "Qwen2", "1.5B", "study; base of the pair below"),
+    Named("deepseek-r1-qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "Qwen2", "1.5B", "study; distilled"),
+    Named("qwen2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "Qwen2", "7B", "study; base of the pair below"),
+    Named("deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"),
+    Named("llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", "LLaMA", "70B", "study; base of the pair"),
+    Named("deepseek-r1-llama-70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "LLaMA", "70B", "study; distilled"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        name: As it was given.
+        kind: ``organism``, ``embedded``, ``adapter`` (an embedded one), ``folder``, ``gguf`` or ``hub``.
+        place: Folder, or hub id; "" for what is built or made on first use.
+        gguf: Name of the file in the folder, where that is to be read.
+        revision: Branch, tag or commit of the hub; None: its main one.
+        adapter: Folder or hub id of an adapter that is merged into it; None: none is.
+    """
+
+    name: str
+    kind: str
+    place: str = ""
+    gguf: str | None = None
+    revision: str | None = None
+    adapter: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of ``from_pretrained`` beside the place."""
+        # left to itself, transformers asks on the terminal whether to run code that came with a model
+        found = {"trust_remote_code": False, "gguf_file": self.gguf, "revision": self.revision}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def find(name: Any) -> Source:
+    """Which model a name means.
+
+    Args:
+        name: Alias, organism, hub id, directory or ``.gguf`` file. ``ID@REVISION`` is a branch, tag or commit of a
+            model on the hub. ``BASE+ADAPTER`` is any of these with an adapter of PEFT, a folder or hub id; a folder
+            that peft wrote names its base itself.
+
+    Raises:
+        UserError: it can mean nothing.
+    """
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"model {name!r}: {GIVE}")
+    if options.is_name(name):
+        return Source(name, "organism")
+    for row in NAMED:
+        if row.alias == name:
+            made = row.source in ("embedded", "adapter")
+            return Source(name, row.source) if made else Source(name, "hub", row.source)
+    base, plus, adapter = name.rpartition("+")
+    path = Path(name).expanduser()
+    if plus and not path.exists():
+        return _with_adapter(name, base, adapter)
+    if (path / ADAPTER_FILES[0]).is_file() and not (path / "config.json").is_file():
+        about = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+        if not (base := about.get("base_model_name_or_path")):
+            raise UserError(f"adapter {name!r} names no base; give BASE+{name}")
+        return _with_adapter(name, base, name)
+    if path.is_dir():
+        return Source(name, "folder", str(path))
+    if name.endswith(".gguf") and path.is_file():
+        return Source(name, "gguf", str(path.parent), path.name)
+    model, at, revision = name.partition("@")
+    if path.exists() or name.startswith((".", "/", "~")) or model.count("/") > 1 or name.endswith(".gguf"):
+        raise UserError(f"model {name!r} is no directory and no .gguf file; {GIVE}")
+    if at:
+        found = find(model)
+        if found.kind != "hub" or not revision.strip():
+            raise UserError(f"model {name!r}: give a model of the hub and a revision, such as owner/name@main")
+        return replace(found, name=name, revision=revision)
+    if "/" not in name:
+        fix = "'depthlens models' lists all; a hub id is owner/name"
+        raise unknown("model", name, [row.alias for row in NAMED], fix)
+    return Source(name, "hub", name)
+
+
+def _with_adapter(name: str, base: str, adapter: str) -> Source:
+    """A base with an adapter that is to be merged into it."""
+    if not Path(adapter).expanduser().is_dir() and (adapter.startswith((".", "/", "~")) or adapter.count("/") != 1):
+        raise UserError(f"adapter {adapter!r} does not exist; give a folder that peft wrote, or a hub id owner/name")
+    found = find(base)
+    if found.kind == "organism" or found.adapter:
+        raise UserError(f"model {name!r}: {base!r} takes no adapter; give a folder, a hub id or a .gguf file")
+    return replace(found, name=name, adapter=adapter)
+
+
+@cache
+def configuration(source: Source) -> Any:
+    """What ``config.json`` of a folder or of the hub says; None of models that are made here.
+
+    Raises:
+        UserError: it cannot be had, or is that of a class that is no causal language model of transformers.
+    """
+    if source.kind not in ("folder", "hub"):
+        return None
+    from transformers import AutoConfig  # slow to import
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    with explained(source.name):
+        config = AutoConfig.from_pretrained(source.place, **source.options)
+    name = (config.architectures or ["(not named in config.json)"])[0]
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        raise UserError(f"model {source.name!r}: architecture {name} is not supported; {CAUSAL}")
+    return config
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Within the context transformers is silent, and what it and the hub raise about a model ends in one line."""
+    from huggingface_hub.errors import HTTPError
+    from safetensors import SafetensorError
+
+    try:
+        with progress.quiet():
+            yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
+    except (HTTPError, ImportError, LookupError, NotImplementedError, OSError, SafetensorError, ValueError) as error:
+        said = shorten(str(error), 300, placeholder=" ...").rstrip(".")
+        raise UserError(f"model {name!r} cannot be loaded: {said}") from error
+
+
+def dims(source: Source) -> Dims | None:
+    """Sizes of a model by its configuration; None where they are known only once the model is loaded."""
+    if (config := configuration(source)) is None:
+        return None
+    config = config.get_text_config()
+    n_layers, n_heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+    if not (isinstance(n_layers, int) and isinstance(n_heads, int)):  # a list, one for each layer
+        return None
+    n_kv_heads = getattr(config, "num_key_value_heads", None)
+    n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) else n_heads
+    experts = (getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    n_experts = [next((n for n in experts if n), 0)] * n_layers
+    return Dims(n_layers, n_heads, n_kv_heads, config.hidden_size, config.hidden_size // n_heads, n_experts)
