@@ -89,7 +89,8 @@ class PackRuns:
 
         for pack in prefix_tree.pack(self.tokens, fits, extra=max(self._max_new, default=0)):
             for subgroup in [[*group]] if writes else self._in_time(pack, group):
-                self.rows.run(pack.sequences, subgroup, self.do, self._bar.update)
+                for product in self.rows.missing(pack.sequences, subgroup):
+                    self.do(*product)
 
     def do(self, members: list[int], group: list[int]) -> None:
         """Compute some requests under some conditions, and store the answers."""

@@ -102,7 +102,6 @@ class PackedTrees:
         for i in range(0, len(order), MAX_OPEN_ROWS):
             group = order[i : i + MAX_OPEN_ROWS]
             packs.walk(group, max(1, self.budget.state_bytes // (len(group) * row_bytes)))
-        rows.finish(packs.do, bar.update)
         self.batch_tokens = packs.batch_tokens
 
     def _score(
@@ -204,8 +203,6 @@ class PackedTrees:
             group = order[i : i + size]
             with other_weights_resident(self.lens, [conditions[c] for c in group]):
                 packs.walk(group, room)
-        with other_weights_resident(self.lens, conditions if rows.deferred else []):
-            rows.finish(packs.do, bar.update)
         self.batch_tokens = packs.batch_tokens
 
     def _write(

@@ -101,6 +101,6 @@ class RowBatches(ABC):
             n_rows = max(1, int(max(rate.work / n_layers, self.batch_tokens) / max(1, lengths[order[0]])))
             n_conditions, n_requests = min(n_rows, len(conditions)), max(1, n_rows // len(conditions))
             for i in range(0, len(conditions), n_conditions):
-                rows.run(order[:n_requests], range(len(conditions))[i : i + n_conditions], do, bar.update)
+                for product in rows.missing(order[:n_requests], range(len(conditions))[i : i + n_conditions]):
+                    do(*product)
             order = order[n_requests:]
-        rows.finish(do, bar.update)

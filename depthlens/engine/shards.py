@@ -5,16 +5,16 @@ it. Shards repeat what they share: those of the same conditions the common prefi
 requests the clean row. How requests and conditions are cut is what repeats least; without a long prefix that is by
 requests alone.
 
-What workers are is not known here (`depthlens.cluster` has those of Ray). The driver reserves the rows of a shard when
-a worker is free, and stores the answers as they come, so that the workers need no store.
+What workers are is not known here (`depthlens.cluster` has those of Ray). The driver stores the answers as they come,
+so that the workers need no store.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,7 +36,6 @@ MOST_PER_WORKER = 6
 MIN_DECODED_ROWS = 64
 
 Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
-Reserve = Callable[[list[int], list[int]], AbstractContextManager[list[Product]]]
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,12 @@ class Shard:
     """Rows that a worker computes at once.
 
     Attributes:
-        products: Requests and conditions by their indices in the whole; their rows are reserved.
+        products: Requests and conditions by their indices in the whole.
         asked: The same as values.
-        reservation: Is given back when the shard is done.
     """
 
     products: list[Product]
     asked: list[Asked]
-    reservation: ExitStack = field(default_factory=ExitStack)
 
 
 @dataclass(frozen=True)
@@ -138,15 +135,14 @@ class ShardedRows:
         self.workers.prepare(self.lens)
         n_missing = sum(row.count(None) for row in rows.answers)
 
-        def cut(products: Sequence[Product]) -> Iterator[Product]:
-            for members, group in products:
-                yield from self._cut(rows, members, group, len(members) * len(group) / n_missing)
+        def shards() -> Iterator[Shard]:
+            for members, group in rows.missing():
+                for m, g in self._cut(rows, members, group, len(members) * len(group) / n_missing):
+                    yield Shard([(m, g)], [([rows.requests[r] for r in m], [rows.conditions[c] for c in g])])
 
-        def again(members: list[int], group: list[int]) -> None:
-            self._compute(rows, bar, cut([(members, group)]), lambda m, g: nullcontext([(m, g)]))
-
-        self._compute(rows, bar, cut(rows.missing()), lambda m, g: rows.reserved(m, g, bar.update))
-        rows.finish(again, bar.update)
+        with closing(self.workers.compute(self.lens, self.job, shards())) as done:
+            for shard, computed in done:
+                self._store(rows, bar, shard, computed)
 
     def _cut(self, rows: AnswerRows, members: list[int], group: list[int], share: float) -> list[Product]:
         """Some requests under some conditions, which are a share of all that are missing, in shards."""
@@ -171,22 +167,6 @@ class ShardedRows:
             max_new=max(q.max_new_tokens for q in requests) if write else 0,
         )
 
-    def _compute(self, rows: AnswerRows, bar: Bar, cut: Iterator[Product], reserve: Reserve) -> None:
-        """Have shards computed and store their answers; whatever happens, all reservations are given back."""
-        with ExitStack() as held:
-
-            def shards() -> Iterator[Shard]:
-                for members, group in cut:
-                    reservation = held.enter_context(ExitStack())
-                    products = reservation.enter_context(reserve(members, group))
-                    asked = [([rows.requests[r] for r in m], [rows.conditions[c] for c in g]) for m, g in products]
-                    if products:
-                        yield Shard(products, asked, reservation)
-
-            with closing(self.workers.compute(self.lens, self.job, shards())) as done:
-                for shard, computed in done:
-                    self._store(rows, bar, shard, computed)
-
     def _store(self, rows: AnswerRows, bar: Bar, shard: Shard, computed: Computed) -> None:
         for (members, group), answers in zip(shard.products, computed.answers, strict=True):
             for c, of_condition in zip(group, answers, strict=True):
@@ -194,7 +174,6 @@ class ShardedRows:
                     rows.answers[c][r] = answer
             rows.put(members, group)
         self.work.add(computed.work)
-        shard.reservation.close()
         bar.update(sum(len(members) * len(group) for members, group in shard.products))
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,11 +27,6 @@ from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.parts import Entry, Store, open_store
 
 log = logging.getLogger(__name__)
-
-
-@cache  # once in a process, and not for every sweep of a notebook
-def _say_read_only(location: str) -> None:
-    log.warning("store %s is read-only: answers are read, and new ones are not kept", location)
 
 
 # of the engine's arithmetic: raise it when a change moves scores by more than rounding
@@ -98,7 +93,7 @@ class AnswerCache:
     @property
     def n_read(self) -> int:
         """Answers that were read."""
-        return sum(rows.n_read for rows in self._rows)
+        return sum(rows.n_known for rows in self._rows if rows.entry)
 
     @property
     def n_computed(self) -> int:
@@ -140,30 +135,23 @@ class AnswerCache:
             return np.empty((len(cases), len(names)))
         rows = self.rows(cases, names)
 
-        def compute(members: list[int], group: list[int]) -> None:
-            waiting: list[int] = []
-            last = time.monotonic()
+        every, waiting, last = range(len(names)), list[int](), time.monotonic()
+        missing = sorted({case for cases_of, _ in rows.missing() for case in cases_of})
+        known = (len(cases) - len(missing)) if missing else len(cases)
+        options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
+        with bars.bar(**options) as bar, rows.shown_on(bar):
             try:
-                for some, values in measure(members):
+                for some, values in measure(missing) if missing else ():
                     for case, numbers in zip(some, values.tolist(), strict=True):
                         for name, number in enumerate(numbers):
                             rows.answers[name][case] = number
                     waiting += some
                     bar.update(len(some))
                     if time.monotonic() - last > KEEP_SECONDS:
-                        rows.put(waiting, range(len(names)))
+                        rows.put(waiting, every)
                         waiting, last = [], time.monotonic()
             finally:
-                rows.put(waiting, range(len(names)))
-
-        def arrived(n: int) -> None:
-            bar.held(n // len(names))
-
-        known = rows.n_known // len(names)
-        options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
-        with bars.bar(**options) as bar, rows.shown_on(bar):
-            rows.run(range(len(cases)), range(len(names)), compute, arrived)
-            rows.finish(compute, arrived)
+                rows.put(waiting, every)
         return np.array(rows.answers).T
 
     def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:
@@ -226,8 +214,6 @@ class AnswerStore:
                 name = self._models[role].name
                 log.warning("store: model %s %s; results are neither read nor kept", name, identity.obstacle)
                 return None
-        if self._opened and not self._opened.writable:
-            _say_read_only(self._opened.location)
         return self._opened
 
     def entry(
@@ -271,5 +257,5 @@ def cache_usage(caches: Sequence[AnswerCache]) -> dict[str, Any] | None:
         "location": entries[0].store.location,
         "rows_read": sum(cache.n_read for cache in caches if cache.entry),
         "rows_computed": sum(cache.n_computed for cache in caches if cache.entry),
-        "parts": sorted({f"{entry.key}/{entry.label}/{name}" for entry in entries for name in entry.used}),
+        "parts": sorted(set().union(*(entry.used for entry in entries))),
     }

@@ -1,13 +1,12 @@
-"""Requests under conditions: which answers are known, which are missing, and which process computes them."""
+"""Requests under conditions: which answers are known, and which are missing."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -16,18 +15,12 @@ from depthlens import progress as bars
 from depthlens.errors import Interrupted, hear_ctrl_c
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
 from depthlens.store.parts import Entry
-from depthlens.store.reservations import Reservations
 
 Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
 Row = tuple[int, int]  # condition, request
 Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
 Compute = Callable[[list[int], list[int]], None]  # fills the answers of a product and calls `AnswerRows.put`
 COUNTED = "counted"  # stands for an answer that a plan has counted before
-_WAIT = 0.2  # seconds between looks at what another process has reserved
-
-
-def _ignore(n: int) -> None:
-    pass
 
 
 def _nothing() -> None:
@@ -35,7 +28,7 @@ def _nothing() -> None:
 
 
 class AnswerRows:
-    """Requests x conditions: which answers are known, which are missing, and which process computes them.
+    """Requests x conditions: which answers are known, and which are missing.
 
     Args:
         entry: Where answers are stored; None stores nothing.
@@ -45,10 +38,8 @@ class AnswerRows:
 
     Attributes:
         answers: Indexed [condition][request]; None where one is missing.
-        n_known: How many answers were known at the start.
-        n_read: Answers that were read.
+        n_known: How many answers were read at the start.
         n_computed: Answers that were computed.
-        deferred: Requests and conditions that wait for `finish`.
     """
 
     def __init__(
@@ -58,20 +49,16 @@ class AnswerRows:
         self.requests = requests
         self.conditions = conditions
         self.addresses = addresses
-        self.n_read = 0
         self.n_computed = 0
         self.answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
-        self.deferred: list[Product] = []
-        self._reservations: Reservations | None = None
-        self._seen: set[str] = set()  # names of parts that were read or written
         self._kept_early: set[Row] = set()  # before the others of their pack
         self._digests = [digest(q) for q in requests] if entry else []
         # equal requests (an option that two documents share) are one row of the store
         self._conditions_at, self._requests_at = _index(addresses), _index(self._digests)
-        self._n_stored = 0
         self._bar: bars.Bar | None = None
         self._check_ctrl_c: Callable[[], None] = _nothing
         self.n_known = self._read()
+        self._n_stored = self.n_known
 
     def only_count(self, counted: set[int]) -> None:
         """From now on nothing is stored, and rows whose hashes were counted before are known; the others are added."""
@@ -79,7 +66,7 @@ class AnswerRows:
         if entry is None:
             return
         missing = [(c, r) for c, row in enumerate(self.answers) for r, answer in enumerate(row) if answer is None]
-        numbers = [_number(entry.key, entry.label, self.addresses[c], self._digests[r]) for c, r in missing]
+        numbers = [_number(entry.folder, self.addresses[c], self._digests[r]) for c, r in missing]
         for (c, r), number in zip(missing, numbers, strict=True):
             if number in counted:
                 self.answers[c][r] = COUNTED
@@ -90,7 +77,7 @@ class AnswerRows:
         """The same rows and what is known of them, to count what the others need; nothing is stored."""
         found = copy.copy(self)
         found.entry, found._bar = None, None
-        found.answers, found.deferred, found._kept_early = [list(row) for row in self.answers], [], set()
+        found.answers, found._kept_early = [list(row) for row in self.answers], set()
         return found
 
     @contextmanager
@@ -134,27 +121,6 @@ class AnswerRows:
         rows = f"{self._n_stored} of {len(self.requests) * len(self.conditions)} rows of {entry.label}"
         return f"{rows} are kept in {entry.store.location}; run the same again to go on"
 
-    def run(
-        self, members: Sequence[int], group: Sequence[int], compute: Compute, arrived: Callable[[int], Any] = _ignore
-    ) -> None:
-        """Have ``compute`` fill in what is missing of some requests under some conditions, in products of both.
-
-        Rows that another process has reserved are left for `finish`. ``arrived`` is called with the number of answers
-        that other processes have stored meanwhile.
-        """
-        with self.reserved(members, group, arrived) as products:
-            for product in products:
-                compute(*product)
-
-    def finish(self, compute: Compute, arrived: Callable[[int], Any] = _ignore) -> None:
-        """Wait for rows that other processes have reserved; compute those that they gave up."""
-        while self.deferred:
-            waiting, self.deferred = self.deferred, []
-            for members, group in waiting:
-                self.run(members, group, compute, arrived)
-            if self.deferred:
-                time.sleep(_WAIT)
-
     def put(self, members: Sequence[int], group: Sequence[int]) -> None:
         """Store the answers that there are to some requests under some conditions, and that `keep` has not stored."""
         rows = {(c, r) for c in group for r in members if self.answers[c][r] is not None}
@@ -172,20 +138,17 @@ class AnswerRows:
     def _write(self, entry: Entry, rows: Sequence[Row]) -> None:
         unique = {(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows}
         conditions, requests = zip(*unique, strict=True)
-        name = entry.write(conditions, requests, *zip(*map(_columns, unique.values()), strict=True))
-        self._seen.add(name)
+        entry.write(conditions, requests, *zip(*map(_columns, unique.values()), strict=True))
         self._count_stored(len(rows))
 
     def _read(self) -> int:
-        """Fill in what parts hold that were not read before; returns the number of answers that were new."""
+        """Fill in what parts hold; returns the number of answers."""
         n = 0
-        for name, table in self.entry.fresh(self._seen) if self.entry else ():
+        for path, table in self.entry.tables() if self.entry else ():
             new = self._fill(table)
             if self.entry and new:
-                self.entry.used.add(name)
+                self.entry.used.add(path)
             n += new
-        self.n_read += n
-        self._count_stored(n)
         return n
 
     def _fill(self, table: pa.Table) -> int:
@@ -206,43 +169,6 @@ class AnswerRows:
             return value
         return LoglikelihoodAnswer(value, greedy)
 
-    @contextmanager
-    def reserved(
-        self, members: Sequence[int], group: Sequence[int], arrived: Callable[[int], Any] = _ignore
-    ) -> Iterator[list[Product]]:
-        """Products of requests and conditions that are missing, reserved as long as the context lasts.
-
-        Several contexts may be open at once, in one thread: each is a reservation of its own, which the others respect.
-        """
-        entry = self.entry
-        if not (entry and entry.reservations_folder and entry.writable):
-            yield self.missing(members, group)
-            return
-
-        def choose(reservations: list[dict]) -> tuple[list[Product], dict]:
-            arrived(self._read())
-            taken = [(set(other["conditions"]), set(other["requests"])) for other in reservations]
-            mine: list[Row] = []
-            theirs: list[Row] = []
-            for c, r in _rows(self.missing(members, group)):
-                reserved = any(self.addresses[c] in a and self._digests[r] in b for a, b in taken)
-                (theirs if reserved else mine).append((c, r))
-            self.deferred += _products(theirs)
-            reservation = {
-                "conditions": sorted({self.addresses[c] for c, _ in mine}),
-                "requests": sorted({self._digests[r] for _, r in mine}),
-            }
-            return _products(mine), reservation if mine else {}
-
-        with ExitStack() as stack:
-            try:
-                if self._reservations is None:
-                    self._reservations = Reservations(entry.reservations_folder)
-                products = stack.enter_context(self._reservations.reserve(choose))
-            except OSError as e:
-                raise entry.store.files.unwritable(e) from e
-            yield products
-
 
 def _number(*address: str) -> int:
     """A row as a number of 64 bits with a sign."""
@@ -256,11 +182,6 @@ def _index(names: Sequence[str]) -> dict[str, list[int]]:
     for i, name in enumerate(names):
         places[name].append(i)
     return places
-
-
-def _rows(products: Sequence[Product]) -> list[Row]:
-    """The rows of products."""
-    return [(c, r) for members, group in products for c in group for r in members]
 
 
 def _products(rows: Sequence[Row]) -> list[Product]:
