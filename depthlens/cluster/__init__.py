@@ -1,8 +1,7 @@
 """Workers of Ray: actors that hold the model and compute shards (`depthlens.engine.shards`) for an engine.
 
-`options` says which workers an option, the command line or the environment asks for. `session` starts or joins Ray,
-`pool` keeps the actors and deals shards to them, and `worker` is what runs in an actor. Ray is imported when workers
-are asked for, and not before.
+`options` says which workers an option, the command line or the environment asks for, and `pool` has them. Ray is
+imported when workers are asked for, and not before.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from depthlens import arguments
 from depthlens.errors import UserError
@@ -20,7 +22,7 @@ LOCAL = "local"  # a Ray of this process, on this machine
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedWorkers:
     """Workers that are asked for.
 
     Attributes:
@@ -41,7 +43,7 @@ def environment(name: str) -> str:
     return f"DEPTHLENS_{name.upper()}"
 
 
-def asked(options: Mapping[str, Any]) -> Asked | None:
+def asked(options: Mapping[str, Any]) -> AskedWorkers | None:
     """The workers that options or the environment ask for; None: this process computes.
 
     Raises:
@@ -60,7 +62,7 @@ def asked(options: Mapping[str, Any]) -> Asked | None:
     if "workers" not in found and "ray" not in found:
         name, value = next(iter(found.items()))
         raise UserError(f"{name} {value}: no workers are asked for; give workers=N or ray={LOCAL!r} as well")
-    return Asked(**found)
+    return AskedWorkers(**found)
 
 
 def _read(name: str, text: str) -> Any:
@@ -82,3 +84,29 @@ def configure(**texts: str | None) -> None:
     given = {name: _read(name, text) for name, text in texts.items() if text is not None}
     asked(given)
     os.environ.update({environment(name): str(value) for name, value in given.items()})
+
+
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
+        "[default: in this process, or with --ray as many as fit]",
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS|local",
+        help="A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
+        "[default: local with --workers]",
+    ),
+]
+CpusOption = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="CPU threads of each worker. [default: its share of this machine, else 1]"),
+]
+GpusOption = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="GPUs of each worker; 0.5 shares one. [default: as many as the model has here]"),
+]

@@ -1,313 +1,239 @@
-"""Actors of Ray that hold one model, and the deal of shards to them.
+"""Actors of Ray that hold the driver's model and compute shards of a sweep.
 
-An actor has one shard at a time and gets the next before the answers of the last are stored. A shard whose actor or
-node is lost goes to another actor, and a new actor takes the place of the lost one if the cluster has room for it. A
-shard that fails by itself is tried once more elsewhere, and then its error ends the work. Whatever ends the work early
-also ends the actors that still compute.
+Ray places the actors, starts those again that are lost, and has their shards computed again. So a lost worker costs its
+shard. Actors live as long as this process, or until others are asked for.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Generator, Iterator
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from depthlens.cluster import session
-from depthlens.cluster.options import LOCAL, Asked
-from depthlens.cluster.recipes import recipe_of, refuse_other
-from depthlens.cluster.room import Need, room
-from depthlens.cluster.worker import Proof, Recipe, Worker, proof
-from depthlens.engine.shards import Computed, Job, Shard
-from depthlens.errors import UserError, one_line
+from depthlens import provenance
+from depthlens.cluster.options import LOCAL, AskedWorkers
+from depthlens.engine.engine import Engine
+from depthlens.engine.shards import Asked, Computed, Job
+from depthlens.errors import UserError
+from depthlens.models import loading, pairs
 from depthlens.models.lens import Lens
 
-PLACE_SECONDS = 300.0  # in which some worker must have found a place and imported torch
-LOOK_SECONDS = 0.5  # between looks, so that Ctrl-C is heard
-MOST_LOSSES = 5  # of one shard, or of workers in a row while they load the model
-_POOLS: dict[Asked, RayWorkers] = {}  # at most one
+LOOK_SECONDS = 0.5  # between looks at what has come, so that Ctrl-C is heard
+RETRIES = 3  # of a shard whose workers are lost
+SAME_VERSIONS = ("depthlens", "torch", "transformers")
+_WORKERS: dict[AskedWorkers, Workers] = {}  # at most one
 
 
-def connected(asked: Asked) -> RayWorkers:
-    """The workers of this process that are asked for; others are given back.
+def connected(asked: AskedWorkers) -> Workers:
+    """The workers of this process that are asked for; others are given back."""
+    if asked not in _WORKERS or not _WORKERS[asked].ray.is_initialized():
+        for other in _WORKERS.values():
+            other.close()
+        _WORKERS.clear()
+        _WORKERS[asked] = Workers(asked)
+    return _WORKERS[asked]
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a worker gets the driver's model.
+
+    Attributes:
+        name: The name in the driver.
+        identity: Fingerprint, settings and versions, which must be equal there.
+        load: Arguments of `depthlens.load`; a path is absolute.
+        donor: The model that ``@donor`` conditions take parts from.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    load: dict[str, Any] = field(compare=False)
+    donor: Model | None = None
+
+
+def model_of(lens: Lens, gpus: float) -> Model:
+    """How a worker with so many GPUs gets a model that is loaded here.
 
     Raises:
-        UserError: see `RayWorkers`.
+        UserError: it was changed since it was loaded.
     """
-    found = _POOLS.get(asked)
-    if found is None or not found.alive:
-        for other in _POOLS.values():
-            other.close()
-        _POOLS.clear()
-        found = _POOLS[asked] = RayWorkers(asked)
-    return found
+    if obstacle := lens.identify().obstacle:
+        fix = "leave workers out, or take that away"
+        raise UserError(f"workers load model {lens.name!r} from its files, but it {obstacle} here; {fix}")
+    # a worker sees its own GPUs only, numbered from 0
+    device = lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus)))
+    load: dict[str, Any] = {
+        "name": _everywhere(lens.name),
+        "device": device,
+        "dtype": str(lens.dtype).removeprefix("torch."),
+    }
+    load |= {"quantize": lens.quantize, "offload": "disk" if lens.stream else None}
+    return Model(lens.name, _identity(lens), load, model_of(lens.donor.lens, gpus) if lens.donor else None)
 
 
-class RayWorkers:
-    """Workers on Ray; see `depthlens.engine.shards.Workers`. The actors live as long as this process, or until `close`.
+def _everywhere(name: str) -> str:
+    """A name that means the same in another working directory."""
+    parts = name.split("+") if not Path(name).expanduser().exists() else [name]
+    return "+".join(str(path.resolve()) if (path := Path(part).expanduser()).exists() else part for part in parts)
+
+
+def _identity(lens: Lens) -> dict[str, Any]:
+    identity = lens.identify()
+    versions: dict[str, Any] = {name: provenance.version(name) for name in SAME_VERSIONS}
+    return {"fingerprint": identity.fingerprint, **identity.settings, **versions}
+
+
+class Worker:
+    """One actor.
+
+    Args:
+        threads: Threads that torch computes with.
+    """
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.model: Model | None = None
+        self.lens: Lens | None = None
+
+    def compute(self, shared: tuple[Model, Job], number: int, shard: Asked) -> Computed:
+        """Answers to a shard.
+
+        Raises:
+            UserError: the model is another here, or an answer is not finite.
+        """
+        model, job = shared
+        if self.lens is None or model != self.model:
+            self.model = self.lens = None  # the model before goes first
+            self.lens, self.model = self._loaded(model), model
+        means = job.means and job.means.to(self.lens.device)
+        options: dict[str, Any] = {"path": job.path, "batch_tokens": job.batch_tokens, "means": means}
+        engine = Engine(self.lens, backend=job.backend, progress=False, **options)
+        run: Any = engine.generate_until if job.write else engine.loglikelihood
+        return number, run(*shard), engine.work
+
+    def _loaded(self, model: Model) -> Lens:
+        lens = loading.load(**model.load)
+        lens.name = model.name
+        if model.donor:
+            lens = pairs.with_donor(lens, self._loaded(model.donor))
+        for name, value in _identity(lens).items():
+            if model.identity[name] != value:
+                fix = "install the same versions, and load a model that was saved where workers see it"
+                fault = f"model {model.name!r}: {name} is {value} on a worker and {model.identity[name]} here"
+                raise UserError(f"{fault}; {fix}")
+        return lens
+
+
+class Workers:
+    """See `depthlens.engine.shards.Workers`.
 
     Args:
         asked: How many, of what size, and where.
 
-    Attributes:
-        repeated: Shards that were computed again because their worker or node was lost.
-
     Raises:
-        UserError: Ray cannot be started or reached, or has no room for so many workers.
+        UserError: Ray is not installed, cannot be started or joined, or has no room for so many workers.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        self._ray = session.library()
-        session.connect(asked.ray)
-        self._session = self._ray.get_runtime_context().get_job_id()
+    def __init__(self, asked: AskedWorkers) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its makers unless this says 0
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; else it warns
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # on a busy machine it starts slowly
+        try:
+            import ray
+        except ImportError as error:
+            fix = "pip install 'depthlens[ray]', or leave workers and ray out"
+            raise UserError(f"workers need Ray, which is not installed here; {fix}") from error
+        self.ray = ray
         self.asked = asked
-        self.repeated = 0
-        self._need: Need | None = None  # what each takes; None: not settled yet
-        self._n = asked.workers or 0
-        self._recipe: Recipe | None = None
-        self._wanted: Proof | None = None
-        self._forget()
-        if not asked.worker_gpus:  # else the model says whether there are GPUs
-            self._settle(0.0)
+        self._connect(asked.ray)
+        self._actors: list[Any] = []
+        self.cpus, self.gpus = max(1, asked.worker_cpus or 1), 0.0
+        if asked.worker_cpus is None and asked.ray == LOCAL and asked.workers:
+            self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // asked.workers)
+        self.n = self._room() if not asked.worker_gpus else asked.workers or 0
 
-    def _forget(self) -> None:
-        self._ready: list[Any] = []  # actors that hold the model and have nothing to do
-        self._empty: list[Any] = []  # actors that could not load it
-        self._placing: dict[Any, Any] = {}  # actors by what they answer when they have a place
-        self._loading: dict[Any, Any] = {}  # and by what they answer when they hold the model
-        self._busy: dict[Any, tuple[Any, Shard]] = {}  # and by the answers to a shard
-        self._losses = 0  # of workers in a row that loaded
+    def _connect(self, address: str) -> None:
+        if self.ray.is_initialized():
+            return
+        before = signal.getsignal(signal.SIGTERM)
+        options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Ray, on its own future
+                self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions
+            self.ray.shutdown()
+            said = " ".join(str(error).split())
+            fix = f"give HOST:PORT as 'ray start --head' prints it, or {LOCAL!r} for a Ray on this machine"
+            raise UserError(f"ray {address!r} cannot be joined or started ({said[:300]}); {fix}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():  # Ray sets another there
+                signal.signal(signal.SIGTERM, before)
 
-    @property
-    def alive(self) -> bool:
-        """Whether Ray is still connected, by the same connection."""
-        return self._ray.is_initialized() and self._ray.get_runtime_context().get_job_id() == self._session
-
-    @property
-    def n(self) -> int:
-        """How many workers there are to be."""
-        return self._n
-
-    @property
-    def threads(self) -> int | None:
-        """Threads of each on a CPU."""
-        return None if self._need is None or self._need.gpus else self._need.cpus
+    def _room(self) -> int:
+        """How many workers there are to be: as many as were asked for, else as many as the cluster can hold."""
+        has = self.ray.cluster_resources()
+        most = int(has.get("CPU", 0) // self.cpus)
+        most = min(most, int(has.get("GPU", 0) / self.gpus)) if self.gpus else most
+        if (self.asked.workers or 1) > most:
+            each = f"{self.cpus} CPUs and {self.gpus:g} GPUs each"
+            has_all = f"it has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
+            fault = f"workers {self.asked.workers or 1}: Ray has room for {most} with {each} ({has_all})"
+            raise UserError(f"{fault}; ask for fewer, or for smaller ones (worker_cpus, worker_gpus)")
+        return self.asked.workers or most
 
     def describe(self) -> dict[str, Any]:
         """For the record."""
-        size = {} if self._need is None else {"cpus": self._need.cpus, "gpus": self._need.gpus}
-        return {"n": self.n, "ray": self.asked.ray, **size, "repeated_shards": self.repeated}
+        return {"n": self.n, "ray": self.asked.ray, "cpus": self.cpus, "gpus": self.gpus}
 
     def close(self) -> None:
         """End all actors; Ray itself goes on until the process ends."""
-        if self.alive:
-            busy = [actor for actor, _ in self._busy.values()]
-            for actor in (*self._ready, *self._empty, *self._placing.values(), *self._loading.values(), *busy):
-                self._ray.kill(actor)
-        self._forget()
+        if self.ray.is_initialized():
+            for actor in self._actors:
+                self.ray.kill(actor)
+        self._actors = []
 
-    def prepare(self, lens: Lens) -> None:
-        """Settle the GPUs of each worker, and how many workers there are."""
-        on_gpu = lens.device.type == "cuda"
-        gpus = self.asked.worker_gpus
-        if gpus and not on_gpu:
+    def _start(self, lens: Lens) -> None:
+        """Have as many actors as are asked for, of the size that the model needs."""
+        on_gpu, gpus = lens.device.type == "cuda", self.asked.worker_gpus
+        if lens.device.type not in ("cpu", "cuda") or (gpus and not on_gpu):
             fix = "load it with device='cuda', or leave worker_gpus out"
-            raise UserError(f"worker_gpus {gpus:g}: model {lens.name!r} is on {lens.device.type} here; {fix}")
-        if lens.device.type not in ("cpu", "cuda"):
-            raise UserError(
-                f"workers: model {lens.name!r} is on {lens.device.type}; load it with device='cpu' or 'cuda'"
-            )
+            raise UserError(f"workers: model {lens.name!r} is on {lens.device.type} here; {fix}")
         devices = {p.device for p in lens.model.parameters() if p.device.type == "cuda"}
-        self._settle(float(gpus or max(1, len(devices))) if on_gpu else 0.0)
+        self.gpus = float(gpus or max(1, len(devices))) if on_gpu else 0.0
+        self.n = self._room()
+        if not self._actors:
+            size: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
+            actor = self.ray.remote(max_restarts=-1, max_task_retries=RETRIES, **size)(Worker)
+            self._actors = [actor.remote(self.cpus) for _ in range(self.n)]
 
-    def _settle(self, gpus: float) -> None:
-        cpus = self.asked.worker_cpus
-        if cpus is None and self.asked.ray == LOCAL and self.asked.workers:
-            cpus = int(self._ray.cluster_resources().get("CPU", 1)) // self.asked.workers
-        need = Need(max(1, cpus or 1), gpus)
-        if need == self._need:
-            return  # a node may have been lost meanwhile: those that are left go on
-        self.close()
-        self._n = room(self._ray, need, self.asked.workers)
-        self._need = need
-
-    def compute(self, lens: Lens, job: Job, shards: Iterator[Shard]) -> Generator[tuple[Shard, Computed], None, None]:
+    def compute(self, lens: Lens, job: Job, shards: Sequence[Asked]) -> Generator[Computed, None, None]:
         """See `depthlens.engine.shards.Workers.compute`."""
-        self._hold(lens)
-        deal = _Deal(shards)
-        shared = self._ray.put(job)
-        done: list[tuple[Shard, Computed]] = []
-        idle_since = time.monotonic()
+        from ray.exceptions import RayTaskError
+        from ray.util import ActorPool
+
+        self._start(lens)
+        pool, shared, finished = ActorPool(self._actors), self.ray.put((model_of(lens, self.gpus), job)), False
+        for shard in enumerate(shards):
+            pool.submit(lambda actor, shard: actor.compute.remote(shared, *shard), shard)
         try:
-            while True:
-                while self._ready and (shard := deal.next()):
-                    actor = self._ready.pop()
-                    self._busy[actor.compute.remote(shared, shard.asked)] = actor, shard
-                yield from done
-                done.clear()
-                if not self._busy and (self._ready or deal.empty):
-                    return
-                if self._busy or self._loading:
-                    idle_since = time.monotonic()
-                elif time.monotonic() - idle_since > PLACE_SECONDS:
-                    self._refuse_full()
-                refs = [*self._busy, *self._loading, *self._placing]
-                for ref in self._ray.wait(refs, timeout=LOOK_SECONDS)[0]:
-                    if ref in self._busy:
-                        done += self._collected(ref, deal)
-                    else:
-                        self._started(ref)
-        except UserError:  # the others end their shards for nothing, and are there for what comes next
-            self._ready += [actor for actor, _ in self._busy.values()]
-            self._busy.clear()
+            while pool.has_next():
+                with suppress(TimeoutError):
+                    yield pool.get_next_unordered(timeout=LOOK_SECONDS)
+            finished = True
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
             raise
-        finally:  # an actor that is in the middle of a shard takes no message
-            for actor, _ in self._busy.values():
-                self._ray.kill(actor)
-            self._busy.clear()
-
-    def _hold(self, lens: Lens) -> None:
-        """Have the workers hold the model as it is now."""
-        identity = lens.identify()
-        if identity.obstacle:
-            fix = "leave workers out, or take that away"
-            raise UserError(f"workers load model {lens.name!r} from its files, but it {identity.obstacle} here; {fix}")
-        assert self._need is not None
-        recipe, wanted = recipe_of(lens, self._need.gpus), proof(lens, identity)
-        load, self._empty = self._empty, []
-        if (recipe, wanted) != (self._recipe, self._wanted):
-            self._recipe, self._wanted = recipe, wanted
-            load += [*self._ready, *self._loading.values()]
-            self._ready, self._loading = [], {}
-        self._loading |= {actor.hold.remote(recipe): actor for actor in load}
-        for _ in range(self.n - len(self._ready) - len(self._placing) - len(self._loading)):
-            self._place()
-
-    def _place(self) -> None:
-        """Ask for one more actor."""
-        assert self._need is not None
-        size: dict[str, Any] = {"num_cpus": self._need.cpus, "num_gpus": self._need.gpus}
-        actor = (
-            self._ray.remote(Worker)
-            .options(scheduling_strategy="SPREAD", max_restarts=0, **size)
-            .remote(self._need.cpus, min(1.0, self._need.gpus or 1.0))
-        )
-        self._placing[actor.where.remote()] = actor
-
-    def _started(self, ref: Any) -> None:
-        """Go on with an actor that has a place, or holds the model."""
-        errors = self._ray.exceptions
-        placed = ref in self._placing
-        actor = (self._placing if placed else self._loading).pop(ref)
-        assert self._wanted is not None and self._recipe is not None
-        try:
-            answer = self._ray.get(ref)
-            if placed:
-                host, versions = answer
-                refuse_other(self._recipe.name, host, Proof(versions), Proof(self._wanted.versions))
-                self._loading[actor.hold.remote(self._recipe)] = actor
-                return
-            refuse_other(self._recipe.name, "workers", answer, self._wanted)
-        except errors.RayTaskError as e:
-            self._empty.append(actor)
-            fault = f"workers cannot load model {self._recipe.name!r}: {one_line(e.cause)}"
-            if isinstance(e.cause, UserError):
-                fault = f"workers cannot load model {self._recipe.name!r}: {e.cause}"
-            fix = "; every worker must see its files by the same path or name" if self._is_path() else ""
-            raise UserError(fault + fix) from e
-        except errors.RayError as e:
-            self._lost_while_starting(e)
-            return
-        except UserError:
-            self._empty.append(actor)
-            raise
-        self._losses = 0
-        self._ready.append(actor)
-
-    def _is_path(self) -> bool:
-        assert self._recipe is not None
-        return self._recipe.load.startswith("/")
-
-    def _lost_while_starting(self, error: Exception) -> None:
-        """Try another actor, unless what ended this one would end all."""
-        text = " ".join(str(error).split())
-        if "ModuleNotFoundError" in text or "ImportError" in text:
-            why = str(error).strip().splitlines()[-1].strip()
-            fix = "install depthlens, in the driver's version, on every machine of the cluster"
-            raise UserError(f"workers cannot import what they need ({why}); {fix}") from error
-        self._losses += 1
-        if self._losses >= MOST_LOSSES:
-            assert self._recipe is not None
-            fix = "does it fit into their memory? try dtype=bfloat16, or fewer workers on a machine"
-            fault = f"{self._losses} workers in a row ended while they loaded model {self._recipe.name!r}"
-            raise UserError(f"{fault} ({text[:200]}); {fix}") from error
-        self._place()
-
-    def _collected(self, ref: Any, deal: _Deal) -> list[tuple[Shard, Computed]]:
-        """The answers to a shard; none where it has to be computed again."""
-        errors = self._ray.exceptions
-        actor, shard = self._busy.pop(ref)
-        try:
-            computed = self._ray.get(ref)
-        except errors.RayTaskError as e:
-            self._ready.insert(0, actor)  # another one tries it first
-            if isinstance(e.cause, UserError):
-                raise UserError(str(e.cause)) from None
-            if deal.failed(shard):
-                rows = sum(len(m) * len(g) for m, g in shard.products)
-                raise UserError(f"{rows} rows failed twice on workers: {one_line(e.cause)}") from e
-            return []
-        except errors.RayError as e:
-            self.repeated += 1
-            if deal.lost(shard) >= MOST_LOSSES:
-                fault = f"{MOST_LOSSES} workers ended one after another over the same rows"
-                raise UserError(f"{fault} ({' '.join(str(e).split())[:200]}); is their memory full?") from e
-            self._ray.kill(actor)  # it may live on behind a broken connection
-            self._place()
-            return []
-        self._ready.append(actor)
-        return [(shard, computed)]
-
-    def _refuse_full(self) -> None:
-        free = self._ray.available_resources()
-        have = f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"
-        self.close()
-        fault = f"no worker found a place within {PLACE_SECONDS:g} seconds: each needs {self._need}, and {have}"
-        raise UserError(f"{fault}; wait for what else runs on the cluster, or ask for smaller workers")
-
-
-class _Deal:
-    """Shards that wait: those that were given back, then those that nobody had."""
-
-    def __init__(self, shards: Iterator[Shard]) -> None:
-        self._shards = shards
-        self._back: deque[Shard] = deque()
-        self._failed: set[Shard] = set()
-        self._lost: dict[Shard, int] = {}
-        self._exhausted = False
-
-    def next(self) -> Shard | None:
-        """The next shard; None: there is none now."""
-        if self._back:
-            return self._back.popleft()
-        shard = None if self._exhausted else next(self._shards, None)
-        self._exhausted |= shard is None
-        return shard
-
-    @property
-    def empty(self) -> bool:
-        """Whether none waits, as far as `next` has found out."""
-        return self._exhausted and not self._back
-
-    def lost(self, shard: Shard) -> int:
-        """Take back a shard whose worker was lost; returns how often that happened to it."""
-        self._back.append(shard)
-        self._lost[shard] = self._lost.get(shard, 0) + 1
-        return self._lost[shard]
-
-    def failed(self, shard: Shard) -> bool:
-        """Take back a shard that failed by itself; returns whether it did so before."""
-        before = shard in self._failed
-        self._failed.add(shard)
-        self._back.append(shard)
-        return before
+        finally:
+            if not finished:  # an actor that is in the middle of a shard takes no message
+                self.close()

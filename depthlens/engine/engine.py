@@ -7,8 +7,9 @@ tasks: requests are token ids. Where memory runs out, the budget is halved and t
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +23,7 @@ from depthlens.engine import memory_budget, nonfinite, plain_rows, walk_check
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
-from depthlens.engine.shards import Job, ShardedRows, Workers
+from depthlens.engine.shards import PER_WORKER, Job, Workers, cut
 from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.work_rate import WorkRate
 from depthlens.engine.writer import require_plain
@@ -146,7 +147,7 @@ class Engine:
             plain_rows.refuse_scaled_angles(self.lens, longest)
             needed = self._expect(rows, bar, None)
             if self.workers is not None:
-                self._sharded(self.workers, longest, needed).compute(rows, bar)
+                self._sharded(self.workers, rows, bar, longest, needed)
             elif rows.unfinished:
                 path = self._path(longest)
                 path.loglikelihood(rows, bar)
@@ -172,7 +173,7 @@ class Engine:
             plain_rows.refuse_scaled_angles(self.lens, longest)
             needed = self._expect(rows, bar, text_lengths(self.lens, requests))
             if self.workers is not None:
-                self._sharded(self.workers, longest, needed, writes=conditions).compute(rows, bar)
+                self._sharded(self.workers, rows, bar, longest, needed, writes=conditions)
             elif rows.unfinished:
                 path = self._path(longest, writes=conditions)
                 path.generate_until(rows, bar)
@@ -239,13 +240,30 @@ class Engine:
         return needed
 
     def _sharded(
-        self, workers: Workers, longest: int, needed: Work, writes: Sequence[Condition] | None = None
-    ) -> ShardedRows:
-        """What has workers compute; they take the path that all requests together take."""
+        self,
+        workers: Workers,
+        rows: AnswerRows,
+        bar: progress.Bar,
+        longest: int,
+        needed: Work,
+        writes: Sequence[Condition] | None = None,
+    ) -> None:
+        """Have workers compute what rows lack; they take the path that all requests together take."""
         means = self.backend.means and self.backend.means.to("cpu")
         path = self.path_for(longest, writes or ())
         job = Job(writes is not None, self.backend.name, path, self.asked_batch_tokens, means)
-        return ShardedRows(self.lens, job, workers, self.work, needed)
+        n = max(PER_WORKER * workers.n, math.ceil(needed.layer_tokens / WorkRate(self.lens).work))
+        products = cut(rows.requests, rows.missing(), n)
+        asked = [([rows.requests[r] for r in m], [rows.conditions[c] for c in g]) for m, g in products]
+        with closing(workers.compute(self.lens, job, asked)) if asked else nullcontext(()) as done:
+            for number, answers, work in done:
+                members, group = products[number]
+                for c, of_condition in zip(group, answers, strict=True):
+                    for r, answer in zip(members, of_condition, strict=True):
+                        rows.answers[c][r] = answer
+                rows.put(members, group)
+                self.work.add(work)
+                bar.update(len(members) * len(group))
 
     def path_for(self, longest: int, writes: Sequence[Condition] = ()) -> str:
         """Name of the path that requests take the longest of which has so many tokens.

@@ -71,7 +71,6 @@ class ConditionRuns:
         self._joined = pairs.join_donor(lens, donor, self.conditions, options["backend"])
         self.store = AnswerStore(options["store"], self._joined)  # its errors come before the tasks are made
         self._workers = cluster.workers_of(options)
-        self._repeated_before = self._workers.repeated if self._workers else 0
         if not isinstance(tasks, dict) or not tasks:
             tasks = load_tasks(cast(Sequence[str], tasks), options)  # which refuses an empty dict
         self.views = views_of(lens, tasks, options)
@@ -111,8 +110,7 @@ class ConditionRuns:
         answers = view.run(engine, conditions)
         self._seconds += time.monotonic() - start
         if workers:
-            repeated = workers.repeated - self._repeated_before
-            self.record["workers"] = workers.describe() | {"repeated_shards": repeated}
+            self.record["workers"] = workers.describe()
         self._work.add(engine.work)
         self.record["work"] = self._work.described(self._lens) | {"seconds": self._seconds}
         return answers, cache
