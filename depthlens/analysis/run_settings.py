@@ -34,7 +34,7 @@ _CIRCUMSTANCES = {
 _MODEL = {f"model {key}" for key in ("name", "class", "fingerprint", "n_parameters", "dims", "notes", "adapter")}
 _DECIDING_VERSIONS = {"version of depthlens", "version of lm-eval"}
 _LEFT_OUT = ("conditions", "depthlens", "model", "parts", "tasks", "versions")  # read in another way, or derived
-_OF_TASK_LEFT_OUT = ("metrics", "skipped_metrics", "sha256")
+_OF_TASK_LEFT_OUT = ("metrics", "skipped_metrics", "sha256", "file")  # the last two of version 0.2
 _LONGEST = 60  # characters of a value
 
 
@@ -56,8 +56,6 @@ def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
 def _of_task(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a task by name; of a group also those of its tasks that decide scores."""
     named = {key: value for key, value in entry.items() if key not in _OF_TASK_LEFT_OUT}
-    if "sha256" in entry:  # of files, which may lie elsewhere
-        named["sha256"] = sorted(entry["sha256"].values())
     if "subtasks" in entry:
         inside = {name: _of_task(one) for name, one in entry["subtasks"].items()}
         named["subtasks"] = {

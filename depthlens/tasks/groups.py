@@ -107,7 +107,6 @@ def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     same = {key: value for key, value in first.items() if all(record.get(key) == value for record in records)}
     numbers = {key: sum(record[key] for record in records) for key in _SUMS}
     numbers |= {key: max(record[key] for record in records) for key in _LARGEST}
-    hashes = {file: found for record in records for file, found in record.get("sha256", {}).items()}
     metrics: dict[str, dict[str, Any]] = {}
     for metric, info in first["metrics"].items():
         infos = [record["metrics"][metric] for record in records if metric in record["metrics"]]
@@ -124,5 +123,5 @@ def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     skipped = {metric: why for record in records for metric, why in record["skipped_metrics"].items()}
     return {
         "num_fewshot": None, "examples_by_seed": None, **same, **numbers,
-        "metrics": metrics, "skipped_metrics": skipped, **({"sha256": hashes} if hashes else {}),
+        "metrics": metrics, "skipped_metrics": skipped,
     }  # fmt: skip

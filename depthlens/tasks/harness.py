@@ -7,24 +7,21 @@ Prompts, few-shot examples, tokenisation and truncation are lm-eval's own (`enco
 from __future__ import annotations
 
 import copy
-import os
-import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from depthlens import arguments
 from depthlens.engine.writer import require_plain
-from depthlens.errors import UserError, blaming, first_line, one_line
+from depthlens.errors import UserError, blaming
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
-from depthlens.tasks import checks, data_files, document_choice, few_shot, groups, task_files, truncation
+from depthlens.tasks import checks, document_choice, few_shot, groups, truncation
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.few_shot import lm_evals_seeds
 from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
-from depthlens.tasks.task_index import task_manager, walk
+from depthlens.tasks.task_index import task_manager
 
 
 @lm_evals_seeds()
@@ -48,7 +45,7 @@ def load_tasks(
         include_path: Folder with more lm-eval YAML files.
         num_fewshot: Worked examples before each question; None: what the task says.
         seed: Seed of the choice of examples.
-        limit: Number of documents that will be run; only these are checked (`checks.check`). None: all.
+        limit: Number of documents that will be run; the first are tried (`checks.check`). None: all.
         samples: Which documents will be run, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
         gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names.
 
@@ -69,7 +66,10 @@ def load_tasks(
     manager = task_manager(names, include_path)
     tasks: dict[str, Any] = {}
     for name in names:
-        loaded = _load(manager, name, include_path)
+        fix = "correct its YAML file or its data; data of the hub are read from its cache where HF_HUB_OFFLINE=1"
+        # the same documents, whatever was loaded before
+        with blaming(f"task {name}: lm-eval cannot load it", fix), quiet(), lm_evals_seeds():
+            loaded = manager.load([name])["tasks"]
         in_group = groups.members(name, loaded, manager.task_index)
         for leaf, task in loaded.items():
             groups.check(tasks, leaf, in_group.get(leaf))
@@ -80,7 +80,6 @@ def load_tasks(
             task.depthlens_seed = seed
             task.set_fewshot_seed(seed=seed)
             checks.check(leaf, task, limit, samples)
-            task.depthlens_source = data_files.source(task, name, manager.task_index, include_path)
             tasks[leaf] = task
     document_choice.check(limit, samples, tasks)
     if gen_kwargs and not any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
@@ -134,8 +133,7 @@ def prepare(
     Raises:
         UserError: a bad limit, a chat template that the tokenizer does not have, thinking without one or before an
             answer that is not written, answers that the model's generation configuration has written in another way
-            (`depthlens.engine.writer.require_plain`), a tokenizer of another model, or documents that
-            `checks.documents` refuses.
+            (`depthlens.engine.writer.require_plain`), or a tokenizer of another model.
     """
     document_choice.check(limit, samples, tasks)
     check_chat(lens, tasks, apply_chat_template, enable_thinking)
@@ -152,9 +150,6 @@ def prepare(
         prompts |= {"chat_template": encoder.apply_chat_template, "tokenizer_name": encoder.tokenizer_name}
     prepared = []
     for name, task in tasks.items():
-        checks.documents(
-            name, task, limit, samples
-        )  # because more may be run than were checked when the task was loaded
         fix = "correct its YAML file or its documents"
         with blaming(f"task {name}: its prompts cannot be made", fix), quiet(), lm_evals_seeds():
             task.set_fewshot_seed(seed=task.depthlens_seed)  # whatever was drawn before
@@ -177,7 +172,6 @@ def prepare(
             cut=list(encoder.cut),
             commonest=commonest,
             asked=asked,
-            source=getattr(task, "depthlens_source", {}),
             member=groups.of(task),
         )
         check_tokens(lens, name, ready.requests)
@@ -185,68 +179,6 @@ def prepare(
         few_shot.warn(name, task, len(ready.docs))
         prepared.append(ready)
     return prepared
-
-
-def _load(manager: Any, name: str, include_path: str | Path | None) -> dict[str, Any]:
-    """The tasks that a name means; an error of lm-eval's becomes one line with the file or document at fault."""
-    try:
-        with quiet(), lm_evals_seeds():  # the same documents, whatever was loaded before
-            return manager.load([name])["tasks"]
-    except Exception as error:
-        raise _unloadable(manager, name, include_path, error) from error
-
-
-def _unloadable(manager: Any, name: str, include_path: str | Path | None, error: Exception) -> UserError:
-    """Say why lm-eval could not load a task, from what it was doing when it failed."""
-    import datasets  # slow to import
-
-    entries = [e for e in walk([name], manager.task_index)[0].values() if e.yaml_path]
-    # the task as far as lm-eval made it, because its data say more about the cause than the error does
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    task: Any = next((frame.f_locals["self"] for frame in frames if _makes_a_task(frame)), None)
-    if task is not None:
-        name = task.config.task
-        entries = [entry for entry in entries if entry.name == name] or entries
-    files = [task_files.read(entry.yaml_path) for entry in entries]
-    where = " or ".join(task_files.shown(file.path, include_path) for file in files[:3])
-    cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, OSError) and cause.filename):
-        cause = cause.__cause__
-    if cause is not None:  # of the system, on a file: as a rule datasets' own, which the user did not name
-        home = datasets.config.HF_DATASETS_CACHE
-        return UserError(f"task {name}: {first_line(cause)} (datasets keeps its cache in {home}; HF_HOME moves it)")
-    for file in files:
-        data_files.refuse_damaged(name, file.config, file.files)
-    if isinstance(error, FileNotFoundError) and not isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return UserError(f"task {name}: {first_line(error)} (from {os.getcwd()}); correct data_files in {where}")
-    if isinstance(error, OSError):
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        why = "HF_HUB_OFFLINE=1 and it is not in the local cache" if offline else first_line(error)
-        return UserError(f"task {name}: its data cannot be downloaded ({why}); go online once, or use an embedded task")
-    if isinstance(error, KeyError) and hasattr(task, "dataset"):
-        config = task.config
-        splits = (config.test_split, config.validation_split, config.training_split, config.fewshot_config.split)
-        for split in splits:
-            if split is not None and split not in task.dataset:
-                splits_of_data = ", ".join(map(str, task.dataset))
-                fault = f"its data has no split {split!r}, only {splits_of_data}"
-                return UserError(f"task {name}: {fault}; correct {where}")
-    if hasattr(task, "multiple_target"):
-        checks.documents(name, task, 1)  # lm-eval was trying the first document
-        if task.config.doc_to_choice is not None and "" in (options := task.doc_to_choice(task.task_docs[0])):
-            fault = f"its options are {options!r}, and lm-eval loads no task whose first document has an empty one"
-            return UserError(f"task {name}, document 0: {fault}; write a space there, or correct the document")
-    return UserError(
-        f"task {name}: lm-eval cannot use its YAML file or its documents ({one_line(error)}); correct {where}"
-    )
-
-
-def _makes_a_task(frame: FrameType) -> bool:
-    """Whether a frame of a traceback belongs to a task that lm-eval was making."""
-    from lm_eval.api.task import ConfigurableTask  # slow to import
-
-    task = frame.f_locals.get("self")
-    return isinstance(task, ConfigurableTask) and task.config is not None
 
 
 @cache

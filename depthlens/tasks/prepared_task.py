@@ -86,7 +86,6 @@ class Prepared:
         cut: Tokens that were cut from the left of each prompt that the model cannot read whole.
         commonest: Share of the commonest reference answer of a written task (see the module); else None.
         asked: The questions of the documents, see `depthlens.analysis.questions`.
-        source: The files of the task, see `depthlens.tasks.data_files.source`.
         member: The group that it is a part of.
     """
 
@@ -99,7 +98,6 @@ class Prepared:
     cut: list[int] = field(default_factory=list)
     commonest: float | None = None
     asked: pd.DataFrame | None = None
-    source: dict[str, Any] = field(default_factory=dict)
     member: Member | None = None
     _fallback_texts: dict[str, set[str]] = field(default_factory=dict, init=False, repr=False)
 
@@ -294,7 +292,6 @@ class Prepared:
         return {
             "version": (config.metadata or {}).get("version"),
             **settings,
-            **self.source,
             "num_fewshot": config.num_fewshot,
             "examples_by_seed": self.examples_by_seed,
             "n_replaced_examples": len(self.task.depthlens_replaced),
