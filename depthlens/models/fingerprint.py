@@ -3,34 +3,24 @@
 A store finds answers by the fingerprint of the model that gave them, so everything that decides a forward pass goes in,
 and it is taken anew for every experiment:
 
-- every parameter and buffer in full, those that no file holds included (rotary frequencies), by a checksum;
-- the tree of modules: names, classes, and every plain value that a module holds (scaling, epsilons, adapters in force);
+- every parameter and buffer in full, those that no file holds included (rotary frequencies), by XXH3 (128 bits);
+- the tree of modules: names, classes, and their numbers and texts (scaling, epsilons);
 - the configuration, without what only says where a file was.
 
-`Identity.obstacle` names what remains: a hook, a replaced forward method, a class or function whose code is not that of
-a library we know. Such a model is computed without the store. The code of the libraries themselves is not part of it.
-
-The checksum of weights on a CPU is XXH3 (128 bits, as fast as memory). Weights on another device are summed there after
-64-bit mixing of value and place (the finaliser of SplitMix64, Steele et al. 2014), so that only sums travel; the two
-differ, so that a fingerprint also says on what kind of device the weights were.
+`Identity.obstacle` names what remains: a hook, a forward method of its own, a class that is not of a library. Such a
+model is computed without the store. Code of the libraries is not looked at: where you patch it, give ``store=None``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, is_dataclass
-from enum import Enum
-from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-import numpy as np
 import torch
-import transformers
 import xxhash
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
@@ -39,10 +29,10 @@ from depthlens.models import placement
 from depthlens.models.quantised import depends_on_batch, is_quantised, said, tensors_of
 
 # whose code does what its version says; anything else may change between two runs
-LIBRARIES = {"torch", "transformers", "peft", "torchao", "bitsandbytes", "depthlens", "numpy", *sys.stdlib_module_names}
+LIBRARIES = {"torch", "transformers", "peft", "torchao", "bitsandbytes", "depthlens"}
 _PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE")
 _OURS = "_part_of_depthlens"
-_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+_CHUNK = 1 << 28  # bytes that are moved from another device at once
 # where a file was and which library wrote it do not change what the model computes
 _NOT_THE_MODEL = {
     "_name_or_path",
@@ -53,6 +43,7 @@ _NOT_THE_MODEL = {
     "architectures",
     "auto_map",
 }
+_NOT_THE_MODULE = {"name_or_path", "loss_type"}
 # of a generation configuration: what decides no text, what `of_writing` has apart, and what a request says itself
 _NOT_TEXT = {
     *("_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "decoder_start_token_id"),
@@ -62,18 +53,7 @@ _NOT_TEXT = {
     *("eos_token_id", "repetition_penalty"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "max_length", "max_new_tokens"),
 }
-# of every module: what `nn.Module` keeps for itself, and how transformers loads, saves and spreads a model
-_BOOKKEEPING = {*vars(nn.Module())} - {"training"}
-_BOOKKEEPING |= {
-    *("_is_hf_initialized", "generation_config", "name_or_path", "loss_type", "_weight_conversions", "_use_kernels"),
-    "extra_repr",  # how a module is printed; torchao puts its own there
-}
-_BOOKKEEPING |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
-# how accelerate spreads a model; `_changed_code` looks at its hooks
-_BOOKKEEPING |= {"_hf_hook", "_old_forward", "hf_device_map", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_MASK = (1 << 64) - 1
-_CHUNK = 1 << 22  # 64-bit words that are mixed at once: 32 MiB and as much again
 
 
 @dataclass(frozen=True)
@@ -91,10 +71,6 @@ class Identity:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-class _Unaddressable(Exception):
-    """A value whose meaning cannot be written down; the message says what it is."""
-
-
 def ours(call: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a forward method that this library puts in place of a module's own and that changes no number."""
     setattr(call, _OURS, True)
@@ -108,16 +84,18 @@ def of_model(model: nn.Module, weights: Iterable[tuple[str, bytes]] | None = Non
         model: A Hugging Face causal language model.
         weights: Name and checksum of its parameters and buffers, where they are not in memory.
     """
-    digest = xxhash.xxh3_128()
-    obstacle = _changed_code(model)
-    try:
-        text = "\n".join(_structure(model))
-    except _Unaddressable as e:
-        obstacle, text = obstacle or str(e), ""
-    digest.update(text.encode())
+    digest = xxhash.xxh3_128(_configuration(cast(PreTrainedConfig, model.config)).encode())
+    for name, module in model.named_modules(remove_duplicate=False):
+        plain = [(key, value) for key, value in sorted(vars(module).items()) if _is_plain(key, value)]
+        digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {plain}".encode())
     for name, checksum in sorted(_all_checksums(model) if weights is None else weights):
         digest.update(name.encode() + checksum)
-    return Identity(digest.hexdigest(), obstacle)
+    return Identity(digest.hexdigest(), _obstacle(model))
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether an attribute of a module is a number or text that may change what it computes."""
+    return isinstance(value, bool | int | float | str) and not key.startswith("_") and key not in _NOT_THE_MODULE
 
 
 def of_config(config: PreTrainedConfig, *where: object) -> str:
@@ -220,41 +198,10 @@ def _checksum(tensor: Tensor) -> bytes:
         return digest.digest()
     about = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    if data.device.type != "cpu":
-        return xxhash.xxh3_128_digest(about + mixed_sum(data).to_bytes(8, "little"))
     digest = xxhash.xxh3_128(about)
-    digest.update(cast(Any, data.numpy()))
+    for chunk in data.split(_CHUNK):
+        digest.update(cast(Any, chunk.cpu().numpy()))
     return digest.digest()
-
-
-def mixed_sum(data: Tensor) -> int:
-    """Sum over 64-bit words of a mix of each word with its place, modulo 2^64; on the tensor's own device.
-
-    A word that changes, or changes places with another, changes the sum: each mix is a bijection of 64 bits.
-
-    Args:
-        data: Bytes. Shape [n], uint8.
-    """
-    pad = -len(data) % 8
-    words = (torch.cat([data, data.new_zeros(pad)]) if pad else data).view(torch.int64)
-
-    def shifted(z: Tensor, n: int) -> Tensor:
-        return (z >> n) & ((1 << (64 - n)) - 1)  # int64 shifts copy the sign
-
-    def signed(constant: int) -> int:
-        return constant - (1 << 64) if constant >> 63 else constant
-
-    total = len(data)
-    for start in range(0, len(words), _CHUNK):
-        chunk = words[start : start + _CHUNK]
-        place = torch.arange(start + 1, start + 1 + len(chunk), device=data.device)
-        # the word is mixed before its place comes in, so that no difference of words can undo one of places
-        z = (chunk ^ shifted(chunk, 32)) * signed(0xD6E8FEB86659FD93)
-        z = (z ^ shifted(z, 32)) + place * signed(0x9E3779B97F4A7C15)
-        z = (z ^ shifted(z, 30)) * signed(0xBF58476D1CE4E5B9)
-        z = (z ^ shifted(z, 27)) * signed(0x94D049BB133111EB)
-        total += int((z ^ shifted(z, 31)).sum())
-    return total & _MASK
 
 
 def _configuration(config: PreTrainedConfig) -> str:
@@ -264,84 +211,35 @@ def _configuration(config: PreTrainedConfig) -> str:
     return json.dumps(entries, sort_keys=True, default=str)
 
 
-def _structure(model: nn.Module) -> Iterator[str]:
-    """A line a module: its name, its class and its attributes that are neither tensors nor modules."""
-    shared: dict[int, str] = {}  # configurations, which most modules hold
-    for name, module in model.named_modules(remove_duplicate=False):
-        own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING and k != "forward"}
-        try:
-            values = [f"{key}={_text(value, shared)}" for key, value in sorted(own.items())]
-        except _Unaddressable as e:
-            raise _Unaddressable(f"{_name_of(name, module)} holds {e}") from e
-        yield f"{name} {type(module).__module__}.{type(module).__qualname__} {' '.join(values)}"
-
-
-def _text(value: Any, shared: dict[int, str]) -> str:
-    """A value as text that says all of it."""
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device, range)):
-        return repr(value)
-    if isinstance(value, Enum):
-        return str(value)
-    if isinstance(value, dict):
-        items = sorted((_text(k, shared), _text(v, shared)) for k, v in value.items())
-        return "{" + ", ".join(f"{k}: {v}" for k, v in items) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_text(v, shared) for v in value) + "]"
-    if isinstance(value, (set, frozenset)):
-        return "{" + ", ".join(sorted(_text(v, shared) for v in value)) + "}"
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
-    if type(value) in _TENSORS:
-        return checksums([("", value)])[0][1].hex()
-    if isinstance(value, PreTrainedConfig):
-        if id(value) not in shared:
-            shared[id(value)] = _configuration(value)
-        return shared[id(value)]
-    if type(value).__module__.startswith("bitsandbytes."):  # how a module's weights are stored
-        return f"{type(value).__qualname__} {_text(vars(value), shared)}"
-    if is_dataclass(value) and not isinstance(value, type) and _of_library(type(value)):
-        return f"{type(value).__qualname__} {_text(vars(value), shared)}"
-    if isinstance(value, partial):  # such as the tanh form of GELU
-        return _text([value.func, value.args, value.keywords], shared)
-    if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, type)) and _of_library(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    raise _Unaddressable(f"a {type(value).__module__}.{type(value).__qualname__}, which cannot be written down")
-
-
-def _changed_code(model: nn.Module) -> str | None:
-    """The first part of a model whose code is not that of a library."""
+def _obstacle(model: nn.Module) -> str | None:
+    """The first part of a model whose computation a fingerprint does not cover."""
     if nn.modules.module._has_any_global_hook():
         return "runs under global hooks of torch"
-    if replaced := _replaced(nn.functional, "runs with torch.nn.functional, whose"):
-        return replaced
-    checked: dict[type, str | None] = {}
     for name, module in model.named_modules():
-        if module.training and (
-            not type(module).__module__.startswith("torch.nn.") or "dropout" in type(module).__name__.lower()
-        ):
-            return f"is in training mode ({_name_of(name, module)}); call model.eval()"
-        if any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope")):
-            return f"has {_name_of(name, module)}, whose frequencies depend on the longest text of a batch"
+        kind, what = type(module), name or type(module).__name__
+        if module.training and (not kind.__module__.startswith("torch.nn.") or "dropout" in kind.__name__.lower()):
+            return f"is in training mode ({what}); call model.eval()"
+        if any(word in str(getattr(module, "rope_type", "")) for word in ("dynamic", "longrope")):
+            return f"has {what}, whose frequencies depend on the longest text of a batch"
         if any(getattr(module, hooks) for hooks in _HOOKS):
-            return f"has hooks on {_name_of(name, module)}"
+            return f"has hooks on {what}"
         own = vars(module).get("forward")
         if own is not None and not hasattr(own, _OURS) and not _only_moves(module):
-            return f"has a forward method of its own in {_name_of(name, module)}"
-        kind = type(module)
-        if kind not in checked:
-            checked[kind] = _changed_class(kind)
-        if checked[kind]:
-            return f"has {_name_of(name, module)} {checked[kind]}"
+            return f"has a forward method of its own in {what}"
+        if kind.__module__.partition(".")[0] not in LIBRARIES:
+            return f"has {what} of class {kind.__module__}.{kind.__qualname__}, whose code is not part of the address"
+        if own_method := next((base for base in kind.__mro__ if _foreign(vars(base).get("forward"))), None):
+            return f"has {what}, whose {own_method.__qualname__}.forward was replaced"
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if depends_on_batch(tensor):
                 return f"has {name}.{key} of bitsandbytes' LLM.int8, which rounds activations by what is in a batch"
-            if type(tensor) not in _TENSORS and not is_quantised(tensor):
-                return f"has {name}.{key} of {type(tensor).__module__}.{type(tensor).__qualname__}, not a plain tensor"
-    name = cast(PreTrainedConfig, model.config)._attn_implementation
-    kernel = transformers.AttentionInterface().get(name)
-    if kernel is not None and not _of_library(kernel):
-        return f"has attention kernel {name!r} of {kernel.__module__}"
     return None
+
+
+def _foreign(method: Any) -> bool:
+    """Whether a function was written in no library."""
+    home = getattr(method, "__globals__", {}).get("__name__", "torch")
+    return home.partition(".")[0] not in LIBRARIES
 
 
 def _only_moves(module: nn.Module) -> bool:
@@ -354,46 +252,3 @@ def _only_moves(module: nn.Module) -> bool:
         and getattr(whole, "__func__", None) is type(module).forward
         and getattr(getattr(vars(module)["forward"], "func", None), "__module__", "") == hooks.__name__
     )
-
-
-def _changed_class(kind: type) -> str | None:
-    """What of a class's code is not its library's: the class, its forward, or a function that it calls by name."""
-    if not _of_library(kind):
-        return f"of class {kind.__module__}.{kind.__qualname__}, whose code is not part of the address"
-    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        for key, method in vars(base).items():
-            if _is_foreign(method):
-                return f"whose {base.__qualname__}.{key} was replaced by one of {_home(method)}"
-        if (method := vars(base).get("forward")) is not None and method.__qualname__.rpartition(".")[0] not in (
-            "",  # a helper that torch or transformers put in place
-            *(c.__qualname__ for c in base.__mro__),
-        ):
-            return f"whose {base.__qualname__}.forward was replaced by {method.__qualname__}"
-    return _replaced(sys.modules[kind.__module__], "whose function")
-
-
-def _replaced(module: ModuleType, what: str) -> str | None:
-    """The first function of a module of a library that is not the library's."""
-    for key, value in vars(module).items():
-        function = value.func if isinstance(value, partial) else value
-        if _is_foreign(function):
-            return f"{what} {key} was replaced by one of {_home(function)}"
-    return None
-
-
-def _is_foreign(value: Any) -> bool:
-    return isinstance(value, FunctionType) and _home(value).partition(".")[0] not in LIBRARIES
-
-
-def _home(function: Any) -> str:
-    """The module that a function was written in; a decorator such as functools.wraps gives it another's name."""
-    return str(function.__globals__.get("__name__", function.__module__))
-
-
-def _of_library(value: Any) -> bool:
-    module = getattr(value, "__module__", None) or ""
-    return module.partition(".")[0] in LIBRARIES or isinstance(value, BuiltinFunctionType)
-
-
-def _name_of(name: str, module: nn.Module) -> str:
-    return name or type(module).__name__
