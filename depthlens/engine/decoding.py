@@ -32,7 +32,7 @@ from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved, place_of
+from depthlens.models.placement import moved
 
 # a half of the conditions that fit into memory is walked at a time, and joins when as much room is free
 JOIN_SHARE = 2
@@ -53,7 +53,6 @@ class Decoding:
             have passed a layer.
         clean: The clean row of this pack: used where it was walked, else filled.
         finished: Called with the rows (condition, prompt) that are finished, as soon as they are.
-        enter: Called before a device is used; see `depthlens.engine.pipeline`.
     """
 
     def __init__(
@@ -68,11 +67,10 @@ class Decoding:
         passed: Callable[[int], None],
         clean: CleanRow,
         finished: Callable[[list[Row]], None],
-        enter: Callable[[torch.device], None] = lambda device: None,
     ) -> None:
         self.lens, self.backend, self.pack, self.conditions = lens, backend, pack, conditions
         self.budget, self.tried, self.writer, self.clean = budget, tried, writer, clean
-        self._passed, self._finished, self._enter = passed, finished, enter
+        self._passed, self._finished = passed, finished
         self._rows = DecodedRows(has_prefix=len(pack.prefix) > 0)
         self._alive: set[Row] = set()  # rows that are not finished
 
@@ -93,7 +91,6 @@ class Decoding:
 
     def _join(self, some: range) -> None:
         """Walk the prompts under some conditions and write the first token of each."""
-        self._enter(self.lens.device)
         pack, lens = self.pack, self.lens
         p, n_new = len(pack.prefix), max(q.max_new_tokens for q in self.writer.requests)
         own = [path[p:] for path in pack.paths]
@@ -112,7 +109,7 @@ class Decoding:
         walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens, self.tried)
         layout = CapturingLayout(pack, lens, paths, walked, self._rows.prefix, n_new, self.clean)
         under = self.conditions[some.start : some.stop]
-        states = walk.run(pack, under, unique, layout, self._passed, clean=self.clean, enter=self._enter)
+        states = walk.run(pack, under, unique, layout, self._passed, clean=self.clean)
         for layer in range(lens.dims.n_layers):
             layout.copy_clean(layer)
         self._rows.join(walked)
@@ -124,14 +121,13 @@ class Decoding:
         """Write a token of each row."""
         rows = self._rows.rows
         under, tokens = [self.conditions[c] for c, _ in rows], self.writer.last(rows)
-        states = _walked_once(self.lens, self.backend, under, tokens, self._rows, self._enter)
+        states = _walked_once(self.lens, self.backend, under, tokens, self._rows)
         self._rows.advance()
         self._passed(len(self._alive) * self.lens.dims.n_layers)
         self._write(rows, states)
 
     def _write(self, rows: list[Row], states: Float[Tensor, "row d_model"]) -> None:
         """Choose the next token of rows that are not finished; drop those that are by then."""
-        self._enter(place_of(self.lens.arch.unembed))
         writing = [i for i, row in enumerate(rows) if row in self._alive]
         alive, states, unfinished = [rows[i] for i in writing], states[writing], []
         for start in range(0, len(alive), self.budget.unembed_rows):
@@ -153,14 +149,12 @@ def _walked_once(
     conditions: list[Condition],
     tokens: list[int],
     rows: DecodedRows,
-    enter: Callable[[torch.device], None],
 ) -> Float[Tensor, "row d_model"]:
     """One token a row through all layers.
 
     It is launched layer by layer, and neither captured as a CUDA graph nor compiled: a graph needs the same tensors at
     every step, but hooks are made for the positions of a step, and attention reads keys up to a slot that moves.
     """
-    enter(lens.device)
     arch = lens.arch
     position_ids = rows.position[:, None]
     # what is read here was written: no token is one of a prompt
@@ -171,7 +165,7 @@ def _walked_once(
             x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
         rotary = arch.angles(x, position_ids)
         for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself
-            enter(device := lens.device_of(i))
+            device = lens.device_of(i)
             x, rotary, position_ids = (moved(value, device) for value in (x, rotary, position_ids))
             angles = arch.angles_at(rotary, i)
             about = {"position_embeddings": angles, "position_ids": position_ids, "layout": rows}

@@ -7,12 +7,11 @@ for what happens where time or memory is short.
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,12 +20,11 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import pipeline, prefix_tree
+from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.nonfinite import NotFinite, renumbered
 from depthlens.engine.pack_runs import PackRuns, Passed
-from depthlens.engine.pipeline import Pipeline
 from depthlens.engine.tree_attention import walking
 from depthlens.engine.walk_check import Found
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_rows
@@ -38,11 +36,10 @@ from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
 from depthlens.models.rounded_weights import other_weights_resident, rounded_bytes
 from depthlens.progress import Bar
-from depthlens.requests import LoglikelihoodAnswer, WrittenAnswer
+from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store import answer_cache
 from depthlens.store.answer_rows import AnswerRows
 
-T = TypeVar("T")
 # prompts that are decoded in one pack, even if few conditions fit into memory then: a pack's last rows, which write for
 # longest, have few others beside them
 MIN_PROMPTS = 64
@@ -92,7 +89,7 @@ class PackedTrees:
         rate: WorkRate | None = None,
     ) -> None:
         """Score every request under some conditions, on the prefix trees of these tokens; with ``rate``, only count."""
-        run = partial(self._count, rows) if rate else partial(self._score, rows, tokens)
+        run = partial(self._count, rows) if rate else partial(self._score, rows)
         conditions = rows.conditions
         about: dict[str, Any] = {"among": among, "work": self.work, "rate": rate}
         packs = PackRuns(self.lens, tokens, rows, run, bar, self.batch_tokens, **about)
@@ -107,7 +104,6 @@ class PackedTrees:
     def _score(
         self,
         rows: AnswerRows,
-        tokens: Sequence[Sequence[int]],
         pack: prefix_tree.Pack,
         group: list[int],
         clean: CleanRow,
@@ -115,22 +111,12 @@ class PackedTrees:
         batch_tokens: int,
     ) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
-        self.work.unembedded += len(_scored(rows.requests, pack)[0]) * len(group)
-        cut = pipeline.parts(self.lens, tokens, pack, group, rows.conditions, clean)
-        walk = Wavefront(self.lens, self.backend.means, batch_tokens, self.tried)
-        passed = _one_by_one(passed)
-        with walking(self.lens.model):
-            Pipeline(self.lens.devices).run([partial(self._score_part, rows, walk, part, passed) for part in cut])
-
-    def _score_part(
-        self, rows: AnswerRows, walk: Wavefront, part: pipeline.Part, passed: Passed, enter: pipeline.Enter
-    ) -> None:
-        """Log-likelihoods of a part of the work of a pack."""
-        (pack, group, clean), requests, conditions = part, rows.requests, rows.conditions
+        requests, conditions = rows.requests, rows.conditions
         scored, spans = _scored(requests, pack)
+        self.work.unembedded += len(scored) * len(group)
+        walk = Wavefront(self.lens, self.backend.means, batch_tokens, self.tried)
         under = [conditions[c] for c in group]
-        states = walk.run(pack, under, list(scored), passed=passed, clean=clean, enter=enter)
-        enter(place_of(self.lens.arch.unembed))
+        states = walk.run(pack, under, list(scored), passed=passed, clean=clean)
         states = moved(states, place_of(self.lens.arch.unembed))
         targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=states.device)
         places = torch.tensor([i for span in spans for i in span], device=states.device)
@@ -194,7 +180,7 @@ class PackedTrees:
         at_once, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_weights([conditions[c] for c in order])
         if lengths is None:
-            run = partial(self._write, rows, contexts, at_once)
+            run = partial(self._write, rows, at_once)
         else:
             run = partial(self._count, rows, lengths=lengths, at_once=at_once)
         about: dict[str, Any] = {"work": self.work, "rate": rate}
@@ -208,7 +194,6 @@ class PackedTrees:
     def _write(
         self,
         rows: AnswerRows,
-        tokens: Sequence[Sequence[int]],
         at_once: int,
         pack: prefix_tree.Pack,
         group: list[int],
@@ -219,6 +204,9 @@ class PackedTrees:
         """Texts of one pack under a group of conditions, of which so many fit into memory at once."""
         last_kept = time.monotonic()
         waiting: list[tuple[int, int]] = []
+        conditions = [rows.conditions[c] for c in group]
+        writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
+        expected = text_lengths(self.lens, writer.requests)
 
         def keep() -> None:
             nonlocal last_kept, waiting
@@ -226,52 +214,24 @@ class PackedTrees:
             rows.keep(some)
             last_kept = time.monotonic()
 
-        def ended(found: dict[tuple[int, int], WrittenAnswer]) -> None:
-            for (c, r), text in found.items():
-                rows.answers[c][r] = text
-                waiting.append((c, r))
+        def finished(found: list[Row]) -> None:
+            n = sum(len(writer.tokens[row]) for row in found)
+            self.work.add(Work(written_tokens=n, unembedded=n, spared=sum(expected[d] for _, d in found) - n))
+            for c, d in found:
+                rows.answers[group[c]][pack.sequences[d]] = writer.text((c, d))
+                waiting.append((group[c], pack.sequences[d]))
             # long texts: those that have ended are stored while the others are written
             if time.monotonic() - last_kept > answer_cache.KEEP_SECONDS:
                 keep()
 
-        # a step reads every weight for however few rows: no more parts than keep the devices busy
-        cut = pipeline.parts(self.lens, tokens, pack, group, rows.conditions, clean, per_device=1)
-        calls = _one_by_one(passed), _one_by_one(ended), _one_by_one(self.work.add)
-        with walking(self.lens.model):
-            share = max(1, at_once // len(cut))
-            walks = [partial(self._write_part, rows, share, part, batch_tokens, *calls) for part in cut]
+        budget = replace(self.budget, batch_tokens=batch_tokens)
+        of_pack = pack, conditions, budget, self.tried, writer, passed, clean, finished
+        with walking(self.lens.model), renumbered(group, pack.sequences):
             try:
-                Pipeline(self.lens.devices).run(walks)
+                Decoding(self.lens, self.backend, *of_pack).run(at_once)
             except BaseException:  # also Ctrl-C: texts that have ended are not lost with the others
                 keep()
                 raise
-
-    def _write_part(
-        self,
-        rows: AnswerRows,
-        at_once: int,
-        part: pipeline.Part,
-        batch_tokens: int,
-        passed: Passed,
-        ended: Callable[[dict[tuple[int, int], WrittenAnswer]], None],
-        count: Callable[[Work], None],
-        enter: pipeline.Enter,
-    ) -> None:
-        """Texts of a part of the work of a pack."""
-        pack, group, clean = part
-        conditions = [rows.conditions[c] for c in group]
-        writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
-        expected = text_lengths(self.lens, writer.requests)
-
-        def finished(found: list[Row]) -> None:
-            n = sum(len(writer.tokens[row]) for row in found)
-            count(Work(written_tokens=n, unembedded=n, spared=sum(expected[d] for _, d in found) - n))
-            ended({(group[c], pack.sequences[d]): writer.text((c, d)) for c, d in found})
-
-        with renumbered(group, pack.sequences):
-            budget = replace(self.budget, batch_tokens=batch_tokens)
-            of_pack = pack, conditions, budget, self.tried, writer, passed, clean, finished, enter
-            Decoding(self.lens, self.backend, *of_pack).run(at_once)
 
     def _count(
         self,
@@ -335,17 +295,6 @@ class PackedTrees:
         while size > 1 and any(taken(ordered[i : i + size]) > bound for i in range(0, len(ordered), size)):
             size = (size + 1) // 2
         return size
-
-
-def _one_by_one(call: Callable[[T], None]) -> Callable[[T], None]:
-    """The same call, by one thread at a time."""
-    lock = threading.Lock()
-
-    def locked(value: T) -> None:
-        with lock:
-            call(value)
-
-    return locked
 
 
 def _scored(requests: Sequence[Any], pack: prefix_tree.Pack) -> tuple[dict[int, int], list[list[int]]]:

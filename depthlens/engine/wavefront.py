@@ -42,14 +42,12 @@ class CleanRow:
         keys: Keys and values of each layer, where a layout asks for them. Each of shape [n_kv_heads, pos, d].
         final: Final residual stream of the positions that were asked for, shape [position, d_model]; None until the row
             was walked.
-        ahead: A walk fills it that is ahead of all others that use it.
     """
 
     layers: frozenset[int]
     inputs: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     final: Tensor | None = None
-    ahead: bool = False
 
 
 def fork_layer(condition: Condition, n_layers: int) -> int:
@@ -99,7 +97,6 @@ class Wavefront:
         passed: Callable[[int], None] = lambda n: None,
         seen: Callable[[int, Tensor, list[int]], None] = lambda layer, x, rows: None,
         clean: CleanRow | None = None,
-        enter: Callable[[torch.device], None] = lambda device: None,
     ) -> Float[Tensor, "condition position d_model"]:
         """Walk one pack.
 
@@ -112,16 +109,13 @@ class Wavefront:
             seen: Called after the embedding (layer -1) and after each layer with the residual streams, of shape
                 [row, pos, d_model], and whose rows they are: indices of conditions, -1 for the clean row.
             clean: The clean row of this pack, for the same positions: used where it was walked, else filled.
-            enter: Called before a device is used; see `depthlens.engine.pipeline`.
 
         Returns:
             Final residual stream, before the last norm.
         """
-        enter(self.lens.device)
         layout = layout or Layout(pack, self.lens.device)
         clean = clean or CleanRow(frozenset())
-        walked = clean.final is not None or clean.ahead
-        clean.ahead = True
+        walked = clean.final is not None
         n_layers = len(self.arch.layers)
         x = self.arch.embed(layout.tokens)[None]
         rotary = self.arch.angles(x, layout.position_ids)
@@ -134,7 +128,7 @@ class Wavefront:
         seen(-1, x, open_rows)
         with walking(self.lens.model):
             for layer in range(min(forks, default=n_layers) if walked else 0, n_layers):
-                enter(device := self.lens.device_of(layer))
+                device = self.lens.device_of(layer)
                 x, layout, final_positions = moved(x, device), moved(layout, device), moved(final_positions, device)
                 aside = {c: moved(row, device) for c, row in aside.items()}
                 if layer in clean.layers and not walked:
@@ -152,7 +146,6 @@ class Wavefront:
                 n_again = sum(c >= 0 and conditions[c].runs_twice(layer) for c in open_rows)
                 passed((len(open_rows) + n_again) * pack.n_tokens)
                 seen(layer, x, open_rows)
-        enter(self.lens.device_of(n_layers - 1))  # what has only the clean row waits for it here
         if clean.final is None:
             clean.final = x[0]
         row_of = {c: i for i, c in enumerate(open_rows)}
