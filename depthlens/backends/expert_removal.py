@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from depthlens.ablations import Ablation
-from depthlens.backends.protocol import Places
 
 _SCORES = (F.linear, torch.Tensor.add, torch.add)
 _CHOICES = (torch.topk, torch.Tensor.topk)
@@ -80,7 +79,11 @@ class Routing(TorchFunctionMode):
 
 
 def removed(
-    ablations: Sequence[tuple[int, Ablation]], n_rows: int, n_experts: int, places: Places | None, device: torch.device
+    ablations: Sequence[tuple[int, Ablation]],
+    n_rows: int,
+    n_experts: int,
+    position_ids: Int[Tensor, "#row pos"] | None,
+    device: torch.device,
 ) -> Bool[Tensor, "row pos n_experts"]:
     """Which experts of a layer each token must do without.
 
@@ -88,7 +91,7 @@ def removed(
         ablations: Of experts of the layer, each with its row.
         n_rows: Rows of the batch; one serves batches of any size.
         n_experts: Of the layer.
-        places: Where the tokens stand, if an ablation spares the first ones.
+        position_ids: Where the tokens stand, if an ablation spares the first ones.
         device: Where the layer is.
     """
     mask = torch.zeros(n_rows, 1, n_experts, dtype=torch.bool)
@@ -97,6 +100,6 @@ def removed(
         mask[row, 0, a.index] = True
         starts[row, 0, a.index] = a.start
     mask = mask.to(device)
-    if places is None or not starts.any():
+    if position_ids is None or not starts.any():
         return mask
-    return mask & (places.position_ids[:, :, None] >= starts.to(device))
+    return mask & (position_ids[:, :, None] >= starts.to(device))

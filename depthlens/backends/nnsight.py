@@ -18,7 +18,7 @@ from torch import Tensor
 
 from depthlens.ablations import Condition
 from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means, Places, Positions
+from depthlens.backends.protocol import Means, Positions
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.weight_swap import replaced_forwards
 from depthlens.models.architectures import hidden, with_hidden
@@ -46,12 +46,10 @@ class NnsightBackend:
         *,
         cache: Any = None,
         positions: Positions | None = None,
-        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
-        places = Places.of_rows(kwargs["position_ids"], n_context)
-        edits = RowEdits(conditions, self.lens, self.means, places)
+        edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
         final_norm = attrgetter(self.family.final_norm)(self.model)
         with replaced_forwards(edits.routers(self.model._module)):
             with self.model.trace(input_ids=tokens, **kwargs):

@@ -7,44 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import Condition
 
 Positions = Sequence[Sequence[int]]  # by row
-# what a token can be, in the order of the means' axis: the first of its sequence (which draws attention whatever it
-# is), another one of the prompt, or one of an answer (scored or written)
-TOKEN_CLASSES = ("first", "prompt", "answer")
+# what a token can be, in the order of the means' axis: the first of its sequence, which draws attention whatever it is
+TOKEN_CLASSES = ("first", "other")
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the tokens of a batch stand; padding is not counted.
-
-    Attributes:
-        position_ids: Index of each token in its own sequence. Shape [#row, pos].
-        classes: Index of each token's class in `TOKEN_CLASSES`. Shape [#row, pos].
-    """
-
-    position_ids: Int[Tensor, "#row pos"]
-    classes: Int[Tensor, "#row pos"]
-
-    @classmethod
-    def of(cls, position_ids: Int[Tensor, "#row pos"], in_answer: Bool[Tensor, "#row pos"]) -> Places:
-        """Places of tokens some of which are of answers."""
-        return cls(position_ids, (position_ids > 0) * (1 + in_answer.long()))
-
-    @classmethod
-    def of_rows(cls, position_ids: Int[Tensor, "#row pos"], n_context: Sequence[int] | None = None) -> Places:
-        """Places of rows whose prompts have so many tokens each; None: there are no answers."""
-        if n_context is None:
-            return cls.of(position_ids, torch.zeros_like(position_ids, dtype=torch.bool))
-        return cls.of(position_ids, position_ids >= torch.tensor([*n_context], device=position_ids.device)[:, None])
-
-    def at(self, keep: Int[Tensor, " kept"]) -> Places:
-        """Some of the positions of every row."""
-        return Places(self.position_ids[:, keep], self.classes[:, keep])
+def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
+    """Index of each token's class in `TOKEN_CLASSES`, from where it stands in its own sequence."""
+    return (position_ids > 0).long()
 
 
 @dataclass(frozen=True)
@@ -116,7 +91,6 @@ class Backend(Protocol):
         *,
         cache: Any = None,
         positions: Positions | None = None,
-        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """Run rows of tokens, each under its own condition.
 
@@ -126,8 +100,6 @@ class Backend(Protocol):
             conditions: One per row.
             cache: What an earlier call returned; the rows continue from there. None starts anew.
             positions: Per row, the positions in ``tokens`` whose logits are returned; None: the last one.
-            n_context: Per row, how many tokens its prompt has, cached ones included; the others are of an answer.
-                None: all are of prompts.
 
         Returns:
             Logits per row, each of shape [n_positions, d_vocab], and the cache.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition, Dims
-from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places, Positions
+from depthlens.backends.protocol import TOKEN_CLASSES, Means, Positions, classes
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 from depthlens.models.remote import Overfull
@@ -34,7 +34,7 @@ NOT_REMOTE = "is not done remotely; use @mean, or nothing to remove, or load the
 # of heads [token_class, head, d]), and the first position (of heads [head, 1])
 Edit = tuple[str, int, list[int], Tensor, Tensor]
 # tokens and mask, each [row, pos], how many tokens each row's prompt has, and what is done to these rows
-Group = tuple[Tensor, Tensor | None, list[int], list[Edit]]
+Group = tuple[Tensor, Tensor | None, list[Edit]]
 
 
 class RemoteNnsight:
@@ -68,7 +68,6 @@ class RemoteNnsight:
         *,
         cache: Any = None,
         positions: Positions | None = None,
-        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], None]:
         """See `protocol.Backend.forward`; whole logits are sent here, and there is no cache to continue from.
 
@@ -81,10 +80,8 @@ class RemoteNnsight:
         by_condition: dict[Condition, list[int]] = {}
         for row, condition in enumerate(conditions):
             by_condition.setdefault(condition, []).append(row)
-        n_context = [attention_mask.shape[1]] * len(tokens) if n_context is None else n_context
         groups: list[Group] = [
-            (tokens[at].cpu(), attention_mask[at].cpu(), [n_context[row] for row in at], self.edits(c))
-            for c, at in by_condition.items()
+            (tokens[at].cpu(), attention_mask[at].cpu(), self.edits(c)) for c, at in by_condition.items()
         ]
         order = [row for at in by_condition.values() for row in at]
         lengths = [len(positions[row]) for row in order]
@@ -165,13 +162,13 @@ class RemoteNnsight:
         # where tokens stand: those that are read at first, then one more at each step; a comment within the block would
         # shift the lines that nnsight counts
         with torch.no_grad(), run(**settings, backend=sender) as tracer:
-            for tokens, mask, n_context, edits in groups:
+            for tokens, mask, edits in groups:
                 real = torch.ones_like(tokens) if mask is None else mask
-                read, ends = (real.cumsum(-1) - 1).clamp(min=0), torch.tensor(n_context)[:, None]
+                read = (real.cumsum(-1) - 1).clamp(min=0)
                 with tracer.invoke(input_ids=tokens, attention_mask=mask):
                     for n_written in tracer.iter[: max(1, n_new) if edits else 0]:
                         position = read[:, -1:] + n_written if n_written else read
-                        kinds = (position > 0) * (1 + (position >= ends).long())
+                        kinds = (position > 0).long()
                         for site, i, heads, value, start in edits:
                             layer, attn, o_proj, mlp = parts[i]
                             kind = kinds.clamp(max=len(value) - 1)
@@ -230,34 +227,32 @@ def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> Int[Tensor, 
     return torch.tensor([[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)])
 
 
-def sums_by_class(
-    lens: Lens, texts: Sequence[tuple[list[int], int]], batch_tokens: int
-) -> tuple[dict[str, Tensor], Tensor]:
+def sums_by_class(lens: Lens, texts: Sequence[list[int]], batch_tokens: int) -> tuple[dict[str, Tensor], Tensor]:
     """What `depthlens.engine.references.measure_means` needs: the server sends back sums over the tokens of each trace.
 
     Args:
         lens: A model loaded with ``remote``.
-        texts: Token ids, and how many of them are of the prompt.
+        texts: Token ids.
         batch_tokens: Token budget of one trace.
 
     Returns:
         Sums of every site over the tokens of each class, of shape [n_layers, token_class, width], and their numbers.
     """
     backend = RemoteNnsight(lens)
-    todo = deque([sorted(texts, key=lambda text: -len(text[0]))])
+    todo = deque([sorted(texts, key=len, reverse=True)])
     total: dict[str, Tensor] = {}
     n_tokens = torch.zeros(len(TOKEN_CLASSES), dtype=torch.float64)
     while todo:
         batch = todo.popleft()
-        longest = len(batch[0][0])
+        longest = len(batch[0])
         n = max(1, batch_tokens // longest)
         if len(batch) > n:
             todo.appendleft(batch[n:])
             batch = batch[:n]
-        rows, n_context = [tokens for tokens, _ in batch], [n for _, n in batch]
-        tokens, real = padded(rows), padded([[1] * len(row) for row in rows])
-        places = Places.of_rows(torch.arange(longest).expand(len(rows), -1), n_context)
-        weights = F.one_hot(places.classes, len(TOKEN_CLASSES)) * real[:, :, None]  # [row, pos, token_class]
+        tokens, real = padded(batch), padded([[1] * len(row) for row in batch])
+        weights = (
+            F.one_hot(classes(torch.arange(longest)[None]), len(TOKEN_CLASSES)) * real[:, :, None]
+        )  # [row, pos, token_class]
         try:
             sums = backend.remote.attempt(partial(_sums, backend, tokens, weights.double()))
         except Overfull as e:

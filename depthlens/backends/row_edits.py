@@ -31,7 +31,7 @@ from transformers import Cache
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import expert_removal, noise, weight_swap
-from depthlens.backends.protocol import Means, Places
+from depthlens.backends.protocol import Means, classes
 from depthlens.errors import UserError
 from depthlens.models import experts, quantised
 from depthlens.models.architectures import hidden, with_hidden
@@ -69,7 +69,7 @@ class RowEdits:
         conditions: One per row; a single one serves batches of any size.
         lens: A loaded model.
         means: What ``@mean`` and ``@resample`` put in place of a part.
-        places: Where the tokens stand; only conditions that depend on it need them.
+        position_ids: Where the tokens stand; only conditions that depend on it need them.
         donor: What ``@donor`` takes weights from; None also where a backend cannot.
 
     Raises:
@@ -81,13 +81,13 @@ class RowEdits:
         conditions: Sequence[Condition],
         lens: Lens,
         means: Means | None,
-        places: Places | None = None,
+        position_ids: Int[Tensor, "#row pos"] | None = None,
         donor: Donor | None = None,
     ) -> None:
         self.lens = lens
         self.arch = lens.arch
         self.means = means
-        self.places = places
+        self.position_ids = position_ids
         self.n_rows = len(conditions)
         for condition in dict.fromkeys(conditions):
             condition.validate(lens.dims)
@@ -97,7 +97,7 @@ class RowEdits:
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
             if condition.uses("resample") and (means is None or means.sample is None):
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
-            if condition.uses_positions and places is None:
+            if condition.uses_positions and position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
         self.by_layer: dict[int, list[tuple[int, Ablation]]] = {}
         for row, condition in enumerate(conditions):
@@ -114,8 +114,8 @@ class RowEdits:
             layer: Layer number.
             keep: Positions of the batch that go on after the attention, as in `Architecture.step`; None: all.
         """
-        places, keep = moved((self.places, keep), self.lens.device_of(layer))
-        late = places if keep is None or places is None else places.at(keep)
+        places, keep = moved((self.position_ids, keep), self.lens.device_of(layer))
+        late = places if keep is None or places is None else places[:, keep]
         of_layer = self._site(layer, ("layer",), late)
         attn, mlp = self._site(layer, ("attn",), places), self._site(layer, ("mlp",), late)
         heads, n_heads = self._site(layer, ("head", "kv"), places), self.arch.dims.n_heads
@@ -143,7 +143,7 @@ class RowEdits:
 
     def routers(self, view: nn.Module) -> list[tuple[nn.Module, weight_swap.Forward]]:
         """Routers of another library's copy of the model, each with the forward that its rows ask for."""
-        found = [(self.arch.routers[layer], self._routing(layer, self.places)) for layer in self.layers]
+        found = [(self.arch.routers[layer], self._routing(layer, self.position_ids)) for layer in self.layers]
         return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
 
     @contextmanager
@@ -193,17 +193,17 @@ class RowEdits:
         twice[[row for row, a in self.by_layer.get(layer, []) if a.mode == "twice"]] = True
         return twice.to(self.lens.device_of(layer)) if twice.any() else None
 
-    def _routing(self, layer: int, places: Places | None) -> expert_removal.Routing | None:
+    def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> expert_removal.Routing | None:
         """What the router of a layer runs in; None where no row does without an expert."""
         ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site == "expert"]
         if not ablations:
             return None
         n_experts = self.arch.dims.n_experts[layer]
         device = self.lens.device_of(layer)
-        removed = expert_removal.removed(ablations, self.n_rows, n_experts, places, device)
+        removed = expert_removal.removed(ablations, self.n_rows, n_experts, position_ids, device)
         return expert_removal.Routing(n_experts, removed)
 
-    def _site(self, layer: int, sites: Sequence[str], places: Places | None) -> SiteEdit | None:
+    def _site(self, layer: int, sites: Sequence[str], position_ids: Int[Tensor, "#row pos"] | None) -> SiteEdit | None:
         """The edit of one site, whose parts are all heads or a single one; None where no row is edited there."""
         ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site in sites and a.mode != "twice"]
         if not ablations:
@@ -217,12 +217,12 @@ class RowEdits:
         mean = sample = None
         if self.means is not None and any(a.mode == "mean" for _, a in ablations):
             mean = self.means.z[layer] if of_heads else getattr(self.means, sites[0])[layer][:, None]
-        if self.means is not None and places is not None and any(a.mode == "resample" for _, a in ablations):
-            sample = self.means.sampled("z" if of_heads else sites[0], layer, places.position_ids)
+        if self.means is not None and position_ids is not None and any(a.mode == "resample" for _, a in ablations):
+            sample = self.means.sampled("z" if of_heads else sites[0], layer, position_ids)
             sample = sample if of_heads else sample[:, :, None]
         o_proj = self.arch.o_proj[layer] if of_heads else None
         n_parts = dims.n_heads if of_heads else 1
-        return SiteEdit(edits, (self.n_rows, n_parts), places, mean, sample, o_proj, self.lens.device_of(layer))
+        return SiteEdit(edits, (self.n_rows, n_parts), position_ids, mean, sample, o_proj, self.lens.device_of(layer))
 
 
 @contextmanager
@@ -248,7 +248,7 @@ class SiteEdit:
     Args:
         edits: Row, ablation, and the parts that it is about.
         shape: Numbers of rows and parts.
-        places: Where the tokens stand, if an ablation depends on it.
+        position_ids: Where the tokens stand, if an ablation depends on it.
         mean: What ``@mean`` puts in place, by class of the token.
         sample: What ``@resample`` puts in place, by position.
         o_proj: What the heads' z goes through, where the parts are heads.
@@ -259,13 +259,13 @@ class SiteEdit:
         self,
         edits: Sequence[tuple[int, Ablation, list[int]]],
         shape: tuple[int, int],
-        places: Places | None,
+        position_ids: Int[Tensor, "#row pos"] | None,
         mean: Float[Tensor, "token_class part width"] | None,
         sample: Float[Tensor, "row pos part width"] | None,
         o_proj: nn.Module | None,
         device: torch.device,
     ) -> None:
-        self.places = places
+        self.position_ids = position_ids
         self.mean = mean
         self.sample = sample
         self.o_proj = o_proj
@@ -291,8 +291,8 @@ class SiteEdit:
             base: What is there without the part: ``resid_pre`` of a layer, else 0.
         """
         new = base
-        if self.mean is not None and self.places is not None:
-            new = torch.where(self.by_mean, base + self.mean.to(value)[self.places.classes], new)
+        if self.mean is not None and self.position_ids is not None:
+            new = torch.where(self.by_mean, base + self.mean.to(value)[classes(self.position_ids)], new)
         if self.sample is not None:
             new = torch.where(self.by_sample, base + self.sample.to(value), new)
         if self.noisy:
@@ -301,18 +301,18 @@ class SiteEdit:
 
     def _active(self) -> Tensor:
         """Where rows are edited, of shape [row, pos or 1, part, 1]."""
-        if self.starts is None or self.places is None:
+        if self.starts is None or self.position_ids is None:
             return self.edited
-        return self.edited & (self.places.position_ids[:, :, None, None] >= self.starts)
+        return self.edited & (self.position_ids[:, :, None, None] >= self.starts)
 
     def _with_noise(self, value: Tensor, base: Tensor, new: Tensor) -> Float[Tensor, "row pos part width"]:
         """``new``, but for the noisy parts what the model computes and noise of the norm of what the part writes."""
-        assert self.places is not None
+        assert self.position_ids is not None
         new = new.expand_as(value).clone()
         written = value - base
         for row, ablation, parts in self.noisy:
             rows = slice(None) if self.n_rows == 1 else slice(row, row + 1)
-            position_ids = self.places.position_ids
+            position_ids = self.position_ids
             position_ids = position_ids if len(position_ids) == 1 else position_ids[rows]
             of_part = written[rows, :, parts].flatten(2)  # [row, pos, part * width]
             drawn = noise.draw(ablation, position_ids, of_part.shape[-1])

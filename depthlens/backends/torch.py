@@ -17,7 +17,7 @@ from transformers import Cache
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means, Places, Positions
+from depthlens.backends.protocol import Means, Positions
 from depthlens.backends.row_edits import RowEdits
 from depthlens.models.architectures import body_of
 from depthlens.models.lens import Lens
@@ -34,18 +34,21 @@ class TorchBackend:
 
     @contextmanager
     def ablate(
-        self, conditions: Sequence[Condition], places: Places | None = None, again: Cache | None = None
+        self,
+        conditions: Sequence[Condition],
+        position_ids: Int[Tensor, "#row pos"] | None = None,
+        again: Cache | None = None,
     ) -> Iterator[None]:
         """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
 
-        ``places`` are needed by conditions whose effect depends on the position: ``@mean``, ``@resample``, ``@noise``,
-        and those that spare the first tokens. ``again`` keeps keys and values of layers that run twice; None: nothing
-        is kept of them.
+        ``position_ids`` are needed by conditions whose effect depends on the position: ``@mean``, ``@resample``,
+        ``@noise``, and those that spare the first tokens. ``again`` keeps keys and values of layers that run twice;
+        None: nothing is kept of them.
 
         Raises:
             UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
         """
-        edits = RowEdits(conditions, self.lens, self.means, places, self.lens.donor)
+        edits = RowEdits(conditions, self.lens, self.means, position_ids, self.lens.donor)
         with ExitStack() as stack:
             stack.enter_context(edits.donations.embeddings())
             for layer in edits.layers:
@@ -61,13 +64,12 @@ class TorchBackend:
         *,
         cache: Any = None,
         positions: Positions | None = None,
-        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
         del kwargs["logits_to_keep"]  # the model below its unembedding
         again = getattr(kwargs["cache"], "again", None)
-        with self.ablate(conditions, Places.of_rows(kwargs["position_ids"], n_context), again):
+        with self.ablate(conditions, kwargs["position_ids"], again):
             out = body_of(self.lens.model)(input_ids=tokens, **kwargs)
         positions = positions or [[tokens.shape[1] - 1]] * len(tokens)
         donations = weight_swap.RowDonations(

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from depthlens.ablations import Condition
 from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means, Places, Positions
+from depthlens.backends.protocol import Means, Positions
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.weight_swap import replaced_forwards
 from depthlens.models.lens import Lens
@@ -52,15 +52,13 @@ class TransformerLensBackend:
         *,
         cache: Any = None,
         positions: Positions | None = None,
-        n_context: Sequence[int] | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """See `depthlens.backends.protocol.Backend.forward`."""
         keep_cache = positions is None  # only generation continues from it
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache)
         cache = kwargs["cache"]
         final: list[Tensor] = []
-        places = Places.of_rows(kwargs["position_ids"], n_context)
-        edits = RowEdits(conditions, self.lens, self.means, places)
+        edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
         hooks = self._hooks(edits)
         hooks.append(("ln_final.hook_out", lambda states, hook: final.append(states)))
         if keep_cache and isinstance(self.bridge.blocks[0].attn, MLAAttentionBridge):

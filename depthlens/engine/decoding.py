@@ -19,7 +19,6 @@ from torch import Tensor
 
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
-from depthlens.backends.protocol import Places
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.attention_parts import aligned
@@ -157,9 +156,7 @@ def _walked_once(
     """
     arch = lens.arch
     position_ids = rows.position[:, None]
-    # what is read here was written: no token is one of a prompt
-    places = Places.of_rows(position_ids, [0] * len(position_ids))
-    edits = RowEdits(conditions, lens, backend.means, places, lens.donor)
+    edits = RowEdits(conditions, lens, backend.means, position_ids, lens.donor)
     with walking(lens.model):
         with edits.donations.embeddings():
             x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]

@@ -83,7 +83,7 @@ def refuse(
             if not states.isfinite().all():
                 faults.append((layer, row >= 0))
 
-    pack = prefix_tree.build([prefix_tree.marked(prompt, answer)], [0])
+    pack = prefix_tree.build([[*prompt, *answer]], [0])
     Wavefront(lens, means, batch_tokens).run(pack, [condition], range(pack.n_tokens), seen=look)
     if not faults:
         raise UserError(f"{fault} under {condition}, first in the unembedding ({dtype}); {fix}")

@@ -34,13 +34,12 @@ class PackRuns:
 
     Args:
         lens: A loaded model.
-        tokens: What is read of each request, of answers `prefix_tree.marked` or not.
+        tokens: What is read of each request.
         rows: Their answers under all conditions.
         run: Computes a pack under some conditions within a token budget, and fills ``rows.answers``.
         bar: Moves as tokens pass layers, by rows (request, condition).
         batch_tokens: Token budget of one batch; falls where memory runs out.
         max_new: Most tokens that each request writes; None: nothing is written.
-        among: Indices of the conditions that `walk` is called with; None: all.
         work: Counts what is computed; None: nothing counts.
         rate: Where nothing is computed, but only counted: the rate that packs are cut for. None: it is measured.
 
@@ -57,7 +56,6 @@ class PackRuns:
         bar: Bar,
         batch_tokens: int,
         max_new: Sequence[int] | None = None,
-        among: Sequence[int] | None = None,
         work: Work | None = None,
         rate: WorkRate | None = None,
     ) -> None:
@@ -68,7 +66,6 @@ class PackRuns:
         self._run = run
         self._bar = bar
         self._max_new = max_new or [0] * len(tokens)
-        self._among = range(len(rows.conditions)) if among is None else among
         self._n_layers = lens.dims.n_layers
         self._work_done = work or Work()
         self._counts_only = rate is not None
@@ -95,7 +92,7 @@ class PackRuns:
     def do(self, members: list[int], group: list[int]) -> None:
         """Compute some requests under some conditions, and store the answers."""
         pack = prefix_tree.build(self.tokens, members)
-        later = [c for c in self._among if any(self.rows.answers[c][r] is None for r in members)]
+        later = [c for c in range(len(self.conditions)) if any(self.rows.answers[c][r] is None for r in members)]
         forks = self._forks([c for c in later if c not in group])
         known, clean = self._clean
         if known != tuple(members) or not forks | self._forks(group) <= clean.layers:

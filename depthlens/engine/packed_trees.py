@@ -69,31 +69,22 @@ class PackedTrees:
 
     def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
-        for tokens, among in _trees(rows):
-            self._score_all(rows, tokens, among, bar)
+        self._score_all(rows, bar)
 
     def plan(self, rows: AnswerRows, bar: Bar, rate: WorkRate, lengths: Sequence[int] | None) -> None:
         """Count what `loglikelihood` would compute; with ``lengths``, of texts, what `generate_until` would."""
         if lengths is not None:
             self._write_all(rows, bar, rate, lengths)
-            return
-        for tokens, among in _trees(rows):
-            self._score_all(rows, tokens, among, bar, rate)
+        else:
+            self._score_all(rows, bar, rate)
 
-    def _score_all(
-        self,
-        rows: AnswerRows,
-        tokens: list[tuple[int, ...]],
-        among: list[int],
-        bar: Bar,
-        rate: WorkRate | None = None,
-    ) -> None:
-        """Score every request under some conditions, on the prefix trees of these tokens; with ``rate``, only count."""
+    def _score_all(self, rows: AnswerRows, bar: Bar, rate: WorkRate | None = None) -> None:
+        """Score every request under every condition; with ``rate``, only count."""
         run = partial(self._count, rows) if rate else partial(self._score, rows)
         conditions = rows.conditions
-        about: dict[str, Any] = {"among": among, "work": self.work, "rate": rate}
-        packs = PackRuns(self.lens, tokens, rows, run, bar, self.batch_tokens, **about)
-        order = sorted(among, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
+        about: dict[str, Any] = {"work": self.work, "rate": rate}
+        packs = PackRuns(self.lens, [q.inputs for q in rows.requests], rows, run, bar, self.batch_tokens, **about)
+        order = sorted(rows.unfinished, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
         # every row of a pack lives through all layers: their states bound the size of a pack
         row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
         for i in range(0, len(order), MAX_OPEN_ROWS):
@@ -308,19 +299,3 @@ def _scored(requests: Sequence[Any], pack: prefix_tree.Pack) -> tuple[dict[int, 
         nodes = path[len(requests[r].context) - 1 :]
         spans.append([scored.setdefault(n, len(scored)) for n in nodes])
     return scored, spans
-
-
-def _trees(rows: AnswerRows) -> list[tuple[list[tuple[int, ...]], list[int]]]:
-    """Tokens of log-likelihood requests as they share prefix trees, and the conditions that lack answers on each.
-
-    A mean that takes the place of a part depends on whether a token is of the prompt or of the answer. Where requests
-    share a token that is both, conditions with such means walk trees in which it is two tokens.
-    """
-    plain = [q.inputs for q in rows.requests]
-    by_mean = [c for c in rows.unfinished if rows.conditions[c].uses("mean")]
-    if not by_mean:
-        return [(plain, rows.unfinished)]
-    marked = [prefix_tree.marked(q.context, q.continuation[:-1]) for q in rows.requests]
-    if prefix_tree.n_nodes(marked) == prefix_tree.n_nodes(plain):
-        return [(marked, rows.unfinished)]
-    return [(plain, [c for c in rows.unfinished if c not in by_mean]), (marked, by_mean)]

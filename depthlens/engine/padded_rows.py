@@ -50,8 +50,8 @@ class PaddedRows(RowBatches):
             tokens = [requests[r].inputs for _, r in batch]
             padded, mask = self._pad(tokens, left=False)
             positions = [range(len(requests[r].context) - 1, len(t)) for (_, r), t in zip(batch, tokens, strict=True)]
-            under, n_context = [conditions[c] for c, _ in batch], [len(requests[r].context) for _, r in batch]
-            logits, _ = self.backend.forward(padded, mask, under, positions=positions, n_context=n_context)
+            under = [conditions[c] for c, _ in batch]
+            logits, _ = self.backend.forward(padded, mask, under, positions=positions)
             for (c, r), values in zip(batch, logits, strict=True):
                 answers[c][r] = answer = score_continuation(values, requests[r].continuation)
                 if not math.isfinite(answer.logprob):
@@ -69,8 +69,8 @@ class PaddedRows(RowBatches):
             tokens, mask = self._pad([requests[r].context for _, r in batch], left=True)
             alive, cache = batch, None
             while True:
-                under, n_context = [conditions[c] for c, _ in alive], [len(requests[r].context) for _, r in alive]
-                logits, cache = self.backend.forward(tokens, mask, under, cache=cache, n_context=n_context)
+                under = [conditions[c] for c, _ in alive]
+                logits, cache = self.backend.forward(tokens, mask, under, cache=cache)
                 unfinished = writer.write(alive, torch.cat(logits))
                 if not unfinished:
                     break

@@ -5,9 +5,6 @@ branch again (answer options). In the flat layout, which starts with the prefix,
 its ancestors and itself, and its position is its depth, exactly as in a row of its own. Branches never see each other,
 so attention is computed as prefix (dense) plus own branch (masked), not as one large masked square.
 
-Where it matters whether a token is one of the prompt or of the answer, tokens of answers are `marked`: a token of both
-kinds is then two tokens of the tree.
-
 No torch in here.
 """
 
@@ -59,15 +56,6 @@ class Pack:
 
     @property
     def tokens(self) -> list[int]:
-        return [~t if t < 0 else t for t in self._marked]
-
-    @property
-    def in_answer(self) -> list[bool]:
-        """Whether each token is marked as one of an answer."""
-        return [t < 0 for t in self._marked]
-
-    @property
-    def _marked(self) -> list[int]:
         return self.prefix + [t for b in self.branches for t in b.tokens]
 
     @property
@@ -92,25 +80,13 @@ class Pack:
         return exits
 
 
-def marked(prompt: Tokens, answer: Tokens) -> tuple[int, ...]:
-    """Prompt and answer as one sequence that tells them apart: of the answer's token ids it has the complements."""
-    return (*prompt, *(~t for t in answer))
-
-
-def n_nodes(sequences: Sequence[Tokens]) -> int:
-    """How many tokens the prefix tree of all sequences has."""
-    ordered = sorted(map(tuple, sequences))
-    shared = sum(common_prefix(a, b) for a, b in zip(ordered, ordered[1:], strict=False))
-    return sum(map(len, ordered)) - shared
-
-
 def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], extra: int = 0) -> Iterator[Pack]:
     """Group sequences into packs.
 
     Sequences are taken in lexicographic order, so that those with a common start are neighbours.
 
     Args:
-        sequences: Token ids, of answers `marked` or not.
+        sequences: Token ids.
         max_tokens: Largest number of distinct tokens in a pack, or a function of the length of its common prefix that
         says
             so; a longer sequence gets its own pack.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from depthlens.ablations import Condition
-from depthlens.backends.protocol import TOKEN_CLASSES, Means, Places
+from depthlens.backends.protocol import TOKEN_CLASSES, Means, classes
 from depthlens.engine import memory_budget
 from depthlens.errors import UserError
 from depthlens.models.architectures import body_of, hidden, wide_type
@@ -114,8 +114,7 @@ def no_means(lens: Lens, name: str) -> Means:
 def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Sequence[Tokens] | None = None) -> Means:
     """Means of every site over a reference set, by class of the token (`depthlens.backends.protocol.TOKEN_CLASSES`).
 
-    Where the set has no token of the prompt beside the first ones, or no token of an answer, the mean of the other of
-    these two takes its place; where it has first tokens only, theirs does.
+    Where the set has first tokens only, their mean takes the place of that of all others.
 
     Args:
         lens: The model.
@@ -129,51 +128,45 @@ def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Seq
     if not any(map(len, prompts)):
         raise UserError(f"reference set {name!r} for @mean is empty; give at least one prompt")
     answers = [()] * len(prompts) if answers is None else answers
-    texts = [([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True) if len(p)]
+    texts = [[*p, *a] for p, a in zip(prompts, answers, strict=True) if len(p)]
     if lens.remote:
         from depthlens.backends import remote
 
         total, n_tokens = remote.sums_by_class(lens, texts, memory_budget.choose(lens).batch_tokens)
     else:
         total, n_tokens = _sums_by_class(lens, texts)
-    for lacking, other in ((2, 1), (1, 2), (1, 0), (2, 0)):
-        if not n_tokens[lacking]:
-            n_tokens[lacking] = n_tokens[other]
-            for sums in total.values():
-                sums[:, lacking] = sums[:, other]
+    if not n_tokens[1]:
+        n_tokens[1] = n_tokens[0]
+        for sums in total.values():
+            sums[:, 1] = sums[:, 0]
     means = {site: (sums / n_tokens[:, None]).to(lens.device, wide_type(lens.dtype)) for site, sums in total.items()}
     z = means["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
     return Means(name, means["layer"], means["attn"], means["mlp"], z)
 
 
-def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums of every site over the tokens of each class, of shape [n_layers, token_class, width], and their numbers.
-
-    A text is token ids and how many of them are of the prompt.
-    """
+def _sums_by_class(lens: Lens, texts: Sequence[list[int]]) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums of every site over the tokens of each class, of shape [n_layers, token_class, width], and their numbers."""
     n_layers, n_classes = lens.dims.n_layers, len(TOKEN_CLASSES)
     # float64 sums: a float32 running sum over 10^5 positions would lose three digits
     total = {site: torch.zeros(n_layers, n_classes, w, dtype=torch.float64) for site, w in _widths(lens).items()}
     n_tokens = torch.zeros(n_classes, dtype=torch.float64)
-    classes = torch.zeros(0, dtype=torch.long)  # of the tokens of the text that is read
+    kinds = torch.zeros(0, dtype=torch.long)  # of the tokens of the texts that are read
 
     def add(site: str, layer: int, value: Tensor) -> None:
-        total[site][layer].index_add_(0, classes, value.flatten(0, -2).cpu().double())
+        total[site][layer].index_add_(0, kinds, value.flatten(0, -2).cpu().double())
 
     with _reading(lens, SITES, add):
         for batch in _of_equal_length(texts, memory_budget.choose(lens).batch_tokens):
-            ids, n_context = torch.tensor([tokens for tokens, _ in batch]), [n for _, n in batch]
-            classes = Places.of_rows(torch.arange(ids.shape[1]).expand(len(batch), -1), n_context).classes.flatten()
-            n_tokens += classes.bincount(minlength=n_classes)
+            ids = torch.tensor(batch)
+            kinds = classes(torch.arange(ids.shape[1]).expand(len(batch), -1)).flatten()
+            n_tokens += kinds.bincount(minlength=n_classes)
             body_of(lens.model)(input_ids=ids.to(lens.device), use_cache=False)
     return total, n_tokens
 
 
-def _of_equal_length(
-    texts: Sequence[tuple[list[int], int]], batch_tokens: int
-) -> Iterator[Sequence[tuple[list[int], int]]]:
+def _of_equal_length(texts: Sequence[list[int]], batch_tokens: int) -> Iterator[list[list[int]]]:
     """Batches of texts without padding, so that every position counts once."""
-    for length, group in groupby(sorted(texts, key=lambda text: len(text[0])), key=lambda text: len(text[0])):
+    for length, group in groupby(sorted(texts, key=len), key=len):
         alike = list(group)
         size = max(1, batch_tokens // length)
         yield from (alike[i : i + size] for i in range(0, len(alike), size))

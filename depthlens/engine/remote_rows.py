@@ -58,7 +58,7 @@ class RemoteRows(RowBatches):
             scores = self.backend.remote.attempt(
                 lambda sender: self.backend.send(
                     sender,
-                    [(tokens, None, [len(requests[r].context) for r in members], edits[c]) for c in group],
+                    [(tokens, None, edits[c]) for c in group],
                     rows=torch.arange(len(lengths)).repeat_interleave(lengths),
                     places=torch.tensor(places * len(group)),
                     targets=torch.tensor(targets * len(group)),
@@ -101,7 +101,7 @@ class RemoteRows(RowBatches):
             written = self.backend.remote.attempt(
                 lambda sender: self.backend.send(
                     sender,
-                    [(tokens, mask, [len(context) for context in contexts], edits[c]) for c in group],
+                    [(tokens, mask, edits[c]) for c in group],
                     n_new=max(requests[r].max_new_tokens for r in members),
                     options=options,
                 ),

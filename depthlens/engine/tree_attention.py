@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from depthlens.backends.protocol import Places
 from depthlens.engine import attention_choice
 from depthlens.engine.attention_choice import TREES, Case, Tree
 from depthlens.engine.prefix_tree import Pack
@@ -30,7 +29,6 @@ class Layout:
     Attributes:
         tokens: Shape [pos].
         position_ids: Shape [1, pos].
-        places: The same, with the class of each token.
         n_prefix: Number of prefix tokens; they come first.
         rows: Condition of each row that now passes a layer, -1 for the clean one; set by the walk.
     """
@@ -41,7 +39,6 @@ class Layout:
         self.rows = []
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
-        self.places = Places.of(self.position_ids, torch.tensor([pack.in_answer], device=device))
         self.n_prefix = len(pack.prefix)
         self._make = lambda kernel, device, dtype: TREES[kernel](pack, device, dtype)
         self._trees: dict[tuple[str, torch.device, torch.dtype], Tree] = {}

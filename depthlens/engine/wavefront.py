@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
-from depthlens.backends.protocol import Means
+from depthlens.backends.protocol import Means, classes
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.weight_swap import RowDonations
 from depthlens.engine.prefix_tree import Pack
@@ -185,9 +185,9 @@ class Wavefront:
             if self.means is None:
                 continue
             if mode == "mean":
-                aside[c] = aside[c] + self.means.layer[layer].to(x)[layout.places.classes[0]]
+                aside[c] = aside[c] + self.means.layer[layer].to(x)[classes(layout.position_ids[0])]
             elif mode == "resample":
-                aside[c] = aside[c] + self.means.sampled("layer", layer, layout.places.position_ids)[0].to(x)
+                aside[c] = aside[c] + self.means.sampled("layer", layer, layout.position_ids)[0].to(x)
         return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
 
     def _join(
@@ -235,7 +235,7 @@ class Wavefront:
     ) -> Float[Tensor, "row kept d_model"]:
         """One layer for the rows of ``layout``; with ``again`` they all pass twice."""
         of_rows = [conditions[c] if c >= 0 else BASELINE for c in layout.rows]
-        edits = RowEdits(of_rows, self.lens, self.means, layout.places, self.lens.donor)
+        edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids, self.lens.donor)
         if not self.by_parts:  # hooks on the layer do all, a second pass too
             with edits.hooked(layer) if layer in edits.layers else nullcontext():
                 x = self.arch.call(layer, x, layout, rotary)

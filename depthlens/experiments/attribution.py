@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.backends.protocol import Means, Places
+from depthlens.backends.protocol import Means, classes
 from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.plain_rows import refuse_scaled_angles
@@ -164,8 +164,7 @@ def _batch(
     tokens = torch.tensor([[t for q in requests for t in (*q.context, *q.continuation)[:-1]]], device=device)
     # positions that start again tell the model where a sequence ends: attention stays within each, without padding
     position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
-    in_answer = torch.cat([torch.arange(n) >= len(q.context) for q, n in zip(requests, lengths, strict=True)])
-    classes = Places.of(position_ids, in_answer[None].to(device)).classes
+    kinds = classes(position_ids)
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
@@ -201,7 +200,7 @@ def _batch(
         grad = wide(z.grad.unflatten(-1, (dims.n_heads, dims.d_head)))  # [1, pos, n_heads, d_head]
         step = -wide(z.detach().unflatten(-1, (dims.n_heads, dims.d_head)))
         if means is not None:
-            step = step + means.z[layer][classes].to(step.device)
+            step = step + means.z[layer][kinds].to(step.device)
         by_token = (step * grad).sum((0, 3)).cpu()  # [pos, n_heads]
         change[:, layer] = torch.stack([part.sum(0) for part in by_token.split(lengths)])
         z.grad = None

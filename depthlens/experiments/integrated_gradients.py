@@ -40,7 +40,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.backends.protocol import Means, Places
+from depthlens.backends.protocol import Means, classes
 from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.plain_rows import CausalRows, refuse_window
 from depthlens.engine.tree_attention import walking
@@ -158,7 +158,7 @@ class _Path:
         spots = [(r, len(q.context) - 1 + i, t) for r, q in enumerate(requests) for i, t in enumerate(q.continuation)]
         self.row, self.pos, self.target = (torch.tensor(x, device=device) for x in zip(*spots, strict=True))
         self.layout = CausalRows(longest, device)
-        self.classes = Places.of_rows(self.layout.position_ids, [len(q.context) for q in requests]).classes
+        self.classes = classes(self.layout.position_ids).expand(len(requests), -1)
         x = self.arch.embed(tokens.to(device))
         self.rotary = self.arch.angles(x, self.layout.position_ids)
         self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
