@@ -21,8 +21,7 @@ from depthlens.models import loading
 from depthlens.models.lens import Lens
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", False), ("deepseek-v3", True)])
 def test_weight_deltas_by_hand(folders, family, streamed):
     base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
     table = distillation.weight_deltas(base, folders(family, moved=True) if streamed else donor)
@@ -73,8 +72,7 @@ def taken_apart(lens, tokens):
     return kept
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", True), ("deepseek-v3", False)])
 def test_activation_deltas_by_hand(folders, family, streamed):
     base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
     rows = [list(b"a longer prompt than that"), "other text", list(b"ab")]
@@ -98,7 +96,7 @@ def test_activation_deltas_of_equal_models_and_bad_prompts():
     twin = Lens(copy.deepcopy(base.model), base.tokenizer, "same")
     table = distillation.activation_deltas(base, twin, ["one prompt"])
     assert (table["relative"] == 0).all() and table["relative_low"].isna().all()
-    for prompts_, message in (("text", "give a list"), ([], "give a list"), (["a", ""], "prompt 1 has 0 tokens")):
+    for prompts_, message in (([], "give a list"), (["a", ""], "prompt 1 has 0 tokens")):
         with pytest.raises(UserError, match=message):
             distillation.activation_deltas(base, twin, prompts_)
     windowed = tiny.lens("mistral", sliding_window=4)

@@ -18,7 +18,7 @@ from depthlens.tasks.needles import Needle
 
 ATTENTION_TOLERANCE = 1e-5  # float32 softmax by another kernel
 LOGIT_TOLERANCE = 1e-3  # float32 sums over layers, heads and positions, in another order
-FAMILIES = ["llama-gqa", "qwen2", "qwen3", "deepseek-v3"]  # biases of queries, normed queries, latent attention
+FAMILIES = ["llama-gqa", "qwen2", "deepseek-v3"]  # shared keys, biases, latent attention
 
 
 def made_needles():
@@ -117,18 +117,6 @@ def test_induction_score_is_the_attention_to_the_token_after_the_first_occurrenc
     assert np.allclose(scores.values, expected, atol=ATTENTION_TOLERANCE)
 
 
-def test_bad_induction_requests_are_refused():
-    lens = tiny.lens("llama-gqa")
-    for options, message in [
-        ({"length": 1}, "length 1"),
-        ({"length": 300}, "can read 255 different tokens twice; give 2 to 255"),
-        ({"n_texts": 0}, "n_texts 0"),
-        ({"seed": -1}, "seed -1"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            dl.induction_scores(lens, store=None, progress=False, **options)
-
-
 # -- organisms -----------------------------------------------------------------------------------------
 
 
@@ -163,15 +151,6 @@ def test_a_head_that_waits_for_a_question_is_no_induction_head(planted):
     assert scores.values[truth.role("retrieval")] < 0.2 and scores.values[truth.role("decoy")] < 0.2
 
 
-def test_detectors_of_organisms_agree_on_the_planted_heads(planted):
-    lens, truth = planted
-    scores = {method: scored(lens, method) for method in ("copy_paste", "query_to_gold", "write_aware")}
-    table = dl.detector_agreement(scores, k=2, n_permutations=999).table.set_index(["a", "b"])
-    assert table.loc[("copy_paste", "query_to_gold"), "n_shared"] == 2
-    heads = table.loc[("copy_paste", "write_aware"), "heads"]
-    assert f"L{truth.role('retrieval')[0]}.H{truth.role('retrieval')[1]}" in heads
-
-
 # -- by step -------------------------------------------------------------------------------------------
 
 
@@ -202,15 +181,11 @@ def test_scores_by_step_are_those_of_the_tokens():
     assert "of the 4 highest heads" in sentence and "n = 6 needles" in sentence
 
 
-def test_bad_requests_by_step_are_refused():
+def test_too_few_needles_have_no_steps():
     lens = tiny.lens("llama-gqa")
-    made = own_needles(lens, 3, 2)
-    for needles, options, message in [
-        (made, {"method": "query_to_gold"}, "unknown method 'query_to_gold'"),
-        (made, {"k": 20}, "k 20"),
-        (made, {"seed": -1}, "seed -1"),
-        (made, {}, "3 of 3 needles are recalled and have several tokens"),
-        (own_needles(lens, 4, 1), {}, "0 of 4 needles"),
-    ]:
+    for needles, message in (
+        (own_needles(lens, 3, 2), "3 of 3 needles are"),
+        (own_needles(lens, 4, 1), "0 of 4 needles"),
+    ):
         with pytest.raises(UserError, match=message):
-            dl.retrieval_by_step(lens, needles, store=None, progress=False, **options)
+            dl.retrieval_by_step(lens, needles, store=None, progress=False)

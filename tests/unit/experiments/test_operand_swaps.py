@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,21 +57,14 @@ def test_a_swap_is_the_same_problem_with_another_number(lens, swaps):
 
 
 def test_results_before_follow_and_their_copies_too(lens):
-    found = swaps_of(lens, "Ann has 53 clips, sells 12, and buys 17. Answer:", " 53 - 12 = 41.\n41 + 17 = 58.\n#### 58")
-    assert [s.result[0] for s in found] == ["41", "58"]
+    question = "Ann has 53, sells 12, buys 17. Answer:"
+    text = align(lens, "text", question, " 53 - 12 = 41.\n41 + 17 = 58.")
     for seed in range(8):
-        (_, last) = texts.operand_swaps(
-            lens,
-            [
-                take_apart(
-                    seed,
-                    align(lens, "text", "Ann has 53, sells 12, buys 17. Answer:", " 53 - 12 = 41.\n41 + 17 = 58."),
-                    "Ann has 53, sells 12, buys 17. Answer:",
-                )
-            ],
-        )
-        start, less, more = (int(n) for n in re.findall(r"\d+", lens.tokenizer.decode(last.swapped))[:3])
-        steps = re.search(r"(\d+) - (\d+) = (\d+)\.\n(\d+) \+ (\d+) =", lens.tokenizer.decode(last.swapped))
+        first, last = texts.operand_swaps(lens, [take_apart(seed, text, question)])
+        assert [s.result[0] for s in (first, last)] == ["41", "58"]
+        written = lens.tokenizer.decode(last.swapped)
+        start, less, more = (int(n) for n in re.findall(r"\d+", written)[:3])
+        steps = re.search(r"(\d+) - (\d+) = (\d+)\.\n(\d+) \+ (\d+) =", written)
         assert [int(n) for n in steps.groups()] == [start, less, start - less, start - less, more]
         assert int(last.result[1]) == start - less + more
 
@@ -123,7 +115,7 @@ def difference(lens, tokens, answers, head=None, other=None):
     return (logits[answers[0]] - logits[answers[1]]).item(), kept
 
 
-@pytest.mark.parametrize("family", ["llama-mha", "deepseek-v2"])
+@pytest.mark.parametrize("family", ["llama-mha", pytest.param("deepseek-v2", marks=pytest.mark.nightly)])
 def test_scores_are_those_of_patching_by_hand(family):
     lens = tiny.lens(family, **WILD)
     found = dl.operand_swap_scores(lens, **OPTIONS)
@@ -157,20 +149,7 @@ def test_scores_are_stored(lens, tmp_path):
     assert other.record["store"]["rows_computed"] > 0  # other replacements
 
 
-def test_bad_requests_are_refused(lens):
+def test_a_window_that_cuts_is_refused():
     window = tiny.lens("mistral", sliding_window=8, max_position_embeddings=4096)
-    for model, options, message in [
-        (lens, {"limit": 1}, "follows the operands in . of 1 solutions, and 5 are needed"),
-        (lens, {"tasks": "capitals_continuation"}, "worked solutions need a generative task"),
-        (lens, {"solutions": "mine"}, "unknown solutions 'mine'"),
-        (lens, {"backend": "torch"}, "unknown option 'backend'"),
-        (window, {}, "the attention window is 8"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            dl.operand_swap_scores(model, **{**OPTIONS, **options})
-    unsolved = [
-        replace(s, text=align(lens, "x", "Say:", " 1 + 1 = 2"))
-        for s in dl.worked_solutions(lens, "arithmetic_cot", limit=1)
-    ]
-    with pytest.raises(UserError, match="no operand of 1 solutions can be swapped"):
-        texts.enough(texts.operand_swaps(lens, [replace(s, question=()) for s in unsolved]), ["x"], 1)
+    with pytest.raises(UserError, match="the attention window is 8"):
+        dl.operand_swap_scores(window, **OPTIONS)

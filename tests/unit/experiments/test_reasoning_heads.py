@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 from by_hand import logprobs
 
 from depthlens.analysis.head_scores import HeadScores
@@ -12,15 +11,10 @@ from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
-from depthlens.experiments.reasoning_heads import ratio_cases, reasoning_scores
+from depthlens.experiments.reasoning_heads import ratio_cases, reasoning_scores, weighted_tokens
 from depthlens.tasks.prepared_task import Prepared
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +67,6 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
 
 def reasoning_scores_of(lens, solution):
     """Attributed loss summed over the tokens of all kinds."""
-    from depthlens.experiments.reasoning_heads import weighted_tokens
-
     requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
     return -attribute(lens, requests, weights=weights)[0].numpy().sum(0)
 
@@ -97,14 +89,14 @@ def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning
 def test_the_interval_of_a_ratio_covers_it():
     """Losses and surprisals that vary together, of 30 solutions: the 95% interval holds the true ratio."""
     rng = np.random.default_rng(4)
-    covered, n_draws, ratio = 0, 1000, 0.4
+    covered, n_draws, ratio = 0, 400, 0.4
     for _ in range(n_draws):
         surprisal = rng.gamma(4, 0.25, 30)
         losses = ratio * surprisal * rng.gamma(2, 0.5, 30)  # its mean is the ratio times that of the surprisal
         cases = ratio_cases(losses[:, None, None], surprisal)
         scores = HeadScores.of_cases("ratio", "", cases, {}, tested=False)
         covered += bool(scores.low[0, 0] <= ratio <= scores.high[0, 0])
-    assert 0.92 < covered / n_draws < 0.97  # 30 skewed values: a little below 0.95
+    assert 0.91 < covered / n_draws < 0.98  # 30 skewed values: a little below 0.95
 
 
 @pytest.fixture
@@ -140,21 +132,6 @@ def test_a_right_answer_without_its_format_is_right(lens, writes):
 
 
 def test_too_few_right_solutions_are_refused(lens, writes):
-    options = {"limit": 12, "num_fewshot": 0, "store": None, "progress": False}
     writes(7)
     with pytest.raises(UserError, match="the model solves 7 of 12 problems, and 8 right solutions are needed"):
-        reasoning_scores(lens, "arithmetic_cot", solutions="own", **options)
-    with pytest.raises(UserError, match="unknown solutions 'mine'"):
-        reasoning_scores(lens, "arithmetic_cot", solutions="mine", **options)
-    with pytest.raises(UserError, match="worked solutions need a generative task"):
-        reasoning_scores(lens, "capitals_continuation", solutions="own", **options)
-
-
-def test_bad_reasoning_requests_are_refused(lens):
-    for task, options, message in [
-        ("arithmetic_cot", {"method": "copy"}, "unknown method 'copy'"),
-        ("capitals_continuation", {}, "worked solutions need a generative task"),
-        ("capitals_generative", {}, "has a number that does not occur before it"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            reasoning_scores(lens, task, limit=2, progress=False, **options)
+        reasoning_scores(lens, "arithmetic_cot", solutions="own", limit=12, num_fewshot=0, store=None, progress=False)

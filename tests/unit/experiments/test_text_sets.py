@@ -37,19 +37,6 @@ def test_c4_offline_is_one_line_with_the_fix(tmp_path, monkeypatch, offline):
     )
 
 
-@pytest.mark.parametrize(
-    ("texts", "limit", "message"),
-    [
-        ("c4", None, "text set c4 has 364,608 texts; say how many of them are read"),
-        ("C5", 2, "unknown text set 'C5'; allowed: embedded, c4; or give texts as a list"),
-        ("c4", 0, "limit 0: give a whole number, at least 1"),
-    ],
-)
-def test_bad_sets_are_refused(texts, limit, message):
-    with pytest.raises(UserError, match=message):
-        text_sets.chosen(texts, limit)
-
-
 def test_embedded_by_name_and_by_default_are_the_same():
     assert text_sets.chosen("embedded", 2) == text_sets.chosen(None, None)[:2] == text_sets.plain_texts()[:2]
     assert len(text_sets.chosen(None, None)) == text_sets.FIRST < len(text_sets.chosen("embedded", None))

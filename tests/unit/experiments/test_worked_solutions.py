@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-import pytest
-import tiny
-
 from depthlens.experiments import worked_solutions
 from depthlens.tasks import token_spans
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 def test_numbers_of_a_solution_are_computed_or_copied():
