@@ -6,7 +6,6 @@ import geometries
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 from geometries import COSTLY, GUESS, N_LAYERS, sweep
 from scipy.stats import spearmanr
 
@@ -51,7 +50,5 @@ def test_agreement_is_spearman_with_an_interval():
 def test_agreement_of_what_does_not_fit_raises(found):
     with pytest.raises(UserError, match="removed layer 3 has no predictors"):
         geometry_agreement(found[2].head(3), sweep())
-    with pytest.raises(UserError, match="lack column layer"):
-        geometry_agreement(found[2].drop(columns="layer"), sweep())
     few = geometry_agreement(found[2], sweep(layers=(0, 4)))
     assert all("cannot judge: a rank correlation needs 3 parts, and here are 2" in line for line in few.describe())

@@ -93,17 +93,9 @@ def correlated(kind: str, n: int, m: int, rng: np.random.Generator) -> np.ndarra
     return values * np.exp(0.7 * rng.standard_normal((m, 1)))  # parts of many sizes
 
 
-@pytest.mark.parametrize(
-    ("kind", "n", "families"),
-    [
-        *((kind, 30, 15) for kind in ("binary", "symmetric", "rare losses", "rare gains")),
-        *(
-            pytest.param(kind, n, 60, marks=pytest.mark.nightly)
-            for kind in ("binary", "symmetric", "rare losses", "rare gains")
-            for n in (12, 30, 100)
-        ),
-    ],
-)
+@pytest.mark.parametrize("families", [15, pytest.param(60, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("n", [30, *(pytest.param(n, marks=pytest.mark.nightly) for n in (12, 100))])
+@pytest.mark.parametrize("kind", ["binary", "symmetric", "rare losses", "rare gains"])
 def test_family_wise_error_of_false_losses(kind, n, families):
     """A rise is a loss here. With rare gains a plain t test under Holm errs in most families of 30 documents."""
     rng = np.random.default_rng(0)
@@ -135,7 +127,7 @@ def test_the_summary_calls_no_head_critical_that_only_looks_so():
     """Artefact A9 through `Result.critical`: 12 documents, 150 heads, rare gains and a loss of 0 on average."""
     rng = np.random.default_rng(2)
     called = by_holm = 0
-    for _ in range(20):
+    for _ in range(10):
         loss = correlated("rare gains", 12, 150, rng)
         whole = rng.normal(-3, 1, 12)
         rows = {"baseline": whole, **{f"L{i}": whole - row for i, row in enumerate(loss)}}
@@ -143,4 +135,4 @@ def test_the_summary_calls_no_head_critical_that_only_looks_so():
         result = Result(docs_of({name: list(v) for name, v in rows.items()}, metric="nats"), record_of(capitals=info))
         called += len(result.critical()) > 0
         by_holm += ((result.losses()["p_holm"] < 0.05) & (result.losses()["loss"] > 0.05)).any()
-    assert called <= 2 and by_holm > 10
+    assert called <= 2 and by_holm > 5

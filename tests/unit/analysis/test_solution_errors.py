@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+import made_results
 import pandas as pd
 import pytest
 
@@ -118,39 +119,23 @@ def test_shares_are_of_the_problems_that_the_whole_model_solves():
 def test_where_nothing_is_solved_nothing_is_counted():
     unsolved = table(SWEPT | {"baseline": [M] * 5})
     assert by_layer(unsolved).empty and by_third(unsolved, 6).empty
-    assert sentences(unsolved, 6) == [
-        "The whole model solves none of 5 problems: too few to see what a removal breaks."
-    ]
+    (line,) = sentences(unsolved, 6)
+    assert line == "The whole model solves none of 5 problems: too few to see what a removal breaks."
     with pytest.raises(UserError, match="solves none"):
         dl.plots.first_mistakes(unsolved)
-
-
-def test_figure_stacks_to_one_and_names_every_kind():
-    fig = dl.plots.first_mistakes(table(SWEPT), title="t")
-    (ax,) = fig.axes
-    tops = {bar.get_x(): 0.0 for bar in ax.patches}
-    for bar in ax.patches:
-        tops[bar.get_x()] += bar.get_height()
-    assert list(tops.values()) == pytest.approx([1.0] * 6)
-    texts = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert texts == ["still right", *solution_errors.MISTAKES]
 
 
 QUESTIONS = [EGGS, "There are 10 eggs."]
 
 
 def written(kind="generate_until", documents=(0, 1)):
-    rows = []
-    for name, layer in [("baseline", None), ("L0", 0)]:
-        for i in documents:
-            right = name == "baseline"
-            text = " 10 + 8 = 18\n 18 / 2 = 9\n#### 9" if right else " 10 + 8 = 17\n#### 17"
-            rows += [("m", "cot", "exact_match", name, layer, None, i, float(right), text)]
-            rows += [("m", "cot", "answer_logprob", name, layer, None, i, -3.0, "the reference")]
-    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    right, wrong = " 10 + 8 = 18\n 18 / 2 = 9\n#### 9", " 10 + 8 = 17\n#### 17"
+    made = made_results.result({"cot": {"baseline": [1, 1], "L0": [0, 0]}}, metric="exact_match")
+    solved = made.docs["condition"].eq("baseline").map({True: right, False: wrong})
+    docs = made.docs.assign(response=solved, doc_id=made.docs["doc_id"].map(dict(enumerate(documents))))
+    nats = docs.assign(metric="answer_logprob", value=-3.0, response="the reference")
     metrics = {"exact_match": {}, "answer_logprob": {}}
-    record = {"tasks": {"cot": {"metrics": metrics, "output_type": kind}}}
-    return Result(pd.DataFrame(rows, columns=columns), record)
+    return Result(pd.concat([docs, nats]), {"tasks": {"cot": {"metrics": metrics, "output_type": kind}}})
 
 
 def test_classify_reads_what_was_written():
@@ -163,8 +148,6 @@ def test_classify_reads_what_was_written():
 
 
 def test_what_cannot_be_classified_is_refused():
-    with pytest.raises(UserError, match="unknown task 'gsm8k'"):
-        classify_solutions(written(), "gsm8k", QUESTIONS)
     with pytest.raises(UserError, match="is multiple_choice; mistakes are looked for in what a model writes"):
         classify_solutions(written("multiple_choice"), "cot", QUESTIONS)
     with pytest.raises(UserError, match="2 questions of task cot, and the result has document 9"):

@@ -11,7 +11,6 @@ import torch
 from by_hand import attentions, random_tokens
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.experiments.head_detectors import scores_by_token
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks.needles import Needle
@@ -179,13 +178,3 @@ def test_scores_by_step_are_those_of_the_tokens():
     assert np.allclose((steps.table["first"] + 2 * steps.table["later"]) / 3, scores.values.ravel())
     (sentence,) = steps.describe()
     assert "of the 4 highest heads" in sentence and "n = 6 needles" in sentence
-
-
-def test_too_few_needles_have_no_steps():
-    lens = tiny.lens("llama-gqa")
-    for needles, message in (
-        (own_needles(lens, 3, 2), "3 of 3 needles are"),
-        (own_needles(lens, 4, 1), "0 of 4 needles"),
-    ):
-        with pytest.raises(UserError, match=message):
-            dl.retrieval_by_step(lens, needles, store=None, progress=False)
