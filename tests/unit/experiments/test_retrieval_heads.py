@@ -20,7 +20,7 @@ from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
-FAMILIES = ["llama-gqa", "qwen3", "deepseek-v3"]  # shared keys, normed queries and keys, latent attention
+FAMILIES = ["llama-gqa", "deepseek-v3"]  # shared keys, latent attention
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,7 +52,7 @@ def test_an_offloaded_model_gives_the_same_scores(tmp_path):
     assert np.array_equal(one.values, other.values) and one.n == other.n == 2
 
 
-def planted_needles(task, n=20):
+def planted_needles(task, n=10):
     asked = language.sample(n, task, seed=7)
     return [Needle(LoglikelihoodRequest(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
 
@@ -115,20 +115,20 @@ def test_decoy_and_backup_are_told_apart():
 
 def test_a_task_gives_needles_and_attribution_agrees():
     lens, truth = planted("organism")
-    options = {"limit": 8, "progress": False}
+    options = {"limit": 4, "progress": False}
     copying = retrieval_scores(lens, "organism_one_hop", **options)
-    assert set(copying.top(1)) == truth.copies("one_hop") and copying.n == 8
+    assert set(copying.top(1)) == truth.copies("one_hop") and copying.n == 4
     assert copying.record["tasks"] == ["organism_one_hop"] and copying.record["model"]["name"] == "organism"
     exact = retrieval_scores(lens, "organism_one_hop", method="exact", **options)
     estimate = retrieval_scores(lens, "organism_one_hop", method="attribution", **options)
     assert set(exact.top(2)) == truth.needed("one_hop")
     assert set(estimate.top(1)) <= truth.needed("one_hop")  # saturated attention hides the rest from gradients
-    change, _ = attribute(lens, [n.request for n in prompts.task_needles(lens, "organism_one_hop", limit=8)])
+    change, _ = attribute(lens, [n.request for n in prompts.task_needles(lens, "organism_one_hop", limit=4)])
     assert np.allclose(estimate.values, -change.mean(0).numpy(), atol=LOSS_TOLERANCE)
     path = retrieval_scores(lens, "organism_one_hop", method="integrated_gradients", **options)
     assert set(path.top(2)) == truth.needed("one_hop"), "which the way to removal shows"
     assert path.name == "loss on needle tokens, by integrated gradients"
-    assert len(set(exact.record["documents"])) == 8 and exact.record["documents"] == copying.record["documents"]
+    assert len(set(exact.record["documents"])) == 4 and exact.record["documents"] == copying.record["documents"]
     assert "attribution" in estimate.name and estimate.unit == exact.unit == "nats" and copying.unit == ""
 
 

@@ -28,7 +28,7 @@ def curve(organism):
     lens, truth = organism
     planted = [truth.role(role) for role in ("previous_token", "retrieval", "bridge", "output")]
     lists = {"planted": planted, "noise": [(0, 0), (5, 1), (2, 3), (3, 2)]}
-    options = {"limit": 12, "measure": "answer_logprob", "store": None, "progress": False}
+    options = {"limit": 8, "measure": "answer_logprob", "store": None, "progress": False}
     return dl.sufficiency_curve(lens, [ONE, TWO], lists, k=[1, 2, 4], n_draws=N_DRAWS, **options)
 
 
