@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 
 import made_results
@@ -60,13 +59,6 @@ def test_baselines(result):
 def test_at_chance(values, info, at_chance):
     result = Result(docs_of({"baseline": values}), record_of(capitals={"acc": info}))
     assert result.baselines["at_chance"].tolist() == [at_chance]
-
-
-def test_graded_baseline_has_a_t_interval():
-    result = Result(docs_of({"baseline": [0.4, 0.5, 0.6]}), record_of(capitals={"acc": {}}))
-    row = result.baselines.iloc[0]
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.mean_interval([0.4, 0.5, 0.6]))
-    assert math.isnan(row["chance"]) and math.isnan(row["p_chance"])
 
 
 def test_critical_excludes_chance_and_names_it(result):
@@ -225,17 +217,6 @@ def test_concat_keeps_the_shared_baseline_once(result):
     assert any("3 conditions were selected" in note for note in selected.notes)
 
 
-def test_concat_of_models_and_tasks(result):
-    other = Result(result.docs.assign(model="other"), result.record)
-    joined = concat([result, other])
-    assert len(joined.summary) == 2 * len(result.summary)
-    assert "of other" in " ".join(joined.notes)
-    assert [("(other)" in line) for line in joined.describe("L0", tasks="capitals")] == [False, True]
-    split = concat([result.select(tasks="capitals"), result.select(tasks="elements")])
-    pd.testing.assert_frame_equal(split.summary, result.summary)
-    assert split.record["tasks"] == result.record["tasks"]
-
-
 def test_concat_refuses_disagreement(result):
     flipped = result.docs.copy()
     flipped.loc[0, "value"] = 0.0
@@ -280,14 +261,6 @@ def test_display_shows_the_damage_first_whichever_way_is_better():
     # the worst of each metric, a group for each: six rows of twelve are the share of two
     assert rows[:6] == [("nats", c) for c in ("baseline", "L11", "L10", "L9", "L8", "L7")]
     assert rows[6:] == [("acc", c) for c in ("baseline", "L0", "L2", "L4", "L6", "L8")]
-
-
-def test_display_leaves_the_room_of_short_groups_to_long_ones():
-    long = {"baseline": [1, 1], **{f"L{i}": [0, 1] for i in range(20)}}
-    made = made_results.result({"capitals": long, "elements": {"baseline": [1, 1], "L3": [0, 0]}})
-    table = repr(made).splitlines()
-    assert [sum(task in line for line in table[2:14]) for task in ("elements", "capitals")] == [2, 10]
-    assert "11 more rows in result.summary" in repr(made)
 
 
 def test_a_change_below_the_smallest_effect_is_not_critical_however_sure():

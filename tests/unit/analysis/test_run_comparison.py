@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_sweeps import EARLY, LATE, N_LAYERS, nats, result_of, sweep
+from made_sweeps import EARLY, LATE, N_LAYERS, nats, sweep
 
 from depthlens.analysis import depth, model_comparison, run_agreement, run_differences
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.run_comparison import Comparison, compare_runs
 from depthlens.analysis.run_differences import ABOVE_FLOOR, CENTRE, SCORE
-from depthlens.analysis.run_families import Run, families, pair, parts_of
+from depthlens.analysis.run_families import Run, families, pair
 from depthlens.errors import UserError
 
 N_BOOT = 200
@@ -77,18 +77,6 @@ def test_the_numbers_are_those_of_the_functions_for_one_run_and_for_two():
     assert centre["value"].item() == pytest.approx(depth.centre_of_mass(a).table["centre"].item())
     thirds = found.centres[(found.centres["run"] == "a") & (found.centres["measure"] != CENTRE)]
     np.testing.assert_allclose(thirds["value"], depth.loss_by_third(a, scale="importance")["loss"])
-
-
-def test_other_documents_are_independent_and_said_to_be():
-    a, b = sweep(EARLY, n=100), other_documents(sweep(LATE, n=80, model="late", seed=1))
-    found = compared(a, b)
-    assert not found.differences["paired"].any() and set(found.differences["n"]) == {80}
-    assert set(found.differences["reference_n"]) == {100}
-    score = found.differences[found.differences["scale"] == SCORE].set_index("condition")
-    assert set(score.index[score["shown"]]) >= {"L0", "L1", "L7", "L8"}
-    assert any("have different documents, so that they count as independent" in note for note in found.notes)
-    low, high = found.baselines.loc[1, ["difference_low", "difference_high"]]
-    assert low < found.baselines.loc[1, "difference"] < high
 
 
 def test_documents_of_a_smaller_run_are_paired_with_the_same_ones_of_a_larger():
@@ -163,23 +151,6 @@ def test_of_three_runs_those_with_equal_settings_are_compared():
     assert found.notes == ["sums: b and c not compared with a, whose settings differ (a first): seed 0 and 9"]
 
 
-def test_models_with_other_numbers_of_layers_are_compared_by_relative_depth():
-    docs, rng = 80, np.random.default_rng(0)
-    right = rng.random(docs) < 0.95
-    n = 2 * N_LAYERS
-    values = {f"L{i}": right & (rng.random(docs) >= np.repeat(LATE, 2)[i]) for i in range(n)}
-    deep = with_record(result_of({"baseline": right} | values, model="deep"), model={"dims": {"n_layers": n}})
-    found = compared(sweep(EARLY, n=docs), deep)
-    assert len(found.differences) == len(found.ranks) == 0
-    assert found.critical["why"].tolist() == ["models of different shapes"]
-    centre = found.centres[(found.centres["run"] == "b") & (found.centres["measure"] == CENTRE)]
-    assert centre["shown"].item() and centre["difference"].item() > 0.4
-    assert found.profiles.groupby("run")["depth"].max().tolist() == [1, 1]
-    assert any("b and a have 18 and 9 layers, so that no loss" in note for note in found.notes)
-    part = compared(sweep(EARLY, n=docs), deep.select(conditions=[f"L{i}" for i in range(n) if i % 3]))
-    assert any("not every layer of both was removed" in line for line in part.describe())
-
-
 def test_a_run_at_chance_is_called_so_and_nothing_is_concluded():
     found = compared(sweep(EARLY, chance=0.25), sweep(EARLY, accuracy=0.25, chance=0.25, model="weak", seed=3))
     assert len(found.differences) == 0 and found.critical["why"].tolist() == ["b at chance, cannot judge"]
@@ -194,12 +165,6 @@ def test_conditions_tasks_and_families_of_one_run_alone_are_named():
     assert found.differences["condition"].unique().tolist() == ["L0", "L1", "L2", "L3"]
     assert {"only a has more acc", "only a has sums acc, layers@mean"} <= set(found.notes)
     assert any("have 4 conditions in common; others of a are left out" in note for note in found.notes)
-
-
-def test_families_are_told_by_how_parts_are_removed():
-    assert [parts_of(c) for c in ("L3", "L3[1:]@mean", "L3.attn", "L3.H1@resample", "L3.KV0", "L3-5", "L1+L4")] == [
-        *("layers", "layers[1:]@mean", "attn", "heads@resample", "kv", "other conditions", "other conditions")
-    ]
 
 
 def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number():
@@ -236,25 +201,7 @@ def test_what_cannot_be_compared_is_refused(results, said):
         compared(*results)
 
 
-def test_a_result_whose_parts_do_not_fit_together_is_refused_with_the_name_of_its_run():
-    docs = sweep(EARLY).docs
-    lacking = Result(docs[(docs["condition"] != "L3") | (docs["doc_id"] != 5)], sweep(EARLY).record)
-    with pytest.raises(UserError, match="run 'b': condition 'L3': sums acc of base lacks document 5"):
-        compared(sweep(EARLY), lacking)
-    for record in ({**sweep(EARLY).record, "model": 3}, {"tasks": []}):
-        with pytest.raises(UserError, match="run 'b': .*(do not fit together|the record says nothing)"):
-            compared(sweep(EARLY), Result(docs, record))
-
-
 def test_one_document_is_too_few_for_a_difference():
     few = [Result(r.docs[r.docs["doc_id"] == 0], r.record) for r in (nats(EARLY), nats(LATE, seed=1))]
     found = compared(*few)
     assert len(found.differences) == 0 and found.critical["why"].tolist() == ["fewer than 2 documents"]
-
-
-def test_scores_of_whole_models_are_compared_by_paired_and_by_independent_tests():
-    a, b = (result_of({"baseline": np.arange(40) < n, "L0": np.zeros(40)}, model=str(n)) for n in (30, 12))
-    paired, apart = compared(a, b).baselines.loc[1], compared(a, other_documents(b)).baselines.loc[1]
-    assert paired["difference"] == apart["difference"] == pytest.approx(-18 / 40)
-    assert paired["p_adjusted"] == pytest.approx(2 * 0.5**18), "McNemar's exact test"
-    assert apart["shown"] and paired["shown"] and apart["p_adjusted"] > paired["p_adjusted"]

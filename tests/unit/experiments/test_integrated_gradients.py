@@ -62,14 +62,6 @@ def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
     assert np.abs(slopes.numpy() - exact).max() > 10 * COMPLETE_TOLERANCE
 
 
-def test_all_heads_of_a_layer_together_add_up_to_its_removal(requests):
-    # smaller weights: without any attention in the first layer the norms of large ones bend the way too sharply
-    lens = tiny.lens("llama-gqa", num_hidden_layers=3, initializer_range=0.1)
-    found, _ = integrate(lens, requests, steps=MANY_STEPS, groups=1)
-    exact = changes(lens, requests, [[(layer, head) for head in range(4)] for layer in range(3)])
-    assert np.abs(found.sum(-1).numpy() - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
-
-
 def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
     lens = tiny.lens("llama-gqa", num_hidden_layers=2, initializer_range=0.1)
     g = torch.Generator().manual_seed(6)
@@ -93,14 +85,6 @@ def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
             assert fits  # heads of one of the three divisions into pairs
             partners |= set(fits[:1])
     assert partners == {1, 2, 3}
-
-
-def test_chosen_layers_have_the_estimates_that_they_have_among_all(requests):
-    lens = tiny.lens("llama-gqa")
-    whole, clean = integrate(lens, requests)
-    some, same = integrate(lens, requests, layers=[1, 3])
-    assert torch.allclose(some[:, [1, 3]], whole[:, [1, 3]], atol=LOGPROB_TOLERANCE) and torch.equal(clean, same)
-    assert some[:, [0, 2, 4]].isnan().all() and whole.isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["qwen3-moe", "deepseek-v3"])

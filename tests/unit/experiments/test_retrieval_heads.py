@@ -44,14 +44,6 @@ def test_copy_paste_score_is_the_formula(family):
     assert 0 < np.mean(scores) < 1
 
 
-def test_an_offloaded_model_gives_the_same_scores(tmp_path):
-    folder = tiny.save(tmp_path / "model", "llama-gqa")
-    whole, offloaded = dl.load(folder), dl.load(folder, offload="disk")
-    given = greedy_needles(whole, 2)
-    one, other = (retrieval_scores(lens, needles=given, progress=False) for lens in (whole, offloaded))
-    assert np.array_equal(one.values, other.values) and one.n == other.n == 2
-
-
 def planted_needles(task, n=10):
     asked = language.sample(n, task, seed=7)
     return [Needle(LoglikelihoodRequest(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]

@@ -61,15 +61,6 @@ def test_layer_and_head_are_filled_where_there_is_exactly_one(lens):
     assert set(places.index) == {"baseline", "L3", "L2.attn", "L1.H2", "L0.KV1", "L1-2", "L0+L4"}
 
 
-def test_responses_are_the_text_written_or_the_option_chosen(lens, layers):
-    for response in layers.docs.loc[layers.docs["task"] == WRITTEN, "response"]:
-        assert isinstance(response, str)
-    task = harness.load_tasks([CHOICE])[CHOICE]
-    options = {i: doc["choices"] for i, doc in zip(range(LIMIT), task.test_docs(), strict=False)}
-    for row in layers.docs[layers.docs["task"] == CHOICE].itertuples():
-        assert row.response in options[row.doc_id]
-
-
 def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
     record = layers.record
     assert record["model"] == json.loads(json.dumps(lens.describe()))
@@ -138,15 +129,6 @@ def test_means_name_the_set_they_were_taken_over(lens):
     # put in place of what was removed, so the model writes something else
     texts = result.docs.groupby("condition")["response"].agg(tuple)
     assert texts["L2.attn@mean"] != texts["L2.attn"]
-
-
-def test_groups_become_their_tasks_or_one_where_they_have_a_score(lens):
-    tasks = ["kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16"]
-    result = condition_sweep(lens, ["kv_retrieval"], "L1", limit=1, progress=False)
-    assert list(result.record["tasks"]) == ["kv_retrieval"]
-    assert list(result.record["tasks"]["kv_retrieval"]["subtasks"]) == tasks and result.docs["doc_id"].nunique() == 3
-    plain = condition_sweep(lens, ["capitals"], "L1", limit=1, progress=False)
-    assert list(plain.record["tasks"]) == ["capitals_default", "capitals_continuation", "capitals_generative"]
 
 
 def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):

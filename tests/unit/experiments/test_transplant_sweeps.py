@@ -8,7 +8,7 @@ import logging
 import pandas as pd
 import pytest
 import torch
-from transplants import SAME, TOKENS, logits, requests, same, scores
+from transplants import SAME, TOKENS, logits, same
 
 from depthlens import cli
 from depthlens.ablations import expand, parse_condition
@@ -91,18 +91,6 @@ def test_command_line(folders, tmp_path, capsys):
     result = Result.load(tmp_path)
     assert result.record["donor"]["name"] == donor
     assert result.record["conditions"] == ["baseline", *(f"L{i}@donor" for i in range(5))]
-
-
-def test_lm_eval_model(folders):
-    from depthlens.lm_eval_model import DepthlensLM
-
-    base, donor = folders("llama-gqa"), loading.load(folders("llama-gqa", moved=True))
-    model = DepthlensLM(base, condition="L1@donor", donor=donor)
-    found = model.engine.loglikelihood(requests(), [model.condition])
-    together = distillation.with_donor(loading.load(base), donor)
-    same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse_condition("L1@donor")]))
-    with pytest.raises(UserError, match="give donor=NAME"):
-        DepthlensLM(base, condition="L1@donor")
 
 
 def test_a_twin_made_inside_a_transplant_is_the_base(folders):
