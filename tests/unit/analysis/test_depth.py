@@ -31,20 +31,13 @@ LATE = (0.9, [0.9, 0.9, 0.9, 0.85, 0.8, 0.5, 0.4, 0.35, 0.3])
 GUESS = (0.3, [0.3] * N_LAYERS)
 
 
-def test_loss_by_third_is_the_share_of_what_is_above_chance():
-    result = synthetic({"early": EARLY, "guess": GUESS})
-    table = depth.loss_by_third(result)
-    assert set(table["task"]) == {"early"}, "a task at chance has no share to lose"
-    values = result.summary.query("task == 'early' and condition != 'baseline'")["value"].to_numpy()
-    base = result.summary.query("task == 'early' and condition == 'baseline'")["value"].item()
-    for i, row in enumerate(table.itertuples()):
-        assert row.loss == pytest.approx((base - values[3 * i : 3 * i + 3].mean()) / (base - 0.25))
-        assert row.ci_low <= row.loss <= row.ci_high
-    assert table["loss"].is_monotonic_decreasing
+def test_a_task_at_chance_has_no_share_to_lose():
+    table = depth.loss_by_third(synthetic({"early": EARLY, "guess": GUESS}))
+    assert set(table["task"]) == {"early"} and table["loss"].is_monotonic_decreasing
     assert table["ci_high"].iloc[2] < table["ci_low"].iloc[0]
 
 
-def test_rank_agreement_is_spearman_with_an_interval():
+def test_rank_agreement_is_spearman_of_every_pair_of_tasks():
     result = synthetic({"early": EARLY, "late": LATE, "again": EARLY, "guess": GUESS})
     found, again, other = (depth.rank_agreement(result, seed=seed) for seed in (3, 3, 4))
     assert found.table.equals(again.table) and not found.table.equals(other.table)
@@ -52,14 +45,10 @@ def test_rank_agreement_is_spearman_with_an_interval():
     assert len(table) == len(found.describe()) == 3
     assert table.loc[("early", "again"), "spearman"] == pytest.approx(1.0)
     assert found.describe()[0].startswith("Layers by early and by late: rank correlation -")
-    means = {t: result.summary.query("task == @t and condition != 'baseline'")["value"] for t in ("early", "late")}
-    wanted = spearmanr(means["early"], means["late"]).statistic
+    means = [-result.document_losses(task, "acc").mean() for task in ("early", "late")]
     row = table.loc[("early", "late")]
-    assert row["spearman"] == pytest.approx(wanted)
+    assert row["spearman"] == pytest.approx(spearmanr(*means).statistic)
     assert np.isnan(row["ci_low"]) and "of the order of a profile is measured" in row["note"], "four layers tie"
-    steps = np.linspace(0.2, 0.9, N_LAYERS)
-    (row,) = depth.rank_agreement(synthetic({"up": (0.95, steps), "down": (0.95, steps[::-1])})).table.itertuples()
-    assert row.ci_low <= row.corrected <= row.ci_high < 0 < row.ceiling
 
 
 def test_two_models_are_compared_task_by_task():

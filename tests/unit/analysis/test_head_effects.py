@@ -57,28 +57,24 @@ def test_what_cannot_be_told_apart_is_asked_for(effect):
     assert two.head_losses("u").values[1, 2] > 1
 
 
-def test_agreement_is_spearmans_with_an_interval(effect):
+def test_agreement_is_spearmans_of_heads_in_any_order(effect):
     rng = np.random.default_rng(1)
     spread = rng.normal(size=effect.shape)
-    found = head_effects.head_agreement(sweep(spread), sweep(spread * 3, method="attribution", seed=0))
+    found = head_effects.head_agreement(sweep(spread), sweep(spread * 3, method="attribution"))
     same = found.table.iloc[0]
     assert same.spearman == pytest.approx(1) and same.ci_low > 0.95 and same.n_parts == N_LAYERS * N_HEADS
     assert found.describe()[0].startswith("t, answer_logprob: heads by the two sweeps: rank correlation 1.00")
     opposite = head_effects.head_agreement(sweep(spread), sweep(-spread)).table.iloc[0]
     assert opposite.spearman == pytest.approx(-1) and opposite.ci_high < -0.9
-    noisy, noisier = (
-        head_effects.head_agreement(*(sweep(spread, noise=noise, seed=seed) for seed in (2, 3))).table.iloc[0]
-        for noise in (0.8, 2)
-    )
-    assert noisy.ci_low < noisy.corrected <= noisy.ci_high and noisy.ci_high - noisy.ci_low > 0.05
-    assert np.isnan(noisier.ci_low) and "of the order of a profile is measured" in noisier.note
     shuffled = [divmod(int(i), N_HEADS) for i in rng.permutation(N_LAYERS * N_HEADS)]
     again = head_effects.head_agreement(sweep(spread, heads=shuffled), sweep(spread * 3)).table.iloc[0]
-    assert again.p_value == same.p_value, "the order of a sweep does not matter"
-    with pytest.raises(UserError, match="share no task"):
-        head_effects.head_agreement(sweep(spread), sweep(spread, task="u"))
-    with pytest.raises(UserError, match="different heads"):
-        head_effects.head_agreement(sweep(spread), sweep(spread, heads=[(0, 0)]))
+    assert again.p_value == same.p_value
+    for other, message in (
+        (sweep(spread, task="u"), "share no task"),
+        (sweep(spread, heads=[(0, 0)]), "different heads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            head_effects.head_agreement(sweep(spread), other)
 
 
 def test_auroc(effect):

@@ -55,7 +55,6 @@ def test_a_task_at_chance_has_no_row():
     ("modes", "parts", "n_rows", "said"),
     [
         ({"L{}": TRUE}, None, 0, "The result has skip of layers: no two modes have parts in common"),
-        ({"L{}": TRUE, "L{}.attn": TRUE}, None, 0, "skip of layers, zero of attn: no two modes have parts"),
         ({"L{}-20": TRUE}, None, 0, "The result has no single parts: "),
         ({"L{}": TRUE, "L{}@mean": TRUE}, 2, 1, "cannot judge: a rank correlation needs 3 parts, and here are 2"),
     ],

@@ -93,18 +93,6 @@ def test_differences_by_hand():
     assert row.effect == pytest.approx((20 - 19) / N - 3 * (20 - 18.5) / N)
 
 
-def test_contrasts_are_those_of_the_documents_as_they_are():
-    made, other = curve(("copy", "sums")), curve(("copy", "sums"))
-    before = made.interactions
-    docs = other.result.docs
-    docs.loc[(docs["task"] == "sums") & (docs["condition"] == "L0.H1"), "value"] = 1.0
-    wanted = replace(other, result=dl.Result(docs, other.result.record))
-    made.result.docs["value"] = docs["value"]
-    for table in ("interactions", "excess", "ratio", "specificity"):
-        pd.testing.assert_frame_equal(getattr(made, table), getattr(wanted, table))
-    assert not before.equals(made.interactions)
-
-
 def test_documents_of_two_tasks_are_paired_where_they_ask_the_same():
     made, noise = curve(("copy", "sums")), np.random.default_rng(0).normal(scale=3, size=N)
     docs = made.result.docs

@@ -57,15 +57,6 @@ def reasoning() -> dl.ReasoningScores:
     return dl.ReasoningScores(*(scores(i) for i in range(5)), {"model": {"name": "m"}})
 
 
-def transplants() -> dl.analysis.DescribedTable:
-    donor = made_results.result({"t": {"baseline": np.ones(N)}}, model="donor", n_layers=N_LAYERS)
-    return dl.analysis.transplant_recovery(sweep(suffix="@donor"), donor, n_boot=50)
-
-
-def books() -> dl.Result:
-    return made_results.same_documents(dl.concat([sweep(task="closed"), sweep(task="open", seed=2)]))
-
-
 MADE = {
     "result": sweep,
     "curve": curve,
@@ -75,13 +66,6 @@ MADE = {
     "reasoning scores": reasoning,
     "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=sweep()), n_boot=200),
     "centres": lambda: dl.analysis.centre_of_mass(sweep(), n_boot=50),
-    "stability": lambda: dl.critical_stability(sweep(), n_boot=50),
-    "recovery": transplants,
-    "open book gain": lambda: dl.analysis.open_book_gain(books(), "closed", "open"),
-    "open book losses": lambda: dl.analysis.open_book_losses(books(), "closed", "open", metric="acc"),
-    "sites": lambda: dl.analysis.site_losses(dl.concat([sweep(suffix=".attn"), sweep(suffix=".mlp")]), n_boot=50),
-    "solutions": lambda: dl.analysis.classify_solutions(sweep(), "t", ["1 and 1?"] * N),
-    "geometry agreement": lambda: dl.analysis.geometry_agreement(geometry().influences, sweep()),
     "comparison": lambda: dl.analysis.compare_models(sweep(), sweep("d", seed=1), n_boot=50),
 }
 
@@ -104,7 +88,7 @@ def test_an_object_comes_back_as_it_was(name, tmp_path):
         assert inside.record == made.result.record
 
 
-@pytest.mark.parametrize("name", ["result", "curve", "verdicts", "head scores", "sites"])
+@pytest.mark.parametrize("name", ["result", "curve", "verdicts", "head scores", "centres"])
 def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path, monkeypatch):
     made = MADE[name]()
 

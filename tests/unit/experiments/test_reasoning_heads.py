@@ -1,9 +1,12 @@
-"""Reasoning scores: against the removal of heads by hand."""
+"""Worked solutions: their numbers, what heads read at results, and reasoning scores against removal by hand."""
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
+import torch
 from by_hand import logprobs
 
 from depthlens.analysis.head_scores import HeadScores
@@ -12,6 +15,8 @@ from depthlens.errors import UserError
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.reasoning_heads import ratio_cases, reasoning_scores, weighted_tokens
+from depthlens.experiments.result_attention import SOURCES, attention_at_results
+from depthlens.tasks import token_spans
 from depthlens.tasks.prepared_task import Prepared
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
@@ -135,3 +140,86 @@ def test_too_few_right_solutions_are_refused(lens, writes):
     writes(7)
     with pytest.raises(UserError, match="the model solves 7 of 12 problems, and 8 right solutions are needed"):
         reasoning_scores(lens, "arithmetic_cot", solutions="own", limit=12, num_fewshot=0, store=None, progress=False)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
+def test_attention_at_results_is_the_mass_of_the_eager_kernel(family):
+    lens = tiny.lens(family, max_position_embeddings=4096)
+    options = {"limit": 4, "num_fewshot": 0}
+    table = attention_at_results(lens, "arithmetic_cot", **options, progress=False)
+    assert list(table.columns) == ["layer", "head", "condition", *SOURCES, "n"]
+    assert np.allclose(table[list(SOURCES)].sum(axis=1), 1)
+    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", **options)
+    mass = {source: np.zeros((lens.dims.n_layers, lens.dims.n_heads)) for source in SOURCES}
+    model = tiny.model(family, max_position_embeddings=4096)
+    model.set_attn_implementation("eager")
+    n = 0
+    for solution in solved:
+        with torch.no_grad():
+            whole = model(torch.tensor([solution.text.tokens]), output_attentions=True).attentions
+        for result in solution.results:
+            n += 1
+            for layer, head in np.ndindex(mass["rest"].shape):
+                for p in result.tokens:
+                    row = whole[layer][0, head, p - 1].numpy() / len(result.tokens)
+                    groups = [set(result.operands), set(result.previous), set(solution.question)]
+                    for source, group in zip(SOURCES, groups, strict=False):
+                        mass[source][layer, head] += sum(row[j] for j in group)
+                    mass["rest"][layer, head] += row.sum() - sum(row[j] for j in set.union(*groups))
+    assert set(table["n"]) == {n} and n >= 4
+    for source in SOURCES:
+        assert np.allclose(table[source].to_numpy().reshape(mass[source].shape), mass[source] / n, atol=1e-4)
+
+
+def test_numbers_of_a_solution_are_computed_or_copied():
+    question = "Question: Ann has 53 pens, gives away 12 and buys 17. Two friends help.\nAnswer:"
+    solution = " There are 53 - 12 = 41.\nThen 41 + 17 = 58, or 1,058.5 with 2 of 7th at 12 = 12 and 99.\n#### 58"
+    found = [
+        (solution[a:b], kind) for a, b, kind in worked_solutions.kinds(solution, question, examples="Question: 99\n\n")
+    ]
+    assert found == [
+        ("53", "copied"), ("12", "copied"), ("41", "computed"), ("41", "copied"), ("17", "copied"), ("58", "computed"),
+        ("1,058.5", "computed"), ("2", None), ("12", "copied"), ("12", None), ("99", None), ("58", "copied"),
+    ]  # fmt: skip
+    gsm8k = "48/2 = <<48/2=24>>24 clips, 48+24 = <<48+24=72>>72.\n#### 72"
+    kinds = [kind for _, _, kind in worked_solutions.kinds(gsm8k, "48 clips to 2 friends")]
+    assert kinds == ["copied"] * 4 + ["computed"] + ["copied"] * 5 + ["computed"] + ["copied"] * 2
+    assert [v for *_, v in worked_solutions.numbers("$1,234.50. A4 7th 3")] == [Decimal("1234.50"), Decimal(3)]
+
+
+def test_spans_cover_the_solution_and_results_know_their_operands(lens):
+    for solution in worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=4, num_fewshot=1):
+        tokens, n = solution.text.tokens, len(solution.text.request.context)
+
+        def read(positions, tokens=tokens):
+            return lens.tokenizer.decode([tokens[p] for p in positions])
+
+        covered = [p for s in solution.spans for p in range(s.start, s.end)]
+        assert covered == sorted(set(covered)) and covered[0] == n
+        assert len(covered) == len(tokens) - n - sum(  # one byte a token: only unclear numbers are left out
+            end - start for start, end, kind in worked_solutions.kinds(
+                solution.text.continuation, *_question_and_examples(solution)) if kind is None
+        )  # fmt: skip
+        assert all(read(range(s.start, s.end)).isdigit() for s in solution.spans if s.kind != "text")
+        assert not any(c.isdigit() for s in solution.spans if s.kind == "text" for c in read(range(s.start, s.end)))
+        assert "Question:" in read(solution.question) and read(solution.question).count("Question:") == 1
+        for request in map(solution.request, solution.spans):
+            assert (*request.context, *request.continuation) == tokens[
+                : len(request.context) + len(request.continuation)
+            ]
+    text = token_spans.align(
+        lens, "test", "Q: 3 bags of 9, minus 21?\nA:", " 3 * 9 = 27.\n27 - 21 = 6.\nWith 4: 6 + 27 = 33."
+    )
+    found = worked_solutions.take_apart(0, text, "Q: 3 bags of 9, minus 21?\nA:")
+
+    def letters(positions):
+        return "".join((text.context + text.continuation)[p] for p in positions)
+
+    told = [(letters(r.tokens), letters(r.operands), letters(r.previous)) for r in found.results]
+    # 4 is new, so the rule calls it computed, and what comes after it on its line starts afresh
+    assert told == [("27", "39", ""), ("6", "2721", "27"), ("4", "", "6"), ("33", "627", "4")]
+
+
+def _question_and_examples(solution):
+    at = solution.text.context.rindex("Question:")
+    return solution.text.context[at:], solution.text.context[:at]

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from depthlens.ablations import BASELINE, Condition, Dims, expand, parse_condition
-from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.models import loading, registry
+from depthlens.models import loading
 from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language, stream
 from depthlens.organisms.language import TASKS, read, sample
@@ -142,33 +141,6 @@ def test_variants_are_solved_by_the_planted_heads(name):
                 assert abs(value - base[task]) <= UNCHANGED, (text, task)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_half_precision_scores_the_same(dtype):
-    half = loading.load("organism", dtype=dtype, device="cpu")
-    assert half.dtype == loading.DTYPES[dtype]
-    for task in TASKS:
-        asked = prompts(task)[:50]
-        logits = last_logits(half.model, asked)
-        clean = last_logits(lens("organism").model, asked)
-        assert torch.equal(logits.argmax(-1), clean.argmax(-1))
-        # logits reach 8 and bfloat16 keeps 8 bits of them, which six layers lose some of: a tenth is a few steps
-        assert (logits - clean).abs().mean() < 0.1
-
-
-def test_zeroing_equals_a_model_without_the_heads_output_weights():
-    """Independent of the backends: z times nothing is nothing, whatever z is."""
-    asked = prompts("one_hop")[:8]
-    layer, head = builder.truth("organism").role("retrieval")
-    cut = builder.build().model
-    d = stream.D_HEAD
-    cut.model.layers[layer].self_attn.o_proj.weight[:, head * d : (head + 1) * d] = 0
-    with TorchBackend(lens("organism")).ablate([together([(layer, head)])] * len(asked)):
-        hooked = last_logits(lens("organism").model, asked)
-    # float32 sums in another order
-    assert torch.allclose(hooked, last_logits(cut, asked), atol=1e-5)
-    assert not torch.allclose(hooked, last_logits(lens("organism").model, asked), atol=1)
-
-
 def test_attention_is_where_the_truth_says():
     built = builder.build(seed=2, decoy=True)
     built.model.set_attn_implementation("eager")
@@ -193,14 +165,6 @@ def test_attention_is_where_the_truth_says():
         layer, head = built.truth.role("previous_token")
         assert (last[rows, layer, head, [p.query_at - 1 for p in asked]] > 0.95).all()
         assert all(p.tokens[p.query_at - 1] == p.tokens[p.control_at] for p in asked)
-
-
-def test_a_larger_sharpness_reads_long_prompts():
-    sharp = lens("organism:sharpness=40").model
-    for task in TASKS:
-        asked = sample(8, task, seed=3, n_fillers=470)
-        assert len(asked[0].tokens) == 509
-        assert accuracy(sharp, asked) == 1
 
 
 def test_weight_norms_do_not_give_the_heads_away():
@@ -254,23 +218,16 @@ def test_equal_seeds_give_equal_weights_and_leave_the_callers_seed_alone():
     assert lens("organism:seed=3").fingerprint != lens("organism:seed=4").fingerprint
 
 
-def test_an_organism_is_an_ordinary_lens(tmp_path):
-    loaded = lens("organism")
-    assert loaded.name == "organism" and type(loaded.model).__name__ == "LlamaForCausalLM"
-    assert loaded.dims == Dims(n_layers=6, n_heads=4, n_kv_heads=4, d_model=256, d_head=64)
+@pytest.mark.parametrize("name", ["organism", "organism:n_kv_heads=1,tied_embeddings,decoy,backup"])
+def test_an_organism_is_an_ordinary_lens(name, tmp_path):
+    loaded = lens(name)
+    assert loaded.name == name and type(loaded.model).__name__ == "LlamaForCausalLM"
+    assert loaded.dims == Dims(6, 4, 4 if name == "organism" else 1, d_model=256, d_head=64)
     assert loaded.model.config.vocab_size == len(loaded.tokenizer) == 100
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
-    assert "organism" in {row.alias for row in registry.NAMED}
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
-    back = loading.load(tmp_path, device="cpu")
-    assert back.fingerprint == loaded.fingerprint
-    text = prompts("one_hop")[0].text
-    assert back.tokenizer(text).input_ids == loaded.tokenizer(text).input_ids
-    tied = lens("organism:n_kv_heads=1,tied_embeddings,decoy,backup")
-    tied.model.save_pretrained(tmp_path / "tied")
-    tied.tokenizer.save_pretrained(tmp_path / "tied")
-    assert loading.load(tmp_path / "tied", device="cpu").fingerprint == tied.fingerprint
+    assert loading.load(tmp_path, device="cpu").fingerprint == loaded.fingerprint
 
 
 # -- the embedded tasks ------------------------------------------------------------------------------------------
