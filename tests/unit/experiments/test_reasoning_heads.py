@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from by_hand import logprobs
 
