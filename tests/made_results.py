@@ -13,16 +13,14 @@ ACC = {"higher_is_better": True, "chance": 0.25, "binary": True}
 HEAD, LAYER = re.compile(r"L(\d+)\.H(\d+)[^+]*"), re.compile(r"L(\d+)([.\[@][^+]*)?")
 
 
-def docs_of(scores: Mapping[str, Sequence[float]], *, task="capitals", metric="acc", model="tiny", response=None):
+def docs_of(scores: Mapping[str, Sequence[float]], *, task="capitals", metric="acc", model="tiny") -> pd.DataFrame:
     """Documents of one task and metric from {condition: one score a document}; conditions tell layer and head."""
     rows = []
     for condition, values in scores.items():
         head, layer = HEAD.fullmatch(condition), LAYER.fullmatch(condition)
         place = (int(head[1]), int(head[2])) if head else (int(layer[1]) if layer else pd.NA, pd.NA)
         for i, v in enumerate(values):
-            rows.append(
-                (model, task, metric, condition, *place, i, float(v), f"é{v}" if response is None else response)
-            )
+            rows.append((model, task, metric, condition, *place, i, float(v), f"é{v}"))
     return pd.DataFrame(rows, columns=DOCS_COLUMNS)
 
 

@@ -8,7 +8,7 @@ import logging
 import pandas as pd
 import pytest
 import torch
-from transplants import SAME, TOKENS, logits, same
+from transplants import SAME, TOKENS, logits, requests, same, scores
 
 from depthlens import cli
 from depthlens.ablations import expand, parse_condition
@@ -17,6 +17,7 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
 from depthlens.experiments.sweep import condition_sweep
+from depthlens.lm_eval_model import DepthlensLM
 from depthlens.models import loading
 
 TASK, WRITTEN = "capitals_continuation", "kv_retrieval_4"
@@ -117,3 +118,11 @@ def test_words_for_cumulative_transplants(lens):
         assert str(parse_condition(text)) == text
     assert parse_condition("embed@donor").layer is None and parse_condition("unembed@donor+L3@donor").first_layer == 0
     assert parse_condition("L3.H1@donor").head == 1 and parse_condition("L3.H1@donor").layer == 3
+
+
+def test_lm_eval_model(folders):
+    base, donor = folders("llama-gqa"), loading.load(folders("llama-gqa", moved=True))
+    model = DepthlensLM(base, condition="L1@donor", donor=donor)
+    found = model.engine.loglikelihood(requests(), [model.condition])
+    together = distillation.with_donor(loading.load(base), donor)
+    same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse_condition("L1@donor")]))
