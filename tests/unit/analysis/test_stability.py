@@ -44,7 +44,7 @@ def test_the_conditions_and_losses_are_those_of_the_summary(better, continuous):
     assert list(table["rank"][:2]) == [1, 2]
     assert (table["rank_low"] <= table["rank"]).all() and (table["rank"] <= table["rank_high"]).all()
     pd.testing.assert_frame_equal(critical_stability(result, n_boot=50, seed=1).table, table)
-    assert not critical_stability(result, n_boot=50, seed=2).table.equals(table)
+    assert continuous or not critical_stability(result, n_boot=50, seed=2).table.equals(table)
 
 
 @pytest.mark.parametrize("continuous", [True, False])

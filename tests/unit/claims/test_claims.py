@@ -62,9 +62,9 @@ def test_a_view_that_disagrees_takes_a_verdict_away_and_is_named():
     assert f"with {MEAN.name}" in other.sentence
 
 
-def shallow(loss):
-    text = viewed(np.full(N_LAYERS, 0.25), "text", n=250)
-    own = {"continuation": viewed(loss, "facts", n=250), "retrieval": viewed(loss, "kv", n=250)}
+def shallow(loss, n=250):
+    text = viewed(np.full(N_LAYERS, 0.25), "text", n=n)
+    own = {"continuation": viewed(loss, "facts", n=n), "retrieval": viewed(loss, "kv", n=n)}
     tokens = [dl.concat(list(of_seed)) for of_seed in zip(text, *own.values(), strict=True)]
     return {**own, "text": text, "long_text": text, "tokens": tokens}
 
@@ -126,8 +126,8 @@ def test_a_task_that_is_at_chance_under_one_protocol_is_left_out_of_both():
 
 
 def test_a_control_of_another_length_keeps_a_claim_from_support():
-    own = {"reasoning": viewed(LATE, "sums", n=150), "reasoning_choice": viewed(LATE, "choice", n=150)}
-    evidence = shallow((EARLY,) * 3) | own | {"copying": viewed(EARLY, "copies", n=150)}
+    roles = {"reasoning": (LATE, "sums"), "reasoning_choice": (LATE, "choice"), "copying": (EARLY, "copies")}
+    evidence = shallow((EARLY,) * 3, n=40) | {role: viewed(*role_of) for role, role_of in roles.items()}
 
     def lacks(reference):
         asked = {
