@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_sweeps import EARLY, LATE, N_LAYERS, nats, sweep
+from made_sweeps import EARLY, LATE, N_LAYERS, nats, result_of, sweep
 
 from depthlens.analysis import depth, model_comparison, run_agreement, run_differences
 from depthlens.analysis.results import Result, concat
@@ -149,6 +149,28 @@ def test_of_three_runs_those_with_equal_settings_are_compared():
     found = compared(sweep(EARLY), with_record(sweep(LATE), seed=9), with_record(sweep(LATE, seed=1), seed=9))
     assert found.baselines["reference"].tolist() == ["", "", "b"]
     assert found.notes == ["sums: b and c not compared with a, whose settings differ (a first): seed 0 and 9"]
+
+
+def test_models_with_other_numbers_of_layers_are_compared_by_relative_depth():
+    right, n = np.random.default_rng(0).random(80) < 0.95, 2 * N_LAYERS
+    lost = np.random.default_rng(1).random((n, 80)) < np.repeat(LATE, 2)[:, None]
+    values = {f"L{i}": right & ~row for i, row in enumerate(lost)}
+    deep = with_record(result_of({"baseline": right} | values, model="deep"), model={"dims": {"n_layers": n}})
+    found = compared(sweep(EARLY, n=80), deep)
+    assert len(found.differences) == len(found.ranks) == 0
+    assert found.critical["why"].tolist() == ["models of different shapes"]
+    centre = found.centres[(found.centres["run"] == "b") & (found.centres["measure"] == CENTRE)]
+    assert centre["shown"].item() and centre["difference"].item() > 0.4
+    assert found.profiles.groupby("run")["depth"].max().tolist() == [1, 1]
+    assert any("b and a have 18 and 9 layers, so that no loss" in note for note in found.notes)
+
+
+def test_scores_of_whole_models_are_compared_by_paired_and_by_independent_tests():
+    a, b = (result_of({"baseline": np.arange(40) < n, "L0": np.zeros(40)}, model=str(n)) for n in (30, 12))
+    paired, apart = compared(a, b).baselines.loc[1], compared(a, other_documents(b)).baselines.loc[1]
+    assert paired["difference"] == apart["difference"] == pytest.approx(-18 / 40)
+    assert paired["p_adjusted"] == pytest.approx(2 * 0.5**18), "McNemar's exact test"
+    assert apart["shown"] and paired["shown"] and apart["p_adjusted"] > paired["p_adjusted"]
 
 
 def test_a_run_at_chance_is_called_so_and_nothing_is_concluded():
