@@ -197,9 +197,9 @@ def test_documents_of_a_plan_are_those_of_the_evidence(n):
 def command(tmp_path, capsys):
     """Race on the command line: exit code and what was printed."""
 
-    def run(*more, task=TASK, ablate="layers"):
+    def run(*more):
         with pytest.raises(SystemExit) as end:
-            main(["race", "organism", task, "--ablate", ablate, "--out", str(tmp_path), "--store", "none", *more])
+            main(["race", "organism", TASK, "--ablate", "L1,L4", "--out", str(tmp_path), "--store", "none", *more])
         printed = capsys.readouterr()
         return end.value.code, printed.out + printed.err
 
@@ -207,12 +207,12 @@ def command(tmp_path, capsys):
 
 
 def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(command, tmp_path):
-    code, printed = command("--max-documents", "60")
+    code, printed = command("--max-documents", "32")
     assert code == 0 and "critical" in printed and "is wrong is at most 0.05" in printed and "**" not in printed
     race = dl.Race.load(tmp_path)
-    assert len(race.decisions) == 6 and race.record["command"][:3] == ["depthlens", "race", "organism"]
-    assert command("--max-documents", "60")[0] == 0
-    code, printed = command("--max-documents", "60", "--margin", "0.2")
+    assert len(race.decisions) == 2 and race.record["command"][:3] == ["depthlens", "race", "organism"]
+    assert command("--max-documents", "32")[0] == 0
+    code, printed = command("--max-documents", "32", "--margin", "0.2")
     assert code == 2 and "holds another race (margin" in printed
     with locked(tmp_path):
         code, printed = command("--max-documents", "20", "--overwrite")

@@ -44,7 +44,7 @@ def test_copy_paste_score_is_the_formula(family):
     assert 0 < np.mean(scores) < 1
 
 
-def planted_needles(task, n=10):
+def planted_needles(task, n=20):
     asked = language.sample(n, task, seed=7)
     return [Needle(LoglikelihoodRequest(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
 
