@@ -8,7 +8,6 @@ import random
 import mini_tasks
 import numpy as np
 import pytest
-import tiny
 import torch
 from mini_tasks import DATA
 
@@ -29,11 +28,6 @@ def text(doc):
 def scored(doc, results):
     return {"acc": float(random.random() < 0.5)}
 """
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
