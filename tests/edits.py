@@ -1,26 +1,17 @@
 """Edits of a model by hand, in every way that we know, and what the engine answers after each of them.
 
-    python tests/edits.py STORE --n 1000 --seed 1      random edits: every answer is that of the model as it is
-
 Each way takes a lens and a random generator. What it did is there as long as the context of `edited` lasts.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import functools
-import json
 import math
-import os
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import peft
 import tiny
@@ -197,14 +188,6 @@ def an_adapters_weight(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     one_element(adapted(lens, chance).lora_B["default"].weight, chance)
 
 
-def an_adapters_scale(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    adapted(lens, chance).scaling["default"] *= chance.uniform(1.5, 3.0)
-
-
-def an_adapter_switched_off(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    adapted(lens, chance).enable_adapters(False)
-
-
 def an_adapter_merged(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     adapted(lens, chance).merge()
 
@@ -240,29 +223,6 @@ def a_forward(lens: Lens, chance: random.Random, _: ExitStack) -> None:
 def a_forward_of_the_class(lens: Lens, chance: random.Random, until: ExitStack) -> None:
     forward = modeling_llama.LlamaMLP.forward
     until.enter_context(mock.patch.object(modeling_llama.LlamaMLP, "forward", lambda self, x: forward(self, x) * 2))
-
-
-def another_classs_forward(lens: Lens, chance: random.Random, until: ExitStack) -> None:
-    until.enter_context(mock.patch.object(modeling_llama.LlamaMLP, "forward", nn.Identity.forward))
-
-
-def a_function(lens: Lens, chance: random.Random, until: ExitStack) -> None:
-    turn = modeling_llama.apply_rotary_pos_emb
-
-    def halved(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return turn(q / 2, k, *args, **kwargs)
-
-    until.enter_context(mock.patch.object(modeling_llama, "apply_rotary_pos_emb", halved))
-
-
-def a_wrapped_forward_of_the_class(lens: Lens, chance: random.Random, until: ExitStack) -> None:
-    forward = modeling_llama.LlamaMLP.forward
-
-    @functools.wraps(forward)  # which gives it the name and the module of the library's own
-    def doubled(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return forward(self, x) * 2
-
-    until.enter_context(mock.patch.object(modeling_llama.LlamaMLP, "forward", doubled))
 
 
 def a_class_of_ones_own(lens: Lens, chance: random.Random, _: ExitStack) -> None:
@@ -322,10 +282,9 @@ WAYS: dict[str, Way] = {
     "epsilon of a norm": scalar(lambda lens, chance: layer(lens, chance).input_layernorm, "variance_epsilon"),
     "epsilon of the final norm": scalar(lambda lens, chance: lens.model.model.norm, "variance_epsilon"),
     "scaling of the rotation": scalar(lambda lens, chance: lens.model.model.rotary_emb, "attention_scaling"),
-    **{way.__name__: way for way in (an_adapter, an_adapters_weight, an_adapters_scale, an_adapter_switched_off)},
+    **{way.__name__: way for way in (an_adapter, an_adapters_weight)},
     **{way.__name__: way for way in (an_adapter_merged, a_hook, a_pre_hook, a_hook_with_keywords, a_global_hook)},
-    **{way.__name__: way for way in (a_forward, a_forward_of_the_class, another_classs_forward, a_function)},
-    "a_wrapped_forward_of_the_class": a_wrapped_forward_of_the_class,
+    **{way.__name__: way for way in (a_forward, a_forward_of_the_class)},
     **{way.__name__: way for way in (a_class_of_ones_own, a_parametrisation, training)},
     **{way.__name__: way for way in (lower_precision, a_penalty, other_ends, an_end_of_the_tokenizer)},
 }
@@ -371,26 +330,21 @@ def equal(one: list, other: list) -> bool:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store")
-    parser.add_argument("--n", type=int, default=0, help="random edits; 0: every way once")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    chance = random.Random(args.seed)
-    todo = [(chance.choice(list(WAYS)), chance.randrange(10**6)) for _ in range(args.n)] or [(w, 0) for w in WAYS]
+def tried(todo: list[tuple[str, int]], store: str) -> dict[str, Any]:
+    """Edits one after another, each answered twice from a store that holds what the ones before left in it."""
     clean = answers(fresh(), None)
     wrong, changed = [], 0
     for way, seed in todo:
         with edited(way, seed) as lens:
             truth = answers(lens, None)
-            found = [answers(lens, args.store) for _ in range(2)]
+            found = [answers(lens, store) for _ in range(2)]
         changed += not equal(truth, clean)
-        right = all(equal(truth, f) for f in found) and equal(clean, answers(fresh(), args.store))
-        wrong += [] if right else [[way, seed]]
-    print(json.dumps({"edits": len(todo), "ways": len(WAYS), "changed": changed, "wrong": wrong}))
+        right = all(equal(truth, f) for f in found) and equal(clean, answers(fresh(), store))
+        wrong += [] if right else [(way, seed)]
+    return {"changed": changed, "wrong": wrong}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def some(n: int, seed: int) -> list[tuple[str, int]]:
+    """Random edits."""
+    chance = random.Random(seed)
+    return [(chance.choice(list(WAYS)), chance.randrange(10**6)) for _ in range(n)]

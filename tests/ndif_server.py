@@ -3,9 +3,6 @@
 The ``ndif`` package itself needs CUDA, Redis, an object store and a Ray cluster. This does what its version 0.1.2 does
 between the client and the model: ``/status``, ``/env``, ``/subscribe``, ``/request``, the key, the states of a job,
 results on the socket, tracebacks as text. The weights are in this process only, and depthlens cannot be imported in it.
-
-``/fault?kind=K&n=N`` makes it fail: ``memory`` for traces of more than N rows, ``drop`` (the socket, N times),
-``crash`` (N times), ``refuse`` (N times, with a sentence).
 """
 
 from __future__ import annotations
@@ -38,7 +35,6 @@ from nnsight.tracing.util import clean_traceback
 
 WRAPPER = "nnsight.modeling.transformers.TransformersModel"
 SOCKETS = {}
-FAULTS = {"memory": 0, "drop": 0, "crash": 0, "refuse": 0}
 WORKER = ThreadPoolExecutor(1)
 
 
@@ -91,8 +87,6 @@ class Deployments(tornado.web.RequestHandler):
             | common
             for key in MODELS
         }
-        deployments["picture"] = {**common, "model_key": "p:{}", "repo_id": "a/picture-model", "task": "text-to-image"}
-        deployments["cold"] = {"repo_id": "a/model-on-disk", "deployment_level": "COLD"}
         self.write({"deployments": deployments, "cluster": {}})
 
 
@@ -100,12 +94,6 @@ class Env(tornado.web.RequestHandler):
     def get(self):
         names = ("nnsight", "torch", "transformers")
         self.write({"python_version": sys.version, "packages": {name: metadata.version(name) for name in names}})
-
-
-class Fault(tornado.web.RequestHandler):
-    def get(self):
-        FAULTS[self.get_argument("kind")] = int(self.get_argument("n"))
-        self.write({})
 
 
 class Subscribe(tornado.websocket.WebSocketHandler):
@@ -142,14 +130,6 @@ class Request(tornado.web.RequestHandler):
 
         tell(Status.QUEUED, "Added to Queue at position 1.")
         tell(Status.RUNNING, "running")
-        if FAULTS["drop"] > 0:
-            FAULTS["drop"] -= 1
-            SOCKETS[request.session_id].ws_connection.stream.close()
-            return
-        if FAULTS["refuse"] > 0:
-            FAULTS["refuse"] -= 1
-            tell(Status.ERROR, "Could not deploy this model. It is too big for the cluster.")
-            return
         try:
             result = await asyncio.get_running_loop().run_in_executor(WORKER, execute, request, blob)
         except Exception as e:  # noqa: BLE001
@@ -158,22 +138,8 @@ class Request(tornado.web.RequestHandler):
         tell(Status.COMPLETED, "Your job has been completed.", result)
 
 
-def watch(model):
-    """Run out of memory where a trace has more rows than a fault allows."""
-
-    def check(module, args, kwargs):
-        if FAULTS["crash"] > 0:
-            FAULTS["crash"] -= 1
-            raise ZeroDivisionError("boom")
-        if FAULTS["memory"] and len(kwargs["input_ids"]) > FAULTS["memory"]:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    model._module.model.register_forward_pre_hook(check, with_kwargs=True)
-    return model
-
-
 async def main():
-    routes = {"/status": Deployments, "/env": Env, "/fault": Fault, "/subscribe": Subscribe, "/request": Request}
+    routes = {"/status": Deployments, "/env": Env, "/subscribe": Subscribe, "/request": Request}
     app = tornado.web.Application(list(routes.items()), websocket_max_message_size=1 << 30)
     server = app.listen(0, "127.0.0.1", max_buffer_size=1 << 30)
     print(next(iter(server._sockets.values())).getsockname()[1], flush=True)
@@ -186,5 +152,5 @@ if __name__ == "__main__":
     keys = [
         f"{WRAPPER}:{json.dumps({'repo_id': f, 'revision': None, 'task': 'text-generation'})}" for f in sys.argv[2:]
     ]
-    MODELS = {key: watch(TransformersModel.from_model_key(key, dispatch=True, dtype=torch.float32)) for key in keys}
+    MODELS = {key: TransformersModel.from_model_key(key, dispatch=True, dtype=torch.float32) for key in keys}
     asyncio.run(main())

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from contextlib import ExitStack, closing
 
 import pytest
 import tiny
 from stores import CHOICE, WRITTEN, counts, parts, run
 
-from depthlens import ablations
 from depthlens.engine.engine import Engine
 from depthlens.engine.shards import Computed, shards_of
-from depthlens.errors import Interrupted, UserError
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerStore
 
 
 class InTurn:
@@ -122,42 +117,3 @@ class TestEngine:
         assert counts(run(lens, tmp_path, limit=2, tasks=[CHOICE], workers=3)) == (n, 0)
         read, computed = counts(run(lens, tmp_path, limit=3, tasks=[CHOICE], workers=3))
         assert read == n and computed > 0
-
-    def test_rows_that_another_reserved_and_gave_up_are_computed_at_the_end(self, lens, tmp_path):
-        cache = AnswerStore(str(tmp_path), lens).entry("some")
-        asked, conditions = requests(lens), ablations.expand("layers", lens.dims)
-        with ExitStack() as other:
-            other.enter_context(cache.rows(asked, conditions).reserved([0, 1], [0, 1]))
-
-            class Later(InTurn):
-                def compute(self, lens, job, shards):
-                    yield from super().compute(lens, job, shards)
-                    other.close()
-
-            workers = Later()
-            found = Engine(lens, cache=cache, progress=False, workers=workers).loglikelihood(asked, conditions)
-        rows = [(c, r) for shard in workers.shards for members, group in shard.products for c in group for r in members]
-        assert len(rows) == len({*rows}) == 72 and rows.index((0, 0)) > 60
-        alone = Engine(lens, progress=False).loglikelihood(asked, conditions)
-        for row, row_alone in zip(found, alone, strict=True):
-            assert [a.logprob for a in row] == pytest.approx([a.logprob for a in row_alone], abs=1e-4)
-
-    def test_an_error_gives_back_all_reservations(self, lens, tmp_path):
-        class Broken(InTurn):
-            def compute(self, lens, job, shards):
-                with closing(super().compute(lens, job, shards)) as done:
-                    yield next(done)
-                    raise KeyboardInterrupt
-
-        cache = AnswerStore(str(tmp_path), lens).entry("some")
-        asked, conditions = requests(lens), ablations.expand("layers", lens.dims)
-        with pytest.raises(Interrupted, match=r"\d+ of 72 rows of some are kept"):
-            Engine(lens, cache=cache, progress=False, workers=Broken()).loglikelihood(asked, conditions)
-        assert not list(tmp_path.glob("*/*/.reservations/*.json"))
-        assert len(parts(tmp_path)) == 1
-
-    def test_a_remote_model_takes_no_workers(self, lens):
-        there = copy.copy(lens)
-        there.remote = object()
-        with pytest.raises(UserError, match="runs on a server; leave workers out"):
-            Engine(there, workers=InTurn())

@@ -10,7 +10,6 @@ import torch
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import prefix_tree
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -62,8 +61,9 @@ def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, requests)
         assert (changed > 1e-3) == (condition != BASELINE and str(condition) != "L3[500:]"), str(condition)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("backend", ["torch", "transformer_lens", "nnsight"])
+@pytest.mark.parametrize(
+    ("family", "backend"), [("qwen3-moe", "torch"), ("llama-gqa", "transformer_lens"), ("deepseek-v3", "nnsight")]
+)
 def test_every_path_gives_the_same_scores_and_texts(family, backend, requests):
     """Padding is right of what is scored and left of what is written to."""
     lens = surgery.rough_lens(family)
@@ -92,30 +92,7 @@ def test_texts_are_those_of_a_model_with_other_parts(text):
     assert found == [lens.tokenizer.decode(tokens[len(context) :], skip_special_tokens=True)]
 
 
-def test_a_token_of_a_prompt_and_of_an_answer_is_two_only_where_it_matters(requests, monkeypatch, kernel):
-    """Trees that share less are walked by conditions with means alone."""
-    lens, seen = tiny.lens("llama-gqa"), []
-    # kernels are tried before trees are counted, since a trial builds a tree of its own
-    Engine(lens, progress=False).loglikelihood(requests[:1], [BASELINE])
-    build = prefix_tree.build
-    monkeypatch.setattr(prefix_tree, "build", lambda sequences, group: seen.append(build(sequences, group)) or seen[-1])
-    means, n_plain = means_of(lens), prefix_tree.n_nodes([q.inputs for q in requests])
-    n_marked = prefix_tree.n_nodes([prefix_tree.marked(q.context, q.continuation[:-1]) for q in requests])
-    assert n_marked > n_plain
-    engine = Engine(lens, means=means, batch_tokens=4096, progress=False)
-
-    def walked(text, some):
-        seen.clear()
-        engine.loglikelihood(some, [BASELINE, parse_condition(text)])
-        return {p.n_tokens for p in seen}, any(any(p.in_answer) for p in seen)
-
-    assert walked("L2[1:]@noise", requests) == ({n_plain}, False)
-    assert walked("L2@mean", requests) == ({n_plain, n_marked}, True)
-    apart = requests[:6]  # no token is both
-    assert walked("L2@mean", apart) == ({prefix_tree.n_nodes([q.inputs for q in apart])}, True)
-
-
-@pytest.mark.parametrize("group", [1, 3, 128])
+@pytest.mark.parametrize("group", [3, 128])
 def test_scores_depend_on_neither_order_nor_packs_nor_groups(requests, monkeypatch, group):
     lens = tiny.lens("llama-gqa")
     means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, NOISE)
@@ -160,17 +137,6 @@ def test_places_and_means_that_are_missing_are_told():
         Engine(lens, progress=False).loglikelihood(
             [LoglikelihoodRequest((1, 2), (3,))], [parse_condition("L1[1:]@mean")]
         )
-
-
-def test_hooks_leave_after_an_exception():
-    lens = tiny.lens("llama-gqa")
-    places = Places.of_rows(torch.arange(5)[None])
-    with (
-        pytest.raises(RuntimeError, match="stop"),
-        TorchBackend(lens).ablate([parse_condition("L1[1:]+L2.H1@noise+L3.attn@noise")], places),
-    ):
-        raise RuntimeError("stop")
-    assert lens.identify().obstacle is None
 
 
 def test_classes_of_tokens():

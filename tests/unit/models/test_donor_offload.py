@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-from dataclasses import replace
-
 import pytest
-from transplants import conditions_for, layers_in_memory, logits, prompts, same, scores, texts
+from transplants import conditions_for, layers_in_memory, logits, same, scores, texts
 
 from depthlens.ablations import expand
-from depthlens.engine.engine import Engine
 from depthlens.experiments import distillation
 from depthlens.models import loading, offload
 
 
-@pytest.mark.parametrize("offloaded", [None, "disk"])
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize(("family", "offloaded"), [("llama-gqa", "disk"), ("qwen3-moe", None), ("deepseek-v3", "disk")])
 def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
     whole = loading.load(folders(family)), loading.load(folders(family, moved=True))
     base = loading.load(folders(family), offload=offloaded)
@@ -63,44 +57,3 @@ def test_in_a_walk_the_donor_holds_the_layer_in_use_and_the_next_it_needs(folder
     with distillation.transplant(base, donor, layers=[0, 3]):
         logits(base.model)
     assert read == [0, 3] and layers_in_memory(donor) == []
-
-
-def test_the_memory_of_a_donor_is_given_back(folders, monkeypatch):
-    """Counted in weights that are alive, not in what modules point to."""
-    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
-    together = distillation.with_donor(base, donor)
-    seen = {}
-    peak = []
-
-    def alive():
-        return sum(p is not None and not p.is_meta for p in (ref() for ref in seen.values()))
-
-    def count(*_):
-        seen.update({id(p): weakref.ref(p) for p in donor.model.parameters()})
-        peak.append(alive())
-
-    for layer in donor.arch.layers:
-        layer.mlp.register_forward_hook(count)
-    scores(together, expand("layers@donor", base.dims), batch_tokens=64)
-    gc.collect()
-    ends_only = 3  # embedding, final norm, unembedding
-    of_layer = len(list(donor.arch.layers[0].parameters()))
-    assert alive() == ends_only
-    assert max(peak) <= ends_only + 2 * of_layer
-
-
-def test_generation_holds_the_layers_of_one_group_of_conditions(folders, monkeypatch):
-    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
-    together = distillation.with_donor(base, donor)
-    conditions = expand("layers@donor", base.dims)
-    seen, read = watched(donor, monkeypatch)
-    wanted = texts(together, conditions)
-    assert read == [0, 1, 2, 3, 4], "read once, whatever is written"
-    assert any(there == [0, 1, 2, 3, 4] for _, there in seen)
-    seen.clear(), read.clear()
-    engine = Engine(together, progress=False)
-    bound = replace(engine.budget, key_bytes=2 * donor.stream.layer_bytes)
-    engine.budget = bound
-    assert engine.generate_until(prompts(), conditions) == wanted
-    assert max(len(there) for _, there in seen) <= 3 and sorted(read) == [0, 1, 2, 3, 4]
-    assert layers_in_memory(donor) == []

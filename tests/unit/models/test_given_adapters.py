@@ -51,13 +51,6 @@ def test_logits_are_those_of_peft(desk, name):
     assert all("lora" not in key for key, _ in lens.model.named_parameters())
 
 
-def test_it_is_the_same_model_as_the_saved_sum(desk, tmp_path):
-    lens = dl.load(f"{desk}/adapter")
-    lens.model.save_pretrained(tmp_path)
-    lens.tokenizer.save_pretrained(tmp_path)
-    assert dl.load(str(tmp_path)).fingerprint == lens.fingerprint != dl.load(f"{desk}/base").fingerprint
-
-
 def test_an_adapter_is_a_donor_of_its_base(desk):
     lens = dl.with_donor(dl.load(f"{desk}/base"), f"{desk}/base+{desk}/adapter")
     request = LoglikelihoodRequest((5, 6, 7), (8, 9))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import pickle
 import shutil
 import struct
 
-import gguf
 import gguf_files
 import model_classes
 import pytest
@@ -18,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from depthlens.errors import UserError
-from depthlens.models import devices, loading, registry
+from depthlens.models import loading, registry
 
 
 @pytest.fixture(scope="module")
@@ -61,38 +59,11 @@ def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
     assert loaded.tokenizer("Ünïcode 1").input_ids == original.tokenizer("Ünïcode 1").input_ids
 
 
-def test_a_loaded_model_is_in_evaluation_mode_without_gradients(folder):
-    lens = loading.load(folder)  # a Path is as good as its text
-    assert lens.name == str(folder)
-    assert not lens.model.training
-    assert not any(p.requires_grad for p in lens.model.parameters())
-    assert "n_layers=5" in repr(lens) and "float32 on cpu" in repr(lens)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtype_is_what_was_asked_for(folder, dtype):
     lens = loading.load(str(folder), dtype=dtype, device="cpu")
     assert {p.dtype for p in lens.model.parameters()} == {loading.DTYPES[dtype]}
     assert lens.describe()["dtype"] == dtype
-
-
-SPEEDS = [("bfloat16", 9.2, True), ("bfloat16", 1.1, False), ("float32", 9.2, False)]
-
-
-@pytest.mark.parametrize(("dtype", "times", "told"), SPEEDS)
-def test_a_dtype_that_is_slow_on_this_cpu_is_told(folder, dtype, times, told, monkeypatch, caplog):
-    assert devices.times_float32(torch.bfloat16) > 0
-    monkeypatch.setattr(devices, "times_float32", lambda _: times)
-    loading.load(str(folder), dtype=dtype, device="cpu")
-    assert ("bfloat16 products take 9 times as long as float32 on this CPU; leave dtype out" in caplog.text) is told
-
-
-def test_auto_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_elsewhere(tmp_path):
-    model = tiny.model("llama-gqa").bfloat16()
-    model.save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    assert loading.load(str(tmp_path), device="cpu").dtype == torch.float32
-    assert devices.auto_dtype(torch.device("cuda")) == "auto"
 
 
 @pytest.mark.parametrize("dtype", ["float80", "bf16", ""])
@@ -107,13 +78,6 @@ def test_fingerprint_is_of_the_weights_and_not_of_the_place(folder, copy):
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.3.mlp.up_proj.weight"][0, 0] += 1e-3
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    assert loading.load(str(copy)).fingerprint != wanted
-
-
-def test_fingerprint_sees_the_configuration_and_the_dtype(folder, copy):
-    wanted = loading.load(str(folder)).fingerprint
-    assert loading.load(str(folder), dtype="bfloat16").fingerprint != wanted
-    change_config(copy, rms_norm_eps=1e-3)
     assert loading.load(str(copy)).fingerprint != wanted
 
 
@@ -141,7 +105,7 @@ def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
 # -- GGUF --
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "starcoder2"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_a_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
     original = model_classes.lens(kind)
     loaded = loading.load(gguf_files.write(tmp_path / "m.gguf", original.model))
@@ -164,17 +128,8 @@ def test_a_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
             "lacks 1 of the weights that transformers takes it to have, e.g. model.la",
         ),
         (
-            {"beside": {"rope_freqs.weight": torch.ones(4)}},
-            "transformers does not read its rope_freqs.weight, and scores",
-        ),
-        (
             {"beside": {"blk.0.attn_q.bias": torch.ones(32)}},
             "transformers does not read its blk.0.attn_q.bias, and scores",
-        ),
-        ({"scaling": gguf.RopeScalingType.YARN}, "transformers does not read its llama.rope.scaling.type, and scores"),
-        (
-            {"architecture": "deepseek2"},
-            "cannot be read: GGUF model with architecture deepseek2 is not supported yet; load",
         ),
         ({"architecture": "mistral"}, "cannot be read: Unknown gguf model_type: mistral in gguf-py"),
     ],
@@ -219,22 +174,6 @@ def test_pickled_weights_are_refused_unread(copy, tmp_path):
 # -- what cannot be loaded --
 
 
-@pytest.mark.parametrize("name", ["", "  "])
-def test_what_is_not_a_name_is_refused(name):
-    assert f"model {name!r}: give an alias" in refusal(name)
-
-
-@pytest.mark.parametrize("value", [None, 5, [], torch.bfloat16])
-def test_values_of_another_type_are_refused_where_no_checker_stands_before(value):
-    # a notebook may set a parameter to null; the tests' own type checker would refuse first
-    with pytest.raises(UserError, match="give an alias"):
-        inspect.unwrap(loading.load)(value)
-    with pytest.raises(UserError, match="unknown device"):
-        inspect.unwrap(loading.load)("x", device=value)
-    with pytest.raises(UserError, match="unknown dtype"):
-        inspect.unwrap(loading.load)("x", dtype=value)
-
-
 def test_unknown_alias_suggests_the_nearest():
     assert "did you mean smollm2-135m, " in refusal("smollm-135m")
 
@@ -250,7 +189,7 @@ def test_missing_gguf_and_other_files(tmp_path):
     assert "is a file but not a .gguf file" in refusal(str(tmp_path / "m.bin"))
 
 
-@pytest.mark.parametrize("content", [b"", b"no gguf", b"GGUF" + struct.pack("<I", 3) + b"\xff" * 16])
+@pytest.mark.parametrize("content", [b"no gguf", b"GGUF" + struct.pack("<I", 3) + b"\xff" * 16])
 def test_damaged_gguf(tmp_path, content):
     (tmp_path / "m.gguf").write_bytes(content)
     assert "m.gguf' cannot be read: " in refusal(str(tmp_path / "m.gguf"))
@@ -282,12 +221,6 @@ def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):
     message = refusal(str(copy))
     assert "lacks 18 of the weights" in message and "model.layers.5.input_layernorm.weight" in message
     assert capfd.readouterr().err == ""
-
-
-def test_weights_of_another_shape_are_refused(copy):
-    change_config(copy, intermediate_size=64)
-    message = refusal(str(copy))
-    assert "mlp" in message and "48" in message and "64" in message
 
 
 def test_weights_that_are_not_used_are_told(copy, caplog):

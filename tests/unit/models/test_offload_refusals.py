@@ -21,12 +21,6 @@ def logits(lens):
 # -- what cannot be loaded --
 
 
-@pytest.mark.parametrize("offload", ["cpu", "", "Disk"])
-def test_offload_is_disk_or_nothing(saved, offload):
-    with pytest.raises(UserError, match=f"offload {offload!r}: give 'disk', or leave it out"):
-        loading.load(saved(), offload=offload)
-
-
 def test_a_gguf_file_is_refused(tmp_path):
     tiny.gguf_head(tmp_path / "m.gguf")
     with pytest.raises(UserError, match="m.gguf': layers can be read from safetensors only; convert it once"):
@@ -45,10 +39,9 @@ def refusal(folder, offload):
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["model.layers.3.self_attn.q_proj.weight", "model.layers.2.mlp.experts.1.down_proj.weight", "model.norm.weight"],
+    ("key", "how"),
+    [("model.layers.2.mlp.experts.1.down_proj.weight", "missing"), ("model.norm.weight", "other shape")],
 )
-@pytest.mark.parametrize("how", ["missing", "other shape"])
 def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how):
     weights = load_file(copy / "model.safetensors")
     names = [k for k in weights if k.startswith("model.layers.2.mlp.experts.")] if "experts" in key else [key]
@@ -63,15 +56,6 @@ def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how
     assert ("lacks" if how == "missing" else "has shape") in message
 
 
-def test_spare_weights_are_told(copy, caplog):
-    weights = load_file(copy / "model.safetensors")
-    weights["model.layers.9.self_attn.q_proj.weight"] = torch.ones(1)
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    lens = loading.load(copy, offload="disk")
-    assert "1 weights in the file are not used" in caplog.text
-    assert torch.isfinite(logits(lens)).all()
-
-
 @pytest.mark.parametrize("what", ["quantization_config", "dtype"])
 def test_quantised_weights_are_refused(copy, what):
     if what == "dtype":
@@ -83,9 +67,3 @@ def test_quantised_weights_are_refused(copy, what):
         config = json.loads((copy / "config.json").read_text())
         (copy / "config.json").write_text(json.dumps(config | {what: {"quant_method": "torchao"}}))
         assert "is quantised by 'torchao'; offload reads gptq, awq" in refusal(copy, "disk")
-
-
-@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0not a header  "])
-def test_a_torn_file_is_refused(copy, content):
-    (copy / "model.safetensors").write_bytes(content)
-    assert "cannot be read" in refusal(copy, "disk")

@@ -55,14 +55,6 @@ class TestNothingIsComputedTwice:
         assert counts(run(lens, tmp_path, tasks=[CHOICE], measure="answer_logprob")) == (6 * LIMIT, 0)
         assert counts(run(lens, tmp_path, tasks=[CHOICE], num_fewshot=0)) == (0, 6 * LIMIT * 4)
 
-    @pytest.mark.parametrize("backend", ["torch", "nnsight"])
-    def test_every_backend_keeps_its_own(self, lens, tmp_path, backend):
-        run(lens, tmp_path, tasks=[CHOICE], backend="torch" if backend == "nnsight" else "nnsight")
-        first = run(lens, tmp_path, backend=backend, tasks=[CHOICE])
-        assert counts(first) == (0, 6 * LIMIT * 4)
-        second = run(lens, tmp_path, backend=backend, tasks=[CHOICE])
-        assert counts(second) == (6 * LIMIT * 4, 0) and second.docs.equals(first.docs)
-
     def test_plain_rows_are_kept_as_time_passes(self, lens, tmp_path, monkeypatch):
         monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1e-6)
         result = run(lens, tmp_path, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
@@ -95,11 +87,6 @@ class TestNothingIsComputedTwice:
         caches = [AnswerCache(None, references.Reference("x", [text]).keys) for text in texts]
         addresses = {cache.address(c) for cache in caches for c in conditions}
         assert len(addresses) == len(ablate) + 2 * (len(texts) - 1)
-
-    def test_means_are_not_measured_for_what_is_there(self, lens, tmp_path, monkeypatch):
-        run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE])
-        monkeypatch.setattr(references, "measure_means", None)
-        assert counts(run(lens, tmp_path, ["L1@mean"], tasks=[CHOICE])) == (2 * LIMIT * 4, 0)
 
     def test_a_donor_is_part_of_the_address(self, lens, tmp_path):
         one, other = (tiny.lens("llama-gqa", max_position_embeddings=4096) for _ in range(2))
@@ -202,9 +189,3 @@ class TestNumbers:
         assert np.array_equal(
             self.numbers(self.entry(tmp_path), lambda members: pytest.fail("measured again")), written
         )
-
-    def test_older_parts_that_say_false_beside_a_number_are_read(self, tmp_path):
-        digests = [answer_rows.digest(case) for case in ("a", "b")]
-        self.entry(tmp_path).write(["x", "x", "y", "y"], digests * 2, [1.0, 2.0, 3.0, 4.0], [False] * 4, [None] * 4)
-        found = self.numbers(self.entry(tmp_path), lambda members: pytest.fail("measured again"))
-        assert np.array_equal(found, [[1.0, 3.0], [2.0, 4.0]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import re
 import subprocess
@@ -56,7 +55,7 @@ class TestDamage:
             path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
         self.recovers(lens, at, parts(at), caplog)
 
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", range(2))
     def test_one_bit_flipped(self, lens, at, caplog, seed):
         chance = random.Random(seed)
         path = chance.choice(parts(at))
@@ -71,11 +70,6 @@ class TestDamage:
         with caplog.at_level(logging.WARNING):
             assert counts(run(lens, at))[1] == 0
         assert not named.exists() and "its columns are condition, value" in caplog.text
-
-    def test_an_empty_file_and_files_of_others_are_no_parts(self, lens, at):
-        parts(at)[0].with_name(".new-123").write_bytes(b"half")
-        parts(at)[0].with_name("notes.txt").write_text("mine")
-        assert counts(run(lens, at))[1] == 0
 
     def test_verify_names_them_and_ends_with_1(self, lens, at, capsys):
         path = parts(at)[0]
@@ -110,38 +104,6 @@ def child(body: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
 
 
-def passable(folder: Path) -> Path:
-    """The folder; where root runs the tests, others may look for files in it."""
-    for outer in (folder, *folder.parents):
-        if outer.owner() == "root" and outer not in (Path("/"), Path("/tmp")) and os.getuid() == 0:
-            outer.chmod(outer.stat().st_mode | 0o055)
-    return folder
-
-
-@pytest.mark.slow
-def test_folders_of_somebody_else_are_only_read(tmp_path):
-    """The store itself can be written: parts of other models are added, and a damaged part stays where it is."""
-    body = (
-        "where = sys.argv[1]\n"
-        "run(where)\n"
-        "torn, *_ = whole = sorted(pathlib.Path(where).rglob('*.parquet'))\n"
-        "torn.write_bytes(b'torn')\n"
-        "for folder, _, _ in os.walk(where): os.chmod(folder, 0o555)\n"
-        "os.chmod(where, 0o777)\n"
-        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "found = run(where, 4).record['store']\n"
-        "print(found['rows_read'] > 0, found['rows_computed'] > 0)\n"
-        "print(whole == sorted(pathlib.Path(where).rglob('*.parquet')))\n"
-        "other = tiny.lens('qwen2', max_position_embeddings=4096)\n"
-        "dl.condition_sweep(other, 'capitals_continuation', 'layers', limit=3, store=where, progress=False)\n"
-    )
-    done = child(body, passable(tmp_path) / "s")
-    assert (done.returncode, done.stdout) == (0, "True True\nTrue\n"), done
-    assert done.stderr.count("belongs to somebody else: its answers are read, and new ones are not kept") == 1
-    assert done.stderr.count("is damaged") == 1 and "; it is not read" in done.stderr
-    assert len({part.parent.parent for part in parts(tmp_path / "s")}) == 2
-
-
 @pytest.mark.slow
 class TestNoRoom:
     def test_no_room_is_one_line_and_nothing_is_torn(self, lens, tmp_path, small_packs):
@@ -168,34 +130,4 @@ class TestNoRoom:
         assert len(parts(tmp_path / "s")) == 2 and not list((tmp_path / "s").rglob(".new-*"))
         assert inspection.verify(Store(str(tmp_path / "s"))) == inspection.Verified(n_parts=2)
         resumed = run(lens, tmp_path / "s", tasks=[CHOICE])
-        assert counts(resumed)[0] > 0 and resumed.docs.equals(run(lens, None, tasks=[CHOICE]).docs)
-
-    def test_a_folder_that_becomes_read_only_midway(self, lens, tmp_path, small_packs):
-        """Root may write anywhere, so that the sweep runs as somebody else where the tests are root's."""
-        body = (
-            "where = sys.argv[1]\n"
-            "run(None, 1)\n"
-            "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-            "put, n = AnswerRows.put, 0\n"
-            "def counted(self, *a):\n"
-            "    global n\n"
-            "    n += 1\n"
-            "    if n == 2:\n"
-            "        for folder, _, _ in os.walk(where): os.chmod(folder, 0o555)\n"
-            "    put(self, *a)\n"
-            "AnswerRows.put = counted\n"
-            "try: run(where)\n"
-            "except dl.UserError as e: print(e)\n"
-        )
-        at = passable(tmp_path) / "s"
-        at.mkdir()
-        if os.getuid() == 0:
-            os.chown(at, 65534, 65534)
-        done = child(body, at)
-        assert "cannot be written: Permission denied; what it held is whole" in done.stdout, done
-        assert done.stdout.count("\n") == 1
-        for folder, _, _ in os.walk(at):
-            os.chmod(folder, 0o777)
-        assert len(parts(at)) == 1
-        resumed = run(lens, at, tasks=[CHOICE])
         assert counts(resumed)[0] > 0 and resumed.docs.equals(run(lens, None, tasks=[CHOICE]).docs)

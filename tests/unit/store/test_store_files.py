@@ -65,13 +65,6 @@ def test_only_temporary_files_that_nobody_writes_are_abandoned(tmp_path, locatio
     assert files.abandoned() == ["key/.new-old"]
 
 
-def test_what_is_gone_is_no_error(tmp_path):
-    files = StoreFiles(str(tmp_path))
-    files.remove("key/gone")
-    files.move("key/gone", "elsewhere/gone")
-    assert files.read("key/gone") is None and files.entries("key") == []
-
-
 def test_what_cannot_be_written_or_read_is_one_line(tmp_path):
     files = StoreFiles(str(tmp_path))
     (tmp_path / "file").write_text("")

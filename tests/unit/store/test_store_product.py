@@ -99,8 +99,14 @@ REFUSED = {
     "remote": {*EXPERIMENTS} - {"layers", "mean", "written", "written with means"},
     "adapted": set(WITH_DONOR),  # the donor has no adapter: they are no pair
 }
-CASES = [(model, name, None) for model in MODELS for name in EXPERIMENTS if name not in WITH_DONOR]
-CASES += [(model, name, donor) for model in MODELS for name in WITH_DONOR for donor in DONORS]
+# each model meets the experiments that it takes, each experiment with a donor meets another kind of donor
+CASES = [("in memory", name, None) for name in EXPERIMENTS if name not in WITH_DONOR]
+CASES += [("in memory", name, donor) for name, donor in zip(WITH_DONOR, [*DONORS, *DONORS], strict=False)]
+CASES += [("offloaded", "mean", None), ("offloaded", "donor, mean and resample", "donor offloaded")]
+CASES += [("offloaded", "attribution", None), ("offloaded", "weight deltas", "donor in memory")]
+CASES += [("remote", "mean", None), ("remote", "written", None), ("remote", "geometry", None)]
+CASES += [("adapted", "written with means", None), ("adapted", "attribution", None)]
+CASES += [("adapted", "donor", "donor in memory")]
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +139,11 @@ def test_asked_twice_it_is_computed_once(models, donors, tmp_path, monkeypatch, 
     assert list(tmp_path.glob("*/*/*.parquet"))
 
 
-@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
-@pytest.mark.parametrize("experiment", ["layers", "mean", "resample"])
-def test_of_other_backends_too(models, tmp_path, monkeypatch, backend, experiment):
-    asked = {"layers": ("layers", None), "mean": (["L1@mean"], None), "resample": (["L1.H0@resample"], REFERENCES)}
-    ablate, references = asked[experiment]
+@pytest.mark.parametrize(
+    ("backend", "ablate", "references"),
+    [("transformer_lens", ["L1@mean"], None), ("nnsight", ["L1.H0@resample"], REFERENCES)],
+)
+def test_of_other_backends_too(models, tmp_path, monkeypatch, backend, ablate, references):
     options = {"tasks": [CHOICE], "limit": 1, "backend": backend, "resample_prompts": references}
     first = run(models["in memory"], tmp_path, ablate, **options)
     with monkeypatch.context() as patch:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from mini_tasks import DOCUMENTS
 
-from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import document_choice, harness
 
@@ -59,23 +56,6 @@ def test_a_sweep_of_both_halves_is_the_sweep_of_all(lens, load):
             .set_index("doc_id")["doc_hash"]
             .equals(whole.questions().set_index("doc_id")["doc_hash"].loc[ids])
         )
-
-
-def test_only_the_chosen_documents_are_checked(lens, tmp_path, folder):
-    """A document that cannot be scored is refused only where it is run."""
-    data = [{"q": "a?", "options": ["x", "y"], "answer": 0}] * 3 + [{"q": "b?", "options": ["x", "y"], "answer": 7}]
-    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in data))
-    (tmp_path / "bad.yaml").write_text(
-        f"task: bad\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/docs.jsonl}}, "
-        f"cache_dir: {tmp_path}/cache}}\ntest_split: test\noutput_type: multiple_choice\n"
-        'doc_to_text: "{{q}}"\ndoc_to_choice: "{{options}}"\ndoc_to_target: answer\n'
-    )
-    tasks = harness.load_tasks("bad", include_path=tmp_path, samples="::2")
-    (prepared,) = harness.prepare(lens, tasks, samples="::2")
-    assert list(prepared.docs) == [0, 2]
-    for which in ({"samples": [0, 3]}, {}, {"limit": 4}):
-        with pytest.raises(UserError, match="task bad, document 3: doc_to_target 'answer' gives 7"):
-            harness.prepare(lens, tasks, **which)
 
 
 def test_what_is_recorded_can_be_given_again():

@@ -31,13 +31,6 @@ def texts(result):
     return result.docs["response"].tolist()
 
 
-def test_temperature_0_is_greedy(sweep):
-    greedy = texts(sweep())
-    assert texts(sweep(gen_kwargs={"temperature": 0})) == greedy
-    assert texts(sweep(gen_kwargs={"temperature": 0, "do_sample": True})) == greedy
-    assert texts(sweep(gen_kwargs=WARM)) != greedy
-
-
 def test_texts_follow_from_the_seed_and_are_recorded(sweep, tmp_path):
     first = sweep(gen_kwargs=WARM, store=tmp_path)
     again = sweep(gen_kwargs=WARM, store=tmp_path)
@@ -90,17 +83,6 @@ def test_answers_that_are_cut_off_are_counted(sweep):
     assert expected in short.describe()[-1]
     kept = long.docs["complete"].mean()
     assert long.unparsed("mini_writing", "exact_match")["cut_off"].mean() == pytest.approx(1 - kept)
-
-
-def test_a_store_keeps_whether_answers_had_ended(sweep, tmp_path):
-    first, again = (sweep(gen_kwargs={"max_gen_toks": 9}, store=tmp_path) for _ in range(2))
-    assert again.record["store"]["rows_computed"] == 0
-    assert again.docs["complete"].tolist() == first.docs["complete"].tolist()
-    assert first.docs["complete"].notna().all()
-
-
-def test_choices_have_no_end(sweep):
-    assert sweep("mini_choice").docs["complete"].isna().all()
 
 
 @pytest.mark.parametrize(

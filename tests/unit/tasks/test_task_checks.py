@@ -75,11 +75,6 @@ def changed(doc_id, **values):
     return docs
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_sound_task_passes(task, kind):
-    assert list(task(kind)()) == ["mine"]
-
-
 # -- answers and options --
 
 
@@ -98,22 +93,6 @@ def test_an_answer_may_be_the_text_of_an_option(task, refused):
     assert "document 2: doc_to_target 'word' gives 'perhaps'; allowed: a whole number from 0 to 2, or one of" in said
 
 
-def test_several_right_options(task, refused):
-    several = [d | {"answer": [d["answer"]]} for d in DOCS]
-    assert task("choice", several)()
-    several[2]["answer"] = [0, 3]
-    assert "document 2: doc_to_target 'answer' gives 3; allowed: a whole number from 0 to 2" in refused(
-        "choice", several
-    )
-    several[2]["answer"] = []
-    assert "document 2: doc_to_target 'answer' gives []; it must give an answer" in refused("choice", several)
-    mixed = [d | {"accepted": d["word"]} if i == 3 else d for i, d in enumerate(DOCS)]
-    written = [{k: v for k, v in d.items() if k in ("q", "accepted")} for d in mixed]
-    functions = "def accepted(doc):\n    return doc['accepted'] if len(doc['q']) < 13 else doc['q']\n"
-    said = refused("written", written[:3], functions, doc_to_target="!function utils.accepted")
-    assert "document 1: doc_to_target (function accepted) gives 'Is fire cold?'; it must give a list for every" in said
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -125,14 +104,6 @@ def test_several_right_options(task, refused):
 @pytest.mark.parametrize("doc_id", [0, 2])
 def test_documents_with_less_than_two_options(refused, options, said, doc_id):
     assert f"document {doc_id}: doc_to_choice 'options' {said}" in refused("choice", changed(doc_id, options=options))
-
-
-def test_an_empty_option(task, refused):
-    """lm-eval looks at the first character of the first document's options when it makes a task."""
-    fault = "document 0: its options are ['', 'no'], and lm-eval loads no task whose first document has an empty one"
-    assert fault in refused("choice", changed(0, options=["", "no"]))
-    later = task("choice", changed(1, options=["", "no"]))
-    assert condition_sweep(tiny.lens("llama-gqa"), later(), "L2", progress=False).docs["value"].notna().all()
 
 
 def test_options_that_name_no_field(refused):
@@ -154,13 +125,6 @@ def test_only_documents_that_run_are_checked(task):
             bad(limit=limit)
 
 
-def test_more_documents_may_be_run_than_were_checked(task):
-    lens = tiny.lens("llama-gqa")
-    loaded = task("choice", changed(3, answer=7))(limit=3)
-    with pytest.raises(UserError, match="document 3: doc_to_target 'answer' gives 7"):
-        condition_sweep(lens, loaded, "L1", limit=4, progress=False)
-
-
 @pytest.mark.parametrize("kind", ["choice", "cloze", "rolling", "written"])
 def test_a_target_that_names_no_field(refused, kind):
     said = refused(kind, doc_to_target="wrod")
@@ -173,20 +137,6 @@ def test_a_question_that_names_no_field(refused):
         "written", doc_to_text="question"
     )
     assert """write a fixed text as "{{'question'}}\"""" in refused("written", doc_to_text="question")
-
-
-def test_a_fixed_text_is_allowed_as_a_template(task):
-    assert task("written", doc_to_target="{{'four'}}", doc_to_text="{{'Say'}}")()
-    assert task("choice", doc_to_target="yes", docs=[d | {"options": ["yes", "no"]} for d in DOCS])()
-
-
-def test_a_written_answer_may_look_like_a_list(task, refused):
-    looks = [d | {"word": w} for d, w in zip(DOCS, ["yes", "[1, 2]", "[]", "no"], strict=True)]
-    assert task("written", looks, doc_to_target="{{word}}")()
-    said = refused("written", looks[1:], doc_to_target="{{word}}")  # now the first makes lm-eval expect lists
-    assert "document 1: doc_to_target '{{word}}' gives []; it must give an answer" in said
-    said = refused("written", [looks[1], *looks[:1]], doc_to_target="{{word}}")
-    assert "document 1: doc_to_target '{{word}}' gives 'yes'; it must give a list for every document" in said
 
 
 def test_a_document_without_an_answer_or_a_text(refused):
@@ -221,27 +171,11 @@ def test_a_metric_that_the_kind_of_task_never_yields(refused, kind, metric, said
     assert said in refused(kind, metric_list=both)
 
 
-def test_of_several_accepted_answers_lm_eval_calls_every_text_right_by_f1(refused, task):
-    with_f1 = {"metric_list": [{"metric": "exact_match"}, {"metric": "f1"}]}
-    said = refused("written", doc_to_target="accepted", **with_f1)
-    assert "written answers with several accepted answers have no metric 'f1'" in said
-    assert task("written", **with_f1)()  # of one answer it is a metric of the whole set
-
-
-def test_a_task_of_which_no_metric_has_a_value_per_document(refused):
-    assert "no metric has a value per document (mcc)" in refused("choice", metric_list=[{"metric": "mcc"}])
-
-
 @pytest.mark.parametrize("key", ["max_gen_toks", "max_new_tokens"])
 @pytest.mark.parametrize("value", [-3, 0, True, 2.5])
 def test_a_length_that_is_no_number_of_tokens(refused, key, value):
     said = refused("written", generation_kwargs={"until": ["\n"], key: value})
     assert said == f"task mine: {key} {value!r}: give a whole number of tokens, at least 1"
-
-
-def test_stop_strings_must_be_text(refused):
-    said = refused("written", generation_kwargs={"until": ["\n", 5], "max_gen_toks": 3})
-    assert said == "task mine: until ['\\n', 5]: give a text or a list of texts"
 
 
 # -- functions of the user --
@@ -289,18 +223,6 @@ def test_scoring_that_fails_is_told_before_anything_is_computed(refused, kind, f
     assert said in refused(kind, functions=RAISES, process_results=f"!function utils.{function}")
 
 
-def test_scoring_that_fails_on_an_empty_answer_is_told_too(refused):
-    functions = "def first(doc, results):\n    return {'acc': float(results[0][0] == doc['word'][0])}\n"
-    said = refused("written", functions=functions, process_results="!function utils.first")
-    assert "scoring the answer '' fails (IndexError at utils.py line 2: string index out of range)" in said
-
-
-def test_a_metric_function_that_fails(refused):
-    listed = "[{metric: !function utils.metric, aggregation: mean, higher_is_better: true}]"
-    said = refused("written", functions=RAISES, metric_list=listed)
-    assert "document 0: scoring the answer 'yes' fails (RuntimeError at utils.py line 18: no such metric);" in said
-
-
 def test_a_question_function_that_fails(refused):
     said = refused("written", functions=RAISES, doc_to_text="!function utils.text")
     assert "document 0: its question, answer or options cannot be made (KeyError at utils.py line 15: 'qq')" in said
@@ -309,16 +231,6 @@ def test_a_question_function_that_fails(refused):
     assert (
         "task mine, document 1: its question, answer or options cannot be made (ZeroDivisionError at utils.py" in said
     )
-
-
-def test_scoring_that_fails_on_what_the_model_writes_is_one_line_too(task):
-    functions = """
-        def known(doc, results):
-            return {"exact_match": {"": 0.0, "yes": 1.0, "no": 1.0}[results[0]]}
-        """
-    loaded = task("written", functions=functions, process_results="!function utils.known")()
-    with pytest.raises(UserError, match=r"task mine, document 0: scoring the answer .* fails \(KeyError at utils.py"):
-        condition_sweep(tiny.lens("llama-gqa"), loaded, "L1", progress=False)
 
 
 # -- when it is told --
@@ -331,19 +243,6 @@ def test_run_sweep_checks_documents_before_it_loads_the_model(task, tmp_path, mo
         run_sweep("smollm2-135m", ["mine"], "layers", include_path=tmp_path)
 
 
-def test_a_sweep_of_a_loaded_model_checks_before_it_computes(task, tmp_path, monkeypatch):
-    task("choice", functions=RAISES, process_results="!function utils.divide")
-    monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
-    with pytest.raises(UserError, match="ZeroDivisionError"):
-        condition_sweep(tiny.lens("llama-gqa"), ["mine"], "layers", include_path=tmp_path, progress=False)
-
-
-@pytest.mark.parametrize("fields", [["qq"], "q", []])
-def test_what_makes_documents_the_same_must_be_their_fields(refused, fields):
-    fault = "is not a list of fields of its documents; fields: q, options, answer, word, accepted"
-    assert fault in refused("choice", metadata={"same_if": fields})
-
-
 @pytest.mark.parametrize(
     ("sampler", "shots", "noted"), [("first_n", 2, True), ("default", 2, False), ("first_n", 0, False)]
 )
@@ -353,24 +252,3 @@ def test_examples_that_no_seed_changes_are_noted(task, sampler, shots, noted):
     result = condition_sweep(lens, load(num_fewshot=shots), "L2", progress=False)
     said = "mine: its 2 examples are the first 2 under every seed, so that seeds say nothing about them"
     assert (said in result.notes) == noted
-
-
-def test_the_check_does_not_change_the_choice_of_examples(task, monkeypatch):
-    many = [d | {"q": f"{d['q']} {i}"} for i in range(10) for d in DOCS]
-    lens = tiny.lens("llama-gqa", max_position_embeddings=2048)
-    load = task("choice", many, fewshot_split="test")
-
-    def prompts():
-        (prepared,) = harness.prepare(lens, load(num_fewshot=3, seed=4), limit=5)
-        return [i.args[0] for i in prepared.task.instances]
-
-    checked = prompts()
-    monkeypatch.setattr(harness.checks, "check", lambda *a: None)
-    assert prompts() == checked
-
-
-def test_a_tokenizer_of_a_larger_model(task, monkeypatch):
-    lens = tiny.lens("llama-gqa", vocab_size=80, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
-    with pytest.raises(UserError, match="token 256 .'<bos>'. of task mine is beyond the 80 rows of the embedding"):
-        condition_sweep(lens, task("rolling")(), "L1", progress=False)
