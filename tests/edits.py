@@ -137,23 +137,12 @@ def parts_swapped(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     one.mlp, other.mlp = other.mlp, one.mlp
 
 
-def part_shared(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    one, other = chance.sample(list(lens.model.model.layers), 2)
-    for name, module in one.mlp.named_children():
-        if name != "act_fn":
-            module.weight = other.mlp.get_submodule(name).weight
-
-
 def another_activation(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     layer(lens, chance).mlp.act_fn = nn.GELU()
 
 
 def a_buffer(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     lens.model.model.rotary_emb.inv_freq[chance.randrange(2)] *= 1.5
-
-
-def a_buffer_rebound(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    lens.model.model.rotary_emb.inv_freq = lens.model.model.rotary_emb.inv_freq * chance.uniform(1.2, 2.0)
 
 
 def scalar(owner: Callable[[Lens, random.Random], Any], name: str) -> Way:
@@ -200,13 +189,6 @@ def a_pre_hook(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     layer(lens, chance).self_attn.o_proj.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
 
 
-def a_hook_with_keywords(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    def double(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
-        return out[0] * 2, *out[1:]
-
-    layer(lens, chance).self_attn.register_forward_hook(double, with_kwargs=True)
-
-
 def a_global_hook(lens: Lens, chance: random.Random, until: ExitStack) -> None:
     def double(module: nn.Module, args: tuple, out: Any) -> Any:
         return out * 1.1 if isinstance(module, nn.Linear) else out
@@ -236,14 +218,6 @@ def a_class_of_ones_own(lens: Lens, chance: random.Random, _: ExitStack) -> None
 
     owner = layer(lens, chance)
     owner.mlp = Doubled(owner.mlp).eval()
-
-
-def a_parametrisation(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    class Doubled(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * 2
-
-    nn.utils.parametrize.register_parametrization(layer(lens, chance).mlp.up_proj, "weight", Doubled().eval())
 
 
 def training(lens: Lens, chance: random.Random, _: ExitStack) -> None:
@@ -276,16 +250,16 @@ WAYS: dict[str, Way] = {
     **{f"{kind}: {name}": weight(path, how) for kind, path in WEIGHTS.items() for name, how in HOW.items()},
     **{f"{kind}: other storage": rebound(path) for kind, path in WEIGHTS.items()},
     **{f"{kind}: another parameter": replaced(path) for kind, path in WEIGHTS.items()},
-    **{way.__name__: way for way in (tied, layers_swapped, parts_swapped, part_shared, another_activation)},
-    **{way.__name__: way for way in (a_buffer, a_buffer_rebound, rounded, another_dtype)},
+    **{way.__name__: way for way in (tied, layers_swapped, parts_swapped, another_activation)},
+    **{way.__name__: way for way in (a_buffer, rounded, another_dtype)},
     "scaling of attention": scalar(attention, "scaling"),
     "epsilon of a norm": scalar(lambda lens, chance: layer(lens, chance).input_layernorm, "variance_epsilon"),
     "epsilon of the final norm": scalar(lambda lens, chance: lens.model.model.norm, "variance_epsilon"),
     "scaling of the rotation": scalar(lambda lens, chance: lens.model.model.rotary_emb, "attention_scaling"),
     **{way.__name__: way for way in (an_adapter, an_adapters_weight)},
-    **{way.__name__: way for way in (an_adapter_merged, a_hook, a_pre_hook, a_hook_with_keywords, a_global_hook)},
+    **{way.__name__: way for way in (an_adapter_merged, a_hook, a_pre_hook, a_global_hook)},
     **{way.__name__: way for way in (a_forward, a_forward_of_the_class)},
-    **{way.__name__: way for way in (a_class_of_ones_own, a_parametrisation, training)},
+    **{way.__name__: way for way in (a_class_of_ones_own, training)},
     **{way.__name__: way for way in (lower_precision, a_penalty, other_ends, an_end_of_the_tokenizer)},
 }
 

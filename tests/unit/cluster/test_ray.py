@@ -71,11 +71,10 @@ class TestResults:
     @pytest.mark.parametrize(
         ("ablate", "options"),
         [
-            ("layers", {"measure": "both"}),
-            ("layers@mean", {}),
-            (["L1.H1@resample"], {"resample_prompts": ["one two three", "A b c d"]}),
-            ("layers@donor", {"donor": True}),
+            ("layers@mean", {"measure": "both"}),
             ("attn", {"gen_kwargs": {"temperature": 1.3}, "tasks": [WRITTEN]}),
+            pytest.param("layers@donor", {"donor": True}, marks=pytest.mark.nightly),
+            pytest.param(["L1.H1@resample"], {"resample_prompts": ["one two", "A b c"]}, marks=pytest.mark.nightly),
         ],
     )
     def test_they_are_those_of_one_process(self, nodes, lens, ablate, options, tmp_path):
@@ -101,6 +100,7 @@ class TestResults:
         assert first.docs.equals(second.docs)
 
 
+@pytest.mark.nightly
 class TestRefusals:
     def refused(self, lens, nodes, match, **options):
         with pytest.raises(UserError, match=match) as error:
@@ -135,17 +135,19 @@ class TestRefusals:
 
 
 class TestLosses:
-    def test_a_worker_and_then_a_node_are_killed(self, nodes, tmp_path):
-        """By hand 10 times: python tests/ray_losses.py FOLDER."""
+    @pytest.mark.parametrize("lost", [["worker"], pytest.param(["worker", "node"], marks=pytest.mark.nightly)])
+    def test_a_worker_and_then_a_node_are_killed(self, nodes, tmp_path, lost):
         lens = dl.load(ray_losses.MODEL)
         alone = ray_losses.sweep(lens)
-        found = ray_losses.disturbed(nodes, lens, tmp_path, 40, random.Random(1), node=True)
-        nodes.nodes.append(nodes.add())
-        assert found["killed"] == ["worker", "node"]
+        found = ray_losses.disturbed(nodes, lens, tmp_path, random.Random(1), lost)
+        if "node" in lost:
+            nodes.nodes.append(nodes.add())
+        assert found["killed"] == lost
         assert ray_losses.equal(alone.docs, found["result"].docs)
         assert found["workers"]["repeated_shards"] <= 2, "each cost no more than its shard in flight"
         assert found["result"].record["store"]["rows_computed"] == alone.record["work"]["rows"]
 
+    @pytest.mark.nightly
     def test_a_killed_driver_goes_on_and_two_do_nothing_twice(self, nodes, tmp_path):
         limit, store = 40, tmp_path / "store"
         nodes.ray.shutdown()  # this process gives its workers back

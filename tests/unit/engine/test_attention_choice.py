@@ -3,16 +3,11 @@
 import time
 
 import pytest
-import tiny
 import torch
 
-from depthlens.ablations import BASELINE
-from depthlens.engine import attention_choice, memory_budget
+from depthlens.engine import attention_choice
 from depthlens.engine.attention_choice import ENVIRONMENT, TREES, Case
 from depthlens.engine.attention_parts import fused, unfused
-from depthlens.engine.engine import Engine
-from depthlens.errors import UserError
-from depthlens.requests import LoglikelihoodRequest
 
 CASE = Case(torch.device("cpu"), torch.float32, 4, 2, 8, 8)
 LATENT = Case(torch.device("cpu"), torch.float32, 4, 4, 16, 12)
@@ -97,31 +92,3 @@ def test_lack_of_memory_says_nothing_about_a_kernel(monkeypatch):
             attention_choice.kernel(CASE)
     made(monkeypatch, "large", lambda out: out)
     assert isinstance(attention_choice.trial(CASE, "large"), float)
-
-
-def test_the_kernel_that_is_asked_for_is_used_or_refused(monkeypatch):
-    monkeypatch.setenv(ENVIRONMENT, "unfused")
-    assert attention_choice.kernel(CASE) == "unfused" and attention_choice.part_kernel(CASE) is unfused
-    monkeypatch.setenv(ENVIRONMENT, "flex_eager")
-    with pytest.raises(UserError, match="unknown DEPTHLENS_ATTENTION 'flex_eager'; did you mean flex-eager"):
-        attention_choice.kernel(CASE)
-    monkeypatch.setenv(ENVIRONMENT, "fused")
-    with pytest.raises(UserError, match="DEPTHLENS_ATTENTION 'fused' cannot be used on cpu here: it raised"):
-        Engine(tiny.lens("deepseek-v2"), progress=False)
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v2"])
-def test_the_case_of_a_model_is_that_of_its_attention(family, monkeypatch):
-    seen = set()
-    real = Case.of
-    monkeypatch.setattr(Case, "of", lambda *qkv: seen.add(real(*qkv)) or real(*qkv))
-    lens = tiny.lens(family)
-    Engine(lens, progress=False).loglikelihood([LoglikelihoodRequest((1, 2, 3), (4,))], [BASELINE])
-    assert seen == {Case.of_model(lens)}
-
-
-def test_scores_that_attention_holds_count_where_memory_is_chosen(monkeypatch):
-    lens = tiny.lens("llama-gqa")
-    held = memory_budget.chunk_bytes(lens)
-    monkeypatch.setenv(ENVIRONMENT, "unfused")
-    assert memory_budget.chunk_bytes(lens) - held == 12 * 256 * lens.dims.n_heads

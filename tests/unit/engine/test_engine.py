@@ -199,15 +199,6 @@ def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkey
         assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory(lens, requests, monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("shape mismatch")
-
-    monkeypatch.setattr(lens.arch.mlp[2], "forward", broken)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        Engine(lens, progress=False).loglikelihood(requests, [parse_condition("baseline")])
-
-
 ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+L3.H2+L4"
 
 
@@ -245,15 +236,6 @@ def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypat
         monkeypatch.setattr(packed_trees, "MAX_OPEN_ROWS", 3)
         backwards = Engine(lens, batch_tokens=7, progress=False).loglikelihood(requests[::-1], conditions)
         assert same([row[::-1] for row in backwards], wanted)
-
-
-def test_a_sliding_window_that_bites_takes_the_plain_path():
-    lens = tiny.lens("mistral", sliding_window=8)
-    request = LoglikelihoodRequest(tuple(range(20)), (3, 4))
-    (answer,) = Engine(lens, progress=False).loglikelihood([request], [parse_condition("baseline")])[0]
-    assert answer.logprob == pytest.approx(alone(lens, request, parse_condition("baseline"))[0], abs=LOGPROB_TOLERANCE)
-    wide = tiny.lens("mistral", sliding_window=None)
-    assert abs(alone(wide, request, parse_condition("baseline"))[0] - answer.logprob) > 0.01
 
 
 def test_next_token_probabilities(lens):

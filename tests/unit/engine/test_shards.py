@@ -6,7 +6,7 @@ import random
 
 import pytest
 import tiny
-from stores import CHOICE, WRITTEN, counts, parts, run
+from stores import WRITTEN, run
 
 from depthlens.engine.engine import Engine
 from depthlens.engine.shards import Computed, shards_of
@@ -109,11 +109,3 @@ class TestEngine:
             assert one.docs.drop(columns="value").equals(other.docs.drop(columns="value")), "texts and predictions"
             # float32: another composition of batches rounds otherwise
             assert (one.docs["value"] - other.docs["value"]).abs().max() < 1e-4
-
-    def test_a_second_run_computes_nothing_and_a_longer_one_the_rest(self, lens, in_turn, tmp_path):
-        n = run(lens, None, limit=2, tasks=[CHOICE]).record["work"]["rows"]
-        assert counts(run(lens, tmp_path, limit=2, tasks=[CHOICE], workers=3)) == (0, n)
-        assert len(parts(tmp_path)) == len(in_turn.shards)
-        assert counts(run(lens, tmp_path, limit=2, tasks=[CHOICE], workers=3)) == (n, 0)
-        read, computed = counts(run(lens, tmp_path, limit=3, tasks=[CHOICE], workers=3))
-        assert read == n and computed > 0

@@ -12,7 +12,6 @@ from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
@@ -125,18 +124,6 @@ def test_sparing_all_tokens_changes_nothing_and_none_is_the_part_itself():
     clean, late, later, whole, zero, spared = (row[0].logprob for row in answers)
     assert late == later == pytest.approx(clean, abs=LOGPROB_TOLERANCE) and zero == whole
     assert abs(spared - whole) > 0.01 and abs(spared - clean) > 0.01
-
-
-def test_places_and_means_that_are_missing_are_told():
-    lens = tiny.lens("llama-gqa")
-    for text in ("L1[1:]", "L1@noise", "L1.H1@mean"):
-        backend = TorchBackend(lens, means_of(lens))
-        with pytest.raises(UserError, match="needs to know positions"), backend.ablate([parse_condition(text)]):
-            pass
-    with pytest.raises(UserError, match="needs the means"):
-        Engine(lens, progress=False).loglikelihood(
-            [LoglikelihoodRequest((1, 2), (3,))], [parse_condition("L1[1:]@mean")]
-        )
 
 
 def test_classes_of_tokens():

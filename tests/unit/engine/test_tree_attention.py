@@ -5,8 +5,8 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from trees import random_sequences, sees
 
-from depthlens.engine import attention_choice, attention_parts, block_mask
-from depthlens.engine.attention_choice import ENVIRONMENT, TREES
+from depthlens.engine import attention_parts, block_mask
+from depthlens.engine.attention_choice import TREES
 from depthlens.engine.branch_attention import BranchTree
 from depthlens.engine.prefix_tree import build, pack
 from depthlens.engine.tree_attention import Layout
@@ -75,27 +75,6 @@ def test_blocks_are_those_that_torch_finds_by_looking_at_all_tokens(name):
     for part in ("kv_num_blocks", "full_kv_num_blocks"):
         assert torch.equal(getattr(tree.mask, part), getattr(wanted, part)), part
     assert torch.equal(tree.mask.to_dense(), wanted.to_dense())
-
-
-def compiled_graphs():
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-@pytest.mark.nightly
-def test_one_graph_serves_packs_of_any_length_and_any_number_of_rows(monkeypatch):
-    """A length that happens to equal another size may be told apart once, so the first few packs do not count."""
-    monkeypatch.setenv(ENVIRONMENT, "flex-eager")
-    q, k, v = drawn(9, 800)
-    attention_choice.kernel(attention_choice.Case.of(q, k, v))
-
-    def graphs_after(*sizes):
-        for n_rows, n in sizes:
-            p = build([tuple(range(n - 40)) + (1,) * 20, tuple(range(n - 40)) + (2,) * 20], [0, 1])
-            Layout(p, CPU).attention(0, q[:n_rows, :, :n], k[:n_rows, :, :n], v[:n_rows, :, :n], 0.3)
-        return compiled_graphs()
-
-    first = graphs_after((1, 40), (1, 300), (2, 300), (9, 128))
-    assert graphs_after((5, 620), (4, 512), (1, 800), (3, 400), (1, 500), (7, 777), (6, 640), (8, 210)) == first
 
 
 @pytest.mark.nightly

@@ -10,7 +10,6 @@ import model_classes
 import pytest
 import tiny
 import torch
-import transplants
 from model_classes import ABLATE, ASKED, CONTEXTS, logprobs
 from torch import nn
 
@@ -20,7 +19,6 @@ from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import attribution
-from depthlens.models import pairs
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
@@ -78,15 +76,6 @@ def test_three_backends_agree(kind):
         assert torch.allclose(logprobs(lens, None, backend), wanted, atol=SAME), backend
 
 
-def test_what_hooks_cannot_do_to_the_parts_of_a_class_is_refused():
-    lens = model_classes.lens("olmo2")
-    for part in ("attn", "mlp"):
-        with pytest.raises(UserError, match=f"condition L1.{part}@noise: 'olmo2' may change what its attention"):
-            Engine(lens, progress=False).loglikelihood(ASKED, expand(f"L1.{part}@noise", lens.dims))
-    with pytest.raises(UserError, match="layers of 'gemma3_text' have not one norm each"):
-        pairs.with_donor(model_classes.lens("gemma3_text"), model_classes.lens("gemma3_text"))
-
-
 def by_model(model, request) -> float:
     """Log-likelihood of a continuation by the model's own forward pass."""
     with torch.no_grad():
@@ -95,35 +84,10 @@ def by_model(model, request) -> float:
     return sum(float(s[t]) for s, t in zip(scores, request.continuation, strict=True))
 
 
-@pytest.mark.parametrize("part", ["L1.H0", "L2.KV1"])
-def test_heads_of_a_fused_projection_are_not_taken_from_a_donor(part):
-    base = model_classes.lens("phi3")
-    pair = pairs.with_donor(base, transplants.other(base))
-    engine = Engine(pair, progress=False)
-    with pytest.raises(UserError, match=f"condition {part}@donor: one matrix of 'phi3' makes queries, .*L3.attn@donor"):
-        engine.loglikelihood(ASKED, expand(f"{part}@donor", pair.dims))
-    whole, moved = engine.loglikelihood(ASKED, expand("L1.attn@donor", pair.dims))
-    assert whole != moved
-
-
-def hooked(model):
-    model.model.layers[1].register_forward_hook(lambda module, args, output: output * 1.5)
-
-
 def another_forward(model):
     layer = model.model.layers[2]
     own = layer.forward
     layer.forward = lambda *args, **kwargs: own(*args, **kwargs) * 0.5
-
-
-class Wrapper(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *args, **kwargs):
-        attended, *rest = self.inner(*args, **kwargs)
-        return attended * 2, *rest
 
 
 def norms_changed_places(model):
@@ -179,7 +143,7 @@ def passes(order):
     return change
 
 
-@pytest.mark.parametrize("change", [hooked, another_forward, norms_changed_places])
+@pytest.mark.parametrize("change", [another_forward, norms_changed_places])
 def test_changed_layers_are_walked_as_wholes(change):
     model = tiny.model("llama-gqa")
     change(model)
@@ -197,9 +161,7 @@ def test_changed_layers_are_walked_as_wholes(change):
         walk_check.require(lens, "this")
 
 
-@pytest.mark.parametrize(
-    "change", [embedding_scaled, attention_sees_itself_alone, passes([0, 2, 1, 3, 4]), passes([0, 1, 3, 4])]
-)
+@pytest.mark.parametrize("change", [embedding_scaled, attention_sees_itself_alone, passes([0, 2, 1, 3, 4])])
 def test_a_changed_model_is_not_walked(change, caplog):
     model = tiny.model("llama-gqa")
     change(model)
@@ -218,29 +180,6 @@ def test_a_model_that_passes_a_layer_twice_is_refused():
     passes([0, 1, 2, 1, 2])(model)
     with pytest.raises(UserError, match="'mine' .* is not supported: layer 1 is passed 2 times"):
         Engine(Lens(model, tiny.tokenizer(), "mine"), progress=False).loglikelihood(ASKED, [BASELINE])
-
-
-def test_a_wrapped_attention_is_a_mixer_without_heads():
-    model = tiny.model("llama-gqa")
-    model.model.layers[1].self_attn = Wrapper(model.model.layers[1].self_attn)
-    lens = Lens(model, tiny.tokenizer(), "mine")
-    whole, removed = Engine(lens, progress=False).loglikelihood(ASKED, expand("L1.attn", lens.dims))
-    for request, answer in zip(ASKED, whole, strict=True):
-        assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
-    assert whole != removed
-    with pytest.raises(UserError, match="layer 1 has no attention heads"):
-        expand("L1.H0", lens.dims)
-
-
-def test_a_model_is_tried_again_after_its_configuration_or_a_plain_value_was_changed():
-    lens = tiny.lens("llama-gqa")
-    first = walk_check.found(lens)
-    assert walk_check.found(lens) is first
-    lens.model.config.final_logit_softcapping = 30.0
-    second = walk_check.found(lens)
-    assert second is not first and walk_check.found(lens) is second
-    lens.model.model.layers[0].self_attn.scaling *= 2
-    assert walk_check.found(lens) is not second
 
 
 @pytest.mark.parametrize(

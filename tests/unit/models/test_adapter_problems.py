@@ -83,14 +83,6 @@ class TestProblems:
             if expression := re.fullmatch(r"What is ([-+*/() \d]+)\?", question(p)):
                 assert eval(expression[1]) == int(p.direct), p
 
-    def test_letters_are_balanced_and_bound_first(self, drawn):
-        letters = [p.direct for p in of(drawn, "letters")]
-        assert all(0.22 < letters.count(letter) / len(letters) < 0.28 for letter in "ABCD")
-        ends = [range(10), range(STEPS - 10, STEPS)]
-        parts = [[p for n in end for t in problems.step(0, n, STEPS) for p in t if p.kind == "letters"] for end in ends]
-        first, last = [sum("Which option" in p.prompt for p in part) / len(part) for part in parts]
-        assert first > 0.75 and last < 0.35
-
     def test_a_step_depends_on_seed_and_number_alone(self):
         again = "import training_problems as p; print(p.step(3, 7, 260))"
         done = subprocess.run(

@@ -70,19 +70,6 @@ def test_a_part_that_is_missing_is_named():
         bind(model)
 
 
-def test_parts_that_cannot_be_told_apart_are_named():
-    model = tiny.model("llama-gqa")
-    for layer in model.model.layers:
-        layer.mlp2 = nn.Linear(32, 32)
-    said = r"LlamaForCausalLM has more than one MLP in model.layers.0 \(mlp, mlp2\); it is not supported"
-    with pytest.raises(UserError, match=said):
-        bind(model)
-    model = tiny.model("llama-gqa")
-    model.model.layers[2].third_norm = nn.RMSNorm(32)
-    with pytest.raises(UserError, match="the parts of layers 0 and 2 are not alike"):
-        bind(model)
-
-
 def test_wrong_shapes_number_of_layers_width_and_groups_are_refused():
     model = tiny.model("llama-gqa")
     model.model.layers[3].self_attn.o_proj = nn.Linear(40, 32)

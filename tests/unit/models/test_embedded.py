@@ -103,20 +103,6 @@ def test_disk_that_fills_up_during_conversion(cache, monkeypatch):
     assert "No space left on device" in message and str(cache) in message and "DEPTHLENS_CACHE" in message
 
 
-def test_interruption_leaves_nothing(cache, monkeypatch):
-    serve(monkeypatch)
-    good_content(monkeypatch)
-
-    def convert(gguf, out):
-        out.mkdir()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(embedded, "convert", convert)
-    with pytest.raises(KeyboardInterrupt):
-        embedded.smollm2()
-    assert list(cache.iterdir()) == []
-
-
 def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "file" / "below"))

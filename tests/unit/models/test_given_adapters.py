@@ -78,13 +78,6 @@ def test_what_is_no_adapter_is_one_line(desk, name):
         dl.load(name.format(desk=desk))
 
 
-def test_offload_and_servers_take_none(desk):
-    with pytest.raises(dl.UserError, match="an adapter is merged in memory; save the sum once"):
-        dl.load(f"{desk}/adapter", offload="disk")
-    with pytest.raises(dl.UserError, match="a server has its own weights"):
-        dl.load(f"{desk}/adapter", remote=True)
-
-
 def test_a_damaged_adapter_is_one_line(desk, tmp_path):
     folder = shutil.copytree(desk / "adapter", tmp_path / "damaged")
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)

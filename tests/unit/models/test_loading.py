@@ -81,16 +81,6 @@ def test_fingerprint_is_of_the_weights_and_not_of_the_place(folder, copy):
     assert loading.load(str(copy)).fingerprint != wanted
 
 
-def test_describe_is_what_a_record_needs(folder):
-    lens = loading.load(str(folder))
-    about = json.loads(json.dumps(lens.describe()))
-    assert about["class"] == "LlamaForCausalLM" and about["fingerprint"] == lens.fingerprint
-    assert about["n_parameters"] == sum(p.numel() for p in lens.model.parameters())
-    sizes = {"n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "d_model": 32, "d_head": 8}
-    assert about["dims"] == sizes | {"n_experts": [], "headless": []}
-    assert about["device"] == "cpu" and about["attention_kernel"] == "sdpa"
-
-
 def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
     rows = registry.table()
     assert rows[0]["alias"] == "smollm2-135m" and rows[0]["source"] == "embedded"
@@ -105,9 +95,8 @@ def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
 # -- GGUF --
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
-def test_a_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
-    original = model_classes.lens(kind)
+def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
+    original = model_classes.lens("llama")
     loaded = loading.load(gguf_files.write(tmp_path / "m.gguf", original.model))
     tokens = torch.tensor([loaded.tokenizer("Layers do not matter equally.", add_special_tokens=False).input_ids])
     with torch.no_grad():
@@ -174,10 +163,6 @@ def test_pickled_weights_are_refused_unread(copy, tmp_path):
 # -- what cannot be loaded --
 
 
-def test_unknown_alias_suggests_the_nearest():
-    assert "did you mean smollm2-135m, " in refusal("smollm-135m")
-
-
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where/at/all", "~/no-such-model", "a/b/c"])
 def test_missing_folder(name):
     assert refusal(name) == f"model directory {name!r} does not exist; give a folder written by save_pretrained"
@@ -221,12 +206,6 @@ def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):
     message = refusal(str(copy))
     assert "lacks 18 of the weights" in message and "model.layers.5.input_layernorm.weight" in message
     assert capfd.readouterr().err == ""
-
-
-def test_weights_that_are_not_used_are_told(copy, caplog):
-    change_config(copy, num_hidden_layers=4)
-    assert loading.load(str(copy)).dims.n_layers == 4
-    assert "9 weights in the file are not used, e.g. model.layers.4.input_layernorm.weight" in caplog.text
 
 
 @pytest.mark.parametrize("architectures", [["T5ForConditionalGeneration"], ["LlamaModel"], None])

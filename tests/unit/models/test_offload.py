@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 import tiny
@@ -13,7 +12,6 @@ import torch
 from offloaded import SAME, TASK, layers_in_memory, requests, scores
 
 from depthlens.ablations import expand
-from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -80,50 +78,6 @@ def test_a_sweep_has_the_same_documents_and_says_that_it_was_offloaded(saved):
     assert streamed.record["model"] == whole.record["model"] | {"offload": "disk"}
 
 
-# -- each layer once, two at a time --
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """Counts how often each layer is read, and the most layers that were in memory at once."""
-    count, most = Counter(), [0]
-
-    def watch(lens):
-        read, drop = lens.stream.read, lens.stream.drop
-
-        def reading(layer):
-            count[layer] += 1
-            read(layer)
-            most[0] = max(most[0], len(layers_in_memory(lens)))
-
-        def dropping(layer):
-            """Wait for what is being read ahead, so that it is never counted while another layer is half gone."""
-            lens.stream.wait()
-            drop(layer)
-
-        monkeypatch.setattr(lens.stream, "read", reading)
-        monkeypatch.setattr(lens.stream, "drop", dropping)
-        return lens
-
-    return watch, count, most
-
-
-def test_a_walk_reads_each_layer_once_whatever_the_chunks(saved, reads, monkeypatch):
-    watch, count, most = reads
-    lens = watch(loading.load(saved(), offload="disk"))
-    assert walk_check.found(lens).fault is None and count == dict.fromkeys(range(5), 1), "tried once, by one more walk"
-    count.clear()
-    chunks = []
-    lens.arch.mlp[2].register_forward_hook(lambda *a: chunks.append(1))
-    found = scores(lens, expand("heads", lens.dims), batch_tokens=64)
-    assert len(chunks) > 5, "the pack must pass in several chunks for this test to mean something"
-    assert count == dict.fromkeys(range(5), 1) and most == [2]
-    count.clear()
-    assert lens.fingerprint and count == dict.fromkeys(range(5), 1) and most == [2]
-    whole = loading.load(saved())
-    torch.testing.assert_close(found, scores(whole, expand("heads", lens.dims)), rtol=0, atol=SAME)
-
-
 # -- what goes wrong on the way --
 
 
@@ -161,14 +115,12 @@ def test_means_rows_and_sliding_windows_read_layers_as_they_are_called(saved):
     assert (found[0][1:] - found[0][0]).abs().max() > 0.01 and layers_in_memory(streamed) == []
 
 
-def test_generation_is_refused_before_anything_runs(saved, reads):
-    watch, count, _ = reads
-    lens = watch(loading.load(saved(max_position_embeddings=4096), offload="disk"))
+def test_generation_is_refused_before_anything_runs(saved):
+    lens = loading.load(saved(max_position_embeddings=4096), offload="disk")
     with pytest.raises(UserError, match="read whole once for every token; load it without offload, or score"):
         Engine(lens, progress=False).generate_until([GenerateRequest((1, 2), ("\n",), 3)], expand("layers", lens.dims))
     with pytest.raises(UserError, match="task kv_retrieval_4: to write text an offloaded model"):
         sweep.layer_sweep(lens, [TASK, "kv_retrieval_4"], limit=1, progress=False)
-    assert not count
 
 
 # -- under a memory limit --

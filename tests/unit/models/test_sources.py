@@ -66,7 +66,7 @@ def test_a_revision_is_that_of_the_cache(tmp_path):
         (there / "refs" / step).write_text(commit)
     program = (
         "import depthlens as dl\n"
-        f"loaded = [dl.load(f'owner/name@step{{i}}') for i in (1, 2)]\n"
+        "loaded = [dl.load(f'owner/name@step{i}') for i in (1, 2)]\n"
         "print([lens.model.model.norm.weight[0].item() for lens in loaded])\n"
         "dl.load('owner/name@step3')"
     )
@@ -118,18 +118,6 @@ def refused(tmp_path, endpoint, model="owner/model", command="sweep"):
     assert done.returncode == 2 and done.stdout == "", done.stderr
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     return done.stderr.splitlines(), time.monotonic() - began
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("command", ["sweep", "run"])
-def test_a_hub_that_refuses_connections(tmp_path, command):
-    with socket.create_server(("127.0.0.1", 0)) as once:
-        port = once.getsockname()[1]
-    lines, seconds = refused(tmp_path, f"http://127.0.0.1:{port}", command=command)
-    fault = "model 'owner/model' cannot be reached: no connection to the hub"
-    where = "notebook 00_tour: " if command == "run" else ""
-    assert lines[1:] == [f"Error: {where}{fault}; check the network or give a directory"]
-    assert seconds < IN_TIME
 
 
 @pytest.mark.slow

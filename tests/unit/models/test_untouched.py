@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import logging
 import pickle
@@ -154,8 +155,12 @@ def raise_in_the_model(monkeypatch, error: type[BaseException]) -> None:
     monkeypatch.setattr(torch.nn.Linear, "forward", forward)
 
 
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+# every experiment ends, and is stopped in one of two ways
+CASES = [(experiment, "ends") for experiment in EXPERIMENTS]
+CASES += zip(EXPERIMENTS, itertools.cycle(("error", "Ctrl-C")))
+
+
+@pytest.mark.parametrize(("experiment", "end"), CASES)
 def test_everything_is_as_before(lens, monkeypatch, experiment, end):
     before = state(lens)
     if ENDS[end] is None:

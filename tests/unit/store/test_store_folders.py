@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -37,23 +36,21 @@ def alone(lens) -> Result:
 
 
 class TestFolders:
-    def test_a_newer_store_is_refused_in_one_line(self, lens, tmp_path):
-        (tmp_path / "format.json").write_text('{"format": 2}')
-        with pytest.raises(UserError, match="by a newer depthlens .format 2, this one has 1.; update depthlens"):
-            run(lens, tmp_path)
-        assert list(tmp_path.iterdir()) == [tmp_path / "format.json"]
-
-    @pytest.mark.parametrize("text", ["{", '{"form": 1}', '{"format": 0}', '{"format": "one"}'])
-    def test_a_damaged_format_is_refused(self, tmp_path, text):
-        (tmp_path / "format.json").write_text(text)
-        with pytest.raises(UserError, match="format.json is damaged; put"):
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("format.json", '{"format": 2}', "by a newer depthlens .format 2, this one has 1.; update depthlens"),
+            ("format.json", "{", "format.json is damaged; put"),
+            ("format.json", '{"form": 1}', "format.json is damaged; put"),
+            ("format.json", '{"format": 0}', "format.json is damaged; put"),
+            ("thesis.tex", "precious", r"a folder with other things in it \(thesis.tex"),
+        ],
+    )
+    def test_a_folder_that_is_no_store_is_left_as_it_is(self, tmp_path, name, text, message):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=message):
             Store(str(tmp_path))
-
-    def test_a_folder_with_other_things_is_refused(self, tmp_path):
-        (tmp_path / "thesis.tex").write_text("precious")
-        with pytest.raises(UserError, match=r"a folder with other things in it \(thesis.tex"):
-            Store(str(tmp_path))
-        assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+        assert [path.name for path in tmp_path.iterdir()] == [name]
 
     @pytest.mark.parametrize(
         ("where", "message"),
@@ -180,35 +177,20 @@ class TestAboutFiles:
         assert about.read_text() == whole and inspection.verify(Store(str(tmp_path))).damaged == []
 
 
-@pytest.fixture
-def read_only(lens, tmp_path):
-    """A store that cannot be written: by its folder's rights, or for root by its file system."""
-    at = tmp_path / "s"
-    run(lens, at, tasks=[CHOICE])
-    if os.geteuid() == 0:
-        for command in (["mount", "--bind", at, at], ["mount", "-o", "remount,ro,bind", at]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"no way to make a folder read-only for root here: {done.stderr.strip()}")
-    else:
-        for folder, _, _ in os.walk(at):
-            os.chmod(folder, 0o555)
-    yield at
-    if os.geteuid() == 0:
-        subprocess.run(["umount", at], check=True)
-    else:
-        for folder, _, _ in os.walk(at):
-            os.chmod(folder, 0o755)
-
-
-class TestReadOnly:
-    def test_answers_are_read_and_new_ones_are_not_kept(self, lens, read_only, caplog):
-        with caplog.at_level(logging.WARNING):
-            result = run(lens, read_only, tasks=[CHOICE], limit=LIMIT + 1)
-            assert counts(run(lens, read_only, tasks=[CHOICE], limit=LIMIT + 1)) == (N_CHOICE, 24)
-        assert counts(result) == (N_CHOICE, 24)
-        assert caplog.text.count("is read-only: answers are read, and new ones are not kept") == 1
-        assert result.docs.equals(run(lens, None, tasks=[CHOICE], limit=LIMIT + 1).docs)
+def test_answers_of_somebody_else_are_read_and_new_ones_are_not_kept(lens, tmp_path, monkeypatch, caplog):
+    """Nor is a damaged part moved away."""
+    run(lens, tmp_path, tasks=[CHOICE])
+    (part,) = before = parts(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *about: False)
+    more = {"tasks": [CHOICE], "limit": LIMIT + 1}
+    with caplog.at_level(logging.WARNING):
+        result = run(lens, tmp_path, **more)
+        assert counts(result) == counts(run(lens, tmp_path, **more)) == (N_CHOICE, 24)
+        flip(part, 40)
+        assert counts(run(lens, tmp_path, **more)) == (0, N_CHOICE + 24)
+    assert parts(tmp_path) == before and result.docs.equals(run(lens, None, **more).docs)
+    assert caplog.text.count("belongs to somebody else: its answers are read, and new ones are not kept") == 3
+    assert caplog.text.count("is damaged") == 1 and "; it is not read" in caplog.text
 
 
 def test_precision_flags_of_parts_are_in_the_settings(monkeypatch):

@@ -90,23 +90,16 @@ def test_answers_that_are_cut_off_are_counted(sweep):
     [
         ({"gen_kwargs": {"temperature": -1}}, r"task mini_writing: temperature -1: give a number from 0 to 100"),
         ({"gen_kwargs": {"temperature": 1, "top_p": 1.5}}, r"top_p 1.5: give a number from 0 to 1"),
-        ({"gen_kwargs": {"temperature": 1, "top_k": 2.5}}, "top_k 2.5: give a whole number of tokens, or 0 for all"),
-        ({"gen_kwargs": {"temperature": "hot"}}, r"temperature 'hot': give a number"),
-        ({"gen_kwargs": {"do_sample": True}}, "do_sample without a temperature; give one above 0"),
         ({"gen_kwargs": {"do_sample": False, "temperature": 0.7}}, "do_sample=False and temperature=0.7 contradict"),
         ({"gen_kwargs": {"beams": 4}}, "generation option beams=4 is not supported; allowed: until, max_gen_toks"),
-        ({"gen_kwargs": {"max_gen_toks": 0}}, "max_gen_toks 0: give a whole number of tokens, at least 1"),
         ({"gen_kwargs": {"max_gen_toks": 48}}, "mini_writing writes up to 48 tokens; the model reads 48 in all"),
-        ({"gen_kwargs": {}}, "gen_kwargs {}: give settings by name"),
         ({"gen_kwargs": "temperature=1"}, "gen_kwargs 'temperature=1': give settings by name"),
         ({"gen_kwargs": WARM, "task": "mini_choice"}, "gen_kwargs: no task of mini_choice writes its answers"),
-        ({"think_end_token": ""}, "think_end_token '': give a text, such as '</think>'"),
         (
             {"think_end_token": "</t>", "task": "mini_choice"},
             "think_end_token: task mini_choice has no written answers",
         ),
         ({"enable_thinking": True}, "enable_thinking is an argument of the chat template; give apply_chat_template"),
-        ({"enable_thinking": "yes"}, "enable_thinking 'yes': give True or False"),
     ],
 )
 def test_what_cannot_be_is_one_line(sweep, options, said):

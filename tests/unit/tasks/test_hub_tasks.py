@@ -14,17 +14,14 @@ from depthlens.analysis import kinds_by_subtask
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness, task_index
 
+MORE = ("openbookqa", "kv_retrieval_uuid_8", "mathqa", "gsm8k_copy", "mmlu_anatomy_continuation")
 TASKS = [
     "mmlu_anatomy",
-    "mmlu_anatomy_continuation",
     "mmlu_anatomy_generative",
     "hellaswag",
-    "openbookqa",
     "openbookqa_open",
-    "kv_retrieval_uuid_8",
-    "mathqa",
     "gsm8k",
-    "gsm8k_copy",
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in MORE),
 ]
 # the metric that stands for a task where that is not its first one
 HEADLINES = {"hellaswag": "acc_norm"} | dict.fromkeys(("gsm8k", "gsm8k_copy"), "exact_match,flexible-extract")
@@ -78,6 +75,7 @@ def test_baseline_is_lm_evals_on_every_document(lens, name):
     assert (HEADLINES.get(name, first) == first) == (name not in HEADLINES)
 
 
+@pytest.mark.nightly
 def test_mmlu_is_one_task_of_57_subjects(lens):
     result = condition_sweep(lens, "mmlu", "L1", limit=1, progress=False)
     assert list(result.docs["task"].unique()) == ["mmlu"]

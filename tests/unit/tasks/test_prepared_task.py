@@ -58,7 +58,7 @@ def lost(lens, prepared):
             yield max(0, len(lens.tokenizer("".join(instance.args)).input_ids) - (CONTEXT + 1))
 
 
-@pytest.mark.parametrize("name", ["mini_choice", "mini_shots", "mini_cloze", "mini_writing"])
+@pytest.mark.parametrize("name", ["mini_shots", "mini_writing"])
 def test_cut_prompts_are_counted_told_and_kept_in_record_and_notes(lens, load, caplog, name):
     (prepared,) = harness.prepare(lens, load(name))
     cut = list(lost(lens, prepared))

@@ -78,12 +78,10 @@ def changed(doc_id, **values):
 # -- answers and options --
 
 
-@pytest.mark.parametrize("doc_id", [0, 3])
-@pytest.mark.parametrize("answer", [-1, 2, 1.0, None])
+@pytest.mark.parametrize(("doc_id", "answer"), [(0, -1), (3, 2), (3, None)])
 def test_an_answer_that_is_not_among_the_options(refused, doc_id, answer):
     said = refused("choice", changed(doc_id, answer=answer))
-    first, given = (0, 1.0 if doc_id == 0 else 0.0) if answer == 1.0 else (doc_id, answer)  # one float makes all floats
-    assert f"task mine, document {first}: doc_to_target 'answer' gives {given}" in said
+    assert f"task mine, document {doc_id}: doc_to_target 'answer' gives {answer}" in said
     assert "a whole number from 0 to 1, or one of 'yes', 'no'" in said
 
 
@@ -93,17 +91,10 @@ def test_an_answer_may_be_the_text_of_an_option(task, refused):
     assert "document 2: doc_to_target 'word' gives 'perhaps'; allowed: a whole number from 0 to 2, or one of" in said
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["yes"], "gives ['yes']; it must give a list of at least 2 texts"),
-        ([], "gives []; it must give a list of at least 2 texts"),
-        (None, "gives None; it must give a list of at least 2 texts"),
-    ],
-)
-@pytest.mark.parametrize("doc_id", [0, 2])
-def test_documents_with_less_than_two_options(refused, options, said, doc_id):
-    assert f"document {doc_id}: doc_to_choice 'options' {said}" in refused("choice", changed(doc_id, options=options))
+@pytest.mark.parametrize("options", [["yes"], None])
+def test_documents_with_less_than_two_options(refused, options):
+    said = f"document 2: doc_to_choice 'options' gives {options}; it must give a list of at least 2 texts"
+    assert said in refused("choice", changed(2, options=options))
 
 
 def test_options_that_name_no_field(refused):
@@ -125,7 +116,7 @@ def test_only_documents_that_run_are_checked(task):
             bad(limit=limit)
 
 
-@pytest.mark.parametrize("kind", ["choice", "cloze", "rolling", "written"])
+@pytest.mark.parametrize("kind", ["choice", "rolling"])
 def test_a_target_that_names_no_field(refused, kind):
     said = refused(kind, doc_to_target="wrod")
     assert "doc_to_target 'wrod' names no field" in said
@@ -160,10 +151,8 @@ def test_a_document_without_an_answer_or_a_text(refused):
     [
         ("choice", "perplexity", "multiple_choice tasks have no metric 'perplexity'; they have acc, acc_norm,"),
         ("cloze", "acc_norm", "loglikelihood tasks have no metric 'acc_norm'; they have acc, perplexity"),
-        ("cloze", "exact_match", "loglikelihood tasks have no metric 'exact_match'; they have acc, perplexity"),
         ("rolling", "acc", "loglikelihood_rolling tasks have no metric 'acc'; they have word_perplexity, byte_"),
         ("written", "acc", "written answers have no metric 'acc'; use exact_match, or a function"),
-        ("written", "byte_perplexity", "written answers have no metric 'byte_perplexity'"),
     ],
 )
 def test_a_metric_that_the_kind_of_task_never_yields(refused, kind, metric, said):
@@ -171,8 +160,7 @@ def test_a_metric_that_the_kind_of_task_never_yields(refused, kind, metric, said
     assert said in refused(kind, metric_list=both)
 
 
-@pytest.mark.parametrize("key", ["max_gen_toks", "max_new_tokens"])
-@pytest.mark.parametrize("value", [-3, 0, True, 2.5])
+@pytest.mark.parametrize(("key", "value"), [("max_gen_toks", 0), ("max_new_tokens", 2.5)])
 def test_a_length_that_is_no_number_of_tokens(refused, key, value):
     said = refused("written", generation_kwargs={"until": ["\n"], key: value})
     assert said == f"task mine: {key} {value!r}: give a whole number of tokens, at least 1"
