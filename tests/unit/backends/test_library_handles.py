@@ -1,11 +1,8 @@
 """The handles of other libraries share one set of weights, and nothing that is done to one reaches another."""
 
-from dataclasses import replace
-
 import backend_table
 import pytest
 import surgery
-import tiny
 import torch
 from backend_table import batch_logits
 from tokenizers import processors
@@ -69,21 +66,6 @@ def test_using_one_never_changes_what_another_returns(order, alone):
         assert torch.equal(ask(lens, who), alone[who]), f"{who} after others"
 
 
-@pytest.mark.parametrize("name", backends.BACKENDS)
-def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
-    means = backend_table.reference_of(lens)
-    # a mean of the wrong width: fails at the MLP of layer 3, in the middle of the pass
-    wrong = torch.zeros(5, 3, 3)
-    backend = backends.get(name, lens, replace(means, layer=wrong, attn=wrong, mlp=wrong))
-    conditions = [parse_condition("L1.H0"), parse_condition("L3.H1@mean")]
-    wanted = batch_logits(backend, conditions)
-    with pytest.raises(RuntimeError, match="must match the size"):
-        batch_logits(backend, [parse_condition("L1.H0"), parse_condition("L3.mlp@mean")])
-    assert torch.equal(batch_logits(backend, conditions), wanted)
-    for other in HANDLES:
-        assert torch.equal(ask(lens, other), alone[other]), other
-
-
 def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alone):
     lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
     conditions = [BASELINE, parse_condition("L1.H2")]
@@ -112,15 +94,6 @@ def test_compatibility_mode_of_the_bridge_leaves_the_weights_alone(family):
         assert torch.equal(ask(lens, who), before[who]), who
     # centring the unembedding moves all logits of a position together
     assert torch.allclose(ask(lens, "bridge").log_softmax(-1), before["bridge"].log_softmax(-1), atol=TOLERANCE)
-
-
-def test_the_tokenizers_of_the_handles_are_their_own(lens):
-    _ = lens.bridge, lens.nnsight
-    assert lens.tokenizer.padding_side == tiny.tokenizer().padding_side
-    assert lens.nnsight.tokenizer.padding_side == "left"
-    text = "two words"
-    assert lens.bridge.tokenizer(text).input_ids == lens.tokenizer(text).input_ids
-    assert lens.bridge.to_tokens(text, prepend_bos=False)[0].tolist() == lens.tokenizer(text).input_ids
 
 
 @pytest.mark.parametrize(("family", "begins"), [("llama-gqa", True), ("deepseek-v3", False)], ids=["bos", "plain"])

@@ -35,15 +35,6 @@ def lens():
     return Lens(rough.model.double(), rough.tokenizer, "double")
 
 
-def wanted(lens, conditions, means):
-    """Log-likelihoods by the model that was cut, in float64."""
-    found = []
-    for condition in conditions:
-        scores = surgery.logits(lens, condition, means, backend_table.TOKENS, N_CONTEXT).log_softmax(-1)
-        found.append(sum(scores[i - 1, TOKENS[i]].item() for i in range(N_CONTEXT, len(TOKENS))))
-    return found
-
-
 @pytest.mark.parametrize(("backend", "path", "same"), WAYS)
 def test_log_likelihoods_are_those_of_a_model_that_was_cut(lens, backend, path, same):
     means = backend_table.reference_of(lens)
@@ -51,7 +42,8 @@ def test_log_likelihoods_are_those_of_a_model_that_was_cut(lens, backend, path, 
     conditions = [BASELINE, *map(parse_condition, backend_table.KINDS.values())]
     engine = Engine(lens, backend=backend, path=path, means=means, progress=False)
     found = [row[0].logprob for row in engine.loglikelihood([REQUEST], conditions)]
-    assert found == pytest.approx(wanted(lens, conditions, means), abs=same, rel=0)
+    wanted = [surgery.logprob(lens, condition, means, REQUEST) for condition in conditions]
+    assert found == pytest.approx(wanted, abs=same, rel=0)
 
 
 @pytest.mark.parametrize(("backend", "path"), [way[:2] for way in WAYS])
@@ -69,7 +61,7 @@ def test_gradients_are_in_float64(lens):
     for estimate in (attribution.attribute, integrated_gradients.integrate):
         change, clean = estimate(lens, [REQUEST])
         assert change.dtype == clean.dtype == torch.float64
-        assert clean.item() == pytest.approx(wanted(lens, [BASELINE], None)[0], abs=SAME, rel=0)
+        assert clean.item() == pytest.approx(surgery.logprob(lens, BASELINE, None, REQUEST), abs=SAME, rel=0)
 
 
 def answers(lens):

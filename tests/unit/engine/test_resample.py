@@ -9,7 +9,6 @@ import tiny
 import torch
 
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.backends import get
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means, sample
@@ -42,9 +41,7 @@ def test_log_likelihoods_are_those_of_a_model_that_was_cut(family, requests):
     answers = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
     for condition, row in zip(conditions, answers, strict=True):
         for q, answer, clean in zip(requests, row, answers[0], strict=True):
-            tokens, n = torch.tensor([*q.context, *q.continuation]), len(q.context)
-            logprobs = surgery.logits(lens, condition, means, tokens, n).log_softmax(-1)[n - 1 : -1]
-            wanted = logprobs.gather(-1, tokens[n:, None]).sum().item()
+            wanted = surgery.logprob(lens, condition, means, q)
             assert answer.logprob == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), str(condition)
             assert condition == BASELINE or abs(answer.logprob - clean.logprob) > 10 * LOGPROB_TOLERANCE
 
@@ -97,28 +94,15 @@ def test_a_mean_over_references_has_the_answers_of_all():
         assert both.docs[flag].equals(alone[0].docs[flag] & alone[1].docs[flag])
 
 
-def test_what_is_missing_is_said(requests):
-    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-    for options, message in [
-        ({"mode": "resample"}, "L0.H0@resample needs resample_prompts"),
-        ({"resample_prompts": ["x"]}, "used by @resample conditions only"),
-        ({"mode": "resample", "resample_prompts": "x"}, "give a list of prompts"),
-        ({"mode": "resample", "resample_prompts": [" "]}, "none of them empty"),
-        (
-            {"mode": "resample", "resample_prompts": ["x"], "method": "attribution"},
-            "mode 'resample': attribution estimates",
-        ),
-    ]:
-        with pytest.raises(UserError, match=message):
-            head_sweep(lens, "capitals_continuation", limit=1, progress=False, **options)
-    with pytest.raises(UserError, match="does not fit site 'expert'; allowed: zero"):
-        parse_condition("L1.E2@resample")
-    backend = get("torch", lens, measure_means(lens, [REFERENCE], "x"))
+def test_what_is_missing_is_said():
+    lens = tiny.lens("llama-gqa")
+    condition, tokens = parse_condition("L1.H0@resample"), torch.tensor([[1, 2]])
+    backend = TorchBackend(lens, measure_means(lens, [REFERENCE], "x"))
     with pytest.raises(UserError, match="needs a reference prompt"):
-        backend.forward(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.long), [parse_condition("L1.H0@resample")])
+        backend.forward(tokens, torch.ones_like(tokens), [condition])
     with (
         pytest.raises(UserError, match="needs to know positions"),
-        TorchBackend(lens, with_sample(lens)).ablate([parse_condition("L1.H0@resample")]),
+        TorchBackend(lens, with_sample(lens)).ablate([condition]),
     ):
         pass
     assert lens.identify().obstacle is None, "hooks are left"

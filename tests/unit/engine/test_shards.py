@@ -78,11 +78,6 @@ class TestCuts:
         shards = self.cut(0, 96, 20, 31, 2)
         assert [(len(members), len(group)) for members, group in shards] == [(8, 31)] * 12
 
-    def test_equal_requests_add_nothing(self):
-        tokens = [(1, 2, 3)] * 5 + [(1, 2, 4, 5)]
-        shards = shards_of(tokens, range(6), [0], n_workers=2.0, n_shards=(1, 6), passes=(5, 0))
-        assert sorted(r for members, _ in shards for r in members) == [*range(6)]
-
     def test_a_long_prefix_is_repeated_less(self):
         different = {tuple(members) for members, _ in self.cut(300, 96, 20, 31, 2)}
         assert 1 <= len(different) <= 4
@@ -90,9 +85,6 @@ class TestCuts:
     def test_one_request_is_cut_by_conditions(self):
         shards = self.cut(10, 1, 5, 31, 3)
         assert len(shards) >= 3 and {len(group) for _, group in shards} <= {31 // len(shards), 31 // len(shards) + 1}
-
-    def test_as_many_as_the_rhythm_of_the_store_asks_for(self):
-        assert len(self.cut(0, 400, 20, 31, 2, least=100)) >= 100
 
 
 class TestEngine:

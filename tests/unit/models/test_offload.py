@@ -9,16 +9,17 @@ import sys
 import pytest
 import tiny
 import torch
+import transplants
 from offloaded import SAME, TASK, layers_in_memory, requests, scores
+from safetensors.torch import load_file, save_file
 
 from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.experiments import sweep
+from depthlens.experiments import distillation, sweep
 from depthlens.models import loading
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
-from depthlens.tasks import harness
 
 
 def every_kind(dims):
@@ -61,21 +62,6 @@ def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored,
     assert streamed.dtype == whole.dtype and (streamed.arch.unembed.weight is streamed.arch.embed.weight) == tied
     assert streamed.fingerprint == whole.fingerprint  # of names, shapes, dtypes and values
     torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
-
-
-def test_a_sweep_has_the_same_documents_and_says_that_it_was_offloaded(saved):
-    folder = saved(max_position_embeddings=4096)
-    tasks = harness.load_tasks([TASK], num_fewshot=0)
-    whole, streamed = (
-        sweep.condition_sweep(loading.load(folder, offload=o), tasks, "layers", limit=2, progress=False)
-        for o in (None, "disk")
-    )
-    assert len(whole.docs) > 0 and set(whole.docs["condition"]) >= {"baseline", "L4"}
-    torch.testing.assert_close(
-        torch.tensor(streamed.docs["value"]), torch.tensor(whole.docs["value"]), rtol=0, atol=SAME
-    )
-    assert streamed.docs["response"].equals(whole.docs["response"])
-    assert streamed.record["model"] == whole.record["model"] | {"offload": "disk"}
 
 
 # -- what goes wrong on the way --
@@ -121,6 +107,53 @@ def test_generation_is_refused_before_anything_runs(saved):
         Engine(lens, progress=False).generate_until([GenerateRequest((1, 2), ("\n",), 3)], expand("layers", lens.dims))
     with pytest.raises(UserError, match="task kv_retrieval_4: to write text an offloaded model"):
         sweep.layer_sweep(lens, [TASK, "kv_retrieval_4"], limit=1, progress=False)
+
+
+@pytest.mark.parametrize(("family", "offloaded"), [("llama-gqa", "disk"), ("qwen3-moe", None), ("deepseek-v3", "disk")])
+def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
+    whole = loading.load(folders(family)), loading.load(folders(family, moved=True))
+    base = loading.load(folders(family), offload=offloaded)
+    together = distillation.with_donor(base, folders(family, moved=True))
+    conditions = transplants.conditions_for(base)
+    wanted = distillation.with_donor(*whole)
+    transplants.same(transplants.scores(together, conditions), transplants.scores(wanted, conditions))
+    assert layers_in_memory(together.donor.lens) == []
+    if not offloaded:
+        assert transplants.texts(together, conditions) == transplants.texts(wanted, conditions)
+        assert layers_in_memory(together.donor.lens) == []
+    assert together.donor.lens.fingerprint == whole[1].fingerprint
+
+
+# -- what cannot be loaded --
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return tiny.save(tmp_path / "copy", "qwen3-moe")
+
+
+def refusal(folder, offload):
+    with pytest.raises(UserError) as caught:
+        loading.load(folder, offload=offload)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "how"),
+    [("model.layers.2.mlp.experts.1.down_proj.weight", "missing"), ("model.norm.weight", "other shape")],
+)
+def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how):
+    weights = load_file(copy / "model.safetensors")
+    names = [k for k in weights if k.startswith("model.layers.2.mlp.experts.")] if "experts" in key else [key]
+    for name in names:  # transformers stacks the experts that are there: one that lacks shows in the shape
+        if how == "missing":
+            del weights[name]
+        else:
+            weights[name] = weights[name][..., :-1].contiguous()
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(copy, "disk")
+    assert message == refusal(copy, None)
+    assert ("lacks" if how == "missing" else "has shape") in message
 
 
 # -- under a memory limit --

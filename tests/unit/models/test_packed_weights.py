@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand
 from depthlens.engine.engine import Engine
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import LoglikelihoodRequest
 
 SAME = 1e-4  # nats: rows are multiplied in batches of other sizes
 EXACT = 1e-6  # of weights below 1: the scale times a whole number, in float32
@@ -88,7 +88,7 @@ def packed(source, place, pack, **settings):
 
 
 def check(place, plain, source, method):
-    """The loaded model has the plain numbers, and scores as it does when offloaded and as a donor."""
+    """The loaded model has the plain numbers, and scores as it does when offloaded."""
     lens, base = dl.load(place), dl.load(str(source))
     assert lens.describe()["quantization"] == f"dequantised ({method})"
     state = lens.model.state_dict()
@@ -96,16 +96,10 @@ def check(place, plain, source, method):
     for name, weight in plain.items():
         assert torch.allclose(state[name], weight, atol=EXACT), name
     assert lens.identify().obstacle is None
-    conditions = expand("layers,heads", lens.dims)
+    conditions = expand("layers", lens.dims)
     expected = scores(lens, conditions)
     assert not torch.allclose(expected[0], scores(base, [BASELINE])[0], atol=SAME)
-    offloaded = dl.load(place, offload="disk")
-    assert torch.allclose(scores(offloaded, conditions), expected, atol=SAME)
-    assert offloaded.describe()["quantization"] == f"dequantised ({method})"
-    donated = scores(dl.with_donor(base, place), expand("whole@donor", base.dims))
-    assert torch.allclose(donated[1], expected[0], atol=SAME)
-    texts = Engine(lens, progress=False).generate_until([GenerateRequest(tuple(range(3, 12)), (), 6)], conditions[:3])
-    assert all(row[0] for row in texts)
+    assert torch.allclose(scores(dl.load(place, offload="disk"), conditions), expected, atol=SAME)
 
 
 def test_gptq(folder, tmp_path):

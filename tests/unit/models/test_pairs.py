@@ -39,16 +39,6 @@ def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, m
             measure(base, donor)
 
 
-def test_a_model_is_no_donor_of_its_own_and_dtypes_agree():
-    base = tiny.lens("llama-gqa")
-    with pytest.raises(UserError, match="are one loaded model; load the donor apart"):
-        distillation.with_donor(base, base)
-    donor = tiny.lens("llama-gqa")
-    donor.model.bfloat16()
-    with pytest.raises(UserError, match="dtype is float32 in the base, bfloat16 in the donor"):
-        distillation.with_donor(base, donor)
-
-
 def byte_pair(vocab, merges):
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers import models as raw

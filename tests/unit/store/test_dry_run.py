@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 import stores
-import tiny
 from stores import CHOICE, LIMIT
 
 from depthlens.store import dry_run
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=8192)
 
 
 def test_the_store_is_read_and_not_written(lens, tmp_path):

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import tiny
 from stores import CHOICE, counts, flip, parts, run
 
 from depthlens import cli
-from depthlens.store import inspection
+from depthlens.errors import UserError
+from depthlens.store import files, inspection
 from depthlens.store import parts as store_parts
 from depthlens.store.parts import Store
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
-
-
-@pytest.fixture
-def small_packs(monkeypatch):
-    """So that a sweep has several packs."""
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 14)
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_KEY_BYTES", 1 << 20)
 
 
 class TestDamage:
@@ -84,50 +70,24 @@ class TestDamage:
             n -= damaged
 
 
-def child(body: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a program that sweeps the tiny model, in a process of its own."""
-    program = (
-        "import sys, os, pathlib, torch; torch.set_num_threads(1); sys.path.insert(0, 'tests')\n"
-        "import tiny, depthlens as dl\n"
-        "from depthlens import cli\n"
-        "from depthlens.engine import memory_budget\n"
-        "from depthlens.store.answer_rows import AnswerRows\n"
-        "memory_budget.CPU_STATE_BYTES = 1 << 14\n"
-        "lens = tiny.lens('llama-gqa', max_position_embeddings=4096)\n"
-        "def run(store, limit=3):\n"
-        "    asked = {'limit': limit, 'store': store, 'progress': False}\n"
-        "    return dl.condition_sweep(lens, 'capitals_continuation', 'layers', **asked)\n"
-        f"{body}"
-    )
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
+def test_no_room_is_one_line_and_nothing_is_torn(lens, tmp_path, small_packs, monkeypatch):
+    write, n = files.write_files, 0
 
+    def half(file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-@pytest.mark.slow
-class TestNoRoom:
-    def test_no_room_is_one_line_and_nothing_is_torn(self, lens, tmp_path, small_packs):
-        """A limit on the size of files stands for a full disk: writes fail in the middle."""
-        body = (
-            "import resource\n"
-            "run(None, 1)\n"
-            "put, n = AnswerRows.put, 0\n"
-            "def counted(self, *a):\n"
-            "    global n\n"
-            "    n += 1\n"
-            "    if n == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))\n"
-            "    put(self, *a)\n"
-            "AnswerRows.put = counted\n"
-            "try: run(sys.argv[1])\n"
-            "except dl.UserError as e: print(e)\n"
-        )
-        done = child(body, tmp_path / "s")
-        assert re.fullmatch(
-            r"store '.*' cannot be written: File too large; what it held is whole: make room or name another store, "
-            r"and run again to go on\n",
-            done.stdout,
-        ), done
-        assert len(parts(tmp_path / "s")) == 2 and not list((tmp_path / "s").rglob(".new-*"))
-        assert inspection.verify(Store(str(tmp_path / "s"))) == inspection.Verified(n_parts=2)
-        resumed = run(lens, tmp_path / "s", tasks=[CHOICE])
-        assert counts(resumed)[0] > 0 and resumed.docs.equals(run(lens, None, tasks=[CHOICE]).docs)
+    def full(folder, to_write):
+        nonlocal n
+        n += any(name.endswith(".parquet") for name in to_write)
+        write(folder, to_write if n < 3 else dict.fromkeys(to_write, half))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_files", full)
+        said = "cannot be written: No space left on device; what it held is whole: make room or name another store"
+        with pytest.raises(UserError, match=said):
+            run(lens, tmp_path, tasks=[CHOICE])
+    assert len(parts(tmp_path)) == 2 and not list(tmp_path.rglob(".new-*"))
+    assert inspection.verify(Store(str(tmp_path))) == inspection.Verified(n_parts=2)
+    resumed = run(lens, tmp_path, tasks=[CHOICE])
+    assert counts(resumed)[0] > 0 and resumed.docs.equals(run(lens, None, tasks=[CHOICE]).docs)

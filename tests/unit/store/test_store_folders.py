@@ -26,11 +26,6 @@ from depthlens.store.parts import Store, open_store
 
 
 @pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
-
-
-@pytest.fixture(scope="module")
 def alone(lens) -> Result:
     return run(lens, None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 
 import pandas as pd
 import pytest
@@ -22,18 +21,6 @@ from depthlens.errors import Interrupted
 from depthlens.requests import GenerateRequest
 from depthlens.store import answer_cache
 from depthlens.store import parts as store_parts
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
-
-
-@pytest.fixture
-def small_packs(monkeypatch):
-    """So that a sweep has several packs."""
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 14)
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_KEY_BYTES", 1 << 20)
 
 
 class TestInterrupted:
@@ -62,25 +49,6 @@ class TestInterrupted:
         assert 0 < done < total
         resumed = run(lens, tmp_path, tasks=[CHOICE])
         assert counts(resumed) == (done, total - done) and resumed.docs.equals(whole.docs)
-
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-    def test_ctrl_c_is_heard_where_python_ignores_exceptions(self, lens, tmp_path, small_packs, monkeypatch):
-        class Reference:
-            def __del__(self):
-                signal.raise_signal(signal.SIGINT)
-
-        walk, handler = wavefront.Wavefront.run, signal.getsignal(signal.SIGINT)
-        references = [Reference()]
-
-        def walked(self, *args, **kwargs):
-            references.clear()
-            return walk(self, *args, **kwargs)
-
-        monkeypatch.setattr(wavefront.Wavefront, "run", walked)
-        with pytest.raises(Interrupted, match=f"rows of {CHOICE} are kept in {tmp_path}"):
-            run(lens, tmp_path, tasks=[CHOICE])
-        assert len(parts(tmp_path)) == 1, "the pack that was being computed is kept"
-        assert signal.getsignal(signal.SIGINT) is handler
 
     def test_the_command_line(self, tmp_path, small_packs, monkeypatch, capsys):
         model = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
@@ -159,21 +127,6 @@ class TestPacksAreBoundedInTime:
         alone = run(lens, None, tasks=[task])
         assert run(lens, tmp_path, tasks=[task]).docs.equals(alone.docs)
         assert len(parts(tmp_path)) >= least
-
-    def test_conditions_of_a_pack_share_its_clean_row(self, lens, no_time, monkeypatch):
-        walk, passed = wavefront.Wavefront.run, []
-
-        def counted(self, pack, conditions, positions, layout=None, told=lambda n: None, **kwargs):
-            kwargs.pop("passed", None)
-            return walk(self, pack, conditions, positions, layout, lambda n: (passed.append(n), told(n)), **kwargs)
-
-        monkeypatch.setattr(wavefront.Wavefront, "run", counted)
-        run(lens, None, tasks=[CHOICE], limit=1)
-        in_groups = sum(passed)
-        passed.clear()
-        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1000.0)
-        run(lens, None, tasks=[CHOICE], limit=1)
-        assert in_groups == sum(passed)
 
     def test_the_next_pack_is_cut_by_the_rate_of_the_last(self, lens, monkeypatch):
         limit = work_rate.WorkRate(lens)

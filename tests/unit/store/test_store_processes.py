@@ -6,25 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-import tiny
-from stores import CHOICE, LIMIT, counts, run
-
-import depthlens as dl
-from depthlens import ablations
-from depthlens.store import answer_cache, answer_rows
-from depthlens.store.reservations import Reservations
 
 nightly = pytest.mark.nightly
 OTHERS = ("offload", "donor", "sampling")
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 class TestProcesses:
@@ -53,29 +40,3 @@ class TestProcesses:
     def test_four_at_once_are_as_one_and_do_nothing_twice(self, tmp_path):
         found = self.script("together", tmp_path)
         assert found["equal"] and found["rows"] > 1000 and found["rows_twice"] == 0
-
-
-class TestReservations:
-    def test_a_sweep_waits_for_rows_that_another_computes(self, lens, tmp_path):
-        """The other's reservation is held here; its rows come, or it gives up, and the sweep ends either way."""
-        alone = run(lens, None, tasks=[CHOICE])
-        at = answer_cache.AnswerStore(str(tmp_path), lens).entry(CHOICE)
-        seen = []
-        done = threading.Event()
-
-        def swept() -> None:
-            seen.append(run(lens, tmp_path, tasks=[CHOICE]))
-            done.set()
-
-        prepared = dl.tasks.prepare(lens, dl.load_tasks([CHOICE]), limit=LIMIT)[0]
-        conditions = ablations.expand("layers", lens.dims)
-        everything = {
-            "conditions": [str(c) for c in conditions],
-            "requests": [answer_rows.digest(q) for q in prepared.requests],
-        }
-        with Reservations(at.entry.reservations_folder).reserve(lambda others: (None, everything)):
-            thread = threading.Thread(target=swept)
-            thread.start()
-            assert not done.wait(1.5)
-        thread.join(60)
-        assert seen[0].docs.equals(alone.docs) and counts(seen[0])[1] == 6 * LIMIT * 4

@@ -143,11 +143,3 @@ def test_the_models_own_settings_decide_texts_as_in_lm_evals_own_model(folder, s
     ours = result.docs.query("condition == 'baseline'")["response"].tolist()
     assert ours == [sample["filtered_resps"][0] for sample in samples["mini_writing"]]
     assert texts(result) != texts(before), "the setting decides nothing here"
-
-
-def test_beams_are_refused_before_anything_is_computed_and_choices_do_not_need_them(folder):
-    lens = tiny.lens("llama-gqa")
-    lens.model.generation_config.num_beams = 4
-    with pytest.raises(UserError, match="its generation configuration asks for num_beams=4, and texts are written one"):
-        harness.prepare(lens, load(folder, "mini_choice", "mini_writing"))
-    assert harness.prepare(lens, load(folder, "mini_choice"))

@@ -132,10 +132,3 @@ def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name
 def test_a_task_in_two_ways_is_refused(folder, names):
     with pytest.raises(UserError, match=r"task school_\w+ is asked for twice, as .*school.* and as .*; leave one"):
         harness.load_tasks(names, include_path=folder)
-
-
-def test_a_group_and_its_tasks_share_answers(lens, folder, tmp_path):
-    options = {"include_path": folder, "progress": False, "store": tmp_path}
-    condition_sweep(lens, list(SIZES), "layers", **options)
-    again = condition_sweep(lens, "school", "layers", **options)
-    assert again.record["store"]["rows_computed"] == 0

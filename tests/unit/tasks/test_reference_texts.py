@@ -101,12 +101,6 @@ def test_the_training_split_comes_before_documents_that_are_not_evaluated(lens, 
     assert prompts == [*(f"Q: shot {i}?" for i in range(4)), *(f"Q: train {i}?" for i in range(9))]
 
 
-def test_another_number_of_documents_has_the_same_reference_as_long_as_there_are_enough(lens, prepared):
-    few, more, most = (reference_of(lens, prepared("choice", limit=n)) for n in (1, 20, 40))
-    assert few.keys == more.keys != most.keys
-    assert few.keys["mean"] != reference_of(lens, prepared("written", limit=1)).keys["mean"]
-
-
 def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkeypatch):
     said = (
         "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task with"
@@ -142,16 +136,3 @@ def test_prompts_to_resample_have_the_form_of_those_that_are_scored(folder, lens
     )
     losses = asked.losses().set_index("condition")["loss"]
     assert asked.record["resample_prompts"] == prompts and losses["L1"] != losses["L1@resample"]
-
-
-def test_nothing_is_resampled_where_nothing_asks_for_it(folder, lens, prepared):
-    task = prepared("choice", splits="fewshot_split: test\n", limit=None)
-    options = {"include_path": folder}
-    assert dl.resample_prompts(lens, task.name, "layers,layers@mean", **options) is None
-    for n in (0, -1):
-        with pytest.raises(UserError, match=f"n {n}: give a whole number of prompts"):
-            dl.resample_prompts(lens, task.name, "layers@resample", n=n, **options)
-    with pytest.raises(
-        UserError, match="@resample needs 2 documents that are not evaluated, and 0 are left; lower lim"
-    ):
-        dl.resample_prompts(lens, task.name, "layers@resample", **options)

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from depthlens import paths
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import harness, task_files, task_index
+from depthlens.tasks import harness, task_index
 
 EMBEDDED = "capitals_continuation"
 DOCS = [{"q": f"Is {i} even?", "a": i % 2} for i in range(4)]
@@ -106,35 +105,6 @@ def test_a_task_of_the_users_stands_before_an_embedded_one_and_says_so(tmp_path,
 # -- what it takes --
 
 
-def test_a_task_of_the_users_and_its_groups_need_no_index_of_lm_eval(tmp_path, slow_index):
-    write(tmp_path, tag="easy")
-    write(tmp_path, "second", task="second", tag="easy")
-    write(tmp_path, "all", text=f"group: everything\ntask: [mine, {EMBEDDED}, easy]\n")
-    inline = json.loads(json.dumps({"task": "inner", **harness_config(tmp_path)}))
-    write(tmp_path, "inline", text=f"group: holder\ntask: [{json.dumps(inline)}]\n")
-    assert list(harness.load_tasks(["mine"], include_path=tmp_path)) == ["mine"]
-    assert list(harness.load_tasks(["easy"], include_path=tmp_path)) == ["mine", "second"]
-    assert list(harness.load_tasks(["everything"], include_path=tmp_path)) == ["mine", EMBEDDED, "second"]
-    assert list(harness.load_tasks(["holder"], include_path=tmp_path)) == ["holder::inner"]
-
-
-def harness_config(folder: Path) -> dict:
-    found = task_files.read(folder / "mine.yaml").config
-    return {k: v for k, v in found.items() if k not in ("task", "tag")}
-
-
-def test_a_mistyped_name_is_refused_without_an_index_of_lm_eval(tmp_path, slow_index):
-    write(tmp_path)
-    assert "unknown task 'mien'; did you mean mine" in refusal(tmp_path, "mien")
-    with pytest.raises(UserError, match="unknown task 'capitals_continuatoin'; did you mean capitals_contin"):
-        harness.load_tasks(["capitals_continuatoin"])
-    with pytest.raises(UserError, match="unknown task 'hellaswagg'; did you mean hellaswag"):
-        harness.load_tasks(["hellaswagg"])
-    write(tmp_path, "all", text="group: everything\ntask: [mine, mein]\n")
-    said = refusal(tmp_path, "everything")
-    assert f"unknown task, named in the group file '{tmp_path}/all.yaml': 'mein'; did you mean mine" in said
-
-
 # -- the record --
 
 
@@ -165,16 +135,6 @@ def test_the_record_holds_the_files_of_a_task(lens, tmp_path, monkeypatch):
     assert about["file"] == "tasks/mine.yaml"
     wanted = [folder / name for name in ("mine.yaml", "base.yaml", "utils.py", "base.jsonl")]
     assert about["sha256"] == {str(path): digest(path) for path in wanted}
-
-
-def test_the_record_of_an_embedded_task_names_its_files_from_their_folder(lens):
-    record = swept(lens, None, EMBEDDED).record
-    assert record["include_path"] is None
-    about = record["tasks"][EMBEDDED]
-    assert about["file"] == f"capitals/{EMBEDDED}.yaml"
-    names = [about["file"], "_defaults.yaml", "utils.py", "capitals/choice_test.jsonl", "capitals/choice_fewshot.jsonl"]
-    assert set(about["sha256"]) == set(names)
-    assert about["sha256"]["utils.py"] == digest(paths.tasks_dir() / "utils.py")
 
 
 def test_results_of_a_changed_task_are_told_apart_and_not_joined(lens, tmp_path):
