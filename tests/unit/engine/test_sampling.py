@@ -111,8 +111,9 @@ def test_texts_are_drawn_from_the_models_own_predictions(lens, requests, conditi
     for condition, row in zip(conditions, texts, strict=True):
         for request, text in zip(requests, row, strict=True):
             tokens, numbers = [*request.context], Numbers(request, condition)
+            model = surgery.cut(lens, condition, None, len(tokens))
             for place in range(request.max_new_tokens):
-                logits = surgery.logits(lens, condition, None, torch.tensor(tokens), len(request.context))[-1]
+                logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
                 cumulative = np.cumsum(probabilities(logits.double().numpy(), request.sampling))
                 tokens.append(int(np.searchsorted(cumulative, numbers.at(place) * cumulative[-1], side="right")))
                 written = lens.tokenizer.decode(tokens[len(request.context) :])

@@ -90,10 +90,9 @@ class TestCuts:
 class TestEngine:
     def test_answers_are_those_of_one_process(self, lens, in_turn):
         for ablate, options in (
-            ("layers", {"measure": "both"}),
-            ("layers@mean", {}),
+            ("layers@mean", {"measure": "both"}),
             (["L1.H1@resample"], {"resample_prompts": ["one two three", "A b c d"]}),
-            ("attn", {"gen_kwargs": {"temperature": 1.3}, "tasks": [WRITTEN]}),
+            ("L1.attn", {"gen_kwargs": {"temperature": 1.3}, "tasks": [WRITTEN]}),
         ):
             one, other = run(lens, None, ablate, **options), run(lens, None, ablate, workers=3, **options)
             assert len(in_turn.shards) > 1

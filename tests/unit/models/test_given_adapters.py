@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 import tiny
 import torch
@@ -14,7 +11,6 @@ from transformers import AutoModelForCausalLM
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand
 from depthlens.engine.engine import Engine
-from depthlens.models import sources
 from depthlens.requests import LoglikelihoodRequest
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -76,17 +72,3 @@ REFUSED = {
 def test_what_is_no_adapter_is_one_line(desk, name):
     with pytest.raises(dl.UserError, match=REFUSED[name]):
         dl.load(name.format(desk=desk))
-
-
-def test_a_damaged_adapter_is_one_line(desk, tmp_path):
-    folder = shutil.copytree(desk / "adapter", tmp_path / "damaged")
-    (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(dl.UserError, match="the adapter '.*damaged' does not fit it"):
-        dl.load(str(folder))
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    with pytest.raises(dl.UserError, match="names no base; give BASE"):
-        dl.load(str(folder))
-    (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(dl.UserError, match="adapter_config.json is not JSON"):
-        sources.find(str(folder))

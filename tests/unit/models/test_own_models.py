@@ -65,13 +65,3 @@ def adapted(targets):
 def test_a_compiled_model_is_refused_with_the_way():
     with pytest.raises(dl.UserError, match=r"the model is compiled; give Lens\(model._orig_mod, tokenizer\)"):
         dl.Lens(torch.compile(tiny.model("qwen2"), backend="eager"), tiny.tokenizer())
-
-
-def test_what_is_no_model_is_refused():
-    for given in (
-        ("mine", tiny.model("qwen2")),
-        (tiny.model("qwen2"), None),
-        (torch.nn.Linear(2, 2), tiny.tokenizer()),
-    ):
-        with pytest.raises(dl.UserError, match="give a causal language model of transformers and its tokenizer"):
-            dl.Lens(*given)

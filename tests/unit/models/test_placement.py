@@ -54,12 +54,6 @@ def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
     assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
 
 
-def test_a_model_without_room_anywhere_is_refused_with_sizes(folder, gpus):
-    gpus(0.3, 0.3)
-    with pytest.raises(UserError, match=r"weights take .* GiB, cpu:1, cpu:2 have room for .* \+ .* GiB; try dtype="):
-        loading.load(folder, device=LISTED)
-
-
 @pytest.mark.parametrize(
     ("device", "fault"),
     [

@@ -159,19 +159,6 @@ class TestCommands:
         assert message in last
 
 
-class TestAboutFiles:
-    @pytest.mark.parametrize("text", ["{", '{"address": 2}'])
-    def test_one_that_is_damaged_is_told_and_written_again(self, lens, tmp_path, capsys, text):
-        run(lens, tmp_path, tasks=[CHOICE])
-        (about,) = tmp_path.glob("*/about.json")
-        whole = about.read_text()
-        about.write_text(text)
-        found = inspection.verify(Store(str(tmp_path)))
-        assert len(found.damaged) == 1 and found.damaged[0].startswith(f"{about.parent.name}/about.json: ")
-        assert counts(run(lens, tmp_path, tasks=[CHOICE]))[1] == 0  # the rows are whole
-        assert about.read_text() == whole and inspection.verify(Store(str(tmp_path))).damaged == []
-
-
 def test_answers_of_somebody_else_are_read_and_new_ones_are_not_kept(lens, tmp_path, monkeypatch, caplog):
     """Nor is a damaged part moved away."""
     run(lens, tmp_path, tasks=[CHOICE])

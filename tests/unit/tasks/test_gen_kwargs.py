@@ -74,17 +74,6 @@ def test_repeats_are_drawn_anew_and_filters_see_all_of_them(lens, folder, sweep)
     assert len(sweep("mini_votes").docs) == 2 * 2 * n
 
 
-def test_answers_that_are_cut_off_are_counted(sweep):
-    short, long = (sweep(gen_kwargs={"max_gen_toks": n, "until": []}) for n in (1, 20))
-    assert not short.docs["complete"].any()
-    table = short.unparsed("mini_writing", "exact_match")
-    assert table["cut_off"].tolist() == [1.0, 1.0]
-    expected = "100% were cut off at the greatest number of tokens with nothing removed, and at most 100% under a"
-    assert expected in short.describe()[-1]
-    kept = long.docs["complete"].mean()
-    assert long.unparsed("mini_writing", "exact_match")["cut_off"].mean() == pytest.approx(1 - kept)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -94,13 +94,6 @@ def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, ki
     assert kind == "rolling" or all(prompt not in asked for prompt, _ in decoded(lens, reference))
 
 
-def test_the_training_split_comes_before_documents_that_are_not_evaluated(lens, prepared):
-    reference = reference_of(lens, prepared("choice", SHOTS + TRAIN, limit=None))
-    assert reference.name == "reference_choice: 4 few-shot and 9 training documents, without examples"
-    prompts = [prompt for prompt, _ in decoded(lens, reference)]
-    assert prompts == [*(f"Q: shot {i}?" for i in range(4)), *(f"Q: train {i}?" for i in range(9))]
-
-
 def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkeypatch):
     said = (
         "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task with"
