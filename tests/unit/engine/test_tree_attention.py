@@ -6,13 +6,21 @@ from torch.nn.attention.flex_attention import create_block_mask
 from trees import random_sequences, sees
 
 from depthlens.engine import attention_parts, block_mask
-from depthlens.engine.attention_choice import TREES
+from depthlens.engine.attention_choice import ENVIRONMENT, TREES
 from depthlens.engine.branch_attention import BranchTree
 from depthlens.engine.prefix_tree import build, pack
 from depthlens.engine.tree_attention import Layout
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or in two parts
+
+
+@pytest.fixture(params=["chosen", "flex-eager"])
+def kernel(request, monkeypatch):
+    """The kernel that a CPU gets, and the block mask that a GPU may get (not compiled, which takes half a minute)."""
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    if request.param != "chosen":
+        monkeypatch.setenv(ENVIRONMENT, request.param)
 
 
 def drawn(n_rows, n, d_value=8, heads=(4, 2), dtype=torch.float32):
