@@ -59,17 +59,6 @@ def by_numpy(tensor: torch.Tensor, chance: random.Random) -> None:
     tensor.detach().numpy()[place(tensor, chance)] *= -2.0
 
 
-def by_view(tensor: torch.Tensor, chance: random.Random) -> None:
-    half = tensor.shape[-1] // 2
-    tensor.data[..., half : half + 8] = 0
-
-
-def swapped(tensor: torch.Tensor, chance: random.Random) -> None:
-    one, other = place(tensor, chance), place(tensor, chance)
-    values = tensor[one].clone(), tensor[other].clone()
-    tensor[other], tensor[one] = values
-
-
 def all_scaled(tensor: torch.Tensor, chance: random.Random) -> None:
     tensor.mul_(chance.uniform(1.5, 3.0))
 
@@ -82,8 +71,6 @@ HOW = {
     "one element": one_element,
     "one element by .data": by_data,
     "one element by numpy": by_numpy,
-    "a view": by_view,
-    "two elements swapped": swapped,
     "all scaled": all_scaled,
     "a bit of one element": last_bit,
 }

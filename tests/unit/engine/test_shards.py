@@ -74,10 +74,6 @@ class TestCuts:
         rows = [(c, r) for members, group in shards for c in group for r in members]
         assert len(rows) == len({*rows}) == docs * conditions
 
-    def test_without_a_prefix_requests_are_cut_and_shards_are_even(self):
-        shards = self.cut(0, 96, 20, 31, 2)
-        assert [(len(members), len(group)) for members, group in shards] == [(8, 31)] * 12
-
     def test_a_long_prefix_is_repeated_less(self):
         different = {tuple(members) for members, _ in self.cut(300, 96, 20, 31, 2)}
         assert 1 <= len(different) <= 4

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 
 import huggingface_hub
 import pytest
@@ -102,28 +101,3 @@ def test_what_the_local_cache_holds_is_used_where_the_hub_gives_no_answer(online
     assert sources.probe(sources.find("owner/model")) == found
     ((_, seconds),) = online  # it is asked once, and has as long as the hub library itself waits for one answer
     assert seconds == sources.SECONDS <= 10
-
-
-@pytest.mark.parametrize(
-    ("kind", "status", "said"),
-    [
-        ("GatedRepoError", 403, "is gated: accept its licence on its hub page, then set HF_TOKEN"),
-        (
-            "RepositoryNotFoundError",
-            401,
-            "does not exist on the hub, or is private; check the spelling or set HF_TOKEN",
-        ),
-        ("RemoteEntryNotFoundError", 404, "has no config.json on the hub; download its file and give the path instead"),
-        ("HfHubHTTPError", 503, "cannot be read: 503 Error; check the name, or get its files again"),
-    ],
-)
-def test_what_the_hub_answers_is_one_line(online, monkeypatch, kind, status, said):
-    def ask(url, timeout):
-        response = types.SimpleNamespace(status_code=status, headers={}, request=None)
-        raise getattr(huggingface_hub.errors, kind)(f"{status} Error.\nSee the page.", response=response)
-
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
-    with pytest.raises(UserError) as raised:
-        sources.probe(sources.find("llama-3.1-8b"))
-    assert str(raised.value).startswith("model 'llama-3.1-8b' ") and said in str(raised.value)
-    assert "\n" not in str(raised.value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import random
@@ -13,10 +11,9 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save
-from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, run
+from stores import CHOICE, LIMIT, WRITTEN, counts, run
 
 import depthlens as dl
-from depthlens import cli
 from depthlens.models import fingerprint
 from depthlens.store import inspection
 from depthlens.store.parts import Store
@@ -122,25 +119,3 @@ class TestEdits:
     def test_nor_is_any_of_all_ways(self, tmp_path):
         found = edits.tried([(way, 0) for way in edits.WAYS], str(tmp_path))
         assert found["wrong"] == [] and found["changed"] >= 0.85 * len(edits.WAYS)
-
-
-class TestOlderEntries:
-    @pytest.fixture
-    def at(self, lens, tmp_path):
-        """A store whose only entry was made before addresses had a version."""
-        run(lens, tmp_path, tasks=[CHOICE])
-        (about,) = tmp_path.glob("*/about.json")
-        shared = {key: value for key, value in json.loads(about.read_text()).items() if key != "address"}
-        key = hashlib.blake2b(json.dumps(shared, sort_keys=True).encode(), digest_size=10).hexdigest()
-        about.write_text(json.dumps(shared))
-        about.parent.rename(tmp_path / key)
-        return tmp_path
-
-    def test_they_are_not_read_and_verify_says_so(self, lens, at, capsys):
-        assert counts(run(lens, at, tasks=[CHOICE])) == (0, N_CHOICE)
-        found = inspection.verify(Store(str(at)))
-        assert (found.n_parts, found.outdated, found.damaged) == (2, 1, [])
-        with pytest.raises(SystemExit) as end:
-            cli.main(["store", "verify", "--store", str(at)])
-        out = capsys.readouterr().out
-        assert end.value.code == 0 and "1 of 2 parts were made by a version that left out some of what decides" in out

@@ -6,15 +6,10 @@ import re
 
 import pytest
 import tiny
-import torch
-from transformers import BloomConfig, BloomForCausalLM
 
 from depthlens.errors import UserError
-from depthlens.experiments.free_text import free_text
-from depthlens.models.lens import Lens
 from depthlens.tasks import haystacks, token_spans
 from depthlens.tasks import needles as prompts
-from depthlens.tasks.encoding import Encoder
 
 FUNCTION_WORDS = set("a an the of in on with and from at by for to without".split())
 
@@ -88,17 +83,6 @@ def test_lengths_that_a_model_cannot_have_become_the_nearest_that_it_can(caplog)
     assert "context_lengths [256, 512, 1500, 4000]: tiny-llama-gqa reads 2048 tokens" in caplog.text
     with pytest.raises(UserError, match="reads 512 tokens, and a prompt without hay has up to .*: no needle fits"):
         prompts.written_needles(tiny.lens("llama-gqa"), **asked)
-
-
-def test_a_configuration_that_names_no_longest_text_is_read_as_lm_eval_reads_it():
-    """ALiBi has no table of positions, so that BLOOM's configuration has no `max_position_embeddings`."""
-    torch.manual_seed(0)
-    config = BloomConfig(vocab_size=tiny.VOCAB, hidden_size=32, n_layer=2, n_head=4)
-    lens = Lens(BloomForCausalLM(config), tiny.tokenizer())
-    (needle,) = prompts.written_needles(lens, 1, [0.5], [10**6])
-    assert needle.about["context_length"] == Encoder(lens).max_length - prompts.RESERVE
-    written = free_text(lens, "L1", n_prompts=2, prompt_tokens=4, max_new_tokens=2, store=None, progress=False)
-    assert written.docs["condition"].unique().tolist() == ["baseline", "L1"]
 
 
 def test_an_answer_is_found_as_a_whole_word_only(lens):
