@@ -54,19 +54,6 @@ def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
     assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
 
 
-@pytest.mark.parametrize(
-    ("device", "fault"),
-    [
-        ("cuda:0,cuda:0", "named twice"),
-        ("cuda:0,cpu", "unknown device"),
-        (LISTED, "no CUDA GPU here"),
-    ],
-)
-def test_wrong_lists_of_devices_are_refused(device, fault):
-    with pytest.raises(UserError, match=fault):
-        dl.load("organism", device=device)
-
-
 def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
     gpus(1.2, 1.2)
     base, donor = (loading.load(folder, device=LISTED) for _ in range(2))

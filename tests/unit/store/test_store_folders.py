@@ -15,7 +15,6 @@ import tiny
 import torch
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, flip, parts, run
 
-import depthlens as dl
 from depthlens import cli, provenance
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
@@ -46,18 +45,6 @@ class TestFolders:
         with pytest.raises(UserError, match=message):
             Store(str(tmp_path))
         assert [path.name for path in tmp_path.iterdir()] == [name]
-
-    @pytest.mark.parametrize(
-        ("where", "message"),
-        [
-            ("/proc/depthlens", "cannot write to '/proc/depthlens'"),
-            ("", "give a folder or URL"),
-            ("nosuch://x/y", "cannot be opened: Protocol not known: nosuch"),
-        ],
-    )
-    def test_a_bad_store_is_told_before_anything_is_computed(self, lens, where, message):
-        with pytest.raises(UserError, match=re.escape(message)):
-            dl.layer_sweep(lens, CHOICE, limit=1, store=where, progress=False)
 
     def test_which_store(self, tmp_path, monkeypatch):
         assert open_store(None) is None
@@ -142,21 +129,6 @@ class TestCommands:
         self.call(capsys, "store", "prune", "--all", "--store", at)
         assert parts(at) == []
         assert counts(run(lens, at))[0] == 0
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["prune"], "nothing to prune is named"),
-            (["prune", "--model", "gpt-9"], "unknown model 'gpt-9'"),
-            (["prune", "--task", "capital_continuation"], f"did you mean {CHOICE}"),
-            (["prune", "--older-than", "-1"], "--older-than '-1': give a number of days"),
-        ],
-    )
-    def test_mistakes(self, at, capsys, arguments, message):
-        code, out, err = self.call(capsys, "store", *arguments, "--store", at)
-        first, last = err.splitlines()
-        assert code == 2 and out == "" and first == f"reading the store {at} ..." and last.startswith("Error: ")
-        assert message in last
 
 
 def test_answers_of_somebody_else_are_read_and_new_ones_are_not_kept(lens, tmp_path, monkeypatch, caplog):

@@ -89,7 +89,7 @@ FAULTS = [
     ),
     ("choice", changed(2, options=["yes"]), "document 2: doc_to_choice 'options' gives ['yes']; it must give a list"),
     ("choice", function("none", "process_docs"), "its test or validation split has no documents; correct its data or"),
-    ("choice", {"doc_to_target": "wrod"}, "doc_to_target 'wrod' names no field of its documents; fields: q, options,"),
+    ("choice", {"doc_to_target": "wrod"}, "doc_to_target 'wrod' names no field and no option; fields: q, options,"),
     ("rolling", {"doc_to_target": "wrod"}, "doc_to_target 'wrod' names no field of its documents; fields: q, options,"),
     ("written", changed(2, word=None), "document 2: doc_to_target 'word' gives None; it must give an answer"),
     ("rolling", changed(1, q=""), "document 1: doc_to_target 'q' gives ''; it must give a text to score"),
