@@ -112,14 +112,3 @@ def test_a_layer_without_heads_says_so():
     assert scores(lens, [parse_condition("L0.mlp@int4+L3@int8")]).isfinite().all()
     with pytest.raises(dl.UserError, match="no hooks for"):
         scores(lens, [BASELINE], backend="transformer_lens")
-
-
-@pytest.mark.parametrize(
-    "kind, condition",
-    [("gpt2", "L1+L2.H1"), ("qwen3_next", "L1+L0.attn+L3.H1"), ("qwen3_5_text", "L0+L2.mlp@int8")],
-)
-def test_an_export_is_the_condition(kind, condition, tmp_path):
-    lens = model_classes.lens(kind)
-    wanted = scores(lens, [parse_condition(condition)])[0]
-    dl.export(lens, condition, tmp_path / "out")
-    assert torch.allclose(scores(dl.load(str(tmp_path / "out")), [BASELINE])[0], wanted, atol=SAME)

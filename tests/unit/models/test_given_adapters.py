@@ -9,9 +9,6 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablations import BASELINE, expand
-from depthlens.engine.engine import Engine
-from depthlens.requests import LoglikelihoodRequest
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 SAME = 1e-5  # W x + B (A x) against (W + B A) x
@@ -45,14 +42,6 @@ def test_logits_are_those_of_peft(desk, name):
     assert not torch.allclose(wanted, before, atol=100 * SAME)
     assert lens.identify().obstacle is None, "its answers can be kept"
     assert all("lora" not in key for key, _ in lens.model.named_parameters())
-
-
-def test_an_adapter_is_a_donor_of_its_base(desk):
-    lens = dl.with_donor(dl.load(f"{desk}/base"), f"{desk}/base+{desk}/adapter")
-    request = LoglikelihoodRequest((5, 6, 7), (8, 9))
-    found = Engine(lens, progress=False).loglikelihood([request], expand("whole@donor", lens.dims))
-    own = Engine(dl.load(f"{desk}/adapter"), progress=False).loglikelihood([request], [BASELINE])
-    assert found[1][0].logprob == pytest.approx(own[0][0].logprob, abs=SAME)
 
 
 REFUSED = {

@@ -6,7 +6,7 @@ import pytest
 from mini_tasks import DOCUMENTS
 
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import document_choice, harness
+from depthlens.tasks import harness
 
 N = len(DOCUMENTS)
 ALL = list(range(N))
@@ -50,9 +50,3 @@ def test_a_sweep_of_both_halves_is_the_sweep_of_all(lens, load):
     for half, ids in ((even, ALL[::2]), (odd, ALL[1::2])):
         part = half.scores("mini_choice", "acc")
         assert part.index.tolist() == ids and part.equals(scores.loc[ids])
-
-
-def test_what_is_recorded_can_be_given_again():
-    for samples in ("::2", range(1, 9, 3), [2, 0], {"a": range(3), "b": "1:"}, None):
-        again = document_choice.recorded(samples)
-        assert document_choice.recorded(again) == again
