@@ -153,6 +153,7 @@ def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
         ("kv", 12),
         ("blocks:3", 6 + 5 + 4),
         ("blocks:9", 6 + 5 + 4 + 3 + 2 + 1),
+        ("bottom", 6),
         ("top:9@donor", 1),
         ("layers:3@mean", 3),
         ("attn:9", 6),
