@@ -124,6 +124,14 @@ def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
     assert together.donor.lens.fingerprint == whole[1].fingerprint
 
 
+def test_layers_of_a_donor_that_nothing_asks_for_are_not_read(folders, monkeypatch):
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
+    together, asked, read = distillation.with_donor(base, donor), [], donor.stream.read
+    monkeypatch.setattr(donor.stream, "read", lambda layer: asked.append(layer) or read(layer))
+    transplants.scores(together, expand("L1@donor,L3@donor", base.dims))
+    assert asked == [1, 3] and layers_in_memory(donor) == []
+
+
 # -- what cannot be loaded --
 
 
