@@ -212,6 +212,8 @@ def training(lens: Lens, chance: random.Random, _: ExitStack) -> None:
 
 
 def lower_precision(lens: Lens, chance: random.Random, until: ExitStack) -> None:
+    for backend in (torch.backends.cuda, torch.backends.mkldnn):  # the next line would leave "ieee" for "none"
+        until.callback(setattr, backend.matmul, "fp32_precision", backend.matmul.fp32_precision)
     until.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision("medium")
 
