@@ -14,7 +14,7 @@ USAGE = [
     (["sweep", "m", "t", "--ablate", "L1", "--out", "{out}", "--limit"], "--limit"),
     (["models", "all"], "unexpected extra argument"),
     (["run", "--out", "{out}"], "Missing argument"),
-    (["run", "all"], "no --out; name a folder for what is written, or add --plan"),
+    (["run", "all"], "Missing option '--out'"),
     (["run", "00_tour", "--out", "{out}", "-p", "limit"], "-p takes a name and a value: -p NAME VALUE"),
     (["gallery"], "Missing argument"),
     (["store", "empty"], "No such command 'empty'"),
