@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -542,9 +542,13 @@ def scopes(both: pd.DataFrame, old: pd.DataFrame, new: pd.DataFrame) -> pd.Serie
     names = pd.Series("", index=both.index)
     for side, other in (("left_only", new), ("right_only", old)):
         for n in (3, 2, 1):  # the widest last
-            own, known = (of[NAMES[:n]].agg(" | ".join, axis=1) for of in (both, other))
+            own, known = (joined(of[k] for k in NAMES[:n]) for of in (both, other))
             names = names.mask((both["side"] == side) & ~own.isin(set(known)), own)
     return names
+
+
+def joined(columns: Iterable[pd.Series]) -> pd.Series:
+    return functools.reduce(lambda one, other: one + " | " + other, columns)
 
 
 def differences(both: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -160,11 +161,22 @@ def _sums_by_class(lens: Lens, texts: Sequence[tuple[list[int], int]]) -> tuple[
         total[site][layer].index_add_(0, classes, value.flatten(0, -2).cpu().double())
 
     with _reading(lens, SITES, add):
-        for tokens, n_context in texts:  # one at a time: no padding, so that every position counts once
-            classes = Places.of_rows(torch.arange(len(tokens))[None], [n_context]).classes[0]
+        for batch in _of_equal_length(texts, memory_budget.choose(lens).batch_tokens):
+            ids, n_context = torch.tensor([tokens for tokens, _ in batch]), [n for _, n in batch]
+            classes = Places.of_rows(torch.arange(ids.shape[1]).expand(len(batch), -1), n_context).classes.flatten()
             n_tokens += classes.bincount(minlength=n_classes)
-            body_of(lens.model)(input_ids=torch.tensor([tokens], device=lens.device), use_cache=False)
+            body_of(lens.model)(input_ids=ids.to(lens.device), use_cache=False)
     return total, n_tokens
+
+
+def _of_equal_length(
+    texts: Sequence[tuple[list[int], int]], batch_tokens: int
+) -> Iterator[Sequence[tuple[list[int], int]]]:
+    """Batches of texts without padding, so that every position counts once."""
+    for length, group in groupby(sorted(texts, key=lambda text: len(text[0])), key=lambda text: len(text[0])):
+        alike = list(group)
+        size = max(1, batch_tokens // length)
+        yield from (alike[i : i + size] for i in range(0, len(alike), size))
 
 
 def _widths(lens: Lens) -> dict[str, int]:

@@ -33,7 +33,7 @@ from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerStore
 from depthlens.tasks.prepared_task import Prepared
 
-MEAN_TEXTS = 8  # that are run to time the means of a task
+MEAN_TEXTS = 32  # that are run to time the means of a task
 SHARE = 0.4  # of a GPU's peak
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense, bfloat16
 COUNTS = ("rows", "known", "tokens", "unshared_tokens", "written_tokens", "most_written_tokens", "flops")
