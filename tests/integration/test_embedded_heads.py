@@ -33,6 +33,7 @@ def solver():
     return dl.load("smollm2-135m-cot")  # trained to write the steps of these problems
 
 
+@pytest.mark.nightly
 def test_the_model_is_surer_of_its_own_right_solutions_than_of_references(solver):
     options = {"limit": 12, "num_fewshot": 0, "method": "attribution", **OPTIONS}
     own, reference = (dl.reasoning_scores(solver, solutions=kind, **options) for kind in ("own", "reference"))
@@ -43,6 +44,7 @@ def test_the_model_is_surer_of_its_own_right_solutions_than_of_references(solver
     assert np.isfinite(own.normalised.values).all()
 
 
+@pytest.mark.nightly
 def test_few_heads_move_a_result_to_that_of_another_operand(solver):
     scores = dl.operand_swap_scores(solver, limit=16, num_fewshot=0, **OPTIONS)
     told = scores.record["swaps"]

@@ -251,6 +251,7 @@ print(int(peak) * 1024 - before)
 
 
 # in GiB; writing takes 3.02 here, and a quarter is left for what the allocator keeps elsewhere
+@pytest.mark.nightly
 @pytest.mark.parametrize(("work", "most"), [("loglikelihood", 2), ("generation", 3.25)])
 def test_full_packs_take_no_more_memory_above_the_model_than_is_said(work, most):
     done = subprocess.run([sys.executable, "-c", HOG, work], capture_output=True, text=True, check=True)
@@ -261,19 +262,8 @@ def test_full_packs_take_no_more_memory_above_the_model_than_is_said(work, most)
 def test_the_main_command_writes_its_files_with_every_layer_and_document(tmp_path, capsys):
     n, out = 6, tmp_path / "X"
     with pytest.raises(SystemExit) as ended:
-        cli.main(
-            [
-                "sweep",
-                "smollm2-135m",
-                "capitals_continuation",
-                "--ablate",
-                "layers",
-                "--limit",
-                str(n),
-                "--out",
-                str(out),
-            ]
-        )
+        options = ["--ablate", "layers", "--limit", str(n), "--out", str(out)]
+        cli.main(["sweep", "smollm2-135m", "capitals_continuation", *options])
     assert ended.value.code == 0
     assert sorted(p.name for p in out.iterdir()) == [
         "docs.parquet", "questions.parquet", "record.json", "summary.parquet",
