@@ -114,7 +114,7 @@ def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A tiny model and its twin, by the parameters that name them."""
-    lens = tiny.lens("llama-gqa", num_hidden_layers=6, max_position_embeddings=8192)
+    lens = tiny.lens("llama-gqa", num_hidden_layers=4, max_position_embeddings=8192)
     made = {"model": lens, "distilled": transplants.other(lens)}
     folders = {name: tmp_path_factory.mktemp("models") / name for name in made}
     for name, folder in folders.items():
@@ -135,9 +135,9 @@ def test_a_profile_takes_a_model_of_ones_own(models, tmp_path, profile):
 @pytest.mark.parametrize(
     ("name", "own", "said"),
     [
-        ("00_tour", {"ways": ["layers", "L6"]}, "ways ['layers', 'L6']: condition L6: layer 6 does not exist; layers"),
+        ("00_tour", {"ways": ["layers", "L4"]}, "ways ['layers', 'L4']: condition L4: layer 4 does not exist; layers"),
         ("02_knowledge_and_retrieval", {"ways": ["atn"]}, "ways ['atn']: condition 'atn': cannot read 'atn'"),
-        ("04_heads", {"layers": [3, 6]}, "layers [3, 6]: condition L6: layer 6 does not exist; layers are 0..5"),
+        ("04_heads", {"layers": [3, 4]}, "layers [3, 4]: condition L4: layer 4 does not exist; layers are 0..3"),
         ("04_heads", {"layers": "layers:0"}, "layers 'layers:0': size '0' in 'layers:0'"),
         ("07_distillation", {}, "distilled 'smollm2-135m-cot' is no twin of model"),
         ("09_claims", {"views": ["layers", "L2.H9"]}, "head 9 does not exist; heads are 0..3"),

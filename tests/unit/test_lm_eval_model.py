@@ -71,18 +71,11 @@ def test_equals_the_hf_model_under_the_same_hooks(lens, manager, condition):
 def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, manager, monkeypatch):
     monkeypatch.setattr(lens.tokenizer, "chat_template", CHAT)
     peer = evaluate(hf(lens), manager, apply_chat_template=True, system_instruction="Be brief.")
-    ours = evaluate(
-        "depthlens",
-        manager,
-        model_args={"pretrained": lens},
-        apply_chat_template=True,
-        system_instruction="Be brief.",
-    )
+    chat = {"apply_chat_template": True, "system_instruction": "Be brief."}
+    ours = evaluate("depthlens", manager, model_args={"pretrained": lens}, **chat)
     equal(ours, peer)
     assert peer["kv_retrieval_4"][0][2][0][0].startswith("<system>Be brief.")
-    result = sweep.condition_sweep(
-        lens, TASKS, "L1", limit=3, apply_chat_template=True, system_instruction="Be brief.", progress=False
-    )
+    result = sweep.condition_sweep(lens, TASKS, "L1", limit=3, progress=False, **chat)
     written = result.docs.query("condition == 'baseline' and task == 'kv_retrieval_4'")["response"].tolist()
     plain = sweep.condition_sweep(lens, TASKS, "L1", limit=3, progress=False)
     assert written != plain.docs.query("condition == 'baseline' and task == 'kv_retrieval_4'")["response"].tolist()
@@ -114,10 +107,7 @@ def test_conditions_that_depend_on_positions_are_those_of_a_sweep(lens, manager,
         ({"condition": "L99"}, "layer 99 does not exist"),
         ({"condition": "L1@mean"}, "needs mean_prompts=FILE"),
         ({"conditon": "L1"}, "unknown model argument 'conditon'; did you mean condition"),
-        (
-            {"condition": "L1@mean", "mean_prompts": "no/such.txt"},
-            "mean_prompts 'no/such.txt' cannot be read: No such file",
-        ),
+        ({"condition": "L1@mean", "mean_prompts": "no/such.txt"}, "mean_prompts 'no/such.txt' cannot be read: No such"),
         ({"condition": "L1@mean", "mean_prompts": "EMPTY"}, "has no prompts; give a text file with one prompt a line"),
         ({"batch_tokens": 0}, "batch_tokens 0: give a whole number"),
         ({"backend": "jax"}, "unknown backend 'jax'"),
