@@ -283,12 +283,8 @@ app.command("race")(experiments.race_like(sweep, _settle))
 def run(
     names: Annotated[list[str], typer.Argument(metavar="all|NAME...", help="Notebooks, such as 00_tour; or all.")],
     out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for executed notebooks, their pages, index.html and record.json. [required, but for --plan]",
-        ),
-    ] = None,
+        str, typer.Option(metavar="DIR", help="Folder for executed notebooks, their pages, index.html and record.json.")
+    ],
     parameters: Annotated[
         list[str] | None,
         typer.Option(
@@ -310,9 +306,6 @@ def run(
         str | None,
         typer.Option(metavar="A,B,...", help="Models to run on, one after another: a folder each, and one index."),
     ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Run them on made-up answers, and say what the run would cost.")
-    ] = False,
     workers: WorkersOption = None,
     ray: RayOption = None,
     worker_cpus: CpusOption = None,
@@ -332,19 +325,7 @@ def run(
         if name in values:
             raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
         values[name] = value
-    if out is None and not plan:
-        raise UserError("no --out; name a folder for what is written, or add --plan to see what the run would cost")
-    _configure(store, json, given, plan)
-    if plan:
-        from depthlens.runner import run_plan
-
-        if models is None:
-            typer.echo(str(run_plan.plan_run(names, profile=profile, parameters=values)))
-            return
-        for model, cost in run_plan.plan_models(names, models.split(","), profile=profile, parameters=values):
-            typer.echo(f"{model}\n{cost}\n")
-        return
-    assert out is not None
+    _configure(store, json, given, plan=False)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
     from depthlens.runner import execute, several
     from depthlens.runner import report as reports

@@ -7,14 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LoglikelihoodRequest:
-    """A request for log p(continuation | context); both are token ids and neither is empty.
-
-    ``right`` says whether it is the right one of several; a dry run alone asks for it, and None says nothing.
-    """
+    """A request for log p(continuation | context); both are token ids and neither is empty."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
-    right: bool | None = field(default=None, compare=False)
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -62,7 +58,7 @@ class GenerateRequest:
         sampling: How tokens are drawn; None: the likeliest token is written.
         think_end: Text that ends what a model thinks: stop strings count behind it, and only what follows is the
             answer. None: all of the text is.
-        right: The reference answer, for a dry run alone; None says nothing.
+        right: The reference answer, for a plan alone; None says nothing.
     """
 
     context: tuple[int, ...]

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from depthlens.cluster.options import asked
-from depthlens.store import dry_run
 
 
 def workers_of(options: Mapping[str, Any]) -> Any:
-    """The workers that options or the environment ask for, connected; None: this process computes, or only plans.
+    """The workers that options or the environment ask for, connected; None: this process computes.
 
     Returns:
         A `depthlens.cluster.pool.RayWorkers`, whose module is imported only now.
@@ -24,7 +23,7 @@ def workers_of(options: Mapping[str, Any]) -> Any:
         UserError: Ray is not installed, cannot be started or reached, or has no room for so many.
     """
     wanted = asked(options)
-    if wanted is None or dry_run.current():
+    if wanted is None:
         return None
     from depthlens.cluster import pool  # imports torch
 

@@ -18,7 +18,7 @@ from depthlens import arguments, backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import made_up_answers, memory_budget, nonfinite, plain_rows, walk_check
+from depthlens.engine import memory_budget, nonfinite, plain_rows, walk_check
 from depthlens.engine.nonfinite import NotFinite
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
@@ -31,10 +31,8 @@ from depthlens.models import pairs
 from depthlens.models.lens import NO_GENERATION, Lens, exclusive
 from depthlens.models.rounded_weights import modules_of
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
-from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerCache
 from depthlens.store.answer_rows import AnswerRows
-from depthlens.store.dry_run import DryRun
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +141,6 @@ class Engine:
                 the model's rotary angles depend on the longest of a batch.
             Interrupted: Ctrl-C; the message says what is stored.
         """
-        if run := dry_run.current():
-            return made_up_answers.answers(run, self, requests, conditions, desc)
         with self._working(requests, conditions, desc) as (rows, bar):
             longest = max((len(q.inputs) for q in requests), default=0)
             plain_rows.refuse_scaled_angles(self.lens, longest)
@@ -170,11 +166,7 @@ class Engine:
                 `loglikelihood`.
             Interrupted: Ctrl-C; the message says what is stored.
         """
-        if self.lens.stream:
-            raise UserError(NO_GENERATION)
-        require_plain(self.lens)
-        if run := dry_run.current():
-            return made_up_answers.answers(run, self, requests, conditions, desc)
+        self.check_writing()
         with self._working(requests, conditions, desc) as (rows, bar):
             longest = max((len(q.context) + q.max_new_tokens for q in requests), default=0)
             plain_rows.refuse_scaled_angles(self.lens, longest)
@@ -187,8 +179,22 @@ class Engine:
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
+    def check_writing(self) -> None:
+        """Refuse a model that writes no texts here.
+
+        Raises:
+            UserError: see `generate_until`.
+        """
+        if self.lens.stream:
+            raise UserError(NO_GENERATION)
+        require_plain(self.lens)
+
     def plan(
-        self, requests: Sequence[Any], conditions: Sequence[Condition], lengths: Sequence[int] | None = None
+        self,
+        requests: Sequence[Any],
+        conditions: Sequence[Condition],
+        lengths: Sequence[int] | None,
+        counted: set[int],
     ) -> tuple[Work, int]:
         """What `loglikelihood` would compute, or `generate_until` if texts were so long; nothing is computed or stored.
 
@@ -196,12 +202,13 @@ class Engine:
             requests: What is asked.
             conditions: Any number.
             lengths: Of each text that is to be written, in tokens; None for log-likelihoods.
+            counted: Hashes of rows that were counted before, and are known; from now on all of these are.
 
         Returns:
             The work, and how many answers are known already.
         """
         rows = self.cache.rows(requests, conditions)
-        rows.only_count(dry_run.current() or DryRun())
+        rows.only_count(counted)
         return self._counted(rows, lengths), rows.n_known
 
     def _counted(self, rows: AnswerRows, lengths: Sequence[int] | None) -> Work:

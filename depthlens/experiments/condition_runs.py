@@ -25,7 +25,6 @@ from depthlens.experiments.options import EvalOptions, load_tasks, recorded
 from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
 from depthlens.models import loading, pairs, sources
 from depthlens.models.lens import NO_GENERATION, Lens
-from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 from depthlens.tasks import groups
 
@@ -103,7 +102,7 @@ class ConditionRuns:
         backend, workers = self.options["backend"], self._workers
         cache = self.store.entry(view.name, backend=backend, reference=reference.keys if reference else None)
         means = None
-        if reference is not None and not dry_run.current() and cache.lacks(view.requests, conditions):
+        if reference is not None and cache.lacks(view.requests, conditions):
             means = reference.measure(self._joined)
         about: dict[str, Any] = {"means": means, "progress": self.options["progress"], "cache": cache}
         about |= {"batch_tokens": self.options["batch_tokens"], "workers": workers}

@@ -4,7 +4,7 @@ The tasks are loaded, their documents are tokenised, and packs are cut as the sw
 and operations are those of the run, less what the store already has.
 
 Time here is from a rate that is tried for about two seconds, on the first documents of each kind of task under some of
-the conditions (`depthlens.engine.made_up_answers`). How long texts are is tried with it: ablated models often write on
+the conditions (`depthlens.engine.counting`). How long texts are is tried with it: ablated models often write on
 until they are stopped. Where trying would take longer, a text has the length of the task's reference answer; the table
 says how many tokens are written at most. Time on a GPU is what the operations take at `SHARE` of its peak, as its
 vendor states it for dense products in bfloat16.
@@ -22,6 +22,7 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import Condition, expand
+from depthlens.engine.counting import Counted, CountingEngine
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError
@@ -29,8 +30,8 @@ from depthlens.experiments.options import EvalOptions, load_tasks, refuse_worker
 from depthlens.experiments.views import references_of, tokens_of_prompts, views_of
 from depthlens.models import loading, pairs
 from depthlens.models.lens import Lens, one_thread
-from depthlens.store import dry_run
 from depthlens.store.answer_cache import AnswerStore
+from depthlens.tasks.prepared_task import Prepared
 
 MEAN_TEXTS = 32  # that are run to time the means of a task
 SHARE = 0.4  # of a GPU's peak
@@ -122,16 +123,17 @@ def plan(
         reference = references.get(view.name)
         if measured and reference and reference.texts:
             lines.append({"seconds": _seconds_of_means(lens, reference), "store_bytes": 0})
-        with dry_run.counting(measured=measured) as run:
-            for one in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
-                cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
-                engine = Engine(both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], cache=cache)
-                view.run(engine, conditions)
-        counts = {name: sum(line[name] for line in run.lines) for name in COUNTS}
+        counted = Counted(measured=measured)
+        asked = view.with_reference_answers() if isinstance(view, Prepared) else view
+        for one in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
+            cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
+            engine = Engine(both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], cache=cache)
+            asked.run(cast(Engine, CountingEngine(engine, counted)), conditions)
+        counts = {name: sum(line[name] for line in counted.lines) for name in COUNTS}
         n_docs = len(cast(pd.DataFrame, view.asked))
         rows.append({"task": view.name, "conditions": len(conditions), "documents": n_docs, **counts})
-        lines += run.lines
-    return planned(pd.DataFrame(rows), lines)
+        lines += counted.lines
+    return _planned(pd.DataFrame(rows), lines)
 
 
 def _seconds_of_means(lens: Lens, reference: Reference) -> float:
@@ -143,13 +145,8 @@ def _seconds_of_means(lens: Lens, reference: Reference) -> float:
     return (time.monotonic() - began) * tokens[0] / tokens[1]
 
 
-def planned(table: pd.DataFrame, lines: Sequence[Mapping[str, Any]]) -> Plan:
-    """The plan of what a dry run has counted.
-
-    Args:
-        table: As of `Plan`.
-        lines: What `depthlens.store.dry_run.DryRun.note` took.
-    """
+def _planned(table: pd.DataFrame, lines: Sequence[Mapping[str, Any]]) -> Plan:
+    """The plan of what was counted, a line for each call of an engine."""
     seconds = [line["seconds"] for line in lines]
     timed = [line for line in lines if line.get("flops") and line["seconds"]]
     rate = sum(line["flops"] for line in timed) / max(1e-9, sum(line["seconds"] for line in timed))

@@ -2,9 +2,6 @@ from .compare_page import write_comparison as write_comparison
 from .execute import RunReport as RunReport
 from .execute import run as run
 from .index import gallery as gallery
-from .run_plan import RunPlan as RunPlan
-from .run_plan import plan_models as plan_models
-from .run_plan import plan_run as plan_run
 from .session import setup_notebook as setup_notebook
 from .several import SeveralReports as SeveralReports
 from .several import run_models as run_models

@@ -51,11 +51,11 @@ def failed_cell(nb: nbformat.NotebookNode) -> tuple[int, str] | None:
     for number, cell in enumerate(nb.cells, start=1):
         if not cell.metadata.get("papermill", {}).get("exception"):
             continue
-        return number, error_of(cell) or "stopped without an error message"
+        return number, _error_of(cell) or "stopped without an error message"
     return None
 
 
-def error_of(cell: nbformat.NotebookNode) -> str | None:
+def _error_of(cell: nbformat.NotebookNode) -> str | None:
     """The last error message among a code cell's outputs; None where there is none."""
     errors = [output for output in cell.outputs if output.output_type == "error"]
     if not errors:

@@ -48,12 +48,8 @@ def folder_name(model: str) -> str:
     return re.sub(r"[^\w.@=,+-]", "_", name)
 
 
-def checked(models: Sequence[str], parameters: Mapping[str, object] | None) -> tuple[Sequence[str], list[str]]:
-    """Several models, each of which can be reached, and the folder of each.
-
-    Raises:
-        UserError: see `run_models`.
-    """
+def _checked(models: Sequence[str], parameters: Mapping[str, object] | None) -> tuple[Sequence[str], list[str]]:
+    """Several models, each of which can be reached, and the folder of each."""
     models = arguments.names("models", models, "smollm2-135m")
     if "model" in (parameters or {}):
         raise UserError("the parameter model and several models: give one of them")
@@ -88,7 +84,7 @@ def run_models(
         UserError: a model that does not exist, cannot be reached or is named twice; or see
             `depthlens.runner.execute.run`.
     """
-    models, folders = checked(models, parameters)
+    models, folders = _checked(models, parameters)
     arguments.check(out=out)
     out = Path(out)
     prepared = {

@@ -23,7 +23,6 @@ import torch
 from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
-from depthlens.store import dry_run
 from depthlens.store.answer_rows import AnswerRows
 from depthlens.store.parts import Entry, Store, open_store
 
@@ -39,8 +38,6 @@ def _say_read_only(location: str) -> None:
 NUMERICS = 1
 # answers are stored about so often, in seconds: stopping loses no more than that
 KEEP_SECONDS = 10.0
-# of a number in the store, with its address
-NUMBER_BYTES = 20
 Measure = Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]]
 Where = str | os.PathLike[str] | Store | None
 
@@ -142,8 +139,6 @@ class AnswerCache:
         if not cases or not names:
             return np.empty((len(cases), len(names)))
         rows = self.rows(cases, names)
-        if run := dry_run.current():
-            return _made_up(run, rows, measure, desc)
 
         def compute(members: list[int], group: list[int]) -> None:
             waiting: list[int] = []
@@ -181,26 +176,6 @@ class AnswerCache:
             return condition
         modes = sorted({a.mode for a in condition.ablations} & set(self.reference))
         return " ".join([str(condition), *(f"{mode}:{self.reference[mode]}" for mode in modes)])
-
-
-def _made_up(run: dry_run.DryRun, rows: AnswerRows, measure: Measure, desc: str) -> np.ndarray:
-    """Numbers in a dry run: one batch is measured, unless all are known, and the others resemble it."""
-    rows.only_count(run)
-    missing = [case for case in range(len(rows.requests)) if any(row[case] is None for row in rows.answers)]
-    start = time.monotonic()
-    with dry_run.suspended():
-        some, values = next(iter(measure(missing or [0])))
-    seconds = time.monotonic() - start
-    n = len(rows.requests)
-    run.note(
-        name=desc,
-        rows=len(missing) * len(rows.conditions),
-        known=(n - len(missing)) * len(rows.conditions),
-        seconds=seconds * len(missing) / len(some),
-        store_bytes=NUMBER_BYTES * len(missing) * len(rows.conditions),
-        spent=seconds,
-    )
-    return dry_run.like(np.asarray(values), n, seed=n)
 
 
 class AnswerStore:

@@ -15,7 +15,6 @@ import pyarrow as pa
 from depthlens import progress as bars
 from depthlens.errors import Interrupted, hear_ctrl_c
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
-from depthlens.store.dry_run import DryRun
 from depthlens.store.parts import Entry
 from depthlens.store.reservations import Reservations
 
@@ -23,7 +22,7 @@ Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a gen
 Row = tuple[int, int]  # condition, request
 Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
 Compute = Callable[[list[int], list[int]], None]  # fills the answers of a product and calls `AnswerRows.put`
-COUNTED = "counted"  # stands for an answer that a dry run has counted before
+COUNTED = "counted"  # stands for an answer that a plan has counted before
 _WAIT = 0.2  # seconds between looks at what another process has reserved
 
 
@@ -74,17 +73,18 @@ class AnswerRows:
         self._check_ctrl_c: Callable[[], None] = _nothing
         self.n_known = self._read()
 
-    def only_count(self, run: DryRun) -> None:
-        """From now on nothing is stored, and rows that a dry run has counted before are known."""
+    def only_count(self, counted: set[int]) -> None:
+        """From now on nothing is stored, and rows whose hashes were counted before are known; the others are added."""
         entry, self.entry = self.entry, None
         if entry is None:
             return
         missing = [(c, r) for c, row in enumerate(self.answers) for r, answer in enumerate(row) if answer is None]
-        known = run.counted([_number(entry.key, entry.label, self.addresses[c], self._digests[r]) for c, r in missing])
-        for (c, r), before in zip(missing, known, strict=True):
-            if before:
+        numbers = [_number(entry.key, entry.label, self.addresses[c], self._digests[r]) for c, r in missing]
+        for (c, r), number in zip(missing, numbers, strict=True):
+            if number in counted:
                 self.answers[c][r] = COUNTED
-        self.n_known += sum(known)
+                self.n_known += 1
+        counted.update(numbers)
 
     def counting(self) -> AnswerRows:
         """The same rows and what is known of them, to count what the others need; nothing is stored."""

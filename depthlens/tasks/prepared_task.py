@@ -43,7 +43,6 @@ import pandas as pd
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
-from depthlens.store import dry_run
 from depthlens.tasks import truncation
 from depthlens.tasks.few_shot import lm_evals_seeds
 from depthlens.tasks.groups import Member
@@ -143,23 +142,18 @@ class Prepared:
         answer: Callable[..., list[list[Any]]] = engine.loglikelihood
         if self.output_type == "generate_until":
             answer = engine.generate_until
-        requests = self.with_right_answers() if dry_run.current() else self.requests
-        return answer(requests, conditions, desc=self.name)
+        return answer(self.requests, conditions, desc=self.name)
 
-    def with_right_answers(self) -> list[Any]:
-        """The requests, each of which knows whether it is right or what is."""
+    def with_reference_answers(self) -> Prepared:
+        """The same task; each request for a text knows the reference answer, which tells about how long the text is."""
+        if self.output_type != "generate_until":
+            return self
         assert self.asked is not None
-        columns = (self.asked[name] for name in ("doc_id", "reference", "choices"))
-        known = {doc_id: (reference.split(" | "), choices) for doc_id, reference, choices in zip(*columns, strict=True)}
-        remaining: Iterator[Any] = iter(self.requests)
-        found: list[Any] = []
-        for instance, n_windows in zip(self.task.instances, self.windows, strict=True):
-            references, choices = known[instance.doc_id]
-            right: str | bool | None = references[0] if self.output_type == "generate_until" else None
-            if self.output_type == "multiple_choice" and choices is not None and instance.idx < len(choices):
-                right = choices[instance.idx] in references
-            found += [replace(request, right=right) for request in islice(remaining, n_windows)]
-        return found
+        answers = (reference.split(" | ")[0] for reference in self.asked["reference"])
+        known = dict(zip(self.asked["doc_id"], answers, strict=True))
+        numbers = [i.doc_id for i, n in zip(self.task.instances, self.windows, strict=True) for _ in range(n)]
+        requests = [replace(request, right=known[n]) for request, n in zip(self.requests, numbers, strict=True)]
+        return replace(self, requests=requests)
 
     @lm_evals_seeds()
     def score(self, answers: Sequence[Any]) -> list[Score]:

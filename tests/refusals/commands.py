@@ -16,7 +16,7 @@ USAGE = [
     (["plan", "m", "t", "--ablate", "L1", "--out", "x"], "No such option: --out"),
     (["plan", "m", "t", "--ablate", "L1", "--gen-kwargs", "temperature"], "give NAME=VALUE, several with commas"),
     (["models", "all"], "unexpected extra argument"),
-    (["run", "all"], "no --out; name a folder for what is written, or add --plan"),
+    (["run", "all"], "Missing option '--out'"),
     (["run", "00_tour", "--out", "{out}", "-p", "limit"], "-p takes a name and a value: -p NAME VALUE"),
     (["compare", "{tmp}", "{foreign}"], "Missing option '--out'; 'depthlens compare --help' lists"),
     (["store", "show"], "Missing argument"),
