@@ -79,14 +79,18 @@ LIKELIHOODS = ["mini_choice", "mini_shots", "mini_spaces", "mini_empty", "mini_c
 WRITTEN = ["mini_writing", "mini_defaults", "mini_filters"]
 
 
+def head(folder: Path) -> str:
+    """What the YAML file of a task whose documents are in a folder says of them."""
+    data = str(folder / "documents.jsonl")
+    files = {"data_files": {"test": data, "shots": data}, "cache_dir": str(folder / "cache")}
+    splits = {"test_split": "test", "fewshot_split": "shots", "metadata": {"version": 2.5}}
+    return yaml.safe_dump({"dataset_path": "json", "dataset_kwargs": files, **splits})
+
+
 def write(folder: Path) -> Path:
     """Write all tasks and their data into a folder."""
-    data = folder / "documents.jsonl"
-    data.write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
-    files = {"data_files": {"test": str(data), "shots": str(data)}, "cache_dir": str(folder / "cache")}
-    shared = {"dataset_path": "json", "dataset_kwargs": files, "test_split": "test", "fewshot_split": "shots"}
+    (folder / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
     for name, config in TASKS.items():
-        text = yaml.safe_dump({"task": name} | shared | {"metadata": {"version": 2.5}} | config, sort_keys=False)
-        (folder / f"{name}.yaml").write_text(text)
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{head(folder)}{yaml.safe_dump(config, sort_keys=False)}")
     (folder / "mini.yaml").write_text("group: mini\ntask: [mini_shots, mini_cloze]\n")
     return folder

@@ -9,7 +9,6 @@ import mini_tasks
 import numpy as np
 import pytest
 import torch
-from mini_tasks import DATA
 
 import depthlens as dl
 from depthlens.errors import UserError
@@ -37,7 +36,7 @@ def folder(tmp_path_factory):
     body = "output_type: multiple_choice\ndoc_to_choice: '{{options}}'\ndoc_to_target: answer\n"
     functions = {"process_docs": "documents", "doc_to_text": "text", "process_results": "scored"}
     body += "".join(f"{key}: !function shuffled.{name}\n" for key, name in functions.items())
-    head = DATA.format(path=folder / "documents.jsonl", cache=folder / "cache")
+    head = mini_tasks.head(folder)
     (folder / "shuffled.yaml").write_text(f"task: shuffled\n{head}{body}metric_list: [{{metric: acc}}]\n")
     (folder / "broken.yaml").write_text(f"task: broken\n{head}{body.replace('shuffled.text', 'shuffled.none')}")
     return folder

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import mini_tasks
 import numpy as np
 import pandas as pd
 import pytest
-from mini_tasks import CONTEXT, DATA, DOCUMENTS
+from mini_tasks import CONTEXT, DOCUMENTS
 
 from depthlens.analysis.results import Result
 from depthlens.experiments.sweep import condition_sweep
@@ -32,7 +33,7 @@ def test_chance_levels(lens, load):
 def test_chance_of_several_right_options_and_of_greedy_decoding(lens, tmp_path):
     docs = [{"q": "x", "o": ["a", "b", "c"], "a": [0, 2]}, {"q": "y", "o": ["a", "b"], "a": [1]}]
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
-    head = DATA.format(path=tmp_path / "documents.jsonl", cache=tmp_path / "cache")
+    head = mini_tasks.head(tmp_path)
     body = "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: o\ndoc_to_target: a\n"
     metrics = "metric_list: [{metric: acc}, {metric: acc_bytes}, {metric: exact_match}, {metric: mcc}]\n"
     (tmp_path / "several.yaml").write_text(f"task: several\n{head}{body}{metrics}")
