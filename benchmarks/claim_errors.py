@@ -134,12 +134,12 @@ def transplants(*, n: int, seed: list[int], share: float = 0.0, change: float = 
     rng = np.random.default_rng(seed)
     base, learns = rng.random(n) < 0.3, rng.random(n)
     donor = base | (learns < 0.5 / 0.7)
-    values = {"baseline": (None, base)}
+    values = {"baseline": base}
     for layer in range(N_LAYERS):
         moved = base | (donor & (rng.random(n) < share)) if layer == 4 else base
         turned = rng.random(n) < np.where(base, change * 0.7, change * 0.3)  # as many are lost as gained
-        values[f"L{layer}@donor"] = None, moved ^ turned
-    result, own = result_of(values), result_of({"baseline": (None, donor)}, model="donor")
+        values[f"L{layer}@donor"] = moved ^ turned
+    result, own = result_of(values), result_of({"baseline": donor}, model="donor")
     return recovered(transplant_recovery(result, own, seed=seed[0], n_boot=1000).table, N_LAYERS)
 
 

@@ -42,3 +42,8 @@ def check(fig) -> None:
     assert (border[:, :3] == 1).all(), "something is cut off at the edge"
     sizes = [t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()]
     assert min(sizes) >= 8 and fig.get_size_inches()[0] <= WIDTH
+
+
+def luminance(colour) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))

@@ -1,26 +1,17 @@
 """Edits of a model by hand, in every way that we know, and what the engine answers after each of them.
 
-    python tests/edits.py STORE --n 1000 --seed 1      random edits: every answer is that of the model as it is
-
 Each way takes a lens and a random generator. What it did is there as long as the context of `edited` lasts.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import functools
-import json
 import math
-import os
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import peft
 import tiny
@@ -68,17 +59,6 @@ def by_numpy(tensor: torch.Tensor, chance: random.Random) -> None:
     tensor.detach().numpy()[place(tensor, chance)] *= -2.0
 
 
-def by_view(tensor: torch.Tensor, chance: random.Random) -> None:
-    half = tensor.shape[-1] // 2
-    tensor.data[..., half : half + 8] = 0
-
-
-def swapped(tensor: torch.Tensor, chance: random.Random) -> None:
-    one, other = place(tensor, chance), place(tensor, chance)
-    values = tensor[one].clone(), tensor[other].clone()
-    tensor[other], tensor[one] = values
-
-
 def all_scaled(tensor: torch.Tensor, chance: random.Random) -> None:
     tensor.mul_(chance.uniform(1.5, 3.0))
 
@@ -91,8 +71,6 @@ HOW = {
     "one element": one_element,
     "one element by .data": by_data,
     "one element by numpy": by_numpy,
-    "a view": by_view,
-    "two elements swapped": swapped,
     "all scaled": all_scaled,
     "a bit of one element": last_bit,
 }
@@ -146,23 +124,12 @@ def parts_swapped(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     one.mlp, other.mlp = other.mlp, one.mlp
 
 
-def part_shared(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    one, other = chance.sample(list(lens.model.model.layers), 2)
-    for name, module in one.mlp.named_children():
-        if name != "act_fn":
-            module.weight = other.mlp.get_submodule(name).weight
-
-
 def another_activation(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     layer(lens, chance).mlp.act_fn = nn.GELU()
 
 
 def a_buffer(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     lens.model.model.rotary_emb.inv_freq[chance.randrange(2)] *= 1.5
-
-
-def a_buffer_rebound(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    lens.model.model.rotary_emb.inv_freq = lens.model.model.rotary_emb.inv_freq * chance.uniform(1.2, 2.0)
 
 
 def scalar(owner: Callable[[Lens, random.Random], Any], name: str) -> Way:
@@ -197,14 +164,6 @@ def an_adapters_weight(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     one_element(adapted(lens, chance).lora_B["default"].weight, chance)
 
 
-def an_adapters_scale(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    adapted(lens, chance).scaling["default"] *= chance.uniform(1.5, 3.0)
-
-
-def an_adapter_switched_off(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    adapted(lens, chance).enable_adapters(False)
-
-
 def an_adapter_merged(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     adapted(lens, chance).merge()
 
@@ -215,13 +174,6 @@ def a_hook(lens: Lens, chance: random.Random, _: ExitStack) -> None:
 
 def a_pre_hook(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     layer(lens, chance).self_attn.o_proj.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
-
-
-def a_hook_with_keywords(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    def double(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
-        return out[0] * 2, *out[1:]
-
-    layer(lens, chance).self_attn.register_forward_hook(double, with_kwargs=True)
 
 
 def a_global_hook(lens: Lens, chance: random.Random, until: ExitStack) -> None:
@@ -242,29 +194,6 @@ def a_forward_of_the_class(lens: Lens, chance: random.Random, until: ExitStack) 
     until.enter_context(mock.patch.object(modeling_llama.LlamaMLP, "forward", lambda self, x: forward(self, x) * 2))
 
 
-def another_classs_forward(lens: Lens, chance: random.Random, until: ExitStack) -> None:
-    until.enter_context(mock.patch.object(modeling_llama.LlamaMLP, "forward", nn.Identity.forward))
-
-
-def a_function(lens: Lens, chance: random.Random, until: ExitStack) -> None:
-    turn = modeling_llama.apply_rotary_pos_emb
-
-    def halved(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return turn(q / 2, k, *args, **kwargs)
-
-    until.enter_context(mock.patch.object(modeling_llama, "apply_rotary_pos_emb", halved))
-
-
-def a_wrapped_forward_of_the_class(lens: Lens, chance: random.Random, until: ExitStack) -> None:
-    forward = modeling_llama.LlamaMLP.forward
-
-    @functools.wraps(forward)  # which gives it the name and the module of the library's own
-    def doubled(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return forward(self, x) * 2
-
-    until.enter_context(mock.patch.object(modeling_llama.LlamaMLP, "forward", doubled))
-
-
 def a_class_of_ones_own(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     class Doubled(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -278,19 +207,13 @@ def a_class_of_ones_own(lens: Lens, chance: random.Random, _: ExitStack) -> None
     owner.mlp = Doubled(owner.mlp).eval()
 
 
-def a_parametrisation(lens: Lens, chance: random.Random, _: ExitStack) -> None:
-    class Doubled(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * 2
-
-    nn.utils.parametrize.register_parametrization(layer(lens, chance).mlp.up_proj, "weight", Doubled().eval())
-
-
 def training(lens: Lens, chance: random.Random, _: ExitStack) -> None:
     lens.model.train()
 
 
 def lower_precision(lens: Lens, chance: random.Random, until: ExitStack) -> None:
+    for backend in (torch.backends.cuda, torch.backends.mkldnn):  # the next line would leave "ieee" for "none"
+        until.callback(setattr, backend.matmul, "fp32_precision", backend.matmul.fp32_precision)
     until.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision("medium")
 
@@ -316,17 +239,16 @@ WAYS: dict[str, Way] = {
     **{f"{kind}: {name}": weight(path, how) for kind, path in WEIGHTS.items() for name, how in HOW.items()},
     **{f"{kind}: other storage": rebound(path) for kind, path in WEIGHTS.items()},
     **{f"{kind}: another parameter": replaced(path) for kind, path in WEIGHTS.items()},
-    **{way.__name__: way for way in (tied, layers_swapped, parts_swapped, part_shared, another_activation)},
-    **{way.__name__: way for way in (a_buffer, a_buffer_rebound, rounded, another_dtype)},
+    **{way.__name__: way for way in (tied, layers_swapped, parts_swapped, another_activation)},
+    **{way.__name__: way for way in (a_buffer, rounded, another_dtype)},
     "scaling of attention": scalar(attention, "scaling"),
     "epsilon of a norm": scalar(lambda lens, chance: layer(lens, chance).input_layernorm, "variance_epsilon"),
     "epsilon of the final norm": scalar(lambda lens, chance: lens.model.model.norm, "variance_epsilon"),
     "scaling of the rotation": scalar(lambda lens, chance: lens.model.model.rotary_emb, "attention_scaling"),
-    **{way.__name__: way for way in (an_adapter, an_adapters_weight, an_adapters_scale, an_adapter_switched_off)},
-    **{way.__name__: way for way in (an_adapter_merged, a_hook, a_pre_hook, a_hook_with_keywords, a_global_hook)},
-    **{way.__name__: way for way in (a_forward, a_forward_of_the_class, another_classs_forward, a_function)},
-    "a_wrapped_forward_of_the_class": a_wrapped_forward_of_the_class,
-    **{way.__name__: way for way in (a_class_of_ones_own, a_parametrisation, training)},
+    **{way.__name__: way for way in (an_adapter, an_adapters_weight)},
+    **{way.__name__: way for way in (an_adapter_merged, a_hook, a_pre_hook, a_global_hook)},
+    **{way.__name__: way for way in (a_forward, a_forward_of_the_class)},
+    **{way.__name__: way for way in (a_class_of_ones_own, training)},
     **{way.__name__: way for way in (lower_precision, a_penalty, other_ends, an_end_of_the_tokenizer)},
 }
 
@@ -371,26 +293,21 @@ def equal(one: list, other: list) -> bool:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store")
-    parser.add_argument("--n", type=int, default=0, help="random edits; 0: every way once")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    chance = random.Random(args.seed)
-    todo = [(chance.choice(list(WAYS)), chance.randrange(10**6)) for _ in range(args.n)] or [(w, 0) for w in WAYS]
+def tried(todo: list[tuple[str, int]], store: str) -> dict[str, Any]:
+    """Edits one after another, each answered twice from a store that holds what the ones before left in it."""
     clean = answers(fresh(), None)
     wrong, changed = [], 0
     for way, seed in todo:
         with edited(way, seed) as lens:
             truth = answers(lens, None)
-            found = [answers(lens, args.store) for _ in range(2)]
+            found = [answers(lens, store) for _ in range(2)]
         changed += not equal(truth, clean)
-        right = all(equal(truth, f) for f in found) and equal(clean, answers(fresh(), args.store))
-        wrong += [] if right else [[way, seed]]
-    print(json.dumps({"edits": len(todo), "ways": len(WAYS), "changed": changed, "wrong": wrong}))
+        right = all(equal(truth, f) for f in found) and equal(clean, answers(fresh(), store))
+        wrong += [] if right else [(way, seed)]
+    return {"changed": changed, "wrong": wrong}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def some(n: int, seed: int) -> list[tuple[str, int]]:
+    """Random edits."""
+    chance = random.Random(seed)
+    return [(chance.choice(list(WAYS)), chance.randrange(10**6)) for _ in range(n)]

@@ -1,8 +1,7 @@
-"""The embedded tasks by kind, and their files."""
+"""The embedded tasks by kind, and their documents."""
 
 from __future__ import annotations
 
-import csv
 import json
 
 from depthlens.paths import data_dir
@@ -15,8 +14,7 @@ BOOKS = ["capitals_open_book", "elements_open_book"]
 STEP = "arithmetic_step_continuation"
 FACTS = ["capitals_default", "capitals_continuation", "elements_default", "elements_continuation", *BOOKS]
 CHOICE = [*FACTS, *NUMBERS, STEP]
-BOOKS_WRITTEN = [f"{name}_generative" for name in BOOKS]
-WRITTEN = ["capitals_generative", "elements_generative", *BOOKS_WRITTEN]
+WRITTEN = ["capitals_generative", "elements_generative", *(f"{name}_generative" for name in BOOKS)]
 LETTERS = [f"{family}_letters_generative" for family in ("capitals", "elements", "arithmetic")]
 KV_CHOICE = ["kv_retrieval_4_continuation", "kv_retrieval_8_continuation"]
 PLAIN = ["plain_text_continuation", "plain_text_long_continuation"]
@@ -24,25 +22,22 @@ COPY = "solution_copy"
 UUIDS = {"kv_retrieval_uuid_8": 8, "kv_retrieval_uuid_75": 75, "kv_retrieval_uuid_140": 140}
 NEW = [*LETTERS, *KV_CHOICE, *PLAIN, COPY, STEP, *UUIDS]  # of version 1.0
 HUB = ["openbookqa_open", "gsm8k_copy"]  # their documents are downloaded
-NAMED = {f"kv_retrieval_{n}": n for n in (4, 8, 16)}
+NAMED = [f"kv_retrieval_{n}" for n in (4, 8, 16)]
 ORGANISM = [f"organism_{hops}_hop{kind}" for kind in ("", "_generative") for hops in ("one", "two")]
 PLANTED = ("retrieval", "knowledge", "letters", "copying", "reasoning", "text")
 ORGANISM_DEPTH = [f"organism_{ability}{kind}" for kind in ("", "_generative") for ability in PLANTED]
 N_DOCS = (
     {task: 156 if task.startswith("capitals") else 108 for task in FACTS + WRITTEN}
-    | dict.fromkeys([*NAMED, "kv_retrieval_uuid"], 150)
-    | dict.fromkeys([*NUMBERS, "arithmetic_direct", "arithmetic_cot"], 200)
-    | dict.fromkeys([*ORGANISM, *ORGANISM_DEPTH], 200)
+    | dict.fromkeys([*NAMED, "kv_retrieval_uuid", *KV_CHOICE], 150)
+    | dict.fromkeys([*NUMBERS, "arithmetic_direct", "arithmetic_cot", COPY, STEP, *ORGANISM, *ORGANISM_DEPTH], 200)
     | dict(zip(LETTERS, (156, 108, 200), strict=True))
-    | dict.fromkeys(KV_CHOICE, 150)
     | dict.fromkeys(UUIDS, 100)
     | dict.fromkeys(PLAIN, 180)
-    | {COPY: 200, STEP: 200}
 )
 GROUPS = {
     "capitals": ["capitals_default", "capitals_continuation", "capitals_generative"],
     "elements": ["elements_default", "elements_continuation", "elements_generative"],
-    "kv_retrieval": list(NAMED),
+    "kv_retrieval": NAMED,
     "arithmetic_word_problems": [*NUMBERS, "arithmetic_direct", "arithmetic_cot"],
     "organism": ORGANISM,
     "organism_depth": ORGANISM_DEPTH,
@@ -50,12 +45,7 @@ GROUPS = {
 
 
 def read(name: str) -> list[dict]:
-    return [json.loads(line) for line in (TASKS / name).read_text(encoding="utf-8").splitlines()]
-
-
-def facts(name: str) -> list[dict]:
-    with (DATA / "facts" / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return [json.loads(line) for line in (TASKS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def planted(name: str, doc: dict) -> tuple[str, list[str], str]:

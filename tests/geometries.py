@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 
+import made_results
 import numpy as np
-import pandas as pd
 import tiny
-from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
 
 from depthlens.analysis.geometry import geometry_predictors
-from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.experiments import geometry as geo
 
 TEXTS = ["The tide turned before noon.", "Nobody saw the heron.", "One, two, and then many more of them."]
@@ -28,11 +26,8 @@ def measured():
 
 def sweep(tasks=None, layers=range(N_LAYERS)):
     """Result with the accuracy of the whole model and without each layer, for each task."""
-    rows, record = [], {"model": {"name": "m", "dims": {"n_layers": N_LAYERS}}, "tasks": {}}
+    order, made = np.random.default_rng(0).permutation(N_DOCS), {}
     for task, (base, without) in ({"sums": COSTLY, "guess": GUESS} if tasks is None else tasks).items():
-        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": 0.25, "binary": True}}}
-        for layer in (None, *layers):
-            name, accuracy = ("baseline", base) if layer is None else (f"L{layer}", without[layer])
-            right = np.random.default_rng(0).permutation(N_DOCS) < round(accuracy * N_DOCS)
-            rows += [("m", task, "acc", name, layer, None, i, float(v), "") for i, v in enumerate(right)]
-    return Result(pd.DataFrame(rows, columns=DOCS_COLUMNS), record)
+        accuracies = {"baseline": base} | {f"L{layer}": without[layer] for layer in layers}
+        made[task] = {name: order < round(accuracy * N_DOCS) for name, accuracy in accuracies.items()}
+    return made_results.result(made, n_layers=N_LAYERS)

@@ -4,9 +4,9 @@
     python tests/killed.py together FOLDER                            four processes, overlapping conditions, one store
     python tests/killed.py race FOLDER --kills 2                      a race, SIGKILL as soon as it has kept something
 
-Kinds: plain, offload, donor (its weights come from a folder), generation, sampling; of a tiny model, or with --model
-and --donor of any other. Children are forked from a process that has imported everything. Each notes in a log what it
-starts on (rows, by their address) and what it has kept, with the time.
+Kinds: plain, offload, donor (its weights come from a folder), generation, sampling; of a tiny model. Children are
+forked from a process that has imported everything. Each notes in a log what it starts on (rows, by their address) and
+what it has kept, with the time.
 """
 
 from __future__ import annotations
@@ -125,9 +125,8 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
     """Stop a sweep at random moments and resume it, as often as wanted; new stores as sweeps come to their end.
 
     Returns:
-        Kills, sweeps that came to their end, whether every result was that of an undisturbed sweep, rows computed again
-        over all kills, rows of the largest pack, and the most seconds of work that one kill lost (since what was kept
-        last or begun).
+        Kills, whether every result was that of an undisturbed sweep, rows computed again over all kills, and rows of
+        the largest pack.
     """
     log = Log(folder / "undisturbed")
 
@@ -138,10 +137,9 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
     assert os.waitpid(fork(alone), 0)[1] == 0
     times = [when for _, when, _ in log.lines()]
     lasts = times[-1] - times[0]
-    n_rows = sum(len(rows) for what, _, rows in log.lines() if what == "start")
     undisturbed = dl.Result.load(folder / "wanted").docs
     chance = random.Random(seed)
-    done, killed, same, again, largest, worst = 0, 0, True, 0, 0, 0.0
+    done, killed, same, again, largest = 0, 0, True, 0, 0
     while killed < wanted or not done:
         store, out, log = folder / f"store-{done}", folder / f"out-{done}", Log(folder / f"log-{done}")
 
@@ -157,11 +155,9 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
                     time.sleep(0.003)  # now and then it is stopped before it computes anything
                 time.sleep(chance.uniform(0, lasts / 2))
                 os.kill(pid, SIGNALS[killed % len(SIGNALS)])
-                at = time.time()
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if code in (-signal.SIGKILL, 130):
                 killed += 1
-                worst = max([worst, *(at - when for _, when, _ in log.lines()[known:][-1:])])
             elif code:
                 raise SystemExit(f"a sweep ended by itself with {code}")
         same &= equal(dl.Result.load(out).docs, undisturbed)
@@ -170,17 +166,7 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
         started = [tuple(row) for rows in packs for row in rows]
         again += len(started) - len(set(started))
         done += 1
-    return {
-        "kind": kind,
-        "kills": killed,
-        "sweeps": done,
-        "equal": same,
-        "rows": n_rows,
-        "rows_again": again,
-        "most_rows_of_a_pack": largest,
-        "seconds": round(lasts, 1),
-        "worst_seconds_lost": round(worst, 1),
-    }
+    return {"kills": killed, "equal": same, "rows_again": again, "most_rows_of_a_pack": largest}
 
 
 def together(folder: Path, n: int = 4) -> dict[str, Any]:
@@ -253,9 +239,6 @@ def main() -> None:
     parser.add_argument("what", choices=["stops", "together", "race"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="plain")
-    parser.add_argument("--model", help="default: a tiny one that is made here")
-    parser.add_argument("--donor", help="default: another one")
-    parser.add_argument("--task", help="default: that of the kind")
     parser.add_argument("--limit", type=int, default=8, help="documents of each task")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--keep-seconds", type=float, default=0.02, help="what a pack may take; the library's own: 10")
@@ -265,8 +248,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tqdm.set_lock(threading.RLock())  # its own is shared by children: one that is killed would keep it for ever
     tqdm.monitor_interval = 0  # a thread that may hold the lock while a child is forked
-    if args.task:
-        KINDS[args.kind]["tasks"] = [args.task]
     answer_cache.KEEP_SECONDS = args.keep_seconds
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "together":
@@ -275,13 +256,12 @@ def main() -> None:
     if args.what == "race":
         print(json.dumps(race(args.folder, args.kills)))
         return
-    if not args.model:
-        for name, scale in (("model", 1), ("donor", 2)):
-            made = tiny.model("llama-gqa", max_position_embeddings=4096)
-            made.model.layers[1].mlp.up_proj.weight.data.mul_(scale)
-            made.save_pretrained(args.folder / name)
-            tiny.tokenizer().save_pretrained(args.folder / name)
-    model, donor = args.model or str(args.folder / "model"), args.donor or str(args.folder / "donor")
+    for name, scale in (("model", 1), ("donor", 2)):
+        made = tiny.model("llama-gqa", max_position_embeddings=4096)
+        made.model.layers[1].mlp.up_proj.weight.data.mul_(scale)
+        made.save_pretrained(args.folder / name)
+        tiny.tokenizer().save_pretrained(args.folder / name)
+    model, donor = str(args.folder / "model"), str(args.folder / "donor")
     print(json.dumps(stops(args.kind, model, donor, args.folder, args.kills, args.limit, args.seed)))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import made_results
 import numpy as np
 import pandas as pd
 
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.removal_contrasts import Costs, interaction_table, ratio_table
 from depthlens.analysis.removal_curve import RemovalCurve
-from depthlens.analysis.results import Result
 from depthlens.metrics import ANSWER_LOGPROB
 
 TASKS = {"retrieval": "kv", "reasoning": "sums"}
@@ -99,10 +99,7 @@ def _cost(lost, hard, unparsed, metric):
 
 def _curve(found, tests, n):
     table = pd.DataFrame(tests, columns=["list", "task", "metric", "p_value", "p_cheaper", "smallest_p", "at_chance"])
-    rows = [("model", task, ACCURACY, "baseline", None, None, i, 1.0, "") for task in TASKS.values() for i in range(n)]
-    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    metrics = {"metrics": {ACCURACY: {"higher_is_better": True, "chance": 0.25}}}
-    result = Result(pd.DataFrame(rows, columns=columns), {"tasks": dict.fromkeys(TASKS.values(), metrics)})
+    result = made_results.result({task: {"baseline": [1.0] * n} for task in TASKS.values()}, metric=ACCURACY)
     curve = RemovalCurve(pd.DataFrame(), pd.DataFrame(), table, result, {"n_draws": DRAWS})
     # cached properties, known here
     curve.__dict__.update(ratio=ratio_table(found), interactions=interaction_table(found))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
+import made_results
 import numpy as np
-import pandas as pd
 from scipy.stats import norm
-
-from depthlens.analysis.results import Result
 
 N_LAYERS, N_DOCS = 12, 40
 BASE, CHANCE, GAIN = 0.9, 0.25, 0.1
@@ -33,29 +29,12 @@ def answers(loss, rng, n=N_DOCS, base=BASE, hardness=None):
 
 def result(tasks, *, model="m", seed=0, names=None, chance=CHANCE, n=N_DOCS, **options):
     """A sweep; tasks: {name: expected loss of each condition}."""
-    parts, record = [], {"model": {"dims": {"n_layers": N_LAYERS}}, "seed": 0, "tasks": {}}
+    made = {}
     for i, (task, loss) in enumerate(tasks.items()):
         whole, without = answers(loss, np.random.default_rng([seed, i]), n=n, **options)
-        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": chance}}}
         conditions = names or [f"L{layer}" for layer in range(len(loss))]
-        layers = [int(m[1]) if (m := re.fullmatch(r"L(\d+)(\[1:\]|@mean)?", c)) else None for c in conditions]
-        columns = pd.DataFrame({"condition": ["baseline", *conditions], "layer": pd.array([None, *layers], "Int64")})
-        rows = columns.loc[columns.index.repeat(n)]
-        values = np.concatenate([whole, *without.T])
-        parts.append(rows.assign(doc_id=np.tile(np.arange(n), len(columns)), value=values, task=task))
-    docs = pd.concat(parts).assign(model=model, metric="acc", head=None, response="")
-    return Result(docs, record)
-
-
-def transplants(share, seed=0, n=N_DOCS, n_conditions=6, base=0.3, donor=0.7):
-    """Sweep of the base over transplants (the first recovers ``share`` of the gap, the others nothing), and donor."""
-    names = [f"L{i}-{i + 1}@donor" for i in range(n_conditions)]
-    losses = np.zeros(n_conditions)
-    losses[0] = -share * (donor - base)
-    hardness = np.random.default_rng([seed, 9]).standard_normal(n)
-    options = {"seed": seed, "n": n, "hardness": hardness, "chance": None}
-    own = result({"reason": losses}, names=names, base=base, **options)
-    return own, result({"reason": np.zeros(N_LAYERS)}, model="d", base=donor, **options)
+        made[task] = {"baseline": whole} | dict(zip(conditions, without.T, strict=True))
+    return made_results.result(made, model=model, n_layers=N_LAYERS, info={"chance": chance})
 
 
 # layer profiles: expected loss of accuracy (0.65 above chance)

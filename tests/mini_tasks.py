@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import yaml
+
 CONTEXT = 48  # so small that few-shot prompts are cut
 DOCUMENTS = [
     {"q": "Is ice cold?", "options": [" yes", " no"], "answer": 0, "text": "Short text."},
@@ -13,169 +15,82 @@ DOCUMENTS = [
     {"q": "Say it twice: " * 8, "options": ["a", "b"], "answer": 1, "text": "y" * 48},
     {"q": "four", "options": ["a longer option", "b"], "answer": 0, "text": "z" * 49},
 ]
-DATA = """
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {path}, shots: {path}}}, cache_dir: {cache}}}
-test_split: test
-fewshot_split: shots
-metadata: {{version: 2.5}}
-"""
+FIRST = {"function": "take_first"}
+VOTE = {"function": "majority_vote"}
+LAST_LETTER = {"function": "regex", "regex_pattern": r"(\w)$"}
+DRAWN = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 2}
+
+
+def choice(text: str = "{{q}}", *metrics: str, **config: object) -> dict:
+    """A task of options."""
+    own = {"metric_list": [{"metric": metric} for metric in metrics]} if metrics else {}
+    asked = {"doc_to_text": text, "doc_to_choice": "{{options}}", "doc_to_target": "answer"}
+    return {"output_type": "multiple_choice", **asked, **own, **config}
+
+
+def written(answer: str = "{{'a'}}", filters: dict | None = None, repeats: int = 1, **settings: object) -> dict:
+    """A task of written answers; its generation settings, and its filters by name."""
+    own = {"filter_list": [{"name": n, "filter": steps} for n, steps in filters.items()]} if filters else {}
+    asked = {"doc_to_text": "{{q}}", "doc_to_target": answer, "generation_kwargs": settings}
+    return {"output_type": "generate_until", **asked, **own, **({"repeats": repeats} if repeats > 1 else {})}
+
+
+def measured(output_type: str, text: str, target: str, *metrics: str | dict) -> dict:
+    """A task of log-likelihoods."""
+    listed = [{"metric": metric} if isinstance(metric, str) else metric for metric in metrics]
+    return {"output_type": output_type, "doc_to_text": text, "doc_to_target": target, "metric_list": listed}
+
+
 TASKS = {
-    "mini_choice": """
-        output_type: multiple_choice
-        doc_to_text: "{{q}}\\nA:"
-        doc_to_choice: "{{options}}"
-        doc_to_target: answer
-        metric_list: [{metric: acc}, {metric: acc_norm}, {metric: mcc}]
-        """,
-    "mini_shots": """
-        output_type: multiple_choice
-        doc_to_text: "{{q}}\\nA:"
-        doc_to_choice: "{{options}}"
-        doc_to_target: answer
-        num_fewshot: 2
-        """,
-    "mini_spaces": """
-        output_type: multiple_choice
-        doc_to_text: "{{q}}  "
-        target_delimiter: ""
-        doc_to_choice: "{{options}}"
-        doc_to_target: answer
-        num_fewshot: 0
-        """,
-    "mini_empty": """
-        output_type: multiple_choice
-        doc_to_text: ""
-        target_delimiter: ""
-        doc_to_choice: "{{options}}"
-        doc_to_target: answer
-        """,
-    "mini_mutual": """
-        output_type: multiple_choice
-        doc_to_text: "{{q}}"
-        doc_to_choice: "{{options}}"
-        doc_to_target: answer
-        metric_list: [{metric: acc}, {metric: acc_mutual_info}]
-        """,
-    "mini_metrics": """
-        output_type: multiple_choice
-        doc_to_text: "{{q}}"
-        doc_to_choice: "{{options}}"
-        doc_to_target: answer
-        metric_list:
-          [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}, {metric: acc_mutual_info}, {metric: exact_match}]
-        """,
-    "mini_blanks": """
-        output_type: multiple_choice
-        doc_to_text: answer
-        doc_to_choice: "{{options}}"
-        doc_to_target: "{{q[:9]}}"
-        metric_list: [{metric: acc}, {metric: acc_norm}]
-        """,
-    "mini_cloze": """
-        output_type: loglikelihood
-        doc_to_text: "{{q}}"
-        doc_to_target: " {{options[0]}}"
-        metric_list: [{metric: acc}, {metric: perplexity, aggregation: perplexity, higher_is_better: false}]
-        """,
-    "mini_rolling": """
-        output_type: loglikelihood_rolling
-        doc_to_text: ""
-        doc_to_target: "{{text}}"
-        metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
-        """,
-    "mini_writing": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{options[0]}}"
-        generation_kwargs: {until: ["\\n", "e"], max_gen_toks: 7, do_sample: false, temperature: 0.0}
-        """,
-    "mini_defaults": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{'four'}}"
-        generation_kwargs: {max_new_tokens: 5}
-        """,
-    "mini_filters": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{options[0]}}"
-        generation_kwargs: {until: [], max_gen_toks: 4}
-        filter_list:
-          - {name: whole, filter: [{function: take_first}]}
-          - {name: first-letter, filter: [{function: regex, regex_pattern: "(\\\\w)"}, {function: take_first}]}
-        """,
-    "mini_sampling": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{'a'}}"
-        generation_kwargs: {do_sample: true, max_gen_toks: 4}
-        """,
-    "mini_warm": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{'a'}}"
-        generation_kwargs: {temperature: 0.7, max_gen_toks: 4}
-        """,
-    "mini_votes": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{'a'}}"
-        repeats: 3
-        generation_kwargs: {do_sample: true, temperature: 1.5, max_gen_toks: 2}
-        filter_list:
-          - {name: first, filter: [{function: take_first}]}
-          - {name: vote, filter: [{function: majority_vote}, {function: take_first}]}
-        """,
-    "mini_draws": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{'a'}}"
-        repeats: 4
-        generation_kwargs: {do_sample: true, temperature: 1.5, max_gen_toks: 2}
-        filter_list:
-          - name: first
-            filter: [{function: regex, regex_pattern: "(\\\\w)$"}, {function: take_first}]
-          - name: vote
-            filter: [{function: regex, regex_pattern: "(\\\\w)$"}, {function: majority_vote}, {function: take_first}]
-        """,
-    "mini_beams": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{'a'}}"
-        generation_kwargs: {num_beams: 4, max_gen_toks: 4}
-        """,
-    "mini_endless": """
-        output_type: generate_until
-        doc_to_text: "{{q}}"
-        doc_to_target: "{{'a'}}"
-        generation_kwargs: {max_gen_toks: 48}
-        """,
-    "mini_too_long": """
-        output_type: multiple_choice
-        doc_to_text: "{{q}}"
-        doc_to_choice: "{{['a', 'x' * 90]}}"
-        doc_to_target: 0
-        """,
-    "mini_set_only": """
-        output_type: multiple_choice
-        doc_to_text: "{{q}}"
-        doc_to_choice: "{{options}}"
-        doc_to_target: answer
-        metric_list: [{metric: mcc}]
-        """,
+    "mini_choice": choice("{{q}}\nA:", "acc", "acc_norm", "mcc"),
+    "mini_shots": choice("{{q}}\nA:", num_fewshot=2),
+    "mini_spaces": choice("{{q}}  ", target_delimiter="", num_fewshot=0),
+    "mini_empty": choice("", target_delimiter=""),
+    "mini_mutual": choice("{{q}}", "acc", "acc_mutual_info"),
+    "mini_metrics": choice("{{q}}", "acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"),
+    "mini_blanks": choice("answer", "acc", "acc_norm", doc_to_target="{{q[:9]}}"),
+    "mini_cloze": measured(
+        *("loglikelihood", "{{q}}", " {{options[0]}}", "acc"),
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+    ),
+    "mini_rolling": measured(
+        "loglikelihood_rolling", "", "{{text}}", "word_perplexity", "byte_perplexity", "bits_per_byte"
+    ),
+    "mini_writing": written("{{options[0]}}", until=["\n", "e"], max_gen_toks=7, do_sample=False, temperature=0.0),
+    "mini_defaults": written("{{'four'}}", max_new_tokens=5),
+    "mini_filters": written(
+        "{{options[0]}}",
+        {"whole": [FIRST], "first-letter": [{"function": "regex", "regex_pattern": r"(\w)"}, FIRST]},
+        until=[],
+        max_gen_toks=4,
+    ),
+    "mini_sampling": written(do_sample=True, max_gen_toks=4),
+    "mini_warm": written(temperature=0.7, max_gen_toks=4),
+    "mini_votes": written(filters={"first": [FIRST], "vote": [VOTE, FIRST]}, repeats=3, **DRAWN),
+    "mini_draws": written(
+        filters={"first": [LAST_LETTER, FIRST], "vote": [LAST_LETTER, VOTE, FIRST]}, repeats=4, **DRAWN
+    ),
+    "mini_beams": written(num_beams=4, max_gen_toks=4),
+    "mini_endless": written(max_gen_toks=48),
+    "mini_too_long": choice(doc_to_choice="{{['a', 'x' * 90]}}", doc_to_target=0),
+    "mini_set_only": choice("{{q}}", "mcc"),
 }
 LIKELIHOODS = ["mini_choice", "mini_shots", "mini_spaces", "mini_empty", "mini_cloze", "mini_rolling"]
 WRITTEN = ["mini_writing", "mini_defaults", "mini_filters"]
 
 
+def head(folder: Path) -> str:
+    """What the YAML file of a task whose documents are in a folder says of them."""
+    data = str(folder / "documents.jsonl")
+    files = {"data_files": {"test": data, "shots": data}, "cache_dir": str(folder / "cache")}
+    splits = {"test_split": "test", "fewshot_split": "shots", "metadata": {"version": 2.5}}
+    return yaml.safe_dump({"dataset_path": "json", "dataset_kwargs": files, **splits})
+
+
 def write(folder: Path) -> Path:
     """Write all tasks and their data into a folder."""
-    data = folder / "documents.jsonl"
-    data.write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
-    head = DATA.format(path=data, cache=folder / "cache")
-    for name, body in TASKS.items():
-        lines = [line.removeprefix("        ") for line in body.splitlines()]
-        (folder / f"{name}.yaml").write_text(f"task: {name}\n{head}" + "\n".join(lines))
+    (folder / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
+    for name, config in TASKS.items():
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{head(folder)}{yaml.safe_dump(config, sort_keys=False)}")
     (folder / "mini.yaml").write_text("group: mini\ntask: [mini_shots, mini_cloze]\n")
     return folder

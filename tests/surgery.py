@@ -160,3 +160,10 @@ def logits(lens, condition, means, tokens, n_context=10**6):
     """Logits of the model that was cut. Shape [pos, d_vocab]."""
     with torch.no_grad():
         return cut(lens, condition, means, n_context)(tokens[None], use_cache=False).logits[0]
+
+
+def logprob(lens, condition, means, request):
+    """Log-likelihood of a request by the model that was cut."""
+    tokens, n = torch.tensor([*request.context, *request.continuation]), len(request.context)
+    logprobs = logits(lens, condition, means, tokens, n).log_softmax(-1)[n - 1 : -1]
+    return logprobs.gather(-1, tokens[n:, None]).sum().item()

@@ -38,7 +38,8 @@ def kinds_by_value(task: Any, field: str, names: Mapping[Any, str] | None = None
         if names is None or doc[field] in names:
             kinds[doc_id] = f"{field} {doc[field]}" if names is None else names[doc[field]]
     if not kinds:
-        raise UserError(f"no document of {task.config.task} has a {field} among {', '.join(map(str, names or ()))}")
+        among = ", ".join(map(str, names or ()))
+        raise UserError(f"no document of {task.config.task} has a {field} among {among}; give values that occur")
     return kinds
 
 
@@ -95,7 +96,7 @@ def split_by_kind(result: Result, task: str, kinds: Mapping[int, str]) -> Result
     docs = _renamed(chosen.docs, kinds)
     if docs.empty:
         n = chosen.docs["doc_id"].nunique()
-        raise UserError(f"none of the {n} documents of {task} in the result has a kind")
+        raise UserError(f"none of the {n} documents of {task} in the result has a kind; give some of them one")
     counts = docs.groupby("task")["doc_id"].nunique()
     names = [name for name in dict.fromkeys(f"{task}, {kind}" for kind in kinds.values()) if name in counts]
     docs = pd.concat([docs[docs["task"] == name] for name in names])

@@ -247,6 +247,7 @@ def worked_solutions(
             found.append(replace(found_in, doc_hash=identity(prepared.task, doc)))
     if not any(s.results for s in found):
         raise UserError(
-            f"tasks {', '.join(names)}: none of {len(found)} answers has a number that does not occur before it"
+            f"tasks {', '.join(names)}: none of {len(found)} answers has a number that does not occur before it; "
+            "take another task"
         )
     return found

@@ -105,7 +105,7 @@ def run(
         out: Folder for everything written.
         profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults.
         parameters: Values over the profile's. Text is read as YAML unless the notebook's default is text.
-        progress: Say on stderr where the pages are, and show a bar (on a terminal) or a line per notebook.
+        progress: Say on stderr where the pages are, and show a bar (on a terminal) or a line per cell.
 
     Returns:
         What was run and how it ended. A notebook that fails raises no error here.
@@ -255,6 +255,8 @@ def _run_one(run: NotebookRun, report: RunReport, index: Index, progress: RunPro
 
     def on_cell_start(cell: nbformat.NotebookNode, cell_index: int) -> None:
         nonlocal current
+        if cell.cell_type != "code":
+            return
         current = cell_index + 1
         progress.cell(current)
         save()  # so that a killed run leaves what it had

@@ -1,7 +1,8 @@
 """What a run of notebooks shows while it lasts: which notebook and cell, and the bar of the work in that cell.
 
 Kernels are other processes. Their bars (`depthlens.progress`) append lines to a file that DEPTHLENS_PROGRESS names, and
-the last line is shown here. Without a terminal there are two lines for each notebook. With ``DEPTHLENS_PROGRESS=-``
+the last line is shown here. Without a terminal there is a line when a notebook begins, one for each code cell, and one
+when it ends. With ``DEPTHLENS_PROGRESS=-``
 every change is a line of JSON on standard error, and so are those of the kernels.
 """
 
@@ -13,6 +14,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ class RunProgress:
     def __init__(self, total: int, *, enabled: bool) -> None:
         self._total, self._enabled, self._started = total, enabled, 0
         self._bar: tqdm | None = None
-        self._name = ""
+        self._name = self._label = ""
+        self._began = 0.0
         self._cells = 0
         self._read = 0  # bytes of the kernels' file
 
@@ -55,7 +58,8 @@ class RunProgress:
         """Show a notebook as long as it runs."""
         self._started += 1
         self._name, self._cells = run.name, n_cells
-        label = f"[{self._started}/{self._total}] {run.name}"
+        self._label = label = f"[{self._started}/{self._total}] {run.name}"
+        self._began = time.monotonic()
         if not self._enabled:
             yield
         elif self._json:
@@ -86,6 +90,9 @@ class RunProgress:
             self._bar.n = number
         elif self._enabled and self._json:
             self._say(cell=number, status="running")
+        elif self._enabled:
+            seconds = time.monotonic() - self._began
+            print(f"{self._label}: cell {number} of {self._cells} at {seconds:.1f} s", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def _following(self) -> Iterator[None]:

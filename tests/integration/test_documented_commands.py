@@ -1,6 +1,7 @@
 """Commands and snippets of README and docs as they are written there, one after another in one folder.
 
-A new line there fails here until it is run, or listed with the reason why it is not. Times are those of two cores.
+They run in this process, on a tiny model wherever the page names the embedded one, but for three real ones: a script,
+papermill and ``python -m``. A new line there fails here until it is run, or listed with the reason why it is not.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import tiny
+import transplants
 import yaml
 
 import depthlens as dl
-from depthlens import paths
+from depthlens import cli, paths
 from depthlens.ablations import Dims, expand
+from depthlens.runner import execute
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -34,33 +37,35 @@ LINES = [
 ]
 SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 
-# what a line begins with: what is printed, and what it took
-RUN = {
-    # 0.5 s; tests have no hub
-    "depthlens sweep Qwen/Qwen3-8B capitals_continuation ": "is not in the local cache and HF_HUB_OFFLINE=1",
-    "depthlens sweep path/to/folder kv_retrieval_4 ": "Wrote ",  # 18 s
-    "depthlens run 00_tour -p model path/to/folder ": "Wrote ",  # 27 s
-    "depthlens gallery runs/mine_notebooks": "Wrote ",  # 4 s
-    "depthlens sweep path/to/folder capitals_continuation --ablate layers --limit 8 ": "Wrote ",  # 5 s
-    "depthlens sweep path/to/folder capitals_continuation --ablate layers --quantize int8 ": "Wrote ",  # 9 s
-    "depthlens sweep path/to/folder capitals_continuation --ablate layers@int4 ": "Wrote ",  # 8 s
-    "depthlens store list": "entries, ",  # 1 s
-    "depthlens store show KEY/TASK": '"conditions"',  # 1 s
-    "depthlens store verify": " parts, 0 damaged",  # 1 s
-    "depthlens store prune --task NAME": "deleted ",  # 1 s
-    "depthlens sweep smollm2-135m colours ": "Wrote ",  # 6 s
-    "depthlens sweep smollm2-135m-cot colours ": "Wrote ",  # 7 s
-    "depthlens compare runs/colours ": "Wrote ",  # 5 s
-    "depthlens run 01_protocols ": "Wrote ",  # 43 s
-    "depthlens plan smollm2-135m ": "Here: about ",  # 10 s
-    "depthlens race path/to/folder ": "Wrote ",  # 15 s
-    "depthlens run 00_tour --profile demo --plan": "Here: about ",  # 20 s
-    "papermill notebooks/00_tour.ipynb ": "Executing: 100%",  # 30 s
-    "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "Wrote ",  # 30 s
-    "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out ": "Wrote ",  # 8 s
-    "depthlens export path/to/folder ": "Wrote ",  # 6 s
-    "python -m depthlens.lm_eval_model run ": "|capitals_continuation|",  # 6 s
+TINY = dict.fromkeys(("smollm2-135m", "smollm2-135m-direct"), "path/to/folder") | {
+    "smollm2-135m-cot": "trained/further"
 }
+# what a line begins with, and what is printed
+RUN = {
+    "depthlens sweep Qwen/Qwen3-8B capitals_continuation ": "is not in the local cache and HF_HUB_OFFLINE=1",
+    "depthlens sweep path/to/folder kv_retrieval_4 ": "Wrote ",
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers --limit 8 ": "Wrote ",
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers --quantize int8 ": "Wrote ",
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers@int4 ": "Wrote ",
+    "depthlens store list": "entries, ",
+    "depthlens store show KEY/TASK": '"conditions"',
+    "depthlens store verify": " parts, 0 damaged",
+    "depthlens store prune --task NAME": "deleted ",
+    "depthlens sweep smollm2-135m colours ": "Wrote ",
+    "depthlens sweep smollm2-135m-cot colours ": "Wrote ",
+    "depthlens compare runs/colours ": "Wrote ",
+    "depthlens plan smollm2-135m ": "Here: about ",
+    "depthlens race path/to/folder ": "Wrote ",
+    "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out ": "Wrote ",
+    "depthlens export path/to/folder ": "Wrote ",
+}
+PROCESSES = {
+    "depthlens sweep path/to/folder capitals_continuation --ablate layers --limit 8 ": "Wrote ",
+    "papermill notebooks/00_tour.ipynb ": "Executing: 100%",
+    "python -m depthlens.lm_eval_model run ": "|capitals_continuation|",
+}
+AFTER = {"depthlens gallery runs/mine_notebooks": "Wrote "}
+CHECKED = ("depthlens run 00_tour -p model path/to/folder ", "depthlens run 01_protocols ")  # tests/notebooks runs them
 NOT_RUN = {
     "make demo": "installs, and runs three notebooks (minutes)",
     "make test": "runs this",
@@ -73,13 +78,14 @@ NOT_RUN = {
     "depthlens sweep Qwen/Qwen3-8B mmlu ": "needs a cluster with GPUs",
     "depthlens sweep llama-3.1-8b ": "needs GPUs; test_reproduction.py parses it",
     "depthlens sweep deepseek-r1-llama-70b ": "needs several GPUs; test_reproduction.py parses it",
+    "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "as the next one",
     "depthlens run 04_heads --workers 2 ": "takes minutes; tests/unit/cluster runs sweeps on workers",
     "depthlens compare runs/step1000 ": "needs three checkpoints; test_compare.py has made-up ones",
 }
 
 
 def test_every_command_is_run_or_says_why_not():
-    beginnings = [*RUN, *NOT_RUN]
+    beginnings = {*RUN, *PROCESSES, *AFTER, *CHECKED, *NOT_RUN}
     assert [line for line in LINES if not any(line.startswith(b) for b in beginnings)] == []
     assert [b for b in beginnings if not any(line.startswith(b) for line in LINES)] == []
 
@@ -92,15 +98,17 @@ def test_the_table_of_conditions_is_the_grammar():
         for text in re.findall(r"`(.+?)`", texts):
             (condition,) = expand(text, dims)[1:]
             assert str(condition) == text
-    said = {text: what for text, what in rows}
-    assert "is its input plus that mean" in next(what for text, what in said.items() if "`L12@mean`" in text)
+    assert "is its input plus that mean" in next(what for text, what in rows if "`L12@mean`" in text)
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """The reader's folder: a model of their own, the notebooks, and the task of the guide."""
+    """The reader's folder: models of their own, the notebooks, the task of the guide, and a store."""
     folder = tmp_path_factory.mktemp("docs")
-    tiny.save(folder / "path" / "to" / "folder", "llama-gqa", num_hidden_layers=12, max_position_embeddings=4096)
+    lens = tiny.lens("llama-gqa", num_hidden_layers=14, max_position_embeddings=4096)
+    for name, one in (("path/to/folder", lens), ("trained/further", transplants.other(lens))):
+        one.model.save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
     (folder / "notebooks").symlink_to(paths.notebooks_dir())
     (task,) = (text for kind, text in BLOCKS if kind == "yaml")
     name, example = re.match(r"# (\S+); .*\n# (\{.*\})", task).groups()
@@ -108,52 +116,89 @@ def desk(tmp_path_factory):
     (folder / name).write_text(task)
     data = folder / yaml.safe_load(task)["dataset_kwargs"]["data_files"]["test"]
     data.write_text("\n".join(json.dumps(json.loads(example) | {"answer": i % 3}) for i in range(6)))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DEPTHLENS_STORE", str(folder / "store"))  # a page repeats what another has computed
+        patch.setenv("MPLBACKEND", "Agg")
+        yield folder
 
 
-@pytest.fixture(scope="module")
-def shell(desk):
-    """Run a line in that folder, with what is in braces filled in; a store of one's own keeps the answers."""
-    own = {"DEPTHLENS_STORE": str(desk / "store"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {k: v for k, v in os.environ.items() if k != "DEPTHLENS_PROGRESS"} | own | {"PATH": path}
+def line_of(beginning: str) -> str:
+    """The command on its page, on a tiny model of those of the reader's folder."""
+    line = next(line for line in LINES if line.startswith(beginning))
+    return re.sub(r"smollm2-135m(-cot)?\b", lambda m: TINY[m[0]], line)
 
-    def run(line: str) -> subprocess.CompletedProcess:
-        return subprocess.run(shlex.split(line), capture_output=True, text=True, cwd=desk, env=environment)
+
+def check(line: str, desk: Path, code: int, told: str, wanted: str) -> None:
+    assert wanted in told and "Traceback" not in told, told
+    assert code == (2 if "Qwen" in line else 0), told
+    if "--out " in line and code == 0:
+        written = "config.json" if line.startswith("depthlens export") else "record.json"
+        assert (desk / line.split("--out ")[1] / written).is_file()
+
+
+@pytest.fixture
+def call(capsys, unchecked):
+    """Run a command in this process: its exit code and all that it prints."""
+
+    def run(line: str) -> tuple[int, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(shlex.split(line)[1:])
+        return ended.value.code, "".join(capsys.readouterr())
 
     return run
 
 
 @pytest.mark.parametrize("beginning", RUN)
-def test_command(shell, desk, beginning):
-    (line,) = (line for line in LINES if line.startswith(beginning))
+def test_command(call, desk, beginning):
+    line = line_of(beginning)
     if "KEY/TASK" in line or "NAME" in line:
-        first = shell("depthlens store list").stdout.splitlines()[1].split()  # what the reader sees there
+        _, listed = call("depthlens store list")
+        first = next(
+            row.split() for row in listed.splitlines() if "capitals_continuation" in row
+        )  # what the reader sees
         line = line.replace("KEY/TASK", "/".join(first[:2])).replace("NAME", first[1])
-    done = shell(line)
+    check(line, desk, *call(line), RUN[beginning])
+
+
+@pytest.mark.parametrize("beginning", CHECKED)
+def test_values_of_a_run_of_notebooks_are_taken(desk, monkeypatch, beginning):
+    runs = []
+    monkeypatch.setattr(execute, "start", lambda prepared, **options: runs.append(prepared) or prepared.report)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(shlex.split(line_of(beginning))[1:])
+    ((run,),) = (prepared.report.notebooks for prepared in runs)
+    assert ended.value.code == 0 and run.parameters["model"] == "path/to/folder"
+
+
+@pytest.mark.parametrize("beginning", PROCESSES)
+def test_process(desk, beginning):
+    line = line_of(beginning)
+    own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {k: v for k, v in os.environ.items() if k != "DEPTHLENS_PROGRESS"} | own
+    done = subprocess.run(shlex.split(line), capture_output=True, text=True, cwd=desk, env=environment)
     told = done.stdout + done.stderr
-    assert RUN[beginning] in told and "Traceback" not in told, told
-    assert done.returncode == (2 if "Qwen" in line else 0), told
+    check(line, desk, done.returncode, told, PROCESSES[beginning])
     if line.startswith("papermill"):
         assert "Unable to parse" not in told and "unknown parameter" not in told, told
-        assert (desk / "tour.ipynb").is_file()
-    if "--out " in line and done.returncode == 0:
-        written = "config.json" if line.startswith("depthlens export") else "record.json"
-        assert (desk / line.split("--out ")[1] / written).is_file()
+        (desk / "runs" / "mine_notebooks").mkdir(parents=True)
+        shutil.copy(desk / "tour.ipynb", desk / "runs" / "mine_notebooks")
 
 
-@pytest.fixture(scope="module")
-def names():
-    """What the snippets share."""
-    return {"dl": dl}
+@pytest.mark.parametrize("beginning", AFTER)
+def test_command_on_what_papermill_wrote(call, desk, beginning):
+    check(beginning, desk, *call(beginning), AFTER[beginning])
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-# up to 75 s each on one thread; several times as much where others use the core, so that no bound is tested
-def test_snippet(names, desk, monkeypatch, number):
-    monkeypatch.chdir(desk)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.setenv("DEPTHLENS_STORE", str(desk / "store"))  # a page repeats what another has computed
-    began = time.monotonic()
-    exec(compile(SNIPPETS[number], f"snippet {number}", "exec"), names)
-    print(f"snippet {number}: {time.monotonic() - began:.0f} s")
+@pytest.mark.parametrize("model", ["tiny", pytest.param("embedded", marks=pytest.mark.nightly)])
+def test_snippets(desk, unchecked, model):
+    """One after another: they share names. A tiny model recalls no needle and has no accuracy to lose."""
+    names = {"dl": dl}
+    for number, source in enumerate(SNIPPETS):
+        if model == "tiny" and ("retrieval_scores" in source or "greedy_removal" in source):
+            continue
+        if model == "tiny":
+            source = re.sub(r'"(smollm2-135m[\w-]*)"', lambda m: f'"{TINY[m[1]]}"', source)
+        exec(compile(source, f"snippet {number}", "exec"), names)

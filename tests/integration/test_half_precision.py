@@ -10,7 +10,7 @@ from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.tasks import harness
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.nightly]
 
 N_DOCS, SEED = 12, 3
 # layers near the end: few CPUs compute in bfloat16, and the others take seven times as long as in float32

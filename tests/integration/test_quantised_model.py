@@ -17,7 +17,10 @@ MIB = 2**20
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme, most", [("int8", 215), ("int4", 222), ("nf4", 170)])
+@pytest.mark.parametrize(
+    "scheme, most",
+    [("int8", 215), *(pytest.param(*row, marks=pytest.mark.nightly) for row in (("int4", 222), ("nf4", 170)))],
+)
 def test_a_walk_has_the_scores_of_whole_passes(scheme, most):
     lens = dl.load("smollm2-135m", quantize=scheme)
     assert placement.n_bytes(lens.model) < most * MIB  # 513 MiB in float32, 108 of them the embedding

@@ -1,44 +1,48 @@
-"""Calls of experiments with a mistake: what is called, a part of the line.
+"""Calls with a mistake: what is called, a part of the line.
 
-A call gets ``e``: ``e.lens`` (a tiny model: 5 layers, 4 heads), ``e.organism``, and results made on it; see `results`.
+A call gets ``e``: ``e.lens`` (a tiny model: 5 layers, 4 heads), ``e.organism`` (6 layers), and results made on it:
+``e.result`` (layers), ``e.heads`` (one layer's heads), ``e.scores`` (copy-paste scores); ``e.tmp`` is an empty folder.
 """
 
 from __future__ import annotations
 
-import depthlens as dl
-from depthlens.analysis import geometry
-from depthlens.analysis.head_lists import head_overlap
-from depthlens.experiments import attention_patterns
-from depthlens.models import pairs
+import math
 
-TASK, ONE = "capitals_continuation", "organism_one_hop"
-NATS = "answer_logprob"
+import depthlens as dl
+from depthlens.analysis import block_losses, geometry, head_effects, head_lists, recovery, subgroups
+from depthlens.experiments import attention_patterns, text_sets
+from depthlens.models import pairs
+from depthlens.tasks import harness
+
+TASK, ONE, NATS = "capitals_continuation", "organism_one_hop", "answer_logprob"
 LISTS = {"found": [(0, 0), (1, 0)]}
 QUICK = {"limit": 2, "progress": False}
+NO_RESULT = "is a str, not the result of a sweep; give what a sweep returned"
 
 
-def layer_sweep(**options):
-    return lambda e: dl.layer_sweep(e.lens, **{"tasks": TASK, **QUICK, **options})
+def on(call, *arguments, lens="lens", **fixed):
+    """A maker of rows: ``call`` on a model with these arguments, others or more by name."""
+    return lambda **options: lambda e: call(getattr(e, lens), *arguments, **{**fixed, **options})
 
 
-def ablate(what, **options):
-    return lambda e: dl.condition_sweep(e.lens, TASK, what, **{**QUICK, **options})
-
-
-def head_sweep(**options):
-    return lambda e: dl.head_sweep(e.lens, TASK, **{**QUICK, **options})
-
-
-def retrieval(**options):
-    return lambda e: dl.retrieval_scores(e.lens, **{"progress": False, **options})
-
-
-def reasoning(**options):
-    return lambda e: dl.reasoning_scores(e.lens, **{**QUICK, **options})
-
-
-def removal(**options):
-    return lambda e: dl.removal_curve(e.organism, **{"tasks": ONE, "lists": LISTS, "k": 1, **QUICK, **options})
+layer_sweep = on(dl.layer_sweep, TASK, **QUICK)
+condition_sweep = on(dl.condition_sweep, TASK, **QUICK)
+head_sweep = on(dl.head_sweep, TASK, **QUICK)
+block_sweep = on(dl.block_sweep, TASK, **QUICK)
+greedy = on(dl.greedy_removal, TASK, **QUICK)
+race = on(dl.race, ONE, "heads", lens="organism", progress=False, store=None)
+retrieval = on(dl.retrieval_scores, progress=False)
+by_step = on(dl.retrieval_by_step, progress=False)
+reasoning = on(dl.reasoning_scores, **QUICK)
+induction = on(dl.induction_scores, progress=False)
+swaps = on(dl.operand_swap_scores, **QUICK)
+removal = on(dl.removal_curve, ONE, lens="organism", k=1, lists=LISTS, **QUICK)
+sufficiency = on(dl.sufficiency_curve, ONE, lens="organism", lists=LISTS, **QUICK)
+free_text = on(dl.free_text, prompt_tokens=2, max_new_tokens=2, progress=False)
+depth_geometry = on(dl.depth_geometry, progress=False)
+layer_effects = on(dl.layer_effects, limit=1, progress=False)
+plan = on(dl.plan, TASK, "layers", store=None)
+next_token = on(dl.next_token)
 
 
 def transplant(**parts):
@@ -53,286 +57,284 @@ def load(name="organism", **options):
     return lambda e: dl.load(name, **options)
 
 
+# every place that takes a model, tasks or options asks the rules
 NAME = "lens 'organism' is the name of a model; load it first: dl.load('organism')"
-NOT_LOADED = [
-    (lambda e: dl.layer_sweep("organism", TASK), NAME),
-    (lambda e: dl.condition_sweep("organism", TASK, "L1"), NAME),
-    (lambda e: dl.head_sweep("organism", TASK), NAME),
-    (lambda e: dl.block_sweep("organism", TASK), NAME),
-    (lambda e: dl.greedy_removal("organism", TASK), NAME),
-    (lambda e: dl.retrieval_scores("organism"), NAME),
-    (lambda e: dl.induction_scores("organism"), NAME),
-    (lambda e: dl.retrieval_by_step("organism", []), NAME),
-    (lambda e: dl.reasoning_scores("organism"), NAME),
-    (lambda e: dl.recalled_needles("organism", []), NAME),
-    (lambda e: dl.removal_curve("organism", ONE, LISTS), NAME),
-    (lambda e: dl.transplant("organism", e.organism, layers=[1]).__enter__(), NAME),
-    (lambda e: dl.weight_deltas("organism", e.organism), NAME),
-    (lambda e: dl.activation_deltas("organism", e.organism, ["x"]), NAME),
-    (lambda e: dl.with_donor("organism", e.organism), NAME),
-    (lambda e: dl.tasks.written_needles("organism"), NAME),
-    (lambda e: dl.tasks.task_needles("organism", TASK), NAME),
-    (lambda e: dl.worked_solutions("organism", TASK), NAME),
+GIVEN_A_NAME = {
+    "layer_sweep": [TASK], "condition_sweep": [TASK, "L1"], "head_sweep": [TASK], "block_sweep": [TASK],
+    "greedy_removal": [TASK], "race": [TASK, "L1"], "plan": [TASK, "L1"], "retrieval_scores": [],
+    "induction_scores": [], "retrieval_by_step": [[]], "reasoning_scores": [], "operand_swap_scores": [],
+    "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "sufficiency_curve": [ONE, LISTS], "free_text": [],
+    "weight_deltas": [None], "activation_deltas": [None, ["x"]], "with_donor": [None], "next_token": ["x"],
+    "worked_solutions": [TASK], "attention_at_results": [], "depth_geometry": [], "layer_effects": [],
+}  # fmt: skip
+ENTRIES = [
+    *((lambda e, f=f, a=a: getattr(dl, f)("organism", *a), NAME) for f, a in GIVEN_A_NAME.items()),
     (lambda e: attention_patterns.read("organism", [[1]], [[0]], print), NAME),
-    (lambda e: dl.attention_at_results("organism"), NAME),
-    (lambda e: dl.layer_sweep(e.tmp, TASK), "is the name of a model; load it first: dl.load("),
+    (lambda e: dl.transplant("organism", e.organism, layers=[1]).__enter__(), NAME),
     (lambda e: dl.layer_sweep(None, TASK), "lens is a NoneType, not a loaded model; load one first: dl.load("),
     (lambda e: dl.layer_sweep(e.lens.model, TASK), "lens is a LlamaForCausalLM, not a loaded model; load one first"),
+    *(
+        (call(limit=0), "limit 0: give a whole number")
+        for call in (layer_sweep, head_sweep, block_sweep, greedy, reasoning, swaps, removal)
+    ),
+    *((call(limit=0), "limit 0: give a whole number") for call in (sufficiency, plan, depth_geometry, start)),
+    *((call(colour=1), "unknown option 'colour'") for call in (race, plan, free_text, removal, greedy, swaps)),
 ]
-
 LOAD = [
-    (load(None), "model None: give an alias"),
-    (load(3), "model 3: give an alias"),
+    *((load(name), f"model {name!r}: give an alias") for name in (None, 3)),
     (load("a\0b"), "unknown model 'a\\x00b'; "),
-    (load(dtype=None), "unknown dtype None; "),
     (load(dtype="fp8"), "unknown dtype 'fp8'; "),
-    (load(device=None), "unknown device None; "),
-    (load(device="cuda:99"), "device 'cuda:99': torch finds no CUDA GPU here; use device=cpu"),
     (load(quantize="int3"), "unknown quantize 'int3'; did you mean"),
     (load(offload=True), "offload True: give 'disk', or leave it out"),
     (load(remote="yes"), "remote 'yes': give True, 'local' to simulate a server here, or leave it out"),
 ]
-
 SWEEPS = [
-    (layer_sweep(tasks=None), "tasks None: give a name or a list of names"),
-    (layer_sweep(tasks=[]), "no tasks given; name at least one"),
-    (layer_sweep(tasks={}), "tasks {}: give a name or a list of names"),
-    (layer_sweep(tasks=123), "tasks 123: give a name or a list of names"),
-    (layer_sweep(tasks=[TASK, None]), "tasks ['capitals_continuation', None]: give a name or a list of names"),
     (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
-    (layer_sweep(site=["layer"]), "unknown site ['layer'] for a layer sweep; allowed"),
-    (layer_sweep(limit=True), "limit True: give a whole number of documents"),
-    (layer_sweep(limit=1.5), "limit 1.5: give a whole number of documents"),
-    (layer_sweep(limit=float("nan")), "limit nan: give a whole number of documents"),
-    (layer_sweep(limit="5"), "limit '5': give a whole number of documents"),
     (layer_sweep(limit=None, samples="900:"), f"samples '900:': task {TASK} has no such documents; it has 0..155"),
-    (layer_sweep(limit=None, samples=[]), "samples []: give numbers of documents, e.g. range(0, 100, 2)"),
-    (layer_sweep(limit=None, samples=[1.5]), "samples [1.5]: give numbers of documents"),
-    (layer_sweep(limit=None, samples=[-1]), "samples [-1]: give numbers of documents"),
-    (layer_sweep(limit=None, samples=[3, 3]), "samples: document 3 is named twice; name it once"),
-    (layer_sweep(limit=None, samples=7), "samples 7: give numbers of documents"),
-    (
-        layer_sweep(limit=None, samples=[2, 400]),
-        "samples: document 400 does not exist; task capitals_continuation has 0..155",
-    ),
-    (layer_sweep(limit=None, samples={}), "samples {}: give numbers of documents"),
-    (layer_sweep(limit=None, samples={"arc": [1]}), "unknown task in samples 'arc'; allowed: capitals_continuation"),
-    (layer_sweep(limit=None, samples={TASK: "x"}), "samples 'x': give START:STOP"),
-    (layer_sweep(num_fewshot=True), "num_fewshot True: give a whole number"),
-    (layer_sweep(num_fewshot=0.5), "num_fewshot 0.5: give a whole number"),
-    (layer_sweep(seed=None), "seed None: give a whole number from 0 to 4294967295"),
-    (layer_sweep(seed=True), "seed True: give a whole number from 0"),
-    (layer_sweep(backend=None), "unknown backend None; allowed: torch"),
-    (layer_sweep(batch_tokens=2.5), "batch_tokens 2.5: give a whole number"),
-    (layer_sweep(apply_chat_template="yes"), "apply_chat_template 'yes': give True or False"),
-    (layer_sweep(progress="no"), "progress 'no': give True or False"),
-    (layer_sweep(system_instruction=3), "system_instruction 3: give a text, or leave it out"),
-    (layer_sweep(measure=None), "unknown measure None; allowed: task"),
-    (layer_sweep(include_path=3), "include_path 3 is not a folder; give the folder"),
-    (layer_sweep(store=False), "store False: give a folder or URL, 'auto' for the usual one, or None"),
-    (layer_sweep(store=3), "store 3: give a folder or URL"),
-    (layer_sweep(store=""), "store '': give a folder or URL"),
-    (ablate(None), "ablate None: give layers, attn, mlp"),
-    (ablate(3), "ablate 3: give layers, attn, mlp"),
-    (ablate([]), "nothing to ablate in []; give layers"),
-    (ablate(["L1", 3]), "ablate 3: give layers, attn, mlp, heads, kv, experts, blocks:N"),
-    (ablate([["L1"]]), "ablate ['L1']: give layers"),
-    (ablate({"L1": 1}), "ablate {'L1': 1}: give layers"),
-    (
-        ablate("L1.H1@resample", resample_prompts="x"),
-        "resample_prompts 'x': give a list of prompts, none of them empty",
-    ),
-    (ablate("L1.H1@resample", resample_prompts=[3]), "resample_prompts [3]: give a list of prompts"),
-    (ablate("L1@donor", donor=3), "model 3: give an alias"),
+    (layer_sweep(limit=None, samples=[2, 400]), f"samples: document 400 does not exist; task {TASK} has 0..155"),
+    (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
+    *((layer_sweep(store=store), f"store {store!r}: give a folder or URL") for store in (False, 3, "")),
+    *((condition_sweep(ablate=what), f"ablate {what!r}: give layers, attn, mlp") for what in (None, 3, {"L1": 1})),
+    (condition_sweep(ablate=["L1", 3]), "ablate 3: give layers, attn, mlp, heads, kv, experts, blocks:N"),
+    (condition_sweep(ablate=[]), "nothing to ablate in []; give layers"),
     (lambda e: dl.parse_condition(None), "condition None: write L12, L12.attn"),
     (lambda e: dl.Ablation("x"), "layer 'x' of an ablation: give a whole number"),
-    (lambda e: dl.Ablation(-1), "layer -1 is negative; layers count from 0"),
-    (lambda e: dl.Ablation(1, start=-1), "start -1 of an ablation is negative; give a whole number from 0"),
-    (lambda e: dl.Ablation(1, start=1.5), "start 1.5 of an ablation: give a whole number"),
-    (lambda e: dl.Ablation(1, seed=2), "seed 2 does not fit mode 'skip'; only noise has one, leave it out"),
     (lambda e: dl.Ablation(1, "x"), "unknown ablation site 'x'; allowed: layer"),
     (lambda e: dl.Condition(("L1",)), "condition of 'L1': give ablations, or a text to depthlens.parse_condition"),
-    (lambda e: dl.next_token(e.lens, ""), "prompt '': give some text"),
-    (lambda e: dl.next_token(e.lens, None), "prompt None: give some text"),
-    (lambda e: dl.next_token("organism", "x"), "lens 'organism' is the name of a model; load it first"),
-    (lambda e: dl.next_token(e.lens, "x", k=0), "k 0: give a whole number, at least 1"),
-    (lambda e: dl.depth_geometry("organism"), "lens 'organism' is the name of a model; load it first"),
-    (lambda e: dl.depth_geometry(e.lens, ["a text", 5]), "texts ['a text', 5]: give a list of at least one text"),
-    (lambda e: dl.depth_geometry(e.lens, lens_positions=0), "lens_positions 0: give a whole number, at least 1"),
-    (lambda e: dl.layer_effects("organism"), "lens 'organism' is the name of a model; load it first"),
-    (lambda e: dl.layer_effects(e.lens, seed=-1), "seed -1: give a whole number from 0"),
-    (
-        lambda e: geometry.geometry_predictors(3),
-        "geometry is a int; give what depthlens.experiments.geometry.depth_geometry returned",
-    ),
-    (lambda e: dl.next_token(e.lens, "x", ["L99"]), "condition L99: layer 99 does not exist; layers are 0..4"),
-]
-
-BLOCKS = [
-    *(
-        (
-            lambda e, n=n: dl.block_sweep(e.lens, TASK, max_size=n, **QUICK),
-            f"max_size {n!r}: give a whole number of layers",
-        )
-        for n in (0, -1, "2", None, 2.0, True)
-    ),
-    *(
-        (
-            lambda e, n=n: dl.greedy_removal(e.lens, TASK, max_layers=n, **QUICK),
-            f"max_layers {n!r}: give a whole number",
-        )
-        for n in (0, "x")
-    ),
-    *(
-        (
-            lambda e, x=x: dl.greedy_removal(e.lens, TASK, tolerance=x, **QUICK),
-            f"tolerance {x!r}: give a number, at least 0",
-        )
-        for x in (-0.1, "x", None, float("nan"))
-    ),
+    (next_token(prompt=""), "prompt '': give some text"),
+    (next_token(prompt="x", k=0), "k 0: give a whole number, at least 1"),
+    *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
+    *((greedy(max_layers=n), f"max_layers {n!r}: give a whole number") for n in (0, "x")),
+    *((greedy(tolerance=x), f"tolerance {x!r}: give a number, at least 0") for x in (-0.1, None, math.nan)),
     (lambda e: dl.greedy_removal(e.organism, ONE, metric="f1", **QUICK), "unknown metric 'f1'; "),
-    (
-        lambda e: dl.greedy_removal(e.organism, ONE, metric=NATS, measure=NATS, **QUICK),
-        "documents cannot be halved for choosing and judging; take",
-    ),
+    (lambda e: dl.greedy_removal(e.organism, ONE, limit=3), "3 documents cannot be halved for choosing and judging"),
+    (greedy(limit=8), "is at chance with every layer in place: nothing to lose; take"),
+    (free_text(texts="one"), "texts 'one': give a list of texts"),
+    (free_text(texts=["A text."]), "1 texts: give at least two"),
+    (free_text(texts=["A text.", "B"]), "text 1 has 1 tokens, fewer than prompt_tokens 2; give longer texts"),
+    (free_text(max_new_tokens=9999), "are 10001 tokens; the model reads 4096 in all"),
+    *((free_text(**{n: 0}), f"{n} 0: give a whole number") for n in ("n_prompts", "prompt_tokens", "max_new_tokens")),
 ]
-
 HEADS = [
-    (head_sweep(layers=3), "layers 3: give a list of layers, e.g. [3, 4]"),
-    (head_sweep(layers="3"), "layers '3': condition '3': cannot read '3'; write L12"),
-    (head_sweep(layers=["a"]), "layers ['a']: give a list of layers"),
-    (head_sweep(layers=[1.5]), "layers [1.5]: give a list of layers"),
-    (head_sweep(layers=[99]), "layers [99]: layer 99 does not exist; layers are 0..4"),
-    (head_sweep(layers=[-1]), "layers [-1]: layer -1 does not exist; layers are 0..4"),
+    *((head_sweep(layers=x), f"layers {x!r}: give a list of layers, e.g. [3, 4]") for x in (3, ["a"], [1.5])),
+    *((head_sweep(layers=[x]), f"layers [{x}]: layer {x} does not exist; layers are 0..4") for x in (99, -1)),
     (head_sweep(layers=[]), "layers is empty; name at least one layer"),
     (head_sweep(site="mlp"), "unknown site 'mlp'; allowed: head, kv"),
     (head_sweep(method="guess"), "unknown method 'guess'; allowed: exact, attribution"),
     (head_sweep(mode="median"), "unknown mode 'median'; "),
     (head_sweep(mode="resample"), "needs resample_prompts: give both, or neither"),
-    (
-        head_sweep(resample_prompts=["x"]),
-        "resample_prompts are used by @resample conditions only: give both, or neither",
-    ),
-    (
-        head_sweep(method="attribution", resample_prompts=["x"]),
-        "resample_prompts ['x']: attribution puts no prompt in place; ",
-    ),
-    (
-        head_sweep(method="attribution", mode="resample"),
-        "mode 'resample': attribution estimates 'zero' and 'mean'; use",
-    ),
-    (
-        head_sweep(method="attribution", measure="task"),
-        "measure 'task': attribution estimates answer_logprob only; use",
-    ),
-    (
-        head_sweep(method="attribution", backend="nnsight"),
-        "backend 'nnsight': attribution runs with 'torch' only; leave",
-    ),
-    (head_sweep(method="attribution", limit="x"), "limit 'x': give a whole number of documents"),
+    (head_sweep(method="attribution", resample_prompts=["x"]), "['x']: attribution puts no prompt in place; "),
+    (head_sweep(method="attribution", mode="resample"), "mode 'resample': attribution estimates 'zero' and 'mean'"),
+    (head_sweep(method="attribution", measure="task"), "measure 'task': attribution estimates answer_logprob only"),
+    (head_sweep(method="attribution", backend="nnsight"), "backend 'nnsight': attribution runs with 'torch' only"),
+    (head_sweep(steps=2), "steps 2: method 'exact' has none; "),
+    (head_sweep(steps=0, method="integrated_gradients"), "steps 0: give a whole number"),
+    (head_sweep(measure="task", method="integrated_gradients"), "integrated_gradients estimates answer_logprob only"),
+    (head_sweep(top=2), "top 2: method 'exact' has none; use method='race'"),
+    (head_sweep(method="race", mode="resample", resample_prompts=["x"]), "a race has no @resample conditions, "),
+    (lambda e: dl.head_sweep(e.organism, ONE, method="race", top=2, limit=20), "20 documents are too few"),
+    (race(margin=0.0), "margin 0.0: give a number between 0 and 1, such as 0.1"),
+    (race(alpha=1.0), "alpha 1.0: give a number between 0 and 1, such as 0.05"),
+    (race(max_documents=0), "max_documents 0: give a whole number"),
+    (race(measure="both"), "measure 'both': a race judges one score"),
+    (race(top=24), "top 24: give a whole number of conditions from 1 to 23"),
+    (race(order=["L0.H0"]), "give top, or leave it out"),
+    (race(top=2, order=["L9.H9"]), "condition 'L9.H9' is not in the race"),
+    (lambda e: dl.race(e.organism, [ONE, "organism_two_hop"], "heads", top=2), f"is of one task, not of {ONE}, org"),
     (retrieval(method="guess"), "unknown method 'guess'; allowed: copy_paste, query_to_gold, write_aware, "),
     (retrieval(heads=[(0, 0)]), "heads with method 'copy_paste': only 'exact' removes heads"),
-    (retrieval(heads=3, method="exact"), "heads 3: give a list of heads as (layer, head), e.g. [(3, 0)]"),
     (retrieval(heads=[], method="exact"), "heads names 0 heads; give at least one"),
-    (retrieval(heads=["L1.H1"], method="exact"), "heads ['L1.H1']: give a list of heads as (layer, head)"),
+    *((retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads as") for x in (3, ["L1.H1"], [(0, -1)])),
     (retrieval(heads=[(9, 9)], method="exact"), "layer 9 does not exist; layers are 0..4"),
-    (retrieval(heads=[(0, -1)], method="exact"), "heads [(0, -1)]: give a list of heads"),
-    (
-        retrieval(given_removed=[(0, 0)], method="exact"),
-        "given_removed names 1 heads; heads are tested against each other",
-    ),
-    (
-        retrieval(given_removed=[(0, 0), (0, 1)]),
-        "given_removed with method 'copy_paste': only 'exact' removes several heads",
-    ),
-    (retrieval(needles=[]), "no needles; give at least one"),
-    (retrieval(needles=["x"]), "no needles; give at least one, from depthlens.tasks.needles"),
+    (retrieval(given_removed=[(0, 0)], method="exact"), "given_removed names 1 heads; heads are tested against each"),
+    (retrieval(given_removed=[(0, 0), (0, 1)]), "given_removed with method 'copy_paste': only 'exact' removes several"),
+    *((retrieval(needles=x), "no needles; give at least one, from depthlens.tasks.needles") for x in ([], ["x"])),
     (retrieval(n_needles=0), "n_needles 0: give a whole number, at least 1"),
-    (retrieval(depths=0.5), "depths 0.5: give a list of numbers, at least one"),
-    (retrieval(depths=[]), "depths []: give a list of numbers, at least one"),
-    (retrieval(depths=[2]), "depths 2: give a number, from 0 to 1: 0 is the start"),
-    (retrieval(depths=["a"]), "depths 'a': give a number, from 0 to 1"),
-    (retrieval(context_lengths=256), "context_lengths 256: give a list of numbers"),
+    *((retrieval(depths=x), f"depths {x!r}: give a list of numbers, at least one") for x in (0.5, [])),
+    *((retrieval(depths=[x]), f"depths {x!r}: give a number, from 0 to 1") for x in (2, "a")),
     (retrieval(context_lengths=[0]), "context_lengths 0: give a whole number of tokens, at least 1"),
-    (retrieval(tasks=3), "tasks 3: give a name or a list of names"),
     (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
+    (lambda e: dl.retrieval_scores(e.organism), "does not know English words; give tasks="),
+    (by_step(needles=[], method="query_to_gold"), "unknown method 'query_to_gold'"),
+    (by_step(needles=[], seed=-1), "seed -1"),
+    (induction(length=1), "length 1: give a whole number"),
+    (induction(length=300), "can read 256 different tokens twice; give 2 to 256"),
+    (induction(n_texts=0), "n_texts 0"),
     (reasoning(tasks=TASK), "worked solutions need a generative task"),
-    (reasoning(tasks=None), "tasks None: give a name or a list of names"),
+    (reasoning(tasks="capitals_generative"), "has a number that does not occur before it; take another"),
     (reasoning(method="copy_paste"), "unknown method 'copy_paste'; allowed: exact, attribution"),
     (reasoning(method="attribution", heads=[(0, 0)]), "heads with method 'attribution': only 'exact'"),
-]
-
-REMOVAL = [
-    (removal(lists={}), "lists {}: give at least one list of heads by name"),
-    (removal(lists=None), "lists None: give at least one list of heads by name"),
-    (removal(lists=[(0, 0)]), "lists [(0, 0)]: give at least one list of heads by name"),
+    (reasoning(solutions="mine"), "unknown solutions 'mine'"),
+    (swaps(solutions="mine"), "unknown solutions 'mine'"),
+    (swaps(num_fewshot=0), "follows the operands in 0 of 2 solutions, and 5 are needed; "),
+    *((removal(lists=x), f"lists {x!r}: give at least one list of heads by name") for x in ({}, None, [(0, 0)])),
     (removal(lists={"a": "L0.H0"}), "list 'a' 'L0.H0': give a list of heads as (layer, head)"),
-    (removal(lists={"a": ["L0.H0"]}), "list 'a' ['L0.H0']: give a list of heads as (layer, head)"),
     (removal(lists={"a": []}), "list 'a' is empty; name at least one head"),
     (removal(lists={"a": [(0, 9)]}), "head 9 does not exist; heads are 0..3"),
     (removal(lists={"a": [(0, 0), (0, 0)]}, k=2), "names one part twice; name it once"),
     *((removal(k=k), f"k {k!r}: give a whole number from 1, or several") for k in (0, "x", None, [], [1, "a"], True)),
     (removal(k=9), "list 'found' has 2 heads; k goes up to 9"),
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
-    (removal(n_draws="x"), "n_draws 'x': give a whole number"),
     (removal(metric="f1"), "unknown metric of task organism_one_hop 'f1'; "),
-    (removal(tasks=None), "tasks None: give a name or a list of names"),
-    (lambda e: head_overlap([], [], 3), "give at least one head, each once"),
-    (lambda e: head_overlap("x", [(0, 0)], 3), "list 'x': give a list of heads as (layer, head)"),
+    (removal(suffix="@noise"), "unknown suffix '@noise'"),
+    (sufficiency(lists={}), "lists {}: give at least one list"),
+    (sufficiency(k=3), "list 'found' has 2 heads; k goes up to 3"),
+    (sufficiency(lists={"a": [(la, h) for la in range(6) for h in range(4)]}, k=24), "the model has 24 heads"),
+    (sufficiency(measure="both"), "a curve has one measure"),
+    (lambda e: head_lists.head_overlap([], [], 3), "give at least one head, each once"),
+    (lambda e: head_lists.head_overlap("x", [(0, 0)], 3), "list 'x': give a list of heads as (layer, head)"),
+    (lambda e: head_lists.head_overlap([(0, 0), (0, 1)], [(1, 0)], [1, 5]), "a list has 2 heads of layer 0, which has"),
+    (lambda e: head_lists.head_overlap([(0, 0)], [(2, 0)], [3, 3]), "layer 2 does not exist; 2 layers are given"),
+    (lambda e: head_lists.head_overlap([(0, 0)], [(0, 0)]), "two scores and k, or two lists and the number of heads"),
+    (lambda e: dl.detector_agreement({"a": e.scores}), "give two or more"),
+    (
+        lambda e: dl.detector_agreement({"a": e.scores, "b": e.scores}, k=24),
+        "k 24: give a whole number from 1 to 23 (24 heads have",
+    ),
+    (lambda e: dl.detector_agreement({"a": e.scores, "b": e.scores}, n_permutations=10), "n_permutations 10"),
 ]
-
 DONORS = [
     (transplant(layers=3), "layers 3: give a list of layers, e.g. [3, 4]"),
     (transplant(layers=[99]), "layers [99]: layer 99 does not exist; layers are 0..5"),
-    (transplant(mlp="x"), "mlp 'x': give a list of layers"),
     (transplant(heads=[3]), "heads [3]: give a list of heads as (layer, head)"),
     (transplant(heads=[(0, 99)]), "head 99 does not exist; heads are 0..3"),
     (transplant(layers=[1], attn=[1]), "has no effect of its own beside L1@donor; drop one of the two"),
+    (transplant(attn=[2, 2]), "names one part twice; name it once"),
     (lambda e: dl.transplant(e.organism, e.lens, layers=[1]).__enter__(), "are no pair: "),
     (lambda e: dl.transplant(e.organism, "gpt5", layers=[1]).__enter__(), "unknown model 'gpt5'; "),
-    (lambda e: dl.transplant(e.organism, None, layers=[1]).__enter__(), "model None: give an alias"),
-    (
-        lambda e: dl.activation_deltas(e.organism, e.organism, "x"),
-        "prompts 'x': give a list of at least one text",
-    ),
-    (
-        lambda e: dl.activation_deltas(e.organism, e.organism, [3]),
-        "prompts hold 3; give texts or lists of token ids",
-    ),
+    (lambda e: dl.activation_deltas(e.organism, e.organism, "x"), "prompts 'x': give a list of at least one text"),
+    (lambda e: dl.activation_deltas(e.organism, e.organism, [3]), "prompts hold 3; give texts or lists of token ids"),
+    (lambda e: dl.activation_deltas(e.lens, e.lens, ["a", ""]), "prompt 1 has 0 tokens; "),
     (lambda e: pairs.pair("x"), "unknown pair 'x'; allowed: "),
-    (lambda e: dl.organisms.build(seed="x"), "organism option seed='x': give a whole number"),
-    (lambda e: dl.organisms.build(colour=1), "unknown organism option 'colour'; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
-]
-
-GEOMETRY = [
-    (lambda e: dl.depth_geometry(e.lens, []), "texts"),
-    (lambda e: dl.depth_geometry(e.lens, "abc"), "texts"),
-    (lambda e: dl.depth_geometry(e.lens, limit=0), "limit 0"),
-    (lambda e: dl.depth_geometry(e.lens, max_tokens=1), "max_tokens 1"),
-    (lambda e: dl.layer_effects(e.lens, reduce="sum"), "unknown reduce 'sum'; "),
-    (lambda e: dl.layer_effects(e.lens, limit=1, skip_first=-1), "skip_first -1: "),
+    (depth_geometry(texts=[]), "texts []: give a list of at least one text"),
+    (depth_geometry(texts=["a text", 5]), "texts ['a text', 5]: give a list of at least one text"),
+    (depth_geometry(texts="C5"), "unknown text set 'C5'; allowed: embedded, c4; or give texts as a list"),
+    (depth_geometry(texts=["A text.", "b"]), "text 1 ('b') has fewer than 2 tokens (1); "),
+    (depth_geometry(max_tokens=1), "max_tokens 1: give a whole number, at least 2"),
+    (depth_geometry(texts=["a" * 5000], max_tokens=5000), "text 0 has 5000 tokens; the model reads 4096 at once"),
+    (depth_geometry(lens_positions=0), "lens_positions 0: give a whole number, at least 1"),
+    (layer_effects(reduce="sum"), "unknown reduce 'sum'; allowed: max, mean"),
+    *((layer_effects(texts=["A text."], skip_first=n), f"skip_first {n}: text 0 has 7 tokens; give") for n in (-1, 9)),
+    (layer_effects(seed=-1), "seed -1: give a whole number from 0"),
+    (lambda e: text_sets.chosen("c4", None), "text set c4 has 364,608 texts; say how many of them are read"),
+    (lambda e: geometry.geometry_predictors(3), "geometry is a int; give what depthlens.experiments.geometry.depth_"),
     (lambda e: geometry.geometry_agreement("x", e.result), "predictors is a str; give a table such as"),
 ]
-
-# as papermill hands them over: a notebook's first cells pass them on to `start`
+# as papermill hands them over: a notebook's first cells pass them on to `setup_notebook`
 PARAMETERS = [
-    (start(model=None), "model None: give an alias"),
-    (start(model=["organism"]), "model ['organism']: give an alias"),
-    (start(tasks=None), "tasks None: give a list of task names"),
-    (start(tasks="capitals"), "tasks 'capitals': give a list of task names, e.g. ['capitals']"),
-    (start(tasks=[3]), "tasks [3]: give a name or a list of names"),
-    (start(limit=True), "limit True: give a whole number of documents"),
-    (start(limit=0), "limit 0: give a whole number of documents"),
+    *((start(model=model), f"model {model!r}: give an alias") for model in (None, ["organism"])),
+    *((start(tasks=tasks), f"tasks {tasks!r}: give a list of task names") for tasks in (None, "capitals")),
     (start(num_fewshot=99), "num_fewshot 99: "),
     (start(seed=1.5), "seed 1.5: give a whole number"),
-    (start(dtype=None), "unknown dtype None; "),
     (start(device=None), "unknown device None; "),
-    (start(offload="x"), "offload 'x': give 'disk', or leave it out"),
-    (start(remote="x"), "remote 'x': give True, 'local' to simulate"),
-    (start(out=""), "out '': give the path of a folder"),
     (start(out=3), "out 3: give the path of a folder"),
-    (start(include_path="/x"), "include_path '/x' is not a folder; give the folder"),
+]
+RESULTS = [
+    (lambda e: e.result.select(tasks=3), "task 3: give a name or a list of names out of: organism_one_hop"),
+    (lambda e: e.result.select(metrics="f1"), "unknown metric 'f1'; "),
+    (lambda e: e.result.select(models="x"), "unknown model 'x'; "),
+    (lambda e: e.result.select(conditions=["L99"]), "unknown condition 'L99'; "),
+    (lambda e: e.result.select(conditions=[]), "condition []: give a name or a list of names"),
+    (lambda e: e.result.describe("baseline"), "the baseline is what the others are compared with; name another"),
+    (lambda e: e.result.describe("L1", tasks="organism_one_hip"), "unknown task 'organism_one_hip'; did you mean"),
+    *(
+        (lambda e, x=x: e.result.critical(x), f"alpha {x!r} is not between 0 and 1")
+        for x in (0, 2, "x", math.nan, True)
+    ),
+    (lambda e: dl.critical_stability("x"), f"result {NO_RESULT}"),
+    (lambda e: dl.critical_stability(e.result, n_boot=0), "n_boot 0: give a whole number, at least 1; 500 is usual"),
+    (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
+    (lambda e: dl.Result.load(3), "folder 3: give the folder that Result.save wrote"),
+    (lambda e: dl.Result(3, {}), "a result is made of a table of documents and a record, not of int and dict; give"),
+    (lambda e: dl.Result(e.result.docs.drop(columns="value"), {}), "lacks column value; it needs exactly"),
+    (lambda e: dl.Result(e.result.docs, {"a": math.nan}), "the record cannot be written as JSON: Out of range"),
+    (lambda e: dl.concat([]), "no results to join; give at least one"),
+    (lambda e: dl.concat(["x"]), f"result {NO_RESULT}"),
+    *((lambda e, x=x: e.result.save(x), f"folder {x!r}: ") for x in ("", "  ", None, "a\0b")),
+    (lambda e: e.result.save("/proc/depthlens"), "cannot write to '/proc/depthlens': "),
+    *(
+        (lambda e, k=k: e.scores.top(k), f"k {k!r}: give a whole number of heads from 1 to 24")
+        for k in (0, 99, "3", True)
+    ),
+    (lambda e: dl.HeadScores.load("/nowhere"), "'/nowhere' holds no heads.parquet; give a folder that HeadScores"),
+    (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
+    (lambda e: e.heads.head_losses("v"), "unknown task 'v'"),
+    (lambda e: head_effects.auroc(e.scores, [(99, 0)]), "head L99.H0 does not exist; scored are 6 x 4"),
+    (lambda e: head_lists.head_roles(e.scores, e.scores), "was not tested; give losses, e.g. method='exact'"),
+    (lambda e: block_losses.block_table(e.heads), "the result has no blocks of layers; make it with block_sweep"),
+    (lambda e: dl.analysis.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
+    (lambda e: recovery.transplant_recovery(e.result, e.result), "no condition takes a part from a donor; sweep some"),
+    (lambda e: dl.analysis.site_losses(e.result), "removes no attn; sweep with ablate='attn,mlp'"),
+    (lambda e: dl.analysis.open_book_gain(e.result, "x", ONE), "unknown task 'x'"),
+    (lambda e: subgroups.split_by_kind(e.result, "x", {0: "a"}), "unknown task 'x'"),
+    (lambda e: subgroups.split_by_kind(e.result, ONE, {99: "a"}), "none of the 4 documents of organism_one_hop in the"),
+    (lambda e: subgroups.kinds_by_value(task(), "wrods"), f"unknown field of the documents of {ONE} 'wrods'; "),
+    (lambda e: subgroups.kinds_by_value(task(), "key", {99: "a"}), f"no document of {ONE} has a key among 99; "),
+    (lambda e: subgroups.kinds_by_third(task(), "key"), "holds no numbers; "),
+    (lambda e: dl.compare(), "no run: a comparison needs two runs or more; give a folder that `depthlens sweep"),
+    (lambda e: dl.compare(3, e.result), "run of type int: give a folder that `depthlens sweep --out`"),
+    (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' is not a folder; give a folder"),
+    (lambda e: dl.compare(e.result, e.result, n_boot=10), "n_boot 10: give a whole number, at least 200; the tails"),
+    (lambda e: dl.Comparison.load("/nowhere"), "'/nowhere' holds no settings.parquet; give a folder that"),
+    (lambda e: dl.runner.write_comparison(e.result, e.tmp / "x"), "comparison is a Result; give what"),
+    (lambda e: dl.claims.Evidence(letters=[e.result, "x"]), f"letters {NO_RESULT}"),
+    (lambda e: dl.claims.Evidence(heads=e.result), "heads is a Result; give what depthlens.removal_curve returned"),
+    (
+        lambda e: dl.claims.Evidence(letters=e.result, text=renamed(e)),
+        "the sweeps are of models organism, other; judge",
+    ),
+    (lambda e: dl.claims.judge("x"), "evidence is a str; give depthlens.claims.Evidence(...)"),
+    (lambda e: dl.claims.judge(dl.claims.Evidence(), n_boot=10), "n_boot 10: give a whole number, at least 200; the"),
+    (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C8"]), "unknown claim 'C8'"),
 ]
 
-CALLS = [*NOT_LOADED, *LOAD, *SWEEPS, *BLOCKS, *HEADS, *REMOVAL, *DONORS, *GEOMETRY, *PARAMETERS]
+
+def renamed(e):
+    return dl.Result(e.result.docs.assign(model="other"), e.result.record)
+
+
+def task():
+    return harness.load_tasks([ONE])[ONE]
+
+
+PLOTS = [
+    (lambda e: dl.plots.depth_profile("x"), f"result {NO_RESULT}"),
+    (lambda e: dl.plots.depth_profile(e.result, metrics="f1"), "unknown metric 'f1'; "),
+    (lambda e: dl.plots.depth_profile(e.result, value="x"), "value 'x' is not known; allowed: 'value', 'delta'"),
+    *((lambda e, f=f: f(e.heads), "no condition removes a single layer ")
+      for f in (dl.plots.depth_profile, dl.plots.protocol_comparison)),
+    (lambda e: dl.plots.profile_comparison(), "0 results; give one to 4, one a model"),
+    (lambda e: dl.plots.head_map("x"), "scores is a str; give a head sweep, or scores of heads"),
+    (lambda e: dl.plots.head_map([]), "no scores; give at least one"),
+    (lambda e: dl.plots.head_map(e.scores, tasks="x"), "tasks= and metrics= choose within a Result"),
+    (lambda e: dl.plots.head_map(e.result), "no condition removes a single head (L0"),
+    (lambda e: dl.plots.head_map(e.heads, top=0), "top 0: give a whole number of heads, at least 1"),
+    (lambda e: dl.plots.head_overlap(e.scores, e.scores, k=24), "k 24: 24 heads have both scores; give a whole number"),
+    (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
+    (lambda e: dl.plots.recovery_curve("x", e.result), f"result {NO_RESULT}"),
+    (lambda e: dl.plots.removal_curve(e.result), "curve is a Result; give what depthlens.removal_curve returned"),
+    (lambda e: dl.plots.greedy_curve(e.result), "greedy is a Result; give what depthlens.greedy_removal returned"),
+    *((lambda e, x=x: dl.plots.scorecard(x), "no verdicts to draw; give those of depthlens.claims.judge")
+      for x in ("x", [])),
+    *((lambda e, f=f: f("x"), "comparison is a str; give what depthlens.compare returned")
+      for f in (dl.plots.run_profiles, dl.plots.run_map, dl.plots.scorecards)),
+    (lambda e: dl.plots.prediction([], [], []), "0 tokens"),
+    (lambda e: dl.plots.prediction(["a"], [0.1], [1.7]), "probabilities run from 0.1 to 1.7; allowed: 0 to 1"),
+    (lambda e: dl.plots.attention(["a"] * 4, [[0.25] * 4] * 4, "L0.H0"), "query 0 attends to the later token 1; give"),
+    (lambda e: dl.plots.attention(["a"], [[1.0]], "L0.H0", query=4), "query 4 does not exist; the prompt has tokens 0"),
+]  # fmt: skip
+
+
+def run(names="00_tour", **options):
+    return lambda e: dl.runner.run(names, **{"out": e.tmp / "out", **options})
+
+
+RUNS = [
+    *((run(names), "no notebook named; give 'all' or any of: 00_tour") for names in (3, None, [], [3])),
+    (run(profile=3), "unknown profile 3; allowed: "),
+    (run(parameters=3), "parameters 3: give values by name, e.g. {'limit': 10}"),
+    (run(parameters={"limit": "many"}), "parameter limit = 'many' of notebook 00_tour must be a whole number"),
+    *((run(out=out), f"out {out!r}: give the path of a folder") for out in (None, "")),
+]
+CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS, *RUNS]

@@ -80,7 +80,6 @@ def test_random_conditions_round_trip_and_are_hashable():
     [
         ("12", "cannot read '12'"),
         ("L12.H", "cannot read"),
-        ("L12.heads", "cannot read"),
         ("L-1", "cannot read"),
         ("L3,L4", "cannot read"),
         ("L1+", "cannot read"),
@@ -90,29 +89,20 @@ def test_random_conditions_round_trip_and_are_hashable():
         ("L3+L3", "names one part twice"),
         ("L3+L3.H1", "L3.H1 has no effect of its own beside L3"),
         ("L3.attn+L3.H1", "no effect"),
-        ("L3+L3@mean", "no effect"),
         ("L3+L3[1:]", r"L3\[1:\] has no effect of its own beside L3"),
         ("L3[1:]+L3.H1[2:]", r"L3.H1\[2:\] has no effect of its own beside L3\[1:\]"),
         ("L3.H1@noise+L3.H1@noise1", "no effect"),
         ("L3.H1+L3@noise+L4@donor", "@noise and @donor do not go together"),
         ("L3[1]", "cannot read 'L3\\[1\\]'"),
-        ("L3[:1]", "cannot read"),
         ("L3[-1:]", "cannot read"),
         ("L3@mean[1:]", "unknown mode '@mean\\[1:\\]'"),
         ("L3[1:].H1", "cannot read"),
-        ("L3@", "cannot read 'L3@'"),
         ("L3@mean3", "unknown mode '@mean3'; write @mean, @resample, @noise"),
-        ("L3@noise-1", "unknown mode '@noise-1'"),
         ("L3[1:]@donor", r"L3\[1:\]@donor: a donor's part computes at all positions; leave \[1:\] out"),
         ("embed@noise", "embed can only be taken from a donor"),
-        ("embed@int4", "embed can only be taken from a donor"),
-        (
-            "L3@int3",
-            "unknown mode '@int3'; write @mean, @resample, @noise .*, @int8, @int4 or @donor",
-        ),
+        ("L3@int3", "unknown mode '@int3'; write @mean, @resample, @noise .*, @int8, @int4 or @donor"),
         ("L3[1:]@int4", r"L3\[1:\]@int4: a part with rounded weights computes at all positions; leave \[1:\] out"),
         ("L3@int4+L3.mlp@int8", "L3.mlp@int8 has no effect of its own beside L3@int4"),
-        ("L3@int4+L3@donor", "no effect"),
         ("L3@noise+L4@int4", "@noise and @int4 do not go together"),
     ],
 )
@@ -163,6 +153,7 @@ def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
         ("kv", 12),
         ("blocks:3", 6 + 5 + 4),
         ("blocks:9", 6 + 5 + 4 + 3 + 2 + 1),
+        ("bottom", 6),
         ("top:9@donor", 1),
         ("layers:3@mean", 3),
         ("attn:9", 6),
@@ -244,11 +235,8 @@ def test_expand_refuses(spec):
 
 
 def test_layer_head_and_first_layer_of_a_condition():
-    assert (parse_condition("L3.H1").layer, parse_condition("L3.H1").head, parse_condition("L3.H1").first_layer) == (
-        3,
-        1,
-        3,
-    )
+    condition = parse_condition("L3.H1")
+    assert (condition.layer, condition.head, condition.first_layer) == (3, 1, 3)
     assert (parse_condition("L3.attn+L3.mlp").layer, parse_condition("L3.attn").head) == (3, None)
     assert (parse_condition("L2-4").layer, parse_condition("L2-4").first_layer) == (None, 2)
     assert (BASELINE.layer, BASELINE.first_layer) == (None, None)

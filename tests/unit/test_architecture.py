@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "depthlens"
 MODULES = {
@@ -93,27 +91,19 @@ def test_modules_and_functions_are_short():
     assert long + [str(path.relative_to(ROOT)) for path in tests] == []
 
 
-@pytest.mark.parametrize("package", ["analysis", "claims", "plots"])
-def test_what_needs_no_model_imports_no_torch(package):
-    names = sorted(name for name in MODULES if name.startswith(f"depthlens.{package}"))
-    program = (
-        f"import sys, {', '.join(names)}; print(sorted({{'torch', 'transformers', 'lm_eval'}} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
-def test_import_is_quick_and_without_effects():
-    program = """
+def test_what_needs_no_model_imports_no_torch_and_importing_depthlens_has_no_effects():
+    light = ("depthlens.analysis", "depthlens.claims", "depthlens.plots")
+    names = [name for name in sorted(MODULES) if name.startswith(light)]
+    names += [f"depthlens.runner.{name}" for name in ("execute", "index", "pages", "parameters")]
+    program = f"""
 import atexit, gc, sys, time, warnings
 before = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), atexit._ncallbacks(), list(warnings.filters)
-start = time.perf_counter()
 import depthlens
-seconds = time.perf_counter() - start
 after = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), atexit._ncallbacks(), list(warnings.filters)
 assert before == after
-assert not {"torch", "transformers", "matplotlib", "pandas", "numpy"} & set(sys.modules)
-print(seconds)
+assert not {{"torch", "transformers", "matplotlib", "pandas", "numpy"}} & set(sys.modules)
+import {", ".join(names)}
+assert not {{"torch", "transformers", "lm_eval"}} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.3
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""Python on the how-to pages, run as doctests: what a page prints is what the code prints. A minute on two cores.
+"""Python on the how-to pages, run as doctests: what a page prints is what the code prints.
 
 A page runs in a folder of its own, in which its YAML blocks are the files that their first lines name.
 """
@@ -16,6 +16,7 @@ PAGES = sorted((paths.data_dir().parent / "docs" / "howto").glob("*.md"))
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 EMBEDDED = {"own_task"}  # pages that load the embedded model
+OFTEN = {"own_model", "resuming"}  # `make test` runs these two
 
 
 def code(text: str) -> str:
@@ -29,7 +30,8 @@ def code(text: str) -> str:
 
 
 def marked(page):
-    marks = [pytest.mark.slow, *([pytest.mark.integration] if page.stem in EMBEDDED else [])]
+    marks = [pytest.mark.slow if page.stem in OFTEN else pytest.mark.nightly]
+    marks += [pytest.mark.integration] if page.stem in EMBEDDED else []
     return pytest.param(page, id=page.stem, marks=marks)
 
 

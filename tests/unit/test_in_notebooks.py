@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import traceback
 
 import nbformat
@@ -40,6 +38,16 @@ from depthlens import progress
 with progress.working("loading a <model>"):
     pass
 """
+START = "import depthlens as dl\nlens = dl.setup_notebook({model!r}, ['capitals'])"
+# also after modules were imported, which puts them among the attributes of their package
+COMPLETES = """
+import depthlens.plots.layers, depthlens.analysis.results
+shell = get_ipython()
+shell.Completer.use_jedi = False
+for space in ("dl", "dl.plots", "dl.analysis"):
+    offered = [text[1:] for text in shell.Completer.complete(line_buffer=space + ".")[1] if text.startswith(".")]
+    print(space, sorted(offered) == sorted(eval(space).__all__) == dir(eval(space)))
+"""
 STOPS = "raise errors.Interrupted('3 of 8 rows are kept in <store>')"
 
 
@@ -51,45 +59,41 @@ def outputs(cells, monkeypatch) -> list[list[dict]]:
     return [cell.outputs for cell in nb.cells]
 
 
-def test_a_kernel_shows_bars_beside_standard_error_and_errors_in_one_line(monkeypatch):
-    (bar,), (held,), (failed,), (stopped,) = outputs([BAR, HELD, FAILS, STOPS], monkeypatch)
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """One kernel: bars and errors, what a set-up cell shows, completion, and at last the same bar under a run."""
+    folder = tmp_path_factory.mktemp("kernel")
+    model = str(tiny.save(folder / "model", "llama-gqa"))
+    under_a_run = f"import os\nos.environ[{progress.ENVIRONMENT!r}] = {str(folder / 'lines')!r}"
+    with pytest.MonkeyPatch.context() as patch:
+        cells = [BAR, HELD, FAILS, STOPS, LOADS, START.format(model=model), COMPLETES, under_a_run + LOADS, BAR]
+        return outputs(cells, patch)
+
+
+def test_a_kernel_shows_bars_beside_standard_error_and_errors_in_one_line(kernel):
+    (bar,), (held,), (failed,), (stopped,), (loads,), *_, silent, under_a_run = kernel
     assert bar.output_type == "display_data" and "3/3" in bar.data["text/plain"]  # changed in place
     assert "&lt;task&gt;: 100%" in bar.data["text/html"] and "row: one answer of the model" in bar.data["text/html"]
     assert held.data["text/plain"] == "capitals: all 216 rows from the store"
     assert failed.traceback == ["UserError: limit -3: give a number"] and failed.ename == "UserError"
     assert stopped.traceback == ["Interrupted: 3 of 8 rows are kept in <store>"]
+    assert loads.output_type == "display_data" and loads.data["text/plain"] == "loading a <model>: 0 s"
+    assert "loading a &lt;model&gt;: 0 s" in loads.data["text/html"] and not silent
+    assert {output.name for output in under_a_run} == {"stderr"}
 
 
-def test_a_kernel_says_what_takes_seconds_and_a_run_does_not(monkeypatch, tmp_path):
-    run = f"import os\nos.environ[{progress.ENVIRONMENT!r}] = {str(tmp_path / 'lines')!r}"
-    (said,), under_a_run = outputs([LOADS, run + LOADS], monkeypatch)
-    assert said.output_type == "display_data" and said.data["text/plain"] == "loading a <model>: 0 s"
-    assert "loading a &lt;model&gt;: 0 s" in said.data["text/html"] and not under_a_run
-
-
-def test_the_first_cell_of_a_notebook_does_not_ask_for_ipywidgets(tmp_path, monkeypatch):
-    model = str(tiny.save(tmp_path / "model", "llama-gqa"))
-    (shown,) = outputs([f"import depthlens as dl\nlens = dl.setup_notebook({model!r}, ['capitals'])"], monkeypatch)
+def test_the_set_up_cell_does_not_ask_for_ipywidgets_and_completion_offers_public_names_alone(kernel):
+    *_, shown, (completed,), _, _ = kernel
     texts = [str(output.get("data", output.get("text"))) for output in shown]
     assert any("fingerprint" in text for text in texts) and not any("ipywidgets" in text for text in texts)
+    assert completed.text.splitlines() == ["dl True", "dl.plots True", "dl.analysis True"]
 
 
-def test_under_a_run_bars_stay_on_standard_error(monkeypatch, tmp_path):
-    cell = f"import os\nos.environ[{progress.ENVIRONMENT!r}] = {str(tmp_path / 'lines')!r}"
-    (shown,) = outputs([cell + BAR], monkeypatch)
-    assert {output.name for output in shown} == {"stderr"}
-
-
-@pytest.mark.parametrize("error", [UserError("a value"), Interrupted("rows are kept")])
-def test_plain_python_shows_the_traceback(error):
-    def raises():
-        raise error
-
-    with pytest.raises(type(error)) as caught:
-        raises()
-    text = "".join(traceback.format_exception(caught.value))
-    assert "Traceback" in text and "in raises" in text and text.endswith(f"{type(error).__name__}: {error}\n")
-    assert isinstance(error, KeyboardInterrupt | ValueError)
+def test_plain_python_shows_the_traceback():
+    for error in (UserError("a value"), Interrupted("rows are kept")):
+        assert isinstance(error, KeyboardInterrupt | ValueError)
+        text = "".join(traceback.format_exception(error))
+        assert text.endswith(f"{type(error).__name__}: {error}\n")
 
 
 def test_a_sweep_from_the_store_says_so(tmp_path, monkeypatch, capsys):
@@ -153,19 +157,3 @@ class TestTables:
 def test_a_result_says_what_to_do_next():
     page = capitals_and_elements()._repr_html_()
     assert page.endswith("dl.plots.depth_profile(result) draws it</p>") and "NaN" not in page and len(page) < 5000
-
-
-def test_completion_offers_public_names_alone():
-    """Also after modules were imported, which puts them among the attributes of their package."""
-    program = """
-import depthlens as dl, depthlens.plots.layers, depthlens.analysis.results
-from IPython.core.interactiveshell import InteractiveShell
-shell = InteractiveShell.instance()
-shell.Completer.use_jedi = False
-shell.run_cell("import depthlens as dl")
-for space in ("dl", "dl.plots", "dl.analysis"):
-    offered = [text[1:] for text in shell.Completer.complete(line_buffer=space + ".")[1] if text.startswith(".")]
-    print(space, sorted(offered) == sorted(eval(space).__all__) == dir(eval(space)))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["dl True", "dl.plots True", "dl.analysis True"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from depthlens import look
 
 ROOT = Path(__file__).parents[2]
@@ -31,25 +29,13 @@ def variables(css: str) -> dict[str, str]:
     return dict(re.findall(r"--([\w-]+): ([^;]+);", css))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_keeps_its_contrast_on_pages(scheme):
-    light, dark = look.page_css().split("@media")
-    values = variables(light) | (variables(dark) if scheme == "dark" else {})
-    weak = {pair for pair in TEXTS if contrast(values[pair[0]], values[pair[1]]) < AA}
-    assert not weak
-
-
-def test_small_text_of_figures_keeps_its_contrast():
+def test_text_keeps_its_contrast_and_the_site_has_the_colours_of_the_pages():
+    light, dark = map(variables, look.page_css().split("@media"))
+    for values, site in zip((light, light | dark), map(variables, look.site_css().splitlines()), strict=True):
+        assert not {pair for pair in TEXTS if contrast(values[pair[0]], values[pair[1]]) < AA}
+        for name, of_pages in (("link", "blue"), ("background", "paper"), ("text-base", "ink"), ("surface", "panel")):
+            assert site[f"pst-color-{name}"] == values[of_pages]
     assert min(contrast(colour, "#ffffff") for colour in (look.INK, look.GREY)) >= AA
-
-
-def test_the_site_has_the_colours_of_the_pages():
-    light, dark = look.site_css().splitlines()
-    of_pages = look.page_css().split("@media")
-    for site, pages in ((light, of_pages[0]), (dark, of_pages[1])):
-        shown, wanted = variables(site), variables(pages)
-        assert shown["pst-color-link"] == wanted["blue"] and shown["pst-color-background"] == wanted["paper"]
-        assert shown["pst-color-text-base"] == wanted["ink"] and shown["pst-color-surface"] == wanted["panel"]
 
 
 def test_no_style_sheet_has_colours_of_its_own():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -10,99 +11,58 @@ import tomllib
 import zipfile
 from importlib import metadata
 
+import nbformat
 import pytest
 import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import depthlens
 from depthlens import paths
 
 ROOT = paths.data_dir().parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIREMENTS = [
-    Requirement(text)
-    for text in [
-        *PROJECT["dependencies"],
-        *(r for extra in PROJECT["optional-dependencies"].values() for r in extra),
-    ]
-]
+EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
+NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
+PYTHON = SpecifierSet(PROJECT["requires-python"])
+ADDRESS = "https://github.com/someone/some-lens"
 
 
-def test_environment_yml_equals_pyproject():
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert conda["name"] == PROJECT["name"]
-    python, pip, through_pip = conda["dependencies"]
-    assert Requirement(python).specifier == SpecifierSet(PROJECT["requires-python"]) and pip == "pip"
-    (package,) = through_pip["pip"]
-    extra = re.fullmatch(r"-e \.\[(\w+)\]", package)[1]
-    assert extra in PROJECT["optional-dependencies"]
-
-
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
-def test_requirements_are_ranges(requirement):
-    operators = {spec.operator for spec in requirement.specifier}
-    assert ">=" in operators and not operators & {"==", "===", "~="}
-    assert not any("+" in spec.version for spec in requirement.specifier)
-
-
-# what `make test` installs: the package and its extra `dev`
-INSTALLED = [Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
-
-
-@pytest.mark.parametrize("requirement", INSTALLED, ids=lambda r: r.name)
-def test_installed_versions_lie_in_the_ranges(requirement):
-    assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
+def test_requirements_are_ranges_and_the_installed_versions_lie_in_them():
+    for requirement in [*NEEDED, *(r for extra in EXTRAS.values() for r in extra)]:
+        operators = {spec.operator for spec in requirement.specifier}
+        assert ">=" in operators and not operators & {"==", "===", "~="}, requirement
+    for requirement in [*NEEDED, *EXTRAS["dev"]]:
+        assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True), requirement
 
 
 def test_versions_agree():
-    import depthlens
-
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert PROJECT["version"] == depthlens.__version__ == citation["version"]
     assert "arXiv:2510.02091" in str(citation["references"])
     assert PROJECT["license"] == citation["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
+    python, pip, through_pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert Requirement(python).specifier == PYTHON and pip == "pip"
+    assert re.fullmatch(r"-e \.\[(\w+)\]", *through_pip["pip"])[1] in EXTRAS
+    binder = (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
+    assert PYTHON.contains(binder) and (ROOT / ".binder" / "requirements.txt").read_text().splitlines()[-1] == "-e ."
 
 
-def test_ci_runs_the_tests():
+def test_make_targets_and_ci():
+    targets = ["demo", "test", "test-all", "check", "lab", "wheel", "badges", "lint", "clean"]
+    done = subprocess.run(["make", "-C", str(ROOT), "--dry-run", *targets], capture_output=True, text=True, check=True)
+    for command in (
+        "depthlens run 00_tour 01_protocols 09_claims --profile demo -p draws 0 --out runs/demo",
+        "-m ruff check .",
+        "-m mypy",
+        'tests -m "not nightly"',
+        "jupyterlab --ServerApp.root_dir=. notebooks/00_tour.ipynb",
+        "env/bin/depthlens run 00_tour --profile smoke",
+    ):
+        assert command in done.stdout
     script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert "set -euo pipefail" in script.read_text() and "make test" in script.read_text()
-
-
-def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["make", "-C", str(ROOT), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
-    )
-
-
-@pytest.mark.parametrize("target", ["demo", "test", "test-all", "check", "lab", "wheel", "badges", "lint", "clean"])
-def test_make_targets_exist(target):
-    done = make("--dry-run", target)
-    assert done.returncode == 0, done.stderr
-
-
-def test_make_lint_checks_types():
-    assert "-m ruff check ." in make("--dry-run", "lint").stdout and "-m mypy" in make("--dry-run", "lint").stdout
-
-
-def test_make_demo_is_the_documented_command():
-    command = "depthlens run 00_tour 01_protocols 09_claims --profile demo -p draws 0 --out runs/demo"
-    assert command in make("--dry-run", "demo").stdout
-
-
-def test_make_lab_opens_the_tour_in_the_checkout():
-    assert "jupyterlab --ServerApp.root_dir=. notebooks/00_tour.ipynb" in make("--dry-run", "lab").stdout
-    assert (ROOT / "notebooks" / "00_tour.ipynb").is_file()
-
-
-def test_make_wheel_runs_a_notebook_outside_the_checkout():
-    commands = make("--dry-run", "wheel").stdout
-    assert "mktemp -d" in commands and "env/bin/depthlens run 00_tour --profile smoke" in commands
-    assert "make wheel" in (ROOT / ".github" / "workflows" / "wheel.yml").read_text()
+    assert os.access(script, os.X_OK) and "make test" in script.read_text()
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
@@ -112,49 +72,12 @@ def test_a_container_has_what_the_wheel_is_built_from_and_starts_jupyterlab_with
     needed = {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], *wheel["only-include"]}
     assert ignored == "*" and {line[1:] for line in kept if line.startswith("!")} == needed
     lines = (ROOT / name).read_text().splitlines()
-    assert lines[-1].startswith('CMD ["jupyter", "lab"') and "EXPOSE 8888" in lines
-    assert "USER depthlens" in lines and not [line for line in lines[lines.index("USER depthlens") :] if "root" in line]
-    python = {line.split()[1] for line in lines if line.startswith("FROM")}
-    assert python == {"python:3.12-slim"} and SpecifierSet(PROJECT["requires-python"]).contains("3.12")
-
-
-def test_binder_installs_this_checkout_on_a_fitting_python():
-    assert (ROOT / ".binder" / "requirements.txt").read_text().splitlines()[-1] == "-e ."
-    version = (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
-    assert SpecifierSet(PROJECT["requires-python"]).contains(version)
-
-
-def test_make_without_a_fitting_python_says_so_in_one_line(tmp_path):
-    (tmp_path / "bin").mkdir()
-    for tool in ("sh", "test", "echo", "touch"):
-        (tmp_path / "bin" / tool).symlink_to(f"/bin/{tool}" if tool == "sh" else f"/usr/bin/{tool}")
-    make_path = subprocess.run(["which", "make"], capture_output=True, text=True, check=True).stdout.strip()
-    done = subprocess.run(
-        [make_path, "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), ".venv/.depthlens-installed"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": str(tmp_path / "bin")},
-    )
-    assert done.returncode != 0  # no rule for pyproject.toml there
-    (tmp_path / "pyproject.toml").touch()
-    done = subprocess.run(
-        [make_path, "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), ".venv/.depthlens-installed"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": str(tmp_path / "bin")},
-    )
-    assert done.returncode != 0
-    told = [line for line in done.stderr.splitlines() if "Error" not in line]
-    assert told == [
-        "make: depthlens needs Python 3.11, 3.12 or 3.13; none was found; "
-        "install one or name it: make PYTHON=/path/to/python"
-    ]
+    assert lines[-1].startswith('CMD ["jupyter", "lab"') and "EXPOSE 8888" in lines and "FROM python:3.12-slim" in lines
+    assert not [line for line in lines[lines.index("USER depthlens") :] if "root" in line]
 
 
 @pytest.mark.slow
-def test_wheel_carries_data_and_notebooks(tmp_path):
+def test_a_wheel_carries_data_and_notebooks(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -169,10 +92,36 @@ def test_wheel_carries_data_and_notebooks(tmp_path):
     ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("depthlens-*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {"depthlens/cli.py", "depthlens/runner/templates/index.html.j2"} <= set(names)
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"depthlens/cli.py", "depthlens/runner/templates/index.html.j2"} <= names
     assert not [n for n in names if n.startswith(("tests/", "data/", "notebooks/"))]
     for folder, inside in (("data", "_data"), ("notebooks", "_notebooks")):
-        for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and ".ipynb_checkpoints" not in path.parts:
-                assert f"depthlens/{inside}/{path.relative_to(ROOT / folder).as_posix()}" in names
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+        kept = [path for path in files if not {"__pycache__", ".ipynb_checkpoints"} & {*path.parts}]
+        assert {f"depthlens/{inside}/{path.relative_to(ROOT / folder).as_posix()}" for path in kept} <= names
+
+
+def test_badges_and_the_cell_of_colab_follow_from_the_repositorys_address():
+    spec = importlib.util.spec_from_file_location("badges", ROOT / "docs" / "badges.py")
+    badges = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(badges)
+    assert badges.address(f'[project]\nname = "a"\n[project.urls]\nRepository = "{ADDRESS}"') == ADDRESS
+    assert badges.address('[project]\nname = "a"') is None and badges.badges(None, "00_tour") == ""
+    line = badges.badges(f"{ADDRESS}.git", "00_tour")
+    assert "(https://colab.research.google.com/github/someone/some-lens/blob/main/notebooks/00_tour.ipynb)" in line
+    assert "(https://mybinder.org/v2/gh/someone/some-lens/main?labpath=notebooks/00_tour.ipynb)" in line
+    with pytest.raises(ValueError, match=r"'https://example.org/a/b': Colab needs an address such as https://github"):
+        badges.badges("https://example.org/a/b", "00_tour")
+    cells = [new_markdown_cell("# A question?", id="title"), new_code_cell("print('found')", id="body")]
+    own, readme = new_notebook(cells=cells), "# depthlens\n\nWhat it does.\n\nMore.\n"
+    text, changed = badges.in_readme(readme, ADDRESS), badges.in_notebook(own, ADDRESS)
+    assert line in text and badges.in_readme(text, ADDRESS) == text and badges.in_readme(text, None) == readme
+    assert badges.in_notebook(changed, ADDRESS) == changed and badges.in_notebook(changed, None) == own
+    assert [cell.cell_type for cell in changed.cells] == ["markdown", "code", "code"]
+    assert "find_spec" in changed.cells[1].source and f"git+{ADDRESS}" in changed.cells[1].source
+    assert [cell.id for cell in badges.on_page(own, ADDRESS, "04_heads").cells] == ["title", "badges", "body"]
+    readme = (ROOT / "README.md").read_text()
+    assert badges.in_readme(readme, badges.address()) == readme, "run make badges"
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        assert badges.in_notebook(notebook, badges.address()) == notebook, "run make badges"

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
 import sys
 import types
 
@@ -19,16 +18,16 @@ import mini_tasks
 import nbformat
 import pytest
 import tiny
-from refusals import calls, commands, folders, results, sweeps
+from refusals import calls, commands, folders, rules
 
 import depthlens as dl
-from depthlens import cli, paths
+from depthlens import arguments, cli, paths
 from depthlens.errors import UserError
 from depthlens.store import parts
 
 pytestmark = pytest.mark.slow
 
-TASK = sweeps.TASK
+TASK = commands.TASK
 # a line says what is allowed, or what to do
 FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples")
 
@@ -111,18 +110,11 @@ def rows(table):
     return [pytest.param(*row, id=f"{i:03} {row[-1][:60]}") for i, row in enumerate(table)]
 
 
-def test_the_tables_are_long_enough():
-    lengths = {name: len(table) for name, table in TABLES.items()}
-    assert sum(lengths.values()) >= 400 and min(lengths.values()) >= 20, lengths
-
-
-@pytest.mark.parametrize(("options", "said"), rows(sweeps.SWEEPS))
-def test_sweep(refused, options, said):
-    options = {"model": "{model}", "tasks": [TASK], "ablate": "L1", "out": "{out}", "limit": 2} | options
-    arguments = ["sweep", options.pop("model"), *options.pop("tasks")]
-    for name, value in options.items():
-        arguments += [f"--{name.replace('_', '-')}", *([value] if value is not True else [])]
-    told(refused(arguments), said)
+@pytest.mark.parametrize(("name", "value", "said"), rows(rules.RULES))
+def test_rule(name, value, said):
+    with pytest.raises(UserError) as raised:
+        arguments.check(**{name: value})
+    told(str(raised.value), said)
 
 
 @pytest.mark.parametrize(("arguments", "said"), rows(commands.COMMANDS))
@@ -131,9 +123,11 @@ def test_command(refused, arguments, said):
 
 
 @pytest.mark.parametrize(("change", "said"), rows(folders.FOLDERS))
-def test_folder(refused, model, tmp_path, change, said):
+def test_folder(model, unchecked, tmp_path, change, said):
     copy = shutil.copytree(model, tmp_path / "copy")
-    told(refused(["sweep", change(copy) or copy, TASK, "--ablate", "L1", "--limit", 2, "--out", "{out}"]), said)
+    with pytest.raises(UserError) as raised:
+        dl.load(change(copy) or copy)
+    told(str(raised.value), said)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +144,7 @@ def made():
     )
 
 
-@pytest.mark.parametrize(("do", "said"), rows([*calls.CALLS, *results.CALLS]))
+@pytest.mark.parametrize(("do", "said"), rows(calls.CALLS))
 def test_call(made, unchecked, tmp_path, do, said):
     made.tmp = tmp_path
     with pytest.raises(UserError) as raised:
@@ -159,28 +153,7 @@ def test_call(made, unchecked, tmp_path, do, said):
     assert list(tmp_path.iterdir()) == []
 
 
-TABLES = {
-    "sweeps": sweeps.SWEEPS,
-    "commands": commands.COMMANDS,
-    "folders": folders.FOLDERS,
-    "calls": calls.CALLS,
-    "results": results.CALLS,
-}
-
-
 # -- and what is beside a mistake --
-
-
-def test_the_same_sweep_without_a_mistake_works(call, model, tmp_path):
-    out = tmp_path / "out"
-    code, printed, _ = call(["sweep", model, TASK, "--ablate", "L1", "--limit", 2, "--out", out])
-    assert code == 0 and printed[-1].startswith("Wrote ")
-    assert sorted(p.name for p in out.iterdir()) == [
-        "docs.parquet",
-        "questions.parquet",
-        "record.json",
-        "summary.parquet",
-    ]
 
 
 def test_more_documents_than_there_are_mean_all(call, model, tmp_path):
@@ -196,14 +169,13 @@ def test_more_documents_than_there_are_mean_all(call, model, tmp_path):
     assert n_docs(10**4) == n_docs(10**20) == len(mini_tasks.DOCUMENTS)
 
 
-@pytest.mark.parametrize("word", ["none", "None", "NONE"])
-def test_none_is_no_store_in_any_case_of_letters(call, tmp_path, monkeypatch, word):
+def test_none_is_no_store_in_any_case_of_letters(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["sweep", "organism", "organism_one_hop", "--ablate", "L1", "--limit", 2, "--out", "out"]
-    assert call([*arguments, "--store", word])[0] == 0
+    assert call([*arguments, "--store", "None"])[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((tmp_path / "out" / "record.json").read_text())["store"] is None
-    assert parts.open_store(word) is None
+    assert parts.open_store("none") is parts.open_store("NONE") is None
 
 
 def test_parts_older_than_all_time(call, places):
@@ -211,6 +183,7 @@ def test_parts_older_than_all_time(call, places):
     assert code == 0 and printed[-1].startswith("deleted 0 parts")
 
 
+@pytest.mark.nightly
 def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_cells(call, tmp_path):
     out = tmp_path / "out"
     code, _, told = call(["run", "00_tour", "-p", "num_fewshot", "99", "-p", "model", "organism", "--out", out])
@@ -219,14 +192,3 @@ def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_ce
     assert len(errors) == 1 and "Traceback" not in "".join(told)
     assert re.match(r"Error: notebook 00_tour, cell \d: num_fewshot 99: ", errors[0])
     assert nbformat.read(out / "00_tour.ipynb", 4).cells and (out / "index.html").is_file()
-
-
-def test_in_a_process_of_its_own(model, tmp_path):
-    copy = shutil.copytree(model, tmp_path / "copy")
-    folders.config(num_hidden_layers=7)(copy)
-    arguments = ["sweep", str(copy), TASK, "--ablate", "layers", "--out", str(tmp_path / "out")]
-    program = f"from depthlens.cli import main; main({arguments!r})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stdout == ""
-    first, last = done.stderr.splitlines()
-    assert first == f"loading {copy} for {TASK} ..." and last.startswith(f"Error: model {str(copy)!r} lacks 18 of the")

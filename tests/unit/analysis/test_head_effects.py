@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import made_results
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,19 +18,11 @@ N_LAYERS, N_HEADS, N_DOCS = 3, 4, 40
 def sweep(effect, task="t", metric="answer_logprob", better=True, noise=0.01, seed=0, method="exact", heads=None):
     """A head sweep where removing a head changes the score by ``effect`` [layer, head]."""
     rng = np.random.default_rng(seed)
-    base = rng.normal(-3, 1, N_DOCS)
-    rows = [("m", task, metric, "baseline", None, None, d, v, "") for d, v in enumerate(base)]
-    for layer, head in heads or np.ndindex(N_LAYERS, N_HEADS):
-        values = base + effect[layer, head] + noise * rng.normal(size=N_DOCS)
-        rows += [("m", task, metric, f"L{layer}.H{head}", layer, head, d, v, "") for d, v in enumerate(values)]
-    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    info = {"higher_is_better": better, "chance": None}
-    record = {
-        "model": {"dims": {"n_layers": N_LAYERS, "n_heads": N_HEADS}},
-        "tasks": {task: {"metrics": {metric: info}}},
-        "method": method,
-    }
-    return Result(pd.DataFrame(rows, columns=columns), record)
+    scores = {"baseline": (base := rng.normal(-3, 1, N_DOCS))}
+    for at in heads or np.ndindex(N_LAYERS, N_HEADS):
+        scores["L{}.H{}".format(*at)] = base + effect[at] + noise * rng.normal(size=N_DOCS)
+    info, sizes = {"higher_is_better": better, "chance": None}, {"n_layers": N_LAYERS, "n_heads": N_HEADS}
+    return made_results.result({task: scores}, metric=metric, info=info, method=method, **sizes)
 
 
 @pytest.fixture
@@ -57,43 +50,31 @@ def test_heads_that_were_not_swept_have_no_loss(effect):
 
 
 def test_what_cannot_be_told_apart_is_asked_for(effect):
-    two = Result(
-        pd.concat([sweep(effect).docs, sweep(effect, task="u").docs]),
-        sweep(effect).record | {"tasks": sweep(effect).record["tasks"] | sweep(effect, task="u").record["tasks"]},
-    )
+    one, other = sweep(effect), sweep(effect, task="u")
+    two = Result(pd.concat([one.docs, other.docs]), one.record | {"tasks": one.record["tasks"] | other.record["tasks"]})
     with pytest.raises(UserError, match="several tasks; name one of t, u"):
         two.head_losses()
     assert two.head_losses("u").values[1, 2] > 1
-    with pytest.raises(UserError, match="unknown task 'v'"):
-        two.head_losses("v")
-    layers = sweep(effect)
-    docs = layers.docs.assign(head=pd.array([None] * len(layers.docs), dtype="Int64"))
-    with pytest.raises(UserError, match="not one head each"):
-        Result(docs, layers.record).head_losses()
 
 
-def test_agreement_is_spearmans_with_an_interval(effect):
+def test_agreement_is_spearmans_of_heads_in_any_order(effect):
     rng = np.random.default_rng(1)
     spread = rng.normal(size=effect.shape)
-    found = head_effects.head_agreement(sweep(spread), sweep(spread * 3, method="attribution", seed=0))
+    found = head_effects.head_agreement(sweep(spread), sweep(spread * 3, method="attribution"))
     same = found.table.iloc[0]
     assert same.spearman == pytest.approx(1) and same.ci_low > 0.95 and same.n_parts == N_LAYERS * N_HEADS
     assert found.describe()[0].startswith("t, answer_logprob: heads by the two sweeps: rank correlation 1.00")
     opposite = head_effects.head_agreement(sweep(spread), sweep(-spread)).table.iloc[0]
     assert opposite.spearman == pytest.approx(-1) and opposite.ci_high < -0.9
-    noisy, noisier = (
-        head_effects.head_agreement(*(sweep(spread, noise=noise, seed=seed) for seed in (2, 3))).table.iloc[0]
-        for noise in (0.8, 2)
-    )
-    assert noisy.ci_low < noisy.corrected <= noisy.ci_high and noisy.ci_high - noisy.ci_low > 0.05
-    assert np.isnan(noisier.ci_low) and "of the order of a profile is measured" in noisier.note
-    shuffled = [divmod(i, N_HEADS) for i in rng.permutation(N_LAYERS * N_HEADS)]
+    shuffled = [divmod(int(i), N_HEADS) for i in rng.permutation(N_LAYERS * N_HEADS)]
     again = head_effects.head_agreement(sweep(spread, heads=shuffled), sweep(spread * 3)).table.iloc[0]
-    assert again.p_value == same.p_value, "the order of a sweep does not matter"
-    with pytest.raises(UserError, match="share no task"):
-        head_effects.head_agreement(sweep(spread), sweep(spread, task="u"))
-    with pytest.raises(UserError, match="different heads"):
-        head_effects.head_agreement(sweep(spread), sweep(spread, heads=[(0, 0)]))
+    assert again.p_value == same.p_value
+    for other, message in (
+        (sweep(spread, task="u"), "share no task"),
+        (sweep(spread, heads=[(0, 0)]), "different heads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            head_effects.head_agreement(sweep(spread), other)
 
 
 def test_auroc(effect):
@@ -106,7 +87,5 @@ def test_auroc(effect):
     assert head_effects.auroc(ranked, {(1, 0), (0, 0)}) == pytest.approx(0.25)
     assert head_effects.auroc(scores(np.ones((2, 2))), {(0, 0)}) == 0.5
     assert head_effects.auroc(scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1
-    with pytest.raises(UserError, match=r"L5\.H0 does not exist"):
-        head_effects.auroc(ranked, {(5, 0)})
     with pytest.raises(UserError, match="both sides"):
         head_effects.auroc(ranked, set())

@@ -23,9 +23,8 @@ def made_scores(**changes):
 def test_top_is_sorted_and_leaves_out_what_was_not_measured():
     scores = made_scores()
     assert scores.top(3) == [(0, 1), (1, 0), (0, 0)] and scores.top(1) == [(0, 1)]
-    for k in (0, 4, True):
-        with pytest.raises(UserError, match="from 1 to 3"):
-            scores.top(k)
+    with pytest.raises(UserError, match="from 1 to 3"):
+        scores.top(4)
 
 
 def test_frame_and_files_keep_everything(tmp_path):
@@ -39,8 +38,6 @@ def test_frame_and_files_keep_everything(tmp_path):
     assert (read.name, read.unit, read.n, read.record) == (scores.name, scores.unit, 3, scores.record)
     assert read.low is None and np.array_equal(read.critical, scores.critical)
     assert made_scores(critical=None).frame["critical"].isna().all()
-    with pytest.raises(UserError, match="holds no heads.parquet"):
-        HeadScores.load(tmp_path)
     with pytest.raises(UserError, match="low has shape"):
         made_scores(low=np.zeros(3))
     scores.values[1, 1] = 9.0
@@ -59,14 +56,13 @@ def test_means_intervals_and_verdicts_over_cases():
     assert HeadScores.of_cases("test", "", cases, {}, tested=False).critical is None
 
 
-def test_no_interval_is_given_where_hardly_a_case_has_any_score():
+@pytest.mark.parametrize("bounded", [False, True])
+def test_no_interval_is_given_where_hardly_a_case_has_any_score(bounded):
     cases = np.zeros((30, 1, 3))
     cases[:3, 0, 0], cases[:4, 0, 1] = 1.0, 1.0
-    for bounded in (False, True):
-        scores = HeadScores.of_cases("test", "", cases, {}, tested=False, bounded=bounded)
-        assert np.isfinite(scores.low[0]).tolist() == [False, True, False]
-    assert 0 < scores.low[0, 1] < 4 / 30 < scores.high[0, 1] < 1
+    scores = HeadScores.of_cases("test", "", cases, {}, tested=False, bounded=bounded)
     assert np.isfinite(scores.low[0]).tolist() == np.isfinite(scores.high[0]).tolist() == [False, True, False]
+    assert scores.low[0, 1] < 4 / 30 < scores.high[0, 1] and (scores.low[0, 1] > 0 or not bounded)
     assert "[" in scores.describe()[0] and "nan" not in scores.describe()[0]
     assert "[" not in HeadScores.of_cases("test", "", cases[:, :, :1], {}, tested=False).describe()[0]
 
@@ -87,5 +83,3 @@ def test_roles_need_losses_of_the_same_heads():
     scores = made_scores()
     with pytest.raises(UserError, match="alone has shape"):
         head_roles(scores, made_scores(values=np.zeros((1, 2)), critical=None))
-    with pytest.raises(UserError, match="was not tested"):
-        head_roles(scores, made_scores(critical=None))

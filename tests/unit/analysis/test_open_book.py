@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import made_results
 import numpy as np
-import pandas as pd
 import pytest
-from made_results import same_documents
 from scipy import stats as sps
 
 from depthlens.analysis import depth, open_book
-from depthlens.analysis.results import Result
+from depthlens.analysis.results import Result, concat
 from depthlens.analysis.stats import mean_interval
 from depthlens.errors import UserError
-from depthlens.plots import open_book_losses as draw
 
 CLOSED, OPENED, N, LAYERS = "closed", "open", 30, 6
 ANSWER_LOGPROB = "answer_logprob"
@@ -20,20 +18,13 @@ ANSWER_LOGPROB = "answer_logprob"
 
 def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, float] | None = None) -> Result:
     """Log-likelihoods under every condition: baseline minus a loss by layer, with noise."""
-    random = np.random.default_rng(3)
-    rows = []
+    random, scores = np.random.default_rng(3), {}
     for task, loss in losses.items():
         whole = -1 + 0.3 * random.standard_normal(N) + (base or {}).get(task, 0)
-        rows += [("m", task, ANSWER_LOGPROB, "baseline", pd.NA, pd.NA, i, v, "") for i, v in enumerate(whole)]
-        for layer, amount in enumerate(loss):
-            values = whole - amount - 0.2 * random.standard_normal(N)
-            rows += [
-                ("m", task, ANSWER_LOGPROB, f"L{layer}{site}", layer, pd.NA, i, v, "") for i, v in enumerate(values)
-            ]
-    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    about = {"metrics": {ANSWER_LOGPROB: {"higher_is_better": True, "chance": None, "min_effect": 0.05}}}
-    record = {"tasks": dict.fromkeys(losses, about), "model": {"dims": {"n_layers": LAYERS}}}
-    return same_documents(Result(pd.DataFrame(rows, columns=columns), record))
+        noisy = {f"L{layer}{site}": whole - x - 0.2 * random.standard_normal(N) for layer, x in enumerate(loss)}
+        scores[task] = {"baseline": whole} | noisy
+    info = {"chance": None, "min_effect": 0.05}
+    return made_results.same_documents(made_results.result(scores, metric=ANSWER_LOGPROB, n_layers=LAYERS, info=info))
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +68,6 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
     )
 
 
-def test_the_figure_of_it(both):
-    fig = draw(open_book.open_book_losses(both, CLOSED, OPENED).table)
-    (ax,) = fig.axes
-    drawn = {round(float(x)): line for line in ax.lines if line.get_gid() == "gap" for x in line.get_xdata()}
-    assert sorted(drawn) == list(range(LAYERS)) and ax.get_xlabel() == "layer"
-    assert drawn[1].get_marker() == "^" and drawn[3].get_marker() == "v"
-    assert drawn[3].get_markerfacecolor() != "white" and drawn[2].get_markerfacecolor() == "white"
-
-
 def test_where_the_losses_lie(both):
     first, second = depth.describe_first_third(both)
     # 3.1 of 5.3 nats, and 4.5 of 4.8
@@ -93,34 +75,22 @@ def test_where_the_losses_lie(both):
     assert second.startswith("open: ") and "more than half" in second
 
 
-class TestSites:
-    def joined(self) -> Result:
-        attn = result({CLOSED: np.full(LAYERS, 0.3), OPENED: np.full(LAYERS, 0.9)}, site=".attn")
-        mlp = result({CLOSED: np.full(LAYERS, 0.9), OPENED: np.full(LAYERS, 0.3)}, site=".mlp")
-        docs = pd.concat([attn.docs, mlp.docs[mlp.docs["condition"] != "baseline"]])
-        return Result(docs, attn.record)
-
-    def test_attentions_share(self):
-        shares = open_book.site_losses(self.joined())
-        table = shares.table
-        assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
-        whole = table[table["third"] == "all"].set_index("task")
-        assert whole["share"][CLOSED] == pytest.approx(0.25, abs=0.05)
-        assert whole["share"][OPENED] == pytest.approx(0.75, abs=0.05)
-        assert (whole["ci_low"] < whole["share"]).all() and (whole["share"] < whole["ci_high"]).all()
-        parts = table[(table["third"] != "all") & (table["task"] == CLOSED)]
-        assert parts["attn"].sum() == pytest.approx(whole["attn"][CLOSED])
-        closed, opened = shares.describe()
-        assert closed.startswith("closed: attention holds **2") and opened.startswith("open: attention holds **7")
-
-    def test_both_sites_are_needed(self, both):
-        with pytest.raises(UserError, match="removes no attn; sweep with ablate='attn,mlp'"):
-            open_book.site_losses(both)
+def test_attentions_share():
+    attn = result({CLOSED: np.full(LAYERS, 0.3), OPENED: np.full(LAYERS, 0.9)}, site=".attn")
+    mlp = result({CLOSED: np.full(LAYERS, 0.9), OPENED: np.full(LAYERS, 0.3)}, site=".mlp")
+    shares = open_book.site_losses(concat([attn, mlp]))
+    table = shares.table
+    assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
+    whole = table[table["third"] == "all"].set_index("task")
+    assert whole["share"][CLOSED] == pytest.approx(0.25, abs=0.05)
+    assert whole["share"][OPENED] == pytest.approx(0.75, abs=0.05)
+    assert (whole["ci_low"] < whole["share"]).all() and (whole["share"] < whole["ci_high"]).all()
+    parts = table[(table["third"] != "all") & (table["task"] == CLOSED)]
+    assert parts["attn"].sum() == pytest.approx(whole["attn"][CLOSED])
+    assert shares.describe()[0].startswith("closed: attention holds **2")
 
 
 def test_mistakes(both):
-    with pytest.raises(UserError, match="unknown task 'x'"):
-        open_book.open_book_gain(both, "x", OPENED)
     with pytest.raises(UserError, match="have no metric 'acc' in common; sweep with measure='both'"):
         open_book.open_book_losses(both, CLOSED, OPENED, metric="acc")
     fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
@@ -128,5 +98,3 @@ def test_mistakes(both):
         open_book.open_book_losses(fewer, CLOSED, OPENED)
     with pytest.raises(UserError, match="sweep both again, because this result does not say which documents they are"):
         open_book.open_book_losses(Result(both.docs, both.record), CLOSED, OPENED)
-    with pytest.raises(UserError, match="of no single layer"):
-        draw(open_book.open_book_losses(both, CLOSED, OPENED).table.iloc[:0])

@@ -38,7 +38,7 @@ MATTERS = {"normal": 0.2, "rare losses": 0.1, "rare gains": 0.1, "bounded": 0.1,
 
 
 @pytest.mark.parametrize("kind", DATA)
-@pytest.mark.parametrize("alpha", [0.05, 0.0125])
+@pytest.mark.parametrize("alpha", [0.05, pytest.param(0.0125, marks=pytest.mark.nightly)])
 def test_power_at_the_promised_number(kind, alpha):
     rng = np.random.default_rng(0)
     pilot = DATA[kind](rng, 2000)
@@ -48,8 +48,7 @@ def test_power_at_the_promised_number(kind, alpha):
     assert POWER[0] <= (p < alpha).mean() <= POWER[1], f"n = {n}"
 
 
-@pytest.mark.parametrize("n_conditions", [1, 30])
-@pytest.mark.parametrize("loss", [0.1, 0.3])
+@pytest.mark.parametrize(("n_conditions", "loss"), [(1, 0.3), pytest.param(30, 0.1, marks=pytest.mark.nightly)])
 def test_power_of_a_loss_through_the_whole_summary(loss, n_conditions):
     rng = np.random.default_rng(1)
     n = documents_for_loss(loss, n_conditions)

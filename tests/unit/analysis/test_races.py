@@ -54,13 +54,14 @@ def test_both_decisions_and_early_ones_where_the_effect_is_large():
     assert seen[0] == 50 and max(seen[2:]) <= 500
 
 
+@pytest.mark.parametrize(("n", "most"), [(30, 5), pytest.param(200, 19, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("mean", [0.0, MARGIN])
-def test_family_wise_errors(mean):
+def test_family_wise_errors(mean, n, most):
     wrong = 0
-    for seed in range(200):
+    for seed in range(n):
         decided, _ = run(binary(np.random.default_rng(seed), [mean] * 10, 400))
         wrong += (CRITICAL if mean == 0 else SPARED) in decided
-    assert wrong <= 19  # 10 of 200 are allowed; three standard errors are 9
+    assert wrong <= most  # 5% are allowed, and three standard errors more
 
 
 def test_nothing_is_decided_from_nothing():
@@ -96,6 +97,7 @@ def test_the_costliest_are_found(guess):
 
 
 def test_equal_parts_end_by_the_margin():
+    assert TopEvidence(range(6), 2, MARGIN, ALPHA, 2.0).decisions() == [UNDECIDED] * 6
     losses = binary(np.random.default_rng(2), [0.4] * 6, 2000)
     evidence, used = top_race(losses, list(range(6)), 2)
     assert evidence.found and sorted(evidence.decisions()) == [TOP] * 2 + [NOT_EXCLUDED] * 4
@@ -104,16 +106,11 @@ def test_equal_parts_end_by_the_margin():
 
 def test_the_costliest_are_rarely_lost():
     lost = 0
-    for seed in range(100):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         evidence, _ = top_race(binary(rng, [0.3, 0.3] + [0.15] * 8, 600), [int(i) for i in rng.permutation(10)], 2)
         lost += evidence.found and set(evidence.best) != {0, 1}
-    assert lost <= 11  # 5 are allowed; three standard errors are 6.5
-
-
-def test_before_the_end_all_that_are_left_are_undecided():
-    evidence = TopEvidence(range(6), 2, MARGIN, ALPHA, 2.0)
-    assert not evidence.found and evidence.decisions() == [UNDECIDED] * 6
+    assert lost <= 6  # 2 are allowed; three standard errors are 4
 
 
 def test_scores_outside_of_the_metric_are_refused():
@@ -124,17 +121,13 @@ def test_scores_outside_of_the_metric_are_refused():
 
 
 def made(decisions, top=None):
-    columns = {
-        "task": "t",
-        "metric": "acc",
-        "condition": [f"L{i}" for i in range(len(decisions))],
-        "layer": 0,
-        "head": 1,
-    }
-    numbers = {"decision": decisions, "n": range(20, 20 + len(decisions)), "loss": 0.0, "ci_low": -1.0, "ci_high": 1.0}
+    table = pd.DataFrame({"condition": [f"L{i}" for i in range(len(decisions))], "decision": decisions})
+    table = table.assign(
+        task="t", metric="acc", layer=0, head=1, n=20 + table.index, loss=0.0, ci_low=-1.0, ci_high=1.0
+    )
     losses = pd.DataFrame({"task": "t", "condition": "L0", "doc_id": [1], "wave": [1], "loss": [0.5]})
     record = {"alpha": ALPHA, "margin": MARGIN, "top": top, "n_documents": {"t": 200}}
-    return Race(pd.DataFrame(columns | numbers), losses, record)
+    return Race(table, losses, record)
 
 
 def test_sentences_and_lists():
@@ -145,19 +138,11 @@ def test_sentences_and_lists():
     assert "after 20 to 23 of 200 documents (mean 22)" in first and last.endswith("is at most 0.05.")
     assert "of 2 conditions the 1 costliest are L0; after" in made([TOP, NOT_TOP], top=1).describe()[0]
     near = made([TOP, NOT_EXCLUDED, NOT_TOP, NOT_TOP], top=1).describe()[0]
-    assert "each of L0 costs at most 0.1 less than number 1 of the costliest; not excluded: 1; shown not to be" in near
-    assert "among the 1 costliest: 2; after" in near
-    open_still = made([UNDECIDED, UNDECIDED, NOT_TOP], top=1).describe()[0]
-    assert "are not found; undecided: 2; shown not to be among the 1 costliest: 1" in open_still
+    assert "each of L0 costs at most 0.1 less than number 1 of the costliest; not excluded: 1" in near
+    assert "are not found; undecided: 2;" in made([UNDECIDED, UNDECIDED, NOT_TOP], top=1).describe()[0]
     assert "do not show the whole model to be above chance" in made([races.AT_CHANCE, races.AT_CHANCE]).describe()[0]
-
-
-def test_it_is_shown_without_marks():
-    race = made([CRITICAL, SPARED])
     text, page = repr(race), race._repr_html_()
-    assert "of 2 conditions 1 cost something, 1 cost less than 0.1" in text and "**" not in text + page
-    assert text.splitlines()[0].split() == ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
-    assert "<td>critical</td>" in page and "<p>The probability that any" in page
+    assert "of 4 conditions 1 cost something" in text and "**" not in text + page and "<td>critical</td>" in page
     assert "40 more rows in .decisions" in repr(made([SPARED] * 100))
 
 
@@ -167,7 +152,5 @@ def test_a_race_is_saved_and_read(tmp_path):
     back = Race.load(tmp_path)
     for name in ("decisions", "losses"):
         pd.testing.assert_frame_equal(getattr(back, name), getattr(race, name), check_dtype=False)
-    assert back.describe() == race.describe()
-    race.save(tmp_path)  # the same again
     with pytest.raises(UserError, match="holds another"):
         made([TOP, NOT_TOP], top=1).save(tmp_path)

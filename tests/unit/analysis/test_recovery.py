@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
-from made_sweeps import EARLY, N, result_of, sweep
+from made_sweeps import N, result_of
 
 from depthlens.analysis import recovery
 from depthlens.errors import UserError
@@ -17,11 +15,11 @@ def transplants(shares, *, n=N, own=0.2, goal=0.9, seed=0, extra=()):
     rng = np.random.default_rng(seed)
     base = rng.random(n) < own
     donor = base | (rng.random(n) < (goal - own) / (1 - own))
-    values = {"baseline": (None, base)}
+    values = {"baseline": base}
     for condition, share in shares.items():
-        values[condition] = None, base | (donor & (rng.random(n) < share))
+        values[condition] = base | (donor & (rng.random(n) < share))
     values |= dict(extra)
-    return result_of(values), result_of({"baseline": (None, donor)}, model="donor")
+    return result_of(values), result_of({"baseline": donor}, model="donor")
 
 
 SHARES = {"L0@donor": 0.0, "L8@donor": 0.3, "L0-4@donor": 0.2, "L0-8@donor": 1.0, "L5-8@donor": 0.8, "L2.H1@donor": 0.0}
@@ -55,30 +53,14 @@ def test_the_interval_of_a_score_stays_within_the_range_of_its_metric():
 
 
 def test_recovery_in_words():
-    result, donor = transplants(SHARES, n=200)
-    said = recovery.transplant_recovery(result, donor).describe()
+    said = recovery.transplant_recovery(*transplants(SHARES, n=200)).describe()
     assert any("from the top: half of the gap is surely recovered from **L5-8@donor** on" in line for line in said)
     assert any("L2.H1@donor recovers 0.00" in line and "no proven change" in line for line in said)
-    ties = {"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}
-    said = recovery.transplant_recovery(*transplants(ties)).describe()
-    assert "**L0-4@donor recovers 1.00" in said[0], "of equal ones the smaller"
-    assert any(line.startswith("sums: L8.attn@donor recovers 0.00") for line in said), "one alone makes no series"
+    said = recovery.transplant_recovery(*transplants({"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}))
+    assert "**L0-4@donor recovers 1.00" in said.describe()[0], "of equal ones the smaller"
     few = {c: SHARES[c] for c in ("L0@donor", "L0-4@donor")} | {"L1@donor": 0.0}
     said = recovery.transplant_recovery(*transplants(few, n=40)).describe()
     assert any("none surely recovers half" in line for line in said)
-
-
-def test_intervals_of_recovered_shares_cover():
-    rng, n, n_samples, share, covered, known = np.random.default_rng(0), 40, 300, 0.3, 0, 0
-    for seed in range(n_samples):
-        base = rng.random(n) < 0.2
-        donor = base | (rng.random(n) < 0.8)
-        given = base | (donor & (rng.random(n) < share))
-        scores = (x.astype(float) for x in (base, donor, given[:, None]))
-        ((_, low, high),), no_gap = recovery.recovered_shares(*scores, seed, 300)
-        known += not no_gap
-        covered += low <= share <= high
-    assert known == n_samples and covered / n_samples >= 0.95 - 2.5 * math.sqrt(0.05 * 0.95 / n_samples)
 
 
 def test_without_a_gap_nothing_is_recovered():
@@ -92,11 +74,7 @@ def test_without_a_gap_nothing_is_recovered():
 
 
 def test_recovery_reads_transplants_only_and_refuses_other_documents():
-    result, donor = transplants(SHARES, extra={"L3": (3, np.zeros(N))}.items())
-    table = recovery.transplant_recovery(result, donor).table
-    assert set(table["condition"]) == set(SHARES)
-    with pytest.raises(UserError, match="no condition takes a part from a donor"):
-        recovery.transplant_recovery(sweep(EARLY), donor)
-    other = transplants(SHARES, n=N - 1)[1]
+    result, donor = transplants(SHARES, extra={"L3": np.zeros(N)})
+    assert set(recovery.transplant_recovery(result, donor).table["condition"]) == set(SHARES)
     with pytest.raises(UserError, match="task sums: documents 59 of base are missing for donor"):
-        recovery.transplant_recovery(result, other)
+        recovery.transplant_recovery(result, transplants(SHARES, n=N - 1)[1])

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from depthlens import cli, paths
+from depthlens import cli
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
@@ -58,17 +58,11 @@ def state(folder) -> dict[str, bytes]:
 
 def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
     before = Result.load(out)
-    for same in ({}, {"ablate": "L2,L1"}):
-        code, line = sweep(**same)
-        assert code == 0, line
+    code, line = sweep(ablate="L2,L1")
+    assert code == 0, line
     after = Result.load(out)
     assert set(after.docs["condition"]) == set(before.docs["condition"]) and len(after.docs) == len(before.docs)
-    assert sorted(p.name for p in out.iterdir()) == [
-        "docs.parquet",
-        "questions.parquet",
-        "record.json",
-        "summary.parquet",
-    ]
+    assert sorted(state(out)) == ["docs.parquet", "questions.parquet", "record.json", "summary.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +70,7 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
     [
         ({"model": "organism:seed=2"}, "model organism, not organism:seed=2"),
         ({"tasks": ("organism_two_hop",)}, f"tasks {TASK}, not organism_two_hop"),
-        ({"tasks": (TASK, "organism_two_hop")}, f"tasks {TASK}, not {TASK}, organism_two_hop"),
         ({"ablate": "L1"}, "conditions L1, L2, baseline, not L1, baseline"),
-        ({"ablate": "layers"}, "conditions L1, L2, baseline, not L0, L1, "),
         ({"limit": 3}, "limit 2, not 3"),
         ({"flags": ("--seed", 1)}, "seed 0, not 1"),
         ({"flags": ("--measure", "both")}, "measure task, not both"),
@@ -99,10 +91,10 @@ def test_another_sweep_is_refused_before_anything_is_loaded(sweep, out, monkeypa
     assert state(out) == before
 
 
-def test_overwrite_replaces(sweep, out):
+def test_overwrite_replaces_and_other_files_do_no_harm(sweep, out):
+    (out / "notes.txt").write_text("mine")
     assert sweep("--overwrite", limit=3)[0] == 0
-    assert json.loads((out / "record.json").read_text())["limit"] == 3
-    assert sweep()[0] == 2
+    assert json.loads((out / "record.json").read_text())["limit"] == 3 and (out / "notes.txt").read_text() == "mine"
 
 
 def test_what_only_the_result_can_tell_is_seen_before_it_is_written(sweep, out):
@@ -118,15 +110,7 @@ def test_what_only_the_result_can_tell_is_seen_before_it_is_written(sweep, out):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [
-        ("record.json", '{"profile": "demo", "notebooks": []}'),
-        ("record.json", '{"name": "copy-paste score", "unit": "", "n": 4, "record": {}}'),
-        ("record.json", "[1, 2]"),
-        ("record.json", "not JSON"),
-        ("docs.parquet", "my notes"),
-        ("summary.parquet", ""),
-        ("questions.parquet", "mine"),
-    ],
+    [("record.json", '{"profile": "demo"}'), ("record.json", "[1, 2]"), ("docs.parquet", "my notes")],
 )
 def test_files_of_something_else_are_not_written_over(sweep, tmp_path, name, text):
     out = tmp_path / "out"
@@ -135,15 +119,9 @@ def test_files_of_something_else_are_not_written_over(sweep, tmp_path, name, tex
     code, line = sweep()
     assert code == 2 and line.startswith(f"Error: {str(out)!r} holds a {name} of something else; name another folder")
     assert state(out) == {name: text.encode()}
-    assert sweep("--overwrite")[0] == 0 and len(state(out)) == 4
 
 
-def test_other_files_do_no_harm(sweep, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    assert sweep()[0] == 0 and (tmp_path / "out" / "notes.txt").read_text() == "mine"
-
-
+@pytest.mark.slow
 def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sweep, tmp_path):
     asked = {"model": "x", "tasks": [], "ablate": "L1"}
     holder = (
@@ -162,9 +140,6 @@ def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sw
     time.sleep(0.1)
     assert sweep()[0] == 0
     assert sorted(state(out)) == ["docs.parquet", "questions.parquet", "record.json", "summary.parquet"]
-
-
-# -- from Python --
 
 
 @pytest.fixture(scope="module")
@@ -189,28 +164,14 @@ def test_save_refuses_another_result_and_takes_the_same(result, tmp_path):
 def test_head_scores_and_results_do_not_replace_each_other(result, tmp_path):
     cases = np.zeros((2, 1, 1))
     scores = HeadScores.of_cases("a", "nats", cases, {"model": {"fingerprint": "1"}, "limit": 2}, tested=False)
-    result.save(tmp_path / "result")
-    with pytest.raises(UserError, match="holds a record.json of something else"):
-        scores.save(tmp_path / "result")
-    scores.save(tmp_path / "scores")
-    scores.save(tmp_path / "scores")
-    with pytest.raises(UserError, match="holds a record.json of something else"):
-        result.save(tmp_path / "scores")
+    for first, second in ((result, scores), (scores, result)):
+        first.save(tmp_path / type(first).__name__)
+        with pytest.raises(UserError, match="holds a record.json of something else"):
+            second.save(tmp_path / type(first).__name__)
     for name, record, said in [
         ("b", scores.record, "name a, not b"),
         ("a", {"model": {"fingerprint": "2"}, "limit": 2}, "model fingerprint 1, not 2"),
         ("a", {"model": {"fingerprint": "1"}, "limit": 3}, "limit 2, not 3"),
     ]:
-        other = HeadScores.of_cases(name, "nats", cases, record, tested=False)
         with pytest.raises(UserError, match=said):
-            other.save(tmp_path / "scores")
-        other.save(tmp_path / "scores", overwrite=True)
-        scores.save(tmp_path / "scores", overwrite=True)
-
-
-def test_a_folder_without_a_name(result):
-    for name in ("", "  "):
-        with pytest.raises(UserError, match="the name of a folder is empty"):
-            result.save(name)
-    with pytest.raises(UserError, match="the name of a folder is empty"):
-        paths.writable_folder("")
+            HeadScores.of_cases(name, "nats", cases, record, tested=False).save(tmp_path / "HeadScores")

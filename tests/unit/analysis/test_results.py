@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import math
-import subprocess
-import sys
+import pickle
 import warnings
 
+import made_results
 import numpy as np
 import pandas as pd
 import pytest
 from made_results import ACC, capitals_and_elements, docs_of, record_of
 
+import depthlens as dl
 from depthlens.analysis import stats
 from depthlens.analysis.power import documents_for_loss
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
@@ -24,18 +25,11 @@ def result() -> Result:
     return capitals_and_elements()
 
 
-# -- what is derived -----------------------------------------------------------------------------------
-
-
 def test_docs_are_brought_to_the_contracted_types(result):
     assert list(result.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
     types = {c: str(t) for c, t in result.docs.dtypes.items()}
     assert (types["layer"], types["head"]) == ("Int64", "Int64")
     assert (types["doc_id"], types["value"], types["parsed"]) == ("int64", "float64", "boolean")
-
-
-def test_summary_is_that_of_the_documents(result):
-    pd.testing.assert_frame_equal(result.summary, stats.summarise(result.docs))
 
 
 def test_baselines(result):
@@ -70,19 +64,15 @@ def test_at_chance(values, info, at_chance):
     assert result.baselines["at_chance"].tolist() == [at_chance]
 
 
-def test_graded_baseline_has_a_t_interval():
-    result = Result(docs_of({"baseline": [0.4, 0.5, 0.6]}), record_of(capitals={"acc": {}}))
-    row = result.baselines.iloc[0]
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.mean_interval([0.4, 0.5, 0.6]))
-    assert math.isnan(row["chance"]) and math.isnan(row["p_chance"])
-
-
 def test_critical_excludes_chance_and_names_it(result):
     message = r"elements acc is at chance: cannot judge \(baseline 0.25, chance 0.25"
     with pytest.warns(UserWarning, match=message):
         table = result.critical()
     assert table[["task", "condition"]].values.tolist() == [["capitals", "L0"]]
     assert list(table.columns) == list(result.summary.columns)
+    task = result.select(tasks="capitals")
+    p = task.summary.set_index("condition")["p_adjusted"]["L0"]
+    assert len(task.critical(alpha=p * 1.01)) == 1 and len(task.critical(alpha=p * 0.99)) == 0
 
 
 @pytest.mark.parametrize(("better", "expected"), [(True, ["L0"]), (False, ["L1"])])
@@ -93,18 +83,6 @@ def test_critical_is_the_harmful_direction(better, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is at chance: nothing to warn of
         assert Result(docs, record_of(capitals={"acc": info})).critical()["condition"].tolist() == expected
-
-
-def test_critical_alpha(result):
-    task = result.select(tasks="capitals")
-    p = task.summary.set_index("condition")["p_adjusted"]["L0"]
-    assert len(task.critical(alpha=p * 1.01)) == 1
-    assert len(task.critical(alpha=p * 0.99)) == 0
-    with pytest.raises(UserError, match="alpha 5.0 is not between 0 and 1"):
-        task.critical(alpha=5.0)
-
-
-# -- verdicts ------------------------------------------------------------------------------------------
 
 
 def test_verdicts(result):
@@ -144,33 +122,15 @@ def test_too_few_documents_are_said_to_be_too_few():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r: r.describe("L9"), "unknown condition 'L9'"),
-        (lambda r: r.describe("baseline"), "name another condition"),
-        (lambda r: r.describe("L0", tasks="capital"), "unknown task 'capital'; did you mean capitals"),
-        (lambda r: r.describe("L0", metrics="f1"), "unknown metric 'f1'; allowed: acc"),
-        (lambda r: r.select(tasks="nope"), "unknown task 'nope'"),
-        (lambda r: r.select(conditions=["L0", "L7"]), "unknown condition 'L7'"),
         (lambda r: Result(r.docs, {}).baselines, "record says nothing of metric 'acc' of task 'capitals'"),
-        (lambda r: Result(r.docs.drop(columns=["value"]), {}), "lacks column value"),
         (lambda r: Result(r.docs.assign(x=1), {}), "unknown column x"),
         (lambda r: Result(r.docs.assign(task=None), {}), "row without task"),
         (lambda r: Result(r.docs.assign(layer="first"), {}), "column of the wrong type"),
-        (lambda r: concat([]), "no results to join"),
     ],
 )
-def test_refusals_are_one_line(result, call, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_tables_that_are_no_documents_are_refused(result, call, message):
+    with pytest.raises(UserError, match=message):
         call(result)
-    assert "\n" not in str(caught.value)
-
-
-def test_record_that_cannot_be_written_is_refused_at_once(result):
-    for value in (object(), math.nan):
-        with pytest.raises(UserError, match="the record cannot be written as JSON"):
-            Result(result.docs, {"value": value})
-
-
-# -- selection, joining, display -----------------------------------------------------------------------
 
 
 def test_select_keeps_the_baseline_and_says_so(result):
@@ -204,9 +164,9 @@ def test_primary_is_the_first_own_metric_of_each_task():
     ("task", "metric"), [("hellaswag", "acc_norm"), ("hellaswag, kind 1", "acc_norm"), ("b", "acc")]
 )
 def test_primary_of_a_task_whose_baseline_is_published_by_acc_norm(task, metric):
-    values = {"baseline": [1, 1, 0], "L0": [0, 1, 0]}
-    docs = pd.concat([docs_of(values, task=task, metric=name) for name in ("acc", "acc_norm", "answer_logprob")])
-    result = Result(docs, record_of(**{task: dict.fromkeys(("acc", "acc_norm", "answer_logprob"), ACC)}))
+    names = ("acc", "acc_norm", "answer_logprob")
+    docs = pd.concat([docs_of({"baseline": [1, 1, 0], "L0": [0, 1, 0]}, task=task, metric=name) for name in names])
+    result = Result(docs, record_of(**{task: dict.fromkeys(names, ACC)}))
     assert result.primary().docs["metric"].unique().tolist() == [metric]
     alone = result.select(metrics=["acc", "answer_logprob"]).primary()
     assert alone.docs["metric"].unique().tolist() == ["acc"]
@@ -260,17 +220,6 @@ def test_concat_keeps_the_shared_baseline_once(result):
     assert any("3 conditions were selected" in note for note in selected.notes)
 
 
-def test_concat_of_models_and_tasks(result):
-    other = Result(result.docs.assign(model="other"), result.record)
-    joined = concat([result, other])
-    assert len(joined.summary) == 2 * len(result.summary)
-    assert "of other" in " ".join(joined.notes)
-    assert [("(other)" in line) for line in joined.describe("L0", tasks="capitals")] == [False, True]
-    split = concat([result.select(tasks="capitals"), result.select(tasks="elements")])
-    pd.testing.assert_frame_equal(split.summary, result.summary)
-    assert split.record["tasks"] == result.record["tasks"]
-
-
 def test_concat_refuses_disagreement(result):
     flipped = result.docs.copy()
     flipped.loc[0, "value"] = 0.0
@@ -310,48 +259,54 @@ def test_display_shows_the_damage_first_whichever_way_is_better():
     nats = {"baseline": [2.0, 2.5], **{f"L{i}": [2.0 + i - 2, 2.6 + i - 2] for i in range(12)}}
     right = {"baseline": [1.0, 1.0], **{f"L{i}": [1.0, float(i % 2)] for i in range(12)}}
     docs = pd.concat([docs_of(nats, metric="nats"), docs_of(right, metric="acc")])
-    metrics = {"nats": {"higher_is_better": False}, "acc": {"higher_is_better": True}}
-    rows = shown(Result(docs, {"tasks": {"capitals": {"metrics": metrics}}}))
+    record = record_of(capitals={"nats": {"higher_is_better": False}, "acc": {"higher_is_better": True}})
+    rows = shown(Result(docs, record))
     # the worst of each metric, a group for each: six rows of twelve are the share of two
     assert rows[:6] == [("nats", c) for c in ("baseline", "L11", "L10", "L9", "L8", "L7")]
     assert rows[6:] == [("acc", c) for c in ("baseline", "L0", "L2", "L4", "L6", "L8")]
 
 
-def test_display_leaves_the_room_of_short_groups_to_long_ones():
-    long = docs_of({"baseline": [1, 1], **{f"L{i}": [0, 1] for i in range(20)}})
-    short = docs_of({"baseline": [1, 1], "L3": [0, 0]}, task="elements")
-    metrics = {"metrics": {"acc": {"higher_is_better": True}}}
-    result = Result(pd.concat([long, short]), {"tasks": {"capitals": metrics, "elements": metrics}})
-    table = repr(result).splitlines()
-    assert [sum(task in line for line in table[2:14]) for task in ("elements", "capitals")] == [2, 10]
-    assert "11 more rows in result.summary" in repr(result)
-
-
-def test_display_of_many_tasks_stays_short():
-    tasks = [f"task{i}" for i in range(40)]
-    docs = pd.concat([docs_of({"baseline": [1, 1], "L3": [0, 0]}, task=task) for task in tasks])
-    record = {"tasks": {task: {"metrics": {"acc": {"higher_is_better": True}}} for task in tasks}}
-    assert "56 more rows in result.summary" in repr(Result(docs, record))
-
-
-def test_no_torch():
-    modules = "depthlens.analysis.stats, depthlens.analysis.results, depthlens.plots"
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_a_change_below_the_smallest_effect_is_not_critical_however_sure():
     rng = np.random.default_rng(0)
     base = rng.normal(-2, 1, 40)
-    rows = [("m", "t", "nats_up", "baseline", None, None, i, v, "") for i, v in enumerate(base)]
-    for layer, drop in ((0, 0.01), (1, 0.2)):
-        values = base - drop + 0.001 * rng.normal(size=40)
-        rows += [("m", "t", "nats_up", f"L{layer}", layer, None, i, v, "") for i, v in enumerate(values)]
-    docs = pd.DataFrame(rows, columns=DOCS_COLUMNS)
+    values = {f"L{i}": base - drop + 0.001 * rng.normal(size=40) for i, drop in enumerate((0.01, 0.2))}
     # results that were saved before version 0.2 have the smallest effect under the name "least"
     for smallest, wanted in (({"min_effect": 0.05}, ["L1"]), ({"least": 0.05}, ["L1"]), ({}, ["L0", "L1"])):
-        info = {"higher_is_better": True, "chance": None} | smallest
-        found = Result(docs, {"tasks": {"t": {"metrics": {"nats_up": info}}}})
+        info = {"chance": None} | smallest
+        found = made_results.result({"t": {"baseline": base} | values}, metric="nats_up", info=info)
         assert (found.summary["p_adjusted"].dropna() < 1e-3).all()
         assert found.critical()["condition"].tolist() == wanted
+
+
+def test_an_edit_of_the_documents_is_in_all_that_is_said_and_saved_afterwards(result, tmp_path):
+    docs, before = result.docs.copy(), result.describe()
+    docs.loc[(docs["task"] == "capitals") & (docs["condition"] == "L1"), "value"] = 0.0
+    wanted = Result(docs, result.record)
+    result.docs.loc[:, "value"] = docs["value"]
+    assert result.describe() == wanted.describe() != before
+    for table in ("summary", "baselines"):
+        pd.testing.assert_frame_equal(getattr(result, table), getattr(wanted, table))
+    pd.testing.assert_frame_equal(result.losses(), wanted.losses())
+    assert result.needed_documents == wanted.needed_documents
+    result.save(tmp_path)
+    written = pd.read_parquet(tmp_path / "summary.parquet")
+    pd.testing.assert_frame_equal(written, Result.load(tmp_path).summary)
+
+
+def test_an_edit_of_the_record_is_in_all_that_is_said_afterwards(result):
+    assert result.baselines["at_chance"].tolist() == [False, True]
+    result.record["tasks"]["elements"]["metrics"]["acc"]["chance"] = 0.01
+    assert result.baselines["at_chance"].tolist() == [False, False]
+    assert not result.losses()["at_chance"].any() and not any("at chance" in note for note in result.notes)
+
+
+def test_an_edit_of_a_table_that_was_derived_is_the_callers_own(result):
+    for table in (result.summary, result.baselines, result.losses()):
+        table.loc[:, "n"] = 7
+    assert 7 not in {*result.summary["n"], *result.baselines["n"], *result.losses()["n"]}
+
+
+def test_a_result_that_was_summarised_can_be_pickled_and_copied(result):
+    dl.claims.Evidence(letters=result)
+    for again in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
+        pd.testing.assert_frame_equal(again.summary, result.summary)

@@ -6,13 +6,12 @@ import json
 import os
 import warnings
 
+import made_results
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import same_documents
 
 import depthlens as dl
-from depthlens.analysis.results import DOCS_COLUMNS
 from depthlens.errors import UserError
 
 N, N_LAYERS, N_HEADS = 40, 6, 2
@@ -22,17 +21,12 @@ EARLY = [0.9, 0.6, 0.2, 0.1, 0.0, 0.0]
 def sweep(model: str = "base", task: str = "t", *, suffix: str = "", heads: bool = False, seed: int = 0) -> dl.Result:
     """Right answers that are lost with the probabilities `EARLY` without each layer (or both heads of each layer)."""
     rng = np.random.default_rng(seed)
-    right = rng.random(N) < 0.9
-    rows = [(model, task, "acc", "baseline", None, None, i, float(v), "1 + 1 = 2") for i, v in enumerate(right)]
+    scores = {"baseline": (right := rng.random(N) < 0.9)}
     for layer, loss in enumerate(EARLY):
-        for head in range(N_HEADS) if heads else [None]:
-            name = f"L{layer}{suffix}" if head is None else f"L{layer}.H{head}"
-            values = right & (rng.random(N) >= loss)
-            rows += [(model, task, "acc", name, layer, head, i, float(v), "1 + 1 = 3") for i, v in enumerate(values)]
-    metrics = {"acc": {"higher_is_better": True, "chance": 0.25}}
-    dims = {"n_layers": N_LAYERS, "n_heads": N_HEADS}
-    record = {"model": {"name": model, "dims": dims}, "seed": 0, "tasks": {task: {"metrics": metrics}}}
-    return dl.Result(pd.DataFrame(rows, columns=DOCS_COLUMNS), record)
+        for name in [f"L{layer}.H{h}" for h in range(N_HEADS)] if heads else [f"L{layer}{suffix}"]:
+            scores[name] = right & (rng.random(N) >= loss)
+    made = made_results.result({task: scores}, model=model, n_layers=N_LAYERS, n_heads=N_HEADS)
+    return dl.Result(made.docs.assign(response="1 + 1 = 3"), made.record)
 
 
 def curve() -> dl.RemovalCurve:
@@ -63,25 +57,6 @@ def reasoning() -> dl.ReasoningScores:
     return dl.ReasoningScores(*(scores(i) for i in range(5)), {"model": {"name": "m"}})
 
 
-def transplants() -> dl.analysis.DescribedTable:
-    donor = sweep("donor", seed=1).docs.query("condition == 'baseline'")
-    donor = dl.Result(donor.assign(value=1.0), sweep("donor").record)
-    return dl.analysis.transplant_recovery(sweep(suffix="@donor"), donor, n_boot=50)
-
-
-def books() -> dl.Result:
-    parts = [sweep(task="closed"), sweep(task="open", seed=2)]
-    return same_documents(dl.concat(parts))
-
-
-def predictors() -> pd.DataFrame:
-    return pd.DataFrame({"layer": range(N_LAYERS), "influence": EARLY})
-
-
-def sublayers() -> dl.Result:
-    return dl.concat([sweep(suffix=".attn"), sweep(suffix=".mlp")])
-
-
 MADE = {
     "result": sweep,
     "curve": curve,
@@ -91,13 +66,6 @@ MADE = {
     "reasoning scores": reasoning,
     "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=sweep()), n_boot=200),
     "centres": lambda: dl.analysis.centre_of_mass(sweep(), n_boot=50),
-    "stability": lambda: dl.critical_stability(sweep(), n_boot=50),
-    "recovery": transplants,
-    "open book gain": lambda: dl.analysis.open_book_gain(books(), "closed", "open"),
-    "open book losses": lambda: dl.analysis.open_book_losses(books(), "closed", "open", metric="acc"),
-    "sites": lambda: dl.analysis.site_losses(sublayers(), n_boot=50),
-    "solutions": lambda: dl.analysis.classify_solutions(sweep(), "t", ["1 and 1?"] * N),
-    "geometry agreement": lambda: dl.analysis.geometry_agreement(predictors(), sweep()),
     "comparison": lambda: dl.analysis.compare_models(sweep(), sweep("d", seed=1), n_boot=50),
 }
 
@@ -120,48 +88,42 @@ def test_an_object_comes_back_as_it_was(name, tmp_path):
         assert inside.record == made.result.record
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_a_folder_of_something_else_is_refused_and_replaced_on_request(name, tmp_path):
+@pytest.mark.parametrize("name", ["result", "curve", "verdicts", "head scores", "centres"])
+def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path, monkeypatch):
     made = MADE[name]()
-    (tmp_path / "record.json").write_text('{"profile": "demo"}')
-    with pytest.raises(UserError, match=r"holds a record.json of something else; name another folder") as caught:
-        made.save(tmp_path)
-    assert "\n" not in str(caught.value) and len(list(tmp_path.iterdir())) == 1
-    made.save(tmp_path, overwrite=True)
-    assert type(made).load(tmp_path).contents().records == made.contents().records
 
+    def refused(call, message):
+        with pytest.raises(UserError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
-@pytest.mark.parametrize("name", MADE)
-def test_a_full_disk_is_told_in_one_line_and_leaves_the_folder_as_it_was(name, tmp_path, monkeypatch):
-    made = MADE[name]()
-    made.save(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    calls = []
+    other, own, file = tmp_path / "other", tmp_path / "own", tmp_path / "own" / made.RECORD
+    other.mkdir()
+    (other / "record.json").write_text('{"profile": "demo"}')
+    refused(lambda: made.save(other), "holds a record.json of something else; name another folder")
+    assert len(list(other.iterdir())) == 1
+    made.save(other, overwrite=True)
+    assert type(made).load(other).contents().records == made.contents().records
+
+    made.save(own)
+    before, calls = {path.name: path.read_bytes() for path in own.iterdir()}, []
 
     def full(descriptor: int) -> None:
         calls.append(descriptor)
         if len(calls) == len(before):  # the last file
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write to .*No space left on device"):
-        made.save(tmp_path, overwrite=True)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_a_damaged_folder_is_one_line(name, tmp_path):
-    made = MADE[name]()
-    made.save(tmp_path)
-    own = made.RECORD
-    for content, message in (("{half", f"cannot read {own} in "), ("[1]", f"{own} in .* is not a JSON object")):
-        (tmp_path / own).write_text(content)
-        with pytest.raises(UserError, match=message) as caught:
-            type(made).load(tmp_path)
-        assert "\n" not in str(caught.value)
-    (tmp_path / own).unlink()
-    with pytest.raises(UserError, match=f"holds no {own}; give a folder that {type(made).__name__}.save wrote"):
-        type(made).load(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        refused(lambda: made.save(own, overwrite=True), "cannot write to .*No space left on device")
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+    for content, message in (("{half", f"cannot read {made.RECORD} in "), ("[1]", "is not a JSON object")):
+        file.write_text(content)
+        refused(lambda: type(made).load(own), message)
+    file.unlink()
+    refused(
+        lambda: type(made).load(own), f"holds no {made.RECORD}; give a folder that {type(made).__name__}.save wrote"
+    )
 
 
 def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):

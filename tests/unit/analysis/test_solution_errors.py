@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+import made_results
 import pandas as pd
 import pytest
 
@@ -28,28 +29,20 @@ EGGS = "Question: Kate has 10 eggs and Emma has 8. They share them among two chi
     ("written", "kind"),
     [
         ("They have 10 + 8 = 18 eggs.\nEach gets 18 / 2 = 9.\n#### 9", "otherwise"),  # right steps, wrong answer
-        ("They have 10 - 8 = 2 eggs.\n#### 2", "otherwise"),
         ("They have 10 + 8 = 19 eggs.\nEach gets 19 / 2 = 9.5.", "miscomputed"),
         ("They have 10 + 7 = 17 eggs.", "miscopied"),
         ("They have 10 + 7 = 18 eggs.", "miscopied"),  # both: what is first on the line
         ("They have 10 + 8 = 18 eggs.\nEach gets 19 / 2 = 9.5.", "miscopied"),
         ("They have 10 + 8 = 17 eggs.\nEach gets 19 / 2 = 9.5.", "miscomputed"),  # the first line decides
-        ("They have eighteen.\n#### 18", "no steps"),
         ("", "no steps"),
         ("10 = 10", "no steps"),  # nothing is calculated
-        ("10 / 0 = 0", "miscopied"),
         ("10 - 10 = 0\n8 / 0 = 0", "miscomputed"),
         ("They have 10+8=<<10+8=18>>18 eggs. Each gets 18/2=$<<18/2=9>>9.00", "otherwise"),
-        ("10 x (8 + 2) = 100", "otherwise"),
-        ("10 + 8 = 18 + 2 = 20", "otherwise"),
         ("10 + 8 = 18 + 2 = 21", "miscomputed"),
-        ("2 - 10 = -8", "otherwise"),
         ("2 - 10 = 8", "miscomputed"),
         ("10 eggs + 8 eggs = <<10+8=18>>18", "otherwise"),
         ("10 eggs + 8 eggs = 19", "no steps"),  # calculated in words
-        ("10 + 08 = 18", "otherwise"),
         ("10 + 8 = eighteen", "no steps"),
-        ("10 + 8 == 18", "no steps"),
         ("= = 10 + = 8 - ( = 2", "no steps"),
         (" 1 2 ( x - + 3" * 500, "no steps"),  # and in no time
         (" 1 - 2" * 2000 + " = 3", "miscopied"),
@@ -57,7 +50,6 @@ EGGS = "Question: Kate has 10 eggs and Emma has 8. They share them among two chi
         ("10 8 + = 18", "miscomputed"),  # cannot be calculated
         ("(that is 10 + 8 = 18) and a box 8 + 2 = 10", "otherwise"),
         ("- 10 + 8 = 18\n- 18 / 2 = 9", "otherwise"),
-        ("There are 10\n8 + 2 = 10", "otherwise"),
         ("8 / 10 = 0.80\n10 / 8 = 1.25", "otherwise"),
     ],
 )
@@ -118,39 +110,23 @@ def test_shares_are_of_the_problems_that_the_whole_model_solves():
 def test_where_nothing_is_solved_nothing_is_counted():
     unsolved = table(SWEPT | {"baseline": [M] * 5})
     assert by_layer(unsolved).empty and by_third(unsolved, 6).empty
-    assert sentences(unsolved, 6) == [
-        "The whole model solves none of 5 problems: too few to see what a removal breaks."
-    ]
+    (line,) = sentences(unsolved, 6)
+    assert line == "The whole model solves none of 5 problems: too few to see what a removal breaks."
     with pytest.raises(UserError, match="solves none"):
         dl.plots.first_mistakes(unsolved)
-
-
-def test_figure_stacks_to_one_and_names_every_kind():
-    fig = dl.plots.first_mistakes(table(SWEPT), title="t")
-    (ax,) = fig.axes
-    tops = {bar.get_x(): 0.0 for bar in ax.patches}
-    for bar in ax.patches:
-        tops[bar.get_x()] += bar.get_height()
-    assert list(tops.values()) == pytest.approx([1.0] * 6)
-    texts = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert texts == ["still right", *solution_errors.MISTAKES]
 
 
 QUESTIONS = [EGGS, "There are 10 eggs."]
 
 
 def written(kind="generate_until", documents=(0, 1)):
-    rows = []
-    for name, layer in [("baseline", None), ("L0", 0)]:
-        for i in documents:
-            right = name == "baseline"
-            text = " 10 + 8 = 18\n 18 / 2 = 9\n#### 9" if right else " 10 + 8 = 17\n#### 17"
-            rows += [("m", "cot", "exact_match", name, layer, None, i, float(right), text)]
-            rows += [("m", "cot", "answer_logprob", name, layer, None, i, -3.0, "the reference")]
-    columns = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    right, wrong = " 10 + 8 = 18\n 18 / 2 = 9\n#### 9", " 10 + 8 = 17\n#### 17"
+    made = made_results.result({"cot": {"baseline": [1, 1], "L0": [0, 0]}}, metric="exact_match")
+    solved = made.docs["condition"].eq("baseline").map({True: right, False: wrong})
+    docs = made.docs.assign(response=solved, doc_id=made.docs["doc_id"].map(dict(enumerate(documents))))
+    nats = docs.assign(metric="answer_logprob", value=-3.0, response="the reference")
     metrics = {"exact_match": {}, "answer_logprob": {}}
-    record = {"tasks": {"cot": {"metrics": metrics, "output_type": kind}}}
-    return Result(pd.DataFrame(rows, columns=columns), record)
+    return Result(pd.concat([docs, nats]), {"tasks": {"cot": {"metrics": metrics, "output_type": kind}}})
 
 
 def test_classify_reads_what_was_written():
@@ -163,8 +139,6 @@ def test_classify_reads_what_was_written():
 
 
 def test_what_cannot_be_classified_is_refused():
-    with pytest.raises(UserError, match="unknown task 'gsm8k'"):
-        classify_solutions(written(), "gsm8k", QUESTIONS)
     with pytest.raises(UserError, match="is multiple_choice; mistakes are looked for in what a model writes"):
         classify_solutions(written("multiple_choice"), "cot", QUESTIONS)
     with pytest.raises(UserError, match="2 questions of task cot, and the result has document 9"):

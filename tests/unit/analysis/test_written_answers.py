@@ -32,16 +32,10 @@ def test_score_wrong_and_unparsed_add_up_to_one():
     assert table[["value", "wrong", "unparsed"]].sum(axis=1).tolist() == pytest.approx([1.0] * 4)
     assert table["unparsed"].tolist() == pytest.approx([0.1, 0.9, 0, 0])
     assert table["wrong"].tolist() == pytest.approx([0.1, 0, 0.9, 0.2])
+    assert written().parsed("worked", FLEXIBLE).to_dict("list") == {c: list(map(bool, x)) for c, x in PARSED.items()}
     change = stats.change(*(1.0 - np.array([PARSED["baseline"], PARSED["L0"]])))
     assert table.loc["L0", ["rise", "ci_low", "ci_high", "p_value"]].tolist() == pytest.approx(list(change))
     assert table.loc["baseline", "rise"] == 0 and np.isnan(table.loc["baseline", "p_value"])
-
-
-def test_answers_of_documents():
-    result = written()
-    table = result.parsed("worked", FLEXIBLE)
-    assert table.to_dict("list") == {c: [bool(x) for x in column] for c, column in PARSED.items()}
-    assert set(table.dtypes.map(str)) == {"bool"}
 
 
 def test_sentences_say_how_many_cannot_be_read():
@@ -73,11 +67,6 @@ def test_results_of_older_versions_load_and_say_what_they_do_not_know(tmp_path):
     assert concat([new, old]).summary.equals(new.summary)
     choice = Result(docs_of({"baseline": [1, 0], "L0": [0, 0]}), record_of(capitals={"acc": MATCH}))
     assert choice.parsed("capitals", "acc").all(axis=None)  # a choice can always be read
-
-
-def test_a_column_that_is_not_true_or_false_is_refused():
-    with pytest.raises(UserError, match="column of the wrong type"):
-        written(parsed="perhaps")
 
 
 def test_flexible_extract_stands_for_a_task_and_the_format_is_noted():

@@ -1,14 +1,11 @@
-"""The torch backend against weight surgery and a hand-written forward pass, on every family."""
-
-import copy
+"""The torch backend against a hand-written forward pass, and what its hooks do to heads and means."""
 
 import pytest
 import tiny
 import torch
-from torch import nn
 
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.backends.protocol import Means, Places
+from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -32,57 +29,13 @@ def is_hooked(lens):
     return "has hooks on" in (lens.identify().obstacle or "")
 
 
-class Nothing(nn.Module):
-    def forward(self, x, *args, **kwargs):
-        return torch.zeros_like(x)
-
-
-def without(lens, condition):
-    """A copy of the model with the parts removed from its weights and modules, by no hook."""
-    model = copy.deepcopy(lens.model)
-    layers, d_head = model.model.layers, lens.dims.d_head
-    for a in reversed(condition.ablations):  # from the top, so that deleting keeps the numbers below
-        if a.site == "layer":
-            del layers[a.layer]
-            model.config.num_hidden_layers -= 1
-        elif a.site == "mlp":
-            layers[a.layer].mlp = Nothing()
-        else:
-            weight = layers[a.layer].self_attn.o_proj.weight.data
-            if a.site == "attn":
-                weight[:] = 0
-            heads = {"head": [a.index], "kv": lens.dims.query_heads(a.index), "attn": []}[a.site]
-            for h in heads:
-                weight[:, h * d_head : (h + 1) * d_head] = 0
-    return model(TOKENS, use_cache=False).logits[0]
-
-
-@pytest.fixture(scope="module", params=tiny.FAMILIES)
+@pytest.fixture(scope="module", params=["llama-gqa", "qwen3-moe", "deepseek-v3"])
 def lens(request):
     return tiny.lens(request.param)
 
 
 def test_baseline_is_the_model_itself(lens):
     assert torch.equal(logits(lens, BASELINE)[0], lens.model(TOKENS).logits[0])
-
-
-@pytest.mark.parametrize(
-    "text", ["L0", "L2", "L4", "L1-2", "L0.attn", "L3.mlp", "L4.attn", "L1.H3", "L2.KV0", "L0.H1+L3.H2+L4"]
-)
-def test_condition_equals_weight_surgery(lens, text):
-    condition = parse_condition(text)
-    got = logits(lens, condition)[0]
-    wanted = without(lens, condition)
-    drift = (got - wanted).abs().max().item()
-    assert drift < SURGERY_TOLERANCE, f"{text}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"
-    assert (got - logits(lens, BASELINE)[0]).abs().max() > 0.01, f"{text} changes nothing"
-
-
-def test_every_layer_skipped_equals_that_layer_deleted(lens):
-    for layer in range(lens.dims.n_layers):
-        condition = parse_condition(f"L{layer}")
-        drift = (logits(lens, condition)[0] - without(lens, condition)).abs().max().item()
-        assert drift < SURGERY_TOLERANCE, f"L{layer}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"
 
 
 def test_rows_of_one_batch_keep_their_own_conditions(lens):
@@ -107,38 +60,11 @@ def test_model_is_whole_again_after_the_context_and_after_an_exception(lens):
     with pytest.raises(RuntimeError, match="stop"), backend.ablate([parse_condition("L1"), parse_condition("L2.H1")]):
         assert is_hooked(lens)
         raise RuntimeError("stop")
-    with (
-        pytest.raises(UserError, match="layer 9 does not exist"),
-        backend.ablate([parse_condition("L1"), parse_condition("L9")]),
-    ):
-        pass
-    with (
-        pytest.raises(UserError, match="needs the means"),
-        backend.ablate([parse_condition("L1"), parse_condition("L1.attn@mean")]),
-    ):
-        pass
+    for text, said in (("L9", "layer 9 does not exist"), ("L1.attn@mean", "needs the means")):
+        with pytest.raises(UserError, match=said), backend.ablate([parse_condition("L1"), parse_condition(text)]):
+            pass
     assert not is_hooked(lens)
     assert torch.equal(before, logits(lens, BASELINE))
-
-
-def test_head_ablation_zeroes_one_head_of_z_and_leaves_siblings_bit_equal(lens):
-    dims, seen = lens.dims, []
-    # prepended: sees z before the ablation; the plain hook sees what o_proj receives
-    handle = lens.arch.o_proj[2].register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
-    rows = TOKENS.repeat(2, 1)
-    try:
-        logits(lens, BASELINE)
-        with TorchBackend(lens).ablate([BASELINE, parse_condition("L2.H1")]):
-            late = lens.arch.o_proj[2].register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
-            lens.model(rows)
-            late.remove()
-    finally:
-        handle.remove()
-    before, after = (s.unflatten(-1, (dims.n_heads, dims.d_head)) for s in seen[-2:])
-    assert torch.equal(before[0], after[0])  # the baseline row is untouched
-    assert torch.equal(after[1, :, 1], torch.zeros_like(after[1, :, 1]))
-    siblings = [h for h in range(dims.n_heads) if h != 1]
-    assert torch.equal(before[1][:, siblings], after[1][:, siblings])
 
 
 def by_class(seen, lengths):
@@ -156,12 +82,15 @@ def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
         lens.arch.attn[1].register_forward_hook(lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())),
         lens.arch.mlp[1].register_forward_hook(lambda m, a, o: seen.setdefault("mlp", []).append(hidden(o).double())),
         lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: seen.setdefault("z", []).append(a[0].double())),
+        lens.arch.layers[1].register_forward_hook(
+            lambda m, a, o: seen.setdefault("layer", []).append((hidden(o) - a[0]).double())
+        ),
     ]
     for text in ([*prompt, *answer], [1, 2, 3, 4]):
         lens.model(torch.tensor([text]))
     for h in handles:
         h.remove()
-    for site in ("attn", "mlp", "z"):
+    for site in ("layer", "attn", "mlp", "z"):
         wanted = by_class(seen[site], (len(prompt), 3))
         assert torch.allclose(getattr(means, site)[1].flatten(1).double(), wanted, atol=1e-5), site
         assert (wanted[0] - wanted[1]).abs().max() > 0.01 and (wanted[1] - wanted[2]).abs().max() > 0.01
@@ -173,32 +102,6 @@ def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
         handle.remove()
     got = received[0].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
     assert torch.allclose(got[0, :, 2], means.z[1, :, 2][[0] + [1] * (length - 3) + [2, 2]])
-
-
-def test_a_class_without_tokens_gets_the_mean_of_another(lens):
-    prompt = TOKENS[0].tolist()
-    prompts_only = measure_means(lens, [prompt], "x")
-    assert torch.equal(prompts_only.attn[:, 2], prompts_only.attn[:, 1])
-    answer_only = measure_means(lens, [prompt[:1]], "x", [prompt[1:]])
-    assert torch.equal(answer_only.attn[:, 1], answer_only.attn[:, 2])
-    assert torch.equal(answer_only.attn, prompts_only.attn)
-    first_only = measure_means(lens, [prompt[:1]], "x")
-    assert torch.equal(first_only.z[:, 1], first_only.z[:, 0]) and torch.equal(first_only.z[:, 2], first_only.z[:, 0])
-
-
-def test_zero_means_turn_mean_ablation_into_removal(lens):
-    dims = lens.dims
-    flat = torch.zeros(dims.n_layers, 3, dims.d_model)
-    zero = Means("zeros", flat, flat, flat, torch.zeros(dims.n_layers, 3, dims.n_heads, dims.d_head))
-    for site in ("", ".attn", ".mlp", ".H1", ".KV0"):
-        assert torch.equal(
-            logits(lens, parse_condition(f"L2{site}@mean"), means=zero), logits(lens, parse_condition(f"L2{site}"))
-        )
-
-
-def test_an_empty_reference_set_is_refused(lens):
-    with pytest.raises(UserError, match="empty"):
-        measure_means(lens, [[]], "nothing")
 
 
 def rms(x, weight, eps):
@@ -249,7 +152,7 @@ def by_hand(lens, skip=(), no_attn=(), no_mlp=(), no_heads=()):
     return rms(x, w["model.norm.weight"], cfg.rms_norm_eps) @ w["lm_head.weight"].T
 
 
-@pytest.mark.parametrize("family", ["llama-mha", "llama-gqa", "llama-mqa", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama-gqa", "llama-mqa", "qwen2", "qwen3"])
 def test_conditions_equal_a_hand_written_forward_pass(family):
     lens = tiny.lens(family)
     cases = {
@@ -265,18 +168,3 @@ def test_conditions_equal_a_hand_written_forward_pass(family):
     for text, parts in cases.items():
         drift = (logits(lens, parse_condition(text))[0] - by_hand(lens, **parts)).abs().max().item()
         assert drift < SURGERY_TOLERANCE, f"{family} {text}: drift {drift:.2e}, bound {SURGERY_TOLERANCE:.0e}"
-
-
-def test_the_mean_of_a_layer_is_that_of_what_it_adds(lens):
-    means = measure_means(lens, [TOKENS[0].tolist(), [1, 2, 3]], "two prompts")
-    seen = {}
-    places = Places.of_rows(torch.arange(TOKENS.shape[1])[None])
-    with TorchBackend(lens, means).ablate([parse_condition("L1@mean")], places):
-        handle = lens.arch.layers[1].register_forward_hook(
-            lambda module, args, kwargs, out: seen.update(pre=args[0] if args else kwargs["hidden_states"], post=out),
-            with_kwargs=True,
-        )
-        lens.model(TOKENS)
-        handle.remove()
-    added = means.layer[1][[0] + [1] * (TOKENS.shape[1] - 1)]
-    assert torch.allclose(hidden(seen["post"]), seen["pre"] + added, atol=1e-6)  # its input plus that mean

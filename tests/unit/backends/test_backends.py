@@ -4,7 +4,6 @@ import copy
 import re
 
 import backend_table
-import pandas as pd
 import pytest
 import surgery
 import tiny
@@ -18,8 +17,6 @@ from depthlens.backends.protocol import Backend
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
-from depthlens.experiments import sweep
-from depthlens.models import loading
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 OTHERS = ("transformer_lens", "nnsight")
@@ -36,55 +33,39 @@ def lens():
 # --- every family, every kind of condition -------------------------------------------------------------------------
 
 
+# kinds that meet what is special in a family: shared heads, wide or latent z, biases, experts
+CROSSING = ("attn @mean", "mlp @resample", "head @mean", "KV @resample", "KV [1:]@noise", "sum [n:]", "nested")
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("way", backend_table.WAYS)
-def test_every_kind_of_condition_equals_a_model_that_was_cut(way, family):
-    for kind, drift in backend_table.measure(family)[way].items():
-        if drift is not None:
-            assert drift < TOLERANCE, f"{way}, {family}, {kind}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
+def test_every_kind_of_condition_equals_a_model_that_was_cut(family):
+    """One family in every kind, the others in those that cross."""
+    found = backend_table.measure(family, tuple(backend_table.KINDS) if family == "llama-gqa" else CROSSING)
+    for way, kinds in found.items():
+        for kind, drift in kinds.items():
+            if drift is not None:
+                assert drift < TOLERANCE, f"{way}, {family}, {kind}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
 
 
+@pytest.mark.nightly
 def test_the_page_says_what_was_measured():
     now = backend_table.statements(backend_table.render(backend_table.whole()))
     assert len(now) == len(backend_table.WAYS) * len(tiny.FAMILIES) * len(backend_table.KINDS)
     assert backend_table.statements(backend_table.committed()) == now, "run python tests/backend_table.py"
 
 
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("llama-gqa", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-        (
-            "llama-gqa",
-            {
-                "rope_parameters": {
-                    "rope_type": "llama3",
-                    "rope_theta": 10000.0,
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 16,
-                }
-            },
-        ),
-        ("qwen3-moe", {"mlp_only_layers": [1]}),  # a dense layer among sparse ones
-        ("deepseek-v2", {"q_lora_rank": None}),  # as in V2-Lite
-        (
-            "deepseek-v3",
-            {
-                "rope_parameters": {
-                    "rope_type": "yarn",
-                    "rope_theta": 10000.0,
-                    "factor": 4.0,
-                    "mscale": 1.0,
-                    "mscale_all_dim": 1.0,
-                    "original_max_position_embeddings": 128,
-                }
-            },
-        ),
-    ],
-    ids=["biases", "llama-3", "dense-layer", "v2-lite", "yarn"],
-)
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+VARIANTS = {
+    "biases": ("llama-gqa", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama-3": ("llama-gqa", {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 16}}),
+    "dense layer among sparse ones": ("qwen3-moe", {"mlp_only_layers": [1]}),
+    "v2-lite": ("deepseek-v2", {"q_lora_rank": None}),
+    "yarn": ("deepseek-v3", {"rope_parameters": YARN | {"original_max_position_embeddings": 128}}),
+}
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS.values(), ids=VARIANTS)
 def test_variants_of_a_family(family, changes):
     lens = surgery.rough_lens(family, **changes)
     conditions = [BASELINE, parse_condition("L1"), parse_condition("L0.H1+L2.attn+L3.mlp")]
@@ -124,7 +105,7 @@ def requests():
 WINDOW = {"sliding_window": 6}  # shorter than the prompts
 
 
-@pytest.mark.parametrize(("family", "changes"), [*((f, {}) for f in tiny.FAMILIES), ("mistral", WINDOW)])
+@pytest.mark.parametrize(("family", "changes"), [("llama-gqa", {}), ("deepseek-v3", {}), ("mistral", WINDOW)])
 def test_likelihoods_and_texts_are_those_of_the_fast_engine(family, changes, requests):
     lens = surgery.rough_lens(family, **changes)
     means = backend_table.reference_of(lens)
@@ -142,8 +123,7 @@ def test_likelihoods_and_texts_are_those_of_the_fast_engine(family, changes, req
         assert engine.generate_until(asked, conditions) == texts, name
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v2"])
+@pytest.mark.parametrize(("family", "name"), [("llama-gqa", "transformer_lens"), ("deepseek-v2", "nnsight")])
 def test_a_cached_step_equals_the_whole_sequence(name, family):
     lens = surgery.rough_lens(family)
     backend = backends.get(name, lens)
@@ -156,44 +136,13 @@ def test_a_cached_step_equals_the_whole_sequence(name, family):
     assert torch.allclose(torch.cat(last), batch_logits(backend, conditions)[:, -1], atol=TOLERANCE)
 
 
-def test_a_cache_that_the_bridge_does_not_fill_is_an_error(lens, monkeypatch):
-    """As it would be if TransformerLens no longer read the name under which it gets the cache."""
-    backend = backends.get("transformer_lens", lens)
-    run = backend.bridge.forward
-    monkeypatch.setattr(
-        backend.bridge, "forward", lambda *a, **k: run(*a, **{n: v for n, v in k.items() if n != "layer_past"})
-    )
-    with pytest.raises(RuntimeError, match="cached 0 positions of 9"):
-        backend.forward(TOKENS[None], torch.ones(1, 9, dtype=torch.long), [BASELINE])
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_layer_sweep_gives_the_same_table(lens, name):
-    wanted, got = (
-        sweep.layer_sweep(lens, "capitals_continuation", limit=1, num_fewshot=0, backend=b, progress=False)
-        for b in ("torch", name)
-    )
-    pd.testing.assert_frame_equal(got.docs, wanted.docs)
-    assert got.record["backend"] == name
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_command_line_takes_a_backend(name, tmp_path, capsys):
+def test_the_command_line_takes_a_backend(tmp_path, capsys):
     folder = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
     call = ["sweep", str(folder), "capitals_continuation", "--ablate", "L1,L3.H2", "--limit", "1", "--device", "cpu"]
     with pytest.raises(SystemExit) as ended:
-        cli.main([*call, "--num-fewshot", "0", "--backend", name, "--out", str(tmp_path / "out")])
+        cli.main([*call, "--num-fewshot", "0", "--backend", "nnsight", "--out", str(tmp_path / "out")])
     assert ended.value.code == 0, capsys.readouterr().err
-    assert f'"backend": "{name}"' in (tmp_path / "out" / "record.json").read_text()
-
-
-def test_a_wrong_backend_is_one_line_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
-    with pytest.raises(SystemExit) as ended:
-        call = ["sweep", "smollm2-135m", "capitals_continuation", "--ablate", "layers", "--backend", "nnsigt"]
-        cli.main([*call, "--out", str(tmp_path / "out")])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "Error: unknown backend 'nnsigt'; did you mean nnsight?\n"
+    assert '"backend": "nnsight"' in (tmp_path / "out" / "record.json").read_text()
 
 
 # --- heads ---------------------------------------------------------------------------------------------------------
@@ -220,8 +169,9 @@ def z_of(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", backends.BACKENDS)
-@pytest.mark.parametrize("family", ["llama-gqa", "llama-mqa", "qwen3", "deepseek-v3"])
+@pytest.mark.parametrize(
+    ("family", "name"), [("llama-gqa", "torch"), ("qwen3", "transformer_lens"), ("deepseek-v3", "nnsight")]
+)
 def test_an_ablated_head_is_zero_and_its_siblings_are_bit_equal(family, name, z_of):
     lens = surgery.rough_lens(family)
     backend = backends.get(name, lens)
@@ -246,9 +196,8 @@ def authors_variant(lens, layer, head):
     return variant, group
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "llama-mqa"])
-def test_the_study_s_way_removes_the_whole_group(family, z_of):
-    lens = surgery.rough_lens(family)
+def test_the_study_s_way_removes_the_whole_group(z_of):
+    lens = surgery.rough_lens("llama-mqa")
     variant, group = authors_variant(lens, 2, 1)
     damaged = variant.model(TOKENS[None], use_cache=False).logits[0]
     heads = list(lens.dims.query_heads(group))
@@ -274,14 +223,6 @@ def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backen
         Engine(fresh, backend="transformer_lens")
     with pytest.raises(UserError, match=re.escape(said)):
         _ = fresh.bridge
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_weights_that_are_not_in_memory_are_refused(name):
-    lens = tiny.lens("llama-gqa")
-    lens.model.model.layers[1].to("meta")
-    with pytest.raises(UserError, match="use backend 'torch', or load the model without offload"):
-        backends.get(name, lens)
 
 
 @pytest.mark.parametrize("name", OTHERS)

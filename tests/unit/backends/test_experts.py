@@ -9,7 +9,6 @@ import pytest
 import surgery
 import tiny
 import torch
-from matplotlib.text import Text
 from torch import nn
 
 import depthlens as dl
@@ -17,9 +16,13 @@ from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
+NIGHTLY = "qwen3_moe deepseek_v2 granitemoe ernie4_5_moe hunyuan_v1_moe".split()
 # softmax over all experts with and without new weights, over the chosen ones, sigmoids with a bias that only the choice
 # sees, groups of experts, routers with biases, shared experts, dense first layers
-KINDS = "mixtral qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 gpt_oss granitemoe ernie4_5_moe hunyuan_v1_moe".split()
+KINDS = [
+    *("mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss"),
+    *(pytest.param(kind, marks=pytest.mark.nightly) for kind in NIGHTLY),
+]
 BRIDGED = "mixtral qwen2_moe qwen3_moe deepseek_v3 gpt_oss granitemoe".split()
 SAME = 1e-5  # nats: experts are summed in another order
 ASKED = [LoglikelihoodRequest(tuple(range(3 + i, 20 + 2 * i)), (5, 6 + i, 7)) for i in range(3)]
@@ -97,20 +100,6 @@ def test_paths_and_backends_agree(kind):
     assert torch.equal(before, scores(lens, [BASELINE]))
 
 
-def test_rows_with_other_weights_stand_beside():
-    base = surgery.rough_lens("qwen3-moe")
-    other = surgery.rough_lens("qwen3-moe")
-    with torch.no_grad():
-        for p in other.model.parameters():
-            p.mul_(1.01)
-    lens = dl.with_donor(base, other)
-    texts = ["L2.E1", "L2.mlp@int4", "L2@donor", "L2.E0+L2.H1@donor", "L2.mlp@int8+L3.E1"]
-    conditions = [BASELINE, *map(parse_condition, texts)]
-    together = scores(lens, conditions)
-    for condition, row in zip(conditions, together, strict=True):
-        assert torch.allclose(row, scores(lens, [condition])[0], atol=SAME)
-
-
 @pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
 def test_written_texts_are_those_of_a_model_without_the_expert(kind):
     lens = one_group(kind)
@@ -153,35 +142,17 @@ def test_choices_are_counted():
         dl.expert_choices(tiny.lens("llama-gqa"), texts, store=None)
 
 
-def test_a_sweep_over_experts_is_a_map():
-    lens = model_classes.lens("deepseek_v3")
-    options = {"limit": 2, "measure": "answer_logprob", "store": None, "progress": False}
-    result = dl.head_sweep(lens, "capitals_continuation", layers=[3, 1], site="expert", **options)
-    assert result.record["conditions"] == ["baseline", *(f"L{layer}.E{i}" for layer in (3, 1) for i in range(4))]
-    figure = dl.plots.head_map(result)
-    assert not any("head" in text.get_text() for text in figure.findobj(Text))
-    assert "one expert removed at a" in figure.get_suptitle()
-    assert {text.get_text()[:4] for text in figure.axes[0].texts} <= {"L1.E", "L3.E"}
-    with pytest.raises(dl.UserError, match=r"layers \[0\]: they have no experts; L1.E0 is the first of 'deepseek_v3'"):
-        dl.head_sweep(lens, "capitals_continuation", layers=[0], site="expert", **options)
-    with pytest.raises(dl.UserError, match="experts are removed; leave both out"):
-        dl.head_sweep(lens, "capitals_continuation", site="expert", method="attribution")
-
-
 @pytest.mark.parametrize(
     "kind, text, message",
     [
         ("llama-gqa", "L1.E0", "the model has no experts"),
-        ("llama-gqa", "experts", "the model has no experts"),
         ("deepseek-v3", "L0.E0", "layer 0 has no experts"),
-        ("deepseek-v3", "L3.E99", "expert 99 does not exist; experts are 0.."),
+        ("deepseek-v3", "L3.E4", "expert 4 does not exist; experts are 0..3"),
         ("qwen3-moe", "L1.E0@mean", "allowed: zero"),
         ("qwen3-moe", "L1.E0+L1.mlp", "no effect of its own"),
         ("qwen3-moe", "L1.E0+L1.mlp@int4", "an MLP that has other weights"),
         ("qwen3-moe", "L1.E0+L1.E1+L1.E2+L1.E3", "all are removed"),
         ("llama-gqa", "L1x2[1:]", "computes at all positions"),
-        ("llama-gqa", "L1.mlpx2", "allowed: zero"),
-        ("llama-gqa", "L1@twice", "cannot read"),
         ("llama-gqa", "L1+L1x2", "no effect of its own"),
     ],
 )
@@ -190,7 +161,7 @@ def test_bad_conditions_are_refused(kind, text, message):
         expand(text, tiny.lens(kind).dims)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v3"])
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
 def test_a_layer_that_runs_twice_is_there_twice(family):
     lens = surgery.rough_lens(family)
     asked = [GenerateRequest(tuple(range(5, 12 + i)), (), 10) for i in range(2)]
@@ -219,28 +190,7 @@ def test_a_layer_that_runs_twice_is_there_twice(family):
         assert_writes(longer, lens, asked, answers)
 
 
-def test_parts_of_a_layer_are_removed_in_both_runs():
-    lens = surgery.rough_lens("llama-gqa")
-    (row,) = scores(lens, [parse_condition("L1x2+L1.H1+L1.mlp[2:]")])
-    assert torch.allclose(
-        row, scores(lens, [parse_condition("L1x2+L1.H1+L1.mlp[2:]")], path="padded_rows")[0], atol=SAME
-    )
-    longer = copy.deepcopy(lens.model)
-    longer.model.layers.insert(2, copy.deepcopy(longer.model.layers[1]))
-    for i, layer in enumerate(longer.model.layers):
-        layer.self_attn.layer_idx = i
-    longer.config.num_hidden_layers += 1
-    both = parse_condition("L1.H1+L1.mlp[2:]+L2.H1+L2.mlp[2:]")
-    assert torch.allclose(row, scores(dl.Lens(longer, lens.tokenizer), [both])[0], atol=SAME)
-
-
 @pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
 def test_other_backends_run_no_layer_twice(backend):
     with pytest.raises(dl.UserError, match="L1x2 runs a layer twice; use backend 'torch'"):
         scores(tiny.lens("llama-gqa"), [parse_condition("L1x2")], backend=backend)
-
-
-def test_a_text_under_a_layer_that_runs_twice_is_not_walked():
-    engine = Engine(tiny.lens("llama-gqa"), path="wavefront", progress=False)
-    with pytest.raises(dl.UserError, match="writes no text under L1x2; leave path out"):
-        engine.generate_until([GenerateRequest((5, 6), (), 2)], [parse_condition("L1x2")])

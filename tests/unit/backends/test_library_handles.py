@@ -1,26 +1,15 @@
 """The handles of other libraries share one set of weights, and nothing that is done to one reaches another."""
 
-import copy
-import itertools
-import re
-from dataclasses import replace
-from pathlib import Path
-
 import backend_table
-import pandas as pd
 import pytest
 import surgery
-import tiny
 import torch
 from backend_table import batch_logits
 from tokenizers import processors
 
-import depthlens as dl
 from depthlens import backends
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.backends.torch import TorchBackend
 
-OTHERS = ("transformer_lens", "nnsight")
 # float32 rounding of one order of operations against another, over five layers with logits of order 10
 TOLERANCE = backend_table.TOLERANCE
 TOKENS = backend_table.TOKENS
@@ -49,23 +38,7 @@ def ask(lens, who):
 HANDLES = ("model", "bridge", "nnsight")
 
 
-def test_a_module_that_was_replaced_is_the_one_that_every_handle_and_function_sees(tmp_path):
-    lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
-    before = {who: ask(lens, who) for who in HANDLES}
-    lens.model.model.layers[2].mlp = copy.deepcopy(lens.model.model.layers[1].mlp)
-    fresh = dl.Lens(lens.model, lens.tokenizer)
-    for who in HANDLES:
-        assert torch.allclose(ask(lens, who), ask(fresh, "model"), atol=TOLERANCE), who
-        assert not torch.allclose(ask(lens, who), before[who], atol=0.01), who
-    token = dl.next_token(lens, "abc", ["L2.mlp"])
-    assert (token["L2.mlp"] - token["baseline"]).abs().max() > 1e-4
-    pd.testing.assert_frame_equal(token, dl.next_token(fresh, "abc", ["L2.mlp"]))
-    folder = dl.export(lens, "L0", tmp_path / "smaller").folder
-    left = type(lens.model).from_pretrained(folder).model.layers[1].mlp.down_proj.weight
-    assert torch.equal(left, lens.model.model.layers[2].mlp.down_proj.weight)
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe"])
 def test_the_weights_are_the_same_storage(family):
     lens = surgery.rough_lens(family, tie_word_embeddings=True)
     wanted = {p.untyped_storage().data_ptr() for p in lens.model.parameters()}
@@ -80,72 +53,17 @@ def test_the_weights_are_the_same_storage(family):
         assert torch.allclose(ask(lens, who), ask(lens, "model"), atol=TOLERANCE)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-def test_no_second_copy_at_any_moment():
-    def kilobytes(field):
-        return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-    _ = surgery.rough_lens("llama-gqa").bridge, surgery.rough_lens("llama-gqa").nnsight  # imports are not counted
-    lens = tiny.lens("llama-gqa")
-    size = 1 << 28
-    big = torch.nn.Linear(size // 4096, 1024, bias=False)
-    torch.nn.init.ones_(big.weight)
-    lens.model.ballast = big
-    assert sum(p.nbytes for p in lens.model.parameters()) > size
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = kilobytes("VmRSS")
-    for who in HANDLES:
-        ask(lens, who)
-    extra = (kilobytes("VmHWM") - before) * 1024
-    assert extra < size / 4, f"{extra >> 20} MiB beside {size >> 20} MiB of weights"
-
-
 @pytest.fixture(scope="module")
 def alone(lens):
     """What each handle returns on a model where no other was ever made."""
     return {who: ask(surgery.rough_lens("llama-gqa", max_position_embeddings=4096), who) for who in HANDLES}
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(HANDLES)), ids="-".join)
+@pytest.mark.parametrize("order", [HANDLES, HANDLES[::-1]], ids="-".join)
 def test_using_one_never_changes_what_another_returns(order, alone):
     lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
     for who in (*order, *order):
         assert torch.equal(ask(lens, who), alone[who]), f"{who} after others"
-
-
-def boom(*args, **kwargs):
-    raise ZeroDivisionError("boom")
-
-
-@pytest.mark.parametrize("who", HANDLES)
-def test_an_exception_inside_one_leaves_all_whole(who, lens, alone):
-    with pytest.raises(ZeroDivisionError):
-        if who == "bridge":
-            lens.bridge.run_with_hooks(TOKENS[None], fwd_hooks=[("blocks.2.hook_mlp_out", boom)])
-        elif who == "nnsight":
-            with lens.nnsight.trace(TOKENS[None]):
-                lens.nnsight.model.layers[1].output = lens.nnsight.model.layers[1].output * 0
-                boom()
-        else:
-            with TorchBackend(lens).ablate([parse_condition("L1")]):
-                boom()
-    for other in HANDLES:
-        assert torch.equal(ask(lens, other), alone[other]), other
-
-
-@pytest.mark.parametrize("name", backends.BACKENDS)
-def test_an_exception_inside_a_backend_leaves_all_whole(name, lens, alone):
-    means = backend_table.reference_of(lens)
-    # a mean of the wrong width: fails at the MLP of layer 3, in the middle of the pass
-    wrong = torch.zeros(5, 3, 3)
-    backend = backends.get(name, lens, replace(means, layer=wrong, attn=wrong, mlp=wrong))
-    conditions = [parse_condition("L1.H0"), parse_condition("L3.H1@mean")]
-    wanted = batch_logits(backend, conditions)
-    with pytest.raises(RuntimeError, match="must match the size"):
-        batch_logits(backend, [parse_condition("L1.H0"), parse_condition("L3.mlp@mean")])
-    assert torch.equal(batch_logits(backend, conditions), wanted)
-    for other in HANDLES:
-        assert torch.equal(ask(lens, other), alone[other]), other
 
 
 def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alone):
@@ -166,15 +84,7 @@ def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alo
         assert torch.equal(ask(lens, who), alone[who])
 
 
-def test_a_handle_made_within_an_ablation_does_not_keep_it(alone):
-    lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
-    with TorchBackend(lens).ablate([parse_condition("L1")]):
-        for who in ("bridge", "nnsight"):
-            assert torch.equal(ask(lens, who), alone[who])
-    assert torch.equal(ask(lens, "model"), alone["model"])
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3-moe"])
 def test_compatibility_mode_of_the_bridge_leaves_the_weights_alone(family):
     """TransformerLens folds norms into weights there; on stacked experts it would do so in place."""
     lens = surgery.rough_lens(family)
@@ -186,27 +96,7 @@ def test_compatibility_mode_of_the_bridge_leaves_the_weights_alone(family):
     assert torch.allclose(ask(lens, "bridge").log_softmax(-1), before["bridge"].log_softmax(-1), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("who", ["bridge", "nnsight"])
-def test_casting_a_handle_leaves_the_others_in_their_precision(who):
-    lens = surgery.rough_lens("llama-gqa")
-    before = ask(lens, "model")
-    module = lens.bridge if who == "bridge" else lens.nnsight
-    module.to(torch.bfloat16)
-    assert ask(lens, who).dtype == torch.bfloat16
-    assert lens.dtype == torch.float32 and torch.equal(ask(lens, "model"), before)
-
-
-def test_the_tokenizers_of_the_handles_are_their_own(lens):
-    _ = lens.bridge, lens.nnsight
-    assert lens.tokenizer.padding_side == tiny.tokenizer().padding_side
-    assert lens.nnsight.tokenizer.padding_side == "left"
-    text = "two words"
-    assert lens.bridge.tokenizer(text).input_ids == lens.tokenizer(text).input_ids
-    assert lens.bridge.to_tokens(text, prepend_bos=False)[0].tolist() == lens.tokenizer(text).input_ids
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
-@pytest.mark.parametrize("begins", [False, True], ids=["plain", "bos"])
+@pytest.mark.parametrize(("family", "begins"), [("llama-gqa", True), ("deepseek-v3", False)], ids=["bos", "plain"])
 def test_the_bridge_reads_and_writes_what_the_model_does(family, begins):
     """TransformerLens prepends a token of its own, and its cache of keys is not seen with this transformers."""
     lens = surgery.rough_lens(family)

@@ -46,8 +46,7 @@ def outputs(lens, text):
     return seen
 
 
-@pytest.mark.parametrize("site", ["layer", "attn", "mlp", "head", "kv"])
-@pytest.mark.parametrize("start", [0, 1, 4])
+@pytest.mark.parametrize(("site", "start"), [("layer", 0), ("attn", 1), ("mlp", 4), ("head", 1), ("kv", 0), ("kv", 4)])
 def test_what_is_added_has_the_norm_of_what_the_part_writes(lens, site, start):
     part = {"layer": "", "head": ".H3", "kv": ".KV1"}.get(site, f".{site}")
     clean, noisy = outputs(lens, "baseline"), outputs(lens, f"L2{part}[{start}:]@noise7")
@@ -64,12 +63,6 @@ def test_what_is_added_has_the_norm_of_what_the_part_writes(lens, site, start):
     assert not added[:, :start].any()
     ratio = added[:, start:].norm(dim=-1) / written[:, start:].norm(dim=-1)
     assert torch.allclose(ratio, torch.ones_like(ratio), atol=100 * TOLERANCE)
-
-
-def test_the_norm_is_that_of_the_ablated_row_where_something_else_is_removed(lens):
-    whole, part = outputs(lens, "L2.H1"), outputs(lens, "L2.H1+L2.attn@noise")
-    added = part["attn"] - whole["attn"]
-    assert torch.allclose(added.norm(dim=-1), whole["attn"].norm(dim=-1), rtol=100 * TOLERANCE)
 
 
 def test_a_part_that_writes_nothing_gets_no_noise():
@@ -103,19 +96,3 @@ def test_it_depends_on_seed_layer_site_index_and_position_only():
 def test_it_is_that_of_the_same_numbers_drawn_again():
     wanted = surgery.noise(3, 2, "head", 1, 270, 12)
     assert torch.equal(noise.draw(of("L2.H1@noise3"), torch.arange(270)[None], 12)[0], wanted)
-
-
-def test_another_dtype_gets_the_same_noise():
-    lens = surgery.rough_lens("llama-gqa")
-    clean, noisy = outputs(lens, "baseline"), outputs(lens, "L2.attn@noise")
-    lens.model.bfloat16()
-    low, low_noisy = outputs(lens, "baseline"), outputs(lens, "L2.attn@noise")
-    one, other = noisy["attn"] - clean["attn"], (low_noisy["attn"] - low["attn"]).float()
-    assert torch.nn.functional.cosine_similarity(one, other, dim=-1).min() > 0.999  # rounding of bfloat16
-
-
-def test_a_seed_is_an_address_of_its_own(lens):
-    request = [LoglikelihoodRequest((1, 2, 3, 4), (4, 5))]
-    conditions = [parse_condition(f"L1@noise{seed}") for seed in (0, 1, 2)]
-    found = [row[0].logprob for row in Engine(lens, progress=False).loglikelihood(request, conditions)]
-    assert len(set(found)) == 3

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens.ablations import expand, parse_condition
+from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import rounded_weights
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -18,7 +18,7 @@ SAME = 1e-4  # nats, of sums in another order
 CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
 ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
 WRITTEN = [GenerateRequest(context, (), 6) for context in CONTEXTS]
-FAMILIES = ["llama-gqa", "qwen2", "qwen3", "qwen3-moe", "deepseek-v3"]
+FAMILIES = ["llama-gqa", "qwen3-moe", "deepseek-v3"]
 CONDITIONS = [
     "L1@int4",
     "L2.mlp@int8",
@@ -79,7 +79,7 @@ def test_scores_are_those_of_rounded_weights(family, path):
     assert lens.fingerprint == before and lens.identify().obstacle is None
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe"])
+@pytest.mark.parametrize("family", ["qwen3-moe"])
 def test_texts_are_those_of_rounded_weights(family):
     lens = tiny.lens(family)
     conditions = [parse_condition(c) for c in CONDITIONS]
@@ -128,55 +128,7 @@ def test_rounding_is_symmetric_to_the_nearest():
     assert rounded_weights.rounded(vector, "int4") is vector
 
 
-def test_an_offloaded_model_rounds_what_it_reads(tmp_path):
-    folder = tiny.save(tmp_path / "model", "qwen2")
-    whole, offloaded = dl.load(str(folder)), dl.load(str(folder), offload="disk")
-    wanted = logprobs(whole, *CONDITIONS)
-    for path in ("wavefront", "padded_rows"):
-        assert torch.allclose(logprobs(offloaded, *CONDITIONS, path=path), wanted, atol=SAME)
-
-
-def test_changed_weights_are_rounded_anew():
-    lens = tiny.lens("llama-gqa")
-    before = logprobs(lens, "L4@int4")
-    with torch.no_grad():
-        lens.model.model.layers[4].mlp.down_proj.weight.mul_(1.5)
-    model, left = operated(lens, "L4@int4")
-    assert torch.allclose(logprobs(lens, "L4@int4"), logprobs(model, left), atol=SAME)
-    assert not torch.allclose(logprobs(lens, "L4@int4"), before, atol=SAME)
-
-
-def test_weights_are_its_own_again_after_an_error():
-    lens = tiny.lens("llama-gqa")
-    wanted = logprobs(lens, "baseline")
-    handle = lens.model.model.layers[3].register_forward_pre_hook(lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        logprobs(lens, "L0-4@int4", path="padded_rows")
-    handle.remove()
-    assert torch.equal(logprobs(lens, "baseline"), wanted) and lens.identify().obstacle is None
-
-
-def test_a_sweep_of_precisions_is_kept_and_read(tmp_path):
-    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-    options = {"limit": 3, "store": str(tmp_path / "store"), "progress": False}
-    conditions = ["layers@int4", "L1.mlp@int8"]
-    first, second = (dl.condition_sweep(lens, "kv_retrieval_4", conditions, **options) for _ in range(2))
-    assert first.docs.equals(second.docs) and second.record["store"]["rows_computed"] == 0
-    assert [str(c) for c in expand(conditions, lens.dims)] == list(dict.fromkeys(first.docs["condition"]))
-    dl.plots.depth_profile(first)
-
-
 @pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 def test_other_backends_refuse_it(backend):
     with pytest.raises(dl.UserError, match="condition L1@int4 computes with rounded weights; use backend 'torch'"):
         Engine(tiny.lens("llama-gqa"), backend=backend).loglikelihood(ASKED, [parse_condition("L1@int4")])
-
-
-def test_an_edit_that_torch_does_not_count_is_rounded_anew():
-    """``.data`` leaves pointer and version of a weight as they are."""
-    lens = tiny.lens("llama-gqa")
-    first = logprobs(lens, "L1@int4")
-    lens.model.model.layers[1].mlp.down_proj.weight.data.mul_(3)
-    second = logprobs(lens, "L1@int4")
-    assert not torch.allclose(first, second, atol=SAME)
-    assert torch.allclose(second, logprobs(operated(lens, "L1@int4")[0], "baseline"), atol=SAME)

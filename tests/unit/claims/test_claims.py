@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +19,7 @@ from depthlens.plots.claims import CHIPS, scorecard
 
 pytestmark = pytest.mark.slow
 
-N_BOOT = 400
+N_BOOT = 200
 
 
 def verdict(claim, **evidence):
@@ -64,9 +62,9 @@ def test_a_view_that_disagrees_takes_a_verdict_away_and_is_named():
     assert f"with {MEAN.name}" in other.sentence
 
 
-def shallow(loss):
-    text = viewed(np.full(N_LAYERS, 0.25), "text", n=250)
-    own = {"continuation": viewed(loss, "facts", n=250), "retrieval": viewed(loss, "kv", n=250)}
+def shallow(loss, n=250):
+    text = viewed(np.full(N_LAYERS, 0.25), "text", n=n)
+    own = {"continuation": viewed(loss, "facts", n=n), "retrieval": viewed(loss, "kv", n=n)}
     tokens = [dl.concat(list(of_seed)) for of_seed in zip(text, *own.values(), strict=True)]
     return {**own, "text": text, "long_text": text, "tokens": tokens}
 
@@ -95,25 +93,6 @@ def test_some_claims_are_judged_alone():
     assert verdict("C1", **facts()).sentence == every[0].sentence
     two = judge(evidence, claims=["C7", "C1"], n_boot=N_BOOT)
     assert [v.claim.id for v in two] == ["C1", "C7"] and two.describe()[0].startswith("1 of 2 claims supported")
-    with pytest.raises(UserError, match="unknown claim 'C8'"):
-        judge(evidence, claims=["C8"])
-
-
-def test_tasks_at_chance_are_left_out_by_name():
-    both = {"letters": viewed(EARLY, "good"), "continuation": viewed(EARLY, "guess", base=0.25)}
-    found = verdict("C7", **both)
-    assert found.tasks == ("good acc",) and "left out: guess: at chance" in found.sentence
-    assert "guess: at chance (n = 40)" in verdict("C1", **both).sentence
-
-
-def test_documents_that_were_edited_are_judged_as_they_are():
-    sweeps, changed = facts(seeds=1), facts(FLAT, seeds=1)
-    evidence = Evidence(**sweeps)
-    before = judge(evidence, claims="C1", n_boot=N_BOOT)[0]
-    for name, (sweep,) in sweeps.items():
-        sweep.docs["value"] = changed[name][0].docs["value"]
-    after = judge(evidence, claims="C1", n_boot=N_BOOT)[0]
-    assert after.sentence == verdict("C1", **changed).sentence != before.sentence
 
 
 def asking(sweeps, what):
@@ -147,8 +126,8 @@ def test_a_task_that_is_at_chance_under_one_protocol_is_left_out_of_both():
 
 
 def test_a_control_of_another_length_keeps_a_claim_from_support():
-    own = {"reasoning": viewed(LATE, "sums", n=150), "reasoning_choice": viewed(LATE, "choice", n=150)}
-    evidence = shallow((EARLY,) * 3) | own | {"copying": viewed(EARLY, "copies", n=150)}
+    roles = {"reasoning": (LATE, "sums"), "reasoning_choice": (LATE, "choice"), "copying": (EARLY, "copies")}
+    evidence = shallow((EARLY,) * 3, n=40) | {role: viewed(*role_of) for role, role_of in roles.items()}
 
     def lacks(reference):
         asked = {
@@ -220,14 +199,6 @@ def test_numbers_are_seeded_and_make_a_table():
     assert set(rows["part"]) == set("abcd") and (rows["ci_low"] <= rows["ci_high"]).all()
 
 
-def test_verdicts_are_saved_and_read(tmp_path):
-    found = judge(Evidence(**facts()), n_boot=N_BOOT)
-    found.save(tmp_path / "v")
-    again = Verdicts.load(tmp_path / "v")
-    assert again.describe() == found.describe()
-    pd.testing.assert_frame_equal(again.parts, found.parts)
-
-
 def test_the_worst_part_decides():
     parts = judge(Evidence(**facts()), claims="C1", n_boot=N_BOOT)[0].parts
     assert combined(parts) == "supported"
@@ -235,70 +206,29 @@ def test_the_worst_part_decides():
     assert combined([worse, *parts[1:]]) == "contradicted"
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"letters": viewed(FLAT), "generation": viewed(FLAT, model="other")}, "models m, other"),
-    ],
-)
-def test_evidence_that_does_not_fit_is_refused(options, said):
-    with pytest.raises(UserError, match=said):
-        Evidence(**options)
-
-
-def test_too_few_draws_and_sweeps_of_other_things_are_refused():
-    with pytest.raises(UserError, match="n_boot 50"):
-        judge(Evidence(), n_boot=50)
+def test_evidence_that_does_not_fit_is_refused_or_cannot_be_judged():
+    with pytest.raises(UserError, match="models m, other"):
+        Evidence(letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
     blocks = result({"task": np.zeros(N_LAYERS)}, names=[f"L{i}-{i + 1}" for i in range(N_LAYERS)])
     found = verdict("C1", letters=blocks, continuation=blocks)
     assert found.verdict == "cannot judge" and "sweep layers" in found.sentence
-    three = shallow((EARLY,) * 3)
-    other = verdict("C4", **three, reasoning=viewed(LATE, "sums"), copying=viewed(FLAT, "copies", seeds=2),
-                    reasoning_choice=three["continuation"])  # fmt: skip
-    assert "2 and 3 few-shot seeds" in other.sentence
 
 
 def test_the_scorecard_reads_without_colour():
-    found = judge(
-        Evidence(**facts(), retrieval=viewed(LATE, "kv"), text=viewed(FLAT, "text"), long_text=viewed(FLAT, "text")),
-        n_boot=N_BOOT,
-    )
+    found = judge(Evidence(**facts(), text=viewed(FLAT, "text")), n_boot=N_BOOT)
     figure = scorecard(found)
     figure.draw_without_rendering()
     texts = [t.get_text() for ax in figure.axes for t in ax.texts]
     for v in found:
-        assert v.claim.id in texts
-        assert f"{CHIPS[v.verdict][0]} {v.verdict}" in texts
+        assert v.claim.id in texts and f"{CHIPS[v.verdict][0]} {v.verdict}" in texts
     judged = [v for v in found if v.effect is not None]
     assert sum("holds in" in text for text in texts) == len(judged)
     lines = [line for ax in figure.axes for line in ax.get_lines()]
-    thresholds = [line.get_xdata()[0] for line in lines if line.get_gid() == "threshold"]
-    assert thresholds == [v.threshold for v in judged]
+    assert [line.get_xdata()[0] for line in lines if line.get_gid() == "threshold"] == [v.threshold for v in judged]
     intervals = [tuple(line.get_xdata()) for line in lines if line.get_gid() == "interval"]
     assert intervals == [(v.ci_low, v.ci_high) for v in judged]
     assert len({symbol for symbol, *_ in CHIPS.values()}) == len(CHIPS) == len(VERDICTS)
     assert " ".join(figure.get_suptitle().split()) == f"m: {headline(found)}"
-    parts = [v for v in judged if len(v.parts) > 1]
-    letters = ["abcdef"[[p.spec.what for p in v.parts].index(v.what)] for v in parts]
-    titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert parts and all(any(t.startswith(f"{letter} ") for t in titles) for letter in letters)
-    assert any("a, b, …: parts of a claim" in key.get_text() for key in figure.legends[0].get_texts())
-    with pytest.raises(UserError, match="no verdicts"):
-        scorecard([])
-
-
-def test_no_torch_is_needed():
-    code = "import sys; import depthlens.claims, depthlens.plots.claims; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
-def test_verdicts_print_as_a_table_and_one_as_its_sentence():
-    found = judge(Evidence(**facts()), n_boot=N_BOOT)
-    text, page = repr(found), found._repr_html_()
-    assert text.startswith(headline(found)) and len(text.splitlines()) == 3 + len(CLAIMS) and len(text) < 3500
-    assert all(claim.id in text for claim in CLAIMS) and "<table" in page and "function" not in text + page
-    assert repr(found[0]) == found[0].sentence and repr(CLAIMS[0]) == f"C1: {CLAIMS[0].statement}"
 
 
 def test_the_table_of_verdicts_has_a_chip_a_bar_and_an_anchor_for_each_claim():
@@ -310,6 +240,8 @@ def test_the_table_of_verdicts_has_a_chip_a_bar_and_an_anchor_for_each_claim():
     first = verdicts[0]
     assert f"{first.effect:.2f} [{first.ci_low:.2f}, {first.ci_high:.2f}]" in page
     assert f"<small>{html.escape(first.what)}</small>" in page
+    text = repr(verdicts)
+    assert text.startswith(headline(verdicts)) and repr(first) == first.sentence and len(text.splitlines()) == 3 + 2
 
 
 def test_views_and_seeds_that_were_not_measured_are_told_and_not_counted_as_failures():

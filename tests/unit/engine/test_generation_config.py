@@ -48,17 +48,11 @@ DRAWN = [
 ]
 REFUSED = {
     "num_beams": 4,
-    "num_beam_groups": 2,
     "num_return_sequences": 2,
     "penalty_alpha": 0.6,
-    "dola_layers": "high",
     "prompt_lookup_num_tokens": 3,
-    "assistant_early_exit": 2,
-    "use_mtp": True,
     "guidance_scale": 1.5,
-    "token_healing": True,
     "watermarking_config": {"bias": 2.5},
-    "max_time": 1.0,
     "stop_strings": ["\n"],
 }
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import surgery
 import tiny
 import torch
 
-from depthlens.ablations import parse_condition
-from depthlens.backends import get
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import Reference, measure_means, sample
+from depthlens.engine.references import measure_means, sample
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep, head_sweep
-from depthlens.models.architectures import hidden, with_hidden
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout
@@ -34,106 +33,17 @@ def with_sample(lens):
     return sample(lens, measure_means(lens, [REFERENCE], "one prompt"), REFERENCE, "one prompt")
 
 
-def by_hand(lens, request, heads, zeroed=(), reference=REFERENCE):
-    """Log-likelihood when heads (layer, head) get z of the reference at their position, read again after its end."""
-    n_ref, d = len(reference), lens.dims.d_head
-    z = {}
-    hooks = [
-        o.register_forward_pre_hook(lambda m, a, i=i: z.update({i: a[0].clone()}))
-        for i, o in enumerate(lens.arch.o_proj)
-    ]
-    lens.model(torch.tensor([reference]))
-    for hook in hooks:
-        hook.remove()
-    tokens = [*request.context, *request.continuation]
-    places = [p if p < n_ref else 1 + (p - 1) % (n_ref - 1) for p in range(len(tokens))]
-
-    def put(layer):
-        def hook(module, args):
-            new = args[0].clone()
-            for where, head in heads:
-                if where == layer:
-                    new[0, :, head * d : (head + 1) * d] = z[layer][0, places, head * d : (head + 1) * d]
-            for where, head in zeroed:
-                if where == layer:
-                    new[0, :, head * d : (head + 1) * d] = 0
-            return (new,)
-
-        return hook
-
-    hooks = [o.register_forward_pre_hook(put(i)) for i, o in enumerate(lens.arch.o_proj)]
-    logprobs = lens.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-    for hook in hooks:
-        hook.remove()
-    n = len(request.context)
-    return sum(logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation))
-
-
-def added_by_hand(lens, request, site, layer, reference=REFERENCE):
-    """Log-likelihood when a layer or sublayer adds what it adds to the reference at the same position."""
-    part = {"layer": lens.arch.layers, "attn": lens.arch.attn, "mlp": lens.arch.mlp}[site][layer]
-    seen, n_ref = {}, len(reference)
-
-    def before(args, kwargs):
-        return (args[0] if args else kwargs["hidden_states"]) if site == "layer" else 0
-
-    def look(module, args, kwargs, output):
-        seen["added"] = hidden(output).reshape(1, n_ref, -1) - before(args, kwargs)
-
-    handle = part.register_forward_hook(look, with_kwargs=True)
-    lens.model(torch.tensor([reference]))
-    handle.remove()
-    tokens = [*request.context, *request.continuation]
-    places = [p if p < n_ref else 1 + (p - 1) % (n_ref - 1) for p in range(len(tokens))]
-
-    def put(module, args, kwargs, output):
-        new = before(args, kwargs) + seen["added"][:, places]
-        return with_hidden(output, new.reshape(hidden(output).shape))
-
-    handle = part.register_forward_hook(put, with_kwargs=True)
-    logprobs = lens.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-    handle.remove()
-    n = len(request.context)
-    return sum(logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation))
-
-
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v3"])
-def test_a_layer_or_sublayer_equals_a_hook_written_by_hand(family, requests):
-    lens = tiny.lens(family)
-    asked = [parse_condition(text) for text in ("baseline", *WHOLE[:3])]
-    answers = Engine(lens, means=with_sample(lens), progress=False).loglikelihood(requests, asked)
-    for r, request in enumerate(requests):
-        for row, (site, layer) in zip(answers[1:], (("layer", 2), ("attn", 1), ("mlp", 3)), strict=True):
-            assert row[r].logprob == pytest.approx(added_by_hand(lens, request, site, layer), abs=LOGPROB_TOLERANCE)
-            assert abs(row[r].logprob - answers[0][r].logprob) > 10 * LOGPROB_TOLERANCE
-
-
-def test_only_what_is_asked_for_is_kept_of_a_prompt():
-    lens = tiny.lens("llama-gqa")
-    (one,) = Reference("prompts", []).with_prompts([REFERENCE], [parse_condition("L1.KV0@resample+L2@resample")])
-    kept = one.measure(lens).sample
-    assert set(kept) == {"z", "layer"} and kept["layer"].shape == (
-        lens.dims.n_layers,
-        len(REFERENCE),
-        lens.dims.d_model,
-    )
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v3"])
-def test_equals_hooks_written_by_hand(family, requests, kernel):
-    lens = tiny.lens(family)
-    engine = Engine(lens, means=with_sample(lens), progress=False)
-    answers = engine.loglikelihood(requests, [parse_condition("baseline"), *map(parse_condition, CONDITIONS[:3])])
-    group = [(3, h) for h in lens.dims.query_heads(1)]
-    for r, request in enumerate(requests):
-        wanted = [
-            by_hand(lens, request, []),
-            by_hand(lens, request, [(1, 2)]),
-            by_hand(lens, request, group),
-            by_hand(lens, request, [(0, 1)], zeroed=[(2, 0)]),
-        ]
-        assert [row[r].logprob for row in answers] == pytest.approx(wanted, abs=LOGPROB_TOLERANCE)
-        assert abs(wanted[1] - wanted[0]) > 10 * LOGPROB_TOLERANCE
+def test_log_likelihoods_are_those_of_a_model_that_was_cut(family, requests):
+    """The prompt is shorter than some requests, and is read again after its end, more than once."""
+    lens = surgery.rough_lens(family)
+    means, conditions = with_sample(lens), [BASELINE, *map(parse_condition, [*CONDITIONS, *WHOLE])]
+    answers = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
+    for condition, row in zip(conditions, answers, strict=True):
+        for q, answer, clean in zip(requests, row, answers[0], strict=True):
+            wanted = surgery.logprob(lens, condition, means, q)
+            assert answer.logprob == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), str(condition)
+            assert condition == BASELINE or abs(answer.logprob - clean.logprob) > 10 * LOGPROB_TOLERANCE
 
 
 def test_every_path_gives_the_same(requests):
@@ -184,28 +94,15 @@ def test_a_mean_over_references_has_the_answers_of_all():
         assert both.docs[flag].equals(alone[0].docs[flag] & alone[1].docs[flag])
 
 
-def test_what_is_missing_is_said(requests):
-    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-    for options, message in [
-        ({"mode": "resample"}, "L0.H0@resample needs resample_prompts"),
-        ({"resample_prompts": ["x"]}, "used by @resample conditions only"),
-        ({"mode": "resample", "resample_prompts": "x"}, "give a list of prompts"),
-        ({"mode": "resample", "resample_prompts": [" "]}, "none of them empty"),
-        (
-            {"mode": "resample", "resample_prompts": ["x"], "method": "attribution"},
-            "mode 'resample': attribution estimates",
-        ),
-    ]:
-        with pytest.raises(UserError, match=message):
-            head_sweep(lens, "capitals_continuation", limit=1, progress=False, **options)
-    with pytest.raises(UserError, match="does not fit site 'expert'; allowed: zero"):
-        parse_condition("L1.E2@resample")
-    backend = get("torch", lens, measure_means(lens, [REFERENCE], "x"))
+def test_what_is_missing_is_said():
+    lens = tiny.lens("llama-gqa")
+    condition, tokens = parse_condition("L1.H0@resample"), torch.tensor([[1, 2]])
+    backend = TorchBackend(lens, measure_means(lens, [REFERENCE], "x"))
     with pytest.raises(UserError, match="needs a reference prompt"):
-        backend.forward(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.long), [parse_condition("L1.H0@resample")])
+        backend.forward(tokens, torch.ones_like(tokens), [condition])
     with (
         pytest.raises(UserError, match="needs to know positions"),
-        TorchBackend(lens, with_sample(lens)).ablate([parse_condition("L1.H0@resample")]),
+        TorchBackend(lens, with_sample(lens)).ablate([condition]),
     ):
         pass
     assert lens.identify().obstacle is None, "hooks are left"

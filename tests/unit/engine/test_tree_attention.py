@@ -1,21 +1,26 @@
 """Attention over packed prefix trees: every kernel equals one masked softmax, and the block mask today's attention."""
 
 import pytest
-import tiny
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from trees import random_sequences, sees
 
-from depthlens.ablations import BASELINE, expand
-from depthlens.engine import attention_choice, attention_parts, block_mask, prefix_tree
+from depthlens.engine import attention_parts, block_mask
 from depthlens.engine.attention_choice import ENVIRONMENT, TREES
 from depthlens.engine.branch_attention import BranchTree
 from depthlens.engine.prefix_tree import build, pack
 from depthlens.engine.tree_attention import Layout
-from depthlens.engine.wavefront import Wavefront
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or in two parts
+
+
+@pytest.fixture(params=["chosen", "flex-eager"])
+def kernel(request, monkeypatch):
+    """The kernel that a CPU gets, and the block mask that a GPU may get (not compiled, which takes half a minute)."""
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    if request.param != "chosen":
+        monkeypatch.setenv(ENVIRONMENT, request.param)
 
 
 def drawn(n_rows, n, d_value=8, heads=(4, 2), dtype=torch.float32):
@@ -58,36 +63,12 @@ def test_tree_attention_equals_one_masked_softmax(name, d_value, kernel):
         assert torch.allclose(got, plain(q[:rows], k[:rows], v[:rows], 0.3, sees(p)), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
-def test_half_precision(dtype, tolerance, kernel):
+def test_half_precision(kernel):
     p = PACKS["prefix and branches"]()
-    q, k, v = drawn(2, p.n_tokens, dtype=dtype)
+    q, k, v = drawn(2, p.n_tokens, dtype=torch.bfloat16)
     got = Layout(p, CPU).attention(0, q, k, v, 0.3)
     wanted = plain(*(x.float() for x in (q, k, v)), 0.3, sees(p))
-    assert got.dtype == dtype and (got.float() - wanted).abs().max() < tolerance  # a few units in the last place of 2
-
-
-class Both(Layout):
-    """Computes attention by two kernels, and keeps the largest difference."""
-
-    worst, layers, pack = 0.0, 0, None
-
-    def attention(self, layer, query, key, value, scale):
-        usual = super().attention(layer, query, key, value, scale)
-        tree = TREES["flex-eager"](self.pack, query.device, query.dtype)
-        self.worst = max(self.worst, float((tree.attention(query, key, value, scale) - usual).abs().max()))
-        self.layers += 1
-        return usual
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_block_mask_equals_todays_attention_on_every_family(family, monkeypatch):
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
-    lens, p = tiny.lens(family), PACKS["several blocks"]()
-    layout = Both(p, lens.device)
-    layout.pack = p
-    Wavefront(lens, None, batch_tokens=4096).run(p, [BASELINE, *expand("L1.H3,L2", lens.dims)[1:]], [0], layout)
-    assert layout.layers == lens.dims.n_layers and layout.worst < TOLERANCE
+    assert got.dtype == torch.bfloat16 and (got.float() - wanted).abs().max() < 3e-2  # a few units in the last place
 
 
 @pytest.mark.parametrize("name", PACKS)
@@ -104,27 +85,7 @@ def test_blocks_are_those_that_torch_finds_by_looking_at_all_tokens(name):
     assert torch.equal(tree.mask.to_dense(), wanted.to_dense())
 
 
-def compiled_graphs():
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-def test_one_graph_serves_packs_of_any_length_and_any_number_of_rows(monkeypatch):
-    """A length that happens to equal another size may be told apart once, so the first few packs do not count."""
-    monkeypatch.setenv(ENVIRONMENT, "flex-eager")
-    q, k, v = drawn(9, 800)
-    attention_choice.kernel(attention_choice.Case.of(q, k, v))
-
-    def graphs_after(*sizes):
-        for n_rows, n in sizes:
-            p = build([tuple(range(n - 40)) + (1,) * 20, tuple(range(n - 40)) + (2,) * 20], [0, 1])
-            Layout(p, CPU).attention(0, q[:n_rows, :, :n], k[:n_rows, :, :n], v[:n_rows, :, :n], 0.3)
-        return compiled_graphs()
-
-    first = graphs_after((1, 40), (1, 300), (2, 300), (9, 128))
-    assert graphs_after((5, 620), (4, 512), (1, 800), (3, 400), (1, 500), (7, 777), (6, 640), (8, 210)) == first
-
-
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_flex_attention_equals_one_masked_softmax():
     """As C++ for fixed shapes, since there is no GPU here; one row and several are compiled apart."""
     p = PACKS["several blocks"]()
@@ -160,8 +121,7 @@ def test_a_part_comes_with_the_log_of_its_denominator(attend, masking, monkeypat
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("d_value", [64, 48])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("d_value", "masked"), [(64, False), (48, True)])
 def test_calls_of_cuda_kernels_fit_their_signatures_and_shapes(dtype, d_value, masked):
     """No GPU is at hand: on the meta device torch checks arguments and computes shapes, not values."""
     q, k = torch.empty(2, 4, 50, 64, dtype=dtype, device="meta"), torch.empty(2, 4, 70, 64, dtype=dtype, device="meta")
@@ -181,11 +141,3 @@ def test_rows_of_masks_start_where_cuda_kernels_want_them():
 def test_prompts_that_do_not_branch_hold_no_mask():
     tree = BranchTree(PACKS["prompts that do not branch"](), CPU, torch.float32, attention_parts.fused)
     assert len(tree.buckets) == 2 and all(mask is None for _, _, mask in tree.buckets)
-
-
-def test_sequences_in_any_order_give_the_same_tree():
-    sequences = random_sequences(5)
-    in_order = prefix_tree.build(sequences, sorted(range(len(sequences)), key=lambda i: sequences[i]))
-    backwards = prefix_tree.build(sequences, range(len(sequences))[::-1])
-    assert backwards.n_tokens == in_order.n_tokens
-    assert sorted(b.tokens for b in backwards.branches) == sorted(b.tokens for b in in_order.branches)

@@ -57,8 +57,10 @@ def logprob(lens, request, scale=None, towards=None):
     return sum(logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("mode", ["zero", "mean"])
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [*((family, "zero") for family in tiny.FAMILIES), ("llama-gqa", "mean"), ("deepseek-v3", "mean")],
+)
 def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     lens = tiny.lens(family)
     texts = [q.context for q in requests], "texts", [q.continuation for q in requests]
@@ -89,14 +91,6 @@ def test_a_batch_changes_nothing_and_the_model_is_left_alone(requests):
     assert not any(m._forward_pre_hooks for m in lens.model.modules())
 
 
-def test_hooks_leave_after_an_exception(requests, monkeypatch):
-    lens = tiny.lens("llama-gqa")
-    monkeypatch.setattr(lens.arch.mlp[2], "forward", lambda x: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        attribute(lens, requests)
-    assert not any(m._forward_pre_hooks for m in lens.model.modules())
-
-
 def test_out_of_memory_halves_the_batch(requests, monkeypatch):
     lens = tiny.lens("llama-gqa")
     wanted, _ = attribute(lens, requests)
@@ -117,11 +111,6 @@ def test_bad_mode_and_missing_means_are_refused(requests):
         attribute(lens, requests, mode="resample")
     with pytest.raises(UserError, match="needs the means"):
         attribute(lens, requests, mode="mean")
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 def test_reference_answers_of_choices_and_of_written_tasks(lens):
@@ -160,16 +149,7 @@ def test_answer_logprob_is_the_log_likelihood_of_the_reference(lens):
         assert value == pytest.approx(logprob(lens, request), abs=LOGPROB_TOLERANCE)
 
 
-def test_head_sweep_names_every_head_and_equals_a_condition_sweep(lens):
-    result = head_sweep(lens, "capitals_continuation", layers=[1, 3], limit=2, progress=False)
-    wanted = [f"L{i}.H{h}" for i in (1, 3) for h in range(lens.dims.n_heads)]
-    assert result.record["conditions"] == ["baseline", *wanted] and result.record["method"] == "exact"
-    same = condition_sweep(lens, "capitals_continuation", wanted, limit=2, measure="both", progress=False)
-    assert np.allclose(result.docs["value"], same.docs["value"], atol=LOGPROB_TOLERANCE)
-
-
-@pytest.mark.parametrize("site", ["head", "kv"])
-@pytest.mark.parametrize("mode", ["zero", "mean"])
+@pytest.mark.parametrize(("site", "mode"), [("head", "zero"), ("kv", "mean")])
 def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     options = {"limit": 3, "num_fewshot": 0, "site": site, "mode": mode, "measure": ANSWER_LOGPROB, "progress": False}
     exact = head_sweep(lens, "capitals_continuation", **options)
@@ -189,17 +169,3 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     rows = estimated.docs[estimated.docs["condition"] == f"L1.{name}{suffix}"]["value"].to_numpy()
     wanted = rows - estimated.docs["value"][base].to_numpy()
     assert np.allclose(wanted, change[:, 1, heads].sum(-1), atol=LOGPROB_TOLERANCE)
-
-
-def test_bad_head_sweeps_are_refused(lens):
-    for options, message in [
-        ({"site": "layer"}, "unknown site 'layer'"),
-        ({"method": "guess"}, "unknown method 'guess'"),
-        ({"mode": "noise"}, "unknown mode 'noise'"),
-        ({"layers": []}, "layers is empty"),
-        ({"layers": [99]}, "layer 99 does not exist"),
-        ({"method": "attribution", "measure": "task"}, "attribution estimates answer_logprob only"),
-        ({"method": "attribution", "backend": "nnsight"}, "attribution runs with 'torch' only"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            head_sweep(lens, "capitals_continuation", limit=2, progress=False, **options)

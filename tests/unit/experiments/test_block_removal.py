@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 
 import depthlens as dl
 from depthlens.analysis import block_losses
 from depthlens.analysis.block_removal import follow
-from depthlens.errors import UserError
-from depthlens.plots.blocks import block_map, greedy_curve
 
 CHOICE = "organism_one_hop"
 LIMIT = 16
@@ -33,11 +30,6 @@ def greedy(lens):
 
 
 class TestBlockSweep:
-    def test_every_contiguous_block_once(self, swept):
-        expected = {"baseline", *(f"L{i}" for i in range(6)), *(f"L{i}-{i + 1}" for i in range(5))}
-        expected |= {f"L{i}-{i + 2}" for i in range(4)}
-        assert set(swept.docs["condition"]) == expected
-
     def test_single_layers_are_those_of_a_layer_sweep(self, lens, swept):
         layers = dl.layer_sweep(lens, [CHOICE, "organism_two_hop"], limit=LIMIT, progress=False)
         single = swept.docs[swept.docs["condition"].isin(set(layers.docs["condition"]))]
@@ -45,18 +37,6 @@ class TestBlockSweep:
         pd.testing.assert_frame_equal(
             single.sort_values(order, ignore_index=True), layers.docs.sort_values(order, ignore_index=True)
         )
-
-    def test_a_block_is_what_removing_its_layers_does(self, lens, swept):
-        two = dl.condition_sweep(lens, CHOICE, ["L1+L2", "L3-5"], limit=LIMIT, progress=False)
-        for mine, its in (("L1-2", "L1-2"), ("L3-5", "L3-5")):
-            a = two.docs[two.docs["condition"] == mine]["value"].to_numpy()
-            b = swept.docs[(swept.docs["condition"] == its) & (swept.docs["task"] == CHOICE)]["value"].to_numpy()
-            assert np.array_equal(a, b)
-
-    @pytest.mark.parametrize("size", [0, -1, True])
-    def test_sizes_that_do_not_exist(self, lens, size):
-        with pytest.raises(UserError, match=f"max_size {size!r}: give a whole number of layers, at least 1"):
-            dl.block_sweep(lens, CHOICE, max_size=size, limit=1)
 
     def test_table_and_findings(self, swept):
         table = block_losses.block_table(swept)
@@ -78,18 +58,6 @@ class TestBlockSweep:
             "none of 11 blocks of up to 2 layers is shown to cost less than 0.05 of the score above chance, and none "
             "to cost anything (n = 4)."
         )
-
-    def test_a_result_without_blocks(self, lens):
-        heads = dl.condition_sweep(lens, CHOICE, ["L1.H1"], limit=4, progress=False)
-        with pytest.raises(UserError, match="the result has no blocks of layers"):
-            block_losses.block_table(heads)
-
-    def test_the_figure(self, swept):
-        fig = block_map(swept)
-        maps = [ax for ax in fig.axes if ax.get_xlabel() == "first layer of the block"]
-        assert len(maps) == 2 and maps[0].get_title(loc="left").startswith(CHOICE)
-        grid = next(m for m in maps[0].collections if m.get_gid() == "blocks").get_array()
-        assert grid.shape == (3, 6) and grid.mask.sum() == 0 + 1 + 2
 
 
 class TestGreedy:
@@ -119,14 +87,7 @@ class TestGreedy:
         assert f"one more (L{steps['layer'].iloc[-1]}) costs the choosing half" in greedy.stopped
         assert greedy.verdict in ("within", "open") and steps["delta"].iloc[-2] >= -0.3
 
-    def test_choosing_and_judging_documents_are_apart(self, greedy):
-        assert (greedy.steps["n"] == LIMIT // 2).all()
-        docs = greedy.result.docs
-        last = docs[docs["condition"] == greedy.steps["removed"].iloc[1]].sort_values("doc_id")["value"].to_numpy()
-        base = docs[docs["condition"] == "baseline"].sort_values("doc_id")["value"].to_numpy()
-        assert greedy.steps["chosen_by"].iloc[1] == pytest.approx((last - base)[::2].mean())
-        assert greedy.steps["delta"].iloc[1] == pytest.approx((last - base)[1::2].mean())
-
+    @pytest.mark.slow
     @pytest.mark.parametrize(("cost", "most"), [(0.0, 0.0), (0.06, 0.05)])
     def test_the_judging_half_is_not_flattered(self, swept, cost, most):
         """Layers whose true losses add up beyond the tolerance are hardly ever said to be within it."""
@@ -157,48 +118,9 @@ class TestGreedy:
         assert false / 200 <= most and n > 100
         assert abs(mean_judged / n) < 0.01, "the choice has not changed the mean on the judging half"
 
-    def test_so_many_layers_at_the_most(self, lens):
-        found = dl.greedy_removal(lens, CHOICE, tolerance=1.0, max_layers=2, limit=8, progress=False)
-        assert len(found.removed) == 2 and found.stopped == "max_layers is 2"
-
-    def test_no_layer_can_go(self, lens):
-        found = dl.greedy_removal(
-            lens, CHOICE, tolerance=0.0, metric="answer_logprob", measure="answer_logprob", limit=8, progress=False
-        )
-        assert found.removed == [] or found.steps["chosen_by"].iloc[1] >= 0
-        assert "layer" in found.describe()[0]
-
     def test_a_store_keeps_the_steps(self, lens, tmp_path):
         options = {"tolerance": 0.3, "max_layers": 2, "limit": 8, "store": str(tmp_path), "progress": False}
         first = dl.greedy_removal(lens, CHOICE, **options)
         second = dl.greedy_removal(lens, CHOICE, **options)
         pd.testing.assert_frame_equal(first.steps, second.steps)
         assert second.result.record["parts"][0]["store"]["rows_computed"] == 0
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"tolerance": -0.1}, "tolerance -0.1: give a number, at least 0"),
-            ({"tolerance": float("nan")}, "tolerance nan"),
-            ({"max_layers": 0}, "max_layers 0: give a whole number, at least 1"),
-            ({"metric": "f1"}, "unknown metric 'f1'"),
-            ({"limit": 3}, "3 documents cannot be halved"),
-        ],
-    )
-    def test_mistakes(self, lens, options, message):
-        with pytest.raises(UserError, match=message):
-            dl.greedy_removal(lens, CHOICE, **{"limit": 8, "progress": False} | options)
-
-    def test_a_task_at_chance(self):
-        with pytest.raises(UserError, match="is at chance with every layer in place"):
-            dl.greedy_removal(
-                tiny.lens("llama-gqa", max_position_embeddings=4096), "capitals_continuation", limit=8, progress=False
-            )
-
-    def test_the_figure(self, greedy):
-        (ax,) = greedy_curve(greedy).axes
-        judge, choose = (next(line for line in ax.lines if line.get_gid() == gid) for gid in ("judge", "choose"))
-        assert np.allclose(judge.get_ydata(), greedy.steps["delta"])
-        assert np.allclose(choose.get_ydata(), greedy.steps["chosen_by"])
-        assert [t.get_text() for t in ax.get_xticklabels()][0] == "none"
-        assert ax.get_ylabel() == "change of acc from the whole model"

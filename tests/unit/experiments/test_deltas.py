@@ -7,22 +7,18 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
-import surgery
 import tiny
 import torch
-from transplants import operated, other, same, scores
+from transplants import other
 
-from depthlens.ablations import expand, parse_condition
 from depthlens.analysis.stats import mean_intervals
-from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
 from depthlens.models import loading
 from depthlens.models.lens import Lens
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", False), ("deepseek-v3", True)])
 def test_weight_deltas_by_hand(folders, family, streamed):
     base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
     table = distillation.weight_deltas(base, folders(family, moved=True) if streamed else donor)
@@ -73,8 +69,7 @@ def taken_apart(lens, tokens):
     return kept
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", True), ("deepseek-v3", False)])
 def test_activation_deltas_by_hand(folders, family, streamed):
     base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
     rows = [list(b"a longer prompt than that"), "other text", list(b"ab")]
@@ -98,20 +93,9 @@ def test_activation_deltas_of_equal_models_and_bad_prompts():
     twin = Lens(copy.deepcopy(base.model), base.tokenizer, "same")
     table = distillation.activation_deltas(base, twin, ["one prompt"])
     assert (table["relative"] == 0).all() and table["relative_low"].isna().all()
-    for prompts_, message in (("text", "give a list"), ([], "give a list"), (["a", ""], "prompt 1 has 0 tokens")):
+    for prompts_, message in (([], "give a list"), (["a", ""], "prompt 1 has 0 tokens")):
         with pytest.raises(UserError, match=message):
             distillation.activation_deltas(base, twin, prompts_)
     windowed = tiny.lens("mistral", sliding_window=4)
     with pytest.raises(UserError, match="prompt 0 has 5 tokens; the attention window is 4"):
         distillation.activation_deltas(windowed, other(windowed), [[1, 2, 3, 4, 5]])
-
-
-def test_a_sliding_window_is_kept_by_plain_rows():
-    base = surgery.rough_lens("mistral", sliding_window=4)
-    donor = other(base)
-    together = distillation.with_donor(base, donor)
-    assert Engine(together).path_for(9) == "padded_rows"
-    conditions = expand("L2@donor,whole@donor", base.dims)
-    found = scores(together, conditions)
-    same(found[1], scores(operated(base, donor, conditions[1]), [parse_condition("baseline")])[0])
-    same(found[2], scores(donor, [parse_condition("baseline")])[0])

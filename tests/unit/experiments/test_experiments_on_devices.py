@@ -9,7 +9,6 @@ from made_up_devices import TWO, spread
 from offloaded import SAME
 from test_head_detectors import made_needles
 
-import depthlens as dl
 from depthlens.engine.references import measure_means
 from depthlens.experiments import attention_patterns, attribution, distillation, geometry, integrated_gradients
 from depthlens.experiments.head_detectors import DETECTORS, scores_by_token
@@ -74,10 +73,3 @@ def test_two_models_are_compared_layer_by_layer_where_they_are():
     for deltas in (lambda b, d: distillation.activation_deltas(b, d, ["one prompt"]), distillation.weight_deltas):
         found, wanted = deltas(*both), deltas(base, donor)
         np.testing.assert_allclose(found["relative"], wanted["relative"], rtol=1e-4)
-
-
-def test_swapped_operands_are_patched_where_their_layers_are():
-    whole = tiny.lens("llama-mha", max_position_embeddings=4096, initializer_range=0.5, num_hidden_layers=3)
-    options = {"limit": 40, "num_fewshot": 0, "store": None, "progress": False}
-    found, wanted = (dl.operand_swap_scores(lens, **options).values for lens in (spread(whole, TWO), whole))
-    np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -7,7 +7,6 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.tasks.free_text import repetition
 
 # float32 sums of log-probabilities of a dozen tokens in another batch layout
@@ -73,34 +72,3 @@ def test_the_result_is_described_saved_and_says_what_was_asked(lens, result, tmp
     }  # fmt: skip
     result.save(tmp_path)
     assert dl.Result.load(tmp_path).summary.equals(result.summary)
-
-
-def test_a_loop_is_found_as_a_rise_of_repetition(result):
-    """A condition whose texts are loops: made by hand from the same table."""
-    docs = result.docs.copy()
-    looped = (docs["metric"] == "repetition") & (docs["condition"] == "L1")
-    docs.loc[looped, "value"] = 0.9
-    made = dl.Result(docs, result.record, result.asked)
-    row = made.losses().query("metric == 'repetition' and condition == 'L1'").iloc[0]
-    assert row["loss"] == pytest.approx(0.9 - row["baseline"]) and row["loss"] > row["min_effect"]
-    assert made.describe("L1", metrics="repetition")[0].startswith(("L1 worsens", "L1 shows no proven change"))
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"texts": "one"}, "texts 'one': give a list of texts"),
-        ({"texts": TEXTS[:1]}, "1 texts: give at least two"),
-        ({"texts": [*TEXTS, "Hi"]}, "text 3 has 2 tokens, fewer than prompt_tokens 8; give longer texts"),
-        ({"n_prompts": 1}, "n_prompts 1: give a whole number, at least 2"),
-        ({"prompt_tokens": 0}, "prompt_tokens 0: give a whole number, at least 1"),
-        ({"max_new_tokens": 60}, "are 68 tokens; the model reads 64 in all"),
-        ({"ablate": "L9"}, "condition L9: layer 9 does not exist"),
-        ({"limit": 3}, "unknown option 'limit'"),
-        ({"measure": "both"}, "unknown option 'measure'"),
-    ],
-)
-def test_what_cannot_be_done_is_refused(lens, options, said):
-    call = {"texts": TEXTS, "prompt_tokens": PROMPT, "max_new_tokens": NEW, "store": None, "progress": False} | options
-    with pytest.raises(UserError, match=said):
-        dl.free_text(lens, **call)

@@ -8,9 +8,7 @@ import random
 import mini_tasks
 import numpy as np
 import pytest
-import tiny
 import torch
-from mini_tasks import DATA
 
 import depthlens as dl
 from depthlens.errors import UserError
@@ -32,18 +30,13 @@ def scored(doc, results):
 
 
 @pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = mini_tasks.write(tmp_path_factory.mktemp("tasks"))
     (folder / "shuffled.py").write_text(SHUFFLED)
     body = "output_type: multiple_choice\ndoc_to_choice: '{{options}}'\ndoc_to_target: answer\n"
     functions = {"process_docs": "documents", "doc_to_text": "text", "process_results": "scored"}
     body += "".join(f"{key}: !function shuffled.{name}\n" for key, name in functions.items())
-    head = DATA.format(path=folder / "documents.jsonl", cache=folder / "cache")
+    head = mini_tasks.head(folder)
     (folder / "shuffled.yaml").write_text(f"task: shuffled\n{head}{body}metric_list: [{{metric: acc}}]\n")
     (folder / "broken.yaml").write_text(f"task: broken\n{head}{body.replace('shuffled.text', 'shuffled.none')}")
     return folder

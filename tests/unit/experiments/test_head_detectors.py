@@ -11,14 +11,13 @@ import torch
 from by_hand import attentions, random_tokens
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.experiments.head_detectors import scores_by_token
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks.needles import Needle
 
 ATTENTION_TOLERANCE = 1e-5  # float32 softmax by another kernel
 LOGIT_TOLERANCE = 1e-3  # float32 sums over layers, heads and positions, in another order
-FAMILIES = ["llama-gqa", "qwen2", "qwen3", "deepseek-v3"]  # biases of queries, normed queries, latent attention
+FAMILIES = ["llama-gqa", "qwen2", "deepseek-v3"]  # shared keys, biases, latent attention
 
 
 def made_needles():
@@ -87,20 +86,6 @@ def test_writes_add_up_to_the_logit(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_parts_of_a_write_by_source_add_up(family):
-    """A needle's part and the part of every other position make the whole."""
-    lens, (needle, _) = tiny.lens(family), made_needles()
-    parts = np.zeros((3, lens.dims.n_layers, lens.dims.n_heads))
-    for sources in (needle.sentence, tuple(p for p in range(44) if p not in needle.sentence)):
-        (part,) = scores_by_token(
-            lens, [Needle(needle.request, needle.steps, needle.places, {}, sources)], "write_from_needle"
-        )
-        parts += part
-    (whole,) = scores_by_token(lens, [needle], "write_aware")
-    assert np.allclose(parts, whole, atol=LOGIT_TOLERANCE)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_induction_score_is_the_attention_to_the_token_after_the_first_occurrence(family):
     lens = tiny.lens(family)
     scores = dl.induction_scores(lens, n_texts=2, length=12, seed=5, store=None, progress=False)
@@ -115,18 +100,6 @@ def test_induction_score_is_the_attention_to_the_token_after_the_first_occurrenc
                 after = tokens.index(tokens[at]) + 1
                 expected[layer] += whole[:, at, after].numpy() / 24
     assert np.allclose(scores.values, expected, atol=ATTENTION_TOLERANCE)
-
-
-def test_bad_induction_requests_are_refused():
-    lens = tiny.lens("llama-gqa")
-    for options, message in [
-        ({"length": 1}, "length 1"),
-        ({"length": 300}, "can read 255 different tokens twice; give 2 to 255"),
-        ({"n_texts": 0}, "n_texts 0"),
-        ({"seed": -1}, "seed -1"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            dl.induction_scores(lens, store=None, progress=False, **options)
 
 
 # -- organisms -----------------------------------------------------------------------------------------
@@ -154,22 +127,6 @@ def test_attention_cannot_tell_a_decoy_and_writing_can(planted):
         scores = scored(lens, method)
         assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
         assert scores.values[retrieval] > 10 * abs(scores.values[decoy])
-
-
-def test_a_head_that_waits_for_a_question_is_no_induction_head(planted):
-    """The planted heads copy only after their control token, which random text does not have."""
-    lens, truth = planted
-    scores = dl.induction_scores(lens, length=30, store=None, progress=False)
-    assert scores.values[truth.role("retrieval")] < 0.2 and scores.values[truth.role("decoy")] < 0.2
-
-
-def test_detectors_of_organisms_agree_on_the_planted_heads(planted):
-    lens, truth = planted
-    scores = {method: scored(lens, method) for method in ("copy_paste", "query_to_gold", "write_aware")}
-    table = dl.detector_agreement(scores, k=2, n_permutations=999).table.set_index(["a", "b"])
-    assert table.loc[("copy_paste", "query_to_gold"), "n_shared"] == 2
-    heads = table.loc[("copy_paste", "write_aware"), "heads"]
-    assert f"L{truth.role('retrieval')[0]}.H{truth.role('retrieval')[1]}" in heads
 
 
 # -- by step -------------------------------------------------------------------------------------------
@@ -200,17 +157,3 @@ def test_scores_by_step_are_those_of_the_tokens():
     assert np.allclose((steps.table["first"] + 2 * steps.table["later"]) / 3, scores.values.ravel())
     (sentence,) = steps.describe()
     assert "of the 4 highest heads" in sentence and "n = 6 needles" in sentence
-
-
-def test_bad_requests_by_step_are_refused():
-    lens = tiny.lens("llama-gqa")
-    made = own_needles(lens, 3, 2)
-    for needles, options, message in [
-        (made, {"method": "query_to_gold"}, "unknown method 'query_to_gold'"),
-        (made, {"k": 20}, "k 20"),
-        (made, {"seed": -1}, "seed -1"),
-        (made, {}, "3 of 3 needles are recalled and have several tokens"),
-        (own_needles(lens, 4, 1), {}, "0 of 4 needles"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            dl.retrieval_by_step(lens, needles, store=None, progress=False, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.experiments import operand_swaps as texts
 from depthlens.experiments.worked_solutions import take_apart
 from depthlens.tasks.token_spans import align
@@ -31,11 +29,6 @@ def lens():
 @pytest.fixture(scope="module")
 def swaps(lens):
     return texts.operand_swaps(lens, dl.worked_solutions(lens, "arithmetic_cot", limit=24, num_fewshot=2))
-
-
-def swaps_of(lens, question, solution, examples=""):
-    text = align(lens, "text", examples + question, solution)
-    return texts.operand_swaps(lens, [take_apart(0, text, question)])
 
 
 def test_a_swap_is_the_same_problem_with_another_number(lens, swaps):
@@ -58,47 +51,23 @@ def test_a_swap_is_the_same_problem_with_another_number(lens, swaps):
 
 
 def test_results_before_follow_and_their_copies_too(lens):
-    found = swaps_of(lens, "Ann has 53 clips, sells 12, and buys 17. Answer:", " 53 - 12 = 41.\n41 + 17 = 58.\n#### 58")
-    assert [s.result[0] for s in found] == ["41", "58"]
+    question = "Ann has 53, sells 12, buys 17. Answer:"
+    text = align(lens, "text", question, " 53 - 12 = 41.\n41 + 17 = 58.")
     for seed in range(8):
-        (_, last) = texts.operand_swaps(
-            lens,
-            [
-                take_apart(
-                    seed,
-                    align(lens, "text", "Ann has 53, sells 12, buys 17. Answer:", " 53 - 12 = 41.\n41 + 17 = 58."),
-                    "Ann has 53, sells 12, buys 17. Answer:",
-                )
-            ],
-        )
-        start, less, more = (int(n) for n in re.findall(r"\d+", lens.tokenizer.decode(last.swapped))[:3])
-        steps = re.search(r"(\d+) - (\d+) = (\d+)\.\n(\d+) \+ (\d+) =", lens.tokenizer.decode(last.swapped))
+        first, last = texts.operand_swaps(lens, [take_apart(seed, text, question)])
+        assert [s.result[0] for s in (first, last)] == ["41", "58"]
+        written = lens.tokenizer.decode(last.swapped)
+        start, less, more = (int(n) for n in re.findall(r"\d+", written)[:3])
+        steps = re.search(r"(\d+) - (\d+) = (\d+)\.\n(\d+) \+ (\d+) =", written)
         assert [int(n) for n in steps.groups()] == [start, less, start - less, start - less, more]
         assert int(last.result[1]) == start - less + more
 
 
-@pytest.mark.parametrize(
-    "question, solution",
-    [
-        ("Ann has five clips and buys two.", " 5 + 2 = 7"),  # operands in words
-        ("Ann has 5 clips and buys 2.", " She has 7 clips."),  # a result without its calculation
-        ("Ann has 5 clips and buys 2.", " 5 + 2 = 8"),  # a wrong one
-        ("Ann has 5 clips.", " 3 + 4 = 7"),  # operands that the question does not have
-        ("Ann has 1234 clips and buys 1000.", " 1234 + 1000 = 2234"),  # too long to choose from
-    ],
-)
-def test_what_cannot_be_swapped_is_left_out(lens, question, solution):
-    assert swaps_of(lens, question, solution) == []
-
-
-def test_annotated_solutions_of_gsm8k_are_read(lens):
-    (swap,) = swaps_of(
-        lens, "She sold 48 clips in April, half as many in May, to 2 friends.", " 48/2 = <<48/2=24>>24 clips"
-    )
-    before, after = (lens.tokenizer.decode(t) for t in (swap.prompt, swap.swapped))
-    first, second = (re.search(r"(\d+)/(\d) = <<(\d+)/(\d)=", text).groups() for text in (before, after))
-    assert first == ("48", "2", "48", "2") and second[:2] == second[2:] != first[:2]
-    assert int(second[0]) / int(second[1]) == int(swap.result[1]) != 24
+def test_what_cannot_be_swapped_is_left_out(lens):
+    words = ("Ann has five clips and buys two.", " 5 + 2 = 7")
+    wrong = ("Ann has 5 clips and buys 2.", " 5 + 2 = 8")
+    for question, solution in (words, wrong, ("Ann has 5 clips.", " 3 + 4 = 7")):
+        assert texts.operand_swaps(lens, [take_apart(0, align(lens, "text", question, solution), question)]) == []
 
 
 def difference(lens, tokens, answers, head=None, other=None):
@@ -123,7 +92,7 @@ def difference(lens, tokens, answers, head=None, other=None):
     return (logits[answers[0]] - logits[answers[1]]).item(), kept
 
 
-@pytest.mark.parametrize("family", ["llama-mha", "deepseek-v2"])
+@pytest.mark.parametrize("family", ["llama-mha", pytest.param("deepseek-v2", marks=pytest.mark.nightly)])
 def test_scores_are_those_of_patching_by_hand(family):
     lens = tiny.lens(family, **WILD)
     found = dl.operand_swap_scores(lens, **OPTIONS)
@@ -146,31 +115,3 @@ def test_scores_are_those_of_patching_by_hand(family):
     assert counts["text"] == pytest.approx(np.mean([r[3] for r in rows]), abs=DIFFERENCE_TOLERANCE)
     assert counts["swapped"] < 0 < counts["text"]
     assert not any(m._forward_pre_hooks for m in lens.model.modules())
-
-
-def test_scores_are_stored(lens, tmp_path):
-    options = {**OPTIONS, "store": tmp_path}
-    first, second = (dl.operand_swap_scores(lens, **options) for _ in range(2))
-    assert first.record["store"]["rows_computed"] > 0 == second.record["store"]["rows_computed"]
-    assert np.array_equal(first.values, second.values) and first.record["solutions"] == "reference"
-    other = dl.operand_swap_scores(lens, **options, seed=1)
-    assert other.record["store"]["rows_computed"] > 0  # other replacements
-
-
-def test_bad_requests_are_refused(lens):
-    window = tiny.lens("mistral", sliding_window=8, max_position_embeddings=4096)
-    for model, options, message in [
-        (lens, {"limit": 1}, "follows the operands in . of 1 solutions, and 5 are needed"),
-        (lens, {"tasks": "capitals_continuation"}, "worked solutions need a generative task"),
-        (lens, {"solutions": "mine"}, "unknown solutions 'mine'"),
-        (lens, {"backend": "torch"}, "unknown option 'backend'"),
-        (window, {}, "the attention window is 8"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            dl.operand_swap_scores(model, **{**OPTIONS, **options})
-    unsolved = [
-        replace(s, text=align(lens, "x", "Say:", " 1 + 1 = 2"))
-        for s in dl.worked_solutions(lens, "arithmetic_cot", limit=1)
-    ]
-    with pytest.raises(UserError, match="no operand of 1 solutions can be swapped"):
-        texts.enough(texts.operand_swaps(lens, [replace(s, question=()) for s in unsolved]), ["x"], 1)

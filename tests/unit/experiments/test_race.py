@@ -15,12 +15,10 @@ import tiny
 import yaml
 
 import depthlens as dl
-from depthlens.ablations import expand
 from depthlens.analysis.races import AT_CHANCE, CRITICAL, NOT_TOP, SPARED, TOP, UNDECIDED, Evidence
 from depthlens.analysis.stats import ALPHA
 from depthlens.cli import main
 from depthlens.errors import UserError
-from depthlens.experiments.head_race import way_of_removal
 from depthlens.experiments.race import MARGIN, wave_end
 from depthlens.experiments.race_plan import fewest_documents
 from depthlens.paths import locked, tasks_dir
@@ -29,6 +27,7 @@ TASK, OTHER = "organism_one_hop", "organism_two_hop"
 QUIET = {"progress": False, "store": None}
 # planted: a previous-token head with a retrieval head, or with two that answer together
 ONE_HOP, TWO_HOP = {"L1.H2", "L2.H1"}, {"L1.H2", "L3.H0", "L4.H3"}
+SOME = ["L0.H0", "L1.H2", "L2.H1", "L3.H0", "L4.H3", "L5.H1"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def lens():
 
 @pytest.fixture(scope="module")
 def raced(lens):
-    return dl.race(lens, [TASK, OTHER], "heads", **QUIET)
+    return dl.race(lens, [TASK, OTHER], SOME, **QUIET)
 
 
 def test_planted_heads_are_critical_and_all_others_spared(raced):
@@ -50,7 +49,7 @@ def test_planted_heads_are_critical_and_all_others_spared(raced):
 
 
 def test_losses_are_those_of_a_sweep(lens, raced):
-    some = ["L0.H0", "L1.H2", "L2.H1", "L4.H3"]
+    some = ["L0.H0", "L1.H2", "L4.H3"]
     swept = dl.condition_sweep(lens, [TASK, OTHER], some, **QUIET)
     for task in (TASK, OTHER):
         expected = swept.document_losses(task, "acc").melt(ignore_index=False, value_name="loss").reset_index()
@@ -58,18 +57,15 @@ def test_losses_are_those_of_a_sweep(lens, raced):
         both = mine.merge(expected, on=["condition", "doc_id"], suffixes=("", "_swept"))
         assert len(both) == len(mine) and (both["loss"] == both["loss_swept"]).all()
         assert not mine.duplicated(["condition", "doc_id"]).any()
-
-
-def test_a_condition_that_has_left_is_not_run(raced):
-    last = raced.losses.groupby(["task", "condition"])["doc_id"].agg("size")
+    ran = raced.losses.groupby(["task", "condition"])["doc_id"].agg("size")
     for row in raced.decisions.itertuples():
-        assert last[row.task, row.condition] == row.n
+        assert ran[row.task, row.condition] == row.n, "a condition that has left is not run"
 
 
 def test_the_order_is_random_and_seeded(lens):
     orders = []
     for seed in (0, 0, 1):
-        race = dl.race(lens, TASK, "layers", seed=seed, max_documents=40, **QUIET)
+        race = dl.race(lens, TASK, "L0", seed=seed, max_documents=40, **QUIET)
         orders.append(race.losses[race.losses["condition"] == "L0"]["doc_id"].tolist())
         assert race.record["n_documents"] == {TASK: 40}
     assert orders[0] == orders[1] != orders[2]
@@ -78,10 +74,8 @@ def test_the_order_is_random_and_seeded(lens):
 
 def test_a_second_race_computes_nothing_and_a_first_may_be_cut_short(lens, tmp_path):
     options = {"progress": False, "store": str(tmp_path)}
-    short = dl.race(lens, TASK, "layers", max_documents=30, **options)
+    short, whole, again = (dl.race(lens, TASK, "L0,L1", max_documents=n, **options) for n in (30, 80, 80))
     assert set(short.decisions["n"]) <= {16, 30}
-    whole = dl.race(lens, TASK, "layers", **options)
-    again = dl.race(lens, TASK, "layers", **options)
     assert again.record["store"]["rows_computed"] == 0 < whole.record["store"]["rows_computed"]
     pd.testing.assert_frame_equal(again.decisions, whole.decisions)
     pd.testing.assert_frame_equal(again.losses, whole.losses)
@@ -89,7 +83,7 @@ def test_a_second_race_computes_nothing_and_a_first_may_be_cut_short(lens, tmp_p
 
 def test_an_interrupted_race_goes_on(lens, tmp_path, monkeypatch):
     options = {"progress": False, "store": str(tmp_path)}
-    undisturbed = dl.race(lens, TASK, "heads", **QUIET)
+    undisturbed = dl.race(lens, TASK, SOME, **QUIET)
     waves = []
 
     def stop(self, *args, **kwargs):
@@ -101,14 +95,14 @@ def test_an_interrupted_race_goes_on(lens, tmp_path, monkeypatch):
     score = dl.Engine.loglikelihood
     monkeypatch.setattr(dl.Engine, "loglikelihood", stop)
     with pytest.raises(KeyboardInterrupt):
-        dl.race(lens, TASK, "heads", **options)
+        dl.race(lens, TASK, SOME, **options)
     monkeypatch.undo()
-    resumed = dl.race(lens, TASK, "heads", **options)
+    resumed = dl.race(lens, TASK, SOME, **options)
     pd.testing.assert_frame_equal(resumed.decisions, undisturbed.decisions)
     assert 0 < resumed.record["store"]["rows_computed"] < undisturbed.record["work"]["rows"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_race_goes_on_and_decides_the_same(tmp_path):
     """SIGKILL, in a process of its own; see tests/killed.py."""
     script = Path(tiny.__file__).with_name("killed.py")
@@ -122,50 +116,25 @@ def test_a_killed_race_goes_on_and_decides_the_same(tmp_path):
     assert 0 < found["rows_of_the_last"] < found["rows"], "what was kept is not computed again"
 
 
-@pytest.mark.parametrize("options", [{"backend": "nnsight"}, {"backend": "transformer_lens"}, {"batch_tokens": 64}])
+@pytest.mark.parametrize("options", [{"backend": "nnsight"}, {"batch_tokens": 64}])
 def test_other_paths_decide_the_same(lens, options):
     ablate = ["L0", "L1.H2", "L3.H0"]
-    one = dl.race(lens, TASK, ablate, max_documents=60, **QUIET)
-    other = dl.race(lens, TASK, ablate, max_documents=60, **QUIET, **options)
+    one = dl.race(lens, TASK, ablate, max_documents=32, **QUIET)
+    other = dl.race(lens, TASK, ablate, max_documents=32, **QUIET, **options)
     pd.testing.assert_frame_equal(one.decisions, other.decisions)
 
 
-@pytest.mark.parametrize("task", ["organism_two_hop_generative", "organism_one_hop_generative"])
-def test_written_answers_and_means(lens, task):
-    race = dl.race(lens, task, "L1.H2,L0.H0,L5@mean", max_documents=60, **QUIET)
+def test_written_answers_and_means(lens):
+    race = dl.race(lens, "organism_two_hop_generative", "L1.H2,L0.H0,L5@mean", max_documents=60, **QUIET)
     assert race.decisions["decision"].tolist()[0] == CRITICAL
     assert set(race.decisions["n"]) <= {16, 32, 48, 60}
 
 
-def test_nats_are_clipped(lens):
-    race = dl.race(lens, TASK, "heads", measure="answer_logprob", max_documents=100, **QUIET)
-    assert race.losses["loss"].abs().max() == 1.0  # a planted head costs many nats
-    assert set(race.of(CRITICAL)) == ONE_HOP
-    assert set(race.decisions["metric"]) == {"answer_logprob"}
-
-
 def test_the_costliest_heads(lens):
-    race = dl.head_sweep(lens, OTHER, method="race", top=3, margin=0.2, **QUIET)
-    assert set(race.of(TOP)) == TWO_HOP
-    assert len(race.of(NOT_TOP)) == 21
-    assert race.decisions["n"].max() <= 64
+    race = dl.head_sweep(lens, OTHER, method="race", top=3, margin=0.2, layers=[1, 3, 4], **QUIET)
+    assert set(race.of(TOP)) == TWO_HOP and len(race.of(NOT_TOP)) == 9 and race.decisions["n"].max() <= 64
     assert race.record["n_documents"][OTHER] == 200 - 16  # attribution has seen the others
     assert race.record["tasks"][OTHER]["metric"] == "answer_logprob"
-    plain = dl.head_sweep(lens, OTHER, method="race", layers=[1], measure="task", **QUIET)
-    assert plain.of(CRITICAL) == ["L1.H2"] and len(plain.decisions) == 4
-
-
-@pytest.mark.parametrize(
-    "ablate, way",
-    [
-        ("heads", ("head", "zero")),
-        ("kv@mean", ("kv", "mean")),
-        ("L0.H1,L2.H0", ("head", "zero")),
-        *((other, None) for other in ("layers", "heads[1:]", "heads@noise", "L0.H1+L0.H2", "L0.H1,L2.H0@mean")),
-    ],
-)
-def test_which_conditions_attribution_puts_in_order(lens, ablate, way):
-    assert way_of_removal(expand(ablate, lens.dims)[1:]) == way
 
 
 def test_a_model_at_chance_is_not_judged():
@@ -192,65 +161,21 @@ def test_the_whole_model_goes_on_alone_until_it_is_above_chance(lens, tmp_path, 
     assert (race.record["n_baseline"]["weak"] == 200) == (decision == AT_CHANCE)
 
 
-def test_too_few_documents_leave_it_open(lens):
-    race = dl.race(lens, TASK, "heads", max_documents=14, **QUIET)
-    assert set(race.decisions["decision"]) <= {CRITICAL, UNDECIDED}
-    assert len(race.of(UNDECIDED)) >= 22
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"margin": 0.0}, "margin 0.0: give a number between 0 and 1, such as 0.1"),
-        ({"margin": 1.5}, "margin 1.5"),
-        ({"alpha": 1.0}, "alpha 1.0: give a number between 0 and 1, such as 0.05"),
-        ({"max_documents": 0}, "max_documents 0: give a whole number"),
-        ({"measure": "both"}, "measure 'both': a race judges one score"),
-        ({"top": 24}, "top 24: give a whole number of conditions from 1 to 23"),
-        ({"order": ["L0.H0"]}, "give top, or leave it out"),
-        ({"top": 2, "order": ["L9.H9"]}, "condition 'L9.H9' is not in the race"),
-        ({"limitt": 3}, "unknown option 'limitt'"),
-    ],
-)
-def test_what_cannot_be_raced_is_one_line(lens, options, message):
-    with pytest.raises(UserError, match=message):
-        dl.race(lens, TASK, "heads", **QUIET, **options)
-
-
-def test_other_refusals(lens):
-    with pytest.raises(UserError, match="is of one task, not of organism_one_hop, organism_two_hop"):
-        dl.race(lens, [TASK, OTHER], "heads", top=2, **QUIET)
+def test_means_over_prompts_are_not_raced(lens):
     with pytest.raises(UserError, match="a race has no @resample conditions"):
         dl.race(lens, TASK, "L1.H2@resample", resample_prompts=["a b"], **QUIET)
-    with pytest.raises(UserError, match="a race has no @resample conditions"):
-        dl.head_sweep(lens, TASK, method="race", mode="resample", resample_prompts=["a b"], **QUIET)
-    with pytest.raises(UserError, match="top 2: method 'exact' has none; use method='race'"):
-        dl.head_sweep(lens, TASK, top=2, **QUIET)
-    with pytest.raises(UserError, match="20 documents are too few .* which needs 32"):
-        dl.head_sweep(lens, TASK, method="race", top=2, limit=20, **QUIET)
 
 
 def test_the_plan_is_a_range(lens, raced):
-    plan = dl.plan_race(lens, [TASK, OTHER], "heads", store=None)
+    plan = dl.plan_race(lens, [TASK, OTHER], SOME, store=None)
     tokens = [one.table["tokens"].sum() for one in (plan.least, plan.unchanged, plan.most)]
     assert tokens[0] < raced.record["work"]["tokens"] < tokens[2] and tokens[0] < tokens[1] < tokens[2]
     assert plan.n_least < plan.n_unchanged < 200 and plan.most.table["documents"].tolist() == [200, 200]
-    assert "At least, if the race ends after 16 documents of each task" in repr(plan)
-    assert "If no condition changes anything, all are spared after 96 documents" in repr(plan)
-    short = dl.plan_race(lens, TASK, "heads", max_documents=20, samples="0:100", store=None)
-    assert short.most.table["documents"].tolist() == [20] and short.n_least == 16
-    assert short.unchanged is None and f"It takes {short.n_unchanged} documents of each task to spare" in repr(short)
-    enough = dl.plan_race(lens, TASK, "heads", max_documents=short.n_unchanged, store=None)
-    assert enough.unchanged is not None and enough.n_unchanged == short.n_unchanged > 20
-
-
-def test_no_race_costs_less_than_the_least_of_its_plan(lens):
-    heads = sorted(ONE_HOP)  # removing either is always noticed
-    race, plan = dl.race(lens, TASK, heads, **QUIET), dl.plan_race(lens, TASK, heads, store=None)
-    assert set(race.decisions["decision"]) == {CRITICAL} and set(race.decisions["n"]) == {plan.n_least} == {16}
-    assert race.record["work"]["tokens"] == plan.least.table["tokens"].sum() < plan.unchanged.table["tokens"].sum()
-    top = dl.plan_race(lens, TASK, "heads", top=2, store=None)
-    assert top.n_least == 16 and top.unchanged is top.n_unchanged is None and "changes anything" not in repr(top)
+    assert f"At least, if the race ends after {plan.n_least} documents of each task" in repr(plan)
+    assert f"If no condition changes anything, all are spared after {plan.n_unchanged} documents" in repr(plan)
+    short = dl.plan_race(lens, TASK, SOME, max_documents=20, samples="0:100", store=None)
+    assert short.most.table["documents"].tolist() == [20] and short.n_least == 16 and short.unchanged is None
+    assert f"It takes {short.n_unchanged} documents of each task to spare" in repr(short)
 
 
 @pytest.mark.parametrize("n", [1, 30, 1024])
@@ -268,50 +193,34 @@ def test_documents_of_a_plan_are_those_of_the_evidence(n):
     assert min(taken(1.0), taken(-1.0)) == fewest_documents(n, ALPHA, (1 + MARGIN) / (1 - MARGIN))
 
 
-class TestCommand:
-    def run(self, out, *more):
-        main(["race", "organism", TASK, "--ablate", "layers", "--out", str(out), "--store", "none", *more])
+@pytest.fixture
+def command(tmp_path, capsys):
+    """Race on the command line: exit code and what was printed."""
 
-    def test_it_prints_and_writes(self, tmp_path, capsys):
+    def run(*more):
         with pytest.raises(SystemExit) as end:
-            self.run(tmp_path, "--max-documents", "60")
-        assert end.value.code == 0
-        printed = capsys.readouterr().out
-        assert "critical" in printed and "is wrong is at most 0.05" in printed and "**" not in printed
-        race = dl.Race.load(tmp_path)
-        assert len(race.decisions) == 6
-        assert race.record["command"][:3] == ["depthlens", "race", "organism"]
+            main(["race", "organism", TASK, "--ablate", "L1,L4", "--out", str(tmp_path), "--store", "none", *more])
+        printed = capsys.readouterr()
+        return end.value.code, printed.out + printed.err
 
-    def test_two_do_not_write_to_one_folder(self, tmp_path, capsys):
-        with locked(tmp_path), pytest.raises(SystemExit) as end:
-            self.run(tmp_path, "--max-documents", "20")
-        assert end.value.code == 2 and "another process is writing to" in capsys.readouterr().err
-        assert not (tmp_path / "record.json").exists()
+    return run
 
-    def test_another_race_is_refused_before_anything_runs(self, tmp_path, capsys):
-        for more, code in ((["--max-documents", "20"], 0), (["--max-documents", "20"], 0), (["--margin", "0.2"], 2)):
-            with pytest.raises(SystemExit) as end:
-                self.run(tmp_path, *more)
-            assert end.value.code == code
-        assert "holds another race (margin" in capsys.readouterr().err
 
-    def test_the_costliest_heads_are_those_of_a_head_sweep(self, lens, tmp_path, capsys):
-        asked = ["race", "organism", OTHER, "--top", "3", "--margin", "0.2", "--store", "none", "--ablate"]
-        with pytest.raises(SystemExit) as end:
-            main([*asked, "heads", "--out", str(tmp_path / "all")])
-        assert end.value.code == 0
-        printed = capsys.readouterr().out
-        assert "of 24 conditions the 3 costliest are L1.H2, L3.H0, L4.H3" in printed
-        mine = dl.Race.load(tmp_path / "all")
-        swept = dl.head_sweep(lens, OTHER, method="race", top=3, margin=0.2, measure="task", **QUIET)
-        pd.testing.assert_frame_equal(mine.decisions, swept.decisions, check_dtype=False)
-        assert mine.record["n_documents"][OTHER] == 200 - 16
-        with pytest.raises(SystemExit) as end:
-            main([*asked, "L0.H1,L1.H2,L3.H0,L4.H3,L5.H0", "--out", str(tmp_path / "some")])
-        assert end.value.code == 0 and set(dl.Race.load(tmp_path / "some").of(TOP)) == TWO_HOP
+def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(command, tmp_path):
+    code, printed = command("--max-documents", "32")
+    assert code == 0 and "critical" in printed and "is wrong is at most 0.05" in printed and "**" not in printed
+    race = dl.Race.load(tmp_path)
+    assert len(race.decisions) == 2 and race.record["command"][:3] == ["depthlens", "race", "organism"]
+    assert command("--max-documents", "32")[0] == 0
+    code, printed = command("--max-documents", "32", "--margin", "0.2")
+    assert code == 2 and "holds another race (margin" in printed
+    with locked(tmp_path):
+        code, printed = command("--max-documents", "20", "--overwrite")
+    assert code == 2 and "another process is writing to" in printed
 
-    def test_it_plans(self, tmp_path, capsys):
-        with pytest.raises(SystemExit) as end:
-            main(["race", "organism", TASK, "--ablate", "layers", "--plan", "--store", "none"])
-        assert end.value.code == 0
-        assert "At most, if all conditions stay to the end" in capsys.readouterr().out
+
+def test_nats_are_clipped(lens):
+    race = dl.race(lens, TASK, SOME, measure="answer_logprob", max_documents=64, **QUIET)
+    assert race.losses["loss"].abs().max() == 1.0  # a planted head costs many nats
+    assert set(race.of(CRITICAL)) == ONE_HOP
+    assert set(race.decisions["metric"]) == {"answer_logprob"}

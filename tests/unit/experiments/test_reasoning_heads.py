@@ -1,10 +1,13 @@
-"""Reasoning scores: against the removal of heads by hand."""
+"""Worked solutions: their numbers, what heads read at results, and reasoning scores against removal by hand."""
 
 from __future__ import annotations
+
+from decimal import Decimal
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from by_hand import logprobs
 
 from depthlens.analysis.head_scores import HeadScores
@@ -12,15 +15,12 @@ from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
-from depthlens.experiments.reasoning_heads import ratio_cases, reasoning_scores
+from depthlens.experiments.reasoning_heads import ratio_cases, reasoning_scores, weighted_tokens
+from depthlens.experiments.result_attention import SOURCES, attention_at_results
+from depthlens.tasks import token_spans
 from depthlens.tasks.prepared_task import Prepared
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,6 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
 
 def reasoning_scores_of(lens, solution):
     """Attributed loss summed over the tokens of all kinds."""
-    from depthlens.experiments.reasoning_heads import weighted_tokens
-
     requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
     return -attribute(lens, requests, weights=weights)[0].numpy().sum(0)
 
@@ -97,14 +95,14 @@ def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning
 def test_the_interval_of_a_ratio_covers_it():
     """Losses and surprisals that vary together, of 30 solutions: the 95% interval holds the true ratio."""
     rng = np.random.default_rng(4)
-    covered, n_draws, ratio = 0, 1000, 0.4
+    covered, n_draws, ratio = 0, 400, 0.4
     for _ in range(n_draws):
         surprisal = rng.gamma(4, 0.25, 30)
         losses = ratio * surprisal * rng.gamma(2, 0.5, 30)  # its mean is the ratio times that of the surprisal
         cases = ratio_cases(losses[:, None, None], surprisal)
         scores = HeadScores.of_cases("ratio", "", cases, {}, tested=False)
         covered += bool(scores.low[0, 0] <= ratio <= scores.high[0, 0])
-    assert 0.92 < covered / n_draws < 0.97  # 30 skewed values: a little below 0.95
+    assert 0.91 < covered / n_draws < 0.98  # 30 skewed values: a little below 0.95
 
 
 @pytest.fixture
@@ -140,21 +138,89 @@ def test_a_right_answer_without_its_format_is_right(lens, writes):
 
 
 def test_too_few_right_solutions_are_refused(lens, writes):
-    options = {"limit": 12, "num_fewshot": 0, "store": None, "progress": False}
     writes(7)
     with pytest.raises(UserError, match="the model solves 7 of 12 problems, and 8 right solutions are needed"):
-        reasoning_scores(lens, "arithmetic_cot", solutions="own", **options)
-    with pytest.raises(UserError, match="unknown solutions 'mine'"):
-        reasoning_scores(lens, "arithmetic_cot", solutions="mine", **options)
-    with pytest.raises(UserError, match="worked solutions need a generative task"):
-        reasoning_scores(lens, "capitals_continuation", solutions="own", **options)
+        reasoning_scores(lens, "arithmetic_cot", solutions="own", limit=12, num_fewshot=0, store=None, progress=False)
 
 
-def test_bad_reasoning_requests_are_refused(lens):
-    for task, options, message in [
-        ("arithmetic_cot", {"method": "copy"}, "unknown method 'copy'"),
-        ("capitals_continuation", {}, "worked solutions need a generative task"),
-        ("capitals_generative", {}, "has a number that does not occur before it"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            reasoning_scores(lens, task, limit=2, progress=False, **options)
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
+def test_attention_at_results_is_the_mass_of_the_eager_kernel(family):
+    lens = tiny.lens(family, max_position_embeddings=4096)
+    options = {"limit": 4, "num_fewshot": 0}
+    table = attention_at_results(lens, "arithmetic_cot", **options, progress=False)
+    assert list(table.columns) == ["layer", "head", "condition", *SOURCES, "n"]
+    assert np.allclose(table[list(SOURCES)].sum(axis=1), 1)
+    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", **options)
+    mass = {source: np.zeros((lens.dims.n_layers, lens.dims.n_heads)) for source in SOURCES}
+    model = tiny.model(family, max_position_embeddings=4096)
+    model.set_attn_implementation("eager")
+    n = 0
+    for solution in solved:
+        with torch.no_grad():
+            whole = model(torch.tensor([solution.text.tokens]), output_attentions=True).attentions
+        for result in solution.results:
+            n += 1
+            for layer, head in np.ndindex(mass["rest"].shape):
+                for p in result.tokens:
+                    row = whole[layer][0, head, p - 1].numpy() / len(result.tokens)
+                    groups = [set(result.operands), set(result.previous), set(solution.question)]
+                    for source, group in zip(SOURCES, groups, strict=False):
+                        mass[source][layer, head] += sum(row[j] for j in group)
+                    mass["rest"][layer, head] += row.sum() - sum(row[j] for j in set.union(*groups))
+    assert set(table["n"]) == {n} and n >= 4
+    for source in SOURCES:
+        assert np.allclose(table[source].to_numpy().reshape(mass[source].shape), mass[source] / n, atol=1e-4)
+
+
+def test_numbers_of_a_solution_are_computed_or_copied():
+    question = "Question: Ann has 53 pens, gives away 12 and buys 17. Two friends help.\nAnswer:"
+    solution = " There are 53 - 12 = 41.\nThen 41 + 17 = 58, or 1,058.5 with 2 of 7th at 12 = 12 and 99.\n#### 58"
+    found = [
+        (solution[a:b], kind) for a, b, kind in worked_solutions.kinds(solution, question, examples="Question: 99\n\n")
+    ]
+    assert found == [
+        ("53", "copied"), ("12", "copied"), ("41", "computed"), ("41", "copied"), ("17", "copied"), ("58", "computed"),
+        ("1,058.5", "computed"), ("2", None), ("12", "copied"), ("12", None), ("99", None), ("58", "copied"),
+    ]  # fmt: skip
+    gsm8k = "48/2 = <<48/2=24>>24 clips, 48+24 = <<48+24=72>>72.\n#### 72"
+    kinds = [kind for _, _, kind in worked_solutions.kinds(gsm8k, "48 clips to 2 friends")]
+    assert kinds == ["copied"] * 4 + ["computed"] + ["copied"] * 5 + ["computed"] + ["copied"] * 2
+    assert [v for *_, v in worked_solutions.numbers("$1,234.50. A4 7th 3")] == [Decimal("1234.50"), Decimal(3)]
+
+
+def test_spans_cover_the_solution_and_results_know_their_operands(lens):
+    for solution in worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=4, num_fewshot=1):
+        tokens, n = solution.text.tokens, len(solution.text.request.context)
+
+        def read(positions, tokens=tokens):
+            return lens.tokenizer.decode([tokens[p] for p in positions])
+
+        covered = [p for s in solution.spans for p in range(s.start, s.end)]
+        assert covered == sorted(set(covered)) and covered[0] == n
+        assert len(covered) == len(tokens) - n - sum(  # one byte a token: only unclear numbers are left out
+            end - start for start, end, kind in worked_solutions.kinds(
+                solution.text.continuation, *_question_and_examples(solution)) if kind is None
+        )  # fmt: skip
+        assert all(read(range(s.start, s.end)).isdigit() for s in solution.spans if s.kind != "text")
+        assert not any(c.isdigit() for s in solution.spans if s.kind == "text" for c in read(range(s.start, s.end)))
+        assert "Question:" in read(solution.question) and read(solution.question).count("Question:") == 1
+        for request in map(solution.request, solution.spans):
+            assert (*request.context, *request.continuation) == tokens[
+                : len(request.context) + len(request.continuation)
+            ]
+    text = token_spans.align(
+        lens, "test", "Q: 3 bags of 9, minus 21?\nA:", " 3 * 9 = 27.\n27 - 21 = 6.\nWith 4: 6 + 27 = 33."
+    )
+    found = worked_solutions.take_apart(0, text, "Q: 3 bags of 9, minus 21?\nA:")
+
+    def letters(positions):
+        return "".join((text.context + text.continuation)[p] for p in positions)
+
+    told = [(letters(r.tokens), letters(r.operands), letters(r.previous)) for r in found.results]
+    # 4 is new, so the rule calls it computed, and what comes after it on its line starts afresh
+    assert told == [("27", "39", ""), ("6", "2721", "27"), ("4", "", "6"), ("33", "627", "4")]
+
+
+def _question_and_examples(solution):
+    at = solution.text.context.rindex("Question:")
+    return solution.text.context[at:], solution.text.context[:at]

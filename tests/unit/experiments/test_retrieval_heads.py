@@ -14,19 +14,13 @@ from depthlens.errors import UserError
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_detectors import scores_by_token
 from depthlens.experiments.retrieval_heads import retrieval_scores
-from depthlens.models.lens import Lens
-from depthlens.organisms import builder, language
+from depthlens.organisms import language
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
-FAMILIES = ["llama-gqa", "qwen3", "deepseek-v3"]  # shared keys, normed queries and keys, latent attention
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+FAMILIES = ["llama-gqa", "deepseek-v3"]  # shared keys, latent attention
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -50,22 +44,13 @@ def test_copy_paste_score_is_the_formula(family):
     assert 0 < np.mean(scores) < 1
 
 
-def test_an_offloaded_model_gives_the_same_scores(tmp_path):
-    folder = tiny.save(tmp_path / "model", "llama-gqa")
-    whole, offloaded = dl.load(folder), dl.load(folder, offload="disk")
-    given = greedy_needles(whole, 2)
-    one, other = (retrieval_scores(lens, needles=given, progress=False) for lens in (whole, offloaded))
-    assert np.array_equal(one.values, other.values) and one.n == other.n == 2
-
-
 def planted_needles(task, n=20):
     asked = language.sample(n, task, seed=7)
     return [Needle(LoglikelihoodRequest(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
 
 
-def organism(name):
-    built = builder.build(**{k: v for k, v in vars(builder.parse(name)).items()})
-    return Lens(built.model, built.tokenizer, name), built.truth
+def planted(name):
+    return dl.load(name), dl.organisms.truth(name)
 
 
 def separates(values, heads):
@@ -75,9 +60,16 @@ def separates(values, heads):
     return values[inside].min() > values[~inside].max()
 
 
-@pytest.mark.parametrize("name", [*(f"organism:seed={seed}" for seed in range(5)), "organism:n_kv_heads=2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "organism:seed=1",
+        "organism:n_kv_heads=2",
+        *(pytest.param(f"organism:seed={seed}", marks=pytest.mark.nightly) for seed in (0, 2, 3, 4)),
+    ],
+)
 def test_planted_heads_rank_first(name):
-    lens, truth = organism(name)
+    lens, truth = planted(name)
     for task in language.TASKS:
         given = planted_needles(task)
         copying = retrieval_scores(lens, needles=given, progress=False)
@@ -93,7 +85,7 @@ def test_planted_heads_rank_first(name):
 
 
 def test_decoy_and_backup_are_told_apart():
-    lens, truth = organism("organism:seed=1,decoy,backup")
+    lens, truth = planted("organism:seed=1,decoy,backup")
     given = planted_needles("one_hop")
     copying = retrieval_scores(lens, needles=given, progress=False)
     alone = retrieval_scores(lens, needles=given, method="exact", progress=False)
@@ -114,26 +106,26 @@ def test_decoy_and_backup_are_told_apart():
 
 
 def test_a_task_gives_needles_and_attribution_agrees():
-    lens, truth = organism("organism")
-    options = {"limit": 8, "progress": False}
+    lens, truth = planted("organism")
+    options = {"limit": 4, "progress": False}
     copying = retrieval_scores(lens, "organism_one_hop", **options)
-    assert set(copying.top(1)) == truth.copies("one_hop") and copying.n == 8
+    assert set(copying.top(1)) == truth.copies("one_hop") and copying.n == 4
     assert copying.record["tasks"] == ["organism_one_hop"] and copying.record["model"]["name"] == "organism"
     exact = retrieval_scores(lens, "organism_one_hop", method="exact", **options)
     estimate = retrieval_scores(lens, "organism_one_hop", method="attribution", **options)
     assert set(exact.top(2)) == truth.needed("one_hop")
     assert set(estimate.top(1)) <= truth.needed("one_hop")  # saturated attention hides the rest from gradients
-    change, _ = attribute(lens, [n.request for n in prompts.task_needles(lens, "organism_one_hop", limit=8)])
+    change, _ = attribute(lens, [n.request for n in prompts.task_needles(lens, "organism_one_hop", limit=4)])
     assert np.allclose(estimate.values, -change.mean(0).numpy(), atol=LOSS_TOLERANCE)
     path = retrieval_scores(lens, "organism_one_hop", method="integrated_gradients", **options)
     assert set(path.top(2)) == truth.needed("one_hop"), "which the way to removal shows"
     assert path.name == "loss on needle tokens, by integrated gradients"
-    assert len(set(exact.record["documents"])) == 8 and exact.record["documents"] == copying.record["documents"]
+    assert len(set(exact.record["documents"])) == 4 and exact.record["documents"] == copying.record["documents"]
     assert "attribution" in estimate.name and estimate.unit == exact.unit == "nats" and copying.unit == ""
 
 
 def test_needles_that_are_not_recalled_do_not_count():
-    lens, truth = organism("organism")
+    lens, truth = planted("organism")
     good = planted_needles("one_hop", 5)
     swapped = [
         Needle(LoglikelihoodRequest(n.request.context, (n.request.continuation[0] - 1,)), (0,), n.places) for n in good
@@ -184,21 +176,3 @@ def test_losses_are_those_of_removal_by_hand(family):
     assert np.abs(exact.values).max() > 100 * LOSS_TOLERANCE
     assert np.isnan(joint.values[0, 0]) and not joint.critical[0, 0]
     assert exact.low[0, 0] <= exact.values[0, 0] <= exact.high[0, 0]
-
-
-def test_bad_retrieval_requests_are_refused(lens):
-    given = greedy_needles(lens, 1)
-    for options, message in [
-        ({"method": "guess"}, "unknown method 'guess'"),
-        ({"given_removed": [(0, 0), (1, 1)]}, "only 'exact' removes several heads"),
-        ({"method": "exact", "given_removed": [(0, 0), (0, 0)]}, "given_removed names 1 heads"),
-        ({"method": "exact", "given_removed": [(0, 0), (9, 0)]}, "layer 9 does not exist"),
-        ({"needles": []}, "no needles"),
-        ({"needles": None, "n_needles": 0}, "n_needles 0"),
-        ({"needles": None, "depths": [1.5]}, "depths"),
-        ({"needles": None, "tasks": "capitals_generative", "limit": 3}, "is in its prompt"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            retrieval_scores(lens, **({"needles": given, "progress": False} | options))
-    with pytest.raises(UserError, match="does not know English words; give tasks="):
-        retrieval_scores(organism("organism")[0], progress=False)

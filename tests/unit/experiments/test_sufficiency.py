@@ -14,7 +14,6 @@ from depthlens.analysis import bootstrap
 from depthlens.analysis import sufficiency as analysis
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.experiments.lists_of_heads import same_layers
 from depthlens.experiments.sufficiency import keep_only
 from depthlens.requests import LoglikelihoodRequest
@@ -25,25 +24,19 @@ N_DRAWS = 10
 
 
 @pytest.fixture(scope="module")
-def organism():
-    lens = dl.load("organism:seed=2")
-    return lens, dl.organisms.truth(lens.name)
-
-
-@pytest.fixture(scope="module")
 def curve(organism):
     lens, truth = organism
     planted = [truth.role(role) for role in ("previous_token", "retrieval", "bridge", "output")]
     lists = {"planted": planted, "noise": [(0, 0), (5, 1), (2, 3), (3, 2)]}
-    options = {"limit": 12, "measure": "answer_logprob", "store": None, "progress": False}
+    options = {"limit": 8, "measure": "answer_logprob", "store": None, "progress": False}
     return dl.sufficiency_curve(lens, [ONE, TWO], lists, k=[1, 2, 4], n_draws=N_DRAWS, **options)
 
 
 # -- what is kept -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama-mha", "llama-gqa", "llama-mqa", "deepseek-v2"])
-@pytest.mark.parametrize("kept", [[], [(1, 2)], [(0, 0), (2, 1), (2, 3)], [(3, h) for h in range(4)]])
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v2"])
+@pytest.mark.parametrize("kept", [[], [(0, 0), (2, 1), (2, 3)], [(3, h) for h in range(4)]])
 def test_every_other_head_is_at_its_mean(family, kept):
     lens = tiny.lens(family)
     dims = lens.dims
@@ -66,16 +59,7 @@ def test_all_heads_kept_is_the_whole_model():
 # -- random lists --------------------------------------------------------------------------------------------------
 
 
-def test_random_lists_have_the_layers_of_the_list_and_each_head_of_a_layer_is_as_likely():
-    heads = [(3, 1), (0, 2), (3, 0), (7, 0)]
-    drawn = [same_layers(heads, 4, Random(seed)) for seed in range(2000)]
-    for order in drawn:
-        assert [layer for layer, _ in order] == [3, 0, 3, 7] and len(set(order)) == 4
-    for place in range(4):
-        counts = np.bincount([order[place][1] for order in drawn], minlength=4)
-        assert (np.abs(counts / 2000 - 0.25) < 0.05).all()  # five standard errors; the list's own heads among them
-
-
+@pytest.mark.nightly
 def test_the_rank_test_keeps_its_level_where_no_list_is_special():
     """Random worths of heads, a list chosen without looking at them: p <= 0.05 in at most 5% of cases."""
     random, rng = Random(1), np.random.default_rng(1)
@@ -109,13 +93,15 @@ def test_faithfulness_of_either_direction():
     assert np.isnan(analysis.faithfulness(kept, whole, none)).all()  # nothing to restore
 
 
-@pytest.mark.parametrize("n", [15, 60])
-def test_intervals_of_the_areas_cover_them(n):
+@pytest.mark.parametrize(
+    ("n", "n_draws"), [(15, 60), *(pytest.param(n, 300, marks=pytest.mark.nightly) for n in (15, 60))]
+)
+def test_intervals_of_the_areas_cover_them(n, n_draws):
     """Documents that gain differently from heads, with noise of their own: 95% intervals hold the true areas."""
     rng, shares = np.random.default_rng(n), np.array([0, 0.02, 0.1, 0.5, 1])
     true = np.array([0, 0.3, 0.6, 0.95, 1])
     wanted = [area[0] for area in analysis.areas(true[None], shares)]
-    hits, n_draws = np.zeros(2), 300
+    hits = np.zeros(2)
     for draw in range(n_draws):
         level, gain = rng.normal(-4, 1.5, (n, 1)), 3 * rng.gamma(2, 0.5, (n, 1))
         values = level + gain * true + rng.normal(0, 0.5, (n, 5))
@@ -123,7 +109,7 @@ def test_intervals_of_the_areas_cover_them(n):
         f = analysis.faithfulness(means, means[:, 0], means[:, -1])
         ends = [bootstrap.interval(area, n) for area in analysis.areas(f, shares)]
         hits += [low <= area <= high for (low, high), area in zip(ends, wanted, strict=True)]
-    assert (hits / n_draws > 0.9).all(), hits / n_draws
+    assert (hits / n_draws > (0.9 if n_draws == 300 else 0.85)).all(), hits / n_draws
 
 
 def test_points_follow_from_the_documents(curve, organism):
@@ -159,6 +145,10 @@ def test_planted_heads_suffice_and_noise_does_not(curve):
         better = (table["cpr"] - table["random_cpr"])[:, task]
         assert table.loc[("planted", task), "separates"] and better["planted"] > 0.2 > 0.05 > better["noise"]
         assert table.loc[("planted", task), "p_value"] == pytest.approx(1 / (1 + N_DRAWS))
+    lines = [line for line in dl.plots.sufficiency(curve).axes[0].lines if line.get_gid() == "list"]
+    drawn = curve.points[(curve.points["task"] == ONE) & (curve.points["k"] > 0)]
+    for line, name in zip(lines, ("planted", "noise"), strict=True):
+        assert np.allclose(line.get_ydata(), drawn.loc[drawn["list"] == name, "faithfulness"])
     said = curve.describe()
     assert len(said) == 4 and "4 heads (17%) restore" in said[0] and "CPR" in said[0] and "planted" in repr(curve)
 
@@ -172,51 +162,11 @@ def test_a_task_whose_heads_add_nothing_is_not_judged():
     assert dl.plots.sufficiency(found).axes
 
 
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+
 def test_a_curve_is_read_as_it_was_written(curve, tmp_path):
     curve.save(tmp_path)
     again = dl.SufficiencyCurve.load(tmp_path)
     assert again.describe() == curve.describe() and again.areas.equals(curve.areas)
     assert dl.Result.load(tmp_path).docs["value"].equals(curve.result.docs["value"])
-
-
-def test_the_figure_shows_every_list_and_its_random_lists(curve):
-    figure = dl.plots.sufficiency(curve)
-    assert len(figure.axes) == 2
-    for ax, task in zip(figure.axes, (ONE, TWO), strict=True):
-        assert ax.get_title(loc="left") == task
-        lines = [line for line in ax.lines if line.get_gid() == "list"]
-        for line, name in zip(lines, ("planted", "noise"), strict=True):
-            own = curve.points[(curve.points["list"] == name) & (curve.points["task"] == task)]
-            own = own[own["k"] > 0]
-            assert np.allclose(line.get_ydata(), own["faithfulness"]) and np.allclose(line.get_xdata(), own["k"])
-        assert sum(c.get_gid() == "band" for c in ax.collections) == 2
-        assert any("CPR" in text.get_text() for text in ax.texts)
-
-
-# -- refusals -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "lists, options, message",
-    [
-        ({}, {}, "give at least one list"),
-        ({"a": []}, {}, "list 'a' is empty"),
-        ({"a": [(0, 9)]}, {}, "head 9 does not exist"),
-        ({"a": [(0, 1), (0, 1)]}, {}, "names one part twice"),
-        ({"a": [(0, 1)]}, {"k": 2}, "list 'a' has 1 heads; k goes up to 2"),
-        ({"a": [(0, 1)]}, {"k": 0}, "give a whole number from 1"),
-        ({"a": [(la, h) for la in range(6) for h in range(4)]}, {"k": 24}, "the model has 24 heads"),
-        ({"a": [(0, 1)]}, {"n_draws": 5}, "n_draws 5"),
-        ({"a": [(0, 1)]}, {"measure": "both"}, "a curve has one measure"),
-        ({"a": [(0, 1)]}, {"metric": "bleu"}, "metric of task organism_one_hop"),
-    ],
-)
-def test_bad_requests_are_refused(organism, lists, options, message):
-    with pytest.raises(UserError, match=message):
-        dl.sufficiency_curve(organism[0], ONE, lists, limit=2, progress=False, **options)
-
-
-def test_without_k_a_curve_goes_as_far_as_the_shortest_list(organism):
-    lists = {"a": [(0, 1), (1, 2), (2, 1)]}
-    found = dl.sufficiency_curve(organism[0], ONE, lists, n_draws=10, limit=2, store=None, progress=False)
-    assert found.record["k"] == [1, 2, 3]

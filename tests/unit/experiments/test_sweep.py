@@ -12,7 +12,7 @@ import torch
 
 from depthlens import provenance
 from depthlens.analysis import stats
-from depthlens.analysis.results import DOCS_COLUMNS, Result
+from depthlens.analysis.results import DOCS_COLUMNS
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
@@ -21,11 +21,6 @@ from depthlens.tasks import harness
 
 CHOICE, WRITTEN = "capitals_continuation", "kv_retrieval_4"
 LIMIT = 3
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +35,9 @@ def baseline(result, **wanted) -> pd.DataFrame:
     return docs.reset_index(drop=True)
 
 
-def test_columns_and_types_are_the_contract(layers):
+def test_columns_are_the_contract(layers):
     assert list(layers.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
     assert DOCS_COLUMNS == [*("model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response")]
-    assert str(layers.docs["layer"].dtype) == str(layers.docs["head"].dtype) == "Int64"
-    assert layers.docs["doc_id"].dtype == "int64" and layers.docs["value"].dtype == "float64"
     assert list(layers.summary.columns) == list(stats.SUMMARY_COLUMNS)
     assert set(layers.docs["model"]) == {"tiny-llama-gqa"}
 
@@ -66,15 +59,6 @@ def test_layer_and_head_are_filled_where_there_is_exactly_one(lens):
     assert places["layer"].dropna().to_dict() == {"L3": 3, "L2.attn": 2, "L1.H2": 1, "L0.KV1": 0}
     assert places["head"].dropna().to_dict() == {"L1.H2": 2}
     assert set(places.index) == {"baseline", "L3", "L2.attn", "L1.H2", "L0.KV1", "L1-2", "L0+L4"}
-
-
-def test_responses_are_the_text_written_or_the_option_chosen(lens, layers):
-    for response in layers.docs.loc[layers.docs["task"] == WRITTEN, "response"]:
-        assert isinstance(response, str)
-    task = harness.load_tasks([CHOICE])[CHOICE]
-    options = {i: doc["choices"] for i, doc in zip(range(LIMIT), task.test_docs(), strict=False)}
-    for row in layers.docs[layers.docs["task"] == CHOICE].itertuples():
-        assert row.response in options[row.doc_id]
 
 
 def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
@@ -126,11 +110,6 @@ def test_sublayer_sweeps(lens, layers, site):
     assert result.record["ablate"] == site
 
 
-def test_unknown_site(lens):
-    with pytest.raises(UserError, match="unknown site 'head' for a layer sweep; allowed: layer, attn, mlp"):
-        layer_sweep(lens, CHOICE, site="head")
-
-
 def test_the_baseline_does_not_depend_on_what_else_is_swept(lens, layers):
     other = condition_sweep(lens, [WRITTEN, CHOICE], ["L4", "L0.H0"], limit=LIMIT, batch_tokens=300, progress=False)
     for task in (CHOICE, WRITTEN):
@@ -142,12 +121,6 @@ def test_the_baseline_does_not_depend_on_what_else_is_swept(lens, layers):
     assert other.record["ablate"] == ["L4", "L0.H0"]
 
 
-def test_a_smaller_limit_is_the_first_documents_of_a_larger_one(lens, layers):
-    one = layer_sweep(lens, [CHOICE, WRITTEN], limit=1, progress=False)
-    wanted = layers.docs[layers.docs["doc_id"] == 0].reset_index(drop=True)
-    pd.testing.assert_frame_equal(one.docs, wanted)
-
-
 def test_means_name_the_set_they_were_taken_over(lens):
     result = condition_sweep(lens, [WRITTEN], "L2.attn,L2.attn@mean,L3@mean", limit=2, progress=False)
     assert list(result.docs["condition"].unique()) == ["baseline", "L2.attn", "L2.attn@mean", "L3@mean"]
@@ -156,19 +129,6 @@ def test_means_name_the_set_they_were_taken_over(lens):
     # put in place of what was removed, so the model writes something else
     texts = result.docs.groupby("condition")["response"].agg(tuple)
     assert texts["L2.attn@mean"] != texts["L2.attn"]
-
-
-def test_one_task_may_be_given_by_its_name(lens):
-    assert set(layer_sweep(lens, WRITTEN, limit=1, progress=False).docs["task"]) == {WRITTEN}
-
-
-def test_groups_become_their_tasks_or_one_where_they_have_a_score(lens):
-    tasks = ["kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16"]
-    result = condition_sweep(lens, ["kv_retrieval"], "L1", limit=1, progress=False)
-    assert list(result.record["tasks"]) == ["kv_retrieval"]
-    assert list(result.record["tasks"]["kv_retrieval"]["subtasks"]) == tasks and result.docs["doc_id"].nunique() == 3
-    plain = condition_sweep(lens, ["capitals"], "L1", limit=1, progress=False)
-    assert list(plain.record["tasks"]) == ["capitals_default", "capitals_continuation", "capitals_generative"]
 
 
 def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):
@@ -182,12 +142,6 @@ def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):
         condition_sweep(lens, [CHOICE], "layers", limit=0)
 
 
-def test_run_sweep_looks_tasks_up_before_it_loads_the_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("depthlens.models.loading.load", lambda *a, **k: pytest.fail("the model is loaded"))
-    with pytest.raises(UserError, match="unknown task 'capitols_default'"):
-        run_sweep("smollm2-135m", ["capitols_default"], "layers")
-
-
 def test_run_sweep_loads_by_name(tmp_path, layers):
     tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096)
     result = run_sweep(str(tmp_path), [CHOICE], "layers", limit=LIMIT, seed=5, device="cpu", progress=False)
@@ -195,21 +149,6 @@ def test_run_sweep_loads_by_name(tmp_path, layers):
     assert result.record["model"]["fingerprint"] == layers.record["model"]["fingerprint"]
     wanted = layers.docs[layers.docs["task"] == CHOICE].reset_index(drop=True)
     pd.testing.assert_frame_equal(result.docs.drop(columns="model"), wanted.drop(columns="model"))
-
-
-def test_a_result_survives_saving_and_loading(layers, tmp_path):
-    layers.save(tmp_path / "out")
-    loaded = Result.load(tmp_path / "out")
-    pd.testing.assert_frame_equal(loaded.docs, layers.docs)
-    pd.testing.assert_frame_equal(loaded.summary, layers.summary)
-    assert loaded.record == layers.record
-    saved = pd.read_parquet(tmp_path / "out" / "summary.parquet")
-    assert len(saved) == 18 and list(saved.columns) == list(stats.SUMMARY_COLUMNS)
-
-
-def test_the_commit_is_that_of_the_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "depthlens" / "provenance.py"))
-    assert provenance.git_commit() is None
 
 
 def test_a_machine_without_git_still_gets_its_record(monkeypatch):

@@ -55,7 +55,7 @@ def test_every_kind_of_transplant_equals_surgery(family):
     assert torch.equal(logits(base.model), clean)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v2"])
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v2"])
 def test_a_bias_of_the_output_projection_goes_with_the_whole_attention(family):
     base, donor = two(family, attention_bias=True)
     assert base.arch.o_proj[0].bias is not None
@@ -69,7 +69,7 @@ def test_a_bias_of_the_output_projection_goes_with_the_whole_attention(family):
             same(row, logits(cut.model)[0, -1:], str(condition))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
 def test_no_part_is_the_base_exactly_and_all_parts_are_the_donor(family):
     base, donor = two(family)
     clean, wanted, before = logits(base.model), logits(donor.model), weights_of(base.model)
@@ -92,7 +92,7 @@ def test_tied_and_untied_embeddings_make_a_pair():
         same(logits(base.model), logits(donor.model))
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "deepseek-v2", "deepseek-v3"])
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
 def test_other_rotary_frequencies_go_with_whole_layers(family):
     base = surgery.rough_lens(family)
     donor = other(surgery.rough_lens(family, rope_parameters={"rope_type": "default", "rope_theta": 50.0}))
@@ -108,7 +108,9 @@ def test_other_rotary_frequencies_go_with_whole_layers(family):
     assert texts(together, conditions)[1] == texts(donor, conditions[:1])[0]
 
 
-@pytest.mark.parametrize(("family", "batch_tokens"), [("llama-gqa", 1), *((family, 2048) for family in FAMILIES)])
+@pytest.mark.parametrize(
+    ("family", "batch_tokens"), [("llama-gqa", 1), *((f, 2048) for f in ("llama-gqa", "qwen3", "deepseek-v3"))]
+)
 def test_wavefront_plain_rows_and_generation_agree_with_surgery(family, batch_tokens):
     base, donor = two(family)
     together = distillation.with_donor(base, donor)
@@ -120,7 +122,7 @@ def test_wavefront_plain_rows_and_generation_agree_with_surgery(family, batch_to
     for i, condition in enumerate(conditions):
         cut = operated(base, donor, condition)
         same(walked[i], scores(cut, [removals(condition)])[0], str(condition))
-        if family in ("llama-gqa", "qwen3", "deepseek-v3") and batch_tokens > 1:  # the walk is the same for the others
+        if batch_tokens > 1:
             assert written[i] == texts(cut, [removals(condition)])[0], str(condition)
     assert len({tuple(row) for row in written}) > len(conditions) // 2, "the texts tell nothing apart"
 
@@ -190,22 +192,3 @@ def test_a_transplant_inside_a_transplant_is_refused_and_the_outer_one_stays():
     assert torch.equal(logits(base.model), clean)
     with distillation.transplant(base, donor, layers=[2]):  # and afterwards there is none
         pass
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"layers": [5]}, r"layer 5 does not exist; layers are 0\.\.4"),
-        ({"layers": [-1]}, "layer -1 does not exist"),
-        ({"heads": [(0, 4)]}, r"head 4 does not exist; heads are 0\.\.3"),
-        ({"layers": [1], "mlp": [1]}, "L1.mlp@donor has no effect of its own beside L1@donor"),
-        ({"kv": [(1, 0)], "heads": [(1, 1)]}, "L1.H1@donor has no effect"),
-        ({"attn": [2, 2]}, "names one part twice"),
-    ],
-)
-def test_parts_that_do_not_exist_or_overlap_are_refused(parts, message):
-    base, donor = two("llama-gqa")
-    shape = attributes(base.model)
-    with pytest.raises(UserError, match=message), distillation.transplant(base, donor, **parts):
-        pass
-    assert attributes(base.model) == shape

@@ -28,7 +28,7 @@ CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
 ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
 CONDITIONS = ["L1", "L1-2", "L0+L3.mlp", "L2.attn", "L1.H1+L3.KV0", "L0+L2.H0+L2.H1", "L0+L2@int4+L3.mlp@int8+L3.H1"]
 CUT = "L0.KV1+L1.KV0+L2.KV1+L3.KV1+L4.KV1"
-FAMILIES = ["llama-gqa", "qwen2", "qwen3", "qwen3-moe", "deepseek-v2", "deepseek-v3", "mistral"]
+FAMILIES = ["qwen2", "qwen3-moe", "deepseek-v3"]
 # sliding windows by layer, layers without positions, norms after parts, one matrix for queries, keys and values
 CLASSES = ["gemma2", "gemma3_text", "smollm3", "phi3", "olmo2", "mixtral", "qwen2_moe", "glm4_moe", "cohere2"]
 
@@ -52,19 +52,23 @@ def assert_is_condition(lens: dl.Lens, condition: str, out: Path) -> dl.Lens:
     return loaded
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+# llama-gqa has all conditions, the other families three that cross what is special in them
+FEW = [(family, condition) for family in FAMILIES for condition in ("L1", "L1.H1+L3.KV0", CONDITIONS[-1])]
+
+
+@pytest.mark.parametrize(("family", "condition"), [*(("llama-gqa", c) for c in CONDITIONS), *FEW])
 def test_scores_are_the_conditions(family, condition, tmp_path):
     assert_is_condition(tiny.lens(family), condition, tmp_path / "out")
 
 
-@pytest.mark.parametrize("condition", ["L1", "L0+L2"])
-@pytest.mark.parametrize("kind", CLASSES)
-def test_layers_of_other_classes_are_left_out(kind, condition, tmp_path):
-    assert_is_condition(model_classes.lens(kind), condition, tmp_path / "out")
+@pytest.mark.parametrize(
+    "kind", [*CLASSES[:3], *(pytest.param(kind, marks=pytest.mark.nightly) for kind in CLASSES[3:])]
+)
+def test_layers_of_other_classes_are_left_out(kind, tmp_path):
+    assert_is_condition(model_classes.lens(kind), "L0+L2", tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "qwen3"])
 def test_groups_that_every_layer_loses_are_cut(family, tmp_path):
     lens = tiny.lens(family)
     loaded = assert_is_condition(lens, CUT, tmp_path / "out")
@@ -72,7 +76,10 @@ def test_groups_that_every_layer_loses_are_cut(family, tmp_path):
     assert loaded.dims.query_heads(0) == lens.dims.query_heads(0)
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"])
+@pytest.mark.parametrize(
+    "kind",
+    ["mixtral", "gpt_oss", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("qwen2_moe", "olmoe", "granitemoe"))],
+)
 def test_experts_that_every_layer_loses_are_cut(kind, tmp_path):
     lens = model_classes.lens(kind)
     loaded = assert_is_condition(lens, "L0.E1+L1.E3+L2.E0+L3.E2", tmp_path / "one")
@@ -93,7 +100,7 @@ def test_experts_that_cannot_be_cut_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "deepseek_v3", "gemma2", "smollm3"])
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
 def test_a_layer_that_runs_twice_is_there_twice(kind, tmp_path):
     lens = model_classes.lens(kind)
     loaded = assert_is_condition(lens, "L0+L1.H1+L1-2x2", tmp_path / "out")
@@ -112,7 +119,11 @@ def test_heads_that_cannot_be_cut_are_zero(tmp_path):
     assert f"{columns} of them set to zero" in str(found)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "qwen3-moe", "deepseek-v3"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family",
+    ["qwen3-moe", *(pytest.param(f, marks=pytest.mark.nightly) for f in ("llama-gqa", "qwen2", "deepseek-v3"))],
+)
 def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tmp_path):
     folder = mini_tasks.write(tmp_path)
     lens = tiny.lens(family)
@@ -203,14 +214,11 @@ def test_the_card_says_what_was_removed_and_what_it_cost(tmp_path):
 REFUSED = {
     "baseline": "condition baseline removes nothing",
     "L1@mean": "condition L1@mean: what layer @mean does cannot be written into weights; .* e.g. L1",
-    "L1.H1@noise3": "what head @noise does cannot be written",
     "L1.H1@int4": "what head @int4 does cannot be written",
     "L1[1:]": r"what layer \[1:\] does cannot be written",
     "L1@donor": "what layer @donor does cannot be written",
     "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
-    "L5": "layer 5 does not exist",
     "L1.E2": "the model has no experts",
-    "": "cannot read ''",
 }
 
 

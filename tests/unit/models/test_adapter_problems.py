@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 
 import pytest
 
@@ -15,7 +14,6 @@ from depthlens import paths
 
 DATA = paths.data_dir()
 TASKS = DATA / "tasks"
-NAMES = ("smollm2-135m-direct", "smollm2-135m-cot")
 STEPS = 260  # of the committed runs
 
 
@@ -31,7 +29,6 @@ def script(name: str):
 
 
 problems = script("training_problems")
-train = script("train_adapters")
 
 
 @pytest.fixture(scope="module")
@@ -60,31 +57,6 @@ class TestProblems:
         assert len(asked) > 450
         assert not asked & {question(problem) for problem in drawn}
 
-    @pytest.mark.parametrize(("family", "asks"), [("capitals", "capital"), ("elements", "chemical symbol")])
-    def test_no_fact_of_a_test_set_is_asked_in_other_words(self, drawn, family, asks):
-        subjects = {doc["subject"] for doc in read(f"{family}/choice_test.jsonl")}
-        found = {question(p) for p in of(drawn, "letters", "open") if asks in question(p)}
-        assert len(found) >= 10
-        for text in found:
-            subject = re.fullmatch(r"What is the [a-z ]+ of (?:the )?(.*)\?", text)[1]
-            assert subject not in subjects
-
-    def test_codes_have_other_names(self, drawn):
-        tested = {
-            key
-            for n in (4, 8, 16)
-            for s in ("test", "fewshot")
-            for d in read(f"kv_retrieval/{n}_{s}.jsonl")
-            for key in d["keys"]
-        }
-        named = {name for p in of(drawn, "retrieval") for name in re.findall(r"The code of the (\w+) is \d", p.prompt)}
-        assert len(tested) == 64 and len(named) > 60 and not tested & named
-
-    def test_people_and_things_are_others(self, drawn):
-        source = tomllib.loads((DATA / "facts/word_problems.toml").read_text(encoding="utf-8"))
-        words = {word for p in of(drawn, "arithmetic") for word in re.findall(r"\w+", p.prompt)}
-        assert not {*source["names"], *source["things"]} - {"books"} & words  # some stories are about books
-
     def test_no_calculation_is_that_of_an_evaluated_problem(self, drawn):
         evaluated = {sums(d["solution"]) for s in ("test", "fewshot") for d in read(f"arithmetic/{s}.jsonl")}
         single = re.compile(r"What is \d+ [-+*/] \d+\?")
@@ -110,14 +82,6 @@ class TestProblems:
             assert p.steps.endswith(f"\n#### {p.direct}") and lines[-1].endswith(f" = {p.direct}")
             if expression := re.fullmatch(r"What is ([-+*/() \d]+)\?", question(p)):
                 assert eval(expression[1]) == int(p.direct), p
-
-    def test_letters_are_balanced_and_bound_first(self, drawn):
-        letters = [p.direct for p in of(drawn, "letters")]
-        assert all(0.22 < letters.count(letter) / len(letters) < 0.28 for letter in "ABCD")
-        ends = [range(10), range(STEPS - 10, STEPS)]
-        parts = [[p for n in end for t in problems.step(0, n, STEPS) for p in t if p.kind == "letters"] for end in ends]
-        first, last = [sum("Which option" in p.prompt for p in part) / len(part) for part in parts]
-        assert first > 0.75 and last < 0.35
 
     def test_a_step_depends_on_seed_and_number_alone(self):
         again = "import training_problems as p; print(p.step(3, 7, 260))"

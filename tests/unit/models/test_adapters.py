@@ -10,25 +10,18 @@ import re
 import pytest
 import tiny
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
 
 from depthlens import paths
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import adapters, embedded, loading
-from depthlens.tasks import harness
 
 DATA = paths.data_dir()
-TASKS = DATA / "tasks"
 NAMES = ("smollm2-135m-direct", "smollm2-135m-cot")
 STEPS = 260  # of the committed runs
 # the same sums in another order: float32 through five layers of logits of size 10
 SAME = 1e-4
-
-
-def read(name: str) -> list[dict]:
-    return [json.loads(line) for line in (TASKS / name).read_text(encoding="utf-8").splitlines()]
 
 
 def script(name: str):
@@ -42,66 +35,10 @@ problems = script("training_problems")
 train = script("train_adapters")
 
 
-def as_problem(task: str, doc: dict):
-    """A document of an embedded task in the words of the training problems."""
-    if task.endswith("_default"):
-        return problems.letters_problem(doc["question"], doc["choices"], doc["answer"])
-    if task.endswith("_continuation"):
-        return problems.open_problem(doc["question"], doc["choices"][doc["answer"]])
-    if task.endswith("_generative"):
-        return problems.open_problem(doc["question"], doc["answer"])
-    if task.startswith("kv_"):
-        return problems.retrieval_problem(doc["keys"], doc["values"], doc["position"])
-    return problems.arithmetic_problem(doc["question"], doc["solution"], doc["answer"])
-
-
 TRAINED = [
     f"{family}_{form}" for family in ("capitals", "elements") for form in ("default", "continuation", "generative")
 ]
 TRAINED += ["kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16", "arithmetic_direct", "arithmetic_cot"]
-
-
-def check_tokens(lens, task: str, shots: int) -> None:
-    """What is trained on, token for token, is lm-eval's prompt, and the answer follows as lm-eval would score it."""
-    loaded = harness.load_tasks([task], num_fewshot=shots)
-    (prepared,) = harness.prepare(lens, loaded, limit=2)
-    examples = [as_problem(task, doc) for doc in loaded[task].fewshot_docs()][:shots]
-    for doc_id, doc in prepared.docs.items():
-        (text,) = train.encode(
-            lens.tokenizer, [[*examples, as_problem(task, doc)]], "cot" if "cot" in task else "direct"
-        )
-        asked = [r for r, i in zip(prepared.requests, prepared.task.instances, strict=True) if i.doc_id == doc_id]
-        kind, start, end = text.answers[-1]
-        assert len(text.answers) == shots + 1 and end == len(text.tokens)
-        assert text.tokens[-1] == lens.tokenizer.eos_token_id
-        prompt, answer = tuple(text.tokens[:start]), tuple(text.tokens[start : end - 1])
-        assert {r.context for r in asked} == {prompt}
-        if prepared.output_type == "multiple_choice":
-            assert answer in {r.continuation for r in asked}
-        else:
-            target = f" {prepared.task.doc_to_target(doc)}"
-            assert lens.tokenizer.decode(answer) == target
-
-
-@pytest.mark.parametrize("shots", [0, 2])
-@pytest.mark.parametrize("task", TRAINED)
-def test_trained_text_is_lm_evals(task, shots):
-    check_tokens(tiny.lens("llama-gqa", max_position_embeddings=8192), task, shots)
-
-
-def test_only_the_answers_to_word_problems_differ():
-    tokenizer = tiny.tokenizer()
-    texts = problems.step(0, 200, STEPS)
-    direct, cot = (train.encode(tokenizer, texts, adapter) for adapter in ("direct", "cot"))
-    differ = 0
-    for problem, a, b in zip((shots[0] for shots in texts), direct, cot, strict=True):
-        if problem.kind != "arithmetic":
-            assert a == b
-        else:
-            differ += a != b
-            start = a.answers[0][1]
-            assert a.tokens[:start] == b.tokens[:start] and a.answers[0][:2] == b.answers[0][:2]
-    assert differ > 3
 
 
 # --- training ----------------------------------------------------------------------------------------------
@@ -121,70 +58,6 @@ def trainer(monkeypatch):
         return train.Trainer(tiny.model("llama-gqa"), tiny.tokenizer(), settings(**changes), path / "run.safetensors")
 
     return made
-
-
-def test_training_lowers_the_loss_and_leaves_the_base(trainer, tmp_path):
-    run = trainer(tmp_path, steps=12, learning_rate=1e-2)
-    before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    run.run()
-    assert run.curve[-1]["loss"] < 0.9 * run.curve[0]["loss"]
-    for key, value in run.model.state_dict().items():
-        assert torch.equal(before[key], value) != ("lora_" in key)
-
-
-def test_texts_of_a_row_do_not_see_each_other():
-    model = get_peft_model(tiny.model("llama-gqa"), LoraConfig(r=2, target_modules=train.PROJECTIONS))
-    texts = train.encode(tiny.tokenizer(), problems.step(0, 5, STEPS), "direct")[:3]
-    first, second, third = texts
-    n = sum(end - start for _, start, end in first.answers)
-    m = sum(end - start for _, start, end in second.answers)
-    beside = train.forward(model, [[first, second]])[0]
-    assert torch.equal(beside[:n], train.forward(model, [[first, third]])[0][:n])
-    turned = train.forward(model, [[second, first]])[0]
-    # autocast to bfloat16: eight bits of logits of size 1
-    torch.testing.assert_close(turned[m:], beside[:n], atol=0.05, rtol=0.05)
-    assert not torch.equal(beside[n:], beside[:m])
-
-
-def test_every_text_is_in_one_row():
-    texts = train.encode(tiny.tokenizer(), problems.step(0, 5, STEPS), "cot")
-    passes = list(train.batches(texts, settings(batch_tokens=1500)))
-    assert len(passes) > 1
-    assert sorted(id(text) for rows in passes for row in rows for text in row) == sorted(map(id, texts))
-    for rows in passes:
-        width = max(len(rows[0][0].tokens), settings().row)
-        assert all(sum(len(text.tokens) for text in row) <= width for row in rows)
-        assert len(rows) == 1 or len(rows) * width <= 1500
-
-
-def test_interrupted_and_resumed_is_undisturbed(trainer, tmp_path, monkeypatch):
-    whole = trainer(tmp_path / "whole")
-    whole.run()
-    broken = trainer(tmp_path / "broken")
-    step = train.Trainer.step
-
-    def interrupted(self):
-        if self.done == 3:
-            raise KeyboardInterrupt
-        return step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            broken.run(save_every=2)
-    resumed = trainer(tmp_path / "broken")
-    resumed.resume()
-    assert resumed.done == 2
-    resumed.run()
-    assert resumed.curve == whole.curve
-    for name, weight in whole.weights.items():
-        assert torch.equal(weight, resumed.weights[name]), name
-
-
-def test_resuming_other_settings_is_refused(trainer, tmp_path):
-    trainer(tmp_path).save()
-    with pytest.raises(SystemExit, match=r"was trained with seed 0 \(now 1\)"):
-        trainer(tmp_path, seed=1).resume()
 
 
 # --- merging -----------------------------------------------------------------------------------------------
@@ -241,17 +114,6 @@ def test_loaded_by_name_merged_once(installed, tmp_path, monkeypatch):
     assert loading.load(str(folder)).fingerprint == lens.fingerprint
 
 
-def test_another_adapter_is_another_folder(installed, tmp_path):
-    first = adapters.merged(NAMES[1])
-    weights = load_file(installed / "adapter_model.safetensors")
-    save_file(
-        {k: 2 * w for k, w in weights.items()}, installed / "adapter_model.safetensors", metadata={"format": "pt"}
-    )
-    second = adapters.merged(NAMES[1])
-    assert first != second and len(list((tmp_path / "cache").iterdir())) == 2
-    assert loading.load(str(first)).fingerprint != loading.load(str(second)).fingerprint
-
-
 def spoil_config(folder, **changes):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | changes))
@@ -261,12 +123,10 @@ def spoil_config(folder, **changes):
     ("spoil", "said"),
     [
         (lambda f: (f / "adapter_model.safetensors").unlink(), "its adapter lacks .*adapter_model.safetensors"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"cut"), "is damaged"),
-        (lambda f: (f / "adapter_config.json").write_text("{"), "is damaged"),
         (lambda f: spoil_config(f, base_model_name_or_path="other"), "its adapter is for 'other'"),
         (lambda f: spoil_config(f, r=3), "is damaged .*size mismatch"),
     ],
-    ids=["missing", "cut short", "no JSON", "other base", "other rank"],
+    ids=["missing", "other base", "other rank"],
 )
 def test_spoiled_adapter_is_one_line(installed, tmp_path, spoil, said):
     spoil(installed)
@@ -274,12 +134,6 @@ def test_spoiled_adapter_is_one_line(installed, tmp_path, spoil, said):
         loading.load(NAMES[1])
     assert "\n" not in str(caught.value) and "install depthlens again" in str(caught.value)
     assert not list((tmp_path / "cache").glob("*"))
-
-
-def test_cache_that_cannot_be_written(installed, tmp_path, monkeypatch):
-    monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "data" / "adapters" / NAMES[1] / "training.csv"))
-    with pytest.raises(UserError, match="model 'smollm2-135m-cot' cannot be written to .*DEPTHLENS_CACHE"):
-        loading.load(NAMES[1])
 
 
 # --- what is shipped ---------------------------------------------------------------------------------------
@@ -303,21 +157,6 @@ def curve(name: str) -> list[dict]:
 
 @pytest.mark.parametrize("name", NAMES)
 class TestShipped:
-    def test_files(self, name):
-        files = sorted(path.name for path in (DATA / "adapters" / name).iterdir())
-        assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors", "training.csv"]
-        assert (DATA / "adapters" / name / "adapter_model.safetensors").stat().st_size <= 12e6
-
-    def test_weights_are_rank_16_on_every_projection(self, name):
-        weights = load_file(DATA / "adapters" / name / "adapter_model.safetensors")
-        assert len(weights) == 30 * len(train.PROJECTIONS) * 2
-        assert all(16 in w.shape and w.dtype == torch.float16 and w.isfinite().all() for w in weights.values())
-
-    def test_curve_is_of_the_whole_run(self, name):
-        rows = curve(name)
-        assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1)) and list(rows[0]) == train.COLUMNS
-        assert train.Settings("cot").steps == STEPS
-
     def test_card_tells_data_budget_seed_limits_and_every_score(self, name):
         card = (DATA / "adapters" / name / "README.md").read_text(encoding="utf-8")
         for said in ("## Data", "## Training", "## Scores", "## Limits", "--seed 0", f"--steps {STEPS}", "tokens)"):
@@ -333,7 +172,7 @@ class TestShipped:
 
 
 @pytest.mark.integration
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_retraining_starts_as_the_committed_runs_did(tmp_path):
     """Both runs, which begin with the same letters; the second step shows what the optimizer did.
 
@@ -357,7 +196,7 @@ N_SUBSET = 16
 
 
 @pytest.mark.integration
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_adapter_reaches_its_accuracies(name):
     """On the first documents only: three standard errors of so few may lie between them and what the issue wants."""
@@ -369,26 +208,3 @@ def test_shipped_adapter_reaches_its_accuracies(name):
         scores = result.baselines[result.baselines["task"] == task]
         error = (wanted * (1 - wanted) / N_SUBSET) ** 0.5
         assert scores["baseline"].max() >= wanted - 3 * error, scores
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("shots", [0, 4])
-@pytest.mark.parametrize("task", [task for task in TRAINED if task not in ("kv_retrieval_4", "kv_retrieval_8")])
-def test_trained_text_is_lm_evals_for_the_embedded_tokenizer(embedded_lens, task, shots):
-    check_tokens(embedded_lens, task, shots)
-
-
-@pytest.fixture(scope="module")
-def embedded_lens():
-    return loading.load("smollm2-135m")
-
-
-@pytest.mark.integration
-def test_pieces_of_a_text_are_tokens_of_the_whole(embedded_lens):
-    """Prompt and answer are encoded apart; lm-eval encodes few-shot examples as one text."""
-    tokenizer = embedded_lens.tokenizer
-    for n in range(0, STEPS, 16):
-        drawn = problems.step(0, n, STEPS)
-        for shots, text in zip(drawn, train.encode(tokenizer, drawn, "cot"), strict=True):
-            whole = "\n\n".join(f"{problem.prompt} {problem.steps}" for problem in shots)
-            assert text.tokens == [*tokenizer(whole).input_ids, tokenizer.eos_token_id]

@@ -40,7 +40,7 @@ def test_every_family_binds_to_its_own_modules(family):
         assert layer.self_attn is attn and attn.o_proj is o_proj and layer.mlp is mlp
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
 def test_parts_do_what_their_names_say(family):
     """Layer by layer: the output is the input + attention of its norm + MLP of its norm."""
     model = tiny.model(family)
@@ -70,51 +70,11 @@ def test_a_part_that_is_missing_is_named():
         bind(model)
 
 
-def test_parts_that_cannot_be_told_apart_are_named():
+def test_wrong_shapes_number_of_layers_width_and_groups_are_refused():
     model = tiny.model("llama-gqa")
-    for layer in model.model.layers:
-        layer.mlp2 = nn.Linear(32, 32)
-    said = r"LlamaForCausalLM has more than one MLP in model.layers.0 \(mlp, mlp2\); it is not supported"
-    with pytest.raises(UserError, match=said):
+    model.model.layers[3].self_attn.o_proj = nn.Linear(40, 32)
+    with pytest.raises(UserError, match="LlamaForCausalLM: o_proj input of layer 3 is 40, expected 32; it was changed"):
         bind(model)
-    model = tiny.model("llama-gqa")
-    model.model.layers[2].third_norm = nn.RMSNorm(32)
-    with pytest.raises(UserError, match="the parts of layers 0 and 2 are not alike"):
-        bind(model)
-
-
-def test_layers_of_other_kinds_are_refused():
-    model = tiny.model("llama-gqa")
-    layer = model.model.layers[1]
-    layer.feed_forward = layer.mlp
-    del layer.mlp
-    with pytest.raises(UserError, match="the parts of layers 0 and 1 are not alike"):
-        bind(model)
-
-
-def test_a_renamed_projection_is_an_error_that_names_the_layer():
-    model = tiny.model("llama-gqa")
-    model.model.layers[0].self_attn.out = model.model.layers[0].self_attn.o_proj
-    del model.model.layers[0].self_attn.o_proj
-    with pytest.raises(UserError, match="LlamaForCausalLM has no attention in model.layers.0"):
-        bind(model)
-
-
-@pytest.mark.parametrize(
-    ("o_proj", "said"),
-    [
-        (nn.Linear(32, 31), "o_proj output of layer 3 is 31, expected 32"),
-        (nn.Linear(40, 32), "o_proj input of layer 3 is 40, expected 32"),
-    ],
-)
-def test_wrong_shapes_are_refused_with_what_was_found_and_wanted(o_proj, said):
-    model = tiny.model("llama-gqa")
-    model.model.layers[3].self_attn.o_proj = o_proj
-    with pytest.raises(UserError, match=f"LlamaForCausalLM: {said}; it was changed, or is not supported"):
-        bind(model)
-
-
-def test_wrong_number_of_layers_width_and_groups_are_refused():
     model = tiny.model("llama-gqa")
     model.model.layers = model.model.layers[:4]
     with pytest.raises(UserError, match="number of layers is 4, expected 5"):
@@ -129,7 +89,7 @@ def test_wrong_number_of_layers_width_and_groups_are_refused():
         bind(model)
 
 
-@pytest.mark.parametrize("path", ["", "self_attn", "self_attn.o_proj", "mlp", "input_layernorm"])
+@pytest.mark.parametrize("path", ["", "self_attn.o_proj"])
 def test_a_module_at_two_depths_is_refused_with_the_way(path):
     model = tiny.model("llama-gqa")
     where = f"model.layers.2.{path}".rstrip(".")
@@ -138,21 +98,14 @@ def test_a_module_at_two_depths_is_refused_with_the_way(path):
     with pytest.raises(UserError, match=said):
         bind(model)
     model.set_submodule(where, copy.deepcopy(model.get_submodule(where), {id(model.config): model.config}))
-    if path in ("", "self_attn"):
+    if path == "":
         with pytest.raises(UserError, match="no attention has layer_idx 2, .*; set layer_idx of each attention to"):
             bind(model)
         model.model.layers[2].self_attn.layer_idx = 2
     assert bind(model).dims.n_layers == 5
 
 
-def test_parameters_may_be_shared():
-    model = tiny.model("llama-gqa")
-    one, other = model.model.layers[1].mlp, model.model.layers[2].mlp
-    one.up_proj.weight = other.up_proj.weight
-    assert bind(model).dims.n_layers == 5
-
-
-@pytest.mark.parametrize("path", ["", "model", "model.layers.1", "model.layers.1.self_attn", "model.layers.4.mlp"])
+@pytest.mark.parametrize("path", ["", "model.layers.4.mlp"])
 def test_compiled_modules_are_refused(path):
     """Compiled code does not see hooks that come later: an MLP that was removed stayed."""
     model = tiny.model("llama-gqa")

@@ -30,19 +30,6 @@ def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
         devices.torch_device("cuda:2")
 
 
-@pytest.mark.parametrize("device", ["tpu", "cpu:0", "cuda:x", ""])
-def test_unknown_devices_are_refused(device):
-    with pytest.raises(UserError, match=f"unknown device {device!r}"):
-        loading.load("organism", device=device)
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])
-def test_devices_that_are_not_here_are_refused(device, monkeypatch):
-    available(monkeypatch)
-    with pytest.raises(UserError, match=f"{device}.*use device=cpu"):
-        loading.load("organism", device=device)
-
-
 def ignores_strides(x, weight, bias=None):
     """As torch 2.8.0 on MPS: a weight that is not contiguous is read as if it were."""
     if not weight.is_contiguous():
@@ -50,27 +37,21 @@ def ignores_strides(x, weight, bias=None):
     return LINEAR(x, weight, bias)
 
 
-def nan(x, weight, bias=None):
-    return LINEAR(x, weight, bias) * torch.nan
-
-
 def test_right_products_pass():
     devices.check_linear(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("linear", [ignores_strides, nan])
-def test_wrong_products_are_refused_with_the_fix(linear, monkeypatch):
-    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+def test_wrong_products_are_refused_with_the_fix(monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "linear", ignores_strides)
     with pytest.raises(UserError, match="device 'cpu': torch .* wrong matrix products .*; install torch 2.9 or later"):
         devices.check_linear(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("device", ["auto", "mps"])
-def test_products_are_checked_before_a_model_is_loaded_onto_mps(tmp_path, monkeypatch, device):
+def test_products_are_checked_before_a_model_is_loaded_onto_mps(tmp_path, monkeypatch):
     def refuse(device):
         raise UserError(f"{device} is wrong")
 
     available(monkeypatch, mps=True)
     monkeypatch.setattr(devices, "check_linear", refuse)
     with pytest.raises(UserError, match="mps is wrong"):
-        loading.load(str(tiny.save(tmp_path, "llama-gqa")), device=device)
+        loading.load(str(tiny.save(tmp_path, "llama-gqa")), device="auto")

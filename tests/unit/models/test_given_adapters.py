@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 import tiny
 import torch
@@ -12,10 +9,6 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablations import BASELINE, expand
-from depthlens.engine.engine import Engine
-from depthlens.models import sources
-from depthlens.requests import LoglikelihoodRequest
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 SAME = 1e-5  # W x + B (A x) against (W + B A) x
@@ -51,21 +44,6 @@ def test_logits_are_those_of_peft(desk, name):
     assert all("lora" not in key for key, _ in lens.model.named_parameters())
 
 
-def test_it_is_the_same_model_as_the_saved_sum(desk, tmp_path):
-    lens = dl.load(f"{desk}/adapter")
-    lens.model.save_pretrained(tmp_path)
-    lens.tokenizer.save_pretrained(tmp_path)
-    assert dl.load(str(tmp_path)).fingerprint == lens.fingerprint != dl.load(f"{desk}/base").fingerprint
-
-
-def test_an_adapter_is_a_donor_of_its_base(desk):
-    lens = dl.with_donor(dl.load(f"{desk}/base"), f"{desk}/base+{desk}/adapter")
-    request = LoglikelihoodRequest((5, 6, 7), (8, 9))
-    found = Engine(lens, progress=False).loglikelihood([request], expand("whole@donor", lens.dims))
-    own = Engine(dl.load(f"{desk}/adapter"), progress=False).loglikelihood([request], [BASELINE])
-    assert found[1][0].logprob == pytest.approx(own[0][0].logprob, abs=SAME)
-
-
 REFUSED = {
     "{desk}/base+{desk}/nowhere": "adapter '.*nowhere' does not exist; give a folder that peft wrote, or a hub id",
     "{desk}/base+": "give a base and an adapter",
@@ -83,24 +61,3 @@ REFUSED = {
 def test_what_is_no_adapter_is_one_line(desk, name):
     with pytest.raises(dl.UserError, match=REFUSED[name]):
         dl.load(name.format(desk=desk))
-
-
-def test_offload_and_servers_take_none(desk):
-    with pytest.raises(dl.UserError, match="an adapter is merged in memory; save the sum once"):
-        dl.load(f"{desk}/adapter", offload="disk")
-    with pytest.raises(dl.UserError, match="a server has its own weights"):
-        dl.load(f"{desk}/adapter", remote=True)
-
-
-def test_a_damaged_adapter_is_one_line(desk, tmp_path):
-    folder = shutil.copytree(desk / "adapter", tmp_path / "damaged")
-    (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(dl.UserError, match="the adapter '.*damaged' does not fit it"):
-        dl.load(str(folder))
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    with pytest.raises(dl.UserError, match="names no base; give BASE"):
-        dl.load(str(folder))
-    (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(dl.UserError, match="adapter_config.json is not JSON"):
-        sources.find(str(folder))

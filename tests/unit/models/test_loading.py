@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import pickle
 import shutil
-import struct
 
-import gguf
 import gguf_files
 import model_classes
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from depthlens.errors import UserError
-from depthlens.models import devices, loading, registry
+from depthlens.models import loading, registry
 
 
 @pytest.fixture(scope="module")
@@ -61,72 +57,6 @@ def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
     assert loaded.tokenizer("Ünïcode 1").input_ids == original.tokenizer("Ünïcode 1").input_ids
 
 
-def test_a_loaded_model_is_in_evaluation_mode_without_gradients(folder):
-    lens = loading.load(folder)  # a Path is as good as its text
-    assert lens.name == str(folder)
-    assert not lens.model.training
-    assert not any(p.requires_grad for p in lens.model.parameters())
-    assert "n_layers=5" in repr(lens) and "float32 on cpu" in repr(lens)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_dtype_is_what_was_asked_for(folder, dtype):
-    lens = loading.load(str(folder), dtype=dtype, device="cpu")
-    assert {p.dtype for p in lens.model.parameters()} == {loading.DTYPES[dtype]}
-    assert lens.describe()["dtype"] == dtype
-
-
-SPEEDS = [("bfloat16", 9.2, True), ("bfloat16", 1.1, False), ("float32", 9.2, False)]
-
-
-@pytest.mark.parametrize(("dtype", "times", "told"), SPEEDS)
-def test_a_dtype_that_is_slow_on_this_cpu_is_told(folder, dtype, times, told, monkeypatch, caplog):
-    assert devices.times_float32(torch.bfloat16) > 0
-    monkeypatch.setattr(devices, "times_float32", lambda _: times)
-    loading.load(str(folder), dtype=dtype, device="cpu")
-    assert ("bfloat16 products take 9 times as long as float32 on this CPU; leave dtype out" in caplog.text) is told
-
-
-def test_auto_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_elsewhere(tmp_path):
-    model = tiny.model("llama-gqa").bfloat16()
-    model.save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    assert loading.load(str(tmp_path), device="cpu").dtype == torch.float32
-    assert devices.auto_dtype(torch.device("cuda")) == "auto"
-
-
-@pytest.mark.parametrize("dtype", ["float80", "bf16", ""])
-def test_unknown_dtypes_are_refused(folder, dtype):
-    assert f"unknown dtype {dtype!r}" in refusal(str(folder), dtype=dtype)
-
-
-def test_fingerprint_is_of_the_weights_and_not_of_the_place(folder, copy):
-    change_config(copy, auto_map={"AutoConfig": "elsewhere.Config"}, transformers_version="5.0.0")
-    wanted = loading.load(str(folder)).fingerprint
-    assert loading.load(str(copy)).fingerprint == wanted
-    weights = load_file(copy / "model.safetensors")
-    weights["model.layers.3.mlp.up_proj.weight"][0, 0] += 1e-3
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    assert loading.load(str(copy)).fingerprint != wanted
-
-
-def test_fingerprint_sees_the_configuration_and_the_dtype(folder, copy):
-    wanted = loading.load(str(folder)).fingerprint
-    assert loading.load(str(folder), dtype="bfloat16").fingerprint != wanted
-    change_config(copy, rms_norm_eps=1e-3)
-    assert loading.load(str(copy)).fingerprint != wanted
-
-
-def test_describe_is_what_a_record_needs(folder):
-    lens = loading.load(str(folder))
-    about = json.loads(json.dumps(lens.describe()))
-    assert about["class"] == "LlamaForCausalLM" and about["fingerprint"] == lens.fingerprint
-    assert about["n_parameters"] == sum(p.numel() for p in lens.model.parameters())
-    sizes = {"n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "d_model": 32, "d_head": 8}
-    assert about["dims"] == sizes | {"n_experts": [], "headless": []}
-    assert about["device"] == "cpu" and about["attention_kernel"] == "sdpa"
-
-
 def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
     rows = registry.table()
     assert rows[0]["alias"] == "smollm2-135m" and rows[0]["source"] == "embedded"
@@ -141,9 +71,8 @@ def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
 # -- GGUF --
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "starcoder2"])
-def test_a_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
-    original = model_classes.lens(kind)
+def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
+    original = model_classes.lens("llama")
     loaded = loading.load(gguf_files.write(tmp_path / "m.gguf", original.model))
     tokens = torch.tensor([loaded.tokenizer("Layers do not matter equally.", add_special_tokens=False).input_ids])
     with torch.no_grad():
@@ -164,17 +93,8 @@ def test_a_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
             "lacks 1 of the weights that transformers takes it to have, e.g. model.la",
         ),
         (
-            {"beside": {"rope_freqs.weight": torch.ones(4)}},
-            "transformers does not read its rope_freqs.weight, and scores",
-        ),
-        (
             {"beside": {"blk.0.attn_q.bias": torch.ones(32)}},
             "transformers does not read its blk.0.attn_q.bias, and scores",
-        ),
-        ({"scaling": gguf.RopeScalingType.YARN}, "transformers does not read its llama.rope.scaling.type, and scores"),
-        (
-            {"architecture": "deepseek2"},
-            "cannot be read: GGUF model with architecture deepseek2 is not supported yet; load",
         ),
         ({"architecture": "mistral"}, "cannot be read: Unknown gguf model_type: mistral in gguf-py"),
     ],
@@ -219,89 +139,11 @@ def test_pickled_weights_are_refused_unread(copy, tmp_path):
 # -- what cannot be loaded --
 
 
-@pytest.mark.parametrize("name", ["", "  "])
-def test_what_is_not_a_name_is_refused(name):
-    assert f"model {name!r}: give an alias" in refusal(name)
-
-
-@pytest.mark.parametrize("value", [None, 5, [], torch.bfloat16])
-def test_values_of_another_type_are_refused_where_no_checker_stands_before(value):
-    # a notebook may set a parameter to null; the tests' own type checker would refuse first
-    with pytest.raises(UserError, match="give an alias"):
-        inspect.unwrap(loading.load)(value)
-    with pytest.raises(UserError, match="unknown device"):
-        inspect.unwrap(loading.load)("x", device=value)
-    with pytest.raises(UserError, match="unknown dtype"):
-        inspect.unwrap(loading.load)("x", dtype=value)
-
-
-def test_unknown_alias_suggests_the_nearest():
-    assert "did you mean smollm2-135m, " in refusal("smollm-135m")
-
-
-@pytest.mark.parametrize("name", ["./nowhere", "/no/where/at/all", "~/no-such-model", "a/b/c"])
-def test_missing_folder(name):
-    assert refusal(name) == f"model directory {name!r} does not exist; give a folder written by save_pretrained"
-
-
-def test_missing_gguf_and_other_files(tmp_path):
-    assert "does not exist" in refusal(str(tmp_path / "m.gguf"))
-    (tmp_path / "m.bin").write_bytes(b"x")
-    assert "is a file but not a .gguf file" in refusal(str(tmp_path / "m.bin"))
-
-
-@pytest.mark.parametrize("content", [b"", b"no gguf", b"GGUF" + struct.pack("<I", 3) + b"\xff" * 16])
-def test_damaged_gguf(tmp_path, content):
-    (tmp_path / "m.gguf").write_bytes(content)
-    assert "m.gguf' cannot be read: " in refusal(str(tmp_path / "m.gguf"))
-
-
-def test_folder_without_config_or_tokenizer(copy):
-    (copy / "tokenizer.json").unlink()
-    (copy / "tokenizer_config.json").unlink()
-    assert "has no tokenizer files" in refusal(str(copy))
-    (copy / "config.json").unlink()
-    assert "holds no config.json" in refusal(str(copy))
-
-
-@pytest.mark.parametrize("text", ["{nope", "[]", "{}"])
-def test_damaged_config(copy, text):
-    (copy / "config.json").write_text(text)
-    assert f"model {str(copy)!r} cannot be read: " in refusal(str(copy))
-
-
-@pytest.mark.parametrize("size", [0, 4, 5000])
-def test_damaged_weights(copy, size):
-    path = copy / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:size])
-    assert f"model {str(copy)!r} cannot be read: " in refusal(str(copy))
-
-
 def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):
     change_config(copy, num_hidden_layers=7)
     message = refusal(str(copy))
     assert "lacks 18 of the weights" in message and "model.layers.5.input_layernorm.weight" in message
     assert capfd.readouterr().err == ""
-
-
-def test_weights_of_another_shape_are_refused(copy):
-    change_config(copy, intermediate_size=64)
-    message = refusal(str(copy))
-    assert "mlp" in message and "48" in message and "64" in message
-
-
-def test_weights_that_are_not_used_are_told(copy, caplog):
-    change_config(copy, num_hidden_layers=4)
-    assert loading.load(str(copy)).dims.n_layers == 4
-    assert "9 weights in the file are not used, e.g. model.layers.4.input_layernorm.weight" in caplog.text
-
-
-@pytest.mark.parametrize("architectures", [["T5ForConditionalGeneration"], ["LlamaModel"], None])
-def test_unsupported_architecture_is_named_with_what_is_supported(copy, architectures):
-    change_config(copy, architectures=architectures)
-    message = refusal(str(copy))
-    assert f"architecture {architectures[0] if architectures else '(not named in config.json)'}" in message
-    assert "has no causal language model of that name" in message and "such as LlamaForCausalLM" in message
 
 
 def test_a_model_too_large_for_the_gpu(folder, monkeypatch):

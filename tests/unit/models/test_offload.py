@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 import tiny
 import torch
+import transplants
 from offloaded import SAME, TASK, layers_in_memory, requests, scores
 from safetensors.torch import load_file, save_file
 
 from depthlens.ablations import expand
-from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.experiments import sweep
-from depthlens.models import devices, loading
+from depthlens.experiments import distillation, sweep
+from depthlens.models import loading
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
-from depthlens.runner import session
-from depthlens.tasks import harness
 
 
 def every_kind(dims):
@@ -38,7 +35,7 @@ def logits(lens):
 # -- the same model --
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
 def test_an_offloaded_model_is_the_model_loaded_whole(saved, family):
     whole, streamed = loading.load(saved(family)), loading.load(saved(family), offload="disk")
     assert layers_in_memory(whole) == list(range(5)) and layers_in_memory(streamed) == []
@@ -52,17 +49,10 @@ def test_an_offloaded_model_is_the_model_loaded_whole(saved, family):
     assert layers_in_memory(streamed) == [] and not any(p.requires_grad for p in streamed.model.parameters())
 
 
-def test_experts_are_stored_one_by_one_and_stacked_in_memory(saved):
-    """Else the test above would not show that a layer's weights are converted as those of a whole model are."""
-    keys = load_file(f"{saved('qwen3-moe')}/model.safetensors").keys()
-    assert "model.layers.0.mlp.experts.3.up_proj.weight" in keys
-    lens = loading.load(saved("qwen3-moe"), offload="disk")
-    assert lens.arch.mlp[0].experts.gate_up_proj.shape == (4, 32, 32)
-
-
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-@pytest.mark.parametrize("family, tied", [("llama-gqa", True), ("deepseek-v3", False)])
+@pytest.mark.parametrize(
+    ("family", "tied", "stored", "dtype"),
+    [("llama-gqa", True, torch.bfloat16, "auto"), ("deepseek-v3", False, torch.float32, "bfloat16")],
+)
 def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored, dtype):
     tiny.model(family, tie_word_embeddings=tied).to(stored).save_pretrained(tmp_path, max_shard_size="40KB")
     tiny.tokenizer().save_pretrained(tmp_path)
@@ -74,138 +64,10 @@ def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored,
     torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
 
 
-def test_auto_dtype_is_the_checkpoints_own_where_it_is_for_a_whole_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "auto_dtype", lambda device: "auto")  # as on a GPU
-    tiny.model("llama-gqa").bfloat16().save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    lens = loading.load(tmp_path, device="cpu", offload="disk")
-    assert lens.dtype == torch.bfloat16 and lens.fingerprint == loading.load(tmp_path, device="cpu").fingerprint
-
-
-def test_a_tied_unembedding_that_the_file_holds_apart_stays_apart(tmp_path):
-    """Transformers then trusts the file and not the configuration."""
-    tiny.save(tmp_path, "llama-gqa", tie_word_embeddings=True)
-    weights = load_file(tmp_path / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 2
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    whole, streamed = loading.load(tmp_path), loading.load(tmp_path, offload="disk")
-    assert torch.equal(streamed.arch.unembed.weight, 2 * streamed.arch.embed.weight)
-    assert torch.equal(logits(streamed), logits(whole)) and streamed.fingerprint == whole.fingerprint
-
-
-def test_a_sweep_has_the_same_documents_and_says_that_it_was_offloaded(saved):
-    folder = saved(max_position_embeddings=4096)
-    tasks = harness.load_tasks([TASK], num_fewshot=0)
-    whole, streamed = (
-        sweep.condition_sweep(loading.load(folder, offload=o), tasks, "layers", limit=2, progress=False)
-        for o in (None, "disk")
-    )
-    assert len(whole.docs) > 0 and set(whole.docs["condition"]) >= {"baseline", "L4"}
-    torch.testing.assert_close(
-        torch.tensor(streamed.docs["value"]), torch.tensor(whole.docs["value"]), rtol=0, atol=SAME
-    )
-    assert streamed.docs["response"].equals(whole.docs["response"])
-    assert streamed.record["model"] == whole.record["model"] | {"offload": "disk"}
-
-
-def test_sweeps_by_name_and_notebooks_hand_the_option_on(saved, monkeypatch):
-    class Loading(Exception):
-        pass
-
-    def load(name, **options):
-        raise Loading(options)
-
-    monkeypatch.setattr(loading, "load", load)
-    monkeypatch.setattr(harness, "load_tasks", lambda *a, **k: {})
-    for call in (
-        lambda: sweep.run_sweep(saved(), [TASK], "layers", offload="disk"),
-        lambda: session.setup_notebook(saved(), [TASK], offload="disk"),
-    ):
-        with pytest.raises(Loading) as caught:
-            call()
-        usual = {"dtype": "auto", "device": "auto", "quantize": None, "remote": False}
-        assert caught.value.args[0] == usual | {"offload": "disk"}
-
-
-# -- each layer once, two at a time --
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """Counts how often each layer is read, and the most layers that were in memory at once."""
-    count, most = Counter(), [0]
-
-    def watch(lens):
-        read, drop = lens.stream.read, lens.stream.drop
-
-        def reading(layer):
-            count[layer] += 1
-            read(layer)
-            most[0] = max(most[0], len(layers_in_memory(lens)))
-
-        def dropping(layer):
-            """Wait for what is being read ahead, so that it is never counted while another layer is half gone."""
-            lens.stream.wait()
-            drop(layer)
-
-        monkeypatch.setattr(lens.stream, "read", reading)
-        monkeypatch.setattr(lens.stream, "drop", dropping)
-        return lens
-
-    return watch, count, most
-
-
-def test_a_walk_reads_each_layer_once_whatever_the_chunks(saved, reads, monkeypatch):
-    watch, count, most = reads
-    lens = watch(loading.load(saved(), offload="disk"))
-    assert walk_check.found(lens).fault is None and count == dict.fromkeys(range(5), 1), "tried once, by one more walk"
-    count.clear()
-    chunks = []
-    lens.arch.mlp[2].register_forward_hook(lambda *a: chunks.append(1))
-    found = scores(lens, expand("heads", lens.dims), batch_tokens=64)
-    assert len(chunks) > 5, "the pack must pass in several chunks for this test to mean something"
-    assert count == dict.fromkeys(range(5), 1) and most == [2]
-    count.clear()
-    assert lens.fingerprint and count == dict.fromkeys(range(5), 1) and most == [2]
-    whole = loading.load(saved())
-    torch.testing.assert_close(found, scores(whole, expand("heads", lens.dims)), rtol=0, atol=SAME)
-
-
-def test_more_than_ten_layers_are_read_in_the_order_of_their_names_for_the_fingerprint(saved, reads):
-    watch, count, most = reads
-    lens = watch(loading.load(saved(num_hidden_layers=12), offload="disk"))
-    assert lens.fingerprint == loading.load(saved(num_hidden_layers=12)).fingerprint
-    assert count == dict.fromkeys(range(12), 1) and most == [2]
-
-
-def test_the_next_layer_is_read_while_one_is_in_use(saved, reads):
-    watch, count, _ = reads
-    lens = watch(loading.load(saved(), offload="disk"))
-    with lens.resident(3):
-        lens.stream.wait()
-        assert layers_in_memory(lens) == [3, 4]
-        with lens.resident(3):  # as when a layer is called whole within a walk
-            pass
-        assert layers_in_memory(lens) == [3, 4]
-    assert layers_in_memory(lens) == [4]
-    with lens.resident(0):  # not what was read ahead
-        assert 0 in layers_in_memory(lens) and 4 not in layers_in_memory(lens)
-    assert count[3] == count[4] == count[0] == 1
-
-
-def test_a_model_in_memory_has_nothing_to_read(saved):
-    lens = loading.load(saved())
-    before = [p.data_ptr() for p in lens.arch.layers[1].parameters()]
-    with lens.resident(1):
-        assert [p.data_ptr() for p in lens.arch.layers[1].parameters()] == before
-    assert lens.stream is None and layers_in_memory(lens) == list(range(5))
-
-
 # -- what goes wrong on the way --
 
 
-@pytest.mark.parametrize("error", [RuntimeError("in the middle"), KeyboardInterrupt()])
-@pytest.mark.parametrize("whole_call", [False, True])
+@pytest.mark.parametrize(("error", "whole_call"), [(RuntimeError("middle"), True), (KeyboardInterrupt(), False)])
 def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call):
     lens = loading.load(saved(), offload="disk")
     conditions = expand("layers", lens.dims)
@@ -220,24 +82,6 @@ def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call)
     handle.remove()
     lens.stream.wait()
     assert layers_in_memory(lens) == []
-    assert torch.equal(scores(lens, conditions), wanted)
-
-
-def test_a_file_that_cannot_be_read_is_an_error_and_not_a_wrong_score(saved, monkeypatch):
-    lens = loading.load(saved(), offload="disk")
-    conditions = expand("layers", lens.dims)
-    wanted = scores(lens, conditions)
-    stored = lens.stream.tensors["model.layers.2.mlp.up_proj.weight"]
-
-    class Torn:
-        def get_tensor(self, key):
-            raise OSError(f"cannot read {key}")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stored, "file", Torn())
-        with pytest.raises(OSError, match="cannot read model.layers.2.mlp.up_proj.weight"):
-            scores(lens, conditions)
-        assert layers_in_memory(lens) == []
     assert torch.equal(scores(lens, conditions), wanted)
 
 
@@ -257,23 +101,67 @@ def test_means_rows_and_sliding_windows_read_layers_as_they_are_called(saved):
     assert (found[0][1:] - found[0][0]).abs().max() > 0.01 and layers_in_memory(streamed) == []
 
 
-@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
-def test_other_backends_are_refused(saved, backend):
-    lens = loading.load(saved(), offload="disk")
-    with pytest.raises(UserError, match=f"backend '{backend}' needs the whole model in memory; use torch"):
-        Engine(lens, backend=backend)
-    with pytest.raises(UserError, match="unknown backend 'banana'"):
-        Engine(lens, backend="banana")
-
-
-def test_generation_is_refused_before_anything_runs(saved, reads):
-    watch, count, _ = reads
-    lens = watch(loading.load(saved(max_position_embeddings=4096), offload="disk"))
+def test_generation_is_refused_before_anything_runs(saved):
+    lens = loading.load(saved(max_position_embeddings=4096), offload="disk")
     with pytest.raises(UserError, match="read whole once for every token; load it without offload, or score"):
         Engine(lens, progress=False).generate_until([GenerateRequest((1, 2), ("\n",), 3)], expand("layers", lens.dims))
     with pytest.raises(UserError, match="task kv_retrieval_4: to write text an offloaded model"):
         sweep.layer_sweep(lens, [TASK, "kv_retrieval_4"], limit=1, progress=False)
-    assert not count
+
+
+@pytest.mark.parametrize(("family", "offloaded"), [("llama-gqa", "disk"), ("qwen3-moe", None), ("deepseek-v3", "disk")])
+def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
+    whole = loading.load(folders(family)), loading.load(folders(family, moved=True))
+    base = loading.load(folders(family), offload=offloaded)
+    together = distillation.with_donor(base, folders(family, moved=True))
+    conditions = transplants.conditions_for(base)
+    wanted = distillation.with_donor(*whole)
+    transplants.same(transplants.scores(together, conditions), transplants.scores(wanted, conditions))
+    assert layers_in_memory(together.donor.lens) == []
+    if not offloaded:
+        assert transplants.texts(together, conditions) == transplants.texts(wanted, conditions)
+        assert layers_in_memory(together.donor.lens) == []
+    assert together.donor.lens.fingerprint == whole[1].fingerprint
+
+
+def test_layers_of_a_donor_that_nothing_asks_for_are_not_read(folders, monkeypatch):
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
+    together, asked, read = distillation.with_donor(base, donor), [], donor.stream.read
+    monkeypatch.setattr(donor.stream, "read", lambda layer: asked.append(layer) or read(layer))
+    transplants.scores(together, expand("L1@donor,L3@donor", base.dims))
+    assert asked == [1, 3] and layers_in_memory(donor) == []
+
+
+# -- what cannot be loaded --
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return tiny.save(tmp_path / "copy", "qwen3-moe")
+
+
+def refusal(folder, offload):
+    with pytest.raises(UserError) as caught:
+        loading.load(folder, offload=offload)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "how"),
+    [("model.layers.2.mlp.experts.1.down_proj.weight", "missing"), ("model.norm.weight", "other shape")],
+)
+def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how):
+    weights = load_file(copy / "model.safetensors")
+    names = [k for k in weights if k.startswith("model.layers.2.mlp.experts.")] if "experts" in key else [key]
+    for name in names:  # transformers stacks the experts that are there: one that lacks shows in the shape
+        if how == "missing":
+            del weights[name]
+        else:
+            weights[name] = weights[name][..., :-1].contiguous()
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(copy, "disk")
+    assert message == refusal(copy, None)
+    assert ("lacks" if how == "missing" else "has shape") in message
 
 
 # -- under a memory limit --
@@ -304,7 +192,7 @@ print(json.dumps([refused, [[a.logprob for a in row] for row in answers], lens.f
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts all private memory against RLIMIT_DATA")
 def test_a_model_larger_than_memory_is_swept(tmp_path):
     """Weights of 586 MB with room for 256 MB beyond what Python and its libraries take before loading.

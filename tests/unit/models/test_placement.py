@@ -54,50 +54,6 @@ def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
     assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
 
 
-def test_auto_spreads_only_what_has_no_room_on_the_first(folder, gpus):
-    gpus(1.2, 1.2)
-    assert set(places(loading.load(folder))) == {"cpu:1"}
-    gpus(0.8, 1.2)
-    assert set(places(loading.load(folder))) == {"cpu:1", "cpu:2"}
-
-
-def test_a_model_without_room_anywhere_is_refused_with_sizes(folder, gpus):
-    gpus(0.3, 0.3)
-    with pytest.raises(UserError, match=r"weights take .* GiB, cpu:1, cpu:2 have room for .* \+ .* GiB; try dtype="):
-        loading.load(folder, device=LISTED)
-
-
-@pytest.mark.parametrize(
-    ("device", "fault"),
-    [
-        ("cuda:0,cuda:0", "named twice"),
-        ("cuda:0,tpu", "unknown device"),
-        ("cuda:0,cpu", "unknown device"),
-        ("cuda,cuda:1", "unknown device"),
-        ("cuda:0,", "unknown device"),
-        (LISTED, "no CUDA GPU here"),
-    ],
-)
-def test_wrong_lists_of_devices_are_refused(device, fault):
-    with pytest.raises(UserError, match=fault):
-        dl.load("organism", device=device)
-
-
-def test_offload_and_several_devices_do_not_mix(folder, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match=r"offload 'disk' .* are several; name one"):
-        loading.load(folder, device=LISTED, offload="disk")
-
-
-def test_libraries_that_cannot_use_a_spread_model_say_so(folder, gpus):
-    gpus(1.2, 1.2)
-    lens = loading.load(folder, device=LISTED)
-    for view in ("bridge", "nnsight"):
-        with pytest.raises(UserError, match="is spread over cpu:1, cpu:2, which .* cannot use"):
-            getattr(lens, view)
-
-
 def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
     gpus(1.2, 1.2)
     base, donor = (loading.load(folder, device=LISTED) for _ in range(2))

@@ -34,9 +34,6 @@ def test_names_are_options(name, options):
         assert getattr(parsed, key) == value
     assert builder.parse(parsed.name) == parsed
     assert builder.truth(name) == builder.truth(parsed)
-
-
-def test_a_name_says_only_what_is_not_the_default():
     assert builder.Options().name == builder.parse("organism:seed=0").name == "organism"
     assert builder.parse("organism:decoy,seed=3,noise=1").name == "organism:seed=3,noise=1.0,decoy"
 
@@ -46,33 +43,22 @@ def test_a_name_says_only_what_is_not_the_default():
     [
         ("organism:", "unknown organism option ''"),
         ("organism:seeds=3", "did you mean seed"),
-        ("organism:seed", "option seed= in 'organism:seed': give a whole number"),
         ("organism:seed=x", "seed=x .*give a whole number"),
-        ("organism:seed=1.5", "give a whole number"),
         ("organism:seed=-1", "give a whole number from 0"),
         ("organism:seed=1,seed=2", "given twice"),
         ("organism:decoy=yes", "it takes no value"),
-        ("organism:noise=loud", "give a number"),
         ("organism:noise=nan", "give a number from 0"),
-        ("organism:noise=-1", "give a number from 0"),
         ("organism:sharpness=0", "give a number above 0"),
         ("organism:n_kv_heads=3", "allowed: 1, 2, 4"),
         ("organism:n_layers=3", "n_layers=3: give a whole number from 4 to 48"),
         ("organism:retrieval_layer=1", "retrieval_layer=1: give a layer from 2 to 5"),
-        ("organism:reasoning_layer=5", "reasoning_layer=5: give a layer from 2 to 4"),
-        ("organism:copying_layer=6", "copying_layer=6: give a layer from 2 to 5"),
         ("organism:previous_layer=4", "previous_layer=4: give a layer from 0 to 3"),
         ("organism:knowledge_layers=early", "knowledge_layers=early: give a layer or a range of layers, as 2 or 2-3"),
-        ("organism:knowledge_layers=4-3", "knowledge_layers=4-3: give a layer or a range of layers"),
         ("organism:text_layers=0-5", "text_layers=0-5: give layers from 1 to 5"),
-        ("organism:letter_layers=5-6", "letter_layers=5-6: give layers from 1 to 5"),
         ("organism:writing_layers=1-5", "writing_layers=1-5: give at most 4 layers"),
-        ("organism:reasoning_strength=0", "give a number above 0"),
         ("organism:tied_embeddings,text_layers=2", "tied_embeddings does not go with text_layers"),
-        ("organism:n_kv_heads=1,copying_layer=2", "n_kv_heads does not go with copying_layer"),
         ("organism:decoy,backup,n_layers=8,retrieval_layer=3,copying_layer=3", "layer 3 has no head left for copying"),
         ("organism:knowledge_layers=2,letter_layers=2,text_layers=2", "279 hidden units and has 256; cut knowledge"),
-        ("organism:decoy backup", "unknown organism option 'decoy backup'"),
         ("organisms", "did you mean organism"),
     ],
 )
@@ -86,14 +72,10 @@ def test_bad_names_are_refused(name, message):
     ("options", "message"),
     [
         ({"depth": 3}, "unknown organism option 'depth'"),
-        ({"seed": "3"}, "seed='3': give a whole number"),
         ({"seed": True}, "seed=True: give a whole number"),
         ({"decoy": 1}, "decoy=1: give True or False"),
-        ({"noise": None}, "noise=None: give a number"),
         ({"knowledge_layers": 2}, "knowledge_layers=2: give a layer or a range of layers"),
-        ({"n_layers": None}, "n_layers=None: give a whole number"),
         ({"n_kv_heads": 8}, "allowed: 1, 2, 4"),
-        ({"eps": float("inf")}, "give a number from 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -132,19 +114,14 @@ def test_truth_of_planted_depth():
         truth.layer_losses("letters")
 
 
-def test_the_extended_language_keeps_the_ids_of_the_other():
+def test_the_extended_language_keeps_the_ids_of_the_other_and_what_is_learned_reaches_every_word():
     basic, extended = language.vocabulary(), language.vocabulary(True)
     assert [*extended][: len(basic)] == [*basic] and len(extended) == 107
     assert language.tokenizer(True)("Ada QK A").input_ids == [extended[t] for t in ("<bos>", "Ada", "QK", "A")]
-
-
-@pytest.mark.parametrize("task", ["knowledge", "text"])
-def test_what_is_learned_reaches_every_word(task):
-    learned = language.learned(task)
-    assert set(learned) == set(learned.values()) == set(language.words())
-    assert all(word != answer for word, answer in learned.items())
-    with pytest.raises(UserError, match="unknown learned task 'one_hop'"):
-        language.learned("one_hop")
+    for task in ("knowledge", "text"):
+        learned = language.learned(task)
+        assert set(learned) == set(learned.values()) == set(language.words())
+        assert all(word != answer for word, answer in learned.items())
 
 
 # -- prompts and tokens ------------------------------------------------------------------------------------------
@@ -186,18 +163,13 @@ def test_sampling_is_seeded_and_sized():
     assert len(sample(1, "two_hop", n_chains=30, n_fillers=300)[0].tokens) == 483
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"n": 0}, "n 0: give a whole number, at least 1"),
-        ({"n_chains": 31}, "n_chains 31: give a whole number from 1 to 30"),
-        ({"n_fillers": -1}, "n_fillers -1: give a whole number, at least 0"),
+def test_prompts_that_cannot_be_are_refused():
+    for options, message in (
+        ({"n": 0}, "n 0: give a whole"),
         ({"task": "three_hop"}, "unknown organism task 'three_hop'"),
-    ],
-)
-def test_prompts_that_cannot_be_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
-        sample(**({"n": 1, "task": "one_hop"} | options))
+    ):
+        with pytest.raises(UserError, match=message):
+            sample(**({"n": 1, "task": "one_hop"} | options))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +177,6 @@ def test_prompts_that_cannot_be_are_refused(options, message):
     [
         ("Ada Ben SEP QA nobody", "'nobody' is not one of its 100 tokens"),
         ("Ada Ben SEP", "write facts, then QA or QB and a word"),
-        ("", "write facts, then QA or QB and a word"),
         ("Ada Ben SEP QA Ben", "no fact starts with 'Ben'"),
         ("Ada Ben SEP QB Ada", "no fact starts with 'Ben'"),
     ],

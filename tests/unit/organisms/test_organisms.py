@@ -11,14 +11,11 @@ from functools import cache
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import cross_entropy
 
 from depthlens.ablations import BASELINE, Condition, Dims, expand, parse_condition
-from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
-from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.models import loading, registry
+from depthlens.models import loading
 from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language, stream
 from depthlens.organisms.language import TASKS, read, sample
@@ -30,7 +27,7 @@ SOLVED = 0.99
 # a word of the prompt at random is right once in 26 times; with 100 prompts, 0.15 is far from it and from solved
 CHANCE = 0.15
 UNCHANGED = 0.02 + 1e-9  # one prompt of 50
-SEEDS = range(5)
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 5))]
 
 
 @cache
@@ -69,17 +66,6 @@ def accuracy(model, asked) -> float:
     return (last_logits(model, asked).argmax(-1) == answers).float().mean().item()
 
 
-# -- the circuits ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_both_tasks_are_solved(seed):
-    (base,) = accuracies(f"organism:seed={seed}", [BASELINE], 200).values()
-    assert min(base.values()) >= SOLVED
-    # without the engine, fewer prompts
-    assert all(accuracy(lens(f"organism:seed={seed}").model, prompts(task, 30)) == 1 for task in TASKS)
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_each_planted_head_carries_exactly_its_tasks_and_no_other_head_any(seed):
     name = f"organism:seed={seed}"
@@ -88,7 +74,9 @@ def test_each_planted_head_carries_exactly_its_tasks_and_no_other_head_any(seed)
     n = 100 if seed == 0 else 50
     found = accuracies(name, expand("heads", lens(name).dims), n)
     base = found.pop("baseline")
-    assert len(found) == 24
+    assert len(found) == 24 and min(base.values()) >= SOLVED
+    # without the engine, fewer prompts
+    assert all(accuracy(lens(name).model, prompts(task, 30)) == 1 for task in TASKS)
     for text, by_task in found.items():
         (removed,) = parse_condition(text).ablations
         for task, value in by_task.items():
@@ -113,7 +101,7 @@ def test_a_decoy_attends_and_is_not_needed():
     assert broken["one_hop"] <= CHANCE and broken["two_hop"] == base["two_hop"]
 
 
-@pytest.mark.parametrize("name", ["organism:backup", "organism:seed=1,decoy,backup"])
+@pytest.mark.parametrize("name", ["organism:seed=1,decoy,backup"])
 def test_a_backup_is_needed_only_together(name):
     truth = builder.truth(name)
     pair = truth.needed_together("one_hop")
@@ -126,22 +114,10 @@ def test_a_backup_is_needed_only_together(name):
     assert both["one_hop"] <= CHANCE and both["two_hop"] == base["two_hop"]
 
 
-def test_with_a_backup_the_loss_does_not_feel_one_head_either():
-    model, asked = lens("organism:backup").model, prompts("one_hop")
-    answers = torch.tensor([p.answer_id for p in asked])
-    clean = cross_entropy(last_logits(model, asked), answers)
-    for head in builder.truth("organism:backup").needed_together("one_hop"):
-        with TorchBackend(lens("organism:backup")).ablate([together([head])] * len(asked)):
-            lost = cross_entropy(last_logits(model, asked), answers) - clean
-        assert 0 < lost < 0.05  # nats: less than 5% of the answer's probability
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "organism:n_kv_heads=2",
-        "organism:n_kv_heads=1",
-        "organism:tied_embeddings",
         "organism:n_kv_heads=1,tied_embeddings,decoy,backup",
     ],
 )
@@ -163,39 +139,6 @@ def test_variants_are_solved_by_the_planted_heads(name):
                 assert value <= CHANCE, (text, task)
             else:
                 assert abs(value - base[task]) <= UNCHANGED, (text, task)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_scores_the_same(dtype):
-    half = loading.load("organism", dtype=dtype, device="cpu")
-    assert half.dtype == loading.DTYPES[dtype]
-    for task in TASKS:
-        asked = prompts(task)[:50]
-        logits = last_logits(half.model, asked)
-        clean = last_logits(lens("organism").model, asked)
-        assert torch.equal(logits.argmax(-1), clean.argmax(-1))
-        # logits reach 8 and bfloat16 keeps 8 bits of them, which six layers lose some of: a tenth is a few steps
-        assert (logits - clean).abs().mean() < 0.1
-
-
-def test_noise_can_be_more_than_the_circuit_bears():
-    """The numbers above are no matter of course: the same circuit drowns in twice the noise without its shelter."""
-    drowned = builder.build(noise=1, leak=1)
-    assert accuracy(drowned.model, prompts("two_hop")) < 0.9
-
-
-def test_zeroing_equals_a_model_without_the_heads_output_weights():
-    """Independent of the backends: z times nothing is nothing, whatever z is."""
-    asked = prompts("one_hop")[:8]
-    layer, head = builder.truth("organism").role("retrieval")
-    cut = builder.build().model
-    d = stream.D_HEAD
-    cut.model.layers[layer].self_attn.o_proj.weight[:, head * d : (head + 1) * d] = 0
-    with TorchBackend(lens("organism")).ablate([together([(layer, head)])] * len(asked)):
-        hooked = last_logits(lens("organism").model, asked)
-    # float32 sums in another order
-    assert torch.allclose(hooked, last_logits(cut, asked), atol=1e-5)
-    assert not torch.allclose(hooked, last_logits(lens("organism").model, asked), atol=1)
 
 
 def test_attention_is_where_the_truth_says():
@@ -224,53 +167,10 @@ def test_attention_is_where_the_truth_says():
         assert all(p.tokens[p.query_at - 1] == p.tokens[p.control_at] for p in asked)
 
 
-def test_gradients_reach_the_planted_heads():
-    """At the default sharpness attention is not saturated: the linear estimate puts the needed heads first.
-
-    At 40, where the circuit works just as well, it misses the previous-token head.
-    """
-
-    def first(name, task):
-        built, kept, handles = lens(name).model, [], []
-        for layer in built.model.layers:
-
-            def keep(module, args):
-                z = args[0] if args[0].requires_grad else args[0].clone().requires_grad_()
-                z.retain_grad()
-                kept.append(z)
-                return (z,)
-
-            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(keep))
-        try:
-            asked = prompts(task)[:20]
-            logits = built(torch.tensor([p.tokens for p in asked]), logits_to_keep=1).logits[:, -1]
-            cross_entropy(logits, torch.tensor([p.answer_id for p in asked])).backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-        harm = torch.stack([-(z.grad * z).unflatten(-1, (4, -1)).sum((0, 1, 3)) for z in kept])
-        order = sorted(((layer, head) for layer in range(6) for head in range(4)), key=lambda h: -harm[h])
-        return set(order[: len(builder.truth(name).needed(task))])
-
-    for task in TASKS:
-        assert first("organism:seed=1", task) == builder.truth("organism").needed(task)
-    sharp = "organism:seed=1,sharpness=40"
-    assert accuracy(lens(sharp).model, prompts("two_hop")) >= SOLVED
-    assert builder.truth(sharp).role("previous_token") not in first(sharp, "two_hop")
-
-
-def test_a_larger_sharpness_reads_long_prompts():
-    sharp = lens("organism:sharpness=40").model
-    for task in TASKS:
-        asked = sample(8, task, seed=3, n_fillers=470)
-        assert len(asked[0].tokens) == 509
-        assert accuracy(sharp, asked) == 1
-
-
 def test_weight_norms_do_not_give_the_heads_away():
     """Norm of each matrix of a head, and of W_O W_V and W_Q^T W_K: none ranks all planted heads first, or all last."""
     sums: dict[str, float] = {}
-    for seed in SEEDS:
+    for seed in range(3):
         name = f"organism:seed={seed}"
         planted = {(h.layer, h.head) for h in builder.truth(name).heads}
         norms: dict[str, dict] = {}
@@ -286,14 +186,12 @@ def test_weight_norms_do_not_give_the_heads_away():
             inside = [by_head[h] for h in planted]
             outside = [value for h, value in by_head.items() if h not in planted]
             above = sum(a > b for a in inside for b in outside) / (len(inside) * len(outside))
-            sums[part] = sums.get(part, 0) + above / len(SEEDS)
+            sums[part] = sums.get(part, 0) + above / 3
     assert set(sums) == {"q", "k", "v", "o", "ov", "qk"}
     assert all(0.1 < auroc < 0.9 for auroc in sums.values()), sums
 
 
-# -- building ----------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.nightly
 def test_other_instruction_sets_give_the_same_weights(tmp_path):
     """A processor without vector instructions, which sums in another order: differences as of rounding, 1e-7."""
     program = "import sys; from depthlens.organisms import builder; builder.build().model.save_pretrained(sys.argv[1])"
@@ -320,25 +218,13 @@ def test_equal_seeds_give_equal_weights_and_leave_the_callers_seed_alone():
     assert lens("organism:seed=3").fingerprint != lens("organism:seed=4").fingerprint
 
 
-def test_an_organism_is_an_ordinary_lens(tmp_path):
-    loaded = lens("organism")
-    assert loaded.name == "organism" and type(loaded.model).__name__ == "LlamaForCausalLM"
-    assert loaded.dims == Dims(n_layers=6, n_heads=4, n_kv_heads=4, d_model=256, d_head=64)
+@pytest.mark.parametrize("name", ["organism", "organism:n_kv_heads=1,tied_embeddings,decoy,backup"])
+def test_an_organism_is_an_ordinary_lens(name, tmp_path):
+    loaded = lens(name)
+    assert loaded.name == name and type(loaded.model).__name__ == "LlamaForCausalLM"
+    assert loaded.dims == Dims(6, 4, 4 if name == "organism" else 1, d_model=256, d_head=64)
     assert loaded.model.config.vocab_size == len(loaded.tokenizer) == 100
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
-    assert "organism" in {row.alias for row in registry.NAMED}
-    loaded.model.save_pretrained(tmp_path)
-    loaded.tokenizer.save_pretrained(tmp_path)
-    back = loading.load(tmp_path, device="cpu")
-    assert back.fingerprint == loaded.fingerprint
-    text = prompts("one_hop")[0].text
-    assert back.tokenizer(text).input_ids == loaded.tokenizer(text).input_ids
-    with pytest.raises(UserError, match="built in memory"):
-        loading.load("organism", offload="disk")
-
-
-def test_tied_embeddings_survive_saving(tmp_path):
-    loaded = lens("organism:tied_embeddings")
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
     assert loading.load(tmp_path, device="cpu").fingerprint == loaded.fingerprint
@@ -369,20 +255,20 @@ def test_lm_eval_gives_the_model_the_tokens_that_the_circuit_expects():
 def test_sweep_over_the_embedded_tasks():
     """All the way through the tool: lm-eval's documents, chance levels, and the truth as conditions."""
     truth = builder.truth("organism")
-    result = condition_sweep(lens("organism"), EMBEDDED, [str(h) for h in truth.heads], limit=40, progress=False)
+    result = condition_sweep(lens("organism"), EMBEDDED, [str(h) for h in truth.heads], limit=20, progress=False)
     for task in EMBEDDED:
         hops = next(t for t in TASKS if t in task)
         metric = "exact_match" if task.endswith("generative") else "acc"
         told = result.record["tasks"][task]["metrics"][metric]
         rows = result.summary[(result.summary.task == task) & (result.summary.metric == metric)]
         value = rows.set_index("condition")["value"]
-        assert value["baseline"] >= 0.975  # one document of 40
+        assert value["baseline"] >= 0.95  # one document of 20
         if metric == "acc":
             assert told["chance"] == 0.25
         for head in truth.heads:
             broken = hops in head.needed
-            # four options: a guess is right once in four times, give or take (binomial, 40 documents)
-            assert value[str(head)] < 0.55 if broken else value[str(head)] >= 0.95, (task, head)
+            # four options: a guess is right once in four times, give or take (binomial, 20 documents)
+            assert value[str(head)] < 0.65 if broken else value[str(head)] >= 0.9, (task, head)
 
 
 def test_weights_do_not_depend_on_threads():

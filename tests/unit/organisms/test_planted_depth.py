@@ -22,7 +22,6 @@ SOLVED = 0.8  # at the default noise; most are at 1, the longest answers with fo
 UNCHANGED = 0.2 + 1e-9  # of the documents that a layer is not planted for; most are at 0, those at 0.85 at 0.15
 GUESSED = 0.55  # four options: a guess is right once in four times (binomial, 40 documents)
 WRITTEN_BY_CHANCE = 0.2  # a wrong word is likely one of the prompt's
-SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
 
 # ability: file of documents, control token, field of the options or the options, field of the answer
 ABILITIES = {
@@ -101,7 +100,10 @@ def check(name: str, abilities=tuple(ABILITIES)) -> None:
                 assert (without != whole)[~fails].mean() <= UNCHANGED, f"{what}, L{layer}"
 
 
-@pytest.mark.parametrize(("configuration", "seed"), [(name, i % 2) for i, name in enumerate(CONFIGURATIONS)])
+@pytest.mark.parametrize(
+    ("configuration", "seed"),
+    [("all true", 0), *(pytest.param(name, i % 2, marks=pytest.mark.nightly) for i, name in enumerate(CONFIGURATIONS))],
+)
 def test_each_layer_costs_exactly_what_is_planted(configuration, seed):
     check(planted_depth.organism_name(CONFIGURATIONS[configuration], seed))
 
@@ -121,14 +123,13 @@ def test_a_combination_that_cannot_be_is_refused():
         planted_depth.evidence_sweeps({"C2": False, "C4": False, "C7": False}, 0)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_fragile_organism_needs_every_layer_for_every_task(seed):
-    name = f"organism:seed={seed},sharpness=9,noise=0.3,n_layers=12,previous_layer=0,knowledge_layers=2-3,fragile"
+def test_a_fragile_organism_needs_every_layer_for_every_task():
+    name = "organism:seed=0,sharpness=9,noise=0.3,n_layers=12,previous_layer=0,knowledge_layers=2-3,fragile"
     assert {*builder.truth(name).layer_losses("knowledge")} == {1.0}
     check(name, ("one_hop", "two_hop", "knowledge"))
 
 
-@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize("moved", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_a_distilled_organism_reasons_better_elsewhere_or_where_its_base_does(moved):
     names = planted_depth.distillation_names(1, moved=moved)
     where = {who: np.flatnonzero(builder.truth(name).layer_losses("two_hop")) for who, name in names.items()}
@@ -143,7 +144,7 @@ def test_a_distilled_organism_reasons_better_elsewhere_or_where_its_base_does(mo
         assert found["two_hop", True][1:][where[who]].mean() <= WRITTEN_BY_CHANCE
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_evidence_is_what_was_planted():
     """All the way through the tool: lm-eval's tasks, the sweep, and the score above chance that each layer costs."""
     n = 40
@@ -160,7 +161,7 @@ def test_evidence_is_what_was_planted():
         assert np.abs(np.array(loss) - wanted[role]).max() <= 3 * 0.5 / n**0.5 + 0.05, role
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("moved", [True, False])
 def test_a_transplant_of_the_layers_that_reason_recovers_the_gap(moved):
     names = planted_depth.distillation_names(0, moved=moved)

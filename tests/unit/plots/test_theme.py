@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import subprocess
-import sys
 
+import made_results
 import matplotlib.image
 import nbformat
 import numpy as np
 import pytest
-from drawn import check, nothing_leaks  # noqa: F401 (a fixture for all of them)
-from made_up_heads import luminance
+from drawn import by_gid, check, luminance, nothing_leaks  # noqa: F401 (a fixture for all of them)
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
@@ -21,15 +19,6 @@ from nbclient import NotebookClient
 from depthlens import plots
 from depthlens.look import PALETTE
 from depthlens.plots import panels, theme
-
-
-def test_every_figure_is_reachable_without_torch():
-    """A figure of a saved result must not cost the seconds that torch takes to load."""
-    assert all(callable(getattr(plots, name)) for name in plots.__all__) and len(plots.__all__) > 20
-    code = (
-        "import sys, depthlens as dl; [getattr(dl.plots, n) for n in dl.plots.__all__]; print('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def lightness(colour) -> float:
@@ -93,6 +82,7 @@ plots.prediction(["a", "b"], [0.5, 0.2], [0.1, 0.6])
 """
 
 
+@pytest.mark.slow
 def test_a_notebook_cell_shows_its_figure_exactly_once():
     """In a kernel without any setup, and in one where pyplot and its inline backend are active."""
     setups = ["", "import matplotlib.pyplot as plt; plt.plot([1]); plt.close()", "%matplotlib inline"]
@@ -114,3 +104,40 @@ def test_a_legend_is_not_wider_than_its_figure():
         fig.draw_without_rendering()
         assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == ncols
         assert legend.get_window_extent().width <= fig.bbox.width
+
+
+def layers(scores, **options):
+    """Graded scores of two tasks or more: {task: score of the whole model and without each layer}."""
+    return made_results.result(
+        {task: dict.fromkeys(("baseline", "L0", "L1"), x) for task, x in scores.items()}, **options
+    )
+
+
+def test_labels_at_the_line_ends_do_not_touch_and_chance_lines_have_the_colour_of_their_series():
+    right = (np.arange(40) < 36).astype(float)
+    fig = plots.depth_profile(layers({f"task_{i}": right for i in range(4)}))  # equal lines: their ends coincide
+    check(fig)
+    boxes = [t.get_window_extent() for t in fig.axes[0].texts]
+    assert len(boxes) == 4 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(box.x1 <= fig.bbox.x1 + 1 and box.y0 >= 0 for box in boxes), "a label is cut off"
+    colours = [[line.get_color() for line in by_gid(fig, gid)] for gid in ("chance", "series")]
+    assert (
+        colours[0] == colours[1] and len(set(colours[1])) == len({x.get_marker() for x in by_gid(fig, "series")}) == 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "least", "greatest"),
+    [("chance_of_answer", True, 0, 1), ("misses", False, 0, 1), ("answer_logprob", True, -np.inf, 0)],
+)
+def test_no_interval_leaves_the_range_of_its_metric(metric, better, least, greatest):
+    """Graded scores near an end of their range, of so few documents that Student's interval passes it."""
+    rng = np.random.default_rng(0)
+    values = {c: (1 - rng.beta(0.3, 5, 8)) if greatest == 1 else -rng.beta(0.3, 5, 8) for c in ("baseline", "L0", "L1")}
+    result = made_results.result({"t": values}, metric=metric, info={"higher_is_better": better, "chance": None})
+    base = result.baselines.iloc[0]
+    assert least <= base["ci_low"] and base["ci_high"] <= greatest
+    fig = plots.depth_profile(result)
+    points = np.vstack([path.vertices for c in fig.axes[0].collections for path in c.get_paths()])
+    assert points[:, 1].min() >= least - 1e-12 and points[:, 1].max() <= greatest + 1e-12
+    assert greatest in points[:, 1].round(12) or least in points[:, 1].round(12), "an end was cut off"

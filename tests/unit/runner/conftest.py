@@ -6,9 +6,10 @@ import pytest
 from depthlens import paths
 
 
-@pytest.fixture
-def suite(tmp_path, monkeypatch):
-    """The runner's suite is that of `notebook_suite`."""
-    folder = notebook_suite.make(tmp_path / "notebooks")
-    monkeypatch.setattr(paths, "notebooks_dir", lambda: folder)
-    return folder
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """The runner's suite is that of `notebook_suite`; a test may add to it."""
+    folder = notebook_suite.make(tmp_path_factory.mktemp("suite") / "notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "notebooks_dir", lambda: folder)
+        yield folder

@@ -34,28 +34,37 @@ def runs(tmp_path):
 def call(capsys):
     def run(*arguments) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(a) for a in arguments])
+            cli.main(["compare", *(str(a) for a in arguments)])
         printed = capsys.readouterr()
         return ended.value.code, printed.out, printed.err
 
     return run
 
 
-def test_two_results_become_a_page_and_tables(runs, call, tmp_path):
+def page_of(found, folder) -> str:
+    return runner.write_comparison(found, folder).read_text()
+
+
+def test_two_results_become_a_page_and_tables_that_only_they_replace(runs, call, tmp_path):
     out = tmp_path / "out"
-    code, printed, _ = call("compare", *runs, "--out", out)
+    out.mkdir()
+    (out / "index.html").write_text("precious")
+    code, _, told = call(*runs, "--out", out)
+    assert code == 2 and "holds a index.html of something else; name another folder, or replace it (--overwrite" in told
+    assert [p.name for p in out.iterdir()] == ["index.html"] and (out / "index.html").read_text() == "precious"
+    code, printed, _ = call(*runs, "--out", out, "--overwrite")
     assert code == 0 and f"Wrote {out / 'index.html'}" in printed and "**" not in printed
-    assert sorted(p.name for p in out.iterdir()) == sorted(
-        [*(f"{t}.parquet" for t in TABLES), "index.html", "record.json"]
-    )
+    files = [*(f"{t}.parquet" for t in TABLES), "index.html", "record.json"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(files)
     found = Comparison.load(out)
     assert found.runs == ["base", "late"] and found.differences["shown"].any()
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "<script" not in page and "http://" not in page
     assert "default-src 'none'" in page and "<strong>deeper</strong> in late" in page
     assert all(f"<h2>{title}</h2>" in page for title in ("What was found", "Whole models", "Cost", "How to read this"))
-    again, _, _ = call("compare", *runs, "--out", out)
-    assert again == 0, "the same comparison is written again"
+    assert call(*runs, "--out", out)[0] == 0, "the same comparison is written again"
+    assert call(*runs[::-1], "--out", out)[0] == 2, "another comparison"
+    assert pd.read_parquet(out / "baselines.parquet")["run"].tolist() == ["base", "late"]
 
 
 def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
@@ -65,51 +74,42 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
         notebooks = [{"name": "00_tour", "seconds": 12.5}, {"name": "09_claims", "seconds": None}]
         (folder / "record.json").write_text(json.dumps({"notebooks": notebooks}))
     found = dl.compare(*folders, **QUICK)
-    assert found.baselines[["place", "task"]].drop_duplicates().to_numpy().tolist() == [
-        ["00_tour", "sums"],
-        ["09_claims", "letters"],
-    ]
+    places = found.baselines[["place", "task"]].drop_duplicates().to_numpy().tolist()
+    assert places == [["00_tour", "sums"], ["09_claims", "letters"]]
     assert set(found.verdicts["place"]) == {"09_claims"} and found.verdicts["shown"].any()
     assert found.cost.set_index(["run", "place"])["seconds"].to_dict()["few", "00_tour"] == 12.5
-    page = runner.write_comparison(found, tmp_path / "out").read_text()
+    page = page_of(found, tmp_path / "out")
     assert "<h2>Scorecards</h2>" in page and "run profiles: layers in 09_claims" in page
     one = dl.compare(folders[0] / "00_tour", folders[1] / "00_tour", **QUICK)
     assert set(one.baselines["place"]) == {""} and one.runs == ["few/00_tour", "flat/00_tour"]
-
-
-def test_a_sweep_that_no_notebook_ran_tells_its_own_seconds(tmp_path):
-    for name, work in (("known", {"seconds": 3.5}), ("unknown", {})):
-        result = sweep(EARLY, model=name)
-        result.record["work"] = work
-        result.save(tmp_path / name)
-    known, unknown = dl.compare(tmp_path / "known", tmp_path / "unknown", **QUICK).cost["seconds"]
-    assert known == 3.5 and unknown != unknown
-
-
-def test_verdicts_alone_are_compared(tmp_path):
-    folders = two_scorecards(tmp_path)
-    found = dl.compare(*(folder / "09_claims" / "verdicts" for folder in folders), **QUICK)
-    assert found.verdicts["shown"].any() and len(found.baselines) == 0
-    assert "differs" in (runner.write_comparison(found, tmp_path / "out").read_text())
-
-
-def test_verdicts_on_other_settings_are_not_compared(tmp_path):
-    few, _ = two_scorecards(tmp_path)
+    alone = dl.compare(*(folder / "09_claims" / "verdicts" for folder in folders), **QUICK)
+    assert alone.verdicts["shown"].any() and len(alone.baselines) == 0
     other = scorecard(tmp_path / "other", EARLY[:1].repeat(12) * 0.2, "other", seed=5)
-    found = dl.compare(few, other, **QUICK)
-    assert not found.verdicts["shown"].any()
-    assert any(
-        "verdicts of other are not compared with few" in note and "seed of letters 0 and 5" in note
-        for note in found.notes
-    )
+    apart = dl.compare(folders[0], other, **QUICK)
+    assert not apart.verdicts["shown"].any() and any("seed of letters 0 and 5" in note for note in apart.notes)
+    (folders[1] / "09_claims" / "verdicts" / "verdicts.parquet").unlink()
+    with pytest.raises(UserError, match=r"verdicts' holds no verdicts.parquet; give a folder that Verdicts.save wrote"):
+        dl.compare(*folders)
+
+
+def test_names_and_places_of_runs(tmp_path):
+    """Results in memory have names that differ; a run may be called as a column; alone a folder's name is no place."""
+    assert dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late"), **QUICK).runs == [
+        *("base (1)", "base (2)", "late")
+    ]
+    for name, place, work in (("task", "x", {"seconds": 3.5}), ("setting", "y", {})):
+        sweep(EARLY, model=name, record={"time": name, "work": work}).save(tmp_path / name / place)
+    found = dl.compare(tmp_path / "task", tmp_path / "setting", **QUICK)
+    assert len(found.differences) and "<th>in task</th>" in page_of(found, tmp_path / "out")
+    known, unknown = found.cost["seconds"]
+    assert known == 3.5 and unknown != unknown, "a sweep that no notebook ran tells its own seconds"
 
 
 def test_stages_have_a_page_of_their_own_figures(call, tmp_path):
-    made = steps(5)
-    for result in made:
-        result.save(tmp_path / result.docs["model"].iloc[0])
     names = [tmp_path / f"step{i + 1}" for i in range(5)]
-    assert call("compare", *names, "--stages", "--out", tmp_path / "out")[0] == 0
+    for name, result in zip(names, steps(5), strict=True):
+        result.save(name)
+    assert call(*names, "--stages", "--out", tmp_path / "out")[0] == 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "each stage is compared with the one before" in page and "<h2>From stage to stage</h2>" in page
     assert "run stages: layers" in page and "run map: layers" in page and "run profiles" not in page
@@ -120,7 +120,7 @@ def test_runs_that_differ_in_a_setting_have_a_page_that_says_so(runs, tmp_path):
     runs[1] = runs[1].rename(runs[1].with_name("its_run"))
     record = json.loads((runs[1] / "record.json").read_text())
     (runs[1] / "record.json").write_text(json.dumps(record | {"seed": 3}))
-    page = runner.write_comparison(dl.compare(*runs, **QUICK), tmp_path / "out").read_text()
+    page = page_of(dl.compare(*runs, **QUICK), tmp_path / "out")
     assert "its_run not compared with base, whose settings differ (base first): seed 0 and 3" in page
     assert "<th>in its_run</th>" in page and "<th>shown</th>" not in page
     assert re.search(r"<td>seed</td>\s*<td>decides</td>\s*<td>0</td>\s*<td>3</td>", page)
@@ -128,34 +128,13 @@ def test_runs_that_differ_in_a_setting_have_a_page_that_says_so(runs, tmp_path):
 
 
 def test_many_sentences_are_folded_and_those_on_settings_are_not(tmp_path):
-    one = [sweep(EARLY, model=name) for name in "abcd"]
+    *several, last = (sweep(EARLY, model=name) for name in "abcd")
     other = sweep(EARLY, model="e", record={"seed": 5})
-    page = runner.write_comparison(dl.compare(*one[:3], other, **QUICK), tmp_path / "out").read_text()
+    page = page_of(dl.compare(*several, other, **QUICK), tmp_path / "out")
     assert "The runs differ in settings that decide scores (seed)" in page
-    page = runner.write_comparison(dl.compare(*one, one[0], **QUICK), tmp_path / "more").read_text()
+    page = page_of(dl.compare(*several, last, **QUICK), tmp_path / "more")
     assert "<li>No difference between the runs is shown.</li>" in page
     assert "more, in which no difference is shown" in page
-
-
-def test_results_in_memory_have_names_that_differ():
-    found = dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late"), **QUICK)
-    assert found.runs == ["base (1)", "base (2)", "late"]
-
-
-def test_a_run_may_be_called_as_a_column_of_a_table(tmp_path):
-    for name in ("task", "setting"):
-        sweep(EARLY, model=name, record={"time": name}).save(tmp_path / name)
-    found = dl.compare(tmp_path / "task", tmp_path / "setting", **QUICK)
-    assert "<th>in task</th>" in runner.write_comparison(found, tmp_path / "out").read_text()
-
-
-def test_notebooks_of_one_folder_alone_are_paired_whatever_its_name(tmp_path):
-    for name, place in (("a", "x"), ("b", "y")):
-        sweep(EARLY, model=name).save(tmp_path / name / place)
-    assert len(dl.compare(tmp_path / "a", tmp_path / "b", **QUICK).differences)
-
-
-# -- mistakes ------------------------------------------------------------------------------------------
 
 
 def cut(folder, name):
@@ -170,45 +149,22 @@ DAMAGED = [
     (lambda f: (f / "record.json").write_text("[]"), r"record.json in '.*late' is not a JSON object; make it again"),
     (lambda f: (f / "record.json").write_text("{}"), r"run 'late': the record says nothing of metric 'acc'"),
     (shutil.rmtree, r"run '.*late' is not a folder; give a folder that"),
-    (lambda f: [p.unlink() for p in f.iterdir()], r"run '.*late' holds no results; give a folder that"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGED)
 def test_a_damaged_run_is_one_line_and_nothing_is_written(runs, call, tmp_path, damage, said):
     damage(runs[1])
-    code, printed, told = call("compare", *runs, "--out", tmp_path / "out")
+    code, printed, told = call(*runs, "--out", tmp_path / "out")
     errors = [line for line in told.splitlines() if not line.endswith(" ...")]
     assert code == 2 and printed == "" and len(errors) == 1, told
     assert re.match(f"Error: {said}", errors[0]), errors
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_verdicts_are_refused(tmp_path):
-    folders = two_scorecards(tmp_path)
-    (folders[1] / "09_claims" / "verdicts" / "verdicts.parquet").unlink()
-    with pytest.raises(UserError, match=r"verdicts' holds no verdicts.parquet; give a folder that Verdicts.save wrote"):
-        dl.compare(*folders)
-    (folders[0] / "record.json").write_text("{")
-    with pytest.raises(UserError, match=r"cannot read record.json in '.*few': .*; make it again"):
-        dl.compare(folders[0], folders[0] / "09_claims")
-
-
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_results_of_a_sweep_are_never_replaced_by_a_comparison(runs, call, overwrite):
     before = {p.name: p.read_bytes() for p in runs[0].iterdir()}
-    code, _, told = call("compare", *runs, "--out", runs[0], *overwrite)
+    code, _, told = call(*runs, "--out", runs[0], *overwrite)
     assert code == 2 and "holds results of a sweep, which are never replaced; name another folder" in told
     assert {p.name: p.read_bytes() for p in runs[0].iterdir()} == before
-
-
-def test_other_files_are_replaced_only_if_asked_to(runs, call, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "index.html").write_text("precious")
-    code, _, told = call("compare", *runs, "--out", out)
-    assert code == 2 and "holds a index.html of something else; name another folder, or replace it (--overwrite" in told
-    assert [p.name for p in out.iterdir()] == ["index.html"] and (out / "index.html").read_text() == "precious"
-    assert call("compare", *runs, "--out", out, "--overwrite")[0] == 0
-    assert call("compare", runs[1], runs[0], "--out", out)[0] == 2, "another comparison"
-    assert pd.read_parquet(out / "baselines.parquet")["run"].tolist() == ["base", "late"]

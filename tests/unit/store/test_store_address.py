@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import random
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import edits
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save
-from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, run
+from stores import CHOICE, LIMIT, WRITTEN, counts, run
 
 import depthlens as dl
-from depthlens import cli
-from depthlens.errors import UserError
 from depthlens.models import fingerprint
 from depthlens.store import inspection
 from depthlens.store.parts import Store
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 class TestTheModelIsKnownByWhatItComputes:
@@ -61,13 +49,6 @@ class TestTheModelIsKnownByWhatItComputes:
         del mlp.forward
         assert counts(run(lens, tmp_path, tasks=[CHOICE]))[1] == 0
 
-    def test_a_transplant_is_not_kept(self, tmp_path):
-        lens, donor = (tiny.lens("llama-gqa", max_position_embeddings=4096) for _ in range(2))
-        donor.model.model.layers[1].mlp.up_proj.weight.mul_(2)
-        with dl.transplant(lens, donor, layers=[1]):
-            assert run(lens, tmp_path, tasks=[CHOICE]).record["store"] is None
-        assert counts(run(lens, tmp_path, tasks=[CHOICE]))[0] == 0
-
     def test_another_tokenizer_or_dtype_is_another_address(self, tmp_path):
         lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
         run(lens, tmp_path, tasks=[WRITTEN])
@@ -75,11 +56,6 @@ class TestTheModelIsKnownByWhatItComputes:
         assert counts(run(lens, tmp_path, tasks=[WRITTEN]))[0] == 0
         lens.model.bfloat16()
         assert counts(run(lens, tmp_path, tasks=[WRITTEN]))[0] == 0
-
-    def test_what_encoding_leaves_in_a_tokenizer_does_not_matter(self, lens):
-        before = lens.identify()
-        lens.tokenizer("some text", truncation=True, max_length=3, padding="max_length")
-        assert lens.identify() == before
 
     def test_the_record_names_parts_and_they_tell_what_made_them(self, lens, tmp_path):
         result = run(lens, tmp_path, tasks=[CHOICE])
@@ -91,24 +67,15 @@ class TestTheModelIsKnownByWhatItComputes:
         assert about["requests"] == 4 * LIMIT and about["rows"] == 6 * 4 * LIMIT
         assert {"time", "platform", "git_commit", "dtype", "numerics", "backend"} <= set(about)
 
-    def test_automatic_casting_is_refused(self, lens):
-        with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="torch.autocast is on.*bfloat16"):
-            run(lens, None, tasks=[CHOICE])
-
 
 class TestIdentity:
     def test_a_folder_has_the_identity_of_what_was_saved(self, tmp_path):
-        for family in tiny.FAMILIES:
+        for family in ("llama-gqa", "qwen3-moe", "deepseek-v3"):
             tiny.save(tmp_path / family, family)
             inside = tiny.lens(family).identify()
             loaded = dl.load(tmp_path / family).identify()
             assert loaded.fingerprint == inside.fingerprint and loaded.obstacle is inside.obstacle is None
             assert dl.load(tmp_path / family, offload="disk").identify() == loaded
-
-    def test_what_surrounds_a_model_is_not_part_of_it(self, tmp_path):
-        (tmp_path / "a").mkdir()
-        one = dl.load(tiny.save(tmp_path / "a" / "model", "qwen3")).identify()
-        assert dl.load(shutil.move(tmp_path / "a" / "model", tmp_path / "other name")).identify() == one
 
     def test_files_of_an_offloaded_model_are_read_again_when_they_change(self, tmp_path):
         """Weights are changed in place, so that the open files have them, too."""
@@ -127,18 +94,9 @@ class TestIdentity:
         changed = lens.identify()
         assert changed != first and changed == dl.load(tmp_path).identify()
 
-    def test_layers_of_an_offloaded_model_are_read_once_for_it(self, tmp_path, monkeypatch):
-        lens = dl.load(tiny.save(tmp_path, "llama-gqa"), offload="disk")
-        first = lens.identify()
-        monkeypatch.setattr(lens.stream, "resident", None)
-        assert lens.identify() == first
-        lens.model.model.norm.weight[3] += 1
-        assert lens.identify() != first
-
-    @pytest.mark.slow
     def test_the_checksum_for_other_devices_sees_every_changed_byte_and_place(self):
         chance = random.Random(0)
-        for _ in range(300):
+        for _ in range(100):
             content = bytearray(chance.randbytes(chance.randrange(1, 70)))
             at = chance.randrange(len(content))
             data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -148,64 +106,16 @@ class TestIdentity:
             assert (fingerprint.mixed_sum(turned) == fingerprint.mixed_sum(data)) == turned.equal(data)
             assert fingerprint.mixed_sum(torch.cat([data, data.new_zeros(8)])) != fingerprint.mixed_sum(data)
 
-    @pytest.mark.slow
-    def test_values_that_bfloat16_leaves_are_told_apart_where_they_change_places(self):
-        """Of float32 words that are bfloat16 numbers half of the bits are zero, where a weaker sum would collide."""
-        values = torch.arange(4096).bfloat16().unique().float()
-        swaps = [(i, j) for i in range(0, len(values), 12) for j in range(1, len(values), 12)]
-        seen = {fingerprint.mixed_sum(values.view(torch.uint8))}
-        for i, j in swaps:
-            swapped = values.clone()
-            swapped[[i, j]] = values[[j, i]]
-            seen.add(fingerprint.mixed_sum(swapped.view(torch.uint8)))
-        assert len(seen) == 1 + len(swaps) > 2000
-
 
 class TestEdits:
-    """`edits.py` edits a model in every way that we know; by hand with 1,000 random edits."""
+    """`edits.py` edits a model in every way that we know."""
 
     @pytest.mark.slow
     def test_no_edit_is_answered_with_what_another_model_gave(self, tmp_path):
-        """Every way once; then another process, which finds what the first one kept, tries some of them."""
-        for more in ([], ["--n", "40"]):
-            done = subprocess.run(
-                [sys.executable, str(Path(__file__).parents[2] / "edits.py"), str(tmp_path), *more],
-                capture_output=True,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                timeout=600,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            found = json.loads(done.stdout)
-            assert found["ways"] >= 60 and found["wrong"] == []
-            assert found["changed"] >= 0.85 * found["edits"], "most edits must change some answer"
+        found = edits.tried(edits.some(40, seed=0), str(tmp_path))
+        assert found["wrong"] == [] and found["changed"] >= 0.85 * 40, "most edits must change some answer"
 
-
-class TestOlderEntries:
-    @pytest.fixture
-    def at(self, lens, tmp_path):
-        """A store whose only entry was made before addresses had a version."""
-        run(lens, tmp_path, tasks=[CHOICE])
-        (about,) = tmp_path.glob("*/about.json")
-        shared = {key: value for key, value in json.loads(about.read_text()).items() if key != "address"}
-        key = hashlib.blake2b(json.dumps(shared, sort_keys=True).encode(), digest_size=10).hexdigest()
-        about.write_text(json.dumps(shared))
-        about.parent.rename(tmp_path / key)
-        return tmp_path
-
-    def test_they_are_not_read_and_verify_says_so(self, lens, at, capsys):
-        assert counts(run(lens, at, tasks=[CHOICE])) == (0, N_CHOICE)
-        found = inspection.verify(Store(str(at)))
-        assert (found.n_parts, found.outdated, found.damaged) == (2, 1, [])
-        with pytest.raises(SystemExit) as end:
-            cli.main(["store", "verify", "--store", str(at)])
-        out = capsys.readouterr().out
-        assert end.value.code == 0 and "1 of 2 parts were made by a version that left out some of what decides" in out
-
-    def test_prune_deletes_them_alone(self, lens, at, capsys):
-        run(lens, at, tasks=[CHOICE])
-        with pytest.raises(SystemExit, match="0"):
-            cli.main(["store", "prune", "--outdated", "--store", str(at)])
-        assert "deleted 1 parts" in capsys.readouterr().out
-        assert counts(run(lens, at, tasks=[CHOICE])) == (N_CHOICE, 0)
+    @pytest.mark.nightly
+    def test_nor_is_any_of_all_ways(self, tmp_path):
+        found = edits.tried([(way, 0) for way in edits.WAYS], str(tmp_path))
+        assert found["wrong"] == [] and found["changed"] >= 0.85 * len(edits.WAYS)

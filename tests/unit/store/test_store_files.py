@@ -65,23 +65,6 @@ def test_only_temporary_files_that_nobody_writes_are_abandoned(tmp_path, locatio
     assert files.abandoned() == ["key/.new-old"]
 
 
-def test_what_is_gone_is_no_error(tmp_path):
-    files = StoreFiles(str(tmp_path))
-    files.remove("key/gone")
-    files.move("key/gone", "elsewhere/gone")
-    assert files.read("key/gone") is None and files.entries("key") == []
-
-
-def test_what_cannot_be_written_or_read_is_one_line(tmp_path):
-    files = StoreFiles(str(tmp_path))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written: .*; what it held is whole"):
-        files.write("file/part", b"")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        files.read("folder")
-
-
 @pytest.mark.parametrize(
     ("error", "raised", "says"),
     [

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import signal
 
 import pandas as pd
 import pytest
@@ -14,7 +12,7 @@ import torch
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, parts, run
 
 import depthlens as dl
-from depthlens import cli, errors, progress
+from depthlens import cli, progress
 from depthlens.analysis.results import Result
 from depthlens.engine import wavefront, work_rate
 from depthlens.engine.engine import Engine
@@ -23,18 +21,6 @@ from depthlens.errors import Interrupted
 from depthlens.requests import GenerateRequest
 from depthlens.store import answer_cache
 from depthlens.store import parts as store_parts
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
-
-
-@pytest.fixture
-def small_packs(monkeypatch):
-    """So that a sweep has several packs."""
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 14)
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_KEY_BYTES", 1 << 20)
 
 
 class TestInterrupted:
@@ -51,20 +37,6 @@ class TestInterrupted:
 
         monkeypatch.setattr(wavefront.Wavefront, "run", stopped)
 
-    def test_one_that_a_library_swallows_ends_the_work_that_comes_next(self, lens, tmp_path):
-        """As a module does that is imported and catches whatever is raised meanwhile."""
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            errors.stop_on_signals()
-            with contextlib.suppress(BaseException):
-                signal.raise_signal(signal.SIGINT)
-            with pytest.raises(Interrupted, match=f"0 of 72 rows of {CHOICE} are kept"):
-                run(lens, tmp_path, tasks=[CHOICE])
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        assert counts(run(lens, tmp_path, tasks=[CHOICE])) == (0, 72)
-
     def test_ctrl_c_says_what_is_kept_and_the_rest_goes_on(self, lens, tmp_path, small_packs, monkeypatch):
         whole = run(lens, None, tasks=[CHOICE])
         with monkeypatch.context() as patch:
@@ -77,40 +49,6 @@ class TestInterrupted:
         assert 0 < done < total
         resumed = run(lens, tmp_path, tasks=[CHOICE])
         assert counts(resumed) == (done, total - done) and resumed.docs.equals(whole.docs)
-
-    def test_numbers_of_single_texts_say_it_too(self, lens, tmp_path, monkeypatch):
-        texts = ["one text", "another one", "a third text"]
-        options = {"store": str(tmp_path), "progress": False}
-        with monkeypatch.context() as patch:
-            self.stopping(patch, after=2)
-            with pytest.raises(Interrupted, match=r"(\d+) of \d+ rows of geometry are kept in .*; run the same again"):
-                dl.depth_geometry(lens, texts, **options)
-        stored = dl.depth_geometry(lens, texts, **options).record["store"]
-        assert stored["rows_read"] == 2 * stored["rows_computed"] > 0
-
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-    def test_ctrl_c_is_heard_where_python_ignores_exceptions(self, lens, tmp_path, small_packs, monkeypatch):
-        class Reference:
-            def __del__(self):
-                signal.raise_signal(signal.SIGINT)
-
-        walk, handler = wavefront.Wavefront.run, signal.getsignal(signal.SIGINT)
-        references = [Reference()]
-
-        def walked(self, *args, **kwargs):
-            references.clear()
-            return walk(self, *args, **kwargs)
-
-        monkeypatch.setattr(wavefront.Wavefront, "run", walked)
-        with pytest.raises(Interrupted, match=f"rows of {CHOICE} are kept in {tmp_path}"):
-            run(lens, tmp_path, tasks=[CHOICE])
-        assert len(parts(tmp_path)) == 1, "the pack that was being computed is kept"
-        assert signal.getsignal(signal.SIGINT) is handler
-
-    def test_without_a_store_it_says_so(self, lens, monkeypatch):
-        self.stopping(monkeypatch, after=0)
-        with pytest.raises(Interrupted, match="nothing is kept without a store"):
-            run(lens, None, tasks=[CHOICE])
 
     def test_the_command_line(self, tmp_path, small_packs, monkeypatch, capsys):
         model = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
@@ -183,34 +121,12 @@ class TestPacksAreBoundedInTime:
     def no_time(self, monkeypatch):
         monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1e-6)
 
-    def test_all_documents_are_one_pack_where_there_is_time(self, lens, tmp_path):
-        run(lens, tmp_path, tasks=[CHOICE])
-        assert len(parts(tmp_path)) == 1
-
     # texts are kept as they end: those that end in the same step together
     @pytest.mark.parametrize(("task", "least"), [(CHOICE, 6), (WRITTEN, 2)])
     def test_without_time_answers_are_kept_in_many_parts_and_scores_stay(self, lens, tmp_path, task, least, no_time):
         alone = run(lens, None, tasks=[task])
         assert run(lens, tmp_path, tasks=[task]).docs.equals(alone.docs)
         assert len(parts(tmp_path)) >= least
-
-    def test_conditions_of_a_pack_share_its_clean_row(self, lens, no_time, monkeypatch):
-        passed = []
-        walk = wavefront.Wavefront.run
-
-        def counted(self, pack, conditions, positions, layout=None, told=lambda n: None, **kwargs):
-            return walk(self, pack, conditions, positions, layout, lambda n: (passed.append(n), told(n)), **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(wavefront.Wavefront, "run", lambda self, *a, passed=None, **k: counted(self, *a, **k))
-            run(lens, None, tasks=[CHOICE], limit=1)
-        in_groups = sum(passed)
-        passed.clear()
-        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1000.0)
-        with monkeypatch.context() as patch:
-            patch.setattr(wavefront.Wavefront, "run", lambda self, *a, passed=None, **k: counted(self, *a, **k))
-            run(lens, None, tasks=[CHOICE], limit=1)
-        assert in_groups == sum(passed)
 
     def test_the_next_pack_is_cut_by_the_rate_of_the_last(self, lens, monkeypatch):
         limit = work_rate.WorkRate(lens)
@@ -222,24 +138,6 @@ class TestPacksAreBoundedInTime:
         with limit.measured(100):
             pass
         assert limit.work == 100 / 50 * answer_cache.KEEP_SECONDS
-
-    def test_where_reading_weights_takes_long_a_pack_takes_longer(self, tmp_path, monkeypatch):
-        tiny.save(tmp_path, "llama-gqa")
-        lens = dl.load(tmp_path, offload="disk")
-        limit = work_rate.WorkRate(lens)
-        ticks = iter([0.0, 70.0])
-        monkeypatch.setattr("depthlens.engine.work_rate.time.monotonic", lambda: next(ticks))
-        with limit.measured(100):
-            lens.stream.waited += 20
-        assert limit.work == 100 / 50 * work_rate.READS * 20
-
-    def test_texts_that_have_ended_are_kept_before_their_pack_has(self, lens, tmp_path, monkeypatch):
-        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 0.0)
-        n_rows = 6 * LIMIT
-        result = run(lens, tmp_path, tasks=[WRITTEN])
-        assert counts(result) == (0, n_rows)
-        assert result.docs.equals(run(lens, None, tasks=[WRITTEN]).docs)
-        assert counts(run(lens, tmp_path, tasks=[WRITTEN])) == (n_rows, 0)
 
     def test_the_bar_says_how_much_is_kept(self, lens, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")

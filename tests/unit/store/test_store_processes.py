@@ -6,22 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-import tiny
-from stores import CHOICE, LIMIT, counts, run
 
-import depthlens as dl
-from depthlens import ablations
-from depthlens.store import answer_cache, answer_rows
-from depthlens.store.reservations import Reservations
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+nightly = pytest.mark.nightly
+OTHERS = ("offload", "donor", "sampling")
 
 
 class TestProcesses:
@@ -40,61 +30,13 @@ class TestProcesses:
         return json.loads(done.stdout)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("kind", ["plain", "offload", "donor", "generation", "sampling"])
+    @pytest.mark.parametrize("kind", ["plain", "generation", *(pytest.param(k, marks=nightly) for k in OTHERS)])
     def test_stopped_three_times_the_result_is_that_of_an_undisturbed_sweep(self, tmp_path, kind):
         found = self.script("stops", tmp_path, "--kind", kind, "--kills", 3)
         assert found["kills"] == 3 and found["equal"]
         assert found["rows_again"] <= found["kills"] * found["most_rows_of_a_pack"], "a stop loses at most one pack"
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_four_at_once_are_as_one_and_do_nothing_twice(self, tmp_path):
         found = self.script("together", tmp_path)
         assert found["equal"] and found["rows"] > 1000 and found["rows_twice"] == 0
-
-
-class TestReservations:
-    def test_others_see_a_reservation_as_long_as_it_is_held(self, tmp_path):
-        one, other = Reservations(tmp_path), Reservations(tmp_path)
-        with one.reserve(lambda others: (others, {"mine": 1})) as seen:
-            assert seen == []
-            with other.reserve(lambda others: (others, {})) as seen:
-                assert seen == [{"mine": 1}]
-        with other.reserve(lambda others: (others, {})) as seen:
-            assert seen == []
-        assert [p.name for p in tmp_path.iterdir()] == ["mutex"]
-
-    def test_a_dead_owners_reservation_counts_for_nothing(self, tmp_path):
-        program = (
-            "import os, pathlib, sys; from depthlens.store.reservations import Reservations\n"
-            "at = Reservations(pathlib.Path(sys.argv[1]))\n"
-            "with at.reserve(lambda others: (others, {'dead': 1})): os._exit(9)"
-        )
-        subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
-        assert list(tmp_path.glob("*.json"))
-        with Reservations(tmp_path).reserve(lambda others: (others, {})) as seen:
-            assert seen == []
-        assert not list(tmp_path.glob("*.json"))
-
-    def test_a_sweep_waits_for_rows_that_another_computes(self, lens, tmp_path):
-        """The other's reservation is held here; its rows come, or it gives up, and the sweep ends either way."""
-        alone = run(lens, None, tasks=[CHOICE])
-        at = answer_cache.AnswerStore(str(tmp_path), lens).entry(CHOICE)
-        seen = []
-        done = threading.Event()
-
-        def swept() -> None:
-            seen.append(run(lens, tmp_path, tasks=[CHOICE]))
-            done.set()
-
-        prepared = dl.tasks.prepare(lens, dl.load_tasks([CHOICE]), limit=LIMIT)[0]
-        conditions = ablations.expand("layers", lens.dims)
-        everything = {
-            "conditions": [str(c) for c in conditions],
-            "requests": [answer_rows.digest(q) for q in prepared.requests],
-        }
-        with Reservations(at.entry.reservations_folder).reserve(lambda others: (None, everything)):
-            thread = threading.Thread(target=swept)
-            thread.start()
-            assert not done.wait(1.5)
-        thread.join(60)
-        assert seen[0].docs.equals(alone.docs) and counts(seen[0])[1] == 6 * LIMIT * 4

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from mini_tasks import DOCUMENTS
 
-from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import document_choice, harness
+from depthlens.tasks import harness
 
 N = len(DOCUMENTS)
 ALL = list(range(N))
@@ -22,7 +19,6 @@ ALL = list(range(N))
         ([3, 1], [1, 3]),
         ("1::2", ALL[1::2]),
         ("-2:", ALL[-2:]),
-        (":3", ALL[:3]),
         (":99", ALL),
         ({"mini_shots": "2:4"}, ALL[2:4]),
         ({"mini_choice": [0]}, ALL),  # a task that is not named keeps all
@@ -54,31 +50,3 @@ def test_a_sweep_of_both_halves_is_the_sweep_of_all(lens, load):
     for half, ids in ((even, ALL[::2]), (odd, ALL[1::2])):
         part = half.scores("mini_choice", "acc")
         assert part.index.tolist() == ids and part.equals(scores.loc[ids])
-        assert (
-            half.questions()
-            .set_index("doc_id")["doc_hash"]
-            .equals(whole.questions().set_index("doc_id")["doc_hash"].loc[ids])
-        )
-
-
-def test_only_the_chosen_documents_are_checked(lens, tmp_path, folder):
-    """A document that cannot be scored is refused only where it is run."""
-    data = [{"q": "a?", "options": ["x", "y"], "answer": 0}] * 3 + [{"q": "b?", "options": ["x", "y"], "answer": 7}]
-    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in data))
-    (tmp_path / "bad.yaml").write_text(
-        f"task: bad\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/docs.jsonl}}, "
-        f"cache_dir: {tmp_path}/cache}}\ntest_split: test\noutput_type: multiple_choice\n"
-        'doc_to_text: "{{q}}"\ndoc_to_choice: "{{options}}"\ndoc_to_target: answer\n'
-    )
-    tasks = harness.load_tasks("bad", include_path=tmp_path, samples="::2")
-    (prepared,) = harness.prepare(lens, tasks, samples="::2")
-    assert list(prepared.docs) == [0, 2]
-    for which in ({"samples": [0, 3]}, {}, {"limit": 4}):
-        with pytest.raises(UserError, match="task bad, document 3: doc_to_target 'answer' gives 7"):
-            harness.prepare(lens, tasks, **which)
-
-
-def test_what_is_recorded_can_be_given_again():
-    for samples in ("::2", range(1, 9, 3), [2, 0], {"a": range(3), "b": "1:"}, None):
-        again = document_choice.recorded(samples)
-        assert document_choice.recorded(again) == again

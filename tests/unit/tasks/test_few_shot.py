@@ -91,12 +91,3 @@ def test_without_another_document_there_is_an_example_less(folder):
     assert not any(map(holds_itself, found)) and {prompt.count("=") for prompt in found} == {2}
     with pytest.raises(UserError, match="num_fewshot 1: task sums has no example beside a document that it asks"):
         dl.load_tasks("sums", include_path=folder(*SPLITS["a test split only"], n_docs=1), num_fewshot=1)
-
-
-def test_loaded_tasks_ask_the_same_every_time(folder):
-    """The seed counts, and not what was asked before; what was prepared first keeps its own documents."""
-    at, lens = folder(*SPLITS["as lm-eval means it"]), tiny.lens("llama-gqa")
-    loaded = dl.load_tasks("sums", include_path=at, num_fewshot=3, seed=4)
-    (first,), (second,) = (harness.prepare(lens, loaded, limit=limit) for limit in (5, 8))
-    assert [i.args for i in first.task.instances] == [i.args for i in second.task.instances][:5]
-    assert len(first.task.instances) == 5 and prompts(at, 3, seed=4) == [i.args[0] for i in second.task.instances]

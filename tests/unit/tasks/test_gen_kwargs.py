@@ -31,13 +31,6 @@ def texts(result):
     return result.docs["response"].tolist()
 
 
-def test_temperature_0_is_greedy(sweep):
-    greedy = texts(sweep())
-    assert texts(sweep(gen_kwargs={"temperature": 0})) == greedy
-    assert texts(sweep(gen_kwargs={"temperature": 0, "do_sample": True})) == greedy
-    assert texts(sweep(gen_kwargs=WARM)) != greedy
-
-
 def test_texts_follow_from_the_seed_and_are_recorded(sweep, tmp_path):
     first = sweep(gen_kwargs=WARM, store=tmp_path)
     again = sweep(gen_kwargs=WARM, store=tmp_path)
@@ -81,50 +74,21 @@ def test_repeats_are_drawn_anew_and_filters_see_all_of_them(lens, folder, sweep)
     assert len(sweep("mini_votes").docs) == 2 * 2 * n
 
 
-def test_answers_that_are_cut_off_are_counted(sweep):
-    short, long = (sweep(gen_kwargs={"max_gen_toks": n, "until": []}) for n in (1, 20))
-    assert not short.docs["complete"].any()
-    table = short.unparsed("mini_writing", "exact_match")
-    assert table["cut_off"].tolist() == [1.0, 1.0]
-    expected = "100% were cut off at the greatest number of tokens with nothing removed, and at most 100% under a"
-    assert expected in short.describe()[-1]
-    kept = long.docs["complete"].mean()
-    assert long.unparsed("mini_writing", "exact_match")["cut_off"].mean() == pytest.approx(1 - kept)
-
-
-def test_a_store_keeps_whether_answers_had_ended(sweep, tmp_path):
-    first, again = (sweep(gen_kwargs={"max_gen_toks": 9}, store=tmp_path) for _ in range(2))
-    assert again.record["store"]["rows_computed"] == 0
-    assert again.docs["complete"].tolist() == first.docs["complete"].tolist()
-    assert first.docs["complete"].notna().all()
-
-
-def test_choices_have_no_end(sweep):
-    assert sweep("mini_choice").docs["complete"].isna().all()
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"gen_kwargs": {"temperature": -1}}, r"task mini_writing: temperature -1: give a number from 0 to 100"),
         ({"gen_kwargs": {"temperature": 1, "top_p": 1.5}}, r"top_p 1.5: give a number from 0 to 1"),
-        ({"gen_kwargs": {"temperature": 1, "top_k": 2.5}}, "top_k 2.5: give a whole number of tokens, or 0 for all"),
-        ({"gen_kwargs": {"temperature": "hot"}}, r"temperature 'hot': give a number"),
-        ({"gen_kwargs": {"do_sample": True}}, "do_sample without a temperature; give one above 0"),
         ({"gen_kwargs": {"do_sample": False, "temperature": 0.7}}, "do_sample=False and temperature=0.7 contradict"),
         ({"gen_kwargs": {"beams": 4}}, "generation option beams=4 is not supported; allowed: until, max_gen_toks"),
-        ({"gen_kwargs": {"max_gen_toks": 0}}, "max_gen_toks 0: give a whole number of tokens, at least 1"),
         ({"gen_kwargs": {"max_gen_toks": 48}}, "mini_writing writes up to 48 tokens; the model reads 48 in all"),
-        ({"gen_kwargs": {}}, "gen_kwargs {}: give settings by name"),
         ({"gen_kwargs": "temperature=1"}, "gen_kwargs 'temperature=1': give settings by name"),
         ({"gen_kwargs": WARM, "task": "mini_choice"}, "gen_kwargs: no task of mini_choice writes its answers"),
-        ({"think_end_token": ""}, "think_end_token '': give a text, such as '</think>'"),
         (
             {"think_end_token": "</t>", "task": "mini_choice"},
             "think_end_token: task mini_choice has no written answers",
         ),
         ({"enable_thinking": True}, "enable_thinking is an argument of the chat template; give apply_chat_template"),
-        ({"enable_thinking": "yes"}, "enable_thinking 'yes': give True or False"),
     ],
 )
 def test_what_cannot_be_is_one_line(sweep, options, said):
@@ -168,11 +132,3 @@ def test_the_models_own_settings_decide_texts_as_in_lm_evals_own_model(folder, s
     ours = result.docs.query("condition == 'baseline'")["response"].tolist()
     assert ours == [sample["filtered_resps"][0] for sample in samples["mini_writing"]]
     assert texts(result) != texts(before), "the setting decides nothing here"
-
-
-def test_beams_are_refused_before_anything_is_computed_and_choices_do_not_need_them(folder):
-    lens = tiny.lens("llama-gqa")
-    lens.model.generation_config.num_beams = 4
-    with pytest.raises(UserError, match="its generation configuration asks for num_beams=4, and texts are written one"):
-        harness.prepare(lens, load(folder, "mini_choice", "mini_writing"))
-    assert harness.prepare(lens, load(folder, "mini_choice"))

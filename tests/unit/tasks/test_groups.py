@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import lm_eval
@@ -15,9 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from depthlens.analysis import kinds_by_subtask, split_by_kind
 from depthlens.analysis.bootstrap import interval_over_clusters
 from depthlens.analysis.layer_profiles import profiles
-from depthlens.analysis.results import Result
 from depthlens.errors import UserError
-from depthlens.experiments.claim_sweeps import claim_sweeps
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness, task_index
 
@@ -99,20 +96,6 @@ def test_pooled_and_subject_scores_are_lm_evals(lens, folder, sweep, limit):
         assert row.n == theirs["sample_len"]
 
 
-def test_documents_are_those_of_the_tasks_and_keep_their_numbers(result, sweep):
-    first = np.cumsum([0, *SIZES.values()])
-    for task, start in zip(SIZES, first, strict=False):
-        alone = sweep(task).scores(task, "acc")
-        assert result.scores("school", "acc").loc[start : start + SIZES[task] - 1].to_numpy().tolist() == (
-            alone.to_numpy().tolist()
-        )
-    few = sweep("school", limit=2)
-    assert few.docs["doc_id"].unique().tolist() == [number for start in first[:-1] for number in (start, start + 1)]
-    asked = result.questions().set_index("doc_id")
-    assert asked["question"].tolist() == [f"{name} {i}: " for name, n in SIZES.items() for i in range(n)]
-    assert asked["subtask"].tolist() == [name for name, n in SIZES.items() for _ in range(n)]
-
-
 def test_record_has_the_group_and_its_tasks(result):
     about = result.record["tasks"]["school"]
     assert list(result.record["tasks"]) == ["school"]
@@ -137,12 +120,6 @@ def test_intervals_are_of_two_levels(result):
     assert (drawn % list(SIZES.values()) == 0).all() and (drawn[1:] == 0).any(), "whole subjects are drawn or not"
 
 
-def test_saved_and_loaded(result, tmp_path):
-    result.save(tmp_path / "out")
-    again = Result.load(tmp_path / "out")
-    assert again.baselines.equals(result.baselines) and again.questions().equals(result.questions())
-
-
 @pytest.mark.parametrize("name", ["school_unweighted", "school_plain"])
 def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name):
     result = sweep(name, limit=2)
@@ -155,25 +132,3 @@ def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name
 def test_a_task_in_two_ways_is_refused(folder, names):
     with pytest.raises(UserError, match=r"task school_\w+ is asked for twice, as .*school.* and as .*; leave one"):
         harness.load_tasks(names, include_path=folder)
-
-
-def test_a_group_and_its_tasks_share_answers(lens, folder, tmp_path):
-    options = {"include_path": folder, "progress": False, "store": tmp_path}
-    condition_sweep(lens, list(SIZES), "layers", **options)
-    again = condition_sweep(lens, "school", "layers", **options)
-    assert again.record["store"]["rows_computed"] == 0
-
-
-def test_reference_answers_of_a_group(sweep):
-    both = sweep("school", measure="both")
-    assert list(both.baselines["metric"]) == ["acc", "acc_norm", "answer_logprob"]
-    assert both.baselines["n"].tolist() == [N] * 3
-    order = both.docs.query("metric == 'answer_logprob' and condition == 'L1'")["doc_id"]
-    assert all(a < b for a, b in pairwise(order))
-
-
-def test_sweeps_of_claims_keep_a_group_whole(lens, folder):
-    options = {"ablate": "layers", "num_fewshot": 0, "include_path": folder, "progress": False}
-    found = claim_sweeps(lens, {"letters": "school"}, seeds=[0], **options)
-    (letters,) = found["letters"]
-    assert list(letters.docs["task"].unique()) == ["school"] and letters.docs["doc_id"].nunique() == N

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
-from random import Random
 
 import pytest
 import tiny
-import torch
-from transformers import BloomConfig, BloomForCausalLM
 
 from depthlens.errors import UserError
-from depthlens.experiments.free_text import free_text
-from depthlens.models.lens import Lens
 from depthlens.tasks import haystacks, token_spans
 from depthlens.tasks import needles as prompts
-from depthlens.tasks.encoding import Encoder
 
 FUNCTION_WORDS = set("a an the of in on with and from at by for to without".split())
 
@@ -41,22 +35,6 @@ def squeezed(text):
 
 def decoded(lens, needle, positions):
     return lens.tokenizer.decode([needle.request.context[p] for p in positions])
-
-
-def test_codes_stand_where_they_should(lens):
-    options = {"depths": (0.0, 0.5, 1.0), "context_lengths": (700, 1000), "kind": "codes"}
-    made = prompts.written_needles(lens, n_needles=2, seed=3, **options)
-    assert len(made) == 12 and made == prompts.written_needles(lens, 2, seed=3, **options)
-    assert made != prompts.written_needles(lens, 2, seed=4, **options)
-    for needle in made:
-        about, context = needle.about, lens.tokenizer.decode(needle.request.context)
-        code = lens.tokenizer.decode(needle.targets)
-        assert len(code) == 4 and code.isdigit() and f"The code of the {about['thing']} is {code}." in context
-        assert decoded(lens, needle, needle.places) == code
-        assert context.count(code) == 1 and context.endswith(f"A: The code of the {about['thing']} is")
-        assert about["context_length"] - 90 < len(needle.request.context) <= about["context_length"]
-        start = needle.places[0] / context.index("\n\n")
-        assert abs(start - about["depth"]) < 0.25  # other codes and whole sentences shift it a little
 
 
 def test_natural_needles_stand_where_they_should(lens):
@@ -95,13 +73,6 @@ def test_no_phrase_leads_from_a_question_to_its_natural_needle():
             assert not set(words(answer)) & set(words(asked)) - FUNCTION_WORDS, (answer, asked)
 
 
-def test_long_haystacks_repeat_paragraphs_in_another_order():
-    n = sum(map(len, haystacks.paragraphs()))
-    sentences = haystacks.hay("natural", Random(0))
-    once, again = ([next(sentences) for _ in range(n)] for _ in range(2))
-    assert once != again and sorted(once) == sorted(again) and len("".join(once)) > 30_000
-
-
 def test_lengths_that_a_model_cannot_have_become_the_nearest_that_it_can(caplog):
     """One byte a token, so that the facts of natural needles take some 700 tokens."""
     asked = {"n_needles": 1, "depths": (0.5,), "context_lengths": (256, 512, 1500, 4000)}
@@ -112,22 +83,6 @@ def test_lengths_that_a_model_cannot_have_become_the_nearest_that_it_can(caplog)
     assert "context_lengths [256, 512, 1500, 4000]: tiny-llama-gqa reads 2048 tokens" in caplog.text
     with pytest.raises(UserError, match="reads 512 tokens, and a prompt without hay has up to .*: no needle fits"):
         prompts.written_needles(tiny.lens("llama-gqa"), **asked)
-
-
-def test_a_configuration_that_names_no_longest_text_is_read_as_lm_eval_reads_it():
-    """ALiBi has no table of positions, so that BLOOM's configuration has no `max_position_embeddings`."""
-    torch.manual_seed(0)
-    config = BloomConfig(vocab_size=tiny.VOCAB, hidden_size=32, n_layer=2, n_head=4)
-    lens = Lens(BloomForCausalLM(config), tiny.tokenizer())
-    (needle,) = prompts.written_needles(lens, 1, [0.5], [10**6])
-    assert needle.about["context_length"] == Encoder(lens).max_length - prompts.RESERVE
-    written = free_text(lens, "L1", n_prompts=2, prompt_tokens=4, max_new_tokens=2, store=None, progress=False)
-    assert written.docs["condition"].unique().tolist() == ["baseline", "L1"]
-
-
-def test_an_unknown_kind_is_refused(lens):
-    with pytest.raises(UserError, match="unknown kind 'poems'"):
-        prompts.written_needles(lens, kind="poems")
 
 
 def test_an_answer_is_found_as_a_whole_word_only(lens):

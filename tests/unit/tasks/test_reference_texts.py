@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 import depthlens as dl
-from depthlens.backends.protocol import Means
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
@@ -95,26 +94,6 @@ def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, ki
     assert kind == "rolling" or all(prompt not in asked for prompt, _ in decoded(lens, reference))
 
 
-def test_the_training_split_comes_before_documents_that_are_not_evaluated(lens, prepared):
-    reference = reference_of(lens, prepared("choice", SHOTS + TRAIN, limit=None))
-    assert reference.name == "reference_choice: 4 few-shot and 9 training documents, without examples"
-    prompts = [prompt for prompt, _ in decoded(lens, reference)]
-    assert prompts == [*(f"Q: shot {i}?" for i in range(4)), *(f"Q: train {i}?" for i in range(9))]
-
-
-def test_examples_that_are_written_in_another_way_are_left_out(lens, prepared):
-    splits = 'fewshot_config: {split: shots, doc_to_text: "{{q}} says"}\n' + TRAIN
-    assert reference_of(lens, prepared("choice", splits, limit=None)).name.startswith(
-        "reference_choice: 10 training doc"
-    )
-
-
-def test_another_number_of_documents_has_the_same_reference_as_long_as_there_are_enough(lens, prepared):
-    few, more, most = (reference_of(lens, prepared("choice", limit=n)) for n in (1, 20, 40))
-    assert few.keys == more.keys != most.keys
-    assert few.keys["mean"] != reference_of(lens, prepared("written", limit=1)).keys["mean"]
-
-
 def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkeypatch):
     said = (
         "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task with"
@@ -135,30 +114,6 @@ def test_chat_templates_are_those_of_the_task(lens, prepared, monkeypatch):
     assert first == ("<system>Be brief.\n<user>Q: shot 0?\n<bot>", "no 0")
 
 
-def test_the_record_names_the_reference_and_both_measures_share_it(lens, prepared, monkeypatch):
-    task, measured = prepared("written", limit=2), []
-    measure = "depthlens.engine.references.measure_means"
-    real = reference_of(lens, task).measure(lens)
-    monkeypatch.setattr(measure, lambda *args: measured.append(args) or real)
-    result = condition_sweep(
-        lens, {task.name: task.task}, "L1@mean,L2.H1@mean", limit=2, measure="both", store=None, progress=False
-    )
-    about = result.record["tasks"][task.name]
-    assert about["reference"] == "reference_written: 4 few-shot and 60 not evaluated documents, without examples"
-    assert len(measured) == 1 and isinstance(real, Means) and len(measured[0][1]) == 64
-    plain = condition_sweep(lens, {task.name: task.task}, "L1", limit=2, store=None, progress=False)
-    assert "reference" not in plain.record["tasks"][task.name]
-
-
-def test_resampling_alone_needs_no_documents(lens, prepared):
-    task = prepared("choice", limit=None)
-    options = {"resample_prompts": ["a b"], "store": None, "progress": False}
-    result = condition_sweep(lens, {task.name: task.task}, "L1.H0@resample", **options)
-    assert result.record["resample_prompts"] == ["a b"] and len(result.docs["doc_id"].unique()) == N_TEST
-    with pytest.raises(UserError, match="and 4 are left"):
-        condition_sweep(lens, {task.name: task.task}, "L1.H0@resample,L1@mean", **options)
-
-
 def test_prompts_to_resample_have_the_form_of_those_that_are_scored(folder, lens, prepared):
     """Two examples come before each, as the task says."""
     task = prepared("choice")
@@ -174,16 +129,3 @@ def test_prompts_to_resample_have_the_form_of_those_that_are_scored(folder, lens
     )
     losses = asked.losses().set_index("condition")["loss"]
     assert asked.record["resample_prompts"] == prompts and losses["L1"] != losses["L1@resample"]
-
-
-def test_nothing_is_resampled_where_nothing_asks_for_it(folder, lens, prepared):
-    task = prepared("choice", splits="fewshot_split: test\n", limit=None)
-    options = {"include_path": folder}
-    assert dl.resample_prompts(lens, task.name, "layers,layers@mean", **options) is None
-    for n in (0, -1):
-        with pytest.raises(UserError, match=f"n {n}: give a whole number of prompts"):
-            dl.resample_prompts(lens, task.name, "layers@resample", n=n, **options)
-    with pytest.raises(
-        UserError, match="@resample needs 2 documents that are not evaluated, and 0 are left; lower lim"
-    ):
-        dl.resample_prompts(lens, task.name, "layers@resample", **options)

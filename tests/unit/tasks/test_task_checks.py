@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import textwrap
 
 import pytest
-import tiny
 
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
-from depthlens.experiments.sweep import condition_sweep, run_sweep
+from depthlens.experiments.sweep import run_sweep
 from depthlens.tasks import harness
 
 DOCS = [
@@ -47,7 +45,7 @@ def task(tmp_path):
             "cache_dir": str(tmp_path / "cache"),
         }
         (tmp_path / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
-        (tmp_path / "utils.py").write_text(textwrap.dedent(functions))
+        (tmp_path / "utils.py").write_text(functions)
         lines = [f"{k}: {v if '!function' in str(v) else json.dumps(v)}" for k, v in (config | changes).items()]
         (tmp_path / "mine.yaml").write_text("\n".join(lines) + "\n")
         return lambda **options: harness.load_tasks(["mine"], include_path=tmp_path, **options)
@@ -55,198 +53,22 @@ def task(tmp_path):
     return make
 
 
-@pytest.fixture
-def refused(task):
-    """The one line that refuses a task."""
-
-    def line(*args, **changes):
-        with pytest.raises(UserError) as told:
-            task(*args, **changes)()
-        assert "\n" not in str(told.value)
-        return str(told.value)
-
-    return line
-
-
 def changed(doc_id, **values):
     """The documents, one of them changed."""
     docs = [dict(d) for d in DOCS]
     docs[doc_id] |= values
-    return docs
+    return {"docs": docs}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_sound_task_passes(task, kind):
-    assert list(task(kind)()) == ["mine"]
+def function(name, key="process_results"):
+    """A function of the user's in place of a setting."""
+    return {"functions": FUNCTIONS, key: f"!function utils.{name}"}
 
 
-# -- answers and options --
+FUNCTIONS = """
+def none(docs):
+    return docs.select([])
 
-
-@pytest.mark.parametrize("doc_id", [0, 3])
-@pytest.mark.parametrize("answer", [-1, 2, 1.0, None])
-def test_an_answer_that_is_not_among_the_options(refused, doc_id, answer):
-    said = refused("choice", changed(doc_id, answer=answer))
-    first, given = (0, 1.0 if doc_id == 0 else 0.0) if answer == 1.0 else (doc_id, answer)  # one float makes all floats
-    assert f"task mine, document {first}: doc_to_target 'answer' gives {given}" in said
-    assert "a whole number from 0 to 1, or one of 'yes', 'no'" in said
-
-
-def test_an_answer_may_be_the_text_of_an_option(task, refused):
-    assert task("choice", doc_to_target="word")()
-    said = refused("choice", changed(2, word="perhaps"), doc_to_target="word")
-    assert "document 2: doc_to_target 'word' gives 'perhaps'; allowed: a whole number from 0 to 2, or one of" in said
-
-
-def test_several_right_options(task, refused):
-    several = [d | {"answer": [d["answer"]]} for d in DOCS]
-    assert task("choice", several)()
-    several[2]["answer"] = [0, 3]
-    assert "document 2: doc_to_target 'answer' gives 3; allowed: a whole number from 0 to 2" in refused(
-        "choice", several
-    )
-    several[2]["answer"] = []
-    assert "document 2: doc_to_target 'answer' gives []; it must give an answer" in refused("choice", several)
-    mixed = [d | {"accepted": d["word"]} if i == 3 else d for i, d in enumerate(DOCS)]
-    written = [{k: v for k, v in d.items() if k in ("q", "accepted")} for d in mixed]
-    functions = "def accepted(doc):\n    return doc['accepted'] if len(doc['q']) < 13 else doc['q']\n"
-    said = refused("written", written[:3], functions, doc_to_target="!function utils.accepted")
-    assert "document 1: doc_to_target (function accepted) gives 'Is fire cold?'; it must give a list for every" in said
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["yes"], "gives ['yes']; it must give a list of at least 2 texts"),
-        ([], "gives []; it must give a list of at least 2 texts"),
-        (None, "gives None; it must give a list of at least 2 texts"),
-    ],
-)
-@pytest.mark.parametrize("doc_id", [0, 2])
-def test_documents_with_less_than_two_options(refused, options, said, doc_id):
-    assert f"document {doc_id}: doc_to_choice 'options' {said}" in refused("choice", changed(doc_id, options=options))
-
-
-def test_an_empty_option(task, refused):
-    """lm-eval looks at the first character of the first document's options when it makes a task."""
-    fault = "document 0: its options are ['', 'no'], and lm-eval loads no task whose first document has an empty one"
-    assert fault in refused("choice", changed(0, options=["", "no"]))
-    later = task("choice", changed(1, options=["", "no"]))
-    assert condition_sweep(tiny.lens("llama-gqa"), later(), "L2", progress=False).docs["value"].notna().all()
-
-
-def test_options_that_name_no_field(refused):
-    said = refused("choice", doc_to_choice="optoins")
-    assert "doc_to_choice 'optoins' names no field; fields: q, options, answer, word, accepted" in said
-
-
-def test_a_task_whose_documents_are_all_left_out(refused):
-    functions = "def none(docs):\n    return docs.select([])\n"
-    said = refused("choice", functions=functions, process_docs="!function utils.none")
-    assert said == "task mine: its test or validation split has no documents; correct its data or its splits"
-
-
-def test_only_documents_that_run_are_checked(task):
-    bad = task("choice", changed(3, answer=7))
-    assert bad(limit=3)
-    for limit in (4, None):
-        with pytest.raises(UserError, match="document 3"):
-            bad(limit=limit)
-
-
-def test_more_documents_may_be_run_than_were_checked(task):
-    lens = tiny.lens("llama-gqa")
-    loaded = task("choice", changed(3, answer=7))(limit=3)
-    with pytest.raises(UserError, match="document 3: doc_to_target 'answer' gives 7"):
-        condition_sweep(lens, loaded, "L1", limit=4, progress=False)
-
-
-@pytest.mark.parametrize("kind", ["choice", "cloze", "rolling", "written"])
-def test_a_target_that_names_no_field(refused, kind):
-    said = refused(kind, doc_to_target="wrod")
-    assert "doc_to_target 'wrod' names no field" in said
-    assert "fields: q, options, answer, word, accepted" in said
-
-
-def test_a_question_that_names_no_field(refused):
-    assert "doc_to_text 'question' names no field of its documents; fields: q," in refused(
-        "written", doc_to_text="question"
-    )
-    assert """write a fixed text as "{{'question'}}\"""" in refused("written", doc_to_text="question")
-
-
-def test_a_fixed_text_is_allowed_as_a_template(task):
-    assert task("written", doc_to_target="{{'four'}}", doc_to_text="{{'Say'}}")()
-    assert task("choice", doc_to_target="yes", docs=[d | {"options": ["yes", "no"]} for d in DOCS])()
-
-
-def test_a_written_answer_may_look_like_a_list(task, refused):
-    looks = [d | {"word": w} for d, w in zip(DOCS, ["yes", "[1, 2]", "[]", "no"], strict=True)]
-    assert task("written", looks, doc_to_target="{{word}}")()
-    said = refused("written", looks[1:], doc_to_target="{{word}}")  # now the first makes lm-eval expect lists
-    assert "document 1: doc_to_target '{{word}}' gives []; it must give an answer" in said
-    said = refused("written", [looks[1], *looks[:1]], doc_to_target="{{word}}")
-    assert "document 1: doc_to_target '{{word}}' gives 'yes'; it must give a list for every document" in said
-
-
-def test_a_document_without_an_answer_or_a_text(refused):
-    assert "document 2: doc_to_target 'word' gives None; it must give an answer" in refused(
-        "written", changed(2, word=None)
-    )
-    assert "document 1: doc_to_target 'q' gives ''; it must give a text to score" in refused(
-        "rolling", changed(1, q="")
-    )
-    said = refused("cloze", changed(3, word=None), doc_to_target="word")
-    assert "document 3: doc_to_target 'word' gives None; it must give a text to score" in said
-    said = refused("written", changed(3, q=None), doc_to_text="q")
-    assert "document 3: doc_to_text 'q' gives None; it must give text" in said
-
-
-# -- metrics and settings --
-
-
-@pytest.mark.parametrize(
-    ("kind", "metric", "said"),
-    [
-        ("choice", "perplexity", "multiple_choice tasks have no metric 'perplexity'; they have acc, acc_norm,"),
-        ("cloze", "acc_norm", "loglikelihood tasks have no metric 'acc_norm'; they have acc, perplexity"),
-        ("cloze", "exact_match", "loglikelihood tasks have no metric 'exact_match'; they have acc, perplexity"),
-        ("rolling", "acc", "loglikelihood_rolling tasks have no metric 'acc'; they have word_perplexity, byte_"),
-        ("written", "acc", "written answers have no metric 'acc'; use exact_match, or a function"),
-        ("written", "byte_perplexity", "written answers have no metric 'byte_perplexity'"),
-    ],
-)
-def test_a_metric_that_the_kind_of_task_never_yields(refused, kind, metric, said):
-    both = [{"metric": "acc"}, {"metric": metric}] if kind != "written" else [{"metric": metric}]
-    assert said in refused(kind, metric_list=both)
-
-
-def test_of_several_accepted_answers_lm_eval_calls_every_text_right_by_f1(refused, task):
-    with_f1 = {"metric_list": [{"metric": "exact_match"}, {"metric": "f1"}]}
-    said = refused("written", doc_to_target="accepted", **with_f1)
-    assert "written answers with several accepted answers have no metric 'f1'" in said
-    assert task("written", **with_f1)()  # of one answer it is a metric of the whole set
-
-
-def test_a_task_of_which_no_metric_has_a_value_per_document(refused):
-    assert "no metric has a value per document (mcc)" in refused("choice", metric_list=[{"metric": "mcc"}])
-
-
-@pytest.mark.parametrize("key", ["max_gen_toks", "max_new_tokens"])
-@pytest.mark.parametrize("value", [-3, 0, True, 2.5])
-def test_a_length_that_is_no_number_of_tokens(refused, key, value):
-    said = refused("written", generation_kwargs={"until": ["\n"], key: value})
-    assert said == f"task mine: {key} {value!r}: give a whole number of tokens, at least 1"
-
-
-def test_stop_strings_must_be_text(refused):
-    said = refused("written", generation_kwargs={"until": ["\n", 5], "max_gen_toks": 3})
-    assert said == "task mine: until ['\\n', 5]: give a text or a list of texts"
-
-
-# -- functions of the user --
-
-RAISES = """
 def divide(doc, results):
     return {"acc": 1 / 0}
 
@@ -255,122 +77,67 @@ def insists(doc, results):
 
 def nothing(doc, results):
     pass
-
-def number(doc, results):
-    return {"acc": int(results[0])}
-
-def text(doc):
-    return doc["qq"]
-
-def metric(references, predictions):
-    raise RuntimeError("no such metric\\nat all")
 """
+FAULTS = [
+    ("choice", changed(0, answer=-1), "document 0: doc_to_target 'answer' gives -1; allowed: a whole number from 0 to"),
+    ("choice", changed(3, answer=2), "document 3: doc_to_target 'answer' gives 2; allowed: a whole number from 0 to 1"),
+    ("choice", changed(3, answer=None), "document 3: doc_to_target 'answer' gives None"),
+    (
+        "choice",
+        changed(2, word="perhaps") | {"doc_to_target": "word"},
+        "document 2: doc_to_target 'word' gives 'perhaps'; allowed: a whole number from 0 to 2, or one of",
+    ),
+    ("choice", changed(2, options=["yes"]), "document 2: doc_to_choice 'options' gives ['yes']; it must give a list"),
+    ("choice", function("none", "process_docs"), "its test or validation split has no documents; correct its data or"),
+    ("choice", {"doc_to_target": "wrod"}, "doc_to_target 'wrod' names no field and no option; fields: q, options,"),
+    ("rolling", {"doc_to_target": "wrod"}, "doc_to_target 'wrod' names no field of its documents; fields: q, options,"),
+    ("written", changed(2, word=None), "document 2: doc_to_target 'word' gives None; it must give an answer"),
+    ("rolling", changed(1, q=""), "document 1: doc_to_target 'q' gives ''; it must give a text to score"),
+    (
+        "cloze",
+        changed(3, word=None) | {"doc_to_target": "word"},
+        "document 3: doc_to_target 'word' gives None; it must",
+    ),
+    ("written", changed(3, q=None) | {"doc_to_text": "q"}, "document 3: doc_to_text 'q' gives None; it must give text"),
+    (
+        "choice",
+        {"metric_list": [{"metric": "acc"}, {"metric": "perplexity"}]},
+        "multiple_choice tasks have no metric 'perplexity'; they have acc, acc_norm,",
+    ),
+    (
+        "written",
+        {"metric_list": [{"metric": "acc"}]},
+        "written answers have no metric 'acc'; use exact_match, or a fun",
+    ),
+    (
+        "written",
+        {"generation_kwargs": {"until": ["\n"], "max_new_tokens": 2.5}},
+        "max_new_tokens 2.5: give a whole number of tokens, at least 1",
+    ),
+    ("choice", function("divide"), "document 0: scoring the answer (-1.0, False) fails (ZeroDivisionError at utils.py"),
+    ("written", function("insists"), "document 0: scoring the answer 'yes' fails (AssertionError at utils.py line 9)"),
+    (
+        "rolling",
+        function("nothing"),
+        "document 0: process_results returns NoneType; return a dict such as {'acc': 1.0}",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("kind", "function", "said"),
-    [
-        (
-            "choice",
-            "divide",
-            "document 0: scoring the answer (-1.0, False) fails (ZeroDivisionError at utils.py line 3: div",
-        ),
-        ("written", "insists", "document 0: scoring the answer 'yes' fails (AssertionError at utils.py line 6)"),
-        ("written", "nothing", "document 0: process_results returns NoneType; return a dict such as {'acc': 1.0}"),
-        ("rolling", "nothing", "document 0: process_results returns NoneType; return a dict such as {'acc': 1.0}"),
-        (
-            "written",
-            "number",
-            "document 0: scoring the answer 'yes' fails (ValueError at utils.py line 12: invalid lit",
-        ),
-    ],
-)
-def test_scoring_that_fails_is_told_before_anything_is_computed(refused, kind, function, said):
-    assert said in refused(kind, functions=RAISES, process_results=f"!function utils.{function}")
+@pytest.mark.parametrize(("kind", "changes", "said"), FAULTS)
+def test_a_faulty_task_is_refused_in_one_line(task, kind, changes, said):
+    with pytest.raises(UserError) as told:
+        task(kind, **changes)()
+    assert str(told.value).startswith("task mine") and said in str(told.value) and "\n" not in str(told.value)
 
 
-def test_scoring_that_fails_on_an_empty_answer_is_told_too(refused):
-    functions = "def first(doc, results):\n    return {'acc': float(results[0][0] == doc['word'][0])}\n"
-    said = refused("written", functions=functions, process_results="!function utils.first")
-    assert "scoring the answer '' fails (IndexError at utils.py line 2: string index out of range)" in said
-
-
-def test_a_metric_function_that_fails(refused):
-    listed = "[{metric: !function utils.metric, aggregation: mean, higher_is_better: true}]"
-    said = refused("written", functions=RAISES, metric_list=listed)
-    assert "document 0: scoring the answer 'yes' fails (RuntimeError at utils.py line 18: no such metric);" in said
-
-
-def test_a_question_function_that_fails(refused):
-    said = refused("written", functions=RAISES, doc_to_text="!function utils.text")
-    assert "document 0: its question, answer or options cannot be made (KeyError at utils.py line 15: 'qq')" in said
-    later = 'def text(doc):\n    return doc["q"] if doc["answer"] == 0 else 1 / 0\n'
-    said = refused("written", functions=later, doc_to_text="!function utils.text")
-    assert (
-        "task mine, document 1: its question, answer or options cannot be made (ZeroDivisionError at utils.py" in said
-    )
-
-
-def test_scoring_that_fails_on_what_the_model_writes_is_one_line_too(task):
-    functions = """
-        def known(doc, results):
-            return {"exact_match": {"": 0.0, "yes": 1.0, "no": 1.0}[results[0]]}
-        """
-    loaded = task("written", functions=functions, process_results="!function utils.known")()
-    with pytest.raises(UserError, match=r"task mine, document 0: scoring the answer .* fails \(KeyError at utils.py"):
-        condition_sweep(tiny.lens("llama-gqa"), loaded, "L1", progress=False)
-
-
-# -- when it is told --
+def test_an_answer_may_be_the_text_of_an_option_and_only_what_runs_is_checked(task):
+    assert task("choice", doc_to_target="word")()
+    assert task("choice", **changed(3, answer=7))(limit=3)
 
 
 def test_run_sweep_checks_documents_before_it_loads_the_model(task, tmp_path, monkeypatch):
-    task("choice", changed(2, answer=-1))
+    task("choice", **changed(2, answer=-1))
     monkeypatch.setattr(condition_runs.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     with pytest.raises(UserError, match="document 2: doc_to_target 'answer' gives -1"):
         run_sweep("smollm2-135m", ["mine"], "layers", include_path=tmp_path)
-
-
-def test_a_sweep_of_a_loaded_model_checks_before_it_computes(task, tmp_path, monkeypatch):
-    task("choice", functions=RAISES, process_results="!function utils.divide")
-    monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
-    with pytest.raises(UserError, match="ZeroDivisionError"):
-        condition_sweep(tiny.lens("llama-gqa"), ["mine"], "layers", include_path=tmp_path, progress=False)
-
-
-@pytest.mark.parametrize("fields", [["qq"], "q", []])
-def test_what_makes_documents_the_same_must_be_their_fields(refused, fields):
-    fault = "is not a list of fields of its documents; fields: q, options, answer, word, accepted"
-    assert fault in refused("choice", metadata={"same_if": fields})
-
-
-@pytest.mark.parametrize(
-    ("sampler", "shots", "noted"), [("first_n", 2, True), ("default", 2, False), ("first_n", 0, False)]
-)
-def test_examples_that_no_seed_changes_are_noted(task, sampler, shots, noted):
-    load = task("choice", fewshot_split="test", fewshot_config={"sampler": sampler})
-    lens = tiny.lens("llama-gqa", max_position_embeddings=512)
-    result = condition_sweep(lens, load(num_fewshot=shots), "L2", progress=False)
-    said = "mine: its 2 examples are the first 2 under every seed, so that seeds say nothing about them"
-    assert (said in result.notes) == noted
-
-
-def test_the_check_does_not_change_the_choice_of_examples(task, monkeypatch):
-    many = [d | {"q": f"{d['q']} {i}"} for i in range(10) for d in DOCS]
-    lens = tiny.lens("llama-gqa", max_position_embeddings=2048)
-    load = task("choice", many, fewshot_split="test")
-
-    def prompts():
-        (prepared,) = harness.prepare(lens, load(num_fewshot=3, seed=4), limit=5)
-        return [i.args[0] for i in prepared.task.instances]
-
-    checked = prompts()
-    monkeypatch.setattr(harness.checks, "check", lambda *a: None)
-    assert prompts() == checked
-
-
-def test_a_tokenizer_of_a_larger_model(task, monkeypatch):
-    lens = tiny.lens("llama-gqa", vocab_size=80, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
-    with pytest.raises(UserError, match="token 256 .'<bos>'. of task mine is beyond the 80 rows of the embedding"):
-        condition_sweep(lens, task("rolling")(), "L1", progress=False)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
-import lm_eval.tasks
 import pytest
 import tiny
 
-from depthlens import paths
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import harness, task_files, task_index
+from depthlens.tasks import harness
 
 EMBEDDED = "capitals_continuation"
 DOCS = [{"q": f"Is {i} even?", "a": i % 2} for i in range(4)]
@@ -49,165 +46,23 @@ def refusal(folder, *names) -> str:
     return str(told.value)
 
 
-@pytest.fixture
-def slow_index(monkeypatch):
-    """Fail where lm-eval's own files are indexed."""
-    real = task_index.build_index
-
-    def index(*args, of_lm_eval):
-        assert not of_lm_eval, "lm-eval's own tasks are indexed"
-        return real(*args, of_lm_eval=of_lm_eval)
-
-    monkeypatch.setattr(task_index, "build_index", index)
-
-
-# -- data files --
-
-
 @pytest.mark.parametrize(
-    ("docs", "said"),
+    ("changes", "said"),
     [
-        ('{"q": "x", "a": 0}\n{"q": "y", "a":\n', "mine.jsonl', line 2 is not JSON (Expecting value, column 16)"),
         (
-            '{"q": "x", "a": 0}\n\n{"q": "y" "a": 1}\n',
-            "mine.jsonl', line 3 is not JSON (Expecting ',' delimiter, column",
+            {"docs": '{"q": "x", "a": 0}\n{"q": "y", "a":\n'},
+            "task mine: data file 'FOLDER/mine.jsonl', line 2 is not JSON (Expecting value, column 16)",
         ),
-        ("", "mine.jsonl' is empty"),
-        ("\n\n", "mine.jsonl' is empty"),
-        ("q,a\nx,0\n", "mine.jsonl', line 1 is not JSON (Expecting value, column 1)"),
-        ("5\n6\n", "mine.jsonl', line 1 is a number, not an object"),
-        ("[1, 2]", "mine.jsonl' contains a list, not documents"),
-        ('[{"q": "x"},\n {"q": }]', "mine.jsonl', line 2 is not JSON (Expecting value, column 8)"),
-    ],
-)
-def test_data_that_are_not_json_are_told_with_file_and_line(tmp_path, docs, said):
-    write(tmp_path, docs=docs)
-    line = refusal(tmp_path)
-    assert line.startswith("task mine: data file ") and said in line
-    assert line.endswith("; write one JSON object a line")
-
-
-def test_one_list_of_documents_is_read(tmp_path):
-    write(tmp_path, docs=json.dumps(DOCS))
-    assert len(harness.load_tasks(["mine"], include_path=tmp_path)["mine"].eval_docs) == len(DOCS)
-
-
-def test_data_that_do_not_exist(tmp_path):
-    write(tmp_path).with_suffix(".jsonl").unlink()
-    line = refusal(tmp_path)
-    assert f"Unable to find '{tmp_path}/mine.jsonl'" in line and f"correct data_files in {tmp_path}/mine.yaml" in line
-
-
-def test_a_cache_that_cannot_be_made_is_told_in_the_systems_own_words(tmp_path):
-    """The task's files are not to blame, and there is nothing to correct in them or to download."""
-    data = {"test": str(tmp_path / "mine.jsonl")}
-    write(tmp_path, dataset_kwargs={"data_files": data, "cache_dir": str(tmp_path / "mine.yaml" / "cache")})
-    said = r"task mine: \[Errno \d+\] Not a directory: '.*' \(datasets keeps its cache in .*; HF_HOME moves it\)"
-    assert re.fullmatch(said, refusal(tmp_path))
-
-
-@pytest.mark.parametrize("key", ["test_split", "fewshot_split"])
-def test_data_without_the_split(tmp_path, key):
-    write(tmp_path, **{key: "tset"})
-    said = f"task mine: its data has no split 'tset', only test; correct {tmp_path}/mine.yaml"
-    assert refusal(tmp_path) == said
-
-
-# -- YAML files --
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("task: mine\ndoc_to_text: Question: {{q}}\n", ", line 2 is not YAML (mapping values are not allowed"),
-        ("task: mine\n\ndoc_to_text: {{q}}\n", ", line 3 is not YAML ("),
+        ({"docs": "\n\n"}, "task mine: data file 'FOLDER/mine.jsonl' is empty"),
         (
-            "task: mine\ninclude: nowhere.yaml\n",
-            "nowhere.yaml', which mine.yaml includes, cannot be read: No such file",
+            {"text": "task: mine\ndoc_to_text: Question: {{q}}\n"},
+            "unknown task 'mine': 'FOLDER/mine.yaml', line 2 is not YAML",
         ),
-        ("task: mine\ninclude: mine.yaml\n", "mine.yaml' includes itself"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, text, said, slow_index):
-    write(tmp_path, text=text)
-    line = refusal(tmp_path)
-    assert line.startswith("unknown task 'mine': ") and str(tmp_path) in line and said in line
-
-
-def test_a_broken_file_beside_the_task_asked_for_is_left_out_with_a_word(tmp_path, caplog):
-    write(tmp_path)
-    write(tmp_path, "other", text="task: other\n  x: [\n")
-    assert harness.load_tasks(["mine"], include_path=tmp_path)
-    (told,) = caplog.messages
-    assert told.startswith("left out: ") and "other.yaml', line 2" in told
-    assert (
-        "unknown task 'typo'; did you mean" not in (said := refusal(tmp_path, "mien")) and "did you mean mine" in said
-    )
-
-
-def test_files_that_are_no_tasks_are_left_alone(tmp_path, caplog):
-    write(tmp_path)
-    write(tmp_path, "cloud", text="Resources: !Ref thing\n")
-    write(tmp_path, "release", text="tag: 1.2\n")
-    write(tmp_path, "listed", text="- 1\n- 2\n")
-    write(tmp_path, "blank", text="")
-    assert harness.load_tasks(["mine"], include_path=tmp_path) and caplog.messages == []
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("task: 123", "task 123 is not text; write it in quotes: task: '123'"),
-        ("task: true", "task True is not text; write it in quotes: task: 'True'"),
-        ("task:", "task has no name; write one after 'task:'"),
-        ("group: 7", "group 7 is not text; write it in quotes: group: '7'"),
-        ("task: more\ntag: [easy, 5]", "tag 5 is not text; write it in quotes: tag: '5'"),
-    ],
-)
-def test_a_name_that_is_not_text(tmp_path, text, said):
-    write(tmp_path)
-    write(tmp_path, "other", text=f"{text}\n")
-    assert refusal(tmp_path) == f"'{tmp_path}/other.yaml': {said}"
-
-
-def test_a_name_too_long_for_a_folder(tmp_path):
-    name = "x" * 300
-    write(tmp_path, task=name)
-    assert "has a name of 300 characters; give it at most 128" in refusal(tmp_path, name)
-
-
-def test_a_task_that_two_files_define(tmp_path):
-    write(tmp_path)
-    write(tmp_path / "more", "again")
-    assert (
-        refusal(tmp_path)
-        == f"task mine is defined twice, in {tmp_path}/mine.yaml and {tmp_path}/more/again.yaml; rename one"
-    )
-    write(tmp_path, "single", task="single")
-    assert harness.load_tasks(["single"], include_path=tmp_path)  # what is not asked for may be defined twice
-
-
-def test_a_file_with_another_ending(tmp_path):
-    write(tmp_path).rename(tmp_path / "mine.yml")
-    assert refusal(tmp_path) == f"unknown task 'mine': lm-eval reads .yaml files only; rename '{tmp_path}/mine.yml'"
-
-
-def test_a_changed_file_is_read_again(tmp_path):
-    write(tmp_path, text="task: mine\n  x: [\n")
-    assert "line 2" in refusal(tmp_path)
-    write(tmp_path)
-    assert harness.load_tasks(["mine"], include_path=tmp_path)
-    write(tmp_path, "late", task="late")
-    assert harness.load_tasks(["late"], include_path=tmp_path)
-
-
-def test_a_broken_file_of_an_embedded_name_does_not_give_way_to_the_embedded_task(tmp_path):
-    write(tmp_path, text=f"task: {EMBEDDED}  # mine\n  x: [\n")
-    line = refusal(tmp_path, EMBEDDED)
-    assert line.startswith(f"task {EMBEDDED}: '{tmp_path}/mine.yaml', line 2 is not YAML")
-
-
-# -- which file is used --
+def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, changes, said):
+    write(tmp_path, **changes)
+    assert refusal(tmp_path).startswith(said.replace("FOLDER", str(tmp_path)))
 
 
 def test_a_task_of_the_users_stands_before_an_embedded_one_and_says_so(tmp_path, caplog):
@@ -216,75 +71,6 @@ def test_a_task_of_the_users_stands_before_an_embedded_one_and_says_so(tmp_path,
     assert len(task.eval_docs) == len(DOCS)
     said = f"task {EMBEDDED}: {tmp_path}/capitals.yaml is used, not the embedded task of the same name"
     assert [m for m in caplog.messages if m.startswith(said)] == caplog.messages and len(caplog.messages) == 1
-
-
-def test_the_embedded_tasks_may_be_given_as_the_users_folder(caplog):
-    assert harness.load_tasks([EMBEDDED], include_path=paths.tasks_dir())
-    assert caplog.messages == []
-
-
-@pytest.mark.slow
-def test_a_task_of_the_users_stands_before_lm_evals_and_says_so(tmp_path, caplog):
-    write(tmp_path, task="hellaswag")
-    write(tmp_path, "both", text="group: both\ntask: [hellaswag, piqa]\n")
-    with pytest.raises(
-        UserError, match="task piqa: its data cannot be downloaded"
-    ):  # it is lm-eval's and needs the hub
-        harness.load_tasks(["both"], include_path=tmp_path)
-    assert any(f"task hellaswag: {tmp_path}/mine.yaml is used, not lm-eval's task" in m for m in caplog.messages)
-
-
-# -- what it takes --
-
-
-def test_a_task_of_the_users_and_its_groups_need_no_index_of_lm_eval(tmp_path, slow_index):
-    write(tmp_path, tag="easy")
-    write(tmp_path, "second", task="second", tag="easy")
-    write(tmp_path, "all", text=f"group: everything\ntask: [mine, {EMBEDDED}, easy]\n")
-    inline = json.loads(json.dumps({"task": "inner", **harness_config(tmp_path)}))
-    write(tmp_path, "inline", text=f"group: holder\ntask: [{json.dumps(inline)}]\n")
-    assert list(harness.load_tasks(["mine"], include_path=tmp_path)) == ["mine"]
-    assert list(harness.load_tasks(["easy"], include_path=tmp_path)) == ["mine", "second"]
-    assert list(harness.load_tasks(["everything"], include_path=tmp_path)) == ["mine", EMBEDDED, "second"]
-    assert list(harness.load_tasks(["holder"], include_path=tmp_path)) == ["holder::inner"]
-
-
-def harness_config(folder: Path) -> dict:
-    found = task_files.read(folder / "mine.yaml").config
-    return {k: v for k, v in found.items() if k not in ("task", "tag")}
-
-
-def test_a_mistyped_name_is_refused_without_an_index_of_lm_eval(tmp_path, slow_index):
-    write(tmp_path)
-    assert "unknown task 'mien'; did you mean mine" in refusal(tmp_path, "mien")
-    with pytest.raises(UserError, match="unknown task 'capitals_continuatoin'; did you mean capitals_contin"):
-        harness.load_tasks(["capitals_continuatoin"])
-    with pytest.raises(UserError, match="unknown task 'hellaswagg'; did you mean hellaswag"):
-        harness.load_tasks(["hellaswagg"])
-    write(tmp_path, "all", text="group: everything\ntask: [mine, mein]\n")
-    said = refusal(tmp_path, "everything")
-    assert f"unknown task, named in the group file '{tmp_path}/all.yaml': 'mein'; did you mean mine" in said
-
-
-@pytest.mark.slow
-def test_every_name_of_lm_evals_index_stands_in_its_files(caplog):
-    """What lets a name be refused without the index; and the reading of the index is told."""
-    task_index.build_index.cache_clear()
-    index = task_index.task_manager(["hellaswag"]).task_index
-    assert caplog.messages == ["looking through lm-eval's tasks (about 5 s)"]
-    own = Path(lm_eval.tasks.__file__).parent
-    names = [n for n, e in index.items() if e.yaml_path is None or e.yaml_path.is_relative_to(own)]
-    assert len(names) > 10_000
-    text = task_index.text_of_lm_eval()  # one pass for most names: a search for each would take half an hour
-    value = rb"(?:^|[:\-\[,])[ \t]*[\"']?([\w.+/-][^\s:\"'\n,\]#}]*?)[\"']?[ \t]*(?=[,\]}#]|\r?$)"
-    found = {word.decode(errors="replace") for word in re.findall(value, text, re.MULTILINE)}
-    for name in [*(n for n in names if n not in found), *sorted(names)[::500]]:
-        assert task_index.may_be_of_lm_eval(name), name
-    assert max(len(n.encode()) for n in names) <= task_index.MAX_NAME
-    assert all(task_index.defines(text, name) for name in ("hellaswag", "mmlu", "arc_easy"))
-
-
-# -- the record --
 
 
 @pytest.fixture(scope="module")
@@ -314,43 +100,6 @@ def test_the_record_holds_the_files_of_a_task(lens, tmp_path, monkeypatch):
     assert about["file"] == "tasks/mine.yaml"
     wanted = [folder / name for name in ("mine.yaml", "base.yaml", "utils.py", "base.jsonl")]
     assert about["sha256"] == {str(path): digest(path) for path in wanted}
-
-
-def test_the_record_of_an_embedded_task_names_its_files_from_their_folder(lens):
-    record = swept(lens, None, EMBEDDED).record
-    assert record["include_path"] is None
-    about = record["tasks"][EMBEDDED]
-    assert about["file"] == f"capitals/{EMBEDDED}.yaml"
-    names = [about["file"], "_defaults.yaml", "utils.py", "capitals/choice_test.jsonl", "capitals/choice_fewshot.jsonl"]
-    assert set(about["sha256"]) == set(names)
-    assert about["sha256"]["utils.py"] == digest(paths.tasks_dir() / "utils.py")
-
-
-def test_data_of_a_folder_and_by_pattern(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "word").write_text("no data file, though an option has its name")
-    inner = tmp_path / "data"
-    inner.mkdir()
-    for name in ("a.jsonl", "b.jsonl"):
-        (inner / name).write_text("".join(json.dumps(d) + "\n" for d in DOCS))
-    cache = str(tmp_path / "cache")
-    for kwargs in ({"data_dir": "data"}, {"data_files": {"train": "data/*.jsonl"}, "field": None}):
-        write(tmp_path / "tasks", test_split="train", dataset_kwargs=kwargs | {"cache_dir": cache}, description="word")
-        task = harness.load_tasks(["mine"], include_path="tasks")["mine"]
-        assert len(task.eval_docs) == 2 * len(DOCS)
-        assert sorted(Path(p).name for p in task.depthlens_source["sha256"]) == ["a.jsonl", "b.jsonl", "mine.yaml"]
-
-
-def test_a_group_that_changes_its_tasks_is_one_of_their_files(tmp_path):
-    write(tmp_path)
-    write(tmp_path, "plain", text="group: plain\ntask: [mine]\n")
-    write(tmp_path, "more", text="group: more\ntask: [{task: mine, description: 'Think. '}]\n")
-    files = {}
-    for name in ("mine", "plain", "more"):
-        task = harness.load_tasks([name], include_path=tmp_path)["mine"]
-        files[name] = {Path(path).name for path in task.depthlens_source["sha256"]}
-    assert files["mine"] == files["plain"] == {"mine.yaml", "mine.jsonl"}
-    assert files["more"] == {"mine.yaml", "mine.jsonl", "more.yaml"}
 
 
 def test_results_of_a_changed_task_are_told_apart_and_not_joined(lens, tmp_path):

@@ -1,0 +1,390 @@
+"""Every figure by one table: how many panels, which series with which numbers, what is marked, and what is written.
+
+A number is that of the table or result that the figure is drawn from. `check` draws each without warnings or cut edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import geometries
+import made_results
+import numpy as np
+import pandas as pd
+import pytest
+from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
+from made_runs import steps, two_scorecards
+from made_sweeps import EARLY, LATE, nats, sweep
+
+import depthlens as dl
+from depthlens import plots
+from depthlens.analysis import depth, head_lists, model_comparison, open_book
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Race
+from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.results import Result, concat
+from depthlens.analysis.run_differences import CENTRE, SCORE
+from depthlens.plots import theme
+
+N, N_LAYERS = 40, 6
+
+
+@dataclass
+class Case:
+    """A figure and what it must show.
+
+    Attributes:
+        fig: The figure.
+        panels: Axes with data.
+        y: Numbers of the artists with a gid: of lines their heights, of maps their cells.
+        x: Places of the artists with a gid.
+        count: How many artists have a gid.
+        words: Texts that stand in it; line breaks do not count.
+        cannot_judge: How many panels or rows are called "at chance: cannot judge".
+    """
+
+    fig: Any
+    panels: int
+    y: dict[str, list] = field(default_factory=dict)
+    x: dict[str, list] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    cannot_judge: int = 0
+
+
+def layers(task="capitals", metric="acc", site="", *, base=0.9, scale=1.0, gain=None, flip=False, model="tiny", **info):
+    """A deterministic sweep: without layer 0 all is lost, without layer 3 a share of 0.3 is kept; others do nothing."""
+    kept = {"baseline": 1.0} | {f"L{i}{site}": {0: 0.0, 3: 0.3, gain: 1.0 / base}.get(i, 1.0) for i in range(N_LAYERS)}
+    scores = {c: scale * (np.arange(N) < round(share * base * N)) for c, share in kept.items()}
+    scores = {c: 1 - s for c, s in scores.items()} if flip else scores
+    told = {"higher_is_better": not flip} | ({"chance": None} if flip else {}) | info
+    return made_results.result({task: scores}, metric=metric, model=model, n_layers=N_LAYERS, info=told)
+
+
+def delta(result, task=None):
+    """Change by layer."""
+    return (result.select(tasks=task) if task else result).summary["delta"].iloc[1:].to_numpy()
+
+
+GUESS = layers("guess", base=0.25)
+PROTOCOLS = concat([layers("continuation"), GUESS, layers("written", "exact_match", base=0.8, chance=None)])
+BOTH = layers(model="a"), layers(model="b", base=0.6)
+
+
+def centres(*results):
+    return [[depth.centre_of_mass(r).table["centre"].item() * (N_LAYERS - 1)] for r in results]
+
+
+def profiles():
+    one = layers()
+    yield Case(
+        plots.depth_profile(one),
+        1,
+        y={"series": [one.summary["value"].iloc[1:]], "baseline": [[0.9, 0.9]], "chance": [[0.25, 0.25]]},
+        x={"series": [range(N_LAYERS)], "critical": [[0, 3]]},
+        words=("tiny, capitals: one layer removed at a time, n = 40 documents", "95% interval", "critical"),
+    )
+    yield Case(
+        plots.depth_profile(one, value="delta", title="T"),
+        1,
+        y={"series": [delta(one)], "baseline": [[0, 0]]},
+        count={"chance": 0},
+        words=("T", "change of accuracy from baseline"),
+    )
+    few = Result(one.docs[one.docs["doc_id"] < 4], one.record)
+    yield Case(plots.depth_profile(few), 1, count={"critical": 0}, words=("n = 4 documents",))
+    yield Case(plots.depth_profile(PROTOCOLS), 1, count={"series": 3, "critical": 2}, cannot_judge=1)
+    many = concat([PROTOCOLS, *(layers(f"kv_{i}") for i in range(4))])
+    yield Case(plots.depth_profile(many), 7, count={"series": 7, "critical": 6}, cannot_judge=1)
+    graded = layers("summaries", "rouge", scale=37.5, chance=None)
+    yield Case(plots.depth_profile(concat([one, graded])), 2, words=("accuracy", "rouge"))
+    sites = concat([one, layers(site=".attn"), layers(site="@donor")])
+    said = ("attention", "donor", "one layer or part of it removed or replaced at a time")
+    yield Case(plots.depth_profile(sites), 1, count={"series": 3}, words=said)
+    for site, done in (("@mean", "replaced by the mean of what it adds"), ("@donor", "replaced by the donor's")):
+        yield Case(plots.depth_profile(layers(site=site)), 1, words=(f"one layer {done} at a time",))
+    yield Case(plots.depth_profile(layers(metric="error", flip=True)), 1, x={"critical": [[0, 3]]})
+    gaps = one.select(conditions=["L0", "L3", "L4"])
+    yield Case(plots.depth_profile(gaps), 1, y={"series": [[0, np.nan, np.nan, 0.275, 0.9, np.nan]]})
+    masked = np.where(
+        [[False], [True], [False]], np.nan, [delta(PROTOCOLS, t) for t in ("continuation", "guess", "written")]
+    )
+    yield Case(
+        plots.protocol_comparison(PROTOCOLS),
+        2,
+        y={"changes": [masked]},
+        x={"critical": [[0], [3], [0], [3]]},
+        words=("continuation", "guess", "baseline 0.90"),
+        cannot_judge=1,
+    )
+    yield Case(plots.protocol_comparison(layers(base=0.6, gain=5)), 2, x={"gain": [[5]]}, words=("significant gain",))
+    shares = np.stack([delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan)])
+    yield Case(
+        plots.loss_shares(concat([one, GUESS])),
+        2,
+        y={"shares": [shares]},
+        x={"centre": centres(one)},
+        cannot_judge=1,
+        words=("thirds of the depth", "share of the row's summed loss (red: loss)"),
+    )
+    yield Case(
+        plots.profile_comparison(*BOTH),
+        1,
+        y={"series": [-delta(r) for r in BOTH]},
+        cannot_judge=0,
+        x={"critical": [[0, 3]] * 2, "centre": centres(*BOTH)},
+        words=("a, b: loss by removed layer, n = 40 documents", "centre of mass, 95% interval"),
+    )
+    yield Case(plots.profile_comparison(concat([one, GUESS])), 2, count={"centre": 1}, cannot_judge=1)
+    base, late = sweep(EARLY), sweep(LATE, model="late", seed=1)
+    table = model_comparison.layer_differences(base, late)
+    yield Case(
+        plots.loss_difference(base, late),
+        1,
+        y={"difference": [table["difference"]]},
+        x={"proven": [[0, 1, 2], [6, 7, 8]]},
+        words=("base loses more (proven", "late loses more (proven"),
+    )
+    at_chance = sweep(EARLY, accuracy=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d")
+    yield Case(plots.loss_difference(*at_chance), 1, count={"proven": 0, "difference": 1}, cannot_judge=1)
+
+
+def transplants():
+    """The last two layers hold what the donor knows more; each condition with its share of the gap."""
+    order, last = np.arange(N) / N, N_LAYERS - 1
+    shares = {f"L{k}@donor": 0 for k in range(N_LAYERS)} | {f"L0-{k}@donor": max(0, k - 3) / 2 for k in range(1, 6)}
+    shares |= {f"L{k}-{last}@donor": min(1, (6 - k) / 2) for k in range(1, last)}
+    scores = {c: order < 0.2 + 0.7 * s for c, s in ({"baseline": 0} | shares).items()}
+    result = made_results.result({"t": scores}, model="base", info={"chance": 0.0})
+    donor = made_results.result({"t": {"baseline": order < 0.9}}, model="donor", info={"chance": 0.0})
+    low, high = [0.2] * 4 + [0.55, 0.9], [0.9] * 5 + [0.2]
+    yield Case(
+        plots.recovery_curve(result, donor),
+        1,
+        words=("share of the gap", "base with layers of donor, n = 40 documents"),
+        y={"of one layer": [[0.2] * 6], "from the bottom": [low], "from the top": [high], "base": [[0.2] * 2]},
+    )
+    moved = [(la, m, 0.01 * la + 0.1 * i, 1 - 0.001 * la) for la in range(6) for i, m in enumerate("qkv")]
+    moved += [(None, "embed.weight", np.inf, np.nan), (None, "unembed.weight", 0.0, 1.0)]
+    weights = pd.DataFrame(moved, columns=["layer", "matrix", "relative", "cosine"]).astype({"layer": "Int64"})
+    by_matrix = weights.iloc[:18].pivot(index="matrix", columns="layer", values="relative").loc[list("qkv")]
+    outside = [[[np.nan], [0.0]]]  # an infinite change has no colour
+    yield Case(plots.weight_deltas(weights), 3, y={"weights": [by_matrix], "outside": outside}, words=("unembed",))
+    parts = pd.MultiIndex.from_product([("attn_out", "mlp_out"), range(5)], names=["part", "layer"])
+    acts = pd.DataFrame({"relative": 0.1 * parts.get_level_values(1)}, index=parts).reset_index()
+    ends = {"relative_low": 0.0, "relative_high": 0.5, "cosine": 0.99, "cosine_low": 0.9, "cosine_high": 1.0, "n": 8}
+    y = {"relative": [0.1 * np.arange(5)] * 2, "cosine": [[0.99] * 5] * 2}
+    yield Case(plots.activation_deltas(acts.assign(**ends)), 2, y=y, words=("n = 8 shared prompts",))
+
+
+KS, FALL, FLAT = [0, 1, 2, 4], [0.9, 0.5, 0.2, 0.1], [0.9, 0.875, 0.9, 0.85]
+KEYS = ["list", "task", "metric"]
+
+
+def curve(tasks=("kv", "sums"), lists=("retrieval", "reasoning"), *, better=True, at_chance=False):
+    """A list falls on the task of the same position and is flat elsewhere; random heads lose up to 0.1."""
+    points, band, tests, scores = [], [], [], {}
+    for t, task in enumerate(tasks):
+        scores[task] = {"baseline": np.arange(N) < (0.25 if at_chance else 0.9) * N}
+        for i, name in enumerate(lists):
+            values = np.array(FALL if i == t else FLAT)
+            points += [
+                (name, task, "acc", k, v, v - 0.05, v + 0.05)
+                for k, v in zip(KS, values if better else 1 - values, strict=True)
+            ]
+            edges = (0.8, 0.9, 0.85) if better else (0.1, 0.2, 0.15)
+            band += [(name, task, "acc", k, *edges, 20) for k in KS]
+            tests.append((name, task, "acc", better, 0.3, *edges, 1 / 21 if i == t else 0.6, i == t, at_chance))
+    test = ["higher_is_better", "value", "low", "high", "random", "p_value", "separates", "at_chance"]
+    return RemovalCurve(
+        pd.DataFrame(points, columns=[*KEYS, "k", "value", "ci_low", "ci_high"]),
+        pd.DataFrame(band, columns=[*KEYS, "k", "low", "high", "mean", "n_draws"]),
+        pd.DataFrame(tests, columns=[*KEYS, *test]),
+        made_results.result(scores, model="tiny", info={"higher_is_better": better}),
+        {"model": {"name": "tiny"}, "n_draws": 20},
+    )
+
+
+def head_figures():
+    two = curve()
+    yield Case(
+        plots.removal_curve(two),
+        2,
+        words=("tiny: first k heads of a list removed, 20 random draws", "retrieval p = 0.048"),
+        y={"list": [FALL, FLAT, FLAT, FALL], "random": [[0.85] * 4] * 4, "outside": [FALL[1:]] * 2},
+        count={"band": 4},
+    )
+    lower = plots.removal_curve(curve(("kv",), ("retrieval",), better=False))
+    yield Case(lower, 1, y={"outside": [1 - np.array(FALL[1:])]})
+    guess = plots.removal_curve(curve(("kv",), ("retrieval",), at_chance=True))
+    yield Case(guess, 1, count={"outside": 0, "list": 1}, cannot_judge=1)
+    rng = np.random.default_rng(0)
+    values = rng.beta(0.3, 9, (2, 12, 6))
+    values[:, 3, 2] = 0.9, 2.5
+    a, b = (
+        HeadScores(n, u, v, None, None, 25, None, two.record)
+        for n, u, v in (("copying", "", values[0]), ("loss", "nats", values[1]))
+    )
+    common = head_lists.head_overlap(a, b, k=5)
+    yield Case(
+        plots.head_overlap(a, b, k=5),
+        1,
+        x={"both": [[a.values[la, h] for la, h in common.heads]]},
+        words=(
+            f"tiny: {common.n} of the top 5 heads",
+            f"{common.expected:.2g} expected of lists",
+            f"p = {common.p_value:.2g}",
+        ),
+    )
+    noise = rng.normal(size=(4, 12, 6)) + 4 * np.array([1, 1, 0, 0])[:, None, None] * rng.normal(size=(12, 6))
+    found = dl.detector_agreement(
+        {f"d{i}": HeadScores("d", "", v, None, None, 5, None, two.record) for i, v in enumerate(noise)},
+        k=5,
+        n_permutations=999,
+    )
+    adjusted = found.table[["p_spearman_adjusted", "p_shared_adjusted"]]
+    agrees = int((adjusted < 0.05).sum(axis=None))
+    said = (f"{found.table['spearman'][0]:.2f}", "agreement of 4 detectors over 72 heads")
+    yield Case(plots.detector_agreement(found), 2, count={"number": 12, "agrees": agrees}, words=said)
+
+
+def geometry_figures():
+    g, effects, cheap = geometries.measured()
+    single = g.distances[g.distances["size"] == 1]["distance"]
+    sizes = g.distances.pivot(index="size", columns="layer", values="distance").to_numpy()
+    best = [np.nanargmin(sizes, axis=1)]
+    yield Case(
+        plots.angular_map(g),
+        2,
+        y={"distances": [sizes]},
+        x={"best": best},
+        words=("layers in the block", "n = 3 texts"),
+    )
+    y = {"influence": [g.influences["influence"]], "distance": [single]}
+    yield Case(plots.influence_profile(g), 2, y=y, count={"influence band": 1, "distance band": 1})
+    y = {name: [g.logit_lens[name]] for name in ("probability", "entropy")}
+    yield Case(plots.logit_lens(g, title="My lens"), 2, y=y, words=("My lens", "entropy (nats)", "final top-1 token"))
+    grids = {w: t.pivot(index="layer", columns="later", values="effect") for w, t in effects.groupby("where")}
+    every = range(geometries.N_LAYERS)
+    y = {where: [grid.reindex(index=every, columns=every)] for where, grid in grids.items()}
+    yield Case(plots.effect_map(effects), 3, y=y, words=("skipped layer", "later layer"))
+    result = geometries.sweep()
+    scatter = plots.predictor_scatter(cheap, result)
+    yield Case(scatter, 6, count={"layers": 6}, words=("loss (accuracy)", "ρ = ", "without noise ["), cannot_judge=3)
+
+
+def run_figures(tmp_path):
+    quick = {"n_boot": 200}
+    two = dl.compare(sweep(EARLY, n=80, model="base"), sweep(LATE, n=80, model="late", seed=1), **quick)
+    rows = [two.profiles[two.profiles["run"] == run] for run in ("base", "late")]
+    placed = two.centres[two.centres["measure"] == CENTRE]["value"]
+    yield Case(
+        plots.run_profiles(two),
+        1,
+        y={"series": [r["share"] for r in rows]},
+        words=("base, late: loss by removed part",),
+        x={"critical": [r.loc[r["critical"], "depth"] for r in rows], "centre": [[at] for at in placed]},
+    )
+    table = two.differences[two.differences["scale"] == SCORE]
+    y = {"difference": [table["difference"]], "shown": [table.loc[table["shown"], "difference"]]}
+    yield Case(plots.run_differences(two), 1, y=y, words=("late minus base",))
+    far = dl.compare(nats(EARLY * [20, *[1] * 8], model="a"), nats(LATE, model="b", seed=1), **quick)
+    yield Case(plots.run_profiles(far), 1, words=("loss of answer_logprob (nats)", "beyond the axis: L0 1"))
+    stages = dl.compare(*steps(3), stages=True, **quick)
+    n_placed = stages.centres[stages.centres["measure"] == CENTRE]["value"].notna().sum()
+    yield Case(plots.run_map(stages), 3, count={"centre": n_placed, "hatch": 1}, cannot_judge=1)
+    of_words = stages.centres[(stages.centres["measure"] == CENTRE) & (stages.centres["task"] == "words")]
+    fig = plots.run_stages(stages)
+    np.testing.assert_allclose(by_gid(fig, "stages")[-1].get_ydata(), of_words["value"])
+    yield Case(fig, len(fig.axes), words=("step1", "step3"))
+    cards = dl.compare(*two_scorecards(tmp_path), **quick)
+    count = {"effect": np.isfinite(cards.verdicts["effect"]).sum(), "shown": cards.verdicts["shown"].sum()}
+    yield Case(plots.scorecards(cards), 18, count=count, words=("few", "flat"))
+
+
+def other_figures():
+    kinds = [CRITICAL, SPARED, UNDECIDED]
+    rows = pd.DataFrame({"condition": [f"L{i}" for i in range(60)], "decision": kinds * 20, "n": 16 + np.arange(60)})
+    rows = rows.assign(task="t", metric="acc", layer=0, head=0, loss=0.0, ci_low=-1.0, ci_high=1.0)
+    record = {"alpha": 0.05, "margin": 0.1, "top": None, "n_documents": {"t": 200}}
+    fig = plots.race_course(Race(rows, pd.DataFrame(), record))
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [16 + i for i in range(20, 60)]
+    assert len({bar.get_facecolor() for bar in fig.axes[0].patches}) == 3
+    yield Case(fig, 1, words=("the 40 of 60 that took longest", "costs less than 0.1", "undecided"))
+    blocks = {f"L{i}-{j}" if j > i else f"L{i}": 0.2 * (j - i + 1) for i in range(4) for j in range(i, min(4, i + 3))}
+    made = made_results.result(
+        {"t": {"baseline": np.arange(N) < 36} | {c: np.arange(N) < 36 - 40 * x for c, x in blocks.items()}}, n_layers=4
+    )
+    yield Case(plots.block_map(made), 2, count={"blocks": 1}, words=("first layer of the block",))
+    steps_ = pd.DataFrame({"step": [0, 1], "layer": pd.array([None, 5], "Int64"), "removed": ["baseline", "L5"]})
+    numbers = {"delta": [0.0, -0.02], "chosen_by": [0.0, -0.01], "value": 0.9, "ci_low": -0.1, "ci_high": 0.1}
+    record = {"task": "capitals", "metric": "acc", "tolerance": 0.1, "n_layers": N_LAYERS, "model": {"name": "tiny"}}
+    greedy = dl.Greedy(steps_.assign(**numbers, n=20, within=True), layers(), "enough", record)
+    yield Case(plots.greedy_curve(greedy), 1, y={"judge": [[0.0, -0.02]], "choose": [[0.0, -0.01]]}, words=("none",))
+    rng = np.random.default_rng(3)
+    whole = rng.normal(-1, 0.3, N)
+    costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
+    scores = {
+        t: {"baseline": whole} | {f"L{i}": whole - x - rng.normal(0, 0.2, N) for i, x in enumerate(c)}
+        for t, c in costs.items()
+    }
+    books = made_results.same_documents(made_results.result(scores, metric="answer_logprob", info={"chance": None}))
+    losses = open_book.open_book_losses(books, "closed", "open")
+    fig = plots.open_book_losses(losses.table)
+    marks = {round(float(x)): line.get_marker() for line in by_gid(fig, "gap") for x in line.get_xdata()}
+    assert (marks[1], marks[2]) == ("^", "v")
+    yield Case(fig, 1, words=("layer",))
+    kinds = pd.DataFrame({"condition": ["baseline", "L0", "L1"], "layer": pd.array([None, 0, 1], "Int64"), "doc_id": 0})
+    kinds = kinds.assign(kind=["right", "miscopied", "right"], solved=True, response="")
+    fig = plots.first_mistakes(kinds)
+    assert [
+        sum(b.get_height() for b in fig.axes[0].patches if b.get_x() == x)
+        for x in {b.get_x() for b in fig.axes[0].patches}
+    ] == [1, 1]
+    yield Case(fig, 1, words=("still right", "miscopied", "no steps"))
+
+
+SETS = {
+    "layers": profiles,
+    "donors": transplants,
+    "heads": head_figures,
+    "geometry": geometry_figures,
+    "others": other_figures,
+}
+
+
+def read(artist, what):
+    if hasattr(artist, "get_array") and hasattr(artist, "get_coordinates"):
+        return np.ma.filled(artist.get_array().astype(float), np.nan)
+    return np.asarray(artist.get_ydata() if what == "y" else artist.get_xdata(), dtype=float)
+
+
+def holds(case: Case) -> None:
+    check(case.fig)
+    assert len(case.fig.axes) == case.panels
+    for what in ("y", "x"):
+        for gid, wanted in getattr(case, what).items():
+            found = by_gid(case.fig, gid)
+            assert len(found) == len(wanted), gid
+            for artist, values in zip(found, wanted, strict=True):
+                values = np.asarray(values, dtype=float)
+                np.testing.assert_allclose(
+                    read(artist, what).reshape(values.shape), values, atol=0.15 if what == "x" else 1e-9
+                )
+    assert {gid: len(by_gid(case.fig, gid)) for gid in case.count} == case.count
+    written = texts(case.fig)
+    flat = " ".join(written.split())
+    assert [words for words in case.words if words not in flat] == []
+    assert written.count(theme.CANNOT_JUDGE) == case.cannot_judge
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_figures_draw_their_tables(name):
+    for case in SETS[name]():
+        holds(case)
+
+
+def test_figures_of_runs_draw_the_tables_of_the_comparison(tmp_path):
+    for case in run_figures(tmp_path):
+        holds(case)
