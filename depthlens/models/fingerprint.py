@@ -4,7 +4,7 @@ A store finds answers by the fingerprint of the model that gave them, so everyth
 and it is taken anew for every experiment:
 
 - every parameter and buffer in full, those that no file holds included (rotary frequencies), by XXH3 (128 bits);
-- the tree of modules: names, classes, and their numbers and texts (scaling, epsilons);
+- the tree of modules: names, classes, and their numbers and texts (scaling, epsilons, adapters in force);
 - the configuration, without what only says where a file was.
 
 `Identity.obstacle` names what remains: a hook, a forward method of its own, a class that is not of a library. Such a
@@ -18,6 +18,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -43,7 +45,10 @@ _NOT_THE_MODEL = {
     "architectures",
     "auto_map",
 }
-_NOT_THE_MODULE = {"name_or_path", "loss_type"}
+# of a module: what torch keeps for itself, and how transformers and accelerate load, name and place it
+_NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
+_NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "hf_device_map", "_use_kernels"}
+_NOT_THE_MODULE |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
 # of a generation configuration: what decides no text, what `of_writing` has apart, and what a request says itself
 _NOT_TEXT = {
     *("_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "decoder_start_token_id"),
@@ -86,16 +91,27 @@ def of_model(model: nn.Module, weights: Iterable[tuple[str, bytes]] | None = Non
     """
     digest = xxhash.xxh3_128(_configuration(cast(PreTrainedConfig, model.config)).encode())
     for name, module in model.named_modules(remove_duplicate=False):
-        plain = [(key, value) for key, value in sorted(vars(module).items()) if _is_plain(key, value)]
+        plain = [(k, _named(v)) for k, v in sorted(vars(module).items()) if k not in _NOT_THE_MODULE and _is_plain(v)]
         digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {plain}".encode())
     for name, checksum in sorted(_all_checksums(model) if weights is None else weights):
         digest.update(name.encode() + checksum)
     return Identity(digest.hexdigest(), _obstacle(model))
 
 
-def _is_plain(key: str, value: Any) -> bool:
-    """Whether an attribute of a module is a number or text that may change what it computes."""
-    return isinstance(value, bool | int | float | str) and not key.startswith("_") and key not in _NOT_THE_MODULE
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, or consists of such."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    plain = bool | int | float | str | torch.dtype | FunctionType | partial  # such as the tanh form of GELU
+    return value is None or isinstance(value, plain)
+
+
+def _named(value: Any) -> Any:
+    """A function by its name."""
+    function = value.func if isinstance(value, partial) else value
+    return f"{function.__module__}.{function.__qualname__}" if isinstance(function, FunctionType) else value
 
 
 def of_config(config: PreTrainedConfig, *where: object) -> str:
@@ -223,6 +239,8 @@ def _obstacle(model: nn.Module) -> str | None:
             return f"has {what}, whose frequencies depend on the longest text of a batch"
         if any(getattr(module, hooks) for hooks in _HOOKS):
             return f"has hooks on {what}"
+        if function := next((k for k, v in vars(module).items() if k != "forward" and _foreign(v)), None):
+            return f"has {what}, whose {function} was written in no library"
         own = vars(module).get("forward")
         if own is not None and not hasattr(own, _OURS) and not _only_moves(module):
             return f"has a forward method of its own in {what}"

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import tiny
+from depthlens.cluster.room import Need, room
 
 import depthlens as dl
 from depthlens.cluster import options as cluster
 from depthlens.cluster.options import Asked
-from depthlens.cluster.room import Need, room
 from depthlens.errors import UserError
 
 TASK = "capitals_continuation"

@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-
 from depthlens.engine.pipeline import Pipeline
 
 DEVICES = [torch.device("cpu", i) for i in range(1, 4)]

@@ -132,8 +132,7 @@ class TestNumbers:
         written = np.array([[1.5, np.inf], [-0.0, 2.0]])
         entry = self.entry(tmp_path)
         assert np.array_equal(self.numbers(entry, lambda members: [(members, written)]), written)
-        (part,) = entry.store.parts()
-        table = entry.store.load(part)
+        ((_, table),) = entry.tables()
         assert table.column("greedy").null_count == table.column("text").null_count == 4
         assert np.array_equal(
             self.numbers(self.entry(tmp_path), lambda members: pytest.fail("measured again")), written

@@ -11,11 +11,8 @@ import pandas as pd
 import pytest
 from stores import CHOICE, counts, flip, parts, run
 
-from depthlens import cli
 from depthlens.errors import UserError
-from depthlens.store import files, inspection
 from depthlens.store import parts as store_parts
-from depthlens.store.parts import Store
 
 
 class TestDamage:
@@ -29,8 +26,7 @@ class TestDamage:
         with caplog.at_level(logging.WARNING):
             again = run(lens, at)
         for path in damaged:
-            assert f"part {path.parent.parent.name}/{path.parent.name}/{path.name} is damaged" in caplog.text
-            assert (at / "damaged" / f"{path.parent.parent.name}.{path.parent.name}.{path.name}").exists()
+            assert f"part {path.parent.parent.name}/{path.parent.name}/{path.name} cannot be read" in caplog.text
         assert counts(again)[1] > 0
         assert again.docs.equals(run(lens, None).docs)
         assert counts(run(lens, at))[1] == 0  # whole again
@@ -45,33 +41,19 @@ class TestDamage:
     def test_one_bit_flipped(self, lens, at, caplog, seed):
         chance = random.Random(seed)
         path = chance.choice(parts(at))
-        flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
+        flip(path, 4 + chance.randrange(40), chance.randrange(8))  # of a page: what describes the pages may read equal
         self.recovers(lens, at, [path], caplog)
 
     def test_a_part_of_another_schema(self, lens, at, caplog):
         path = parts(at)[0]
-        foreign = path.with_name("x.parquet")
-        pd.DataFrame({"condition": ["L0"], "value": [1.0]}).to_parquet(foreign)
-        named = foreign.rename(path.with_name(f"{store_parts.part_digest(foreign.read_bytes())}.parquet"))
+        pd.DataFrame({"condition": ["L0"], "value": [1.0]}).to_parquet(path.with_name("x.parquet"))
         with caplog.at_level(logging.WARNING):
             assert counts(run(lens, at))[1] == 0
-        assert not named.exists() and "its columns are condition, value" in caplog.text
-
-    def test_verify_names_them_and_ends_with_1(self, lens, at, capsys):
-        path = parts(at)[0]
-        flip(path, 40)
-        n = len(parts(at))
-        for code, damaged in ((1, 1), (0, 0)):
-            with pytest.raises(SystemExit) as end:
-                cli.main(["store", "verify", "--store", str(at)])
-            out, err = capsys.readouterr()
-            assert end.value.code == code and out == f"{n} parts, {damaged} damaged\n"
-            assert (path.name in err) == bool(damaged)
-            n -= damaged
+        assert "x.parquet cannot be read" in caplog.text
 
 
 def test_no_room_is_one_line_and_nothing_is_torn(lens, tmp_path, small_packs, monkeypatch):
-    write, n = files.write_files, 0
+    write, n = store_parts.write_files, 0
 
     def half(file):
         file.write(b"half")
@@ -83,11 +65,10 @@ def test_no_room_is_one_line_and_nothing_is_torn(lens, tmp_path, small_packs, mo
         write(folder, to_write if n < 3 else dict.fromkeys(to_write, half))
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_files", full)
-        said = "cannot be written: No space left on device; what it held is whole: make room or name another store"
+        patch.setattr(store_parts, "write_files", full)
+        said = "cannot be written: No space left on device; make room or name another store"
         with pytest.raises(UserError, match=said):
             run(lens, tmp_path, tasks=[CHOICE])
     assert len(parts(tmp_path)) == 2 and not list(tmp_path.rglob(".new-*"))
-    assert inspection.verify(Store(str(tmp_path))) == inspection.Verified(n_parts=2)
     resumed = run(lens, tmp_path, tasks=[CHOICE])
     assert counts(resumed)[0] > 0 and resumed.docs.equals(run(lens, None, tasks=[CHOICE]).docs)
