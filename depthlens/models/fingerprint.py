@@ -47,7 +47,7 @@ _NOT_THE_MODEL = {
 }
 # of a module: what torch keeps for itself, and how transformers and accelerate load, name and place it
 _NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
-_NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "hf_device_map", "_use_kernels"}
+_NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "hf_device_map", "_use_kernels", "_weight_conversions"}
 _NOT_THE_MODULE |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
 # of a generation configuration: what decides no text, what `of_writing` has apart, and what a request says itself
 _NOT_TEXT = {

@@ -6,11 +6,10 @@ import sys
 
 import pytest
 import tiny
-from depthlens.cluster.room import Need, room
 
 import depthlens as dl
 from depthlens.cluster import options as cluster
-from depthlens.cluster.options import Asked
+from depthlens.cluster.options import AskedWorkers
 from depthlens.errors import UserError
 
 TASK = "capitals_continuation"
@@ -26,8 +25,8 @@ class TestAsked:
         assert cluster.asked({}) is None
         monkeypatch.setenv("DEPTHLENS_WORKERS", "4")
         monkeypatch.setenv("DEPTHLENS_WORKER_GPUS", "0.5")
-        assert cluster.asked({"workers": None}) == Asked("local", 4, None, 0.5)
-        assert cluster.asked({"workers": 2, "ray": "host:1"}) == Asked("host:1", 2, None, 0.5)
+        assert cluster.asked({"workers": None}) == AskedWorkers("local", 4, None, 0.5)
+        assert cluster.asked({"workers": 2, "ray": "host:1"}) == AskedWorkers("host:1", 2, None, 0.5)
 
     @pytest.mark.parametrize(
         ("options", "line"),
@@ -56,49 +55,11 @@ class TestRay:
     def test_without_ray_the_line_says_how_to_install_it(self, lens, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(
-            UserError, match=r"which is not installed here .*; pip install 'depthlens\[ray\]', or leave"
+            UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"
         ):
             dl.layer_sweep(lens, TASK, limit=1, workers=2)
 
-    @pytest.mark.parametrize(
-        ("address", "line"),
-        [
-            ("somewhere", "is no address; give HOST:PORT"),
-            ("host:port", "is no address; give HOST:PORT"),
-            ("127.0.0.1:9", "nothing answers there"),
-            ("127.0.0.1:99999", "nothing answers there"),
-        ],
-    )
-    def test_a_wrong_address_is_one_line(self, lens, address, line):
-        with pytest.raises(UserError, match=line):
-            dl.layer_sweep(lens, TASK, limit=1, ray=address)
-
-
-class Machines:
-    """Nodes as Ray lists them: CPUs and GPUs of each."""
-
-    def __init__(self, *nodes: tuple[int, int]) -> None:
-        self._nodes = [{"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)}} for c, g in nodes]
-
-    def nodes(self):
-        return [*self._nodes, {"Alive": False, "Resources": {"CPU": 64.0}}]
-
-
-class TestRoom:
-    @pytest.mark.parametrize(
-        ("nodes", "need", "most"),
-        [
-            ([(8, 0), (4, 0)], Need(1, 0.0), 12),
-            ([(8, 0), (4, 0)], Need(3, 0.0), 3),
-            ([(8, 2)], Need(1, 1.0), 2),
-            ([(8, 2)], Need(1, 0.5), 4),
-            ([(8, 2)], Need(1, 0.4), 4),
-            ([(8, 3), (8, 1)], Need(1, 2.0), 1),
-            ([(2, 4)], Need(1, 1.0), 2),
-        ],
-    )
-    def test_as_many_as_the_nodes_hold(self, nodes, need, most):
-        assert room(Machines(*nodes), need, None) == most
-        assert room(Machines(*nodes), need, most) == most
-        with pytest.raises(UserError, match=f"workers {most + 1}: Ray has room for {most} with"):
-            room(Machines(*nodes), need, most + 1)
+    @pytest.mark.nightly  # Ray itself tries for half a minute
+    def test_a_wrong_address_is_one_line(self, lens):
+        with pytest.raises(UserError, match="^ray '127.0.0.1:9' cannot be joined or started .*; give HOST:PORT"):
+            dl.layer_sweep(lens, TASK, limit=1, ray="127.0.0.1:9")

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import tiny
 from stores import WRITTEN, run
 
 from depthlens.engine.engine import Engine
-from depthlens.engine.shards import Computed, shards_of
+from depthlens.engine.shards import cut
 from depthlens.requests import LoglikelihoodRequest
 
 
 class InTurn:
     """Workers that are this process; they compute the last shard first."""
 
-    n, threads = 3, 1
+    n = 3
 
     def __init__(self) -> None:
         self.shards = []
 
-    def prepare(self, lens) -> None:
-        pass
-
     def compute(self, lens, job, shards):
-        for shard in reversed([*shards]):  # all are reserved before the first is computed
-            self.shards.append(shard)
+        for number in reversed(range(len(shards))):
+            self.shards.append(shards[number])
             engine = Engine(lens, backend=job.backend, path=job.path, means=job.means, progress=False)
             ask = engine.generate_until if job.write else engine.loglikelihood
-            yield shard, Computed([ask(*asked) for asked in shard.asked], engine.work)
+            yield number, ask(*shards[number]), engine.work
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +36,7 @@ def lens():
 def in_turn(monkeypatch):
     """Experiments that ask for workers get these."""
     workers = InTurn()
-    workers.repeated, workers.describe = 0, dict
+    workers.describe = dict
     monkeypatch.setattr("depthlens.cluster.workers_of", lambda options: workers if options["workers"] else None)
     return workers
 
@@ -51,36 +46,17 @@ def requests(lens, n=12, prefix="a long shared start "):
     return [LoglikelihoodRequest(*(tuple(lens.tokenizer(t).input_ids) for t in pair)) for pair in texts]
 
 
-class TestCuts:
-    def cut(self, prefix, docs, own, conditions, workers, least=1, n_layers=30, **options):
-        draw = random.Random(0)
-        shared = [draw.randrange(100) for _ in range(prefix)]
-        tokens = [shared + [draw.randrange(100) for _ in range(own)] for _ in range(docs)]
-        return shards_of(
-            tokens,
-            range(docs),
-            range(conditions),
-            n_workers=float(workers),
-            n_shards=(least, docs * conditions),
-            passes=(n_layers, (conditions - 1) * n_layers // 2),
-            **options,
-        )
-
-    @pytest.mark.parametrize("prefix", [0, 10, 300])
-    @pytest.mark.parametrize(("docs", "conditions"), [(100, 31), (3, 31), (1, 31), (40, 1), (1, 1)])
-    @pytest.mark.parametrize("max_new", [0, 64])
-    def test_every_row_is_in_one_shard(self, prefix, docs, conditions, max_new):
-        shards = self.cut(prefix, docs, 20, conditions, 3, max_new=max_new)
-        rows = [(c, r) for members, group in shards for c in group for r in members]
-        assert len(rows) == len({*rows}) == docs * conditions
-
-    def test_a_long_prefix_is_repeated_less(self):
-        different = {tuple(members) for members, _ in self.cut(300, 96, 20, 31, 2)}
-        assert 1 <= len(different) <= 4
-
-    def test_one_request_is_cut_by_conditions(self):
-        shards = self.cut(10, 1, 5, 31, 3)
-        assert len(shards) >= 3 and {len(group) for _, group in shards} <= {31 // len(shards), 31 // len(shards) + 1}
+@pytest.mark.parametrize(("docs", "conditions"), [(100, 31), (3, 31), (1, 31), (40, 1), (1, 1)])
+def test_every_row_is_in_one_shard_and_neighbours_share_their_beginnings(lens, docs, conditions):
+    asked, known = requests(lens, docs), docs // 2  # of the others, a condition is known
+    products = [([*range(known)], [*range(conditions)]), ([*range(known, docs)], [*range(1, conditions)] or [0])]
+    products = [(members, group) for members, group in products if members]
+    shards = cut(asked, products, 12)
+    rows = sorted((c, r) for members, group in shards for c in group for r in members)
+    assert rows == sorted((c, r) for members, group in products for c in group for r in members)
+    assert min(12, len(rows)) <= len(shards) <= 12 + 2 * conditions
+    for members, _ in shards:
+        assert [asked[r].context for r in members] == sorted(asked[r].context for r in members)
 
 
 class TestEngine:

@@ -1,0 +1,92 @@
+"""Names of models before anything heavy: what they stand for, and refusals in time, with and without a hub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+import depthlens as dl
+from depthlens.errors import UserError
+from depthlens.models import names
+
+
+def test_what_a_name_stands_for(tmp_path):
+    folder = tiny.save(tmp_path / "model", "llama-gqa")
+    assert names.find(folder) == names.Source(str(folder), "folder", str(folder))
+    assert names.find("organism:seed=3,decoy").kind == "organism"
+    assert names.find("owner/name") == names.Source("owner/name", "hub", "owner/name")
+    assert names.find("qwen3-8b").place == "Qwen/Qwen3-8B"
+    tagged = names.Source("owner/name@step100", "hub", "owner/name", revision="step100")
+    assert names.find("owner/name@step100") == tagged
+    assert names.find("qwen3-8b@refs/pr/1").place == "Qwen/Qwen3-8B"
+    assert names.find("qwen3-8b@refs/pr/1").revision == "refs/pr/1"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("smollm2-135m@main", "give a model of the hub and a revision, such as owner/name@main"),
+        ("owner/name@", "give a model of the hub and a revision, such as owner/name@main"),
+        ("@step100", "model '': give an alias"),
+        ("qwen3-8@main", "unknown model 'qwen3-8'"),
+        ("./none@main", "model './none@main' is no directory and no .gguf file"),
+    ],
+)
+def test_revisions_that_mean_nothing(name, said):
+    with pytest.raises(UserError, match="^[^\n]*$") as refused:
+        names.find(name)
+    assert said in str(refused.value)
+
+
+@pytest.mark.nightly
+def test_a_revision_is_that_of_the_cache(tmp_path):
+    """Two revisions of one model, as the hub's client keeps them; each is loaded by its name without a network."""
+    for step, commit in (("step1", "1" * 40), ("step2", "2" * 40)):
+        there = tmp_path / "hub" / "models--owner--name"
+        made = tiny.model("llama-gqa", max_position_embeddings=128)
+        made.model.norm.weight.data.fill_(float(step[-1]))
+        made.save_pretrained(there / "snapshots" / commit)
+        tiny.tokenizer().save_pretrained(there / "snapshots" / commit)
+        (there / "refs").mkdir(exist_ok=True)
+        (there / "refs" / step).write_text(commit)
+    program = (
+        "import depthlens as dl\n"
+        "loaded = [dl.load(f'owner/name@step{i}') for i in (1, 2)]\n"
+        "print([lens.model.model.norm.weight[0].item() for lens in loaded])\n"
+        "dl.load('owner/name@step3')"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout == "[1.0, 2.0]\n", done.stderr
+    assert done.stderr.splitlines()[-1].startswith("depthlens.errors.UserError: model 'owner/name@step3' cannot be")
+
+
+def test_what_a_gguf_file_holds_is_left_to_transformers(tmp_path):
+    assert names.find(tiny.gguf_head(tmp_path / "a.gguf")).kind == "gguf"
+
+
+NOT_FOUND = "Can't load the configuration of 'x/y'. Check the name"
+
+
+@pytest.mark.parametrize("error", [OSError(f"{NOT_FOUND}\nand more.\n"), ValueError("no code"), ImportError("no gptq")])
+def test_what_transformers_raises_is_one_line(error, monkeypatch):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    with pytest.raises(UserError, match="^[^\n]*$") as refused:
+        dl.load("owner/some-model")
+    said = " ".join(str(error).split()).rstrip(".")
+    assert str(refused.value) == f"model 'owner/some-model' cannot be loaded: {said}"
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *a, **k: {}["bug"].more)
+    monkeypatch.setattr(names, "explained", contextlib.nullcontext)
+    with pytest.raises(KeyError, match="bug"):
+        dl.load("owner/another-model")
