@@ -1,9 +1,9 @@
 """What a run of notebooks shows while it lasts: which notebook and cell, and the bar of the work in that cell.
 
 Kernels are other processes. Their bars (`depthlens.progress`) append lines to a file that DEPTHLENS_PROGRESS names, and
-the last line is shown here. Without a terminal there is a line when a notebook begins, one for each code cell, and one
-when it ends. With ``DEPTHLENS_PROGRESS=-``
-every change is a line of JSON on standard error, and so are those of the kernels.
+the last line is shown here. Without a terminal there is a line when a notebook begins, one for each cell of code, and
+one when it ends. With ``DEPTHLENS_PROGRESS=-`` every change is a line of JSON on standard error, and so are those of
+the kernels.
 """
 
 from __future__ import annotations

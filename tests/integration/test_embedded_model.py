@@ -134,7 +134,7 @@ def test_capitals_generative_equals_lm_eval(lens, reference):
 
 def test_gsm8k_equals_lm_eval(lens, reference, tmp_path):
     gsm8k.write_task(tmp_path, "gsm8k_sample", **GSM8K_TASK)
-    options = {"limit": 3, "include_path": tmp_path, "num_fewshot": 2}
+    options = {"limit": 2, "include_path": tmp_path, "num_fewshot": 1}
     values = compare(lens, lm_evals(reference, "gsm8k_sample", **options), "gsm8k_sample", **options)
     assert {metric for metric, _ in values} == {"exact_match,strict-match", "exact_match,flexible-extract"}
 
@@ -184,13 +184,13 @@ STORIES = [
     "The three largest cities of Italy are",
     "def fibonacci(n):",
 ]
-N_WRITTEN = 24
+N_WRITTEN = 12
 NEAR_TIE = 1e-3  # logits nearer than this may change places where batch layout differs
 
 
 def test_written_texts_equal_hugging_face_except_where_two_tokens_tie(lens):
     contexts = [tuple(lens.tokenizer(story).input_ids) for story in STORIES]
-    conditions = [parse_condition(c) for c in ("baseline", "L4", "L15.attn", "L27", "L9.H3+L20.mlp", "L12.KV1")]
+    conditions = [parse_condition(c) for c in ("baseline", "L15.attn", "L9.H3+L20.mlp")]
     asked = [GenerateRequest(context, (), N_WRITTEN) for context in contexts]
     texts = Engine(lens, progress=False).generate_until(asked, conditions)
     same = 0

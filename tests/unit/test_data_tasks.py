@@ -93,7 +93,7 @@ def test_the_protocols_of_a_family_ask_the_same_documents_and_families_do_not(ta
 
 
 def test_tasks_and_groups():
-    ours = task_index.build_index(None, (), of_lm_eval=False)
+    ours = task_index.task_manager([*N_DOCS, *HUB])
     assert set(ours.all_subtasks) == {*N_DOCS, *HUB}
     assert {group: ours.task_index[group].cfg["task"] for group in ours.all_groups} == GROUPS
 
