@@ -78,7 +78,7 @@ def logits(way: str, lens, means, conditions):
     """Logits of TOKENS under each condition. Shape [condition, pos, d_vocab]."""
     if way == "torch, wavefront":
         tokens = TOKENS.tolist()
-        (packed,) = prefix_tree.pack([prefix_tree.marked(tokens[:N_CONTEXT], tokens[N_CONTEXT:])], 4096)
+        (packed,) = prefix_tree.pack([tokens], 4096)
         states = wavefront.Wavefront(lens, means, 4096).run(packed, conditions, packed.paths[0])
         return lens.arch.unembed(lens.arch.final_norm(states))
     return batch_logits(backends.get(WAYS[way], lens, means), conditions)
@@ -88,8 +88,7 @@ def batch_logits(backend, conditions):
     """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
     rows = TOKENS.repeat(len(conditions), 1)
     wanted = [range(len(TOKENS))] * len(rows)
-    n_context = [N_CONTEXT] * len(rows)
-    out, _ = backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted, n_context=n_context)
+    out, _ = backend.forward(rows, torch.ones_like(rows), conditions, positions=wanted)
     return torch.stack(out)
 
 
@@ -99,7 +98,7 @@ def measure(family: str, kinds: tuple[str, ...] = tuple(KINDS)) -> dict[str, dic
     lens = surgery.rough_lens(family)
     means = reference_of(lens)
     conditions = [BASELINE, *(parse_condition(KINDS[kind]) for kind in kinds)]
-    reference = torch.stack([surgery.logits(lens, c, means, TOKENS, N_CONTEXT) for c in conditions])
+    reference = torch.stack([surgery.logits(lens, c, means, TOKENS) for c in conditions])
     effect = (reference[1:] - reference[0]).abs().amax((1, 2))
     assert effect.min() > 0.1, f"{family}: a condition hardly changes anything, so that nothing is tested"
     found: dict[str, dict[str, float | None]] = {}

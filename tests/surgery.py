@@ -43,7 +43,7 @@ class Part(nn.Module):
     Args:
         part: What is computed; None: nothing.
         start: First position.
-        put: Put in place of what it adds, by class of the token, of shape [3, width], or by position; None: noise is
+        put: Put in place of what it adds, by class of the token, of shape [2, width], or by position; None: noise is
             added.
         noise: Noise by position.
     """
@@ -51,7 +51,6 @@ class Part(nn.Module):
     def __init__(self, part, start, put, drawn):
         super().__init__()
         self.part, self.start, self.put, self.drawn = part, start, put, drawn
-        self.n_context = None
 
     def edit(self, added):
         """What is added instead. Shape [1, pos, width]."""
@@ -60,8 +59,8 @@ class Part(nn.Module):
             drawn = self.drawn[position].to(added)
             new = added + drawn / drawn.norm(dim=-1, keepdim=True) * added.norm(dim=-1, keepdim=True)
         else:
-            kinds = [0 if p == 0 else 1 if p < self.n_context else 2 for p in position.tolist()]
-            new = self.put[position if len(self.put) > 3 else kinds][None]
+            kinds = position.clamp(max=1)
+            new = self.put[position if len(self.put) > 2 else kinds][None]
         return torch.cat([added[:, : self.start], new[:, self.start :]], 1)
 
 
@@ -106,14 +105,13 @@ def wrapped(position, sample):
     return min(position, n - 1)
 
 
-def new_z(lens, a, heads, means, n_context):
+def new_z(lens, a, heads, means):
     """What takes the place of z of some heads, as a function of z and their columns."""
 
     def put(z, columns):
         n = z.shape[1]
         if a.mode == "mean":
-            kinds = [0 if p == 0 else 1 if p < n_context else 2 for p in range(n)]
-            return means.z[a.layer][kinds][:, heads][None]
+            return means.z[a.layer][torch.arange(n).clamp(max=1)][:, heads][None]
         if a.mode == "resample":
             sample = means.sample["z"][a.layer]
             return sample[[wrapped(p, sample) for p in range(n)]][:, heads][None]
@@ -126,8 +124,8 @@ def new_z(lens, a, heads, means, n_context):
     return put
 
 
-def cut(lens, condition, means, n_context=10**6):
-    """A copy of ``lens.model`` under a condition; prompts have so many tokens."""
+def cut(lens, condition, means):
+    """A copy of ``lens.model`` under a condition."""
     model = copy.deepcopy(lens.model)
     widest = 600
     for a in sorted(condition.ablations, key=lambda a: a.site == "layer"):  # a layer's parts before the layer
@@ -136,7 +134,7 @@ def cut(lens, condition, means, n_context=10**6):
             heads = [a.index] if a.site == "head" else list(lens.dims.query_heads(a.index))
             if not isinstance(layer.self_attn.o_proj, Heads):
                 layer.self_attn.o_proj = Heads(layer.self_attn.o_proj, lens.dims.n_heads)
-            layer.self_attn.o_proj.edits.append((heads, a.start, new_z(lens, a, heads, means, n_context)))
+            layer.self_attn.o_proj.edits.append((heads, a.start, new_z(lens, a, heads, means)))
             continue
         put = drawn = None
         if a.mode == "noise":
@@ -145,25 +143,24 @@ def cut(lens, condition, means, n_context=10**6):
             sample = means.sample[a.site][a.layer]
             put = sample[[wrapped(p, sample) for p in range(widest)]]
         else:
-            put = getattr(means, a.site)[a.layer] if a.mode == "mean" else torch.zeros(3, lens.dims.d_model)
+            put = getattr(means, a.site)[a.layer] if a.mode == "mean" else torch.zeros(2, lens.dims.d_model)
         if a.site == "layer":
             model.model.layers[a.layer] = part = Layer(layer, a.start, put, drawn)
         else:
             name = {"attn": "self_attn", "mlp": "mlp"}[a.site]
             part = Sublayer(getattr(layer, name), a.start, put, drawn)
             setattr(layer, name, part)
-        part.n_context = n_context
     return model
 
 
-def logits(lens, condition, means, tokens, n_context=10**6):
+def logits(lens, condition, means, tokens):
     """Logits of the model that was cut. Shape [pos, d_vocab]."""
     with torch.no_grad():
-        return cut(lens, condition, means, n_context)(tokens[None], use_cache=False).logits[0]
+        return cut(lens, condition, means)(tokens[None], use_cache=False).logits[0]
 
 
 def logprob(lens, condition, means, request):
     """Log-likelihood of a request by the model that was cut."""
     tokens, n = torch.tensor([*request.context, *request.continuation]), len(request.context)
-    logprobs = logits(lens, condition, means, tokens, n).log_softmax(-1)[n - 1 : -1]
+    logprobs = logits(lens, condition, means, tokens).log_softmax(-1)[n - 1 : -1]
     return logprobs.gather(-1, tokens[n:, None]).sum().item()

@@ -24,7 +24,7 @@ from depthlens.analysis.results import DOCS_COLUMNS, Result
 from depthlens.analysis.stats import SUMMARY_COLUMNS
 from depthlens.claims import CLAIMS
 from depthlens.errors import UserError
-from depthlens.models import registry
+from depthlens.models import names
 from depthlens.runner import execute, parameters
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import ROLES, Profiles, declared
@@ -100,7 +100,7 @@ def test_parameters_are_commented_literals_and_the_next_cell_checks_them(name, c
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
 def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
     """Values for undeclared parameters and of a wrong type are refused by `Profiles` itself."""
-    aliases = {row["alias"] for row in registry.table()}
+    aliases = {row.alias for row in names.NAMED}
     for name, given in PROFILES.values(profile).items():
         values = DEFAULTS[name] | given
         assert values["model"] in aliases and values["out"] is None, "depthlens run chooses the folder"

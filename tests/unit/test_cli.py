@@ -14,7 +14,7 @@ import depthlens as dl
 from depthlens import cli
 from depthlens.analysis.summary_text import summary_text
 from depthlens.errors import UserError
-from depthlens.models import registry
+from depthlens.models import names
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -215,11 +215,12 @@ def test_run_tells_each_failed_notebook_in_one_line_and_has_the_demo_profile(run
 
 
 def test_models_prints_a_table(capsys, monkeypatch):
-    rows = [
-        {"alias": "smollm2-135m", "family": "llama", "size": "135M"},
-        {"alias": "x", "family": "qwen3", "size": "8B"},
-    ]
-    monkeypatch.setattr(registry, "table", lambda: rows)
+    rows = (names.Named("smollm2-135m", "a", "llama", "135M", "small"), names.Named("x", "b", "qwen3", "8B", "large"))
+    monkeypatch.setattr(names, "NAMED", rows)
     code, out, _ = call(capsys, "models")
     assert code == 0
-    assert out == "alias         family  size\nsmollm2-135m  llama   135M\nx             qwen3   8B\n"
+    assert out == (
+        "alias         source  family  size  role \n"
+        "smollm2-135m  a       llama   135M  small\n"
+        "x             b       qwen3   8B    large\n"
+    )

@@ -16,7 +16,7 @@ import tiny
 import typer
 
 from depthlens import cli, paths
-from depthlens.models import sources
+from depthlens.models import names
 from depthlens.runner import execute
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared
@@ -132,10 +132,10 @@ def test_hours_of_the_whole_study_are_those_of_the_script():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_taken(command, monkeypatch, tmp_path):
     """Names, profile, parameters and tasks are checked as before a run; only the hub is not asked for the models."""
-    monkeypatch.setattr(sources, "probe", lambda source: None)
+    monkeypatch.setattr(names, "configuration", lambda source: None)
     name, arguments = parsed(command)
     if name == "sweep":
-        assert sources.find(arguments["model"])
+        assert names.find(arguments["model"])
         return
     given = dict(text.split("=", 1) for text in arguments["parameters"] or [])
     for model in (arguments["models"] or "").split(","):

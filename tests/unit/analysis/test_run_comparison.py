@@ -109,7 +109,6 @@ def test_false_differences_are_as_rare_as_stated():
     ("change", "said"),
     [
         ({"task": {"num_fewshot": 5}}, "num_fewshot 0 and 5"),
-        ({"task": {"sha256": {"a.yaml": "f" * 64}}}, "sha256 none and ffffffff"),
         ({"seed": 1}, "seed 0 and 1"),
         ({"versions": {"lm-eval": "0.4.1"}}, "version of lm-eval none and 0.4.1"),
         ({"model": {"dims": {"n_layers": N_LAYERS}, "dtype": "bfloat16"}}, "model dtype none and bfloat16"),

@@ -5,7 +5,6 @@ import tiny
 import torch
 
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -67,11 +66,10 @@ def test_model_is_whole_again_after_the_context_and_after_an_exception(lens):
     assert torch.equal(before, logits(lens, BASELINE))
 
 
-def by_class(seen, lengths):
-    """Means of what was seen of two texts with prompts of these lengths: of first tokens, prompts and answers."""
-    kinds = [[0] + [1] * (n - 1) + [2] * (value.shape[1] - n) for value, n in zip(seen, lengths, strict=True)]
-    rows, classes = torch.cat(seen, 1)[0], torch.tensor(sum(kinds, []))
-    return torch.stack([rows[classes == c].mean(0) for c in range(3)])
+def by_class(seen):
+    """Means of what was seen of two texts: of first tokens and of all others."""
+    first, rest = (torch.cat([of[0, at] for of in seen]).mean(0) for at in (slice(1), slice(1, None)))
+    return torch.stack([first, rest])
 
 
 def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
@@ -91,17 +89,16 @@ def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
     for h in handles:
         h.remove()
     for site in ("layer", "attn", "mlp", "z"):
-        wanted = by_class(seen[site], (len(prompt), 3))
+        wanted = by_class(seen[site])
         assert torch.allclose(getattr(means, site)[1].flatten(1).double(), wanted, atol=1e-5), site
-        assert (wanted[0] - wanted[1]).abs().max() > 0.01 and (wanted[1] - wanted[2]).abs().max() > 0.01
+        assert (wanted[0] - wanted[1]).abs().max() > 0.01
     received, length = [], TOKENS.shape[1]
-    places = Places.of_rows(torch.arange(length)[None], [length - 2])
-    with TorchBackend(lens, means).ablate([parse_condition("L1.H2@mean")], places):
+    with TorchBackend(lens, means).ablate([parse_condition("L1.H2@mean")], torch.arange(length)[None]):
         handle = lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: received.append(a[0]))
         lens.model(TOKENS)
         handle.remove()
     got = received[0].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
-    assert torch.allclose(got[0, :, 2], means.z[1, :, 2][[0] + [1] * (length - 3) + [2, 2]])
+    assert torch.allclose(got[0, :, 2], means.z[1, :, 2][[0] + [1] * (length - 1)])
 
 
 def rms(x, weight, eps):

@@ -9,7 +9,6 @@ import torch
 
 from depthlens.ablations import parse_condition
 from depthlens.backends import noise
-from depthlens.backends.protocol import Places
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.models.architectures import hidden
@@ -32,7 +31,7 @@ def lens():
 def outputs(lens, text):
     """What the layer, its attention and its MLP write, and what ``o_proj`` reads, in layer 2."""
     seen, backend = {}, TorchBackend(lens)
-    with torch.no_grad(), backend.ablate([parse_condition(text)], Places.of_rows(torch.arange(9)[None])):
+    with torch.no_grad(), backend.ablate([parse_condition(text)], torch.arange(9)[None]):
         arch = lens.arch
         handles = [
             arch.layers[2].register_forward_hook(lambda m, a, o: seen.update(layer=hidden(o), pre=a[0])),

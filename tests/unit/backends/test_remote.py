@@ -78,7 +78,7 @@ def test_every_kind_of_condition_equals_a_model_that_was_cut(family, pair):
     clean = whole.model(TOKENS[None], use_cache=False).logits[0]
     assert (logits[0] - clean).abs().max() < TOLERANCE
     for kind, condition, found in zip(["baseline", *KINDS], conditions, logits, strict=True):
-        wanted = surgery.logits(whole, condition, means, TOKENS, backend_table.N_CONTEXT)
+        wanted = surgery.logits(whole, condition, means, TOKENS)
         assert (found - wanted).abs().max() < TOLERANCE, kind
         assert kind == "baseline" or (found - clean).abs().max() > 0.1, f"{kind} changes nothing"
 

@@ -54,9 +54,7 @@ class TestAsked:
 class TestRay:
     def test_without_ray_the_line_says_how_to_install_it(self, lens, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
-        with pytest.raises(
-            UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"
-        ):
+        with pytest.raises(UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"):
             dl.layer_sweep(lens, TASK, limit=1, workers=2)
 
     @pytest.mark.nightly  # Ray itself tries for half a minute

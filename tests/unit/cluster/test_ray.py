@@ -82,9 +82,7 @@ class TestRefusals:
     def test_a_model_that_was_changed_here(self, nodes, folder):
         changed = dl.load(folder)
         changed.model.model.layers[2].mlp.up_proj.weight.data.mul_(1.5)
-        self.refused(
-            changed, nodes, r"fingerprint is \w+ on a worker and \w+ here; .* a model that was saved where workers see it"
-        )
+        self.refused(changed, nodes, r"fingerprint is \w+ on a worker and \w+ here; .* saved where workers see it")
 
 
 def swept(lens: dl.Lens, folder: Path | None = None, limit: int = 40, **options: Any) -> dl.Result:

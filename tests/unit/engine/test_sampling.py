@@ -111,7 +111,7 @@ def test_texts_are_drawn_from_the_models_own_predictions(lens, requests, conditi
     for condition, row in zip(conditions, texts, strict=True):
         for request, text in zip(requests, row, strict=True):
             tokens, numbers = [*request.context], Numbers(request, condition)
-            model = surgery.cut(lens, condition, None, len(tokens))
+            model = surgery.cut(lens, condition, None)
             for place in range(request.max_new_tokens):
                 logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
                 cumulative = np.cumsum(probabilities(logits.double().numpy(), request.sampling))

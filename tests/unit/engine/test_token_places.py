@@ -84,7 +84,7 @@ def test_texts_are_those_of_a_model_with_other_parts(text):
     lens = surgery.rough_lens("llama-gqa")
     means, condition, context = means_of(lens), parse_condition(text), drawn(7, 3)
     (found,) = Engine(lens, means=means, progress=False).generate_until([GenerateRequest(context, (), 8)], [condition])
-    tokens, model = [*context], surgery.cut(lens, condition, means, len(context))
+    tokens, model = [*context], surgery.cut(lens, condition, means)
     for _ in range(8):
         tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
     assert found == [lens.tokenizer.decode(tokens[len(context) :], skip_special_tokens=True)]
