@@ -10,8 +10,6 @@ from typing import Any
 
 import psutil
 
-from depthlens.cluster import session
-
 TRIES = 4  # where tests of other processes keep both cores busy, a node may take too long to start
 
 
@@ -37,8 +35,10 @@ class Nodes:
     """
 
     def __init__(self, n: int) -> None:
-        self.ray = session.library()
+        import ray
         from ray.cluster_utils import Cluster
+
+        self.ray = ray
 
         self.cluster = Cluster(shutdown_at_exit=True)
         self.nodes = [self.add() for _ in range(n)]
@@ -46,21 +46,20 @@ class Nodes:
 
     def add(self) -> Any:
         """One more node."""
-        with session.quick_imports():
-            for tried in range(TRIES):
-                # with ports of its own a node waits for fewer of its helpers
-                ports = {
-                    f"{name}_port": free_port()
-                    for name in ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
-                }
-                quiet = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
-                try:
-                    return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, **ports, **quiet)
-                except Exception:
-                    if tried + 1 == TRIES:
-                        raise
-                    if self.cluster.head_node is None:
-                        self.cluster.shutdown()
+        for tried in range(TRIES):
+            # with ports of its own a node waits for fewer of its helpers
+            ports = {
+                f"{name}_port": free_port()
+                for name in ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
+            }
+            quiet = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
+            try:
+                return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, **ports, **quiet)
+            except Exception:
+                if tried + 1 == TRIES:
+                    raise
+                if self.cluster.head_node is None:
+                    self.cluster.shutdown()
 
     def pids(self, node: Any) -> list[int]:
         """Processes of a node's workers that hold an actor."""
