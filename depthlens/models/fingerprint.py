@@ -47,7 +47,8 @@ _NOT_THE_MODEL = {
 }
 # of a module: what torch keeps for itself, and how transformers and accelerate load, name and place it
 _NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
-_NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "hf_device_map", "_use_kernels", "_weight_conversions"}
+_NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "_use_kernels", "_weight_conversions", "forward"}
+_NOT_THE_MODULE |= {"hf_device_map", "_hf_hook", "_old_forward", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa"}
 _NOT_THE_MODULE |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
 # of a generation configuration: what decides no text, what `of_writing` has apart, and what a request says itself
 _NOT_TEXT = {
@@ -239,7 +240,7 @@ def _obstacle(model: nn.Module) -> str | None:
             return f"has {what}, whose frequencies depend on the longest text of a batch"
         if any(getattr(module, hooks) for hooks in _HOOKS):
             return f"has hooks on {what}"
-        if function := next((k for k, v in vars(module).items() if k != "forward" and _foreign(v)), None):
+        if function := next((k for k, v in vars(module).items() if k not in _NOT_THE_MODULE and _foreign(v)), None):
             return f"has {what}, whose {function} was written in no library"
         own = vars(module).get("forward")
         if own is not None and not hasattr(own, _OURS) and not _only_moves(module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -133,6 +134,8 @@ def find(name: Any) -> Source:
 
 def _with_adapter(name: str, base: str, adapter: str) -> Source:
     """A base with an adapter that is to be merged into it."""
+    if not base.strip() or not adapter.strip():
+        raise UserError(f"model {name!r}: give a base and an adapter, such as owner/name+path/to/adapter")
     if not Path(adapter).expanduser().is_dir() and (adapter.startswith((".", "/", "~")) or adapter.count("/") != 1):
         raise UserError(f"adapter {adapter!r} does not exist; give a folder that peft wrote, or a hub id owner/name")
     found = find(base)
@@ -174,7 +177,7 @@ def explained(name: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
-    except (HTTPError, ImportError, LookupError, NotImplementedError, OSError, SafetensorError, ValueError) as error:
+    except (HTTPError, ImportError, LookupError, OSError, SafetensorError, ValueError, struct.error) as error:
         said = shorten(str(error), 300, placeholder=" ...").rstrip(".")
         raise UserError(f"model {name!r} cannot be loaded: {said}") from error
 

