@@ -170,6 +170,16 @@ def explained(name: str) -> Iterator[None]:
     from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
 
+    faults = (
+        HTTPError,
+        ImportError,
+        LookupError,
+        NotImplementedError,
+        OSError,
+        SafetensorError,
+        ValueError,
+        struct.error,
+    )
     try:
         with progress.quiet():
             yield
@@ -177,7 +187,7 @@ def explained(name: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
-    except (HTTPError, ImportError, LookupError, OSError, SafetensorError, ValueError, struct.error) as error:
+    except faults as error:
         said = shorten(str(error), 300, placeholder=" ...").rstrip(".")
         raise UserError(f"model {name!r} cannot be loaded: {said}") from error
 
