@@ -170,16 +170,7 @@ def explained(name: str) -> Iterator[None]:
     from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
 
-    faults = (
-        HTTPError,
-        ImportError,
-        LookupError,
-        NotImplementedError,
-        OSError,
-        SafetensorError,
-        ValueError,
-        struct.error,
-    )
+    files = (HTTPError, OSError, SafetensorError, struct.error)
     try:
         with progress.quiet():
             yield
@@ -187,7 +178,7 @@ def explained(name: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
-    except faults as error:
+    except (*files, ImportError, LookupError, NotImplementedError, ValueError) as error:
         said = shorten(str(error), 300, placeholder=" ...").rstrip(".")
         raise UserError(f"model {name!r} cannot be loaded: {said}") from error
 
