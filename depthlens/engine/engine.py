@@ -19,8 +19,7 @@ from depthlens import arguments, backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import memory_budget, nonfinite, plain_rows, walk_check
-from depthlens.engine.nonfinite import NotFinite
+from depthlens.engine import memory_budget, plain_rows, walk_check
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
 from depthlens.engine.shards import PER_WORKER, Job, Workers, cut
@@ -316,7 +315,7 @@ class Engine:
         conditions: Sequence[Condition],
         desc: str,
     ) -> Iterator[tuple[AnswerRows, progress.Bar]]:
-        """Answers with what is known already, and a bar; an answer that is not finite and Ctrl-C end in one line."""
+        """Answers with what is known already, and a bar; Ctrl-C ends in one line."""
         pairs.require(self.lens, conditions, self.backend.name)
         rows = self.cache.rows(requests, conditions)
         if rows.unfinished:
@@ -325,10 +324,4 @@ class Engine:
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
         with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
-            try:
-                yield rows, bar
-            except NotFinite as e:
-                condition, request = conditions[e.row[0]], requests[e.row[1]]
-                answer = e.written if isinstance(request, GenerateRequest) else request.continuation[:-1]
-                read = request.context, condition, self.batch_tokens, answer
-                nonfinite.refuse(self.lens, self.backend.means, *read)
+            yield rows, bar

@@ -23,7 +23,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.memory_budget import Budget
-from depthlens.engine.nonfinite import NotFinite, renumbered
+from depthlens.engine.nonfinite import not_finite
 from depthlens.engine.pack_runs import PackRuns, Passed
 from depthlens.engine.tree_attention import walking
 from depthlens.engine.walk_check import Found
@@ -122,7 +122,7 @@ class PackedTrees:
                 for r, span in zip(pack.sequences, spans, strict=True):
                     end = start + len(span)
                     if not math.isfinite(sum(sums[start:end])):
-                        raise NotFinite((c, r))
+                        raise not_finite(self.lens, conditions[c])
                     rows.answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[start:end]), all(hits[start:end]))
                     start = end
 
@@ -217,7 +217,7 @@ class PackedTrees:
 
         budget = replace(self.budget, batch_tokens=batch_tokens)
         of_pack = pack, conditions, budget, self.tried, writer, passed, clean, finished
-        with walking(self.lens.model), renumbered(group, pack.sequences):
+        with walking(self.lens.model):
             try:
                 Decoding(self.lens, self.backend, *of_pack).run(at_once)
             except BaseException:  # also Ctrl-C: texts that have ended are not lost with the others

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from depthlens.ablations import Condition
-from depthlens.engine.nonfinite import renumbered
 from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.work_rate import WorkRate
 from depthlens.models.lens import Lens
@@ -84,7 +83,7 @@ class RowBatches(ABC):
 
         def do(members: list[int], group: list[int]) -> None:
             work = n_layers * len(group) * sum(lengths[r] for r in members)
-            with renumbered(group, members), rate.measured(work):
+            with rate.measured(work):
                 answers = compute([requests[r] for r in members], [conditions[c] for c in group], bar)
             for c, of_condition in zip(group, answers, strict=True):
                 for r, answer in zip(members, of_condition, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from depthlens.ablations import Condition
-from depthlens.engine.nonfinite import NotFinite
+from depthlens.engine.nonfinite import not_finite
 from depthlens.engine.sampling import Numbers, drawn
 from depthlens.errors import UserError
 from depthlens.models import fingerprint
@@ -89,12 +89,12 @@ class Writer:
         """Append a token to each row, the likeliest or one that is drawn; returns the rows that are not finished.
 
         Raises:
-            NotFinite: the highest logit of a row is not finite.
+            UserError: the highest logit of a row is not finite.
         """
         highest, likeliest = logits.max(-1)  # NaN is the highest of all
         if not (finite := highest.isfinite()).all():
-            row = rows[int((~finite).nonzero()[0, 0])]
-            raise NotFinite(row, self.tokens.get(row, ()))
+            c, _ = rows[int((~finite).nonzero()[0, 0])]
+            raise not_finite(self.lens, self.conditions[c])
         tokens = likeliest.tolist()
         for (key, _), places in self._alike(rows).items():
             of = [rows[i] for i in places]

@@ -40,7 +40,8 @@ from depthlens import arguments, provenance
 from depthlens.ablations import BASELINE
 from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.stats import mean_interval
-from depthlens.engine import nonfinite, prefix_tree, walk_check
+from depthlens.engine import prefix_tree, walk_check
+from depthlens.engine.nonfinite import not_finite
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
@@ -160,7 +161,7 @@ def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "p
 
     Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], range(pack.n_tokens), seen=see)
     if not states[-1].isfinite().all():
-        nonfinite.refuse(lens, None, tokens, BASELINE, 1)
+        raise not_finite(lens, BASELINE)
     return states
 
 
@@ -283,7 +284,7 @@ def text_effects(
             x, skipped = moved(x, out.device), moved(skipped, out.device)
             x = torch.cat([out, torch.where(skipped, x[:1], out[:1])])
     if not x[0].isfinite().all():
-        nonfinite.refuse(lens, None, tokens, BASELINE, batch_tokens)
+        raise not_finite(lens, BASELINE)
     return found
 
 

@@ -1,4 +1,4 @@
-"""NaN and infinite numbers stop a sweep, with the layer and the condition named."""
+"""NaN and infinite numbers stop a sweep, with the condition named."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ def ask(lens, conditions=("baseline", "L0"), *, write=False, **options):
 
 
 @pytest.mark.parametrize(("value", "write"), [(float("nan"), False), (-float("inf"), True)])
-def test_a_broken_weight_is_told_with_its_layer(value, write):
-    said = r"model 'tiny-llama-gqa' gives numbers that are not finite under baseline, first in the output of layer L2"
-    with pytest.raises(UserError, match=said + r" \(float32\); get its weights again"):
+def test_a_broken_weight_is_one_line(value, write):
+    said = (
+        r"^model 'tiny-llama-gqa' gives numbers that are not finite under (baseline|L0) \(float32\); get its weights ag"
+    )
+    with pytest.raises(UserError, match=said):
         ask(broken(value), write=write)
 
 
 @pytest.mark.parametrize(("backend", "write"), [("transformer_lens", False), ("nnsight", True), ("torch", True)])
 def test_every_backend(backend, write):
-    with pytest.raises(UserError, match="under baseline"):
+    with pytest.raises(UserError, match="not finite under"):
         ask(broken(), backend=backend, path="padded_rows", write=write)
 
 
@@ -53,7 +55,7 @@ def test_the_condition_that_breaks_it_is_named(write):
     attn = means.attn.clone()
     attn[1] = float("inf")
     conditions = ["baseline", "L0", "L1.attn@mean", "L3"]
-    with pytest.raises(UserError, match=r"under L1\.attn@mean, first in the output of layer L1 "):
+    with pytest.raises(UserError, match=r"not finite under L1\.attn@mean "):
         ask(lens, conditions, means=dataclasses.replace(means, attn=attn), write=write)
     assert ask(lens, ["baseline", "L0", "L3"], means=means, write=write)
 
@@ -62,7 +64,7 @@ def test_half_precision_that_overflows_is_told_to_use_float32():
     lens = tiny.lens("llama-gqa")
     lens.model.half()
     lens.model.model.layers[1].mlp.down_proj.weight.fill_(6e4)
-    with pytest.raises(UserError, match=r"layer L1 \(float16\); use dtype=float32"):
+    with pytest.raises(UserError, match=r"\(float16\); use dtype=float32"):
         ask(lens)
 
 
@@ -84,7 +86,7 @@ def test_what_was_computed_before_stays(tmp_path, monkeypatch):
     whole = dl.layer_sweep(lens, "organism_one_hop", **options | {"store": None})
     monkeypatch.setattr(Wavefront, "run", walked)
     kept = lens.model.model.layers[3].mlp.down_proj.weight[0, 0].item()
-    with pytest.raises(UserError, match="layer L3"):
+    with pytest.raises(UserError, match="not finite"):
         dl.layer_sweep(lens, "organism_one_hop", **options)
     lens.model.model.layers[3].mlp.down_proj.weight[0, 0] = kept
     resumed = dl.layer_sweep(lens, "organism_one_hop", **options)

@@ -255,7 +255,7 @@ def test_a_window_that_cuts_and_weights_that_overflow_are_refused():
     broken = tiny.lens("llama-gqa")
     broken.arch.layers[3].mlp.down_proj.weight[0, 0] = math.nan
     for measure in (geo.depth_geometry, geo.layer_effects):
-        with pytest.raises(UserError, match="first in the output of layer L3"):
+        with pytest.raises(UserError, match="not finite under baseline"):
             measure(broken, TEXTS, progress=False)
 
 
