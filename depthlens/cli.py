@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from depthlens import __version__, provenance
 from depthlens.cluster import options as cluster
-from depthlens.cluster.options import CpusOption, GpusOption, RayOption, WorkersOption
+from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
 from depthlens.errors import Interrupted, UserError, stop_on_signals, told_where_output_fails
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports

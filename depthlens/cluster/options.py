@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from depthlens import arguments
 from depthlens.errors import UserError
@@ -84,29 +82,3 @@ def configure(**texts: str | None) -> None:
     given = {name: _read(name, text) for name, text in texts.items() if text is not None}
     asked(given)
     os.environ.update({environment(name): str(value) for name, value in given.items()})
-
-
-WorkersOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N",
-        help="Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
-        "[default: in this process, or with --ray as many as fit]",
-    ),
-]
-RayOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ADDRESS|local",
-        help="A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
-        "[default: local with --workers]",
-    ),
-]
-CpusOption = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="CPU threads of each worker. [default: its share of this machine, else 1]"),
-]
-GpusOption = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="GPUs of each worker; 0.5 shares one. [default: as many as the model has here]"),
-]

@@ -42,14 +42,13 @@ TINY = dict.fromkeys(("smollm2-135m", "smollm2-135m-direct"), "path/to/folder") 
 }
 # what a line begins with, and what is printed
 RUN = {
-    "depthlens sweep Qwen/Qwen3-8B capitals_continuation ": "is not in the local cache and HF_HUB_OFFLINE=1",
+    "depthlens sweep Qwen/Qwen3-8B capitals_continuation ": "cannot be loaded: We couldn't connect to",
     "depthlens sweep path/to/folder kv_retrieval_4 ": "Wrote ",
     "depthlens sweep path/to/folder capitals_continuation --ablate layers --limit 8 ": "Wrote ",
     "depthlens sweep path/to/folder capitals_continuation --ablate layers --quantize int8 ": "Wrote ",
     "depthlens sweep path/to/folder capitals_continuation --ablate layers@int4 ": "Wrote ",
     "depthlens store list": "entries, ",
     "depthlens store show KEY/TASK": '"conditions"',
-    "depthlens store verify": " parts, 0 damaged",
     "depthlens store prune --task NAME": "deleted ",
     "depthlens sweep smollm2-135m colours ": "Wrote ",
     "depthlens sweep smollm2-135m-cot colours ": "Wrote ",

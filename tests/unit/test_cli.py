@@ -220,7 +220,7 @@ def test_models_prints_a_table(capsys, monkeypatch):
     code, out, _ = call(capsys, "models")
     assert code == 0
     assert out == (
-        "alias         source  family  size  role \n"
+        "alias         source  family  size  role\n"
         "smollm2-135m  a       llama   135M  small\n"
         "x             b       qwen3   8B    large\n"
     )

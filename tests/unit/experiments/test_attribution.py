@@ -42,8 +42,7 @@ def logprob(lens, request, scale=None, towards=None):
             part = slice(head * d, (head + 1) * d)
             goal = 0
             if towards is not None:
-                n = len(request.context)
-                goal = towards[layer, [0] + [1] * (n - 1) + [2] * (z.shape[1] - n), head]  # [pos, d_head]
+                goal = towards[layer, [0] + [1] * (z.shape[1] - 1), head]  # [pos, d_head]
             z[..., part] = z[..., part] + fraction * (goal - z[..., part])
             return (z,)
 
