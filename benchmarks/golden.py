@@ -554,7 +554,8 @@ def joined(columns: Iterable[pd.Series]) -> pd.Series:
 def differences(both: pd.DataFrame) -> pd.DataFrame:
     """Values that are further apart than they may be, and how far; a text, NaN or new row is infinitely far."""
     old, new = both["number_old"], both["number_new"]
-    equal = ((old == new) | (old.isna() & new.isna())) & (both["text_old"] == both["text_new"])
+    texts = both["text_old"].fillna("") == both["text_new"].fillna("")
+    equal = ((old == new) | (old.isna() & new.isna())) & texts
     apart = (old - new).abs().fillna(np.inf).mask(equal, 0.0)
     tolerance = both["case"].str.partition("/")[0].map(TOLERANCES)
     # a choice between options that are closer than rounding is no difference
