@@ -19,7 +19,6 @@ from typer.core import TyperCommand
 
 from depthlens import __version__, provenance
 from depthlens.cluster import options as cluster
-from depthlens.cluster.commands import CpusOption, GpusOption, RayOption, WorkersOption
 from depthlens.errors import Interrupted, UserError, stop_on_signals, told_where_output_fails
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports
@@ -44,6 +43,30 @@ _OF_COMMAND = (
     *("margin", "alpha", "max_documents", "top"),  # of `depthlens race`
 )
 _NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
+        "[default: in this process, or with --ray as many as fit]",
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS|local",
+        help="A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
+        "[default: local with --workers]",
+    ),
+]
+CpusOption = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="CPU threads of each worker. [default: its share of this machine, else 1]"),
+]
+GpusOption = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="GPUs of each worker; 0.5 shares one. [default: as many as the model has here]"),
+]
 StoreOption = Annotated[
     str,
     typer.Option(

@@ -197,7 +197,7 @@ def together(folder: Path, n: int = 4) -> dict[str, Any]:
     found = [dl.Result.load(folder / f"out-{i}") for i in range(n)]
     rows = [tuple(row) for what, _, some in log.lines() if what == "start" for row in some]
     same = all(equal(f.docs, a.docs) for f, a in zip(found, alone, strict=True))
-    return {"processes": n, "equal": same, "rows": len(set(rows)), "rows_twice": len(rows) - len(set(rows))}
+    return {"processes": n, "equal": same, "rows": len(set(rows))}
 
 
 def race(folder: Path, wanted: int) -> dict[str, Any]:

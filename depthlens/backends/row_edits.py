@@ -114,11 +114,11 @@ class RowEdits:
             layer: Layer number.
             keep: Positions of the batch that go on after the attention, as in `Architecture.step`; None: all.
         """
-        places, keep = moved((self.position_ids, keep), self.lens.device_of(layer))
-        late = places if keep is None or places is None else places[:, keep]
+        position_ids, keep = moved((self.position_ids, keep), self.lens.device_of(layer))
+        late = position_ids if keep is None or position_ids is None else position_ids[:, keep]
         of_layer = self._site(layer, ("layer",), late)
-        attn, mlp = self._site(layer, ("attn",), places), self._site(layer, ("mlp",), late)
-        heads, n_heads = self._site(layer, ("head", "kv"), places), self.arch.dims.n_heads
+        attn, mlp = self._site(layer, ("attn",), position_ids), self._site(layer, ("mlp",), late)
+        heads, n_heads = self._site(layer, ("head", "kv"), position_ids), self.arch.dims.n_heads
 
         def skip(resid_pre: Tensor, resid_post: Tensor) -> Tensor:
             assert of_layer

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from depthlens.cluster.options import LOCAL, AskedWorkers
 from depthlens.engine.engine import Engine
 from depthlens.engine.shards import Asked, Computed, Job
 from depthlens.errors import UserError
-from depthlens.models import loading, pairs
+from depthlens.models import loading, names, pairs
+from depthlens.models.fingerprint import Identity
 from depthlens.models.lens import Lens
 
 LOOK_SECONDS = 0.5  # between looks at what has come, so that Ctrl-C is heard
@@ -54,7 +55,7 @@ class Model:
 
     name: str
     identity: dict[str, Any]
-    load: dict[str, Any] = field(compare=False)
+    load: dict[str, Any]
     donor: Model | None = None
 
 
@@ -64,9 +65,10 @@ def model_of(lens: Lens, gpus: float) -> Model:
     Raises:
         UserError: it was changed since it was loaded.
     """
-    if obstacle := lens.identify().obstacle:
+    identity = lens.identify()
+    if identity.obstacle:
         fix = "leave workers out, or take that away"
-        raise UserError(f"workers load model {lens.name!r} from its files, but it {obstacle} here; {fix}")
+        raise UserError(f"workers load model {lens.name!r} from its files, but it {identity.obstacle} here; {fix}")
     # a worker sees its own GPUs only, numbered from 0
     device = lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus)))
     load: dict[str, Any] = {
@@ -75,17 +77,22 @@ def model_of(lens: Lens, gpus: float) -> Model:
         "dtype": str(lens.dtype).removeprefix("torch."),
     }
     load |= {"quantize": lens.quantize, "offload": "disk" if lens.stream else None}
-    return Model(lens.name, _identity(lens), load, model_of(lens.donor.lens, gpus) if lens.donor else None)
+    return Model(lens.name, _described(identity), load, model_of(lens.donor.lens, gpus) if lens.donor else None)
 
 
 def _everywhere(name: str) -> str:
     """A name that means the same in another working directory."""
+    if names.is_own(name):
+        return name
     parts = name.split("+") if not Path(name).expanduser().exists() else [name]
-    return "+".join(str(path.resolve()) if (path := Path(part).expanduser()).exists() else part for part in parts)
+    there = [Path(part).expanduser() for part in parts]
+    return "+".join(
+        str(path.resolve()) if path.exists() and not names.is_own(part) else part
+        for part, path in zip(parts, there, strict=True)
+    )
 
 
-def _identity(lens: Lens) -> dict[str, Any]:
-    identity = lens.identify()
+def _described(identity: Identity) -> dict[str, Any]:
     versions: dict[str, Any] = {name: provenance.version(name) for name in SAME_VERSIONS}
     return {"fingerprint": identity.fingerprint, **identity.settings, **versions}
 
@@ -125,7 +132,7 @@ class Worker:
         lens.name = model.name
         if model.donor:
             lens = pairs.with_donor(lens, self._loaded(model.donor))
-        for name, value in _identity(lens).items():
+        for name, value in _described(lens.identify()).items():
             if model.identity[name] != value:
                 fix = "install the same versions, and load a model that was saved where workers see it"
                 fault = f"model {model.name!r}: {name} is {value} on a worker and {model.identity[name]} here"
@@ -209,7 +216,9 @@ class Workers:
             fix = "load it with device='cuda', or leave worker_gpus out"
             raise UserError(f"workers: model {lens.name!r} is on {lens.device.type} here; {fix}")
         devices = {p.device for p in lens.model.parameters() if p.device.type == "cuda"}
-        self.gpus = float(gpus or max(1, len(devices))) if on_gpu else 0.0
+        before, self.gpus = self.gpus, float(gpus or max(1, len(devices))) if on_gpu else 0.0
+        if self.gpus != before:
+            self.close()
         self.n = self._room()
         if not self._actors:
             size: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}

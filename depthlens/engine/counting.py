@@ -113,7 +113,8 @@ def _tried(
 ) -> tuple[float, float | None]:
     """Operations a second, and tokens that are written in a text on average; None where that was not tried.
 
-    From some requests under some conditions, twice as many as before until it took half of `SECONDS`.
+    From some requests under some conditions, twice as many as before until it took half of `SECONDS`,
+    or all of it for texts.
     """
     usable = [c for c in conditions if not c.uses("mean") and not c.uses("resample")] or [BASELINE]
     some = usable[:: max(1, len(usable) // (8 if lengths is None else 16))]  # decoding steps are faster with many rows

@@ -23,7 +23,6 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.memory_budget import Budget
-from depthlens.engine.nonfinite import not_finite
 from depthlens.engine.pack_runs import PackRuns, Passed
 from depthlens.engine.tree_attention import walking
 from depthlens.engine.walk_check import Found
@@ -122,7 +121,7 @@ class PackedTrees:
                 for r, span in zip(pack.sequences, spans, strict=True):
                     end = start + len(span)
                     if not math.isfinite(sum(sums[start:end])):
-                        raise not_finite(self.lens, conditions[c])
+                        raise self.lens.not_finite(conditions[c])
                     rows.answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[start:end]), all(hits[start:end]))
                     start = end
 

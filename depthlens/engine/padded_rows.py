@@ -16,7 +16,6 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Backend
 from depthlens.engine.memory_budget import out_of_memory
-from depthlens.engine.nonfinite import not_finite
 from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.work import Work
 from depthlens.engine.writer import Row, Writer
@@ -55,7 +54,7 @@ class PaddedRows(RowBatches):
             for (c, r), values in zip(batch, logits, strict=True):
                 answers[c][r] = answer = score_continuation(values, requests[r].continuation)
                 if not math.isfinite(answer.logprob):
-                    raise not_finite(self.lens, conditions[c])
+                    raise self.lens.not_finite(conditions[c])
 
         self._run([len(q.inputs) for q in requests], len(conditions), run, bar)
         return answers

@@ -17,7 +17,6 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from depthlens.ablations import Condition
 from depthlens.backends.remote import RemoteNnsight, padded
-from depthlens.engine.nonfinite import not_finite
 from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.work import Work
 from depthlens.engine.writer import Writer
@@ -68,7 +67,7 @@ class RemoteRows(RowBatches):
             rows = [(c, r) for c in group for r in members]
             for (c, r), logprob, misses in zip(rows, *scores.tolist(), strict=True):
                 if not math.isfinite(logprob):
-                    raise not_finite(self.lens, conditions[c])
+                    raise self.lens.not_finite(conditions[c])
                 answers[c][r] = LoglikelihoodAnswer(logprob, misses == 0)
 
         self._run([len(q.inputs) for q in requests], len(conditions), run, bar)

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from depthlens.ablations import Condition
-from depthlens.engine.nonfinite import not_finite
 from depthlens.engine.sampling import Numbers, drawn
 from depthlens.errors import UserError
 from depthlens.models import fingerprint
@@ -94,7 +93,7 @@ class Writer:
         highest, likeliest = logits.max(-1)  # NaN is the highest of all
         if not (finite := highest.isfinite()).all():
             c, _ = rows[int((~finite).nonzero()[0, 0])]
-            raise not_finite(self.lens, self.conditions[c])
+            raise self.lens.not_finite(self.conditions[c])
         tokens = likeliest.tolist()
         for (key, _), places in self._alike(rows).items():
             of = [rows[i] for i in places]

@@ -41,7 +41,6 @@ from depthlens.ablations import BASELINE
 from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.stats import mean_interval
 from depthlens.engine import prefix_tree, walk_check
-from depthlens.engine.nonfinite import not_finite
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError, unknown
@@ -161,7 +160,7 @@ def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "p
 
     Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], range(pack.n_tokens), seen=see)
     if not states[-1].isfinite().all():
-        raise not_finite(lens, BASELINE)
+        raise lens.not_finite(BASELINE)
     return states
 
 
@@ -284,7 +283,7 @@ def text_effects(
             x, skipped = moved(x, out.device), moved(skipped, out.device)
             x = torch.cat([out, torch.where(skipped, x[:1], out[:1])])
     if not x[0].isfinite().all():
-        raise not_finite(lens, BASELINE)
+        raise lens.not_finite(BASELINE)
     return found
 
 

@@ -331,7 +331,7 @@ def condition_sweep(
     """Score tasks under the baseline and every condition of ``ablate``.
 
     ``@mean`` puts the mean of what a part adds in the place of what it adds (a layer's output becomes its input plus
-    that mean). There are three means: of first tokens, of prompts and of answers. They are taken over up to 64 texts of
+    that mean). There are two means: of first tokens and of all others. They are taken over up to 64 texts of
     each task that are not evaluated and have no examples (`depthlens.tasks.reference_texts`).
 
     Args:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, cast
 
 import torch
@@ -92,27 +92,25 @@ def of_model(model: nn.Module, weights: Iterable[tuple[str, bytes]] | None = Non
     """
     digest = xxhash.xxh3_128(_configuration(cast(PreTrainedConfig, model.config)).encode())
     for name, module in model.named_modules(remove_duplicate=False):
-        plain = [(k, _named(v)) for k, v in sorted(vars(module).items()) if k not in _NOT_THE_MODULE and _is_plain(v)]
+        plain = [(k, said) for k, v in sorted(vars(module).items()) if k not in _NOT_THE_MODULE and (said := _text(v))]
         digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {plain}".encode())
     for name, checksum in sorted(_all_checksums(model) if weights is None else weights):
         digest.update(name.encode() + checksum)
     return Identity(digest.hexdigest(), _obstacle(model))
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text, or consists of such."""
+def _text(value: Any) -> str | None:
+    """A number, a text, a function of a library, or what consists of such, as text; None of anything else."""
+    if isinstance(value, FunctionType | BuiltinFunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, partial):  # such as the tanh form of GELU
+        return _text([value.func, value.args, value.keywords])
     if isinstance(value, dict):
-        return all(map(_is_plain, (*value, *value.values())))
+        return _text([item for pair in value.items() for item in pair])
     if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    plain = bool | int | float | str | torch.dtype | FunctionType | partial  # such as the tanh form of GELU
-    return value is None or isinstance(value, plain)
-
-
-def _named(value: Any) -> Any:
-    """A function by its name."""
-    function = value.func if isinstance(value, partial) else value
-    return f"{function.__module__}.{function.__qualname__}" if isinstance(function, FunctionType) else value
+        inside = [_text(item) for item in value]
+        return None if None in inside else str(inside)
+    return repr(value) if value is None or isinstance(value, bool | int | float | str | torch.dtype) else None
 
 
 def of_config(config: PreTrainedConfig, *where: object) -> str:

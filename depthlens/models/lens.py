@@ -151,6 +151,15 @@ class Lens:
         if self.donor:
             self.donor.lens.bind()
 
+    def not_finite(self, condition: object) -> UserError:
+        """The error for an answer under a condition that is not finite: it would spread silently into means.
+
+        Overflow (float16, now and then bfloat16) and broken weights give NaN or infinite log-probabilities.
+        """
+        fix = "use dtype=float32, or get its weights again" if self.dtype.itemsize < 4 else "get its weights again"
+        fault = f"model {self.name!r} gives numbers that are not finite under {condition}"
+        return UserError(f"{fault} ({str(self.dtype).removeprefix('torch.')}); {fix}")
+
     def identify(self) -> fingerprint.Identity:
         """Which model this is as it is now: of every weight and whatever else decides what it computes."""
         with exclusive(self):

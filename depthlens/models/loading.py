@@ -118,7 +118,6 @@ def _load(
     if source.adapter and offload:
         fix = "save the sum once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
         raise UserError(f"model {source.name!r}: an adapter is merged in memory; {fix}, or leave offload out")
-    names.configuration(source)
     source = _with_folder(source)
     chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
     if place.type == "cpu" and dtype in HALF and (times := devices.times_float32(DTYPES[dtype])) > SLOW:

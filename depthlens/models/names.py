@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -85,6 +84,11 @@ class Source:
         return {key: value for key, value in found.items() if value is not None}
 
 
+def is_own(name: str) -> bool:
+    """Whether a name is an alias or an organism, whatever folders there are."""
+    return options.is_name(name) or any(row.alias == name for row in NAMED)
+
+
 def find(name: Any) -> Source:
     """Which model a name means.
 
@@ -101,10 +105,9 @@ def find(name: Any) -> Source:
         raise UserError(f"model {name!r}: {GIVE}")
     if options.is_name(name):
         return Source(name, "organism")
-    for row in NAMED:
-        if row.alias == name:
-            made = row.source in ("embedded", "adapter")
-            return Source(name, row.source) if made else Source(name, "hub", row.source)
+    if row := next((row for row in NAMED if row.alias == name), None):
+        made = row.source in ("embedded", "adapter")
+        return Source(name, row.source) if made else Source(name, "hub", row.source)
     base, plus, adapter = name.rpartition("+")
     path = Path(name).expanduser()
     if plus and not path.exists():
@@ -144,7 +147,6 @@ def _with_adapter(name: str, base: str, adapter: str) -> Source:
     return replace(found, name=name, adapter=adapter)
 
 
-@cache
 def configuration(source: Source) -> Any:
     """What ``config.json`` of a folder or of the hub says; None of models that are made here.
 
@@ -176,11 +178,13 @@ def explained(name: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except MemoryError as error:
-        raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
     except (*files, ImportError, LookupError, NotImplementedError, ValueError) as error:
         said = shorten(str(error), 300, placeholder=" ...").rstrip(".")
         raise UserError(f"model {name!r} cannot be loaded: {said}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
 
 
 def dims(source: Source) -> Dims | None:

@@ -217,7 +217,6 @@ RULES: dict[str, Callable[[str, Any], object]] = arguments.RULES | {
     "check": _whole(3),
     "depths": _each(lambda name, value: arguments.number(name, value, 0, 1)),
     "draws": lambda name, value: None if value == 0 else arguments.whole(name, value, 10),
-    "n_draws": lambda name, value: arguments.whole(name, value, 10),
     "layers": _layers,
     "max_tokens": _whole(2),
     "metrics": lambda name, value: None if value is None else _each(_text)(name, value),

@@ -137,7 +137,7 @@ class AnswerCache:
 
         every, waiting, last = range(len(names)), list[int](), time.monotonic()
         missing = sorted({case for cases_of, _ in rows.missing() for case in cases_of})
-        known = (len(cases) - len(missing)) if missing else len(cases)
+        known = len(cases) - len(missing)
         options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
         with bars.bar(**options) as bar, rows.shown_on(bar):
             try:

@@ -32,7 +32,7 @@ import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from depthlens.errors import UserError
+from depthlens.errors import UserError, blaming
 from depthlens.paths import TEMPORARY, write_files
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
     ]
 )
 _MADE = b"depthlens"
+COLUMNS = ("part", "model", "fingerprint", "label", "dtype", "device", "backend", "method", "time", "rows", "bytes")
 
 
 def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: bool = True) -> Store | None:
@@ -62,8 +63,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
         make: Make one where there is none.
 
     Raises:
-        UserError: it is none of these, not a store, or one of another version.
-        OSError: it cannot be made or read.
+        UserError: it is none of these, cannot be made or read, is not a store, or is one of another version.
     """
     if isinstance(where, Store) or where is None:
         return where
@@ -72,7 +72,10 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
     where = os.fspath(where)
     if where == DEFAULT:
         where = os.environ.get(ENVIRONMENT) or str(platformdirs.user_data_path("depthlens") / "answers")
-    return None if without(where) else Store(where, make=make)
+    if without(where):
+        return None
+    with blaming(f"store {where!r} cannot be opened", "give a folder or URL that can be written"):
+        return Store(where, make=make)
 
 
 def without(where: str) -> bool:
@@ -192,7 +195,7 @@ class Store:
             about = json.loads(self.fs.cat_file(self.at(path.split("/")[0], "about.json")))
             size = {"rows": parquet.metadata.num_rows, "bytes": self.fs.size(self.at(path)), "conditions": conditions}
             found.append({"part": path, **about, **made, **size})
-        return pd.DataFrame(found)
+        return pd.DataFrame(found, columns=None if found else COLUMNS)
 
     def remove(self, paths: Sequence[str]) -> None:
         """Delete parts."""

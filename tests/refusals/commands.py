@@ -73,6 +73,8 @@ SWEEPS = [
     (sweep(out="{file}/below"), "it, or a part of the path, is a file; name a folder"),
     (sweep(out="/proc/depthlens"), "cannot write to '/proc/depthlens': No such file or directory; name a folder"),
     (sweep(store=""), "store '': give a folder or URL, 'auto' for the usual one, or None to do without"),
+    (sweep(store="{file}"), "cannot be opened ("),
+    (sweep(store="nosuch://x"), "store 'nosuch://x' cannot be opened (ValueError: Protocol not known: nosuch)"),
     (sweep(store="{foreign}"), "is a folder with other things in it (notes.txt, ...); name an empty folder"),
     (sweep(store="{newer}"), "is of another version of depthlens (format 99, this one has 2); name another store"),
 ]
@@ -102,7 +104,12 @@ STORE = [
     (["store", "list", "--store", "{foreign}"], "is a folder with other things in it (notes.txt, ...)"),
     (["store", "show", "nope", "--store", "{kept}"], "no part begins with 'nope'; "),
     (["store", "prune", "--store", "{kept}"], "nothing to prune is named; give --model, --task, --older-than or --all"),
-    (["store", "prune", "--store", "{kept}", "--older-than", "-1"], "Invalid value for '--older-than'"),
+    (["store", "prune", "--store", "{kept}", "--model", "nope"], "unknown model 'nope'; "),
+    (["store", "prune", "--store", "{kept}", "--task", "nope"], "unknown task 'nope'; "),
+    *(
+        (["store", "prune", "--store", "{kept}", "--older-than", days], f"older_than {days}: give a number, at least 0")
+        for days in ("-1.0", "nan")
+    ),
 ]
 OTHERS = [
     (["gallery", "{tmp}"], "no notebooks in "),

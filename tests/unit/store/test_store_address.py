@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 
 import edits
 import pytest
@@ -11,6 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save
 from stores import CHOICE, LIMIT, WRITTEN, counts, run
+from torch.nn import functional as F
 
 import depthlens as dl
 from depthlens.store.parts import Store
@@ -66,6 +68,18 @@ class TestTheModelIsKnownByWhatItComputes:
 
 
 class TestIdentity:
+    def test_functions_and_their_settings_are_part_of_it(self):
+        """By name and settings, since their addresses in memory differ in every process."""
+        lens = tiny.lens("llama-gqa")
+        mlp, seen = lens.model.model.layers[1].mlp, set()
+        for value in (F.gelu, partial(F.silu, inplace=False), partial(F.silu, inplace=True), [F.silu], [F.relu]):
+            mlp.kept = value
+            assert lens.identify().obstacle is None
+            seen.add(lens.fingerprint)
+        assert len(seen) == 5
+        mlp.kept = lambda x: x
+        assert lens.identify().obstacle == "has model.layers.1.mlp, whose kept was written in no library"
+
     def test_a_folder_has_the_identity_of_what_was_saved(self, tmp_path):
         for family in ("llama-gqa", "qwen3-moe", "deepseek-v3"):
             tiny.save(tmp_path / family, family)
