@@ -7,8 +7,8 @@ Usage::
 Weights are random and in bfloat16, because speed does not depend on them; the tokenizer is that of the embedded model.
 The peer is lm-eval's ``hf`` with a hook for each layer, at its best batch size, or Hugging Face ``generate``. It is
 timed and compared as in ``speed.py``. For each work the script also prints tokens a second as a user counts them
-(request by request, every condition), the share of the card's peak that the operations of the sweep reach, and the
-highest memory that torch held.
+(request by request, every condition), the operations a second of the layers' matrix products, and the highest memory
+that torch held.
 
 ``--shapes tiny`` is there to try the script on any machine.
 """
@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 
 import depthlens as dl
 from depthlens.engine.work import Work
-from depthlens.experiments.planning import PEAKS
 from depthlens.models.lens import Lens
 from depthlens.tasks import harness
 
@@ -77,16 +76,13 @@ def random_model(name: str, device: torch.device) -> Lens:
 
 
 def described(lens: Lens, seconds: float, work: Work) -> str:
-    """Tokens a second, share of the peak and memory of a sweep."""
+    """Tokens and operations a second, and memory of a sweep."""
     tokens = work.unshared_tokens + work.written_tokens
     parts = [f"{tokens / seconds:,.0f} tokens/s request by request ({work.written_tokens / seconds:,.0f} written)"]
     if lens.device.type == "cuda":
-        card = torch.cuda.get_device_name(lens.device)
-        parts += [
-            f"{work.flops(lens) / seconds / peak:.0%} of the peak of a {name}"
-            for name, peak in PEAKS.items()
-            if name in card
-        ]
+        layer = lens.arch.layers[0]
+        flops = 2 * sum(p.numel() for p in layer.parameters()) * work.layer_tokens  # products with weights
+        parts.append(f"{flops / seconds / 1e12:,.0f} TFLOP/s in the layers' matrix products")
         parts.append(f"{torch.cuda.max_memory_allocated(lens.device) / GIB:.1f} GiB at most")
     return ", ".join(parts)
 

@@ -110,7 +110,7 @@ def run(folder: Path, offload: str | None) -> None:
     watch, start = Watch(), time.monotonic()
     lens = dl.load(folder, dtype="bfloat16", device="cpu", offload=offload)
     loaded, load_peak = time.monotonic() - start, status("VmHWM")
-    plan = dl.plan(lens, [TASK], "layers", measured=False, **options)
+    plan = dl.plan(lens, [TASK], "layers", **options)
     start = time.monotonic()
     result = dl.condition_sweep(lens, [TASK], "layers", **options)
     about = {

@@ -4,9 +4,7 @@ Run: ``python benchmarks/racing_errors.py [--sweeps 2000]``. It needs no model.
 
 A sweep has 30 layers and 2,000 documents in random order. A race of it is stopped at a time that the worst user would
 choose: at the first wrong decision if there ever is one. A decision is wrong if it says *critical* of a layer whose
-true loss is 0 or less, or *spared* of one whose true loss is the margin or more. In a race for the costliest it is
-wrong if a part is chosen that costs less than the k-th costliest by more than the margin, or if one of the k costliest
-is said not to be among them. The structures:
+true loss is 0 or less, or *spared* of one whose true loss is the margin or more. The structures:
 
 - ``none``: no layer changes anything (0.2% of documents flip either way);
 - ``noise``: no layer costs anything, but a fifth of all documents flips, as often to right as to wrong;
@@ -22,7 +20,7 @@ import argparse
 
 import numpy as np
 
-from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Evidence, TopEvidence
+from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Evidence
 from depthlens.experiments.race import FIRST_WAVE, GROWTH
 
 LAYERS, DOCUMENTS, MARGIN, ALPHA = 30, 2000, 0.1, 0.05
@@ -94,46 +92,10 @@ def race(losses: np.ndarray, margin: float) -> tuple[list[str], np.ndarray]:
     return decided, n
 
 
-def top_race(
-    losses: np.ndarray, order: np.ndarray, k: int, bound: float = 1.0
-) -> tuple[list[int], np.ndarray, bool, np.ndarray]:
-    """The k found, the documents that each condition took, whether the race came to an end, and what did not leave."""
-    evidence = TopEvidence([int(i) for i in order], k, MARGIN, ALPHA, bound)
-    n = np.zeros(losses.shape[1], dtype=int)
-    for wave in waves():
-        at = np.flatnonzero(evidence.left)
-        evidence.add(at, losses[wave][:, at])
-        n[at] = wave.stop
-        if evidence.found:
-            break
-    return [int(i) for i in evidence.best], n, evidence.found, evidence.left
-
-
 def wrong(decided: list[str], mean: np.ndarray) -> bool:
     """Whether any decision is wrong; a mean is known to 1e-9."""
     names = np.array(decided)
     return bool(((names == CRITICAL) & (mean <= 1e-9)).any() or ((names == SPARED) & (mean >= MARGIN - 1e-9)).any())
-
-
-def costliest(n_sweeps: int) -> None:
-    """Print the line of races for the 8 costliest of 60 parts, in which the guess is no better than chance or good."""
-    k, n = 8, 60
-    for guess in ("random", "good"):
-        rng = np.random.default_rng(0)
-        n_wrong, ended, needed = 0, 0, []
-        for _ in range(n_sweeps):
-            mean = np.sort(
-                rng.permutation(np.r_[rng.uniform(0.25, 0.6, k), rng.exponential(0.06, n - k).clip(max=0.3)])
-            )
-            losses = binary_losses(rng, mean, np.maximum(mean + 0.02, 0.1), shared=False)
-            order = rng.permutation(n) if guess == "random" else np.argsort(-mean + rng.normal(0, 0.1, n))
-            best, seen, found, left = top_race(losses, order, k)
-            of_k = np.sort(mean)[-k]
-            n_wrong += (found and bool((mean[best] < of_k - MARGIN).any())) or bool((mean[~left] >= of_k).any())
-            ended += found
-            needed.append(seen.mean())
-        name = f"the 8 costliest of 60, a {guess} guess"
-        print(f"| {name} | {n_wrong / n_sweeps:.1%} | {ended / n_sweeps:.0%} | {np.mean(needed):.0f} |", flush=True)
 
 
 def main() -> None:
@@ -152,7 +114,6 @@ def main() -> None:
             shares.append(np.mean([decision != UNDECIDED for decision in decided]))
             needed.append(n.mean())
         print(f"| {structure} | {n_wrong / n_sweeps:.1%} | {np.mean(shares):.0%} | {np.mean(needed):.0f} |", flush=True)
-    costliest(n_sweeps)
 
 
 if __name__ == "__main__":

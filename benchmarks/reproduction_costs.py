@@ -2,10 +2,10 @@
 
     python benchmarks/reproduction_costs.py
 
-Operations are counted as `depthlens.engine.work` counts them: 2 for each parameter of a layer that a token passes, 4
-for each pair of a head's query and key dimension, and the unembedding of every token of an answer. Where answers are
-scored, a condition shares all layers below its removal; where they are written it shares nothing. Examples are computed
-once a condition. Time is what the operations take at 40% of the peak, as in `depthlens.experiments.planning`. Writing
+Operations are those of Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 for each parameter of a layer that a token
+passes, 4 for each pair of a head's query and key dimension, and the unembedding of every token of an answer. Where
+answers are scored, a condition shares all layers below its removal; where they are written it shares nothing. Examples
+are computed once a condition. Time is what the operations take at 40% of the peak. Writing
 in small batches is bound by memory and not by operations, so that its hours are a lower bound.
 
 Numbers of documents are those of the data sets. Tokens of GSM8K and of key-value pairs were measured with SmolLM2's

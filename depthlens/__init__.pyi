@@ -46,8 +46,6 @@ from .experiments.operand_scores import operand_swap_scores as operand_swap_scor
 from .experiments.options import EvalOptions as EvalOptions
 from .experiments.planning import plan as plan
 from .experiments.race import race as race
-from .experiments.race_plan import RacePlan as RacePlan
-from .experiments.race_plan import plan_race as plan_race
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.result_attention import attention_at_results as attention_at_results
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores

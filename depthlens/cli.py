@@ -40,7 +40,7 @@ _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 # `sweep` passes all its other options on to `depthlens.experiments.sweep.run_sweep`, under the same names
 _OF_COMMAND = (
     *("model", "tasks", "ablate", "out", "overwrite", "plan", "store", "json", *cluster.NAMES),
-    *("margin", "alpha", "max_documents", "top"),  # of `depthlens race`
+    *("margin", "alpha", "max_documents"),  # of `depthlens race`
 )
 _NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
 WorkersOption = Annotated[

@@ -89,14 +89,6 @@ class Bar(tqdm):
         self._cell.show(str(self) if msg is None else msg, _UNITS.get(self.unit, ""))
         return True
 
-    def held(self, n: int) -> None:
-        """Move on by ``n`` rows that were computed before, or elsewhere."""
-        if not self.disable:  # a hidden bar counts nothing
-            if (left := (self.total or 0) - self.n) > 0:
-                self._needed -= (self._needed - self._spent()) * min(1.0, n / left)
-            self.initial += n
-            self.update(n)
-
     def kept(self, n: int) -> None:
         """Show how many rows a store has, so that stopping now loses only what came after."""
         self._kept = n

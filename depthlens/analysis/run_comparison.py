@@ -25,7 +25,6 @@ import pandas as pd
 
 from depthlens.analysis import (
     run_agreement,
-    run_costs,
     run_differences,
     run_sentences,
     run_settings,
@@ -77,7 +76,6 @@ class Comparison(Saveable):
             `depthlens.analysis.run_agreement`.
         ranks: One row a family and pair of runs: the columns of `depthlens.analysis.rank_correlations`.
         verdicts: One row a run and part of a claim; see `depthlens.analysis.run_verdicts`.
-        cost: One row a run and folder; see `depthlens.analysis.run_costs`.
         notes: What was not compared, and why.
         sentences: See `describe`.
         record: Runs, models, seed, and whether the runs are stages.
@@ -91,7 +89,6 @@ class Comparison(Saveable):
     critical: pd.DataFrame
     ranks: pd.DataFrame
     verdicts: pd.DataFrame
-    cost: pd.DataFrame
     notes: Sequence[str]
     sentences: Sequence[str]
     record: dict[str, Any]
@@ -162,7 +159,6 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_
         "critical": pd.DataFrame(rows["critical"], columns=run_agreement.CRITICAL),
         "ranks": pd.DataFrame(rows["ranks"], columns=run_agreement.RANK_COLUMNS),
         "verdicts": verdicts,
-        "cost": run_costs.table(runs),
     }
     record: dict[str, Any] = {
         "made_by": "compare",

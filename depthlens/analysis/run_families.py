@@ -62,14 +62,12 @@ class Run:
         results: By the folder that they are in, below the run's own.
         verdicts: Parts of claims, by the folder of the results that they are of; the columns are those of
             `depthlens.claims.Verdicts.parts`.
-        seconds: How long each notebook ran, by its name; empty where that is not known.
         path: The run's folder; "" for a result in memory.
     """
 
     name: str
     results: Mapping[str, Result]
     verdicts: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
     path: str = ""
 
 

@@ -19,10 +19,11 @@ from depthlens import arguments, backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import memory_budget, plain_rows, walk_check
+from depthlens.engine import memory_budget, plain_rows, prefix_tree, walk_check
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.padded_rows import PaddedRows
 from depthlens.engine.shards import PER_WORKER, Job, Workers, cut
+from depthlens.engine.wavefront import n_passed
 from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.work_rate import WorkRate
 from depthlens.engine.writer import require_plain
@@ -58,10 +59,6 @@ class EnginePath(Protocol):
 
     def generate_until(self, rows: AnswerRows, bar: progress.Bar) -> None:
         """Write the text of every request of some rows under every condition."""
-        ...
-
-    def plan(self, rows: AnswerRows, bar: progress.Bar, rate: WorkRate, lengths: Sequence[int] | None) -> None:
-        """Count what `loglikelihood` would compute; with ``lengths``, of texts, what `generate_until` would."""
         ...
 
 
@@ -189,53 +186,39 @@ class Engine:
             raise UserError(NO_GENERATION)
         require_plain(self.lens)
 
-    def plan(
-        self,
-        requests: Sequence[Any],
-        conditions: Sequence[Condition],
-        lengths: Sequence[int] | None,
-        counted: set[int],
-    ) -> tuple[Work, int]:
-        """What `loglikelihood` would compute, or `generate_until` if texts were so long; nothing is computed or stored.
+    def expected(self, rows: AnswerRows, lengths: Sequence[int] | None) -> int:
+        """About how many tokens pass a layer for the answers that are missing, each layer counted.
 
         Args:
-            requests: What is asked.
-            conditions: Any number.
+            rows: Requests under conditions.
             lengths: Of each text that is to be written, in tokens; None for log-likelihoods.
-            counted: Hashes of rows that were counted before, and are known; from now on all of these are.
-
-        Returns:
-            The work, and how many answers are known already.
         """
-        rows = self.cache.rows(requests, conditions)
-        rows.only_count(counted)
-        return self._counted(rows, lengths), rows.n_known
+        n_layers, total = self.lens.dims.n_layers, 0
+        written = [0] * len(rows.requests) if lengths is None else lengths
+        for members, group in rows.missing():
+            read = [q.inputs if lengths is None else q.context for q in (rows.requests[r] for r in members)]
+            conditions = [rows.conditions[c] for c in group]
+            longest = max(len(tokens) + written[r] for tokens, r in zip(read, members, strict=True))
+            if self.path_for(longest, conditions if lengths else ()) == "wavefront" and not self.lens.remote:
+                forked = sum(n_passed(condition, n_layers) for condition in conditions)
+                total += prefix_tree.n_distinct(read) * (n_layers + forked)
+            else:
+                total += n_layers * len(group) * sum(map(len, read))
+            total += n_layers * len(group) * sum(max(0, written[r] - 1) for r in members)
+        return total
 
-    def _counted(self, rows: AnswerRows, lengths: Sequence[int] | None) -> Work:
-        """What the missing answers need."""
-        if not rows.unfinished:
-            return Work()
-        longest = max((len(q.context) + len(getattr(q, "continuation", ())) for q in rows.requests), default=0)
-        path = self._path(longest + max(lengths or [0]), writes=rows.conditions if lengths is not None else ())
-        path.work = work = Work()  # apart from what the engine itself has done
-        with progress.bar(total=len(rows.requests) * len(rows.conditions), disable=True) as bar:
-            path.plan(rows, bar, WorkRate(self.lens), lengths)
-        return work
-
-    def _expect(self, rows: AnswerRows, bar: progress.Bar, lengths: Sequence[int] | None) -> Work:
-        """Let a bar that is shown tell the time left from the operations that `plan` counts, which are returned."""
+    def _expect(self, rows: AnswerRows, bar: progress.Bar, lengths: Sequence[int] | None) -> int:
+        """Let a bar that is shown tell the time left from `expected`, which is returned."""
         if not rows.unfinished or (bar.disable and self.workers is None):
-            return Work()
-        needed, n_layers = self._counted(rows.counting(), lengths), self.lens.dims.n_layers
-        attended = n_layers * needed.attended / max(1, needed.layer_tokens)
-        token = Work(layer_tokens=n_layers, attended=attended, unembedded=1).flops(self.lens)
+            return 0
+        needed, n_layers = self.expected(rows, lengths), self.lens.dims.n_layers
 
-        def done() -> float:
+        def done() -> int:
             """What a text that has ended was expected to need is done, however short it is."""
-            return self.work.flops(self.lens) + token * self.work.spared
+            return self.work.layer_tokens + n_layers * self.work.spared
 
         before = done()
-        bar.expects(needed.flops(self.lens), lambda: done() - before)
+        bar.expects(needed, lambda: done() - before)
         return needed
 
     def _sharded(
@@ -244,14 +227,14 @@ class Engine:
         rows: AnswerRows,
         bar: progress.Bar,
         longest: int,
-        needed: Work,
+        needed: int,
         writes: Sequence[Condition] | None = None,
     ) -> None:
         """Have workers compute what rows lack; they take the path that all requests together take."""
         means = self.backend.means and self.backend.means.to("cpu")
         path = self.path_for(longest, writes or ())
         job = Job(writes is not None, self.backend.name, path, self.asked_batch_tokens, means)
-        n = max(PER_WORKER * workers.n, math.ceil(needed.layer_tokens / WorkRate(self.lens).work))
+        n = max(PER_WORKER * workers.n, math.ceil(needed / WorkRate(self.lens).work))
         products = cut(rows.requests, rows.missing(), n)
         asked = [([rows.requests[r] for r in m], [rows.conditions[c] for c in g]) for m, g in products]
         with closing(workers.compute(self.lens, job, asked)) if asked else nullcontext(()) as done:

@@ -9,7 +9,6 @@ Where memory runs out, the budget is halved, then the pack, then the group of co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
 
@@ -39,9 +38,8 @@ class PackRuns:
         run: Computes a pack under some conditions within a token budget, and fills ``rows.answers``.
         bar: Moves as tokens pass layers, by rows (request, condition).
         batch_tokens: Token budget of one batch; falls where memory runs out.
+        work: Counts what is computed.
         max_new: Most tokens that each request writes; None: nothing is written.
-        work: Counts what is computed; None: nothing counts.
-        rate: Where nothing is computed, but only counted: the rate that packs are cut for. None: it is measured.
 
     Attributes:
         batch_tokens: The budget, as it is by now.
@@ -55,9 +53,8 @@ class PackRuns:
         run: Run,
         bar: Bar,
         batch_tokens: int,
+        work: Work,
         max_new: Sequence[int] | None = None,
-        work: Work | None = None,
-        rate: WorkRate | None = None,
     ) -> None:
         self.tokens = tokens
         self.conditions = rows.conditions
@@ -67,9 +64,8 @@ class PackRuns:
         self._bar = bar
         self._max_new = max_new or [0] * len(tokens)
         self._n_layers = lens.dims.n_layers
-        self._work_done = work or Work()
-        self._counts_only = rate is not None
-        self._rate = rate or WorkRate(lens)
+        self._work_done = work
+        self._rate = WorkRate(lens)
         self._clean: tuple[tuple[int, ...], CleanRow] = (), CleanRow(frozenset())
 
     def walk(self, group: Sequence[int], room: int) -> None:
@@ -136,17 +132,16 @@ class PackRuns:
         start, n_rows, done = self._bar.n, len(members) * len(group), 0
         walked = clean.final is not None
         work = max(1, self._work(pack, group, walked))
-        context = sum(pack.depths) / max(1, pack.n_tokens) + 1
         n_tokens = 0 if walked else pack.n_tokens
 
         def passed(n: int) -> None:
             nonlocal done
             done += n
-            self._work_done.passed(n, context)
+            self._work_done.layer_tokens += n
             self._bar.update(start + n_rows * min(done, work) // work - self._bar.n)
 
         try:
-            with nullcontext() if self._counts_only else self._rate.measured(work):
+            with self._rate.measured(work):
                 self._run(pack, group, clean, passed, self.batch_tokens)
         except (torch.OutOfMemoryError, RuntimeError) as e:
             can_shrink = len(members) > 1 or len(group) > 1 or self.batch_tokens > memory_budget.MIN_BATCH_TOKENS

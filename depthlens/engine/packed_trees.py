@@ -26,9 +26,8 @@ from depthlens.engine.memory_budget import Budget
 from depthlens.engine.pack_runs import PackRuns, Passed
 from depthlens.engine.tree_attention import walking
 from depthlens.engine.walk_check import Found
-from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer, open_rows
+from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
 from depthlens.engine.work import Work, text_lengths
-from depthlens.engine.work_rate import WorkRate
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
@@ -44,7 +43,6 @@ from depthlens.store.answer_rows import AnswerRows
 MIN_PROMPTS = 64
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
 MAX_OPEN_ROWS = 128
-PLANNED = "planned"  # stands for an answer of which only the work is counted
 
 
 class PackedTrees:
@@ -68,21 +66,9 @@ class PackedTrees:
 
     def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
-        self._score_all(rows, bar)
-
-    def plan(self, rows: AnswerRows, bar: Bar, rate: WorkRate, lengths: Sequence[int] | None) -> None:
-        """Count what `loglikelihood` would compute; with ``lengths``, of texts, what `generate_until` would."""
-        if lengths is not None:
-            self._write_all(rows, bar, rate, lengths)
-        else:
-            self._score_all(rows, bar, rate)
-
-    def _score_all(self, rows: AnswerRows, bar: Bar, rate: WorkRate | None = None) -> None:
-        """Score every request under every condition; with ``rate``, only count."""
-        run = partial(self._count, rows) if rate else partial(self._score, rows)
-        conditions = rows.conditions
-        about: dict[str, Any] = {"work": self.work, "rate": rate}
-        packs = PackRuns(self.lens, [q.inputs for q in rows.requests], rows, run, bar, self.batch_tokens, **about)
+        run, conditions = partial(self._score, rows), rows.conditions
+        tokens = [q.inputs for q in rows.requests]
+        packs = PackRuns(self.lens, tokens, rows, run, bar, self.batch_tokens, self.work)
         order = sorted(rows.unfinished, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
         # every row of a pack lives through all layers: their states bound the size of a pack
         row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
@@ -103,7 +89,6 @@ class PackedTrees:
         """Log-likelihoods of one pack under a group of conditions."""
         requests, conditions = rows.requests, rows.conditions
         scored, spans = _scored(requests, pack)
-        self.work.unembedded += len(scored) * len(group)
         walk = Wavefront(self.lens, self.backend.means, batch_tokens, self.tried)
         under = [conditions[c] for c in group]
         states = walk.run(pack, under, list(scored), passed=passed, clean=clean)
@@ -155,12 +140,6 @@ class PackedTrees:
 
     def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
         """Write the text of every request under every condition."""
-        self._write_all(rows, bar)
-
-    def _write_all(
-        self, rows: AnswerRows, bar: Bar, rate: WorkRate | None = None, lengths: Sequence[int] | None = None
-    ) -> None:
-        """Write every text; with ``rate`` and ``lengths``, only count."""
         conditions = rows.conditions
         contexts = [q.context for q in rows.requests]
         max_new = [q.max_new_tokens for q in rows.requests]
@@ -169,12 +148,8 @@ class PackedTrees:
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         at_once, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_weights([conditions[c] for c in order])
-        if lengths is None:
-            run = partial(self._write, rows, at_once)
-        else:
-            run = partial(self._count, rows, lengths=lengths, at_once=at_once)
-        about: dict[str, Any] = {"work": self.work, "rate": rate}
-        packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, max_new, **about)
+        run = partial(self._write, rows, at_once)
+        packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, self.work, max_new)
         for i in range(0, len(order), size):
             group = order[i : i + size]
             with other_weights_resident(self.lens, [conditions[c] for c in group]):
@@ -206,7 +181,7 @@ class PackedTrees:
 
         def finished(found: list[Row]) -> None:
             n = sum(len(writer.tokens[row]) for row in found)
-            self.work.add(Work(written_tokens=n, unembedded=n, spared=sum(expected[d] for _, d in found) - n))
+            self.work.add(Work(written_tokens=n, spared=sum(expected[d] for _, d in found) - n))
             for c, d in found:
                 rows.answers[group[c]][pack.sequences[d]] = writer.text((c, d))
                 waiting.append((group[c], pack.sequences[d]))
@@ -222,41 +197,6 @@ class PackedTrees:
             except BaseException:  # also Ctrl-C: texts that have ended are not lost with the others
                 keep()
                 raise
-
-    def _count(
-        self,
-        rows: AnswerRows,
-        pack: prefix_tree.Pack,
-        group: list[int],
-        clean: CleanRow,
-        passed: Passed,
-        batch_tokens: int,
-        lengths: Sequence[int] | None = None,
-        at_once: int = 0,
-    ) -> None:
-        """Pass the tokens of one pack without computing anything.
-
-        ``lengths`` are those of the texts to be written, under so many conditions ``at_once``.
-        """
-        n_layers, walked = self.lens.dims.n_layers, clean.final is not None
-        conditions = [rows.conditions[c] for c in group]
-        for layer in range(n_layers):
-            passed(pack.n_tokens * open_rows(conditions, layer, n_layers, clean=not walked))
-        clean.final = torch.empty(0)
-        self.work.add(Work(states=pack.n_tokens * (len(group) + 1)))
-        if lengths is None:
-            self.work.unembedded += len(_scored(rows.requests, pack)[0]) * len(group)
-        else:
-            n_new = max(rows.requests[r].max_new_tokens for r in pack.sequences)
-            own = max(len(path) for path in pack.paths) - len(pack.prefix) + n_new
-            self.work.add(Work(keys=min(at_once, len(group)) * (len(pack.prefix) + own * len(pack.sequences))))
-            n_written = [lengths[r] for r in pack.sequences]
-            passed(len(group) * n_layers * sum(n - 1 for n in n_written))
-            n = len(group) * sum(n_written)
-            self.work.add(Work(written_tokens=n, unembedded=n))
-        for c in group:
-            for r in pack.sequences:
-                rows.answers[c][r] = PLANNED
 
     def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
         """How many conditions are decoded at once, and how many tokens each may hold keys and values for."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 Tokens = Sequence[int]
 LONG = 256  # tokens of a pack from which on its prefix is worth keeping
@@ -114,6 +114,13 @@ def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], ex
         group.append(i)
     if group:
         yield build(sequences, group)
+
+
+def n_distinct(sequences: Sequence[Tokens]) -> int:
+    """Tokens of the prefix tree of all sequences."""
+    ordered = sorted(sequences, key=tuple)
+    shared = sum(common_prefix(a, b) for a, b in pairwise(ordered))
+    return sum(map(len, ordered)) - shared
 
 
 def build(sequences: Sequence[Tokens], group: Sequence[int]) -> Pack:

@@ -44,24 +44,6 @@ class RowBatches(ABC):
     def write(self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], bar: Bar) -> list[list[str]]:
         """Texts, indexed [condition][request]; see `depthlens.engine.engine.Engine.generate_until`."""
 
-    def plan(self, rows: AnswerRows, bar: Bar, rate: WorkRate, lengths: Sequence[int] | None) -> None:
-        """Count what would be computed; see `depthlens.engine.engine.EnginePath`."""
-        for of_condition in rows.answers:
-            missing = [r for r, answer in enumerate(of_condition) if answer is None]
-            self._counted(rows.requests, missing, None if lengths is None else [lengths[r] for r in missing])
-
-    def _counted(self, requests: Sequence[Any], members: Sequence[int], lengths: Sequence[int] | None) -> None:
-        """Count rows of one condition, each a whole pass; and for a text one more for each token but the last."""
-        n_layers = self.lens.dims.n_layers
-        for i, r in enumerate(members):
-            read = len(requests[r].context if lengths is not None else requests[r].inputs)
-            scored = lengths[i] if lengths is not None else len(requests[r].continuation)
-            self.work.add(Work(rows=1, tokens=read, unshared_tokens=read, unembedded=scored))
-            self.work.passed(n_layers * read, (read + 1) / 2)
-            if lengths is not None:
-                self.work.written_tokens += scored
-                self.work.passed(n_layers * (scored - 1), read + scored / 2)
-
     def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
         self._answer(self.score, [len(q.inputs) for q in rows.requests], rows, bar)
@@ -90,9 +72,7 @@ class RowBatches(ABC):
                     rows.answers[c][r] = answer
                 texts = [answer for answer in of_condition if isinstance(answer, str)]
                 written = [len(self.lens.tokenizer(text).input_ids) + 1 for text in texts] if texts else None
-                self._counted(requests, members, written)
-                if written:
-                    self.work.spared += sum(text_lengths(self.lens, [requests[r] for r in members])) - sum(written)
+                self._count([requests[r] for r in members], written)
             rows.put(members, group)
 
         order = sorted(range(len(requests)), key=lambda r: -lengths[r])
@@ -103,3 +83,12 @@ class RowBatches(ABC):
                 for product in rows.missing(order[:n_requests], range(len(conditions))[i : i + n_conditions]):
                     do(*product)
             order = order[n_requests:]
+
+    def _count(self, requests: Sequence[Any], written: Sequence[int] | None) -> None:
+        """Count rows of one condition, each a whole pass; and for a text one more for each token but the last."""
+        read = sum(len(q.inputs if written is None else q.context) for q in requests)
+        self.work.add(Work(len(requests), read, read, layer_tokens=self.lens.dims.n_layers * read))
+        if written is not None:
+            n, expected = sum(written), sum(text_lengths(self.lens, requests))
+            again = self.lens.dims.n_layers * (n - len(requests))
+            self.work.add(Work(written_tokens=n, layer_tokens=again, spared=expected - n))

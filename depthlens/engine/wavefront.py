@@ -61,13 +61,10 @@ def skip_mode(condition: Condition, layer: int) -> str | None:
     return next((a.mode for a in whole if a.mode in ("skip", "mean", "resample")), None)
 
 
-def open_rows(conditions: Sequence[Condition], layer: int, n_layers: int, *, clean: bool) -> int:
-    """How many rows pass a layer: the clean row, and those of conditions that have forked and do not skip it.
-
-    A row that passes twice counts twice.
-    """
-    forked = [c for c in conditions if fork_layer(c, n_layers) <= layer]
-    return clean + sum(not skip_mode(c, layer) for c in forked) + sum(c.runs_twice(layer) for c in forked)
+def n_passed(condition: Condition, n_layers: int) -> int:
+    """How many layers the row of a condition passes by itself; those before it forks off are the clean row's."""
+    own = range(fork_layer(condition, n_layers), n_layers)
+    return sum(not skip_mode(condition, layer) for layer in own) + sum(map(condition.runs_twice, own))
 
 
 class Wavefront:

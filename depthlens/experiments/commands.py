@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -18,7 +17,7 @@ from depthlens.cluster import options as cluster
 from depthlens.errors import Interrupted, UserError
 from depthlens.progress import say
 
-_OWN = ("margin", "alpha", "max_documents", "top")
+_OWN = ("margin", "alpha", "max_documents")
 
 
 def plan_like(sweep: Callable[..., None]) -> Callable[..., None]:
@@ -56,25 +55,22 @@ def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dic
         max_documents: Annotated[
             int | None, typer.Option(metavar="N", help="Documents of each task after which it ends. [default: all]")
         ] = None,
-        top: Annotated[
-            int | None,
-            typer.Option(metavar="K", help="Find K that cost at most the margin less than the K-th costliest."),
-        ] = None,
         **given: Any,
     ) -> None:
-        of_race: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents, "top": top}
-        out, overwrite, plan = (given[name] for name in ("out", "overwrite", "plan"))
+        of_race: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents}
+        out, overwrite = given["out"], given["overwrite"]
         what = {name: given[name] for name in ("model", "tasks", "ablate")}
-        options = settle(given | of_race)
+        options = settle(given | of_race | {"plan": False})
         say(f"loading {what['model']} for {', '.join(what['tasks'])}", model=what["model"], tasks=what["tasks"])
         from depthlens.paths import locked
 
-        with nullcontext() if plan else locked(out):
-            _run(what, of_race, options, out=None if plan else out, overwrite=overwrite)
+        with locked(out):
+            _run(what, of_race, options, out, overwrite=overwrite)
 
     own = inspect.signature(command, eval_str=True).parameters
     of_sweep = inspect.signature(sweep, eval_str=True)
-    parameters = [*of_sweep.parameters.values(), *(own[name] for name in _OWN)]
+    of_both = (parameter for name, parameter in of_sweep.parameters.items() if name != "plan")
+    parameters = [*of_both, *(own[name] for name in _OWN)]
     vars(command).update(
         __signature__=of_sweep.replace(parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
     )
@@ -86,40 +82,30 @@ def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dic
     return command
 
 
-def _run(
-    what: dict[str, Any], of_race: dict[str, Any], options: dict[str, Any], *, out: str | None, overwrite: bool
-) -> None:
-    """Race, print and write, or print what it would cost.
+def _run(what: dict[str, Any], of_race: dict[str, Any], options: dict[str, Any], out: str, *, overwrite: bool) -> None:
+    """Race, print and write.
 
     Args:
         what: Model, tasks and conditions.
         of_race: Options of the race.
         options: All others.
-        out: Folder for the results; None: only plan.
+        out: Folder for the results.
         overwrite: Replace what it holds.
     """
     asked = {**what, **of_race, **options}
-    if out is not None:
-        _refuse_other(out, asked, overwrite=overwrite)
+    _refuse_other(out, asked, overwrite=overwrite)
     from depthlens.analysis.displays import plain
-    from depthlens.experiments import planning, race_plan
     from depthlens.experiments.condition_runs import model_and_tasks
     from depthlens.experiments.options import EvalOptions, settled
-    from depthlens.experiments.sweep import race_by_name
+    from depthlens.experiments.race import race
 
     how = {name: options.pop(name) for name in ("dtype", "device", "quantize", "offload", "remote")}
     of_race |= {name: options.pop(name) for name in ("donor", "resample_prompts")}
-    if out is None:
-        planning.refuse_remote(how["remote"])
     lens, tasks = model_and_tasks(
         what["model"], what["tasks"], settled(cast(EvalOptions, options)), donor=of_race["donor"], **how
     )
-    if out is None:
-        del of_race["resample_prompts"]  # no race has any
-        typer.echo(race_plan.plan_race(lens, tasks, what["ablate"], **of_race, **options))
-        return
     try:
-        result = race_by_name(lens, tasks, what["ablate"], options=cast(EvalOptions, options), **of_race)
+        result = race(lens, tasks, what["ablate"], **of_race, **cast(EvalOptions, options))
     except KeyboardInterrupt as stop:
         told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
         typer.echo(f"Interrupted: {told}", err=True)

@@ -1,42 +1,43 @@
-"""What a sweep would cost, told before anything is computed.
+"""What a sweep would cost, told before it is computed: its tokens are counted, and a few of its rows are timed.
 
-The tasks are loaded, their documents are tokenised, and packs are cut as the sweep would cut them, so that the tokens
-and operations are those of the run, less what the store already has.
-
-Time here is from a rate that is tried for about two seconds, on the first documents of each kind of task under some of
-the conditions (`depthlens.engine.counting`). How long texts are is tried with it: ablated models often write on
-until they are stopped. Where trying would take longer, a text has the length of the task's reference answer; the table
-says how many tokens are written at most. Time on a GPU is what the operations take at `SHARE` of its peak, as its
-vendor states it for dense products in bfloat16.
+The tasks are loaded and their documents tokenised, less what the store already has. Time is that of some requests under
+some of the conditions, which are computed and not stored, times the tokens that are left over those that were timed.
+How long texts are is tried with it, because ablated models often write on until they are stopped. Where trying would
+take longer, a text has the length of the task's reference answer.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
 import pandas as pd
+import psutil
+import torch
 
 from depthlens import arguments
-from depthlens.ablations import Condition, expand
-from depthlens.engine.counting import Counted, CountingEngine
+from depthlens.ablations import BASELINE, Condition, expand
+from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
+from depthlens.engine.work import text_lengths
 from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, refuse_workers, settled
 from depthlens.experiments.views import references_of, tokens_of_prompts, views_of
 from depthlens.models import loading, pairs
 from depthlens.models.lens import Lens, one_thread
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, WrittenAnswer
 from depthlens.store.answer_cache import AnswerStore
 from depthlens.tasks.prepared_task import Prepared
 
+SECONDS = 2.0  # of trying
+TOKENS = 8  # that are written to try how fast it goes, where whole texts would take longer
 MEAN_TEXTS = 32  # that are run to time the means of a task
-SHARE = 0.4  # of a GPU's peak
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense, bfloat16
-COUNTS = ("rows", "known", "tokens", "unshared_tokens", "written_tokens", "most_written_tokens", "flops")
+COUNTS = ("rows", "known", "tokens", "unshared_tokens", "written_tokens")
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,14 @@ class Plan:
     Attributes:
         table: One row a task: conditions (the baseline included), documents, rows (answers of a request under a
             condition that are to be computed), known (that the store has), tokens (read, shared ones once),
-            unshared_tokens (of every request under every condition), written_tokens, most_written_tokens, flops.
-        seconds: Time here; 0 where everything is known, NaN where it was not tried.
+            unshared_tokens (of every request under every condition), written_tokens.
+        seconds: Time here; 0 where everything is known.
         peak_bytes: Memory of this process when most is in use; of a model on GPUs, of the one that holds most.
-        store_bytes: What the answers add to the store.
-        gpu_seconds: Time on GPUs, by name.
     """
 
     table: pd.DataFrame
     seconds: float
     peak_bytes: int
-    store_bytes: int
-    gpu_seconds: dict[str, float]
 
     def describe(self) -> list[str]:
         """The plan in sentences."""
@@ -66,16 +63,12 @@ class Plan:
             return ["The store has every answer: nothing is computed."]
         known = f"; the store has {total['known']:,} more" if total["known"] else ""
         shared = total["unshared_tokens"] / max(1, total["tokens"])
-        lines = [
+        return [
             f"{total['rows']:,} rows{known}.",
-            f"{_short(total['tokens'])} tokens are read ({shared:.0f}x fewer than one by one), and about "
-            f"{_short(total['written_tokens'])} written (at most {_short(total['most_written_tokens'])}).",
-            f"{_short(total['flops'])} floating point operations.",
-            f"Here: about {_time(self.seconds)}, {self.peak_bytes / 2**30:.1f} GiB of memory, "
-            f"{self.store_bytes / 2**20:.1f} MiB in the store.",
+            f"{total['tokens']:,} tokens are read ({shared:.0f}x fewer than one by one), and about "
+            f"{total['written_tokens']:,} written.",
+            f"Here: about {_time(self.seconds)}, {self.peak_bytes / 2**30:.1f} GiB of memory.",
         ]
-        on = ", ".join(f"{name} {_time(seconds)}" for name, seconds in self.gpu_seconds.items())
-        return [*lines, f"On a GPU at {SHARE:.0%} of its peak: {on}."]
 
     def __repr__(self) -> str:
         return "\n".join([self.table.to_string(index=False), *self.describe()])
@@ -89,10 +82,9 @@ def plan(
     *,
     donor: str | Path | Lens | None = None,
     resample_prompts: Sequence[str] | None = None,
-    measured: bool = True,
     **options: Unpack[EvalOptions],
 ) -> Plan:
-    """What `depthlens.condition_sweep` with the same arguments would cost.
+    """What `depthlens.condition_sweep` with the same arguments would cost; two seconds of each task are tried.
 
     Args:
         lens: A loaded model.
@@ -100,7 +92,6 @@ def plan(
         ablate: See `depthlens.condition_sweep`.
         donor: See `depthlens.condition_sweep`.
         resample_prompts: See `depthlens.condition_sweep`.
-        measured: Try for two seconds how fast this machine is; else there is no time here.
         options: `EvalOptions`.
 
     Raises:
@@ -118,22 +109,121 @@ def plan(
     views = views_of(lens, tasks, chosen)
     prompts = tokens_of_prompts(lens, conditions, resample_prompts)
     references = references_of(lens, views, chosen, conditions, with_prompts=bool(prompts))
-    rows, lines = [], []
+    rows, seconds, peak_bytes = [], 0.0, 0
     for view in views:
         reference = references.get(view.name)
-        if measured and reference and reference.texts:
-            lines.append({"seconds": _seconds_of_means(lens, reference), "store_bytes": 0})
-        counted = Counted(measured=measured)
+        counted = _Counted()
+        if reference and reference.texts:
+            counted.seconds += _seconds_of_means(lens, reference)
         asked = view.with_reference_answers() if isinstance(view, Prepared) else view
         for one in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
             cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
-            engine = Engine(both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], cache=cache)
-            asked.run(cast(Engine, CountingEngine(engine, counted)), conditions)
-        counts = {name: sum(line[name] for line in counted.lines) for name in COUNTS}
+            counted.engine = Engine(
+                both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], cache=cache, progress=False
+            )
+            asked.run(cast(Engine, counted), conditions)
         n_docs = len(cast(pd.DataFrame, view.asked))
-        rows.append({"task": view.name, "conditions": len(conditions), "documents": n_docs, **counts})
-        lines += counted.lines
-    return _planned(pd.DataFrame(rows), lines)
+        rows.append({"task": view.name, "conditions": len(conditions), "documents": n_docs, **counted.counts})
+        seconds, peak_bytes = seconds + counted.seconds, max(peak_bytes, counted.peak_bytes)
+    return Plan(pd.DataFrame(rows), seconds, peak_bytes)
+
+
+class _Counted:
+    """Stands for an engine: what it is asked is counted and a part of it is timed, and its answers say nothing.
+
+    Attributes:
+        engine: The engine.
+        counts: `COUNTS`.
+        seconds: What all of it would take.
+        peak_bytes: Memory when most is in use.
+    """
+
+    engine: Engine
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.seconds, self.peak_bytes = 0.0, 0
+        self._rates: dict[Any, tuple[float, float | None]] = {}
+
+    def loglikelihood(
+        self, requests: Sequence[Any], conditions: Sequence[Condition], desc: str = ""
+    ) -> list[list[LoglikelihoodAnswer]]:
+        """Count what `Engine.loglikelihood` would compute."""
+        self._count(requests, conditions, None)
+        return [[LoglikelihoodAnswer(0.0, False) for _ in requests] for _ in conditions]
+
+    def generate_until(
+        self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], desc: str = ""
+    ) -> list[list[WrittenAnswer]]:
+        """Count what `Engine.generate_until` would write, if texts are as long as those that are tried."""
+        self.engine.check_writing()
+        self._count(requests, conditions, text_lengths(self.engine.lens, requests))
+        return [[WrittenAnswer("", True) for _ in requests] for _ in conditions]
+
+    def _count(self, requests: Sequence[Any], conditions: Sequence[Condition], lengths: list[int] | None) -> None:
+        if not requests:
+            return
+        rows = self.engine.cache.rows(requests, conditions)
+        self.counts["known"] += rows.n_known
+        if not rows.unfinished:
+            return
+        kind = _kind(requests, conditions)
+        if kind not in self._rates:
+            self._rates[kind] = _tried(self.engine, requests, conditions, lengths)
+        rate, mean = self._rates[kind]
+        if lengths is not None and mean is not None:
+            lengths = [round(mean)] * len(lengths)
+        self.seconds += self.engine.expected(rows, lengths) / rate
+        read = [q.inputs if lengths is None else q.context for q in requests]
+        for members, group in rows.missing():
+            self.counts["rows"] += len(members) * len(group)
+            self.counts["tokens"] += prefix_tree.n_distinct([read[r] for r in members])
+            self.counts["unshared_tokens"] += len(group) * sum(len(read[r]) for r in members)
+            self.counts["written_tokens"] += len(group) * sum(lengths[r] for r in members) if lengths else 0
+        self.peak_bytes = max(self.peak_bytes, _peak_bytes(self.engine, read, conditions, lengths))
+
+
+def _kind(requests: Sequence[Any], conditions: Sequence[Condition]) -> tuple[Any, ...]:
+    """What has the same rate: requests and conditions that are alike, up to a factor of two."""
+    first = requests[0]
+    length = sum(len(q.context) for q in requests) / len(requests)
+    written = first.max_new_tokens if isinstance(first, GenerateRequest) else None
+    return written, *(round(math.log2(max(1.0, x))) for x in (length, len(requests), len(conditions)))
+
+
+def _tried(
+    engine: Engine, requests: Sequence[Any], conditions: Sequence[Condition], lengths: Sequence[int] | None
+) -> tuple[float, float | None]:
+    """Tokens through a layer a second, and the mean length of a text; None where that was not tried.
+
+    From some requests under some conditions, twice as many as before until it took half of `SECONDS`,
+    or all of it for texts.
+    """
+    usable = [c for c in conditions if not c.uses("mean") and not c.uses("resample")] or [BASELINE]
+    some = usable[:: max(1, len(usable) // (8 if lengths is None else 16))]  # decoding steps are faster with many rows
+    asked = list(requests)
+    if lengths is not None and _seconds_of_a_text(engine, asked[0]) > SECONDS:
+        asked = [replace(request, max_new_tokens=min(TOKENS, request.max_new_tokens)) for request in asked]
+    n, start = 4, time.monotonic()
+    while True:
+        trial = engine.like()
+        began = time.monotonic()
+        (trial.loglikelihood if lengths is None else trial.generate_until)(asked[:n], some)
+        took = time.monotonic() - began
+        if time.monotonic() - start > (SECONDS / 2 if lengths is None else SECONDS) or n >= len(asked):
+            break
+        n *= 2
+    work, cut = trial.work, asked[0] != requests[0]
+    mean = None if lengths is None or cut else work.written_tokens / max(1, work.rows)
+    return work.layer_tokens / max(took, 1e-9), mean
+
+
+def _seconds_of_a_text(engine: Engine, request: GenerateRequest) -> float:
+    """About how long the longest text would take to write, from a few of its tokens."""
+    few = min(TOKENS, request.max_new_tokens)
+    began = time.monotonic()
+    engine.like().generate_until([replace(request, max_new_tokens=few)], [BASELINE])
+    return (time.monotonic() - began) * request.max_new_tokens / few
 
 
 def _seconds_of_means(lens: Lens, reference: Reference) -> float:
@@ -145,20 +235,30 @@ def _seconds_of_means(lens: Lens, reference: Reference) -> float:
     return (time.monotonic() - began) * tokens[0] / tokens[1]
 
 
-def _planned(table: pd.DataFrame, lines: Sequence[Mapping[str, Any]]) -> Plan:
-    """The plan of what was counted, a line for each call of an engine."""
-    seconds = [line["seconds"] for line in lines]
-    timed = [line for line in lines if line.get("flops") and line["seconds"]]
-    rate = sum(line["flops"] for line in timed) / max(1e-9, sum(line["seconds"] for line in timed))
-    # what is measured text by text is not counted in operations: it has those that this machine makes in that time
-    total = sum(line["flops"] if "flops" in line else line["seconds"] * rate for line in lines)
-    return Plan(
-        table,
-        seconds=float("nan") if None in seconds else sum(seconds),
-        peak_bytes=max((line["peak_bytes"] for line in lines if "peak_bytes" in line), default=0),
-        store_bytes=sum(line["store_bytes"] for line in lines),
-        gpu_seconds={name: total / (SHARE * peak) for name, peak in PEAKS.items()},
-    )
+def _peak_bytes(
+    engine: Engine, read: Sequence[Sequence[int]], conditions: Sequence[Condition], lengths: Sequence[int] | None
+) -> int:
+    """What this process, or the GPU that holds most, holds now or will have read, and most of what the work adds."""
+    lens, budget, dims, size = engine.lens, engine.budget, engine.lens.dims, engine.lens.dtype.itemsize
+    # twice, while rows join
+    states = 2 * min(budget.state_bytes, (len(conditions) + 1) * prefix_tree.n_distinct(read) * dims.d_model * size)
+    written = 0 if lengths is None else len(conditions) * (sum(map(len, read)) + sum(lengths))
+    keys = min(budget.key_bytes, written * 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * size)
+    logits = budget.unembed_rows * memory_budget.logit_bytes(lens)
+    return _held(lens) + states + keys + logits + budget.batch_tokens * memory_budget.chunk_bytes(lens)
+
+
+def _held(lens: Lens) -> int:
+    """Memory of this process when it has read all weights: those in a mapped file take memory once they are used.
+
+    Of a model on GPUs, what the GPU holds that holds most.
+    """
+    if gpus := [device for device in lens.devices if device.type == "cuda"]:
+        return max(map(torch.cuda.memory_allocated, gpus))
+    process = psutil.Process()
+    maps = process.memory_maps() if hasattr(process, "memory_maps") else []  # there are none on macOS
+    unread = sum(m.size - m.rss for m in maps if m.path.endswith(".safetensors"))
+    return process.memory_info().rss + unread
 
 
 def run_plan(
@@ -180,24 +280,11 @@ def run_plan(
     Raises:
         UserError: for anything asked for that does not exist; a model on a server, whose time nobody here can tell.
     """
-    refuse_remote(remote)
+    if remote:
+        raise UserError("plan: a server's time and memory cannot be told from here; leave remote out")
     loaded = load_tasks(cast(Sequence[str], tasks), settled(options))  # its errors come before the model is loaded
     lens = loading.load(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
     return plan(lens, loaded, ablate, donor=donor, resample_prompts=resample_prompts, **options)
-
-
-def refuse_remote(remote: bool) -> None:
-    """Refuse to plan for a server."""
-    if remote:
-        raise UserError("plan: a server's time and memory cannot be told from here; leave remote out")
-
-
-def _short(number: int | float) -> str:
-    """A large number in few letters: ``1.2e6``."""
-    for size, name in ((1e18, "e18"), (1e15, "e15"), (1e12, "e12"), (1e9, "e9"), (1e6, "e6"), (1e3, "e3")):
-        if number >= size:
-            return f"{number / size:.3g}{name}"
-    return f"{number:.0f}"
 
 
 def _time(seconds: float) -> str:

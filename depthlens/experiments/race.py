@@ -18,14 +18,14 @@ import pandas as pd
 from depthlens import arguments, progress, provenance
 from depthlens.ablations import Condition
 from depthlens.analysis import betting, races
-from depthlens.analysis.races import Evidence, Race, TopEvidence
+from depthlens.analysis.races import Evidence, Race
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.written_answers import headline
 from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import ConditionRuns, frame_of
 from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.views import View, references_of
-from depthlens.metrics import LOGPROBS, SHARES
+from depthlens.metrics import LOGPROBS
 from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerCache, cache_usage
 from depthlens.tasks import groups
@@ -76,14 +76,6 @@ class _Course:
         gains = self.above_chance
         return gains is not None and bool(betting.log_capital(gains) < np.log(1 / alpha))
 
-    @property
-    def bound(self) -> float:
-        """Largest difference of two losses of one document: the name of the metric says it, and no score does.
-
-        Losses of any other metric are clipped to [-1, 1].
-        """
-        return 1.0 if self.metric.partition(",")[0] in SHARES else 2.0
-
 
 def wave_end(n_seen: int) -> int:
     """Documents that have come after the next wave, where so many came before."""
@@ -99,8 +91,6 @@ def race(
     margin: int | float = MARGIN,
     alpha: int | float = ALPHA,
     max_documents: int | None = None,
-    top: int | None = None,
-    order: Sequence[str] | None = None,
     resample_prompts: Sequence[str] | None = None,
     donor: str | Path | Lens | None = None,
     **options: Unpack[EvalOptions],
@@ -114,10 +104,6 @@ def race(
         margin: Loss that a spared condition stays below, in the unit of the task's metric; between 0 and 1.
         alpha: Probability that any decision is wrong.
         max_documents: Documents of each task after which the race ends; None: all that are chosen.
-        top: Find instead so many conditions of one task that each cost at most the margin less than number ``top`` of
-            the costliest.
-        order: Conditions that are thought to cost most, with ``top``, first to last; others follow as they come. It
-            must come from other documents than those of the race: the bets that it steers are fair only then.
         resample_prompts: See `depthlens.condition_sweep`.
         donor: See `depthlens.condition_sweep`.
         options: `EvalOptions`. ``seed`` also is that of the order of documents. ``measure`` is ``task`` (the metric
@@ -144,7 +130,7 @@ def race(
         raise UserError("a race has no @resample conditions, whose scores are means over prompts; use condition_sweep")
     courses = _courses(runs.views, chosen["seed"], max_documents)
     names = [str(condition) for condition in runs.conditions[1:]]
-    evidence = _evidence(courses, names, margin, alpha, top, order)
+    evidence = Evidence(len(courses) * len(names), margin, alpha)
     references = references_of(lens, runs.views, chosen, runs.conditions)
     n_waves, caches = 0, list[AnswerCache]()
     decided = [races.UNDECIDED] * (len(courses) * len(names))
@@ -162,8 +148,6 @@ def race(
                 course.losses.append(losses.assign(task=task, wave=n_waves))
                 first = list(courses).index(task) * len(names)
                 table = losses.pivot(index="doc_id", columns="condition", values="loss")
-                if isinstance(evidence, TopEvidence):
-                    evidence.bound = course.bound
                 evidence.add([first + i for i in at], table[[names[i] for i in at]].to_numpy())
             before = decided
             decided = [
@@ -176,7 +160,6 @@ def race(
         "conditions": names,
         "margin": margin,
         "alpha": alpha,
-        "top": top,
         "max_documents": max_documents,
         "n_documents": {task: len(course.documents) for task, course in courses.items()},
         "n_baseline": {task: course.n_seen for task, course in courses.items()},
@@ -201,33 +184,6 @@ def _courses(views: Sequence[View], seed: int, max_documents: int | None) -> dic
         drawn = np.random.default_rng(seed).permutation(len(course.documents))[:max_documents]
         course.documents = [course.documents[i] for i in drawn]
     return courses
-
-
-def _evidence(
-    courses: dict[str, _Course],
-    names: list[str],
-    margin: float,
-    alpha: float,
-    top: int | None,
-    order: Sequence[str] | None,
-) -> Evidence | TopEvidence:
-    """What collects the evidence of a race."""
-    if top is None:
-        if order is not None:
-            raise UserError(f"order {list(order)!r} is that of a race for the costliest; give top, or leave it out")
-        return Evidence(len(courses) * len(names), margin, alpha)
-    check_top(top, len(names), list(courses))
-    first = [names.index(name) for name in order or () if name in names]
-    if unknown := [name for name in order or () if name not in names]:
-        raise UserError(f"order: condition {unknown[0]!r} is not in the race; leave it out")
-    return TopEvidence([*first, *(i for i in range(len(names)) if i not in first)], top, margin, alpha, 2.0)
-
-
-def check_top(top: int, n_conditions: int, tasks: Sequence[str]) -> None:
-    """Raise a `UserError` where so many of the conditions cannot be looked for, or there are several tasks."""
-    top = arguments.whole("top", top, 1, n_conditions - 1, of=" of conditions")
-    if len(tasks) > 1:
-        raise UserError(f"top {top}: a race for the costliest is of one task, not of {', '.join(tasks)}; name one")
 
 
 def _open(courses: dict[str, _Course], names: list[str], decided: list[str], alpha: float) -> dict[str, list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
 
@@ -18,7 +17,6 @@ from depthlens.engine.references import Reference
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution, integrated_gradients
 from depthlens.experiments.condition_runs import ConditionRuns, model_and_tasks, result_of
-from depthlens.experiments.head_race import head_race, way_of_removal
 from depthlens.experiments.options import EvalOptions, load_tasks, recorded, refuse_workers, settled
 from depthlens.experiments.race import race
 from depthlens.experiments.views import View, views_of
@@ -66,7 +64,6 @@ def head_sweep(  # type: ignore[overload-overlap]
     layers: Sequence[int] | str | None = None,
     site: str = "head",
     mode: str = "zero",
-    top: int | None = None,
     margin: float | None = None,
     alpha: float | None = None,
     max_documents: int | None = None,
@@ -96,7 +93,6 @@ def head_sweep(
     mode: str = "zero",
     steps: int | None = None,
     resample_prompts: Sequence[str] | None = None,
-    top: int | None = None,
     margin: float | None = None,
     alpha: float | None = None,
     max_documents: int | None = None,
@@ -114,13 +110,11 @@ def head_sweep(
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`);
             ``integrated_gradients`` from slopes along the way to the removal of some heads of a layer at a time, which
             costs more and holds behind a saturated softmax (`depthlens.experiments.integrated_gradients`); ``race``
-            runs each only as long as it is undecided (`depthlens.race`), with ``top`` from attribution's order on.
+            runs each only as long as it is undecided (`depthlens.race`).
         mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
             of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
         steps: Points along the way of ``integrated_gradients`` besides the whole model; None: 1.
         resample_prompts: Reference prompts for ``resample``; scores are means over them.
-        top: Of a ``race``: how many of the costliest are looked for, up to the margin; None: whether each costs
-            something is decided.
         margin: Of a ``race``; None: as `depthlens.race` has it. So with ``alpha`` and ``max_documents``.
         alpha: Of a ``race``.
         max_documents: Of a ``race``.
@@ -157,15 +151,14 @@ def head_sweep(
         if method != "integrated_gradients":
             raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")
         steps = arguments.whole("steps", steps, 1)
-    own = {"top": top, "margin": margin, "alpha": alpha, "max_documents": max_documents}
-    of_race = {name: value for name, value in own.items() if value is not None}
+    own = {"margin": margin, "alpha": alpha, "max_documents": max_documents}
+    of_race: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     if method == "race":
         if mode == "resample" or resample_prompts is not None:
             raise UserError(
                 "a race has no @resample conditions, whose scores are means over prompts; use method='exact'"
             )
-        guess = partial(_estimated, lens, ablate=ablate, estimate=_Estimate("attribution", mode, None, chosen))
-        return head_race(lens, tasks, ablate, guess, settled(options, measure=ANSWER_LOGPROB), **of_race)
+        return race(lens, tasks, ablate, **of_race, **settled(options, measure=ANSWER_LOGPROB))
     if of_race:
         unused = next(iter(of_race))
         raise UserError(f"{unused} {of_race[unused]!r}: method {method!r} has none; use method='race'")
@@ -189,27 +182,6 @@ def _layers(layers: Sequence[int] | str, dims: Dims) -> list[int]:
         return sorted({ablation.layer for condition in expand(layers, dims) for ablation in condition.ablations})
     except UserError as error:
         raise UserError(f"layers {layers!r}: {error}") from None
-
-
-def race_by_name(lens: Lens, tasks: dict[str, Any], ablate: str, *, options: EvalOptions, **of_race: Any) -> Race:
-    """The race of ``depthlens race``: that of `head_sweep` where the conditions are heads, else `depthlens.race`.
-
-    Args:
-        lens: The model.
-        tasks: Loaded tasks.
-        ablate: See `condition_sweep`.
-        options: `EvalOptions`.
-        of_race: Other arguments of `depthlens.race`.
-    """
-    conditions = expand(ablate, lens.dims)[1:]
-    if (way := way_of_removal(conditions)) is None:
-        return race(lens, tasks, ablate, **of_race, **options)
-    site, mode = way
-    layers = sorted({condition.layer for condition in conditions if condition.layer is not None})
-    every = expand(WORDS[site] + ("" if mode == "zero" else f"@{mode}"), lens.dims)[1:]
-    whole = [str(condition) for condition in every if condition.layer in layers]  # estimates are of whole layers
-    guess = partial(_estimated, lens, ablate=whole, estimate=_Estimate("attribution", mode, None, layers))
-    return head_race(lens, tasks, ablate, guess, settled(options), **of_race)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,8 @@ from depthlens.plots.theme import CANNOT_JUDGE, Plot, counts, figure, themed, wi
 MOST_ROWS = 40  # conditions in a panel; of more, those that took longest are shown
 _COLOURS = {
     races.CRITICAL: PALETTE[1],
-    races.TOP: PALETTE[1],
     races.SPARED: PALETTE[0],
-    races.NOT_TOP: PALETTE[0],
     races.UNDECIDED: PALE,
-    races.NOT_EXCLUDED: PALE,  # of a race that has ended, and the other of one that has not
     races.AT_CHANCE: EMPTY,
 }
 
@@ -53,13 +50,9 @@ def race_course(race: Race, *, title: str | None = None) -> Plot:
         cut = f", the {len(table)} of {len(rows)} that took longest" if len(table) < len(rows) else ""
         panels.panel_title(ax, f"{task} ({metric}): {race.record['n_documents'][task]} documents{cut}", fontsize=9)
     present = list(dict.fromkeys(race.decisions["decision"]))
-    margin, top = race.record["margin"], race.record["top"]
     names = {
         races.CRITICAL: "costs something",
-        races.SPARED: f"costs less than {margin:g}",
-        races.TOP: f"among the {top} costliest, within {margin:g}",
-        races.NOT_TOP: f"not among the {top} costliest",
-        races.NOT_EXCLUDED: f"not excluded from the {top} costliest",
+        races.SPARED: f"costs less than {race.record['margin']:g}",
         races.AT_CHANCE: CANNOT_JUDGE,
     }
     return with_legend(fig, [Patch(facecolor=_COLOURS[name], label=names.get(name, name)) for name in present])

@@ -32,7 +32,7 @@ def compare(
     seed: Annotated[str, typer.Option(metavar="N", help="Seed of all draws.")] = "0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
 ) -> None:
-    """Compare runs: scores, profiles over depth, critical parts, verdicts and cost, with differences tested.
+    """Compare runs: scores, profiles over depth, critical parts, and verdicts, with differences tested.
 
     Only what was measured with equal settings is compared; the page says what was not.
 

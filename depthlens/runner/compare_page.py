@@ -157,7 +157,6 @@ def _sections(c: Comparison) -> Iterator[Section]:
     cards = _by_run(c, c.verdicts, ["place", "claim"], "claim_verdict")
     tables = _tables(("Verdicts", cards), ("Estimates", verdicts))
     yield Section("Scorecards", figures=list(_scorecards(c)), tables=tables)
-    yield Section("Cost", tables=_tables(("What each run computed", c.cost)))
     yield Section("How to read this", texts=[html.escape(_HOW)])
 
 

@@ -35,7 +35,7 @@ _FIX = "give a folder that `depthlens sweep --out` or `depthlens run --out` wrot
 def compare(
     *runs: str | os.PathLike[str] | Result, stages: bool = False, seed: int = 0, n_boot: int = N_BOOT
 ) -> Comparison:
-    """Compare runs: whole models, profiles over depth, losses by condition, critical parts, verdicts and cost.
+    """Compare runs: whole models, profiles over depth, losses by condition, critical parts and verdicts.
 
     Only what was measured with equal settings is compared; ``settings`` and ``notes`` of the comparison say what was
     not. Every run is compared with the first, or with ``stages`` with the one before it.
@@ -105,7 +105,7 @@ def _read(run: Any, name: str) -> Run:
             verdicts[parent] = _parts(Verdicts.load(path))
     if not results and not verdicts:
         raise UserError(f"run {str(folder)!r} holds no results; {_FIX}")
-    return Run(name, results, verdicts, _seconds(folder), str(folder))
+    return Run(name, results, verdicts, str(folder))
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -117,28 +117,11 @@ def _parts(verdicts: Verdicts) -> pd.DataFrame:
     return verdicts.parts.assign(claim_verdict=verdicts.parts["claim"].map({v.claim.id: v.verdict for v in verdicts}))
 
 
-def _seconds(folder: Path) -> dict[str, float]:
-    """How long each notebook of a run took; {} where the folder was not written by ``depthlens run``."""
-    path = folder / RECORD_FILE
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"cannot read {RECORD_FILE} in {str(folder)!r}: {error}; make it again") from error
-    notebooks = record.get("notebooks", []) if isinstance(record, dict) else []
-    return {str(n["name"]): float(n["seconds"]) for n in notebooks if n.get("seconds") is not None}
-
-
 def _by_place(runs: Sequence[Run]) -> list[Run]:
     """Runs whose results are all in one folder have them at the same place."""
     if any(len({*run.results, *run.verdicts}) > 1 for run in runs):
         return list(runs)
-    return [
-        replace(run, results=_unplaced(run.results), verdicts=_unplaced(run.verdicts), seconds={"": s} if s else {})
-        for run in runs
-        for s in [run.seconds.get(next(iter({**run.results, **run.verdicts})).partition("/")[0])]
-    ]
+    return [replace(run, results=_unplaced(run.results), verdicts=_unplaced(run.verdicts)) for run in runs]
 
 
 def _unplaced(found: Mapping[str, T]) -> dict[str, T]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,6 @@ Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a gen
 Row = tuple[int, int]  # condition, request
 Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
 Compute = Callable[[list[int], list[int]], None]  # fills the answers of a product and calls `AnswerRows.put`
-COUNTED = "counted"  # stands for an answer that a plan has counted before
 
 
 def _nothing() -> None:
@@ -59,26 +57,6 @@ class AnswerRows:
         self._check_ctrl_c: Callable[[], None] = _nothing
         self.n_known = self._read()
         self._n_stored = self.n_known
-
-    def only_count(self, counted: set[int]) -> None:
-        """From now on nothing is stored, and rows whose hashes were counted before are known; the others are added."""
-        entry, self.entry = self.entry, None
-        if entry is None:
-            return
-        missing = [(c, r) for c, row in enumerate(self.answers) for r, answer in enumerate(row) if answer is None]
-        numbers = [_number(entry.folder, self.addresses[c], self._digests[r]) for c, r in missing]
-        for (c, r), number in zip(missing, numbers, strict=True):
-            if number in counted:
-                self.answers[c][r] = COUNTED
-                self.n_known += 1
-        counted.update(numbers)
-
-    def counting(self) -> AnswerRows:
-        """The same rows and what is known of them, to count what the others need; nothing is stored."""
-        found = copy.copy(self)
-        found.entry, found._bar = None, None
-        found.answers, found._kept_early = [list(row) for row in self.answers], set()
-        return found
 
     @contextmanager
     def shown_on(self, bar: bars.Bar) -> Iterator[None]:
@@ -168,12 +146,6 @@ class AnswerRows:
         if greedy is None or isinstance(self.conditions[c], str):  # older parts have False beside a number
             return value
         return LoglikelihoodAnswer(value, greedy)
-
-
-def _number(*address: str) -> int:
-    """A row as a number of 64 bits with a sign."""
-    text = " ".join(address)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
 
 
 def _index(names: Sequence[str]) -> dict[str, list[int]]:

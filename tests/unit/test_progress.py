@@ -57,7 +57,7 @@ class TestBar:
             bar.update(2)
         assert capsys.readouterr() == ("", "")
 
-    def test_the_time_left_is_that_of_the_operations_that_are_left(self, monkeypatch, capsys):
+    def test_the_time_left_is_that_of_the_work_that_is_left(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
         monkeypatch.setattr(progress, "EVERY", 0)
         spent = 0.0
@@ -66,11 +66,8 @@ class TestBar:
             time.sleep(0.05)
             spent = 80.0
             bar.update(2)  # a fifth of the rows took four fifths of the work
-            bar.held(4)  # another process had half of the rows that were left
-        told = lines(capsys.readouterr().err)[1:3]
-        elapsed = [4 * line["seconds_left"] for line in told]
-        assert 0.05 <= elapsed[0] and told[0]["per_second"] == pytest.approx(8 / told[0]["seconds_left"])
-        assert told[1]["seconds_left"] == pytest.approx(0.1 / 0.8 * elapsed[0], rel=0.5) and told[1]["done"] == 6
+        told = lines(capsys.readouterr().err)[1]
+        assert 0.05 <= 4 * told["seconds_left"] and told["per_second"] == pytest.approx(8 / told["seconds_left"])
 
     def test_not_every_update_is_a_line(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
@@ -82,8 +79,8 @@ class TestBar:
 
 
 @pytest.mark.parametrize("backend", ["torch", "nnsight"])
-def test_a_bar_expects_what_the_plan_counts(backend, monkeypatch):
-    """At the end of a sweep the operations that a bar expected are those that were done."""
+def test_a_bar_expects_what_is_computed(backend, monkeypatch):
+    """At the end of a sweep the work that a bar expected is what was done."""
     lens, told = tiny.lens("llama-gqa", max_position_embeddings=4096), []
     expects = progress.Bar.expects
 
@@ -95,8 +92,6 @@ def test_a_bar_expects_what_the_plan_counts(backend, monkeypatch):
     dl.layer_sweep(lens, CHOICE, limit=2, store=None, backend=backend)
     ((needed, spent),) = told
     assert needed == spent() > 0
-    if backend == "torch":  # what a plan is of
-        assert needed == dl.plan(lens, CHOICE, "layers", limit=2).table["flops"].sum()
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -8,19 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import yaml
 
 import depthlens as dl
-from depthlens.analysis.races import AT_CHANCE, CRITICAL, NOT_TOP, SPARED, TOP, UNDECIDED, Evidence
-from depthlens.analysis.stats import ALPHA
+from depthlens.analysis.races import AT_CHANCE, CRITICAL, SPARED
 from depthlens.cli import main
 from depthlens.errors import UserError
-from depthlens.experiments.race import MARGIN, wave_end
-from depthlens.experiments.race_plan import fewest_documents
 from depthlens.paths import locked, tasks_dir
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"
@@ -130,13 +126,6 @@ def test_written_answers_and_means(lens):
     assert set(race.decisions["n"]) <= {16, 32, 48, 60}
 
 
-def test_the_costliest_heads(lens):
-    race = dl.head_sweep(lens, OTHER, method="race", top=3, margin=0.2, layers=[1, 3, 4], **QUIET)
-    assert set(race.of(TOP)) == TWO_HOP and len(race.of(NOT_TOP)) == 9 and race.decisions["n"].max() <= 64
-    assert race.record["n_documents"][OTHER] == 200 - 16  # attribution has seen the others
-    assert race.record["tasks"][OTHER]["metric"] == "answer_logprob"
-
-
 def test_a_model_at_chance_is_not_judged():
     race = dl.race(tiny.lens("llama-gqa"), "capitals_continuation", "layers", max_documents=40, **QUIET)
     assert set(race.decisions["decision"]) == {AT_CHANCE}
@@ -164,33 +153,6 @@ def test_the_whole_model_goes_on_alone_until_it_is_above_chance(lens, tmp_path, 
 def test_means_over_prompts_are_not_raced(lens):
     with pytest.raises(UserError, match="a race has no @resample conditions"):
         dl.race(lens, TASK, "L1.H2@resample", resample_prompts=["a b"], **QUIET)
-
-
-def test_the_plan_is_a_range(lens, raced):
-    plan = dl.plan_race(lens, [TASK, OTHER], SOME, store=None)
-    tokens = [one.table["tokens"].sum() for one in (plan.least, plan.unchanged, plan.most)]
-    assert tokens[0] < raced.record["work"]["tokens"] < tokens[2] and tokens[0] < tokens[1] < tokens[2]
-    assert plan.n_least < plan.n_unchanged < 200 and plan.most.table["documents"].tolist() == [200, 200]
-    assert f"At least, if the race ends after {plan.n_least} documents of each task" in repr(plan)
-    assert f"If no condition changes anything, all are spared after {plan.n_unchanged} documents" in repr(plan)
-    short = dl.plan_race(lens, TASK, SOME, max_documents=20, samples="0:100", store=None)
-    assert short.most.table["documents"].tolist() == [20] and short.n_least == 16 and short.unchanged is None
-    assert f"It takes {short.n_unchanged} documents of each task to spare" in repr(short)
-
-
-@pytest.mark.parametrize("n", [1, 30, 1024])
-def test_documents_of_a_plan_are_those_of_the_evidence(n):
-    """As many as a race takes in which all documents lose, change nothing, or gain."""
-
-    def taken(loss):
-        evidence, seen = Evidence(n, MARGIN, ALPHA), 0
-        while UNDECIDED in evidence.decisions():
-            evidence.add(range(n), np.full((wave_end(seen) - seen, n), loss))
-            seen = wave_end(seen)
-        return seen
-
-    assert taken(0.0) == fewest_documents(n, ALPHA, MARGIN / (1 - MARGIN))
-    assert min(taken(1.0), taken(-1.0)) == fewest_documents(n, ALPHA, (1 + MARGIN) / (1 - MARGIN))
 
 
 @pytest.fixture

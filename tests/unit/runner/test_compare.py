@@ -19,7 +19,7 @@ from depthlens.errors import UserError
 pytestmark = pytest.mark.slow
 
 QUICK = {"n_boot": 200}
-TABLES = ("settings", "baselines", "profiles", "differences", "centres", "critical", "ranks", "verdicts", "cost")
+TABLES = ("settings", "baselines", "profiles", "differences", "centres", "critical", "ranks", "verdicts")
 
 
 @pytest.fixture
@@ -71,13 +71,10 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
     folders = two_scorecards(tmp_path)
     for folder, loss in zip(folders, (EARLY, LATE), strict=True):
         sweep(loss, model=folder.name).save(folder / "00_tour")
-        notebooks = [{"name": "00_tour", "seconds": 12.5}, {"name": "09_claims", "seconds": None}]
-        (folder / "record.json").write_text(json.dumps({"notebooks": notebooks}))
     found = dl.compare(*folders, **QUICK)
     places = found.baselines[["place", "task"]].drop_duplicates().to_numpy().tolist()
     assert places == [["00_tour", "sums"], ["09_claims", "letters"]]
     assert set(found.verdicts["place"]) == {"09_claims"} and found.verdicts["shown"].any()
-    assert found.cost.set_index(["run", "place"])["seconds"].to_dict()["few", "00_tour"] == 12.5
     page = page_of(found, tmp_path / "out")
     assert "<h2>Scorecards</h2>" in page and "run profiles: layers in 09_claims" in page
     one = dl.compare(folders[0] / "00_tour", folders[1] / "00_tour", **QUICK)
@@ -97,12 +94,10 @@ def test_names_and_places_of_runs(tmp_path):
     assert dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late"), **QUICK).runs == [
         *("base (1)", "base (2)", "late")
     ]
-    for name, place, work in (("task", "x", {"seconds": 3.5}), ("setting", "y", {})):
-        sweep(EARLY, model=name, record={"time": name, "work": work}).save(tmp_path / name / place)
+    for name, place in (("task", "x"), ("setting", "y")):
+        sweep(EARLY, model=name, record={"time": name}).save(tmp_path / name / place)
     found = dl.compare(tmp_path / "task", tmp_path / "setting", **QUICK)
     assert len(found.differences) and "<th>in task</th>" in page_of(found, tmp_path / "out")
-    known, unknown = found.cost["seconds"]
-    assert known == 3.5 and unknown != unknown, "a sweep that no notebook ran tells its own seconds"
 
 
 def test_stages_have_a_page_of_their_own_figures(call, tmp_path):
