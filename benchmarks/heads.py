@@ -20,13 +20,10 @@ import torch
 from speed import Likelihoods, matmul_rate, spread, timed
 
 import depthlens as dl
-from depthlens import progress
 from depthlens.ablations import Condition, expand
 from depthlens.analysis import head_effects
 from depthlens.analysis.rank_correlations import in_words
-from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
-from depthlens.engine.padded_rows import PaddedRows
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.integrated_gradients import GROUPS, STEPS, integrate
 from depthlens.tasks import harness
@@ -106,15 +103,12 @@ def backends(lens: Any, n_docs: int, repeats: int) -> None:
     prepared = harness.prepare(lens, harness.load_tasks([TASK], num_fewshot=0), limit=n_docs)[0]
     conditions = expand("layers", lens.dims)
     engines = {name: Engine(lens, backend=name, progress=False) for name in dl.backends.BACKENDS}
+    engines["torch rows"] = Engine(lens, path="padded_rows", progress=False)
     seconds: dict[str, list[float]] = {}
     worst: dict[str, float] = {}
 
-    def plain() -> Any:
-        bar = progress.bar(total=0, disable=True)
-        return PaddedRows(lens, TorchBackend(lens), 2048).score(prepared.requests, conditions, bar)
-
     for _ in range(repeats):
-        runs = {name: (lambda e=e: prepared.run(e, conditions)) for name, e in engines.items()} | {"torch rows": plain}
+        runs = {name: (lambda e=e: prepared.run(e, conditions)) for name, e in engines.items()}
         wanted = None
         for name, run in runs.items():
             took, answers = timed(run)

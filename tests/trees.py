@@ -4,6 +4,9 @@ import random
 
 import torch
 
+from depthlens.engine import tree_attention
+from depthlens.engine.block_mask import BlockTree
+
 
 def random_sequences(seed, n=40):
     """Sequences over four tokens, so that they share a lot; duplicates and prefixes of each other included."""
@@ -19,3 +22,9 @@ def sees(pack):
         for at, node in enumerate(path):
             found[node, path[: at + 1]] = True
     return found
+
+
+def with_flex_attention(monkeypatch):
+    """Have trees attend by FlexAttention as on CUDA; it is not compiled, which takes half a minute."""
+    monkeypatch.setitem(tree_attention.TREES, "flex", lambda pack, device, dtype: BlockTree(pack, device, "eager"))
+    monkeypatch.setattr(tree_attention, "kernel", lambda case: "flex")

@@ -33,7 +33,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, permutations
+from itertools import groupby
 from typing import TypedDict
 
 from depthlens.errors import UserError
@@ -168,33 +168,13 @@ class Ablation:
         mode = "" if self.mode in ("skip", "zero") else f"@{self.mode}{self.seed or ''}"
         return places + mode
 
-    def covers(self, other: Ablation, dims: Dims | None = None) -> bool:
-        """Whether ``other`` has no effect beside ``self`` (membership of a KV group needs ``dims``).
-
-        A part with other weights can still be removed: ``L2@donor`` does not cover ``L2.H1``, but ``L2`` does.
-        So can a part of one that gets noise or runs twice, and one whose whole is spared at some position: ``L2[1:]``
-        does not cover ``L2.H1``. The same part cannot be ablated in two ways.
-        """
-        if self.layer != other.layer or self == other:
-            return False
-        if self.site == other.site:
-            return self.index == other.index
-        if self.mode in ("noise", "twice") or other.start < self.start:
-            return False
-        if self.mode in WEIGHTS and other.mode not in WEIGHTS:
-            return False
-        if self.site == "layer":
-            return True
-        if self.site in ("attn", "mlp"):
-            return other.site in {"attn": ("head", "kv"), "mlp": ("expert",)}[self.site]
-        if self.site == "kv" and other.site == "head" and dims is not None:
-            return other.index in dims.query_heads(self.index)
-        return False
-
 
 @dataclass(frozen=True)
 class Condition:
-    """A frozen set of ablations in sorted order; the empty one is the baseline."""
+    """A frozen set of ablations in sorted order; the empty one is the baseline.
+
+    What is within a part that is replaced as a whole changes nothing; a head's own mode comes before its KV group's.
+    """
 
     ablations: tuple[Ablation, ...] = ()
 
@@ -203,23 +183,16 @@ class Condition:
             if not isinstance(item, Ablation):
                 raise UserError(f"condition of {item!r}: give ablations, or a text to depthlens.parse_condition")
         ordered = tuple(sorted(self.ablations))
-        if len(set(ordered)) != len(ordered):
-            raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
         object.__setattr__(self, "ablations", ordered)
+        parts = [(a.layer, a.site, a.index) for a in ordered]
+        if len({*parts}) != len(parts):
+            raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
         modes = {a.mode for a in ordered}
         if "noise" in modes and (others := [f"@{mode}" for mode in WEIGHTS if mode in modes]):
             raise UserError(f"condition {self}: @noise and {others[0]} do not go together; drop one of the two")
         other_mlps = {a.layer for a in ordered if a.mode in WEIGHTS and a.site in ("layer", "mlp")}
         if expert := next((a for a in ordered if a.site == "expert" and a.layer in other_mlps), None):
             raise UserError(f"condition {self}: {expert} is of an MLP that has other weights; drop one of the two")
-        self._refuse_overlap(None)
-
-    def _refuse_overlap(self, dims: Dims | None) -> None:
-        for _, group in groupby(self.ablations, lambda a: a.layer):
-            for ablation, other in permutations(group, 2):
-                if ablation.covers(other, dims):
-                    fault = f"condition {self}: {other} has no effect of its own beside {ablation}"
-                    raise UserError(f"{fault}; drop one of the two")
 
     def __str__(self) -> str:
         return "+".join(_block_texts(self.ablations)) or "baseline"
@@ -277,7 +250,6 @@ class Condition:
                 if index >= count:
                     fault = f"condition {self}: {kind} {index} does not exist"
                     raise UserError(f"{fault}; {kind.split()[-1]}s are 0..{count - 1}")
-        self._refuse_overlap(dims)
         for layer, n_experts in enumerate(dims.n_experts):
             if sum((a.layer, a.site) == (layer, "expert") for a in self.ablations) == n_experts > 0:
                 fix = f"keep one, or write L{layer}.mlp"

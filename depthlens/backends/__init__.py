@@ -26,17 +26,13 @@ def get(name: str, lens: Lens, means: Means | None = None) -> Backend:
         UserError: for a name that is not a backend, or a model that the backend does not support.
     """
     arguments.check(backend=name)
-    if lens.remote:
-        if name == "transformer_lens":
-            raise UserError(f"backend {name!r}: a remote model is reached through nnsight; leave backend out")
-        from depthlens.backends.remote import RemoteNnsight
-
-        return RemoteNnsight(lens, means)
+    if lens.remote and name == "transformer_lens":
+        raise UserError(f"backend {name!r}: a remote model is reached through nnsight; leave backend out")
     if name == "transformer_lens":
         from depthlens.backends.transformer_lens import TransformerLensBackend
 
         return TransformerLensBackend(lens, means)
-    if name == "nnsight":
+    if name == "nnsight" or lens.remote:
         from depthlens.backends.nnsight import NnsightBackend
 
         return NnsightBackend(lens, means)

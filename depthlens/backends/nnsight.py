@@ -1,41 +1,54 @@
-"""nnsight: conditions written into a trace, which reads and assigns values while the model runs.
+"""nnsight: conditions written into a trace, which reads and assigns values while the model runs, here or on a server.
 
 Sites: layer, ``layer.input`` and ``layer.output``; attn and mlp, the ``output`` of the sublayer; head and KV group, the
 ``input`` of ``o_proj``; experts, the router's own forward, inside of which a trace does not see. ``layer.skip`` would
 save the layer's work, but a forward pass is shared by all rows and it skips for every one of them, so rows are selected
 by assignment.
+
+A server has no depthlens: what a block that is sent names is numbers, tensors, torch, parts of the model, and the edits
+of `depthlens.backends.site_edits`, which travel with it. Two numbers a row come back, or its text.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
+import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
 
-from depthlens.ablations import Condition
-from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means, Positions
+from depthlens.ablations import WEIGHTS, Condition
+from depthlens.backends import site_edits
+from depthlens.backends.protocol import Means, Positions, arguments, logits
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.weight_swap import replaced_forwards
-from depthlens.models.architectures import hidden, with_hidden
+from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
 
+UNEMBED_ROWS = 512  # positions that are unembedded at once on a server
+NOT_REMOTE = "is not done remotely; use @mean, or nothing to remove, or load the model without remote"
+
 
 class NnsightBackend:
-    """Applies conditions in traces of a model of its own, so that edits of ``lens.nnsight`` do not matter."""
+    """Applies conditions in traces, of a model of its own, so that edits of ``lens.nnsight`` do not matter."""
 
     name = "nnsight"
 
     def __init__(self, lens: Lens, means: Means | None = None) -> None:
         self.lens = lens
         self.means = means
-        self.model = wrap(lens)
-        self.family = lens.arch.family
+        self.model = lens.remote.model if lens.remote else wrap(lens)
+        self.family = family = lens.arch.family
+        self.parts: list[tuple[Any, Any, Any, Any]] = []
+        for i, layer in enumerate(attrgetter(family.layers)(self.model)):
+            o_proj = None if i in lens.dims.headless else attrgetter(family.o_proj)(layer)
+            self.parts.append((layer, attrgetter(family.mixes(i))(layer), o_proj, attrgetter(family.mlp)(layer)))
 
     @torch.no_grad()
     def forward(
@@ -47,30 +60,158 @@ class NnsightBackend:
         cache: Any = None,
         positions: Positions | None = None,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
-        """See `depthlens.backends.protocol.Backend.forward`."""
+        """See `depthlens.backends.protocol.Backend.forward`; of a model that is here."""
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
         edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
+        edited = [(self.parts[i], edits.at(i)) for i in edits.layers]
         final_norm = attrgetter(self.family.final_norm)(self.model)
         with replaced_forwards(edits.routers(self.model._module)):
             with self.model.trace(input_ids=tokens, **kwargs):
-                self._edit(edits, len(tokens))
+                for parts, edit in edited:
+                    edit.trace(*parts)
                 states = final_norm.output.save()
         return logits(self.lens, states, positions), kwargs["cache"]
 
-    def _edit(self, edits: RowEdits, n_rows: int) -> None:
-        """Inside a trace: read and assign in the order in which the model computes."""
-        layers = attrgetter(self.family.layers)(self.model)
-        for i in edits.layers:
-            at, layer = edits.at(i), layers[i]
-            resid_pre: Any = layer.input if at.layer is not None else None
-            if at.z is not None:
-                o_proj = attrgetter(self.family.o_proj)(layer)
-                o_proj.input = at.z(o_proj.input)
-            for edit, path in ((at.attn, self.family.mixes(i)), (at.mlp, self.family.mlp)):
-                if edit is not None:
-                    part = attrgetter(path)(layer)
-                    value = hidden(part.output)  # of some mixtures of experts with all tokens in one row
-                    rows = value.reshape(n_rows, -1, value.shape[-1])
-                    part.output = with_hidden(part.output, edit(rows).reshape(value.shape))
-            if at.layer is not None:
-                layer.output = with_hidden(layer.output, at.layer(resid_pre, hidden(layer.output)))
+    def score(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        conditions: Sequence[Condition],
+        positions: Positions,
+        targets: Sequence[Sequence[int]],
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of tokens on a server, and whether each of them is the likeliest, row by row.
+
+        Args:
+            tokens: Rows, padded on the right: causal attention needs no mask then.
+            conditions: One a row.
+            positions: Per row, those that predict the targets.
+            targets: Per row.
+        """
+        lengths = torch.tensor([len(row) for row in targets])
+        rows = torch.arange(len(lengths)).repeat_interleave(lengths).split(UNEMBED_ROWS)
+        places, wanted = (
+            torch.tensor([x for row in of_rows for x in row]).split(UNEMBED_ROWS) for of_rows in (positions, targets)
+        )
+        edited, position_ids = self._edited(conditions), torch.arange(tokens.shape[1])[None]
+        norm, unembed = (attrgetter(path)(self.model) for path in (self.family.final_norm, self.family.unembed))
+
+        def trace(sender: Any) -> Tensor:
+            # the model itself unembeds the last position only; a name in a block is none of this module's
+            with (
+                torch.no_grad(),
+                self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender),
+            ):
+                for parts, edit in edited:
+                    edit.trace(*parts, position_ids)
+                states = norm.output
+                answer = nnsight.save(torch.zeros(2, len(lengths), dtype=torch.float64))
+                for chunk_rows, chunk_places, chunk_targets in zip(rows, places, wanted, strict=True):
+                    scores = unembed(states[chunk_rows.to(states.device), chunk_places.to(states.device)])
+                    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+                    token = chunk_targets.to(scores.device)
+                    logprob = scores.gather(-1, token[:, None])[:, 0] - scores.logsumexp(-1)
+                    missed = scores.argmax(-1) != token
+                    answer.index_add_(1, chunk_rows, torch.stack([logprob.double(), missed.double()]).cpu())
+            return answer
+
+        assert self.lens.remote is not None
+        return [(logprob, misses == 0) for logprob, misses in self.lens.remote.attempt(trace).T.tolist()]
+
+    def write(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row pos"],
+        conditions: Sequence[Condition],
+        n_new: int,
+        rules: Sequence[Any],
+        eos: Sequence[int],
+    ) -> list[list[int]]:
+        """New tokens of each row, by Hugging Face's ``generate`` on a server.
+
+        Args:
+            tokens: Prompts, padded on the left.
+            attention_mask: 0 for padding.
+            conditions: One a row.
+            n_new: Most tokens of a text.
+            rules: Processors of logits that the model's generation configuration asks for.
+            eos: Tokens that end a text.
+
+        Raises:
+            UserError: a rule depends on the length of a prompt, which is padded there.
+        """
+        if others := [rule for rule in rules if not isinstance(rule, RepetitionPenaltyLogitsProcessor)]:
+            fault = f"a server applies {type(others[0]).__name__} of its generation configuration in its own way"
+            raise UserError(f"model {self.lens.name}: {fault}; load the model here to write texts")
+        settings = {
+            "max_new_tokens": n_new,
+            "do_sample": False,
+            "num_beams": 1,
+            "repetition_penalty": float(self.lens.model.generation_config.repetition_penalty or 1.0),
+            "eos_token_id": [*eos] or None,
+            "pad_token_id": eos[0] if eos else 0,  # only ever after the end
+        }
+        edited, width = self._edited(conditions), tokens.shape[1]
+        read = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+        def trace(sender: Any) -> Tensor:
+            answer: Any = None
+            with torch.no_grad(), self.model.generate(**settings, backend=sender) as tracer:
+                with tracer.invoke(input_ids=tokens, attention_mask=attention_mask):
+                    for step in tracer.iter[: n_new if edited else 0]:
+                        position_ids = read[:, -1:] + step if step else read
+                        for parts, edit in edited:
+                            edit.trace(*parts, position_ids)
+                with tracer.invoke():
+                    answer = nnsight.save(tracer.result[:, width:].cpu())
+            return answer
+
+        assert self.lens.remote is not None
+        with warnings.catch_warnings():  # a trace has a step for every token that may be written; often fewer are
+            warnings.filterwarnings("ignore", message=".*the loop asked for a step the run did not make")
+            return self.lens.remote.attempt(trace).tolist()
+
+    def _edited(self, conditions: Sequence[Condition]) -> list[tuple[tuple[Any, Any, Any, Any], site_edits.LayerEdits]]:
+        """Parts of the model on a server, each layer's with its edits, which travel by value.
+
+        Raises:
+            UserError: a condition does not fit the model, asks for means that were not given, or is not done there.
+        """
+        for condition in dict.fromkeys(conditions):
+            for mode in ("resample", "noise"):
+                if condition.uses(mode):
+                    raise UserError(f"condition {condition}: @{mode} {NOT_REMOTE}")
+            if condition.uses("twice") or any(a.site == "expert" for a in condition.ablations):
+                raise UserError(f"condition {condition} {NOT_REMOTE}")
+            if condition.uses(*WEIGHTS):
+                raise UserError(f"condition {condition} needs the weights here; load the model without remote")
+        nnsight.register(site_edits)
+        means = self.means and self.means.to("cpu")
+        edits = RowEdits(conditions, self.lens, means, torch.zeros(1, 1, dtype=torch.long))
+        return [(self.parts[i], edits.at(i)) for i in edits.layers]
+
+    def sums(self, tokens: Int[Tensor, "row pos"]) -> dict[str, Tensor]:
+        """Sums of every site on a server over first tokens and over all others: [n_layers, token_class, width]."""
+        all_parts = self.parts
+
+        def trace(sender: Any) -> dict[str, list[Tensor]]:
+            sums: Any = None
+            with (
+                torch.no_grad(),
+                self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender),
+            ):
+                sums = nnsight.save({"layer": [], "attn": [], "mlp": [], "z": []})
+                for layer, attn, o_proj, mlp in all_parts:
+                    resid_pre = layer.input
+                    for site, value in (
+                        ("z", o_proj.input),
+                        ("attn", attn.output),
+                        ("mlp", mlp.output),
+                        ("layer", layer.output),
+                    ):
+                        value = value[0] if isinstance(value, tuple) else value
+                        value = (value - resid_pre if site == "layer" else value).double()
+                        sums[site].append(torch.stack([value[:, :1].sum((0, 1)), value[:, 1:].sum((0, 1))]).cpu())
+            return sums
+
+        assert self.lens.remote is not None
+        return {site: torch.stack(values) for site, values in self.lens.remote.attempt(trace).items()}

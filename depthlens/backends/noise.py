@@ -9,15 +9,17 @@ the index and the position only: not on batch, device, dtype or backend.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from depthlens.ablations import SITES, Ablation
-from depthlens.models.architectures import wide, wide_type
+from depthlens.errors import UserError
+from depthlens.models import quantised
 
 BLOCK = 256  # positions that are drawn together
 # at 256 positions of a residual stream of 8192 numbers a block takes 8 MiB
@@ -41,22 +43,14 @@ def _block(seed: int, layer: int, site: str, index: int, n: int, width: int) -> 
     return drawn.standard_normal((BLOCK, width), dtype=np.float32)
 
 
-def scaled(
-    drawn: Float[Tensor, "row pos width"],
-    written: Float[Tensor, "row pos width"],
-    columns: Float[Tensor, "d_model width"] | None = None,
-) -> Float[Tensor, "row pos width"]:
-    """Noise with the norm of what a part writes at each position.
+def columns(o_proj: nn.Module, at: Sequence[int], ablation: Ablation) -> Float[Tensor, "d_model width"]:
+    """Columns of an output projection: the norm of a head's noise is taken behind them.
 
-    Args:
-        drawn: From `draw`.
-        written: What the part writes; of heads their z.
-        columns: What these heads' z is multiplied by on its way to the residual stream: the norm is taken there.
+    Raises:
+        UserError: the weights are quantised.
     """
-    written, drawn = wide(written), drawn.to(wide_type(written.dtype))
-    norm, of_noise = _norm(written, columns), _norm(drawn, columns)
-    return drawn * (norm / of_noise.clamp(min=torch.finfo(torch.float32).tiny))
-
-
-def _norm(x: Tensor, columns: Tensor | None) -> Float[Tensor, "row pos 1"]:
-    return (x if columns is None else x @ columns.to(x).T).norm(dim=-1, keepdim=True)
+    weight = o_proj.weight
+    assert isinstance(weight, Tensor)
+    if quantised.is_quantised(weight):
+        raise UserError(f"condition {ablation}: noise on a head needs weights that are not quantised; use the layer's")
+    return (weight.T if hasattr(o_proj, "nf") else weight)[:, list(at)]  # GPT-2's Conv1D has the inputs first

@@ -9,8 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from depthlens.ablations import Condition
+from depthlens.models.architectures import head
+from depthlens.models.lens import Lens
 
 Positions = Sequence[Sequence[int]]  # by row
 # what a token can be, in the order of the means' axis: the first of its sequence, which draws attention whatever it is
@@ -61,19 +64,17 @@ class Means:
         """Whether there are means, and not only a sample."""
         return self.layer.shape[1] > 0
 
-    def sampled(
-        self, site: str, layer: int, position_ids: Int[Tensor, "row pos"]
-    ) -> Float[Tensor, "row pos *part width"]:
-        """What ``@resample`` puts at some positions of a site: what the reference prompt has at the same ones.
+    def table(self, site: str, layer: int) -> Float[Tensor, "entry part width"]:
+        """What can be put in place at a site: zeros, means by class of the token, and the reference prompt's positions.
 
-        A longer row reads the reference again from its second token on, because the first token draws attention
-        whatever its content.
+        See `depthlens.backends.site_edits.SiteEdit`.
         """
-        assert self.sample is not None, "conditions with @resample are refused where there is no reference prompt"
-        at = self.sample[site][layer].to(position_ids.device)
-        n = len(at)
-        again = 1 + (position_ids - 1) % max(1, n - 1)
-        return at[position_ids.where(position_ids < n, again).clamp(max=n - 1)]
+        mean = self.z[layer] if site == "z" else getattr(self, site)[layer][:, None]
+        if not self.measured:
+            mean = mean.new_zeros(len(TOKEN_CLASSES), *mean.shape[1:])
+        sample = mean[:0] if self.sample is None or site not in self.sample else self.sample[site][layer]
+        sample = sample if sample.dim() == mean.dim() else sample[:, None]
+        return torch.cat([torch.zeros_like(mean[:1]), mean, sample.to(mean)])
 
 
 @runtime_checkable
@@ -105,3 +106,41 @@ class Backend(Protocol):
             Logits per row, each of shape [n_positions, d_vocab], and the cache.
         """
         ...
+
+
+def arguments(
+    lens: Lens,
+    tokens: Int[Tensor, "row pos"],
+    attention_mask: Int[Tensor, "row cached_and_pos"],
+    cache: Any,
+    keep_cache: bool,
+) -> dict[str, Any]:
+    """Keyword arguments of the Hugging Face model's forward; see `Backend.forward`.
+
+    The model itself unembeds the last position only: `logits` unembeds those that are asked for.
+    """
+    if cache is None and keep_cache:
+        cache = DynamicCache(config=lens.model.config)
+    return {
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :],
+        "cache": cache,
+        "use_cache": keep_cache,
+        "logits_to_keep": 1,
+    }
+
+
+def logits(
+    lens: Lens, states: Float[Tensor, "row pos d_model"], positions: Positions | None
+) -> list[Float[Tensor, "_ d_vocab"]]:
+    """Logits of the positions that are asked for, per row; None: the last one.
+
+    Args:
+        lens: Its own head makes logits from states.
+        states: Final residual stream after the last norm.
+        positions: Per row.
+    """
+    # the unembedding costs as much as several layers: only the positions that are asked for go through it
+    positions = [[states.shape[1] - 1]] * len(states) if positions is None else positions
+    picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
+    return list(head(lens.model, picked).split([len(places) for places in positions]))

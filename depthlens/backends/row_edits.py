@@ -1,4 +1,4 @@
-"""What the conditions of a batch's rows do to each layer, as functions of tensors and as forward hooks.
+"""What the conditions of a batch's rows do to each layer, as edits of tensors and as forward hooks.
 
 Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = resid_mid + mlp_out``):
 
@@ -7,7 +7,7 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - attn, mlp: ``attn_out`` or ``mlp_out`` is replaced by zero, its mean, or that of a reference prompt;
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
-- layer ``x2``: the layer gets its own output once more, and keeps keys and values of the second run apart;
+- layer ``x2``: the layer gets its own output once more;
 - expert: the layer's router cannot choose it, see `depthlens.backends.expert_removal`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, see `depthlens.backends.noise`;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
@@ -19,47 +19,25 @@ select with ``torch.where``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from transformers import Cache
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import expert_removal, noise, weight_swap
-from depthlens.backends.protocol import Means, classes
+from depthlens.backends.protocol import Means
+from depthlens.backends.site_edits import KEPT, MEAN, NOISE, RESAMPLE, ZERO, LayerEdits, Noise, SiteEdit
 from depthlens.errors import UserError
-from depthlens.models import experts, quantised
+from depthlens.models import experts
 from depthlens.models.architectures import hidden, with_hidden
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import held, moved
 
-Edit = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LayerEdits:
-    """Edits of one layer, row by row; None where no row is edited.
-
-    Attributes:
-        layer: From ``resid_pre`` and ``resid_post`` to the new ``resid_post``. All of shape [row, pos, d_model].
-        attn: From ``attn_out`` to the new one. Shape [row, pos, d_model].
-        mlp: From ``mlp_out`` to the new one. Shape [row, pos, d_model].
-        z: From all heads' ``z``, side by side, to the new ones. Shape [row, pos, n_heads * d_head].
-        routing: What the layer's router runs in.
-        twice: Rows that go through the layer twice. Shape [row].
-    """
-
-    layer: Callable[[Tensor, Tensor], Tensor] | None
-    attn: Edit | None
-    mlp: Edit | None
-    z: Edit | None
-    routing: expert_removal.Routing | None
-    twice: Bool[Tensor, " row"] | None
+_KINDS = {"mean": MEAN, "resample": RESAMPLE, "noise": NOISE}
 
 
 class RowEdits:
@@ -108,37 +86,24 @@ class RowEdits:
         self.layers = sorted({*self.by_layer, *self.donations.layers})
 
     def at(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> LayerEdits:
-        """The edits of one layer as functions of tensors, for whatever library provides the tensors.
+        """The edits of one layer, for whatever library provides the tensors.
 
         Args:
             layer: Layer number.
             keep: Positions of the batch that go on after the attention, as in `Architecture.step`; None: all.
         """
-        position_ids, keep = moved((self.position_ids, keep), self.lens.device_of(layer))
-        late = position_ids if keep is None or position_ids is None else position_ids[:, keep]
-        of_layer = self._site(layer, ("layer",), late)
-        attn, mlp = self._site(layer, ("attn",), position_ids), self._site(layer, ("mlp",), late)
-        heads, n_heads = self._site(layer, ("head", "kv"), position_ids), self.arch.dims.n_heads
-
-        def skip(resid_pre: Tensor, resid_post: Tensor) -> Tensor:
-            assert of_layer
-            return of_layer(resid_post[:, :, None], resid_pre[:, :, None])[:, :, 0]
-
-        def replace(site: SiteEdit, value: Tensor) -> Tensor:
-            return site(value[:, :, None], value.new_zeros(()))[:, :, 0]
-
-        def replace_z(flat: Tensor) -> Tensor:
-            assert heads
-            z = flat.unflatten(-1, (n_heads, -1))  # [row, pos, n_heads, d_head]
-            return heads(z, z.new_zeros(())).flatten(-2)
-
+        position_ids = late = self.position_ids
+        if keep is not None and position_ids is not None:
+            late = position_ids[:, keep.to(position_ids.device)]
+        twice = torch.zeros(self.n_rows, dtype=torch.bool)
+        twice[[row for row, a in self.by_layer.get(layer, []) if a.mode == "twice"]] = True
         return LayerEdits(
-            skip if of_layer else None,
-            (lambda value: replace(attn, value)) if attn else None,
-            (lambda value: replace(mlp, value)) if mlp else None,
-            replace_z if heads else None,
+            self._site(layer, ("layer",), late),
+            self._site(layer, ("attn",), position_ids),
+            self._site(layer, ("mlp",), late),
+            self._site(layer, ("head", "kv"), position_ids),
             self._routing(layer, late),
-            self._twice(layer),
+            twice if twice.any() else None,
         )
 
     def routers(self, view: nn.Module) -> list[tuple[nn.Module, weight_swap.Forward]]:
@@ -147,18 +112,12 @@ class RowEdits:
         return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
 
     @contextmanager
-    def hooked(self, layer: int, keep: Int[Tensor, " kept"] | None = None, cache: Any = None) -> Iterator[LayerEdits]:
-        """Within the context the rows of one layer are edited by forward hooks; see `at`.
-
-        Args:
-            layer: Layer number.
-            keep: See `at`.
-            cache: Keys and values of second runs (transformers' class), where texts are written.
-        """
+    def hooked(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> Iterator[LayerEdits]:
+        """Within the context the rows of one layer are edited by forward hooks; see `at`."""
         arch, at = self.arch, self.at(layer, keep)
         with ExitStack() as stack:
             if at.twice is not None:
-                stack.enter_context(_twice(arch.layers[layer], at.twice, cache))
+                stack.enter_context(_twice(arch.layers[layer], at.twice))
             if layer in self.donations.layers:
                 stack.enter_context(self.donations.layer(layer))
             if (edit_layer := at.layer) is not None:
@@ -166,13 +125,13 @@ class RowEdits:
                 def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
                     resid_pre = args[0] if args else kwargs["hidden_states"]  # may be where the layer before is
                     resid_post = hidden(output)
-                    return with_hidden(output, edit_layer(moved(resid_pre, resid_post.device), resid_post))
+                    return with_hidden(output, edit_layer(resid_post, moved(resid_pre, resid_post.device)))
 
                 stack.enter_context(arch.layers[layer].register_forward_hook(skip, with_kwargs=True))
             for edit, modules in ((at.attn, arch.attn), (at.mlp, arch.mlp)):
                 if edit is not None:
 
-                    def replace(module: nn.Module, args: tuple, output: Any, edit: Edit = edit) -> Any:
+                    def replace(module: nn.Module, args: tuple, output: Any, edit: SiteEdit = edit) -> Any:
                         value = hidden(output)  # of some mixtures of experts with all tokens in one row
                         rows = value.reshape(args[0].shape) if args else value
                         return with_hidden(output, edit(rows).reshape(value.shape))
@@ -188,11 +147,6 @@ class RowEdits:
                 stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(replace_z))
             yield at
 
-    def _twice(self, layer: int) -> Bool[Tensor, " row"] | None:
-        twice = torch.zeros(self.n_rows, dtype=torch.bool)
-        twice[[row for row, a in self.by_layer.get(layer, []) if a.mode == "twice"]] = True
-        return twice.to(self.lens.device_of(layer)) if twice.any() else None
-
     def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> expert_removal.Routing | None:
         """What the router of a layer runs in; None where no row does without an expert."""
         ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site == "expert"]
@@ -200,7 +154,7 @@ class RowEdits:
             return None
         n_experts = self.arch.dims.n_experts[layer]
         device = self.lens.device_of(layer)
-        removed = expert_removal.removed(ablations, self.n_rows, n_experts, position_ids, device)
+        removed = expert_removal.removed(ablations, self.n_rows, n_experts, moved(position_ids, device), device)
         return expert_removal.Routing(n_experts, removed)
 
     def _site(self, layer: int, sites: Sequence[str], position_ids: Int[Tensor, "#row pos"] | None) -> SiteEdit | None:
@@ -209,118 +163,41 @@ class RowEdits:
         if not ablations:
             return None
         dims, of_heads = self.arch.dims, "head" in sites
-        parts_of = [
-            [0] if not of_heads else [a.index] if a.site == "head" else [*dims.query_heads(a.index)]
-            for _, a in ablations
-        ]
-        edits = [(row, a, parts) for (row, a), parts in zip(ablations, parts_of, strict=True)]
-        mean = sample = None
-        if self.means is not None and any(a.mode == "mean" for _, a in ablations):
-            mean = self.means.z[layer] if of_heads else getattr(self.means, sites[0])[layer][:, None]
-        if self.means is not None and position_ids is not None and any(a.mode == "resample" for _, a in ablations):
-            sample = self.means.sampled("z" if of_heads else sites[0], layer, position_ids)
-            sample = sample if of_heads else sample[:, :, None]
-        o_proj = self.arch.o_proj[layer] if of_heads else None
-        n_parts = dims.n_heads if of_heads else 1
-        return SiteEdit(edits, (self.n_rows, n_parts), position_ids, mean, sample, o_proj, self.lens.device_of(layer))
+        kind = torch.full((self.n_rows, 1, dims.n_heads if of_heads else 1), KEPT)
+        start, noises = torch.zeros_like(kind), []
+        for row, a in sorted(ablations, key=lambda edit: edit[1].site == "head"):  # after its KV group
+            parts = [0] if not of_heads else [a.index] if a.site == "head" else [*dims.query_heads(a.index)]
+            kind[row, 0, parts], start[row, 0, parts] = _KINDS.get(a.mode, ZERO), a.start
+            if a.mode == "noise":
+                noises.append(self._noise(row, a, parts, position_ids))
+        table = None
+        if self.means is not None and any(a.mode in ("mean", "resample") for _, a in ablations):
+            table = self.means.table("z" if of_heads else sites[0], layer)
+        return SiteEdit(kind, start if start.any() else None, table, tuple(noises), position_ids)
+
+    def _noise(self, row: int, a: Ablation, parts: list[int], position_ids: Any) -> Noise:
+        positions = position_ids if len(position_ids) == 1 else position_ids[row : row + 1]
+        if self.n_rows == 1:  # a condition that serves all rows
+            positions = position_ids
+        of_heads = a.site in ("head", "kv")
+        width = self.arch.dims.d_head if of_heads else self.arch.dims.d_model
+        columns = None
+        if of_heads:
+            with held(o_proj := self.arch.o_proj[a.layer]):
+                columns = noise.columns(o_proj, [p * width + i for p in parts for i in range(width)], a)
+        rows = slice(None) if self.n_rows == 1 else slice(row, row + 1)
+        return Noise(rows, parts, noise.draw(a, positions, len(parts) * width), columns)
 
 
 @contextmanager
-def _twice(layer: nn.Module, rows: Bool[Tensor, " row"], cache: Any) -> Iterator[None]:
+def _twice(layer: nn.Module, rows: Bool[Tensor, " row"]) -> Iterator[None]:
     """Within the context some rows go through a layer again; it comes before other hooks, which see the second run."""
     forward = layer.forward
 
-    def other(value: Any) -> Any:
-        return cache if isinstance(value, Cache) else value
-
     def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         first = forward(x, *args, **kwargs)
-        again = forward(hidden(first), *map(other, args), **{name: other(value) for name, value in kwargs.items()})
-        return with_hidden(first, torch.where(rows[:, None, None], hidden(again), hidden(first)))
+        again, here = forward(hidden(first), *args, **kwargs), rows[:, None, None].to(hidden(first).device)
+        return with_hidden(first, torch.where(here, hidden(again), hidden(first)))
 
     with weight_swap.replaced_forwards([(layer, call)]):
         yield
-
-
-class SiteEdit:
-    """The edit of one site of a layer, for all rows and parts (heads; else there is one part).
-
-    Args:
-        edits: Row, ablation, and the parts that it is about.
-        shape: Numbers of rows and parts.
-        position_ids: Where the tokens stand, if an ablation depends on it.
-        mean: What ``@mean`` puts in place, by class of the token.
-        sample: What ``@resample`` puts in place, by position.
-        o_proj: What the heads' z goes through, where the parts are heads.
-        device: Where the tensors are.
-    """
-
-    def __init__(
-        self,
-        edits: Sequence[tuple[int, Ablation, list[int]]],
-        shape: tuple[int, int],
-        position_ids: Int[Tensor, "#row pos"] | None,
-        mean: Float[Tensor, "token_class part width"] | None,
-        sample: Float[Tensor, "row pos part width"] | None,
-        o_proj: nn.Module | None,
-        device: torch.device,
-    ) -> None:
-        self.position_ids = position_ids
-        self.mean = mean
-        self.sample = sample
-        self.o_proj = o_proj
-        self.n_rows, n_parts = shape
-        self.noisy = [edit for edit in edits if edit[1].mode == "noise"]
-        masks = {mode: torch.zeros(self.n_rows, 1, n_parts, 1, dtype=torch.bool) for mode in ("", "mean", "resample")}
-        starts = torch.zeros(self.n_rows, 1, n_parts, 1, dtype=torch.long)
-        for row, a, parts in edits:
-            masks[""][row, :, parts] = True
-            starts[row, :, parts] = a.start
-            if a.mode in masks:
-                masks[a.mode][row, :, parts] = True
-        self.edited, self.by_mean, self.by_sample = (mask.to(device) for mask in masks.values())
-        self.starts = starts.to(device) if starts.any() else None
-
-    def __call__(
-        self, value: Float[Tensor, "row pos part width"], base: Float[Tensor, "*_"]
-    ) -> Float[Tensor, "row pos part width"]:
-        """The new value.
-
-        Args:
-            value: What the model computes there.
-            base: What is there without the part: ``resid_pre`` of a layer, else 0.
-        """
-        new = base
-        if self.mean is not None and self.position_ids is not None:
-            new = torch.where(self.by_mean, base + self.mean.to(value)[classes(self.position_ids)], new)
-        if self.sample is not None:
-            new = torch.where(self.by_sample, base + self.sample.to(value), new)
-        if self.noisy:
-            new = self._with_noise(value, base, new)
-        return torch.where(self._active(), new, value)
-
-    def _active(self) -> Tensor:
-        """Where rows are edited, of shape [row, pos or 1, part, 1]."""
-        if self.starts is None or self.position_ids is None:
-            return self.edited
-        return self.edited & (self.position_ids[:, :, None, None] >= self.starts)
-
-    def _with_noise(self, value: Tensor, base: Tensor, new: Tensor) -> Float[Tensor, "row pos part width"]:
-        """``new``, but for the noisy parts what the model computes and noise of the norm of what the part writes."""
-        assert self.position_ids is not None
-        new = new.expand_as(value).clone()
-        written = value - base
-        for row, ablation, parts in self.noisy:
-            rows = slice(None) if self.n_rows == 1 else slice(row, row + 1)
-            position_ids = self.position_ids
-            position_ids = position_ids if len(position_ids) == 1 else position_ids[rows]
-            of_part = written[rows, :, parts].flatten(2)  # [row, pos, part * width]
-            drawn = noise.draw(ablation, position_ids, of_part.shape[-1])
-            columns = None
-            if self.o_proj is not None:
-                with held(self.o_proj):
-                    width = value.shape[-1]
-                    columns = quantised.columns(self.o_proj, [p * width + i for p in parts for i in range(width)])
-            added = noise.scaled(drawn, of_part, columns).unflatten(-1, (len(parts), -1))
-            new[rows, :, parts] = value[rows, :, parts] + added.to(value)
-        return new

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache
 
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
-from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means, Positions
+from depthlens.backends.protocol import Means, Positions, arguments, logits
 from depthlens.backends.row_edits import RowEdits
 from depthlens.models.architectures import body_of
 from depthlens.models.lens import Lens
@@ -37,13 +35,11 @@ class TorchBackend:
         self,
         conditions: Sequence[Condition],
         position_ids: Int[Tensor, "#row pos"] | None = None,
-        again: Cache | None = None,
     ) -> Iterator[None]:
         """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
 
         ``position_ids`` are needed by conditions whose effect depends on the position: ``@mean``, ``@resample``,
-        ``@noise``, and those that spare the first tokens. ``again`` keeps keys and values of layers that run twice;
-        None: nothing is kept of them.
+        ``@noise``, and those that spare the first tokens.
 
         Raises:
             UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
@@ -52,7 +48,7 @@ class TorchBackend:
         with ExitStack() as stack:
             stack.enter_context(edits.donations.embeddings())
             for layer in edits.layers:
-                stack.enter_context(edits.hooked(layer, cache=again))
+                stack.enter_context(edits.hooked(layer))
             yield
 
     @torch.no_grad()
@@ -68,8 +64,7 @@ class TorchBackend:
         """See `depthlens.backends.protocol.Backend.forward`."""
         kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
         del kwargs["logits_to_keep"]  # the model below its unembedding
-        again = getattr(kwargs["cache"], "again", None)
-        with self.ablate(conditions, kwargs["position_ids"], again):
+        with self.ablate(conditions, kwargs["position_ids"]):
             out = body_of(self.lens.model)(input_ids=tokens, **kwargs)
         positions = positions or [[tokens.shape[1] - 1]] * len(tokens)
         donations = weight_swap.RowDonations(

@@ -23,9 +23,9 @@ from transformer_lens.model_bridge.generalized_components import MLAAttentionBri
 from transformers import DynamicCache
 
 from depthlens.ablations import Condition
-from depthlens.backends.forward_arguments import arguments, logits
-from depthlens.backends.protocol import Means, Positions
+from depthlens.backends.protocol import Means, Positions, arguments, logits
 from depthlens.backends.row_edits import RowEdits
+from depthlens.backends.site_edits import SiteEdit
 from depthlens.backends.weight_swap import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge
@@ -89,11 +89,11 @@ class TransformerLensBackend:
         return hooks
 
 
-def _skip(block: str, edit: Callable[[Tensor, Tensor], Tensor]) -> list[Hook]:
+def _skip(block: str, edit: SiteEdit) -> list[Hook]:
     resid_pre: list[Tensor] = []
 
     def put(resid_post: Tensor, hook: Any) -> Tensor:
-        return edit(resid_pre.pop(), resid_post)
+        return edit(resid_post, resid_pre.pop())
 
     return [(f"{block}.hook_resid_pre", lambda resid, hook: resid_pre.append(resid)), (f"{block}.hook_resid_post", put)]
 

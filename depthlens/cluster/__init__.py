@@ -1,4 +1,4 @@
-"""Workers of Ray: actors that hold the model and compute shards (`depthlens.engine.shards`) for an engine.
+"""Workers of Ray: actors that hold the model and compute shards (`depthlens.engine.engine`) for an engine.
 
 `options` says which workers an option, the command line or the environment asks for, and `pool` has them. Ray is
 imported when workers are asked for, and not before.

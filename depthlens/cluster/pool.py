@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from depthlens import provenance
+from depthlens.ablations import Condition
 from depthlens.cluster.options import LOCAL, AskedWorkers
-from depthlens.engine.engine import Engine
-from depthlens.engine.shards import Asked, Computed, Job
+from depthlens.engine.engine import Engine, Job
+from depthlens.engine.work import Work
 from depthlens.errors import UserError
 from depthlens.models import loading, names, pairs
 from depthlens.models.fingerprint import Identity
@@ -29,6 +30,8 @@ from depthlens.models.lens import Lens
 LOOK_SECONDS = 0.5  # between looks at what has come, so that Ctrl-C is heard
 RETRIES = 3  # of a shard whose workers are lost
 SAME_VERSIONS = ("depthlens", "torch", "transformers")
+Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
+Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
 _WORKERS: dict[AskedWorkers, Workers] = {}  # at most one
 
 
@@ -141,7 +144,7 @@ class Worker:
 
 
 class Workers:
-    """See `depthlens.engine.shards.Workers`.
+    """See `depthlens.engine.engine.Workers`.
 
     Args:
         asked: How many, of what size, and where.
@@ -226,7 +229,7 @@ class Workers:
             self._actors = [actor.remote(self.cpus) for _ in range(self.n)]
 
     def compute(self, lens: Lens, job: Job, shards: Sequence[Asked]) -> Generator[Computed, None, None]:
-        """See `depthlens.engine.shards.Workers.compute`."""
+        """See `depthlens.engine.engine.Workers.compute`."""
         from ray.exceptions import RayTaskError
         from ray.util import ActorPool
 

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from depthlens.engine.attention_choice import Case, part_kernel
-from depthlens.engine.attention_parts import Attend, merge
+from depthlens.engine.branch_attention import Attend, merge
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.shared_prefixes import CLEAN, SharedPrefixes
-from depthlens.engine.tree_attention import Layout
+from depthlens.engine.tree_attention import Case, Layout, part_kernel
 from depthlens.engine.wavefront import CleanRow
 from depthlens.engine.writer import Row
 from depthlens.models.lens import Lens

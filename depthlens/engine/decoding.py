@@ -21,7 +21,7 @@ from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine.attention_parts import aligned
+from depthlens.engine.branch_attention import aligned
 from depthlens.engine.decoded_rows import CapturingLayout, DecodedRows, WalkedRows
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.prefix_tree import Pack

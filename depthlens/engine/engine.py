@@ -10,9 +10,9 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from weakref import WeakSet
 
 from depthlens import arguments, backends, progress
@@ -21,19 +21,17 @@ from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import memory_budget, plain_rows, prefix_tree, walk_check
 from depthlens.engine.packed_trees import PackedTrees
-from depthlens.engine.padded_rows import PaddedRows
-from depthlens.engine.shards import PER_WORKER, Job, Workers, cut
+from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.wavefront import n_passed
-from depthlens.engine.work import Work, text_lengths
-from depthlens.engine.work_rate import WorkRate
+from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
 from depthlens.models import pairs
 from depthlens.models.lens import NO_GENERATION, Lens, exclusive
-from depthlens.models.rounded_weights import modules_of
+from depthlens.models.rounded_weights import rounded_layers
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
-from depthlens.store.answer_rows import AnswerRows
+from depthlens.store.answer_rows import AnswerRows, Product
 
 log = logging.getLogger(__name__)
 
@@ -41,25 +39,27 @@ PATHS = ("wavefront", "padded_rows")
 _told: WeakSet[Lens] = WeakSet()  # models of which a line has said that they are not walked
 
 
-@runtime_checkable
-class EnginePath(Protocol):
-    """Computes the answers that are missing in some rows, and stores them as they come.
+# shards that each worker gets at least: the fewer there are, the longer wait those who end first
+PER_WORKER = 6
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the shards of one call share.
 
     Attributes:
-        batch_tokens: Token budget of one batch; falls where memory runs out.
-        work: Counts what is computed.
+        write: Whether texts are asked for, or log-likelihoods.
+        backend: What applies the conditions.
+        path: How; see `PATHS`.
+        batch_tokens: Token budget of one batch; None: each worker chooses by its own memory.
+        means: Reference means, if conditions ask for some; on a CPU.
     """
 
-    batch_tokens: int
-    work: Work
-
-    def loglikelihood(self, rows: AnswerRows, bar: progress.Bar) -> None:
-        """Score every request of some rows under every condition."""
-        ...
-
-    def generate_until(self, rows: AnswerRows, bar: progress.Bar) -> None:
-        """Write the text of every request of some rows under every condition."""
-        ...
+    write: bool
+    backend: str
+    path: str
+    batch_tokens: int | None
+    means: Means | None
 
 
 class Engine:
@@ -74,11 +74,11 @@ class Engine:
         means: Reference means, needed by ``@mean`` conditions.
         progress: Show a bar with rows/s and time left.
         cache: Where answers are read and stored, pack by pack; None stores nothing.
-        workers: Processes that compute the answers, each with the model that ``lens`` has (`depthlens.engine.shards`);
+        workers: Processes that compute the answers, each with the model that ``lens`` has (`depthlens.cluster.pool`);
             None: this process does.
 
     Raises:
-        UserError: unknown backend or path, one that the model or backend does not have, or a budget below 1.
+        UserError: unknown backend or path, a backend that the model does not have, or a budget below 1.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Engine:
         means: Means | None = None,
         progress: bool = True,
         cache: AnswerCache | None = None,
-        workers: Workers | None = None,
+        workers: Any = None,
     ) -> None:
         arguments.loaded(lens)
         batch_tokens = arguments.check(batch_tokens=batch_tokens)["batch_tokens"]
@@ -102,11 +102,8 @@ class Engine:
         if workers is not None and lens.remote:
             raise UserError(f"model {lens.name!r} runs on a server; leave workers out")
         self.lens = lens
-        modules_of(lens).clear()  # of another engine, which ran before weights may have been edited
+        rounded_layers(lens).clear()  # of another engine, which ran before weights may have been edited
         self.backend = backends.get(backend, lens, means)
-        if path is not None and (lens.remote or (path == "wavefront" and not isinstance(self.backend, TorchBackend))):
-            where = "a remote model" if lens.remote else f"backend {self.backend.name!r}"
-            raise UserError(f"path {path!r}: {where} does not have it; leave path out")
         self.path = path
         self.asked_batch_tokens = batch_tokens
         self.workers = workers
@@ -163,21 +160,21 @@ class Engine:
                 `loglikelihood`.
             Interrupted: Ctrl-C; the message says what is stored.
         """
-        self.check_writing()
+        self.check_writing(conditions)
         with self._working(requests, conditions, desc) as (rows, bar):
             longest = max((len(q.context) + q.max_new_tokens for q in requests), default=0)
             plain_rows.refuse_scaled_angles(self.lens, longest)
             needed = self._expect(rows, bar, text_lengths(self.lens, requests))
             if self.workers is not None:
-                self._sharded(self.workers, rows, bar, longest, needed, writes=conditions)
+                self._sharded(self.workers, rows, bar, longest, needed, writes=True)
             elif rows.unfinished:
-                path = self._path(longest, writes=conditions)
+                path = self._path(longest)
                 path.generate_until(rows, bar)
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
-    def check_writing(self) -> None:
-        """Refuse a model that writes no texts here.
+    def check_writing(self, conditions: Sequence[Condition]) -> None:
+        """Refuse a model, or conditions, under which no texts are written here.
 
         Raises:
             UserError: see `generate_until`.
@@ -185,6 +182,8 @@ class Engine:
         if self.lens.stream:
             raise UserError(NO_GENERATION)
         require_plain(self.lens)
+        if twice := next((c for c in conditions if c.uses("twice")), None):
+            raise UserError(f"condition {twice} runs a layer twice, and writes no texts; score answers instead")
 
     def expected(self, rows: AnswerRows, lengths: Sequence[int] | None) -> int:
         """About how many tokens pass a layer for the answers that are missing, each layer counted.
@@ -199,7 +198,7 @@ class Engine:
             read = [q.inputs if lengths is None else q.context for q in (rows.requests[r] for r in members)]
             conditions = [rows.conditions[c] for c in group]
             longest = max(len(tokens) + written[r] for tokens, r in zip(read, members, strict=True))
-            if self.path_for(longest, conditions if lengths else ()) == "wavefront" and not self.lens.remote:
+            if self.path_for(longest) == "wavefront":
                 forked = sum(n_passed(condition, n_layers) for condition in conditions)
                 total += prefix_tree.n_distinct(read) * (n_layers + forked)
             else:
@@ -223,17 +222,18 @@ class Engine:
 
     def _sharded(
         self,
-        workers: Workers,
+        workers: Any,
         rows: AnswerRows,
         bar: progress.Bar,
         longest: int,
         needed: int,
-        writes: Sequence[Condition] | None = None,
+        *,
+        writes: bool = False,
     ) -> None:
         """Have workers compute what rows lack; they take the path that all requests together take."""
         means = self.backend.means and self.backend.means.to("cpu")
-        path = self.path_for(longest, writes or ())
-        job = Job(writes is not None, self.backend.name, path, self.asked_batch_tokens, means)
+        path = self.path_for(longest)
+        job = Job(writes, self.backend.name, path, self.asked_batch_tokens, means)
         n = max(PER_WORKER * workers.n, math.ceil(needed / WorkRate(self.lens).work))
         products = cut(rows.requests, rows.missing(), n)
         asked = [([rows.requests[r] for r in m], [rows.conditions[c] for c in g]) for m, g in products]
@@ -243,33 +243,19 @@ class Engine:
                 for c, of_condition in zip(group, answers, strict=True):
                     for r, answer in zip(members, of_condition, strict=True):
                         rows.answers[c][r] = answer
-                rows.put(members, group)
+                rows.keep((c, r) for c in group for r in members)
                 self.work.add(work)
                 bar.update(len(members) * len(group))
 
-    def path_for(self, longest: int, writes: Sequence[Condition] = ()) -> str:
+    def path_for(self, longest: int) -> str:
         """Name of the path that requests take the longest of which has so many tokens.
 
-        The wavefront computes what the model computes only where attention sees all tokens before. Where texts are
-        written under these conditions, a layer that runs twice needs keys and values of both runs, which it lacks.
-
-        Raises:
-            UserError: the wavefront was asked for, and the model's attention window is shorter, or a layer of a text
-                runs twice.
+        The wavefront computes what the model computes only where attention sees all tokens before.
         """
-        twice = next((c for c in writes if c.uses("twice")), None)
-        if twice and self.path == "wavefront":
-            raise UserError(f"path 'wavefront' writes no text under {twice}; leave path out")
-        not_walked = self._walked.fault
         window = plain_rows.window_of(self.lens)
         fits = window is None or longest <= window
-        if self.path == "wavefront" and not fits:
-            raise UserError(f"path 'wavefront': {longest} tokens, and the attention window is {window}; leave path out")
-        if self.path == "padded_rows" or not fits or twice or not isinstance(self.backend, TorchBackend):
-            return "padded_rows"
-        if self.path == "wavefront" and not_walked:
-            raise UserError(f"path 'wavefront': {not_walked}; leave path out")
-        return "padded_rows" if not_walked else "wavefront"
+        walks = self.path != "padded_rows" and isinstance(self.backend, TorchBackend) and fits
+        return "wavefront" if walks and not self._walked.fault else "padded_rows"
 
     @cached_property
     def _walked(self) -> walk_check.Found:
@@ -280,16 +266,10 @@ class Engine:
             log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
         return found
 
-    def _path(self, longest: int, writes: Sequence[Condition] = ()) -> EnginePath:
-        if self.lens.remote:
-            from depthlens.backends.remote import RemoteNnsight  # slow to import
-            from depthlens.engine.remote_rows import RemoteRows
-
-            assert isinstance(self.backend, RemoteNnsight)
-            return RemoteRows(self.lens, self.backend, self.batch_tokens, self.work)
-        if self.path_for(longest, writes) == "wavefront" and isinstance(self.backend, TorchBackend):
+    def _path(self, longest: int) -> PackedTrees | RowBatches:
+        if self.path_for(longest) == "wavefront" and isinstance(self.backend, TorchBackend):
             return PackedTrees(self.lens, self.backend, self.budget, self.work, self._walked)
-        return PaddedRows(self.lens, self.backend, self.batch_tokens, self.work)
+        return RowBatches(self.lens, self.backend, self.batch_tokens, self.work)
 
     @contextmanager
     def _working(
@@ -308,3 +288,21 @@ class Engine:
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
         with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
             yield rows, bar
+
+
+def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:
+    """Products in about ``n`` shards: runs of requests, of which neighbours share their beginnings.
+
+    Where a product has fewer requests than it is to have shards, its conditions are dealt out, too.
+    """
+    n_rows = max(1, sum(len(members) * len(group) for members, group in products))
+    shards: list[Product] = []
+    for members, group in products:
+        wanted = max(1, round(n * len(members) * len(group) / n_rows))
+        order = sorted(members, key=lambda r: requests[r].context)
+        size = -(-len(order) // wanted)
+        runs = [order[i : i + size] for i in range(0, len(order), size)]
+        # every n-th condition: those that leave the clean row early and late are in each
+        hands = min(len(group), -(-wanted // len(runs)))
+        shards += [(run, list(group[i::hands])) for run in runs for i in range(hands)]
+    return shards

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from depthlens.engine import attention_choice, attention_parts
-from depthlens.engine.attention_choice import Case
+from depthlens.engine import branch_attention, tree_attention
 from depthlens.models.devices import free_bytes
 from depthlens.models.lens import Lens
 
@@ -75,8 +74,8 @@ def chunk_bytes(lens: Lens) -> int:
     # experts are stacked [expert, width, d_model]; a token passes few of them, and one width is about their sum
     widest = max(p.shape[-2] for p in layer.parameters() if p.dim() >= 2)
     scores = 0
-    if attention_choice.kernel(Case.of_model(lens)) == "unfused":
-        scores = lens.dims.n_heads * attention_parts.SCORES_PER_QUERY * attention_parts.SCORE_BYTES
+    if tree_attention.kernel_of(lens) == "unfused":
+        scores = lens.dims.n_heads * branch_attention.SCORES_PER_QUERY * branch_attention.SCORE_BYTES
     return lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest) + scores
 
 

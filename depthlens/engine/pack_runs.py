@@ -1,6 +1,6 @@
 """Requests under conditions, pack by pack: how much is done at once, when it is stored, and what if memory runs out.
 
-Where texts are scored, a pack is cut so that one condition takes at most about ten seconds (`work_rate`), and so are
+Where texts are scored, a pack is cut so that one condition takes at most about ten seconds (`work`), and so are
 the conditions that walk through it together. Their answers are stored then, so that no more than that is lost when the
 work is stopped. Texts that are written are stored as they end, and only memory bounds a pack.
 Where memory runs out, the budget is halved, then the pack, then the group of conditions, and the work continues.
@@ -15,8 +15,7 @@ import torch
 from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.wavefront import CleanRow, fork_layer
-from depthlens.engine.work import Work
-from depthlens.engine.work_rate import WorkRate
+from depthlens.engine.work import Work, WorkRate
 from depthlens.models.lens import Lens
 from depthlens.progress import Bar
 from depthlens.store.answer_rows import AnswerRows, Product
@@ -167,7 +166,7 @@ class PackRuns:
         done = [(c, r) for c in group for r in members if self.rows.answers[c][r] is not None]
         unshared = sum(len(self.tokens[r]) for _, r in done)
         self._work_done.add(Work(rows=len(done), tokens=n_tokens, unshared_tokens=unshared))
-        self.rows.put(members, group)
+        self.rows.keep(done)
 
 
 def _halves(members: list[int], group: list[int]) -> list[Product]:

@@ -129,12 +129,7 @@ def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Seq
         raise UserError(f"reference set {name!r} for @mean is empty; give at least one prompt")
     answers = [()] * len(prompts) if answers is None else answers
     texts = [[*p, *a] for p, a in zip(prompts, answers, strict=True) if len(p)]
-    if lens.remote:
-        from depthlens.backends import remote
-
-        total, n_tokens = remote.sums_by_class(lens, texts, memory_budget.choose(lens).batch_tokens)
-    else:
-        total, n_tokens = _sums_by_class(lens, texts)
+    total, n_tokens = _sums_there(lens, texts) if lens.remote else _sums_by_class(lens, texts)
     if not n_tokens[1]:
         n_tokens[1] = n_tokens[0]
         for sums in total.values():
@@ -161,6 +156,20 @@ def _sums_by_class(lens: Lens, texts: Sequence[list[int]]) -> tuple[dict[str, Te
             kinds = classes(torch.arange(ids.shape[1]).expand(len(batch), -1)).flatten()
             n_tokens += kinds.bincount(minlength=n_classes)
             body_of(lens.model)(input_ids=ids.to(lens.device), use_cache=False)
+    return total, n_tokens
+
+
+def _sums_there(lens: Lens, texts: Sequence[list[int]]) -> tuple[dict[str, Tensor], Tensor]:
+    """`_sums_by_class` on a server."""
+    from depthlens.backends.nnsight import NnsightBackend  # slow to import
+
+    backend, total = NnsightBackend(lens), dict[str, Tensor]()
+    n_tokens = torch.zeros(len(TOKEN_CLASSES), dtype=torch.float64)
+    for batch in _of_equal_length(texts, memory_budget.choose(lens).batch_tokens):
+        tokens = torch.tensor(batch)
+        n_tokens += torch.tensor([len(batch), tokens.numel() - len(batch)])
+        for site, sums in backend.sums(tokens).items():
+            total[site] = total.get(site, 0) + sums
     return total, n_tokens
 
 

@@ -1,94 +1,176 @@
-"""The plain path of the engine: rows (condition, request) one by one, each a whole forward pass.
+"""The plain path of the engine: rows (condition, request) in padded batches, each a whole forward pass of a backend.
 
 For backends that only know whole forward passes, for models on a server, and for attention that the wavefront does not
-compute. Long requests come first, in chunks that take about ten seconds, whose answers are stored as they come.
+compute. Rows share nothing but the batch; the scores are those of the fast path (`depthlens.engine.packed_trees`). Long
+requests come first, and answers are stored about every ten seconds. Where memory runs out, the batch is halved.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from depthlens.ablations import Condition
+from depthlens.backends.protocol import Backend
+from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.work import Work, text_lengths
-from depthlens.engine.work_rate import WorkRate
+from depthlens.engine.writer import Row, Writer
+from depthlens.errors import UserError
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
 from depthlens.models.rounded_weights import other_weights_resident
 from depthlens.progress import Bar
-from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.requests import LoglikelihoodAnswer
+from depthlens.store import answer_cache
 from depthlens.store.answer_rows import AnswerRows
 
 
-class RowBatches(ABC):
-    """Requests under conditions, row by row; see `depthlens.engine.engine.EnginePath`.
+class RowBatches:
+    """Requests under conditions, row by row.
 
     Args:
         lens: A loaded model.
+        backend: Applies the conditions.
         batch_tokens: Token budget of one batch (rows x padded length); falls where memory runs out.
         work: Counts what is computed.
     """
 
-    def __init__(self, lens: Lens, batch_tokens: int, work: Work) -> None:
+    def __init__(self, lens: Lens, backend: Backend, batch_tokens: int, work: Work) -> None:
         self.lens = lens
+        self.backend: Any = backend
         self.batch_tokens = batch_tokens
         self.work = work
 
-    @abstractmethod
-    def score(
-        self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], bar: Bar
-    ) -> list[list[LoglikelihoodAnswer]]:
-        """Log-likelihoods, indexed [condition][request]; see `depthlens.engine.engine.Engine.loglikelihood`."""
-
-    @abstractmethod
-    def write(self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], bar: Bar) -> list[list[str]]:
-        """Texts, indexed [condition][request]; see `depthlens.engine.engine.Engine.generate_until`."""
-
     def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
-        self._answer(self.score, [len(q.inputs) for q in rows.requests], rows, bar)
+        self._answer(self._score, [len(q.inputs) for q in rows.requests], rows, bar)
 
     def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
         """Write the greedy text of every request under every condition."""
+        if self.lens.remote and any(request.sampling for request in rows.requests):
+            raise UserError(
+                f"model {self.lens.name}: a server draws tokens in its own way; load the model here to sample"
+            )
         with other_weights_resident(self.lens, rows.conditions):
-            self._answer(self.write, [len(q.context) + q.max_new_tokens for q in rows.requests], rows, bar)
+            self._answer(self._write, [len(q.context) + q.max_new_tokens for q in rows.requests], rows, bar)
 
     def _answer(
         self,
-        compute: Callable[[Sequence[Any], Sequence[Condition], Bar], list[list[Any]]],
+        run: Callable[[AnswerRows, list[Row]], list[Any]],
         lengths: Sequence[int],
         rows: AnswerRows,
         bar: Bar,
     ) -> None:
-        requests, conditions = rows.requests, rows.conditions
-        rate, n_layers = WorkRate(self.lens), self.lens.dims.n_layers
-
-        def do(members: list[int], group: list[int]) -> None:
-            work = n_layers * len(group) * sum(lengths[r] for r in members)
-            with rate.measured(work):
-                answers = compute([requests[r] for r in members], [conditions[c] for c in group], bar)
-            for c, of_condition in zip(group, answers, strict=True):
-                for r, answer in zip(members, of_condition, strict=True):
+        """Run all rows that lack an answer, long ones first, in batches under the budget."""
+        todo = [(c, r) for c, answers in enumerate(rows.answers) for r, answer in enumerate(answers) if answer is None]
+        # in float64 nothing is padded: eager attention takes its softmax in float32, where what padding sees is NaN
+        padded = run == self._score or self.lens.dtype != torch.float64
+        widths = [length if padded else len(q.context) for q, length in zip(rows.requests, lengths, strict=True)]
+        todo.sort(key=lambda row: (-widths[row[1]], -lengths[row[1]]))
+        waiting: list[Row] = []
+        last_kept = time.monotonic()
+        try:
+            while todo:
+                longest = max(1, lengths[todo[0][1]])
+                batch = todo[: max(1, self.batch_tokens // longest)]
+                if not padded:
+                    batch = [row for row in batch if widths[row[1]] == widths[batch[0][1]]]
+                try:
+                    answers = run(rows, batch)
+                except (torch.OutOfMemoryError, RuntimeError) as e:
+                    if not out_of_memory(e) or len(batch) == 1:
+                        raise
+                    self.batch_tokens = max(1, len(batch) // 2 * longest)
+                    continue
+                for (c, r), answer in zip(batch, answers, strict=True):
                     rows.answers[c][r] = answer
-                texts = [answer for answer in of_condition if isinstance(answer, str)]
-                written = [len(self.lens.tokenizer(text).input_ids) + 1 for text in texts] if texts else None
-                self._count([requests[r] for r in members], written)
-            rows.put(members, group)
+                todo, waiting = todo[len(batch) :], waiting + batch
+                bar.update(len(batch))
+                if time.monotonic() - last_kept > answer_cache.KEEP_SECONDS:
+                    some, waiting, last_kept = waiting, [], time.monotonic()
+                    rows.keep(some)
+        finally:  # also after Ctrl-C: what was computed is not lost
+            rows.keep(waiting)
 
-        order = sorted(range(len(requests)), key=lambda r: -lengths[r])
-        while order:
-            n_rows = max(1, int(max(rate.work / n_layers, self.batch_tokens) / max(1, lengths[order[0]])))
-            n_conditions, n_requests = min(n_rows, len(conditions)), max(1, n_rows // len(conditions))
-            for i in range(0, len(conditions), n_conditions):
-                for product in rows.missing(order[:n_requests], range(len(conditions))[i : i + n_conditions]):
-                    do(*product)
-            order = order[n_requests:]
+    def _score(self, rows: AnswerRows, batch: list[Row]) -> list[LoglikelihoodAnswer]:
+        under = [rows.conditions[c] for c, _ in batch]
+        asked = [rows.requests[r] for _, r in batch]
+        tokens, mask = self._padded([q.inputs for q in asked], left=False)
+        positions = [range(len(q.context) - 1, len(q.inputs)) for q in asked]
+        if self.lens.remote:
+            found = self.backend.score(tokens, under, positions, [q.continuation for q in asked])
+            answers = [LoglikelihoodAnswer(*answer) for answer in found]
+        else:
+            logits, _ = self.backend.forward(tokens, mask, under, positions=positions)
+            answers = [score_continuation(of_row, q.continuation) for of_row, q in zip(logits, asked, strict=True)]
+        for condition, answer in zip(under, answers, strict=True):
+            if not math.isfinite(answer.logprob):
+                raise self.lens.not_finite(condition)
+        read = sum(len(q.inputs) for q in asked)
+        self.work.add(Work(len(batch), read, read, layer_tokens=self.lens.dims.n_layers * read))
+        return answers
 
-    def _count(self, requests: Sequence[Any], written: Sequence[int] | None) -> None:
-        """Count rows of one condition, each a whole pass; and for a text one more for each token but the last."""
-        read = sum(len(q.inputs if written is None else q.context) for q in requests)
-        self.work.add(Work(len(requests), read, read, layer_tokens=self.lens.dims.n_layers * read))
-        if written is not None:
-            n, expected = sum(written), sum(text_lengths(self.lens, requests))
-            again = self.lens.dims.n_layers * (n - len(requests))
-            self.work.add(Work(written_tokens=n, layer_tokens=again, spared=expected - n))
+    def _write(self, rows: AnswerRows, batch: list[Row]) -> list[str]:
+        under = [rows.conditions[c] for c, _ in batch]
+        asked = [rows.requests[r] for _, r in batch]
+        writer = Writer(self.lens, rows.requests, rows.conditions)
+        tokens, mask = self._padded([q.context for q in asked], left=True)
+        if self.lens.remote:
+            most = max(q.max_new_tokens for q in asked)
+            new = self.backend.write(tokens, mask, under, most, writer.rules, writer.eos)
+            texts: list[str] = [writer.replay(row, of_row) for row, of_row in zip(batch, new, strict=True)]
+        else:
+            self._write_together(writer, batch, under, tokens, mask)
+            texts = [writer.text(row) for row in batch]
+        read = sum(len(q.context) for q in asked)
+        written, expected = sum(len(writer.tokens[row]) for row in batch), sum(text_lengths(self.lens, asked))
+        passed = self.lens.dims.n_layers * (read + written - len(batch))
+        self.work.add(Work(len(batch), read, read, written, passed, expected - written))
+        return texts
+
+    def _write_together(
+        self,
+        writer: Writer,
+        alive: list[Row],
+        under: Sequence[Condition],
+        tokens: Int[Tensor, "row pos"],
+        mask: Int[Tensor, "row pos"],
+    ) -> None:
+        cache, condition_of = None, dict(zip(alive, under, strict=True))
+        while True:
+            logits, cache = self.backend.forward(tokens, mask, [condition_of[row] for row in alive], cache=cache)
+            unfinished = writer.write(alive, torch.cat(logits))
+            if not unfinished:
+                return
+            if len(unfinished) < len(alive):
+                keep = torch.tensor([alive.index(row) for row in unfinished], dtype=torch.long)
+                cache.batch_select_indices(keep)  # which may be on several devices
+                mask, alive = mask[keep], unfinished
+            tokens = torch.tensor(writer.last(alive), device=self.lens.device)[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+
+    def _padded(
+        self, rows: Sequence[Sequence[int]], *, left: bool
+    ) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+        """Token ids and attention mask; those for a server are here."""
+        width = max(map(len, rows))
+        fill = [[0] * (width - len(row)) for row in rows]
+        tokens = [[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)]
+        mask = [[*f, *[1] * len(row)] if left else [*[1] * len(row), *f] for row, f in zip(rows, fill, strict=True)]
+        device = "cpu" if self.lens.remote else self.lens.device
+        return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+
+
+def score_continuation(
+    logits: Float[Tensor, "n_continuation d_vocab"], continuation: Sequence[int]
+) -> LoglikelihoodAnswer:
+    """Log-likelihood of a continuation from the logits that predict it."""
+    targets = torch.tensor(continuation, device=logits.device)
+    logprobs = torch.log_softmax(wide(logits), -1).gather(-1, targets[:, None])
+    return LoglikelihoodAnswer(float(logprobs.sum()), bool((logits.argmax(-1) == targets).all()))

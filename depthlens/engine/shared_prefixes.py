@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from depthlens.engine.attention_parts import Attend
+from depthlens.engine.branch_attention import Attend
 from depthlens.models.architectures import wide_type
 
 CLEAN = -1  # stands for the condition of the clean row

@@ -1,26 +1,119 @@
 """Attention over a packed prefix tree: every token sees the prefix and its ancestors, nothing else.
 
-`depthlens.engine.attention_choice` says which kernel computes it. Registered with transformers' attention interface;
-any family that calls it can be walked.
+Registered with transformers' attention interface; any family that calls it can be walked. The kernel is the first of
+these that computes what plain attention does, tried once for each device, dtype and widths of heads:
+
+- ``flex``: FlexAttention, compiled, with a block mask (`depthlens.engine.block_mask`); on CUDA only;
+- ``fused``: torch's fused kernels, prefix and branches apart (`depthlens.engine.branch_attention`);
+- ``unfused``: the same written out, with scores in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from depthlens.engine import attention_choice
-from depthlens.engine.attention_choice import TREES, Case, Tree
+from depthlens.engine import prefix_tree
+from depthlens.engine.block_mask import BlockTree
+from depthlens.engine.branch_attention import Attend, BranchTree, fused, unfused
 from depthlens.engine.prefix_tree import Pack
-from depthlens.models.architectures import AttentionLayout
+from depthlens.models.architectures import AttentionLayout, wide
+from depthlens.models.lens import Lens
+
+log = logging.getLogger(__name__)
 
 NAME = "depthlens_tree"
+# largest difference from plain attention, of outputs of about 1: rounding; a wrong mask gives about 1
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TREES: dict[str, Callable[[Pack, torch.device, torch.dtype], Any]] = {
+    "flex": lambda pack, device, dtype: BlockTree(pack, device, "inductor"),
+    "fused": partial(BranchTree, attend=fused),
+    "unfused": partial(BranchTree, attend=unfused),
+}
+
+
+class Case(NamedTuple):
+    """What decides whether a kernel can be used."""
+
+    device: torch.device
+    dtype: torch.dtype
+    n_heads: int
+    n_kv_heads: int
+    d_key: int
+    d_value: int
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor) -> Case:
+        """The case of queries, keys and values, each of shape [row, head, pos, d]."""
+        return cls(query.device, query.dtype, query.shape[1], key.shape[1], key.shape[-1], value.shape[-1])
+
+
+def kernel_of(lens: Lens) -> str | None:
+    """The kernel for trees of a model, as a record names it; None where its weights are on a server."""
+    dims = lens.dims
+    if lens.remote:
+        return None
+    return kernel(Case(lens.device, lens.dtype, dims.n_heads, dims.n_kv_heads, lens.arch.d_key, dims.d_head))
+
+
+def kernel(case: Case) -> str:
+    """The kernel for a tree.
+
+    Raises:
+        torch.OutOfMemoryError: memory ran out, which says nothing about a kernel.
+    """
+    names = [name for name in TREES if name != "flex" or case.device.type == "cuda"]
+    return next(name for name in names if name == "unfused" or is_right(case, name))
+
+
+def part_kernel(case: Case) -> Attend:
+    """What computes attention over a part of the keys, where a text is written."""
+    return fused if is_right(case, "fused") else unfused
+
+
+@functools.cache
+def is_right(case: Case, name: str) -> bool:
+    """Whether a kernel computes what plain attention does."""
+    try:
+        return _is_close(case, name)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        log.debug("attention kernel %s cannot be used here", name, exc_info=True)
+        return False
+
+
+@torch.no_grad()
+def _is_close(case: Case, name: str) -> bool:
+    """Whether a kernel is right on a tree of questions with two answers each."""
+    questions = [[*range(130), *[130 + i] * (20 + i % 3)] for i in range(6)]
+    pack = prefix_tree.build([[*q, *answer] for q in questions for answer in ((1, 2), (3,))], range(12))
+    tree, generator = TREES[name](pack, case.device, case.dtype), torch.Generator().manual_seed(0)
+    shapes = ((case.n_heads, case.d_key), (case.n_kv_heads, case.d_key), (case.n_kv_heads, case.d_value))
+    qkv = [torch.randn(2, heads, pack.n_tokens, d, generator=generator) for heads, d in shapes]
+    query, key, value = (x.to(case.device, case.dtype) for x in qkv)
+    i = torch.arange(pack.n_tokens, device=case.device)
+    sees = (i <= i[:, None]) & (i[:, None] < torch.tensor(pack.exits, device=case.device))  # [query, key]
+    scale, group = case.d_key**-0.5, case.n_heads // case.n_kv_heads
+    scores = wide(query) @ wide(key).repeat_interleave(group, 1).transpose(-1, -2) * scale
+    plain = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ wide(value).repeat_interleave(group, 1)
+    # tensor cores may read float32 with as many digits as float16 has
+    coarse = case.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    allowed = TOLERANCES[torch.float16 if coarse else case.dtype]
+    errors = []
+    for n in (1, 2):  # one row is compiled apart from several
+        found = tree.attention(query[:n], key[:n], value[:n], scale)
+        errors.append(float((found - plain[:n]).abs().max()))
+    return all(error <= allowed for error in errors)  # not "greater": a NaN is refused as well
 
 
 class Layout:
@@ -41,7 +134,7 @@ class Layout:
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
         self.n_prefix = len(pack.prefix)
         self._make = lambda kernel, device, dtype: TREES[kernel](pack, device, dtype)
-        self._trees: dict[tuple[str, torch.device, torch.dtype], Tree] = {}
+        self._trees: dict[tuple[str, torch.device, torch.dtype], Any] = {}
 
     def attention(
         self,
@@ -61,7 +154,7 @@ class Layout:
             scale: Factor on the scores.
         """
         case = Case.of(query, key, value)
-        made = attention_choice.kernel(case), case.device, case.dtype
+        made = kernel(case), case.device, case.dtype
         if made not in self._trees:
             self._trees[made] = self._make(*made)
         return self._trees[made].attention(query, key, value, scale)

@@ -19,7 +19,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from depthlens.ablations import Condition
@@ -28,7 +28,7 @@ from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
 from depthlens.models.architectures import head, hidden, wide, with_hidden
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved, weights_state
+from depthlens.models.placement import moved, place_of, weights_state
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Found:
     plain: bool = True
 
 
+# a layer that was called: its number, arguments, and what it gave
+Call = tuple[int, tuple, dict[str, Any], Tensor]
 _found_before: WeakKeyDictionary[Lens, tuple[tuple, Found]] = WeakKeyDictionary()
 
 
@@ -124,127 +126,89 @@ def _state(lens: Lens) -> tuple:
 
 @torch.no_grad()
 def _try(lens: Lens) -> Found:
-    trial = Trial(lens)
+    arch, close = lens.arch, CLOSE[lens.dtype]
+    n = min(N_TOKENS, window_of(lens) or N_TOKENS)  # so few that every layer sees them all
+    tokens = torch.tensor([i * 7919 % len(arch.embed.weight) for i in range(1, n + 1)], device=lens.device)
+    calls, logits = _calls(lens, tokens)
+    order = [layer for layer, *_ in calls]
+    if again := [layer for layer in order if order.count(layer) > 1]:
+        what = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
+        raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {what}")
+    fault: str | None = None
+    parts: str | None = None
+    x, separable = arch.embed(tokens)[None], True
+    for layer, args, kwargs, output in calls:
+        given = args[0] if args else kwargs["hidden_states"]
+        if _apart(x, given, close):
+            fault = fault or f"layer {layer} gets something else than what the part before it gives"
+        x = output
+        with lens.resident(layer):
+            if fault is None:
+                fault, unlike = _compare(lens, layer, given, output)
+                parts = parts or unlike
+            if fault or parts:
+                separable &= not _apart(_without_parts(lens, layer, args, kwargs), given, close)
+    if order != [*range(lens.dims.n_layers)]:
+        fault = fault or "its layers are not passed one after the other"
+    plain = not _apart(arch.logits(x), logits, close)
+    normed = arch.final_norm(moved(x, place_of(arch.final_norm, x.device)))
+    if not plain and _apart(head(lens.model, moved(normed, logits.device)[0])[None], logits, close):
+        what = "its logits are not those that its final norm and its head give"
+        raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {what}")
+    return Found(fault, fault or parts, separable, plain)
+
+
+def _calls(lens: Lens, tokens: Int[Tensor, " pos"]) -> tuple[list[Call], Float[Tensor, "1 pos d_vocab"]]:
+    """Every call of a layer in the model's own forward pass, and its logits."""
+    calls: list[Call] = []
+
+    def note(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        calls.append((layer, args, kwargs, hidden(output)))
+
     with ExitStack() as stack:
         for i, layer in enumerate(lens.arch.layers):
-            before, after = partial(trial.before, i), partial(trial.after, i)
-            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
-        logits = lens.model(input_ids=trial.tokens[None], use_cache=False).logits
-    depths = [*range(lens.dims.n_layers)]
-    if len(trial.called) > len({*trial.called}):
-        again = next(i for i in depths if trial.called.count(i) > 1)
-        fault = f"layer {again} is passed {trial.called.count(again)} times, which no condition could tell apart"
-        raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {fault}")
-    if trial.called != depths:
-        trial.fault = trial.fault or "its layers are not passed one after the other"
-    plain = not _apart(lens.arch.logits(trial.x), logits, trial.close)
-    normed = lens.arch.final_norm(trial.x)
-    if not plain and _apart(head(lens.model, moved(normed, logits.device)[0])[None], logits, trial.close):
-        fault = "its logits are not those that its final norm and its head give"
-        raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {fault}")
-    return Found(trial.fault, trial.fault or trial.parts, trial.separable, plain)
+            stack.callback(layer.register_forward_hook(partial(note, i), with_kwargs=True).remove)
+        logits = lens.model(input_ids=tokens[None], use_cache=False).logits
+    return calls, logits
 
 
-class Trial:
-    """Hooks of the model's own forward pass, which take each layer's input through its parts as well.
+def _without_parts(lens: Lens, layer: int, args: tuple, kwargs: dict[str, Any]) -> Float[Tensor, "1 pos d_model"]:
+    """What a layer gives without what its attention and its MLP give."""
+    with ExitStack() as stack:
+        for part in (lens.arch.attn[layer], lens.arch.mlp[layer]):
+            stack.callback(part.register_forward_hook(_nothing).remove)
+        return hidden(lens.arch.layers[layer](*args, **kwargs))
 
-    A layer of an offloaded model is in memory meanwhile, so that all are read once.
 
-    Attributes:
-        tokens: Shape [pos]; so few that every layer sees them all.
-        close: See `CLOSE`.
-        x: What comes next into a layer, or into the final norm.
-        called: Layers in the order in which the model passes them.
-        fault: What differs first where layers are called as wholes.
-        parts: What differs first where they are taken apart.
-        separable: See `Found`.
-    """
-
-    def __init__(self, lens: Lens) -> None:
-        self.lens = lens
-        n, n_words = min(N_TOKENS, window_of(lens) or N_TOKENS), len(lens.arch.embed.weight)
-        self.tokens = torch.tensor([i * 7919 % n_words for i in range(1, n + 1)], device=lens.device)
-        self.close = CLOSE[lens.dtype]
-        self.fault: str | None = None
-        self.parts: str | None = None
-        self.separable = True
-        self.layout = CountedRows(n, lens.device)
-        self.x = lens.arch.embed(self.tokens)[None]
-        self.called: list[int] = []
-        self._held = ExitStack()
-        self._inside = False
-
-    def before(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Compare what a layer gets with what left the one before it, or the embedding."""
-        if self._inside:
-            return
-        self.called.append(layer)
-        self._held.enter_context(self.lens.resident(layer))
-        given = args[0] if args else kwargs["hidden_states"]
-        if _apart(self.x, given, self.close):
-            self.fault = self.fault or f"layer {layer} gets something else than what the part before it gives"
-        self.x = given
-
-    def after(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        """Compare what a layer gives with what its parts give."""
-        if self._inside:
-            return
-        self._inside = True
-        try:
-            self.fault = self.fault or self._compare(layer, hidden(output))
-        except NOT_CALLABLE as e:
-            self.fault = f"layer {layer} cannot be called by itself ({type(e).__name__})"
-        try:
-            if self.fault or self.parts:
-                self.separable &= self._is_separable(layer, args, kwargs)
-        finally:
-            self._inside = False
-            self._held.close()
-        self.x = hidden(output)
-
-    def _is_separable(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> bool:
-        """Whether the layer, called again without what attention and MLP give, returns its input."""
-        with ExitStack() as stack:
-            for part in (self.lens.arch.attn[layer], self.lens.arch.mlp[layer]):
-                stack.callback(part.register_forward_hook(_nothing).remove)
-            return not _apart(hidden(self.lens.arch.layers[layer](*args, **kwargs)), self.x, self.close)
-
-    def _compare(self, layer: int, wanted: Float[Tensor, "1 pos d_model"]) -> str | None:
-        """What the layer does not compute when it is called by itself; what its parts do not is noted."""
-        arch, device = self.lens.arch, self.lens.device_of(layer)
-        if layer in arch.dims.headless:
-            return f"layer {layer} mixes its tokens in another way than by attention"
-        if arch.rotary is None:
-            return "its tokens learn where they stand in another way than by a rotary embedding"
-        x, layout = moved(self.x, device), moved(self.layout, device)
+def _compare(
+    lens: Lens, layer: int, x: Float[Tensor, "1 pos d_model"], wanted: Float[Tensor, "1 pos d_model"]
+) -> tuple[str | None, str | None]:
+    """What a layer does not compute when it is called by itself, and what its parts do not."""
+    arch, device, close = lens.arch, lens.device_of(layer), CLOSE[lens.dtype]
+    if layer in arch.dims.headless:
+        return f"layer {layer} mixes its tokens in another way than by attention", None
+    if arch.rotary is None:
+        return "its tokens learn where they stand in another way than by a rotary embedding", None
+    layout = CountedRows(x.shape[1], device)
+    try:
         rotary = moved(arch.angles(x, layout.position_ids), device)
-        with walking(self.lens.model):
-            whole = arch.call(layer, x, layout, rotary)
-        if _apart(whole, wanted, self.close):
-            return f"layer {layer} computes something else when it is called by itself"
-        if layout.calls.pop(layer, []) != [self.lens.dims.n_kv_heads]:
-            return f"layer {layer} has more than one attention, or other key heads than the configuration says"
-        self.parts = self.parts or self._compare_parts(layer, x, layout, rotary, wanted)
-        return None
-
-    def _compare_parts(
-        self,
-        layer: int,
-        x: Float[Tensor, "1 pos d_model"],
-        layout: CountedRows,
-        rotary: Any,
-        wanted: Float[Tensor, "1 pos d_model"],
-    ) -> str | None:
-        if not self.lens.arch.attn_norm:
-            return f"layer {layer} has other norms than one before attention and one before the MLP"
-        fault = f"layer {layer} computes something else than its input, attention and MLP added up"
-        try:
-            with walking(self.lens.model):
-                found = self.lens.arch.step(layer, x, layout, rotary)[2]
-        except NOT_CALLABLE:
-            return fault
-        return fault if _apart(found, wanted, self.close) or layout.calls.pop(layer, []) == [] else None
+        with walking(lens.model):
+            whole = arch.call(layer, moved(x, device), layout, rotary)
+    except NOT_CALLABLE as e:
+        return f"layer {layer} cannot be called by itself ({type(e).__name__})", None
+    if _apart(whole, wanted, close):
+        return f"layer {layer} computes something else when it is called by itself", None
+    if layout.calls.pop(layer, []) != [lens.dims.n_kv_heads]:
+        return f"layer {layer} has more than one attention, or other key heads than the configuration says", None
+    if not arch.attn_norm:
+        return None, f"layer {layer} has other norms than one before attention and one before the MLP"
+    unlike = f"layer {layer} computes something else than its input, attention and MLP added up"
+    try:
+        with walking(lens.model):
+            found = arch.step(layer, moved(x, device), layout, rotary)[2]
+    except NOT_CALLABLE:
+        return None, unlike
+    return None, unlike if _apart(found, wanted, close) or layout.calls.pop(layer, []) == [] else None
 
 
 class CountedRows(CausalRows):

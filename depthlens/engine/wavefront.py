@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
-from depthlens.backends.protocol import Means, classes
+from depthlens.backends.protocol import Means
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.weight_swap import RowDonations
 from depthlens.engine.prefix_tree import Pack
@@ -178,13 +178,10 @@ class Wavefront:
             else:
                 stay.append(i)
         for c in aside:
-            mode = skip_mode(conditions[c], layer)
-            if self.means is None:
-                continue
-            if mode == "mean":
-                aside[c] = aside[c] + self.means.layer[layer].to(x)[classes(layout.position_ids[0])]
-            elif mode == "resample":
-                aside[c] = aside[c] + self.means.sampled("layer", layer, layout.position_ids)[0].to(x)
+            if skip_mode(conditions[c], layer) in ("mean", "resample"):
+                edits = RowEdits([conditions[c]], self.lens, self.means, layout.position_ids, self.lens.donor)
+                if (edit := edits.at(layer).layer) is not None:
+                    aside[c] = edit(aside[c][None], aside[c][None])[0]
         return (x[stay], [rows[i] for i in stay]) if len(stay) < len(rows) else (x, rows)
 
     def _join(
@@ -243,5 +240,5 @@ class Wavefront:
         with edits.hooked(layer, keep) if layer in edits.layers else nullcontext() as at:
             resid_post = self.arch.step(layer, x, layout, rotary, keep)[2]
             if at is not None and at.layer is not None:  # its hook waits for a call of the layer, which a step is not
-                resid_post = at.layer(x if keep is None else x[:, keep], resid_post)
+                resid_post = at.layer(resid_post, x if keep is None else x[:, keep])
         return resid_post

@@ -32,7 +32,7 @@ class EvalOptions(TypedDict, total=False):
         system_instruction: Text before everything else.
         gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names: ``max_gen_toks``, ``until``,
             ``do_sample``, ``temperature``, ``top_p``, ``top_k``, ``min_p``. Tokens that are drawn depend on ``seed``,
-            the condition and the document alone (`depthlens.engine.sampling`).
+            the condition and the document alone (`depthlens.engine.writer`).
         think_end_token: Text that ends what a reasoning model thinks, such as ``</think>``; only what follows is the
             answer.
         enable_thinking: Argument of chat templates that have it; None (default): the template's own way.

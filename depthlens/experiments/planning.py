@@ -156,7 +156,7 @@ class _Counted:
         self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], desc: str = ""
     ) -> list[list[WrittenAnswer]]:
         """Count what `Engine.generate_until` would write, if texts are as long as those that are tried."""
-        self.engine.check_writing()
+        self.engine.check_writing(conditions)
         self._count(requests, conditions, text_lengths(self.engine.lens, requests))
         return [[WrittenAnswer("", True) for _ in requests] for _ in conditions]
 

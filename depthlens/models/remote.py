@@ -48,7 +48,7 @@ _COMPARED = ("nnsight", "torch", "transformers")
 T = TypeVar("T")
 
 
-class Overfull(Exception):
+class Overfull(torch.OutOfMemoryError):
     """The server ran out of memory or time over a trace: a smaller one may do."""
 
 

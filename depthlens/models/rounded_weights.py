@@ -11,7 +11,6 @@ integers is needed. Methods that choose roundings by data (GPTQ, AWQ) lose less.
 from __future__ import annotations
 
 import copy
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from depthlens.ablations import ROUNDED, Condition
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, donor_layers_resident
 from depthlens.models.placement import held, weights_state
-from depthlens.models.quantised import stored_bytes
 
 GROUP = 128  # weights that share a scale under int4; fewer, by halves, where the width of a matrix wants it
 _TINY = torch.finfo(torch.float32).tiny
@@ -67,71 +65,62 @@ def copied(module: nn.Module, mode: str) -> nn.Module:
     return made
 
 
-class RoundedModules:
-    """Copies of the modules of a model with rounded weights, kept for as many layers as are computed at once.
+class RoundedLayers:
+    """Copies of layers of a model with rounded weights, kept for as many layers as are computed at once.
 
     Args:
         lens: The model.
     """
 
     def __init__(self, lens: Lens) -> None:
-        self._n_layers = len(lens.devices)  # each device computes one
-        self._by_layer: OrderedDict[int, dict[tuple[int, str], tuple[tuple, nn.Module]]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._layers = lens.arch.layers
+        self._most = len(lens.devices)  # each device computes one layer
+        self._kept: OrderedDict[tuple[int, str], tuple[tuple, nn.Module]] = OrderedDict()
         self._holders = 0
 
-    def of(self, layer: int, module: nn.Module, mode: str) -> nn.Module:
-        """The copy of a module of a layer; its weights are in memory, or accelerate brings them."""
-        with self._lock, held(module):
+    def of(self, layer: int, mode: str) -> nn.Module:
+        """The copy of a layer; its weights are in memory, or accelerate brings them."""
+        with held(module := self._layers[layer]):
             state = weights_state(module)
-            kept = self._by_layer.setdefault(layer, {})
-            self._by_layer.move_to_end(layer)
-            found, copy_of = kept.get((id(module), mode), (None, module))
-            if found != state:  # one copy of each: an offloaded layer is read into other memory every time
-                copy_of = copied(module, mode)
-                kept[id(module), mode] = state, copy_of
-            while not self._holders and len(self._by_layer) > self._n_layers:
-                self._by_layer.popitem(last=False)
-            return copy_of
+            found, copy_of = self._kept.pop((layer, mode), (None, module))
+            # one copy of each: an offloaded layer is read into other memory every time
+            self._kept[layer, mode] = state, copy_of if found == state else copied(module, mode)
+        while not self._holders and len({n for n, _ in self._kept}) > self._most:
+            self._kept.popitem(last=False)
+        return self._kept[layer, mode][1]
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within the context all copies are kept, as decoding needs them, which passes all layers for each token."""
-        with self._lock:
-            self._holders += 1
+        self._holders += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._holders -= 1
-                if not self._holders:
-                    self._by_layer.clear()
+            self._holders -= 1
+            self.clear()
 
     def clear(self) -> None:
         """Forget copies that nobody holds: a weight that was edited through ``.data`` or numpy looks unchanged."""
-        with self._lock:
-            if not self._holders:
-                self._by_layer.clear()
+        if not self._holders:
+            self._kept.clear()
 
 
-_modules: WeakKeyDictionary[Lens, RoundedModules] = WeakKeyDictionary()
+_layers: WeakKeyDictionary[Lens, RoundedLayers] = WeakKeyDictionary()
 
 
-def modules_of(lens: Lens) -> RoundedModules:
-    """The copies of a model's modules."""
-    if lens not in _modules:
-        _modules[lens] = RoundedModules(lens)
-    return _modules[lens]
+def rounded_layers(lens: Lens) -> RoundedLayers:
+    """The copies of a model's layers; one thread at a time works with a model."""
+    return _layers.setdefault(lens, RoundedLayers(lens))
 
 
 def rounded_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
-    """Bytes of the copies that conditions need, at most: of whole layers, each once for a mode."""
+    """Bytes of the copies that conditions need: of whole layers, each once for a mode."""
     layers = {(a.layer, a.mode) for c in conditions for a in c.ablations if a.mode in ROUNDED}
-    return len(layers) * sum(map(stored_bytes, lens.arch.layers[0].parameters())) if layers else 0
+    return len(layers) * sum(w.nbytes for w in lens.arch.layers[0].parameters())
 
 
 @contextmanager
 def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Iterator[None]:
     """Within the context what conditions put in place of weights is in memory, as decoding needs it."""
-    with donor_layers_resident(lens.donor, conditions), modules_of(lens).held():
+    with donor_layers_resident(lens.donor, conditions), rounded_layers(lens).held():
         yield

@@ -9,7 +9,6 @@ of it is read before anything is compared, so that a damaged file is reported at
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -15,10 +15,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-import torch
 
 from depthlens import progress as bars
 from depthlens import provenance
@@ -35,45 +34,6 @@ NUMERICS = 1
 KEEP_SECONDS = 10.0
 Measure = Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]]
 Where = str | os.PathLike[str] | Store | None
-
-
-@runtime_checkable
-class ModelIdentity(Protocol):
-    """Which model it is, see `depthlens.models.fingerprint.Identity`."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def obstacle(self) -> str | None: ...
-    @property
-    def settings(self) -> dict[str, str]: ...
-
-
-@runtime_checkable
-class IdentifiedModel(Protocol):
-    """What the store needs to know of a loaded model, see `depthlens.models.lens.Lens`."""
-
-    name: str
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def remote(self) -> object | None: ...
-    @property
-    def donor(self) -> DonorModel | None: ...
-    def bind(self) -> None: ...
-    def identify(self) -> ModelIdentity: ...
-    def describe(self, fingerprint: str | None = None) -> dict[str, object]: ...
-
-
-@runtime_checkable
-class DonorModel(Protocol):
-    """See `depthlens.models.lens.Donor`."""
-
-    @property
-    def lens(self) -> IdentifiedModel: ...
 
 
 class AnswerCache:
@@ -148,10 +108,10 @@ class AnswerCache:
                     waiting += some
                     bar.update(len(some))
                     if time.monotonic() - last > KEEP_SECONDS:
-                        rows.put(waiting, every)
+                        rows.keep((name, case) for name in every for case in waiting)
                         waiting, last = [], time.monotonic()
             finally:
-                rows.put(waiting, every)
+                rows.keep((name, case) for name in every for case in waiting)
         return np.array(rows.answers).T
 
     def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:
@@ -174,12 +134,12 @@ class AnswerStore:
 
     Args:
         store: See `depthlens.store.parts.open_store`, which reports errors in it at once.
-        lens: A loaded model.
+        lens: A loaded model (`depthlens.models.lens.Lens`).
         second: Another model that every value depends on. A model whose parts are transplanted (``lens.donor``) need
             not be named.
     """
 
-    def __init__(self, store: Where, lens: IdentifiedModel, second: IdentifiedModel | None = None) -> None:
+    def __init__(self, store: Where, lens: Any, second: Any = None) -> None:
         self._opened = open_store(store)
         self._models = {"model": lens}
         if lens.donor:
@@ -190,7 +150,7 @@ class AnswerStore:
             model.bind()
 
     @cached_property
-    def _identities(self) -> dict[str, ModelIdentity]:
+    def _identities(self) -> dict[str, Any]:
         return {role: model.identify() for role, model in self._models.items()}
 
     @property

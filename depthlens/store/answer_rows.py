@@ -18,7 +18,6 @@ from depthlens.store.parts import Entry
 Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
 Row = tuple[int, int]  # condition, request
 Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
-Compute = Callable[[list[int], list[int]], None]  # fills the answers of a product and calls `AnswerRows.put`
 
 
 def _nothing() -> None:
@@ -49,7 +48,7 @@ class AnswerRows:
         self.addresses = addresses
         self.n_computed = 0
         self.answers: list[list[Any]] = [[None] * len(requests) for _ in conditions]
-        self._kept_early: set[Row] = set()  # before the others of their pack
+        self._kept: set[Row] = set()
         self._digests = [digest(q) for q in requests] if entry else []
         # equal requests (an option that two documents share) are one row of the store
         self._conditions_at, self._requests_at = _index(addresses), _index(self._digests)
@@ -99,18 +98,13 @@ class AnswerRows:
         rows = f"{self._n_stored} of {len(self.requests) * len(self.conditions)} rows of {entry.label}"
         return f"{rows} are kept in {entry.store.location}; run the same again to go on"
 
-    def put(self, members: Sequence[int], group: Sequence[int]) -> None:
-        """Store the answers that there are to some requests under some conditions, and that `keep` has not stored."""
-        rows = {(c, r) for c in group for r in members if self.answers[c][r] is not None}
-        self.keep(sorted(rows - self._kept_early))
-        self._kept_early.clear()
-
-    def keep(self, rows: Sequence[Row]) -> None:
-        """Store the answers of rows (condition, request), before the others of their product are `put`."""
-        self._kept_early |= {*rows}
-        self.n_computed += len(rows)
-        if self.entry and self.entry.writable and rows:
-            self._write(self.entry, rows)
+    def keep(self, rows: Iterable[Row]) -> None:
+        """Store the answers that there are of some rows (condition, request), each once."""
+        new = [(c, r) for c, r in rows if self.answers[c][r] is not None and (c, r) not in self._kept]
+        self._kept |= {*new}
+        self.n_computed += len(new)
+        if self.entry and self.entry.writable and new:
+            self._write(self.entry, new)
         self._check_ctrl_c()
 
     def _write(self, entry: Entry, rows: Sequence[Row]) -> None:

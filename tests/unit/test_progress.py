@@ -101,15 +101,15 @@ def test_what_texts_that_end_early_do_not_need_is_not_left(path, monkeypatch):
     lens.model.generation_config.eos_token_id = list(range(0, 256, 3))
     asked = [GenerateRequest((i, 7, i + 1), (), 200) for i in range(40)]
     conditions = [parse_condition(text) for text in ("baseline", "L2", "L1.H3")]
-    put = AnswerRows.put
+    keep = AnswerRows.keep
 
-    def noted(rows, members, group):
-        put(rows, members, group)
-        for needed, spent in told:  # nothing is told of rows that are only counted
+    def noted(rows, some):
+        keep(rows, some)
+        for needed, spent in told:
             shares.append((rows.n_computed / (len(asked) * len(conditions)), spent() / needed))
 
     monkeypatch.setattr(progress.Bar, "expects", lambda bar, needed, spent: told.append((needed, spent)))
-    monkeypatch.setattr(AnswerRows, "put", noted)
+    monkeypatch.setattr(AnswerRows, "keep", noted)
     monkeypatch.setattr(memory_budget, "CPU_KEY_BYTES", 1 << 20)  # eight prompts at a time
     engine = Engine(lens, path=path)
     engine.generate_until(asked, conditions)

@@ -13,7 +13,7 @@ import torch
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.backends.remote import RemoteNnsight
+from depthlens.backends.nnsight import NnsightBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -74,13 +74,15 @@ def test_every_kind_of_condition_equals_a_model_that_was_cut(family, pair):
     whole, far = pair(family)
     means = measure_means(far, backend_table.REFERENCE, "two prompts", backend_table.ANSWERS)
     conditions = [BASELINE, *(parse_condition(text) for text in KINDS.values())]
-    logits = backend_table.batch_logits(RemoteNnsight(far, means), conditions)
-    clean = whole.model(TOKENS[None], use_cache=False).logits[0]
-    assert (logits[0] - clean).abs().max() < TOLERANCE
-    for kind, condition, found in zip(["baseline", *KINDS], conditions, logits, strict=True):
-        wanted = surgery.logits(whole, condition, means, TOKENS)
-        assert (found - wanted).abs().max() < TOLERANCE, kind
-        assert kind == "baseline" or (found - clean).abs().max() > 0.1, f"{kind} changes nothing"
+    n, rows = len(TOKENS), len(conditions)
+    positions, targets = [range(n - 1)] * rows, [TOKENS[1:].tolist()] * rows
+    found = NnsightBackend(far, means).score(TOKENS.repeat(rows, 1), conditions, positions, targets)
+    for kind, condition, (logprob, greedy) in zip(["baseline", *KINDS], conditions, found, strict=True):
+        logits = surgery.logits(whole, condition, means, TOKENS)[:-1]
+        wanted = logits.log_softmax(-1).gather(-1, TOKENS[1:, None]).sum()
+        assert logprob == pytest.approx(float(wanted), abs=n * TOLERANCE), kind
+        assert greedy == (logits.argmax(-1) == TOKENS[1:]).all()
+        assert kind == "baseline" or abs(logprob - found[0][0]) > 0.01, f"{kind} changes nothing"
 
 
 def test_scores_and_texts_are_those_of_the_torch_backend(pair):

@@ -5,12 +5,12 @@ import functools
 import pytest
 import tiny
 import torch
+import trees
 
 from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import memory_budget, packed_trees
-from depthlens.engine.attention_choice import ENVIRONMENT
 from depthlens.engine.engine import PATHS, Engine
 from depthlens.engine.next_token import next_token
 from depthlens.engine.writer import cut
@@ -222,7 +222,7 @@ KERNELS = [("", family) for family in tiny.FAMILIES] + [("flex-eager", "llama-gq
 @pytest.mark.parametrize(("kernel", "family"), KERNELS)
 def test_fast_path_equals_plain_rows_on_every_family(family, kernel, on_plain_rows, monkeypatch):
     if kernel:
-        monkeypatch.setenv(ENVIRONMENT, kernel)
+        trees.with_flex_attention(monkeypatch)
     lens, conditions, asked, written, answers, texts = on_plain_rows(family)
     fast = Engine(lens, batch_tokens=64, progress=False)
     assert same(fast.loglikelihood(asked, conditions), answers)
@@ -252,8 +252,6 @@ def test_paths_that_do_not_exist_or_do_not_fit_are_refused(lens):
     with pytest.raises(UserError, match="unknown path 'wave'; did you mean wavefront"):
         Engine(lens, path="wave")
     windowed = tiny.lens("mistral", sliding_window=8)
-    with pytest.raises(UserError, match="path 'wavefront': 9 tokens, and the attention window is 8"):
-        Engine(windowed, path="wavefront").path_for(9)
     assert [Engine(windowed).path_for(n) for n in (8, 9)] == list(PATHS)
 
 

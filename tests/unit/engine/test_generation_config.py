@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import PATHS, Engine
-from depthlens.engine.sampling import Numbers
+from depthlens.engine.writer import Numbers
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, Sampling

@@ -11,8 +11,7 @@ import torch
 
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
-from depthlens.engine.sampling import Numbers, drawn
-from depthlens.engine.writer import Writer, processors
+from depthlens.engine.writer import Numbers, Writer, drawn, processors
 from depthlens.requests import GenerateRequest, Sampling
 
 WARM = Sampling(temperature=1.5, top_p=0.9, seed=3)

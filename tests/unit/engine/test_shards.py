@@ -6,8 +6,7 @@ import pytest
 import tiny
 from stores import WRITTEN, run
 
-from depthlens.engine.engine import Engine
-from depthlens.engine.shards import cut
+from depthlens.engine.engine import Engine, cut
 from depthlens.requests import LoglikelihoodRequest
 
 

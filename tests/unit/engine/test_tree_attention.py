@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+import trees
 from torch.nn.attention.flex_attention import create_block_mask
 from trees import random_sequences, sees
 
-from depthlens.engine import attention_parts, block_mask
-from depthlens.engine.attention_choice import ENVIRONMENT, TREES
+from depthlens.engine import block_mask, branch_attention
 from depthlens.engine.branch_attention import BranchTree
 from depthlens.engine.prefix_tree import build, pack
-from depthlens.engine.tree_attention import Layout
+from depthlens.engine.tree_attention import TREES, Layout
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or in two parts
@@ -18,9 +18,8 @@ TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or 
 @pytest.fixture(params=["chosen", "flex-eager"])
 def kernel(request, monkeypatch):
     """The kernel that a CPU gets, and the block mask that a GPU may get (not compiled, which takes half a minute)."""
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
     if request.param != "chosen":
-        monkeypatch.setenv(ENVIRONMENT, request.param)
+        trees.with_flex_attention(monkeypatch)
 
 
 def drawn(n_rows, n, d_value=8, heads=(4, 2), dtype=torch.float32):
@@ -97,13 +96,13 @@ def test_compiled_flex_attention_equals_one_masked_softmax():
             assert torch.allclose(tree.attention(*part, 0.3), plain(*part, 0.3, sees(p)), atol=TOLERANCE)
 
 
-ATTENDS = [attention_parts.fused, attention_parts.unfused]
+ATTENDS = [branch_attention.fused, branch_attention.unfused]
 
 
 @pytest.mark.parametrize("attend", ATTENDS)
 @pytest.mark.parametrize("masking", ["causal", "mask", "none"])
 def test_a_part_comes_with_the_log_of_its_denominator(attend, masking, monkeypatch):
-    monkeypatch.setattr(attention_parts, "SCORES_PER_QUERY", 3)  # unfused: a few queries at once
+    monkeypatch.setattr(branch_attention, "SCORES_PER_QUERY", 3)  # unfused: a few queries at once
     g = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(2, 3, 5, 8, generator=g) for _ in range(3))
     visible = torch.ones(5, 5, dtype=torch.bool)
@@ -127,17 +126,17 @@ def test_calls_of_cuda_kernels_fit_their_signatures_and_shapes(dtype, d_value, m
     q, k = torch.empty(2, 4, 50, 64, dtype=dtype, device="meta"), torch.empty(2, 4, 70, 64, dtype=dtype, device="meta")
     v = torch.empty(2, 4, 70, d_value, dtype=dtype, device="meta")
     mask = torch.empty(2, 1, 1, 72, dtype=dtype, device="meta")[..., :70] if masked else None
-    out, lse = attention_parts.fused(q, k, v, 0.1, mask, False)
+    out, lse = branch_attention.fused(q, k, v, 0.1, mask, False)
     assert (out.shape, out.dtype) == ((2, 4, 50, d_value), dtype)
     assert (lse.shape, lse.dtype) == ((2, 4, 50), torch.float32)
 
 
 def test_rows_of_masks_start_where_cuda_kernels_want_them():
-    tree = BranchTree(PACKS["several blocks"](), CPU, torch.float32, attention_parts.unfused)
+    tree = BranchTree(PACKS["several blocks"](), CPU, torch.float32, branch_attention.unfused)
     strides = [stride for _, _, mask in tree.buckets if mask is not None for stride in mask.stride()[:3]]
-    assert strides and all(stride % attention_parts.MASK_ALIGNMENT == 0 for stride in strides)
+    assert strides and all(stride % branch_attention.MASK_ALIGNMENT == 0 for stride in strides)
 
 
 def test_prompts_that_do_not_branch_hold_no_mask():
-    tree = BranchTree(PACKS["prompts that do not branch"](), CPU, torch.float32, attention_parts.fused)
+    tree = BranchTree(PACKS["prompts that do not branch"](), CPU, torch.float32, branch_attention.fused)
     assert len(tree.buckets) == 2 and all(mask is None for _, _, mask in tree.buckets)

@@ -160,8 +160,7 @@ def test_a_changed_model_is_not_walked(change, caplog):
     assert "model mine: " in caplog.text and "whole pass" in caplog.text
     for request, answer in zip(ASKED, found, strict=True):
         assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
-    with pytest.raises(UserError, match="path 'wavefront': .*; leave path out"):
-        Engine(lens, path="wavefront", progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+    assert Engine(lens, progress=False).path_for(2) == "padded_rows"
 
 
 def test_a_model_that_passes_a_layer_twice_is_refused():

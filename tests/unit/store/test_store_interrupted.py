@@ -14,7 +14,7 @@ from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, parts, run
 import depthlens as dl
 from depthlens import cli, progress
 from depthlens.analysis.results import Result
-from depthlens.engine import wavefront, work_rate
+from depthlens.engine import wavefront, work
 from depthlens.engine.engine import Engine
 from depthlens.engine.writer import Writer
 from depthlens.errors import Interrupted
@@ -129,9 +129,9 @@ class TestPacksAreBoundedInTime:
         assert len(parts(tmp_path)) >= least
 
     def test_the_next_pack_is_cut_by_the_rate_of_the_last(self, lens, monkeypatch):
-        limit = work_rate.WorkRate(lens)
+        limit = work.WorkRate(lens)
         ticks = iter([0.0, 0.5, 1.0, 51.0])
-        monkeypatch.setattr("depthlens.engine.work_rate.time.monotonic", lambda: next(ticks))
+        monkeypatch.setattr("depthlens.engine.work.time.monotonic", lambda: next(ticks))
         with limit.measured(100):
             pass
         assert limit.work == 100 / 0.5 * answer_cache.KEEP_SECONDS
