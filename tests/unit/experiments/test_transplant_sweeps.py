@@ -73,7 +73,7 @@ def test_a_remote_model_takes_no_transplant(folders):
     with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
         condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
     with pytest.raises(UserError, match="needs the weights here"):
-        Engine(base, progress=False).backend.edits(parse_condition("L1@donor"))
+        Engine(base, progress=False).backend.score(torch.tensor([[1, 2]]), [parse_condition("L1@donor")], [[0]], [[2]])
 
 
 def test_other_backends_do_not_take_a_transplant_for_a_removal(folders):

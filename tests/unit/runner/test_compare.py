@@ -61,7 +61,7 @@ def test_two_results_become_a_page_and_tables_that_only_they_replace(runs, call,
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "<script" not in page and "http://" not in page
     assert "default-src 'none'" in page and "<strong>deeper</strong> in late" in page
-    assert all(f"<h2>{title}</h2>" in page for title in ("What was found", "Whole models", "Cost", "How to read this"))
+    assert all(f"<h2>{title}</h2>" in page for title in ("What was found", "Whole models", "How to read this"))
     assert call(*runs, "--out", out)[0] == 0, "the same comparison is written again"
     assert call(*runs[::-1], "--out", out)[0] == 2, "another comparison"
     assert pd.read_parquet(out / "baselines.parquet")["run"].tolist() == ["base", "late"]
