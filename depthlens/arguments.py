@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from depthlens.errors import UserError, unknown
 
@@ -24,6 +24,7 @@ BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "token_logprob", "both")
 TEXT_SETS = ("embedded", "c4")
 N_SEEDS = 2**32
+Rule = Callable[[str, Any], object]  # refuses a value of an argument, by its name
 
 
 def plain(value: Any) -> Any:
@@ -221,12 +222,12 @@ def check(**values: Any) -> dict[str, Any]:
     return values
 
 
-def _optional(rule: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+def _optional(rule: Rule) -> Rule:
     return lambda name, value: None if value is None else rule(name, value)
 
 
-def _limit(name: str, value: Any) -> None:
-    whole(name, value, 1, of=" of documents", fix=", or leave it out for all")
+def _whole(low: int, high: int | None = None, of: str = "", fix: str = "") -> Rule:
+    return lambda name, value: whole(name, value, low, high, of=of, fix=fix)
 
 
 def _samples(name: str, value: Any) -> None:
@@ -244,29 +245,9 @@ def _samples(name: str, value: Any) -> None:
             raise UserError(f"{name}: document {repeated[0]} is named twice; name it once")
 
 
-def _num_fewshot(name: str, value: Any) -> None:
-    whole(name, value, 0, of=" of examples", fix=", or leave it out for the task's own")
-
-
-def _batch_tokens(name: str, value: Any) -> None:
-    whole(name, value, 1, fix=", or leave it out to have it chosen")
-
-
-def _seed(name: str, value: Any) -> None:
-    whole(name, value, 0, N_SEEDS - 1)
-
-
-def _workers(name: str, value: Any) -> None:
-    whole(name, value, 1, fix=", or leave it out to compute in this process")
-
-
 def _ray(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{name} {value!r}: give 'local' or the address of a cluster, such as 10.0.0.1:6379")
-
-
-def _worker_cpus(name: str, value: Any) -> None:
-    whole(name, value, 1, of=" of CPU threads", fix=", or leave it out")
 
 
 def _worker_gpus(name: str, value: Any) -> None:
@@ -309,7 +290,7 @@ def _out(name: str, value: Any) -> None:
         raise UserError(f"cannot write to {str(path)!r}: it, or a part of the path, is a file; name a folder")
 
 
-def _one_of(allowed: Sequence[str]) -> Callable[[str, Any], None]:
+def _one_of(allowed: Sequence[str]) -> Rule:
     def rule(name: str, value: Any) -> None:
         if not isinstance(value, str) or value not in allowed:
             raise unknown(name, value, allowed)
@@ -342,31 +323,140 @@ def _tasks(name: str, value: Any) -> None:
     names("tasks", value, "capitals_continuation")
 
 
-RULES: dict[str, Callable[[str, Any], None]] = {
-    "apply_chat_template": _flag,
-    "backend": _one_of(BACKENDS),
-    "batch_tokens": _optional(_batch_tokens),
-    "device": _device,
-    "dtype": _one_of(DTYPES),
-    "enable_thinking": _optional(_flag),
-    "gen_kwargs": _optional(_settings),
-    "include_path": _optional(_folder),
-    "limit": _optional(_limit),
-    "measure": _one_of(MEASURES),
-    "num_fewshot": _optional(_num_fewshot),
-    "offload": _optional(_offload),
-    "quantize": _optional(_one_of(SCHEMES)),
+class Option(NamedTuple):
+    """An option of experiments, as notebooks, Python and commands have it.
+
+    Attributes:
+        rule: Refuses a value.
+        default: Where it is not given.
+        help: What a command says of it.
+        metavar: What stands for its value there; "": it is a flag.
+        flag: How a command spells it, where that is not its name.
+        recorded: Whether it decides scores, and so stands in the record of a result.
+    """
+
+    rule: Rule
+    default: Any = None
+    help: str = ""
+    metavar: str = ""
+    flag: str = ""
+    recorded: bool = True
+
+
+# of every experiment that asks tasks (`depthlens.EvalOptions`)
+OPTIONS: dict[str, Option] = {
+    "limit": Option(
+        _optional(_whole(1, of=" of documents", fix=", or leave it out for all")),
+        help="Documents of each task. [default: all]",
+        metavar="N",
+    ),
+    "samples": Option(
+        _optional(_samples),
+        help="Which documents, as a slice of Python: 0:100:2, or 1::2 for every other.",
+        metavar="A:B:C",
+    ),
+    "num_fewshot": Option(
+        _optional(_whole(0, of=" of examples", fix=", or leave it out for the task's own")),
+        help="Examples in each prompt. [default: what the task says]",
+        metavar="N",
+        recorded=False,
+    ),
+    "include_path": Option(_optional(_folder), help="Folder with your own lm-eval task files (YAML).", metavar="DIR"),
+    "seed": Option(_whole(0, N_SEEDS - 1), 0, help="Seed of the choice of examples, and of drawn tokens.", metavar="N"),
+    "apply_chat_template": Option(_flag, False, help="Wrap prompts in the tokenizer's chat template."),
+    "system_instruction": Option(_optional(_text), help="Text before every prompt.", metavar="TEXT"),
+    "gen_kwargs": Option(
+        _optional(_settings),
+        help="How answers are written, over what the tasks say: max_gen_toks, temperature, top_p, top_k, min_p, "
+        "do_sample, until. Tokens that are drawn depend on --seed.",
+        metavar="NAME=VALUE,...",
+    ),
+    "think_end_token": Option(
+        _optional(_filled_text),
+        help="What ends the thinking of a reasoning model, such as '</think>'.",
+        metavar="TEXT",
+    ),
+    "enable_thinking": Option(
+        _optional(_flag), help="For chat templates that can switch it.", flag="--enable-thinking/--no-thinking"
+    ),
+    "measure": Option(
+        _one_of(MEASURES),
+        "task",
+        help="task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; "
+        "token_logprob: the same per token; both: task and answer_logprob.",
+        metavar="NAME",
+    ),
+    "backend": Option(
+        _one_of(BACKENDS), "torch", help="What removes the parts: torch, transformer_lens or nnsight.", metavar="NAME"
+    ),
+    "batch_tokens": Option(
+        _optional(_whole(1, fix=", or leave it out to have it chosen")),
+        help="Tokens of one batch. [default: chosen by free memory]",
+        metavar="N",
+        recorded=False,
+    ),
+    "store": Option(
+        lambda name, value: None,  # `depthlens.store.parts.open_store` checks it
+        "auto",
+        help="Folder or URL that keeps answers, so that nothing is computed twice; none keeps nothing. "
+        "auto is what DEPTHLENS_STORE names, else the user's data folder.",
+        metavar="DIR|URL",
+        recorded=False,
+    ),
+    "progress": Option(_flag, True, recorded=False),
+    "workers": Option(
+        _optional(_whole(1, fix=", or leave it out to compute in this process")),
+        help="Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
+        "[default: in this process, or with --ray as many as fit]",
+        metavar="N",
+        recorded=False,
+    ),
+    "ray": Option(
+        _optional(_ray),
+        help="A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
+        "[default: local with --workers]",
+        metavar="ADDRESS|local",
+        recorded=False,
+    ),
+    "worker_cpus": Option(
+        _optional(_whole(1, of=" of CPU threads", fix=", or leave it out")),
+        help="CPU threads of each worker. [default: its share of this machine, else 1]",
+        metavar="N",
+        recorded=False,
+    ),
+    "worker_gpus": Option(
+        _optional(_worker_gpus),
+        help="GPUs of each worker; 0.5 shares one. [default: as many as the model has here]",
+        metavar="N",
+        recorded=False,
+    ),
+}
+# of a model that is loaded by name
+LOADING: dict[str, Option] = {
+    "dtype": Option(
+        _one_of(DTYPES),
+        "auto",
+        help="Type of the weights: auto, float32, float64, bfloat16 or float16.",
+        metavar="TYPE",
+    ),
+    "device": Option(_device, "auto", help="auto, cpu, mps, cuda:N or cuda:0,cuda:1.", metavar="NAME"),
+    "quantize": Option(
+        _optional(_one_of(SCHEMES)),
+        help="int8, int4 or nf4: keep the weights of layers in so many bits.",
+        metavar="SCHEME",
+    ),
+    "offload": Option(
+        _optional(_offload),
+        help="disk: read layers when they are needed, for models larger than memory.",
+        metavar="disk",
+    ),
+    "remote": Option(_flag, False, help="Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY."),
+}
+RULES: dict[str, Rule] = {
+    **{name: option.rule for name, option in OPTIONS.items() if name != "store"},
+    **{name: option.rule for name, option in LOADING.items() if name != "remote"},
     "out": _optional(_out),
-    "progress": _flag,
-    "ray": _optional(_ray),
     "resample_prompts": _optional(_prompts),
-    "samples": _optional(_samples),
-    "seed": _seed,
-    "system_instruction": _optional(_text),
     "tasks": _tasks,
     "text_set": _one_of(TEXT_SETS),
-    "think_end_token": _optional(_filled_text),
-    "worker_cpus": _optional(_worker_cpus),
-    "worker_gpus": _optional(_worker_gpus),
-    "workers": _optional(_workers),
 }

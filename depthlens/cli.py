@@ -17,12 +17,11 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from depthlens import __version__, provenance
+from depthlens import __version__, arguments, provenance
 from depthlens.cluster import options as cluster
 from depthlens.errors import Interrupted, UserError, stop_on_signals, told_where_output_fails
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports
-from depthlens.models.commands import DeviceOption, DtypeOption, OffloadOption, QuantizeOption
 from depthlens.progress import say, text_table
 from depthlens.runner import commands as notebooks
 from depthlens.store import commands
@@ -43,38 +42,6 @@ _OF_COMMAND = (
     *("margin", "alpha", "max_documents"),  # of `depthlens race`
 )
 _NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
-WorkersOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N",
-        help="Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
-        "[default: in this process, or with --ray as many as fit]",
-    ),
-]
-RayOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ADDRESS|local",
-        help="A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
-        "[default: local with --workers]",
-    ),
-]
-CpusOption = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="CPU threads of each worker. [default: its share of this machine, else 1]"),
-]
-GpusOption = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="GPUs of each worker; 0.5 shares one. [default: as many as the model has here]"),
-]
-StoreOption = Annotated[
-    str,
-    typer.Option(
-        metavar="DIR|URL",
-        help="Folder or URL that keeps answers, so that nothing is computed twice; none keeps nothing. "
-        "auto is what DEPTHLENS_STORE names, else the user's data folder.",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write progress as lines of JSON to standard error.")]
 
 
@@ -92,10 +59,10 @@ class _RunCommand(TyperCommand):
         return super().parse_args(ctx, joined)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Entry point of the ``depthlens`` script."""
     stop_on_signals()
-    typed = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+    typed = [str(a) for a in (sys.argv[1:] if given is None else given)]
     try:
         provenance.COMMAND.set(["depthlens", *typed])
         with told_where_output_fails():
@@ -130,6 +97,7 @@ def _options(
 
 
 @app.command()
+@experiments.with_options(*(name for name in arguments.OPTIONS if name != "progress"), *arguments.LOADING)
 def sweep(
     model: Annotated[
         str,
@@ -167,51 +135,6 @@ def sweep(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what the sweep would cost, and compute nothing of it.")
     ] = False,
-    limit: Annotated[str | None, typer.Option(metavar="N", help="Documents of each task. [default: all]")] = None,
-    samples: Annotated[
-        str | None,
-        typer.Option(metavar="A:B:C", help="Which documents, as a slice of Python: 0:100:2, or 1::2 for every other."),
-    ] = None,
-    num_fewshot: Annotated[
-        str | None, typer.Option(metavar="N", help="Examples in each prompt. [default: what the task says]")
-    ] = None,
-    include_path: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder with your own lm-eval task files (YAML).")
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(metavar="NAME", help="What removes the parts: torch, transformer_lens or nnsight.")
-    ] = "torch",
-    batch_tokens: Annotated[
-        str | None, typer.Option(metavar="N", help="Tokens of one batch. [default: chosen by free memory]")
-    ] = None,
-    apply_chat_template: Annotated[
-        bool, typer.Option("--apply-chat-template", help="Wrap prompts in the tokenizer's chat template.")
-    ] = False,
-    system_instruction: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before every prompt.")] = None,
-    gen_kwargs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME=VALUE,...",
-            help="How answers are written, over what the tasks say: max_gen_toks, temperature, top_p, top_k, min_p, "
-            "do_sample, until. Tokens that are drawn depend on --seed.",
-        ),
-    ] = None,
-    think_end_token: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="What ends the thinking of a reasoning model, such as '</think>'."),
-    ] = None,
-    enable_thinking: Annotated[
-        bool | None,
-        typer.Option("--enable-thinking/--no-thinking", help="For chat templates that can switch it."),
-    ] = None,
-    measure: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; "
-            "token_logprob: the same per token; both: task and answer_logprob.",
-        ),
-    ] = "task",
     resample_prompts: Annotated[
         list[str] | None,
         typer.Option(
@@ -224,26 +147,15 @@ def sweep(
         str | None,
         typer.Option(metavar="MODEL", help="Model whose weights @donor conditions put in place, e.g. layers@donor."),
     ] = None,
-    seed: Annotated[str, typer.Option(metavar="N", help="Seed of the choice of examples, and of drawn tokens.")] = "0",
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    quantize: QuantizeOption = None,
-    offload: OffloadOption = None,
-    remote: Annotated[
-        bool, typer.Option("--remote", help="Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.")
-    ] = False,
-    workers: WorkersOption = None,
-    ray: RayOption = None,
-    worker_cpus: CpusOption = None,
-    worker_gpus: GpusOption = None,
-    store: StoreOption = "auto",
     json: JsonOption = False,
+    **given: Any,
 ) -> None:
     """Remove parts of a model one at a time and score tasks each time.
 
     Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
     """
-    options = _settle(dict(locals()))
+    of_command = {name: value for name, value in locals().items() if name != "given"}
+    options = _settle(of_command | given)
     from depthlens.analysis.result_folder import FILES, claimed
     from depthlens.models import names
 
@@ -261,7 +173,7 @@ def sweep(
             on = ", here and on workers of Ray" if cluster.asked({}) else ""
             loaded = " and ".join(source.name for source in models)
             say(f"loading {loaded} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
-            for source in models if not remote else ():
+            for source in models if not options["remote"] else ():
                 names.configuration(source)
             from depthlens.analysis.summary_text import summary_text
             from depthlens.experiments.sweep import run_sweep
@@ -278,7 +190,6 @@ def sweep(
 
 def _settle(given: dict[str, Any]) -> dict[str, Any]:
     """The options that experiments take, of all that a command has; the store and workers are set up."""
-    from depthlens import arguments
     from depthlens.models import names
 
     options = {name: value for name, value in given.items() if name not in _OF_COMMAND}
@@ -303,6 +214,7 @@ app.command("race")(experiments.race_like(sweep, _settle))
 
 
 @app.command(cls=_RunCommand)
+@experiments.with_options(*cluster.NAMES, "store")
 def run(
     names: Annotated[list[str], typer.Argument(metavar="all|NAME...", help="Notebooks, such as 00_tour; or all.")],
     out: Annotated[
@@ -329,12 +241,8 @@ def run(
         str | None,
         typer.Option(metavar="A,B,...", help="Models to run on, one after another: a folder each, and one index."),
     ] = None,
-    workers: WorkersOption = None,
-    ray: RayOption = None,
-    worker_cpus: CpusOption = None,
-    worker_gpus: GpusOption = None,
-    store: StoreOption = "auto",
     json: JsonOption = False,
+    **given: Any,
 ) -> None:
     """Execute notebooks and make web pages of them.
 
@@ -342,13 +250,12 @@ def run(
 
     Example: depthlens run 00_tour -p limit 20 --out runs/tour
     """
-    given = dict(locals())
     values: dict[str, object] = {}
     for name, _, value in (text.partition("=") for text in parameters or []):
         if name in values:
             raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
         values[name] = value
-    _configure(store, json, given, plan=False)
+    _configure(given["store"], json, given, plan=False)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
     from depthlens.runner import execute, several
     from depthlens.runner import report as reports

@@ -74,7 +74,8 @@ class Means:
             mean = mean.new_zeros(len(TOKEN_CLASSES), *mean.shape[1:])
         sample = mean[:0] if self.sample is None or site not in self.sample else self.sample[site][layer]
         sample = sample if sample.dim() == mean.dim() else sample[:, None]
-        return torch.cat([torch.zeros_like(mean[:1]), mean, sample.to(mean)])
+        parts = torch.zeros_like(mean[:1]), mean, sample.to(mean.device)
+        return torch.cat([part.to(torch.promote_types(mean.dtype, sample.dtype)) for part in parts])
 
 
 @runtime_checkable

@@ -88,26 +88,26 @@ def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], 
     whole, n_parts = mask.all(1), mask.shape[1]
 
     def call(x: Tensor) -> Tensor:
-        index = slice(None) if rows is None else rows.to(x.device)
-        mine = x[index]
-        if whole.all():
-            new = other(mine)
-        elif by_input:
-            new = mixed_inputs(mine)
+        if rows is None and whole.all():
+            return other(x)
+        index = None if rows is None else rows.to(x.device)
+        mine = x if index is None else x[index]
+        here = mask.to(x.device).view(len(mask), *[1] * (x.dim() - 2), n_parts, 1)
+        if by_input and not whole.all():
+            parts = mine.unflatten(-1, (n_parts, -1))
+            of_base, of_other = (torch.where(here == wanted, parts, 0).flatten(-2) for wanted in (False, True))
+            base = forward(of_base if index is None else x.index_copy(0, index, of_base))
+            bias: Any = other.bias
+            new = (base if index is None else base[index]) + other(of_other)
+            new = new if bias is None else new - bias  # the base's stays
+            new = torch.where(here.flatten(-2).all(-1, keepdim=True), other(mine), new) if whole.any() else new
         else:
-            of_other, of_base = (f(mine).unflatten(-1, (n_parts, -1)) for f in (other, forward))
-            new = torch.where(spread(mask, x)[..., None], of_other, of_base).flatten(-2)
-        return new if rows is None else forward(x).index_copy(0, index, new)
-
-    def mixed_inputs(x: Tensor) -> Tensor:
-        parts, here = x.unflatten(-1, (n_parts, -1)), spread(mask, x)[..., None]
-        of_base, of_other = (torch.where(here == wanted, parts, 0).flatten(-2) for wanted in (False, True))
-        bias: Any = other.bias
-        mixed = forward(of_base) + other(of_other) - (0 if bias is None else bias)  # the base's stays
-        return torch.where(spread(whole[:, None], x), other(x), mixed) if whole.any() else mixed
-
-    def spread(of_rows: Tensor, x: Tensor) -> Tensor:
-        return of_rows.to(x.device).view(len(of_rows), *[1] * (x.dim() - 2), -1)
+            base, new = forward(x), other(mine)  # all rows: what is in the place of forward may know them by number
+            if not whole.all():
+                old = base if index is None else base[index]
+                of_other, of_base = (value.unflatten(-1, (n_parts, -1)) for value in (new, old))
+                new = torch.where(here, of_other, of_base).flatten(-2)
+        return new if index is None else base.index_copy(0, index, new)
 
     return call
 

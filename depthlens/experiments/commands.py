@@ -6,38 +6,70 @@ Nothing heavy is imported until one of them is called.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from depthlens import provenance
+from depthlens import arguments, provenance
 from depthlens.cluster import options as cluster
 from depthlens.errors import Interrupted, UserError
 from depthlens.progress import say
 
 _OWN = ("margin", "alpha", "max_documents")
+Command = Callable[..., None]
 
 
-def plan_like(sweep: Callable[..., None]) -> Callable[..., None]:
+def with_options(*names: str) -> Callable[[Command], Command]:
+    """Give a command options by their names, beside its own (`depthlens.arguments.OPTIONS`)."""
+
+    def decorate(command: Command) -> Command:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        return _takes(command, [*own, *map(_declared, names)])
+
+    return decorate
+
+
+def _takes(command: Command, parameters: Sequence[inspect.Parameter]) -> Command:
+    """Tell Typer what a command takes."""
+    by_keyword = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters]
+    vars(command).update(__signature__=inspect.Signature(by_keyword))
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _declared(name: str) -> inspect.Parameter:
+    """An option as a parameter of a command; values are texts, which its rule reads later."""
+    option = (arguments.OPTIONS | arguments.LOADING)[name]
+    flag, default = not option.metavar, option.default
+    kind: Any = bool if flag else str
+    declared = typer.Option(
+        option.flag or f"--{name.replace('_', '-')}", metavar=option.metavar or None, help=option.help
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default if flag or default is None else str(default),
+        annotation=Annotated[kind | None if default is None else kind, declared],
+    )
+
+
+def plan_like(sweep: Command) -> Command:
     """The command of a sweep without an ``--out``, which only plans."""
 
     def plan(**options: Any) -> None:
         sweep(**options, plan=True)
 
-    own = inspect.signature(sweep, eval_str=True)
-    parameters = [p for name, p in own.parameters.items() if name not in ("out", "overwrite", "plan", *cluster.NAMES)]
-    vars(plan).update(__signature__=own.replace(parameters=parameters))
-    plan.__annotations__ = {p.name: p.annotation for p in parameters}
-    plan.__doc__ = """Say what a sweep would cost before anything is computed: tokens, operations, time and memory.
+    plan.__doc__ = """Say what a sweep would cost before anything is computed: tokens, time and memory.
 
     Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
     """
-    return plan
+    own, without = inspect.signature(sweep).parameters, ("out", "overwrite", "plan", *cluster.NAMES)
+    return _takes(plan, [p for name, p in own.items() if name not in without])
 
 
-def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., None]:
+def race_like(sweep: Command, settle: Callable[[dict[str, Any]], dict[str, Any]]) -> Command:
     """The command of a race, which has the options of a sweep and its own.
 
     Args:
@@ -67,19 +99,13 @@ def race_like(sweep: Callable[..., None], settle: Callable[[dict[str, Any]], dic
         with locked(out):
             _run(what, of_race, options, out, overwrite=overwrite)
 
-    own = inspect.signature(command, eval_str=True).parameters
-    of_sweep = inspect.signature(sweep, eval_str=True)
-    of_both = (parameter for name, parameter in of_sweep.parameters.items() if name != "plan")
-    parameters = [*of_both, *(own[name] for name in _OWN)]
-    vars(command).update(
-        __signature__=of_sweep.replace(parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
-    )
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = """Decide which parts cost something, and which less than a margin, on few documents.
 
     Example: depthlens race smollm2-135m capitals_continuation --ablate layers --out runs/race
     """
-    return command
+    own = inspect.signature(command, eval_str=True).parameters
+    of_sweep = [p for name, p in inspect.signature(sweep).parameters.items() if name != "plan"]
+    return _takes(command, [*of_sweep, *(own[name] for name in _OWN)])
 
 
 def _run(what: dict[str, Any], of_race: dict[str, Any], options: dict[str, Any], out: str, *, overwrite: bool) -> None:

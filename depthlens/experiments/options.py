@@ -10,7 +10,6 @@ from depthlens import arguments
 from depthlens.cluster import options as cluster
 from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
-from depthlens.store import parts
 from depthlens.store.answer_cache import Where
 from depthlens.tasks import document_choice, harness
 from depthlens.tasks.document_choice import Samples
@@ -73,41 +72,6 @@ class EvalOptions(TypedDict, total=False):
     worker_gpus: float | None
 
 
-DEFAULTS: EvalOptions = {
-    "limit": None,
-    "samples": None,
-    "num_fewshot": None,
-    "include_path": None,
-    "seed": 0,
-    "apply_chat_template": False,
-    "system_instruction": None,
-    "gen_kwargs": None,
-    "think_end_token": None,
-    "enable_thinking": None,
-    "measure": "task",
-    "backend": "torch",
-    "batch_tokens": None,
-    "store": parts.DEFAULT,
-    "progress": True,
-    "workers": None,
-    "ray": None,
-    "worker_cpus": None,
-    "worker_gpus": None,
-}
-# what decides scores, for the record of a result
-RECORDED = (
-    "limit",
-    "samples",
-    "apply_chat_template",
-    "system_instruction",
-    "gen_kwargs",
-    "think_end_token",
-    "enable_thinking",
-    "measure",
-    "seed",
-    "include_path",
-    "backend",
-)
 # options of experiments that ask no conditions of tasks
 WITHOUT_CONDITIONS = (
     *("measure", "backend", "apply_chat_template", "system_instruction"),
@@ -126,11 +90,12 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
     Raises:
         UserError: an option that does not exist, or a value that it cannot have.
     """
-    allowed = [name for name in DEFAULTS if name not in without]
+    allowed = [name for name in arguments.OPTIONS if name not in without]
     for name in given:
         if name not in allowed:
             raise unknown("option", name, allowed)
-    options = cast(EvalOptions, {**DEFAULTS, **own, **given})
+    defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
+    options = cast(EvalOptions, {**defaults, **own, **given})
     options.update(cast(EvalOptions, arguments.check(**{n: value for n, value in options.items() if n != "store"})))
     options["limit"] = arguments.documents(options["limit"])
     document_choice.check(options["limit"], options["samples"])
@@ -150,7 +115,7 @@ def recorded(options: EvalOptions) -> dict[str, Any]:
     values = dict(options)
     path = options["include_path"]
     written = {"include_path": None if path is None else str(path), "samples": recorded_samples(options["samples"])}
-    return {name: values[name] for name in RECORDED} | written
+    return {name: values[name] for name, option in arguments.OPTIONS.items() if option.recorded} | written
 
 
 def task_options(options: EvalOptions) -> dict[str, Any]:
