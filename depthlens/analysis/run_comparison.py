@@ -3,9 +3,8 @@
 Results are paired by the folder below the run, the task, the metric and the family of conditions
 (`depthlens.analysis.run_families`). Runs are compared only where every setting that decides a score is the same
 (`depthlens.analysis.run_settings`); what differs is listed and nothing is tested there. Each run is compared with the
-first run of the same settings, or, for stages of training, with the one before it. Tests are in
-`depthlens.analysis.run_differences`, critical parts in `depthlens.analysis.run_agreement`, verdicts in
-`depthlens.analysis.run_verdicts`.
+first run of the same settings, or, for stages of training, with the one before it, on the documents that both have.
+Tests are in `depthlens.analysis.run_differences`. Verdicts stand side by side (`depthlens.analysis.run_verdicts`).
 
 A loss that is critical in one run and not in another is no difference: only tested differences are called so. A run
 that is at chance on a metric has nothing to lose there, and nothing is concluded from it. Losses by condition are
@@ -23,17 +22,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import (
-    run_agreement,
-    run_differences,
-    run_sentences,
-    run_settings,
-    run_verdicts,
-    stats,
-)
+from depthlens.analysis import run_differences, run_sentences, run_settings, run_verdicts, stats
 from depthlens.analysis.bootstrap import interval, ratio
 from depthlens.analysis.layer_profiles import drawn
-from depthlens.analysis.run_families import OTHER, WHOLE, Family, Key, Pair, Run, families, pair, same_parts
+from depthlens.analysis.run_families import WHOLE, Family, Key, Pair, Run, families, pair, same_parts
 from depthlens.analysis.saving import Saveable
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
@@ -48,7 +40,7 @@ PROFILES = [
     "share_low", "share_high", "p_adjusted", "critical", "at_chance",
 ]  # fmt: skip
 CENTRES = [
-    *Key._fields, "run", "group", "measure", "n", "value", "ci_low", "ci_high", "why", "reference", "paired",
+    *Key._fields, "run", "group", "measure", "n", "value", "ci_low", "ci_high", "why", "reference",
     "difference", "difference_low", "difference_high", "p_adjusted", "shown",
 ]  # fmt: skip
 _DRAWS_A_TEST = 200  # so that a p-value that is corrected for many pairs can be below 0.05
@@ -68,13 +60,9 @@ class Comparison(Saveable):
         profiles: One row a run and condition: loss in the metric's unit, ``share`` of the score above the floor, both
             with 95% intervals, ``depth`` (layer / (n_layers - 1)), and whether the condition is critical.
         differences: One row a condition, pair of runs and ``scale`` (``score`` or ``above floor``); ``shown`` where
-            ``p_adjusted`` is below 0.05. Intervals are of one condition where documents are paired and the scale is
-            ``score``, else simultaneous.
+            ``p_adjusted`` is below 0.05. Intervals are of one condition on the scale ``score``, else simultaneous.
         centres: One row a run, family over depth and ``measure``: ``centre of mass`` as a share of depth, and the share
             of all losses that each third of the layers holds.
-        critical: One row a family and pair of runs: critical parts, what is shared, and the ceiling; see
-            `depthlens.analysis.run_agreement`.
-        ranks: One row a family and pair of runs: the columns of `depthlens.analysis.rank_correlations`.
         verdicts: One row a run and part of a claim; see `depthlens.analysis.run_verdicts`.
         notes: What was not compared, and why.
         sentences: See `describe`.
@@ -86,8 +74,6 @@ class Comparison(Saveable):
     profiles: pd.DataFrame
     differences: pd.DataFrame
     centres: pd.DataFrame
-    critical: pd.DataFrame
-    ranks: pd.DataFrame
     verdicts: pd.DataFrame
     notes: Sequence[str]
     sentences: Sequence[str]
@@ -141,24 +127,24 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_
         if key.parts == WHOLE or any(whole[name] != group for name, group in groups.items()):
             notes += _other_settings(key, found, groups)
         notes += _limits(key, found, pairs)
+        pairs = [one for one in pairs if one.paired]
         if key.parts == WHOLE:
             rows["baselines"] += _baselines(key, found, groups, pairs)
         else:
             rows["profiles"] += [_profile(key, family, groups[name], seed) for name, family in found.items()]
-            _compare_family(key, pairs, rows, seed)
+            for one in pairs:
+                if same_parts(one.own, one.reference):
+                    rows["differences"] += run_differences.losses(key, one, len(pairs), seed)
             if key.over_depth:
                 rows["centres"] += _centres(key, found, groups, pairs, seed, n_boot)
     settings = run_settings.table(_settings(runs))
-    verdicts, more = run_verdicts.compare(runs, settings, stages)
     found_tables = {
         "settings": settings,
         "baselines": pd.DataFrame(rows["baselines"], columns=BASELINES),
         "profiles": _joined(rows["profiles"], PROFILES),
         "differences": _joined(rows["differences"], run_differences.DIFFERENCES),
         "centres": pd.DataFrame(rows["centres"], columns=CENTRES),
-        "critical": pd.DataFrame(rows["critical"], columns=run_agreement.CRITICAL),
-        "ranks": pd.DataFrame(rows["ranks"], columns=run_agreement.RANK_COLUMNS),
-        "verdicts": verdicts,
+        "verdicts": run_verdicts.table(runs),
     }
     record: dict[str, Any] = {
         "made_by": "compare",
@@ -166,7 +152,7 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_
         "paths": [run.path for run in runs],
     }
     record |= {"models": _models(runs), "stages": stages, "seed": seed, "n_boot": n_boot}
-    notes = list(dict.fromkeys([*notes, *more]))
+    notes = list(dict.fromkeys(notes))
     lines = list(run_sentences.sentences(found_tables))
     return Comparison(**found_tables, notes=notes, sentences=lines, record=record)
 
@@ -247,7 +233,7 @@ def _limits(key: Key, found: Mapping[str, Family], pairs: Sequence[Pair]) -> Ite
         names = f"{own.run} and {reference.run}"
         if key.parts == WHOLE:
             if not paired:
-                yield f"{where}: {names} have {documents}, so that they count as independent"
+                yield f"{where}: {names} have {documents}, so that they are not compared"
             elif len(documents) > len("the same documents"):
                 yield f"{where}: {names} are compared on {documents}"
         elif not same_parts(own, reference):
@@ -316,21 +302,6 @@ def _profile(key: Key, family: Family, group: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(columns)[PROFILES]
 
 
-def _compare_family(key: Key, pairs: Sequence[Pair], rows: dict[str, list], seed: int) -> None:
-    """Add the differences by condition, critical parts and rank correlations of every pair of runs."""
-    for one in pairs:
-        why = run_differences.why_not(one)
-        if not why and not same_parts(one.own, one.reference):
-            why = "models of different shapes"
-        if not why:
-            rows["differences"] += run_differences.losses(key, one, len(pairs), seed)
-        if key.parts == OTHER:
-            continue
-        rows["critical"].append(run_agreement.critical(key, one, why, seed))
-        if not why and (ranks := run_agreement.rank_agreement(key, one, seed)):
-            rows["ranks"].append(ranks)
-
-
 def _centres(
     key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair], seed: int, n_boot: int
 ) -> Iterator[dict[str, Any]]:
@@ -343,12 +314,12 @@ def _centres(
     at = {p.own.run: i for i, p in enumerate(pairs)}
     for name, family in found.items():
         for j, row in enumerate(run_differences.placed(family, seed, n_boot)):
-            compared = {"reference": "", "paired": False, "shown": False}
+            compared = {"reference": "", "shown": False}
             compared |= dict.fromkeys(("difference", "difference_low", "difference_high", "p_adjusted"), math.nan)
             if (i := at.get(name)) is not None:
                 difference, low, high, _ = moves[i, j]
                 shown = bool(adjusted[i, j] < ALPHA and (low > 0 or high < 0))
-                compared |= {"reference": pairs[i].reference.run, "paired": pairs[i].paired, "shown": shown}
+                compared |= {"reference": pairs[i].reference.run, "shown": shown}
                 compared |= {"difference": difference, "difference_low": low, "difference_high": high}
                 compared |= {"p_adjusted": adjusted[i, j]}
             yield {**key._asdict(), "run": name, "group": groups[name], **row, **compared}

@@ -1,6 +1,6 @@
 """Differences between two runs of one family: whole models, losses by condition, and where in depth the losses are.
 
-Where both runs hold the same documents, everything is paired, document by document:
+Both runs hold the same documents, and everything is paired, document by document:
 
 * whole models: Tango's interval and McNemar's test for right and wrong answers, else the paired t interval and test
   (`depthlens.analysis.stats.change`);
@@ -8,13 +8,9 @@ Where both runs hold the same documents, everything is paired, document by docum
 * losses as shares of the score above the floor: `depthlens.analysis.differences.interaction` of relative losses, with
   simultaneous intervals.
 
-Where the documents differ, both runs count as independent: Newcombe's interval and the score test of two proportions
-(statsmodels), or Welch's, and for all losses `interaction` without pairs.
-
-Centres of mass and the thirds' shares of all losses have bootstrap intervals, drawn jointly where documents are the
-same. Their p-value is twice the smaller share of draws on one side of 0, counted as in Davison & Hinkley 1997, section
-4.4. Several runs are several tests: p-values of losses are multiplied by the number of pairs of runs, and others are
-corrected over them (Holm).
+Centres of mass and the thirds' shares of all losses have bootstrap intervals, drawn jointly. Their p-value is twice the
+smaller share of draws on one side of 0, counted as in Davison & Hinkley 1997, section 4.4. Several runs are several
+tests: p-values of losses are multiplied by the number of pairs of runs, and others are corrected over them (Holm).
 
 Measured (equal truths, 9 layers, 40 to 100 documents, 200 samples a case): a difference that does not exist is shown in
 4 to 7% of families of right and wrong answers, 0 to 6% of nats, 2 to 7% of whole models and 2 to 9% of centres.
@@ -28,24 +24,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy
-from statsmodels.stats.proportion import confint_proportions_2indep, test_proportions_2indep
 
 from depthlens.analysis import stats
 from depthlens.analysis.bootstrap import interval
 from depthlens.analysis.depth import centre, third_losses
 from depthlens.analysis.differences import interaction, relative_losses
-from depthlens.analysis.layer_profiles import AT_CHANCE, THIRDS, Profile, drawn
+from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn
 from depthlens.analysis.model_comparison import paired_gaps
-from depthlens.analysis.run_families import MIN_SHARED, Family, Key, Pair, same_parts
+from depthlens.analysis.run_families import Family, Key, Pair, same_parts
 from depthlens.analysis.stats import ALPHA
 
 SCORE, ABOVE_FLOOR = "score", "above floor"
 CENTRE = "centre of mass"
 MEASURES = (CENTRE, *THIRDS)
 DIFFERENCES = [
-    *Key._fields, "condition", "layer", "head", "run", "reference", "n", "reference_n", "paired", "scale", "loss",
-    "reference_loss", "difference", "ci_low", "ci_high", "p_adjusted", "shown",
+    *Key._fields, "condition", "layer", "head", "run", "reference", "n", "scale", "loss", "reference_loss",
+    "difference", "ci_low", "ci_high", "p_adjusted", "shown",
 ]  # fmt: skip
 
 
@@ -53,20 +47,7 @@ def whole_models(pair: Pair) -> tuple[float, float, float, float]:
     """The score of the run's whole model minus that of the reference's, in the metric's unit; interval and p-value."""
     own, other = pair.own.profile, pair.reference.profile
     scores, others = own.sign * own.base, other.sign * other.base
-    if pair.paired:
-        return stats.change(others, scores)
-    difference = float(scores.mean() - others.mean())
-    if min(len(scores), len(others)) < MIN_SHARED:
-        return difference, math.nan, math.nan, math.nan
-    if own.binary and other.binary:
-        counts = int(scores.sum()), len(scores), int(others.sum()), len(others)
-        low, high = confint_proportions_2indep(*counts, method="newcomb")
-        with np.errstate(divide="ignore", invalid="ignore"):  # of the odds ratio, which is not used
-            p = float(test_proportions_2indep(*counts, method="score").pvalue)
-        return difference, float(low), float(high), 1.0 if math.isnan(p) else p  # NaN: all scores of both are the same
-    test = scipy.stats.ttest_ind(scores, others, equal_var=False)
-    ends = test.confidence_interval(stats.LEVEL)
-    return difference, float(ends.low), float(ends.high), float(test.pvalue)
+    return stats.change(others, scores)
 
 
 def losses(key: Key, pair: Pair, n_pairs: int, seed: int) -> list[pd.DataFrame]:
@@ -79,22 +60,16 @@ def losses(key: Key, pair: Pair, n_pairs: int, seed: int) -> list[pd.DataFrame]:
         seed: Of the draws.
 
     Returns:
-        Tables of `DIFFERENCES`, one a scale; none where a run is at chance or has fewer than two documents.
+        Tables of `DIFFERENCES`, one a scale; none where a run is at chance.
     """
     own, other = pair.own.profile, pair.reference.profile
-    if own.at_chance or other.at_chance or min(len(own.base), len(other.base)) < MIN_SHARED or not pair.own.conditions:
+    if own.at_chance or other.at_chance or not pair.own.conditions:
         return []
-    if pair.paired:
-        gap, low, high, _, p = paired_gaps(own, other)
-        tables = [_rows(key, pair, SCORE, own.loss.mean(0), other.loss.mean(0), low, high, p, n_pairs)]
-    else:
-        parts = [(profile.loss.mean(0), profile.loss - profile.loss.mean(0)) for profile in (own, other)]
-        found = interaction(parts[0], parts[1], paired=False, seed=seed)
-        ends = found.low, found.high, found.p_adjusted
-        tables = [_rows(key, pair, SCORE, parts[0][0], parts[1][0], *ends, n_pairs)]
+    gap, low, high, _, p = paired_gaps(own, other)
+    tables = [_rows(key, pair, SCORE, own.loss.mean(0), other.loss.mean(0), low, high, p, n_pairs)]
     if pair.own.room is not None and pair.reference.room is not None:
         shares = [relative_losses(f.profile.loss, f.room) for f in (pair.own, pair.reference) if f.room is not None]
-        found = interaction(shares[0], shares[1], paired=pair.paired, seed=seed)
+        found = interaction(shares[0], shares[1], paired=True, seed=seed)
         ends = found.low, found.high, found.p_adjusted
         tables.append(_rows(key, pair, ABOVE_FLOOR, shares[0][0], shares[1][0], *ends, n_pairs))
     return tables
@@ -121,8 +96,6 @@ def _rows(
         "run": pair.own.run,
         "reference": pair.reference.run,
         "n": len(pair.own.profile.base),
-        "reference_n": len(pair.reference.profile.base),
-        "paired": pair.paired,
         "scale": scale,
         "loss": own,
         "reference_loss": other,
@@ -187,13 +160,3 @@ def _ends(draws: np.ndarray, n: int, *, skewed: bool) -> np.ndarray:
     known = np.isfinite(draws[0])
     ends[:, known] = interval(draws[:, known], n, skewed=skewed)
     return ends
-
-
-def why_not(pair: Pair) -> str:
-    """Why the losses of two runs are not compared; "" if they are."""
-    at_chance = [f.run for f in (pair.own, pair.reference) if f.profile.at_chance]
-    if at_chance:
-        return f"{' and '.join(at_chance)} {AT_CHANCE}, cannot judge"
-    if min(len(f.profile.base) for f in (pair.own, pair.reference)) < MIN_SHARED:
-        return f"fewer than {MIN_SHARED} documents"
-    return "" if pair.own.conditions else "no condition is of both"

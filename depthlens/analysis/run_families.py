@@ -230,7 +230,7 @@ class Pair(NamedTuple):
         own: The run, with the conditions that both have.
         reference: The run that it is compared with, with these conditions in the same order. Where both are of models
             of other shapes, each keeps its own conditions.
-        paired: Whether both hold the same documents in the same order.
+        paired: Whether both hold the same documents in the same order; others are not compared.
         documents: In words, how the documents of both are related.
     """
 
@@ -243,8 +243,7 @@ class Pair(NamedTuple):
 def pair(own: Family, reference: Family) -> Pair:
     """Two families with equal settings, over the conditions that both have, or over all where models differ in shape.
 
-    Documents are paired where those of one run are all among those of the other, and the others are then left out. Else
-    all documents are kept, and both runs count as independent.
+    Documents are paired where those of one run are all among those of the other, and the others are then left out.
     """
     ids, others = own.profile.documents, reference.profile.documents
     theirs = set(others)

@@ -10,11 +10,8 @@ import pandas as pd
 
 from depthlens.analysis import run_settings
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.rank_correlations import in_words
-from depthlens.analysis.run_agreement import MOST_TIMES
 from depthlens.analysis.run_differences import CENTRE, SCORE
 from depthlens.analysis.run_families import Key
-from depthlens.analysis.stats import ALPHA
 
 _MOST = 6  # conditions that a sentence names
 
@@ -31,8 +28,6 @@ def sentences(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     yield from _whole_models(tables["baselines"])
     yield from _losses(tables["differences"])
     yield from _centres(tables["centres"])
-    yield from _critical(tables["critical"], tables["ranks"])
-    yield from _verdicts(tables["verdicts"])
 
 
 def _name(row: Any, parts: str | None = None) -> str:
@@ -97,42 +92,3 @@ def _centres(table: pd.DataFrame) -> Iterator[str]:
             verdict = f"is **{'deeper' if row.difference > 0 else 'less deep'}** in {row.run}"
         places = f"{row.value:.2f} of depth in {row.run}, {other.value:.2f} in {row.reference}"
         yield f"{name}: the centre of mass of the losses {verdict}: {places}, {gap}, p = {row.p_adjusted:.2g}."
-
-
-def _critical(table: pd.DataFrame, ranks: pd.DataFrame) -> Iterator[str]:
-    keys = [*Key._fields, "run", "reference"]
-    for row in table.itertuples():
-        name, names = _name(row), f"{row.run} and {row.reference}"
-        if row.why:
-            yield f"{name}: critical parts of {names} are not compared: {row.why}."
-            continue
-        judged = "**below** what noise allows" if row.below_ceiling else "not shown to be below what noise allows"
-        if row.ceiling_low <= row.chance:
-            judged = "too few documents to judge"
-        sizes = row.documents, row.reference_documents
-        if max(sizes) > MOST_TIMES * min(sizes):
-            judged = f"not judged, because {sizes[0]} and {sizes[1]} documents find other numbers of critical parts"
-        chance = f"chance gives {row.chance:.2f}"
-        if not math.isnan(row.p_value):
-            verdict = "more than" if row.p_value <= ALPHA else "no more than"
-            chance += f"; {verdict} shifts of depth explain, p = {row.p_value:.2g}"
-        yield (
-            f"{name}: {names} share **{row.n_both}** critical parts ({row.both}) of {row.n_critical} and "
-            f"{row.n_reference}: overlap {row.jaccard:.2f}, {judged} (two measurements of one truth: "
-            f"{row.ceiling:.2f}, at least {row.ceiling_low:.2f}; {chance})."
-        )
-    for row in ranks.itertuples():
-        names = " and ".join(str(getattr(row, k)) for k in keys[-2:])
-        yield f"{_name(row)}: losses of {names}: {in_words(row)}."
-
-
-def _verdicts(table: pd.DataFrame) -> Iterator[str]:
-    compared = table[table["reference"] != ""]
-    if not len(compared):
-        return
-    for row in compared[compared["shown"].astype(bool)].itertuples():
-        gap = f"{row.difference:+.2f} {bounds(row.difference_low, row.difference_high, '+.2f')} {row.unit}"
-        gap += f", p = {row.p_adjusted:.2g}"
-        yield f"{row.claim}{row.part}: **differs** between {row.run} and {row.reference}: {row.what}, {gap}."
-    n = int((~compared["shown"].astype(bool)).sum())
-    yield f"{n} of {len(compared)} estimates of claims are not shown to differ between runs."

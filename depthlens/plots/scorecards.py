@@ -1,8 +1,7 @@
 """Scorecards of several runs side by side: verdicts and estimates of every part of a claim.
 
 See `depthlens.plots` for what all figures have in common. Verdicts differ in word, symbol and lightness. The estimates
-of one part share an axis; that two verdicts differ is no difference, so that rows whose estimates are shown to differ
-are marked.
+of one part share an axis. That two verdicts differ is no difference between the models: it may be noise.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def scorecards(comparison: Comparison, *, place: str = "", title: str | None = N
         _estimates(estimates, by_run, runs, comparison.runs)
     of_all = zip(comparison.runs, panels.series_keys(comparison.runs, ls="-", mfc=None), strict=False)
     keys = [key for run, key in of_all if run in runs]
-    keys += [panels.line_key("threshold", ls="--"), panels.mark_key("estimates shown to differ", marker="*", ms=9)]
+    keys += [panels.line_key("threshold", ls="--")]
     return with_legend(fig, keys, 3)
 
 
@@ -91,8 +90,6 @@ def _estimates(ax: Axes, by_run: pd.DataFrame, runs: list[str], all_runs: list[s
         ends = [float(row["ci_low"]), float(row["ci_high"])]
         ax.plot(ends, [-i, -i], color=PALETTE[style], lw=1.4, gid="interval")
         ax.plot([float(row["effect"])], [-i], MARKERS[style], color=PALETTE[style], ms=4, gid="effect")
-        if row["shown"]:
-            panels.note(ax, 1.02, 1 - (i + 0.5) / len(runs), "★", color=INK, fontsize=10, gid="shown")
     ax.margins(x=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     ax.set_xlabel(str(known["unit"].iloc[0]), fontsize=SMALL, labelpad=1)

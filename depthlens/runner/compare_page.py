@@ -30,8 +30,8 @@ _OFTEN = 12  # rows of a table that is not folded
 _FOUND = re.compile(r"\*\*(differ|deeper|less deep|below|\d+ of)")
 _HOW = (
     "A difference is always the run minus its reference, and it is tested as a difference: that something is critical, "
-    "or supported, in one run alone is none. Runs with the same documents are paired, document by document; others "
-    "count as independent. p-values are corrected for all conditions of a family and all pairs of runs. "
+    "or supported, in one run alone is none. Runs are compared on the documents that both have, document by document. "
+    "p-values are corrected for all conditions of a family and all pairs of runs. "
     "docs/methods.md (Runs side by side) has every test, and says when it misleads."
 )
 
@@ -138,22 +138,12 @@ def _sections(c: Comparison) -> Iterator[Section]:
     order = ["place", "task", "metric", "parts", "measure"]
     centres = _beside(c.centres.sort_values(order, kind="stable"), "value", "ci_low", "ci_high")
     centres = _beside(centres, "difference", "difference_low", "difference_high").drop(columns="group")
-    ranks = _beside(c.ranks.drop(columns="smallest_p"), "corrected", "ci_low", "ci_high")
-    yield Section(
-        "Critical parts and centres of mass",
-        figures=figures,
-        tables=_tables(
-            ("Critical parts, shared and by noise", c.critical),
-            ("Rank correlations of the losses", ranks),
-            ("Centre of mass and thirds", centres),
-        ),
-    )
+    yield Section("Centres of mass", figures=figures, tables=_tables(("Centre of mass and thirds", centres)))
     if c.stages:
         yield Section(
             "From stage to stage", figures=[f for p, k in families for f in _figure(plots.run_stages, c, p, k)]
         )
-    verdicts = _beside(c.verdicts, "effect", "ci_low", "ci_high")
-    verdicts = _beside(verdicts, "difference", "difference_low", "difference_high").drop(columns="why")
+    verdicts = _beside(c.verdicts, "effect", "ci_low", "ci_high").drop(columns="why")
     cards = _by_run(c, c.verdicts, ["place", "claim"], "claim_verdict")
     tables = _tables(("Verdicts", cards), ("Estimates", verdicts))
     yield Section("Scorecards", figures=list(_scorecards(c)), tables=tables)

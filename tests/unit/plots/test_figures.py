@@ -299,7 +299,7 @@ def run_figures(tmp_path):
     np.testing.assert_allclose(by_gid(fig, "stages")[-1].get_ydata(), of_words["value"])
     yield Case(fig, len(fig.axes), words=("step1", "step3"))
     cards = dl.compare(*two_scorecards(tmp_path), **quick)
-    count = {"effect": np.isfinite(cards.verdicts["effect"]).sum(), "shown": cards.verdicts["shown"].sum()}
+    count = {"effect": np.isfinite(cards.verdicts["effect"]).sum()}
     yield Case(plots.scorecards(cards), 18, count=count, words=("few", "flat"))
 
 
@@ -307,7 +307,7 @@ def other_figures():
     kinds = [CRITICAL, SPARED, UNDECIDED]
     rows = pd.DataFrame({"condition": [f"L{i}" for i in range(60)], "decision": kinds * 20, "n": 16 + np.arange(60)})
     rows = rows.assign(task="t", metric="acc", layer=0, head=0, loss=0.0, ci_low=-1.0, ci_high=1.0)
-    record = {"alpha": 0.05, "margin": 0.1, "top": None, "n_documents": {"t": 200}}
+    record = {"alpha": 0.05, "margin": 0.1, "n_documents": {"t": 200}}
     fig = plots.race_course(Race(rows, pd.DataFrame(), record))
     assert [bar.get_width() for bar in fig.axes[0].patches] == [16 + i for i in range(20, 60)]
     assert len({bar.get_facecolor() for bar in fig.axes[0].patches}) == 3
