@@ -42,14 +42,12 @@ from .experiments.head_removal import removal_curve as removal_curve
 from .experiments.induction_heads import induction_scores as induction_scores
 from .experiments.needle_recall import recall_table as recall_table
 from .experiments.needle_recall import recalled_needles as recalled_needles
-from .experiments.operand_scores import operand_swap_scores as operand_swap_scores
 from .experiments.options import EvalOptions as EvalOptions
 from .experiments.planning import plan as plan
 from .experiments.race import race as race
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.result_attention import attention_at_results as attention_at_results
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores
-from .experiments.retrieval_steps import retrieval_by_step as retrieval_by_step
 from .experiments.sufficiency import sufficiency_curve as sufficiency_curve
 from .experiments.sweep import condition_sweep as condition_sweep
 from .experiments.sweep import head_sweep as head_sweep

@@ -1,7 +1,7 @@
-"""Plain causal attention for walks layer by layer: whole rows, and one more position after rows that were seen.
+"""Plain causal attention of whole rows for walks layer by layer, and what bounds the length of a text.
 
-Both are layouts for `depthlens.models.architectures.Architecture.step` under `depthlens.engine.tree_attention.walking`.
-Unlike a tree's, their attention can be differentiated.
+The rows are a layout for `depthlens.models.architectures.Architecture.step` under
+`depthlens.engine.tree_attention.walking`. Unlike a tree's, their attention can be differentiated.
 """
 
 from __future__ import annotations
@@ -54,13 +54,10 @@ class CausalRows:
 
     Attributes:
         position_ids: Shape [1, pos].
-        seen: Keys and values of each layer, where they are kept.
     """
 
-    def __init__(self, n_pos: int, device: torch.device, *, keep: bool = False) -> None:
+    def __init__(self, n_pos: int, device: torch.device) -> None:
         self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
-        self.keep = keep
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attention(
         self,
@@ -71,33 +68,5 @@ class CausalRows:
         scale: float,
     ) -> Float[Tensor, "row n_heads pos d_value"]:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
-        if self.keep:
-            self.seen[layer] = key, value
         shared = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
-
-
-class LastPosition:
-    """The last position of one row that was seen, in any number of versions: each sees the row's earlier positions.
-
-    Args:
-        row: The row, which kept its keys and values.
-    """
-
-    def __init__(self, row: CausalRows) -> None:
-        self.position_ids: Tensor = row.position_ids[:, -1:]
-        self.seen = row.seen
-
-    def attention(
-        self,
-        layer: int,
-        query: Float[Tensor, "row n_heads 1 d_head"],
-        key: Float[Tensor, "row n_kv_heads 1 d_head"],
-        value: Float[Tensor, "row n_kv_heads 1 d_value"],
-        scale: float,
-    ) -> Float[Tensor, "row n_heads 1 d_value"]:
-        """See `depthlens.engine.tree_attention.Layout.attention`."""
-        past = (x[:, :, :-1].expand(len(query), -1, -1, -1) for x in self.seen[layer])
-        keys, values = (torch.cat([before, own], 2) for before, own in zip(past, (key, value), strict=True))
-        shared = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=shared)

@@ -32,10 +32,8 @@ block_sweep = on(dl.block_sweep, TASK, **QUICK)
 greedy = on(dl.greedy_removal, TASK, **QUICK)
 race = on(dl.race, ONE, "heads", lens="organism", progress=False, store=None)
 retrieval = on(dl.retrieval_scores, progress=False)
-by_step = on(dl.retrieval_by_step, progress=False)
 reasoning = on(dl.reasoning_scores, **QUICK)
 induction = on(dl.induction_scores, progress=False)
-swaps = on(dl.operand_swap_scores, **QUICK)
 removal = on(dl.removal_curve, ONE, lens="organism", k=1, lists=LISTS, **QUICK)
 sufficiency = on(dl.sufficiency_curve, ONE, lens="organism", lists=LISTS, **QUICK)
 free_text = on(dl.free_text, prompt_tokens=2, max_new_tokens=2, progress=False)
@@ -62,7 +60,7 @@ NAME = "lens 'organism' is the name of a model; load it first: dl.load('organism
 GIVEN_A_NAME = {
     "layer_sweep": [TASK], "condition_sweep": [TASK, "L1"], "head_sweep": [TASK], "block_sweep": [TASK],
     "greedy_removal": [TASK], "race": [TASK, "L1"], "plan": [TASK, "L1"], "retrieval_scores": [],
-    "induction_scores": [], "retrieval_by_step": [[]], "reasoning_scores": [], "operand_swap_scores": [],
+    "induction_scores": [], "reasoning_scores": [],
     "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "sufficiency_curve": [ONE, LISTS], "free_text": [],
     "weight_deltas": [None], "activation_deltas": [None, ["x"]], "with_donor": [None], "next_token": ["x"],
     "worked_solutions": [TASK], "attention_at_results": [], "depth_geometry": [], "layer_effects": [],
@@ -75,10 +73,10 @@ ENTRIES = [
     (lambda e: dl.layer_sweep(e.lens.model, TASK), "lens is a LlamaForCausalLM, not a loaded model; load one first"),
     *(
         (call(limit=0), "limit 0: give a whole number")
-        for call in (layer_sweep, head_sweep, block_sweep, greedy, reasoning, swaps, removal)
+        for call in (layer_sweep, head_sweep, block_sweep, greedy, reasoning, removal)
     ),
     *((call(limit=0), "limit 0: give a whole number") for call in (sufficiency, plan, depth_geometry, start)),
-    *((call(colour=1), "unknown option 'colour'") for call in (race, plan, free_text, removal, greedy, swaps)),
+    *((call(colour=1), "unknown option 'colour'") for call in (race, plan, free_text, removal, greedy)),
 ]
 LOAD = [
     *((load(name), f"model {name!r}: give an alias") for name in (None, 3)),
@@ -150,8 +148,6 @@ HEADS = [
     (retrieval(context_lengths=[0]), "context_lengths 0: give a whole number of tokens, at least 1"),
     (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
     (lambda e: dl.retrieval_scores(e.organism), "does not know English words; give tasks="),
-    (by_step(needles=[], method="query_to_gold"), "unknown method 'query_to_gold'"),
-    (by_step(needles=[], seed=-1), "seed -1"),
     (induction(length=1), "length 1: give a whole number"),
     (induction(length=300), "can read 256 different tokens twice; give 2 to 256"),
     (induction(n_texts=0), "n_texts 0"),
@@ -160,8 +156,6 @@ HEADS = [
     (reasoning(method="copy_paste"), "unknown method 'copy_paste'; allowed: exact, attribution"),
     (reasoning(method="attribution", heads=[(0, 0)]), "heads with method 'attribution': only 'exact'"),
     (reasoning(solutions="mine"), "unknown solutions 'mine'"),
-    (swaps(solutions="mine"), "unknown solutions 'mine'"),
-    (swaps(num_fewshot=0), "follows the operands in 0 of 2 solutions, and 5 are needed; "),
     *((removal(lists=x), f"lists {x!r}: give at least one list of heads by name") for x in ({}, None, [(0, 0)])),
     (removal(lists={"a": "L0.H0"}), "list 'a' 'L0.H0': give a list of heads as (layer, head)"),
     (removal(lists={"a": []}), "list 'a' is empty; name at least one head"),

@@ -143,17 +143,3 @@ def own_needles(lens, n, n_tokens):
         request = LoglikelihoodRequest(tuple(tokens[:20]), tuple(tokens[20:]))
         made.append(Needle(request, tuple(range(n_tokens)), tuple(range(20))))
     return made
-
-
-def test_scores_by_step_are_those_of_the_tokens():
-    lens = tiny.lens("llama-gqa")
-    made = own_needles(lens, 6, 3)
-    steps = dl.retrieval_by_step(lens, made, method="write_aware", k=4, store=None, progress=False)
-    scores = dl.retrieval_scores(lens, needles=made, method="write_aware", store=None, progress=False)
-    by_token = np.array(scores_by_token(lens, made, "write_aware"))  # [needle, token, layer, head]
-    assert np.allclose(steps.table["first"], by_token[:, 0].mean(0).ravel())
-    assert np.allclose(steps.table["later"], by_token[:, 1:].mean((0, 1)).ravel())
-    assert np.allclose(steps.table["spread"], scores.spread.ravel())
-    assert np.allclose((steps.table["first"] + 2 * steps.table["later"]) / 3, scores.values.ravel())
-    (sentence,) = steps.describe()
-    assert "of the 4 highest heads" in sentence and "n = 6 needles" in sentence
