@@ -90,19 +90,6 @@ def locked(path: Path | str) -> Iterator[Path]:
         lock.release()
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process holds a folder by `locked`; one that was killed does not, though its file is still there."""
-    if not (folder / LOCK).exists():
-        return False
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
 def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object]]) -> None:
     """Write files into a folder, each whole or not at all, and none before all are written.
 

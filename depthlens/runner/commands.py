@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Annotated, cast
 
 import typer
@@ -59,22 +58,11 @@ def compare(
 
 def gallery(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder with executed notebooks.")],
-    serve: Annotated[bool, typer.Option("--serve", help="Show them in a browser, also while a run goes on.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0: any that is free.")] = 8000,
 ) -> None:
     """Make the web pages of executed notebooks again."""
     if not folder.strip():
         raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
     say(f"reading the notebooks in {folder}", folder=folder)
-    if serve:
-        from depthlens.runner.serve import server
-
-        with server(folder, port) as pages:
-            host, at = pages.server_address[:2]
-            typer.echo(f"http://{host!s}:{at} shows {folder}; Ctrl-C ends it")
-            with contextlib.suppress(KeyboardInterrupt):
-                pages.serve_forever()
-        return
     from depthlens.runner.index import gallery as build
 
     typer.echo(f"Wrote {build(folder)}")

@@ -47,7 +47,6 @@ _FRAME = '<div class="frame" tabindex="0" role="group" aria-label="table"><table
 RUNNING, TO_COME = "running", "to come"
 UNFINISHED = (RUNNING, TO_COME)
 RELOAD_SECONDS = 5  # after which a browser loads the index of a run again
-RELOADS = 'http-equiv="refresh"'  # stands in an index that a run is writing
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("depthlens.runner"), autoescape=True)
 
 
