@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerFast
 
 from depthlens.errors import UserError, unknown
-from depthlens.organisms import language, mlps, weights
-from depthlens.organisms.options import CIRCUITS, KIND_NAMES, KINDS, Options, parse
+from depthlens.organisms import circuits, language, weights
+from depthlens.organisms.options import KINDS, Options, parse
 
 if TYPE_CHECKING:  # slow to import
     from transformers import LlamaForCausalLM
@@ -79,7 +79,7 @@ class Truth:
         """What the organism can do: names of `depthlens.organisms.language`."""
         options = self.options
         more = ("copying",) if options.copying_layer is not None else ()
-        return language.TASKS + more + tuple(t for t, key in mlps.LAYERS_OF.items() if options.layers(key))
+        return language.TASKS + more + tuple(t for t, key in circuits.LAYERS_OF.items() if options.layers(key))
 
     def layer_losses(self, task: str, *, written: bool = False) -> tuple[float, ...]:
         """Share of a task's prompts that fail when a layer is skipped, for each layer.
@@ -98,17 +98,8 @@ class Truth:
         options = self.options
         if written:
             needed |= set(options.layers("writing_layers"))
-        if options.fragile:
-            needed = set(range(options.n_layers))
-        known = len(language.words())
-        return tuple(
-            1.0
-            if layer in needed
-            else len(mlps.words_of(options, task, layer)) / known
-            if task in mlps.LAYERS_OF
-            else 0.0
-            for layer in range(options.n_layers)
-        )
+        known = {layer: len(circuits.words_of(options, task, layer)) for layer in range(options.n_layers)}
+        return tuple(1.0 if layer in needed else n / len(language.words()) for layer, n in known.items())
 
     def role(self, role: str) -> Head:
         """Where the head of a role is.
@@ -165,13 +156,8 @@ def build(**options: Any) -> Organism:
     Raises:
         UserError: an unknown option, or a value that it cannot have.
     """
-    for key, value in options.items():
-        if key not in KINDS:
-            raise unknown("organism option", key, KINDS)
-        if KINDS[key] is float and type(value) is int:
-            options[key] = float(value)
-        elif type(value) is not KINDS[key] and not (value is None and key in CIRCUITS):
-            raise UserError(f"organism option {key}={value!r}: give {KIND_NAMES[KINDS[key]]}")
+    if wrong := next((key for key in options if key not in KINDS), None):
+        raise unknown("organism option", wrong, KINDS)
     chosen = Options(**options)
     planted = truth(chosen)
     roles = {(h.layer, h.head): h.role for h in planted.heads}

@@ -28,8 +28,7 @@ from random import Random
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from depthlens import arguments, paths
-from depthlens.errors import UserError, unknown
+from depthlens import paths
 
 BOS, SEP, QA, QB = FLAGS = ("<bos>", "SEP", "QA", "QB")
 EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
@@ -37,8 +36,6 @@ CONTROL = {"one_hop": QA, "two_hop": QB}
 TASKS = tuple(CONTROL)
 QC, QK, QL = MORE_FLAGS = ("QC", "QK", "QL")
 LETTERS = ("A", "B", "C", "D")
-EXTENDED_CONTROL = CONTROL | {"copying": QC, "knowledge": QK, "letters": QL}
-EXTENDED_TASKS = (*EXTENDED_CONTROL, "text")
 # the value and the successor of a word, as places in the list of words: both steps reach every word, and neither leads
 # back to where the other led
 KNOWLEDGE_STEP, TEXT_STEP = 31, 17
@@ -58,18 +55,12 @@ def vocabulary(extended: bool = False) -> dict[str, int]:
 
 
 def learned(task: str) -> dict[str, str]:
-    """What an organism knows: the answer of each word for ``knowledge``, ``letters`` or ``text``.
-
-    Raises:
-        UserError: another task.
-    """
+    """What an organism knows: the answer of each word for ``knowledge``, ``letters`` or ``text``."""
     known, n = words(), len(words())
     if task == "letters":
         return {word: LETTERS[i % len(LETTERS)] for i, word in enumerate(known)}
-    steps = {"knowledge": KNOWLEDGE_STEP, "text": TEXT_STEP}
-    if task not in steps:
-        raise unknown("learned task", task, ["letters", *steps])
-    return {word: known[(i + steps[task]) % n] for i, word in enumerate(known)}
+    step = {"knowledge": KNOWLEDGE_STEP, "text": TEXT_STEP}[task]
+    return {word: known[(i + step) % n] for i, word in enumerate(known)}
 
 
 def tokenizer(extended: bool = False) -> PreTrainedTokenizerFast:
@@ -94,63 +85,37 @@ class Prompt:
     """A question with its answer and the positions that matter (in ``tokens``, which start with ``<bos>``).
 
     Attributes:
-        task: ``one_hop`` or ``two_hop``.
         text: The prompt as lm-eval gives it, without ``<bos>``.
-        tokens: Token ids.
-        answer: The word that should come next, and
-        answer_id: its token id.
-        other_id: Token id of the answer to the other question on the same prompt.
+        tokens: Token ids; the last two are ``QA`` or ``QB`` and the word that is asked about.
+        answer: The word that should come next.
         answer_at: Position of the answer in its fact: what a copying head attends to.
         bridge_at: Position of the middle of the chain in its first fact (for ``one_hop`` the same as ``answer_at``).
-        control_at: Position of ``QA`` or ``QB``.
-        query_at: Where the answer is predicted: the last position.
     """
 
-    task: str
     text: str
     tokens: tuple[int, ...]
     answer: str
-    answer_id: int
-    other_id: int
     answer_at: int
     bridge_at: int
-    control_at: int
-    query_at: int
+
+    @property
+    def answer_id(self) -> int:
+        """Token id of the answer."""
+        return self.tokens[self.answer_at]
 
 
 def read(text: str) -> Prompt:
     """Find answer and positions in the text of a prompt.
 
     Raises:
-        UserError: the text is not a prompt of the organism.
+        KeyError: a word that the language lacks, or of which no fact is told.
     """
-    ids, tokens = vocabulary(), [BOS, *text.split()]
-    for token in tokens:
-        if token not in ids:
-            raise UserError(f"organism prompt: {token!r} is not one of its {len(ids)} tokens")
-    if len(tokens) < 3 or tokens[-2] not in CONTROL.values():
-        raise UserError(f"organism prompt {text[-40:]!r}: write facts, then QA or QB and a word")
+    tokens = [BOS, *text.split()]
     # a fact ends with SEP: the token two before it leads to the token one before it
     facts = {tokens[i - 2]: i - 1 for i, token in enumerate(tokens) if token == SEP and i > 2}
-    try:
-        bridge_at = facts[tokens[-1]]
-        end_at = facts[tokens[bridge_at]]
-    except KeyError as e:
-        raise UserError(f"organism prompt: no fact starts with {e.args[0]!r}; write it as 'a b SEP'") from e
-    task = next(name for name, control in CONTROL.items() if control == tokens[-2])
-    answer_at, other_at = (bridge_at, end_at) if task == "one_hop" else (end_at, bridge_at)
-    return Prompt(
-        task=task,
-        text=" ".join(tokens[1:]),
-        tokens=tuple(ids[t] for t in tokens),
-        answer=tokens[answer_at],
-        answer_id=ids[tokens[answer_at]],
-        other_id=ids[tokens[other_at]],
-        answer_at=answer_at,
-        bridge_at=bridge_at,
-        control_at=len(tokens) - 2,
-        query_at=len(tokens) - 1,
-    )
+    bridge_at = facts[tokens[-1]]
+    answer_at = bridge_at if tokens[-2] == QA else facts[tokens[bridge_at]]
+    return Prompt(text, tuple(vocabulary()[t] for t in tokens), tokens[answer_at], answer_at, bridge_at)
 
 
 def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: int = 8) -> list[Prompt]:
@@ -162,15 +127,7 @@ def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: in
         seed: Seed of the draw.
         n_chains: Chains of two facts each.
         n_fillers: Words that belong to no fact; they make a prompt longer (6 tokens a chain, 1 a filler, 3 more).
-
-    Raises:
-        UserError: an unknown task, or numbers that cannot be.
     """
-    if task not in CONTROL:
-        raise unknown("organism task", task, TASKS)
-    n = arguments.whole("n", n, 1)
-    n_chains = arguments.whole("n_chains", n_chains, 1, (len(words()) - 1) // 3)  # a word is left for fillers
-    n_fillers = arguments.whole("n_fillers", n_fillers, 0)
     random = Random(f"organism prompts {seed}")
     drawn = [draw(random, n_chains, n_fillers) for _ in range(n)]
     return [read(f"{context} {CONTROL[task]} {key}") for context, key in drawn]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from depthlens import arguments
 from depthlens.errors import UserError, unknown
 
 PREFIX = "organism"  # names of organisms begin with it
@@ -30,7 +30,6 @@ class Options:
         leak: Factor on the noise that falls where the circuit reads.
         eps: Noise on planted weights, relative to their norm.
         n_kv_heads: Key/value heads: 4, or 2 or 1 for grouped-query attention.
-        tied_embeddings: One matrix embeds and unembeds.
         decoy: Plant a head that attends to the answer and writes it where nothing reads.
         backup: Plant a second retrieval head.
         sharpness: Attention logits of a perfect match. Needs to grow with the logarithm of the prompt's length.
@@ -44,8 +43,6 @@ class Options:
         text_layers: Layers whose MLPs know the word that follows a word in plain text, likewise.
         writing_layers: Layers whose MLPs hold back a token that is no answer. Without one of them the model writes
             that token, while the order of the answers does not change.
-        fragile: Every layer turns the codes of the stream, and what reads them reads turned ones. Every task needs
-            every layer.
         reasoning_strength: Factor on what the two heads of the two-hop circuit write. Below 1 they are found in the
             same layers and answer fewer questions.
     """
@@ -55,7 +52,6 @@ class Options:
     leak: float = 0.3
     eps: float = 0.05
     n_kv_heads: int = 4
-    tied_embeddings: bool = False
     decoy: bool = False
     backup: bool = False
     sharpness: float = 7.0
@@ -68,44 +64,27 @@ class Options:
     letter_layers: str | None = None
     text_layers: str | None = None
     writing_layers: str | None = None
-    fragile: bool = False
     reasoning_strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"organism option seed={self.seed}: give a whole number from 0")
-        if self.n_kv_heads not in (1, 2, 4):
-            raise UserError(f"organism option n_kv_heads={self.n_kv_heads}: allowed: 1, 2, 4")
-        for key in ("noise", "leak", "eps", "sharpness", "reasoning_strength"):
-            value, above = getattr(self, key), key in ("sharpness", "reasoning_strength")
-            if not math.isfinite(value) or value < 0 or (above and value == 0):
-                fix = "above 0" if above else "from 0"
-                raise UserError(f"organism option {key}={value}: give a number {fix}")
-        self._check_layers()
-        for key in ("tied_embeddings", "n_kv_heads"):
-            if self.extended and (getattr(self, key) is True or getattr(self, key) == 1):
-                given = next(name for name in CIRCUITS if getattr(self, name) is not None)
-                raise UserError(f"organism option {key} does not go with {given}; leave one of them out")
-
-    def _check_layers(self) -> None:
-        if not 4 <= self.n_layers <= MOST_LAYERS:
-            raise UserError(f"organism option n_layers={self.n_layers}: give a whole number from 4 to {MOST_LAYERS}")
-        last = self.n_layers - 1
+        last = arguments.whole("organism option n_layers", self.n_layers, 4, MOST_LAYERS) - 1
         below = self.previous_layer + 1  # heads that match words read what the previous-token head wrote
-        limits = {"previous_layer": (0, last - 2), "retrieval_layer": (below, last)}
+        limits = {"seed": (0, 2**63 - 1), "previous_layer": (0, last - 2), "retrieval_layer": (below, last)}
         limits |= {"reasoning_layer": (below, last - 1), "copying_layer": (below, last)}
         for key, (low, high) in limits.items():
-            value = getattr(self, key)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"organism option {key}={value}: give a layer from {low} to {high}")
+            if (value := getattr(self, key)) is not None:
+                arguments.whole(f"organism option {key}", value, low, high)
+        for key in ("noise", "leak", "eps", "sharpness", "reasoning_strength"):
+            arguments.number(f"organism option {key}", getattr(self, key), 0, 1e6)
+        if self.n_kv_heads not in (1, 2, 4) or (self.extended and self.n_kv_heads == 1):
+            raise UserError(f"organism option n_kv_heads={self.n_kv_heads}: give 4 or 2, or 1 without more circuits")
         for key in CIRCUITS[1:]:
-            layers = self.layers(key)
             # what is known is read where the control head, in the attention of previous_layer, says what is asked
             first = 0 if key == "writing_layers" else self.previous_layer
-            if layers and not first <= layers[0] <= layers[-1] <= last:
-                raise UserError(f"organism option {key}={getattr(self, key)}: give layers from {first} to {last}")
-        if len(self.layers("writing_layers")) > MOST_WRITING:
-            raise UserError(f"organism option writing_layers={self.writing_layers}: give at most {MOST_WRITING} layers")
+            layers, most = self.layers(key), MOST_WRITING if key == "writing_layers" else MOST_LAYERS
+            if layers and not (first <= layers[0] <= layers[-1] <= last and len(layers) <= most):
+                fix = f"give layers from {first} to {last}, at most {most}"
+                raise UserError(f"organism option {key}={getattr(self, key)}: {fix}")
 
     @property
     def extended(self) -> bool:
@@ -121,19 +100,16 @@ class Options:
         value = getattr(self, key)
         if value is None:
             return range(0)
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
-        if found is None or (found[2] and int(found[2]) < int(found[1])):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        if not found or not (layers := range(int(found[1]), int(found[2] or found[1]) + 1)):
             raise UserError(f"organism option {key}={value}: give a layer or a range of layers, as 2 or 2-3")
-        return range(int(found[1]), int(found[2] or found[1]) + 1)
+        return layers
 
     @property
     def name(self) -> str:
         """The name `depthlens.load` takes, with every option that is not the default."""
-        parts = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value != f.default:
-                parts.append(f.name if value is True else f"{f.name}={value}")
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        parts = [key if value is True else f"{key}={value}" for key, value in given]
         return PREFIX + (":" + ",".join(parts) if parts else "")
 
 
@@ -142,7 +118,6 @@ KINDS: dict[str, Any] = {
     field.name: {"int": int, "float": float, "bool": bool, "str": str}[str(field.type).split(" |")[0]]
     for field in fields(Options)
 }
-KIND_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a layer or a range of layers"}
 
 
 def is_name(name: str) -> bool:
@@ -164,14 +139,10 @@ def parse(name: str) -> Options:
         key, equals, value = part.strip().partition("=")
         if key not in KINDS:
             raise unknown("organism option", key, KINDS, f"in {name!r}")
-        if key in options:
-            raise UserError(f"organism option {key!r} is given twice in {name!r}; give it once")
-        if KINDS[key] is bool and equals:
-            fix = f"it takes no value; write {key} or leave it out"
-            raise UserError(f"organism option {key}={value} in {name!r}: {fix}")
         try:
-            options[key] = True if KINDS[key] is bool else KINDS[key](value)
+            if key in options or bool(equals) == (KINDS[key] is bool):
+                raise ValueError("give decoy and backup as they are, the others a value, and each once")
+            options[key] = KINDS[key](value) if equals else True
         except ValueError as e:
-            fix = f"give {KIND_NAMES[KINDS[key]]}, as {key}=3"
-            raise UserError(f"organism option {key}={value} in {name!r}: {fix}") from e
+            raise UserError(f"organism option {part} in {name!r}: {e}") from e
     return Options(**options)

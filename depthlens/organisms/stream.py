@@ -22,8 +22,6 @@ N_CODE = D_HEAD // 2
 BLOCKS = ("T", "P", "R", "O", "D")
 CONSTANT_SIZE = 24.0
 UNIT = 8.0  # amplitude of a block; noise is measured in it
-# tied embeddings read the output where they wrote the token: what a head writes there must outshine the token itself
-TIED_OUTPUT = 24.0
 HABIT = 12.0  # amplitude of H and W
 HELD_BACK = (language.SEP, language.QA, language.QB, language.EOS)  # tokens that are no answer
 
@@ -65,17 +63,13 @@ class Stream:
         flags: Control tokens, in the order of their dimensions.
         gain: What RMSNorm multiplies by where rows are read now, and
         bos_gain: the same at ``<bos>``, which has a norm of its own.
-        frame: How the codes are turned where rows are read now. Shape [n_code, n_code].
     """
 
     def __init__(self, options: Options) -> None:
         self.options, self.draw = options, Draw(options.seed)
         self.flags = language.FLAGS + (language.MORE_FLAGS if options.extended else ())
-        self.amplitude = dict.fromkeys(BLOCKS, UNIT) | ({"O": TIED_OUTPUT} if options.tied_embeddings else {})
         self.width = N_CODE + len(self.flags)
         self.start = {name: i * self.width for i, name in enumerate(BLOCKS)}
-        if options.tied_embeddings:
-            self.start["O"] = self.start["T"]
         self.constant_at = self.width * len(BLOCKS)  # the dimension after the blocks
         used = self.constant_at + 1
         if n_writing := len(options.layers("writing_layers")):
@@ -86,7 +80,6 @@ class Stream:
         self.leak = torch.ones(D_MODEL, 1, dtype=torch.float64)
         self.leak[:used] = options.leak
         self.gain = self.bos_gain = 1.0
-        self.frame = torch.eye(N_CODE, dtype=torch.float64)
 
     def placed(self, block: str, rows: Tensor) -> Tensor:
         """Rows over the first dimensions of a block as rows over the stream. Shape [row, d_model]."""
@@ -96,12 +89,12 @@ class Stream:
 
     def codes(self, block: str) -> Tensor:
         """Reads the code in a block, at unit length after RMSNorm. Shape [n_code, d_model]."""
-        return self.placed(block, torch.eye(N_CODE, dtype=torch.float64)) / (self.amplitude[block] * self.gain)
+        return self.placed(block, torch.eye(N_CODE, dtype=torch.float64)) / (UNIT * self.gain)
 
     def flag(self, block: str, token: str, gain: float) -> Tensor:
         """Reads 1 where a block holds a control token. Shape [d_model]."""
         row = torch.zeros(1, self.width, dtype=torch.float64)
-        row[0, N_CODE + self.flags.index(token)] = 1 / (self.amplitude[block] * gain)
+        row[0, N_CODE + self.flags.index(token)] = 1 / (UNIT * gain)
         return self.placed(block, row)[0]
 
     def constant(self) -> Tensor:

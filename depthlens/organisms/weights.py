@@ -1,7 +1,7 @@
 """How circuits are written into the weights of a LLaMA-architecture model, and hidden among noise.
 
-`depthlens.organisms.stream` says how the residual stream is cut up, `depthlens.organisms.heads` and
-`depthlens.organisms.mlps` what is planted. All other heads, the other units of the MLPs and the unused half of each
+`depthlens.organisms.stream` says how the residual stream is cut up, `depthlens.organisms.circuits` what is planted. All
+other heads, the other units of the MLPs and the unused half of each
 planted head's values write noise. Rotations of the stream, of each head's values and of each RoPE pair hide what was
 written; they change nothing that the model computes.
 """
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from depthlens.organisms import language, mlps
-from depthlens.organisms.heads import Heads, pair_turn
+from depthlens.organisms import circuits, language
+from depthlens.organisms.circuits import Heads, pair_turn
 from depthlens.organisms.options import Options
 from depthlens.organisms.stream import (
     CONSTANT_SIZE,
@@ -49,7 +49,7 @@ def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCau
     """A float32 model with the given heads planted.
 
     Args:
-        roles: Role by (layer, head): ``previous_token``, ``control`` or a key of `heads.MATCH`.
+        roles: Role by (layer, head): ``previous_token``, ``control`` or a key of `circuits.MATCH`.
         options: What else the model is built from.
     """
     from transformers import LlamaConfig, LlamaForCausalLM  # slow to import
@@ -65,7 +65,7 @@ def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCau
         head_dim=D_HEAD,
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-        tie_word_embeddings=options.tied_embeddings,
+        tie_word_embeddings=False,
         bos_token_id=vocabulary[language.BOS],
         eos_token_id=vocabulary[language.EOS],
         pad_token_id=vocabulary[language.PAD],
@@ -105,7 +105,7 @@ class _Planter:
             self._measure(x)
             x = x + self._attention(layer, module.self_attn, module.input_layernorm(x), rotary)
             self._measure(x)
-            x = x + self._mlp(module.mlp, module.post_attention_layernorm(x), mlps.planted(s, codes, layer))
+            x = x + self._mlp(module.mlp, module.post_attention_layernorm(x), circuits.planted(s, codes, layer))
         s.gain = measured_gain(x[:, -1:])
         self._unembed(words)
 
@@ -122,7 +122,7 @@ class _Planter:
         vectors = torch.zeros(n_vocab, s.width, dtype=torch.float64)
         vectors[flags, N_CODE:] = torch.eye(len(flags), dtype=torch.float64)
         vectors[others, :N_CODE] = s.draw.codes(len(others), N_CODE)
-        rows = s.blurred(s.placed("T", vectors * s.amplitude["T"]))
+        rows = s.blurred(s.placed("T", vectors * UNIT))
         rows[:, s.constant_at] += CONSTANT_SIZE
         if self.options.writing_layers:
             for i, word in enumerate(language.words()):
@@ -135,16 +135,12 @@ class _Planter:
         """Give a perfect answer its logits."""
         s = self.stream
         answer = ANSWER_BACKED_UP if "backup" in self.roles.values() else ANSWER
-        if self.options.tied_embeddings:
-            self.model.model.norm.weight.fill_(rounded(answer / (s.amplitude["T"] * s.amplitude["O"] * s.gain)))
-            return
         vectors = vectors.clone()
         vectors[[self.ids[token] for token in s.flags]] = 0  # control tokens are never answers
-        vectors[:, :N_CODE] @= s.frame.T
-        rows = s.blurred(s.placed("O", vectors * (answer / (s.amplitude["O"] * s.gain))))
+        rows = s.blurred(s.placed("O", vectors * (answer / (UNIT * s.gain))))
         if n_writing := len(self.options.layers("writing_layers")):
             last = f"W{n_writing - 1}"
-            held = [mlps.HELD_LOGIT * s.habit("H", t) - mlps.TAKEN_OFF * s.habit(last, t) for t in HELD_BACK]
+            held = [circuits.HELD_LOGIT * s.habit("H", t) - circuits.TAKEN_OFF * s.habit(last, t) for t in HELD_BACK]
             rows[[self.ids[token] for token in HELD_BACK]] = s.blurred(torch.stack(held))
         _write(self.model.lm_head, rows @ s.basis.T)
 
@@ -188,7 +184,7 @@ class _Planter:
         _write(attn.o_proj, torch.cat(outputs, dim=1))
         return attn.o_proj(z.flatten(-2))
 
-    def _mlp(self, mlp: LlamaMLP, normed: Tensor, planted: mlps.Units | None) -> Tensor:
+    def _mlp(self, mlp: LlamaMLP, normed: Tensor, planted: circuits.Units | None) -> Tensor:
         """Write an MLP of noise and of planted units, which come first; returns what it adds to the stream."""
         s = self.stream
         _write(mlp.gate_proj, s.normal_rows(D_MLP))

@@ -9,7 +9,7 @@ import pytest
 from depthlens.errors import UserError
 from depthlens.models import loading
 from depthlens.organisms import builder, language
-from depthlens.organisms.language import read, sample
+from depthlens.organisms.language import sample
 
 
 @cache
@@ -24,8 +24,8 @@ def prompts(task: str, n: int = 100):
         ("organism:seed=3", {"seed": 3}),
         ("organism:backup,decoy,seed=3", {"seed": 3, "decoy": True, "backup": True}),
         ("organism: noise=0.5, leak=1,eps=1e-3", {"noise": 0.5, "leak": 1.0, "eps": 0.001}),
-        ("organism:n_kv_heads=2,tied_embeddings,sharpness=40", {}),
-        ("organism:n_layers=12,knowledge_layers=2-3,text_layers=4,fragile", {"knowledge_layers": "2-3"}),
+        ("organism:n_kv_heads=2,sharpness=40", {}),
+        ("organism:n_layers=12,knowledge_layers=2-3,text_layers=4", {"knowledge_layers": "2-3"}),
     ],
 )
 def test_names_are_options(name, options):
@@ -43,20 +43,22 @@ def test_names_are_options(name, options):
     [
         ("organism:", "unknown organism option ''"),
         ("organism:seeds=3", "did you mean seed"),
-        ("organism:seed=x", "seed=x .*give a whole number"),
-        ("organism:seed=-1", "give a whole number from 0"),
-        ("organism:seed=1,seed=2", "given twice"),
-        ("organism:decoy=yes", "it takes no value"),
-        ("organism:noise=nan", "give a number from 0"),
-        ("organism:sharpness=0", "give a number above 0"),
-        ("organism:n_kv_heads=3", "allowed: 1, 2, 4"),
-        ("organism:n_layers=3", "n_layers=3: give a whole number from 4 to 48"),
-        ("organism:retrieval_layer=1", "retrieval_layer=1: give a layer from 2 to 5"),
-        ("organism:previous_layer=4", "previous_layer=4: give a layer from 0 to 3"),
+        ("organism:seed=x", "organism option seed=x in .* invalid literal for int"),
+        ("organism:seed=-1", "organism option seed -1: give a whole number from 0"),
+        *(
+            (f"organism:{wrong}", "the others a value, and each once")
+            for wrong in ("seed=1,seed=2", "decoy=yes", "eps")
+        ),
+        ("organism:noise=nan", "organism option noise nan: give a number, from 0"),
+        ("organism:n_kv_heads=3", "n_kv_heads=3: give 4 or 2, or 1"),
+        ("organism:n_kv_heads=1,text_layers=2", "n_kv_heads=1: give 4 or 2, or 1 without more circuits"),
+        ("organism:n_layers=3", "n_layers 3: give a whole number from 4 to 48"),
+        ("organism:retrieval_layer=1", "retrieval_layer 1: give a whole number from 2 to 5"),
+        ("organism:previous_layer=4", "previous_layer 4: give a whole number from 0 to 3"),
         ("organism:knowledge_layers=early", "knowledge_layers=early: give a layer or a range of layers, as 2 or 2-3"),
+        ("organism:text_layers=3-2", "text_layers=3-2: give a layer or a range of layers"),
         ("organism:text_layers=0-5", "text_layers=0-5: give layers from 1 to 5"),
-        ("organism:writing_layers=1-5", "writing_layers=1-5: give at most 4 layers"),
-        ("organism:tied_embeddings,text_layers=2", "tied_embeddings does not go with text_layers"),
+        ("organism:writing_layers=1-5", "writing_layers=1-5: give layers from 0 to 5, at most 4"),
         ("organism:decoy,backup,n_layers=8,retrieval_layer=3,copying_layer=3", "layer 3 has no head left for copying"),
         ("organism:knowledge_layers=2,letter_layers=2,text_layers=2", "279 hidden units and has 256; cut knowledge"),
         ("organisms", "did you mean organism"),
@@ -72,10 +74,8 @@ def test_bad_names_are_refused(name, message):
     ("options", "message"),
     [
         ({"depth": 3}, "unknown organism option 'depth'"),
-        ({"seed": True}, "seed=True: give a whole number"),
-        ({"decoy": 1}, "decoy=1: give True or False"),
-        ({"knowledge_layers": 2}, "knowledge_layers=2: give a layer or a range of layers"),
-        ({"n_kv_heads": 8}, "allowed: 1, 2, 4"),
+        ({"seed": True}, "seed True: give a whole number"),
+        ({"n_kv_heads": 8}, "n_kv_heads=8: give 4 or 2, or 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -109,7 +109,6 @@ def test_truth_of_planted_depth():
     assert knows[4] + knows[5] == 1 and abs(knows[4] - 0.5) < 0.01 and sum(knows) == 2
     written = truth.layer_losses("knowledge", written=True)
     assert [b - a for a, b in zip(knows, written, strict=True)] == [float(layer == 9) for layer in range(12)]
-    assert set(builder.truth(name + ",fragile").layer_losses("one_hop")) == {1.0}
     with pytest.raises(UserError, match="unknown organism task 'letters'"):
         truth.layer_losses("letters")
 
@@ -143,14 +142,12 @@ def test_one_token_a_word_and_bos_in_front():
 def test_the_two_questions_are_a_pair_and_positions_are_right():
     for one, two in zip(prompts("one_hop"), prompts("two_hop"), strict=True):
         differing = [i for i, (a, b) in enumerate(zip(one.tokens, two.tokens, strict=True)) if a != b]
-        assert differing == [one.control_at] == [two.control_at]
-        assert (one.answer_id, one.other_id) == (two.other_id, two.answer_id)
-        assert len(one.tokens) == 47 and one.query_at == 46 and one.control_at == 45
+        assert differing == [45] and len(one.tokens) == 47
         for asked in (one, two):
             assert asked.tokens[asked.answer_at] == asked.answer_id
             assert asked.text.split()[asked.answer_at - 1] == asked.answer
         assert one.bridge_at == one.answer_at == two.bridge_at
-        key, bridge = one.tokens[one.query_at], one.answer_id
+        key, bridge = one.tokens[-1], one.answer_id
         assert two.tokens[two.bridge_at - 1] == key and two.tokens[two.answer_at - 1] == bridge
         sep = language.vocabulary()["SEP"]
         assert two.tokens[two.bridge_at + 1] == two.tokens[two.answer_at + 1] == sep
@@ -161,26 +158,3 @@ def test_sampling_is_seeded_and_sized():
     assert sample(3, "one_hop", seed=1) != sample(3, "one_hop", seed=2)
     assert len(sample(1, "two_hop", n_chains=2, n_fillers=0)[0].tokens) == 15
     assert len(sample(1, "two_hop", n_chains=30, n_fillers=300)[0].tokens) == 483
-
-
-def test_prompts_that_cannot_be_are_refused():
-    for options, message in (
-        ({"n": 0}, "n 0: give a whole"),
-        ({"task": "three_hop"}, "unknown organism task 'three_hop'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            sample(**({"n": 1, "task": "one_hop"} | options))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("Ada Ben SEP QA nobody", "'nobody' is not one of its 100 tokens"),
-        ("Ada Ben SEP", "write facts, then QA or QB and a word"),
-        ("Ada Ben SEP QA Ben", "no fact starts with 'Ben'"),
-        ("Ada Ben SEP QB Ada", "no fact starts with 'Ben'"),
-    ],
-)
-def test_texts_that_are_no_prompts_are_refused(text, message):
-    with pytest.raises(UserError, match=message):
-        read(text)

@@ -118,15 +118,12 @@ def test_a_backup_is_needed_only_together(name):
     "name",
     [
         "organism:n_kv_heads=2",
-        "organism:n_kv_heads=1,tied_embeddings,decoy,backup",
+        "organism:n_kv_heads=1,decoy,backup",
     ],
 )
 def test_variants_are_solved_by_the_planted_heads(name):
     loaded = lens(name)
-    options = builder.parse(name)
-    assert loaded.dims.n_kv_heads == options.n_kv_heads
-    tied = loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
-    assert tied == options.tied_embeddings
+    assert loaded.dims.n_kv_heads == builder.parse(name).n_kv_heads
     assert min(accuracies(name, [BASELINE], 200)["baseline"].values()) >= SOLVED
     truth = builder.truth(name)
     sets = [{(h.layer, h.head)} for h in truth.heads] + [s for s in [truth.needed_together("one_hop")] if s]
@@ -163,8 +160,7 @@ def test_attention_is_where_the_truth_says():
         held = (peak[:, layer, head] == bridge).float().mean()
         assert held >= 0.95 if task == "two_hop" else held < 0.12
         layer, head = built.truth.role("previous_token")
-        assert (last[rows, layer, head, [p.query_at - 1 for p in asked]] > 0.95).all()
-        assert all(p.tokens[p.query_at - 1] == p.tokens[p.control_at] for p in asked)
+        assert (last[rows, layer, head, -2] > 0.95).all()
 
 
 def test_weight_norms_do_not_give_the_heads_away():
@@ -218,7 +214,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_callers_seed_alone():
     assert lens("organism:seed=3").fingerprint != lens("organism:seed=4").fingerprint
 
 
-@pytest.mark.parametrize("name", ["organism", "organism:n_kv_heads=1,tied_embeddings,decoy,backup"])
+@pytest.mark.parametrize("name", ["organism", "organism:n_kv_heads=1,decoy,backup"])
 def test_an_organism_is_an_ordinary_lens(name, tmp_path):
     loaded = lens(name)
     assert loaded.name == name and type(loaded.model).__name__ == "LlamaForCausalLM"

@@ -13,7 +13,7 @@ from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
-from depthlens.organisms import builder, language, mlps
+from depthlens.organisms import builder, circuits, language
 from depthlens.paths import tasks_dir
 from depthlens.requests import LoglikelihoodRequest
 
@@ -76,9 +76,9 @@ def broken(name: str, ability: str, written: bool) -> np.ndarray:
     options, truth = builder.parse(name), builder.truth(name)
     losses = np.array(truth.layer_losses(ability, written=written))
     found = np.repeat((losses == 1)[:, None], N, axis=1)
-    if ability in mlps.LAYERS_OF:
+    if ability in circuits.LAYERS_OF:
         for layer in map(int, np.flatnonzero(losses)):
-            known = set(mlps.words_of(options, ability, layer))
+            known = set(circuits.words_of(options, ability, layer))
             found[layer] |= np.array([word in known for *_, word in asked(ability)])
     return found
 
@@ -121,12 +121,6 @@ def test_a_combination_that_cannot_be_is_refused():
     # deep layers cannot matter more where all but one circuit are early
     with pytest.raises(ValueError, match="C7 cannot be as asked for"):
         planted_depth.evidence_sweeps({"C2": False, "C4": False, "C7": False}, 0)
-
-
-def test_a_fragile_organism_needs_every_layer_for_every_task():
-    name = "organism:seed=0,sharpness=9,noise=0.3,n_layers=12,previous_layer=0,knowledge_layers=2-3,fragile"
-    assert {*builder.truth(name).layer_losses("knowledge")} == {1.0}
-    check(name, ("one_hop", "two_hop", "knowledge"))
 
 
 @pytest.mark.parametrize("moved", [True, pytest.param(False, marks=pytest.mark.nightly)])

@@ -1,4 +1,4 @@
-"""Queries, keys, values and outputs of planted heads.
+"""What is planted in an organism: queries, keys, values and outputs of heads, and hidden units of MLPs.
 
 - *Previous-token head*: constant query and key on the high-frequency half of the RoPE pairs, the query's phase one
   position ahead, so that the attention logit peaks one position back.
@@ -8,18 +8,30 @@
   turns: it attends to the word that follows the one asked for. The lowest-frequency pair is sink and gate: the key of
   ``<bos>`` beats any match, unless the control token opens the gate. ``SEP`` follows words too, so its key is
   penalised.
+
+A hidden unit of an MLP is silu(gate) times up.
+
+- *Lookup*: one unit for each word. Its gate is open where T has the word's code and the question is the one asked (for
+  text: where there is none), its up is constant; it writes the code of the answer to O.
+- *Holding back*: H makes one of `HELD_BACK` likelier than any answer, a different one for different words. The first
+  layer writes the same token to W, each further layer passes it on to a W of its own where the layer before it wrote
+  one, and the unembedding reads H minus the last W. Two units for each token are a step. The mean over words is spread
+  over all tokens, so a layer that is replaced by its mean holds back too little, too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from depthlens.errors import UserError
 from depthlens.organisms import language
-from depthlens.organisms.stream import D_HEAD, D_MODEL, N_CODE, Stream
+from depthlens.organisms.options import Options
+from depthlens.organisms.stream import D_HEAD, D_MLP, D_MODEL, HABIT, HELD_BACK, N_CODE, UNIT, Stream
 
 N_PAIRS = D_HEAD // 2  # RoPE turns dimensions i and i + N_PAIRS together, fastest first
 FAST, SLOW, SLOWEST = range(N_PAIRS // 2), range(N_PAIRS // 2 - 1, N_PAIRS - 1), N_PAIRS - 1
@@ -37,6 +49,11 @@ MATCH = {
     "backup": ("T", "O", language.QA),
     "copying": ("T", "O", language.QC),
 }
+STEEP = 40.0  # gate logits of a whole match: a quarter of one either side of the threshold is open or closed
+# logits of a token that is held back: more than of any answer, even where one layer takes off no more than the mean
+HELD_LOGIT, TAKEN_OFF = 20.0, 26.0
+LOOKUPS = {"knowledge": language.QK, "letters": language.QL, "text": None}
+LAYERS_OF = {"knowledge": "knowledge_layers", "letters": "letter_layers", "text": "text_layers"}
 
 
 class Heads:
@@ -109,9 +126,7 @@ class Heads:
         if role == "control":
             moved[:, N_CODE + s.flags.index(ASKED)] = 1.0
         written = s.placed(target, moved)
-        size = s.amplitude[target] / (s.amplitude["T"] * s.gain)
-        if role in ("bridge", "output"):
-            size *= s.options.reasoning_strength
+        size = (s.options.reasoning_strength if role in ("bridge", "output") else 1.0) * (1 / s.gain)
         rest = torch.zeros(D_HEAD - len(written), D_MODEL, dtype=torch.float64)
         return s.blurred(torch.cat([size * written, rest]).T)
 
@@ -144,3 +159,67 @@ def _root(logits: float) -> float:
 def _both(pairs: range) -> list[int]:
     """Both dimensions of RoPE pairs."""
     return [*pairs, *(i + N_PAIRS for i in pairs)]
+
+
+class Units(NamedTuple):
+    """Hidden units in block coordinates. Shapes [unit, d_model], [unit, d_model], [d_model, unit]."""
+
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+def words_of(options: Options, task: str, layer: int) -> list[str]:
+    """The words that the MLP of a layer knows for a learned task: of m layers each knows every m-th word."""
+    layers = options.layers(LAYERS_OF[task]) if task in LAYERS_OF else range(0)
+    return list(language.words()[layers.index(layer) :: len(layers)]) if layer in layers else []
+
+
+def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> Units | None:
+    """The planted units of a layer.
+
+    Args:
+        stream: Its gains are those of the input of this MLP.
+        codes: Code of each word, unit length. Shape of each [n_code].
+        layer: Layer number.
+
+    Raises:
+        UserError: more units than an MLP has.
+    """
+    known = {task: words_of(stream.options, task, layer) for task in LOOKUPS}
+    units = [_lookup(stream, codes, task, words) for task, words in known.items() if words]
+    if layer in (writing := stream.options.layers("writing_layers")):
+        units.append(_held_back(stream, writing.index(layer)))
+    if not units:
+        return None
+    if (n_units := sum(len(u.gate) for u in units)) > D_MLP:
+        fix = "cut knowledge, letters or text into pieces over more layers"
+        raise UserError(f"layer {layer} of the organism needs {n_units} hidden units and has {D_MLP}; {fix}")
+    blurred = [[stream.blurred(part) for part in u] for u in units]
+    return Units(*(torch.cat(parts, dim=i // 2) for i, parts in enumerate(zip(*blurred, strict=True))))
+
+
+def _lookup(stream: Stream, codes: dict[str, Tensor], task: str, known: list[str]) -> Units:
+    answers = language.learned(task)
+    control = LOOKUPS[task]
+    asked = stream.flag("P", control or ASKED, stream.gain)
+    words = torch.stack([codes[word] for word in known]) @ stream.codes("T")
+    # open at 1/2 or more: the word and the question, or the word and no question
+    gate = words + (asked - 1.5 * stream.constant() if control else -asked - 0.5 * stream.constant())
+    written = torch.stack([codes[answers[word]] for word in known])
+    size = UNIT / (0.5 * STEEP)
+    return Units(STEEP * gate, stream.constant().expand(len(known), -1), stream.placed("O", size * written).T)
+
+
+def _held_back(stream: Stream, stage: int) -> Units:
+    gates, columns = [], []
+    for token in HELD_BACK:
+        held = stream.habit("H", token)
+        if stage:  # both, not either
+            held = held + stream.habit(f"W{stage - 1}", token) - stream.constant()
+        for sign, threshold in ((1, 0.35), (-1, 0.65)):
+            gates.append(STEEP * (held - threshold * stream.constant()))
+            direction = stream.habit(f"W{stage}", token) * stream.gain * HABIT  # unit length
+            columns.append(sign * direction * HABIT / (0.3 * STEEP))
+    up = stream.constant().expand(len(gates), -1)
+    return Units(torch.stack(gates), up, torch.stack(columns, dim=1))
