@@ -1,54 +1,49 @@
 """A condition written as a Hugging Face checkpoint: layers are left out, and removed parts of others have no weights.
 
 What a condition does to activations is done to weights. A skipped layer is left out, and the layers above it move
-down. Attention or MLP that adds nothing has weights of zero. The columns of ``o_proj`` that read a removed head are
-zero; where every layer loses as many whole groups of heads, the groups are cut out of the projections, and the
-configuration has fewer heads. Experts are cut out where every layer with experts loses as many. A layer that runs twice
-is there twice. Weights that are rounded (``@int4``) are stored in the dtype of the model. So the logits
-are those of the condition.
+down. Attention or MLP that adds nothing has weights of zero, and so have the columns of ``o_proj`` that read a removed
+head. A layer that runs twice is there twice. Weights that are rounded (``@int4``) are stored in the dtype of the model.
+So the logits are those of the condition.
 
-The weights go through memory a layer at a time, so that an offloaded model can be exported, too. Names are those of the
-hub, which transformers' own conversions give back.
+Configurations tell layers apart by lists with one entry a layer (``layer_types``), by lists of layer numbers
+(``mlp_only_layers``), and by how many of the first layers are of a kind (``first_k_dense_replace``). Each is cut to the
+layers that stay. An empty model of the new configuration shows whether that was enough: its layers must be what those
+that stay are, module by module.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from depthlens import arguments
 from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition
 from depthlens.analysis.results import Result
-from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.exports import model_card
-from depthlens.exports.layer_lists import kept_layers, layer_lists
-from depthlens.exports.smaller_config import skeleton
-from depthlens.models import pairs, quantised
+from depthlens.models import quantised
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.rounded_weights import rounded
 from depthlens.paths import unwritable
+from depthlens.progress import quiet
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
 
-LISTS = "layer_lists.json"
-SHARD_BYTES = 4 << 30  # of one file, but for a layer that is larger
+SHARD_BYTES = 4 << 30  # of one file
+FIRST_LAYERS = ("first_k_dense_replace", "max_window_layers")  # settings that count the first layers of a kind
+_PLAIN = (bool, int, float, str, type(None))
+_WHERE = ("layer_idx", "layer_id", "training")  # what a module says of itself beside its kind
 
 
 @dataclass(frozen=True)
@@ -80,15 +75,14 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     """Write the model that a condition leaves as a Hugging Face checkpoint, with a model card.
 
     Args:
-        lens: A loaded model; of an offloaded one the layers are read one by one.
+        lens: A loaded model. A copy of the weights of its layers is made in memory.
         condition: What is removed, e.g. ``L8-11`` or ``L3+L5.mlp``.
         out: A folder that does not exist or is empty.
         result: A sweep of the same model in which the condition was scored: the card then says what it cost.
 
     Returns:
-        What was written: weights (safetensors), configuration, tokenizer, README.md, ``layer_lists.json``
-        (`depthlens.layer_lists`) and, where whole layers were removed, ``mergekit.yml``, which makes the same
-        checkpoint.
+        What was written: weights (safetensors), configuration, tokenizer, README.md and, where whole layers were
+        removed, ``mergekit.yml``, which makes the same checkpoint.
 
     Raises:
         UserError: a condition that weights cannot express or that leaves no layer, a model whose weights are remote or
@@ -96,77 +90,41 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     """
     arguments.loaded(lens)
     lens.needs_weights("an export")
-    if not isinstance(condition, str | Condition):
-        raise UserError(f"condition {condition!r}: give a text such as 'L8-11'")
     chosen = (parse_condition(condition) if isinstance(condition, str) else condition).validate(lens.dims)
     _refuse(lens, chosen)
-    pairs.require(lens, [chosen])
-    walk_check.require_parts(lens, walk_check.found(lens), [chosen])
     cost = model_card.cost(lens, chosen, result)
     folder = empty_folder(out)
-    kept = kept_layers(lens, chosen)
-    smaller, cut = _smaller(lens, chosen, kept)
-    needed = sum(w.nbytes for w in smaller.parameters())
+    numbers, skipped = range(lens.dims.n_layers), {a.layer for a in chosen.ablations if a.mode == "skip"}
+    kept = [i for i in numbers if i not in skipped for _ in range(1 + chosen.runs_twice(i))]
+    smaller = _skeleton(lens, kept)
+    weights, n_zero = _weights(lens, chosen, kept)
+    n_parameters, n_whole = (sum(w.numel() for w in model.parameters()) for model in (smaller, lens.model))
+    made = Export(folder, tuple(kept), n_parameters, n_zero, n_whole)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
-        if needed > free:
-            fault = f"cannot write to {str(folder)!r}: the checkpoint has {needed / 1e9:.1f} GB"
-            raise UserError(f"{fault}, and {free / 1e9:.1f} GB are free; name a folder on another disk")
         # written beside it and renamed at the end, so that no half checkpoint has its name
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
-            made = Path(work) / "model"
-            made.mkdir()
-            n_zero = _write_weights(lens, smaller, chosen, kept, cut, made)
-            smaller.config.save_pretrained(made)
-            smaller.generation_config.save_pretrained(made)
-            lens.tokenizer.save_pretrained(made)
-            n_whole = sum(w.numel() for w in lens.model.parameters())
-            found = Export(folder, tuple(kept), sum(w.numel() for w in smaller.parameters()), n_zero, n_whole)
-            model_card.write(made, lens, chosen, str(found), kept, cost)
-            (made / LISTS).write_text(json.dumps(layer_lists(lens, chosen), indent=2) + "\n", encoding="utf-8")
-            os.replace(made, folder)
-    except OSError as e:
-        raise unwritable(folder, e) from e
-    except SafetensorError as e:  # its own error for a full disk
-        raise UserError(f"cannot write to {str(folder)!r}: {e}; name a folder on another disk") from e
-    return found
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work, quiet():
+            whole = Path(work) / "model"
+            smaller.save_pretrained(whole, state_dict=weights, max_shard_size=SHARD_BYTES)
+            lens.tokenizer.save_pretrained(whole)
+            model_card.write(whole, lens, chosen, str(made), kept, cost)
+            os.replace(whole, folder)
+    except (OSError, SafetensorError) as e:
+        raise unwritable(folder, e if isinstance(e, OSError) else OSError(str(e))) from e
+    return made
 
 
 def _refuse(lens: Lens, condition: Condition) -> None:
     if not condition:
         raise UserError("condition baseline removes nothing; give one that does, e.g. L8-11")
     for a in condition.ablations:
-        removed = a.mode in ("skip", "zero", "twice") and not a.start
+        removed = a.mode in ("skip", "zero", "twice") and a.site != "expert" and not a.start
         if not removed and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
-            what = f"[{a.start}:]" if a.start else f"@{a.mode}"
-            fault = f"condition {condition}: what {a.site} {what} does cannot be written into weights"
-            raise UserError(f"{fault}; export a removal, e.g. {str(a).removesuffix(a.suffix)}")
+            raise UserError(f"condition {condition}: {a} cannot be written into weights; export a removal, e.g. L1.mlp")
     if sum(a.mode == "skip" for a in condition.ablations) == lens.dims.n_layers:
         raise UserError(f"condition {condition} leaves no layer of {lens.name!r}; keep one")
-    _n_gone(lens, condition)
     if method := quantised.method_of(lens.model.config):
         raise UserError(f"model {lens.name!r} is quantised ({method}); export its unquantised one, then quantise that")
-
-
-def _n_gone(lens: Lens, condition: Condition) -> int:
-    """Experts that every layer with experts loses, or a `UserError` that says why they cannot be cut out."""
-    experts = [a for a in condition.ablations if a.site == "expert"]
-    if not experts:
-        return 0
-    config: Any = lens.model.config.get_text_config()
-    skipped = {a.layer for a in condition.ablations if a.mode == "skip"}
-    lost = {i: sum(a.layer == i for a in experts) for i, n in enumerate(lens.dims.n_experts) if n and i not in skipped}
-    fault = f"condition {condition}: its experts cannot be cut out of {lens.name!r}"
-    if len({*lost.values()}) > 1:
-        each = ", ".join(f"L{layer} {n}" for layer, n in lost.items())
-        raise UserError(f"{fault}, because every layer must lose as many ({each}); name as many of each")
-    n_gone, n_chosen = max(lost.values()), getattr(config, "num_experts_per_tok", 1)
-    if (getattr(config, "n_group", 1) or 1) > 1:
-        raise UserError(f"{fault}, because its router chooses by groups of equal size; export another condition")
-    if max(lens.dims.n_experts) - n_gone < n_chosen:
-        raise UserError(f"{fault}, because each token passes {n_chosen} of them; keep {n_chosen}")
-    return n_gone
 
 
 def empty_folder(out: str | Path) -> Path:
@@ -178,137 +136,82 @@ def empty_folder(out: str | Path) -> Path:
     return folder
 
 
-def _smaller(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[PreTrainedModel, dict[int, list[int]]]:
-    """The empty checkpoint, and which key/value heads are cut out of each layer; none where heads become zeros."""
-    arch, dims, n_gone = lens.arch, lens.dims, _n_gone(lens, condition)
-    gone = {layer: _groups(condition, layer, lens) for layer in kept}
-    sizes = {len(groups) for groups in gone.values()}
-    if not n_gone and len(sizes) == 1 and 0 < (n := sizes.pop()) < dims.n_kv_heads:
-        if (arch.family.per_head, arch.family.per_kv_head) == (("q_proj",), ("k_proj", "v_proj")):
-            try:
-                smaller = skeleton(lens, kept, dims.n_kv_heads - n)
-            except (UserError, StrictDataclassError):  # a class that cannot have so many heads
-                return skeleton(lens, kept, dims.n_kv_heads), {layer: [] for layer in kept}
-            made, old = smaller.get_submodule(f"{arch.family.layers}.0").state_dict(), kept[0]
-            with lens.resident(old):
-                shapes = {k: v.shape for k, v in _edited(lens, old, [], gone[old]).items()}
-            if {k: v.shape for k, v in made.items()} == shapes:
-                return smaller, gone
-    return skeleton(lens, kept, dims.n_kv_heads, n_gone), {layer: [] for layer in kept}
+def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
+    """An empty model (on the meta device) of the layers that stay, with a configuration of its own."""
+    config: Any = lens.model.config
+    entries = config.to_dict()
+    of_text = entries if config.get_text_config() is config else entries["text_config"]
+    for name, value in of_text.items():
+        if name in FIRST_LAYERS and isinstance(value, int):
+            of_text[name] = sum(layer < value for layer in kept)
+        elif "layer" in name and isinstance(value, list):
+            of_text[name] = _cut(value, kept, lens.dims.n_layers)
+    of_text["num_hidden_layers"] = len(kept)
+    entries.pop("quantization_config", None)  # of a .gguf file, whose weights were dequantised on loading
+    made = type(config).from_dict(entries)
+    made.dtype = lens.dtype
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(made)
+    model.generation_config = lens.model.generation_config
+    for layer, old in zip(model.get_submodule(lens.arch.family.layers).children(), kept, strict=True):
+        if not _same_kind(layer, lens.arch.layers[old]):
+            fault = f"without the removed layers, the configuration of {lens.name!r} makes layer {old} another one"
+            raise UserError(f"{fault}; export another condition")
+    return model
 
 
-def _fewer_experts(weights: dict[str, Tensor], of_smaller: dict[str, Tensor], gone: Sequence[int]) -> dict[str, Tensor]:
-    """Weights of a layer without experts: along the axis in which they are larger than those of the checkpoint."""
-    found = {}
-    for name, w in weights.items():
-        axes = [i for i, n in enumerate(of_smaller[name].shape) if gone and n == w.shape[i] - len(gone)]
-        left = [i for i in range(w.shape[axes[0]]) if i not in gone] if axes else []
-        found[name] = w.index_select(axes[0], torch.tensor(left, device=w.device)) if axes else w
-    return found
+def _cut(value: list, kept: Sequence[int], n_layers: int) -> list:
+    """A list with one entry a layer, or of layer numbers; any other one as it is."""
+    numbers = all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < n_layers for x in value)
+    if numbers and value == sorted(set(value)) and (len(value) != n_layers or n_layers > 2):
+        return [new for new, old in enumerate(kept) if old in value]
+    return [value[old] for old in kept] if len(value) == n_layers else value
 
 
-def _groups(condition: Condition, layer: int, lens: Lens) -> list[int]:
-    """Key/value heads of a layer all of whose query heads are removed one by one or as a group."""
-    heads = _heads([a for a in condition.ablations if a.layer == layer], lens)
-    return [kv for kv in range(lens.dims.n_kv_heads) if heads.issuperset(lens.dims.query_heads(kv))]
+def _same_kind(made: nn.Module, whole: nn.Module) -> bool:
+    """Whether two layers have the same modules, plain settings and shapes of weights, wherever they stand."""
+    ours, its = dict(made.named_modules()), dict(whole.named_modules())
+    shapes = [{name: weight.shape for name, weight in layer.named_parameters()} for layer in (made, whole)]
+    if [*ours] != [*its] or shapes[0] != shapes[1]:
+        return False
+    return all(
+        type(module) is type(its[name])
+        and all(
+            value == vars(its[name]).get(key)
+            for key, value in vars(module).items()
+            if isinstance(value, _PLAIN) and key not in _WHERE
+        )
+        for name, module in ours.items()
+    )
 
 
-def _heads(ablations: Sequence[Ablation], lens: Lens) -> set[int]:
-    of_groups = {h for a in ablations if a.site == "kv" for h in lens.dims.query_heads(a.index)}
-    return of_groups | {a.index for a in ablations if a.site == "head"}  # no head is exported rounded
+def _weights(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[dict[str, Tensor], int]:
+    """The weights of a checkpoint by name, those of layers as copies, and how many were set to zero."""
+    prefix, n_zero = lens.arch.family.layers + ".", 0
+    found = {name: weight for name, weight in lens.model.state_dict().items() if not name.startswith(prefix)}
+    for new, old in enumerate(kept):
+        with lens.resident(old):
+            weights = {k: w.to("cpu", copy=True) for k, w in lens.arch.layers[old].state_dict().items()}
+        n_zero += _edit(lens, old, weights, [a for a in condition.ablations if a.layer == old])
+        found |= {f"{prefix}{new}.{name}": weight for name, weight in weights.items()}
+    return found, n_zero
 
 
-def _edited(lens: Lens, layer: int, ablations: Sequence[Ablation], cut: Sequence[int]) -> dict[str, Tensor]:
-    """Weights of a layer by name; those of removed parts are zero, and key/value heads that are cut are gone."""
+def _edit(lens: Lens, layer: int, weights: dict[str, Tensor], ablations: Sequence[Ablation]) -> int:
+    """Round the weights of a layer in place and set those of removed parts to zero; returns how many these are."""
     family, dims = lens.arch.family, lens.dims
     paths = {"layer": "", "attn": family.mixes(layer) + ".", "mlp": family.mlp + "."}
-    weights = dict(lens.arch.layers[layer].state_dict())
+    parts = {site: [w for name, w in weights.items() if name.startswith(path)] for site, path in paths.items()}
     for a in ablations:
-        if a.mode in ROUNDED:
-            weights |= {k: rounded(v, a.mode) for k, v in weights.items() if k.startswith(paths[a.site])}
-    for part in {a.site for a in ablations if a.mode == "zero"} & {"attn", "mlp"}:
-        of_part = {k: v for k, v in weights.items() if k.startswith(paths[part]) and v.is_floating_point()}
-        weights |= {k: torch.zeros_like(v) for k, v in of_part.items()}
-    reads = f"{family.o_proj}.weight"
-    if heads := _heads(ablations, lens):
+        for weight in parts[a.site] if a.mode in ROUNDED else ():
+            weight.copy_(rounded(weight, a.mode))
+    removed = [w for a in ablations if a.mode == "zero" for w in parts.get(a.site, ()) if w.is_floating_point()]
+    heads = {a.index for a in ablations if a.site == "head"}
+    heads |= {head for a in ablations if a.site == "kv" for head in dims.query_heads(a.index)}
+    if heads:
         axis = 0 if isinstance(lens.arch.o_proj[layer], Conv1D) else 1  # of its inputs
-        by_head = weights[reads].unflatten(axis, (dims.n_heads, dims.d_head)).clone()
-        by_head.index_fill_(axis, torch.tensor(sorted(heads), device=by_head.device), 0)
-        weights[reads] = by_head.flatten(axis, axis + 1)
-    if cut:
-        kv = [i for i in range(dims.n_kv_heads) if i not in cut]
-        queries = [h for i in kv for h in dims.query_heads(i)]
-        weights[reads] = weights[reads].unflatten(1, (dims.n_heads, dims.d_head))[:, queries].flatten(1)
-        for names, all_heads, left in (("q_proj",), dims.n_heads, queries), (("k_proj", "v_proj"), dims.n_kv_heads, kv):
-            for key in [k for k in weights if k.split(".")[-2] in names]:
-                weights[key] = weights[key].unflatten(0, (all_heads, dims.d_head))[left].flatten(0, 1)
-    return weights
-
-
-def _pieces(
-    lens: Lens, smaller: PreTrainedModel, condition: Condition, kept: Sequence[int], cut: dict[int, list[int]]
-) -> Iterator[tuple[dict[str, Tensor], int]]:
-    """Weights by their names in the checkpoint, and how many were set to zero: first those outside the layers."""
-    prefix = lens.arch.family.layers + "."
-    whole = {k: v for k, v in lens.model.state_dict().items() if not k.startswith(prefix)}
-    places = {source: whole[source].data_ptr() for source in whole}
-    tied = getattr(smaller, "all_tied_weights_keys", None) or {}
-    yield {k: v for k, v in whole.items() if k not in tied or places[k] != places.get(tied[k])}, 0
-    for new, old in enumerate(kept):
-        of_layer = [a for a in condition.ablations if a.layer == old]
-        with lens.resident(old):
-            weights = _edited(lens, old, of_layer, cut[old])
-            before = _edited(lens, old, [a for a in of_layer if a.mode in ROUNDED], cut[old])
-            gone = [a.index for a in of_layer if a.site == "expert"]
-            its = smaller.get_submodule(f"{prefix}{new}").state_dict()
-            weights, before = (_fewer_experts(w, its, gone) for w in (weights, before))
-            edited = [k for k, w in weights.items() if w.data_ptr() != before[k].data_ptr()]
-            n_zero = sum(int(((weights[k] == 0) & (before[k] != 0)).sum()) for k in edited)
-            again = new > 0 and kept[new - 1] == old  # a file stores no weight under two names
-            yield {f"{prefix}{new}.{k}": w.clone() if again else w for k, w in weights.items()}, n_zero
-
-
-def _write_weights(
-    lens: Lens,
-    smaller: PreTrainedModel,
-    condition: Condition,
-    kept: Sequence[int],
-    cut: dict[int, list[int]],
-    folder: Path,
-) -> int:
-    """Write all weights; returns how many were set to zero."""
-    files: list[list[str]] = []
-    waiting: dict[str, Tensor] = {}
-    n_zero = 0
-
-    def write() -> None:
-        save_file(waiting, folder / f"{len(files)}.safetensors", metadata={"format": "pt"})
-        files.append(list(waiting))
-        waiting.clear()
-
-    for piece, zeros in _pieces(lens, smaller, condition, kept, cut):
-        n_zero += zeros
-        named = {k: _alone(v) for k, v in revert_weight_conversion(smaller, piece).items()}
-        if waiting and sum(v.nbytes for v in (*waiting.values(), *named.values())) > SHARD_BYTES:
-            write()
-        waiting |= named
-    write()
-    if len(files) == 1:
-        os.replace(folder / "0.safetensors", folder / SAFE_WEIGHTS_NAME)
-        return n_zero
-    index: dict[str, str] = {}
-    for i, names in enumerate(files):
-        name = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
-        os.replace(folder / f"{i}.safetensors", folder / name)
-        index |= dict.fromkeys(names, name)
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    about = {"metadata": {"total_size": size}, "weight_map": index}
-    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(about, indent=2), encoding="utf-8")
-    return n_zero
-
-
-def _alone(weight: Tensor) -> Tensor:
-    """A weight on the CPU in memory of its own, as safetensors wants it."""
-    there = weight.detach().cpu()
-    alone = there.is_contiguous() and there.untyped_storage().nbytes() == there.nbytes
-    return there if alone else there.contiguous().clone()
+        by_head = weights[f"{family.o_proj}.weight"].unflatten(axis, (dims.n_heads, dims.d_head))
+        removed += [by_head.select(axis, head) for head in heads]
+    for weight in removed:
+        weight.zero_()
+    return sum(weight.numel() for weight in removed)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from depthlens.models.commands import DtypeOption, OffloadOption
+from depthlens.models.commands import DtypeOption
 from depthlens.progress import say
 
 
@@ -31,18 +31,17 @@ def export(
         ),
     ] = None,
     dtype: DtypeOption = "auto",
-    offload: OffloadOption = None,
 ) -> None:
     """Write the model that a condition leaves as a smaller Hugging Face checkpoint, with a model card.
 
-    Removed layers are left out. Other removed parts get weights of zero, or are cut out where the class allows it.
+    Removed layers are left out. Other removed parts get weights of zero.
 
     Example: depthlens export smollm2-135m L20-22 --out models/smaller
     """
     from depthlens import arguments
     from depthlens.ablations import parse_condition
 
-    arguments.check(dtype=dtype, offload=offload, out=out)
+    arguments.check(dtype=dtype, out=out)
     parse_condition(condition)
     say(f"loading {model}", model=model)
     import depthlens as dl
@@ -50,5 +49,5 @@ def export(
 
     empty_folder(out)
     scored = dl.Result.load(result) if result is not None else None
-    found = dl.export(dl.load(model, dtype=dtype, offload=offload), condition, out, result=scored)
+    found = dl.export(dl.load(model, dtype=dtype), condition, out, result=scored)
     typer.echo(f"{found}\nWrote {found.folder}")

@@ -10,7 +10,6 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import parse_condition
 from depthlens.analysis.results import Result
-from depthlens.errors import UserError
 from depthlens.tasks import task_index
 
 BATCH_SIZE = 8
@@ -31,18 +30,14 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
         One row a task, metric and document: task, metric, doc_id, condition (its score), checkpoint (that of ``hf``).
 
     Raises:
-        UserError: there is no checkpoint, or the result lacks the condition or has no metric of lm-eval.
+        UserError: the result lacks the condition.
     """
     import lm_eval  # slow to import
     from lm_eval.models.huggingface import HFLM
 
     arguments.result(result)
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"folder {str(folder)!r} holds no checkpoint; give one that dl.export wrote")
-    docs = result.docs[result.docs["condition"] == str(parse_condition(condition))]
-    if docs.empty:
-        raise UserError(f"condition {condition!r} is not in the result; give one that was swept")
-    record = result.record
+    name, record = str(parse_condition(condition)), result.record
+    docs = result.select(conditions=[name]).docs.query("condition == @name")
     model = HFLM(pretrained=str(folder), dtype=record["model"]["dtype"], device=device, batch_size=BATCH_SIZE)
     found: list[dict[str, Any]] = []
     for task, rows in docs.groupby("task", sort=False):
@@ -63,10 +58,8 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
         several = len({sample["filter"] for sample in samples}) > 1
         for sample in samples:
             for metric in sample["metrics"]:
-                name = f"{metric},{sample['filter']}" if several else metric
-                found.append({"metric": name, "doc_id": sample["doc_id"], "task": task, "checkpoint": sample[metric]})
+                of = {"metric": f"{metric},{sample['filter']}" if several else metric, "doc_id": sample["doc_id"]}
+                found.append({"task": task, **of, "checkpoint": sample[metric]})
     ours = docs[["task", "metric", "doc_id", "value"]].rename(columns={"value": "condition"})
     both = ours.merge(pd.DataFrame(found), on=["task", "metric", "doc_id"])
-    if both.empty:
-        raise UserError("the result has no metric of lm-eval; sweep with measure='task'")
     return both.astype({"checkpoint": float})

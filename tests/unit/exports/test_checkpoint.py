@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 from pathlib import Path
 
 import lm_eval
@@ -14,7 +13,7 @@ import tiny
 import torch
 import yaml
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import depthlens as dl
 from depthlens.ablations import expand, parse_condition
@@ -27,7 +26,6 @@ SAME = 1e-5  # nats: removed parts are zeros instead of absent, and sums take an
 CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
 ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
 CONDITIONS = ["L1", "L1-2", "L0+L3.mlp", "L2.attn", "L1.H1+L3.KV0", "L0+L2.H0+L2.H1", "L0+L2@int4+L3.mlp@int8+L3.H1"]
-CUT = "L0.KV1+L1.KV0+L2.KV1+L3.KV1+L4.KV1"
 FAMILIES = ["qwen2", "qwen3-moe", "deepseek-v3"]
 # sliding windows by layer, layers without positions, norms after parts, one matrix for queries, keys and values
 CLASSES = ["gemma2", "gemma3_text", "smollm3", "phi3", "olmo2", "mixtral", "qwen2_moe", "glm4_moe", "cohere2"]
@@ -68,38 +66,6 @@ def test_layers_of_other_classes_are_left_out(kind, tmp_path):
     assert_is_condition(model_classes.lens(kind), "L0+L2", tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "qwen3"])
-def test_groups_that_every_layer_loses_are_cut(family, tmp_path):
-    lens = tiny.lens(family)
-    loaded = assert_is_condition(lens, CUT, tmp_path / "out")
-    assert loaded.dims.n_kv_heads == lens.dims.n_kv_heads - 1
-    assert loaded.dims.query_heads(0) == lens.dims.query_heads(0)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["mixtral", "gpt_oss", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("qwen2_moe", "olmoe", "granitemoe"))],
-)
-def test_experts_that_every_layer_loses_are_cut(kind, tmp_path):
-    lens = model_classes.lens(kind)
-    loaded = assert_is_condition(lens, "L0.E1+L1.E3+L2.E0+L3.E2", tmp_path / "one")
-    assert loaded.dims.n_experts == (3, 3, 3, 3)
-    loaded = assert_is_condition(lens, "L0.E1+L0.E2+L1+L2.E0+L2.E3+L3.E2+L3.E1", tmp_path / "two")
-    assert loaded.dims.n_experts == (2, 2, 2)
-
-
-def test_experts_that_cannot_be_cut_are_refused(tmp_path):
-    mixtral, grouped = model_classes.lens("mixtral"), model_classes.lens("deepseek_v3")
-    for lens, condition, message in (
-        (mixtral, "L1.E0", r"every layer must lose as many \(L0 0, L1 1, L2 0, L3 0\)"),
-        (mixtral, "+".join(f"L{i}.E{e}" for i in range(4) for e in (0, 1, 3)), "each token passes 2 of them; keep 2"),
-        (grouped, "L1.E0+L2.E0+L3.E0", "chooses by groups"),
-    ):
-        with pytest.raises(dl.UserError, match=message):
-            dl.export(lens, condition, tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
 def test_a_layer_that_runs_twice_is_there_twice(kind, tmp_path):
     lens = model_classes.lens(kind)
@@ -110,7 +76,7 @@ def test_a_layer_that_runs_twice_is_there_twice(kind, tmp_path):
     assert [part["sources"][0]["layer_range"] for part in slices] == [[1, 3], [2, 4]]
 
 
-def test_heads_that_cannot_be_cut_are_zero(tmp_path):
+def test_heads_are_zero(tmp_path):
     lens = tiny.lens("llama-gqa")
     assert_is_condition(tiny.lens("llama-mha"), "+".join(f"L{i}.H2" for i in range(5)), tmp_path / "three")
     found = dl.export(lens, "L1.H1", tmp_path / "out")
@@ -129,8 +95,6 @@ def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tm
     lens = tiny.lens(family)
     tasks = ["mini_choice", "mini_cloze", "mini_writing", "mini_filters"]
     conditions = ["L1", "L1-2+L4", "L0.mlp+L3.H2"]
-    if family == "qwen3-moe":
-        conditions.append("L0.E1+L1.E3+L2.E0+L3.E2+L4.E1")
     result = dl.condition_sweep(lens, tasks, conditions, include_path=str(folder), store=None, progress=False)
     ours = result.docs
     for i, condition in enumerate(conditions):
@@ -157,10 +121,8 @@ def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tm
     beside = dl.hf_scores(tmp_path / "1", result, "L4+L1-2")
     assert beside["condition"].to_numpy() == pytest.approx(beside["checkpoint"].to_numpy(), abs=1e-3)
     assert len(beside) == (ours["condition"].eq("L1-2+L4") & ours["metric"].ne("nats")).sum()
-    with pytest.raises(dl.UserError, match="condition 'L9' is not in the result"):
+    with pytest.raises(dl.UserError, match="unknown condition 'L9'"):
         dl.hf_scores(tmp_path / "0", result, "L9")
-    with pytest.raises(dl.UserError, match="holds no checkpoint"):
-        dl.hf_scores(tmp_path, result, "L1")
 
 
 def test_tied_embeddings_stay_tied_and_an_offloaded_model_gives_the_same_files(tmp_path):
@@ -204,7 +166,7 @@ def test_the_card_says_what_was_removed_and_what_it_cost(tmp_path):
     dl.export(lens, "L1.mlp", tmp_path / "part")
     assert not (tmp_path / "part" / "mergekit.yml").exists()
     assert "It was not measured" in (tmp_path / "part" / "README.md").read_text(encoding="utf-8")
-    with pytest.raises(dl.UserError, match="condition L4 is not in the result, which has baseline"):
+    with pytest.raises(dl.UserError, match="condition L4 is not in the result; sweep it first"):
         dl.export(lens, "L4", tmp_path / "other", result=result)
     with pytest.raises(dl.UserError, match="the result is of tiny-llama-gqa, and not of 'tiny-qwen2' as it is now"):
         dl.export(tiny.lens("qwen2"), "L3", tmp_path / "other", result=result)
@@ -213,10 +175,10 @@ def test_the_card_says_what_was_removed_and_what_it_cost(tmp_path):
 
 REFUSED = {
     "baseline": "condition baseline removes nothing",
-    "L1@mean": "condition L1@mean: what layer @mean does cannot be written into weights; .* e.g. L1",
-    "L1.H1@int4": "what head @int4 does cannot be written",
-    "L1[1:]": r"what layer \[1:\] does cannot be written",
-    "L1@donor": "what layer @donor does cannot be written",
+    "L1@mean": "condition L1@mean: L1@mean cannot be written into weights; export a removal",
+    "L2+L1.H1@int4": "L1.H1@int4 cannot be written",
+    "L1[1:]": r"L1\[1:\] cannot be written",
+    "L1@donor": "L1@donor cannot be written",
     "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
     "L1.E2": "the model has no experts",
 }
@@ -229,9 +191,14 @@ def test_a_condition_that_weights_cannot_express_is_refused(condition, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_removal_of_an_expert_is_refused(tmp_path):
+    with pytest.raises(dl.UserError, match="L1.E0 cannot be written into weights"):
+        dl.export(tiny.lens("qwen3-moe"), "L1.E0", tmp_path / "out")
+
+
 def test_a_layer_that_depends_on_how_many_there_are_is_told(tmp_path):
     lens = model_classes.lens("minicpm3")  # scales what it adds by the square root of their number
-    with pytest.raises(dl.UserError, match="makes layer 0 another one .it has residual_scale 0.8.* and not 0.7"):
+    with pytest.raises(dl.UserError, match="the configuration of .* makes layer 0 another one; export another"):
         dl.export(lens, "L1", tmp_path / "out")
     assert_is_condition(lens, "L1.mlp+L2.H0", tmp_path / "out")
 
@@ -245,16 +212,12 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path
         dl.export(lens, "L1", full)
     with pytest.raises(dl.UserError, match="cannot write to"):
         dl.export(lens, "L1", full / "mine.txt" / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
-        with pytest.raises(dl.UserError, match="GB are free; name a folder on another disk"):
-            dl.export(lens, "L1", tmp_path / "out")
 
     def no_room(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", no_room)
+        patch.setattr(PreTrainedModel, "save_pretrained", no_room)
         with pytest.raises(dl.UserError, match="No space left on device"):
             dl.export(lens, "L1", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
