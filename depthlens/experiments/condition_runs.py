@@ -74,7 +74,7 @@ class ConditionRuns:
         if not isinstance(tasks, dict) or not tasks:
             tasks = load_tasks(cast(Sequence[str], tasks), options)  # which refuses an empty dict
         self.views = views_of(lens, tasks, options)
-        if lens.stream and (writing := [view.name for view in self.views if view.output_type == "generate_until"]):
+        if lens.stream and (writing := [view.name for view in self.views if view.written]):
             raise UserError(f"task {writing[0]}: {NO_GENERATION}")
         self.prompts = tokens_of_prompts(lens, self.conditions, resample_prompts)
         self._work, self._seconds = Work(), 0.0
@@ -182,7 +182,6 @@ def result_of(
             cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
             about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
         records[view.name] = about
-        assert view.asked is not None
         questions = view.asked if view.member is None else view.asked.assign(**{SUBTASK: view.name})
         asked[view.name] = groups.renumbered(questions, view.member)
     record = {

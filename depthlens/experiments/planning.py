@@ -32,7 +32,6 @@ from depthlens.models import loading, pairs
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, WrittenAnswer
 from depthlens.store.answer_cache import AnswerStore
-from depthlens.tasks.prepared_task import Prepared
 
 SECONDS = 2.0  # of trying
 TOKENS = 8  # that are written to try how fast it goes, where whole texts would take longer
@@ -115,14 +114,13 @@ def plan(
         counted = _Counted()
         if reference and reference.texts:
             counted.seconds += _seconds_of_means(lens, reference)
-        asked = view.with_reference_answers() if isinstance(view, Prepared) else view
         for one in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
             cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
             counted.engine = Engine(
                 both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], cache=cache, progress=False
             )
-            asked.run(cast(Engine, counted), conditions)
-        n_docs = len(cast(pd.DataFrame, view.asked))
+            view.run(cast(Engine, counted), conditions)
+        n_docs = len(view.asked)
         rows.append({"task": view.name, "conditions": len(conditions), "documents": n_docs, **counted.counts})
         seconds, peak_bytes = seconds + counted.seconds, max(peak_bytes, counted.peak_bytes)
     return Plan(pd.DataFrame(rows), seconds, peak_bytes)

@@ -178,7 +178,6 @@ def _courses(views: Sequence[View], seed: int, max_documents: int | None) -> dic
     for view in views:
         course = courses.setdefault(view.name if view.member is None else view.member.group, _Course())
         course.views[view.name] = view
-        assert view.asked is not None
         course.documents += [(view.name, int(doc_id)) for doc_id in view.asked["doc_id"]]
     for course in courses.values():
         drawn = np.random.default_rng(seed).permutation(len(course.documents))[:max_documents]

@@ -32,7 +32,6 @@ from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settl
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
-from depthlens.tasks import haystacks
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
 
@@ -53,7 +52,6 @@ def retrieval_scores(
     n_needles: int = 2,
     depths: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
     context_lengths: Sequence[int] = (256, 512),
-    kind: str = haystacks.NATURAL,
     **options: Unpack[EvalOptions],
 ) -> HeadScores:
     """Score every head as a retrieval head: where it looks, what it writes, or what its removal costs.
@@ -77,7 +75,6 @@ def retrieval_scores(
         n_needles: Written haystacks for every depth and context length.
         depths: Where in the haystack the needle is, from 0 to 1.
         context_lengths: Tokens of a prompt.
-        kind: ``natural`` or ``codes``, see `depthlens.tasks.written_needles`.
         options: `EvalOptions`: limit, num_fewshot and include_path of ``tasks``; seed of the haystacks, or of the
             choice of examples; batch_tokens, store, progress.
 
@@ -101,9 +98,9 @@ def retrieval_scores(
         needles = prompts.task_needles(lens, names, **task_options(chosen))
         label, source = " ".join([label, *names]), tasks_record(names, chosen)
     else:
-        needles = prompts.written_needles(lens, n_needles, depths, context_lengths, chosen["seed"], kind=kind)
+        needles = prompts.written_needles(lens, n_needles, depths, context_lengths, chosen["seed"])
         source = {"n_needles": n_needles, "depths": list(depths), "context_lengths": list(context_lengths)}
-        source |= {"seed": chosen["seed"], "kind": kind}
+        source |= {"seed": chosen["seed"]}
     answers = AnswerStore(chosen["store"], lens)
     about: dict[str, Any] = {"progress": chosen["progress"], "workers": cluster.workers_of(chosen)}
     engine = Engine(lens, batch_tokens=chosen["batch_tokens"], cache=answers.entry(label), **about)

@@ -17,7 +17,7 @@ from depthlens.tasks.free_text import FreeText
 from depthlens.tasks.prepared_task import Prepared
 from depthlens.tasks.reference_texts import prompts_of_others, reference_of
 
-View = Prepared | Answers | FreeText
+View = Prepared | FreeText
 
 
 def references_of(
@@ -35,11 +35,9 @@ def references_of(
             "system_instruction": options["system_instruction"],
             "enable_thinking": options["enable_thinking"],
         }
-        tasks: dict[str, Prepared] = {}
-        for view in views:
-            if isinstance(view, FreeText):
-                raise UserError(f"@mean on {view.name}: free text has no reference answers; remove parts instead")
-            tasks[view.name] = view if isinstance(view, Prepared) else view.prepared
+        if free := next((view for view in views if isinstance(view, FreeText)), None):
+            raise UserError(f"@mean on {free.name}: free text has no reference answers; remove parts instead")
+        tasks = {view.name: cast(Prepared, view) for view in views}
         return {name: reference_of(lens, task, **prompts) for name, task in tasks.items()}
     return {view.name: Reference("resample_prompts", []) for view in views} if with_prompts else {}
 

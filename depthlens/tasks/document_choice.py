@@ -6,32 +6,29 @@ Choosing heads on one half of the documents and testing them on the other needs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from depthlens import arguments
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 
 Some = str | Sequence[int]  # a slice as text, or numbers
 Samples = Some | Mapping[str, Some]  # the same for all tasks, or by task
 
 
-def check(limit: int | None, samples: Samples | None, tasks: Iterable[str] | None = None) -> None:
-    """Check both options; ``tasks`` are the names that a mapping may have.
+def check(limit: int | None, samples: Samples | None) -> None:
+    """Check both options.
 
     Raises:
-        UserError: both are given, one is of the wrong kind, or a mapping names another task.
+        UserError: both are given, or one is of the wrong kind.
     """
     arguments.check(limit=limit, samples=samples)
     if limit is not None and samples is not None:
         raise UserError(f"limit {limit} and samples {recorded(samples)!r} both choose documents; give one of them")
-    for name in samples if isinstance(samples, Mapping) and tasks is not None else ():
-        if name not in (known := list(tasks or ())):
-            raise unknown("task in samples", name, known)
 
 
-def chosen(name: str, task: Any, limit: int | None, samples: Samples | None) -> Sequence[int] | None:
-    """Numbers of the documents of a task that are run, rising; None: all.
+def chosen(name: str, task: Any, limit: int | None, samples: Samples | None) -> Sequence[int]:
+    """Numbers of the documents of a task that are run, rising.
 
     Args:
         name: Name of the task.
@@ -43,22 +40,14 @@ def chosen(name: str, task: Any, limit: int | None, samples: Samples | None) -> 
     Raises:
         UserError: a document that the task does not have, or a slice without documents.
     """
-    if limit is not None:
-        return range(min(limit, len(task.eval_docs)))
-    if isinstance(samples, Mapping):
-        samples = samples.get(name)
-    if samples is None:
-        return None
-    n_docs = len(task.eval_docs)
-    if isinstance(samples, str):
-        numbers: Sequence[int] = range(*arguments.slice_of(samples).indices(n_docs))
-        if not numbers:
-            raise UserError(f"samples {samples!r}: task {name} has no such documents; it has 0..{n_docs - 1}")
-        return numbers
-    if max(samples) >= n_docs:
-        fault = f"document {max(samples)} does not exist; task {name} has 0..{n_docs - 1}"
-        raise UserError(f"samples: {fault}; name others, or a slice such as '0::2'")
-    return sorted(int(number) for number in samples)
+    every = range(len(task.eval_docs))
+    some = samples.get(name) if isinstance(samples, Mapping) else samples
+    if some is None:
+        return every[:limit]
+    numbers = every[arguments.slice_of(some)] if isinstance(some, str) else sorted(map(int, some))
+    if not numbers or numbers[-1] not in every:
+        raise UserError(f"samples {recorded(some)!r}: task {name} has documents 0..{len(every) - 1}, and no such ones")
+    return numbers
 
 
 def recorded(samples: Samples | None) -> Any:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
@@ -19,17 +19,15 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import warning_once
 
-from depthlens.errors import UserError
+from depthlens import arguments
+from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
 
 log = logging.getLogger(__name__)
 
-# options of sampling, and their bounds
-_SAMPLING: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "top_k": (0, 1 << 30), "min_p": (0.0, 1.0),
-}  # fmt: skip
+_SAMPLING = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 1 << 30), "min_p": (0, 1)}  # options, their bounds
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
@@ -42,52 +40,50 @@ class Drawing(HFLM):
     Args:
         lens: A loaded model.
         seed: Of tokens that are drawn.
-        options: Of lm-eval's class.
-    """
-
-    def __init__(self, lens: Lens, seed: int, **options: Any) -> None:
-        model = lens.model
-        read: Any = SimpleNamespace(config=model.config, generation_config=model.generation_config, device=lens.device)
-        with quiet():
-            super().__init__(pretrained=read, tokenizer=copy.deepcopy(lens.tokenizer), batch_size=1 << 20, **options)
-        self.seed = seed
-
-
-class Encoder(Drawing):
-    """lm-eval's own model class over our module; it records what it would score instead of scoring it.
-
-    Args:
-        lens: A loaded model.
-        seed: Of tokens that are drawn.
-        think_end_token: Text that ends what a model thinks before it answers.
-        enable_thinking: Argument of the chat template; None: the template's own way.
+        options: Of lm-eval's class, such as ``think_end_token`` and ``enable_thinking``.
 
     Attributes:
         cut: Tokens cut from the left of each prompt encoded so far, because the model cannot read it whole.
     """
 
-    def __init__(
-        self, lens: Lens, *, seed: int = 0, think_end_token: str | None = None, enable_thinking: bool | None = None
-    ) -> None:
-        super().__init__(lens, seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
+    def __init__(self, lens: Lens, seed: int = 0, **options: Any) -> None:
+        model = lens.model
+        read: Any = SimpleNamespace(config=model.config, generation_config=model.generation_config, device=lens.device)
+        with quiet():
+            super().__init__(pretrained=read, tokenizer=copy.deepcopy(lens.tokenizer), batch_size=1 << 20, **options)
+        self.seed = seed
         self.cut: list[int] = []
-        self._recorded: list[tuple[Any, list[int], list[int]]] = []
+
+
+class Encoder(Drawing):
+    """lm-eval's own model class over our module; it records what it would score instead of scoring it."""
+
+    _recorded: Sequence[tuple[Any, list[int], list[int]]] = ()
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         self._recorded = requests
         return [(0.0, False)] * len(requests)
 
-    def requests(self, instance: Instance) -> list[LoglikelihoodRequest] | list[GenerateRequest]:
-        """The requests that lm-eval makes for one instance: one, or one for each window of rolling log-likelihood.
+    def requests(
+        self, instance: Instance, right: str | None = None
+    ) -> Sequence[LoglikelihoodRequest | GenerateRequest]:
+        """The requests that lm-eval makes for one instance: one, one for each window, or one for each text.
+
+        Args:
+            instance: Of a task.
+            right: The reference answer, of which a plan takes the length of a text.
 
         Raises:
             UserError: the task sets an option that is not supported or not possible, or an answer is too long for the
                 model.
         """
         if instance.request_type != "generate_until":
-            return self._loglikelihoods(instance)
+            with quiet():
+                getattr(self, instance.request_type)([instance], disable_tqdm=True)
+            self.cut += [max(0, len(a) + len(b) - self.max_length - 1) for _, a, b in self._recorded]
+            return [loglikelihood(self, instance.task_name, before, after) for _, before, after in self._recorded]
         with quiet():
-            request = generation(self, instance)
+            request = replace(generation(self, instance), right=right)
             n_tokens = len(self.tok_batch_encode([instance.args[0]])[0][0])
         self.cut.append(n_tokens - len(request.context))
         n_draws = 1 if request.sampling is None else instance.repeats or 1
@@ -95,15 +91,8 @@ class Encoder(Drawing):
 
     def pair(self, name: str, context: str, continuation: str) -> LoglikelihoodRequest:
         """The request for log p(continuation | context) of two texts; ``name`` is for messages."""
-        (request,) = self._loglikelihoods(Instance("loglikelihood", {}, (context, continuation), 0, (name, 0, 1)))
-        return request
-
-    def _loglikelihoods(self, instance: Instance) -> list[LoglikelihoodRequest]:
-        with quiet():
-            getattr(self, instance.request_type)([instance], disable_tqdm=True)
-        windows = [(context, continuation) for _, context, continuation in self._recorded]
-        self.cut += [max(0, len(before) + len(after) - self.max_length - 1) for before, after in windows]
-        return [loglikelihood(self, instance.task_name, before, after) for before, after in windows]
+        (request,) = self.requests(Instance("loglikelihood", {}, (context, continuation), 0, (name, 0, 1)))
+        return cast(LoglikelihoodRequest, request)
 
 
 def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Sequence[int]) -> LoglikelihoodRequest:
@@ -173,33 +162,19 @@ def check_generation(name: str, settings: dict[str, Any]) -> None:
     """Refuse settings of a written task that would be ignored or that are not possible.
 
     Raises:
-        UserError: an option that is not supported, a number outside its range, a length that is not a number of tokens,
-            or stop strings that are not text.
+        UserError: an option that is not supported, a number outside its range, or sampling that is asked for and not.
     """
+    known = ("until", "do_sample", *LENGTHS, *_SAMPLING)
     for key, value in settings.items():
-        if key in _SAMPLING and value is not None:
-            low, high = _SAMPLING[key]
-            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-                raise UserError(f"task {name}: {key} {value!r}: give a number from {low:g} to {high:g}")
-            if key == "top_k" and not isinstance(value, int):
-                raise UserError(f"task {name}: top_k {value!r}: give a whole number of tokens, or 0 for all")
-        if key == "do_sample" and not isinstance(value, bool | None):
-            raise UserError(f"task {name}: do_sample {value!r}: give true or false")
-        if key not in _SAMPLING and key not in (*LENGTHS, "until", "do_sample"):
-            known = ", ".join(("until", "max_gen_toks", "do_sample", *_SAMPLING))
-            raise UserError(f"task {name}: generation option {key}={value!r} is not supported; allowed: {known}")
-        if key in LENGTHS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"task {name}: {key} {value!r}: give a whole number of tokens, at least 1")
-    temperature = settings.get("temperature")
-    if settings.get("do_sample") and temperature is None:
-        raise UserError(
-            f"task {name}: do_sample without a temperature; give one above 0, or 0 for the likeliest tokens"
-        )
-    if settings.get("do_sample") is False and temperature:
-        raise UserError(f"task {name}: do_sample=False and temperature={temperature} contradict; leave one out")
-    until = settings.get("until") or []
-    if not all(isinstance(stop, str) for stop in (until if isinstance(until, list) else [until])):
-        raise UserError(f"task {name}: until {until!r}: give a text or a list of texts")
+        if key not in known:
+            raise UserError(f"task {name}: {unknown('generation option', key, known)}")
+        if key in LENGTHS:
+            arguments.whole(f"task {name}: {key}", value, 1, of=" of tokens")
+        elif key in _SAMPLING and value is not None:
+            arguments.number(f"task {name}: {key}", value, *_SAMPLING[key])
+    drawn, temperature = settings.get("do_sample"), settings.get("temperature")
+    if (drawn and temperature is None) or (drawn is False and temperature):
+        raise UserError(f"task {name}: do_sample={drawn} and temperature={temperature} contradict; leave one out")
 
 
 def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> None:
@@ -208,14 +183,7 @@ def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest 
     Raises:
         UserError: names the token, the task and the number of rows.
     """
-    weight = lens.model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    rows = weight.shape[0]
-    for request in requests:
-        tokens = (*request.context, *getattr(request, "continuation", ()))
-        if (token := max(tokens)) >= rows:
-            text = lens.tokenizer.decode([token])
-            raise UserError(
-                f"model {lens.name}: token {token} ({text!r}) of task {name} is beyond the {rows} rows of the "
-                "embedding; give the tokenizer that belongs to the model"
-            )
+    rows = cast(torch.Tensor, lens.model.get_input_embeddings().weight).shape[0]
+    if (token := max(max((*q.context, *getattr(q, "continuation", ()))) for q in requests)) >= rows:
+        fault = f"token {token} ({lens.tokenizer.decode([token])!r}) of task {name} is beyond the {rows} rows"
+        raise UserError(f"model {lens.name}: {fault} of the embedding; give the tokenizer that belongs to the model")

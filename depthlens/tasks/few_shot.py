@@ -9,7 +9,6 @@ lm-eval makes.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ import torch
 
 from depthlens.errors import UserError
 
-log = logging.getLogger(__name__)
 _seeded = threading.RLock()
 
 
@@ -29,18 +27,15 @@ def set_examples(name: str, task: Any, num_fewshot: int | None) -> None:
     """Set how many examples there are; None: what the task says.
 
     Raises:
-        UserError: the task is fixed at 0 examples, or has fewer.
+        UserError: the task is fixed at 0 examples.
     """
     fixed = task.config.num_fewshot
-    if num_fewshot is None:
-        num_fewshot = fixed or 0
-    elif fixed == 0 and num_fewshot > 0:
+    if num_fewshot and fixed == 0:
         raise UserError(f"task {name} is fixed at 0 examples in its YAML file; leave num_fewshot out")
-    elif num_fewshot and num_fewshot > (n_examples := len(task.fewshot_docs())):
-        raise UserError(f"num_fewshot {num_fewshot}: task {name} has {n_examples} examples")
-    task.set_config(key="num_fewshot", value=num_fewshot)
+    n_examples = (fixed or 0) if num_fewshot is None else num_fewshot
+    task.set_config(key="num_fewshot", value=n_examples)
     task.depthlens_replaced = set()
-    if num_fewshot and hasattr(task, "sampler"):
+    if n_examples and hasattr(task, "sampler"):
         _keep_apart(name, task)
 
 
@@ -56,14 +51,11 @@ def _keep_apart(name: str, task: Any) -> None:
 
     def sample(n: int, **about: Any) -> list[Any]:
         examples = list(draw(n, **about))
-        same = [i for i, example in enumerate(examples) if _same(task, example, asked)]
-        if not same:
+        if not any(_same(task, example, asked) for example in examples):
             return examples
-        pool = task.sampler.fewshot_docs()
-        others = (doc for doc in pool if doc not in examples and not _same(task, doc, asked))
-        for i in same:
-            examples[i] = next(others, None)
-        if not (examples := [example for example in examples if example is not None]):
+        others = (doc for doc in task.sampler.fewshot_docs() if doc not in examples and not _same(task, doc, asked))
+        replaced = [next(others, None) if _same(task, example, asked) else example for example in examples]
+        if not (examples := [example for example in replaced if example is not None]):
             fault = f"task {name} has no example beside a document that it asks"
             raise UserError(f"num_fewshot {n}: {fault}; name a fewshot_split of other documents")
         task.depthlens_replaced.add(str(asked))
@@ -76,16 +68,6 @@ def _same(task: Any, one: Any, other: Any) -> bool:
     """Whether two documents ask the same and have the same answer, whatever else they say."""
     reads = (task.doc_to_text, task.doc_to_target, *([task.doc_to_choice] if task.config.doc_to_choice else []))
     return one == other or all(read(one) == read(other) for read in reads)
-
-
-def warn(name: str, task: Any, n_docs: int) -> None:
-    """Log in one line that examples were replaced."""
-    if n := len(task.depthlens_replaced):
-        log.warning(
-            "task %s: lm-eval would show %d of %d documents among their own examples; another stands there, "
-            "if there is one, so that these prompts differ from lm-eval's; name a fewshot_split of other documents",
-            *(name, n, n_docs),
-        )
 
 
 @contextmanager

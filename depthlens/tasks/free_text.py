@@ -25,7 +25,7 @@ from depthlens.engine.engine import Engine
 from depthlens.metrics import MIN_NATS
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
-from depthlens.tasks.prepared_task import Score
+from depthlens.tasks.prepared_task import Score, counted
 
 NAME, REPETITION, SURPRISAL = "free_text", "repetition", "nats_per_token"
 N_GRAM = 4
@@ -53,7 +53,7 @@ class FreeText:
     prompts: Sequence[tuple[int, ...]]
     max_new_tokens: int
     name: str = NAME
-    output_type: str = "generate_until"
+    written: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
     member: None = None
 
@@ -74,13 +74,10 @@ class FreeText:
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[tuple[str, tuple[int, ...], float]]]:
         """Text, its tokens and its nats per token under the whole model, indexed [condition][prompt]."""
         written = engine.generate_until(self.requests, conditions, desc=self.name)
-        end = (int(self.lens.tokenizer.eos_token_id),)
         tokens = [[tuple(self.lens.tokenizer(t, add_special_tokens=False).input_ids) for t in row] for row in written]
-        asked = [
-            LoglikelihoodRequest(prompt, ids or end)
-            for row in tokens
-            for prompt, ids in zip(self.prompts, row, strict=True)
-        ]
+        end = (int(self.lens.tokenizer.eos_token_id),)
+        pairs = [(prompt, ids or end) for row in tokens for prompt, ids in zip(self.prompts, row, strict=True)]
+        asked = [LoglikelihoodRequest(*pair) for pair in pairs]
         (answers,) = engine.loglikelihood(asked, [parse_condition("baseline")], desc=f"{self.name} {SURPRISAL}")
         nats = iter([-a.logprob / len(q.continuation) for q, a in zip(asked, answers, strict=True)])
         return [list(zip(texts, ids, nats, strict=False)) for texts, ids in zip(written, tokens, strict=True)]
@@ -100,9 +97,8 @@ class FreeText:
             "num_fewshot": 0,
             "n_docs": len(self.prompts),
             "max_new_tokens": self.max_new_tokens,
-            "output_type": self.output_type,
-            "n_truncated": 0,
-            "max_tokens_cut": 0,
-            "metrics": {m: _INFO | {"min_effect": e, "parsed_if": "it is not empty"} for m, e in effects.items()},
+            "output_type": "generate_until",
+            **counted([]),
+            "metrics": {metric: _INFO | {"min_effect": least} for metric, least in effects.items()},
             "skipped_metrics": {},
         }

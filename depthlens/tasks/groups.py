@@ -12,13 +12,10 @@ the means over documents of its tasks' own: who guesses may know the subject.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import mul
 from typing import Any, NamedTuple
 
 import pandas as pd
-
-from depthlens.errors import UserError
-
-_SUMS, _LARGEST = ("n_docs", "n_truncated", "n_replaced_examples"), ("max_tokens_cut",)
 
 
 class Member(NamedTuple):
@@ -35,37 +32,22 @@ class Member(NamedTuple):
     version: Any
 
 
-def members(name: str, tasks: Mapping[str, Any], index: Mapping[str, Any]) -> dict[str, Member]:
+def members(name: str, loaded: Mapping[str, Any]) -> dict[str, Member]:
     """The tasks of a group that is one task; none where a name is no such group.
 
     Args:
         name: What was asked for.
-        tasks: Its lm-eval tasks.
-        index: lm-eval's index with this name.
+        loaded: What lm-eval's task manager loaded for it.
     """
-    config = (index[name].cfg or {}) if name in index and index[name].kind.name == "GROUP" else {}
-    metrics = config.get("aggregate_metric_list") or []
-    metrics = [metrics] if isinstance(metrics, dict) else metrics
-    by_size = bool(metrics) and all(metric.get("weight_by_size", True) for metric in metrics)
-    if not by_size or len({task.OUTPUT_TYPE for task in tasks.values()}) > 1:
+    tasks, group = loaded["tasks"], loaded["groups"].get(name)
+    metrics = group.aggregate_metric_list if group else None
+    if not metrics or not all(m.weight_by_size for m in metrics) or len({t.OUTPUT_TYPE for t in tasks.values()}) > 1:
         return {}
     found, first = {}, 0
     for leaf, task in tasks.items():
-        found[leaf] = Member(name, first, (config.get("metadata") or {}).get("version"))
+        found[leaf] = Member(name, first, (group.metadata or {}).get("version"))
         first += len(task.eval_docs)
     return found
-
-
-def check(tasks: Mapping[str, Any], leaf: str, member: Member | None) -> None:
-    """Refuse a task that is asked for in two ways.
-
-    Raises:
-        UserError: the task is there already, alone or in another group.
-    """
-    if leaf not in tasks or (before := of(tasks[leaf])) == member:
-        return
-    names = [leaf if m is None else f"group {m.group}" for m in (before, member)]
-    raise UserError(f"task {leaf} is asked for twice, as {' and as '.join(names)}; leave one of them out")
 
 
 def names(tasks: Mapping[str, Any]) -> list[str]:
@@ -96,32 +78,33 @@ def described(records: Mapping[str, dict[str, Any]], of_task: Mapping[str, Membe
     for name, record in records.items():
         if (member := of_task.get(name)) is None:
             found[name] = record
-        elif member.group not in found:
-            inside = {n: r for n, r in records.items() if (m := of_task.get(n)) is not None and m.group == member.group}
-            found[member.group] = {**_joined(list(inside.values())), "version": member.version, "subtasks": inside}
-    return found
+            continue
+        group = found.setdefault(member.group, {"version": member.version, "subtasks": {}})
+        group["subtasks"][name] = record
+    return {name: _joined(list(r["subtasks"].values())) | r if "subtasks" in r else r for name, r in found.items()}
 
 
 def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    first, n_docs = records[0], [record["n_docs"] for record in records]
-    same = {key: value for key, value in first.items() if all(record.get(key) == value for record in records)}
-    numbers = {key: sum(record[key] for record in records) for key in _SUMS}
-    numbers |= {key: max(record[key] for record in records) for key in _LARGEST}
-    metrics: dict[str, dict[str, Any]] = {}
-    for metric, info in first["metrics"].items():
+    """What records of tasks have in common, with their numbers of documents and the means of their levels."""
+    n_docs = [record["n_docs"] for record in records]
+    joined = {"num_fewshot": None, "examples_by_seed": None} | _common(records)
+    joined |= {"n_docs": sum(n_docs), "metrics": {}, "skipped_metrics": {}}
+    for key in ("n_truncated", "n_replaced_examples"):
+        joined[key] = sum(record[key] for record in records)
+    joined["max_tokens_cut"] = max(record["max_tokens_cut"] for record in records)
+    for record in records:
+        joined["skipped_metrics"] |= record["skipped_metrics"]
+    for metric in records[0]["metrics"]:
         infos = [record["metrics"][metric] for record in records if metric in record["metrics"]]
-        if len(infos) < len(records):
-            continue
-        metrics[metric] = {key: value for key, value in info.items() if all(i.get(key) == value for i in infos)}
-        metrics[metric]["binary"] = all(i["binary"] for i in infos)
-        for level in ("chance", "floor"):
-            values = [i[level] for i in infos]
-            known = None not in values
-            metrics[metric][level] = (
-                sum(v * n for v, n in zip(values, n_docs, strict=True)) / sum(n_docs) if known else None
-            )
-    skipped = {metric: why for record in records for metric, why in record["skipped_metrics"].items()}
-    return {
-        "num_fewshot": None, "examples_by_seed": None, **same, **numbers,
-        "metrics": metrics, "skipped_metrics": skipped,
-    }  # fmt: skip
+        if len(infos) == len(records):
+            joined["metrics"][metric] = _common(infos) | {"binary": all(info["binary"] for info in infos)}
+            for level in ("chance", "floor"):
+                values = [info[level] for info in infos]
+                mean = None if None in values else sum(map(mul, values, n_docs)) / sum(n_docs)
+                joined["metrics"][metric][level] = mean
+    return joined
+
+
+def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that all records have."""
+    return {key: value for key, value in records[0].items() if all(record.get(key) == value for record in records)}

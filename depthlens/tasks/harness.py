@@ -14,14 +14,19 @@ from typing import Any
 
 from depthlens import arguments
 from depthlens.engine.writer import require_plain
-from depthlens.errors import UserError, blaming
+from depthlens.errors import UserError, blaming, unknown
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
-from depthlens.tasks import checks, document_choice, few_shot, groups, truncation
+from depthlens.requests import LoglikelihoodAnswer
+from depthlens.tasks import document_choice, few_shot, groups
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.few_shot import lm_evals_seeds
-from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions
+from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions, warn_of_cuts
 from depthlens.tasks.task_index import task_manager
+
+N_REHEARSED = 3  # documents that are scored with made-up answers
+_WRITES = "generate_until"
+_NO_PROMPTS = "its prompts cannot be made", "correct its YAML file or its documents"
 
 
 @lm_evals_seeds()
@@ -45,7 +50,7 @@ def load_tasks(
         include_path: Folder with more lm-eval YAML files.
         num_fewshot: Worked examples before each question; None: what the task says.
         seed: Seed of the choice of examples.
-        limit: Number of documents that will be run; the first are tried (`checks.check`). None: all.
+        limit: Number of documents that will be run; the first are tried. None: all.
         samples: Which documents will be run, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
         gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names.
 
@@ -54,37 +59,62 @@ def load_tasks(
 
     Raises:
         UserError: unknown task, missing folder, a file or data that cannot be read, more examples than there are,
-            documents and scoring that give no meaningful numbers, or a task alone and in a group.
+            documents and scoring that give no numbers, or a task alone and in a group.
     """
-    names = [names] if isinstance(names, str) else arguments.plain(names)
-    if not names:
-        raise UserError("no tasks given; name at least one, e.g. capitals_continuation")
-    given = arguments.check(num_fewshot=num_fewshot, include_path=include_path, seed=seed)
-    num_fewshot, seed, gen_kwargs = given["num_fewshot"], given["seed"], arguments.plain(gen_kwargs)
-    _compile_once()
+    names = arguments.names("tasks", names, "capitals_continuation")
+    given = arguments.check(num_fewshot=num_fewshot, include_path=include_path, seed=seed, gen_kwargs=gen_kwargs)
     document_choice.check(limit, samples)
+    _compile_once()
     manager = task_manager(names, include_path)
     tasks: dict[str, Any] = {}
     for name in names:
         fix = "correct its YAML file or its data; data of the hub are read from its cache where HF_HUB_OFFLINE=1"
         # the same documents, whatever was loaded before
         with blaming(f"task {name}: lm-eval cannot load it", fix), quiet(), lm_evals_seeds():
-            loaded = manager.load([name])["tasks"]
-        in_group = groups.members(name, loaded, manager.task_index)
-        for leaf, task in loaded.items():
-            groups.check(tasks, leaf, in_group.get(leaf))
-            task.depthlens_group = in_group.get(leaf)
-            few_shot.set_examples(leaf, task, num_fewshot)
-            if gen_kwargs and task.OUTPUT_TYPE == "generate_until":
-                _set_gen_kwargs(task, gen_kwargs)
-            task.depthlens_seed = seed
-            task.set_fewshot_seed(seed=seed)
-            checks.check(leaf, task, limit, samples)
+            loaded = manager.load([name])
+        members = groups.members(name, loaded)
+        for leaf, task in loaded["tasks"].items():
+            if leaf in tasks and groups.of(tasks[leaf]) != members.get(leaf):
+                raise UserError(f"task {leaf} is asked for twice, alone or in groups; name it once")
+            task.depthlens_group, task.depthlens_seed = members.get(leaf), given["seed"]
+            few_shot.set_examples(leaf, task, given["num_fewshot"])
+            if given["gen_kwargs"] and task.OUTPUT_TYPE == _WRITES:
+                _set_gen_kwargs(task, given["gen_kwargs"])
+            task.set_fewshot_seed(seed=given["seed"])
+            _rehearse(leaf, task, document_choice.chosen(leaf, task, limit, samples)[:N_REHEARSED])
             tasks[leaf] = task
-    document_choice.check(limit, samples, tasks)
-    if gen_kwargs and not any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
+    if wrong := next((n for n in samples if n not in tasks), None) if isinstance(samples, Mapping) else None:
+        raise unknown("task in samples", wrong, tasks)
+    if given["gen_kwargs"] and not any(task.OUTPUT_TYPE == _WRITES for task in tasks.values()):
         raise UserError(f"gen_kwargs: no task of {', '.join(names)} writes its answers; leave gen_kwargs out")
     return tasks
+
+
+def _rehearse(name: str, task: Any, documents: Sequence[int]) -> None:
+    """Score documents with made-up answers: reference answers, then empty ones.
+
+    So a function or template that raises is reported before a model is loaded, and not after hours. Few-shot examples
+    are drawn, so their seed has to be set again after it.
+
+    Raises:
+        UserError: prompts cannot be made, the task's functions raise, a generation option is not supported, or no
+            metric of the task has a value per document.
+    """
+    from depthlens.tasks.encoding import check_generation  # slow to import
+
+    with blaming(f"task {name}: {_NO_PROMPTS[0]}", _NO_PROMPTS[1]), quiet():
+        build_requests(task, documents)
+    rounds: list[list[Any]] = [[LoglikelihoodAnswer(-1.0 - instance.idx, False) for instance in task.instances]]
+    if task.OUTPUT_TYPE == _WRITES:
+        for instance in task.instances:
+            check_generation(name, instance.args[1])
+        texts = [str(task.doc_to_target(instance.doc)) for instance in task.instances]
+        rounds = [texts, [""] * len(texts)]
+    prepared = Prepared(name, task, [[None]] * len(task.instances))
+    with quiet():
+        values = [prepared.score(answers) for answers in rounds]
+    if not values[-1]:
+        raise UserError(f"task {name}: no metric has a value per document ({', '.join(prepared.skipped) or 'none'})")
 
 
 def check_chat(lens: Lens, tasks: dict[str, Any], apply_chat_template: bool, enable_thinking: bool | None) -> None:
@@ -94,13 +124,9 @@ def check_chat(lens: Lens, tasks: dict[str, Any], apply_chat_template: bool, ena
         raise UserError(f"{fault}; leave apply_chat_template out")
     if enable_thinking is not None and not apply_chat_template:
         raise UserError("enable_thinking is an argument of the chat template; give apply_chat_template, too")
-    if enable_thinking:
-        _check_written("enable_thinking", tasks)
-
-
-def _check_written(name: str, tasks: dict[str, Any]) -> None:
-    if other := next((task for task, found in tasks.items() if found.OUTPUT_TYPE != "generate_until"), None):
-        raise UserError(f"{name}: task {other} has no written answers before which a model could think; leave it out")
+    other = next((name for name, task in tasks.items() if task.OUTPUT_TYPE != _WRITES), None)
+    if enable_thinking and other:
+        raise UserError(f"enable_thinking: task {other} has no written answers before which a model could think")
 
 
 @lm_evals_seeds()
@@ -131,15 +157,12 @@ def prepare(
         seed: Of tokens that are drawn.
 
     Raises:
-        UserError: a bad limit, a chat template that the tokenizer does not have, thinking without one or before an
-            answer that is not written, answers that the model's generation configuration has written in another way
+        UserError: a chat template that the tokenizer does not have, thinking without one or before an answer that is
+            not written, answers that the model's generation configuration has written in another way
             (`depthlens.engine.writer.require_plain`), or a tokenizer of another model.
     """
-    document_choice.check(limit, samples, tasks)
     check_chat(lens, tasks, apply_chat_template, enable_thinking)
-    if think_end_token is not None:
-        _check_written("think_end_token", tasks)
-    if any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
+    if any(task.OUTPUT_TYPE == _WRITES for task in tasks.values()):
         require_plain(lens)
     from depthlens.tasks.encoding import Encoder, check_tokens  # slow to import
 
@@ -150,33 +173,19 @@ def prepare(
         prompts |= {"chat_template": encoder.apply_chat_template, "tokenizer_name": encoder.tokenizer_name}
     prepared = []
     for name, task in tasks.items():
-        fix = "correct its YAML file or its documents"
-        with blaming(f"task {name}: its prompts cannot be made", fix), quiet(), lm_evals_seeds():
+        with blaming(f"task {name}: {_NO_PROMPTS[0]}", _NO_PROMPTS[1]), quiet(), lm_evals_seeds():
             task.set_fewshot_seed(seed=task.depthlens_seed)  # whatever was drawn before
-            task.depthlens_replaced.clear()
+            task.depthlens_replaced = set()
             build_requests(task, document_choice.chosen(name, task, limit, samples), **prompts)
             task = copy.copy(task)  # with instances of its own, whatever is prepared after
-            task.depthlens_replaced = {*task.depthlens_replaced}
-            written = task.OUTPUT_TYPE == "generate_until"
-            commonest = commonest_answer(task) if written else None
-            asked = questions(name, task)
-        encoder.cut.clear()
+            asked, commonest = questions(name, task), commonest_answer(task) if task.OUTPUT_TYPE == _WRITES else None
+        encoder.cut = []
+        right = dict(zip(asked["doc_id"], asked["reference"].str.split(" | ", regex=False).str[0], strict=True))
         with quiet():
-            requests = [encoder.requests(instance) for instance in task.instances]
-        ready = Prepared(
-            name,
-            task,
-            task.OUTPUT_TYPE,
-            requests=[request for windows in requests for request in windows],
-            windows=[len(windows) for windows in requests],
-            cut=list(encoder.cut),
-            commonest=commonest,
-            asked=asked,
-            member=groups.of(task),
-        )
+            requests = [encoder.requests(instance, right[instance.doc_id]) for instance in task.instances]
+        ready = Prepared(name, task, requests, encoder.cut, commonest, asked)
         check_tokens(lens, name, ready.requests)
-        truncation.warn(name, ready.cut, encoder.max_length)
-        few_shot.warn(name, task, len(ready.docs))
+        warn_of_cuts(name, ready.cut, encoder.max_length)
         prepared.append(ready)
     return prepared
 

@@ -1,12 +1,9 @@
 """Prompts that hide a needle in a haystack and ask for it.
 
-Two kinds. *natural*: sentences about invented people stand among paragraphs of prose, and the question has only the
-name in common with its sentence, so that no copied phrase leads from one to the other (Wu et al. 2024, arXiv
-2404.15574). The answer is a phrase of several words. *codes*: four-digit codes of things in generated sentences; the
-question repeats the sentence up to the code, so that continuing the repeated text (induction) is enough to answer.
-
-Both kinds have other facts in the haystack; two of these are asked and answered before the question, so that small
-models know the form of an answer.
+Sentences about invented people stand among paragraphs of prose, and the question has only the name in common with its
+sentence, so that no copied phrase leads from one to the other (Wu et al. 2024, arXiv 2404.15574). The answer is a
+phrase of several words. Other facts are in the haystack as well; two of these are asked and answered before the
+question, so that small models know the form of an answer.
 
 Limit: the prose has some 9,000 tokens. A longer haystack repeats its paragraphs in another order.
 """
@@ -16,137 +13,82 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from random import Random
+from typing import NamedTuple
 
 from depthlens.paths import data_dir
 
-NATURAL, CODES = KINDS = ("natural", "codes")
 N_OTHERS, N_EXAMPLES = 3, 2  # other facts in a haystack, and those of them that serve as answered examples
 PROSE = ("encyclopaedic", "narrative", "dialogue", "instructions")  # kinds of the plain texts that read on
 
 
-def _phrases(text: str) -> list[str]:
-    return text.strip().replace("\n    ", "").split("|")
-
-
-THINGS = """
-    anchor basket blanket bottle bucket button carpet clock compass curtain drum feather flag flute hat helmet jacket
-    jar kettle key kite knife lantern letter medal needle pillow pipe plate pot ring rope saddle scarf shield shoe spoon
-    stamp stove sword ticket towel trumpet umbrella vase violin wallet whistle
-""".split()
-WHO = _phrases("""
-    the baker|a tall woman|the old sailor|her brother|the teacher|a small boy|our neighbour|the young doctor|his aunt|
-    the gardener|a tired farmer|the painter|my cousin|the night guard|a quiet girl|the driver
-""")
-DID = _phrases("""
-    walked along the shore|sang an old song|waited for the rain to stop|told a long story|looked at the grey sky|
-    cleaned the windows|fed the ducks|slept in the shade|wrote about the journey|planted some beans|
-    listened to the wind|lost the way home|made a pot of soup|counted the birds|opened the heavy gate|swept the yard
-""")
-WHEN = _phrases("""
-    in the morning|before the market opened|late at night|on the way to town|after the harvest|while the others talked|
-    without a word|as the sun went down|near the old mill|for a whole hour|once more|with great care
-""")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What one prompt states and asks; the first fact is the needle.
+class Fact(NamedTuple):
+    """A sentence for a haystack, and how it is asked for.
 
     Attributes:
-        facts: Sentences for the haystack.
-        answers: What each fact is asked for, as it stands in the fact.
-        questions: The question of each, as asked.
-        leads: What stands between a question and its answer.
-        about: What the needle is about, for `Needle.about`.
+        text: The sentence.
+        answer: What is asked for, as it stands in the sentence.
+        question: As asked.
+        lead: What stands between the question and its answer: the opening words of the answer.
+        who: Whom it is about.
     """
 
-    facts: tuple[str, ...]
-    answers: tuple[str, ...]
-    questions: tuple[str, ...]
-    leads: tuple[str, ...]
-    about: dict[str, str]
-
-    @property
-    def asked(self) -> str:
-        """Examples with their answers, then the question about the needle."""
-        examples = "".join(
-            f"Q: {self.questions[i]}\n{self.leads[i]} {self.answers[i]}.\n\n" for i in range(1, 1 + N_EXAMPLES)
-        )
-        return f"{examples}Q: {self.questions[0]}\n{self.leads[0]}"
+    text: str
+    answer: str
+    question: str
+    lead: str
+    who: str
 
 
 @cache
 def needles_file() -> dict:
-    """The templates, answers and names of natural needles."""
+    """The templates, answers and names of needles."""
     return tomllib.loads((data_dir() / "texts" / "needles.toml").read_text(encoding="utf-8"))
 
 
 @cache
 def paragraphs() -> tuple[tuple[str, ...], ...]:
-    """The prose of natural haystacks: paragraphs of sentences, each with the white space before it."""
-    texts = [json.loads(line) for name in ("haystack", "plain") for line in _lines(name)]
+    """The prose of haystacks: paragraphs of sentences, each with the white space before it."""
+    files = [(data_dir() / "texts" / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("haystack", "plain")]
+    texts = [json.loads(line) for file in files for line in file.splitlines()]
     kept = [text["text"] for text in texts if text.get("kind", PROSE[0]) in PROSE]
     ends = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]"))(?=\s["A-Z])')
     return tuple(tuple(ends.split(f"\n\n{text}")) for text in kept)
 
 
-def _lines(name: str) -> list[str]:
-    return (data_dir() / "texts" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-
-
-def facts(kind: str, random: Random) -> Facts:
-    """A needle and other facts of a kind."""
-    return _natural(random) if kind == NATURAL else _codes(random)
-
-
-def _natural(random: Random) -> Facts:
+def facts(random: Random) -> list[Fact]:
+    """The facts of one prompt; the first is the needle."""
     file, n = needles_file(), 1 + N_OTHERS
     templates = random.sample(file["needles"], n)
     names = zip(random.sample(file["first_names"], n), random.sample(file["last_names"], n), strict=True)
-    filled = [natural(t, " ".join(name), random.choice(t["answers"])) for t, name in zip(templates, names, strict=True)]
-    stated, answers, asked, leads, who = zip(*filled, strict=True)
-    return Facts(stated, answers, asked, leads, {"kind": NATURAL, "who": who[0]})
+    return [natural(t, " ".join(name), random.choice(t["answers"])) for t, name in zip(templates, names, strict=True)]
 
 
-def natural(template: dict, who: str, answer: str) -> tuple[str, str, str, str, str]:
-    """A natural needle: fact, answer, question, lead (with the opening words of the answer), and whom it is about."""
+def natural(template: dict, who: str, answer: str) -> Fact:
+    """A fact of a template; of its answer, what stands before ``|`` opens the answer and is not asked for."""
     opening, _, rest = answer.rpartition(" | ")
-    fact = template["fact"].format(who=who, answer=f"{opening} {rest}".strip())
-    return (
-        fact,
-        rest,
-        template["question"].format(who=who),
-        f"A: {template['lead'].format(who=who)} {opening}".strip(),
-        who,
-    )
+    text = template["fact"].format(who=who, answer=f"{opening} {rest}".strip())
+    lead = f"A: {template['lead'].format(who=who)} {opening}".strip()
+    return Fact(text, rest, template["question"].format(who=who), lead, who)
 
 
-def _codes(random: Random) -> Facts:
-    things = random.sample(THINGS, 1 + N_OTHERS)
-    codes = tuple(str(code) for code in random.sample(range(1000, 10000), 1 + N_OTHERS))
-    stated = tuple(f"The code of the {thing} is {code}." for thing, code in zip(things, codes, strict=True))
-    asked = tuple(f"What is the code of the {thing}?" for thing in things)
-    leads = tuple(f"A: The code of the {thing} is" for thing in things)
-    return Facts(stated, codes, asked, leads, {"kind": CODES, "thing": things[0]})
+def asked(chosen: Sequence[Fact]) -> str:
+    """Examples with their answers, then the question about the needle."""
+    examples = "".join(f"Q: {f.question}\n{f.lead} {f.answer}.\n\n" for f in chosen[1 : 1 + N_EXAMPLES])
+    return f"{examples}Q: {chosen[0].question}\n{chosen[0].lead}"
 
 
-def hay(kind: str, random: Random) -> Iterator[str]:
+def hay(random: Random) -> Iterator[str]:
     """Sentences without end, each with the white space before it."""
-    while kind == CODES:
-        sentence = f"{random.choice(WHO)} {random.choice(DID)} {random.choice(WHEN)}."
-        yield f" {sentence[0].upper()}{sentence[1:]}"
     while True:
         for paragraph in random.sample(paragraphs(), len(paragraphs())):
             yield from paragraph
 
 
 def prompt(
-    kind: str,
-    chosen: Facts,
+    chosen: Sequence[Fact],
     random: Random,
     depth: float,
     room: int,
@@ -156,7 +98,6 @@ def prompt(
     """The prompt with the needle at ``depth``, of at most ``room`` tokens and less by one sentence at most.
 
     Args:
-        kind: ``natural`` or ``codes``.
         chosen: From `facts`.
         random: Draws the places of the other facts, then the hay.
         depth: 0 is the start of the haystack, 1 its end.
@@ -169,12 +110,12 @@ def prompt(
     def put_together(sentences: list[str]) -> str:
         mixed = list(sentences)
         for place, i in places:  # from the back, so that the numbers of earlier sentences do not change
-            mixed.insert(round(place * len(sentences)), f" {chosen.facts[i]}")
-        return f"{''.join(mixed).strip()}\n\n{chosen.asked}"
+            mixed.insert(round(place * len(sentences)), f" {chosen[i].text}")
+        return f"{''.join(mixed).strip()}\n\n{asked(chosen)}"
 
     sentences: list[str] = []
     n_tokens = whole(put_together([]))
-    for sentence in hay(kind, random):
+    for sentence in hay(random):
         if n_tokens > room:
             break
         sentences.append(sentence)

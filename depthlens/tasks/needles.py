@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from depthlens import arguments
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, haystacks, token_spans
@@ -39,8 +39,8 @@ class Needle:
         request: Prompt and answer.
         steps: Indices of the needle's tokens among the tokens of the answer.
         places: Positions of the needle's tokens in the context.
-        about: Task, document and its hash (`depthlens.tasks.prepared_task.identity`), or depth, context length, kind
-            and whom or what it is about.
+        about: Task, document and its hash (`depthlens.tasks.prepared_task.identity`), or depth, context length and
+            whom it is about.
         sentence: Positions of the sentence that states the answer; empty where it is not known.
         question: Positions of the question; empty where it is not known.
     """
@@ -137,8 +137,6 @@ def written_needles(
     depths: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
     context_lengths: Sequence[int] = (256, 512),
     seed: int = 0,
-    *,
-    kind: str = haystacks.NATURAL,
 ) -> list[Needle]:
     """Needles in haystacks that are written for the purpose.
 
@@ -149,11 +147,9 @@ def written_needles(
         context_lengths: Tokens of a prompt, to within one sentence. Where the facts alone take more, or the model reads
             fewer, the nearest length that fits is taken, and a warning says so.
         seed: Seed of the haystacks, facts and answers.
-        kind: ``natural`` (sentences about people in prose; question and sentence share no phrase of three words) or
-            ``codes`` (codes of things in generated sentences; the question repeats the sentence up to the code).
 
     Raises:
-        UserError: an unknown kind, a number that is not allowed, a model that cannot read the facts alone, or a
+        UserError: a number that is not allowed, a model that cannot read the facts alone, or a
             tokenizer that does not know English words.
     """
     from depthlens.tasks.encoding import Encoder  # slow to import
@@ -161,16 +157,8 @@ def written_needles(
     arguments.loaded(lens)
     n_needles = arguments.whole("n_needles", n_needles, 1)
     seed = arguments.check(seed=seed)["seed"]
-    if kind not in haystacks.KINDS:
-        raise unknown("kind", kind, haystacks.KINDS)
-    depths, context_lengths = arguments.plain(depths), arguments.plain(context_lengths)
-    for name, numbers in (("depths", depths), ("context_lengths", context_lengths)):
-        if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not numbers:
-            raise UserError(f"{name} {numbers!r}: give a list of numbers, at least one")
-    for depth in depths:
-        arguments.number("depths", depth, 0, 1, fix=": 0 is the start of the haystack, 1 its end")
-    for length in context_lengths:
-        arguments.whole("context_lengths", length, 1, of=" of tokens")
+    depths = [arguments.number("depths", depth, 0, 1) for depth in depths]
+    context_lengths = [arguments.whole("context_lengths", n, 1, of=" of tokens") for n in context_lengths]
     if lens.tokenizer.unk_token_id in lens.tokenizer("The code is 4711", add_special_tokens=False).input_ids:
         raise UserError(f"the tokenizer of {lens.name} does not know English words; give tasks= in its own language")
     encoder = Encoder(lens)
@@ -179,27 +167,24 @@ def written_needles(
     def count(sentence: str) -> int:
         return len(lens.tokenizer(sentence, add_special_tokens=False).input_ids)
 
-    def drawn(length: int, depth: float, i: int) -> tuple[Random, haystacks.Facts]:
-        natural = f"{kind} " if kind != haystacks.CODES else ""
-        random = Random(f"needle {natural}{seed} {length} {depth} {i}")
-        return random, haystacks.facts(kind, random)
+    def drawn(length: int, depth: float, i: int) -> tuple[Random, list[haystacks.Fact]]:
+        random = Random(f"needle natural {seed} {length} {depth} {i}")
+        return random, haystacks.facts(random)
+
+    def whole(prompt: str) -> int:
+        return len(encoder.tok_encode(prompt))
 
     every = (drawn(*case)[1] for case in product(context_lengths, depths, range(n_needles)))
-    shortest = max(len(encoder.tok_encode(f"{' '.join(facts.facts)}\n\n{facts.asked}")) for facts in every)
+    shortest = max(whole(f"{' '.join(f.text for f in facts)}\n\n{haystacks.asked(facts)}") for facts in every)
     needles = []
     for length, depth, i in product(_fitting(lens, context_lengths, shortest), depths, range(n_needles)):
         random, facts = drawn(length, depth, i)
-        prompt = haystacks.prompt(kind, facts, random, depth, length, count, lambda text: len(encoder.tok_encode(text)))
-        text = token_spans.align(lens, "needle", prompt, f" {facts.answers[0]}", encoder)
-        needle = find(text, facts.answers[0], {"depth": depth, "context_length": length, **facts.about})
+        prompt, fact = haystacks.prompt(facts, random, depth, length, count, whole), facts[0]
+        text = token_spans.align(lens, "needle", prompt, f" {fact.answer}", encoder)
+        needle = find(text, fact.answer, {"depth": depth, "context_length": length, "who": fact.who})
         assert needle is not None, "the prompt contains the fact with the answer"
-        sentence, question = (
-            tuple(text.positions(start, start + len(part)))
-            for start, part in (
-                (prompt.index(facts.facts[0]), facts.facts[0]),
-                (prompt.rindex(facts.questions[0]), facts.questions[0]),
-            )
-        )
+        spans = (prompt.index(fact.text), fact.text), (prompt.rindex(fact.question), fact.question)
+        sentence, question = (tuple(text.positions(start, start + len(part))) for start, part in spans)
         needles.append(replace(needle, sentence=sentence, question=question))
     return needles
 

@@ -28,24 +28,27 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import compress, groupby, islice
+from textwrap import shorten
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
 from depthlens.engine.engine import Engine
-from depthlens.errors import UserError, blaming
+from depthlens.errors import blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
-from depthlens.tasks import truncation
+from depthlens.tasks import groups
 from depthlens.tasks.few_shot import lm_evals_seeds
-from depthlens.tasks.groups import Member
+
+log = logging.getLogger(__name__)
 
 SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
@@ -79,27 +82,40 @@ class Prepared:
     Attributes:
         name: Task name.
         task: The lm-eval task, its instances built.
-        output_type: lm-eval's: ``multiple_choice``, ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``.
-        requests: For the engine, in the order of the instances (rolling windows side by side).
-        windows: Per instance, how many of ``requests`` belong to it (1 except for rolling log-likelihood).
-        skipped: Metrics that have no value per document, and why.
+        by_instance: Requests of each instance: one, or one a window of rolling log-likelihood, or one a draw.
         cut: Tokens that were cut from the left of each prompt that the model cannot read whole.
         commonest: Share of the commonest reference answer of a written task (see the module); else None.
         asked: The questions of the documents, see `depthlens.analysis.questions`.
-        member: The group that it is a part of.
+        skipped: Metrics that have no value per document, and why.
     """
 
     name: str
     task: Any
-    output_type: str
-    requests: Sequence[LoglikelihoodRequest | GenerateRequest]
-    windows: list[int]
-    skipped: dict[str, str] = field(default_factory=dict)
+    by_instance: Sequence[Sequence[Any]]
     cut: list[int] = field(default_factory=list)
     commonest: float | None = None
-    asked: pd.DataFrame | None = None
-    member: Member | None = None
-    _fallback_texts: dict[str, set[str]] = field(default_factory=dict, init=False, repr=False)
+    asked: pd.DataFrame = field(default_factory=pd.DataFrame)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def output_type(self) -> str:
+        """lm-eval's: ``multiple_choice``, ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``."""
+        return self.task.OUTPUT_TYPE
+
+    @property
+    def written(self) -> bool:
+        """Whether the model writes its answers."""
+        return self.output_type == "generate_until"
+
+    @property
+    def member(self) -> groups.Member | None:
+        """The group that the task is a part of."""
+        return groups.of(self.task)
+
+    @property
+    def requests(self) -> list[LoglikelihoodRequest | GenerateRequest]:
+        """For the engine, in the order of the instances."""
+        return [request for of_instance in self.by_instance for request in of_instance]
 
     @cached_property
     def docs(self) -> dict[int, Any]:
@@ -111,47 +127,35 @@ class Prepared:
         """The options of each document, in lm-eval's order."""
         return {doc_id: self.task.doc_to_choice(doc) for doc_id, doc in self.docs.items()}
 
-    def part(self, documents: Collection[int]) -> Prepared:
+    @cached_property
+    def _fallbacks(self) -> dict[str, set[str]]:
+        """What the filters of each name give where they find no answer."""
+        made = {pipeline.name: [make() for make in pipeline.filters] for pipeline in self.task._filters}
+        texts = {name: [getattr(filter, "fallback", None) for filter in filters] for name, filters in made.items()}
+        return {name: {str(text).casefold() for text in of if text is not None} for name, of in texts.items()}
+
+    def part(self, documents: Collection[int]) -> Self:
         """The same task with some of its documents, by number; its prompts stay the same."""
-        task, requests, windows = copy.copy(self.task), list[Any](), list[int]()
-        task._instances = []
-        remaining: Iterator[Any] = iter(self.requests)
-        for instance, n_windows in zip(self.task.instances, self.windows, strict=True):
-            of_instance = list(islice(remaining, n_windows))
-            if instance.doc_id in documents:
-                task._instances.append(instance)
-                requests += of_instance
-                windows.append(n_windows)
-        assert self.asked is not None
-        asked = self.asked[self.asked["doc_id"].isin(list(documents))].reset_index(drop=True)
-        return replace(self, task=task, requests=requests, windows=windows, asked=asked)
+        part, kept = copy.copy(self), [instance.doc_id in documents for instance in self.task.instances]
+        vars(part).pop("docs", None)
+        part.task = copy.copy(self.task)
+        part.task._instances = list(compress(self.task.instances, kept))
+        part.by_instance = list(compress(self.by_instance, kept))
+        part.asked = self.asked[self.asked["doc_id"].isin(list(documents))].reset_index(drop=True)
+        return part
 
     @property
     def examples_by_seed(self) -> bool | None:
         """Whether another seed draws other examples; None where there are none."""
         from lm_eval.api.samplers import FirstNSampler  # slow to import
 
-        if not self.task.config.num_fewshot:
-            return None
-        return not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
+        by_seed = not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
+        return by_seed if self.task.config.num_fewshot else None
 
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Any]]:
         """Answers of the engine, indexed [condition][request]."""
-        answer: Callable[..., list[list[Any]]] = engine.loglikelihood
-        if self.output_type == "generate_until":
-            answer = engine.generate_until
+        answer: Callable[..., list[list[Any]]] = engine.generate_until if self.written else engine.loglikelihood
         return answer(self.requests, conditions, desc=self.name)
-
-    def with_reference_answers(self) -> Prepared:
-        """The same task; each request for a text knows the reference answer, which tells about how long the text is."""
-        if self.output_type != "generate_until":
-            return self
-        assert self.asked is not None
-        answers = (reference.split(" | ")[0] for reference in self.asked["reference"])
-        known = dict(zip(self.asked["doc_id"], answers, strict=True))
-        numbers = [i.doc_id for i, n in zip(self.task.instances, self.windows, strict=True) for _ in range(n)]
-        requests = [replace(request, right=known[n]) for request, n in zip(self.requests, numbers, strict=True)]
-        return replace(self, requests=requests)
 
     @lm_evals_seeds()
     def score(self, answers: Sequence[Any]) -> list[Score]:
@@ -160,52 +164,40 @@ class Prepared:
         Raises:
             UserError: the task's own functions or filters raise, or return no dictionary of numbers.
         """
-        return list(self._scores(answers))
-
-    def _scores(self, answers: Sequence[Any]) -> Iterator[Score]:
         remaining = iter(answers)
-        for instance, n_windows in zip(self.task.instances, self.windows, strict=True):
-            given = list(islice(remaining, n_windows))
-            if self.output_type == "generate_until" and n_windows > 1:  # a text for each time that it is drawn
-                instance.resps = given
-            else:
-                instance.resps = [self._response(given)] * (instance.repeats or 1)
+        for instance, requests in zip(self.task.instances, self.by_instance, strict=True):
+            of_instance: list[Any] = [_as_lm_eval_has_it(answer) for answer in islice(remaining, len(requests))]
+            if self.output_type == "loglikelihood_rolling":
+                of_instance = [sum(logprob for logprob, _ in of_instance)]
+            # of texts that are drawn there is one for each time
+            instance.resps = of_instance if len(of_instance) > 1 else of_instance * (instance.repeats or 1)
             instance.filtered_resps = {}
         with blaming(f"task {self.name}: its filters cannot be applied to the answers", "correct the filters"):
             self.task.apply_filters()
-        instances = by_document(self.task.instances)
-        filters, better = list(self.task.instances[0].filtered_resps), self.task.higher_is_better()
-        chooses = self.output_type == "multiple_choice"
-        for key in filters:
-            for doc_id, group in instances.items():
-                given = [i.filtered_resps[key] for i in group]
-                parsed, complete = self._parsed(key, given), self._complete(group)
-                for metric, value in self._score_document(doc_id, group, given):
-                    name = metric if len(filters) == 1 else f"{metric},{key}"
-                    response = self._choice(metric, group, given) if chooses else self._text(key, group, given)
-                    is_right = value == 1.0 and better.get(metric, True)  # what is right was read
-                    yield Score(name, doc_id, value, response, parsed or is_right, complete)
+        names, docs = list(self.task.instances[0].filtered_resps), by_document(self.task.instances).items()
+        return [score for name in names for doc_id, group in docs for score in self._of_document(name, doc_id, group)]
 
-    def _score_document(self, doc_id: int, group: list[Any], answers: list[Any]) -> list[tuple[str, float]]:
-        where = f"task {self.name}, document {doc_id}"
-        with blaming(f"{where}: scoring the answer {_short(group[0].resps[0])} fails", "correct the task's scoring"):
-            results = self.task.process_results(group[0].doc, answers)
-            if not isinstance(results, dict):
-                kind = type(results).__name__
-                raise UserError(f"{where}: process_results returns {kind}; return a dict such as {{'acc': 1.0}}")
-            values = [self._value(metric, value) for metric, value in results.items()]
-        return [value for value in values if value is not None]
+    def _of_document(self, filter_name: str, doc_id: int, group: list[Any]) -> Iterator[Score]:
+        """The values of a document under the filters of one name."""
+        answers, first = [i.filtered_resps[filter_name] for i in group], group[0]
+        answer = shorten(repr(first.resps[0]), 60, placeholder="...")
+        fault = f"task {self.name}, document {doc_id}: scoring the answer {answer} fails"
+        with blaming(fault, "correct the task's scoring; process_results gives numbers by name, such as {'acc': 1.0}"):
+            results = self.task.process_results(first.doc, answers)
+            values = [found for metric, x in results.items() if (found := self._value(metric, x)) is not None]
+        parsed, better = self._parsed(filter_name, answers), self.task.higher_is_better()
+        ended = [text.complete if isinstance(text, WrittenAnswer) else None for text in first.resps]
+        complete = None if not self.written or None in ended else all(ended)
+        for metric, value in values:
+            name = metric if len(first.filtered_resps) == 1 else f"{metric},{filter_name}"
+            chooses = self.output_type == "multiple_choice"
+            response = self._choice(metric, doc_id, answers) if chooses else self._text(filter_name, first, answers[0])
+            is_right = value == 1.0 and better.get(metric, True)  # what is right was read
+            yield Score(name, doc_id, value, response, parsed or is_right, complete)
 
-    def _response(self, answers: list[Any]) -> Any:
-        """The engine's answers to one instance, as lm-eval's models return them."""
-        if self.output_type == "loglikelihood_rolling":
-            return sum(answer.logprob for answer in answers)
-        (answer,) = answers
-        return (answer.logprob, answer.is_greedy) if isinstance(answer, LoglikelihoodAnswer) else answer
-
-    def _choice(self, metric: str, group: list[Any], answers: list[tuple[float, bool]]) -> str:
+    def _choice(self, metric: str, doc_id: int, answers: list[tuple[float, bool]]) -> str:
         """The option that a metric chooses, by the rules of lm-eval's ``ConfigurableTask.process_results``."""
-        options = self._options[group[0].doc_id]
+        options = self._options[doc_id]
         logprobs = np.array([logprob for logprob, _ in answers])
         with_context, without = logprobs[: len(options)], logprobs[len(options) :]
         if metric == "exact_match":
@@ -217,87 +209,56 @@ class Prepared:
                 with_context = with_context / [float(_LENGTHS[metric](option)) for option in options]
         return options[int(np.argmax(with_context))].strip()
 
-    def _text(self, filter_name: str, group: list[Any], answers: list[Any]) -> str:
+    def _text(self, filter_name: str, instance: Any, answer: Any) -> str:
         """The text that the answer to one document was taken from."""
-        texts = group[0].resps
+        texts = instance.resps
         for text in dict.fromkeys(texts) if len(set(texts)) > 1 else ():
-            alike = copy.copy(group[0])
+            alike = copy.copy(instance)
             alike.resps, alike.filtered_resps = [text] * len(texts), {}
-            self._pipeline(filter_name).apply([alike])
-            if alike.filtered_resps[filter_name] == answers[0]:
+            next(pipeline for pipeline in self.task._filters if pipeline.name == filter_name).apply([alike])
+            if alike.filtered_resps[filter_name] == answer:
                 return str(text)
         return str(texts[0])
 
-    def _complete(self, group: list[Any]) -> bool | None:
-        """Whether all texts of a document ended before they had as many tokens as were allowed."""
-        ended = [answer.complete if isinstance(answer, WrittenAnswer) else None for answer in group[0].resps]
-        return None if self.output_type != "generate_until" or None in ended else all(ended)
-
     def _parsed(self, filter_name: str, answers: list[Any]) -> bool:
         """Whether a document's answer can be compared (see the module)."""
-        if self.output_type != "generate_until":
+        if not self.written:
             return True
         texts = map(str, answers[0] if isinstance(answers[0], list) else answers)
-        unread = self._fallbacks(filter_name)
-        return any(text.casefold() not in unread and bool(re.search(r"[^\W_]", text)) for text in texts)
-
-    def _pipeline(self, name: str) -> Any:
-        """lm-eval's filters of that name."""
-        return next(pipeline for pipeline in self.task._filters if pipeline.name == name)
-
-    def _fallbacks(self, filter_name: str) -> set[str]:
-        """What the filters of that name give where they find no answer."""
-        if filter_name not in self._fallback_texts:
-            found = (getattr(make(), "fallback", None) for make in self._pipeline(filter_name).filters)
-            self._fallback_texts[filter_name] = {str(text).casefold() for text in found if text is not None}
-        return self._fallback_texts[filter_name]
+        return any(t.casefold() not in self._fallbacks[filter_name] and re.search(r"[^\W_]", t) for t in texts)
 
     def _value(self, metric: str, value: Any) -> tuple[str, float] | None:
         """A metric's value of one document, and its name; None for metrics that exist on the whole set only."""
-        if isinstance(value, (tuple, list)):
-            if metric in _RATES:
-                name, unit = _RATES[metric]
-                loglikelihood, n_pieces = value  # words or bytes
-                return name, -loglikelihood / n_pieces / unit
-            self.skipped[metric] = "has no value per document"
-            return None
+        if metric in _RATES and isinstance(value, tuple | list):
+            name, unit = _RATES[metric]
+            loglikelihood, n_pieces = value  # words or bytes
+            return name, -loglikelihood / n_pieces / unit
         if metric == "perplexity":  # a cloze task's log-likelihood, which lm-eval turns into perplexity at the end
             return "nats", -float(value)
         if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
             return metric, float(value)
-        self.skipped[metric] = f"value is a {type(value).__name__}"
+        self.skipped[metric] = "has no value per document"
         return None
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
-        better = self.task.higher_is_better()
-        config = self.task.config
-        written = self.output_type == "generate_until"
-        filters = list(self.task.instances[0].filtered_resps)
+        better, config, writes = self.task.higher_is_better(), self.task.config, self.output_type == "generate_until"
         metrics: dict[str, dict[str, Any]] = {}
-        for metric in docs["metric"].unique():
-            values = docs.loc[docs["metric"] == metric, "value"]
-            name, _, used = metric.partition(",")
-            higher = bool(better.get(name, not name.startswith(("nats", "bits"))))
-            metrics[metric] = {
-                "higher_is_better": higher,
-                "chance": self.chance(name),
-                "floor": (0.0 if higher else None) if written else self.chance(name),
-                "binary": bool(values.isin([0.0, 1.0]).all()),
-            }
-            if written:
-                found = self._fallbacks(used or filters[0])
-                metrics[metric]["parsed_if"] = "a filter finds the answer" if found else "it has a letter or digit"
-        settings = {"generation_kwargs": dict(config.generation_kwargs or {})} if written else {}
+        for metric, values in docs.groupby("metric", sort=False, observed=True)["value"]:
+            name = str(metric).partition(",")[0]
+            higher, chance = bool(better.get(name, not name.startswith(("nats", "bits")))), self.chance(name)
+            floor = (0.0 if higher else None) if self.written else chance
+            binary = bool(values.isin([0.0, 1.0]).all())
+            metrics[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor, "binary": binary}
         return {
             "version": (config.metadata or {}).get("version"),
-            **settings,
+            **({"generation_kwargs": dict(config.generation_kwargs or {})} if writes else {}),
             "num_fewshot": config.num_fewshot,
             "examples_by_seed": self.examples_by_seed,
             "n_replaced_examples": len(self.task.depthlens_replaced),
             "n_docs": len(self.docs),
             "output_type": self.output_type,
-            **truncation.counted(self.cut),
+            **counted(self.cut),
             "metrics": metrics,
             "skipped_metrics": self.skipped,
         }
@@ -305,40 +266,61 @@ class Prepared:
     def chance(self, metric: str) -> float | None:
         """The score of guessing (see the module); None for metrics that have none."""
         if self.output_type == "multiple_choice" and metric in _AMONG_OPTIONS:
-            n_instances = Counter(i.doc_id for i in self.task.instances)
-            # mutual-information variants ask each option twice, with and without its context
-            per_option = 2 if "acc_mutual_info" in self.task.higher_is_better() else 1
-            targets = {doc_id: self.task.doc_to_target(doc) for doc_id, doc in self.docs.items()}
-            n_right = {doc_id: len(set(t)) if isinstance(t, list) else 1 for doc_id, t in targets.items()}
-            return sum(per_option * n_right[doc_id] / n for doc_id, n in n_instances.items()) / len(n_instances)
-        if self.output_type == "generate_until" and metric == "exact_match":
+            right = {doc_id: self.task.doc_to_target(doc) for doc_id, doc in self.docs.items()}
+            n_right = {doc_id: len(set(t)) if isinstance(t, list) else 1 for doc_id, t in right.items()}
+            return sum(n / len(self._options[doc_id]) for doc_id, n in n_right.items()) / len(n_right)
+        if self.written and metric == "exact_match":
             return self.commonest
         greedy = ("loglikelihood", "acc"), ("multiple_choice", "exact_match")
         return 0.0 if (self.output_type, metric) in greedy else None
 
 
-def build_requests(task: Any, documents: Sequence[int] | None, **prompts: Any) -> None:
-    """Build lm-eval's instances of some documents; None: of all. lm-eval numbers them anew, which is undone.
+def _as_lm_eval_has_it(answer: Any) -> Any:
+    """An answer of the engine, as lm-eval's models return it."""
+    return (answer.logprob, answer.is_greedy) if isinstance(answer, LoglikelihoodAnswer) else answer
+
+
+def counted(cut: Sequence[int]) -> dict[str, int]:
+    """For the record of a task: how many prompts were cut, and the most tokens that one lost."""
+    return {"n_truncated": sum(n > 0 for n in cut), "max_tokens_cut": max(cut, default=0)}
+
+
+def warn_of_cuts(name: str, cut: Sequence[int], max_length: int) -> None:
+    """Log in one line that prompts are longer than the model reads, so that their left ends are cut, as in lm-eval.
+
+    The instruction and the few-shot examples are lost first.
+
+    Args:
+        name: Task name.
+        cut: Tokens that each prompt loses.
+        max_length: Tokens that the model reads.
+    """
+    if any(cut):
+        log.warning(
+            "task %s: %d of %d prompts are longer than the model reads (%d tokens) and lose up to %d tokens at their "
+            "left end, as in lm-eval; give fewer examples, or a model that reads more",
+            *(name, sum(n > 0 for n in cut), len(cut), max_length, max(cut)),
+        )
+
+
+def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
+    """Build lm-eval's instances of some documents. lm-eval numbers them anew, which is undone.
 
     Args:
         task: A loaded task.
         documents: Numbers, rising.
         prompts: lm-eval's arguments on templates and system instructions.
     """
-    if documents is None or documents == range(len(documents)):
-        task.build_all_requests(limit=None if documents is None else len(documents), rank=0, world_size=1, **prompts)
-    else:
-        task.build_all_requests(samples=frozenset(documents), rank=0, world_size=1, **prompts)
-        for instance in task.instances:
-            instance.doc_id = documents[instance.doc_id]
+    first = documents == range(len(documents))  # without a look at the others
+    chosen: dict[str, Any] = {"limit": len(documents)} if first else {"samples": frozenset(documents)}
+    task.build_all_requests(**chosen, **prompts)
+    for instance in task.instances:
+        instance.doc_id = documents[instance.doc_id]
 
 
 def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
     """The instances of each document, in the order of its options."""
-    groups: dict[int, list[Any]] = {}
-    for instance in instances:
-        groups.setdefault(instance.doc_id, []).append(instance)
-    return {doc_id: sorted(group, key=lambda i: i.idx) for doc_id, group in groups.items()}
+    return {doc_id: list(group) for doc_id, group in groupby(instances, key=lambda instance: instance.doc_id)}
 
 
 def commonest_answer(task: Any) -> float:
@@ -383,8 +365,3 @@ def _question(task: Any, doc: Any) -> tuple[str, str, list[str] | None]:
         answers = [options[a] if isinstance(a, int) and 0 <= a < len(options) else a for a in answers]
         options = [str(option) for option in options]
     return str(text), " | ".join(map(str, answers)), options
-
-
-def _short(answer: Any) -> str:
-    text = repr(answer)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +45,7 @@ class DepthlensLM(encoding.Drawing):
 
     def __init__(
         self,
-        pretrained: str | Lens | None = None,
+        pretrained: str | Lens,
         condition: str = "baseline",
         dtype: str = "auto",
         device: str | None = None,
@@ -56,53 +59,43 @@ class DepthlensLM(encoding.Drawing):
         **kwargs: Any,
     ) -> None:
         own, inherited = (set(inspect.signature(cls.__init__).parameters) for cls in (DepthlensLM, HFLM))
-        for name in kwargs:
-            if name not in inherited:  # lm-eval's class would accept it and do nothing with it
-                allowed = sorted((own | inherited) - {"self", "kwargs"})
-                raise unknown("model argument", name, allowed, "(in --model_args)")
+        if wrong := next((name for name in kwargs if name not in inherited), None):  # which HFLM would ignore
+            raise unknown("model argument", wrong, sorted((own | inherited) - {"self", "kwargs"}), "(in --model_args)")
         arguments.check(backend=backend, batch_tokens=batch_tokens, seed=seed)
-        if pretrained is None:
-            raise UserError("no model is named; add pretrained=NAME to the model's arguments")
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # lm-eval's command line passes cuda:0 by default; its own hf model ignores it likewise
-        if isinstance(pretrained, Lens):
-            lens = pretrained
-        else:
-            lens = loading.load(pretrained, dtype=dtype, device=device or "auto")
+        where = device or "auto"
+        lens = pretrained if isinstance(pretrained, Lens) else loading.load(pretrained, dtype=dtype, device=where)
         self.condition = parse_condition(condition).validate(lens.dims)
         lens = lens if donor is None else pairs.with_donor(lens, donor)
         pairs.require(lens, [self.condition], backend)
-        if self.condition.uses("resample"):
-            raise UserError(f"condition {condition}: @resample is for dl.head_sweep; use @mean, or nothing to remove")
         means = None
-        if self.condition.uses("mean"):
-            if mean_prompts is None:
-                raise UserError(f"condition {condition} needs mean_prompts=FILE, a text file with one prompt a line")
-            prompts = [lens.tokenizer(line).input_ids for line in _lines(mean_prompts)]
-            means = measure_means(lens, prompts, mean_prompts)
+        if self.condition.uses("mean", "resample"):
+            if mean_prompts is None or self.condition.uses("resample"):
+                raise UserError(f"condition {condition}: only @mean can be given, with mean_prompts=FILE")
+            texts = filter(str.strip, Path(mean_prompts).read_text(encoding="utf-8").splitlines())
+            means = measure_means(lens, [lens.tokenizer(text).input_ids for text in texts], mean_prompts)
         self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
         super().__init__(lens, seed, **kwargs)
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        pairs_of_tokens = [encoding.loglikelihood(self, "of this run", before, after) for _, before, after in requests]
+        asked = [encoding.loglikelihood(self, "of this run", before, after) for _, before, after in requests]
         self.engine.progress = not disable_tqdm
-        answers = self.engine.loglikelihood(pairs_of_tokens, [self.condition])[0]
-        for (text, _, _), answer in zip(requests, answers, strict=True):
+        (answers,) = self.engine.loglikelihood(asked, [self.condition])
+        found = [(answer.logprob, answer.is_greedy) for answer in answers]
+        for (text, _, _), values in zip(requests, found, strict=True):
             if text is not None:
-                self.cache_hook.add_partial("loglikelihood", text, (answer.logprob, answer.is_greedy))
-        return [(a.logprob, a.is_greedy) for a in answers]
+                self.cache_hook.add_partial("loglikelihood", text, values)
+        return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts, in the order of the requests; one that is asked for several times is drawn as often."""
         self.engine.progress = not disable_tqdm
-        asked = [encoding.generation(self, request) for request in requests]
-        times: Counter[int] = Counter()
-        for i, (request, found) in enumerate(zip(requests, asked, strict=True)):
-            asked[i] = encoding.with_draw(found, times[id(request)])
-            times[id(request)] += 1
-        texts = self.engine.generate_until(asked, [self.condition])[0]
+        times: dict[int, Iterator[int]] = defaultdict(count)
+        asked = [encoding.with_draw(encoding.generation(self, r), next(times[id(r)])) for r in requests]
+        (texts,) = self.engine.generate_until(asked, [self.condition])
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
@@ -111,17 +104,4 @@ class DepthlensLM(encoding.Drawing):
         """What lm-eval writes of the model into its results."""
         donor = self.engine.lens.donor
         about = {"donor": donor.lens.describe()} if donor else {}
-        return {**self.engine.lens.describe(), "condition": str(self.condition), **about}
-
-
-def _lines(path: str) -> list[str]:
-    """Prompts of a text file, one a line."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.rstrip("\n") for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        fault = f"mean_prompts {path!r} cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}"
-        raise UserError(f"{fault}; give a text file with one prompt a line") from e
-    if not lines:
-        raise UserError(f"mean_prompts {path!r} has no prompts; give a text file with one prompt a line")
-    return lines
+        return self.engine.lens.describe() | {"condition": str(self.condition)} | about

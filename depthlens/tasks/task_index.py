@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from depthlens import paths
-from depthlens.errors import UserError, unknown
+from depthlens.errors import blaming, unknown
 from depthlens.progress import quiet
 
 log = logging.getLogger(__name__)
 
 
-def task_manager(names: Sequence[Any], include_path: str | Path | None = None) -> Any:
+def task_manager(names: Sequence[str], include_path: str | Path | None = None) -> Any:
     """lm-eval's task manager with the smallest index that has all names.
 
     Args:
@@ -23,40 +23,31 @@ def task_manager(names: Sequence[Any], include_path: str | Path | None = None) -
         include_path: Folder with more YAML files; its tasks replace those of the same name elsewhere.
 
     Raises:
-        UserError: a name that nothing defines.
+        UserError: a name that nothing defines, and a file that cannot be read, which may define it.
     """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     files = sorted(Path(include_path).rglob("*.yaml")) if include_path is not None else []
     stamp = tuple((str(path), path.stat().st_mtime_ns) for path in files)
     manager = _index(include_path, stamp, of_lm_eval=False)
-    if set(_missing(names, manager.task_index)):
+    if any(_missing(names, manager.task_index)):
         manager = _index(include_path, stamp, of_lm_eval=True)
     if absent := next(_missing(names, manager.task_index), None):
-        raise _not_found(absent, manager.all_tasks, files)
+        for path in files:  # lm-eval leaves out those that it cannot read
+            with blaming(f"unknown task {absent!r}, and {path.name} cannot be read", "correct it"):
+                load_yaml(path, resolve_func=False)
+        raise unknown("task", absent, manager.all_tasks, "your own .yaml files need include_path")
     return manager
 
 
-def _missing(names: Iterable[Any], index: dict[str, Any]) -> Iterator[Any]:
+def _missing(names: Iterable[str], index: dict[str, Any]) -> Iterator[str]:
     """Names that an index lacks, and those that its groups name and it lacks."""
     for name in names:
-        if not isinstance(name, str) or name not in index:
+        if name not in index:
             yield name
         elif index[name].kind.name == "GROUP":
-            listed = (index[name].cfg or {}).get("task")
-            yield from _missing((item for item in listed or [] if isinstance(item, str)), index)
-
-
-def _not_found(name: Any, known: Sequence[str], files: Sequence[Path]) -> UserError:
-    """The error for a name that nothing defines; lm-eval leaves files out that it cannot read."""
-    import yaml
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    fix = "your own .yaml files need include_path"
-    for path in files:
-        try:
-            load_yaml(path, resolve_func=False)
-        except (yaml.YAMLError, OSError, ValueError) as error:
-            fix = f"a file cannot be read: {' '.join(str(error).split())}"
-    return unknown("task", name, known, fix)
+            listed = (index[name].cfg or {}).get("task") or []
+            yield from _missing((item for item in listed if isinstance(item, str)), index)
 
 
 @lru_cache(maxsize=4)  # an index of lm-eval's is large, and an edited file makes another

@@ -59,13 +59,11 @@ def align(lens: Lens, name: str, context: str, continuation: str, encoder: Encod
         encoder: For many texts: ``Encoder(lens)``, made once.
 
     Raises:
-        UserError: the tokenizer gives no characters of its tokens.
+        UserError: the tokenizer encodes context and continuation in another way than lm-eval does.
     """
     from depthlens.tasks.encoding import Encoder  # slow to import
 
     request = (encoder or Encoder(lens)).pair(name, context, continuation)
-    if not lens.tokenizer.is_fast:
-        raise UserError(f"tokenizer of {lens.name} gives no offsets of its tokens; a fast tokenizer is needed")
     encoded = lens.tokenizer(context + continuation, return_offsets_mapping=True, add_special_tokens=False)
     ids, offsets = tuple(encoded.input_ids), list(encoded.offset_mapping)
     tokens = (*request.context, *request.continuation)

@@ -88,8 +88,10 @@ LOAD = [
 ]
 SWEEPS = [
     (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
-    (layer_sweep(limit=None, samples="900:"), f"samples '900:': task {TASK} has no such documents; it has 0..155"),
-    (layer_sweep(limit=None, samples=[2, 400]), f"samples: document 400 does not exist; task {TASK} has 0..155"),
+    *(
+        (layer_sweep(limit=None, samples=x), f"samples {x!r}: task {TASK} has documents 0..155, and no such ones")
+        for x in ("900:", [2, 400])
+    ),
     (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
     *((layer_sweep(store=store), f"store {store!r}: give a folder or URL") for store in (False, 3, "")),
     *((condition_sweep(ablate=what), f"ablate {what!r}: give layers, attn, mlp") for what in (None, 3, {"L1": 1})),
@@ -143,7 +145,6 @@ HEADS = [
     (retrieval(given_removed=[(0, 0), (0, 1)]), "given_removed with method 'copy_paste': only 'exact' removes several"),
     *((retrieval(needles=x), "no needles; give at least one, from depthlens.tasks.needles") for x in ([], ["x"])),
     (retrieval(n_needles=0), "n_needles 0: give a whole number, at least 1"),
-    *((retrieval(depths=x), f"depths {x!r}: give a list of numbers, at least one") for x in (0.5, [])),
     *((retrieval(depths=[x]), f"depths {x!r}: give a number, from 0 to 1") for x in (2, "a")),
     (retrieval(context_lengths=[0]), "context_lengths 0: give a whole number of tokens, at least 1"),
     (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
@@ -213,7 +214,7 @@ DONORS = [
 PARAMETERS = [
     *((start(model=model), f"model {model!r}: give an alias") for model in (None, ["organism"])),
     *((start(tasks=tasks), f"tasks {tasks!r}: give a list of task names") for tasks in (None, "capitals")),
-    (start(num_fewshot=99), "num_fewshot 99: "),
+    (start(num_fewshot=99), ": its prompts cannot be made ("),
     (start(seed=1.5), "seed 1.5: give a whole number"),
     (start(device=None), "unknown device None; "),
     (start(out=3), "out 3: give the path of a folder"),

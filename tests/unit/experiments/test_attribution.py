@@ -117,11 +117,12 @@ def test_reference_answers_of_choices_and_of_written_tasks(lens):
     choice, written = harness.prepare(lens, tasks, limit=3)
     answers = Answers(lens, choice)
     gold = [doc["choices"][doc["answer"]] for doc in choice.docs.values()]
-    assert list(answers.texts.values()) == gold
+    assert [answer.strip() for _, answer in answers.pairs.values()] == gold
     decoded = [lens.tokenizer.decode(q.continuation).strip() for q in answers.requests]
     assert decoded == gold
     written_answers = Answers(lens, written)
-    for (doc_id, text), q in zip(written_answers.texts.items(), written_answers.requests, strict=True):
+    for (doc_id, (_, answer)), q in zip(written_answers.pairs.items(), written_answers.requests, strict=True):
+        text = answer.strip()
         assert text == str(written.task.doc_to_target(written.docs[doc_id])).strip()
         whole = lens.tokenizer.decode(q.context) + lens.tokenizer.decode(q.continuation)
         prompt = written.task.instances[doc_id].args[0]

@@ -64,15 +64,13 @@ def holds_itself(prompt):
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_a_document_is_never_its_own_example(folder, kind, caplog):
+def test_a_document_is_never_its_own_example(folder, kind):
     at = folder(*SPLITS[kind])
     wanted, found = of_lm_eval(at, 3), prompts(at, 3)
     replaced = sum(map(holds_itself, wanted))
     assert not any(map(holds_itself, found)) and {prompt.count("=") for prompt in found} == {4}
     assert [one for one in found if one in wanted] == [one for one in wanted if not holds_itself(one)]
     assert (replaced > 0) == (kind != "as lm-eval means it")
-    said = f"task sums: lm-eval would show {replaced} of 8 documents among their own examples"
-    assert sum(message.startswith(said) for message in caplog.messages) == (replaced > 0)
 
 
 def test_the_note_of_a_result_says_so(folder):

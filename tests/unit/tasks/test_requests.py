@@ -38,9 +38,9 @@ def test_this_model_really_cuts_prompts_and_rolls_windows(lens, load):
     shots, rolling = harness.prepare(lens, load("mini_shots", "mini_rolling"))
     lengths = {len(q.context) + len(q.continuation) for q in shots.requests}
     assert max(lengths) == CONTEXT + 1 and len(lengths) == 1, "every few-shot prompt is cut from the left"
-    assert shots.windows == [1] * len(shots.requests)
+    assert [len(of) for of in shots.by_instance] == [1] * len(shots.requests)
     # 135 tokens in windows of 48; 47 and 48 in one; 49 in two
-    assert rolling.windows == [1, 3, 1, 1, 2]
+    assert [len(of) for of in rolling.by_instance] == [1, 3, 1, 1, 2]
     for q in rolling.requests[1:4]:
         assert len(q.context) + len(q.continuation) <= CONTEXT + 1
     assert sum(len(q.continuation) for q in rolling.requests[1:4]) == len(DOCUMENTS[1]["text"])

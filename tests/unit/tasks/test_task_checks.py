@@ -79,7 +79,7 @@ FAULTS = [
     (
         "rolling",
         function("nothing"),
-        "document 0: process_results returns NoneType; return a dict such as {'acc': 1.0}",
+        "has no attribute 'items'); correct the task's scoring; process_results gives numbers by name, such as {'acc'",
     ),
 ]
 

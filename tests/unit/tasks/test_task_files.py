@@ -50,8 +50,8 @@ def refusal(folder, *names) -> str:
     [
         ({"docs": '{"q": "x", "a": 0}\n{"q": "y", "a":\n'}, "mine: lm-eval cannot load it (DatasetGenerationError"),
         ({"test_split": "tset"}, "task mine: lm-eval cannot load it (KeyError: 'tset'); correct its YAML file or its"),
-        ({"text": "task: mine\ndoc_to_text: Question: {{q}}\n"}, "unknown task 'mine'; "),
-        ({"text": "task: mine\ndoc_to_text: Question: {{q}}\n"}, "a file cannot be read: mapping values are not"),
+        ({"text": "task: mine\ndoc_to_text: Question: {{q}}\n"}, "unknown task 'mine', and mine.yaml cannot be read ("),
+        ({"task": "other"}, "unknown task 'mine'; "),
     ],
 )
 def test_what_lm_eval_cannot_load_is_one_line(tmp_path, changes, said):
