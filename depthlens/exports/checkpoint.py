@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from depthlens import arguments
 from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition
 from depthlens.analysis.results import Result
+from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.exports import model_card
 from depthlens.models import quantised
@@ -92,6 +93,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     lens.needs_weights("an export")
     chosen = (parse_condition(condition) if isinstance(condition, str) else condition).validate(lens.dims)
     _refuse(lens, chosen)
+    walk_check.require_parts(lens, walk_check.found(lens), [chosen])
     cost = model_card.cost(lens, chosen, result)
     folder = empty_folder(out)
     numbers, skipped = range(lens.dims.n_layers), {a.layer for a in chosen.ablations if a.mode == "skip"}
@@ -121,7 +123,7 @@ def _refuse(lens: Lens, condition: Condition) -> None:
         removed = a.mode in ("skip", "zero", "twice") and a.site != "expert" and not a.start
         if not removed and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
             raise UserError(f"condition {condition}: {a} cannot be written into weights; export a removal, e.g. L1.mlp")
-    if sum(a.mode == "skip" for a in condition.ablations) == lens.dims.n_layers:
+    if len({a.layer for a in condition.ablations if a.mode == "skip"}) == lens.dims.n_layers:
         raise UserError(f"condition {condition} leaves no layer of {lens.name!r}; keep one")
     if method := quantised.method_of(lens.model.config):
         raise UserError(f"model {lens.name!r} is quantised ({method}); export its unquantised one, then quantise that")
@@ -205,10 +207,11 @@ def _edit(lens: Lens, layer: int, weights: dict[str, Tensor], ablations: Sequenc
     for a in ablations:
         for weight in parts[a.site] if a.mode in ROUNDED else ():
             weight.copy_(rounded(weight, a.mode))
-    removed = [w for a in ablations if a.mode == "zero" for w in parts.get(a.site, ()) if w.is_floating_point()]
+    sites = {a.site for a in ablations if a.mode == "zero"} & {"attn", "mlp"}
+    removed = [weight for site in sites for weight in parts[site] if weight.is_floating_point()]
     heads = {a.index for a in ablations if a.site == "head"}
     heads |= {head for a in ablations if a.site == "kv" for head in dims.query_heads(a.index)}
-    if heads:
+    if heads and "attn" not in sites:
         axis = 0 if isinstance(lens.arch.o_proj[layer], Conv1D) else 1  # of its inputs
         by_head = weights[f"{family.o_proj}.weight"].unflatten(axis, (dims.n_heads, dims.d_head))
         removed += [by_head.select(axis, head) for head in heads]
