@@ -89,7 +89,7 @@ LOAD = [
 SWEEPS = [
     (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
     *(
-        (layer_sweep(limit=None, samples=x), f"samples {x!r}: task {TASK} has documents 0..155, and no such ones")
+        (layer_sweep(limit=None, samples=x), f"samples {x!r}: task {TASK} has documents 0..155; give some of these")
         for x in ("900:", [2, 400])
     ),
     (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
