@@ -46,7 +46,9 @@ def chosen(name: str, task: Any, limit: int | None, samples: Samples | None) -> 
         return every[:limit]
     numbers = every[arguments.slice_of(some)] if isinstance(some, str) else sorted(map(int, some))
     if not numbers or numbers[-1] not in every:
-        raise UserError(f"samples {recorded(some)!r}: task {name} has documents 0..{len(every) - 1}; give some of these")
+        raise UserError(
+            f"samples {recorded(some)!r}: task {name} has documents 0..{len(every) - 1}; give some of these"
+        )
     return numbers
 
 

@@ -25,8 +25,8 @@ from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_an
 from depthlens.tasks.task_index import task_manager
 
 N_REHEARSED = 3  # documents that are scored with made-up answers
+FIX = "correct its YAML file or its documents"
 _WRITES = "generate_until"
-_NO_PROMPTS = "its prompts cannot be made", "correct its YAML file or its documents"
 
 
 @lm_evals_seeds()
@@ -102,7 +102,7 @@ def _rehearse(name: str, task: Any, documents: Sequence[int]) -> None:
     """
     from depthlens.tasks.encoding import check_generation  # slow to import
 
-    with blaming(f"task {name}: {_NO_PROMPTS[0]}", _NO_PROMPTS[1]), quiet():
+    with blaming(f"task {name}: its prompts cannot be made", FIX), quiet():
         build_requests(task, documents)
     rounds: list[list[Any]] = [[LoglikelihoodAnswer(-1.0 - instance.idx, False) for instance in task.instances]]
     if task.OUTPUT_TYPE == _WRITES:
@@ -173,7 +173,7 @@ def prepare(
         prompts |= {"chat_template": encoder.apply_chat_template, "tokenizer_name": encoder.tokenizer_name}
     prepared = []
     for name, task in tasks.items():
-        with blaming(f"task {name}: {_NO_PROMPTS[0]}", _NO_PROMPTS[1]), quiet(), lm_evals_seeds():
+        with blaming(f"task {name}: its prompts cannot be made", FIX), quiet(), lm_evals_seeds():
             task.set_fewshot_seed(seed=task.depthlens_seed)  # whatever was drawn before
             task.depthlens_replaced = set()
             build_requests(task, document_choice.chosen(name, task, limit, samples), **prompts)

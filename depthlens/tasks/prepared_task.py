@@ -144,14 +144,6 @@ class Prepared:
         part.asked = self.asked[self.asked["doc_id"].isin(list(documents))].reset_index(drop=True)
         return part
 
-    @property
-    def examples_by_seed(self) -> bool | None:
-        """Whether another seed draws other examples; None where there are none."""
-        from lm_eval.api.samplers import FirstNSampler  # slow to import
-
-        by_seed = not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
-        return by_seed if self.task.config.num_fewshot else None
-
     def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Any]]:
         """Answers of the engine, indexed [condition][request]."""
         answer: Callable[..., list[list[Any]]] = engine.generate_until if self.written else engine.loglikelihood
@@ -242,6 +234,11 @@ class Prepared:
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
+        from lm_eval.api.samplers import FirstNSampler  # slow to import
+
+        by_seed = not isinstance(
+            getattr(self.task, "sampler", None), FirstNSampler
+        )  # whether another seed draws others
         better, config, writes = self.task.higher_is_better(), self.task.config, self.output_type == "generate_until"
         metrics: dict[str, dict[str, Any]] = {}
         for metric, values in docs.groupby("metric", sort=False, observed=True)["value"]:
@@ -254,7 +251,7 @@ class Prepared:
             "version": (config.metadata or {}).get("version"),
             **({"generation_kwargs": dict(config.generation_kwargs or {})} if writes else {}),
             "num_fewshot": config.num_fewshot,
-            "examples_by_seed": self.examples_by_seed,
+            "examples_by_seed": by_seed if config.num_fewshot else None,
             "n_replaced_examples": len(self.task.depthlens_replaced),
             "n_docs": len(self.docs),
             "output_type": self.output_type,

@@ -20,7 +20,6 @@ from depthlens.engine.references import Reference
 from depthlens.errors import UserError, blaming
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
-from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks.answer_logprob import delimiter, reference_pair, written_answer
 from depthlens.tasks.prepared_task import Prepared
 
@@ -51,7 +50,7 @@ def reference_of(lens: Lens, prepared: Prepared, **chat: Unpack[Chat]) -> Refere
     Raises:
         UserError: fewer than 8 documents are left.
     """
-    from depthlens.tasks.encoding import Encoder, check_tokens  # slow to import
+    from depthlens.tasks.encoding import Encoder  # slow to import
 
     name, encoder = prepared.name, Encoder(lens, enable_thinking=chat.get("enable_thinking"))
     chosen = _others(prepared, encoder, chat, "@mean", FEWEST, MOST)
@@ -60,7 +59,6 @@ def reference_of(lens: Lens, prepared: Prepared, **chat: Unpack[Chat]) -> Refere
         for _, instance, pair in chosen:
             requests = [encoder.pair(name, *pair)] if all(pair) else encoder.requests(instance)
             texts += [(request.context, getattr(request, "continuation", ())) for request in requests]
-    check_tokens(lens, name, [LoglikelihoodRequest(*text) for text in texts])
     told = " and ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, *_ in chosen).items())
     return Reference(f"{name}: {told} documents, without examples", texts)
 
@@ -111,8 +109,8 @@ def _others(
         return group[0], _pair(prepared, group, delimiter(task, chat=multiturn))
 
     found: list[tuple[str, Instance, tuple[str, str]]] = []
-    fault, fix = f"task {prepared.name}: its prompts cannot be made", "correct its YAML file or its documents"
-    with blaming(fault, fix), quiet():
+    fix = "correct its YAML file or its documents"
+    with blaming(f"task {prepared.name}: its prompts cannot be made", fix), quiet():
         seen = {made(doc, 0)[1] for doc in prepared.docs.values()}
         for kind, doc in _candidates(prepared):
             instance, pair = made(doc, 0)
