@@ -18,9 +18,8 @@ from depthlens.errors import UserError, blaming, unknown
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer
-from depthlens.tasks import document_choice, few_shot, groups
-from depthlens.tasks.document_choice import Samples
-from depthlens.tasks.few_shot import lm_evals_seeds
+from depthlens.tasks import document_choice, groups
+from depthlens.tasks.document_choice import Samples, lm_evals_seeds
 from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions, warn_of_cuts
 from depthlens.tasks.task_index import task_manager
 
@@ -77,7 +76,7 @@ def load_tasks(
             if leaf in tasks and groups.of(tasks[leaf]) != members.get(leaf):
                 raise UserError(f"task {leaf} is asked for twice, alone or in groups; name it once")
             task.depthlens_group, task.depthlens_seed = members.get(leaf), given["seed"]
-            few_shot.set_examples(leaf, task, given["num_fewshot"])
+            document_choice.set_examples(leaf, task, given["num_fewshot"])
             if given["gen_kwargs"] and task.OUTPUT_TYPE == _WRITES:
                 _set_gen_kwargs(task, given["gen_kwargs"])
             task.set_fewshot_seed(seed=given["seed"])

@@ -1,27 +1,37 @@
 """Needles: answers that occur in their prompt, with the positions of their tokens.
 
-There are two sources. `written_needles` hides facts in haystacks and asks for one (`depthlens.tasks.haystacks`).
-`task_needles` takes any lm-eval task whose answers occur in its prompts (key-value retrieval, open book).
+There are two sources. `task_needles` takes any lm-eval task whose answers occur in its prompts (key-value retrieval,
+open book). `written_needles` hides facts in haystacks and asks for one: sentences about invented people stand among
+paragraphs of prose, and the question has only the name in common with its sentence, so that no copied phrase leads from
+one to the other (Wu et al. 2024, arXiv 2404.15574). The answer is a phrase of several words. Other facts are in the
+haystack as well; two of these are asked and answered before the question, so that small models know the form of an
+answer.
 
 A needle is the tokens of the answer without spaces, and every place in the context where the answer occurs as a word.
+
+Limit: the prose has some 9,000 tokens. A longer haystack repeats its paragraphs in another order.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
-from collections.abc import Sequence
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from depthlens import arguments
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
+from depthlens.paths import data_dir
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks import harness, haystacks, token_spans
+from depthlens.tasks import harness, token_spans
 from depthlens.tasks.answer_logprob import Answers
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.prepared_task import identity
@@ -29,6 +39,8 @@ from depthlens.tasks.prepared_task import identity
 log = logging.getLogger(__name__)
 
 RESERVE = 16  # tokens of the model's context that a prompt leaves free for the answer
+N_OTHERS, N_EXAMPLES = 3, 2  # other facts in a haystack, and those of them that serve as answered examples
+PROSE = ("encyclopaedic", "narrative", "dialogue", "instructions")  # kinds of the plain texts that read on
 
 
 @dataclass(frozen=True)
@@ -167,19 +179,19 @@ def written_needles(
     def count(sentence: str) -> int:
         return len(lens.tokenizer(sentence, add_special_tokens=False).input_ids)
 
-    def drawn(length: int, depth: float, i: int) -> tuple[Random, list[haystacks.Fact]]:
+    def drawn(length: int, depth: float, i: int) -> tuple[Random, list[Fact]]:
         random = Random(f"needle natural {seed} {length} {depth} {i}")
-        return random, haystacks.facts(random)
+        return random, facts(random)
 
     def whole(prompt: str) -> int:
         return len(encoder.tok_encode(prompt))
 
     every = (drawn(*case)[1] for case in product(context_lengths, depths, range(n_needles)))
-    shortest = max(whole(f"{' '.join(f.text for f in facts)}\n\n{haystacks.asked(facts)}") for facts in every)
+    shortest = max(whole(f"{' '.join(f.text for f in chosen)}\n\n{asked(chosen)}") for chosen in every)
     needles = []
     for length, depth, i in product(_fitting(lens, context_lengths, shortest), depths, range(n_needles)):
-        random, facts = drawn(length, depth, i)
-        prompt, fact = haystacks.prompt(facts, random, depth, length, count, whole), facts[0]
+        random, chosen = drawn(length, depth, i)
+        prompt, fact = haystack(chosen, random, depth, length, count, whole), chosen[0]
         text = token_spans.align(lens, "needle", prompt, f" {fact.answer}", encoder)
         needle = find(text, fact.answer, {"depth": depth, "context_length": length, "who": fact.who})
         assert needle is not None, "the prompt contains the fact with the answer"
@@ -199,3 +211,104 @@ def _fitting(lens: Lens, lengths: Sequence[int], shortest: int) -> list[int]:
     if fitting != list(lengths):
         log.warning("context_lengths %s: %s; %s instead", list(lengths), about, fitting)
     return fitting
+
+
+class Fact(NamedTuple):
+    """A sentence for a haystack, and how it is asked for.
+
+    Attributes:
+        text: The sentence.
+        answer: What is asked for, as it stands in the sentence.
+        question: As asked.
+        lead: What stands between the question and its answer: the opening words of the answer.
+        who: Whom it is about.
+    """
+
+    text: str
+    answer: str
+    question: str
+    lead: str
+    who: str
+
+
+@functools.cache
+def needles_file() -> dict:
+    """The templates, answers and names of needles."""
+    return tomllib.loads((data_dir() / "texts" / "needles.toml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def paragraphs() -> tuple[tuple[str, ...], ...]:
+    """The prose of haystacks: paragraphs of sentences, each with the white space before it."""
+    files = [(data_dir() / "texts" / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("haystack", "plain")]
+    texts = [json.loads(line) for file in files for line in file.splitlines()]
+    kept = [text["text"] for text in texts if text.get("kind", PROSE[0]) in PROSE]
+    ends = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]"))(?=\s["A-Z])')
+    return tuple(tuple(ends.split(f"\n\n{text}")) for text in kept)
+
+
+def facts(random: Random) -> list[Fact]:
+    """The facts of one prompt; the first is the needle."""
+    file, n = needles_file(), 1 + N_OTHERS
+    templates = random.sample(file["needles"], n)
+    names = zip(random.sample(file["first_names"], n), random.sample(file["last_names"], n), strict=True)
+    return [natural(t, " ".join(name), random.choice(t["answers"])) for t, name in zip(templates, names, strict=True)]
+
+
+def natural(template: dict, who: str, answer: str) -> Fact:
+    """A fact of a template; of its answer, what stands before ``|`` opens the answer and is not asked for."""
+    opening, _, rest = answer.rpartition(" | ")
+    text = template["fact"].format(who=who, answer=f"{opening} {rest}".strip())
+    lead = f"A: {template['lead'].format(who=who)} {opening}".strip()
+    return Fact(text, rest, template["question"].format(who=who), lead, who)
+
+
+def asked(chosen: Sequence[Fact]) -> str:
+    """Examples with their answers, then the question about the needle."""
+    examples = "".join(f"Q: {f.question}\n{f.lead} {f.answer}.\n\n" for f in chosen[1 : 1 + N_EXAMPLES])
+    return f"{examples}Q: {chosen[0].question}\n{chosen[0].lead}"
+
+
+def hay(random: Random) -> Iterator[str]:
+    """Sentences without end, each with the white space before it."""
+    while True:
+        for paragraph in random.sample(paragraphs(), len(paragraphs())):
+            yield from paragraph
+
+
+def haystack(
+    chosen: Sequence[Fact],
+    random: Random,
+    depth: float,
+    room: int,
+    count: Callable[[str], int],
+    whole: Callable[[str], int],
+) -> str:
+    """The prompt with the needle at ``depth``, of at most ``room`` tokens and less by one sentence at most.
+
+    Args:
+        chosen: From `facts`.
+        random: Draws the places of the other facts, then the hay.
+        depth: 0 is the start of the haystack, 1 its end.
+        room: Tokens; at least those of the prompt without hay.
+        count: Tokens of a sentence.
+        whole: Tokens of a prompt as the model reads it.
+    """
+    places = sorted([(depth, 0), *((random.random(), i) for i in range(1, 1 + N_OTHERS))], reverse=True)
+
+    def put_together(sentences: list[str]) -> str:
+        mixed = list(sentences)
+        for place, i in places:  # from the back, so that the numbers of earlier sentences do not change
+            mixed.insert(round(place * len(sentences)), f" {chosen[i].text}")
+        return f"{''.join(mixed).strip()}\n\n{asked(chosen)}"
+
+    sentences: list[str] = []
+    n_tokens = whole(put_together([]))
+    for sentence in hay(random):
+        if n_tokens > room:
+            break
+        sentences.append(sentence)
+        n_tokens += count(sentence)
+    while sentences and whole(put_together(sentences)) > room:  # a sentence alone may have a token less
+        sentences.pop()
+    return put_together(sentences)

@@ -46,7 +46,7 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
 from depthlens.tasks import groups
-from depthlens.tasks.few_shot import lm_evals_seeds
+from depthlens.tasks.document_choice import lm_evals_seeds
 
 log = logging.getLogger(__name__)
 

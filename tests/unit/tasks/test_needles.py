@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from depthlens.errors import UserError
-from depthlens.tasks import haystacks, token_spans
 from depthlens.tasks import needles as prompts
+from depthlens.tasks import token_spans
 
 FUNCTION_WORDS = set("a an the of in on with and from at by for to without".split())
 
@@ -57,16 +57,16 @@ def test_natural_needles_stand_where_they_should(lens):
 
 
 def test_no_phrase_leads_from_a_question_to_its_natural_needle():
-    """What `haystacks` and the header of the file say of every template and answer."""
-    file = haystacks.needles_file()
-    hay = "".join("".join(paragraph) for paragraph in haystacks.paragraphs())
+    """What `needles` and the header of the file say of every template and answer."""
+    file = prompts.needles_file()
+    hay = "".join("".join(paragraph) for paragraph in prompts.paragraphs())
     answers = [answer.rpartition(" | ")[2] for template in file["needles"] for answer in template["answers"]]
     assert len(file["needles"]) >= 40 and len(set(answers)) == len(answers) >= 200
     assert not [(a, b) for a in answers for b in answers if a != b and a in b]
     assert not [a for a in answers if a in hay] and not [n for n in file["last_names"] if n in hay]
     for template in file["needles"]:
         for chosen in template["answers"]:
-            fact, answer, question, lead, _ = haystacks.natural(template, "Hanna Lindqvist", chosen)
+            fact, answer, question, lead, _ = prompts.natural(template, "Hanna Lindqvist", chosen)
             asked = f"{question} {lead.removeprefix('A: ')}"
             assert fact.count(answer) == 1 and len(answer.split()) >= 2
             assert not phrases(fact, 3) & phrases(asked, 3), (fact, asked)
