@@ -130,9 +130,8 @@ class Prepared:
     @cached_property
     def _fallbacks(self) -> dict[str, set[str]]:
         """What the filters of each name give where they find no answer."""
-        made = {pipeline.name: [make() for make in pipeline.filters] for pipeline in self.task._filters}
-        texts = {name: [getattr(filter, "fallback", None) for filter in filters] for name, filters in made.items()}
-        return {name: {str(text).casefold() for text in of if text is not None} for name, of in texts.items()}
+        of = {p.name: [getattr(make(), "fallback", None) for make in p.filters] for p in self.task._filters}
+        return {name: {str(text).casefold() for text in texts if text is not None} for name, texts in of.items()}
 
     def part(self, documents: Collection[int]) -> Self:
         """The same task with some of its documents, by number; its prompts stay the same."""

@@ -84,11 +84,7 @@ class DepthlensLM(encoding.Drawing):
         asked = [encoding.loglikelihood(self, "of this run", before, after) for _, before, after in requests]
         self.engine.progress = not disable_tqdm
         (answers,) = self.engine.loglikelihood(asked, [self.condition])
-        found = [(answer.logprob, answer.is_greedy) for answer in answers]
-        for (text, _, _), values in zip(requests, found, strict=True):
-            if text is not None:
-                self.cache_hook.add_partial("loglikelihood", text, values)
-        return found
+        return [(answer.logprob, answer.is_greedy) for answer in answers]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts, in the order of the requests; one that is asked for several times is drawn as often."""
@@ -96,9 +92,7 @@ class DepthlensLM(encoding.Drawing):
         times: dict[int, Iterator[int]] = defaultdict(count)
         asked = [encoding.with_draw(encoding.generation(self, r), next(times[id(r)])) for r in requests]
         (texts,) = self.engine.generate_until(asked, [self.condition])
-        for request, text in zip(requests, texts, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, text)
-        return texts
+        return list(texts)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes of the model into its results."""
