@@ -297,7 +297,7 @@ def _configure(store: str, json: bool, given: dict[str, Any], plan: bool) -> Non
         local = "://" not in store and not storage.without(store)
         os.environ[storage.ENVIRONMENT] = str(Path(store).expanduser().resolve()) if local else store
     storage.open_store()  # a store that cannot be used is refused before anything else is done
-    workers = {name: given[name] for name in cluster.NAMES}
+    workers = {name: given.get(name) for name in cluster.NAMES}
     if plan and (asked := [name for name, value in workers.items() if value is not None]):
         raise UserError(f"--{asked[0].replace('_', '-')}: a plan is of one process; leave it out")
     cluster.configure(**workers)
