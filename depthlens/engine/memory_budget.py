@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from depthlens.engine import branch_attention, tree_attention
-from depthlens.models.devices import free_bytes
 from depthlens.models.lens import Lens
+from depthlens.models.placement import free_bytes
 
 # measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
 CPU_BATCH_TOKENS = 2048

@@ -2,6 +2,6 @@
 
 import logging
 
-# transformers imports torchao where it is installed, which reports kernels of other devices and torch's deprecations
-for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+# torchao reports kernels of other devices and deprecations of torch, accelerate that an offloaded model is one
+for _name in ("torchao", "torch.utils._pytree", "bitsandbytes", "accelerate.big_modeling"):
     logging.getLogger(_name).setLevel(logging.ERROR)

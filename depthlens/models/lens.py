@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from tempfile import TemporaryDirectory
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
@@ -24,7 +26,6 @@ if TYPE_CHECKING:  # slow to import
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
 
-    from depthlens.models.offload import Stream
     from depthlens.models.remote import Remote
 
 NO_GENERATION = (
@@ -35,6 +36,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _locks: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 _looking_up = Lock()
+
+
+@dataclass
+class Offload:
+    """What a model has whose layers stay on disk, see `depthlens.load`.
+
+    Attributes:
+        folder: Where transformers keeps weights that it makes from several in a file, such as stacked experts.
+        layer_bytes: Size of the largest layer in memory.
+        waited: Seconds in which layers were read, so far.
+    """
+
+    folder: TemporaryDirectory[str]
+    layer_bytes: int = 0
+    waited: float = 0.0
 
 
 @dataclass(eq=False)
@@ -48,7 +64,7 @@ class Lens:
         model: The Hugging Face module; it is put into evaluation mode, and no gradients are asked for.
         tokenizer: The Hugging Face tokenizer.
         name: The name it was loaded by, for tables and records; "": that of the model's folder or class.
-        stream: What reads the layers of a model that was loaded with ``offload="disk"``; else None.
+        stream: About the layers of a model that was loaded with ``offload="disk"``; else None.
         remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
         quantize: How its weights were quantised on loading; None: not then. See `depthlens.load`.
         stored_as: How its checkpoint's weights are quantised; None: they are not.
@@ -64,7 +80,7 @@ class Lens:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str = ""
-    stream: Stream | None = field(default=None, repr=False)
+    stream: Offload | None = field(default=None, repr=False)
     remote: Remote | None = field(default=None, repr=False)
     donor: Donor | None = field(default=None, repr=False)
     quantize: str | None = field(default=None, repr=False)
@@ -85,6 +101,8 @@ class Lens:
         self.name = self.name or self.model.name_or_path or type(self.model).__name__
         self.bind()
         self.model.eval().requires_grad_(False)
+        if self.stream:
+            self.stream.layer_bytes = max(sum(w.nbytes for w in layer.parameters()) for layer in self.arch.layers)
 
     @property
     def dims(self) -> Dims:
@@ -97,16 +115,15 @@ class Lens:
 
     def device_of(self, layer: int) -> torch.device:
         """Where a layer computes; its weights may be in a file meanwhile."""
-        place = place_of(self.arch.layers[layer])
-        return self.device if place.type == "meta" else place
+        return place_of(self.arch.layers[layer])
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """All devices that compute, each once, in the order of the walk."""
         if self.remote:
             return (self.device,)
-        ends = place_of(self.arch.final_norm, self.device), place_of(self.arch.unembed)
-        return (*dict.fromkeys([self.device, *map(self.device_of, range(self.dims.n_layers)), *ends]),)
+        parts = (self.arch.embed, *self.arch.layers, self.arch.final_norm, self.arch.unembed)
+        return (*dict.fromkeys(place_of(part, self.device) for part in parts),)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,8 +137,8 @@ class Lens:
         return int(resolve_max_length(self.model.config, self.tokenizer))
 
     @property
-    def _places(self) -> str:
-        return ",".join(map(str, self.devices))
+    def _where(self) -> str:
+        return self.remote.host if self.remote else ",".join(map(str, self.devices))
 
     def needs_weights(self, what: str) -> None:
         """Raise a `UserError` where the weights are remote; ``what`` needs them here."""
@@ -134,9 +151,14 @@ class Lens:
             layers = ", ".join(f"L{layer}" for layer in self.dims.headless[:4])
             raise UserError(f"{what} reads attention heads of every layer, and {self.name!r} has none in {layers} ..")
 
-    def resident(self, layer: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def resident(self, layer: int) -> Iterator[None]:
         """Within the context a layer's weights are in memory; only an offloaded model has to read them."""
-        return self.stream.resident(layer) if self.stream else held(self.arch.layers[layer])
+        start = time.monotonic()
+        with held(self.arch.layers[layer]):
+            if self.stream:
+                self.stream.waited += time.monotonic() - start
+            yield
 
     def bind(self) -> None:
         """Find the parts of the model, and of its donor, again: some may have been replaced since.
@@ -163,13 +185,9 @@ class Lens:
     def identify(self) -> fingerprint.Identity:
         """Which model this is as it is now: of every weight and whatever else decides what it computes."""
         with exclusive(self):
-            if self.remote:
-                identity = self.remote.identify(self.name)
-            else:
-                identity = fingerprint.of_model(self.model, self.stream.checksums() if self.stream else None)
+            identity = self.remote.identify(self.name) if self.remote else fingerprint.of_model(self.model)
         kernel = self.model.config._attn_implementation
-        settings = fingerprint.settings(self.model.generation_config, self.tokenizer, kernel)
-        return replace(identity, settings=settings)
+        return replace(identity, settings=fingerprint.settings(self.model.generation_config, self.tokenizer, kernel))
 
     @property
     def fingerprint(self) -> str:
@@ -218,43 +236,35 @@ class Lens:
 
     def describe(self, fingerprint: str | None = None) -> dict[str, object]:
         """What a record must hold to name this model again; its fingerprint, where it was taken already, is given."""
-        dtype, device = str(self.dtype).removeprefix("torch."), self.remote.device if self.remote else self._places
         return {
             "name": self.name,
             "class": type(self.model).__name__,
-            "fingerprint": fingerprint or self.fingerprint,
+            "fingerprint": self.fingerprint if fingerprint is None else fingerprint,
             "n_parameters": sum(map(quantised.n_weights, self.model.parameters())),
             "dims": vars(self.dims),
-            "dtype": dtype,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "quantize": self.quantize,
             "quantization": quantised.described(self.model, self.quantize, self.stored_as),
-            "device": device,
+            "device": self.remote.device if self.remote else self._where,
             "offload": "disk" if self.stream else None,
             "remote": self.remote.describe() if self.remote else None,
             "attention_kernel": self.model.config._attn_implementation,
         }
 
     def __repr__(self) -> str:
-        d = self.dims
-        where = self.remote.describe()["host"] if self.remote else self._places
-        return (
-            f"Lens({self.name!r}: {type(self.model).__name__}, n_layers={d.n_layers}, n_heads={d.n_heads}, "
-            f"n_kv_heads={d.n_kv_heads}, d_model={d.d_model}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {where})"
-        )
+        sizes = ", ".join(f"{k}={getattr(self.dims, k)}" for k in ("n_layers", "n_heads", "n_kv_heads", "d_model"))
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Lens({self.name!r}: {type(self.model).__name__}, {sizes}, {dtype} on {self._where})"
 
     def _repr_html_(self) -> str:
-        d, kernel = self.dims, self.model.config._attn_implementation
+        d, about = self.dims, self.describe("")
         kv = "" if d.n_kv_heads == d.n_heads else f" ({d.n_kv_heads} for keys and values)"
-        weights = quantised.described(self.model, self.quantize, self.stored_as) or "not quantised"
         rows = {
-            "architecture": f"{type(self.model).__name__}, attention {kernel}",
+            "architecture": f"{about['class']}, attention {about['attention_kernel']}",
             "size": f"{d.n_layers} layers × {d.n_heads} heads{kv}, {d.d_model} wide",
-            "weights": f"{str(self.dtype).removeprefix('torch.')}, {weights}",
-            "device": self.remote.describe()["host"] if self.remote else self._places,
+            "weights": f"{about['dtype']}, {about['quantization'] or 'not quantised'}",
+            "device": self._where + (", layers are read from disk" if self.stream else ""),
         }
-        if self.stream:
-            rows["offload"] = "layers are read from disk"
         if self.donor:
             rows["donor"] = self.donor.lens.name
         cells = "".join(f'<tr><th scope="row">{k}</th><td>{html.escape(str(v))}</td></tr>' for k, v in rows.items())
@@ -279,13 +289,8 @@ class Donor:
     own_rotary: bool
 
     def resident(self, layer: int, layers: Sequence[int]) -> AbstractContextManager[None]:
-        """Within the context a layer's weights are in memory, if it is one of the sorted ``layers``.
-
-        The next of these is read meanwhile.
-        """
-        if layer not in layers or not self.lens.stream:
-            return nullcontext()
-        return self.lens.stream.resident(layer, next((n for n in layers if n > layer), self.lens.dims.n_layers))
+        """Within the context a layer's weights are in memory, if it is one of ``layers``."""
+        return self.lens.resident(layer) if layer in layers else nullcontext()
 
     def layer_bytes(self, conditions: Sequence[Condition]) -> int:
         """Bytes of the layers that the conditions take from an offloaded donor."""

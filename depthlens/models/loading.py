@@ -11,8 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,9 +22,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from depthlens import arguments, progress
 from depthlens.errors import UserError
-from depthlens.models import adapters, devices, embedded, names, placement, quantised
-from depthlens.models.architectures import bind, rotary_settings
-from depthlens.models.lens import Lens
+from depthlens.models import embedded, names, placement, quantised
+from depthlens.models.architectures import bind, find, rotary_settings
+from depthlens.models.lens import Lens, Offload
 from depthlens.models.names import Source, explained
 from depthlens.organisms import builder
 
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DTYPES = {name: getattr(torch, name) for name in arguments.DTYPES if name != "auto"}
-HALF = ("bfloat16", "float16")
 ELSEWHERE = "load the model from the hub or a folder"  # where transformers does not read all of a .gguf file
-SLOW = 2.0  # times as long as float32: worth a warning, where half the memory is seldom what was wanted
+SAVE = "save it once with dl.load(name).model.save_pretrained(folder) where there is memory for it, and load the folder"
 
 
 def load(
@@ -61,128 +59,122 @@ def load(
         quantize: ``int8``, ``int4`` or ``nf4``: linear layers keep their weights in so many bits, through torchao or
             bitsandbytes (see `depthlens.models.quantised`). None: as the checkpoint has them, which may be quantised.
         offload: ``disk``: the layers stay in their safetensors files and are read as a sweep walks through them, which
-            needs memory for two of them (see `depthlens.models.offload`). None: the whole model is in memory.
+            needs memory for one of them. None: the whole model is in memory.
         remote: True: the weights stay on NDIF, or on the server that NDIF_HOST names, and sweeps run there through
             nnsight; NDIF asks for a key (NDIF_API_KEY). ``"local"`` loads the model and simulates such a server here,
             to try a script without one (see `depthlens.models.remote`).
 
     Raises:
         UserError: the name cannot be found or read, is not a supported architecture, dtype or device do not exist here,
-            matrix products on the device are wrong, or a remote model cannot be reached. The message says what to do.
+            or a remote model cannot be reached. The message says what to do.
     """
     arguments.check(dtype=dtype, quantize=quantize, offload=offload, device=device)
-    places = devices.torch_devices(device)
-    place = places[0]
     if remote not in (False, True, "local"):
         raise UserError(f"remote {remote!r}: give True, 'local' to simulate a server here, or leave it out")
-    if remote and offload:
-        raise UserError(f"offload {offload!r} is for weights that are read here; leave it or remote out")
-    if offload and "," in device:
-        raise UserError(f"offload {offload!r} reads layers onto one device, and {device!r} are several; name one")
+    places = placement.torch_devices(device)
+    source = names.find(name)
+    _refuse(source, dtype, device, quantize, offload, remote)
     if remote == "local":
         from depthlens.models.remote import simulated  # slow to import
 
         return simulated(load(name, dtype=dtype, quantize=quantize, device=device))
-    if remote and (dtype, device) != ("auto", "auto"):
-        raise UserError(f"dtype {dtype!r} and device {device!r} of a remote model are the server's; leave them out")
-    if remote and quantize:
-        raise UserError(f"quantize {quantize!r}: how a remote model keeps its weights is the server's; leave it out")
-    if place.type == "mps":
-        devices.check_linear(place)
-    source = names.find(name)
-    if quantize:
-        _refuse_to_quantise(source, quantize, offload, device)
-    with progress.working(f"loading {name}"):
-        return _load(source, places, dtype, quantize, offload, remote=bool(remote), spread="," in device)
+    with progress.working(f"loading {name}"), explained(source.name):
+        if source.kind == "organism":
+            organism = builder.build(**vars(builder.parse(source.name)))
+            cast(nn.Module, organism.model).to(places[0], DTYPES.get(dtype, torch.float32))
+            return Lens(organism.model, organism.tokenizer, source.name)
+        if remote:
+            return _load_remote(source)
+        chosen = DTYPES.get(dtype, torch.float32 if places[0].type == "cpu" else "auto")
+        try:
+            return _load_here(source, places, chosen, quantize, offload=bool(offload), spread="," in device)
+        except torch.cuda.OutOfMemoryError as e:
+            fault = f"model {source.name!r} does not fit into the memory of {', '.join(map(str, places))}"
+            raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or device=cpu") from e
 
 
-def _load(
+def _refuse(
+    source: Source, dtype: str, device: str, quantize: str | None, offload: str | None, remote: bool | str
+) -> None:
+    """Refuse options that exclude each other, or that this kind of model cannot have."""
+    away, several, built = remote is True, "," in device, source.kind == "organism"
+    name, made = source.name, built or source.gguf or source.adapter
+    faults = {
+        f"offload {offload!r} is for weights that are read here; leave it or remote out": offload and remote,
+        f"offload {offload!r} reads layers onto one device, and {device!r} are several; name one": offload and several,
+        f"offload {offload!r}: model {name!r} is made in memory; {SAVE}, or leave offload out": offload and made,
+        f"dtype {dtype!r} and device {device!r} of a remote model are the server's; leave them out": (
+            away and (dtype, device) != ("auto", "auto")
+        ),
+        f"quantize {quantize!r}: how a remote model keeps its weights is the server's; leave it out": away and quantize,
+        f"model {name!r}: a server holds models by hub id, as they are; leave remote out, or give 'local'": (
+            away and (source.kind != "hub" or source.adapter or source.revision)
+        ),
+        f"quantize {quantize!r}: model {name!r} is made in memory; {SAVE}, or leave quantize out": quantize and made,
+        f"quantize {quantize!r}: offload {offload!r} reads layers as their files have them; leave one of the two out": (
+            quantize and offload
+        ),
+        f"quantize {quantize!r}: a quantised model is on one device, and {device!r} are several; name one": (
+            quantize and several
+        ),
+    }
+    for fault, wrong in faults.items():
+        if wrong:
+            raise UserError(fault)
+
+
+def _load_here(
     source: Source,
     places: list[torch.device],
-    dtype: str,
+    dtype: torch.dtype | str,
     quantize: str | None,
-    offload: str | None,
     *,
-    remote: bool,
+    offload: bool,
     spread: bool,
 ) -> Lens:
-    place = places[0]
-    if source.kind == "organism":
-        if offload:
-            raise UserError(f"offload {offload!r}: model {source.name!r} is built in memory; leave offload out")
-        if remote:
-            raise UserError(f"model {source.name!r} is built here and on no server; leave remote out, or give 'local'")
-        return _build_organism(source, place, DTYPES.get(dtype, torch.float32))
-    if remote:
-        return _load_remote(_with_folder(source))
-    if source.adapter and offload:
-        fix = "save the sum once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
-        raise UserError(f"model {source.name!r}: an adapter is merged in memory; {fix}, or leave offload out")
-    source = _with_folder(source)
-    chosen = DTYPES[dtype] if dtype in DTYPES else devices.auto_dtype(place)
-    if place.type == "cpu" and dtype in HALF and (times := devices.times_float32(DTYPES[dtype])) > SLOW:
-        log.warning("%s products take %.0f times as long as float32 on this CPU; leave dtype out", dtype, times)
-    if offload:
-        return _load_offloaded(source, place, chosen)
-    return _load_whole(source, places, chosen, quantize, spread=spread)
-
-
-def _refuse_to_quantise(source: Source, scheme: str, offload: str | None, device: str) -> None:
-    """Refuse what cannot be quantised on loading."""
-    fault = f"quantize {scheme!r}: "
-    if source.kind == "organism":
-        raise UserError(f"{fault}model {source.name!r} is built with plain weights; leave quantize out")
-    if source.gguf or source.adapter:
-        what = "the weights of a .gguf file are" if source.gguf else "the sum of base and adapter is"
-        fix = "save it with dl.load(name).model.save_pretrained(folder), and load the folder"
-        raise UserError(f"{fault}{what} made in memory; {fix}, or leave quantize out")
-    if offload:
-        raise UserError(f"{fault}offload {offload!r} reads layers as their files have them; leave one of the two out")
-    if "," in device:
-        raise UserError(f"{fault}a quantised model is on one device, and {device!r} are several; name one")
-
-
-def _build_organism(source: Source, device: torch.device, dtype: torch.dtype) -> Lens:
-    organism = builder.build(**vars(builder.parse(source.name)))
-    cast(nn.Module, organism.model).to(device, dtype)
-    return Lens(organism.model, organism.tokenizer, source.name)
-
-
-def _load_whole(
-    source: Source, places: list[torch.device], dtype: torch.dtype | str, quantize: str | None, *, spread: bool
-) -> Lens:
-    """A model from a directory, the hub or a .gguf file, with all its weights in memory.
+    """A model from a directory, the hub or a .gguf file.
 
     On the first device, or over all of them, if the first has no room or if it is asked for with ``spread``.
     """
-    with explained(source.name):
-        config, tokenizer = _read_config(source)
-        options = source.options
-        quantised.require_readable(source.name, config)
-        stored_as = quantised.method_of(config)
-        if quantize and stored_as:
-            fault = f"model {source.name!r} is quantised already ({stored_as})"
-            raise UserError(f"quantize {quantize!r}: {fault}; leave it out")
-        if quantize:
-            options["quantization_config"] = quantised.configuration(quantize, _widths(config), places[0], dtype)
-        there = bool(quantize or (stored_as and not spread))
-        if there:
-            options["device_map"] = {"": places[0]}  # bitsandbytes makes its weights where they are to be
-        model, info = _read(source, dtype, options)
+    if source.kind == "embedded":  # made on first use
+        source = replace(source, place=str(embedded.smollm2()))
+    config, tokenizer, outline = _read_config(source)
+    layers, options, stream = find(outline).layers, source.options, None
+    stored_as = quantised.stored_method(source.name, config)
+    if quantize:
+        options["quantization_config"] = quantised.configuration(
+            quantize, stored_as, outline.get_submodule(layers), places[0], dtype
+        )
+    there = offload or bool(quantize or (stored_as and not spread))
+    if offload:
+        stream = Offload(tempfile.TemporaryDirectory(prefix="depthlens-"))
+        options |= {"device_map": _left_on_disk(outline, layers, str(places[0])), "offload_folder": stream.folder.name}
+    elif there:
+        options["device_map"] = {"": places[0]}  # bitsandbytes makes its weights where they are to be
+    model, info = _read(source, dtype, options)
     _refuse_unfilled(source, info)
     if source.gguf:
         _refuse_unread(source, model)
     quantised.settle(model)
-    vars(model).pop("hf_quantizer", None)  # has done its work; the store could not tell what it does
     if source.adapter:
-        model = adapters.with_adapter(model, source.adapter, source.name)
-    with _fitting(source.name, places):
-        if not there:
-            if spread or (len(places) > 1 and placement.n_bytes(model) > placement.room(places)[0]):
-                placement.spread(source.name, model, places)
-            else:
-                model.to(places[0])
-    return Lens(model, tokenizer, source.name, quantize=quantize, stored_as=stored_as)
+        model = embedded.with_adapter(model, source.adapter)
+    if not there:
+        if spread or (len(places) > 1 and model.get_memory_footprint() > placement.room(places[0])):
+            placement.spread(source.name, model, bind(model).layers, places)
+        else:
+            model.to(places[0])
+    return Lens(model, tokenizer, source.name, stream, quantize=quantize, stored_as=stored_as)
+
+
+def _left_on_disk(outline: nn.Module, layers: str, device: str) -> dict[str, str]:
+    """Where the parts of a model go whose layers stay on disk: on the device whatever does not hold the layers."""
+
+    def holds(path: str) -> bool:
+        return not path or f"{layers}.".startswith(f"{path}.")
+
+    paths = [path for path, _ in outline.named_modules() if not path.startswith(f"{layers}.")]
+    kept = [path for path in paths if not holds(path) and holds(path.rpartition(".")[0])]
+    return dict.fromkeys(kept, device) | {layers: "disk"}
 
 
 def _read(source: Source, dtype: torch.dtype | str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -202,76 +194,23 @@ def _read(source: Source, dtype: torch.dtype | str, options: dict[str, Any]) -> 
     )
 
 
-def _widths(config: PreTrainedConfig) -> list[int]:
-    """Inputs of the linear layers of a model's blocks."""
-    with torch.device("meta"):
-        layers = bind(AutoModelForCausalLM.from_config(copy.deepcopy(config))).layers
-    return sorted({m.in_features for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)})
-
-
-def _load_offloaded(source: Source, device: torch.device, dtype: torch.dtype | str) -> Lens:
-    """A model from a directory or the hub whose layers stay in their files."""
-    if source.gguf:
-        fix = "convert it once with dl.load(name).model.save_pretrained(folder) where there is memory for it"
-        raise UserError(f"model file {source.name!r}: layers can be read from safetensors only; {fix}")
-    from depthlens.models.offload import Checkpoint, Stream  # slow to import
-
-    with explained(source.name):
-        config, tokenizer = _read_config(source)
-        if method := quantised.method_of(config):
-            raise UserError(f"model {source.name!r} is quantised ({method}); offload reads plain weights, leave it out")
-        checkpoint = Checkpoint(source.place, config, revision=source.revision)
-        model, info = checkpoint.skeleton(dtype)
-    _refuse_unfilled(source, info)
-    with _fitting(source.name, [device]):
-        stream = Stream(model, checkpoint, device)
-    return Lens(model, tokenizer, source.name, stream)
-
-
 def _load_remote(source: Source) -> Lens:
     """A model whose weights are on a server."""
     from depthlens.models import remote  # slow to import
 
-    if source.adapter:
-        raise UserError(f"model {source.name!r}: a server has its own weights; leave the adapter or remote out")
-    if source.gguf:
-        raise UserError(f"model file {source.name!r}: a server holds models by hub id; give that, or remote='local'")
-    if source.revision:
-        raise UserError(
-            f"model {source.name!r}: a server holds main revisions; leave {source.revision!r} or remote out"
-        )
-    served = remote.find(source.place)  # before anything is downloaded
-    with explained(source.name):
-        config, tokenizer = _read_config(source)
-        skeleton = remote.skeleton(source.place, config, tokenizer, None)
-    return Lens(skeleton._module, tokenizer, source.name, remote=remote.Remote(skeleton, served))
+    remote.require_key()  # before anything is downloaded
+    config, tokenizer, _ = _read_config(source)
+    skeleton = remote.skeleton(source.place, config, tokenizer, None)
+    return Lens(skeleton._module, tokenizer, source.name, remote=remote.Remote(skeleton))
 
 
-def _with_folder(source: Source) -> Source:
-    """The source with the folder of an embedded model, which is made on first use."""
-    if source.kind == "embedded":
-        return replace(source, place=str(embedded.smollm2()))
-    if source.kind == "adapter":
-        return replace(source, place=str(adapters.merged(source.name.partition("+")[0])))
-    return source
-
-
-def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration and tokenizer of a model whose parts can be found, which an empty one shows."""
+def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, nn.Module]:
+    """Configuration, tokenizer and the modules without weights of a model whose parts can be found."""
     config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
-        bind(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
-    return config, AutoTokenizer.from_pretrained(source.place, **source.options)
-
-
-@contextmanager
-def _fitting(name: str, places: list[torch.device]) -> Iterator[None]:
-    """Within the context GPUs that are too small for a model end in one line."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as e:
-        fault = f"model {name!r} does not fit into the memory of {', '.join(map(str, places))}"
-        raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or device=cpu") from e
+        outline = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    bind(outline)
+    return config, AutoTokenizer.from_pretrained(source.place, **source.options), outline
 
 
 def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:

@@ -1,25 +1,25 @@
-"""Where the parts of a model are put and compute, and how a walk over its layers gets from one device to the next.
+"""Devices, and where the parts of a model are put and compute.
 
-A model may be spread over several devices by accelerate, which puts hooks on modules (`accelerate.dispatch_model`). A
-call of the whole model needs nothing else. A walk (`depthlens.models.architectures.Architecture.step`) moves residual
-streams, rotary angles and the layout of the tokens where the next layer is. On one device nothing is copied.
+A model may be spread over several devices, memory and disk by accelerate, which puts hooks on modules
+(`accelerate.dispatch_model`). A call of the whole model needs nothing else. A walk moves residual streams, rotary
+angles and the layout of the tokens where the next layer is (`moved`), and has the weights of one layer there at a time
+(`held`). On one device nothing is copied.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from depthlens.errors import UserError
-from depthlens.models.devices import free_bytes
-from depthlens.models.quantised import stored_bytes, tensors_of
-from depthlens.models.structure import find as find_structure
+from depthlens.models.quantised import tensors_of
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
@@ -28,40 +28,67 @@ T = TypeVar("T")
 WEIGHTS_SHARE = 0.9  # of the free memory of a device that weights may take: the work needs the rest
 
 
-def room(devices: Sequence[torch.device]) -> list[int]:
-    """Bytes of weights that each device has room for."""
-    return [int(WEIGHTS_SHARE * free_bytes(device)) for device in devices]
+def torch_devices(name: str) -> list[torch.device]:
+    """The devices that a name means here.
+
+    Args:
+        name: ``auto`` (every GPU, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or several with commas.
+
+    Raises:
+        UserError: this machine does not have them.
+    """
+    there = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+    there["mps"] = int(torch.backends.mps.is_available())
+    if name == "auto":
+        kind = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+        return [torch.device(kind, i) for i in range(there[kind])] if kind == "cuda" else [torch.device(kind)]
+    for one in name.split(","):
+        kind, _, index = one.partition(":")
+        if not there[kind]:
+            raise UserError(f"device {one!r}: torch finds no {kind.upper()} GPU here; use device=cpu")
+        if int(index or 0) >= there[kind]:
+            raise UserError(f"device {one!r}: there are {there[kind]} GPUs, numbered from 0")
+    return [torch.device(one) for one in name.split(",")]
 
 
-def n_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all weights; those that are tied count once."""
-    return sum(map(stored_bytes, {id(t): t for t in (*model.parameters(), *model.buffers())}.values()))
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
 
 
-def spread(name: str, model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
-    """Put whole layers of a model on several devices, by the room that each has, and let accelerate move what passes.
+def room(device: torch.device) -> int:
+    """Bytes of weights that a device has room for."""
+    return int(WEIGHTS_SHARE * free_bytes(device))
+
+
+def spread(name: str, model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
+    """Put whole layers of a model on several devices, and let accelerate move what passes.
+
+    Args:
+        name: Of the model, for the error.
+        model: The model.
+        layers: Its layers.
+        devices: At least two.
 
     Raises:
         UserError: they have no room for the model together.
     """
     from accelerate import dispatch_model, infer_auto_device_map  # slow to import
 
-    whole = {type(layer).__name__ for layer in model.get_submodule(find_structure(model).layers).children()}
-    rooms, needed = room(devices), n_bytes(model)
-    largest = max(sum(t.nbytes for t in part.parameters()) for part in model.modules() if type(part).__name__ in whole)
-    # shares by room; accelerate rounds to whole layers, and keeps a layer free on the first device
-    shares = [needed * one // max(1, sum(rooms)) + largest for one in rooms]
-    shares[0] += largest
-    for limits in ([min(pair) for pair in zip(shares, rooms, strict=True)], [rooms[0] + largest, *rooms[1:]]):
-        device_map = infer_auto_device_map(model, dict(enumerate(limits)), [*whole])
-        if all(isinstance(place, int) for place in device_map.values()):
-            places = {name: str(devices[cast(int, i)]) for name, i in device_map.items()}
-            dispatch_model(model, places, force_hooks=True)
-            return
-    have = " + ".join(f"{one / 2**30:.1f}" for one in rooms)
-    fault = f"model {name!r} does not fit: its weights take {needed / 2**30:.1f} GiB"
-    fault += f", {', '.join(map(str, devices))} have room for {have} GiB"
-    raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or more GPUs")
+    largest = max(sum(weight.nbytes for weight in layer.parameters()) for layer in layers)
+    # equal shares; accelerate rounds to whole layers, and keeps a layer free on the first device
+    share = model.get_memory_footprint() // len(devices) + 2 * largest
+    limits = [*(min(share, room(device)) for device in devices[:-1]), room(devices[-1])]
+    places = infer_auto_device_map(model, dict(enumerate(limits)), [type(layer).__name__ for layer in layers])
+    if "disk" in places.values():
+        needed, free = model.get_memory_footprint() / 2**30, sum(map(room, devices)) / 2**30
+        fault = f"model {name!r} does not fit: its weights take {needed:.1f} GiB, and devices have room for {free:.1f}"
+        raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or more GPUs")
+    dispatch_model(model, {path: str(devices[cast(int, i)]) for path, i in places.items()}, force_hooks=True)
 
 
 def weights_state(module: nn.Module) -> tuple:
@@ -77,7 +104,7 @@ def place_of(module: nn.Module, without_weights: torch.device | None = None) -> 
         module: Of a model.
         without_weights: What is returned for a module that has none.
     """
-    for hook in _hooks(module):
+    for hook in hooks_of(module):
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
@@ -88,7 +115,7 @@ def place_of(module: nn.Module, without_weights: torch.device | None = None) -> 
     return weight.device
 
 
-def _hooks(module: nn.Module) -> list[Any]:
+def hooks_of(module: nn.Module) -> list[Any]:
     """What accelerate does before and after calls of a module."""
     hook = vars(module).get("_hf_hook")
     return [] if hook is None else [*getattr(hook, "hooks", [hook])]
@@ -134,13 +161,19 @@ def _carries(item: Any) -> bool:
 @contextmanager
 def held(module: nn.Module) -> Iterator[None]:
     """Within the context weights are there that accelerate reads for every call of a module (its offload)."""
-    offloaded = [(part, hook) for part in module.modules() for hook in _hooks(part) if getattr(hook, "offload", False)]
-    try:
-        for part, hook in offloaded:
-            hook.pre_forward(part)
-            hook.offload = False  # calls leave them
+    with ExitStack() as stack:
+        for part in module.modules():
+            for hook in hooks_of(part):
+                if getattr(hook, "offload", False):
+                    stack.callback(_put_away, part, hook)
+                    hook.pre_forward(part)
+                    hook.offload = False  # calls leave them
+                    for weight in part.parameters(recurse=False):
+                        if weight.device.type == "cpu":  # of a mapped file: read now, not in the middle of the work
+                            weight.data = weight.data.clone()
         yield
-    finally:
-        for part, hook in offloaded:
-            hook.offload = True
-            hook.post_forward(part, None)
+
+
+def _put_away(part: nn.Module, hook: Any) -> None:
+    hook.offload = True
+    hook.post_forward(part, None)

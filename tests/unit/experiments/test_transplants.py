@@ -6,6 +6,7 @@ import pytest
 import surgery
 import tiny
 import torch
+from accelerate.utils import OffloadedWeightsLoader
 from transplants import (
     FAMILIES,
     SAME,
@@ -31,7 +32,7 @@ from depthlens.engine.next_token import next_token
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
-from depthlens.models import loading, offload
+from depthlens.models import loading
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,11 +166,11 @@ def test_a_failing_read_of_the_donor_leaves_the_base_whole(folders, monkeypatch)
     base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
     clean, shape = logits(base.model), attributes(base.model)
 
-    def fail(self, index):
-        raise OSError(f"cannot read {self.key}")
+    def fail(self, key):
+        raise OSError(f"cannot read {key}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(offload.Stored, "__getitem__", fail)
+        patch.setattr(OffloadedWeightsLoader, "__getitem__", fail)
         with pytest.raises(OSError, match="cannot read"), distillation.transplant(base, donor, layers=[1, 3]):
             logits(base.model)
         with pytest.raises(OSError, match="cannot read"):

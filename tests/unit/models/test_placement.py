@@ -1,4 +1,4 @@
-"""Models over several devices: where layers go, what has no room, and models that accelerate spreads or offloads."""
+"""Devices by name, and models over several: where layers go, what has no room, and what accelerate spreads."""
 
 import copy
 
@@ -12,7 +12,7 @@ from offloaded import SAME, scores
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.errors import UserError
-from depthlens.models import devices, loading, placement
+from depthlens.models import loading, placement
 from depthlens.models.lens import Lens
 
 CONDITIONS = [BASELINE, *map(parse_condition, ("L0", "L2.attn", "L3.H1", "L1.mlp@noise", "L2.H0@noise"))]
@@ -30,12 +30,27 @@ def gpus(monkeypatch):
 
     def give(*free):
         found = [torch.device(f"cpu:{i + 1}") for i in range(len(free))]
-        size = placement.n_bytes(tiny.model("llama-gqa"))
-        monkeypatch.setattr(devices, "torch_devices", lambda name: found)
+        size = tiny.model("llama-gqa").get_memory_footprint()
+        monkeypatch.setattr(placement, "torch_devices", lambda name: found)
         monkeypatch.setattr(placement, "free_bytes", lambda device: int(free[device.index - 1] * size))
 
     with made_up_devices.made_up_devices(monkeypatch):
         yield give
+
+
+def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
+    there = {"cuda": False, "mps": False}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
+    assert placement.torch_devices("auto") == [torch.device("cpu")]
+    there["mps"] = True
+    assert placement.torch_devices("auto") == [torch.device("mps")]
+    there["cuda"] = True
+    assert placement.torch_devices("auto") == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert placement.torch_devices("cuda:1") == [torch.device("cuda", 1)]
+    with pytest.raises(UserError, match="'cuda:2': there are 2 GPUs"):
+        placement.torch_devices("cuda:0,cuda:2")
 
 
 def places(lens):
@@ -50,7 +65,7 @@ def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
     assert set(places(even)) == {"cpu:1", "cpu:2"}
     torch.testing.assert_close(scores(even, CONDITIONS), wanted, atol=SAME, rtol=0)
     assert even.describe()["device"] == "cpu:1,cpu:2" and "cpu:1,cpu:2" in repr(even)
-    gpus(0.8, 2.4)
+    gpus(0.6, 2.4)
     assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
 
 
@@ -64,7 +79,7 @@ def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
     # the same weights: a transplant changes nothing
     for conditions, same in ((taken[:3], [BASELINE] * 3), (taken[3:], [parse_condition("L4")])):
         torch.testing.assert_close(scores(together, conditions), scores(base, same), atol=SAME, rtol=0)
-    gpus(0.8, 2.4)
+    gpus(0.6, 2.4)
     with pytest.raises(UserError, match="device of layer"):
         dl.with_donor(base, loading.load(folder, device=LISTED))
 
