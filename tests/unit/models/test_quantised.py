@@ -64,7 +64,7 @@ def test_scores_are_those_of_a_plain_model_with_the_same_numbers(wide, scheme):
     lens, plain = dl.load(wide(), quantize=scheme), dl.load(wide())
     for a, b in zip(lens.arch.layers, plain.arch.layers, strict=True):
         for (name, module), (_, other) in zip(a.named_modules(), b.named_modules(), strict=True):
-            if quantised.is_linear(other):
+            if type(other) is torch.nn.Linear:
                 with torch.no_grad():
                     other.weight.copy_(quantised.columns(module, range(module.in_features)))
                 assert quantised.is_quantised(module.weight), name
@@ -90,7 +90,7 @@ def test_the_record_and_the_store_know_it(wide, tmp_path, scheme):
     assert second.record["store"]["rows_computed"] == 0
     assert first.docs.equals(second.docs)
     with torch.no_grad():
-        bits = quantised.tensors_of(lens.arch.mlp[2].up_proj.weight)[0]
+        bits = quantised.tensors_of(lens.arch.mlp[2].up_proj.weight)[0].data
         bits[0, 0] = bits[0, 0] ^ 1
     assert lens.fingerprint != before.fingerprint
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path):
     lens = dl.load(str(tmp_path))
     conditions = expand(ABLATE, lens.dims)
     assert torch.allclose(scores(lens, conditions), scores(lens, conditions, path="padded_rows"), atol=SAME)
-    assert lens.describe()["quantization"].startswith("Params4bit (bitsandbytes")
+    assert lens.describe()["quantization"].startswith("as stored (bitsandbytes")
     assert lens.identify().obstacle is None
     assert lens.fingerprint == dl.load(wide(), quantize="nf4").fingerprint
     with pytest.raises(dl.UserError, match="is quantised already"):
@@ -137,18 +137,12 @@ def said_to_be(folder, place, **settings):
     "settings, message",
     [
         ({"quant_method": "hqq", "bits": 4}, "model '.*' cannot be loaded: .*(?i:hqq)"),
-        ({"quant_method": "made-up"}, "'made-up', which transformers .* does not read"),
+        ({"quant_method": "made-up"}, "'made-up', which transformers does not read"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_read_is_one_line(wide, tmp_path, settings, message):
     with pytest.raises(dl.UserError, match=message):
         dl.load(str(said_to_be(wide(), tmp_path / "model", **settings)))
-
-
-def test_a_missing_library_is_one_line(wide, monkeypatch):
-    monkeypatch.setattr(quantised, "installed", lambda library: False)
-    with pytest.raises(dl.UserError, match=r"needs bitsandbytes, which is not installed; pip install 'depthlens\[quan"):
-        dl.load(wide(), quantize="nf4")
 
 
 def test_what_reads_plain_weights_is_refused(wide, tmp_path):
