@@ -10,25 +10,26 @@ frequencies), untied embeddings. Text is always encoded by the base model's toke
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from depthlens import arguments
 from depthlens.ablations import ROUNDED, WEIGHTS, Condition
 from depthlens.errors import UserError, unknown
-from depthlens.models import fingerprint, loading, names, quantised
+from depthlens.models import loading, names, quantised
 from depthlens.models.lens import Donor, Lens, one_thread
 
 log = logging.getLogger(__name__)
-Same = Callable[[str, object, object], None]  # refuses two values that differ
+# settings of a configuration in which a donor may differ: they change no layer, or rotary angles alone
+HARMLESS = {"max_position_embeddings", "tie_word_embeddings", "initializer_range", "use_cache", "pretraining_tp"}
+HARMLESS |= {"rope_parameters", "attention_dropout", "max_window_layers"}
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,9 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
             f"give donor=dl.load({str(donor)!r}, device={where!r})"
         )
     source = names.find(donor)
-    no_files = source.kind == "organism" or source.adapter  # of weights as they are to be
-    dtype = str(base.dtype).removeprefix("torch.")
-    held = no_files or base.quantize is not None
-    device, offload = str(base.device), None if held else "disk"
-    return loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=offload)
+    dtype, device = str(base.dtype).removeprefix("torch."), str(base.device)
+    whole = source.kind == "organism" or source.adapter or source.gguf or base.quantize
+    return loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=None if whole else "disk")
 
 
 def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
@@ -141,37 +140,30 @@ def join_donor(
 
 def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch") -> None:
     """Refuse a condition that this model, its donor or the backend cannot do."""
-    rounded = next((c for c in conditions if c.uses(*ROUNDED)), None)
-    if rounded and (method := quantised.method_of(lens.model.config)):
-        fault = f"condition {rounded} rounds weights, and those of {lens.name!r} are quantised ({method})"
-        raise UserError(f"{fault}; load the model with plain weights")
-    if rounded and backend != "torch":
-        raise UserError(f"condition {rounded} computes with rounded weights; use backend 'torch'")
-    other = next((c for c in conditions if c.uses(*WEIGHTS)), None)
-    if other and any(hasattr(part, "base_layer") for part in lens.model.modules()):
-        fault = f"condition {other} puts other weights in place, and {lens.name!r} has adapters of peft beside its own"
-        raise UserError(f"{fault}; merge them first")
-    twice = next((c for c in conditions if c.uses("twice")), None)
-    if twice and backend != "torch":
-        raise UserError(f"condition {twice} runs a layer twice; use backend 'torch'")
-    asked = next((c for c in conditions if c.uses("donor")), None)
-    if asked and (lens.donor is None or backend != "torch"):
-        fix = "give donor=NAME (on the command line --donor NAME)" if backend == "torch" else "use backend 'torch'"
-        raise UserError(f"condition {asked} takes weights from a donor; {fix}")
-    taken = ((c, a.layer) for c in conditions for a in c.ablations if a.mode in WEIGHTS and a.site in ("layer", "attn"))
-    if part := next((c for c, layer in taken if layer in lens.dims.headless), None):
-        fault = f"condition {part}: what mixes tokens there uses its weights in other ways than by calling modules"
-        raise UserError(f"{fault}; name MLPs, or layers with attention")
-    if lens.dims.headless and backend == "transformer_lens":
-        raise UserError(
-            f"{lens.name!r} has layers without attention, which backend {backend!r} has no hooks for; use 'torch'"
-        )
-    family = lens.arch.family
+    family, name = lens.arch.family, repr(lens.name)
     fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
-    of_heads = (c for c in conditions for a in c.ablations if a.mode in WEIGHTS and a.site in fused)
-    if part := next(of_heads, None):
-        fault = f"condition {part}: one matrix of {lens.name!r} makes queries, keys and values of all heads"
-        raise UserError(f"{fault}; name whole attentions, e.g. L3.attn@{part.ablations[0].mode}")
+    adapted = any(hasattr(part, "base_layer") for part in lens.model.modules())
+    if lens.dims.headless and backend == "transformer_lens":
+        raise UserError(f"{name} has layers without attention, for which {backend!r} has no hooks; use 'torch'")
+    for condition in conditions:
+        if condition.uses(*ROUNDED) and (method := quantised.method_of(lens.model.config)):
+            fault = f"condition {condition} rounds weights, and those of {name} are quantised ({method})"
+            raise UserError(f"{fault}; load the model with plain weights")
+        if condition.uses(*WEIGHTS, "twice") and backend != "torch":
+            raise UserError(f"condition {condition} takes other weights or a layer twice; use backend 'torch'")
+        if condition.uses(*WEIGHTS) and adapted:
+            fault = f"condition {condition} puts other weights in place, and {name} has adapters of peft beside its own"
+            raise UserError(f"{fault}; merge them first")
+        if condition.uses("donor") and lens.donor is None:
+            fix = "give donor=NAME (on the command line --donor NAME)"
+            raise UserError(f"condition {condition} takes weights from a donor; {fix}")
+        for a in condition.ablations if condition.uses(*WEIGHTS) else ():
+            if a.mode in WEIGHTS and a.site in ("layer", "attn") and a.layer in lens.dims.headless:
+                fault = f"condition {condition}: what mixes tokens in layer {a.layer} has no attention's parts"
+                raise UserError(f"{fault}; name MLPs, or layers with attention")
+            if a.mode in WEIGHTS and a.site in fused:
+                fault = f"condition {condition}: one matrix of {name} makes queries, keys and values of all heads"
+                raise UserError(f"{fault}; name whole attentions, e.g. L3.attn@{a.mode}")
 
 
 def compare(base: Lens, donor: Lens) -> Donor:
@@ -189,27 +181,23 @@ def compare(base: Lens, donor: Lens) -> Donor:
     """
     base.needs_weights("a comparison with another model")
     donor.needs_weights("a donor")
-    names = f"base {base.name!r} and donor {donor.name!r}"
-
-    def same(what: str, of_base: object, of_donor: object) -> None:
-        if of_base != of_donor:
-            fault = f"{names} are no pair: {what} {of_base} in the base, {of_donor} in the donor"
-            raise UserError(f"{fault}; a donor differs in its weights alone")
-
+    models = f"base {base.name!r} and donor {donor.name!r}"
+    if donor.model is base.model:
+        raise UserError(f"{models} are one loaded model; load the donor apart")
     if not base.arch.attn_norm:
         raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
-    if donor.model is base.model:
-        raise UserError(f"{names} are one loaded model; load the donor apart")
-    _compare_modules(same, base, donor)
-    notes = _compare_tokenizers(same, base.tokenizer, donor.tokenizer)
-    same("dtype is", *(str(lens.dtype).removeprefix("torch.") for lens in (base, donor)))
-    same("device is", *(str(lens.device) for lens in (base, donor)))
-    for layer in range(base.dims.n_layers):
-        same(f"device of layer {layer} is", *(str(lens.device_of(layer)) for lens in (base, donor)))
+    about = [_facts(lens) for lens in (base, donor)]
+    for fact in {**about[0], **about[1]}:
+        of_base, of_donor = (facts.get(fact, "missing") for facts in about)
+        if of_base != of_donor:
+            fault = f"{models} are no pair: {fact} is {of_base} in the base, {of_donor} in the donor"
+            raise UserError(f"{fault}; a donor differs in its weights alone")
+    notes = _compare_tokenizers(models, base.tokenizer, donor.tokenizer)
+    parts = {"embed": ["embed"], "unembed": ["final_norm", "unembed"]}
     embeddings = tuple(
         site
-        for site, parts in (("embed", ["embed"]), ("unembed", ["final_norm", "unembed"]))
-        if not all(_equal_weights(getattr(base.arch, name), getattr(donor.arch, name)) for name in parts)
+        for site, names in parts.items()
+        if not all(_equal(*(getattr(m.arch, n) for m in (base, donor))) for n in names)
     )
     own_rotary = _rotary(base) != _rotary(donor)
     if own_rotary:
@@ -220,50 +208,22 @@ def compare(base: Lens, donor: Lens) -> Donor:
     return Donor(donor, tuple(notes), embeddings, own_rotary)
 
 
-def _compare_modules(same: Same, base: Lens, donor: Lens) -> None:
-    """Refuse two models whose modules differ in more than their weights."""
-    same("class is", type(base.model).__name__, type(donor.model).__name__)
-    for size, value in vars(base.dims).items():
-        same(f"{size} is", value, getattr(donor.dims, size))
-    same("rows of the embedding (vocabulary size) are", *(len(lens.arch.embed.weight) for lens in (base, donor)))
-    shapes = [{key: quantised.shape_of(t) for key, t in _kept(lens)} for lens in (base, donor)]
-    for key in [*shapes[0], *shapes[1]]:
-        same(f"shape of {key} is", *(shape.get(key, "missing") for shape in shapes))
-    # read by attention at run time, not kept in a module (DeepSeek)
-    same("rope_interleave is", *(getattr(lens.model.config, "rope_interleave", None) for lens in (base, donor)))
-    for layer, its_layer in zip(_computing(base), _computing(donor), strict=True):
-        for (name, module), (_, its_module) in zip(layer.named_modules(), its_layer.named_modules(), strict=True):
-            name = name or type(layer).__name__
-            same(f"a module {name} is", _kind(module), _kind(its_module))
-            for key, value in _settings(module).items():
-                same(f"{key} of {name} is", value, _settings(its_module).get(key))
+def _facts(lens: Lens) -> dict[str, object]:
+    """What must be equal in two models of a pair, by name."""
+    config: Any = lens.model.config.get_text_config()
+    settings = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - HARMLESS
+    weights = {key: quantised.shape_of(weight) for key, weight in lens.model.named_parameters(remove_duplicate=False)}
+    return {
+        "class": type(lens.model).__name__,
+        **{key: getattr(config, key, None) for key in sorted(settings)},
+        **{f"shape of {key}": shape for key, shape in weights.items()},
+        "dtype": str(lens.dtype).removeprefix("torch."),
+        "device": str(lens.device),
+        **{f"device of layer {layer}": str(lens.device_of(layer)) for layer in range(lens.dims.n_layers)},
+    }
 
 
-def _computing(lens: Lens) -> list[nn.Module]:
-    return [*lens.arch.layers, lens.arch.final_norm]
-
-
-def _kept(lens: Lens) -> list[tuple[str, Tensor]]:
-    """Weights and buffers of a checkpoint, each under all of its names."""
-    kept = lens.model.state_dict().keys()
-    return [(name, tensor) for name, tensor in fingerprint.named_tensors(lens.model) if name in kept]
-
-
-def _kind(module: nn.Module) -> str:
-    """Name of a module's class; a linear layer is one however it keeps its weights."""
-    return "Linear" if quantised.is_linear(module) else type(module).__name__
-
-
-def _settings(module: nn.Module) -> dict[str, object]:
-    """Numbers and words that a module computes by; dropout and padding matter in training only."""
-    if quantised.is_linear(module):
-        return {"bias": module.bias is not None}
-    plain = (bool, int, float, str, type(None))
-    idle = {"training", "attention_dropout", "padding_idx", "p"}
-    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_") and k not in idle}
-
-
-def _equal_weights(a: nn.Module, b: nn.Module) -> bool:
+def _equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
@@ -274,31 +234,19 @@ def _rotary(lens: Lens) -> tuple[object, ...]:
     return frequencies, getattr(rotary, "attention_scaling", None), getattr(rotary, "rope_type", None)
 
 
-def _compare_tokenizers(same: Same, base: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase) -> list[str]:
-    """Refuse two tokenizers that encode text as different tokens; return harmless differences."""
-    added = [{i: str(t) for i, t in tok.added_tokens_decoder.items()} for tok in (base, donor)]
-    pieces = [{i: t for t, i in tok.get_vocab().items()} for tok in (base, donor)]
-    for i in sorted({*pieces[0], *pieces[1]} - {*added[0], *added[1]}):
-        same(f"token {i} is", *(repr(p[i]) if i in p else "missing" for p in pieces))
-    # a token of text in one model that is an added one in the other
-    for i in sorted({*added[0]} ^ {*added[1]}):
-        text = [p[i] for p in pieces if i in p]
-        if len(text) == 2:
-            same(f"token {i} is", *map(repr, text))
+def _compare_tokenizers(models: str, base: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase) -> list[str]:
+    """Refuse two tokenizers whose tokens of text differ; return harmless differences."""
+    added = [{i: str(token) for i, token in tok.added_tokens_decoder.items()} for tok in (base, donor)]
+    words = [{i: word for word, i in tok.get_vocab().items()} for tok in (base, donor)]
+    for i in sorted({*words[0], *words[1]} - {*added[0], *added[1]}):
+        if words[0].get(i) != words[1].get(i):
+            told = " in the base, ".join(repr(word.get(i)) for word in words)
+            raise UserError(f"{models} are no pair: token {i} is {told} in the donor; a donor reads the same tokens")
     notes = []
-    renamed = [i for i in sorted({*added[0], *added[1]}) if added[0].get(i) != added[1].get(i)]
-    if renamed:
+    if renamed := [i for i in sorted({*added[0], *added[1]}) if added[0].get(i) != added[1].get(i)]:
         i = renamed[0]
         of_base, of_donor = (f"{a[i]!r}" if i in a else "absent" for a in added)
         notes.append(f"{len(renamed)} added tokens differ, e.g. {i} is {of_base} in the base, {of_donor} in the donor")
-    parts = [json.loads(tok.backend_tokenizer.to_str()) for tok in (base, donor) if hasattr(tok, "backend_tokenizer")]
-    if len(parts) == 2:
-        merges = [[" ".join(m) if isinstance(m, list) else m for m in p["model"].get("merges") or []] for p in parts]
-        for n, pair_of_merges in enumerate(zip_longest(*merges)):
-            same(f"merge {n} of the tokenizer is", *map(repr, pair_of_merges))
-        for part in ("normalizer", "pre_tokenizer"):
-            if parts[0][part] != parts[1][part]:
-                notes.append(f"the tokenizers' {part} differ; text is encoded by the base's")
     if base.chat_template != donor.chat_template:
         notes.append("chat templates differ; prompts are wrapped by the base's")
     return notes

@@ -190,5 +190,5 @@ def test_a_layer_that_runs_twice_is_there_twice(family):
 
 @pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
 def test_other_backends_run_no_layer_twice(backend):
-    with pytest.raises(dl.UserError, match="L1x2 runs a layer twice; use backend 'torch'"):
+    with pytest.raises(dl.UserError, match="L1x2 takes other weights or a layer twice; use backend 'torch'"):
         scores(tiny.lens("llama-gqa"), [parse_condition("L1x2")], backend=backend)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import tiny
+import torch
 from transformers import AddedToken
 
 from depthlens.errors import UserError
@@ -18,14 +19,13 @@ from depthlens.models.lens import Lens
     ("family", "changes", "message"),
     [
         ("qwen2", {}, "class is LlamaForCausalLM in the base, Qwen2ForCausalLM in the donor"),
-        ("llama-gqa", {"num_hidden_layers": 4}, "n_layers is 5 in the base, 4 in the donor"),
-        ("llama-gqa", {"hidden_size": 64}, "d_model is 32 in the base, 64 in the donor"),
-        ("llama-mha", {}, "n_kv_heads is 2 in the base, 4 in the donor"),
-        ("llama-gqa", {"vocab_size": 300}, r"\(vocabulary size\) are 260 in the base, 300 in the donor"),
-        ("llama-gqa", {"intermediate_size": 64}, r"shape of model.layers.0.mlp.gate_proj.weight is \[48, 32\] in"),
-        ("llama-gqa", {"attention_bias": True}, "q_proj.bias is missing in the base"),
-        ("llama-gqa", {"rms_norm_eps": 1e-3}, "variance_epsilon of input_layernorm is 1e-06 in the base, 0.001"),
-        ("llama-gqa", {"hidden_act": "gelu"}, "a module mlp.act_fn is"),
+        ("llama-gqa", {"num_hidden_layers": 4}, "num_hidden_layers is 5 in the base, 4 in the donor"),
+        ("llama-gqa", {"hidden_size": 64}, "head_dim is 8 in the base, 16 in the donor"),
+        ("llama-mha", {}, "num_key_value_heads is 2 in the base, 4 in the donor"),
+        ("llama-gqa", {"vocab_size": 300}, "vocab_size is 260 in the base, 300 in the donor"),
+        ("llama-gqa", {"attention_bias": True}, "attention_bias is False in the base, True in the donor"),
+        ("llama-gqa", {"rms_norm_eps": 1e-3}, "rms_norm_eps is 1e-06 in the base, 0.001 in the donor"),
+        ("llama-gqa", {"hidden_act": "gelu"}, "hidden_act is silu in the base, gelu in the donor"),
     ],
 )
 def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, message):
@@ -49,6 +49,13 @@ def byte_pair(vocab, merges):
     return PreTrainedTokenizerFast(tokenizer_object=built)
 
 
+def test_a_matrix_of_another_shape_is_refused():
+    base, donor = tiny.lens("llama-gqa"), tiny.lens("llama-gqa")
+    donor.arch.mlp[0].gate_proj = torch.nn.Linear(32, 64, bias=False)
+    with pytest.raises(UserError, match=r"shape of model.layers.0.mlp.gate_proj.weight is \[48, 32\] in the base"):
+        distillation.with_donor(base, donor)
+
+
 def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_noted():
     base = tiny.lens("llama-gqa")
     plain = ["a", "b", "c", "ab", "bc", "abc"]
@@ -60,10 +67,8 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
     assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])) == ()
     with pytest.raises(UserError, match="token 3 is 'ab' in the base, 'bc' in the donor"):
         compared(byte_pair(["a", "b", "c", "bc", "ab", "abc"], [("a", "b"), ("b", "c"), ("ab", "c")]))
-    with pytest.raises(UserError, match="token 5 is 'abc' in the base, 'missing'|missing in the donor"):
+    with pytest.raises(UserError, match="token 5 is 'abc' in the base, None in the donor"):
         compared(byte_pair(plain[:5], [("a", "b"), ("b", "c")]))
-    with pytest.raises(UserError, match="merge 0 of the tokenizer is 'a b' in the base, 'b c' in the donor"):
-        compared(byte_pair(plain, [("b", "c"), ("a", "b"), ("ab", "c")]))
     distilled = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
     distilled.add_tokens([AddedToken("<think>", special=False)])
     distilled.add_special_tokens({"bos_token": "<begin>"})
@@ -73,6 +78,3 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
     assert template == "chat templates differ; prompts are wrapped by the base's"
     base.tokenizer.add_special_tokens({"bos_token": "<|reserved|>"})
     assert "2 added tokens differ, e.g. 6 is '<|reserved|>' in the base, '<think>' in the donor" in compared(distilled)
-    split = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
-    split.backend_tokenizer.pre_tokenizer = None
-    assert any("pre_tokenizer differ" in note for note in compared(split))
