@@ -1,6 +1,6 @@
 """Whether a walk layer by layer computes what the model computes, told by numbers: a few tokens take both ways.
 
-The fast path takes residual streams through the parts that `depthlens.models.structure` found, and so do some
+The fast path takes residual streams through the parts that `depthlens.models.architectures` found, and so do some
 experiments. A model whose layers do more than add attention and MLP to the stream (multipliers, norms after a part,
 both parts at once) computes something else. If its layers, called as wholes with a layout of tokens, compute what they
 do in the model, the fast path calls them so. Where they do not (capped scores, attention sinks, another mixer), or

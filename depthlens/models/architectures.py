@@ -1,6 +1,10 @@
-"""Layers, attention, output projections, MLPs and widths of a loaded model: what `structure` found, with real modules.
+"""Where the parts of a decoder-only model are, found by its structure: no class of models is named here.
 
-``bind`` checks their shapes, so that a model that was changed is an error and not a wrong number.
+Embedding and unembedding come from transformers' accessors. The layers are the longest list of blocks, a layer's
+attention is the child that holds a projection from its heads to the residual stream, and its MLP is the other child
+with matrices. A hybrid model has layers in which another mixer of tokens takes the place of attention: whatever stands
+there. What cannot be told apart is refused by name. Whether a walk through these parts computes what the model computes
+is another question, which `depthlens.engine.walk_check` answers with numbers.
 """
 
 from __future__ import annotations
@@ -13,15 +17,51 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.pytorch_utils import Conv1D
 
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
 from depthlens.models import experts
 from depthlens.models.placement import moved, place_of
-from depthlens.models.structure import Family, find, widths
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
+
+# what transformers' classes call the projection from the heads to the residual stream
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
+LINEAR = (nn.Linear, Conv1D)
+PER_HEAD = ("q_proj", "q_b_proj")
+PER_KV_HEAD = ("k_proj", "v_proj", "kv_b_proj")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths, from the model for the first five and from a layer for the rest.
+
+    A layer that has not exactly two norms has no path of theirs, a model without rotary angles none of these.
+    ``per_head`` and ``per_kv_head`` are projections of the attention whose output is one slice a query head, or a
+    key/value head; without any, queries, keys and values share one projection. Whatever else an attention holds is
+    shared by all heads. ``mixers`` are the layers of a hybrid whose tokens another module than ``attn`` mixes, and its
+    path: it has no heads that could be removed.
+    """
+
+    embed: str
+    layers: str
+    rotary: str
+    final_norm: str
+    unembed: str
+    attn_norm: str
+    attn: str
+    o_proj: str
+    mlp_norm: str
+    mlp: str
+    per_head: tuple[str, ...] = ()
+    per_kv_head: tuple[str, ...] = ()
+    mixers: tuple[tuple[int, str], ...] = ()
+
+    def mixes(self, layer: int) -> str:
+        """Path, from a layer, of what mixes its tokens."""
+        return dict(self.mixers).get(layer, self.attn)
 
 
 @runtime_checkable
@@ -31,13 +71,6 @@ class AttentionLayout(Protocol):
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
         ...
-
-
-@runtime_checkable
-class TokenLayout(AttentionLayout, Protocol):
-    """The same with the position of each token in its sequence, of shape [1, pos]."""
-
-    position_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +97,7 @@ class Architecture:
         self,
         layer: int,
         x: Float[Tensor, "row pos d_model"],
-        layout: TokenLayout,
+        layout: Any,
         rotary: Any,
         keep: Int[Tensor, " kept"] | None = None,
     ) -> tuple[Float[Tensor, "row kept d_model"], Float[Tensor, "row kept d_model"], Float[Tensor, "row kept d_model"]]:
@@ -73,7 +106,7 @@ class Architecture:
         Args:
             layer: Layer number.
             x: Residual streams before the layer.
-            layout: Positions of the tokens and which keys they see.
+            layout: An `AttentionLayout` with the position of each token in its sequence, ``position_ids`` [1, pos].
             rotary: What `rotary` makes of these positions.
             keep: Positions whose outputs are computed; None: all.
 
@@ -100,7 +133,7 @@ class Architecture:
         return attn_out, mlp_out, resid_mid + mlp_out
 
     def call(
-        self, layer: int, x: Float[Tensor, "row pos d_model"], layout: TokenLayout, rotary: Any
+        self, layer: int, x: Float[Tensor, "row pos d_model"], layout: Any, rotary: Any
     ) -> Float[Tensor, "row pos d_model"]:
         """Residual streams after one layer, which is called as a whole; see `step`, which takes its parts."""
         device = place_of(self.layers[layer])
@@ -110,9 +143,8 @@ class Architecture:
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
         """What `step` calls ``rotary``, for tokens at these positions."""
-        device = place_of(self.embed)
         assert self.rotary is not None, "a model without a rotary embedding is not walked"
-        x, position_ids = moved(x, device), moved(position_ids, device)
+        x, position_ids = moved((x, position_ids), place_of(self.embed))
         if not self.rotary_types:
             return self.rotary(x, position_ids=position_ids)
         found = {kind: self.rotary(x, position_ids=position_ids, layer_type=kind) for kind in {*self.rotary_types}}
@@ -128,31 +160,156 @@ class Architecture:
         return self.unembed(moved(normed, place_of(self.unembed)))
 
 
+def find(model: nn.Module) -> Family:
+    """Find the parts of a causal language model, whose weights may be on the meta device; raises as `bind` does."""
+    whole: Any = model
+    modules = dict(model.named_modules())
+    lists = {path: module for path, module in modules.items() if isinstance(module, nn.ModuleList)}
+    outer = {k: v for k, v in lists.items() if not any(k.startswith(f"{other}.") for other in lists)}
+    if not outer:
+        raise _fault(model, "no list of layers", [])
+    layers = max(outer, key=lambda path: len(outer[path]))
+    above, _, own = layers.rpartition(".")
+    children = dict(modules[above].named_children())
+    prefix = f"{above}." if above else ""
+    rotary = [name for name, child in children.items() if "rotary" in _kind(child)]
+    if len(rotary) > 1:
+        raise _fault(model, "more than one rotary embedding", rotary)
+    norms, after = _norms(modules[above]), [*children][[*children].index(own) :]
+    final_norm = _one(model, "final norm", [name for name in norms if name in after] or norms)
+    paths = {id(module): path for path, module in modules.items()}
+    ends = [paths.get(id(part)) for part in (whole.get_input_embeddings(), whole.get_output_embeddings())]
+    if None in ends:
+        raise _fault(model, "no embedding or no unembedding", [])
+    found, mixers = _in_layers(model, layers, outer[layers])
+    return Family(
+        embed=str(ends[0]),
+        layers=layers,
+        rotary=prefix + rotary[0] if rotary else "",
+        final_norm=prefix + final_norm,
+        unembed=str(ends[1]),
+        mixers=mixers,
+        **found,
+    )
+
+
+def _in_layers(
+    model: nn.Module, layers: str, blocks: nn.ModuleList
+) -> tuple[dict[str, Any], tuple[tuple[int, str], ...]]:
+    """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
+    found: list[dict[str, Any] | None] = []
+    faults: dict[int, UserError] = {}
+    for i, block in enumerate(blocks):
+        try:
+            found.append(_in_layer(model, f"{layers}.{i}", block))
+        except UserError as e:
+            found.append(None)
+            faults[i] = e
+    known = [one for one in found if one]
+    if not known:
+        raise faults[0]
+    # linear attention may look alike, but shares no keys and values among heads
+    one = next((one for one in known if one["per_kv_head"]), known[0])
+    like = type(blocks[found.index(one)].get_submodule(one["attn"]))
+    mixers = []
+    for i, block in enumerate(blocks):
+        if found[i] != one:
+            left = [name for name in _matrices(block) if name not in _norms(block) and name != one["mlp"]]
+            there = one["mlp"] in _matrices(block) and len(left) == 1
+            if not there or type(block.get_submodule(left[0])) is like:  # an attention that was changed is no mixer
+                fault = f"{type(model).__name__}: the parts of layers {found.index(one)} and {i} are not alike"
+                raise faults.get(i) or UserError(f"{fault}; it is not supported")
+            mixers.append((i, left[0]))
+    return one, tuple(mixers)
+
+
+def _norms(module: nn.Module) -> list[str]:
+    return [name for name, child in module.named_children() if "norm" in _kind(child)]
+
+
+def _matrices(layer: nn.Module) -> list[str]:
+    return [name for name, child in layer.named_children() if any(p.ndim > 1 for p in child.parameters())]
+
+
+def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
+    """The paths of a `Family` that lead from a layer."""
+    children, norms = dict(layer.named_children()), _norms(layer)
+    found = [
+        (name, path)
+        for name, child in children.items()
+        for path, module in child.named_modules()
+        # an adapter of peft has the projection that it adds to inside
+        if path.rpartition(".")[2] in OUTPUT_PROJECTIONS
+        and isinstance(getattr(module, "base_layer", module), LINEAR)
+        and "atten" in _kind(child)
+    ]
+    attn = _one(model, f"attention in {where}", [*dict(found)])
+    o_proj = _one(model, f"output projection in {where}.{attn}", [path for _, path in found])
+    mlp = _one(model, f"MLP in {where}", [name for name in _matrices(layer) if name not in (attn, *norms)])
+    attn_norm, mlp_norm = norms if len(norms) == 2 else ("", "")
+    named = dict(children[attn].named_modules())
+    return {
+        "attn_norm": attn_norm,
+        "attn": attn,
+        "o_proj": f"{attn}.{o_proj}",
+        "mlp_norm": mlp_norm,
+        "mlp": mlp,
+        "per_head": tuple(name for name in PER_HEAD if name in named),
+        "per_kv_head": tuple(name for name in PER_KV_HEAD if name in named),
+    }
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__.lower()
+
+
+def _one(model: nn.Module, what: str, names: list[str]) -> str:
+    if len(names) != 1:
+        raise _fault(model, f"{'no' if not names else 'more than one'} {what}", names)
+    return names[0]
+
+
+def _fault(model: nn.Module, what: str, names: list) -> UserError:
+    found = f" ({', '.join(map(str, names))})" if names else ""
+    return UserError(f"{type(model).__name__} has {what}{found}; it is not supported")
+
+
 def bind(model: nn.Module) -> Architecture:
-    """Find the parts of a Hugging Face causal language model and check their shapes.
+    """The parts of a Hugging Face causal language model, and its sizes.
 
     Raises:
-        UserError: parts are missing, cannot be told apart, or do not have the expected shapes; or hooks of one layer
-            could not act on it alone, because modules are compiled or in several layers.
+        UserError: parts are missing, cannot be told apart, are compiled or in several layers.
     """
+    name = type(model).__name__
     _refuse_compiled(model)
     family = find(model)
     whole: Any = model
     config = whole.config.get_text_config()
     layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
-    mixers = dict(family.mixers)
-    none = nn.Identity()
+    _refuse_shared(name, layers)
+
+    def each(path: str) -> tuple[nn.Module, ...]:
+        return tuple(layer.get_submodule(path) for layer in layers if path)
+
+    attn = tuple(layer.get_submodule(family.mixes(i)) for i, layer in enumerate(layers))
+    slots = {getattr(part, "layer_idx", i) for i, part in enumerate(attn)}
+    if lacking := sorted({*range(len(layers))} - slots):
+        fault = f"{name}: no attention has layer_idx {lacking[0]}, by which keys and values of texts are kept apart"
+        raise UserError(f"{fault}; set layer_idx of each attention to the number of its layer")
+    mixers, none = dict(family.mixers), nn.Identity()
     o_proj = tuple(none if i in mixers else layer.get_submodule(family.o_proj) for i, layer in enumerate(layers))
     n_heads, d_model = config.num_attention_heads, config.hidden_size
     # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
-    d_head = widths(next(projection for projection in o_proj if projection is not none))[0] // n_heads
+    projection: Any = next(projection for projection in o_proj if projection is not none)
+    d_head = (projection.nx if isinstance(projection, Conv1D) else projection.in_features) // n_heads
     # latent attention decompresses one key and one value per query head: nothing is shared
     shares = not hasattr(config, "kv_lora_rank")
     n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
-    mlp = tuple(layer.get_submodule(family.mlp) for layer in layers)
-    routers = tuple(experts.find(part, d_model) for part in mlp)
+    routers = tuple(experts.find(part, d_model) for part in each(family.mlp))
     n_experts = tuple(router.n_experts if router else 0 for router in routers)
-    arch = Architecture(
+    rotary = model.get_submodule(family.rotary) if family.rotary else None
+    several = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
+    return Architecture(
         family=family,
         dims=Dims(
             len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
@@ -160,20 +317,17 @@ def bind(model: nn.Module) -> Architecture:
         d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if not shares else d_head,
         embed=cast(nn.Embedding, model.get_submodule(family.embed)),
         layers=layers,
-        attn_norm=tuple(layer.get_submodule(family.attn_norm) for layer in layers if family.attn_norm),
-        attn=tuple(layer.get_submodule(family.mixes(i)) for i, layer in enumerate(layers)),
+        attn_norm=each(family.attn_norm),
+        attn=attn,
         o_proj=o_proj,
-        mlp_norm=tuple(layer.get_submodule(family.mlp_norm) for layer in layers if family.mlp_norm),
-        mlp=mlp,
+        mlp_norm=each(family.mlp_norm),
+        mlp=each(family.mlp),
         routers=routers,
-        rotary=model.get_submodule(family.rotary) if family.rotary else None,
-        rotary_types=_rotary_types(model, family, config),
+        rotary=rotary,
+        rotary_types=tuple(config.layer_types) if several else (),
         final_norm=model.get_submodule(family.final_norm),
         unembed=model.get_submodule(family.unembed),
     )
-    _refuse_shared(type(model).__name__, layers)
-    _check(type(model).__name__, config, arch)
-    return arch
 
 
 def _refuse_compiled(model: nn.Module) -> None:
@@ -194,35 +348,6 @@ def _refuse_shared(name: str, layers: tuple[nn.Module, ...]) -> None:
                 fault = f"{name}: layers {first[id(module)]} and {i} share {path or 'one module'}"
                 fix = f"give layer {i} copy.deepcopy(MODULE, {{id(model.config): model.config}}), with its layer_idx"
                 raise UserError(f"{fault}, so that neither can be removed alone; {fix}")
-
-
-def _rotary_types(model: nn.Module, family: Family, config: Any) -> tuple[str, ...]:
-    """Which angles each layer uses, where the rotary embedding makes several."""
-    rotary = model.get_submodule(family.rotary) if family.rotary else None
-    several = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
-    return tuple(config.layer_types) if several else ()
-
-
-def _check(name: str, config: Any, arch: Architecture) -> None:
-    dims = arch.dims
-
-    def expect(what: str, value: object, expected: object) -> None:
-        if value != expected:
-            raise UserError(f"{name}: {what} is {value}, expected {expected}; it was changed, or is not supported")
-
-    expect("number of layers", dims.n_layers, config.num_hidden_layers)
-    expect("n_heads modulo n_kv_heads", dims.n_heads % dims.n_kv_heads, 0)
-    expect("width of the embedding", arch.embed.weight.shape[1], dims.d_model)
-    slots = {getattr(attn, "layer_idx", i) for i, attn in enumerate(arch.attn)}
-    if lacking := sorted({*range(dims.n_layers)} - slots):
-        fault = f"{name}: no attention has layer_idx {lacking[0]}, by which keys and values of texts are kept apart"
-        raise UserError(f"{fault}; set layer_idx of each attention to the number of its layer")
-    for i, o_proj in enumerate(arch.o_proj):
-        if i in dims.headless:
-            continue
-        inputs, outputs = widths(o_proj)
-        expect(f"o_proj output of layer {i}", outputs, dims.d_model)
-        expect(f"o_proj input of layer {i}", inputs, dims.n_heads * dims.d_head)
 
 
 def rotary_settings(config: Any) -> list[dict[str, Any]]:

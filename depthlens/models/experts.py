@@ -1,4 +1,4 @@
-"""The router of a mixture of experts, found by its structure as `depthlens.models.structure` finds other parts."""
+"""The router of a mixture of experts, found by its structure as `depthlens.models.architectures` finds other parts."""
 
 from __future__ import annotations
 

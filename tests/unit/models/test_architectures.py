@@ -7,7 +7,6 @@ import copy
 import pytest
 import tiny
 import torch
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from depthlens.ablations import Dims
@@ -67,25 +66,6 @@ def test_a_part_that_is_missing_is_named():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16))
     del model.transformer.ln_f
     with pytest.raises(UserError, match="GPT2LMHeadModel has no final norm; it is not supported"):
-        bind(model)
-
-
-def test_wrong_shapes_number_of_layers_width_and_groups_are_refused():
-    model = tiny.model("llama-gqa")
-    model.model.layers[3].self_attn.o_proj = nn.Linear(40, 32)
-    with pytest.raises(UserError, match="LlamaForCausalLM: o_proj input of layer 3 is 40, expected 32; it was changed"):
-        bind(model)
-    model = tiny.model("llama-gqa")
-    model.model.layers = model.model.layers[:4]
-    with pytest.raises(UserError, match="number of layers is 4, expected 5"):
-        bind(model)
-    model = tiny.model("llama-gqa")
-    model.model.embed_tokens = nn.Embedding(10, 24)
-    with pytest.raises(UserError, match="width of the embedding is 24, expected 32"):
-        bind(model)
-    model = tiny.model("llama-gqa")
-    model.config.num_key_value_heads = 3
-    with pytest.raises(UserError, match="n_heads modulo n_kv_heads is 1, expected 0"):
         bind(model)
 
 
