@@ -33,10 +33,9 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 import depthlens as dl
-from depthlens.models import adapters
 
 HERE = Path(__file__).resolve().parent
-BASE = adapters.BASE
+BASE = "smollm2-135m"
 ADAPTERS = ("direct", "cot")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 COLUMNS = ["step", "tokens", "loss", *problems.KINDS, *(f"{kind}_right" for kind in problems.KINDS)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pandas as pd
 import training_problems as problems
 
 import depthlens as dl
-from depthlens.models import adapters, embedded
 
 ABOUT = {
     "direct": "answers arithmetic word problems at once, with the number alone",
@@ -89,8 +87,7 @@ def evaluate(source: str | Path, limit: int | None = None) -> pd.DataFrame:
 
 def evaluate_adapter(folder: Path, limit: int | None = None) -> pd.DataFrame:
     """`evaluate` for an adapter's folder, merged for the occasion."""
-    with tempfile.TemporaryDirectory() as work:
-        return evaluate(adapters.merge(embedded.smollm2(), folder, Path(work) / "model", folder.name), limit)
+    return evaluate(f"smollm2-135m+{folder}", limit)
 
 
 def card(settings: dict, curve: Sequence[dict[str, float]], scores: pd.DataFrame, base: pd.DataFrame) -> str:

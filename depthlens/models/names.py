@@ -16,8 +16,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from depthlens import progress
-from depthlens.ablations import Dims
+from depthlens import paths, progress
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import options
 
@@ -62,7 +61,7 @@ class Source:
 
     Attributes:
         name: As it was given.
-        kind: ``organism``, ``embedded``, ``adapter`` (an embedded one), ``folder``, ``gguf`` or ``hub``.
+        kind: ``organism``, ``embedded``, ``folder``, ``gguf`` or ``hub``.
         place: Folder, or hub id; "" for what is built or made on first use.
         gguf: Name of the file in the folder, where that is to be read.
         revision: Branch, tag or commit of the hub; None: its main one.
@@ -106,17 +105,23 @@ def find(name: Any) -> Source:
     if options.is_name(name):
         return Source(name, "organism")
     if row := next((row for row in NAMED if row.alias == name), None):
-        made = row.source in ("embedded", "adapter")
-        return Source(name, row.source) if made else Source(name, "hub", row.source)
+        if row.source == "adapter":
+            return Source(name, "embedded", adapter=str(paths.data_dir() / "adapters" / name))
+        return Source(name, "embedded") if row.source == "embedded" else Source(name, "hub", row.source)
     base, plus, adapter = name.rpartition("+")
     path = Path(name).expanduser()
-    if plus and not path.exists():
-        return _with_adapter(name, base, adapter)
     if (path / ADAPTER_FILES[0]).is_file() and not (path / "config.json").is_file():
         about = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-        if not (base := about.get("base_model_name_or_path")):
-            raise UserError(f"adapter {name!r} names no base; give BASE+{name}")
-        return _with_adapter(name, base, name)
+        base, plus, adapter = about["base_model_name_or_path"], "+", name
+    elif path.exists():
+        plus = ""
+    if plus:
+        found = find(base)
+        if found.kind == "organism" or found.adapter or not adapter.strip():
+            raise UserError(
+                f"model {name!r}: give a folder, hub id or .gguf file and an adapter, such as owner/name+path"
+            )
+        return replace(found, name=name, adapter=adapter)
     if path.is_dir():
         return Source(name, "folder", str(path))
     if name.endswith(".gguf") and path.is_file():
@@ -133,18 +138,6 @@ def find(name: Any) -> Source:
         fix = "'depthlens models' lists all; a hub id is owner/name"
         raise unknown("model", name, [row.alias for row in NAMED], fix)
     return Source(name, "hub", name)
-
-
-def _with_adapter(name: str, base: str, adapter: str) -> Source:
-    """A base with an adapter that is to be merged into it."""
-    if not base.strip() or not adapter.strip():
-        raise UserError(f"model {name!r}: give a base and an adapter, such as owner/name+path/to/adapter")
-    if not Path(adapter).expanduser().is_dir() and (adapter.startswith((".", "/", "~")) or adapter.count("/") != 1):
-        raise UserError(f"adapter {adapter!r} does not exist; give a folder that peft wrote, or a hub id owner/name")
-    found = find(base)
-    if found.kind == "organism" or found.adapter:
-        raise UserError(f"model {name!r}: {base!r} takes no adapter; give a folder, a hub id or a .gguf file")
-    return replace(found, name=name, adapter=adapter)
 
 
 def configuration(source: Source) -> Any:
@@ -178,25 +171,8 @@ def explained(name: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (*files, ImportError, LookupError, NotImplementedError, ValueError) as error:
+    except (*files, ImportError, LookupError, MemoryError, RuntimeError, ValueError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
         said = shorten(str(error), 300, placeholder=" ...").rstrip(".")
-        raise UserError(f"model {name!r} cannot be loaded: {said}") from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-            raise
-        raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
-
-
-def dims(source: Source) -> Dims | None:
-    """Sizes of a model by its configuration; None where they are known only once the model is loaded."""
-    if (config := configuration(source)) is None:
-        return None
-    config = config.get_text_config()
-    n_layers, n_heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
-    if not (isinstance(n_layers, int) and isinstance(n_heads, int)):  # a list, one for each layer
-        return None
-    n_kv_heads = getattr(config, "num_key_value_heads", None)
-    n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) else n_heads
-    experts = (getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
-    n_experts = [next((n for n in experts if n), 0)] * n_layers
-    return Dims(n_layers, n_heads, n_kv_heads, config.hidden_size, config.hidden_size // n_heads, n_experts)
+        raise UserError(f"model {name!r} cannot be loaded: {said or type(error).__name__}") from error

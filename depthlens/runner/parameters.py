@@ -101,8 +101,6 @@ def check_values(values: Mapping[str, object], notebook: str) -> None:
         check(**{name: value for name, value in values.items() if value is not ANY})
         for model in named(values, MODELS):
             names.configuration(names.find(model))
-        if "model" in values and (dims := names.dims(names.find(values["model"]))):
-            check_parts(values, dims)
         _check_tasks(named(values, TASKS), values.get("include_path"))
     except UserError as error:
         raise UserError(f"notebook {notebook}: {error}") from None

