@@ -148,7 +148,7 @@ def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.nda
     def see(layer: int, pattern: Tensor, values: Tensor) -> None:
         read = pattern[..., sources].unflatten(0, (len(values), -1)) @ wide(values[:, None, sources])
         z = read.flatten(0, 1)  # [n_heads, step, d_head]
-        weight = quantised.columns(arch.o_proj[layer], range(dims.n_heads * dims.d_head))
+        weight = quantised.matrix(arch.o_proj[layer])
         columns = wide(moved(weight, z.device)).unflatten(1, (dims.n_heads, dims.d_head))
         along = torch.einsum("sm,mhd->hsd", towards, columns)  # the direction of the logits in each head's own space
         added[:, layer] = (z * along).sum(-1).T.cpu()

@@ -122,20 +122,12 @@ def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> di
 
 def _matmul_precision() -> str:
     """How matrix products are rounded, as torch's flags and two variables of libraries say."""
-    try:
-        known = [torch.get_float32_matmul_precision()]
-    except RuntimeError:  # torch refuses to say once the flags of its parts, which follow, were set apart
-        known = ["by part"]
-    known.append(getattr(torch.backends, "fp32_precision", ""))
-    matmul = torch.backends.cuda.matmul
-    for name, part in (("cuda", matmul), ("mkldnn", getattr(torch.backends.mkldnn, "matmul", None))):
-        if (precision := getattr(part, "fp32_precision", "none")) != "none":
-            known.append(f"{name} {precision}")
-    for flag, usual in (("allow_fp16_accumulation", False), ("allow_bf16_reduced_precision_reduction", True)):
-        if (value := getattr(matmul, flag, usual)) != usual:
-            known.append(f"{flag} {value}")
-    known += [f"{name} {os.environ[name]}" for name in _PRECISION_VARIABLES if os.environ.get(name)]
-    return " ".join(known).strip()
+    backends: Any = torch.backends
+    parts = {"all": backends, "cuda": backends.cuda.matmul, "mkldnn": backends.mkldnn.matmul}
+    known = [f"{name} {part.fp32_precision}" for name, part in parts.items()]
+    flags = ("allow_fp16_accumulation", "allow_bf16_reduced_precision_reduction")
+    known += [f"{flag} {getattr(backends.cuda.matmul, flag)}" for flag in flags]
+    return ", ".join([*known, *(f"{name} {os.environ.get(name)}" for name in _PRECISION_VARIABLES)])
 
 
 def end_tokens(config: GenerationConfig, tokenizer: Any) -> list[int]:

@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 DTYPES = {name: getattr(torch, name) for name in arguments.DTYPES if name != "auto"}
 ELSEWHERE = "load the model from the hub or a folder"  # where transformers does not read all of a .gguf file
-SAVE = "save it once with dl.load(name).model.save_pretrained(folder) where there is memory for it, and load the folder"
 
 
 def load(
@@ -97,30 +96,15 @@ def _refuse(
     source: Source, dtype: str, device: str, quantize: str | None, offload: str | None, remote: bool | str
 ) -> None:
     """Refuse options that exclude each other, or that this kind of model cannot have."""
-    away, several, built = remote is True, "," in device, source.kind == "organism"
-    name, made = source.name, built or source.gguf or source.adapter
-    faults = {
-        f"offload {offload!r} is for weights that are read here; leave it or remote out": offload and remote,
-        f"offload {offload!r} reads layers onto one device, and {device!r} are several; name one": offload and several,
-        f"offload {offload!r}: model {name!r} is made in memory; {SAVE}, or leave offload out": offload and made,
-        f"dtype {dtype!r} and device {device!r} of a remote model are the server's; leave them out": (
-            away and (dtype, device) != ("auto", "auto")
-        ),
-        f"quantize {quantize!r}: how a remote model keeps its weights is the server's; leave it out": away and quantize,
-        f"model {name!r}: a server holds models by hub id, as they are; leave remote out, or give 'local'": (
-            away and (source.kind != "hub" or source.adapter or source.revision)
-        ),
-        f"quantize {quantize!r}: model {name!r} is made in memory; {SAVE}, or leave quantize out": quantize and made,
-        f"quantize {quantize!r}: offload {offload!r} reads layers as their files have them; leave one of the two out": (
-            quantize and offload
-        ),
-        f"quantize {quantize!r}: a quantised model is on one device, and {device!r} are several; name one": (
-            quantize and several
-        ),
-    }
-    for fault, wrong in faults.items():
-        if wrong:
-            raise UserError(fault)
+    away, several, others = remote is True, "," in device, "several devices, adapters, .gguf files or organisms"
+    made = source.kind == "organism" or source.gguf or source.adapter
+    foreign = source.kind != "hub" or source.adapter or source.revision or quantize
+    if offload and (remote or several or made):
+        raise UserError(f"offload {offload!r} reads layers of files onto one device: not with remote, {others}")
+    if quantize and (offload or several or made):
+        raise UserError(f"quantize {quantize!r} is done while files are read: not with offload, {others}")
+    if away and (foreign or (dtype, device) != ("auto", "auto")):
+        raise UserError("remote=True: a server has main revisions of the hub, in its own dtype; leave all else out")
 
 
 def _load_here(

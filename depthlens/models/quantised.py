@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -149,24 +148,13 @@ def n_weights(weight: Tensor) -> int:
     return math.prod(shape_of(weight))
 
 
-def columns(projection: nn.Module, at: Sequence[int]) -> Tensor:
-    """Columns of the weight of a linear layer, as what it does to unit vectors where it holds no plain numbers.
-
-    Args:
-        projection: The layer; no hook on it is called.
-        at: Which inputs; of a range of them, plain numbers are not copied.
-
-    Returns:
-        Shape [out_features, len(at)].
-    """
+def matrix(projection: nn.Module) -> Tensor:
+    """Weight of a linear layer, shape [out_features, in_features]; of a quantised one what unit vectors give."""
     module: Any = projection
-    index = slice(at.start, at.stop, at.step) if isinstance(at, range) else list(at)
     if isinstance(module, Conv1D):
-        return module.weight[index].T
-    if type(module) is nn.Linear and not is_quantised(module.weight):
-        return module.weight[:, index]
+        return module.weight.T
+    if not is_quantised(module.weight):
+        return module.weight
     dtype = getattr(module, "compute_dtype", None) or module.weight.dtype
-    dtype = dtype if dtype.is_floating_point else torch.float32
-    units = torch.eye(module.in_features, dtype=dtype, device=module.weight.device)[list(at)]
-    out = module.forward(units)
+    out = module.forward(torch.eye(module.in_features, dtype=dtype, device=module.weight.device))
     return (out if module.bias is None else out - module.bias).T

@@ -23,7 +23,6 @@ import torch
 from nnsight.intervention.backends.local import LocalSimulationBackend
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.schema.config import CONFIG
-from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from websocket import WebSocketException
@@ -36,10 +35,6 @@ from depthlens.models.lens import Lens
 NDIF = "https://api.ndif.us"  # asks for a key; a server of one's own need not
 PAUSE = 5.0  # seconds before a trace is sent again whose connection broke
 T = TypeVar("T")
-
-
-class Overfull(torch.OutOfMemoryError):
-    """The server ran out of memory or time over a trace: a smaller one may do."""
 
 
 class Remote:
@@ -84,16 +79,15 @@ class Remote:
         """What a record must hold of the server."""
         return {"host": self.host, "key": self.key}
 
-    def attempt(self, trace: Callable[[Any], T], bar: tqdm | None = None, *, again: bool = True) -> T:
+    def attempt(self, trace: Callable[[Any], T], *, again: bool = True) -> T:
         """Run a trace; one whose connection breaks is sent once more.
 
         Args:
             trace: Enters one trace with the nnsight backend that it is given.
-            bar: What is shown in place of nnsight's own lines.
             again: Whether a broken connection is tried once more.
 
         Raises:
-            Overfull: the server ran out of memory or time.
+            torch.OutOfMemoryError: the server ran out of memory or time.
             UserError: no connection, or the server refuses the key or the job.
         """
         if not self.key:
@@ -104,20 +98,20 @@ class Remote:
                 sys.path[:] = paths  # the simulation puts them back in another order
         # the kernel: else it is what the request before asked for
         backend = RemoteBackend(self.key, env={"attn_implementation": self.model.attn_implementation})
-        backend.display.enabled = bar is None
+        backend.display.enabled = False  # a bar is shown
         try:
             return trace(backend)
         except (OSError, WebSocketException, RemoteError) as error:
             said = str(error)
             if "out of memory" in said or "exceeded the execution timeout" in said:
-                raise Overfull(said.strip().splitlines()[-1]) from error
+                raise torch.OutOfMemoryError(said.strip().splitlines()[-1]) from error
             if "Traceback (most recent call last)" in said:  # of our block
                 raise
             broken = not isinstance(error, RemoteError) or isinstance(error.__cause__, httpx.TransportError)
             if not broken or not again:
                 raise UserError(f"{self.host} did not run {self.key}: {first_line(error)}") from error
         time.sleep(PAUSE)
-        return self.attempt(trace, bar, again=False)
+        return self.attempt(trace, again=False)
 
 
 def require_key() -> None:
