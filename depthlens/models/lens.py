@@ -91,13 +91,10 @@ class Lens:
     def __post_init__(self) -> None:
         from transformers import PreTrainedModel
 
-        if hasattr(self.model, "merge_and_unload"):
-            raise UserError("the model is one of peft; give Lens(model.merge_and_unload(), tokenizer)")
-        if hasattr(self.model, "_orig_mod"):
-            raise UserError("the model is compiled; give Lens(model._orig_mod, tokenizer)")
         if not isinstance(self.model, PreTrainedModel) or not isinstance(self.tokenizer, PreTrainedTokenizerBase):
             found = f"{type(self.model).__name__} and {type(self.tokenizer).__name__}"
-            raise UserError(f"Lens of {found}; give a causal language model of transformers and its tokenizer")
+            within = "; of one of peft model.merge_and_unload(), of a compiled one model._orig_mod"
+            raise UserError(f"Lens of {found}; give a causal language model of transformers and its tokenizer{within}")
         self.name = self.name or self.model.name_or_path or type(self.model).__name__
         self.bind()
         self.model.eval().requires_grad_(False)
@@ -135,10 +132,6 @@ class Lens:
         from lm_eval.models.utils import resolve_max_length  # slow to import
 
         return int(resolve_max_length(self.model.config, self.tokenizer))
-
-    @property
-    def _where(self) -> str:
-        return self.remote.host if self.remote else ",".join(map(str, self.devices))
 
     def needs_weights(self, what: str) -> None:
         """Raise a `UserError` where the weights are remote; ``what`` needs them here."""
@@ -178,8 +171,8 @@ class Lens:
 
         Overflow (float16, now and then bfloat16) and broken weights give NaN or infinite log-probabilities.
         """
-        fix = "use dtype=float32, or get its weights again" if self.dtype.itemsize < 4 else "get its weights again"
         fault = f"model {self.name!r} gives numbers that are not finite under {condition}"
+        fix = "use dtype=float32, or get its weights again"
         return UserError(f"{fault} ({str(self.dtype).removeprefix('torch.')}); {fix}")
 
     def identify(self) -> fingerprint.Identity:
@@ -245,7 +238,7 @@ class Lens:
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantize": self.quantize,
             "quantization": quantised.described(self.model, self.quantize, self.stored_as),
-            "device": self.remote.device if self.remote else self._where,
+            "device": self.remote.device if self.remote else ",".join(map(str, self.devices)),
             "offload": "disk" if self.stream else None,
             "remote": self.remote.describe() if self.remote else None,
             "attention_kernel": self.model.config._attn_implementation,
@@ -253,8 +246,9 @@ class Lens:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{k}={getattr(self.dims, k)}" for k in ("n_layers", "n_heads", "n_kv_heads", "d_model"))
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"Lens({self.name!r}: {type(self.model).__name__}, {sizes}, {dtype} on {self._where})"
+        about = self.describe("")
+        where = self.remote.host if self.remote else about["device"]
+        return f"Lens({self.name!r}: {about['class']}, {sizes}, {about['dtype']} on {where})"
 
     def _repr_html_(self) -> str:
         d, about = self.dims, self.describe("")
@@ -263,10 +257,8 @@ class Lens:
             "architecture": f"{about['class']}, attention {about['attention_kernel']}",
             "size": f"{d.n_layers} layers × {d.n_heads} heads{kv}, {d.d_model} wide",
             "weights": f"{about['dtype']}, {about['quantization'] or 'not quantised'}",
-            "device": self._where + (", layers are read from disk" if self.stream else ""),
-        }
-        if self.donor:
-            rows["donor"] = self.donor.lens.name
+            "device": f"{about['device']}{', layers are read from disk' if self.stream else ''}",
+        } | ({"donor": self.donor.lens.name} if self.donor else {})
         cells = "".join(f'<tr><th scope="row">{k}</th><td>{html.escape(str(v))}</td></tr>' for k, v in rows.items())
         following = '<p>next: <code>dl.layer_sweep(lens, ["capitals_continuation"], limit=40)</code></p>'
         return f"<p>Lens <b>{html.escape(self.name)}</b></p><table>{cells}</table>{following}"

@@ -72,8 +72,8 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
 
     Args:
         base: A loaded model; it stays as it is.
-        donor: A name, read layer by layer from its safetensors files in the base's dtype and onto its device (quantised
-            as a whole, if the base was on loading); or a loaded model, in memory or offloaded.
+        donor: A name, read layer by layer from its safetensors files in the base's dtype and onto its device (whole, if
+            the base was quantised on loading or is on several); or a loaded model, in memory or offloaded.
 
     Returns:
         A second handle on the base's weights, whose ``donor`` is set.
@@ -94,15 +94,9 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     if isinstance(donor, Lens):
         donor.bind()
         return donor
-    if len(base.devices) > 1:
-        where = ",".join(map(str, base.devices))
-        raise UserError(
-            f"donor {str(donor)!r} would be read onto one device, and base {base.name!r} is spread over {where}; "
-            f"give donor=dl.load({str(donor)!r}, device={where!r})"
-        )
-    source = names.find(donor)
-    dtype, device = str(base.dtype).removeprefix("torch."), str(base.device)
-    whole = source.kind == "organism" or source.adapter or source.gguf or base.quantize
+    source, devices = names.find(donor), [str(device) for device in base.devices]
+    dtype, device = str(base.dtype).removeprefix("torch."), ",".join(devices)
+    whole = source.kind == "organism" or source.adapter or source.gguf or base.quantize or len(devices) > 1
     return loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=None if whole else "disk")
 
 

@@ -31,7 +31,7 @@ def test_it_is_swept_as_it_is_now(tmp_path):
 
 def test_adapters_that_are_not_merged_are_refused_with_the_way(tmp_path):
     wrapped = get_peft_model(tiny.model("qwen2"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    with pytest.raises(dl.UserError, match=r"one of peft; give Lens\(model.merge_and_unload\(\), tokenizer\)"):
+    with pytest.raises(dl.UserError, match=r"Lens of PeftModel .*; of one of peft model.merge_and_unload\(\)"):
         dl.Lens(wrapped, tiny.tokenizer())
     assert dl.Lens(wrapped.merge_and_unload(), tiny.tokenizer()).identify().obstacle is None
 
@@ -63,5 +63,5 @@ def adapted(targets):
 
 
 def test_a_compiled_model_is_refused_with_the_way():
-    with pytest.raises(dl.UserError, match=r"the model is compiled; give Lens\(model._orig_mod, tokenizer\)"):
+    with pytest.raises(dl.UserError, match=r"Lens of OptimizedModule .*, of a compiled one model._orig_mod"):
         dl.Lens(torch.compile(tiny.model("qwen2"), backend="eager"), tiny.tokenizer())
