@@ -95,10 +95,11 @@ def stored_method(name: str, config: Any) -> str | None:
     Raises:
         UserError: transformers does not know the method, and would take the weights for plain ones.
     """
+    if (method := method_of(config)) is None:
+        return None
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING  # slow to import
 
-    method = method_of(config)
-    if method is not None and method not in {*AUTO_QUANTIZER_MAPPING, *SCHEMES.values()}:
+    if method not in {*AUTO_QUANTIZER_MAPPING, *SCHEMES.values()}:
         fault = f"model {name!r} is quantised by {method!r}, which transformers does not read"
         raise UserError(f"{fault}; load a checkpoint of it in another form")
     return method
