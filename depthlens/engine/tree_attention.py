@@ -26,7 +26,7 @@ from depthlens.engine import prefix_tree
 from depthlens.engine.block_mask import BlockTree
 from depthlens.engine.branch_attention import Attend, BranchTree, fused, unfused
 from depthlens.engine.prefix_tree import Pack
-from depthlens.models.architectures import AttentionLayout, wide
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def tree_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    layout: AttentionLayout,
+    layout: Any,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "row pos n_heads d_value"], None]:
     """Transformers' attention interface: the layout, which knows which keys each token sees, computes z.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -64,15 +64,6 @@ class Family:
         return dict(self.mixers).get(layer, self.attn)
 
 
-@runtime_checkable
-class AttentionLayout(Protocol):
-    """Which keys each token of a batch sees: the model's attention modules call it."""
-
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See `depthlens.engine.tree_attention.Layout.attention`."""
-        ...
-
-
 @dataclass(frozen=True)
 class Architecture:
     """A family bound to one model: its real modules and sizes."""
@@ -106,7 +97,7 @@ class Architecture:
         Args:
             layer: Layer number.
             x: Residual streams before the layer.
-            layout: An `AttentionLayout` with the position of each token in its sequence, ``position_ids`` [1, pos].
+            layout: Which keys each token sees (`depthlens.engine.tree_attention.Layout`), and its ``position_ids``.
             rotary: What `rotary` makes of these positions.
             keep: Positions whose outputs are computed; None: all.
 

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 import zlib
 from contextlib import suppress
@@ -128,5 +129,6 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     config = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise ValueError(f"{config.peft_type} adds tokens, and weights cannot take it up")
-    merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's calls of transformers
+        merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
     return merged
