@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from depthlens import paths, progress
+from depthlens import progress
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import options
 
@@ -106,6 +106,8 @@ def find(name: Any) -> Source:
         return Source(name, "organism")
     if row := next((row for row in NAMED if row.alias == name), None):
         if row.source == "adapter":
+            from depthlens import paths  # imports what the list of models does not need
+
             return Source(name, "embedded", adapter=str(paths.data_dir() / "adapters" / name))
         return Source(name, "embedded") if row.source == "embedded" else Source(name, "hub", row.source)
     base, plus, adapter = name.rpartition("+")

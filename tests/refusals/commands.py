@@ -41,7 +41,7 @@ SWEEPS = [
     (sweep("organism", offload="disk"), "offload 'disk' reads layers of files onto one device: not with"),
     (
         sweep("organism", remote=True),
-        "model 'organism': a server holds models by hub id, as they are; leave remote out",
+        "remote=True: a server has main revisions of the hub, in its own dtype; leave all else out",
     ),
     (sweep(remote=True, offload="disk"), "offload 'disk' reads layers of files onto one device: not with remote"),
     (sweep(remote=True, dtype="float32"), "remote=True: a server has main revisions of the hub, in its own dtype"),
