@@ -297,11 +297,10 @@ def donor_layers(conditions: Sequence[Condition]) -> list[int]:
 @contextmanager
 def donor_layers_resident(donor: Donor | None, conditions: Sequence[Condition]) -> Iterator[None]:
     """Within the context every layer that the conditions take from the donor is in memory, as decoding needs it."""
-    layers = donor_layers(conditions)
     with ExitStack() as stack:
         if donor is not None:
-            for layer in layers:
-                stack.enter_context(donor.resident(layer, layers))
+            for layer in donor_layers(conditions):
+                stack.enter_context(donor.lens.resident(layer))
         yield
 
 
@@ -313,10 +312,10 @@ def exclusive(*lenses: Lens) -> Iterator[None]:
     """
     with_donors = [*lenses, *(lens.donor.lens for lens in lenses if lens.donor)]
     models = {id(lens.model): lens.model for lens in with_donors}
-    with _looking_up:
-        locks = [_locks.setdefault(models[key], RLock()) for key in sorted(models)]  # in one order: none waits for ever
     with ExitStack() as stack:
-        for lock in locks:
+        for key in sorted(models):  # in one order: none waits for ever
+            with _looking_up:
+                lock = _locks.setdefault(models[key], RLock())
             stack.enter_context(lock)
         yield
 
