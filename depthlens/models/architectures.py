@@ -10,6 +10,7 @@ is another question, which `depthlens.engine.walk_check` answers with numbers.
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -188,28 +189,25 @@ def _in_layers(
     model: nn.Module, layers: str, blocks: nn.ModuleList
 ) -> tuple[dict[str, Any], tuple[tuple[int, str], ...]]:
     """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
-    found: list[dict[str, Any] | None] = []
-    faults: dict[int, UserError] = {}
+    found: dict[int, dict[str, Any]] = {}
     for i, block in enumerate(blocks):
-        try:
-            found.append(_in_layer(model, f"{layers}.{i}", block))
-        except UserError as e:
-            found.append(None)
-            faults[i] = e
-    known = [one for one in found if one]
-    if not known:
-        raise faults[0]
+        with suppress(UserError):
+            found[i] = _in_layer(model, f"{layers}.{i}", block)
+    if not found:
+        _in_layer(model, f"{layers}.0", blocks[0])  # raises what is missing
     # linear attention may look alike, but shares no keys and values among heads
-    one = next((one for one in known if one["per_kv_head"]), known[0])
-    like = type(blocks[found.index(one)].get_submodule(one["attn"]))
-    mixers = []
+    first = next((i for i, one in found.items() if one["per_kv_head"]), min(found))
+    one, mixers = found[first], []
+    like = type(blocks[first].get_submodule(one["attn"]))
     for i, block in enumerate(blocks):
-        if found[i] != one:
+        if found.get(i) != one:
             left = [name for name in _matrices(block) if name not in _norms(block) and name != one["mlp"]]
             there = one["mlp"] in _matrices(block) and len(left) == 1
             if not there or type(block.get_submodule(left[0])) is like:  # an attention that was changed is no mixer
-                fault = f"{type(model).__name__}: the parts of layers {found.index(one)} and {i} are not alike"
-                raise faults.get(i) or UserError(f"{fault}; it is not supported")
+                if i not in found:
+                    _in_layer(model, f"{layers}.{i}", block)  # raises what is missing
+                fault = f"{type(model).__name__}: the parts of layers {first} and {i} are not alike"
+                raise UserError(f"{fault}; it is not supported")
             mixers.append((i, left[0]))
     return one, tuple(mixers)
 

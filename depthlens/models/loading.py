@@ -96,11 +96,8 @@ def _refuse(
     source: Source, dtype: str, device: str, quantize: str | None, offload: str | None, remote: bool | str
 ) -> None:
     """Refuse options that exclude each other, or that this kind of model cannot have."""
-    away, several, others = (
-        remote is True,
-        "," in device,
-        "several devices, an adapter, a .gguf file or an organism; leave one out",
-    )
+    away, several = remote is True, "," in device
+    others = "several devices, an adapter, a .gguf file or an organism; leave one out"
     made = source.kind == "organism" or source.gguf or source.adapter
     foreign = source.kind != "hub" or source.adapter or source.revision or quantize
     if offload and (remote or several or made):
