@@ -153,7 +153,7 @@ def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch")
             raise UserError(f"condition {condition} takes weights from a donor; {fix}")
         for a in condition.ablations if condition.uses(*WEIGHTS) else ():
             if a.mode in WEIGHTS and a.site in ("layer", "attn") and a.layer in lens.dims.headless:
-                fault = f"condition {condition}: what mixes tokens in layer {a.layer} has no attention's parts"
+                fault = f"condition {condition}: layer {a.layer} uses its weights in other ways than by calling modules"
                 raise UserError(f"{fault}; name MLPs, or layers with attention")
             if a.mode in WEIGHTS and a.site in fused:
                 fault = f"condition {condition}: one matrix of {name} makes queries, keys and values of all heads"
