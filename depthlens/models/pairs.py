@@ -138,7 +138,7 @@ def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch")
     fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
     adapted = any(hasattr(part, "base_layer") for part in lens.model.modules())
     if lens.dims.headless and backend == "transformer_lens":
-        raise UserError(f"{name} has layers without attention, for which {backend!r} has no hooks; use 'torch'")
+        raise UserError(f"{name} has layers without attention, which {backend!r} has no hooks for; use 'torch'")
     for condition in conditions:
         if condition.uses(*ROUNDED) and (method := quantised.method_of(lens.model.config)):
             fault = f"condition {condition} rounds weights, and those of {name} are quantised ({method})"

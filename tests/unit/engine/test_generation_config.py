@@ -141,14 +141,10 @@ def test_what_asks_for_nothing_is_not_refused(lens):
         assert write(lens, requests()) == before
 
 
-def test_every_setting_is_part_of_the_address_and_what_requests_say_is_not(lens):
+def test_every_setting_is_part_of_the_address(lens):
     plain = lens.identify().settings["writing"]
     addresses = {plain}
     for settings in (*GREEDY, *DRAWN):
         with configured(lens, settings):
             addresses.add(lens.identify().settings["writing"])
     assert len(addresses) == 1 + len(GREEDY) + len(DRAWN)
-    with configured(lens, {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "max_new_tokens": 7, "do_sample": True}):
-        assert lens.identify().settings["writing"] == plain
-    with configured(lens, {"no_repeat_ngram_size": 0, "min_length": 0, "suppress_tokens": None, "typical_p": 1.0}):
-        assert lens.identify().settings["writing"] == plain
