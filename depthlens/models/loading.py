@@ -1,7 +1,8 @@
 """From a name to a model that can be taken apart: ``load(name) -> Lens``.
 
 A name is an alias (``depthlens models`` lists them), an organism (`depthlens.organisms`), a Hugging Face hub id, with a
-revision where one is named (``EleutherAI/pythia-70m@step1000``), a directory or a ``.gguf`` file.
+revision where one is named (``EleutherAI/pythia-70m@step1000``), a directory or a ``.gguf`` file; ``NAME[:4]`` is the
+first four layers of one.
 `depthlens.models.names` finds what it names. Weights are read
 from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -157,7 +159,7 @@ def _load_whole(
     """
     with explained(source.name):
         config, tokenizer = _read_config(source)
-        options = source.options
+        options = source.options | ({"config": config} if source.layers else {})
         quantised.require_readable(source.name, config)
         stored_as = quantised.method_of(config)
         if quantize and stored_as:
@@ -234,8 +236,8 @@ def _load_remote(source: Source) -> Lens:
 
     if source.adapter:
         raise UserError(f"model {source.name!r}: a server has its own weights; leave the adapter or remote out")
-    if source.gguf:
-        raise UserError(f"model file {source.name!r}: a server holds models by hub id; give that, or remote='local'")
+    if source.gguf or source.layers:
+        raise UserError(f"model {source.name!r}: a server holds whole models by hub id; give that, or remote='local'")
     if source.revision:
         raise UserError(
             f"model {source.name!r}: a server holds main revisions; leave {source.revision!r} or remote out"
@@ -252,13 +254,16 @@ def _with_folder(source: Source) -> Source:
     if source.kind == "embedded":
         return replace(source, place=str(embedded.smollm2()))
     if source.kind == "adapter":
-        return replace(source, place=str(adapters.merged(source.name.partition("+")[0])))
+        return replace(source, place=str(adapters.merged(re.split(r"[+[]", source.name)[0])))
     return source
 
 
 def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Configuration and tokenizer of a model whose parts can be found, which an empty one shows."""
-    config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
+    config = names.configuration(source)
+    if config is None:
+        config = AutoConfig.from_pretrained(source.place, **source.options)
+        config = names.with_first_layers(config, source.layers)
     with torch.device("meta"):
         bind(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
     return config, AutoTokenizer.from_pretrained(source.place, **source.options)
@@ -284,7 +289,7 @@ def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
     if missing := sorted(loaded["missing_keys"]):
         fault = f"model {name!r} lacks {len(missing)} of the weights that {about}, e.g. {missing[0]}"
         raise UserError(f"{fault}; {fix}")
-    if spare := sorted(loaded["unexpected_keys"]):
+    if not source.layers and (spare := sorted(loaded["unexpected_keys"])):
         log.warning("model %r: %d weights in the file are not used, e.g. %s", name, len(spare), spare[0])
 
 
