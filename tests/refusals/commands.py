@@ -69,6 +69,7 @@ SWEEPS = [
     (sweep(offload="cpu"), "offload 'cpu': give 'disk'"),
     (sweep(apply_chat_template=True), "has no chat template; leave apply_chat_template out"),
     (sweep(include_path="{file}"), "is not a folder; give the folder with your task YAML files"),
+    ([*sweep(include_path="{tmp}"), "--include-path", "{foreign}"], ": give one folder, which may hold several"),
     (sweep(out=" "), "folder ' ': the name of a folder is empty; name one"),
     (sweep(out="{file}/below"), "it, or a part of the path, is a file; name a folder"),
     (sweep(out="/proc/depthlens"), "cannot write to '/proc/depthlens': No such file or directory; name a folder"),
