@@ -140,35 +140,6 @@ def test_prompts_and_answers(tasks):
     assert hashlib.sha256(json.dumps(every).encode()).hexdigest() == SHA256
 
 
-@pytest.mark.parametrize(
-    ("chosen", "written"),
-    [
-        *((f"{family}_default", f"{family}_letters_generative") for family in ("capitals", "elements", "arithmetic")),
-        *((name, name.removesuffix("_continuation")) for name in KV_CHOICE),
-    ],
-)
-def test_the_written_answer_has_the_very_prompt_of_the_chosen_one(tasks, chosen, written):
-    one, other = tasks[chosen], tasks[written]
-    for task in (one, other):
-        task.set_fewshot_seed(3)
-    for a, b in list(zip(one.task_docs, other.task_docs, strict=True))[:20]:
-        assert one.fewshot_context(a, 2) == other.fewshot_context(b, 2) and target(one, a) == target(other, b)
-
-
-@pytest.mark.parametrize("name", ["kv_retrieval_uuid", *UUIDS])
-def test_uuids_are_asked_of_a_json_object_at_stated_positions(tasks, name):
-    docs, n = list(tasks[name].task_docs), UUIDS.get(name, 8)
-    places = [doc["position"] for doc in docs]
-    assert {0, n - 1} < {*places} and len({doc["key"] for doc in docs}) == len(docs)
-    assert name not in UUIDS or len({places.count(place) for place in places}) == 1
-    for doc in docs[:5]:
-        head, _, rest = tasks[name].fewshot_context(doc, 0).partition("JSON data:\n")
-        data, _, tail = rest.partition("\n\n")
-        assert head == "Extract the value corresponding to the specified key in the JSON object below.\n\n"
-        assert list(json.loads(data).items()) == list(zip(doc["keys"], doc["values"], strict=True))
-        assert tail == f'Key: "{doc["key"]}"\nCorresponding value:' and json.loads(data)[doc["key"]] == doc["answer"]
-
-
 def score(task, doc: dict, response: str) -> dict[str, float]:
     """Scores by filter name, through lm-eval's own filters and process_results."""
     request = task.construct_requests(doc=doc, ctx="", metadata=(task.config.task, 0, 1))

@@ -151,20 +151,6 @@ def test_three_sizes_of_model(sizes, panels):
         assert len(bars(fig)) == 2 and points(fig, "critical") == sorted(chosen[1].top(top))
 
 
-def test_names_of_heads_that_stand_side_by_side_or_above_each_other():
-    for crowd in (
-        [(3, h) for h in range(9)],
-        [(la, 0) for la in range(9)],
-        [(29, 8), (29, 7), (28, 8), (0, 0), (0, 1)],
-    ):
-        values = np.zeros((30, 9))
-        values[tuple(np.transpose(crowd))] = 0.5
-        fig = plots.head_map(scores(values, sizes=SIZES[0]), top=len(crowd))
-        check(fig)
-        assert sorted(names(fig)) == sorted(f"L{la}.H{h}" for la, h in crowd)
-        apart(by_gid(fig, "name"))
-
-
 def test_colours_end_early_only_where_heads_lie_far_out_and_say_so():
     noise = {(la, h): 0.98 for la in range(30) for h in range(0, 9, 3)}
     far = plots.head_map(sweep(kept=noise | {(9, 6): 0.0}, n_heads=9, layers=range(30), base=1.0))
@@ -221,14 +207,6 @@ def test_kv_groups_and_means_are_panels_of_their_own():
     assert [ax.get_title(loc="left") for ax in maps(both)] == ["head", "KV group"]
     modes = plots.head_map(concat([sweep(), sweep(mode="@mean")]))
     assert [ax.get_title(loc="left") for ax in maps(modes)] == ["removed", "mean"]
-
-
-@pytest.mark.parametrize(
-    ("mode", "done"), [("@mean", "replaced by the mean of what it adds"), ("@donor", "replaced by the donor's")]
-)
-def test_the_title_says_what_takes_a_heads_place(mode, done):
-    title = plots.head_map(sweep(mode=mode)).get_suptitle().replace("\n", " ")
-    assert title == f"tiny, kv_retrieval: one head {done} at a time, n = 40 documents"
 
 
 def test_heads_that_were_not_removed_are_hatched():
