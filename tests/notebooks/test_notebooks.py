@@ -17,7 +17,9 @@ import pytest
 import tiny
 import transplants
 import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
 
+import depthlens as dl
 from depthlens import paths
 from depthlens.ablations import Dims, expand
 from depthlens.analysis.results import DOCS_COLUMNS, Result
@@ -273,6 +275,31 @@ def test_reasoning_takes_a_written_task_of_ones_own_alone(models, tmp_path):
     assert "gsm8k_local exact_match: at chance, cannot judge" in headline
     assert "gsm8k_local answer_logprob: losses and gains of all layers may cancel, cannot judge" in headline
     assert "solves none of 2 problems" in headline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        (
+            "02_knowledge_and_retrieval",
+            {"tasks": ["capitals_default", "elements_open_book", "kv_retrieval_4"]},
+            "asked",
+        ),
+        ("05_retrieval_heads", {"model": "gpt2"}, "the attention pattern walks through the layers of"),
+    ],
+)
+def test_what_a_notebook_cannot_use_is_told_before_its_first_sweep(models, tmp_path, monkeypatch, name, given, said):
+    for later in ("layer_sweep", "load", "recalled_needles"):
+        monkeypatch.setattr(dl, later, lambda *a, **k: pytest.fail("it computes"))
+    values = DEFAULTS[name] | {"model": models["model"], "limit": 2, "num_fewshot": 0} | given
+    if values["model"] == "gpt2":
+        config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=tiny.VOCAB, n_positions=8192)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path)
+        tiny.tokenizer().save_pretrained(tmp_path)
+        values["model"] = str(tmp_path)
+    with pytest.raises(UserError, match=said):
+        in_process(name, values)
 
 
 @pytest.mark.slow

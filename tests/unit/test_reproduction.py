@@ -182,20 +182,3 @@ def test_every_task_of_the_profiles_makes_prompts_of_handwritten_documents(here,
     tasks = harness.load_tasks(task, num_fewshot=num_fewshot, seed=1234, limit=1)
     for prepared in harness.prepare(lens, tasks, limit=1, seed=1234):
         assert prepared.requests and all(request.context for request in prepared.requests)
-
-
-def test_the_profiles_decode_as_the_models_say():
-    """Sampled and after a thought for R1 models, without thinking for Qwen3, and where answers are written only."""
-    for profile in PROFILES:
-        for notebook, given in values(profile).items():
-            chat = profile != "paper" and notebook == "03_reasoning"
-            assert given.get("apply_chat_template", False) is chat
-            if chat and "r1" in profile:
-                assert given["think_end_token"] == "</think>" and given["enable_thinking"] is None
-                decoding = {"max_gen_toks": 4096, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
-                assert given["gen_kwargs"] == decoding
-            elif chat:
-                assert given["enable_thinking"] is False and given["think_end_token"] is None
-            if notebook != "09_claims" and not (chat and "r1" in profile):
-                assert given["num_fewshot"] is None
-            assert given["seed"] == 1234
