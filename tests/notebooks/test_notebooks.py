@@ -37,6 +37,7 @@ MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads", "10_compression": "layers,layers@int4"}
+UNPAIRED = "elements_continuation"
 NAMES = execute.notebook_names()
 NOTEBOOKS = {name: read_notebook(paths.notebooks_dir() / f"{name}.ipynb") for name in NAMES}
 DEFAULTS = {name: declared(nb, name) for name, nb in NOTEBOOKS.items()}
