@@ -254,14 +254,6 @@ def test_a_notebook_is_named_as_the_shell_completes_it(suite, tmp_path):
             execute.prepare([name], out=tmp_path)
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/depthlens"])
-def test_a_folder_that_cannot_be_written_is_refused(suite, tmp_path, place):
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(UserError, match="cannot write to .*; name a folder"):
-        execute.run(["02_plain"], out=tmp_path / place)
-    assert (tmp_path / "file").read_text() == "precious"
-
-
 def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(suite, tmp_path):
     with locked(tmp_path), pytest.raises(UserError, match="another process is writing to .*; wait for its end"):
         execute.run("02_plain", out=tmp_path, progress=False)
