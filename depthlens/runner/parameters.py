@@ -12,16 +12,18 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from nbformat import NotebookNode
 
 from depthlens import arguments, paths
 from depthlens.ablations import ROUNDED, Dims, expand
 from depthlens.errors import UserError, unknown
 from depthlens.models import names
 from depthlens.models.names import NAMED
+
+if TYPE_CHECKING:  # slow to import
+    from nbformat import NotebookNode
 
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
 ROLES = ("letters", "generation", "continuation", "retrieval", "text", "long_text", "reasoning", "copying")
