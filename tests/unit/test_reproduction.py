@@ -113,22 +113,6 @@ def test_commands_for_large_models_are_read(command):
     assert name in ("sweep", "plan") and arguments["ablate"] == "layers"
 
 
-def test_hours_of_the_whole_study_are_those_of_the_script():
-    costs = runpy.run_path(str(ROOT / "benchmarks/reproduction_costs.py"))
-    table = SCALING[SCALING.index("| model | one H100 |") :].splitlines()[2:]
-    told = {cells[0]: cells[1:] for line in table if line[:1] == "|" for cells in [line.strip("| ").split(" | ")]}
-
-    def column(hours: float) -> str:
-        return f"{hours:.0f} h" if hours >= 10 else f"{hours:.1f} h"
-
-    wanted = {}
-    for model in costs["MODELS"] | costs["LARGE"]:
-        hours = sum(costs["costs"](model).values())
-        one = column(hours) if model in costs["MODELS"] else "does not fit"
-        wanted[model] = [one, column(hours / 8), column(hours / 32)]
-    assert told == wanted
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_taken(command, monkeypatch, tmp_path):
     """Names, profile, parameters and tasks are checked as before a run; only the hub is not asked for the models."""
