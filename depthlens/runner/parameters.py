@@ -127,7 +127,9 @@ def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebo
 def with_first_layers(values: Mapping[str, object], n_layers: int | None) -> dict[str, object]:
     """Values that name models, of whose layers so many are loaded at most; None: of all, and there is none."""
     cut: dict[str, object] = {}
-    for name in MODELS if n_layers else ():
+    if n_layers is None:
+        return cut
+    for name in MODELS:
         if isinstance(value := values.get(name), str):
             cut[name] = names.first_layers(value, n_layers)
         elif isinstance(value, list):
