@@ -195,11 +195,11 @@ def with_first_layers(config: Any, n_layers: int | None) -> Any:
     """A configuration of so many layers at most; None: of all."""
     if n_layers is None or n_layers >= config.get_text_config().num_hidden_layers:
         return config
-    return type(config).from_dict(entries_of_layers(config, range(n_layers))[0])
+    return of_layers(config, range(n_layers))
 
 
-def entries_of_layers(config: Any, kept: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The entries of a configuration of some of its layers.
+def of_layers(config: Any, kept: Sequence[int]) -> Any:
+    """A configuration of some of its layers.
 
     Configurations tell layers apart by lists with one entry a layer (``layer_types``), by lists of layer numbers
     (``mlp_only_layers``), and by how many of the first layers are of a kind (``first_k_dense_replace``).
@@ -207,9 +207,6 @@ def entries_of_layers(config: Any, kept: Sequence[int]) -> tuple[dict[str, Any],
     Args:
         config: Of the whole model.
         kept: Numbers of the layers that stay, ascending; one that runs twice is there twice.
-
-    Returns:
-        All entries, and those of the language model, which are among them.
     """
     entries = config.to_dict()
     n_layers = config.get_text_config().num_hidden_layers
@@ -220,7 +217,7 @@ def entries_of_layers(config: Any, kept: Sequence[int]) -> tuple[dict[str, Any],
         elif "layer" in name and isinstance(value, list):
             of_text[name] = _list_of_layers(value, kept, n_layers)
     of_text["num_hidden_layers"] = len(kept)
-    return entries, of_text
+    return type(config).from_dict(entries)
 
 
 def _list_of_layers(value: list, kept: Sequence[int], n_layers: int) -> list:
