@@ -211,7 +211,7 @@ DONORS = [
 PARAMETERS = [
     *((start(model=model), f"model {model!r}: give an alias") for model in (None, ["organism"])),
     *((start(tasks=tasks), f"tasks {tasks!r}: give a list of task names") for tasks in (None, "capitals")),
-    (start(num_fewshot=99), \": its prompts cannot be made (\"),
+    (start(num_fewshot=99), ": its prompts cannot be made ("),
 ]
 RESULTS = [
     (lambda e: e.result.select(tasks=3), "task 3: give a name or a list of names out of: organism_one_hop"),
