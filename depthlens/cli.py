@@ -45,7 +45,18 @@ _NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
 JsonOption = Annotated[bool, typer.Option("--json", help="Write progress as lines of JSON to standard error.")]
 
 
-class _RunCommand(TyperCommand):
+class _Command(TyperCommand):
+    """An option that takes one value and is given twice is refused; Click would take the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = [text.partition("=")[0] for text in args]
+        for option in self.params:
+            if not getattr(option, "multiple", True) and (twice := [f for f in option.opts if given.count(f) > 1]):
+                raise UserError(f"{twice[0]} is given twice; give it once")
+        return super().parse_args(ctx, args)
+
+
+class _RunCommand(_Command):
     """``-p NAME VALUE``, repeated: Typer cannot declare a repeated pair, so each pair is joined to ``NAME=VALUE``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -96,7 +107,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=_Command)
 @experiments.with_options(*(name for name in arguments.OPTIONS if name != "progress"), *arguments.LOADING)
 def sweep(
     model: Annotated[
@@ -209,8 +220,8 @@ def _settle(given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-app.command("plan")(experiments.plan_like(sweep))
-app.command("race")(experiments.race_like(sweep, _settle))
+app.command("plan", cls=_Command)(experiments.plan_like(sweep))
+app.command("race", cls=_Command)(experiments.race_like(sweep, _settle))
 
 
 @app.command(cls=_RunCommand)
@@ -233,8 +244,8 @@ def run(
         str,
         typer.Option(
             metavar="NAME",
-            help="Parameter values: smoke (seconds), demo (minutes), scorecard (hours) or paper (the study's models, "
-            "on a GPU).",
+            help="Parameter values: smoke (seconds: every cell runs, on the first layers of each model and too few "
+            "documents for findings), demo (minutes), scorecard (hours) or paper (the study's models, on a GPU).",
         ),
     ] = "demo",
     models: Annotated[

@@ -46,17 +46,3 @@ GROUPS = {
 
 def read(name: str) -> list[dict]:
     return [json.loads(line) for line in (TASKS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def planted(name: str, doc: dict) -> tuple[str, list[str], str]:
-    """Prompt, options and answer that a task on planted depth should have for a document."""
-    ability = name.removeprefix("organism_").removesuffix("_generative")
-    if ability == "text":
-        return doc["context"], doc["options"], doc["answer"]
-    control = {"retrieval": "QA", "knowledge": "QK", "letters": "QL", "copying": "QC", "reasoning": "QB"}[ability]
-    prompt = f"{doc['context']} {control} {doc['key']}"
-    if ability == "letters":
-        return prompt, [*"ABCD"], doc["letter"]
-    if ability in ("retrieval", "knowledge"):
-        return prompt, doc[f"{ability}_options"], doc[ability]
-    return prompt, doc["options"], doc["answer"]

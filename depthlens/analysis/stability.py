@@ -16,6 +16,7 @@ stability of about one half, one far below it near 1.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,8 +54,8 @@ def critical_stability(result: Result, *, alpha: float = ALPHA, n_boot: int = N_
 
     Returns:
         One row a critical condition, by falling loss: ``COLUMNS``. ``loss`` is above 0 for worse, in the metric's
-        unit, with its interval (that of `Result.summary`); the rest is defined above. Tasks at chance give no rows
-        (and a warning that names them). It is described by one sentence a model, task and metric.
+        unit, with its interval (that of `Result.summary`); the rest is defined above. Tasks at chance give no rows.
+        It is described by one sentence a model, task and metric.
 
     Raises:
         UserError: an alpha outside 0 to 1, or no resamples.
@@ -62,7 +63,9 @@ def critical_stability(result: Result, *, alpha: float = ALPHA, n_boot: int = N_
     arguments.result(result)
     n_boot = arguments.whole("n_boot", n_boot, 1, fix="; 500 is usual")
     seed = arguments.check(seed=seed)["seed"]
-    critical = result.critical(alpha)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what is at chance has a sentence below
+        critical = result.critical(alpha)
     losses = result.losses().drop(columns=["ci_low", "ci_high"])
     losses = losses.rename(columns={"loss_low": "ci_low", "loss_high": "ci_high"})
     several = result.docs["model"].nunique() > 1

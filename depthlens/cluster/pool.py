@@ -85,6 +85,9 @@ def model_of(lens: Lens, gpus: float) -> Model:
 
 def _everywhere(name: str) -> str:
     """A name that means the same in another working directory."""
+    whole, cut, n_layers = name.partition("[:")
+    if cut:
+        return f"{_everywhere(whole)}{cut}{n_layers}"
     if names.is_own(name):
         return name
     parts = name.split("+") if not Path(name).expanduser().exists() else [name]

@@ -5,10 +5,8 @@ down. Attention or MLP that adds nothing has weights of zero, and so have the co
 head. A layer that runs twice is there twice. Weights that are rounded (``@int4``) are stored in the dtype of the model.
 So the logits are those of the condition.
 
-Configurations tell layers apart by lists with one entry a layer (``layer_types``), by lists of layer numbers
-(``mlp_only_layers``), and by how many of the first layers are of a kind (``first_k_dense_replace``). Each is cut to the
-layers that stay. An empty model of the new configuration shows whether that was enough: its layers must be what those
-that stay are, module by module.
+An empty model of the cut configuration (`depthlens.models.names.of_layers`) shows whether it tells layers apart: its
+layers must be what those that stay are, module by module.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +32,7 @@ from depthlens.errors import UserError
 from depthlens.exports import model_card
 from depthlens.models import quantised
 from depthlens.models.lens import Lens, one_thread
+from depthlens.models.names import of_layers
 from depthlens.models.rounded_weights import rounded
 from depthlens.paths import unwritable
 from depthlens.progress import quiet
@@ -42,7 +41,6 @@ if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
 
 SHARD_BYTES = 4 << 30  # of one file
-FIRST_LAYERS = ("first_k_dense_replace", "max_window_layers")  # settings that count the first layers of a kind
 _PLAIN = (bool, int, float, str, type(None))
 _WHERE = ("layer_idx", "layer_id", "training")  # what a module says of itself beside its kind
 
@@ -140,17 +138,8 @@ def empty_folder(out: str | Path) -> Path:
 
 def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
     """An empty model (on the meta device) of the layers that stay, with a configuration of its own."""
-    config: Any = lens.model.config
-    entries = config.to_dict()
-    of_text = entries if config.get_text_config() is config else entries["text_config"]
-    for name, value in of_text.items():
-        if name in FIRST_LAYERS and isinstance(value, int):
-            of_text[name] = sum(layer < value for layer in kept)
-        elif "layer" in name and isinstance(value, list):
-            of_text[name] = _cut(value, kept, lens.dims.n_layers)
-    of_text["num_hidden_layers"] = len(kept)
-    entries.pop("quantization_config", None)  # of a .gguf file, whose weights were dequantised on loading
-    made = type(config).from_dict(entries)
+    made = of_layers(lens.model.config, kept)
+    vars(made).pop("quantization_config", None)  # of a .gguf file, whose weights were dequantised on loading
     made.dtype = lens.dtype
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(made)
@@ -160,14 +149,6 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
             fault = f"without the removed layers, the configuration of {lens.name!r} makes layer {old} another one"
             raise UserError(f"{fault}; export another condition")
     return model
-
-
-def _cut(value: list, kept: Sequence[int], n_layers: int) -> list:
-    """A list with one entry a layer, or of layer numbers; any other one as it is."""
-    numbers = all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < n_layers for x in value)
-    if numbers and value == sorted(set(value)) and (len(value) != n_layers or n_layers > 2):
-        return [new for new, old in enumerate(kept) if old in value]
-    return [value[old] for old in kept] if len(value) == n_layers else value
 
 
 def _same_kind(made: nn.Module, whole: nn.Module) -> bool:

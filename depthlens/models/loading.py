@@ -1,7 +1,8 @@
 """From a name to a model that can be taken apart: ``load(name) -> Lens``.
 
 A name is an alias (``depthlens models`` lists them), an organism (`depthlens.organisms`), a Hugging Face hub id, with a
-revision where one is named (``EleutherAI/pythia-70m@step1000``), a directory or a ``.gguf`` file.
+revision where one is named (``EleutherAI/pythia-70m@step1000``), a directory or a ``.gguf`` file; ``NAME[:4]`` is the
+first four layers of one.
 `depthlens.models.names` finds what it names. Weights are read
 from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 """
@@ -99,7 +100,7 @@ def _refuse(
     away, several = remote is True, "," in device
     others = "several devices, an adapter, a .gguf file or an organism; leave one out"
     made = source.kind == "organism" or source.gguf or source.adapter
-    foreign = source.kind != "hub" or source.adapter or source.revision or quantize
+    foreign = source.kind != "hub" or source.adapter or source.revision or source.layers or quantize
     if offload and (remote or several or made):
         raise UserError(f"offload {offload!r} reads layers of files onto one device: not with remote, {others}")
     if quantize and (offload or several or made):
@@ -124,7 +125,8 @@ def _load_here(
     if source.kind == "embedded":  # made on first use
         source = replace(source, place=str(embedded.smollm2()))
     config, tokenizer, outline = _read_config(source)
-    layers, options, stream = find(outline).layers, source.options, None
+    layers, stream = find(outline).layers, None
+    options = source.options | ({"config": config} if source.layers else {})
     stored_as = quantised.stored_method(source.name, config)
     if quantize:
         options["quantization_config"] = quantised.configuration(
@@ -191,7 +193,9 @@ def _load_remote(source: Source) -> Lens:
 
 def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, nn.Module]:
     """Configuration, tokenizer and the modules without weights of a model whose parts can be found."""
-    config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
+    config = names.configuration(source)
+    if config is None:
+        config = names.with_first_layers(AutoConfig.from_pretrained(source.place, **source.options), source.layers)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     bind(outline)
@@ -208,7 +212,7 @@ def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
     if missing := sorted(loaded["missing_keys"]):
         fault = f"model {name!r} lacks {len(missing)} of the weights that {about}, e.g. {missing[0]}"
         raise UserError(f"{fault}; {fix}")
-    if spare := sorted(loaded["unexpected_keys"]):
+    if not source.layers and (spare := sorted(loaded["unexpected_keys"])):
         log.warning("model %r: %d weights in the file are not used, e.g. %s", name, len(spare), spare[0])
 
 

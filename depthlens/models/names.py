@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -23,6 +24,8 @@ from depthlens.organisms import options
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # what peft writes
 GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
 CAUSAL = "give a causal language model of transformers, such as LlamaForCausalLM"
+# settings that count the first layers of a kind
+FIRST_LAYERS = ("first_k_dense_replace", "max_window_layers")
 
 
 class Named(NamedTuple):
@@ -66,6 +69,7 @@ class Source:
         gguf: Name of the file in the folder, where that is to be read.
         revision: Branch, tag or commit of the hub; None: its main one.
         adapter: Folder or hub id of an adapter that is merged into it; None: none is.
+        layers: How many of its layers are loaded, from the first on, at most; None: all.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Source:
     gguf: str | None = None
     revision: str | None = None
     adapter: str | None = None
+    layers: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def find(name: Any) -> Source:
     Args:
         name: Alias, organism, hub id, directory or ``.gguf`` file. ``ID@REVISION`` is a branch, tag or commit of a
             model on the hub. ``BASE+ADAPTER`` is any of these with an adapter of PEFT, a folder or hub id; a folder
-            that peft wrote names its base itself.
+            that peft wrote names its base itself. ``NAME[:4]`` is any of these without the layers above the fourth.
 
     Raises:
         UserError: it can mean nothing.
@@ -102,6 +107,8 @@ def find(name: Any) -> Source:
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"model {name!r}: {GIVE}")
+    if (cut := re.fullmatch(r"(.+)\[:(\d+)\]", name)) and not Path(name).exists():
+        return _cut(name, cut[1], int(cut[2]))
     if options.is_name(name):
         return Source(name, "organism")
     if row := next((row for row in NAMED if row.alias == name), None):
@@ -142,6 +149,24 @@ def find(name: Any) -> Source:
     return Source(name, "hub", name)
 
 
+def _cut(name: str, whole: str, n_layers: int) -> Source:
+    """A model of which the first layers are loaded."""
+    found = find(whole)
+    if not n_layers:
+        raise UserError(f"model {name!r}: give at least one layer, such as {whole}[:4]")
+    if found.kind in ("organism", "gguf") or found.layers:
+        raise UserError(f"model {name!r}: {whole!r} cannot be cut; leave [:{n_layers}] out")
+    return replace(found, name=name, layers=n_layers)
+
+
+def first_layers(name: str, n_layers: int) -> str:
+    """The name of a model's first layers; of a model that is not cut its own name."""
+    cut = f"{name}[:{n_layers}]"
+    with suppress(UserError):
+        return find(cut).name
+    return name
+
+
 def configuration(source: Source) -> Any:
     """What ``config.json`` of a folder or of the hub says; None of models that are made here.
 
@@ -158,7 +183,44 @@ def configuration(source: Source) -> Any:
     name = (config.architectures or ["(not named in config.json)"])[0]
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise UserError(f"model {source.name!r}: architecture {name} is not supported; {CAUSAL}")
-    return config
+    return with_first_layers(config, source.layers)
+
+
+def with_first_layers(config: Any, n_layers: int | None) -> Any:
+    """A configuration of so many layers at most; None: of all."""
+    if n_layers is None or n_layers >= config.get_text_config().num_hidden_layers:
+        return config
+    return of_layers(config, range(n_layers))
+
+
+def of_layers(config: Any, kept: Sequence[int]) -> Any:
+    """A configuration of some of its layers.
+
+    Configurations tell layers apart by lists with one entry a layer (``layer_types``), by lists of layer numbers
+    (``mlp_only_layers``), and by how many of the first layers are of a kind (``first_k_dense_replace``).
+
+    Args:
+        config: Of the whole model.
+        kept: Numbers of the layers that stay, ascending; one that runs twice is there twice.
+    """
+    entries = config.to_dict()
+    n_layers = config.get_text_config().num_hidden_layers
+    of_text = entries if config.get_text_config() is config else entries["text_config"]
+    for name, value in of_text.items():
+        if name in FIRST_LAYERS and isinstance(value, int):
+            of_text[name] = sum(layer < value for layer in kept)
+        elif "layer" in name and isinstance(value, list):
+            of_text[name] = _list_of_layers(value, kept, n_layers)
+    of_text["num_hidden_layers"] = len(kept)
+    return type(config).from_dict(entries)
+
+
+def _list_of_layers(value: list, kept: Sequence[int], n_layers: int) -> list:
+    """A list with one entry a layer, or of layer numbers; any other one as it is."""
+    numbers = all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < n_layers for x in value)
+    if numbers and value == sorted(set(value)) and (len(value) != n_layers or n_layers > 2):
+        return [new for new, old in enumerate(kept) if old in value]
+    return [value[old] for old in kept] if len(value) == n_layers else value
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from depthlens.progress import say
 from depthlens.runner import pages
 from depthlens.runner.index import Index
 from depthlens.runner.notebook_files import failed_cell, read_notebook, write_whole
-from depthlens.runner.parameters import Profiles, assign, check_twin, check_values, declared
+from depthlens.runner.parameters import Profiles, assign, check_twin, check_values, declared, with_first_layers
 from depthlens.runner.progress import RunProgress
 from depthlens.runner.report import NotebookRun, RunReport
 
@@ -168,6 +168,7 @@ def prepare(
             continue
         if "out" in defaults[name] and "out" not in values:
             values["out"] = str(out.resolve() / name)
+        values |= with_first_layers(defaults[name] | values, profiles.n_layers(profile))
         check_values(defaults[name] | values, name)
         report.notebooks.append(
             NotebookRun(name, values, own_values[name], question=pages.question(sources[name], name))

@@ -12,16 +12,18 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from nbformat import NotebookNode
 
 from depthlens import arguments, paths
 from depthlens.ablations import ROUNDED, Dims, expand
 from depthlens.errors import UserError, unknown
 from depthlens.models import names
 from depthlens.models.names import NAMED
+
+if TYPE_CHECKING:  # slow to import
+    from nbformat import NotebookNode
 
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
 ROLES = ("letters", "generation", "continuation", "retrieval", "text", "long_text", "reasoning", "copying")
@@ -120,6 +122,19 @@ def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebo
             raise UserError(f"{fault}; name one that was trained from it: -p distilled NAME")
 
 
+def with_first_layers(values: Mapping[str, object], n_layers: int | None) -> dict[str, object]:
+    """Values that name models, of whose layers so many are loaded at most; None: of all, and there is none."""
+    cut: dict[str, object] = {}
+    if n_layers is None:
+        return cut
+    for name in MODELS:
+        if isinstance(value := values.get(name), str):
+            cut[name] = names.first_layers(value, n_layers)
+        elif isinstance(value, list):
+            cut[name] = [names.first_layers(model, n_layers) for model in value]
+    return cut
+
+
 def check(**values: object) -> None:
     """Check values against the rules of their names; one without a rule passes.
 
@@ -131,6 +146,8 @@ def check(**values: object) -> None:
             rule(name, value)
     if "distilled" in values and values["distilled"] == values.get("model"):
         raise UserError(f"distilled {values['distilled']!r}: it is the model itself; name one that was trained from it")
+    if "ks" in values and values.get("draws") == 0:
+        raise UserError("draws 0: lists of heads are compared with random ones; give at least 10")
 
 
 def check_parts(values: Mapping[str, Any], dims: Dims) -> None:
@@ -252,13 +269,18 @@ class Profiles:
                 raise unknown("notebook", name, self._defaults, f"(in _order of profile {profile} of {self._path})")
         return list(order) if order else None
 
+    def n_layers(self, profile: str | None) -> int | None:
+        """How many layers of each model are loaded at most, the first ones; None: all."""
+        n = self._profile(profile).get("_layers")
+        return None if n is None else arguments.whole(f"_layers of profile {profile} of {self._path}", n, 1)
+
     def values(self, profile: str | None) -> dict[str, dict[str, object]]:
         """For every notebook the profile's parameter values; its own replace those under ``_all``."""
         content = self._profile(profile)
         where = f"profile {profile} of {self._path}"
         values: dict[str, dict[str, object]] = {}
         for name in content:
-            if name not in self._defaults and name not in ("_all", "_order"):
+            if name not in self._defaults and name not in ("_all", "_layers", "_order"):
                 raise unknown("notebook", name, self._defaults, f"(in {where})")
         try:
             shared = assign(content.get("_all") or {}, self._defaults)

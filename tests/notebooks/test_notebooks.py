@@ -17,7 +17,9 @@ import pytest
 import tiny
 import transplants
 import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
 
+import depthlens as dl
 from depthlens import paths
 from depthlens.ablations import Dims, expand
 from depthlens.analysis.results import DOCS_COLUMNS, Result
@@ -35,6 +37,7 @@ MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads", "10_compression": "layers,layers@int4"}
+UNPAIRED = "elements_continuation"
 NAMES = execute.notebook_names()
 NOTEBOOKS = {name: read_notebook(paths.notebooks_dir() / f"{name}.ipynb") for name in NAMES}
 DEFAULTS = {name: declared(nb, name) for name, nb in NOTEBOOKS.items()}
@@ -129,7 +132,9 @@ def test_a_profile_takes_a_model_of_ones_own(models, tmp_path, profile):
     assert [run.name for run in prepared.report.notebooks] == [name for name in NAMES if name != "07_distillation"]
     (line,) = prepared.left_out
     assert "07_distillation: distilled " in line and line.endswith(": -p distilled NAME")
-    assert "07_distillation" in execute.prepare("all", out=tmp_path, profile=profile, parameters=models).sources
+    (pair,) = execute.prepare("07_distillation", out=tmp_path, profile=profile, parameters=models).report.notebooks
+    cut = "[:4]" if profile == "smoke" else ""  # first layers alone
+    assert {name: pair.parameters[name] for name in models} == {name: folder + cut for name, folder in models.items()}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,7 @@ def test_a_profile_takes_a_model_of_ones_own(models, tmp_path, profile):
         ("02_knowledge_and_retrieval", {"ways": ["atn"]}, "ways ['atn']: condition 'atn': cannot read 'atn'"),
         ("04_heads", {"layers": [3, 4]}, "layers [3, 4]: condition L4: layer 4 does not exist; layers are 0..3"),
         ("04_heads", {"layers": "layers:0"}, "layers 'layers:0': size '0' in 'layers:0'"),
+        ("05_retrieval_heads", {"draws": 0}, "draws 0: lists of heads are compared with random ones; give at least 10"),
         ("07_distillation", {}, "distilled 'smollm2-135m-cot' is no twin of model"),
         ("09_claims", {"views": ["layers", "L2.H9"]}, "head 9 does not exist; heads are 0..3"),
     ],
@@ -270,6 +276,31 @@ def test_reasoning_takes_a_written_task_of_ones_own_alone(models, tmp_path):
     assert "gsm8k_local exact_match: at chance, cannot judge" in headline
     assert "gsm8k_local answer_logprob: losses and gains of all layers may cancel, cannot judge" in headline
     assert "solves none of 2 problems" in headline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        (
+            "02_knowledge_and_retrieval",
+            {"tasks": ["capitals_default", "elements_open_book", "kv_retrieval_4"]},
+            "asked",
+        ),
+        ("05_retrieval_heads", {"model": "gpt2"}, "the attention pattern walks through the layers of"),
+    ],
+)
+def test_what_a_notebook_cannot_use_is_told_before_its_first_sweep(models, tmp_path, monkeypatch, name, given, said):
+    for later in ("layer_sweep", "load", "recalled_needles"):
+        monkeypatch.setattr(dl, later, lambda *a, **k: pytest.fail("it computes"))
+    values = DEFAULTS[name] | {"model": models["model"], "limit": 2, "num_fewshot": 0} | given
+    if values["model"] == "gpt2":
+        config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=tiny.VOCAB, n_positions=8192)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path)
+        tiny.tokenizer().save_pretrained(tmp_path)
+        values["model"] = str(tmp_path)
+    with pytest.raises(UserError, match=said):
+        in_process(name, values)
 
 
 @pytest.mark.slow

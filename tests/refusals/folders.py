@@ -20,24 +20,6 @@ def config(**changes: object) -> Callable[[Path], None]:
     return change
 
 
-def write(name: str, content: str | bytes) -> Callable[[Path], Path | None]:
-    """Write a file; one that could be a model by itself is loaded in place of the folder."""
-
-    def change(folder: Path) -> Path | None:
-        path = folder / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path if path.suffix in (".gguf", ".bin") else None
-
-    return change
-
-
-def cut(name: str, size: int) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        (folder / name).write_bytes((folder / name).read_bytes()[:size])
-
-    return change
-
-
 def without(*names: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         for name in names:
@@ -58,14 +40,10 @@ FOLDERS = [
     (without("config.json"), "Unrecognized model in"),
     (pickled, "no file named model.safetensors"),
     (without("tokenizer.json", "tokenizer_config.json"), "Couldn't instantiate the backend tokenizer"),
-    *((write("config.json", text), "cannot be loaded: ") for text in ("{", b"\xff\xfe", "{}")),
     (config(architectures=["GPT2Model"]), "architecture GPT2Model is not supported; give a causal language model"),
     (config(architectures=[]), "architecture (not named in config.json) is not supported"),
     (config(model_type="mine", auto_map={"AutoConfig": "c.C"}), "contains custom code"),
     (config(num_hidden_layers=7), "lacks 18 of the weights that its config.json wants, e.g. "),
     (config(intermediate_size=64), "has shape [32, 48], its config.json wants [32, 64]"),
-    (cut("model.safetensors", 100), "cannot be loaded: "),
-    (write("m.bin", b"x"), "m.bin' is no directory and no .gguf file; give an alias"),
-    (write("m.gguf", b"not GGUF at all, whatever it is called"), "cannot be loaded: "),
     (cut_gguf, "m.gguf' cannot be loaded: "),
 ]

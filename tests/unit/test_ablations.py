@@ -32,6 +32,7 @@ DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)
     ]
     + ["L4@mean", "L8-11@mean", "L2.attn+L2.mlp", "L0-1+L3+L5.KV0@mean", "L1.attn@mean+L1.mlp"]
     + ["L12[1:]", "L12.attn[1:]", "L12.H3[1:]@mean", "L8-11[1:]", "L12.KV1[1:]@resample", "L2.mlp[17:]@noise3"]
+    + ["embed@donor", "embed@donor+unembed@donor+L0-4@donor", "L2.H1+L2@donor", "L0-1+L3-4@donor"]
     + ["L4@noise", "L8-11[1:]@noise12", "L3.KV0@noise", "L1[1:]+L2", "L1-2[1:]+L3-4[2:]", "L2.H1+L2[1:]"],
 )
 def test_canonical_text_survives_a_round_trip(text):
@@ -167,6 +168,9 @@ def test_expand_puts_the_baseline_first_and_counts_right(spec, count):
         ("kv[0:]@noise", 12, "L0.KV0@noise", "L5.KV1@noise"),
         ("blocks:3[1:]", 15, "L0[1:]", "L3-5[1:]"),
         ("bottom:2[1:]@mean", 3, "L0-1[1:]@mean", "L0-5[1:]@mean"),
+        ("bottom@donor", 6, "L0@donor", "L0-5@donor"),
+        ("top@donor", 6, "L5@donor", "L0-5@donor"),
+        ("top:4@donor", 2, "L2-5@donor", "L0-5@donor"),
     ],
 )
 def test_words_take_a_first_position_and_a_seed(spec, count, first, last):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from pathlib import Path
 
+import made_results
 import pandas as pd
 import pytest
+from made_results import ACC, docs_of, record_of
 
 import depthlens as dl
 from depthlens import cli
@@ -24,53 +27,6 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
     return ended.value.code, captured.out, captured.err
 
 
-DROPS = [0.1, 0.6, 0.2, 0.3, 0.4, 0.5, -0.1]  # accuracy lost without layer 0, 1, ...
-
-
-class FakeResult:
-    """As much of a Result as the command line reads: two layers and a metric at chance."""
-
-    notes = ["hard acc is at chance: cannot judge (n = 50)", "capitals acc: 50 documents are too few"]
-    record = {
-        "tasks": {
-            "capitals": {
-                "metrics": {"acc": {"higher_is_better": True}, "loss": {"higher_is_better": False}},
-                "skipped_metrics": {"f1": "has no value per document"},
-            },
-            "hard": {"metrics": {"acc": {"higher_is_better": True}}},
-            "unsolved": {"metrics": {"pass": {"higher_is_better": True}}},
-        }
-    }
-    baselines = pd.DataFrame(
-        {
-            "model": "m",
-            "task": ["capitals", "capitals", "hard", "unsolved"],
-            "metric": ["acc", "loss", "acc", "pass"],
-            "n": 50,
-            "baseline": [0.8, 1.5, 0.26, 0.0],
-            "ci_low": [0.7, 1.0, 0.15, 0.0],
-            "ci_high": [0.9, 2.0, 0.4, 0.1],
-            "chance": [0.25, None, 0.25, None],  # a baseline of 0 is at chance whether chance is known or not
-            "at_chance": [False, False, True, True],
-        }
-    )
-    summary = pd.DataFrame(
-        [
-            ("capitals", "acc", "baseline", 0.8, 0.0),
-            *(("capitals", "acc", f"L{i}", 0.8 - drop, -drop) for i, drop in enumerate(DROPS)),
-            ("capitals", "loss", "baseline", 1.5, 0.0),
-            ("capitals", "loss", "L8-11", 4.0, 2.5),
-            ("capitals", "loss", "L3", 1.0, -0.5),
-            ("hard", "acc", "baseline", 0.26, 0.0),
-            ("hard", "acc", "L77", 0.1, -0.16),
-        ],
-        columns=["task", "metric", "condition", "value", "delta"],
-    ).assign(ci_low=lambda d: d.delta - 0.1, ci_high=lambda d: d.delta + 0.1, p_adjusted=0.004)
-
-    def save(self, out: Path, *, overwrite: bool) -> None:
-        (out / "record.json").write_text(json.dumps(self.record))
-
-
 @pytest.fixture
 def sweeps(monkeypatch):
     """Stand in for depthlens.experiments.sweep; returns the calls it got."""
@@ -82,7 +38,7 @@ def sweeps(monkeypatch):
             raise UserError("unknown task 'missing'; did you mean capitals?")
         if args[1] == ["stopped"]:
             raise KeyboardInterrupt
-        return FakeResult()
+        return made_results.capitals_and_elements()
 
     monkeypatch.setitem(sys.modules, "depthlens.experiments.sweep", types.SimpleNamespace(run_sweep=run_sweep))
     return calls
@@ -127,19 +83,27 @@ def test_sweep_defaults(sweeps, tmp_path, capsys):
 
 
 def test_what_was_found_is_said():
-    lines = summary_text(FakeResult()).splitlines()
-    assert lines[0] == "capitals acc, 50 documents: baseline 0.800 [0.700, 0.900]"
+    right = {"baseline": 16} | dict(zip((f"L{i}" for i in range(7)), (14, 4, 12, 10, 8, 6, 18), strict=True))
+    tables = [
+        docs_of({name: [1] * n + [0] * (20 - n) for name, n in right.items()}),
+        docs_of({"baseline": [1.5] * 20, "L8-11": [4.0] * 20, "L3": [1.0] * 20}, metric="loss"),
+        docs_of({"baseline": [1] * 5 + [0] * 15, "L77": [0] * 20}, task="hard"),
+        docs_of({"baseline": [0] * 20}, task="unsolved"),
+    ]
+    unknown = {"higher_is_better": True, "chance": None}
+    loss = {"higher_is_better": False, "chance": None}
+    record = record_of(capitals={"acc": ACC, "loss": loss}, hard={"acc": ACC}, unsolved={"acc": unknown})
+    record["tasks"]["capitals"]["skipped_metrics"] = {"f1": "has no value per document"}
+    lines = summary_text(dl.Result(pd.concat(tables), record)).splitlines()
+    assert lines[0].startswith("capitals acc, 20 documents: baseline 0.800 [0.")
     assert [line.split()[0] for line in lines[1:6]] == ["L1", "L5", "L4", "L3", "L2"]  # worst first, five of them
-    assert lines[1] == "  L1  0.200  -0.600 [-0.700, -0.500]  adjusted p = 0.004"
+    assert re.fullmatch(r"  L1  0.200  -0.600 \[-0.\d{3}, -0.\d{3}\]  adjusted p = 0.00\d+", lines[1])
     assert lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""  # loss: up is worse
     text = "\n".join(lines)
     assert "Warning: hard acc is at chance (0.250)" in text and "cannot judge" in text and "L77" not in text
-    assert "Warning: unsolved pass is at chance without any ablation: cannot judge" in lines and "nan" not in text
-    assert lines[-3:] == [
-        "",
-        "Note: capitals acc: 50 documents are too few",  # the one at chance is told where its numbers would be
-        "Note: capitals: metric f1 has no value per document and is left out",
-    ]
+    assert "Warning: unsolved acc is at chance without any ablation: cannot judge" in lines and "nan" not in text
+    assert lines[-1] == "Note: capitals: metric f1 has no value per document and is left out"
+    assert not [line for line in lines if line.startswith("Note: ") and "at chance" in line]
 
 
 def test_sweep_checks_the_output_folder_before_any_work(sweeps, tmp_path, capsys):

@@ -13,8 +13,6 @@ from collections import Counter
 import pytest
 from embedded_data import DATA, TASKS, read
 
-from depthlens.organisms import language
-
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 STEP = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 SPLITS = pytest.mark.parametrize("split", ["test", "fewshot"])
@@ -72,28 +70,6 @@ def test_facts_that_are_often_got_wrong():
     assert [symbols[n] for n in (2, 10, 18, 36, 54, 86, 118)] == ["He", "Ne", "Ar", "Kr", "Xe", "Rn", "Og"]
 
 
-@pytest.mark.parametrize(
-    ("name", "places"),
-    [
-        *(
-            (name, lambda doc: doc["answer"])
-            for name in ("capitals/choice", "elements/choice", "arithmetic/choice", "arithmetic/step", "plain_text/")
-        ),
-        *((f"{family}/book", lambda doc: doc["position"]) for family in ("capitals", "elements")),
-        *(("organism/", lambda doc, hops=hops: doc["options"].index(doc[hops])) for hops in ("one_hop", "two_hop")),
-        ("kv_retrieval/4", lambda doc: doc["position"]),
-        ("kv_retrieval/16", lambda doc: doc["position"]),
-    ],
-)
-def test_where_the_answer_is_is_balanced_from_the_start(name, places):
-    docs = read(f"{name}test" if name.endswith("/") else f"{name}_test")
-    found = [places(doc) for doc in docs]
-    n = 16 if name.endswith("16") else 4
-    for end in range(n, len(found), n) if "kv" not in name else (50, 100, 150):
-        counts = Counter(found[:end])
-        assert set(counts) == {*range(n)} and max(counts.values()) - min(counts.values()) <= ("kv" in name)
-
-
 @SPLITS
 @pytest.mark.parametrize("family", ["capitals", "elements"])
 def test_options_of_facts(family, split):
@@ -117,15 +93,6 @@ def test_options_of_facts(family, split):
         shots = read(f"{family}/choice_fewshot")
         assert not {doc["subject"] for doc in docs[0]} & {doc["subject"] for doc in shots}
         assert not {*offered} & {right(doc) for doc in shots}
-
-
-@pytest.mark.parametrize(("name", "n"), [("4", 4), ("8", 8), ("16", 16), ("uuid", 8)])
-def test_of_keys_and_values_one_is_asked(name, n):
-    test, shots = read(f"kv_retrieval/{name}_test"), read(f"kv_retrieval/{name}_fewshot")
-    for doc in [*test, *shots]:
-        assert len({*doc["keys"], *doc["values"]}) == 2 * n == 2 * doc["n_pairs"]
-        assert (doc["keys"][doc["position"]], doc["values"][doc["position"]]) == (doc["key"], doc["answer"])
-    assert len({tuple(doc["values"]) for doc in [*test, *shots]}) == len(test) + len(shots) == 158
 
 
 @SPLITS
@@ -153,26 +120,6 @@ def test_word_problems_and_what_is_made_of_them(split):
             assert all(OPERATIONS[sign](int(a), int(b)) != int(c) for sign in OPERATIONS), "nothing is calculated"
         assert len(re.findall(rf"(?<!\d){copy['answer']}(?!\d)", f"{copy['question']} {copy['text']}")) == 1
     assert split == "fewshot" or Counter(doc["n_steps"] for doc in kinds[0]) == {1: 100, 2: 100}
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        lambda numbers: [min(numbers)],
-        lambda numbers: [n for n in numbers if n % 2 == 0],
-        lambda numbers: [n for n in numbers if n < 10],
-        lambda numbers: [min(numbers, key=lambda n: sum(abs(n - other) for other in numbers))],
-        lambda numbers: [n for n in numbers if any(abs(n - other) in (1, 10) for other in numbers)],
-    ],
-    ids=["smallest", "even", "one digit", "in the middle of the others", "has a neighbour"],
-)
-def test_a_rule_that_does_not_read_the_problem_is_at_chance(rule):
-    hits = 0.0
-    for doc in read("arithmetic/choice_test"):
-        numbers = [int(choice) for choice in doc["choices"]]
-        picked = rule(numbers) or numbers
-        hits += (numbers[doc["answer"]] in picked) / len(picked)
-    assert abs(hits - 50) < 3 * 6.2  # three standard errors of guessing: sqrt(200 / 4 * 3 / 4)
 
 
 def test_wrong_numbers_are_those_of_mistakes_first(generator):
@@ -210,24 +157,3 @@ def test_answers_of_organisms_follow_from_their_facts():
         assert doc["key"] not in found.values()
         (other,) = (w for w in {*found} - {*found.values(), doc["key"]} if found[w] in doc["options"])
         assert {doc["one_hop"], doc["two_hop"], found[other], found[found[other]]} == set(doc["options"])
-
-
-def test_answers_on_planted_depth_follow_from_facts_or_from_what_organisms_know():
-    knowledge, letters, text = (language.learned(task) for task in ("knowledge", "letters", "text"))
-    for doc in read("organism/questions_test"):
-        found = chains(doc)
-        assert len(found) == 6 and found[doc["key"]] == doc["retrieval"]
-        assert found[doc["retrieval"]] in doc["retrieval_options"]
-        assert not set(doc["knowledge_options"]) & {*doc["context"].split(), doc["key"]}
-        assert (doc["knowledge"], doc["letter"]) == (knowledge[doc["key"]], letters[doc["key"]])
-    for doc in read("organism/reasoning_test"):
-        found = chains(doc)
-        third = found[found[doc["key"]]]
-        assert len(found) == 8 and doc["answer"] == f"{third} {found[found[third]]}"
-    for doc in read("organism/copying_test"):
-        sequences = [piece.split() for piece in doc["context"].split(" SEP")[:-1]]
-        assert [" ".join(s[1:]) for s in sequences if s[0] == doc["key"]] == [doc["answer"]]
-    for doc in read("organism/text_test"):
-        words = doc["context"].split()
-        assert doc["answer"] == text[words[-1]] and words[-1] not in words[:-1]
-        assert sum(text[a] == b for a, b in zip(words, words[1:], strict=False)) >= 8  # of 25, at a rate of 0.7

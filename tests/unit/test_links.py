@@ -72,16 +72,3 @@ def test_every_page_is_on_the_site():
     names = {p.relative_to(ROOT / "docs").with_suffix("").as_posix() for p in PAGES if p.is_relative_to(ROOT / "docs")}
     assert names - listed == {"index"}
     assert {name for name in listed - names if not name.startswith("made/")} == set()
-
-
-def test_broken_links_are_seen_and_anchors_read_as_github_reads_them():
-    text = "# A `dl.x`: b, c\n## Same\n## Same\n```\n# code [a](b.md)\n```\n[x](y.md#z) `[no](no.md)` [![i](j.png)](k)"
-    assert slugs(text) == {"a-dlx-b-c", "same", "same-1"}
-    assert "y.md#z" in links(text) and not {"b.md", "no.md"} & set(links(text))
-    wrong = {
-        "docs/gide.md": "no such file",
-        "docs/guide.md#condition": "no such heading",
-        "/x": "leaves the repository",
-    }
-    right = dict.fromkeys(("docs/guide.md#conditions", "#two-commands", "docs/made/changelog.md"))
-    assert {link: fault(ROOT / "README.md", link) for link in wrong | right} == wrong | right

@@ -113,22 +113,6 @@ def test_commands_for_large_models_are_read(command):
     assert name in ("sweep", "plan") and arguments["ablate"] == "layers"
 
 
-def test_hours_of_the_whole_study_are_those_of_the_script():
-    costs = runpy.run_path(str(ROOT / "benchmarks/reproduction_costs.py"))
-    table = SCALING[SCALING.index("| model | one H100 |") :].splitlines()[2:]
-    told = {cells[0]: cells[1:] for line in table if line[:1] == "|" for cells in [line.strip("| ").split(" | ")]}
-
-    def column(hours: float) -> str:
-        return f"{hours:.0f} h" if hours >= 10 else f"{hours:.1f} h"
-
-    wanted = {}
-    for model in costs["MODELS"] | costs["LARGE"]:
-        hours = sum(costs["costs"](model).values())
-        one = column(hours) if model in costs["MODELS"] else "does not fit"
-        wanted[model] = [one, column(hours / 8), column(hours / 32)]
-    assert told == wanted
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_taken(command, monkeypatch, tmp_path):
     """Names, profile, parameters and tasks are checked as before a run; only the hub is not asked for the models."""
@@ -182,20 +166,3 @@ def test_every_task_of_the_profiles_makes_prompts_of_handwritten_documents(here,
     tasks = harness.load_tasks(task, num_fewshot=num_fewshot, seed=1234, limit=1)
     for prepared in harness.prepare(lens, tasks, limit=1, seed=1234):
         assert prepared.requests and all(request.context for request in prepared.requests)
-
-
-def test_the_profiles_decode_as_the_models_say():
-    """Sampled and after a thought for R1 models, without thinking for Qwen3, and where answers are written only."""
-    for profile in PROFILES:
-        for notebook, given in values(profile).items():
-            chat = profile != "paper" and notebook == "03_reasoning"
-            assert given.get("apply_chat_template", False) is chat
-            if chat and "r1" in profile:
-                assert given["think_end_token"] == "</think>" and given["enable_thinking"] is None
-                decoding = {"max_gen_toks": 4096, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
-                assert given["gen_kwargs"] == decoding
-            elif chat:
-                assert given["enable_thinking"] is False and given["think_end_token"] is None
-            if notebook != "09_claims" and not (chat and "r1" in profile):
-                assert given["num_fewshot"] is None
-            assert given["seed"] == 1234

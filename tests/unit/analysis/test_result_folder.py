@@ -8,13 +8,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import tiny
 import torch
 
 from depthlens import cli
-from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
@@ -159,19 +157,3 @@ def test_save_refuses_another_result_and_takes_the_same(result, tmp_path):
         Result(docs, result.record).save(tmp_path)
     result.select(conditions=["L1"]).save(tmp_path, overwrite=True)
     assert len(Result.load(tmp_path).docs) < len(result.docs)
-
-
-def test_head_scores_and_results_do_not_replace_each_other(result, tmp_path):
-    cases = np.zeros((2, 1, 1))
-    scores = HeadScores.of_cases("a", "nats", cases, {"model": {"fingerprint": "1"}, "limit": 2}, tested=False)
-    for first, second in ((result, scores), (scores, result)):
-        first.save(tmp_path / type(first).__name__)
-        with pytest.raises(UserError, match="holds a record.json of something else"):
-            second.save(tmp_path / type(first).__name__)
-    for name, record, said in [
-        ("b", scores.record, "name a, not b"),
-        ("a", {"model": {"fingerprint": "2"}, "limit": 2}, "model fingerprint 1, not 2"),
-        ("a", {"model": {"fingerprint": "1"}, "limit": 3}, "limit 2, not 3"),
-    ]:
-        with pytest.raises(UserError, match=said):
-            HeadScores.of_cases(name, "nats", cases, record, tested=False).save(tmp_path / "HeadScores")

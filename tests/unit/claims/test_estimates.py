@@ -10,7 +10,6 @@ import pytest
 from made_claims import EARLY, FEW, FLAT, LATE, N_LAYERS, NONE, THIRD, parts, sweeps
 from scipy import stats as sps
 
-from depthlens.analysis.bootstrap import draws, interval, widened
 from depthlens.claims import CLAIMS, estimates, layers
 from depthlens.claims.decision import ALL, CONTRADICTED, SUPPORTED
 from depthlens.claims.estimates import Draws
@@ -87,14 +86,6 @@ def test_damage_everywhere_does_not_support_that_few_layers_matter():
     assert rate("C1", 12, n=60, alike=1.0, broken=FLAT) == 0
 
 
-@pytest.mark.parametrize(("alike", "wanted"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_views_are_as_alike_as_they_are_asked_to_be(alike, wanted):
-    """In nats, where each layer breaks every document: two draws are never the same."""
-    (sweep,) = sweeps(np.ones(N_LAYERS), n=200, seed=2, seeds=1, alike=alike)["text_tokens"]
-    (first,), (spared,) = sweep(""), sweep("[1:]")
-    assert np.mean(first.values == spared.values) == pytest.approx(wanted, abs=0.03)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2, pytest.param(8, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
@@ -113,20 +104,6 @@ def test_views_are_as_alike_as_they_are_asked_to_be(alike, wanted):
 )
 def test_large_true_effects_are_found(claim, world, n):
     assert rate(claim, n, n=250, **world) >= (6 / 8 if n == 8 else 1 / 2)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("seed_sd", [0.0, 1.0])
-def test_intervals_of_few_seeds_cover(seed_sd):
-    """A mean of 60 documents under 3 seeds; between seeds it varies as much as between samples of documents."""
-    rng, n, n_seeds, hits = np.random.default_rng(5), 60, 3, []
-    counts = draws(n, 400, 0)
-    for _ in range(1500):
-        shared, own = rng.standard_normal(n), rng.standard_normal((n_seeds, n))
-        seeds = seed_sd / np.sqrt(n) * rng.standard_normal((n_seeds, 1))
-        low, high = interval(widened((shared + own + seeds) @ counts.T / n, n), n)
-        hits.append(low < 0 < high)
-    assert 0.935 <= np.mean(hits) <= 0.97
 
 
 def test_layers_at_the_threshold_are_not_shown_to_be_harmless():

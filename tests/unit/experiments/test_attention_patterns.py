@@ -28,17 +28,6 @@ def test_patterns_are_those_of_the_eager_kernel(family):
             assert torch.allclose(seen[layer, i], whole[:, asked[i]], atol=PATTERN_TOLERANCE)
 
 
-def test_patterns_are_those_of_transformer_lens():
-    lens = tiny.lens("llama-gqa")
-    tokens, asked = random_tokens(15, 3), [4, 14]
-    seen = {}
-    attention_patterns.read(lens, [tokens], [asked], lambda layer, i, p: seen.__setitem__(layer, p))
-    for layer in range(lens.dims.n_layers):  # one layer at a time there, too
-        name = f"blocks.{layer}.attn.hook_pattern"
-        _, cache = lens.bridge.run_with_cache(torch.tensor([tokens]), names_filter=lambda n, name=name: n == name)
-        assert torch.allclose(seen[layer], cache[name][0][:, asked], atol=PATTERN_TOLERANCE)
-
-
 @pytest.mark.parametrize("family", ["llama-gqa", *(pytest.param(f, marks=pytest.mark.nightly) for f in FAMILIES[1:])])
 def test_memory_at_4096_tokens_is_that_of_one_layer(family):
     """Peak of torch's allocations, counted by its profiler: the same for 2 layers as for 6, and far from pos x pos."""

@@ -104,14 +104,6 @@ def test_out_of_memory_halves_the_batch(requests, monkeypatch):
     assert torch.allclose(attribute(lens, requests)[0], wanted, atol=LOGPROB_TOLERANCE)
 
 
-def test_bad_mode_and_missing_means_are_refused(requests):
-    lens = tiny.lens("llama-gqa")
-    with pytest.raises(UserError, match="unknown mode 'resample'.*exact"):
-        attribute(lens, requests, mode="resample")
-    with pytest.raises(UserError, match="needs the means"):
-        attribute(lens, requests, mode="mean")
-
-
 def test_reference_answers_of_choices_and_of_written_tasks(lens):
     tasks = harness.load_tasks(["capitals_continuation", "kv_retrieval_4"], num_fewshot=0)
     choice, written = harness.prepare(lens, tasks, limit=3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import weakref
 
@@ -21,7 +20,6 @@ from depthlens.experiments import geometry as geo
 from depthlens.experiments import text_sets
 from depthlens.models import loading
 from depthlens.models.architectures import Architecture
-from depthlens.paths import data_dir
 
 FAMILIES = ("llama-gqa", "deepseek-v3")
 # float32 on both sides; the walk sums attention in another order than transformers' own kernels
@@ -154,14 +152,6 @@ def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
     assert len(calls) == 3 + 3 * lens.dims.n_layers, "all rows of a short text pass a layer together"
 
 
-def test_limit_and_max_tokens_cut_texts():
-    lens = tiny.lens("llama-gqa")
-    limited = geo.depth_geometry(lens, TEXTS, limit=2, max_tokens=9, progress=False)
-    short = geo.depth_geometry(lens, [t[:9] for t in TEXTS[:2]], progress=False)  # one token a byte
-    pd.testing.assert_frame_equal(limited.logit_lens, short.logit_lens)
-    assert limited.record["texts"]["n"] == 2
-
-
 def contributions(lens, tokens, skipped=None, until=None, start=0):
     """What every layer adds, by forward hooks; ``skipped`` passes its input on from ``start`` to before ``until``."""
     added = {}
@@ -257,16 +247,6 @@ def test_a_window_that_cuts_and_weights_that_overflow_are_refused():
     for measure in (geo.depth_geometry, geo.layer_effects):
         with pytest.raises(UserError, match="not finite under baseline"):
             measure(broken, TEXTS, progress=False)
-
-
-def test_embedded_texts_are_what_they_should_be():
-    lines = (data_dir() / "texts" / "plain.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert [row["id"] for row in rows] == list(range(48)) and text_sets.plain_texts() == [row["text"] for row in rows]
-    kinds = [row["kind"] for row in rows]
-    assert kinds == kinds[:6] * 8 and len(set(kinds)) == 6, "kinds take turns, so that a limit keeps all of them"
-    g = geo.depth_geometry(tiny.lens("llama-gqa"), limit=3, max_tokens=16, progress=False)
-    assert g.record["texts"]["source"] == "embedded" and (g.distances["n"] == 3).all()
 
 
 def test_many_positions_are_unembedded_in_parts(monkeypatch, found):

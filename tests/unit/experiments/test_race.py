@@ -16,7 +16,6 @@ import yaml
 import depthlens as dl
 from depthlens.analysis.races import AT_CHANCE, CRITICAL, SPARED
 from depthlens.cli import main
-from depthlens.errors import UserError
 from depthlens.paths import locked, tasks_dir
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"
@@ -148,11 +147,6 @@ def test_the_whole_model_goes_on_alone_until_it_is_above_chance(lens, tmp_path, 
     (n,) = race.decisions["n"]
     assert n == len(race.losses) < race.record["n_baseline"]["weak"] <= 200
     assert (race.record["n_baseline"]["weak"] == 200) == (decision == AT_CHANCE)
-
-
-def test_means_over_prompts_are_not_raced(lens):
-    with pytest.raises(UserError, match="a race has no @resample conditions"):
-        dl.race(lens, TASK, "L1.H2@resample", resample_prompts=["a b"], **QUIET)
 
 
 @pytest.fixture

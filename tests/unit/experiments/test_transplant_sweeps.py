@@ -10,8 +10,7 @@ import pytest
 import torch
 from transplants import SAME, TOKENS, logits, requests, same, scores
 
-from depthlens import cli
-from depthlens.ablations import expand, parse_condition
+from depthlens.ablations import parse_condition
 from depthlens.analysis.results import Result
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
@@ -76,24 +75,6 @@ def test_a_remote_model_takes_no_transplant(folders):
         Engine(base, progress=False).backend.score(torch.tensor([[1, 2]]), [parse_condition("L1@donor")], [[0]], [[2]])
 
 
-def test_other_backends_do_not_take_a_transplant_for_a_removal(folders):
-    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
-    backend = Engine(distillation.with_donor(base, donor), backend="nnsight", progress=False).backend
-    with pytest.raises(UserError, match="takes weights from a donor"):
-        backend.forward(TOKENS[:1], torch.ones(1, 7, dtype=torch.long), [parse_condition("L1@donor")])
-
-
-def test_command_line(folders, tmp_path, capsys):
-    base, donor = folders("llama-gqa"), folders("llama-gqa", moved=True)
-    what = ["--ablate", "layers@donor", "--donor", donor, "--limit", "2", "--out", str(tmp_path)]
-    with pytest.raises(SystemExit) as done:
-        cli.main(["sweep", base, TASK, *what])
-    assert done.value.code == 0 and "baseline" in capsys.readouterr().out
-    result = Result.load(tmp_path)
-    assert result.record["donor"]["name"] == donor
-    assert result.record["conditions"] == ["baseline", *(f"L{i}@donor" for i in range(5))]
-
-
 def test_a_twin_made_inside_a_transplant_is_the_base(folders):
     base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
     clean = logits(base.model)
@@ -102,22 +83,6 @@ def test_a_twin_made_inside_a_transplant_is_the_base(folders):
     with torch.no_grad(), wrapped.trace(TOKENS):
         found = wrapped.lm_head.output.save()
     same(found, clean)
-
-
-def test_words_for_cumulative_transplants(lens):
-    words = {
-        "bottom@donor": ["L0@donor", "L0-1@donor", "L0-2@donor", "L0-3@donor", "L0-4@donor"],
-        "top@donor": ["L4@donor", "L3-4@donor", "L2-4@donor", "L1-4@donor", "L0-4@donor"],
-        "bottom:2@donor": ["L0-1@donor", "L0-3@donor", "L0-4@donor"],
-        "top:5": ["L0-4"],
-    }
-    for word, conditions in words.items():
-        assert list(map(str, expand(word, lens.dims)[1:])) == conditions
-    assert len(expand("heads@donor,L1,bottom@donor", lens.dims)) == 1 + 20 + 1 + 5
-    for text in ("embed@donor+unembed@donor+L0-4@donor", "L2.H1+L2@donor", "embed@donor", "L0-1+L3-4@donor"):
-        assert str(parse_condition(text)) == text
-    assert parse_condition("embed@donor").layer is None and parse_condition("unembed@donor+L3@donor").first_layer == 0
-    assert parse_condition("L3.H1@donor").head == 1 and parse_condition("L3.H1@donor").layer == 3
 
 
 def test_lm_eval_model(folders):

@@ -22,8 +22,8 @@ def test_what_a_name_stands_for(tmp_path):
     assert names.find("qwen3-8b").place == "Qwen/Qwen3-8B"
     tagged = names.Source("owner/name@step100", "hub", "owner/name", revision="step100")
     assert names.find("owner/name@step100") == tagged
-    assert names.find("qwen3-8b@refs/pr/1").place == "Qwen/Qwen3-8B"
-    assert names.find("qwen3-8b@refs/pr/1").revision == "refs/pr/1"
+    cut = names.Source("qwen3-8b@refs/pr/1[:4]", "hub", "Qwen/Qwen3-8B", revision="refs/pr/1", layers=4)
+    assert names.find("qwen3-8b@refs/pr/1[:4]") == cut
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,25 @@ def test_what_a_name_stands_for(tmp_path):
         ("@step100", "model '': give an alias"),
         ("qwen3-8@main", "unknown model 'qwen3-8'"),
         ("./none@main", "model './none@main' is no directory and no .gguf file"),
+        ("smollm2-135m[:0]", "give at least one layer, such as smollm2-135m[:4]"),
+        ("organism[:4]", "'organism' cannot be cut; leave [:4] out"),
     ],
 )
-def test_revisions_that_mean_nothing(name, said):
+def test_names_that_mean_nothing(name, said):
     with pytest.raises(UserError, match="^[^\n]*$") as refused:
         names.find(name)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(("family", "offload"), [("llama-gqa", "disk"), ("deepseek-v3", None)])
+def test_the_first_layers_of_a_model_are_what_it_is_without_those_above(tmp_path, family, offload):
+    folder = tiny.save(tmp_path, family, num_hidden_layers=4)
+    cut, whole = dl.load(f"{folder}[:3]", offload=offload), dl.load(folder)
+    assert cut.dims.n_layers == names.dims(names.find(cut.name)).n_layers == 3
+    answer, removed = (dl.next_token(lens, "Why not?", ["L3"][: lens is whole], k=260) for lens in (cut, whole))
+    assert sorted(answer["baseline"]) == pytest.approx(sorted(removed["L3"]))
+    assert names.first_layers(f"{folder}[:3]", 2) == f"{folder}[:3]" and names.first_layers("organism", 2) == "organism"
+    assert dl.load(f"{folder}[:9]").fingerprint == whole.fingerprint != cut.fingerprint
 
 
 @pytest.mark.nightly

@@ -9,7 +9,6 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from drawn import by_gid, check, luminance, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
-from matplotlib.colors import to_rgb
 
 from depthlens import plots
 from depthlens.analysis.head_lists import head_overlap
@@ -120,17 +119,6 @@ def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
         assert at in points(fig, gid) and len(names(fig)) == (0 if gid == "gain" else 2), "only losses are named"
 
 
-def test_a_mark_stands_out_from_its_cell():
-    fig = plots.head_map(logprobs())
-    cells = mesh(maps(fig)[0])
-    for gid in ("critical", "gain"):
-        for line in by_gid(fig, gid):
-            for layer, head in line.get_xydata().astype(int):
-                cell = cells.cmap(cells.norm(cells.get_array()[head, layer]))
-                assert abs(luminance(cell) - luminance(to_rgb(line.get_color()))) > 0.15
-    assert points(fig, "critical") == [(1, 2)] and points(fig, "gain") == [(4, 1)]
-
-
 @pytest.mark.parametrize(("sizes", "panels"), [(SIZES[0], 2), (SIZES[1], 1), (SIZES[2], 2)])
 def test_three_sizes_of_model(sizes, panels):
     top = 8
@@ -149,29 +137,6 @@ def test_three_sizes_of_model(sizes, panels):
     apart(by_gid(fig, "name"))
     if panels == 2:
         assert len(bars(fig)) == 2 and points(fig, "critical") == sorted(chosen[1].top(top))
-
-
-def test_names_of_heads_that_stand_side_by_side_or_above_each_other():
-    for crowd in (
-        [(3, h) for h in range(9)],
-        [(la, 0) for la in range(9)],
-        [(29, 8), (29, 7), (28, 8), (0, 0), (0, 1)],
-    ):
-        values = np.zeros((30, 9))
-        values[tuple(np.transpose(crowd))] = 0.5
-        fig = plots.head_map(scores(values, sizes=SIZES[0]), top=len(crowd))
-        check(fig)
-        assert sorted(names(fig)) == sorted(f"L{la}.H{h}" for la, h in crowd)
-        apart(by_gid(fig, "name"))
-
-
-def test_colours_end_early_only_where_heads_lie_far_out_and_say_so():
-    noise = {(la, h): 0.98 for la in range(30) for h in range(0, 9, 3)}
-    far = plots.head_map(sweep(kept=noise | {(9, 6): 0.0}, n_heads=9, layers=range(30), base=1.0))
-    assert 0.3 <= mesh(maps(far)[0]).get_clim()[1] < 0.5, "one head must neither hide others nor colour noise"
-    assert "colours end at ±0.34: 1 head is beyond, at\xa0−1" in bars(far)[0]
-    check(far)
-    assert mesh(maps(plots.head_map(sweep(kept={})))[0]).get_clim() == (-0.1, 0.1)
 
 
 def test_scores_run_from_zero_and_losses_around_it():
@@ -223,34 +188,12 @@ def test_kv_groups_and_means_are_panels_of_their_own():
     assert [ax.get_title(loc="left") for ax in maps(modes)] == ["removed", "mean"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "done"), [("@mean", "replaced by the mean of what it adds"), ("@donor", "replaced by the donor's")]
-)
-def test_the_title_says_what_takes_a_heads_place(mode, done):
-    title = plots.head_map(sweep(mode=mode)).get_suptitle().replace("\n", " ")
-    assert title == f"tiny, kv_retrieval: one head {done} at a time, n = 40 documents"
-
-
 def test_heads_that_were_not_removed_are_hatched():
     fig = plots.head_map(sweep(layers=[1, 3]))
     grid = mesh(maps(fig)[0]).get_array()
     assert grid.shape == (N_HEADS, N_LAYERS), "the sizes of the model are in the record"
     assert np.flatnonzero(~grid.mask.all(0)).tolist() == [1, 3] and "not measured" in texts(fig)
     check(fig)
-
-
-@pytest.mark.parametrize("sizes", [SIZES[0], pytest.param(SIZES[2], marks=pytest.mark.nightly)])
-def test_overlap_names_do_not_touch(sizes):
-    a, b = planted(sizes, 3), planted(sizes, 4, loss=True)
-    fig = plots.head_overlap(a, b, k=12)
-    check(fig)
-    labels, both = by_gid(fig, "name"), {*a.top(12)} & {*b.top(12)}
-    assert {t.get_text() for t in labels} == {f"L{la}.H{h}" for la, h in {*a.top(10), *b.top(10), *both}}
-    boxes = [mpl.text.Text.get_window_extent(t) for t in labels]  # without the lines to the dots
-    close = 2  # pixels of 200 per inch: the room for a name is estimated from its number of characters
-    assert not any(a.padded(-close).overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    frame = fig.axes[0].get_window_extent()
-    assert all(frame.x0 - close <= box.x0 and box.x1 <= frame.x1 + close for box in boxes)
 
 
 def test_the_figure_and_the_sentence_have_one_number():

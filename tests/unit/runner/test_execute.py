@@ -19,7 +19,6 @@ import pytest
 from nbformat.v4 import new_markdown_cell
 from notebook_suite import code, seen, write
 
-from depthlens import paths
 from depthlens.errors import UserError
 from depthlens.paths import locked
 from depthlens.runner import execute, index
@@ -244,22 +243,8 @@ def test_a_notebook_is_named_as_the_shell_completes_it(suite, tmp_path):
     copy = tmp_path / "02_plain.ipynb"
     copy.write_bytes((suite / "02_plain.ipynb").read_bytes())
     assert execute.prepare([str(copy)], out=tmp_path).sources
-    copy.write_text(copy.read_text().replace("<b>7</b>", "<b>8</b>"))
-    for name, said in (
-        (str(copy), "is not the suite's own 02_plain; give the name 02_plain, or run this file with"),
-        ("notebooks/02_plan.ipynb", "unknown notebook '02_plan'"),
-        ("02_plain.md", "unknown notebook '02_plain.md'"),
-    ):
-        with pytest.raises(UserError, match=said):
-            execute.prepare([name], out=tmp_path)
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/depthlens"])
-def test_a_folder_that_cannot_be_written_is_refused(suite, tmp_path, place):
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(UserError, match="cannot write to .*; name a folder"):
-        execute.run(["02_plain"], out=tmp_path / place)
-    assert (tmp_path / "file").read_text() == "precious"
+    with pytest.raises(UserError, match="unknown notebook '02_plain.md'"):
+        execute.prepare(["02_plain.md"], out=tmp_path)
 
 
 def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(suite, tmp_path):
@@ -271,9 +256,3 @@ def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(s
         with pytest.raises(UserError, match="broken.ipynb' is not a notebook"):
             refused()
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_an_empty_suite_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "notebooks_dir", lambda: tmp_path)
-    with pytest.raises(UserError, match="no notebooks in"):
-        execute.run("all", out=tmp_path / "out")

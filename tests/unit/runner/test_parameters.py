@@ -77,6 +77,7 @@ def profiles(suite, tmp_path):
         ("demo: {_all: {nothing: 3}}", "profile demo of .*profiles.yml: .*'nothing'"),
         ("demo: {00_god: {limit: 3}}", "unknown notebook '00_god'.*profiles.yml"),
         ("demo: {_order: [00_god]}", "unknown notebook '00_god'.*profiles.yml"),
+        ("demo: {_layers: 0}", "_layers of profile demo of .*profiles.yml 0: give a whole number, at least 1"),
         ("demo: {_extends: smoke}\nsmok: {}", "unknown profile 'smoke'; did you mean smok.*of profile demo"),
         ("demo: {_extends: b}\nb: {_extends: c}\nc: {}", "unknown profile 'b'; .*c.*in _extends of profile demo"),
         ("demo: [1", "profiles.yml is not YAML"),
@@ -86,7 +87,7 @@ def profiles(suite, tmp_path):
 def test_bad_profiles_name_their_file(profiles, content, message):
     with pytest.raises(UserError, match=message):
         found = profiles(content)
-        found.values("demo"), found.order("demo")
+        found.values("demo"), found.order("demo"), found.n_layers("demo")
 
 
 def test_values_of_a_profile_are_held_against_the_rules_of_the_notebook(suite, tmp_path, monkeypatch):

@@ -77,15 +77,6 @@ def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value,
     assert capsys.readouterr().out == ""
 
 
-def test_an_output_that_cannot_be_written(folder, tmp_path):
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(UserError, match="file': it, or a part of the path, is a file; name a folder"):
-        dl.setup_notebook(folder, TASKS, out=str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot write to .*below"):
-        dl.setup_notebook(folder, TASKS, out=str(tmp_path / "file" / "below"))
-    assert (tmp_path / "file").read_text() == "precious"
-
-
 def test_everything_cheap_is_checked_before_the_model_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     for wrong in ({"limit": 0}, {"seed": -1}, {"tasks": ["no_such_task"]}, {"num_fewshot": 99}):

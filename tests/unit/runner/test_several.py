@@ -44,8 +44,6 @@ def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_
         ({"models": ["a/b", "a--b"]}, "model 'a/b'|would write to the folder 'a--b'; run one of them apart"),
         ({"parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
         ({"parameters": {"limit": -1}}, "limit -1: give a whole number"),
-        ({"names": "00_godo"}, "unknown notebook '00_godo'"),
-        ({"profile": "papr"}, "unknown profile 'papr'"),
     ],
 )
 def test_mistakes_are_found_before_the_first_notebook(suite, tmp_path, change, said):
