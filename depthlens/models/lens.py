@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from depthlens import arguments
 from depthlens.ablations import Condition, Dims
 from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint, quantised
@@ -321,11 +323,23 @@ def exclusive(*lenses: Lens) -> Iterator[None]:
 
 
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, which works with the models that it is given as `exclusive` says."""
+    """The function, which works with the models that it is given as `exclusive` says.
+
+    Where it takes ``**options``, its signature names them, so that Tab in a notebook offers them.
+    """
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> T:
         with exclusive(*(given for given in (*args, *kwargs.values()) if isinstance(given, Lens))):
             return function(*args, **kwargs)
 
+    signature = inspect.signature(function)
+    if "options" in signature.parameters:
+        own = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
+        named = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=...)
+            for name in arguments.OPTIONS
+            if name not in own
+        ]
+        vars(alone).update(__signature__=signature.replace(parameters=[*own.values(), *named]))
     return alone

@@ -47,6 +47,8 @@ shell.Completer.use_jedi = False
 for space in ("dl", "dl.plots", "dl.analysis"):
     offered = [text[1:] for text in shell.Completer.complete(line_buffer=space + ".")[1] if text.startswith(".")]
     print(space, sorted(offered) == sorted(eval(space).__all__) == dir(eval(space)))
+call = "dl.head_sweep(lens, 'capitals', "
+print("options", {"num_fewshot=", "method="} <= {*shell.Completer.complete(line_buffer=call)[1]})
 """
 STOPS = "raise errors.Interrupted('3 of 8 rows are kept in <store>')"
 
@@ -86,7 +88,7 @@ def test_the_set_up_cell_does_not_ask_for_ipywidgets_and_completion_offers_publi
     *_, shown, (completed,), _, _ = kernel
     texts = [str(output.get("data", output.get("text"))) for output in shown]
     assert any("fingerprint" in text for text in texts) and not any("ipywidgets" in text for text in texts)
-    assert completed.text.splitlines() == ["dl True", "dl.plots True", "dl.analysis True"]
+    assert completed.text.splitlines() == ["dl True", "dl.plots True", "dl.analysis True", "options True"]
 
 
 def test_plain_python_shows_the_traceback():
