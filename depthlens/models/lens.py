@@ -174,7 +174,8 @@ class Lens:
         Overflow (float16, now and then bfloat16) and broken weights give NaN or infinite log-probabilities.
         """
         fault = f"model {self.name!r} gives numbers that are not finite under {condition}"
-        fix = "use dtype=float32, or get its weights again"
+        half = "use dtype=float32, or " if self.dtype.itemsize < 4 else ""
+        fix = f"{half}get its weights again"
         return UserError(f"{fault} ({str(self.dtype).removeprefix('torch.')}); {fix}")
 
     def identify(self) -> fingerprint.Identity:

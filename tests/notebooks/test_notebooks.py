@@ -140,16 +140,11 @@ def test_a_profile_takes_a_model_of_ones_own(models, tmp_path, profile):
 @pytest.mark.parametrize(
     ("name", "own", "said"),
     [
-        ("00_tour", {"ways": ["layers", "L4"]}, "ways ['layers', 'L4']: condition L4: layer 4 does not exist; layers"),
-        ("02_knowledge_and_retrieval", {"ways": ["atn"]}, "ways ['atn']: condition 'atn': cannot read 'atn'"),
-        ("04_heads", {"layers": [3, 4]}, "layers [3, 4]: condition L4: layer 4 does not exist; layers are 0..3"),
-        ("04_heads", {"layers": "layers:0"}, "layers 'layers:0': size '0' in 'layers:0'"),
         ("05_retrieval_heads", {"draws": 0}, "draws 0: lists of heads are compared with random ones; give at least 10"),
         ("07_distillation", {}, "distilled 'smollm2-135m-cot' is no twin of model"),
-        ("09_claims", {"views": ["layers", "L2.H9"]}, "head 9 does not exist; heads are 0..3"),
     ],
 )
-def test_parts_that_the_model_does_not_have_are_told_before_the_first_cell(models, tmp_path, name, own, said):
+def test_what_notebooks_cannot_use_is_told_before_the_first_cell(models, tmp_path, name, own, said):
     with pytest.raises(UserError) as told:
         execute.prepare(name, out=tmp_path, profile="smoke", parameters={"model": models["model"], **own})
     assert f"notebook {name}: " in str(told.value) and said in str(told.value) and "\n" not in str(told.value)
