@@ -235,3 +235,8 @@ def test_layer_head_and_first_layer_of_a_condition():
     assert (parse_condition("L3.attn+L3.mlp").layer, parse_condition("L3.attn").head) == (3, None)
     assert (parse_condition("L2-4").layer, parse_condition("L2-4").first_layer) == (None, 2)
     assert (BASELINE.layer, BASELINE.first_layer) == (None, None)
+
+
+def test_experts_are_removed_where_a_router_chooses_among_several():
+    dims = Dims(3, 4, 2, 32, 8, n_experts=(0, 1, 3))
+    assert [str(c) for c in expand("experts", dims)] == ["baseline", "L2.E0", "L2.E1", "L2.E2"]

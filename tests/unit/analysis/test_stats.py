@@ -246,3 +246,14 @@ def test_bad_documents_are_refused_in_one_line(values, ids, message):
     with pytest.raises(UserError, match=message) as caught:
         stats.summarise(table(values, doc_ids=ids))
     assert "\n" not in str(caught.value)
+
+
+def test_an_interval_of_bounded_scores_ends_where_the_score_test_with_t_rejects():
+    """Wilson's interval of as many right and wrong answers as have the scores' variance."""
+    scores = np.random.default_rng(0).beta(2, 1, 40)
+    low, high = stats.bounded_mean_intervals(scores[None])[:, 0]
+    mean = scores.mean()
+    effective = 40 * mean * (1 - mean) / scores.var(ddof=1)
+    assert 0 < low < mean < high < 1
+    for end in (low, high):
+        assert (mean - end) ** 2 == pytest.approx(sps.t.ppf(0.975, 39) ** 2 * end * (1 - end) / effective)
