@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress, groupby, islice
 from textwrap import shorten
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -73,6 +73,9 @@ class Score(NamedTuple):
     response: str
     parsed: bool = True
     complete: bool | None = None
+
+
+P = TypeVar("P", bound="Prepared")
 
 
 @dataclass
@@ -133,7 +136,7 @@ class Prepared:
         of = {p.name: [getattr(make(), "fallback", None) for make in p.filters] for p in self.task._filters}
         return {name: {str(text).casefold() for text in texts if text is not None} for name, texts in of.items()}
 
-    def part(self, documents: Collection[int]) -> Self:
+    def part(self: P, documents: Collection[int]) -> P:
         """The same task with some of its documents, by number; its prompts stay the same."""
         part, kept = copy.copy(self), [instance.doc_id in documents for instance in self.task.instances]
         vars(part).pop("docs", None)
