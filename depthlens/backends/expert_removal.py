@@ -84,8 +84,8 @@ def removed(
     n_experts: int,
     position_ids: Int[Tensor, "#row pos"] | None,
     device: torch.device,
-) -> Bool[Tensor, "row pos n_experts"]:
-    """Which experts of a layer each token must do without.
+) -> Bool[Tensor, "#row #pos n_experts"]:
+    """Which experts of a layer each token must do without; one position serves all where no ablation spares any.
 
     Args:
         ablations: Of experts of the layer, each with its row.
