@@ -286,7 +286,7 @@ def run(
 
 app.command()(notebooks.compare)
 app.command()(notebooks.gallery)
-app.command()(exports.export)
+app.command()(experiments.with_options("dtype")(exports.export))
 
 
 @app.command()

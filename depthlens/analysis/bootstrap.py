@@ -173,18 +173,6 @@ def widened(by_seed: np.ndarray, n: int) -> np.ndarray:
     return values[:1] + (values - values[:1]) * np.where(np.isfinite(factor), factor, 1.0)
 
 
-def percentile_interval(values: np.ndarray) -> np.ndarray:
-    """Plain 95% percentile interval of draws, for ranks and rank correlations.
-
-    Args:
-        values: The sample's own value first, then the draws. Shape [1 + n_boot, ...].
-
-    Returns:
-        Lower and upper bounds. Shape [2, ...].
-    """
-    return np.nanquantile(values[1:], [ALPHA / 2, 1 - ALPHA / 2], axis=0)
-
-
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """``numerator / denominator``, NaN where the denominator is not above 0."""
     shape = np.broadcast(numerator, denominator).shape

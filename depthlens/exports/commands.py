@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from depthlens.models.commands import DtypeOption
 from depthlens.progress import say
 
 
@@ -30,7 +29,7 @@ def export(
             metavar="DIR", help="Folder of a sweep that scored the condition: the model card then says what it cost."
         ),
     ] = None,
-    dtype: DtypeOption = "auto",
+    **loading: Any,
 ) -> None:
     """Write the model that a condition leaves as a smaller Hugging Face checkpoint, with a model card.
 
@@ -41,7 +40,7 @@ def export(
     from depthlens import arguments
     from depthlens.ablations import parse_condition
 
-    arguments.check(dtype=dtype, out=out)
+    arguments.check(out=out, **loading)
     parse_condition(condition)
     say(f"loading {model}", model=model)
     import depthlens as dl
@@ -49,5 +48,5 @@ def export(
 
     empty_folder(out)
     scored = dl.Result.load(result) if result is not None else None
-    found = dl.export(dl.load(model, dtype=dtype), condition, out, result=scored)
+    found = dl.export(dl.load(model, **loading), condition, out, result=scored)
     typer.echo(f"{found}\nWrote {found.folder}")

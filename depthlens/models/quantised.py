@@ -133,11 +133,6 @@ def tensors_of(weight: Tensor) -> list[Tensor]:
     return [part for part in parts if part is not None]
 
 
-def stored_bytes(weight: Tensor) -> int:
-    """Bytes that a weight takes in memory."""
-    return sum(tensor.nbytes for tensor in tensors_of(weight))
-
-
 def shape_of(weight: Tensor) -> list[int]:
     """Shape of the numbers that a weight stands for; bitsandbytes stores two in a byte, and says how many bytes."""
     state = getattr(weight, "quant_state", None)
