@@ -30,8 +30,7 @@ from depthlens.models import pairs
 from depthlens.models.lens import NO_GENERATION, Lens, exclusive
 from depthlens.models.rounded_weights import rounded_layers
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache
-from depthlens.store.answer_rows import AnswerRows, Product
+from depthlens.store.answer_cache import AnswerCache, AnswerRows, Product
 
 log = logging.getLogger(__name__)
 

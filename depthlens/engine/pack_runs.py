@@ -18,7 +18,7 @@ from depthlens.engine.wavefront import CleanRow, fork_layer
 from depthlens.engine.work import Work, WorkRate
 from depthlens.models.lens import Lens
 from depthlens.progress import Bar
-from depthlens.store.answer_rows import AnswerRows, Product
+from depthlens.store.answer_cache import AnswerRows, Product
 
 # a prefix that requests share is computed once a pack, so that a pack of several times its length spends little on it
 PREFIX_SHARE = 4

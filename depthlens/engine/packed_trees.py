@@ -36,7 +36,7 @@ from depthlens.models.rounded_weights import other_weights_resident, rounded_byt
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store import answer_cache
-from depthlens.store.answer_rows import AnswerRows
+from depthlens.store.answer_cache import AnswerRows
 
 # prompts that are decoded in one pack, even if few conditions fit into memory then: a pack's last rows, which write for
 # longest, have few others beside them

@@ -20,7 +20,7 @@ from depthlens.errors import UserError
 from depthlens.models.architectures import body_of, hidden, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
-from depthlens.store.answer_rows import digest
+from depthlens.store.answer_cache import digest
 
 Tokens = Sequence[int]
 SITES = ("layer", "attn", "mlp", "z")  # what is read: what a layer adds, what its sublayers give, and z of its heads

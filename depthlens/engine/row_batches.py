@@ -28,7 +28,7 @@ from depthlens.models.rounded_weights import other_weights_resident
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store import answer_cache
-from depthlens.store.answer_rows import AnswerRows
+from depthlens.store.answer_cache import AnswerRows
 
 
 class RowBatches:

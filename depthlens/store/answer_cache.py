@@ -10,11 +10,14 @@ the condition.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,8 @@ import numpy as np
 from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
-from depthlens.store.answer_rows import AnswerRows
+from depthlens.errors import Interrupted, hear_ctrl_c
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.store.parts import Entry, Store, open_store
 
 log = logging.getLogger(__name__)
@@ -34,6 +38,114 @@ NUMERICS = 1
 KEEP_SECONDS = 10.0
 Measure = Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]]
 Where = str | os.PathLike[str] | Store | None
+Row = tuple[int, int]  # condition, request
+Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
+
+
+class AnswerRows:
+    """Requests x conditions: which answers are known, and which are missing.
+
+    Args:
+        cache: Where answers are read and stored.
+        requests: What is asked.
+        conditions: Under which conditions; for numbers, their names.
+
+    Attributes:
+        addresses: What each condition is called in the store.
+        answers: Indexed [condition][request]; None where one is missing.
+        n_known: How many answers were read at the start.
+    """
+
+    def __init__(self, cache: AnswerCache, requests: Sequence[Any], conditions: Sequence[Any]) -> None:
+        self.entry = cache.entry
+        self.requests = requests
+        self.conditions = conditions
+        self.addresses = [cache.address(c) for c in conditions]
+        # equal requests (an option that two documents share) are one row of the store
+        self._digests = [digest(request) if self.entry else "" for request in requests]
+        known = self.entry.read({*self.addresses}, {*self._digests}) if self.entry else {}
+        self.answers: list[list[Any]] = [[known.get((c, r)) for r in self._digests] for c in self.addresses]
+        self.n_known = sum(answer is not None for row in self.answers for answer in row)
+        self._computed: set[Row] = set()
+        self._waiting: list[Row] = []  # computed, and not stored yet
+        self._last_stored = time.monotonic()
+        self._n_stored = self.n_known
+        self._bar: bars.Bar | None = None
+        self._check_ctrl_c: Callable[[], object] = bool  # does nothing outside of `shown_on`
+
+    @property
+    def n_computed(self) -> int:
+        """Answers that were computed."""
+        return len(self._computed)
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Conditions that lack answers."""
+        return [c for c, row in enumerate(self.answers) if None in row]
+
+    def missing(self, members: Iterable[int] | None = None, group: Iterable[int] | None = None) -> list[Product]:
+        """Rows that lack answers, as products: those of some requests under some conditions, or all.
+
+        Conditions that lack the same requests are put together.
+        """
+        members = range(len(self.requests)) if members is None else list(members)
+        found: dict[tuple[int, ...], list[int]] = {}
+        for c in range(len(self.conditions)) if group is None else group:
+            if lacking := tuple(r for r in members if self.answers[c][r] is None):
+                found.setdefault(lacking, []).append(c)
+        return [([*requests], conditions) for requests, conditions in found.items()]
+
+    def keep(self, rows: Iterable[Row], *, wait: bool = False) -> None:
+        """Store the answers that there are of some rows, each once.
+
+        Args:
+            rows: Condition and request.
+            wait: Store them together with others, as soon as `KEEP_SECONDS` have passed.
+        """
+        new = {(c, r) for c, r in rows if self.answers[c][r] is not None} - self._computed
+        self._computed |= new
+        self._waiting += sorted(new)
+        if not wait or time.monotonic() - self._last_stored > KEEP_SECONDS:
+            self._store()
+        self._check_ctrl_c()
+
+    def _store(self) -> None:
+        rows, self._waiting, self._last_stored = self._waiting, [], time.monotonic()
+        answers = {(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows}
+        if self.entry and answers and self.entry.write(answers):
+            self._count_stored(len(rows))
+
+    def _count_stored(self, n: int) -> None:
+        self._n_stored += n
+        if self.entry and self._bar is not None:
+            self._bar.kept(self._n_stored)
+
+    @contextmanager
+    def shown_on(self, bar: bars.Bar) -> Iterator[None]:
+        """Within the context a bar shows how many rows are stored, and Ctrl-C says so in one line.
+
+        At its end, also after an error, all that was computed is stored.
+
+        Raises:
+            Interrupted: Ctrl-C.
+        """
+        self._bar = bar
+        self._count_stored(0)
+        try:
+            with hear_ctrl_c() as self._check_ctrl_c:
+                try:
+                    yield
+                finally:
+                    self._store()
+        except KeyboardInterrupt:
+            raise Interrupted(self._stored_so_far()) from None
+
+    def _stored_so_far(self) -> str:
+        """How many rows are stored and how to continue, in one line."""
+        if not self.entry:
+            return "nothing is kept without a store; with one the same call goes on where it was stopped"
+        rows = f"{self._n_stored} of {len(self.requests) * len(self.conditions)} rows of {self.entry.label}"
+        return f"{rows} are kept in {self.entry.store.location}; run the same again to go on"
 
 
 class AnswerCache:
@@ -53,7 +165,7 @@ class AnswerCache:
     @property
     def n_read(self) -> int:
         """Answers that were read."""
-        return sum(rows.n_known for rows in self._rows if rows.entry)
+        return sum(rows.n_known for rows in self._rows)
 
     @property
     def n_computed(self) -> int:
@@ -62,11 +174,8 @@ class AnswerCache:
 
     def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
         """Answers to requests under conditions, with what is known already."""
-        self._rows.append(self._look_up(requests, conditions))
+        self._rows.append(AnswerRows(self, requests, conditions))
         return self._rows[-1]
-
-    def _look_up(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
-        return AnswerRows(self.entry, requests, conditions, [self.address(c) for c in conditions])
 
     def numbers(
         self,
@@ -94,29 +203,21 @@ class AnswerCache:
         if not cases or not names:
             return np.empty((len(cases), len(names)))
         rows = self.rows(cases, names)
-
-        every, waiting, last = range(len(names)), list[int](), time.monotonic()
-        missing = sorted({case for cases_of, _ in rows.missing() for case in cases_of})
+        missing = sorted({case for of_names, _ in rows.missing() for case in of_names})
         known = len(cases) - len(missing)
         options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
         with bars.bar(**options) as bar, rows.shown_on(bar):
-            try:
-                for some, values in measure(missing) if missing else ():
-                    for case, numbers in zip(some, values.tolist(), strict=True):
-                        for name, number in enumerate(numbers):
-                            rows.answers[name][case] = number
-                    waiting += some
-                    bar.update(len(some))
-                    if time.monotonic() - last > KEEP_SECONDS:
-                        rows.keep((name, case) for name in every for case in waiting)
-                        waiting, last = [], time.monotonic()
-            finally:
-                rows.keep((name, case) for name in every for case in waiting)
+            for some, values in measure(missing) if missing else ():
+                for case, numbers in zip(some, values.tolist(), strict=True):
+                    for name, number in enumerate(numbers):
+                        rows.answers[name][case] = number
+                rows.keep(product(range(len(names)), some), wait=True)
+                bar.update(len(some))
         return np.array(rows.answers).T
 
     def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:
         """Whether an answer to some request under some condition is missing."""
-        return not self.entry or bool(self._look_up(requests, conditions).unfinished)
+        return not self.entry or bool(AnswerRows(self, requests, conditions).unfinished)
 
     def address(self, condition: Condition | str) -> str:
         """A condition's text with the digests it depends on; a name of numbers as it is."""
@@ -215,7 +316,19 @@ def cache_usage(caches: Sequence[AnswerCache]) -> dict[str, Any] | None:
         return None
     return {
         "location": entries[0].store.location,
-        "rows_read": sum(cache.n_read for cache in caches if cache.entry),
-        "rows_computed": sum(cache.n_computed for cache in caches if cache.entry),
+        "rows_read": sum(cache.n_read for cache in caches),
+        "rows_computed": sum(cache.n_computed for cache in caches),
         "parts": sorted(set().union(*(entry.used for entry in entries))),
     }
+
+
+def digest(request: Any) -> str:
+    """Address of a request: hash of its token ids and of how it is to be answered; of other values, of their text."""
+    if isinstance(request, LoglikelihoodRequest):
+        text = f"score {request.context} {request.continuation}"
+    elif isinstance(request, GenerateRequest):
+        text = f"write {request.context} {request.until} {request.max_new_tokens}"
+        text += "".join(f" {how}" for how in (request.sampling, request.think_end) if how is not None)
+    else:
+        text = repr(request)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

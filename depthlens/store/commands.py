@@ -10,7 +10,7 @@ import typer
 
 from depthlens import arguments
 from depthlens.errors import UserError, unknown
-from depthlens.progress import say, text_table
+from depthlens.progress import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,18 +37,12 @@ def _read(where: str) -> tuple[Store, pd.DataFrame]:
 def list_(store: Where = "auto") -> None:
     """What is kept: a line a model and task."""
     opened, table = _read(store)
-    rows = []
-    for (key, label), of in table.groupby([table["part"].str.split("/").str[0], "label"]):
-        about = {name: of[name].iloc[-1] for name in ("model", "dtype", "device", "backend", "method")}
-        sizes = {
-            "parts": len(of),
-            "rows": of["rows"].sum(),
-            "bytes": size(of["bytes"].sum()),
-            "written": of["time"].max(),
-        }
-        rows.append({"key": key, "task": label, **about, **sizes})
-    typer.echo(text_table(rows) if rows else "nothing is kept yet")
-    typer.echo(f"\n{len(rows)} entries, {size(table['bytes'].sum())} in {opened.location}")
+    same = dict.fromkeys(("model", "dtype", "device", "backend", "method"), "last")
+    entries = table.assign(key=table["part"].str.split("/").str[0]).groupby(["key", "label"])
+    rows = entries.agg({**same, "part": "size", "rows": "sum", "bytes": "sum", "time": "max"}).reset_index()
+    rows = rows.rename(columns={"label": "task", "part": "parts", "time": "written"})
+    typer.echo(rows.to_string(index=False) if len(rows) else "nothing is kept yet")
+    typer.echo(f"\n{len(rows)} entries, {megabytes(table)} in {opened.location}")
 
 
 @app.command()
@@ -58,7 +52,7 @@ def show(
 ) -> None:
     """What made a part: versions, machine, time, conditions; one JSON object a part."""
     _, table = _read(store)
-    chosen = table[[part.startswith(which) for part in table["part"]]]
+    chosen = table[table["part"].str.startswith(which)]
     if not len(chosen):
         raise UserError(f"no part begins with {which!r}; 'depthlens store list' lists the keys")
     for row in chosen.to_dict("records"):
@@ -77,8 +71,7 @@ def prune(
     """Delete parts that fit every criterion given."""
     if model is None and task is None and older_than is None and not everything:
         raise UserError("nothing to prune is named; give --model, --task, --older-than or --all")
-    if older_than is not None:
-        older_than = min(arguments.number("older_than", older_than, 0, fix=" of days"), MOST_DAYS)
+    days = min(arguments.number("older_than", older_than or 0, 0, fix=" of days"), MOST_DAYS)
     opened, table = _read(store)
     for kind, columns, value in (("model", ["model", "fingerprint"], model), ("task", ["label"], task)):
         if value is not None:
@@ -86,17 +79,14 @@ def prune(
                 raise unknown(kind, value, sorted(known))
             table = table[(table[columns] == value).any(axis=1)]
     if older_than is not None:
-        table = table[table["time"] < (datetime.now(UTC) - timedelta(days=older_than)).isoformat()]
-    parts = table["part"].tolist()
-    if not dry_run:
-        opened.remove(parts)
-    typer.echo("".join(f"{part}\n" for part in parts), nl=False)
-    typer.echo(f"{'would delete' if dry_run else 'deleted'} {len(parts)} parts ({size(table['bytes'].sum())})")
+        table = table[table["time"] < (datetime.now(UTC) - timedelta(days=days)).isoformat()]
+    for part in table["part"]:
+        typer.echo(part)
+        if not dry_run:
+            opened.fs.rm_file(opened.at(part))
+    typer.echo(f"{'would delete' if dry_run else 'deleted'} {len(table)} parts ({megabytes(table)})")
 
 
-def size(n: float) -> str:
-    """Bytes for people."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while n >= 1000 and len(units) > 1:
-        n, units = n / 1000, units[1:]
-    return f"{n:.0f} {units[0]}" if units[0] == "B" else f"{n:.1f} {units[0]}"
+def megabytes(table: pd.DataFrame) -> str:
+    """What parts take on the disk."""
+    return f"{table['bytes'].sum() / 1e6:.1f} MB"

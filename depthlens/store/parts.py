@@ -3,10 +3,10 @@
 ::
 
     format.json                 {"format": 2}
-    KEY/about.json              what all rows below it share; KEY is the hash of it
     KEY/LABEL/NAME.parquet      one part: rows (condition, request) -> value, greedy, text
 
-A log-likelihood has a value and whether it is greedy, a number only a value. A written answer has a text, and in the
+KEY is the hash of all that the rows below it share, which each part has in its metadata, with what made it. A
+log-likelihood has a value and whether it is greedy, a number only a value. A written answer has a text, and in the
 place of ``greedy`` whether it ended by itself. Scores and summaries are never stored, because they are computed from
 these rows every time. No file is changed in place, so processes share a store, and a killed one leaves whole parts and
 at worst a temporary file, whose name starts with a dot. Each page of a part has Parquet's checksum.
@@ -21,7 +21,7 @@ import logging
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from depthlens.errors import UserError, blaming
+from depthlens.errors import UserError, blaming, first_line
 from depthlens.paths import TEMPORARY, write_files
+from depthlens.requests import LoglikelihoodAnswer, WrittenAnswer
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,16 @@ FORMAT = 2
 ENVIRONMENT = "DEPTHLENS_STORE"
 DEFAULT = "auto"
 WITHOUT = "none"  # in any case of letters: no store
+Address = tuple[str, str]  # of an answer: condition, request
+Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
 SCHEMA = pa.schema(
-    [
-        ("condition", pa.dictionary(pa.int32(), pa.string())),
-        ("request", pa.dictionary(pa.int32(), pa.string())),
-        ("value", pa.float64()),
-        ("greedy", pa.bool_()),
-        ("text", pa.string()),
-    ]
+    {
+        "condition": pa.string(),
+        "request": pa.string(),
+        "value": pa.float64(),
+        "greedy": pa.bool_(),
+        "text": pa.string(),
+    }
 )
 _MADE = b"depthlens"
 COLUMNS = ("part", "model", "fingerprint", "label", "dtype", "device", "backend", "method", "time", "rows", "bytes")
@@ -83,7 +86,7 @@ def without(where: str) -> bool:
     return where.strip().lower() == WITHOUT
 
 
-@cache  # once in a process, and not for every sweep of a notebook
+@cache  # once in a process, and not for every part
 def _say_read_only(location: str) -> None:
     log.warning("store %s cannot be written: answers are read, and new ones are not kept", location)
 
@@ -97,7 +100,6 @@ class Store:
 
     Attributes:
         location: Where it is, as it was given.
-        writable: Whether parts can be added; from one that others own answers are only read.
 
     Raises:
         UserError: it is no store, or one of another version.
@@ -106,10 +108,7 @@ class Store:
 
     def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
-        self.writable = True
-        self.fs, root = fsspec.url_to_fs(location)
-        self._local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
-        self.root = str(Path(root).expanduser()) if self._local else root
+        self.fs, self.root = fsspec.url_to_fs(location)
         try:
             number = json.loads(self.fs.cat_file(self.at("format.json"))).get("format")
         except FileNotFoundError:
@@ -118,12 +117,11 @@ class Store:
         if number != FORMAT:
             fault = f"store {location!r} is of another version of depthlens (format {number}, this one has {FORMAT})"
             raise UserError(f"{fault}; name another store, and both are kept")
-        self.writable = not self._local or os.access(self.root, os.W_OK)
-        if not self.writable:
-            _say_read_only(location)
 
     def _make(self, make: bool) -> None:
-        there = [name for name in map(posixpath.basename, self._list("")) if not name.startswith(".")]
+        self.fs.invalidate_cache()
+        paths = self.fs.ls(self.root, detail=False) if self.fs.exists(self.root) else []
+        there = [name for name in map(posixpath.basename, paths) if not name.startswith(".")]
         if there and there != ["format.json"]:  # else another process has made it meanwhile
             fault = f"store {self.location!r} is a folder with other things in it ({there[0]}, ...)"
             raise UserError(f"{fault}; name an empty folder or a new one")
@@ -131,21 +129,14 @@ class Store:
             raise UserError(f"store {self.location!r} does not exist; a sweep makes one, --store names another")
         self.write("format.json", json.dumps({"format": FORMAT}).encode())
 
-    def at(self, *path: str) -> str:
+    def at(self, path: str) -> str:
         """The path of a file of the store on its file system."""
-        return posixpath.join(self.root, *path)
-
-    def _list(self, *path: str) -> list[str]:
-        self.fs.invalidate_cache()
-        try:
-            return self.fs.ls(self.at(*path), detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return posixpath.join(self.root, path)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file, whole or not at all."""
         target = self.at(path)
-        if self._local:
+        if isinstance(self.fs, fsspec.implementations.local.LocalFileSystem):
             write_files(Path(target).parent, {Path(target).name: lambda file: file.write(data)})
             return
         self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
@@ -164,43 +155,40 @@ class Store:
             label: Task, or what else was asked: parts of other labels are not read.
             made: What makes them now (versions, machine), written into every part.
         """
-        text = json.dumps(shared, sort_keys=True, indent=2)
-        key = hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+        key = hashlib.blake2b(json.dumps(shared, sort_keys=True, indent=2).encode(), digest_size=10).hexdigest()
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
-        if self.writable and not self.fs.exists(self.at(key, "about.json")):
-            self.write(f"{key}/about.json", text.encode())
-        return Entry(self, f"{key}/{safe}", label, made)
+        return Entry(self, f"{key}/{safe}", label, {**shared, **made})
 
-    def parts(self, folder: str | None = None) -> list[str]:
+    def parts(self, folder: str = "") -> list[str]:
         """Paths of parts under the store, of one entry or of all."""
-        if folder is None:
-            keys = [posixpath.basename(key) for key in self._list("")]
-            entries = [f"{key}/{posixpath.basename(label)}" for key in sorted(keys) for label in self._list(key)]
-            return [part for entry in sorted(entries) for part in self.parts(entry)]
-        names = sorted(posixpath.basename(path) for path in self._list(folder))
-        return [f"{folder}/{name}" for name in names if name.endswith(".parquet") and not name.startswith(".")]
+        self.fs.invalidate_cache()
+        paths = [path.removeprefix(self.root).lstrip("/") for path in self.fs.find(self.at(folder))]
+        return [path for path in paths if path.endswith(".parquet") and not posixpath.basename(path).startswith(".")]
 
     def table(self) -> pd.DataFrame:
         """One row a part: its path, model, label, rows, bytes, time of writing, and what all its rows share."""
         found = []
         for path in self.parts():
-            with self.fs.open(self.at(path), "rb") as file:
-                try:
-                    parquet = pq.ParquetFile(file)
-                except (pa.ArrowInvalid, OSError) as error:
-                    log.warning("store: part %s cannot be read (%s)", path, str(error).partition("\n")[0])
-                    continue
-                made = json.loads((parquet.schema_arrow.metadata or {}).get(_MADE, b"{}"))
-                conditions = parquet.read(["condition"])["condition"].unique().to_pylist()
-            about = json.loads(self.fs.cat_file(self.at(path.split("/")[0], "about.json")))
-            size = {"rows": parquet.metadata.num_rows, "bytes": self.fs.size(self.at(path)), "conditions": conditions}
-            found.append({"part": path, **about, **made, **size})
+            if (part := self.read(path, ["condition"])) is not None:
+                made = json.loads((part.schema.metadata or {}).get(_MADE, b"{}"))
+                conditions = part["condition"].unique().to_pylist()
+                size = {"rows": part.num_rows, "bytes": self.fs.size(self.at(path)), "conditions": conditions}
+                found.append({**dict.fromkeys(COLUMNS), "part": path, **made, **size})
         return pd.DataFrame(found, columns=None if found else COLUMNS)
 
-    def remove(self, paths: Sequence[str]) -> None:
-        """Delete parts."""
-        for path in paths:
-            self.fs.rm_file(self.at(path))
+    def read(self, path: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table | None:
+        """Columns of a part; None where it was removed since it was listed, or cannot be read, which is logged."""
+        try:
+            with self.fs.open(self.at(path), "rb") as file:
+                # in this thread: a process that ends while Arrow starts threads for a part is aborted (pyarrow 26)
+                part = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+                schema = pa.schema([SCHEMA.field(name) for name in columns], part.schema_arrow.metadata)
+                return part.read(columns, use_threads=False).cast(schema)
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            log.warning("store: part %s cannot be read (%s); its rows are computed again", path, first_line(error))
+            return None
 
 
 class Entry:
@@ -210,7 +198,6 @@ class Entry:
         store: Where it is.
         folder: KEY/LABEL under the store.
         label: Task, or what else was asked.
-        writable: Whether rows can be added.
         used: Paths of the parts that gave or took rows so far.
     """
 
@@ -218,46 +205,50 @@ class Entry:
         self.store = store
         self.folder = folder
         self.label = label
-        self.writable = store.writable
         self.used: set[str] = set()
-        self._made = dict(made)
+        self._schema = SCHEMA.with_metadata({_MADE: json.dumps(dict(made)).encode()})
 
-    def tables(self) -> Iterator[tuple[str, pa.Table]]:
-        """All parts; one that cannot be read is logged, and its rows are computed again."""
+    def read(self, conditions: Collection[str], requests: Collection[str]) -> dict[Address, Answer]:
+        """What all parts hold of some requests under some conditions."""
+        known: dict[Address, Answer] = {}
         for path in self.store.parts(self.folder):
-            try:
-                data = io.BytesIO(self.store.fs.cat_file(self.store.at(path)))
-                # in this thread: a process that ends while Arrow starts threads for a part is aborted (pyarrow 26)
-                file = pq.ParquetFile(data, pre_buffer=False, page_checksum_verification=True)
-                yield path, file.read(use_threads=False).cast(SCHEMA)
-            except FileNotFoundError:
-                continue  # removed since it was listed
-            except (pa.ArrowException, OSError, ValueError) as error:
-                why = str(error).partition("\n")[0]
-                log.warning("store: part %s cannot be read (%s); its rows are computed again", path, why)
+            if (part := self.store.read(path)) is not None:
+                n_before = len(known)
+                rows = zip(*(column.to_pylist() for column in part.columns), strict=True)
+                for condition, request, *answer in rows:
+                    if condition in conditions and request in requests:
+                        known[condition, request] = _answer(*answer)
+                if len(known) > n_before:
+                    self.used.add(path)
+        return known
 
-    def write(
-        self,
-        conditions: Sequence[str],
-        requests: Sequence[str],
-        values: Sequence[float | None],
-        greedy: Sequence[bool | None],
-        texts: Sequence[str | None],
-    ) -> None:
-        """Write one part, a row an item of the sequences."""
-        columns = [pa.array(conditions).dictionary_encode(), pa.array(requests).dictionary_encode()]
-        columns += [pa.array(values, pa.float64()), pa.array(greedy, pa.bool_()), pa.array(texts, pa.string())]
-        table = pa.table(columns, schema=SCHEMA.with_metadata({_MADE: json.dumps(self._made).encode()}))
+    def write(self, answers: Mapping[Address, Answer]) -> bool:
+        """Write a part; whether that is possible: from a store of somebody else answers are only read."""
+        rows = [(*address, *_columns(answer)) for address, answer in answers.items()]
         sink = io.BytesIO()
+        table = pa.table(list(zip(*rows, strict=True)), schema=self._schema)
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         path = f"{self.folder}/{uuid.uuid4().hex}.parquet"
         try:
             self.store.write(path, sink.getvalue())
-        except PermissionError:  # the folder of somebody else
+        except PermissionError:
             _say_read_only(self.store.location)
-            self.writable = False
+            return False
         except OSError as error:
             fault = f"store {self.store.location!r} cannot be written: {error.strerror or error}"
             raise UserError(f"{fault}; make room or name another store, and run again to go on") from error
-        else:
-            self.used.add(path)
+        self.used.add(path)
+        return True
+
+
+def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:
+    """Value, greedy and text of an answer, as a part has them."""
+    if isinstance(answer, str):
+        return None, answer.complete if isinstance(answer, WrittenAnswer) else None, answer
+    return (answer.logprob, answer.is_greedy, None) if isinstance(answer, LoglikelihoodAnswer) else (answer, None, None)
+
+
+def _answer(value: Any, greedy: bool | None, text: str | None) -> Answer:
+    if text is not None:
+        return WrittenAnswer(text, greedy)
+    return value if greedy is None else LoglikelihoodAnswer(value, greedy)

@@ -18,7 +18,7 @@ from depthlens.engine.engine import PATHS, Engine
 from depthlens.requests import GenerateRequest
 from depthlens.runner.progress import RunProgress, bar_text
 from depthlens.runner.report import NotebookRun
-from depthlens.store.answer_rows import AnswerRows
+from depthlens.store.answer_cache import AnswerRows
 
 CHOICE = "capitals_continuation"
 
