@@ -16,7 +16,7 @@ def workers_of(options: Mapping[str, Any]) -> Any:
     """The workers that options or the environment ask for, connected; None: this process computes.
 
     Returns:
-        A `depthlens.cluster.pool.RayWorkers`, whose module is imported only now.
+        A `depthlens.cluster.pool.Workers`, whose module is imported only now.
 
     Raises:
         UserError: Ray is not installed, cannot be started or reached, or has no room for so many.

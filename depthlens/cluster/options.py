@@ -7,6 +7,7 @@ imported here.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,10 +52,10 @@ def asked(options: Mapping[str, Any]) -> AskedWorkers | None:
     for name in NAMES:
         value = options.get(name)
         if value is None and (text := os.environ.get(environment(name), "").strip()):
-            value = _read(name, text)
+            value = _read(text)
         arguments.check(**{name: value})
         if value is not None:
-            found[name] = float(value) if name == "worker_gpus" else value
+            found[name] = value
     if not found:
         return None
     if "workers" not in found and "ray" not in found:
@@ -63,12 +64,10 @@ def asked(options: Mapping[str, Any]) -> AskedWorkers | None:
     return AskedWorkers(**found)
 
 
-def _read(name: str, text: str) -> Any:
-    """A value from the environment; what is no number is left to the rule of the option."""
-    if name == "ray":
-        return text
+def _read(text: str) -> Any:
+    """A number, or what is no number, which the rule of the option accepts or refuses."""
     try:
-        return float(text) if name == "worker_gpus" else int(text)
+        return json.loads(text)
     except ValueError:
         return text
 
@@ -79,6 +78,6 @@ def configure(**texts: str | None) -> None:
     Args:
         texts: Options as they were typed.
     """
-    given = {name: _read(name, text) for name, text in texts.items() if text is not None}
+    given = {name: _read(text) for name, text in texts.items() if text is not None}
     asked(given)
     os.environ.update({environment(name): str(value) for name, value in given.items()})

@@ -1,7 +1,8 @@
 """Actors of Ray that hold the driver's model and compute shards of a sweep.
 
-Ray places the actors, starts those again that are lost, and has their shards computed again. So a lost worker costs its
-shard. Actors live as long as this process, or until others are asked for.
+Ray places the actors, starts those again that are lost, and has their shards computed again; where it has no room for
+them, other actors compute their shards in the end. So a lost worker costs its shard. Actors live as long as this
+process, or until others are asked for.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from depthlens import provenance
@@ -22,13 +22,14 @@ from depthlens.ablations import Condition
 from depthlens.cluster.options import LOCAL, AskedWorkers
 from depthlens.engine.engine import Engine, Job
 from depthlens.engine.work import Work
-from depthlens.errors import UserError
-from depthlens.models import loading, names, pairs
+from depthlens.errors import UserError, first_line
+from depthlens.models import loading, pairs
 from depthlens.models.fingerprint import Identity
 from depthlens.models.lens import Lens
 
-LOOK_SECONDS = 0.5  # between looks at what has come, so that Ctrl-C is heard
-RETRIES = 3  # of a shard whose workers are lost
+CONNECT_SECONDS = 5  # until an address at which nobody answers is refused; Ray itself tries for minutes
+RESTARTS = 10  # of a worker; a shard that ends every worker ends the sweep then
+LOST_SECONDS = 30  # without any answer, until workers that have nothing to do compute what others were given
 SAME_VERSIONS = ("depthlens", "torch", "transformers")
 Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
 Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
@@ -50,16 +51,14 @@ class Model:
     """How a worker gets the driver's model.
 
     Attributes:
-        name: The name in the driver.
+        load: Arguments of `depthlens.load`.
         identity: Fingerprint, settings and versions, which must be equal there.
-        load: Arguments of `depthlens.load`; a path is absolute.
         donor: The model that ``@donor`` conditions take parts from.
     """
 
-    name: str
-    identity: dict[str, Any]
     load: dict[str, Any]
-    donor: Model | None = None
+    identity: dict[str, Any]
+    donor: Model | None
 
 
 def model_of(lens: Lens, gpus: float) -> Model:
@@ -74,32 +73,13 @@ def model_of(lens: Lens, gpus: float) -> Model:
         raise UserError(f"workers load model {lens.name!r} from its files, but it {identity.obstacle} here; {fix}")
     # a worker sees its own GPUs only, numbered from 0
     device = lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus)))
-    load: dict[str, Any] = {
-        "name": _everywhere(lens.name),
-        "device": device,
-        "dtype": str(lens.dtype).removeprefix("torch."),
-    }
+    load: dict[str, Any] = {"name": lens.name, "device": device, "dtype": str(lens.dtype).removeprefix("torch.")}
     load |= {"quantize": lens.quantize, "offload": "disk" if lens.stream else None}
-    return Model(lens.name, _described(identity), load, model_of(lens.donor.lens, gpus) if lens.donor else None)
-
-
-def _everywhere(name: str) -> str:
-    """A name that means the same in another working directory."""
-    whole, cut, n_layers = name.partition("[:")
-    if cut:
-        return f"{_everywhere(whole)}{cut}{n_layers}"
-    if names.is_own(name):
-        return name
-    parts = name.split("+") if not Path(name).expanduser().exists() else [name]
-    there = [Path(part).expanduser() for part in parts]
-    return "+".join(
-        str(path.resolve()) if path.exists() and not names.is_own(part) else part
-        for part, path in zip(parts, there, strict=True)
-    )
+    return Model(load, _described(identity), model_of(lens.donor.lens, gpus) if lens.donor else None)
 
 
 def _described(identity: Identity) -> dict[str, Any]:
-    versions: dict[str, Any] = {name: provenance.version(name) for name in SAME_VERSIONS}
+    versions = {name: provenance.version(name) for name in SAME_VERSIONS}
     return {"fingerprint": identity.fingerprint, **identity.settings, **versions}
 
 
@@ -108,12 +88,15 @@ class Worker:
 
     Args:
         threads: Threads that torch computes with.
+        folder: The driver's working directory. Where it exists, relative paths mean the same here.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, folder: str) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        if os.path.isdir(folder):
+            os.chdir(folder)
         self.model: Model | None = None
         self.lens: Lens | None = None
 
@@ -135,13 +118,12 @@ class Worker:
 
     def _loaded(self, model: Model) -> Lens:
         lens = loading.load(**model.load)
-        lens.name = model.name
         if model.donor:
             lens = pairs.with_donor(lens, self._loaded(model.donor))
         for name, value in _described(lens.identify()).items():
             if model.identity[name] != value:
                 fix = "install the same versions, and load a model that was saved where workers see it"
-                fault = f"model {model.name!r}: {name} is {value} on a worker and {model.identity[name]} here"
+                fault = f"model {lens.name!r}: {name} is {value} on a worker and {model.identity[name]} here"
                 raise UserError(f"{fault}; {fix}")
         return lens
 
@@ -167,40 +149,40 @@ class Workers:
             raise UserError(f"workers need Ray, which is not installed here; {fix}") from error
         self.ray = ray
         self.asked = asked
-        self._connect(asked.ray)
         self._actors: list[Any] = []
-        self.cpus, self.gpus = max(1, asked.worker_cpus or 1), 0.0
+        if not ray.is_initialized():
+            self._connect(asked.ray)
+        self.cpus, self.gpus = asked.worker_cpus or 1, asked.worker_gpus or 0.0
         if asked.worker_cpus is None and asked.ray == LOCAL and asked.workers:
             self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // asked.workers)
-        self.n = self._room() if not asked.worker_gpus else asked.workers or 0
+        self.n = self._room()
 
     def _connect(self, address: str) -> None:
-        if self.ray.is_initialized():
-            return
         before = signal.getsignal(signal.SIGTERM)
         options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+        host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
+            if host:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of Ray, on its own future
                 self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions
             self.ray.shutdown()
-            said = " ".join(str(error).split())
             fix = f"give HOST:PORT as 'ray start --head' prints it, or {LOCAL!r} for a Ray on this machine"
-            raise UserError(f"ray {address!r} cannot be joined or started ({said[:300]}); {fix}") from error
+            raise UserError(f"ray {address!r} cannot be joined or started ({first_line(error)}); {fix}") from error
         finally:
             if threading.current_thread() is threading.main_thread():  # Ray sets another there
                 signal.signal(signal.SIGTERM, before)
 
     def _room(self) -> int:
         """How many workers there are to be: as many as were asked for, else as many as the cluster can hold."""
-        has = self.ray.cluster_resources()
-        most = int(has.get("CPU", 0) // self.cpus)
-        most = min(most, int(has.get("GPU", 0) / self.gpus)) if self.gpus else most
-        if (self.asked.workers or 1) > most:
-            each = f"{self.cpus} CPUs and {self.gpus:g} GPUs each"
-            has_all = f"it has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
-            fault = f"workers {self.asked.workers or 1}: Ray has room for {most} with {each} ({has_all})"
+        has, wanted = self.ray.cluster_resources(), self.asked.workers or 1
+        size = {"CPU": self.cpus, "GPU": self.gpus}
+        most = min(int(has.get(kind, 0) / each) for kind, each in size.items() if each)
+        if wanted > most:
+            each, has_all = (" and ".join(f"{of.get(kind, 0):g} {kind}s" for kind in size) for of in (size, has))
+            fault = f"workers {wanted}: Ray has room for {most} with {each} each (it has {has_all})"
             raise UserError(f"{fault}; ask for fewer, or for smaller ones (worker_cpus, worker_gpus)")
         return self.asked.workers or most
 
@@ -221,15 +203,16 @@ class Workers:
         if lens.device.type not in ("cpu", "cuda") or (gpus and not on_gpu):
             fix = "load it with device='cuda', or leave worker_gpus out"
             raise UserError(f"workers: model {lens.name!r} is on {lens.device.type} here; {fix}")
-        devices = {p.device for p in lens.model.parameters() if p.device.type == "cuda"}
-        before, self.gpus = self.gpus, float(gpus or max(1, len(devices))) if on_gpu else 0.0
-        if self.gpus != before:
+        gpus = float(gpus or sum(device.type == "cuda" for device in lens.devices))
+        if gpus != self.gpus:
             self.close()
-        self.n = self._room()
+        self.gpus = gpus
         if not self._actors:
+            self.n = self._room()
             size: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
-            actor = self.ray.remote(max_restarts=-1, max_task_retries=RETRIES, **size)(Worker)
-            self._actors = [actor.remote(self.cpus) for _ in range(self.n)]
+            # without a bound of its own a shard is computed again until its worker was lost too often
+            actor = self.ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **size)(Worker)
+            self._actors = [actor.remote(self.cpus, os.getcwd()) for _ in range(self.n)]
 
     def compute(self, lens: Lens, job: Job, shards: Sequence[Asked]) -> Generator[Computed, None, None]:
         """See `depthlens.engine.engine.Workers.compute`."""
@@ -237,18 +220,30 @@ class Workers:
         from ray.util import ActorPool
 
         self._start(lens)
-        pool, shared, finished = ActorPool(self._actors), self.ray.put((model_of(lens, self.gpus), job)), False
-        for shard in enumerate(shards):
-            pool.submit(lambda actor, shard: actor.compute.remote(shared, *shard), shard)
+        pool, shared = ActorPool(self._actors), self.ray.put((model_of(lens, self.gpus), job))
+        left = set(range(len(shards)))
+
+        def submit(number: int) -> None:
+            pool.submit(lambda actor, shard: actor.compute.remote(shared, number, shard), shards[number])
+
         try:
-            while pool.has_next():
-                with suppress(TimeoutError):
-                    yield pool.get_next_unordered(timeout=LOOK_SECONDS)
-            finished = True
+            for number in left:
+                submit(number)
+            while left:
+                try:
+                    done = pool.get_next_unordered(timeout=LOST_SECONDS)
+                except TimeoutError:  # a worker may be lost, and Ray may have no room for another
+                    for number in left:
+                        if pool.has_free():
+                            submit(number)
+                    continue
+                if done[0] in left:
+                    left.remove(done[0])
+                    yield done
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
         finally:
-            if not finished:  # an actor that is in the middle of a shard takes no message
+            if left:  # an actor that is in the middle of a shard takes no message
                 self.close()

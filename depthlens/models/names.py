@@ -88,11 +88,6 @@ class Source:
         return {key: value for key, value in found.items() if value is not None}
 
 
-def is_own(name: str) -> bool:
-    """Whether a name is an alias or an organism, whatever folders there are."""
-    return options.is_name(name) or any(row.alias == name for row in NAMED)
-
-
 def find(name: Any) -> Source:
     """Which model a name means.
 
