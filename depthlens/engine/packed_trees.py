@@ -7,7 +7,6 @@ for what happens where time or memory is short.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,7 +34,6 @@ from depthlens.models.placement import moved, place_of
 from depthlens.models.rounded_weights import other_weights_resident, rounded_bytes
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
-from depthlens.store import answer_cache
 from depthlens.store.answer_cache import AnswerRows
 
 # prompts that are decoded in one pack, even if few conditions fit into memory then: a pack's last rows, which write for
@@ -167,36 +165,22 @@ class PackedTrees:
         batch_tokens: int,
     ) -> None:
         """Texts of one pack under a group of conditions, of which so many fit into memory at once."""
-        last_kept = time.monotonic()
-        waiting: list[tuple[int, int]] = []
         conditions = [rows.conditions[c] for c in group]
         writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
         expected = text_lengths(self.lens, writer.requests)
-
-        def keep() -> None:
-            nonlocal last_kept, waiting
-            some, waiting = waiting, []
-            rows.keep(some)
-            last_kept = time.monotonic()
 
         def finished(found: list[Row]) -> None:
             n = sum(len(writer.tokens[row]) for row in found)
             self.work.add(Work(written_tokens=n, spared=sum(expected[d] for _, d in found) - n))
             for c, d in found:
                 rows.answers[group[c]][pack.sequences[d]] = writer.text((c, d))
-                waiting.append((group[c], pack.sequences[d]))
             # long texts: those that have ended are stored while the others are written
-            if time.monotonic() - last_kept > answer_cache.KEEP_SECONDS:
-                keep()
+            rows.keep(((group[c], pack.sequences[d]) for c, d in found), wait=True)
 
         budget = replace(self.budget, batch_tokens=batch_tokens)
         of_pack = pack, conditions, budget, self.tried, writer, passed, clean, finished
         with walking(self.lens.model):
-            try:
-                Decoding(self.lens, self.backend, *of_pack).run(at_once)
-            except BaseException:  # also Ctrl-C: texts that have ended are not lost with the others
-                keep()
-                raise
+            Decoding(self.lens, self.backend, *of_pack).run(at_once)
 
     def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
         """How many conditions are decoded at once, and how many tokens each may hold keys and values for."""

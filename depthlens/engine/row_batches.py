@@ -8,7 +8,6 @@ requests come first, and answers are stored about every ten seconds. Where memor
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +26,6 @@ from depthlens.models.lens import Lens
 from depthlens.models.rounded_weights import other_weights_resident
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
-from depthlens.store import answer_cache
 from depthlens.store.answer_cache import AnswerRows
 
 
@@ -73,30 +71,23 @@ class RowBatches:
         padded = run == self._score or self.lens.dtype != torch.float64
         widths = [length if padded else len(q.context) for q, length in zip(rows.requests, lengths, strict=True)]
         todo.sort(key=lambda row: (-widths[row[1]], -lengths[row[1]]))
-        waiting: list[Row] = []
-        last_kept = time.monotonic()
-        try:
-            while todo:
-                longest = max(1, lengths[todo[0][1]])
-                batch = todo[: max(1, self.batch_tokens // longest)]
-                if not padded:
-                    batch = [row for row in batch if widths[row[1]] == widths[batch[0][1]]]
-                try:
-                    answers = run(rows, batch)
-                except (torch.OutOfMemoryError, RuntimeError) as e:
-                    if not out_of_memory(e) or len(batch) == 1:
-                        raise
-                    self.batch_tokens = max(1, len(batch) // 2 * longest)
-                    continue
-                for (c, r), answer in zip(batch, answers, strict=True):
-                    rows.answers[c][r] = answer
-                todo, waiting = todo[len(batch) :], waiting + batch
-                bar.update(len(batch))
-                if time.monotonic() - last_kept > answer_cache.KEEP_SECONDS:
-                    some, waiting, last_kept = waiting, [], time.monotonic()
-                    rows.keep(some)
-        finally:  # also after Ctrl-C: what was computed is not lost
-            rows.keep(waiting)
+        while todo:
+            longest = max(1, lengths[todo[0][1]])
+            batch = todo[: max(1, self.batch_tokens // longest)]
+            if not padded:
+                batch = [row for row in batch if widths[row[1]] == widths[batch[0][1]]]
+            try:
+                answers = run(rows, batch)
+            except (torch.OutOfMemoryError, RuntimeError) as e:
+                if not out_of_memory(e) or len(batch) == 1:
+                    raise
+                self.batch_tokens = max(1, len(batch) // 2 * longest)
+                continue
+            for (c, r), answer in zip(batch, answers, strict=True):
+                rows.answers[c][r] = answer
+            todo = todo[len(batch) :]
+            bar.update(len(batch))
+            rows.keep(batch, wait=True)
 
     def _score(self, rows: AnswerRows, batch: list[Row]) -> list[LoglikelihoodAnswer]:
         under = [rows.conditions[c] for c, _ in batch]

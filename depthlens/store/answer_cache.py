@@ -111,9 +111,9 @@ class AnswerRows:
 
     def _store(self) -> None:
         rows, self._waiting, self._last_stored = self._waiting, [], time.monotonic()
-        answers = {(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows}
-        if self.entry and answers and self.entry.write(answers):
-            self._count_stored(len(rows))
+        if self.entry and rows:
+            stored = self.entry.write({(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows})
+            self._count_stored(len(rows) if stored else 0)
 
     def _count_stored(self, n: int) -> None:
         self._n_stored += n
