@@ -7,11 +7,15 @@ import time
 
 import pytest
 import tiny
+import torch
 
 import depthlens as dl
 from depthlens.cluster import options as cluster
+from depthlens.cluster import pool
 from depthlens.cluster.options import AskedWorkers
+from depthlens.engine.engine import Engine, Job
 from depthlens.errors import UserError
+from depthlens.requests import LoglikelihoodRequest
 
 TASK = "capitals_continuation"
 
@@ -65,3 +69,15 @@ class TestRay:
         with pytest.raises(UserError, match=f"^ray '{address}' cannot be joined or started .*; give HOST:PORT"):
             dl.layer_sweep(lens, TASK, limit=1, ray=address)
         assert time.monotonic() - start < 60
+
+
+def test_a_worker_takes_a_relative_path_from_the_folder_of_the_command(tmp_path, monkeypatch):
+    tiny.save(tmp_path / "model", "llama-gqa")
+    monkeypatch.chdir(tmp_path)
+    lens, shard = dl.load("model"), ([LoglikelihoodRequest((1, 2), (3,))], [dl.parse_condition("L1")])
+    monkeypatch.chdir("/")
+    worker = pool.Worker(torch.get_num_threads(), str(tmp_path))
+    number, answers, _ = worker.compute(
+        (pool.model_of(lens, 0), Job(False, "torch", "wavefront", None, None)), 7, shard
+    )
+    assert (number, answers) == (7, Engine(lens, progress=False).loglikelihood(*shard))

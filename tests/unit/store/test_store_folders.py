@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 from pathlib import Path
 
 import fsspec
@@ -14,7 +13,7 @@ import tiny
 import torch
 from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, flip, parts, run
 
-from depthlens import cli, provenance
+from depthlens import cli
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 from depthlens.models import fingerprint
@@ -69,15 +68,6 @@ class TestFolders:
         assert counts(run(lens, "memory://results/one"))[1] > 0
         assert counts(run(lens, "memory://results/one"))[1] == 0
 
-    def test_the_clock_does_not_matter(self, lens, tmp_path, monkeypatch):
-        run(lens, tmp_path, tasks=[CHOICE])
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "time", lambda: 0.0)
-            patch.setattr(provenance, "where_and_when", lambda: {"platform": "x", "time": "1970-01-01T00:00:00+00:00"})
-            more = run(lens, tmp_path, tasks=[CHOICE], limit=LIMIT + 1)
-        assert counts(more) == (6 * LIMIT * 4, 6 * 4)
-        assert counts(run(lens, tmp_path, tasks=[CHOICE], limit=LIMIT + 1))[1] == 0
-
 
 class TestCommands:
     @pytest.fixture
@@ -99,7 +89,7 @@ class TestCommands:
         columns = "key task model dtype device backend method parts rows bytes written".split()
         assert code == 0 and head.split() == columns
         assert [row.split()[1:3] for row in rows] == [[task, "tiny-llama-gqa"] for task in sorted([CHOICE, WRITTEN])]
-        assert re.fullmatch(rf"2 entries, 0.0 MB in {at}", total)
+        assert re.fullmatch(rf"2 entries, [\d.]+ MB in {at}", total)
 
     def test_show(self, at, capsys):
         key = parts(at)[0].parent.parent.name
