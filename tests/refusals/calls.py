@@ -95,7 +95,7 @@ SWEEPS = [
     (condition_sweep(ablate=["L1", 3]), "ablate 3: give layers, attn, mlp, heads, kv, experts, blocks:N"),
     (condition_sweep(ablate=[]), "nothing to ablate in []; give layers"),
     (lambda e: dl.parse_condition(None), "condition None: write L12, L12.attn"),
-    (lambda e: dl.Ablation("x"), "layer 'x' of an ablation: give a whole number"),
+    (lambda e: dl.Ablation("x"), "an ablation's layer 'x': give a whole number"),
     (lambda e: dl.Ablation(1, "x"), "unknown ablation site 'x'; allowed: layer"),
     (lambda e: dl.Condition(("L1",)), "condition of 'L1': give ablations, or a text to depthlens.parse_condition"),
     (next_token(prompt=""), "prompt '': give some text"),

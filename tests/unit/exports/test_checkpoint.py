@@ -180,7 +180,7 @@ REFUSED = {
     "L1[1:]": r"L1\[1:\] cannot be written",
     "L1@donor": "L1@donor cannot be written",
     "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
-    "L1.E2": "the model has no experts",
+    "L1.E2": "layer 1 has no experts",
 }
 
 
