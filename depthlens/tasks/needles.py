@@ -31,8 +31,8 @@ from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
 from depthlens.paths import data_dir
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks import harness, token_spans
-from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks import harness
+from depthlens.tasks.answer_logprob import Answers, Text, align
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.prepared_task import identity
 
@@ -85,9 +85,9 @@ class Needle:
         return [self.request.continuation[step] for step in self.steps]
 
 
-def find(text: token_spans.Text, answer: str, about: dict[str, Any]) -> Needle | None:
+def find(text: Text, answer: str, about: dict[str, Any]) -> Needle | None:
     """The needle of an answer in its context; None where the answer does not occur in it."""
-    spans = token_spans.occurrences(text.context, answer)
+    spans = _occurrences(text.context, answer)
     places = [position for start, end in spans for position in text.positions(start, end)]
     n = len(text.request.context)
     start = text.continuation.index(answer) + len(text.context)
@@ -95,6 +95,14 @@ def find(text: token_spans.Text, answer: str, about: dict[str, Any]) -> Needle |
     if not places or not steps:
         return None
     return Needle(text.request, tuple(steps), tuple(sorted(set(places))), about)
+
+
+def _occurrences(text: str, phrase: str) -> Iterator[tuple[int, int]]:
+    """Start and end of every occurrence of a phrase in a text that is not a part of a longer word or number."""
+    before = r"(?<!\w)(?<!\d[.,])" if phrase[:1].isalnum() else ""
+    after = r"(?!\w)(?![.,]\d)" if phrase[-1:].isalnum() else ""
+    for match in re.finditer(before + re.escape(phrase) + after, text):
+        yield match.span()
 
 
 @one_thread
@@ -122,20 +130,16 @@ def task_needles(
     Raises:
         UserError: unknown task, or tasks whose answers do not occur in their prompts.
     """
-    from depthlens.tasks.encoding import Encoder  # slow to import
-
     arguments.loaded(lens)
     which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
     loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     needles: list[Needle | None] = []
-    encoder = Encoder(lens)
     for prepared in harness.prepare(lens, loaded, **which):
-        for doc_id, (context, answer) in Answers(lens, prepared).pairs.items():
-            text = token_spans.align(lens, f"task {prepared.name}", context, answer, encoder)
+        for doc_id, (context, answer) in Answers(prepared).pairs.items():
             about = {"task": prepared.name, "doc_id": doc_id}
             about["doc_hash"] = identity(prepared.task, prepared.docs[doc_id])
-            needles.append(find(text, answer.strip(), about))
+            needles.append(find(align(prepared.encoder, prepared.name, context, answer), answer.strip(), about))
     if not any(needles):
         fault = f"no answer of {len(needles)} documents is in its prompt"
         raise UserError(f"tasks {', '.join(names)}: {fault}; retrieval needs one that is")
@@ -192,7 +196,7 @@ def written_needles(
     for length, depth, i in product(_fitting(lens, context_lengths, shortest), depths, range(n_needles)):
         random, chosen = drawn(length, depth, i)
         prompt, fact = haystack(chosen, random, depth, length, count, whole), chosen[0]
-        text = token_spans.align(lens, "needle", prompt, f" {fact.answer}", encoder)
+        text = align(encoder, "needle", prompt, f" {fact.answer}")
         needle = find(text, fact.answer, {"depth": depth, "context_length": length, "who": fact.who})
         assert needle is not None, "the prompt contains the fact with the answer"
         spans = (prompt.index(fact.text), fact.text), (prompt.rindex(fact.question), fact.question)

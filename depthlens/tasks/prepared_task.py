@@ -43,13 +43,14 @@ import numpy as np
 import pandas as pd
 
 from depthlens.engine.engine import Engine
-from depthlens.errors import blaming
+from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
 from depthlens.tasks import groups
 from depthlens.tasks.document_choice import lm_evals_seeds
 
 log = logging.getLogger(__name__)
 
+FIX = "correct its YAML file or its documents"
 SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 _LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda option: len(option.encode())}
@@ -90,6 +91,8 @@ class Prepared:
         commonest: Share of the commonest reference answer of a written task (see the module); else None.
         asked: The questions of the documents, see `depthlens.analysis.questions`.
         skipped: Metrics that have no value per document, and why.
+        encoder: The model's `depthlens.tasks.encoding.Encoder`.
+        prompts: How prompts are made, as arguments of lm-eval's ``fewshot_context``.
     """
 
     name: str
@@ -99,6 +102,8 @@ class Prepared:
     commonest: float | None = None
     asked: pd.DataFrame = field(default_factory=pd.DataFrame)
     skipped: dict[str, str] = field(default_factory=dict)
+    encoder: Any = None
+    prompts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def output_type(self) -> str:
@@ -328,9 +333,32 @@ def commonest_answer(task: Any) -> float:
     return max(counts.values()) / counts.total()
 
 
+def right_options(name: str, task: Any, doc_id: int, doc: Any) -> list[int]:
+    """Numbers of a document's right options, as lm-eval's ``process_results`` finds them.
+
+    Raises:
+        UserError: a right answer is no option, so that lm-eval scores 0 without a word.
+    """
+    gold = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
+    options = task.doc_to_choice(doc)
+    golds = gold if isinstance(gold, list) else [gold]
+    numbers = [options.index(g) if isinstance(g, str) and g in options else g for g in golds]
+    if wrong := [number for number in numbers if number not in range(len(options))]:
+        fault = f"answer {wrong[0]!r} of document {doc_id} is no option"
+        raise UserError(f"task {name}: {fault} (0..{len(options) - 1}: {', '.join(map(repr, options))}); {FIX}")
+    return numbers
+
+
 def questions(name: str, task: Any) -> pd.DataFrame:
-    """The questions, reference answers and options of the documents that have instances; one row per document."""
+    """The questions, reference answers and options of the documents that have instances; one row per document.
+
+    Raises:
+        UserError: see `right_options`, by which a task without a ``process_results`` of its own scores.
+    """
     docs = {instance.doc_id: instance.doc for instance in task.instances}
+    if task.OUTPUT_TYPE == "multiple_choice" and not callable(task.config.process_results):
+        for doc_id, doc in docs.items():
+            right_options(name, task, doc_id, doc)
     rows = [(name, doc_id, *_question(task, doc), identity(task, doc)) for doc_id, doc in docs.items()]
     return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash"])
 

@@ -80,7 +80,7 @@ def test_the_log_likelihood_per_token_is_that_of_the_answer_over_its_length(lens
         for measure in ("answer_logprob", "token_logprob")
     )
     (prepared,) = harness.prepare(lens, load("mini_writing"))
-    lengths = [len(q.continuation) for q in Answers(lens, prepared).requests]
+    lengths = [len(q.continuation) for q in Answers(prepared).requests]
     assert len(set(lengths)) > 1
     table, per_token = (r.scores("mini_writing", m) for r, m in ((whole, "answer_logprob"), (each, "token_logprob")))
     np.testing.assert_allclose(per_token, table.div(lengths, axis=0), rtol=1e-6)

@@ -85,7 +85,7 @@ def decoded(lens, reference):
 )
 def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, kind, text):
     task = prepared(kind)
-    reference = reference_of(lens, task)
+    reference = reference_of(task)
     shots = [text("shot", i) for i in range(4)]
     rest = [text("test", i) for i in range(N_TEST - 1, N_TEST - 61, -1)]
     assert decoded(lens, reference) == [*shots, *rest]
@@ -99,8 +99,8 @@ def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkey
         "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task with"
     )
     with pytest.raises(UserError, match=said):
-        reference_of(lens, prepared("choice", limit=N_TEST - 3))
-    assert len(reference_of(lens, prepared("choice", limit=N_TEST - 4)).texts) == 8
+        reference_of(prepared("choice", limit=N_TEST - 3))
+    assert len(reference_of(prepared("choice", limit=N_TEST - 4)).texts) == 8
     monkeypatch.setattr(Engine, "loglikelihood", lambda *a, **k: pytest.fail("the model runs"))
     task = prepared("choice", limit=None)
     with pytest.raises(UserError, match="and 4 are left"):
@@ -110,7 +110,7 @@ def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkey
 def test_chat_templates_are_those_of_the_task(lens, prepared, monkeypatch):
     monkeypatch.setattr(lens.tokenizer, "chat_template", CHAT)
     options = {"apply_chat_template": True, "system_instruction": "Be brief."}
-    first, *_ = decoded(lens, reference_of(lens, prepared("written", **options), **options))
+    first, *_ = decoded(lens, reference_of(prepared("written", **options)))
     assert first == ("<system>Be brief.\n<user>Q: shot 0?\n<bot>", "no 0")
 
 

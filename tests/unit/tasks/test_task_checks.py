@@ -67,6 +67,9 @@ def insists(doc, results):
 
 def nothing(doc, results):
     pass
+
+def right(doc, results):
+    return {"acc": 1.0}
 """
 FAULTS = [
     (
@@ -89,6 +92,17 @@ def test_a_faulty_task_is_refused_in_one_line(task, kind, changes, said):
     with pytest.raises(UserError) as told:
         task(kind, **changes)()
     assert str(told.value).startswith("task mine") and said in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("wrong", [7, -1, "maybe"])
+def test_a_reference_answer_that_is_no_option_is_refused(lens, task, wrong):
+    """lm-eval scores 0 for it, whatever a model says; a task that scores by itself may mean anything by it."""
+    docs = [*DOCS[:2], {**DOCS[3], "answer": wrong}]
+    said = "task mine: answer .* of document 2 is no option .0..1: 'yes', 'no'.; correct its YAML file or its documents"
+    with pytest.raises(UserError, match=said):
+        harness.prepare(lens, task("choice", docs)())
+    assert len(harness.prepare(lens, task("choice", docs)(), limit=2)[0].docs) == 2
+    assert len(harness.prepare(lens, task("choice", docs, **function("right"))())[0].docs) == 3
 
 
 def test_run_sweep_tries_tasks_before_it_loads_the_model(task, tmp_path, monkeypatch):
