@@ -20,8 +20,7 @@ from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks import document_choice, groups
 from depthlens.tasks.document_choice import Samples, lm_evals_seeds
-from depthlens.tasks.prepared_task import FIX, Prepared, build_requests, commonest_answer, questions, warn_of_cuts
-from depthlens.tasks.task_index import task_manager
+from depthlens.tasks.prepared_task import FIX, Prepared, build_requests, questions, warn_of_cuts
 
 N_REHEARSED = 3  # documents that are scored with made-up answers
 _WRITES = "generate_until"
@@ -63,7 +62,7 @@ def load_tasks(
     given = arguments.check(num_fewshot=num_fewshot, include_path=include_path, seed=seed, gen_kwargs=gen_kwargs)
     document_choice.check(limit, samples)
     _compile_once()
-    manager = task_manager(names, include_path)
+    manager = groups.task_manager(names, include_path)
     tasks: dict[str, Any] = {}
     for name in names:
         fix = "correct its YAML file or its data; data of the hub are read from its cache where HF_HUB_OFFLINE=1"
@@ -175,10 +174,10 @@ def prepare(
             task.depthlens_replaced = set()
             build_requests(task, document_choice.chosen(name, task, limit, samples), **prompts)
             task = copy.copy(task)  # with instances of its own, whatever is prepared after
-            asked, commonest = questions(name, task), commonest_answer(task) if task.OUTPUT_TYPE == _WRITES else None
+            asked = questions(name, task)
         right = dict(zip(asked["doc_id"], asked["reference"].str.split(" | ", regex=False).str[0], strict=True))
         requests = encoder.encode(task.instances, right)
-        ready = Prepared(name, task, requests, encoder.cut, commonest, asked, encoder=encoder, prompts=prompts)
+        ready = Prepared(name, task, requests, encoder.cut, asked, encoder=encoder, prompts=prompts)
         check_tokens(lens, name, ready.requests)
         warn_of_cuts(name, ready.cut, encoder.max_length)
         prepared.append(ready)

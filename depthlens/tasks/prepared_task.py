@@ -44,7 +44,7 @@ import pandas as pd
 
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
-from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest, WrittenAnswer
 from depthlens.tasks import groups
 from depthlens.tasks.document_choice import lm_evals_seeds
 
@@ -88,7 +88,6 @@ class Prepared:
         task: The lm-eval task, its instances built.
         by_instance: Requests of each instance: one, or one a window of rolling log-likelihood, or one a draw.
         cut: Tokens that were cut from the left of each prompt that the model cannot read whole.
-        commonest: Share of the commonest reference answer of a written task (see the module); else None.
         asked: The questions of the documents, see `depthlens.analysis.questions`.
         skipped: Metrics that have no value per document, and why.
         encoder: The model's `depthlens.tasks.encoding.Encoder`.
@@ -99,7 +98,6 @@ class Prepared:
     task: Any
     by_instance: Sequence[Sequence[Any]]
     cut: list[int] = field(default_factory=list)
-    commonest: float | None = None
     asked: pd.DataFrame = field(default_factory=pd.DataFrame)
     skipped: dict[str, str] = field(default_factory=dict)
     encoder: Any = None
@@ -165,7 +163,9 @@ class Prepared:
         """
         remaining = iter(answers)
         for instance, requests in zip(self.task.instances, self.by_instance, strict=True):
-            of_instance: list[Any] = [_as_lm_eval_has_it(answer) for answer in islice(remaining, len(requests))]
+            of_instance: list[Any] = list(islice(remaining, len(requests)))
+            if not self.written:
+                of_instance = [(answer.logprob, answer.is_greedy) for answer in of_instance]
             if self.output_type == "loglikelihood_rolling":
                 of_instance = [sum(logprob for logprob, _ in of_instance)]
             # of texts that are drawn there is one for each time
@@ -243,9 +243,8 @@ class Prepared:
         """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
         from lm_eval.api.samplers import FirstNSampler  # slow to import
 
-        by_seed = not isinstance(
-            getattr(self.task, "sampler", None), FirstNSampler
-        )  # whether another seed draws others
+        # whether another seed draws others
+        by_seed = not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
         better, config, writes = self.task.higher_is_better(), self.task.config, self.output_type == "generate_until"
         metrics: dict[str, dict[str, Any]] = {}
         for metric, values in docs.groupby("metric", sort=False, observed=True)["value"]:
@@ -274,14 +273,10 @@ class Prepared:
             n_right = {doc_id: len(set(t)) if isinstance(t, list) else 1 for doc_id, t in right.items()}
             return sum(n / len(self._options[doc_id]) for doc_id, n in n_right.items()) / len(n_right)
         if self.written and metric == "exact_match":
-            return self.commonest
+            counts = Counter(str(self.task.doc_to_target(doc)) for doc in self.task.eval_docs)
+            return max(counts.values()) / counts.total()
         greedy = ("loglikelihood", "acc"), ("multiple_choice", "exact_match")
         return 0.0 if (self.output_type, metric) in greedy else None
-
-
-def _as_lm_eval_has_it(answer: Any) -> Any:
-    """An answer of the engine, as lm-eval's models return it."""
-    return (answer.logprob, answer.is_greedy) if isinstance(answer, LoglikelihoodAnswer) else answer
 
 
 def counted(cut: Sequence[int]) -> dict[str, int]:
@@ -325,12 +320,6 @@ def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
 def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
     """The instances of each document, in the order of its options."""
     return {doc_id: list(group) for doc_id, group in groupby(instances, key=lambda instance: instance.doc_id)}
-
-
-def commonest_answer(task: Any) -> float:
-    """Share of the commonest reference answer over all documents of a task's evaluation split."""
-    counts = Counter(str(task.doc_to_target(doc)) for doc in task.eval_docs)
-    return max(counts.values()) / counts.total()
 
 
 def right_options(name: str, task: Any, doc_id: int, doc: Any) -> list[int]:
