@@ -69,8 +69,12 @@ class Options:
     def __post_init__(self) -> None:
         last = arguments.whole("organism option n_layers", self.n_layers, 4, MOST_LAYERS) - 1
         below = self.previous_layer + 1  # heads that match words read what the previous-token head wrote
-        limits = {"seed": (0, 2**63 - 1), "previous_layer": (0, last - 2), "retrieval_layer": (below, last)}
-        limits |= {"reasoning_layer": (below, last - 1), "copying_layer": (below, last)}
+        limits: dict[str, tuple[int, Any]] = {"seed": (0, 2**63 - 1), "previous_layer": (0, last - 2)}
+        limits |= {
+            "retrieval_layer": (below, last),
+            "reasoning_layer": (below, last - 1),
+            "copying_layer": (below, last),
+        }
         limits |= dict.fromkeys(("noise", "leak", "eps", "sharpness", "reasoning_strength"), (0, 1e6))
         for key, (low, high) in limits.items():
             rule = arguments.whole if isinstance(high, int) else arguments.number

@@ -239,6 +239,7 @@ class Prepared:
         self.skipped[metric] = "has no value per document"
         return None
 
+    @lm_evals_seeds()
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
         from lm_eval.api.samplers import FirstNSampler  # slow to import
@@ -333,8 +334,8 @@ def right_options(name: str, task: Any, doc_id: int, doc: Any) -> list[int]:
     golds = gold if isinstance(gold, list) else [gold]
     numbers = [options.index(g) if isinstance(g, str) and g in options else g for g in golds]
     if wrong := [number for number in numbers if number not in range(len(options))]:
-        fault = f"answer {wrong[0]!r} of document {doc_id} is no option"
-        raise UserError(f"task {name}: {fault} (0..{len(options) - 1}: {', '.join(map(repr, options))}); {FIX}")
+        fault = f"answer {wrong[0]!r} of document {doc_id} is no option (0..{len(options) - 1}, or the text of one)"
+        raise UserError(f"task {name}: {fault}; {FIX}")
     return numbers
 
 

@@ -92,7 +92,7 @@ SWEEPS = [
     (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
     *((layer_sweep(store=store), f"store {store!r}: give a folder or URL") for store in (False, 3, "")),
     *((condition_sweep(ablate=what), f"ablate {what!r}: give layers, attn, mlp") for what in (None, 3, {"L1": 1})),
-    (condition_sweep(ablate=["L1", 3]), "ablate 3: give layers, attn, mlp, heads, kv, experts, blocks:N"),
+    (condition_sweep(ablate=["L1", 3]), "condition 3: write L12, L12.attn"),
     (condition_sweep(ablate=[]), "nothing to ablate in []; give layers"),
     (lambda e: dl.parse_condition(None), "condition None: write L12, L12.attn"),
     (lambda e: dl.Ablation("x"), "an ablation's layer 'x': give a whole number"),

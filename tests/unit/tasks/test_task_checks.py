@@ -79,7 +79,7 @@ def test_a_faulty_task_is_refused_in_one_line(task, kind, changes, said):
 def test_a_reference_answer_that_is_no_option_is_refused(lens, task, wrong):
     """lm-eval scores 0 for it, whatever a model says; a task that scores by itself may mean anything by it."""
     docs = [*DOCS[:2], {**DOCS[2], "answer": wrong}]
-    said = "task mine: answer .* of document 2 is no option .0..1: 'yes', 'no'.; correct its YAML file or its documents"
+    said = r"task mine: answer .* of document 2 is no option \(0..1, or the text of one\); correct its YAML file"
     with pytest.raises(UserError, match=said):
         harness.prepare(lens, task("choice", docs)())
     assert len(harness.prepare(lens, task("choice", docs)(), limit=2)[0].docs) == 2
