@@ -70,11 +70,8 @@ class Options:
         last = arguments.whole("organism option n_layers", self.n_layers, 4, MOST_LAYERS) - 1
         below = self.previous_layer + 1  # heads that match words read what the previous-token head wrote
         limits: dict[str, tuple[int, Any]] = {"seed": (0, 2**63 - 1), "previous_layer": (0, last - 2)}
-        limits |= {
-            "retrieval_layer": (below, last),
-            "reasoning_layer": (below, last - 1),
-            "copying_layer": (below, last),
-        }
+        limits |= {"retrieval_layer": (below, last), "copying_layer": (below, last)}
+        limits |= {"reasoning_layer": (below, last - 1)}
         limits |= dict.fromkeys(("noise", "leak", "eps", "sharpness", "reasoning_strength"), (0, 1e6))
         for key, (low, high) in limits.items():
             rule = arguments.whole if isinstance(high, int) else arguments.number
